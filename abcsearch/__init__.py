@@ -1,0 +1,62 @@
+"""Search-based structured pruning: the smallest network that still does the job, for any CNN.
+
+The public names, each imported from its module on first use, so that `import abcsearch` is instant and only what is
+used is loaded (torch takes seconds).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from abcsearch.budget import Budget as Budget
+    from abcsearch.budget import Constraint as Constraint
+    from abcsearch.channels.groups import ChannelGraph as ChannelGraph
+    from abcsearch.channels.groups import ChannelGroup as ChannelGroup
+    from abcsearch.channels.groups import UnsupportedOpWarning as UnsupportedOpWarning
+    from abcsearch.channels.groups import trace_channels as trace_channels
+    from abcsearch.channels.ranking import Ranking as Ranking
+    from abcsearch.channels.ranking import rank_channels as rank_channels
+    from abcsearch.channels.slicing import slice_model as slice_model
+    from abcsearch.errors import AbcSearchError as AbcSearchError
+    from abcsearch.space import Candidate as Candidate
+    from abcsearch.space import Dimension as Dimension
+    from abcsearch.space import SearchSpace as SearchSpace
+    from abcsearch.trial import Evaluation as Evaluation
+    from abcsearch.trial import Trial as Trial
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Budget": "abcsearch.budget",
+    "Constraint": "abcsearch.budget",
+    "ChannelGraph": "abcsearch.channels.groups",
+    "ChannelGroup": "abcsearch.channels.groups",
+    "UnsupportedOpWarning": "abcsearch.channels.groups",
+    "trace_channels": "abcsearch.channels.groups",
+    "Ranking": "abcsearch.channels.ranking",
+    "rank_channels": "abcsearch.channels.ranking",
+    "slice_model": "abcsearch.channels.slicing",
+    "AbcSearchError": "abcsearch.errors",
+    "Candidate": "abcsearch.space",
+    "Dimension": "abcsearch.space",
+    "SearchSpace": "abcsearch.space",
+    "Evaluation": "abcsearch.trial",
+    "Trial": "abcsearch.trial",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
+    """Imports a public name from its module."""
+    if name not in _HOME:
+        msg = f"module 'abcsearch' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Returns the public names."""
+    return sorted([*_HOME, "__version__"])

@@ -1,0 +1,133 @@
+"""Costs of many structures at once, in closed form.
+
+Every parameter's number of elements is a product of axis lengths, and every axis length is a sum of kept channels, so
+macs, flops and params are exact polynomials of the candidate. Nothing is sliced to count.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from abcsearch.errors import CandidateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from abcsearch.channels.flow import Call
+
+_ROWS = 4096  # candidates per block, so that memory stays small for any number of candidates
+
+
+class CostModel:
+    """macs, flops and params of candidates of one network.
+
+    Counts are per image (batch 1). Arithmetic is float64 on integers, exact below 2**53.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        axes: Iterable[tuple[str, int, int, int]],
+        sizes: Mapping[str, tuple[int, ...]],
+        trainable: Iterable[str],
+        calls: Iterable[Call],
+    ) -> None:
+        """Builds the polynomials.
+
+        Args:
+            channels: full width of every dimension.
+            axes: (parameter, axis, dimension, multiplicity): how often each channel of a dimension lies on an axis.
+            sizes: full shape of every parameter and buffer.
+            trainable: the names in `sizes` that count as parameters.
+            calls: every use of a weight.
+        """
+        self._channels = np.array(channels, dtype=np.int64)
+        calls = tuple(calls)
+        used = {name for call in calls for name in (call.weight, call.bias) if isinstance(name, str)}
+        own = frozenset(trainable)
+        names = sorted(own | used)
+        row = {name: index for index, name in enumerate(names)}
+        n_axes = max((len(sizes[name]) for name in names), default=0)
+        # factors[a][p] are the coefficients (constant, dimension 0, 1 ...) of axis a's length in parameter p.
+        factors = np.zeros((n_axes, len(names), 1 + len(self._channels)))
+        factors[:, :, 0] = 1
+        for name, index in row.items():
+            factors[: len(sizes[name]), index, 0] = sizes[name]
+        varies = np.zeros(n_axes, dtype=bool)
+        for name, axis, dimension, multiplicity in axes:
+            if name in row:
+                factors[axis, row[name], 1 + dimension] = multiplicity
+                factors[axis, row[name], 0] -= multiplicity * self._channels[dimension]
+                varies[axis] = True
+        self._constant = factors[~varies, :, 0].prod(axis=0)
+        self._factors = factors[varies]
+        self._params = np.array([float(name in own) for name in names])
+        self._macs, self._flops = np.zeros(len(names)), np.zeros(len(names))
+        self._fixed_macs = 0  # of weights that are computed in forward
+        for call in calls:
+            if isinstance(call.weight, int):
+                self._fixed_macs += call.times * call.weight
+            else:
+                self._macs[row[call.weight]] += call.times
+                self._flops[row[call.weight]] += 2 * call.times
+            if call.bias is not None:
+                self._flops[row[call.bias]] += call.outputs
+
+    def macs(self, candidates: ArrayLike) -> NDArray[np.int64]:
+        """Returns multiply-accumulates of convolutions and linear layers, no bias, no normalisation.
+
+        Args:
+            candidates: (n, n_dims) integers, kept channels per prunable group.
+
+        Returns:
+            (n,) int64.
+
+        Raises:
+            CandidateError: if the shape is wrong or a width is outside 1 ... channels.
+        """
+        return self._weighted(candidates, self._macs) + self._fixed_macs
+
+    def flops(self, candidates: ArrayLike) -> NDArray[np.int64]:
+        """Returns the survey's count, 2*H*W*C_in/groups*K*K*C_out (+ H*W*C_out with a bias); shapes as `macs`."""
+        return self._weighted(candidates, self._flops) + 2 * self._fixed_macs
+
+    def params(self, candidates: ArrayLike) -> NDArray[np.int64]:
+        """Returns the number of parameters; shapes as `macs`."""
+        return self._weighted(candidates, self._params)
+
+    def _weighted(self, candidates: ArrayLike, weights: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Returns sum over parameters of weight * elements for (n, n_dims) candidates: (n,) int64."""
+        rows = self._check(candidates)
+        used = weights != 0
+        weights, constant, factors = weights[used], self._constant[used], self._factors[:, used]
+        total = np.empty(len(rows), dtype=np.int64)
+        for start in range(0, len(rows), _ROWS):
+            block = rows[start : start + _ROWS]
+            terms = np.concatenate([np.ones((len(block), 1)), block], axis=1)
+            elements = np.broadcast_to(constant, (len(block), len(constant)))
+            for factor in factors:
+                elements = elements * (terms @ factor.T)
+            total[start : start + _ROWS] = np.rint(elements @ weights).astype(np.int64)
+        return total
+
+    def _check(self, candidates: ArrayLike) -> NDArray[np.int64]:
+        """Returns the candidates as an (n, n_dims) array after checking shape and range."""
+        rows = np.asarray(candidates)
+        if rows.ndim != 2 or rows.shape[1] != len(self._channels):
+            msg = f"candidates have shape (n, {len(self._channels)}), found {rows.shape}"
+            raise CandidateError(msg)
+        if not np.issubdtype(rows.dtype, np.integer) and not np.array_equal(rows, np.rint(rows)):
+            msg = "candidates are whole numbers of channels, found fractions"
+            raise CandidateError(msg)
+        bad = np.argwhere((rows < 1) | (rows > self._channels))
+        if len(bad):
+            row, column = bad[0]
+            found, most = rows[row, column], self._channels[column]
+            msg = f"dimension {column} of candidate {row} is {found}; allowed are 1 to {most}"
+            raise CandidateError(msg)
+        return rows.astype(np.int64)

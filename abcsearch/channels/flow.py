@@ -1,0 +1,233 @@
+"""Bookkeeping while rules run: numbered channel positions, and what is found out about them.
+
+Every channel that an operation creates gets a number, its position. A tensor carries the positions along its channel
+axis (`Layout`); an operation passes them on, repeats, concatenates or ties them. Every axis of a parameter that runs
+over channels is registered with its positions, so that slicing and costs need nothing but these arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from abcsearch.errors import AbcSearchError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+
+class NoRuleError(AbcSearchError):
+    """A rule does not cover this use of its operation; what the operation touches is fixed, with this reason."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a tensor's channels are.
+
+    Attributes:
+        axis: the axis that runs over channels, counted from the front.
+        positions: (size of that axis,) int64, the position of every entry.
+    """
+
+    axis: int
+    positions: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operand:
+    """An argument that comes from another operation.
+
+    Attributes:
+        value: the shape of a tensor, or the value of a number or tuple of numbers.
+        layout: where its channels are. On a number or tuple: it was read off the channel axis of such a tensor.
+        parameter: the canonical name, where it is a parameter or buffer that forward uses directly.
+        is_tensor: whether it is a tensor.
+    """
+
+    value: Any
+    layout: Layout | None = None
+    parameter: str | None = None
+    is_tensor: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One operation of the forward pass, as rules see it.
+
+    Attributes:
+        name: what messages call it, e.g. "Conv2d stages.0.conv1" or "add (add_3)".
+        target: the function, the name of the tensor method, or the class of the module: the key of its rule.
+        path: the path of the module, "" for functions and methods.
+        module: the module, or None.
+        args: positional arguments; operands where they come from other operations, plain values otherwise.
+        kwargs: keyword arguments, likewise.
+        value: what it returned on the example input (see `Operand.value`).
+        is_tensor: whether that is a tensor.
+    """
+
+    name: str
+    target: Any
+    path: str
+    module: nn.Module | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    value: Any
+    is_tensor: bool
+
+    def argument(self, index: int, keyword: str, default: Any = None) -> Any:  # noqa: ANN401 - arguments are anything
+        """Returns an argument by position or keyword."""
+        return self.args[index] if index < len(self.args) else self.kwargs.get(keyword, default)
+
+    @property
+    def operands(self) -> list[Operand]:
+        """All operands, also those inside lists, tuples, slices and dicts."""
+        found: list[Operand] = []
+        stack: list[Any] = [*self.args, *self.kwargs.values()]
+        while stack:
+            item = stack.pop(0)
+            if isinstance(item, Operand):
+                found.append(item)
+            elif isinstance(item, slice):
+                stack = [item.start, item.stop, item.step, *stack]
+            elif isinstance(item, tuple | list | dict):
+                stack = [*(item.values() if isinstance(item, dict) else item), *stack]
+        return found
+
+    def tensor(self, index: int = 0) -> Operand:
+        """Returns an argument that must be a tensor whose channel axis is known.
+
+        Raises:
+            NoRuleError: if it is not.
+        """
+        operand = self.args[index] if index < len(self.args) else next(iter(self.kwargs.values()), None)
+        if not isinstance(operand, Operand) or not operand.is_tensor or operand.layout is None:
+            msg = f"argument {index} is not a tensor with known channels"
+            raise NoRuleError(msg)
+        return operand
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of a weight in a convolution or linear layer: macs = times * (elements of the weight).
+
+    Attributes:
+        weight: canonical name, or the number of elements where the weight is computed in forward.
+        bias: canonical name of the bias, or None.
+        times: how often each element is used per image.
+        outputs: how often each element of the bias is used per image.
+    """
+
+    weight: str | int
+    bias: str | None
+    times: int
+    outputs: int
+
+
+@dataclass(kw_only=True)
+class Flow:
+    """All positions of one network and what the rules have said about them.
+
+    Attributes:
+        canonical: canonical name of every parameter and buffer, by the id of the tensor (tied tensors share one).
+        sizes: shape of every parameter and buffer, by canonical name.
+    """
+
+    canonical: dict[int, str]
+    sizes: dict[str, tuple[int, ...]]
+    producers: list[tuple[str, int, int]] = field(default_factory=list)  # (module path, first position, count)
+    axes: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    count: int = 0
+    _ties: list[tuple[NDArray[np.int64], NDArray[np.int64], bool]] = field(default_factory=list)
+    _reasons: list[tuple[NDArray[np.int64], str]] = field(default_factory=list)
+    _frozen: dict[str, str] = field(default_factory=dict)
+
+    def fresh(self, count: int, producer: str = "") -> NDArray[np.int64]:
+        """Returns `count` new positions; `producer` is the path of the module that computes them."""
+        positions = np.arange(self.count, self.count + count, dtype=np.int64)
+        self.count += count
+        if producer:
+            self.producers.append((producer, int(positions[0]), count))
+        return positions
+
+    def tie(self, a: NDArray[np.int64], b: NDArray[np.int64], *, residual: bool = False) -> None:
+        """Says that a[i] and b[i] can only be removed together.
+
+        Args:
+            a: positions.
+            b: as many positions.
+            residual: the tie is an addition of two paths, which makes the group one of the residual stream.
+        """
+        self._ties.append((a, b, residual))
+
+    def fix(self, positions: NDArray[np.int64], reason: str) -> None:
+        """Says that these positions cannot be removed, and why; the first reason given is the one shown."""
+        self._reasons.append((positions, reason))
+
+    def freeze(self, parameter: str, reason: str) -> None:
+        """Says that no axis of this parameter may change, and why."""
+        self._frozen.setdefault(parameter, reason)
+
+    def parameter(self, tensor: Any, axis: int, positions: NDArray[np.int64]) -> None:  # noqa: ANN401 - Tensor or name
+        """Registers that an axis of a parameter or buffer runs over these positions; a second use ties both.
+
+        Args:
+            tensor: the tensor of the traced copy, its canonical name, or None (nothing happens: an absent bias).
+            axis: the axis.
+            positions: as many positions as the axis is long.
+
+        Raises:
+            NoRuleError: if the axis has another length.
+        """
+        if tensor is None:
+            return
+        name = tensor if isinstance(tensor, str) else self.canonical[id(tensor)]
+        if self.sizes[name][axis] != len(positions):
+            msg = f"axis {axis} of {name} has {self.sizes[name][axis]} entries for {len(positions)} channels"
+            raise NoRuleError(msg)
+        known = self.axes.setdefault((name, axis), positions)
+        if known is not positions:
+            self.tie(known, positions)
+
+    def classes(self) -> Classes:
+        """Returns the positions that can only be removed together, and what is known of each class."""
+        for name, reason in self._frozen.items():
+            for (parameter, _), positions in self.axes.items():
+                if parameter == name:
+                    self.fix(positions, reason)
+        pairs = [(a, b) for a, b, _ in self._ties] or [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+        rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(self.count, self.count))
+        total, label = connected_components(links, directed=False)
+        label = label.astype(np.int64)
+        residual = np.zeros(total, dtype=bool)
+        for a, b, is_residual in self._ties:
+            if is_residual:
+                residual[label[a[a != b]]] = True
+        reasons: dict[int, str] = {}
+        for positions, reason in self._reasons:
+            for index in label[positions]:
+                reasons.setdefault(int(index), reason)
+        return Classes(total=total, label=label, residual=residual, reasons=reasons)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """Positions that can only be removed together.
+
+    Attributes:
+        total: the number of classes.
+        label: (n_positions,) int64, the class of every position.
+        residual: (total,) bool, whether an addition of two paths ties the class.
+        reasons: why a class cannot be removed, by class.
+    """
+
+    total: int
+    label: NDArray[np.int64]
+    residual: NDArray[np.bool_]
+    reasons: dict[int, str]

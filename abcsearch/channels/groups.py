@@ -1,0 +1,287 @@
+"""Coupled channel positions -> groups: which channels must be removed together, and which must stay."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from torch import nn
+
+from abcsearch.channels.cost import CostModel
+from abcsearch.channels.flow import Classes, Flow
+from abcsearch.channels.propagate import propagate, tensor_names
+from abcsearch.channels.trace import trace_operations
+from abcsearch.errors import CandidateError, TraceError, UnsupportedOpError, unknown_name
+from abcsearch.space import Dimension, SearchSpace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from numpy.typing import NDArray
+
+    from abcsearch.channels.flow import Call
+
+LEVELS = ("filter", "stage")
+
+
+class UnsupportedOpWarning(UserWarning):
+    """Operations without a rule were met; the channels that they touch are fixed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One axis of a parameter or buffer on which a group's channels lie.
+
+    Attributes:
+        parameter: qualified name, e.g. "stages.0.conv1.weight".
+        axis: the axis.
+        entries: (n,) int64, the entries of that axis that belong to the group.
+        channels: (n,) int64, the channel of the group that each entry belongs to.
+    """
+
+    parameter: str
+    axis: int
+    entries: NDArray[np.int64] = field(repr=False)
+    channels: NDArray[np.int64] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGroup:
+    """Channels that are ranked and counted together; each is present, or absent, in every member at once.
+
+    Attributes:
+        name: the module that computes the channels (the first one in execution order); where only some of its
+            channels belong to the group, followed by their range.
+        channels: the number of channels.
+        kind: "filter" inside a block, "stage" for the residual stream (channels tied by an addition).
+        fixed: why the channels cannot be removed, or None.
+        members: every parameter axis that the channels lie on.
+    """
+
+    name: str
+    channels: int
+    kind: Literal["filter", "stage"]
+    fixed: str | None
+    members: tuple[Member, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGraph:
+    """All channel groups of one network, and what follows from them.
+
+    Attributes:
+        groups: the groups in network order, fixed ones included.
+        sizes: shape of every parameter and buffer by qualified name.
+        trainable: the names in `sizes` that are parameters.
+        calls: every use of a weight in a convolution or linear layer.
+        unsupported: operations without a rule, with the reason each.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    sizes: dict[str, tuple[int, ...]] = field(repr=False)
+    trainable: frozenset[str] = field(repr=False)
+    calls: tuple[Call, ...] = field(repr=False)
+    unsupported: tuple[str, ...] = field(repr=False)
+
+    @cached_property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The groups that are not fixed: one candidate value each, in this order."""
+        return tuple(group for group in self.groups if group.fixed is None)
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """Closed-form costs of candidates."""
+        return CostModel(
+            channels=[group.channels for group in self.prunable],
+            axes=[
+                (m.parameter, m.axis, index, len(m.entries) // group.channels)
+                for index, group in enumerate(self.prunable)
+                for m in group.members
+            ],
+            sizes=self.sizes,
+            trainable=self.trainable,
+            calls=self.calls,
+        )
+
+    def space(
+        self,
+        alpha: float = 0.9,
+        step: float = 0.1,
+        levels: Sequence[str] = LEVELS,
+        divisor: int = 1,
+    ) -> SearchSpace:
+        """Returns the space of kept channels per group: max(1, floor(c * h * step)) for h * step = step ... alpha.
+
+        Every prunable group is a dimension, so that candidates of all spaces of one network have the same length; a
+        group of a level that is left out has its full width as the only choice.
+
+        Args:
+            alpha: largest keep ratio, in (0, 1].
+            step: distance of keep ratios, in (0, alpha].
+            levels: which kinds of groups to search: "filter", "stage".
+            divisor: widths are rounded down to multiples of it (and are at least the smaller of it and the width).
+
+        Raises:
+            CandidateError: if alpha, step, levels or divisor are out of range.
+            TraceError: if no group of these levels can be pruned; the message names every fixed group and its reason.
+        """
+        _check_space(alpha, step, levels, divisor)
+        self._require_prunable(levels)
+        ratios = [h * Fraction(str(step)) for h in range(1, int(Fraction(str(alpha)) / Fraction(str(step))) + 1)]
+        dimensions: list[Dimension] = []
+        for group in self.prunable:
+            c = group.channels
+            widths = {max(int(c * ratio) // divisor * divisor, min(c, divisor)) for ratio in ratios}
+            choices = sorted(widths) if group.kind in levels else [c]
+            dimensions.append(Dimension(group.name, "width", tuple(choices), c))
+        return SearchSpace(tuple(dimensions))
+
+    def _require_prunable(self, levels: Sequence[str]) -> None:
+        """Raises TraceError if no group of the levels can be pruned."""
+        if any(group.kind in levels for group in self.prunable):
+            return
+        reasons = "; ".join(
+            f"{g.name} ({g.kind}, {g.channels} channels): {g.fixed or 'not searched'}" for g in self.groups
+        )
+        where = " and ".join(levels)
+        msg = f"nothing can be pruned at level {where}: {reasons or 'no convolution or linear layer found'}"
+        raise TraceError(msg)
+
+    def widths(self, candidate: Sequence[int]) -> tuple[int, ...]:
+        """Returns the kept channels of every prunable group after checking them.
+
+        Raises:
+            CandidateError: if the length is wrong, or a width is not in 1 ... channels.
+        """
+        if len(candidate) != len(self.prunable):
+            expected, found = len(self.prunable), tuple(candidate)
+            msg = f"a candidate of this network has {expected} values, found {len(found)}: {found}"
+            raise CandidateError(msg)
+        for group, width in zip(self.prunable, candidate, strict=True):
+            if not 1 <= width <= group.channels or width != int(width):
+                msg = f"group {group.name!r} keeps {width} channels; allowed are 1 to {group.channels}"
+                raise CandidateError(msg)
+        return tuple(int(width) for width in candidate)
+
+
+def _check_space(alpha: float, step: float, levels: Sequence[str], divisor: int) -> None:
+    """Raises CandidateError for settings of a space that are out of range."""
+    if not 0 < alpha <= 1:
+        msg = f"alpha is the largest keep ratio, in (0, 1], found {alpha}"
+        raise CandidateError(msg)
+    if not 0 < step <= alpha:
+        msg = f"step is the distance of keep ratios, in (0, alpha = {alpha}], found {step}"
+        raise CandidateError(msg)
+    for level in levels:
+        if level not in LEVELS:
+            raise CandidateError(unknown_name("level", str(level), LEVELS))
+    if not levels or isinstance(levels, str):
+        msg = f"levels is a list with at least one of {LEVELS}, found {levels!r}"
+        raise CandidateError(msg)
+    if divisor < 1 or int(divisor) != divisor:
+        msg = f"divisor is a whole number, at least 1, found {divisor}"
+        raise CandidateError(msg)
+
+
+def trace_channels(
+    model: nn.Module,
+    example_input: torch.Tensor | tuple[torch.Tensor, ...],
+    *,
+    fixed: Sequence[str] = (),
+    unknown: Literal["fix", "raise"] = "fix",
+) -> ChannelGraph:
+    """Finds out which channels of a network must be removed together, and which can be removed at all.
+
+    Args:
+        model: any module that torch.fx can trace; it is not changed.
+        example_input: one batch as forward takes it (batch 1 is enough), or a tuple of positional arguments.
+        fixed: paths of modules whose output channels must all stay.
+        unknown: "fix" keeps all channels that an operation without a rule touches and says so in one warning;
+            "raise" refuses.
+
+    Raises:
+        TraceError: if the model cannot be traced or run, or `fixed` names no module with channels.
+        UnsupportedOpError: with `unknown="raise"`, naming every operation without a rule.
+    """
+    operations = trace_operations(model, example_input)
+    names = tensor_names(operations)
+    flow = Flow(canonical=names[0], sizes=names[1])
+    unsupported = propagate(flow, operations)
+    _fix_modules(flow, fixed)
+    if unsupported and unknown == "raise":
+        msg = "operations without a rule for channels: " + "; ".join(unsupported)
+        raise UnsupportedOpError(msg)
+    if unsupported:
+        text = "channels touched by operations without a rule stay as they are: " + "; ".join(unsupported)
+        warnings.warn(text, UnsupportedOpWarning, stacklevel=2)
+    parameters = {flow.canonical[id(p)] for p in operations.modules[""].parameters()}
+    return ChannelGraph(
+        groups=_groups(flow, flow.classes()),
+        sizes=flow.sizes,
+        trainable=frozenset(parameters),
+        calls=tuple(flow.calls),
+        unsupported=tuple(unsupported),
+    )
+
+
+def _fix_modules(flow: Flow, fixed: Sequence[str]) -> None:
+    """Fixes the output channels of the named modules and everything inside them."""
+    for path in fixed:
+        found = [p for (name, axis), p in flow.axes.items() if axis == 0 and name.startswith(path + ".")]
+        if not found:
+            paths = {name.rpartition(".")[0] for name, axis in flow.axes if axis == 0}
+            raise TraceError(unknown_name("module in fixed", path, paths))
+        for positions in found:
+            flow.fix(positions, "fixed by the caller")
+
+
+def _groups(flow: Flow, classes: Classes) -> tuple[ChannelGroup, ...]:
+    """Collects classes that lie on the same parameter axes, equally often, into groups in network order."""
+    touched: list[list[tuple[int, int]]] = [[] for _ in range(classes.total)]
+    for index, positions in enumerate(flow.axes.values()):
+        present, counts = np.unique(classes.label[positions], return_counts=True)
+        for label, count in zip(present.tolist(), counts.tolist(), strict=True):
+            touched[label].append((index, count))
+    grouped: dict[tuple[Any, ...], list[int]] = {}
+    # Positions ascend in execution order, so labels are met in the order of the first module that computes them.
+    produced = [label for _, start, count in flow.producers for label in classes.label[start : start + count].tolist()]
+    for label in dict.fromkeys(produced):
+        key = (tuple(touched[label]), classes.reasons.get(label), bool(classes.residual[label]))
+        grouped.setdefault(key, []).append(label)
+    keys = list(flow.axes)
+    found: list[ChannelGroup] = []
+    for (axes, reason, residual), labels in grouped.items():
+        channel_of = np.full(classes.total, -1, dtype=np.int64)
+        channel_of[labels] = np.arange(len(labels))
+        members = tuple(_member(keys[index], channel_of[classes.label[flow.axes[keys[index]]]]) for index, _ in axes)
+        found.append(
+            ChannelGroup(
+                name=_group_name(flow, classes, labels),
+                channels=len(labels),
+                kind="stage" if residual else "filter",
+                fixed=reason or ("it has only one channel" if len(labels) == 1 else None),
+                members=members,
+            )
+        )
+    return tuple(found)
+
+
+def _member(key: tuple[str, int], channels: NDArray[np.int64]) -> Member:
+    """Returns the part of a parameter axis that belongs to a group; `channels` is -1 where it does not."""
+    entries = np.flatnonzero(channels >= 0)
+    return Member(parameter=key[0], axis=key[1], entries=entries, channels=channels[entries])
+
+
+def _group_name(flow: Flow, classes: Classes, labels: list[int]) -> str:
+    """Returns the first module that computes the channels, with their range if it computes others too."""
+    wanted = set(labels)
+    for path, start, count in flow.producers:
+        own = [i for i, label in enumerate(classes.label[start : start + count].tolist()) if label in wanted]
+        if own:
+            return path if len(own) == count else f"{path}[{own[0]}:{own[-1] + 1}]"
+    raise TraceError(f"no module computes channels {labels}")

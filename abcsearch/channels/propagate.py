@@ -1,0 +1,165 @@
+"""Runs the rules over an operation graph; what no rule covers is fixed, by name."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+from torch.fx.node import map_arg
+
+from abcsearch.channels.flow import Flow, Layout, NoRuleError, Op, Operand
+from abcsearch.channels.rules import RULES, count_calls
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from abcsearch.channels.trace import OperationGraph
+
+
+def tensor_names(operations: OperationGraph) -> tuple[dict[int, str], dict[str, tuple[int, ...]]]:
+    """Returns the canonical name by tensor id, and the shape by canonical name, of all parameters and buffers."""
+    canonical: dict[int, str] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
+    root = operations.modules[""]
+    for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
+        if canonical.setdefault(id(tensor), name) == name:
+            sizes[name] = tuple(tensor.shape)
+    return canonical, sizes
+
+
+def propagate(flow: Flow, operations: OperationGraph) -> list[str]:
+    """Runs the rules over all operations; returns the operations that no rule covers, with the reason each."""
+    operands: dict[fx.Node, Operand] = {}
+    unsupported: list[str] = []
+    for node in operations.nodes:
+        value = operations.values[node]
+        is_tensor = isinstance(value, torch.Size)
+        if node.op == "output":
+            for source in node.all_input_nodes:
+                _fix_all(flow, [operands[source]], "the network's output")
+        elif node.op == "placeholder":
+            layout = _fixed_layout(flow, value, "the network's input") if is_tensor else None
+            operands[node] = Operand(value=value, layout=layout, is_tensor=is_tensor)
+        elif node.op == "get_attr":
+            name = _attribute(operations, str(node.target), flow)
+            operands[node] = Operand(value=value, parameter=name, is_tensor=is_tensor)
+        else:
+            op = _operation(node, value, operands, operations, is_tensor=is_tensor)
+            count_calls(flow, op)
+            operands[node], problem = _apply(flow, op)
+            unsupported += [problem] if problem else []
+    return unsupported
+
+
+def _attribute(operations: OperationGraph, path: str, flow: Flow) -> str | None:
+    """Returns the canonical name of a parameter or buffer that forward uses directly, or None."""
+    owner, _, name = path.rpartition(".")
+    tensor = getattr(operations.modules[owner], name, None) if owner in operations.modules else None
+    return flow.canonical.get(id(tensor))
+
+
+def _operation(
+    node: fx.Node,
+    value: Any,  # noqa: ANN401 - operations return anything
+    operands: dict[fx.Node, Operand],
+    operations: OperationGraph,
+    *,
+    is_tensor: bool,
+) -> Op:
+    """Returns the operation of a node as rules see it."""
+    module = operations.modules[str(node.target)] if node.op == "call_module" else None
+    target = type(module) if module is not None else node.target
+    kind = str(getattr(target, "__name__", target))
+    label = f"{kind} {node.target}" if module is not None else f"{kind} ({node.name})"
+    return Op(
+        name=label,
+        target=target,
+        path=str(node.target) if module is not None else "",
+        module=module,
+        args=map_arg(node.args, lambda n: operands[n]),  # pyright: ignore[reportArgumentType]
+        kwargs=map_arg(node.kwargs, lambda n: operands[n]),  # pyright: ignore[reportArgumentType]
+        value=value,
+        is_tensor=is_tensor,
+    )
+
+
+def _apply(flow: Flow, op: Op) -> tuple[Operand, str | None]:
+    """Runs the rule of one operation; returns its result and, if no rule covers it, the reason."""
+    if not op.is_tensor and (number := _number(op)) is not None:
+        return number, None
+    reason = "no rule"
+    hooked = op.module is not None and (op.module._forward_hooks or op.module._forward_pre_hooks)
+    rule = RULES.get(op.target)
+    if hooked:
+        reason = "it has a forward hook"
+    elif rule is not None:
+        try:
+            return Operand(value=op.value, layout=rule(flow, op)), None
+        except NoRuleError as error:
+            reason = str(error)
+    problem = f"{op.name}: {reason}"
+    _fix_all(flow, op.operands, problem)
+    for parameter in op.module.parameters() if op.module is not None else ():
+        flow.freeze(flow.canonical[id(parameter)], problem)
+    layout = _fixed_layout(flow, op.value, problem) if op.is_tensor else None
+    touched = any(operand.layout is not None or operand.parameter for operand in op.operands)
+    return Operand(value=op.value, layout=layout, is_tensor=op.is_tensor), problem if touched else None
+
+
+def _number(op: Op) -> Operand | None:
+    """Returns the result of an operation that reads sizes or computes with numbers, or None if it is neither.
+
+    A number that was read off a channel axis keeps that tensor's layout, so that whatever uses it is not covered by a
+    rule by accident.
+    """
+    source = op.operands[0] if op.operands else None
+    if source is None:
+        return Operand(value=op.value, is_tensor=False)
+    if source.is_tensor:
+        return _size(op, source)
+    if op.target is getattr and op.args[1] in ("ndim", "dtype", "device"):
+        return Operand(value=op.value, is_tensor=False)
+    layout = next((operand.layout for operand in op.operands if operand.layout is not None), None)
+    if any(operand.is_tensor for operand in op.operands):
+        return None
+    if layout is None:
+        return Operand(value=op.value, is_tensor=False)
+    if op.target is operator.getitem and isinstance(source.value, tuple) and isinstance(op.args[1], int | slice):
+        taken = range(len(source.value))[op.args[1]]
+        on_channels = layout.axis in (taken if isinstance(taken, range) else (taken,))
+        return Operand(value=op.value, layout=layout if on_channels else None, is_tensor=False)
+    return None
+
+
+def _size(op: Op, source: Operand) -> Operand | None:
+    """Returns what `x.size()`, `x.shape`, `x.dim()` and the like read off a tensor; None for anything else."""
+    attribute = op.args[1] if op.target is getattr else op.target
+    if attribute in ("ndim", "dtype", "device", "dim"):
+        return Operand(value=op.value, is_tensor=False)
+    if attribute not in ("shape", "size"):
+        return None
+    axis = op.argument(1, "dim") if op.target == "size" else None
+    if not isinstance(axis, int):
+        return None if axis is not None else Operand(value=tuple(op.value), layout=source.layout, is_tensor=False)
+    on_channels = source.layout is not None and axis % len(source.value) == source.layout.axis
+    return Operand(value=op.value, layout=source.layout if on_channels else None, is_tensor=False)
+
+
+def _fix_all(flow: Flow, operands: list[Operand], reason: str) -> None:
+    """Fixes every channel that the operands carry."""
+    for operand in operands:
+        if operand.layout is not None:
+            flow.fix(operand.layout.positions, reason)
+        if operand.parameter is not None:
+            flow.freeze(operand.parameter, reason)
+
+
+def _fixed_layout(flow: Flow, shape: Sequence[int], reason: str) -> Layout | None:
+    """Returns a layout of new, fixed positions along axis 1 (None for tensors without one)."""
+    if len(shape) < 2:
+        return None
+    positions = flow.fresh(shape[1])
+    flow.fix(positions, reason)
+    return Layout(1, positions)

@@ -1,0 +1,107 @@
+"""A new, smaller module; the original is never touched."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from abcsearch.errors import TraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from abcsearch.channels.groups import ChannelGraph
+    from abcsearch.channels.ranking import Ranking
+
+
+def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ranking: Ranking) -> nn.Module:
+    """Returns the network that keeps the best `candidate[i]` channels of every prunable group.
+
+    The result has the same class, module paths and parameter names; parameters and buffers are new tensors, and those
+    along a sliced axis are shorter. What is kept stays in its order, so keeping everything gives an identical network.
+
+    Args:
+        model: the network that `graph` was traced on; not changed.
+        graph: its channel groups.
+        candidate: kept channels per prunable group, each 1 ... channels.
+        ranking: which channels are best.
+
+    Raises:
+        CandidateError: if the candidate does not fit the graph.
+        TraceError: if the graph was traced on a network with other parameters.
+    """
+    widths = graph.widths(candidate)
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    _check_same_network(tensors, graph)
+    removed: dict[str, dict[int, list[NDArray[np.int64]]]] = {}
+    for index, (group, width) in enumerate(zip(graph.prunable, widths, strict=True)):
+        if width == group.channels:
+            continue
+        keep = np.zeros(group.channels, dtype=bool)
+        keep[ranking.kept(index, width)] = True
+        for m in group.members:
+            removed.setdefault(m.parameter, {}).setdefault(m.axis, []).append(m.entries[~keep[m.channels]])
+    # deepcopy looks tensors up in the memo first, so the full weights are never copied and tied ones stay tied.
+    memo: dict[int, Any] = {id(tensors[name]): _sliced(tensors[name], axes) for name, axes in removed.items()}
+    smaller = copy.deepcopy(model, memo)
+    for path in {name.rpartition(".")[0] for name in removed}:
+        fit_attributes(smaller.get_submodule(path))
+    return smaller
+
+
+def _check_same_network(tensors: dict[str, torch.Tensor], graph: ChannelGraph) -> None:
+    """Raises TraceError unless the model has the parameters and buffers that the graph was traced with."""
+    for name, size in graph.sizes.items():
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found != size:
+            msg = (
+                f"the graph was traced on another network: {name} has shape {size} there and {found} here; trace again"
+            )
+            raise TraceError(msg)
+
+
+def _sliced(tensor: torch.Tensor, removed: dict[int, list[NDArray[np.int64]]]) -> torch.Tensor:
+    """Returns a copy of a tensor without the given entries of each axis, a parameter where it was one."""
+    result = tensor.detach()
+    for axis, parts in removed.items():
+        left = np.delete(np.arange(tensor.shape[axis]), np.concatenate(parts))
+        result = result.index_select(axis, torch.from_numpy(left).to(tensor.device))
+    return nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
+
+
+def fit_attributes(module: nn.Module) -> None:
+    """Sets the size attributes of a layer (out_channels, num_features ...) to what its tensors now are."""
+    match module:
+        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
+            per_group = module.out_channels // module.groups
+            module.out_channels = module.weight.shape[0]
+            if module.groups > 1:  # depthwise: as many conv_groups as there are channels left
+                module.groups = module.out_channels // per_group
+            module.in_channels = module.weight.shape[1] * module.groups
+        case nn.Linear():
+            module.out_features, module.in_features = module.weight.shape
+        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d():
+            shaped = module.weight if module.weight is not None else module.running_mean
+            module.num_features = module.num_features if shaped is None else shaped.shape[0]
+        case nn.PReLU():
+            module.num_parameters = module.weight.shape[0]
+        case _:
+            pass
+
+
+# The attributes that `fit_attributes` sets, for records of a sliced network.
+SIZE_ATTRIBUTES = (
+    "in_channels",
+    "out_channels",
+    "groups",
+    "in_features",
+    "out_features",
+    "num_features",
+    "num_parameters",
+)

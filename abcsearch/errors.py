@@ -1,0 +1,82 @@
+"""What can go wrong, one class per kind, all derived from `AbcSearchError`.
+
+Every message says the rule, the value found, where it was found and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class AbcSearchError(Exception):
+    """Base of all errors that abcsearch raises on purpose; the command line answers it with exit status 2."""
+
+
+class CandidateError(AbcSearchError):
+    """A candidate does not fit its search space or network: wrong length, or a value that is not allowed."""
+
+
+class BudgetError(AbcSearchError):
+    """A budget is malformed, or no structure of the space can meet it."""
+
+
+class SearcherError(AbcSearchError):
+    """A searcher was called in a way its contract forbids, or was given a state that is not its own."""
+
+
+class TraceError(AbcSearchError):
+    """A model cannot be traced into an operation graph, or nothing in it can be pruned."""
+
+
+class UnsupportedOpError(TraceError):
+    """An operation has no rule for channels and the caller asked for `unknown="raise"`."""
+
+
+class RankingError(AbcSearchError):
+    """Channels cannot be ranked: unknown criterion, or weights that are not finite."""
+
+
+class ConfigError(AbcSearchError):
+    """A setting is unknown, missing, of the wrong type or out of range."""
+
+
+class DataError(AbcSearchError):
+    """Data are missing, unreadable, or do not fit the network."""
+
+
+class ModelError(AbcSearchError):
+    """A model cannot be constructed, or its forward pass does not return what is needed."""
+
+
+class CheckpointError(AbcSearchError):
+    """A weights file is missing, unreadable, or does not fit the model."""
+
+
+class RunError(AbcSearchError):
+    """A run folder is missing, damaged, locked, or holds a different run."""
+
+
+class FailuresError(RunError):
+    """More evaluations failed in a row than `max_failures` allows; the reasons are in the message."""
+
+
+class ExportError(AbcSearchError):
+    """A network cannot be exported, or an export cannot be loaded back."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Returns the message for a name that is not registered: the nearest valid name, or else all of them.
+
+    Args:
+        kind: what the name stands for, in the singular ("searcher", "setting").
+        name: the name as the user wrote it.
+        known: the valid names.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    advice = f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(names) or '(none)'}"
+    return f"unknown {kind} {name!r}; {advice}"

@@ -1,0 +1,52 @@
+"""The only maker of random generators: one run seed, one independent stream per part and number.
+
+A stream is named by the part that uses it ("searcher", "split", "finetune" ...) and, where a part needs several, by a
+number (usually the trial's). Streams of different names are statistically independent, so adding a consumer never
+shifts the numbers that another one draws.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+
+def derived_seed(seed: int, part: str, number: int = 0) -> int:
+    """Returns a seed in [0, 2**63) for the stream `(seed, part, number)`."""
+    words = np.random.SeedSequence([seed, zlib.crc32(part.encode()), number]).generate_state(2, np.uint32)
+    return (int(words[0]) << 31) ^ int(words[1])
+
+
+def numpy_stream(seed: int, part: str, number: int = 0) -> np.random.Generator:
+    """Returns the numpy generator of the stream `(seed, part, number)`."""
+    return np.random.Generator(np.random.PCG64(derived_seed(seed, part, number)))
+
+
+def torch_stream(seed: int, part: str, number: int = 0) -> torch.Generator:
+    """Returns the CPU torch generator of the stream `(seed, part, number)`."""
+    import torch
+
+    return torch.Generator().manual_seed(derived_seed(seed, part, number))
+
+
+@contextlib.contextmanager
+def torch_seeded(seed: int, part: str, number: int = 0) -> Iterator[None]:
+    """Runs a block with torch's global generators seeded from a stream and puts their state back afterwards.
+
+    For code that cannot be handed a generator: weight initialisation and dropout inside a module. The caller's global
+    random state is the same after the block as before it, also when the block raises.
+    """
+    import torch
+
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derived_seed(seed, part, number))
+        yield

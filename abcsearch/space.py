@@ -1,0 +1,223 @@
+"""The search space: which structures there are. Knows nothing of networks, costs or searchers.
+
+A candidate is a tuple with one value per dimension. For a dimension of kind "width" the value is the number of kept
+channels; for kind "block" it is 1 (keep) or 0 (drop the whole block).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from abcsearch.errors import CandidateError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+Candidate = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searchable number of a structure.
+
+    Attributes:
+        name: the name of the channel group or block.
+        kind: "width" (kept channels) or "block" (1 keep, 0 drop).
+        choices: the allowed values, strictly ascending; widths are >= 1.
+        full: the value in the unpruned network; by default the largest choice. It may lie above every choice: with
+            alpha = 0.9 a layer keeps at most 90 % of its channels.
+
+    Raises:
+        CandidateError: if there is no choice, if the choices are not ascending, or if one is out of range.
+    """
+
+    name: str
+    kind: Literal["width", "block"]
+    choices: tuple[int, ...]
+    full: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the choices and fills in `full`."""
+        choices = tuple(int(choice) for choice in self.choices)
+        object.__setattr__(self, "choices", choices)
+        if not choices:
+            msg = f"dimension {self.name!r} has no choices; a dimension needs at least one"
+            raise CandidateError(msg)
+        if any(a >= b for a, b in itertools.pairwise(choices)):
+            msg = f"choices of dimension {self.name!r} must be strictly ascending, found {choices}"
+            raise CandidateError(msg)
+        if self.kind not in ("width", "block"):
+            msg = f'dimension {self.name!r} has kind {self.kind!r}; choose "width" or "block"'
+            raise CandidateError(msg)
+        lowest, highest = (1, math.inf) if self.kind == "width" else (0, 1)
+        if choices[0] < lowest or choices[-1] > highest:
+            rule = "widths are at least 1" if self.kind == "width" else "block switches are 0 or 1"
+            msg = f"choices of dimension {self.name!r} are {choices}; {rule}"
+            raise CandidateError(msg)
+        object.__setattr__(self, "full", max(self.full, choices[-1]))
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """All structures that the dimensions span.
+
+    Attributes:
+        dimensions: the dimensions, in network order.
+        descriptors: optional fixed numbers per dimension for searchers that learn across layers; one tuple of equal
+            length per dimension. Without them `features` holds what the dimensions themselves tell.
+
+    Raises:
+        CandidateError: if there is no dimension, if two share a name, or if the descriptors have the wrong shape.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    descriptors: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        """Checks names and descriptors."""
+        object.__setattr__(self, "dimensions", tuple(self.dimensions))
+        if not self.dimensions:
+            msg = "a search space needs at least one dimension, found none"
+            raise CandidateError(msg)
+        names = [dimension.name for dimension in self.dimensions]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            msg = f"dimension names must be unique, found twice: {', '.join(twice)}"
+            raise CandidateError(msg)
+        lengths = {len(row) for row in self.descriptors}
+        if self.descriptors and (len(self.descriptors) != len(names) or len(lengths) != 1):
+            msg = (
+                f"descriptors need {len(names)} rows of one length, found {len(self.descriptors)} of {sorted(lengths)}"
+            )
+            raise CandidateError(msg)
+
+    def __len__(self) -> int:
+        """Returns the number of dimensions."""
+        return len(self.dimensions)
+
+    @property
+    def full(self) -> Candidate:
+        """The unpruned network: every channel and every block kept (allowed even where alpha < 1 excludes it)."""
+        return tuple(dimension.full for dimension in self.dimensions)
+
+    @cached_property
+    def size(self) -> int:
+        """The exact number of structures, a Python int."""
+        return math.prod(len(dimension.choices) for dimension in self.dimensions)
+
+    @cached_property
+    def features(self) -> NDArray[np.float64]:
+        """Layer descriptors, shape (n_dims, n_features), float64, unnormalised.
+
+        The first columns are always: index, kind (0 width, 1 block), full value, number of choices; the given
+        descriptors follow.
+        """
+        rows = [
+            (
+                index,
+                float(d.kind == "block"),
+                d.full,
+                len(d.choices),
+                *(self.descriptors[index] if self.descriptors else ()),
+            )
+            for index, d in enumerate(self.dimensions)
+        ]
+        return np.array(rows, dtype=np.float64)
+
+    def uniform(self, ratio: float) -> Candidate:
+        """Returns the structure whose widths are the choices nearest to `ratio` * channels, all blocks kept.
+
+        Args:
+            ratio: keep ratio in (0, 1]. Of two equally near choices the smaller is taken.
+
+        Raises:
+            CandidateError: if `ratio` is not in (0, 1].
+        """
+        if not 0 < ratio <= 1:
+            msg = f"a uniform keep ratio must be in (0, 1], found {ratio}"
+            raise CandidateError(msg)
+        targets = [d.full * ratio if d.kind == "width" else 1.0 for d in self.dimensions]
+        return self.nearest(targets)
+
+    def nearest(self, values: Sequence[float]) -> Candidate:
+        """Returns the structure whose values are the choices nearest to `values` (n_dims numbers, in value units)."""
+        return tuple(
+            min(d.choices, key=lambda choice: (abs(choice - value), choice))
+            for d, value in zip(self.dimensions, values, strict=True)
+        )
+
+    def sample(self, rng: np.random.Generator) -> Candidate:
+        """Returns a structure drawn uniformly: every choice of every dimension is equally likely."""
+        return tuple(d.choices[int(rng.integers(len(d.choices)))] for d in self.dimensions)
+
+    def check(self, candidate: Sequence[int]) -> None:
+        """Raises unless the candidate is a structure of this space, or the unpruned network.
+
+        Raises:
+            CandidateError: naming the length or the dimension that is wrong, and the allowed values.
+        """
+        if len(candidate) != len(self.dimensions):
+            expected, found = len(self.dimensions), tuple(candidate)
+            msg = f"a candidate of this space has {expected} values, found {len(found)}: {found}"
+            raise CandidateError(msg)
+        if tuple(candidate) == self.full:
+            return
+        for d, value in zip(self.dimensions, candidate, strict=True):
+            if value not in d.choices:
+                msg = f"dimension {d.name!r} is {value}; allowed are {d.choices}"
+                raise CandidateError(msg)
+
+    def indices(self, candidate: Sequence[int]) -> NDArray[np.int64]:
+        """Returns the position of every value among its choices, shape (n_dims,), int64.
+
+        A value above every choice (the unpruned network where alpha < 1) counts as the last choice.
+
+        Raises:
+            CandidateError: if the candidate is not in the space.
+        """
+        self.check(candidate)
+        return np.array(
+            [d.choices.index(min(v, d.choices[-1])) for d, v in zip(self.dimensions, candidate, strict=True)],
+            dtype=np.int64,
+        )
+
+    def at(self, indices: Sequence[int] | NDArray[np.int64]) -> Candidate:
+        """Returns the candidate at the given choice positions (n_dims integers); the inverse of `indices`."""
+        return tuple(d.choices[int(i)] for d, i in zip(self.dimensions, indices, strict=True))
+
+    @cached_property
+    def last_indices(self) -> NDArray[np.int64]:
+        """The highest choice position of every dimension, shape (n_dims,), int64."""
+        return np.array([len(d.choices) - 1 for d in self.dimensions], dtype=np.int64)
+
+    def encode(self, candidate: Sequence[int]) -> NDArray[np.float64]:
+        """Returns the candidate as a point, shape (n_dims,), float64 in [0, 1]: first choice 0, last choice 1.
+
+        `decode(encode(c)) == c` for every structure of the space; a dimension with one choice is at 0. The unpruned
+        network, where alpha < 1 leaves it outside the space, is encoded as the largest structure inside.
+
+        Raises:
+            CandidateError: if the candidate is not in the space.
+        """
+        return self.indices(candidate) / np.maximum(self.last_indices, 1)
+
+    def decode(self, point: ArrayLike) -> Candidate:
+        """Returns the structure nearest to a point, shape (n_dims,); numbers outside [0, 1] are clipped.
+
+        Raises:
+            CandidateError: if the point has the wrong shape or holds NaN.
+        """
+        values = np.asarray(point, dtype=np.float64)
+        if values.shape != (len(self.dimensions),) or bool(np.isnan(values).any()):
+            msg = f"a point of this space has shape ({len(self.dimensions)},) and no NaN, found {values}"
+            raise CandidateError(msg)
+        # +0.5 and floor rounds halves up, where np.rint would favour even positions.
+        return self.at(np.floor(np.clip(values, 0.0, 1.0) * self.last_indices + 0.5).astype(np.int64))

@@ -1,0 +1,69 @@
+"""What an evaluation found, and which structure it belongs to: frozen records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from abcsearch.errors import AbcSearchError
+from abcsearch.space import Candidate
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation of a candidate found.
+
+    Attributes:
+        fitness: higher is better, always; None exactly when `failure` is set.
+        metrics: other measured numbers by name, e.g. {"top1": 0.93, "neg_loss": -0.24}.
+        macs: multiply-accumulates of the structure; 0 until known (a run fills it in from its cost model).
+        params: number of parameters of the structure; 0 until known.
+        seconds: wall-clock time of the evaluation; recorded, never decides.
+        failure: why there is no fitness, or None.
+
+    Raises:
+        AbcSearchError: if fitness and failure are both set or both missing, or if the fitness is not finite.
+    """
+
+    fitness: float | None
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    macs: int = 0
+    params: int = 0
+    seconds: float = 0.0
+    failure: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks that exactly one of fitness and failure is set."""
+        if (self.fitness is None) == (self.failure is None):
+            msg = f"an evaluation has either a fitness or a failure, found {self.fitness} and {self.failure!r}"
+            raise AbcSearchError(msg)
+        if self.fitness is not None and not math.isfinite(self.fitness):
+            msg = f"a fitness must be finite, found {self.fitness}; report it as a failure"
+            raise AbcSearchError(msg)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluated structure of a run.
+
+    Attributes:
+        number: position in the order of asking, from 0.
+        candidate: the structure.
+        evaluation: what was found.
+    """
+
+    number: int
+    candidate: Candidate
+    evaluation: Evaluation
+
+    @property
+    def fitness(self) -> float:
+        """The fitness, or minus infinity for a failed trial, so that failed trials never win."""
+        return -math.inf if self.evaluation.fitness is None else self.evaluation.fitness
+
+
+def best_trial(trials: list[Trial]) -> Trial | None:
+    """Returns the trial of the highest fitness, the earliest of equals; None if none succeeded."""
+    succeeded = [trial for trial in trials if trial.evaluation.failure is None]
+    return min(succeeded, key=lambda trial: (-trial.fitness, trial.number), default=None)
