@@ -47,6 +47,9 @@ _HOME = {
 }
 
 
+__all__ = [*_HOME]  # noqa: PLE0604 - strings  # pyright: ignore[reportUnsupportedDunderAll]
+
+
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
     """Imports a public name from its module."""
     if name not in _HOME:

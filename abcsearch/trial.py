@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from abcsearch.errors import AbcSearchError
 from abcsearch.space import Candidate
@@ -62,8 +63,22 @@ class Trial:
         """The fitness, or minus infinity for a failed trial, so that failed trials never win."""
         return -math.inf if self.evaluation.fitness is None else self.evaluation.fitness
 
+    def to_plain(self) -> dict[str, Any]:
+        """Returns the trial as plain JSON values; `Trial.from_plain` is the inverse."""
+        evaluation = self.evaluation
+        return {
+            "number": self.number,
+            "candidate": list(self.candidate),
+            "evaluation": {**vars(evaluation), "metrics": dict(evaluation.metrics)},
+        }
 
-def best_trial(trials: list[Trial]) -> Trial | None:
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Trial:
+        """Returns the trial that `to_plain` described."""
+        return cls(plain["number"], tuple(plain["candidate"]), Evaluation(**plain["evaluation"]))
+
+
+def best_trial(trials: Sequence[Trial]) -> Trial | None:
     """Returns the trial of the highest fitness, the earliest of equals; None if none succeeded."""
     succeeded = [trial for trial in trials if trial.evaluation.failure is None]
     return min(succeeded, key=lambda trial: (-trial.fitness, trial.number), default=None)

@@ -1,0 +1,224 @@
+"""The ask/tell contract of all searchers, and what they share."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import numpy as np
+
+from abcsearch.budget import Constraint
+from abcsearch.errors import SearcherError
+from abcsearch.rng import numpy_stream
+from abcsearch.trial import Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from abcsearch.space import Candidate, SearchSpace
+
+_TRIES = 50  # draws before a searcher gives up on finding a structure that it has not proposed yet
+_ENUMERABLE = 2**16  # spaces up to this size are searched exhaustively for what is left
+
+
+class Searcher(ABC):
+    """Proposes structures in batches and learns from whole batches.
+
+    `ask` hands out the current batch; when all of it has been told, `_learn` is called once with the trials in the
+    order of asking, and the next `ask` starts a new batch. So the order in which trials are told, and how many are
+    asked for at a time, never change what is proposed. Every proposal is inside the budget, and none is made twice:
+    when nothing new is left, `ask` returns [] although nothing is open.
+
+    Subclasses are final. They write `_propose` and `_learn`, and `_state` and `_load_state` for what they remember.
+
+    Attributes:
+        space: the structures.
+        constraint: the budget.
+        rng: the only source of randomness.
+    """
+
+    name: ClassVar[str]
+    needs_results: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        constraint: Constraint | None = None,
+        *,
+        seed: int = 0,
+        initial: Iterable[Sequence[int]] = (),
+    ) -> None:
+        """Starts a new search.
+
+        Args:
+            space: the structures.
+            constraint: the budget bound to the space; None allows everything.
+            seed: the run's seed.
+            initial: warm starts, proposed first, each repaired into the budget if it is outside.
+
+        Raises:
+            CandidateError: if a warm start is not in the space.
+            SearcherError: if the constraint belongs to another space.
+        """
+        self.space = space
+        self.constraint = Constraint(space) if constraint is None else constraint
+        if self.constraint.space != space:
+            msg = "the constraint is bound to another space; bind the budget to the space of the searcher"
+            raise SearcherError(msg)
+        self.rng = numpy_stream(seed, "searcher")
+        self._warm: list[Candidate] = []
+        for candidate in initial:
+            start = self.space.nearest(self.space.at(self.space.indices(candidate)))
+            self._warm.append(start if self.constraint.allows(start) else self.constraint.repair(start, self.rng))
+        self._queue: list[Candidate] = []  # proposed, not yet asked for
+        self._open: dict[Candidate, Trial | None] = {}  # asked for; with the trial once told
+        self._known: dict[Candidate, None] = {}  # everything ever proposed, in order
+
+    @final
+    def ask(self, n: int) -> list[Candidate]:
+        """Returns 1 to n structures to evaluate, none proposed before.
+
+        Returns [] if the searcher must be told something first or, when nothing is open, has nothing new to propose.
+
+        Raises:
+            SearcherError: if n is not positive.
+            BudgetError: if no structure inside the budget can be found.
+        """
+        if n < 1:
+            msg = f"ask for at least one candidate, found n = {n}"
+            raise SearcherError(msg)
+        asked: list[Candidate] = []
+        while len(asked) < n:
+            if not self._queue:
+                if self.needs_results and self._open:
+                    break
+                self._queue = self._propose()
+            if not self._queue:
+                break
+            candidate = self._queue.pop(0)
+            self._open[candidate] = None
+            asked.append(candidate)
+        return asked
+
+    @final
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Takes finished trials, any number of those asked for, in any order. Failed ones count as worst.
+
+        Raises:
+            SearcherError: if a candidate was never asked for or has been told already; then nothing is taken.
+        """
+        seen: set[Candidate] = set()
+        for trial in trials:
+            if trial.candidate not in self._open or self._open[trial.candidate] is not None or trial.candidate in seen:
+                known = trial.candidate in self._known and trial.candidate not in self._queue
+                what = "has been told already" if known else "was never asked for"
+                msg = f"trial {trial.number} cannot be told: its candidate {trial.candidate} {what}"
+                raise SearcherError(msg)
+            seen.add(trial.candidate)
+        for trial in trials:
+            if self.needs_results:
+                self._open[trial.candidate] = trial
+            else:
+                del self._open[trial.candidate]
+        batch = [trial for trial in self._open.values() if trial is not None]
+        if batch and not self._queue and len(batch) == len(self._open):
+            self._open = {}
+            self._learn(batch)
+
+    @abstractmethod
+    def _propose(self) -> list[Candidate]:
+        """Returns the next batch, made of results of `_fresh`; [] if there is nothing new to propose."""
+
+    @abstractmethod
+    def _learn(self, batch: list[Trial]) -> None:
+        """Takes a whole batch in the order of asking."""
+
+    def _state(self) -> dict[str, Any]:
+        """Returns what the subclass remembers, as plain JSON values and numpy arrays."""
+        return {}
+
+    def _load_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - most searchers remember something, not all
+        """Restores what `_state` returned."""
+
+    def _fresh(self, draw: Callable[[], Candidate]) -> Candidate | None:
+        """Returns a structure inside the budget that has not been proposed yet, or None if there is none left.
+
+        Args:
+            draw: proposes a structure; called again while the result is known, then replaced by random draws.
+        """
+        if self._warm:
+            return self._remember(self._warm.pop(0)) or self._fresh(draw)
+        for attempt in range(2 * _TRIES):
+            drawn = draw() if attempt < _TRIES else self.space.sample(self.rng)
+            candidate = self._remember(self.constraint.repair(drawn, self.rng))
+            if candidate is not None:
+                return candidate
+        return self._any_left()
+
+    def _remember(self, candidate: Candidate) -> Candidate | None:
+        """Notes a proposal; returns it, or None if it was known already."""
+        if candidate in self._known:
+            return None
+        self._known[candidate] = None
+        return candidate
+
+    def _any_left(self) -> Candidate | None:
+        """Returns a random structure inside the budget that is still new, by looking at all of a small space."""
+        if self.space.size > _ENUMERABLE:
+            return None
+        every = [c for c in itertools.product(*(d.choices for d in self.space.dimensions)) if c not in self._known]
+        allowed = np.flatnonzero(self.constraint.violation(every) == 0) if every else np.zeros(0, dtype=np.int64)
+        return self._remember(every[int(self.rng.choice(allowed))]) if len(allowed) else None
+
+    @final
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that later proposals depend on, as plain JSON values and numpy arrays."""
+        return {
+            "searcher": self.name,
+            "space": [[d.name, list(d.choices)] for d in self.space.dimensions],
+            "rng": self.rng.bit_generator.state,
+            "warm": self._rows(self._warm),
+            "queue": self._rows(self._queue),
+            "open": self._rows(self._open),
+            "told": [trial.to_plain() for trial in self._open.values() if trial is not None],
+            "known": self._rows(self._known),
+            "own": self._state(),
+        }
+
+    @final
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a state: afterwards this searcher cannot be told from the one that saved it.
+
+        Args:
+            state: what `state_dict` of a searcher of the same kind, space and options returned.
+
+        Raises:
+            SearcherError: if the state is of another searcher or space; then nothing is changed.
+        """
+        if state.get("searcher") != self.name:
+            msg = f"the state belongs to searcher {state.get('searcher')!r}, this one is {self.name!r}"
+            raise SearcherError(msg)
+        space = [[d.name, list(d.choices)] for d in self.space.dimensions]
+        if state["space"] != space:
+            other = [entry[0] for entry, own in itertools.zip_longest(state["space"], space) if entry != own and entry]
+            where = ", ".join(other[:3]) or "the number of dimensions"
+            msg = f"the state belongs to another space; it differs in {where}"
+            raise SearcherError(msg)
+        self.rng.bit_generator.state = state["rng"]
+        self._warm = self._candidates(state["warm"])
+        self._queue = self._candidates(state["queue"])
+        told = {trial.candidate: trial for trial in map(Trial.from_plain, state["told"])}
+        self._open = {candidate: told.get(candidate) for candidate in self._candidates(state["open"])}
+        self._known = dict.fromkeys(self._candidates(state["known"]))
+        self._load_state(state["own"])
+
+    def _rows(self, candidates: Iterable[Candidate]) -> NDArray[np.int64]:
+        """Returns candidates as an (n, n_dims) int64 array."""
+        return np.array(list(candidates), dtype=np.int64).reshape(-1, len(self.space))
+
+    def _candidates(self, rows: NDArray[np.int64]) -> list[Candidate]:
+        """Returns the candidates that `_rows` put into an array."""
+        return [tuple(row) for row in rows.tolist()]

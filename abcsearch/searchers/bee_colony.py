@@ -1,0 +1,182 @@
+"""Artificial bee colony."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import numpy as np
+
+from abcsearch.errors import SearcherError
+from abcsearch.searchers.base import Searcher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from abcsearch.budget import Constraint
+    from abcsearch.space import Candidate, SearchSpace
+    from abcsearch.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeeColonyOptions:
+    """Options of `BeeColony`; the defaults are those of ABCPruner's published code.
+
+    Attributes:
+        n_sources: number of food sources, at least 2; also the batch size of the employed and the onlooker phase.
+        abandonment_limit: a source that has not improved in this many tries is drawn anew, at least 1.
+        genes_changed: dimensions that a neighbour differs in before repair, at least 1.
+
+    Raises:
+        SearcherError: if an option is out of range.
+    """
+
+    n_sources: int = 10
+    abandonment_limit: int = 5
+    genes_changed: int = 2
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name, lowest in (("n_sources", 2), ("abandonment_limit", 1), ("genes_changed", 1)):
+            if getattr(self, name) < lowest:
+                msg = f"bee_colony: {name} is at least {lowest}, found {getattr(self, name)}"
+                raise SearcherError(msg)
+
+
+@final
+class BeeColony(Searcher):
+    """Food sources improved by employed bees, onlookers and scouts.
+
+    Each cycle: one neighbour of every source (employed phase); as many neighbours of sources chosen with probability
+    proportional to 0.9 * fit / max(fit) + 0.1 (onlooker phase); every source whose stagnation reached the limit is
+    drawn anew (scout phase). A neighbour moves some dimensions x_j by R * (x_j - x_kj), R ~ U(-1, 1), k another
+    source, in units of choices; it replaces its source if it is strictly better.
+
+    Source: Karaboga, An idea based on honey bee swarm for numerical optimization (2005); Lin et al., Channel Pruning
+    via Automatic Structure Search (IJCAI 2020), algorithm 1.
+
+    Differences from the paper:
+        - Moves are rounded stochastically, so that growing and shrinking are equally likely, and always change
+          something; in the published code truncation makes 51 % of the moves shrink and 26 % grow, and the last
+          dimension never moves.
+        - Scouts and first sources come from the same uniform distribution over the choices.
+        - No structure is evaluated twice; a neighbour that is known is drawn again, after that at random.
+        - Every structure is repaired into the budget. The papers bound widths by alpha only.
+        - Whole phases are proposed at once, so that as many workers as there are sources have work. Within the
+          onlooker phase all neighbours therefore start from the sources as they were when the phase began.
+        - Where a fitness is negative (a loss), Karaboga's transform comes first: 1 + f for f >= 0, else 1 / (1 + |f|).
+    """
+
+    name: ClassVar[str] = "bee_colony"
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        constraint: Constraint | None = None,
+        *,
+        seed: int = 0,
+        initial: Iterable[Sequence[int]] = (),
+        options: BeeColonyOptions | None = None,
+    ) -> None:
+        """Starts a new search; see `Searcher` for the arguments and `BeeColonyOptions` for the options."""
+        super().__init__(space, constraint, seed=seed, initial=initial)
+        self.options = options or BeeColonyOptions()
+        self._phase = "first"
+        self._sources: list[Candidate] = []
+        self._fitness: list[float] = []
+        self._stagnation: list[int] = []
+        self._targets: list[int] = []  # the source that each proposal of the open batch stands for
+
+    def _propose(self) -> list[Candidate]:
+        """Returns the batch of the current phase."""
+        n = self.options.n_sources
+        match self._phase:
+            case "first":
+                targets = list(range(n))
+            case "employed":
+                targets = list(range(len(self._sources)))
+            case "onlooker":
+                chances = self._chances()
+                targets = self.rng.choice(len(chances), size=len(chances), p=chances).tolist()
+            case _:
+                targets = self._abandoned()
+        batch: list[Candidate] = []
+        self._targets = []
+        for target in targets:
+            candidate = self._fresh(lambda t=target: self._draw(t))
+            if candidate is not None:
+                batch.append(candidate)
+                self._targets.append(target)
+        return batch
+
+    def _draw(self, target: int) -> Candidate:
+        """Returns a random structure, or in the employed and onlooker phase a neighbour of a source."""
+        return self._neighbour(target) if self._phase in ("employed", "onlooker") else self.space.sample(self.rng)
+
+    def _chances(self) -> NDArray[np.float64]:
+        """Returns the probability of every source in the onlooker phase, (n_sources,) float64, sum 1."""
+        fitness = np.array(self._fitness)
+        found = np.isfinite(fitness)
+        if (fitness[found] < 0).any():
+            fitness[found] = [1 + f if f >= 0 else 1 / (1 + abs(f)) for f in fitness[found].tolist()]
+        fitness[~found] = 0
+        best = fitness.max()
+        weights = 0.9 * (fitness / best if best > 0 else np.zeros_like(fitness)) + 0.1
+        return weights / weights.sum()
+
+    def _neighbour(self, target: int) -> Candidate:
+        """Returns a source moved in some dimensions towards or away from another one."""
+        movable = np.flatnonzero(self.space.last_indices > 0)
+        here = self.space.indices(self._sources[target])
+        if not len(movable) or len(self._sources) < 2:
+            return self.space.sample(self.rng)
+        partner = (target + int(self.rng.integers(1, len(self._sources)))) % len(self._sources)
+        genes = self.rng.choice(movable, size=min(self.options.genes_changed, len(movable)), replace=False)
+        distance = (here - self.space.indices(self._sources[partner]))[genes]
+        step = self.rng.uniform(-1, 1, size=len(genes)) * distance
+        moved = here.copy()
+        moved[genes] += np.floor(step + self.rng.random(len(genes))).astype(np.int64)
+        moved = np.clip(moved, 0, self.space.last_indices)
+        if (moved == here).all():
+            gene = int(self.rng.choice(genes))
+            up = here[gene] == 0 or (here[gene] < self.space.last_indices[gene] and self.rng.random() < 0.5)
+            moved[gene] += 1 if up else -1
+        return self.space.at(moved)
+
+    def _abandoned(self) -> list[int]:
+        """Returns the sources whose stagnation has reached the limit."""
+        return [i for i, tries in enumerate(self._stagnation) if tries >= self.options.abandonment_limit]
+
+    def _learn(self, batch: list[Trial]) -> None:
+        """Greedy replacement, then the next phase."""
+        if self._phase == "first":
+            self._sources = [trial.candidate for trial in batch]
+            self._fitness = [trial.fitness for trial in batch]
+            self._stagnation = [0] * len(batch)
+        else:
+            for target, trial in zip(self._targets, batch, strict=True):
+                if self._phase == "scout" or trial.fitness > self._fitness[target]:
+                    self._sources[target], self._fitness[target] = trial.candidate, trial.fitness
+                    self._stagnation[target] = 0
+                else:
+                    self._stagnation[target] += 1
+        after_onlookers = "scout" if self._abandoned() else "employed"
+        self._phase = {"employed": "onlooker", "onlooker": after_onlookers}.get(self._phase, "employed")
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "phase": self._phase,
+            "sources": self._rows(self._sources),
+            "fitness": np.array(self._fitness, dtype=np.float64),
+            "stagnation": np.array(self._stagnation, dtype=np.int64),
+            "targets": np.array(self._targets, dtype=np.int64),
+        }
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self._phase = str(state["phase"])
+        self._sources = self._candidates(state["sources"])
+        self._fitness = state["fitness"].tolist()
+        self._stagnation = state["stagnation"].tolist()
+        self._targets = state["targets"].tolist()
