@@ -1,0 +1,1 @@
+"""Data sets by name (`registry`): three splits in memory, never mixed (`splits`)."""

@@ -1,0 +1,4 @@
+"""Fitness: candidate -> Evaluation.
+
+`base` holds the contract; each fitness is one file; `registry` knows them by name.
+"""

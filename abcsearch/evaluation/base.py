@@ -1,0 +1,34 @@
+"""What an evaluator is, and how a failing one becomes a failed trial."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from abcsearch.errors import SearcherError
+from abcsearch.space import Candidate
+from abcsearch.trial import Evaluation
+
+# (candidate, seed) -> evaluation. The seed comes from (run seed, trial number), so that a trial always gets its own.
+Evaluator = Callable[[Candidate, int], Evaluation]
+
+
+def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int) -> Evaluation:
+    """Runs an evaluator, times it, and turns whatever it raises into a failed evaluation with the reason.
+
+    Ctrl-C and the like pass through.
+
+    Raises:
+        SearcherError: if the evaluator returns something else than an Evaluation: a mistake in its code, not in the
+            candidate.
+    """
+    start = time.perf_counter()
+    try:
+        found = evaluator(candidate, seed)
+    except Exception as error:  # noqa: BLE001 - any failure of a candidate is recorded and the search goes on
+        found = Evaluation(fitness=None, failure=f"{type(error).__name__}: {error}")
+    if not isinstance(found, Evaluation):  # pyright: ignore[reportUnnecessaryIsInstance] - the user's own function
+        msg = f"an evaluator returns an Evaluation, found {type(found).__name__}"
+        raise SearcherError(msg)
+    return replace(found, seconds=time.perf_counter() - start)

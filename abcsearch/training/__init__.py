@@ -1,0 +1,1 @@
+"""One training loop for everything that trains (`loop`), and scoring on a split (`scoring`)."""
