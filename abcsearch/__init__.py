@@ -19,10 +19,31 @@ if TYPE_CHECKING:
     from abcsearch.channels.ranking import Ranking as Ranking
     from abcsearch.channels.ranking import rank_channels as rank_channels
     from abcsearch.channels.slicing import slice_model as slice_model
+    from abcsearch.data.registry import load_data as load_data
+    from abcsearch.data.splits import Data as Data
+    from abcsearch.data.splits import Split as Split
     from abcsearch.errors import AbcSearchError as AbcSearchError
+    from abcsearch.evaluation.adaptive_bn import AdaptiveBN as AdaptiveBN
+    from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions as AdaptiveBNOptions
+    from abcsearch.export import export as export
+    from abcsearch.export import load as load
+    from abcsearch.runs.configured import resume as resume
+    from abcsearch.runs.run import SearchResult as SearchResult
+    from abcsearch.runs.run import search as search
+    from abcsearch.runs.settings import SpaceOptions as SpaceOptions
+    from abcsearch.searchers.base import Searcher as Searcher
+    from abcsearch.searchers.bee_colony import BeeColony as BeeColony
+    from abcsearch.searchers.bee_colony import BeeColonyOptions as BeeColonyOptions
+    from abcsearch.searchers.random_search import RandomSearch as RandomSearch
+    from abcsearch.searchers.registry import make_searcher as make_searcher
     from abcsearch.space import Candidate as Candidate
     from abcsearch.space import Dimension as Dimension
     from abcsearch.space import SearchSpace as SearchSpace
+    from abcsearch.training.loop import FineTuned as FineTuned
+    from abcsearch.training.loop import Recipe as Recipe
+    from abcsearch.training.loop import finetune as finetune
+    from abcsearch.training.loop import train as train
+    from abcsearch.training.scoring import score as score
     from abcsearch.trial import Evaluation as Evaluation
     from abcsearch.trial import Trial as Trial
 
@@ -38,10 +59,31 @@ _HOME = {
     "Ranking": "abcsearch.channels.ranking",
     "rank_channels": "abcsearch.channels.ranking",
     "slice_model": "abcsearch.channels.slicing",
+    "load_data": "abcsearch.data.registry",
+    "Data": "abcsearch.data.splits",
+    "Split": "abcsearch.data.splits",
     "AbcSearchError": "abcsearch.errors",
+    "AdaptiveBN": "abcsearch.evaluation.adaptive_bn",
+    "AdaptiveBNOptions": "abcsearch.evaluation.adaptive_bn",
+    "export": "abcsearch.export",
+    "load": "abcsearch.export",
+    "resume": "abcsearch.runs.configured",
+    "SearchResult": "abcsearch.runs.run",
+    "search": "abcsearch.runs.run",
+    "SpaceOptions": "abcsearch.runs.settings",
+    "Searcher": "abcsearch.searchers.base",
+    "BeeColony": "abcsearch.searchers.bee_colony",
+    "BeeColonyOptions": "abcsearch.searchers.bee_colony",
+    "RandomSearch": "abcsearch.searchers.random_search",
+    "make_searcher": "abcsearch.searchers.registry",
     "Candidate": "abcsearch.space",
     "Dimension": "abcsearch.space",
     "SearchSpace": "abcsearch.space",
+    "FineTuned": "abcsearch.training.loop",
+    "Recipe": "abcsearch.training.loop",
+    "finetune": "abcsearch.training.loop",
+    "train": "abcsearch.training.loop",
+    "score": "abcsearch.training.scoring",
     "Evaluation": "abcsearch.trial",
     "Trial": "abcsearch.trial",
 }

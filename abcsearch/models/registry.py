@@ -51,21 +51,34 @@ class Constructor:
             raise ModelError(msg) from error
         return found
 
+    def check(self) -> Callable[..., nn.Module]:
+        """Returns the callable if the options fit it, without calling it.
+
+        Raises:
+            ModelError: as `find`, or if an option is unknown or missing.
+        """
+        make = self.find()
+        try:
+            signature = inspect.signature(make)
+        except ValueError:  # some builtins have none
+            return make
+        try:
+            signature.bind(**self.options)
+        except TypeError as error:
+            known = [n for n, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+            wrong = [option for option in self.options if option not in known]
+            hint = unknown_name("option", wrong[0], known) if wrong else str(error)
+            msg = f"model {self.name!r}: {hint}"
+            raise ModelError(msg) from error
+        return make
+
     def build(self, seed: int = 0) -> nn.Module:
         """Returns a new network, initialised from the stream (seed, "init"); the global random state is left alone.
 
         Raises:
             ModelError: if the options do not fit, or the result is not a module.
         """
-        make = self.find()
-        try:
-            inspect.signature(make).bind(**self.options)
-        except TypeError as error:
-            known = [n for n, p in inspect.signature(make).parameters.items() if p.kind != p.VAR_KEYWORD]
-            wrong = [option for option in self.options if option not in known]
-            hint = unknown_name("option", wrong[0], known) if wrong else str(error)
-            msg = f"model {self.name!r}: {hint}"
-            raise ModelError(msg) from error
+        make = self.check()
         with torch_seeded(seed, "init"):
             model = make(**self.options)
         if not isinstance(model, nn.Module):

@@ -1,0 +1,217 @@
+"""Config files: TOML in, `RunConfig` out, all mistakes at once.
+
+seed, n_trials, criterion, max_failures, baselines      top level
+[model]      name, checkpoint, and the constructor's own options
+[data]       name, and the data set's own options
+[pretrain]   training recipe of the base network
+[budget]     macs, params, flops
+[space]      alpha, step, levels, divisor, fixed
+[searcher]   name, and the searcher's own options
+[evaluator]  name, and the evaluator's own options
+[finetune]   training recipe of the winner
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from abcsearch.budget import Budget
+from abcsearch.channels.ranking import CRITERIA
+from abcsearch.data.registry import check_data_options
+from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
+from abcsearch.evaluation.registry import EVALUATORS
+from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions
+from abcsearch.searchers.registry import SEARCHERS
+from abcsearch.training.loop import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from abcsearch.evaluation.registry import EvaluatorEntry
+    from abcsearch.searchers.registry import SearcherEntry
+
+_SECTIONS: dict[str, type] = {"budget": Budget, "space": SpaceOptions, "pretrain": Recipe, "finetune": Recipe}
+_REQUIRED = ("n_trials", "model", "data", "budget")
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Returns the run that a TOML file describes.
+
+    Args:
+        path: the file.
+        overrides: "dotted.key=value", e.g. "searcher.n_sources=20"; values as in TOML, plain words without quotes.
+
+    Raises:
+        ConfigError: if the file is missing or not TOML, or with all mistakes in it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        msg = f"config {file} does not exist"
+        raise ConfigError(msg)
+    try:
+        plain = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"config {file} is not TOML: {error}"
+        raise ConfigError(msg) from error
+    for override in overrides:
+        _override(plain, override)
+    return parse_config(plain, str(file))
+
+
+def parse_config(plain: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Returns the run that plain values describe.
+
+    Raises:
+        ConfigError: with all mistakes.
+    """
+    problems: list[str] = []
+    known = [f.name for f in fields(RunConfig)]
+    problems += [unknown_name("setting", key, known) for key in plain if key not in known]
+    problems += [f"setting {key!r} is missing" for key in _REQUIRED if key not in plain]
+    values: dict[str, Any] = {}
+    for key, value in plain.items():
+        if key in known:
+            try:
+                values[key] = _section(key, value)
+            except AbcSearchError as error:
+                problems.append(str(error))
+    if not problems:
+        try:
+            return RunConfig(**values)
+        except AbcSearchError as error:
+            problems.append(str(error))
+    listed = "\n".join(f"  - {line}" for problem in problems for line in problem.split("\n"))
+    msg = f"{where} has {len(listed.splitlines())} mistake(s):\n{listed}"
+    raise ConfigError(msg)
+
+
+def parse_recipe(overrides: Sequence[str], recipe: Recipe) -> Recipe:
+    """Returns a training recipe with some fields changed.
+
+    Args:
+        overrides: "epochs=5" or "finetune.epochs=5".
+        recipe: the other fields.
+
+    Raises:
+        ConfigError: if a field is unknown or a value does not fit.
+    """
+    plain: dict[str, Any] = {"finetune": dict(vars(recipe))}
+    for override in overrides:
+        _override(plain, override if override.startswith("finetune.") else f"finetune.{override}")
+    return _record(Recipe, plain["finetune"], "finetune")
+
+
+def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a record out
+    """Returns the record of a table, or a checked top-level value."""
+    if key in ("model", "data", "searcher", "evaluator"):
+        return _named(key, value)
+    if key in _SECTIONS:
+        return _record(_SECTIONS[key], _table(key, value), key)
+    if key == "criterion" and value not in [*CRITERIA, "random"]:
+        raise ConfigError(unknown_name("criterion", str(value), [*CRITERIA, "random"]))
+    return _typed(key, get_type_hints(RunConfig)[key], value)
+
+
+def _typed(where: str, annotation: Any, value: Any) -> Any:  # noqa: ANN401 - plain values
+    """Returns a value of exactly the annotated type; a list (TOML knows no tuples) counts as a tuple.
+
+    Raises:
+        ConfigError: saying what is wrong with it.
+    """
+    try:
+        return TypeAdapter(annotation).validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
+    except ValidationError as error:
+        reasons = dict.fromkeys(item["msg"][0].lower() + item["msg"][1:] for item in error.errors())
+        msg = f"{where} = {value!r}: {', or '.join(reasons)}"
+        raise ConfigError(msg) from error
+
+
+def _table(key: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - a plain value
+    """Returns a table, or raises ConfigError where there is something else."""
+    if not isinstance(value, dict):
+        msg = f"[{key}] is a table, found {value!r}"
+        raise ConfigError(msg)
+    return value
+
+
+def _record(kind: type, plain: dict[str, Any], where: str) -> Any:  # noqa: ANN401 - the record
+    """Returns a frozen record with every key and type checked.
+
+    Raises:
+        ConfigError: with all unknown keys and wrong types of the table.
+    """
+    known = {f.name: f for f in fields(kind)}
+    problems = [unknown_name(f"setting in [{where}]:", key, known) for key in plain if key not in known]
+    problems += [
+        f"setting {name!r} in [{where}] is missing"
+        for name, f in known.items()
+        if f.default is MISSING and f.default_factory is MISSING and name not in plain
+    ]
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key in known:
+        if key in plain:
+            try:
+                values[key] = _typed(f"{where}.{key}", hints[key], plain[key])
+            except ConfigError as error:
+                problems.append(str(error))
+    if not problems:
+        return kind(**values)
+    raise ConfigError("\n".join(problems))
+
+
+def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a plain value
+    """Returns a part whose table holds its name and its own options."""
+    table = dict(_table(key, {"name": value} if isinstance(value, str) else value))
+    name = table.pop("name", None)
+    if not isinstance(name, str):
+        msg = f"[{key}] needs a name, found {name!r}"
+        raise ConfigError(msg)
+    if key == "model":
+        checkpoint = table.pop("checkpoint", None)
+        if checkpoint is not None and not isinstance(checkpoint, str):
+            msg = f"model.checkpoint is a path, found {checkpoint!r}"
+            raise ConfigError(msg)
+        settings = ModelSettings(name=name, options=table, checkpoint=checkpoint)
+        settings.check()
+        return settings
+    if key == "data":
+        check_data_options(name, table)
+        return Part(name=name, options=table)
+    registry: Mapping[str, SearcherEntry | EvaluatorEntry] = SEARCHERS if key == "searcher" else EVALUATORS
+    if name not in registry:
+        raise ConfigError(unknown_name(key, name, registry))
+    options = registry[name].options
+    if options is not None:
+        _record(options, table, key)
+    elif table:
+        msg = f"{key} {name!r} has no options, found {', '.join(table)}"
+        raise ConfigError(msg)
+    return Part(name=name, options=table)
+
+
+def _override(plain: dict[str, Any], override: str) -> None:
+    """Sets one dotted key in place."""
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        msg = f"--set takes dotted.key=value, found {override!r}"
+        raise ConfigError(msg)
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *tables, key = path.strip().split(".")
+    place: Any = plain
+    for name in tables:
+        inner = place.get(name, {})
+        place[name] = {"name": inner} if isinstance(inner, str) else inner
+        place = place[name]
+        if not isinstance(place, dict):
+            msg = f"--set {override}: {name} is not a table"
+            raise ConfigError(msg)
+    place[key] = value
