@@ -104,7 +104,7 @@ class _Bar:
 
 
 class _Lines:
-    """Progress as plain lines: the first and the last step of a stage and, in between, about every twentieth part."""
+    """Progress as plain lines: the first and the last step of a stage and, in between, about every tenth part."""
 
     def __init__(self) -> None:
         self._stage = ""
@@ -114,7 +114,7 @@ class _Lines:
         first = stage != self._stage
         if first:
             self._stage, self._start, self._first = stage, time.monotonic(), done
-        if not (first or done == total or done % max(1, total // 20) == 0):
+        if not (first or done == total or done % max(1, total // 10) == 0):
             return
         left = ""
         if not first and done < total:

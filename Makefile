@@ -1,0 +1,64 @@
+# Each target sets itself up: it needs Python 3.11 or newer, make and a package registry.
+# The virtual environment in .venv is made once and again only when pyproject.toml has changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/digits
+# One thread per process: pytest runs one process per core.
+THREADS := OMP_NUM_THREADS=1
+
+.PHONY: help demo test lint types layers tests notebooks bench-digits clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+
+$(VENV)/.installed: pyproject.toml
+	@echo "== virtual environment with abcsearch in $(VENV) (the first time this downloads PyTorch)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "abcsearch needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "== tools for tests and notebooks"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,notebooks]'
+	@touch $@
+
+demo: $(VENV)/.installed ## the whole job on scikit-learn's digits: train, search, fine-tune, export, report
+	@echo "== search"
+	@$(BIN)/abcsearch search experiments/digits/config.toml --run-dir $(RUN)
+	@echo "== fine-tuning"
+	@$(BIN)/abcsearch finetune $(RUN)
+	@echo "== export"
+	@$(BIN)/abcsearch export $(RUN) --format safetensors
+	@echo "== report"
+	@$(BIN)/abcsearch report $(RUN)
+
+test: lint types layers tests ## everything that CI checks
+	@echo "== all checks passed"
+
+lint: $(VENV)/.installed-dev ## format and style
+	@echo "== lint"
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+
+types: $(VENV)/.installed-dev ## types
+	@echo "== types"
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+layers: $(VENV)/.installed-dev ## which module may import which
+	@echo "== layers"
+	@$(BIN)/lint-imports --no-cache > $(VENV)/layers.log 2>&1 || { cat $(VENV)/layers.log >&2; exit 1; }
+
+tests: $(VENV)/.installed-dev ## tests, README examples and notebooks, warnings as errors
+	@echo "== tests"
+	@$(THREADS) $(BIN)/python -m pytest -n auto --dist worksteal
+
+bench-digits: $(VENV)/.installed ## the table of experiments/digits/README.md: the demo with seeds 0 to 4
+	@$(BIN)/python experiments/digits/seeds.py
+
+clean: ## removes the virtual environment and the runs
+	rm -rf $(VENV) runs

@@ -1,0 +1,238 @@
+"""Contract tests, usable by strangers: subclass, say how to make yours, and let pytest collect the class.
+
+    class TestMySearcher(SearcherContract):
+        def make(self, space, constraint, seed):
+            return MySearcher(space, constraint, seed=seed)
+
+The contract in one sentence: proposals are new, inside the space and the budget, and depend on nothing but the seed and
+what was told; a saved searcher continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from abcsearch.budget import Budget, Constraint
+from abcsearch.errors import SearcherError
+from abcsearch.space import Dimension, SearchSpace
+from abcsearch.trial import Evaluation, Trial, best_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from abcsearch.searchers.base import Searcher
+    from abcsearch.space import Candidate
+
+
+@dataclass(frozen=True)
+class ToyCosts:
+    """Costs of a chain of layers: each pair of neighbours costs the product of their widths; blocks cost nothing."""
+
+    def macs(self, candidates: ArrayLike) -> NDArray[np.int64]:
+        """Returns the sum of products of neighbouring values plus the sum of all values, (n,) int64."""
+        rows = np.asarray(candidates, dtype=np.int64)
+        return (rows[:, :-1] * rows[:, 1:]).sum(axis=1) + rows.sum(axis=1)
+
+    def flops(self, candidates: ArrayLike) -> NDArray[np.int64]:
+        """Returns twice the macs."""
+        return 2 * self.macs(candidates)
+
+    def params(self, candidates: ArrayLike) -> NDArray[np.int64]:
+        """Returns the sum of all values, (n,) int64."""
+        return np.asarray(candidates, dtype=np.int64).sum(axis=1)
+
+
+def toy_space(n_dims: int = 6, n_choices: int = 9) -> SearchSpace:
+    """Returns a space of `n_dims` widths (one with a single choice) and two block switches."""
+    widths = [
+        Dimension(f"w{i}", "width", tuple(range(2 + i, 2 + i + n_choices)), n_choices + 4 + i) for i in range(n_dims)
+    ]
+    fixed = Dimension("fixed", "width", (5,))
+    blocks = [Dimension(f"b{i}", "block", (0, 1)) for i in range(2)]
+    return SearchSpace((*widths, fixed, *blocks))
+
+
+def toy_fitness(space: SearchSpace, candidate: Candidate) -> float:
+    """Returns a fitness in [0, 1] that grows and saturates with every width; layers differ in weight."""
+    point = space.encode(candidate)
+    weights = 1.0 + np.arange(len(space)) % 3
+    return float((weights * np.sqrt(point)).sum() / weights.sum())
+
+
+class SearcherContract:
+    """What every searcher keeps; override `make`, and where yours learns slowly `rounds`.
+
+    Attributes:
+        rounds: how many trials the long tests run.
+    """
+
+    rounds = 300
+
+    def make(self, space: SearchSpace, constraint: Constraint | None, seed: int) -> Searcher:
+        """Returns a new searcher."""
+        raise NotImplementedError
+
+    def problem(self) -> tuple[SearchSpace, Constraint]:
+        """Returns a mixed space and a budget of half the macs."""
+        space = toy_space()
+        return space, Budget(macs=0.5).bind(space, ToyCosts())
+
+    def evaluated(self, space: SearchSpace, candidate: Candidate, number: int) -> Trial:
+        """Returns the trial of a candidate; every seventh fails."""
+        if number % 7 == 6:
+            return Trial(number, candidate, Evaluation(fitness=None, failure="made to fail"))
+        return Trial(number, candidate, Evaluation(fitness=toy_fitness(space, candidate)))
+
+    def play(self, searcher: Searcher, n: int, sizes: Sequence[int] = (7,), start: int = 0) -> list[Trial]:
+        """Asks in portions of the given sizes and tells each at once, until `n` trials or nothing new."""
+        trials: list[Trial] = []
+        for size in itertools.cycle(sizes):
+            asked = searcher.ask(min(size, n - len(trials)))
+            number = start + len(trials)
+            batch = [self.evaluated(searcher.space, c, number + i) for i, c in enumerate(asked)]
+            searcher.tell(batch)
+            trials += batch
+            if not batch or len(trials) >= n:
+                return trials
+        return trials
+
+    def test_every_proposal_is_new_and_inside_space_and_budget(self) -> None:
+        """No structure twice, none outside."""
+        space, constraint = self.problem()
+        trials = self.play(self.make(space, constraint, 0), self.rounds)
+        assert len(trials) == self.rounds
+        assert len({trial.candidate for trial in trials}) == self.rounds
+        for trial in trials:
+            space.check(trial.candidate)
+            assert constraint.allows(trial.candidate)
+
+    def test_same_seed_same_proposals(self) -> None:
+        """The seed decides everything."""
+        space, constraint = self.problem()
+        first, second, other = (self.play(self.make(space, constraint, seed), 100) for seed in (3, 3, 4))
+        assert first == second
+        assert [t.candidate for t in first] != [t.candidate for t in other]
+
+    def test_how_many_are_asked_for_at_a_time_changes_nothing(self) -> None:
+        """Workers come and go; proposals stay."""
+        space, constraint = self.problem()
+        runs = [self.play(self.make(space, constraint, 1), 150, sizes) for sizes in ((1,), (150,), (2, 5, 1, 11))]
+        assert [t.candidate for t in runs[0]] == [t.candidate for t in runs[1]] == [t.candidate for t in runs[2]]
+
+    def test_order_of_telling_changes_nothing(self) -> None:
+        """Trials finish in any order, and some much later than others."""
+        space, constraint = self.problem()
+        ordered, shuffled = self.make(space, constraint, 2), self.make(space, constraint, 2)
+        order = np.random.default_rng(0)
+        number = 0
+        for _ in range(30):
+            asked, again = ordered.ask(8), shuffled.ask(8)
+            assert asked == again
+            batch = [self.evaluated(space, c, number + i) for i, c in enumerate(asked)]
+            number += len(batch)
+            ordered.tell(batch)
+            for index in order.permutation(len(batch)):
+                shuffled.tell([batch[index]])
+
+    def test_saved_and_loaded_continues_bit_for_bit(self) -> None:
+        """A state goes through JSON (arrays aside) at any point, also with trials open, and nothing changes."""
+        space, constraint = self.problem()
+        straight = self.make(space, constraint, 5)
+        saved = self.make(space, constraint, 5)
+        number = 0
+        for step in range(40):
+            asked = straight.ask(5)
+            assert saved.ask(5) == asked
+            batch = [self.evaluated(space, c, number + i) for i, c in enumerate(asked)]
+            number += len(batch)
+            cut = step % (len(batch) + 1)
+            straight.tell(batch[:cut])
+            saved.tell(batch[:cut])
+            state = _through_json(saved.state_dict())
+            saved = self.make(space, constraint, 99)
+            saved.load_state_dict(state)
+            straight.tell(batch[cut:])
+            saved.tell(batch[cut:])
+
+    def test_every_dimension_changes_in_time(self) -> None:
+        """No dimension that has a choice is left out; those without one stay."""
+        space, constraint = self.problem()
+        rows = np.array([trial.candidate for trial in self.play(self.make(space, constraint, 0), self.rounds)])
+        late = rows[len(rows) // 2 :]
+        varies = np.array([len(np.unique(late[:, i])) > 1 for i in range(len(space))])
+        assert (varies == (space.last_indices > 0)).all()
+
+    def test_failed_trials_never_win_and_do_not_stop_the_search(self) -> None:
+        """All failed, then half failed: proposals go on, and the best is a success."""
+        space, constraint = self.problem()
+        searcher = self.make(space, constraint, 0)
+        for number in range(40):
+            for candidate in searcher.ask(1):
+                searcher.tell([Trial(number, candidate, Evaluation(fitness=None, failure="made to fail"))])
+        trials = self.play(searcher, 60, start=40)
+        best = best_trial(trials)
+        assert len(trials) == 60
+        assert best is not None
+        assert best.evaluation.failure is None
+
+    def test_a_small_space_is_exhausted_and_its_optimum_found(self) -> None:
+        """Every structure inside the budget is proposed exactly once; then nothing."""
+        space = SearchSpace(tuple(Dimension(f"w{i}", "width", (1, 2, 3, 5), 6) for i in range(3)))
+        constraint = Budget(macs=(1, 20)).bind(space, ToyCosts())
+        every = [c for c in itertools.product((1, 2, 3, 5), repeat=3) if constraint.allows(c)]
+        searcher = self.make(space, constraint, 0)
+        trials: list[Trial] = []
+        while batch := searcher.ask(4):
+            done = [Trial(len(trials) + i, c, Evaluation(fitness=toy_fitness(space, c))) for i, c in enumerate(batch)]
+            searcher.tell(done)
+            trials += done
+        assert sorted(trial.candidate for trial in trials) == sorted(every)
+        assert max(trial.fitness for trial in trials) == max(toy_fitness(space, c) for c in every)
+
+    def test_wrong_calls_are_refused_and_change_nothing(self) -> None:
+        """Told twice, never asked, a foreign state: one clear error, and the search goes on as if nothing was."""
+        space, constraint = self.problem()
+        searcher, undisturbed = self.make(space, constraint, 0), self.make(space, constraint, 0)
+        asked, same = searcher.ask(3), undisturbed.ask(3)
+        batch = [self.evaluated(space, c, i) for i, c in enumerate(asked)]
+        searcher.tell(batch[:2])
+        foreign = Trial(9, space.full, Evaluation(fitness=2.0))
+        other = {**searcher.state_dict(), "searcher": "another"}
+        smaller = {**searcher.state_dict(), "space": searcher.state_dict()["space"][1:]}
+        _refused(lambda: searcher.tell([batch[2], batch[0]]), "told already")
+        _refused(lambda: searcher.tell([batch[2], batch[2]]), "told already")
+        _refused(lambda: searcher.tell([batch[2], foreign]), "never asked")
+        _refused(lambda: searcher.ask(0), "at least one")
+        _refused(lambda: searcher.load_state_dict(other), "another")
+        _refused(lambda: searcher.load_state_dict(smaller), "another space")
+        searcher.tell(batch[2:])
+        undisturbed.tell([self.evaluated(space, c, i) for i, c in enumerate(same)])
+        assert searcher.ask(20) == undisturbed.ask(20)
+
+
+def _through_json(state: Any) -> Any:  # noqa: ANN401 - plain JSON values and arrays
+    """Returns a state as it comes back from a file; raises TypeError for anything but JSON values and arrays."""
+    if isinstance(state, dict):
+        assert all(isinstance(key, str) for key in state)
+        return {key: _through_json(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_through_json(value) for value in state]
+    return state.copy() if isinstance(state, np.ndarray) else json.loads(json.dumps(state))
+
+
+def _refused(call: Any, words: str) -> None:  # noqa: ANN401 - a function without arguments
+    """Asserts that a call raises SearcherError with these words in its message."""
+    try:
+        call()
+    except SearcherError as error:
+        assert words in str(error), str(error)  # noqa: PT017 - no pytest here: strangers may use another runner
+    else:
+        msg = f"expected a SearcherError with {words!r}"
+        raise AssertionError(msg)
