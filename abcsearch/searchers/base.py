@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from abcsearch.space import Candidate, SearchSpace
 
-_TRIES = 50  # draws before a searcher gives up on finding a structure that it has not proposed yet
-_ENUMERABLE = 2**16  # spaces up to this size are searched exhaustively for what is left
+_TRIES = 50  # draws of a kind before a searcher gives up on finding a structure that it has not proposed yet
+_ENUMERABLE = 2**16  # spaces up to this size are soon searched exhaustively for what is left
 
 
 class Searcher(ABC):
@@ -151,8 +151,9 @@ class Searcher(ABC):
         """
         if self._warm:
             return self._remember(self._warm.pop(0)) or self._fresh(draw)
-        for attempt in range(2 * _TRIES):
-            drawn = draw() if attempt < _TRIES else self.space.sample(self.rng)
+        tries = _TRIES if self.space.size > _ENUMERABLE else _TRIES // 5
+        for attempt in range(2 * tries):
+            drawn = draw() if attempt < tries else self.space.sample(self.rng)
             candidate = self._remember(self.constraint.repair(drawn, self.rng))
             if candidate is not None:
                 return candidate

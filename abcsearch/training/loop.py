@@ -77,7 +77,13 @@ class Recipe:
 
 
 def train(
-    model: nn.Module, split: Split, recipe: Recipe, *, seed: int, part: str, on_epoch: OnEpoch | None = None
+    model: nn.Module,
+    split: Split,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    part: str = "train",
+    on_epoch: OnEpoch | None = None,
 ) -> None:
     """Trains a network in place; deterministic on CPU for the same arguments.
 

@@ -1,0 +1,56 @@
+"""Small problems that many tests share."""
+
+import pytest
+import torch
+from torch import nn
+
+from abcsearch.data.splits import Data
+from abcsearch.models.resnet import SmallResNet
+from abcsearch.rng import torch_seeded
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_data():
+    """Two classes of 6x6 noise with a bright half: learnt in a few steps."""
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 2
+    images = torch.randn(120, 1, 6, 6, generator=draws)
+    images[labels == 1, :, :3] += 2
+    return Data.from_tensors((images[:80], labels[:80]), (images[80:], labels[80:]), validation=0.25)
+
+
+@pytest.fixture
+def tiny_model():
+    """A residual network with two stages, untrained, statistics not the default ones."""
+    with torch_seeded(0, "init"):
+        model = SmallResNet(in_channels=1, classes=2, widths=(6, 8), depths=(1, 1))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.add_(0.1)
+    return model.eval()
+
+
+TINY_CONFIG = """
+n_trials = 24
+baselines = ["uniform", "random"]
+model = {name = "small_resnet", widths = [4, 6], depths = [1, 1]}
+data = {name = "digits"}
+pretrain = {epochs = 1, batch_size = 256}
+budget = {macs = 0.5}
+searcher = {name = "bee_colony", n_sources = 4}
+evaluator = {name = "adaptive_bn", calibration_images = 64}
+finetune = {epochs = 1, batch_size = 256, lr = 0.02}
+"""
+
+
+@pytest.fixture
+def tiny_config(tmp_path):
+    """A config of a whole run that takes a second or two."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY_CONFIG)
+    return path
