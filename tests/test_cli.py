@@ -1,0 +1,293 @@
+"""The command line: a whole job, every mistake, Ctrl-C, terminal and log."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from abcsearch import cli, load
+from abcsearch.data.registry import load_data
+from abcsearch.training.scoring import score
+
+COMMANDS = ("search", "resume", "status", "finetune", "report", "export")
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run: searched, fine-tuned, exported, reported; with what each command printed."""
+    folder = tmp_path_factory.mktemp("job")
+    config = folder / "tiny.toml"
+    from tests.conftest import TINY_CONFIG
+
+    config.write_text(TINY_CONFIG)
+    run = folder / "run"
+    printed = {
+        "search": call("search", config, "--run-dir", run),
+        "finetune": call("finetune", run),
+        "export": call("export", run),
+        "report": call("report", run),
+        "status": call("status", run),
+        "resume": call("resume", run),
+    }
+    return run, config, printed
+
+
+def test_every_command_of_a_whole_job_succeeds(finished):
+    _, _, printed = finished
+    assert {name: result.exit_code for name, result in printed.items()} == dict.fromkeys(printed, 0)
+
+
+def test_search_prints_progress_and_the_winner(finished):
+    run, _, printed = finished
+    text = printed["search"].output
+    best = json.loads((run / "best.json").read_text())
+    assert "bee_colony: 24/24, best" in text
+    assert "random baseline: 24/24" in text
+    assert re.search(r"bee_colony: \d+/24, best [\d.]+, \d+ s left", text)
+    assert f"fitness {best['evaluation']['fitness']:.4f}" in text
+    assert f"  conv: 4 => {best['candidate'][0]}" in text
+
+
+def test_report_is_one_table_with_all_networks_and_columns(finished):
+    run, _, printed = finished
+    rows = {row["network"]: row for row in json.loads((run / "report.json").read_text())["rows"]}
+    assert list(rows) == ["full", "uniform", "random", "bee_colony"]
+    for name, row in rows.items():
+        assert row["macs"] <= (1 if name == "full" else 0.5) * rows["full"]["macs"]
+        for cell in (f"{row['macs']:,}", f"{row['params']:,}", f"{row['fitness']:.4f}", f"{100 * row['after']:.2f} %"):
+            assert cell in printed["report"].output
+            assert cell in (run / "report.md").read_text()
+        assert row["latency_ms"] > 0
+
+
+def test_fitness_and_accuracies_of_the_report_are_those_of_the_networks(finished):
+    run, _, _ = finished
+    rows = {row["network"]: row for row in json.loads((run / "report.json").read_text())["rows"]}
+    assert rows["bee_colony"]["fitness"] == json.loads((run / "best.json").read_text())["evaluation"]["fitness"]
+    exported = load(run / "export")
+    data = load_data("digits", seed=0)
+    assert score(exported, data.test)["top1"] == pytest.approx(rows["bee_colony"]["after"])
+    assert sum(p.numel() for p in exported.parameters()) == rows["bee_colony"]["params"]
+
+
+def test_fine_tuning_again_does_nothing_and_another_recipe_does_it_again(finished):
+    run, _, _ = finished
+    first = (run / "finetuned" / "uniform.safetensors").stat().st_mtime_ns
+    assert call("finetune", run).exit_code == 0
+    assert (run / "finetuned" / "uniform.safetensors").stat().st_mtime_ns == first
+    assert call("finetune", run, "--set", "lr=0.01").exit_code == 0
+    assert (run / "finetuned" / "uniform.safetensors").stat().st_mtime_ns != first
+    assert call("finetune", run).exit_code == 0
+
+
+def test_status_reads_a_finished_and_a_running_folder(finished):
+    run, _, printed = finished
+    assert "bee_colony: 24 of 24 trials, 0 failed, best" in printed["status"].output
+    assert "baseline random: 24 of 24 trials" in printed["status"].output
+    assert "not running" in printed["status"].output
+    from abcsearch.runs.folder import RunFolder
+
+    with RunFolder(run).locked():
+        assert "running now" in call("status", run).output
+        refused = call("resume", run)
+    assert refused.exit_code == 2
+    assert "is in use by another process" in refused.output
+
+
+def test_searching_again_changes_nothing_and_another_run_is_refused(finished):
+    run, config, _ = finished
+    journal = (run / "journal.jsonl").read_bytes()
+    assert call("search", config, "--run-dir", run).exit_code == 0
+    refused = call("search", config, "--run-dir", run, "--set", "budget.macs=0.6", "--set", "seed=3")
+    assert refused.exit_code == 2
+    assert "already holds a different run: budget.macs: 0.5 in the folder, 0.6 now; seed: 0 in the folder, 3 now" in (
+        refused.output
+    )
+    assert (run / "journal.jsonl").read_bytes() == journal
+
+
+def test_base_network_follows_the_checkpoint(finished, tmp_path):
+    run, config, _ = finished
+    changes = ("--set", f"model.checkpoint={run / 'base.safetensors'}", "--set", "n_trials=4")
+    text = config.read_text().replace("pretrain = {epochs = 1, batch_size = 256}\n", "")
+    (tmp_path / "checkpoint.toml").write_text(text)
+    assert call("search", tmp_path / "checkpoint.toml", "--run-dir", tmp_path / "run", *changes).exit_code == 0
+    assert (tmp_path / "run" / "base.safetensors").read_bytes() == (run / "base.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["n_trial=5"], "unknown setting 'n_trial'; did you mean 'n_trials'?"),
+        (["n_trials=0"], "n_trials is the number of structures to evaluate, at least 1, found 0"),
+        (["searcher.name=bee_colny"], "unknown searcher 'bee_colny'; did you mean 'bee_colony'?"),
+        (["searcher.n_source=3"], "unknown setting in [searcher]: 'n_source'; did you mean 'n_sources'?"),
+        (["evaluator.metric=top2"], "unknown metric 'top2'"),
+        (["model.name=small_resnt"], "unknown model 'small_resnt'; did you mean 'small_resnet'?"),
+        (["model.width=[4]"], "unknown option 'width'; did you mean 'widths'?"),
+        (["model.name=no_such_module:Net"], "model 'no_such_module:Net' cannot be imported"),
+        (["data.name=digit"], "unknown data set 'digit'; did you mean 'digits'?"),
+        (["data.name=image_folder", "data.path=/no/such/folder"], "data folder /no/such/folder/train is missing"),
+        (["budget.macs=0.0001"], "cannot be reached"),
+        (["budget.macs=1.5"], "a float is a fraction in (0, 1]"),
+        (["budget.mac=0.5"], "unknown setting in [budget]: 'mac'; did you mean 'macs'?"),
+        (["space.alpha=1.2"], "alpha is the largest keep ratio, in (0, 1], found 1.2"),
+        (["space.step=0"], "step"),
+        (["space.fixed=['conv1']"], "unknown module in fixed 'conv1'"),
+        (["criterion=l7"], "unknown criterion 'l7'"),
+        (["pretrain.lr=fast"], "pretrain.lr = 'fast'"),
+        (["model.checkpoint=base.pt"], "set either model.checkpoint or the table [pretrain]"),
+        (["nonsense"], "--set takes dotted.key=value, found 'nonsense'"),
+    ],
+)
+def test_mistakes_get_one_message_exit_2_and_leave_nothing(tiny_config, tmp_path, changes, words):
+    sets = [part for change in changes for part in ("--set", change)]
+    result = call("search", tiny_config, "--run-dir", tmp_path / "run", *sets)
+    assert result.exit_code == 2, result.output
+    assert words in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_all_mistakes_of_a_config_at_once(tiny_config, tmp_path):
+    sets = (
+        "--set",
+        "n_trial=5",
+        "--set",
+        "searcher.n_source=3",
+        "--set",
+        "budget.macs='half'",
+        "--set",
+        "pretrain.epochs=1.5",
+    )
+    output = call("search", tiny_config, "--run-dir", tmp_path / "run", *sets).output
+    assert "has 4 mistake(s)" in output
+    for words in ("'n_trial'", "'n_source'", "budget.macs = 'half'", "pretrain.epochs = 1.5"):
+        assert words in output
+
+
+@pytest.mark.parametrize("command", ["resume", "status", "finetune", "report", "export"])
+def test_a_folder_without_a_run_is_refused(command, tmp_path):
+    for folder, words in ((tmp_path, "is not a run folder"), (tmp_path / "nowhere", "does not exist")):
+        result = call(command, folder)
+        assert result.exit_code == 2
+        assert words in result.output
+
+
+def test_missing_config_and_checkpoint(tiny_config, tmp_path):
+    assert "does not exist" in call("search", tmp_path / "no.toml").output
+    text = tiny_config.read_text().replace("pretrain = {epochs = 1, batch_size = 256}\n", "")
+    tiny_config.write_text(text)
+    other = {"conv.weight": torch.zeros(3, 3), "head.weight": torch.zeros(2)}
+    torch.save(other, tmp_path / "other.pt")
+    for path, words in (
+        (tmp_path / "no.pt", "no.pt does not exist"),
+        (tmp_path / "other.pt", "missing: bn.weight"),
+        (tmp_path / "other.pt", "unexpected: head.weight"),
+        (tmp_path / "other.pt", "other shapes: conv.weight (3, 3) (the model has (4, 1, 3, 3))"),
+    ):
+        result = call("search", tiny_config, "--run-dir", tmp_path / "run", "--set", f"model.checkpoint={path}")
+        assert result.exit_code == 2
+        assert words in result.output.replace("\n", " ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unfinished_search_is_not_fine_tuned(tiny_config, tmp_path):
+    from abcsearch.runs.folder import RunFolder
+
+    run = tmp_path / "run"
+    assert call("search", tiny_config, "--run-dir", run, "--set", "n_trials=5").exit_code == 0
+    header = json.loads((run / "run.json").read_text())
+    header["settings"]["n_trials"] = 10
+    RunFolder(run).write_json("run.json", header)
+    for command in ("finetune", "report", "export"):
+        result = call(command, run)
+        assert result.exit_code == 2
+        assert "is not finished; continue it with: abcsearch resume" in result.output
+    assert call("resume", run).exit_code == 0
+    assert call("export", run, "--format", "onx").exit_code == 2
+
+
+def test_help_of_every_command_has_an_example():
+    assert "abcsearch search experiments/digits/config.toml" in call("--help").output
+    for command in COMMANDS:
+        result = call(command, "--help")
+        assert result.exit_code == 0
+        assert f"Example: abcsearch {command}" in result.output
+
+
+def script(arguments, cwd, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-c", "from abcsearch.cli import main; main()", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_help_imports_no_torch(tmp_path):
+    code = (
+        "import sys; from abcsearch import cli; print([m for m in ('torch', 'sklearn', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_ctrl_c_saves_and_exits_130_and_resume_finishes(tiny_config, tmp_path):
+    process = script(["search", tiny_config, "--run-dir", "run", "--set", "n_trials=4000"], tmp_path)
+    journal = tmp_path / "run" / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while (not journal.exists() or journal.stat().st_size < 2000) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "continue with: abcsearch resume run" in errors
+    assert "Traceback" not in errors
+    assert "not running" in call("status", tmp_path / "run").output
+    done = journal.read_bytes()
+    assert done.endswith(b"\n")
+
+
+def test_debug_shows_the_traceback_and_internal_errors_exit_1(tmp_path, monkeypatch):
+    process = script(["status", "nowhere", "--debug"], tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Traceback" in errors
+
+    def broken(path):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("abcsearch.runs.folder.RunFolder.header", broken)
+    result = call("status", tmp_path)
+    assert result.exit_code == 1
+    assert "internal error: ZeroDivisionError: ours; please report it with what --debug prints" in result.output
+
+
+def test_own_model_by_import_path_from_the_working_directory(tiny_config, tmp_path):
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n"
+        "def net(width=8):\n"
+        "    return nn.Sequential(nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 8, 3),\n"
+        "                         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))\n"
+    )
+    text = tiny_config.read_text().replace(
+        '{name = "small_resnet", widths = [4, 6], depths = [1, 1]}', '{name = "mynet:net", width = 12}'
+    )
+    tiny_config.write_text(text)
+    for arguments in (["search", tiny_config, "--run-dir", "run", "--set", "n_trials=5"], ["export", "run"]):
+        process = script(arguments, tmp_path)
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, output + errors
+    plan = json.loads((tmp_path / "run" / "export" / "plan.json").read_text())
+    assert plan["constructor"] == {"name": "mynet:net", "options": {"width": 12}}
