@@ -1,0 +1,281 @@
+"""Runs from a config: base network, search, baselines, fine-tuning, export."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from abcsearch.data.registry import DATASETS, check_data_options, load_data
+from abcsearch.errors import RunError
+from abcsearch.evaluation.base import evaluate
+from abcsearch.evaluation.registry import make_evaluator
+from abcsearch.export import export
+from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.loop import Progress, silent
+from abcsearch.runs.run import Given, SearchResult, Task, run_search, write_header
+from abcsearch.runs.settings import Part, RunConfig, SearchSettings, from_plain
+from abcsearch.runs.weights import load_checkpoint, weights_writer
+from abcsearch.training.loop import FineTuned, Recipe, finetune, train
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from torch import nn
+
+    from abcsearch.data.splits import Data
+    from abcsearch.evaluation.base import Evaluator
+    from abcsearch.runs.run import SearcherFactory
+    from abcsearch.searchers.base import Searcher
+    from abcsearch.space import Candidate
+
+
+def run_config(
+    config: RunConfig, run_dir: str | Path, *, executor: Executor | None = None, progress: Progress = silent
+) -> SearchResult:
+    """Runs a configured search, or continues it where the folder holds it already.
+
+    Args:
+        config: the run.
+        run_dir: its folder; made if missing.
+        executor: where evaluations run.
+        progress: shown after every step.
+
+    Raises:
+        AbcSearchError: of the kind that fits.
+    """
+    folder = RunFolder(run_dir)
+    model, data = config.model.build(config.seed), _load_data(config)
+    if config.model.checkpoint is not None and not folder.base.exists():
+        load_checkpoint(model, config.model.checkpoint)
+    # Refuse what cannot work before anything is written or trained: space and budget do not depend on weights.
+    Task.of(model, data, config)
+    with folder.locked():
+        write_header(folder, config, {"data": data.fingerprint(), "data_name": data.name})
+        _base_network(folder, config, model, data, progress)
+        given = Given(executor=executor)
+        task = Task.of(model, data, config)
+        result = run_search(folder, task, config, given, progress, config.searcher.name)
+        for name in config.baselines:
+            if name == "random":
+                own = replace(config, searcher=Part(name="random"), baselines=())
+                baseline = _baseline(folder, name)
+                baseline.path.mkdir(parents=True, exist_ok=True)
+                run_search(baseline, task, own, given, progress, "random baseline")
+    return result
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    model: nn.Module | None = None,
+    data: Data | None = None,
+    n_trials: int | None = None,
+    searcher: SearcherFactory | Searcher | None = None,
+    evaluator: Evaluator | None = None,
+    executor: Executor | None = None,
+    progress: Progress = silent,
+) -> SearchResult:
+    """Continues a run with the settings that its folder holds; a finished one is returned as it is.
+
+    A run that was started from a config needs nothing else. A run that `search` started from Python needs the same
+    model and data again, and the searcher and evaluator where they were not given by name.
+
+    Args:
+        run_dir: the folder.
+        model: the same trained network.
+        data: the same data.
+        n_trials: another number of trials than the run was started with.
+        searcher: the same searcher.
+        evaluator: the same evaluator.
+        executor: where evaluations run.
+        progress: called after every trial.
+
+    Raises:
+        RunError: if the folder holds no run, an object is missing, or one differs from what the run was started with.
+    """
+    folder = RunFolder(run_dir)
+    plain = folder.header()["settings"]
+    if "model" in plain:
+        config = from_plain(RunConfig, plain)
+        return run_config(replace(config, n_trials=n_trials or config.n_trials), run_dir, executor=executor, progress=progress)
+    settings = from_plain(SearchSettings, plain)
+    settings = replace(settings, n_trials=n_trials or settings.n_trials)
+    given = Given(searcher=searcher, evaluator=evaluator, executor=executor)
+    missing = [name for name, value in (("model", model), ("data", data)) if value is None]
+    missing += [
+        name
+        for name, part, value in (("searcher", settings.searcher, searcher), ("evaluator", settings.evaluator, evaluator))
+        if ":" in part.name and value is None
+    ]
+    if model is None or data is None or missing:
+        call = ", ".join(f"{name}=..." for name in missing)
+        msg = f"{run_dir} was started from Python with objects of yours; pass the same ones: resume({str(run_dir)!r}, {call})"
+        raise RunError(msg)
+    with folder.locked():
+        return run_search(folder, Task.of(model, data, settings), settings, given, progress)
+
+
+def _load_data(config: RunConfig) -> Data:
+    """Returns the data of a config; the split follows the run's seed unless the data's options have their own."""
+    options = dict(config.data.options)
+    check_data_options(config.data.name, options)
+    if "seed" in inspect.signature(DATASETS[config.data.name]).parameters:
+        options.setdefault("seed", config.seed)
+    return load_data(config.data.name, **options)
+
+
+def _baseline(folder: RunFolder, name: str) -> RunFolder:
+    """Returns the run folder of a baseline."""
+    return RunFolder(folder.path / "baselines" / name)
+
+
+def _base_network(folder: RunFolder, config: RunConfig, model: nn.Module, data: Data, progress: Progress) -> None:
+    """Gives the network its trained weights: from the folder, as they are (a checkpoint's), or by training it now."""
+    if not folder.base.exists():
+        if config.pretrain is not None:
+            train(
+                model,
+                data.train,
+                config.pretrain,
+                seed=config.seed,
+                part="pretrain",
+                on_epoch=lambda done, total, loss: progress("base network", done, total, f"loss {loss:.4f}"),
+            )
+        folder.write(folder.base.name, weights_writer(model))
+    load_checkpoint(model, folder.base)
+    model.eval()
+
+
+class Structure(NamedTuple):
+    """A structure that the report compares."""
+
+    name: str
+    candidate: Candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """A configured run whose search is finished.
+
+    Attributes:
+        folder: its folder.
+        config: its settings.
+        result: its search.
+        structures: what the report compares: full, uniform, random, and the winner under the name of its searcher.
+    """
+
+    folder: RunFolder
+    config: RunConfig
+    result: SearchResult
+    structures: tuple[Structure, ...]
+
+    @property
+    def winner(self) -> Structure:
+        """The searched structure."""
+        return self.structures[-1]
+
+    def network(self, structure: Structure, *, tuned: bool) -> nn.Module:
+        """Returns a structure's network: sliced and calibrated, or as fine-tuned.
+
+        Raises:
+            RunError: if it is to be fine-tuned and has not been.
+        """
+        task = self.result.task
+        full = structure.candidate == task.space.full
+        network = copy.deepcopy(task.model) if full else task.build(structure.candidate)
+        if tuned:
+            path = self.folder.path / "finetuned" / f"{structure.name}.safetensors"
+            if not path.exists():
+                msg = f"{structure.name} has not been fine-tuned; run: abcsearch finetune {self.folder.path}"
+                raise RunError(msg)
+            load_checkpoint(network, path)
+        return network.eval()
+
+    def fitness(self, structure: Structure) -> float | None:
+        """Returns the fitness of a structure on search-validation, evaluated as in the search."""
+        task, part = self.result.task, self.config.evaluator
+        evaluator = make_evaluator(part.name, task.model, task.graph, task.ranking, task.data, **part.options)
+        return evaluate(evaluator, structure.candidate, 0).fitness
+
+    def scores(self, structure: Structure) -> dict[str, Any] | None:
+        """Returns what `finetune_run` wrote about a structure: recipe, test metrics before and after; or None."""
+        return self.folder.read_json(f"finetuned/{structure.name}.json")
+
+
+def open_run(run_dir: str | Path) -> FinishedRun:
+    """Returns a configured run whose search is finished.
+
+    Raises:
+        RunError: if the folder holds no configured run, or its search is not finished.
+    """
+    folder = RunFolder(run_dir)
+    header = folder.header()
+    if "model" not in header["settings"]:
+        msg = f"{run_dir} was started from Python; fine-tune and export its result there (finetune, export)"
+        raise RunError(msg)
+    config = from_plain(RunConfig, header["settings"])
+    parts = [folder, *(_baseline(folder, name) for name in config.baselines if name == "random")]
+    if not all(part.finished(config.n_trials) for part in parts):
+        msg = f"the search in {folder.path} is not finished; continue it with: abcsearch resume {folder.path}"
+        raise RunError(msg)
+    result = run_config(config, run_dir)
+    names = [Structure("full", result.task.space.full)]
+    if "uniform" in config.baselines:
+        names.append(Structure("uniform", result.task.uniform()))
+    if "random" in config.baselines:
+        best = _baseline(folder, "random").read_json("best.json")
+        names.append(Structure("random", tuple(best["candidate"])))
+    names.append(Structure(config.searcher.name, result.best.candidate))
+    return FinishedRun(folder=folder, config=config, result=result, structures=tuple(names))
+
+
+def finetune_run(run: FinishedRun, recipe: Recipe | None = None, *, progress: Progress = silent) -> None:
+    """Fine-tunes the winner and the baselines with one recipe; what is done already is left alone.
+
+    Args:
+        run: the run.
+        recipe: other than the run's.
+        progress: shown after every epoch.
+    """
+    recipe = recipe or run.config.finetune
+    with run.folder.locked():
+        for structure in run.structures:
+            done = run.scores(structure)
+            wanted = {"candidate": list(structure.candidate), "recipe": asdict(recipe)}
+            if done is not None and {key: done[key] for key in wanted} == wanted:
+                continue
+            stage = f"fine-tuning {structure.name}"
+            tuned: FineTuned = finetune(
+                run.network(structure, tuned=False),
+                run.result.task.data,
+                recipe,
+                seed=run.config.seed,
+                on_epoch=lambda d, total, loss, stage=stage: progress(stage, d, total, f"loss {loss:.4f}"),
+            )
+            run.folder.write(f"finetuned/{structure.name}.safetensors", weights_writer(tuned.model))
+            scores = {**wanted, "before": tuned.before, "after": tuned.after}
+            run.folder.write_json(f"finetuned/{structure.name}.json", scores)
+            run.folder.log(f"{stage}: test top1 {tuned.before['top1']:.4f} -> {tuned.after['top1']:.4f}")
+
+
+def export_run(run: FinishedRun, directory: str | Path | None = None) -> tuple[Path, bool]:
+    """Exports the winner, fine-tuned if it has been; returns the folder, and whether it was fine-tuned."""
+    tuned = run.scores(run.winner) is not None
+    path = export(
+        run.network(run.winner, tuned=tuned),
+        directory or run.folder.path / "export",
+        example_input=run.result.task.data.example,
+        constructor=run.config.model.name,
+        options=run.config.model.options,
+        info={
+            "candidate": list(run.winner.candidate),
+            "widths": {name: list(pair) for name, pair in run.result.widths.items()},
+            "macs": run.result.best.evaluation.macs,
+            "params": run.result.best.evaluation.params,
+            "fine_tuned": tuned,
+        },
+    )
+    return path, tuned

@@ -1,0 +1,189 @@
+"""A run folder: what lies in it, and how it is written so that a kill at any instant loses nothing.
+
+    run.json           format, settings, identity of model and data, environment; written first
+    journal.jsonl      finished trials, append-only
+    searcher.json      state of the searcher after its last whole batch
+    best.json          best structure so far
+    log.txt            progress as plain lines
+    base.safetensors   trained network of a configured run
+    baselines/NAME/    run folders of the baselines
+    finetuned/         fine-tuned networks and their scores
+    report.md, report.json, export/
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from abcsearch.errors import RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FORMAT = 1
+
+
+class RunFolder:
+    """Paths and atomic files of one run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def journal(self) -> Path:
+        """The journal's path."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def base(self) -> Path:
+        """The path of the trained network's weights (configured runs)."""
+        return self.path / "base.safetensors"
+
+    def write_json(self, name: str, value: Any) -> None:  # noqa: ANN401 - plain JSON values and arrays
+        """Replaces a JSON file atomically; numpy arrays are kept bit for bit."""
+        text = json.dumps(value, indent=1, default=_encode_array)
+        self.write(name, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+    def write(self, name: str, writer: Callable[[Path], object]) -> None:
+        """Replaces a file atomically: temporary sibling, fsync, rename.
+
+        Args:
+            name: path inside the folder.
+            writer: writes the file to the path that it is given.
+        """
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sibling = target.with_name(f".{target.name}.tmp")
+        writer(sibling)
+        with sibling.open("rb") as file:
+            os.fsync(file.fileno())
+        sibling.replace(target)
+
+    def read_json(self, name: str) -> Any:  # noqa: ANN401 - plain JSON values and arrays
+        """Returns a JSON file's value, or None if there is no such file.
+
+        Raises:
+            RunError: if it is not JSON.
+        """
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"), object_hook=_decode_array)
+        except ValueError as error:
+            msg = f"{path} is damaged: {error}"
+            raise RunError(msg) from error
+
+    def header(self) -> dict[str, Any]:
+        """Returns run.json.
+
+        Raises:
+            RunError: if the folder holds no run, or one of a newer format.
+        """
+        header = self.read_json("run.json")
+        if header is None:
+            what = "is not a run folder (it has no run.json)" if self.path.is_dir() else "does not exist"
+            msg = f"{self.path} {what}; start a run with: abcsearch search CONFIG --run-dir {self.path}"
+            raise RunError(msg)
+        if header["format"] > FORMAT:
+            msg = f"{self.path} has format {header['format']}, this version reads up to {FORMAT}; update abcsearch"
+            raise RunError(msg)
+        return header
+
+    def finished(self, n_trials: int) -> bool:
+        """Returns whether the search has all its trials, or has run out of new structures."""
+        state = self.read_json("searcher.json")
+        return state is not None and (state["told"] >= n_trials or state["exhausted"])
+
+    def log(self, line: str) -> None:
+        """Appends a line with the time to log.txt."""
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for one writer; the lock of a process that died is free.
+
+        Raises:
+            RunError: if the folder cannot be made, or another process writes to it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            msg = f"run folder {self.path} cannot be made: {error}"
+            raise RunError(msg) from error
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            msg = f"{self.path} is in use by another process; wait for it, or watch it with: abcsearch status {self.path}"
+            raise RunError(msg) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def in_use(self) -> bool:
+        """Returns whether a process is writing to the folder now."""
+        try:
+            with FileLock(self.path / ".lock").acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
+
+def environment() -> dict[str, Any]:
+    """Returns versions, machine and, if the working directory is in a git repository, its commit."""
+    packages = ("abcsearch", "torch", "torchvision", "numpy", "scikit-learn", "scipy")
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "versions": {name: metadata.version(name) for name in packages},
+        "git": _git("rev-parse", "HEAD"),
+        "git_changed": bool(_git("status", "--porcelain")),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Returns what git prints, or None where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _encode_array(value: Any) -> Any:  # noqa: ANN401 - what json cannot write
+    """Returns the JSON form of a numpy array."""
+    if not isinstance(value, np.ndarray):
+        msg = f"not a plain JSON value: {type(value).__name__}"
+        raise TypeError(msg)
+    data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
+    return {"__array__": value.dtype.str, "shape": list(value.shape), "data": data}
+
+
+def _decode_array(value: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON value
+    """Returns the numpy array of its JSON form, and anything else as it is."""
+    if "__array__" not in value:
+        return value
+    return np.frombuffer(base64.b64decode(value["data"]), value["__array__"]).reshape(value["shape"]).copy()

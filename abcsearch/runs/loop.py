@@ -1,0 +1,170 @@
+"""Ask, evaluate, write down, tell: the loop that survives being killed anywhere."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from abcsearch.errors import FailuresError, RunError, SearcherError
+from abcsearch.evaluation.base import Evaluator, evaluate
+from abcsearch.rng import derived_seed
+from abcsearch.runs.journal import Journal
+from abcsearch.trial import Evaluation, Trial, best_trial
+
+if TYPE_CHECKING:
+    from abcsearch.runs.folder import RunFolder
+    from abcsearch.searchers.base import Searcher
+    from abcsearch.space import Candidate
+
+
+class Progress(Protocol):
+    """The one interface for progress: a bar on a terminal, plain lines in a log."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str, /) -> None:
+        """Takes that `done` of `total` steps of a stage are finished; `note` is a few words on how it stands."""
+        ...
+
+
+def silent(stage: str, done: int, total: int, note: str) -> None:
+    """Shows nothing."""
+    del stage, done, total, note
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """What the loop works with.
+
+    Attributes:
+        folder: where everything is written.
+        searcher: proposes; new, as if nothing had been asked.
+        evaluator: candidate and seed -> evaluation.
+        executor: where evaluations run.
+        n_trials: structures to evaluate in all.
+        seed: the run's seed.
+        max_failures: more failures than this in a row, counted from the start of this session, stop the run.
+        progress: shown after every trial.
+        stage: what progress calls it.
+    """
+
+    folder: RunFolder
+    searcher: Searcher
+    evaluator: Evaluator
+    executor: Executor
+    n_trials: int
+    seed: int
+    max_failures: int
+    progress: Progress = silent
+    stage: str = "search"
+    _best: Trial | None = field(default=None, init=False)
+    _failed: int = field(default=0, init=False)
+    _in_a_row: list[str] = field(default_factory=list[str], init=False)
+
+    def run(self) -> list[Trial]:
+        """Continues from what the folder holds until `n_trials` are done or nothing new is left; returns all trials.
+
+        A finished trial is in the journal before the searcher is told. After a kill the searcher is restored (from
+        its last state, or by replaying the journal), proposes the same structures again, and those that the journal
+        has are not evaluated again.
+
+        Raises:
+            FailuresError: if too many evaluations fail in a row.
+            RunError: if the journal holds other structures than the searcher proposes.
+        """
+        with Journal(self.folder.journal) as journal:
+            if journal.repaired:
+                self.folder.log(f"journal: cut off a torn last line of {journal.repaired} bytes")
+            for trial in journal.trials.values():
+                self._count(trial)
+            told = self._restore(journal)
+            while told < self.n_trials:
+                asked = self.searcher.ask(self.n_trials - told)
+                if not asked:
+                    self.folder.log(f"all structures inside the budget are evaluated: {told}")
+                    self._save(told, exhausted=True)
+                    break
+                batch = dict(enumerate(asked, start=told))
+                self._evaluate(batch, journal)
+                self.searcher.tell([journal.trials[number] for number in batch])
+                told += len(batch)
+                self._save(told)
+            self._write_best()
+            return [journal.trials[number] for number in sorted(journal.trials)]
+
+    def _save(self, told: int, *, exhausted: bool = False) -> None:
+        """Writes the searcher's state after a whole batch."""
+        state = {"told": told, "exhausted": exhausted, "state": self.searcher.state_dict()}
+        self.folder.write_json("searcher.json", state)
+
+    def _restore(self, journal: Journal) -> int:
+        """Loads the searcher's state if the journal has all that it was told; returns how many trials that are."""
+        saved = self.folder.read_json("searcher.json")
+        if saved is None or any(number not in journal.trials for number in range(saved["told"])):
+            return 0
+        try:
+            self.searcher.load_state_dict(saved["state"])
+        except SearcherError as error:
+            msg = f"{self.folder.path}: the saved state does not fit: {error}"
+            raise RunError(msg) from error
+        return int(saved["told"])
+
+    def _evaluate(self, batch: dict[int, Candidate], journal: Journal) -> None:
+        """Evaluates what the journal does not have; as many at a time as the executor has workers."""
+        for number, candidate in batch.items():
+            known = journal.trials.get(number)
+            if known is not None and known.candidate != candidate:
+                msg = (
+                    f"{self.folder.journal}: trial {number} is {known.candidate}, but the searcher now proposes "
+                    f"{candidate}; was the run started with other versions?"
+                )
+                raise RunError(msg)
+        queue = deque(number for number in batch if number not in journal.trials)
+        pending: dict[Future[Evaluation], int] = {}
+        workers = getattr(self.executor, "_max_workers", 1)  # the standard executors have no public name for it
+        try:
+            while queue or pending:
+                while queue and len(pending) < workers:
+                    number = queue.popleft()
+                    seed = derived_seed(self.seed, "evaluation", number)
+                    pending[self.executor.submit(evaluate, self.evaluator, batch[number], seed)] = number
+                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in sorted(done, key=lambda finished: pending[finished]):
+                    number = pending.pop(future)
+                    trial = Trial(number, batch[number], future.result())
+                    journal.append(trial)
+                    self._note(trial, len(journal.trials))
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def _count(self, trial: Trial) -> bool:
+        """Takes a trial into the running best and the number of failures; returns whether it is the new best."""
+        self._failed += trial.evaluation.failure is not None
+        better = best_trial([trial] if self._best is None else [self._best, trial]) is trial
+        self._best = trial if better else self._best
+        return better
+
+    def _write_best(self) -> None:
+        """Writes best.json."""
+        if self._best is not None:
+            self.folder.write_json("best.json", self._best.to_plain())
+
+    def _note(self, trial: Trial, done: int) -> None:
+        """Shows a finished trial, keeps best.json current, and stops the run after too many failures in a row."""
+        if self._count(trial):
+            self._write_best()
+        note = f"best {self._best.fitness:.4f}" if self._best else "no success yet"
+        self.progress(self.stage, done, self.n_trials, note + (f", {self._failed} failed" if self._failed else ""))
+        if trial.evaluation.failure is None:
+            self._in_a_row.clear()
+            return
+        self.folder.log(f"trial {trial.number} failed: {trial.evaluation.failure}")
+        self._in_a_row.append(trial.evaluation.failure)
+        if len(self._in_a_row) > self.max_failures:
+            reasons = "; ".join(dict.fromkeys(self._in_a_row))
+            msg = (
+                f"{len(self._in_a_row)} evaluations failed in a row (max_failures = {self.max_failures}): {reasons}. "
+                f"Finished trials are kept in {self.folder.path}"
+            )
+            raise FailuresError(msg)

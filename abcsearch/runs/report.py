@@ -1,0 +1,160 @@
+"""The table of a run: full network, uniform width, best random structure, winner; and the winner's widths."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from abcsearch.channels.latency import measure_latency
+from abcsearch.errors import RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from abcsearch.runs.configured import FinishedRun
+
+_LATENCY_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One network of the report.
+
+    Attributes:
+        network: its name.
+        macs: multiply-accumulates, batch 1.
+        params: number of parameters.
+        latency_ms: median forward time of the whole batch.
+        fitness: on search-validation.
+        before: test accuracy (top-1) before fine-tuning, in [0, 1]; None if it has not been fine-tuned.
+        after: test accuracy after it.
+    """
+
+    network: str
+    macs: int
+    params: int
+    latency_ms: float
+    fitness: float | None
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run found.
+
+    Attributes:
+        title: what was searched.
+        rows: the networks.
+        widths: (group, level, full width, kept width) along the network.
+        notes: how the numbers were measured, and where the run is.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    widths: tuple[tuple[str, str, int, int], ...] = field(repr=False)
+    notes: tuple[str, ...]
+
+    def cells(self) -> list[list[str]]:
+        """Returns the table as text, one list per row, the header first; costs also in per cent of the full network."""
+        full = self.rows[0]
+        table = [["network", "MACs", "params", "latency", "fitness", "test before", "test after"]]
+        table += [
+            [
+                row.network,
+                f"{row.macs:,} ({100 * row.macs / full.macs:.1f} %)",
+                f"{row.params:,} ({100 * row.params / full.params:.1f} %)",
+                f"{row.latency_ms:.2f} ms",
+                "-" if row.fitness is None else f"{row.fitness:.4f}",
+                "-" if row.before is None else f"{100 * row.before:.2f} %",
+                "-" if row.after is None else f"{100 * row.after:.2f} %",
+            ]
+            for row in self.rows
+        ]
+        return table
+
+    def markdown(self) -> str:
+        """Returns the report as Markdown."""
+        widths = [["layer", "level", "channels"], *([g, level, f"{c} => {k}"] for g, level, c, k in self.widths)]
+        parts = [f"# {self.title}", _markdown_table(self.cells()), *self.notes, "## Widths", _markdown_table(widths)]
+        return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table; the first row is the header."""
+    head, *rows = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([head, "|" + " --- |" * len(cells[0]), *rows])
+
+
+def make_report(run: FinishedRun) -> Report:
+    """Measures and collects the report of a finished run.
+
+    Raises:
+        RunError: if the fine-tuned networks do not belong to these structures (the search went on since).
+    """
+    task, config = run.result.task, run.config
+    threads = int(config.evaluator.options.get("threads", 1))
+    scores = {structure.name: run.scores(structure) for structure in run.structures}
+    for structure in run.structures:
+        score = scores[structure.name]
+        if score is not None and score["candidate"] != list(structure.candidate):
+            msg = f"{structure.name} has changed since it was fine-tuned; run: abcsearch finetune {run.folder.path}"
+            raise RunError(msg)
+    networks = [run.network(structure, tuned=scores[structure.name] is not None) for structure in run.structures]
+    batch = task.data.example.expand(_LATENCY_BATCH, -1, -1, -1).clone()
+    times = measure_latency(networks, batch, threads=threads)
+    candidates = [structure.candidate for structure in run.structures]
+    rows = tuple(
+        Row(
+            network=structure.name,
+            macs=int(macs),
+            params=int(params),
+            latency_ms=latency,
+            fitness=run.fitness(structure),
+            before=_top1(scores[structure.name], "before"),
+            after=_top1(scores[structure.name], "after"),
+        )
+        for structure, macs, params, latency in zip(
+            run.structures, task.graph.costs.macs(candidates), task.graph.costs.params(candidates), times, strict=True
+        )
+    )
+    widths = tuple(
+        (group.name, group.kind, group.channels, width)
+        for group, width in zip(task.graph.prunable, run.winner.candidate, strict=True)
+    )
+    return Report(title=_title(run), rows=rows, widths=widths, notes=_notes(run, threads))
+
+
+def write_report(report: Report, run: FinishedRun) -> Path:
+    """Writes report.md and report.json into the run folder; returns the path of report.md."""
+    run.folder.write("report.md", lambda path: path.write_text(report.markdown(), encoding="utf-8"))
+    run.folder.write_json("report.json", asdict(report))
+    return run.folder.path / "report.md"
+
+
+def _top1(score: dict[str, Any] | None, when: str) -> float | None:
+    """Returns the test accuracy before or after fine-tuning, or None if there was none."""
+    return None if score is None else float(score[when]["top1"])
+
+
+def _title(run: FinishedRun) -> str:
+    """Returns what was searched, in one line."""
+    config = run.config
+    bounds = ", ".join(f"{name} {bound}" for name, bound in config.budget.bounds.items())
+    return f"{config.model.name} on {config.data.name}: {config.searcher.name}, {config.n_trials} trials, budget {bounds}"
+
+
+def _notes(run: FinishedRun, threads: int) -> tuple[str, ...]:
+    """Returns how the numbers were measured."""
+    header, config = run.folder.header(), run.config
+    versions = ", ".join(f"{name} {version}" for name, version in header["environment"]["versions"].items())
+    failed = sum(trial.evaluation.failure is not None for trial in run.result.trials)
+    data = run.result.task.data
+    return (
+        f"Fitness: {config.evaluator.name} ({config.evaluator.options.get('metric', 'top1')}) on {len(data.validation)} "
+        f"search-validation images. Test: top-1 on {len(data.test)} images, fine-tuned {config.finetune.epochs} epochs "
+        f"with one recipe for all. Latency: median forward time of a batch of {_LATENCY_BATCH}, {threads} thread(s).",
+        f"{len(run.result.trials)} trials, {failed} failed, seed {config.seed}; {versions}; "
+        f"{header['environment']['platform']}.",
+    )

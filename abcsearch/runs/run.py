@@ -1,0 +1,355 @@
+"""A search on the user's own objects: model, data, searcher, evaluator."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from abcsearch.channels.groups import ChannelGraph, trace_channels
+from abcsearch.channels.ranking import Ranking, rank_channels
+from abcsearch.channels.slicing import slice_model
+from abcsearch.errors import RunError, SearcherError
+from abcsearch.evaluation.adaptive_bn import calibrate, calibration_images
+from abcsearch.evaluation.registry import make_evaluator
+from abcsearch.execution.serial import SerialExecutor
+from abcsearch.runs.folder import FORMAT, RunFolder, environment
+from abcsearch.runs.loop import Loop, Progress, silent
+from abcsearch.runs.settings import FREE, Part, SearchSettings, SpaceOptions, differences, to_plain
+from abcsearch.searchers.base import Searcher
+from abcsearch.searchers.registry import make_searcher
+from abcsearch.trial import Trial, best_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from torch import nn
+
+    from abcsearch.budget import Budget, Constraint
+    from abcsearch.data.splits import Data
+    from abcsearch.evaluation.base import Evaluator
+    from abcsearch.space import Candidate, SearchSpace
+
+    SearcherFactory = Callable[["SearchSpace", "Constraint"], Searcher]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A network to prune, and everything that follows from it and the settings.
+
+    Attributes:
+        model: the trained network.
+        data: its data.
+        graph: its channel groups.
+        space: the structures.
+        constraint: the budget bound to the space.
+        ranking: which channels are kept.
+    """
+
+    model: nn.Module = field(repr=False)
+    data: Data
+    graph: ChannelGraph
+    space: SearchSpace = field(repr=False)
+    constraint: Constraint = field(repr=False)
+    ranking: Ranking
+
+    @classmethod
+    def of(cls, model: nn.Module, data: Data, settings: SearchSettings) -> Task:
+        """Traces and ranks the network and binds the budget.
+
+        Raises:
+            TraceError, CandidateError, RankingError, BudgetError: if the network, the space or the budget does not do.
+        """
+        options = settings.space
+        graph = trace_channels(model, data.example, fixed=options.fixed)
+        space = graph.space(options.alpha, options.step, options.levels, options.divisor)
+        constraint = settings.budget.bind(space, graph.costs)
+        ranking = rank_channels(model, graph, settings.criterion, seed=settings.seed)
+        return cls(model=model, data=data, graph=graph, space=space, constraint=constraint, ranking=ranking)
+
+    def build(self, candidate: Candidate) -> nn.Module:
+        """Returns the sliced network with its batch-norm statistics re-estimated, in evaluation mode."""
+        network = slice_model(self.model, self.graph, candidate, self.ranking)
+        images = calibration_images(self.data, 2048)
+        calibrate(network, images, batch_size=min(128, len(images)))
+        return network.eval()
+
+    def uniform(self) -> Candidate:
+        """Returns the largest structure inside the budget whose layers all keep the same ratio of their channels.
+
+        Widths are floor(ratio * channels), not bound to the choices of the space, so that it comes as close to the
+        budget as one ratio can.
+
+        Raises:
+            RunError: if no ratio meets the budget.
+        """
+        channels = np.array([group.channels for group in self.graph.prunable])
+        ratios = np.unique(np.concatenate([np.arange(1, c + 1) / c for c in channels.tolist()]))
+        structures = np.maximum(1, np.floor(ratios[:, None] * channels + 1e-9).astype(np.int64))
+        inside = np.flatnonzero(self.constraint.violation(structures) == 0)
+        if not len(inside):
+            msg = "no uniform width meets the budget; widen its band"
+            raise RunError(msg)
+        return tuple(structures[inside[-1]].tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """A finished search.
+
+    Attributes:
+        run_dir: its folder.
+        settings: what it was asked to do.
+        task: network, data, channel groups, space, budget and ranking.
+        trials: all trials in the order of asking.
+        best: the trial of the highest fitness.
+    """
+
+    run_dir: Path
+    settings: SearchSettings
+    task: Task
+    trials: tuple[Trial, ...] = field(repr=False)
+    best: Trial
+
+    def pareto(self, x: str = "macs", y: str = "fitness") -> list[Trial]:
+        """Returns the trials that no other one beats in both x (smaller is better) and y (larger is better).
+
+        Args:
+            x: "macs", "params", "seconds" or a metric.
+            y: "fitness" or a metric.
+
+        Returns:
+            Trials by ascending x; failed trials are left out.
+
+        Raises:
+            RunError: if a trial has no such number.
+        """
+        ranked = sorted(
+            ((_number(t, x), -_number(t, y), t.number, t) for t in self.trials if t.evaluation.failure is None),
+            key=lambda entry: entry[:3],
+        )
+        front: list[Trial] = []
+        best = np.inf
+        for _, negative, _, trial in ranked:
+            if negative < best:
+                front.append(trial)
+                best = negative
+        return front
+
+    @cached_property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Kept and full channels of the best structure by group name."""
+        groups = self.task.graph.prunable
+        return {g.name: (w, g.channels) for g, w in zip(groups, self.best.candidate, strict=True)}
+
+    def model(self) -> nn.Module:
+        """Returns the best network: sliced, statistics of its batch norms re-estimated, in evaluation mode."""
+        return self.task.build(self.best.candidate)
+
+
+def _number(trial: Trial, name: str) -> float:
+    """Returns a number of a trial's evaluation by name."""
+    evaluation = trial.evaluation
+    value = getattr(evaluation, name, None) if name in ("fitness", "macs", "params", "seconds") else None
+    value = evaluation.metrics.get(name) if value is None else value
+    if value is None:
+        known = ", ".join(["fitness", "macs", "params", "seconds", *evaluation.metrics])
+        msg = f"trial {trial.number} has no {name!r}; it has: {known}"
+        raise RunError(msg)
+    return float(value)
+
+
+def search(  # noqa: PLR0913 - the one entry point; everything but the first three has a good default
+    model: nn.Module,
+    data: Data,
+    *,
+    budget: Budget,
+    n_trials: int,
+    run_dir: str | Path,
+    searcher: str | Mapping[str, Any] | SearcherFactory | Searcher = "bee_colony",
+    evaluator: str | Mapping[str, Any] | Evaluator = "adaptive_bn",
+    executor: Executor | None = None,
+    seed: int = 0,
+    space: SpaceOptions | None = None,
+    criterion: str = "l1",
+    max_failures: int = 10,
+    progress: Progress = silent,
+) -> SearchResult:
+    """Searches the smallest network that still does the job; called again with the same arguments, it continues.
+
+    Args:
+        model: the trained network, anything that torch.fx can trace; never changed.
+        data: its data; fitness sees the training and search-validation splits only.
+        budget: how small it must get.
+        n_trials: structures to evaluate.
+        run_dir: where everything is kept; made if missing.
+        searcher: a name, {"name": ..., option: value}, a function of (space, constraint), or a new searcher.
+        evaluator: a name, {"name": ..., option: value}, or your own function (candidate, seed) -> Evaluation.
+        executor: where evaluations run; by default this process.
+        seed: of everything random.
+        space: which widths are searched.
+        criterion: which channels are kept, see `rank_channels`.
+        max_failures: more failed evaluations than this in a row stop the run.
+        progress: called after every trial.
+
+    Raises:
+        AbcSearchError: of the kind that fits: TraceError, BudgetError, SearcherError, ConfigError, RunError (the
+            folder holds a different run or is in use), FailuresError.
+    """
+    settings = SearchSettings(
+        budget=budget,
+        n_trials=n_trials,
+        searcher=_part(searcher),
+        evaluator=_part(evaluator),
+        space=space or SpaceOptions(),
+        criterion=criterion,
+        seed=seed,
+        max_failures=max_failures,
+    )
+    given = Given(
+        searcher=None if isinstance(searcher, str | Mapping) else searcher,
+        evaluator=None if isinstance(evaluator, str | Mapping) else evaluator,
+        executor=executor,
+    )
+    folder = RunFolder(run_dir)
+    with folder.locked():
+        return run_search(folder, Task.of(model, data, settings), settings, given, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Parts that the caller brought as objects; None where the settings name them."""
+
+    searcher: SearcherFactory | Searcher | None = None
+    evaluator: Evaluator | None = None
+    executor: Executor | None = None
+
+
+def run_search(
+    folder: RunFolder,
+    task: Task,
+    settings: SearchSettings,
+    given: Given,
+    progress: Progress,
+    stage: str = "search",
+) -> SearchResult:
+    """Runs or continues a search in a folder that the caller has locked.
+
+    Raises:
+        RunError: if the folder holds a different run, or no trial succeeded.
+    """
+    searcher = _searcher(task, settings, given)
+    evaluator = given.evaluator or make_evaluator(
+        settings.evaluator.name, task.model, task.graph, task.ranking, task.data, **settings.evaluator.options
+    )
+    write_header(folder, settings, identity(task))
+    loop = Loop(
+        folder=folder,
+        searcher=searcher,
+        evaluator=_costed(evaluator, task.graph) if given.evaluator else evaluator,
+        executor=given.executor or SerialExecutor(),
+        n_trials=settings.n_trials,
+        seed=settings.seed,
+        max_failures=settings.max_failures,
+        progress=progress,
+        stage=stage,
+    )
+    trials = [trial for trial in loop.run() if trial.number < settings.n_trials]
+    best = best_trial(trials)
+    if best is None:
+        reasons = "; ".join(dict.fromkeys(str(t.evaluation.failure) for t in trials)) or "no structure was evaluated"
+        msg = f"no trial of {folder.path} succeeded: {reasons}"
+        raise RunError(msg)
+    return SearchResult(run_dir=folder.path, settings=settings, task=task, trials=tuple(trials), best=best)
+
+
+def _costed(evaluator: Evaluator, graph: ChannelGraph) -> Evaluator:
+    """Returns the user's evaluator with macs and params filled in where it leaves them at 0."""
+    return _Costed(evaluator, graph)
+
+
+@dataclass(frozen=True)
+class _Costed:
+    """An evaluator that adds macs and params; a class, so that it can be sent to other processes."""
+
+    evaluator: Evaluator
+    graph: ChannelGraph
+
+    def __call__(self, candidate: Candidate, seed: int) -> Any:  # noqa: ANN401 - checked by `evaluate`
+        found = self.evaluator(candidate, seed)
+        costs = self.graph.costs
+        return replace(
+            found,
+            macs=found.macs or int(costs.macs([candidate])[0]),
+            params=found.params or int(costs.params([candidate])[0]),
+        )
+
+
+def _part(value: str | Mapping[str, Any] | object) -> Part:
+    """Returns the record of a searcher or evaluator; objects are recorded by the name of their class or function."""
+    if isinstance(value, str | Mapping):
+        return Part.of(value)
+    named: Any = value if hasattr(value, "__qualname__") else type(value)
+    return Part(name=f"{named.__module__}:{named.__qualname__}")
+
+
+def _searcher(task: Task, settings: SearchSettings, given: Given) -> Searcher:
+    """Returns the searcher that the caller brought, or makes the one that the settings name."""
+    if given.searcher is None:
+        part = settings.searcher
+        return make_searcher(part.name, task.space, task.constraint, seed=settings.seed, **part.options)
+    if isinstance(given.searcher, Searcher):
+        searcher = given.searcher
+    else:
+        searcher = given.searcher(task.space, task.constraint)
+    if searcher.space != task.space or searcher.state_dict()["known"].size:
+        msg = "the searcher must be new and made for this network's space: pass a function of (space, constraint)"
+        raise SearcherError(msg)
+    return searcher
+
+
+def identity(task: Task) -> dict[str, Any]:
+    """Returns hashes of the trained network and the data, to recognise them when a run is continued."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(task.model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {"model": digest.hexdigest()[:16], "data": task.data.fingerprint(), "data_name": task.data.name}
+
+
+def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any]) -> None:
+    """Writes run.json, or checks that the folder holds this very run and updates what may change.
+
+    Raises:
+        RunError: if the folder holds a different run (with the differences), or files of something else.
+    """
+    now = {"settings": to_plain(settings), "identity": same}
+    if folder.read_json("run.json") is None:
+        _refuse_foreign(folder.path)
+        folder.write_json("run.json", {"format": FORMAT, **now, "environment": environment()})
+        return
+    before = folder.header()
+    kept = {key: value for key, value in before["settings"].items() if key not in FREE}
+    wanted = {key: value for key, value in now["settings"].items() if key not in FREE}
+    found = differences(kept, wanted) + differences({**same, **before["identity"]}, {**before["identity"], **same})
+    if found:
+        msg = f"{folder.path} already holds a different run: {'; '.join(found)}. Choose another folder, or delete this one"
+        raise RunError(msg)
+    if before["settings"] != now["settings"] or before["identity"] != {**before["identity"], **same}:
+        identity_now = {**before["identity"], **same}
+        folder.write_json("run.json", {**before, "settings": now["settings"], "identity": identity_now})
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raises RunError if a folder without run.json holds files that no run has put there."""
+    others: Sequence[str] = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    if others:
+        msg = f"{path} is not empty and holds no run ({', '.join(others[:3])}); choose a new folder"
+        raise RunError(msg)

@@ -1,0 +1,178 @@
+"""What a run is: frozen records, and the same as plain JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeVar
+
+from abcsearch.budget import Budget
+from abcsearch.errors import ConfigError
+from abcsearch.models.registry import Constructor
+from abcsearch.training.loop import Recipe
+
+S = TypeVar("S", bound="SearchSettings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """An interchangeable part by name, with its options.
+
+    Attributes:
+        name: a registered name.
+        options: plain JSON values.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def of(cls, value: str | Mapping[str, Any]) -> Part:
+        """Returns the part for "name" or {"name": "name", "option": value, ...}.
+
+        Raises:
+            ConfigError: if the mapping has no name.
+        """
+        if isinstance(value, str):
+            return cls(name=value)
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f'a part is "name" or {{"name": "name", "option": value}}, found {value!r}'
+            raise ConfigError(msg)
+        return cls(name=value["name"], options={key: v for key, v in value.items() if key != "name"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceOptions:
+    """Which widths are searched; see `ChannelGraph.space` for ranges.
+
+    Attributes:
+        alpha: largest keep ratio.
+        step: distance of keep ratios.
+        levels: "filter" (inside blocks), "stage" (residual streams).
+        divisor: widths are multiples of it.
+        fixed: paths of modules whose output channels all stay.
+    """
+
+    alpha: float = 0.9
+    step: float = 0.1
+    levels: tuple[Literal["filter", "stage"], ...] = ("filter", "stage")
+    divisor: int = 1
+    fixed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Turns lists (TOML, JSON) into tuples."""
+        object.__setattr__(self, "levels", tuple(self.levels))
+        object.__setattr__(self, "fixed", tuple(self.fixed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """What decides the trials of a search.
+
+    Attributes:
+        budget: how small the network must get.
+        n_trials: structures to evaluate, at least 1.
+        searcher: who proposes.
+        evaluator: what fitness is.
+        space: which widths there are.
+        criterion: which channels are kept.
+        seed: of everything random.
+        max_failures: more failed evaluations than this in a row stop the run.
+
+    Raises:
+        ConfigError: if n_trials or max_failures is out of range.
+    """
+
+    budget: Budget
+    n_trials: int
+    searcher: Part = Part(name="bee_colony")
+    evaluator: Part = Part(name="adaptive_bn")
+    space: SpaceOptions = SpaceOptions()
+    criterion: str = "l1"
+    seed: int = 0
+    max_failures: int = 10
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        if self.n_trials < 1:
+            msg = f"n_trials is the number of structures to evaluate, at least 1, found {self.n_trials}"
+            raise ConfigError(msg)
+        if self.max_failures < 0 or self.seed < 0:
+            msg = f"max_failures and seed are at least 0, found {self.max_failures} and {self.seed}"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Constructor):
+    """The network of a configured run.
+
+    Attributes:
+        checkpoint: trained weights: a .safetensors file, or a file of torch.save with a state dict (also under
+            "state_dict" or "model", also with the prefix "module."). Without it the run trains the network first.
+    """
+
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(SearchSettings):
+    """A whole run from a config file: search, fine-tuning, export.
+
+    Attributes:
+        model: the network.
+        data: the data set.
+        pretrain: how the network is trained first, where there is no checkpoint.
+        finetune: how the winner and the baselines are fine-tuned.
+        baselines: what the winner is compared with: "uniform", "random".
+
+    Raises:
+        ConfigError: if there is neither a checkpoint nor a recipe for pre-training.
+    """
+
+    model: ModelSettings
+    data: Part
+    pretrain: Recipe | None = None
+    finetune: Recipe = Recipe(lr=0.02)
+    baselines: tuple[Literal["uniform", "random"], ...] = ("uniform",)
+
+    def __post_init__(self) -> None:
+        """Checks that there will be a trained network."""
+        super().__post_init__()
+        object.__setattr__(self, "baselines", tuple(self.baselines))
+        if (self.model.checkpoint is None) == (self.pretrain is None):
+            msg = "a search starts from a trained network: set either model.checkpoint or the table [pretrain]"
+            raise ConfigError(msg)
+
+
+_RECORDS: dict[str, type] = {
+    "budget": Budget,
+    "searcher": Part,
+    "evaluator": Part,
+    "space": SpaceOptions,
+    "model": ModelSettings,
+    "data": Part,
+    "pretrain": Recipe,
+    "finetune": Recipe,
+}
+# What may differ when a run is continued: it does not change the trials that there are.
+FREE = frozenset({"n_trials", "max_failures", "finetune", "baselines"})
+
+
+def to_plain(settings: SearchSettings) -> dict[str, Any]:
+    """Returns settings as plain JSON values."""
+    return asdict(settings)
+
+
+def from_plain(kind: type[S], plain: Mapping[str, Any]) -> S:
+    """Returns the settings that `to_plain` described."""
+    values: dict[str, Any] = {k: _RECORDS[k](**v) if k in _RECORDS and v is not None else v for k, v in plain.items()}
+    return kind(**values)
+
+
+def differences(before: Any, now: Any, where: str = "") -> list[str]:  # noqa: ANN401 - plain JSON values
+    """Returns "path: old in the folder, new now" for every plain value that differs."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [line for key in keys for line in differences(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))]
+    before, now = (list(value) if isinstance(value, tuple) else value for value in (before, now))
+    return [] if before == now else [f"{where}: {before!r} in the folder, {now!r} now"]

@@ -1,0 +1,80 @@
+"""Weights on disk: the user's checkpoints in, safetensors out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from abcsearch.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> None:
+    """Loads trained weights into a network in place.
+
+    Reads .safetensors, and files of torch.save with a state dict (also under "state_dict" or "model", also with the
+    prefix "module." of DataParallel); pickled code is never run.
+
+    Raises:
+        CheckpointError: if the file is missing or unreadable, or does not fit the network (naming the keys).
+    """
+    tensors = _read(Path(path))
+    if tensors and all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    expected = model.state_dict()
+    problems = [
+        *(f"missing {name}" for name in expected if name not in tensors and not name.endswith("num_batches_tracked")),
+        *(f"unexpected {name}" for name in tensors if name not in expected),
+        *(
+            f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(expected[name].shape)}"
+            for name in expected
+            if name in tensors and tensors[name].shape != expected[name].shape
+        ),
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        msg = f"checkpoint {path} does not fit {type(model).__name__}: {shown}"
+        raise CheckpointError(msg)
+    model.load_state_dict(tensors, strict=False)  # num_batches_tracked may be absent in old checkpoints
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a checkpoint by name."""
+    if not path.is_file():
+        msg = f"checkpoint {path} does not exist"
+        raise CheckpointError(msg)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, _unpickling_error()) as error:
+        msg = f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}"
+        raise CheckpointError(msg) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        msg = f"checkpoint {path} holds no state dict (names and tensors)"
+        raise CheckpointError(msg)
+    return content
+
+
+def _unpickling_error() -> type[Exception]:
+    """Returns the error of torch.load for files that need code to be read."""
+    import pickle  # only for the name of its error
+
+    return pickle.UnpicklingError
+
+
+def weights_writer(model: nn.Module) -> Callable[[Path], None]:
+    """Returns a function that writes a network's state to a path as safetensors."""
+    tensors = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in model.state_dict().items()}
+    return lambda path: save_file(tensors, path)
