@@ -67,7 +67,7 @@ def run_config(
     return result
 
 
-def resume(
+def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     run_dir: str | Path,
     *,
     model: nn.Module | None = None,
@@ -100,19 +100,27 @@ def resume(
     plain = folder.header()["settings"]
     if "model" in plain:
         config = from_plain(RunConfig, plain)
-        return run_config(replace(config, n_trials=n_trials or config.n_trials), run_dir, executor=executor, progress=progress)
+        return run_config(
+            replace(config, n_trials=n_trials or config.n_trials), run_dir, executor=executor, progress=progress
+        )
     settings = from_plain(SearchSettings, plain)
     settings = replace(settings, n_trials=n_trials or settings.n_trials)
     given = Given(searcher=searcher, evaluator=evaluator, executor=executor)
     missing = [name for name, value in (("model", model), ("data", data)) if value is None]
     missing += [
         name
-        for name, part, value in (("searcher", settings.searcher, searcher), ("evaluator", settings.evaluator, evaluator))
+        for name, part, value in (
+            ("searcher", settings.searcher, searcher),
+            ("evaluator", settings.evaluator, evaluator),
+        )
         if ":" in part.name and value is None
     ]
     if model is None or data is None or missing:
         call = ", ".join(f"{name}=..." for name in missing)
-        msg = f"{run_dir} was started from Python with objects of yours; pass the same ones: resume({str(run_dir)!r}, {call})"
+        msg = (
+            f"{run_dir} was started from Python with objects of yours; pass the same ones: "
+            f"resume({str(run_dir)!r}, {call})"
+        )
         raise RunError(msg)
     with folder.locked():
         return run_search(folder, Task.of(model, data, settings), settings, given, progress)

@@ -1,14 +1,14 @@
 """A run folder: what lies in it, and how it is written so that a kill at any instant loses nothing.
 
-    run.json           format, settings, identity of model and data, environment; written first
-    journal.jsonl      finished trials, append-only
-    searcher.json      state of the searcher after its last whole batch
-    best.json          best structure so far
-    log.txt            progress as plain lines
-    base.safetensors   trained network of a configured run
-    baselines/NAME/    run folders of the baselines
-    finetuned/         fine-tuned networks and their scores
-    report.md, report.json, export/
+run.json           format, settings, identity of model and data, environment; written first
+journal.jsonl      finished trials, append-only
+searcher.json      state of the searcher after its last whole batch
+best.json          best structure so far
+log.txt            progress as plain lines
+base.safetensors   trained network of a configured run
+baselines/NAME/    run folders of the baselines
+finetuned/         fine-tuned networks and their scores
+report.md, report.json, export/
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            msg = f"{self.path} is in use by another process; wait for it, or watch it with: abcsearch status {self.path}"
+            msg = (
+                f"{self.path} is in use by another process; wait for it, or watch it with: abcsearch status {self.path}"
+            )
             raise RunError(msg) from error
         try:
             yield

@@ -142,7 +142,9 @@ def _title(run: FinishedRun) -> str:
     """Returns what was searched, in one line."""
     config = run.config
     bounds = ", ".join(f"{name} {bound}" for name, bound in config.budget.bounds.items())
-    return f"{config.model.name} on {config.data.name}: {config.searcher.name}, {config.n_trials} trials, budget {bounds}"
+    return (
+        f"{config.model.name} on {config.data.name}: {config.searcher.name}, {config.n_trials} trials, budget {bounds}"
+    )
 
 
 def _notes(run: FinishedRun, threads: int) -> tuple[str, ...]:
@@ -152,8 +154,8 @@ def _notes(run: FinishedRun, threads: int) -> tuple[str, ...]:
     failed = sum(trial.evaluation.failure is not None for trial in run.result.trials)
     data = run.result.task.data
     return (
-        f"Fitness: {config.evaluator.name} ({config.evaluator.options.get('metric', 'top1')}) on {len(data.validation)} "
-        f"search-validation images. Test: top-1 on {len(data.test)} images, fine-tuned {config.finetune.epochs} epochs "
+        f"Fitness: {config.evaluator.name} ({config.evaluator.options.get('metric', 'top1')}) "
+        f"on {len(data.validation)} search-validation images. Test: top-1 on {len(data.test)} images, fine-tuned {config.finetune.epochs} epochs "
         f"with one recipe for all. Latency: median forward time of a batch of {_LATENCY_BATCH}, {threads} thread(s).",
         f"{len(run.result.trials)} trials, {failed} failed, seed {config.seed}; {versions}; "
         f"{header['environment']['platform']}.",

@@ -305,10 +305,8 @@ def _searcher(task: Task, settings: SearchSettings, given: Given) -> Searcher:
     if given.searcher is None:
         part = settings.searcher
         return make_searcher(part.name, task.space, task.constraint, seed=settings.seed, **part.options)
-    if isinstance(given.searcher, Searcher):
-        searcher = given.searcher
-    else:
-        searcher = given.searcher(task.space, task.constraint)
+    brought = given.searcher
+    searcher = brought if isinstance(brought, Searcher) else brought(task.space, task.constraint)
     if searcher.space != task.space or searcher.state_dict()["known"].size:
         msg = "the searcher must be new and made for this network's space: pass a function of (space, constraint)"
         raise SearcherError(msg)
@@ -340,7 +338,10 @@ def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, An
     wanted = {key: value for key, value in now["settings"].items() if key not in FREE}
     found = differences(kept, wanted) + differences({**same, **before["identity"]}, {**before["identity"], **same})
     if found:
-        msg = f"{folder.path} already holds a different run: {'; '.join(found)}. Choose another folder, or delete this one"
+        msg = (
+            f"{folder.path} already holds a different run: {'; '.join(found)}. "
+            f"Choose another folder, or delete this one"
+        )
         raise RunError(msg)
     if before["settings"] != now["settings"] or before["identity"] != {**before["identity"], **same}:
         identity_now = {**before["identity"], **same}

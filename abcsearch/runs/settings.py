@@ -132,7 +132,7 @@ class RunConfig(SearchSettings):
     model: ModelSettings
     data: Part
     pretrain: Recipe | None = None
-    finetune: Recipe = Recipe(lr=0.02)
+    finetune: Recipe = field(default_factory=lambda: Recipe(lr=0.02))
     baselines: tuple[Literal["uniform", "random"], ...] = ("uniform",)
 
     def __post_init__(self) -> None:
@@ -173,6 +173,8 @@ def differences(before: Any, now: Any, where: str = "") -> list[str]:  # noqa: A
     """Returns "path: old in the folder, new now" for every plain value that differs."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = [*before, *(key for key in now if key not in before)]
-        return [line for key in keys for line in differences(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))]
+        return [
+            line for key in keys for line in differences(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))
+        ]
     before, now = (list(value) if isinstance(value, tuple) else value for value in (before, now))
     return [] if before == now else [f"{where}: {before!r} in the folder, {now!r} now"]
