@@ -155,8 +155,9 @@ def _notes(run: FinishedRun, threads: int) -> tuple[str, ...]:
     data = run.result.task.data
     return (
         f"Fitness: {config.evaluator.name} ({config.evaluator.options.get('metric', 'top1')}) "
-        f"on {len(data.validation)} search-validation images. Test: top-1 on {len(data.test)} images, fine-tuned {config.finetune.epochs} epochs "
-        f"with one recipe for all. Latency: median forward time of a batch of {_LATENCY_BATCH}, {threads} thread(s).",
+        f"on {len(data.validation)} search-validation images. Test: top-1 on {len(data.test)} images, "
+        f"fine-tuned {config.finetune.epochs} epochs with one recipe for all. "
+        f"Latency: median forward time of a batch of {_LATENCY_BATCH}, {threads} thread(s).",
         f"{len(run.result.trials)} trials, {failed} failed, seed {config.seed}; {versions}; "
         f"{header['environment']['platform']}.",
     )
