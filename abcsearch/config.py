@@ -25,7 +25,7 @@ from abcsearch.channels.ranking import CRITERIA
 from abcsearch.data.registry import check_data_options
 from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS
-from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions
+from abcsearch.runs.settings import LOWEST, ModelSettings, Part, RunConfig, SpaceOptions, check_base, check_lowest
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.loop import Recipe
 
@@ -50,11 +50,11 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: if the file is missing or not TOML, or with all mistakes in it.
     """
     file = Path(path)
-    if not file.is_file():
-        msg = f"config {file} does not exist"
-        raise ConfigError(msg)
     try:
-        plain = tomllib.loads(file.read_text(encoding="utf-8"))
+        plain = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        msg = f"config {file} cannot be read: {error.strerror}; give the path of a TOML file"
+        raise ConfigError(msg) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         msg = f"config {file} is not TOML: {error}"
         raise ConfigError(msg) from error
@@ -80,11 +80,13 @@ def parse_config(plain: Mapping[str, Any], where: str = "config") -> RunConfig:
                 values[key] = _section(key, value)
             except AbcSearchError as error:
                 problems.append(str(error))
-    if not problems:
+    if "model" in values and ("pretrain" in values or "pretrain" not in plain):
         try:
-            return RunConfig(**values)
-        except AbcSearchError as error:
+            check_base(values["model"], values.get("pretrain"))
+        except ConfigError as error:
             problems.append(str(error))
+    if not problems:
+        return RunConfig(**values)
     listed = "\n".join(f"  - {line}" for problem in problems for line in problem.split("\n"))
     msg = f"{where} has {len(listed.splitlines())} mistake(s):\n{listed}"
     raise ConfigError(msg)
@@ -114,7 +116,10 @@ def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a
         return _record(_SECTIONS[key], _table(key, value), key)
     if key == "criterion" and value not in [*CRITERIA, "random"]:
         raise ConfigError(unknown_name("criterion", str(value), [*CRITERIA, "random"]))
-    return _typed(key, get_type_hints(RunConfig)[key], value)
+    value = _typed(key, get_type_hints(RunConfig)[key], value)
+    if key in LOWEST:
+        check_lowest(key, value)
+    return value
 
 
 def _typed(where: str, annotation: Any, value: Any) -> Any:  # noqa: ANN401 - plain values
@@ -126,7 +131,8 @@ def _typed(where: str, annotation: Any, value: Any) -> Any:  # noqa: ANN401 - pl
     try:
         return TypeAdapter(annotation).validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
     except ValidationError as error:
-        reasons = dict.fromkeys(item["msg"][0].lower() + item["msg"][1:] for item in error.errors())
+        texts = [item["msg"].replace("tuple", "list") for item in error.errors()]
+        reasons = dict.fromkeys(text[0].lower() + text[1:] for text in texts)
         msg = f"{where} = {value!r}: {', or '.join(reasons)}"
         raise ConfigError(msg) from error
 

@@ -6,10 +6,11 @@ Every message says the rule, the value found, where it was found and what to do.
 from __future__ import annotations
 
 import difflib
+import inspect
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 class AbcSearchError(Exception):
@@ -80,3 +81,22 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     advice = f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(names) or '(none)'}"
     return f"unknown {kind} {name!r}; {advice}"
+
+
+def option_problems(function: Callable[..., object], options: Iterable[str]) -> list[str]:
+    """Returns the message for every option that a function does not take, and for all that it needs and misses.
+
+    Args:
+        function: takes the options as keyword arguments.
+        options: their names.
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # some builtins have none
+        return []
+    named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given = list(options)
+    problems = [unknown_name("option", name, named) for name in given if name not in named and not takes_all]
+    missing = [name for name, p in named.items() if p.default is p.empty and name not in given]
+    return problems + ([f"option missing: {', '.join(missing)}"] if missing else [])

@@ -1,12 +1,13 @@
 """A pruned network as files, and back: model.safetensors and plan.json.
 
-The plan says how to build the original network (its constructor) and which sizes of its layers are smaller; the
+The plan says how to build the original network (its constructor) and which of its layers and tensors are smaller; the
 weights fill them. Loading needs the constructor and nothing else: no tracing, no search, no pickle.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from abcsearch.channels.slicing import SIZE_ATTRIBUTES
 from abcsearch.errors import ExportError, ModelError
 from abcsearch.models.registry import Constructor
+from abcsearch.training.scoring import modes_kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,22 +60,37 @@ def export(
     except ModelError as error:
         msg = f"{error} (pass constructor= and options=, the way you build the network before pruning)"
         raise ModelError(msg) from error
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    tensors = _tensors(model)
     plan = {
         "format": FORMAT,
         "constructor": {"name": record.name, "options": dict(record.options)},
         "layers": _changed_sizes(original, model),
-        "channels_last": _is_channels_last(model),
+        "tensors": _changed_shapes(original, tensors),
+        "strides": _strides(tensors),
         "input_shape": list(example_input.shape),
         "info": dict(info or {}),
     }
-    # Tied tensors share memory, which the format refuses: every name gets its own copy.
-    tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in _state(model).items()}
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-    loaded = load(folder, constructor=None if isinstance(constructor, str) else constructor)
-    _verify(model, loaded, example_input)
+    try:
+        text = json.dumps(plan, indent=1)
+    except (TypeError, ValueError) as error:
+        msg = f"options and info of an export are plain JSON values (numbers, texts, lists, tables): {error}"
+        raise ExportError(msg) from error
+    folder = Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Checked before it replaces an older export.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
+            # Tied tensors share memory, which the format refuses: every name gets its own copy.
+            contiguous = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+            save_file(contiguous, Path(name) / "model.safetensors")
+            (Path(name) / "plan.json").write_text(text + "\n", encoding="utf-8")
+            loaded = load(name, constructor=None if isinstance(constructor, str) else constructor)
+            _verify(model, loaded, example_input)
+            for file in ("model.safetensors", "plan.json"):
+                (Path(name) / file).replace(folder / file)
+    except OSError as error:
+        msg = f"export folder {folder} cannot be written: {error}"
+        raise ExportError(msg) from error
     return folder
 
 
@@ -92,22 +108,21 @@ def load(directory: str | Path, constructor: Callable[..., nn.Module] | None = N
     folder = Path(directory)
     plan, tensors = _read(folder)
     record = Constructor(name=plan["constructor"]["name"], options=plan["constructor"]["options"])
-    model = record.build() if constructor is None else constructor(**record.options)
+    try:
+        model = record.build(make=constructor)
+    except ModelError as error:
+        msg = f"{folder}: {error} (pass constructor=, what builds the network before pruning)"
+        raise ModelError(msg) from error
+    problems = _fill(model, tensors, plan)
     modules = dict(model.named_modules())
+    problems += [f"{path} is missing" for path in plan["layers"] if path not in modules]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        msg = f"{folder}: {record.name} does not build the network that was exported, has it changed? {shown}"
+        raise ExportError(msg)
     for path, sizes in plan["layers"].items():
-        if path not in modules:
-            msg = f"{folder}: constructor {record.name} builds a network without layer {path!r}; it has changed"
-            raise ExportError(msg)
         for attribute, value in sizes.items():
             setattr(modules[path], attribute, value)
-    _resize(model, tensors)
-    try:
-        model.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        msg = f"{folder}: constructor {record.name} builds another network: {error}"
-        raise ExportError(msg) from error
-    if plan["channels_last"]:
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
     return model.eval()
 
 
@@ -120,84 +135,124 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "model.safetensors")
-    except (ValueError, SafetensorError) as error:
-        msg = f"export {folder} is damaged: {error}"
+        if plan["format"] > FORMAT:
+            msg = f"export {folder} has format {plan['format']}, this version reads up to {FORMAT}; update abcsearch"
+            raise ExportError(msg)
+        if not all(isinstance(plan[key], dict) for key in ("constructor", "layers", "tensors", "strides")):
+            msg = "plan.json does not hold what it should"
+            raise TypeError(msg)
+        return {**plan, "constructor": {key: plan["constructor"][key] for key in ("name", "options")}}, tensors
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        msg = f"export {folder} is damaged: {error!r}; write it again with: abcsearch export RUN_DIR"
         raise ExportError(msg) from error
-    if plan["format"] > FORMAT:
-        msg = f"export {folder} has format {plan['format']}, this version reads up to {FORMAT}; update abcsearch"
-        raise ExportError(msg)
-    return plan, tensors
 
 
-def _state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the state dict, tensors only.
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns all parameters and buffers by name, tied ones under each of their names.
 
     Raises:
-        ExportError: if the model keeps other objects in its state.
+        ExportError: if the model keeps other things in its state.
     """
-    state = model.state_dict()
-    other = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    tensors = dict(named)
+    other = [name for name in model.state_dict() if name not in tensors]
     if other:
-        msg = f"the state of the model holds objects that are not tensors: {', '.join(other)}"
+        msg = f"the state of the model holds more than parameters and buffers: {', '.join(other)}"
         raise ExportError(msg)
-    return state
+    return tensors
 
 
 def _changed_sizes(original: nn.Module, model: nn.Module) -> dict[str, dict[str, int]]:
-    """Returns the size attributes in which the layers of a network differ from the original's.
+    """Returns the attributes of layers (out_channels, groups ...) in which a network differs from the original.
 
     Raises:
         ExportError: if the two have other layers.
     """
     before, after = dict(original.named_modules()), dict(model.named_modules())
-    if {p: type(m).__qualname__ for p, m in before.items()} != {p: type(m).__qualname__ for p, m in after.items()}:
-        other = sorted(set(before) ^ set(after))[:3] or ["their classes differ"]
-        msg = f"the constructor builds another network than the one to export: {', '.join(other)}"
+    other = [
+        f"{path or 'the network'} is {_kind(after.get(path))}, the constructor builds {_kind(before.get(path))}"
+        for path in {**before, **after}
+        if _kind(before.get(path)) != _kind(after.get(path))
+    ]
+    if other:
+        msg = f"the constructor builds another network than the one to export: {'; '.join(other[:3])}"
         raise ExportError(msg)
     changed: dict[str, dict[str, int]] = {}
     for path, module in after.items():
-        sizes = {a: getattr(module, a) for a in SIZE_ATTRIBUTES if isinstance(getattr(module, a, None), int)}
-        differing = {a: value for a, value in sizes.items() if getattr(before[path], a, None) != value}
+        sizes = {name: value for name, value in vars(module).items() if type(value) is int}
+        differing = {name: value for name, value in sizes.items() if vars(before[path]).get(name) != value}
         if differing:
             changed[path] = differing
     return changed
 
 
-def _resize(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Gives parameters and buffers the shapes and types of the saved ones; tied ones stay tied."""
-    replaced: dict[int, torch.Tensor] = {}
-    for path, module in model.named_modules():
-        for own in (module._parameters, module._buffers):
-            for name, tensor in own.items():
-                saved = tensors.get(f"{path}.{name}" if path else name)
-                if tensor is None or saved is None or (saved.shape, saved.dtype) == (tensor.shape, tensor.dtype):
-                    continue
-                empty = torch.empty_like(saved)
-                new = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-                own[name] = replaced.setdefault(id(tensor), new)  # pyright: ignore[reportArgumentType]
+def _kind(module: nn.Module | None) -> str:
+    """Returns the name of a layer's class."""
+    return "nothing" if module is None else type(module).__qualname__
 
 
-def _is_channels_last(model: nn.Module) -> bool:
-    """Returns whether weights are laid out channels-last, which decides the order of summation."""
-    return any(
-        p.ndim == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last)
-        for p in model.parameters()
-    )
+def _changed_shapes(original: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    """Returns the original's shape of every tensor that has another shape.
+
+    Raises:
+        ExportError: if the original has other tensors.
+    """
+    before = _tensors(original)
+    other = sorted(set(before) ^ set(tensors))
+    if other:
+        msg = f"the constructor builds a network with other parameters or buffers: {', '.join(other[:5])}"
+        raise ExportError(msg)
+    return {name: list(before[name].shape) for name, t in tensors.items() if before[name].shape != t.shape}
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, torch.Tensor], plan: Mapping[str, Any]) -> list[str]:
+    """Gives a new network the saved tensors: shape, type, memory layout and values; tied ones stay tied.
+
+    Returns:
+        What does not fit, if anything: the network must have the shapes that it had when it was exported.
+    """
+    built = _tensors(model)
+    problems = [f"{name} is missing" for name in tensors if name not in built]
+    for name, tensor in built.items():
+        if name not in tensors:
+            problems.append(f"{name} is new")
+        elif list(tensor.shape) != plan["tensors"].get(name, list(tensors[name].shape)):
+            problems.append(f"{name} has shape {tuple(tensor.shape)}")
+    if not problems:
+        for name, tensor in built.items():
+            saved = tensors[name]
+            strides = plan["strides"].get(name, saved.stride())
+            tensor.data = torch.empty_strided(saved.shape, strides, dtype=saved.dtype).copy_(saved)
+    return problems
+
+
+def _strides(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    """Returns the strides of every tensor that is not laid out row by row, which decides the order of summation."""
+    strides = {name: torch.empty_like(t, device="meta").stride() for name, t in tensors.items()}
+    plain = {name: torch.empty(t.shape, device="meta").stride() for name, t in tensors.items()}
+    return {name: list(stride) for name, stride in strides.items() if stride != plain[name]}
 
 
 def _verify(model: nn.Module, loaded: nn.Module, example_input: torch.Tensor) -> None:
     """Raises ExportError unless both networks return the same bits on the example and on random numbers."""
-    training = model.training
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     noise = torch.rand(example_input.shape, generator=torch.Generator().manual_seed(0)).to(example_input.dtype)
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in (example_input.to(device), noise.to(device)):
-                expected, found = model(batch), loaded.to(device)(batch)
-                if not torch.equal(expected, found):
-                    gap = float((expected - found).abs().max()) if expected.shape == found.shape else float("nan")
-                    msg = f"the exported network loads with other outputs: the largest difference is {gap:g}"
-                    raise ExportError(msg)
-    finally:
-        model.train(training)
+    with modes_kept(model), torch.inference_mode():
+        model.eval()
+        for batch in (example_input.to(device), noise.to(device)):
+            expected = model(batch)
+            if not isinstance(expected, torch.Tensor):
+                msg = f"only networks that return one tensor can be exported, found {type(expected).__name__}"
+                raise ExportError(msg)
+            try:
+                found = loaded.to(device)(batch)
+            except Exception as error:  # the user's forward, on a network of other sizes
+                msg = f"the exported network loads but cannot be run: {error}; does the constructor build this network?"
+                raise ExportError(msg) from error
+            if not torch.equal(expected, found):
+                gap = float((expected - found).abs().max()) if expected.shape == found.shape else float("nan")
+                msg = (
+                    f"the exported network loads with other outputs, the largest difference is {gap:g}: "
+                    f"does the constructor build this network?"
+                )
+                raise ExportError(msg)

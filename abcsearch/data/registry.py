@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from abcsearch.data.splits import Data
-from abcsearch.errors import DataError, unknown_name
+from abcsearch.errors import AbcSearchError, DataError, option_problems, unknown_name
 
 
 def digits(*, validation: float = 0.25, seed: int = 0) -> Data:
@@ -50,6 +49,9 @@ def image_folder(*, path: str, validation: float = 0.1, seed: int = 0, size: int
     Raises:
         DataError: if a folder is missing or empty, a file cannot be decoded, or sizes or classes differ.
     """
+    if size is not None and size < 1:
+        msg = f"image_folder: size is the height and width in pixels, at least 1, found {size}"
+        raise DataError(msg)
     parts = [_read_folder(Path(path) / part, size) for part in ("train", "test")]
     (train, labels, classes), (test, test_labels, test_classes) = parts
     if classes != test_classes:
@@ -83,8 +85,8 @@ def _read_folder(path: Path, size: int | None) -> tuple[torch.Tensor, torch.Tens
     for index, (file, _) in enumerate(folder.samples):
         try:
             images.append(folder[index][0])
-        except OSError as error:
-            msg = f"image {file} cannot be read: {error}"
+        except Exception as error:  # what a decoder raises on a damaged file depends on the format and the damage
+            msg = f"image {file} cannot be read: {error}; repair or remove it"
             raise DataError(msg) from error
         if images[-1].shape != images[0].shape:
             found, first = tuple(images[-1].shape[1:]), tuple(images[0].shape[1:])
@@ -104,18 +106,24 @@ def load_data(name: str, **options: Any) -> Data:  # noqa: ANN401 - each data se
         DataError: if the name or an option is unknown (with the nearest valid one), one is missing, or loading fails.
     """
     check_data_options(name, options)
-    return DATASETS[name](**options)
+    try:
+        data: object = DATASETS[name](**options)
+    except AbcSearchError:
+        raise
+    except Exception as error:  # the user's loader, or an option of the wrong type: anything can go wrong
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
+        msg = f"data set {name!r} cannot be loaded with {given}: {type(error).__name__}: {error}"
+        raise DataError(msg) from error
+    if not isinstance(data, Data):
+        msg = f"data set {name!r} returned {type(data).__name__}, expected abcsearch.Data (see Data.from_tensors)"
+        raise DataError(msg)
+    return data
 
 
 def check_data_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raises DataError for a name or options that no data set has, without loading anything."""
+    """Raises DataError for an unknown name, or with all unknown and missing options, without loading anything."""
     if name not in DATASETS:
         raise DataError(unknown_name("data set", name, DATASETS))
-    signature = inspect.signature(DATASETS[name])
-    for option in options:
-        if option not in signature.parameters:
-            raise DataError(unknown_name(f"option of data set {name!r}:", option, signature.parameters))
-    missing = [n for n, p in signature.parameters.items() if p.default is p.empty and n not in options]
-    if missing:
-        msg = f"data set {name!r} needs {', '.join(missing)}"
-        raise DataError(msg)
+    problems = option_problems(DATASETS[name], options)
+    if problems:
+        raise DataError("\n".join(f"data set {name!r}: {problem}" for problem in problems))

@@ -30,8 +30,13 @@ class Split:
     def __post_init__(self) -> None:
         """Checks shapes and types."""
         images, labels = self.images, self.labels
-        if images.ndim != 4 or images.dtype != torch.float32 or not len(images):
-            msg = f"images are (n, channels, height, width) float32, found {tuple(images.shape)} {images.dtype}"
+        if not all(isinstance(value, torch.Tensor) for value in (images, labels)):
+            found = f"{type(images).__name__} and {type(labels).__name__}"
+            msg = f"images and labels are torch tensors, found {found}; convert them with torch.as_tensor"
+            raise DataError(msg)
+        if images.ndim != 4 or images.dtype != torch.float32 or not images.numel():
+            found = f"{tuple(images.shape)} {images.dtype}"
+            msg = f"images are (n, channels, height, width) float32 and not empty, found {found}"
             raise DataError(msg)
         if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
             found = f"{tuple(labels.shape)} {labels.dtype}"
@@ -63,6 +68,9 @@ class Data:
         validation: search-validation, held out of the training images; all that fitness sees.
         test: touched by fine-tuning and reports only.
         seed: of the split between train and validation; recorded in the run.
+
+    Raises:
+        DataError: if the splits hold images of different sizes.
     """
 
     name: str
@@ -70,6 +78,14 @@ class Data:
     validation: Split
     test: Split
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks that the splits fit together."""
+        shapes = {part: tuple(getattr(self, part).images.shape[1:]) for part in ("train", "validation", "test")}
+        if len(set(shapes.values())) > 1:
+            found = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
+            msg = f"{self.name}: images of all splits have one (channels, height, width), found {found}"
+            raise DataError(msg)
 
     @classmethod
     def from_tensors(
@@ -95,6 +111,9 @@ class Data:
         """
         if not 0 < validation < 1:
             msg = f"validation is the share of training images held out, in (0, 1), found {validation}"
+            raise DataError(msg)
+        if seed < 0:
+            msg = f"seed of the split is at least 0, found {seed}"
             raise DataError(msg)
         whole = Split(*train)
         positions = torch.arange(len(whole))

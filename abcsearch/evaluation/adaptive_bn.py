@@ -92,23 +92,25 @@ class AdaptiveBN:
     def build(self, candidate: Candidate) -> nn.Module:
         """Returns the sliced and calibrated network of a candidate, in evaluation mode."""
         network = slice_model(self._model, self._graph, candidate, self._ranking)
+        # The layout decides the order of summation: one for all, whichever the trained network has in this process.
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
         with torch_threads(self.options.threads):
             calibrate(network, self._calibration, batch_size=self._batch_size)
         return network.eval()
 
     def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
-        """Returns fitness and metrics on search-validation; a fitness that is not finite is a failure."""
+        """Returns fitness and metrics on search-validation; a metric that is not finite is a failure."""
         del seed
         network = self.build(candidate)
         with torch_threads(self.options.threads):
             metrics = score(network, self._data.validation)
-        fitness = metrics[self.options.metric]
         costs = self._graph.costs
         macs, params = int(costs.macs([candidate])[0]), int(costs.params([candidate])[0])
-        if not math.isfinite(fitness):
-            return Evaluation(fitness=None, macs=macs, params=params, failure=f"{self.options.metric} is {fitness}")
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        return Evaluation(fitness=fitness, metrics=finite, macs=macs, params=params)
+        # A network that returns NaN still has a top1: its class 0 counts as the best one.
+        wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        if wrong:
+            return Evaluation(fitness=None, metrics=metrics, macs=macs, params=params, failure=", ".join(wrong))
+        return Evaluation(fitness=metrics[self.options.metric], metrics=metrics, macs=macs, params=params)
 
 
 def calibration_images(data: Data, count: int) -> torch.Tensor:
@@ -126,7 +128,13 @@ def calibrate(model: nn.Module, images: torch.Tensor, *, batch_size: int = 128) 
         model: the network; only running statistics change.
         images: (n, channels, height, width) calibration images; an incomplete last batch is left out.
         batch_size: images per pass, at most n.
+
+    Raises:
+        ConfigError: if there are fewer images than one batch.
     """
+    if not 1 <= batch_size <= len(images):
+        msg = f"calibration needs a batch_size from 1 to the number of images, {len(images)}, found {batch_size}"
+        raise ConfigError(msg)
     norms = [
         module
         for module in model.modules()

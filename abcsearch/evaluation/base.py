@@ -20,8 +20,8 @@ def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int) -> Evaluatio
     Ctrl-C and the like pass through.
 
     Raises:
-        SearcherError: if the evaluator returns something else than an Evaluation: a mistake in its code, not in the
-            candidate.
+        SearcherError: if the evaluator returns something else than an Evaluation of numbers: a mistake in its code,
+            not in the candidate.
     """
     start = time.perf_counter()
     try:
@@ -31,4 +31,15 @@ def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int) -> Evaluatio
     if not isinstance(found, Evaluation):  # pyright: ignore[reportUnnecessaryIsInstance] - the user's own function
         msg = f"an evaluator returns an Evaluation, found {type(found).__name__}"
         raise SearcherError(msg)
-    return replace(found, seconds=time.perf_counter() - start)
+    try:  # plain numbers, as the journal needs them: the user's may be numpy's or torch's
+        return replace(
+            found,
+            fitness=None if found.fitness is None else float(found.fitness),
+            metrics={name: float(value) for name, value in found.metrics.items()},
+            macs=int(found.macs),
+            params=int(found.params),
+            seconds=time.perf_counter() - start,
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        msg = f"an evaluator returns an Evaluation of numbers, found {found}: {error}"
+        raise SearcherError(msg) from error

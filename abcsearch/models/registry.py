@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from abcsearch.errors import ModelError, unknown_name
+from abcsearch.errors import ModelError, option_problems, unknown_name
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.rng import torch_seeded
 
@@ -46,41 +45,44 @@ class Constructor:
             found: Any = importlib.import_module(module)
             for part in attribute.split("."):
                 found = getattr(found, part)
-        except (ImportError, AttributeError) as error:
-            msg = f"model {self.name!r} cannot be imported: {error}; write package.module:callable"
+        except Exception as error:  # the user's module runs here: anything can go wrong in it
+            msg = f"model {self.name!r} cannot be imported: {error!r}; write package.module:callable"
             raise ModelError(msg) from error
+        if not isinstance(found, Callable):
+            msg = f"model {self.name!r} is not a class or function but {found!r:.50}; write package.module:callable"
+            raise ModelError(msg)
         return found
 
     def check(self) -> Callable[..., nn.Module]:
         """Returns the callable if the options fit it, without calling it.
 
         Raises:
-            ModelError: as `find`, or if an option is unknown or missing.
+            ModelError: as `find`, or with all options that are unknown or missing.
         """
         make = self.find()
-        try:
-            signature = inspect.signature(make)
-        except ValueError:  # some builtins have none
-            return make
-        try:
-            signature.bind(**self.options)
-        except TypeError as error:
-            known = [n for n, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-            wrong = [option for option in self.options if option not in known]
-            hint = unknown_name("option", wrong[0], known) if wrong else str(error)
-            msg = f"model {self.name!r}: {hint}"
-            raise ModelError(msg) from error
+        problems = option_problems(make, self.options)
+        if problems:
+            raise ModelError("\n".join(f"model {self.name!r}: {problem}" for problem in problems))
         return make
 
-    def build(self, seed: int = 0) -> nn.Module:
+    def build(self, seed: int = 0, make: Callable[..., nn.Module] | None = None) -> nn.Module:
         """Returns a new network, initialised from the stream (seed, "init"); the global random state is left alone.
 
+        Args:
+            seed: the run's seed.
+            make: called instead of what the name stands for.
+
         Raises:
-            ModelError: if the options do not fit, or the result is not a module.
+            ModelError: if the options do not fit, the call fails, or the result is not a module.
         """
-        make = self.check()
-        with torch_seeded(seed, "init"):
-            model = make(**self.options)
+        make = self.check() if make is None else make
+        try:
+            with torch_seeded(seed, "init"):
+                model = make(**self.options)
+        except Exception as error:  # the user's code: anything can go wrong in it
+            given = ", ".join(f"{name}={value!r}" for name, value in self.options.items()) or "no options"
+            msg = f"model {self.name!r} cannot be built with {given}: {type(error).__name__}: {error}"
+            raise ModelError(msg) from error
         if not isinstance(model, nn.Module):
             msg = f"model {self.name!r} returned {type(model).__name__}, expected a torch.nn.Module"
             raise ModelError(msg)
@@ -88,10 +90,15 @@ class Constructor:
 
     @classmethod
     def of(cls, target: str | Callable[..., nn.Module], options: Mapping[str, Any]) -> Constructor:
-        """Returns the record for a name, an import path, or a class or function found by import."""
+        """Returns the record for a name, an import path, or a class or function found by import.
+
+        Raises:
+            ModelError: if a callable has no name to import it by (a lambda, a local class, a functools.partial).
+        """
         if isinstance(target, str):
             return cls(name=target, options=dict(options))
-        if "<" in target.__qualname__:
-            msg = f"{target.__qualname__} cannot be imported by name; define it at the top level of a module"
+        name = getattr(target, "__qualname__", repr(target))
+        if "<" in name:
+            msg = f"{name} cannot be imported by name; define it at the top level of a module"
             raise ModelError(msg)
-        return cls(name=f"{target.__module__}:{target.__qualname__}", options=dict(options))
+        return cls(name=f"{target.__module__}:{name}", options=dict(options))

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from abcsearch.errors import ModelError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -61,9 +63,15 @@ class SmallResNet(nn.Module):
             depths: blocks per stage.
 
         Raises:
-            ValueError: if widths and depths differ in length.
+            ModelError: if widths and depths differ in length or are empty, or a number is not at least 1.
         """
         super().__init__()
+        if len(widths) != len(depths) or min([in_channels, classes, len(widths), *widths, *depths]) < 1:
+            msg = (
+                f"a residual network needs one width and one depth per stage, all numbers at least 1; found "
+                f"in_channels={in_channels}, classes={classes}, widths={list(widths)}, depths={list(depths)}"
+            )
+            raise ModelError(msg)
         self.conv = nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()

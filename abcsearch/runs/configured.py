@@ -68,7 +68,7 @@ def run_config(
     return result
 
 
-def resume(
+def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     run_dir: str | Path,
     *,
     model: nn.Module | None = None,
@@ -117,7 +117,10 @@ def resume(
     ]
     if model is None or data is None or missing:
         call = ", ".join(f"{name}=..." for name in missing)
-        msg = f"{run_dir} was started from Python with objects of yours; pass the same ones: resume({str(run_dir)!r}, {call})"
+        msg = (
+            f"{run_dir} was started from Python with objects of yours; pass the same ones: "
+            f"resume({str(run_dir)!r}, {call})"
+        )
         raise RunError(msg)
     task = Task.of(model, data, settings)
     parts = Parts.of(task, settings, searcher=searcher, evaluator=evaluator, executor=executor)

@@ -71,10 +71,13 @@ class RunFolder:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         sibling = target.with_name(f".{target.name}.tmp")
-        writer(sibling)
-        with sibling.open("rb") as file:
-            os.fsync(file.fileno())
-        sibling.replace(target)
+        try:
+            writer(sibling)
+            with sibling.open("rb") as file:
+                os.fsync(file.fileno())
+            sibling.replace(target)
+        finally:
+            sibling.unlink(missing_ok=True)
 
     def read_json(self, name: str) -> Any:  # noqa: ANN401 - plain JSON values and arrays
         """Returns a JSON file's value, or None if there is no such file.
@@ -87,20 +90,23 @@ class RunFolder:
             return None
         try:
             return json.loads(path.read_text(encoding="utf-8"), object_hook=_decode_array)
-        except ValueError as error:
-            msg = f"{path} is damaged: {error}"
+        except (ValueError, TypeError, KeyError) as error:
+            msg = f"{path} is damaged: {error!r}; restore it from a copy, or start a new run"
             raise RunError(msg) from error
 
     def header(self) -> dict[str, Any]:
         """Returns run.json.
 
         Raises:
-            RunError: if the folder holds no run, or one of a newer format.
+            RunError: if the folder holds no run, a damaged one, or one of a newer format.
         """
         header = self.read_json("run.json")
         if header is None:
             what = "is not a run folder (it has no run.json)" if self.path.is_dir() else "does not exist"
             msg = f"{self.path} {what}; start a run with: abcsearch search CONFIG --run-dir {self.path}"
+            raise RunError(msg)
+        if not isinstance(header, dict) or not isinstance(header.get("format"), int) or "settings" not in header:
+            msg = f"{self.path / 'run.json'} is damaged: it has no format and settings; restore it from a copy"
             raise RunError(msg)
         if header["format"] > FORMAT:
             msg = f"{self.path} has format {header['format']}, this version reads up to {FORMAT}; update abcsearch"
@@ -131,11 +137,14 @@ class RunFolder:
             raise RunError(msg) from error
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=0.5)  # longer than `in_use` holds it
         except Timeout as error:
             msg = (
                 f"{self.path} is in use by another process; wait for it, or watch it with: abcsearch status {self.path}"
             )
+            raise RunError(msg) from error
+        except OSError as error:
+            msg = f"run folder {self.path} cannot be locked: {error}"
             raise RunError(msg) from error
         try:
             yield
@@ -144,6 +153,8 @@ class RunFolder:
 
     def in_use(self) -> bool:
         """Returns whether a process is writing to the folder now."""
+        if not (self.path / ".lock").exists():
+            return False
         try:
             with FileLock(self.path / ".lock").acquire(timeout=0):
                 return False
@@ -158,12 +169,20 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processors": os.cpu_count(),
-        "versions": {name: metadata.version(name) for name in packages},
+        "versions": {name: _version(name) for name in packages},
         "git": _git("rev-parse", "HEAD"),
         "git_changed": bool(_git("status", "--porcelain")),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
+
+
+def _version(package: str) -> str | None:
+    """Returns the installed version of a package; None where it runs from a source folder."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str | None:
@@ -176,9 +195,11 @@ def _git(*arguments: str) -> str | None:
 
 
 def _encode_array(value: Any) -> Any:  # noqa: ANN401 - what json cannot write
-    """Returns the JSON form of a numpy array."""
-    if not isinstance(value, np.ndarray):
-        msg = f"not a plain JSON value: {type(value).__name__}"
+    """Returns the JSON form of a numpy array or number."""
+    if isinstance(value, np.generic) and not value.dtype.hasobject:
+        return value.item()
+    if not isinstance(value, np.ndarray) or value.dtype.hasobject:
+        msg = f"not a plain JSON value or an array of numbers: {value!r}"
         raise TypeError(msg)
     data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
     return {"__array__": value.dtype.str, "shape": list(value.shape), "data": data}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import zlib
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def _encode(event: dict[str, object]) -> bytes:
     """Returns the line of an event."""
-    text = json.dumps(event, allow_nan=False).encode()
+    text = json.dumps(event).encode()  # metrics that are not finite are written as Python reads them: NaN, Infinity
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
@@ -43,7 +44,7 @@ def read_journal(path: Path) -> tuple[dict[int, Trial], int]:
     """
     trials: dict[int, Trial] = {}
     sound = 0
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    lines = re.findall(rb"[^\n]*\n|[^\n]+", path.read_bytes()) if path.exists() else []
     for number, line in enumerate(lines, start=1):
         event = _decode(line)
         if event is None:

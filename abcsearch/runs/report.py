@@ -161,8 +161,9 @@ def _notes(run: FinishedRun, threads: int, tuned: dict[str, Any] | None) -> tupl
     failed = sum(trial.evaluation.failure is not None for trial in run.result.trials)
     data = run.result.task.data
     return (
-        f"Fitness: {config.evaluator.name} ({config.evaluator.options.get('metric', 'top1')}) on {len(data.validation)} "
-        f"search-validation images. Test: top-1 on {len(data.test)} images. Fine-tuned: {recipe}. "
+        f"Fitness: {config.evaluator.name} ({config.evaluator.options.get('metric', 'top1')}) "
+        f"on {len(data.validation)} search-validation images. Test: top-1 on {len(data.test)} images. "
+        f"Fine-tuned: {recipe}. "
         f"Latency: median forward time of a batch of {_LATENCY_BATCH}, {threads} thread(s).",
         f"{len(run.result.trials)} trials, {failed} failed, seed {config.seed}; {versions}; "
         f"{header['environment']['platform']}.",

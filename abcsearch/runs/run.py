@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -345,7 +345,10 @@ def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, An
     wanted = {key: value for key, value in now["settings"].items() if key not in FREE}
     found = differences(kept, wanted) + differences({**same, **before["identity"]}, {**before["identity"], **same})
     if found:
-        msg = f"{folder.path} already holds a different run: {'; '.join(found)}. Choose another folder, or delete this one"
+        msg = (
+            f"{folder.path} already holds a different run: {'; '.join(found)}. "
+            f"Choose another folder, or delete this one"
+        )
         raise RunError(msg)
     if before["settings"] != now["settings"] or before["identity"] != {**before["identity"], **same}:
         identity_now = {**before["identity"], **same}

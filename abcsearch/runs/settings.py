@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 from abcsearch.budget import Budget
-from abcsearch.errors import ConfigError
+from abcsearch.errors import ConfigError, RunError
 from abcsearch.models.registry import Constructor
 from abcsearch.training.loop import Recipe
 
@@ -65,6 +66,16 @@ class SpaceOptions:
         object.__setattr__(self, "fixed", tuple(self.fixed))
 
 
+LOWEST = {"n_trials": 1, "max_failures": 0, "seed": 0}
+
+
+def check_lowest(name: str, value: int) -> None:
+    """Raises ConfigError if a number of the settings is below its lowest value."""
+    if value < LOWEST[name]:
+        msg = f"{name} is at least {LOWEST[name]}, found {value}"
+        raise ConfigError(msg)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
     """What decides the trials of a search.
@@ -94,12 +105,8 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        if self.n_trials < 1:
-            msg = f"n_trials is the number of structures to evaluate, at least 1, found {self.n_trials}"
-            raise ConfigError(msg)
-        if self.max_failures < 0 or self.seed < 0:
-            msg = f"max_failures and seed are at least 0, found {self.max_failures} and {self.seed}"
-            raise ConfigError(msg)
+        for name in LOWEST:
+            check_lowest(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,16 +139,22 @@ class RunConfig(SearchSettings):
     model: ModelSettings
     data: Part
     pretrain: Recipe | None = None
-    finetune: Recipe = Recipe(lr=0.02)
+    finetune: Recipe = field(default_factory=lambda: Recipe(lr=0.02))
     baselines: tuple[Literal["uniform", "random"], ...] = ("uniform",)
 
     def __post_init__(self) -> None:
         """Checks that there will be a trained network."""
         super().__post_init__()
         object.__setattr__(self, "baselines", tuple(self.baselines))
-        if (self.model.checkpoint is None) == (self.pretrain is None):
-            msg = "a search starts from a trained network: set either model.checkpoint or the table [pretrain]"
-            raise ConfigError(msg)
+        check_base(self.model, self.pretrain)
+
+
+def check_base(model: ModelSettings, pretrain: Recipe | None) -> None:
+    """Raises ConfigError unless a network's weights come from exactly one of checkpoint and pre-training."""
+    if (model.checkpoint is None) == (pretrain is None):
+        found = "neither" if pretrain is None else "both"
+        msg = f"a search starts from a trained network: set model.checkpoint or the table [pretrain], found {found}"
+        raise ConfigError(msg)
 
 
 _RECORDS: dict[str, type] = {
@@ -159,14 +172,33 @@ FREE = frozenset({"n_trials", "max_failures", "finetune", "baselines"})
 
 
 def to_plain(settings: SearchSettings) -> dict[str, Any]:
-    """Returns settings as plain JSON values."""
-    return asdict(settings)
+    """Returns settings as plain JSON values: what a JSON file of them would hold.
+
+    Raises:
+        ConfigError: if an option is not a plain value.
+    """
+    try:
+        return json.loads(json.dumps(asdict(settings)))
+    except (TypeError, ValueError) as error:
+        msg = f"options are plain JSON values (numbers, texts, lists, tables): {error}"
+        raise ConfigError(msg) from error
 
 
 def from_plain(kind: type[S], plain: Mapping[str, Any]) -> S:
-    """Returns the settings that `to_plain` described."""
-    values: dict[str, Any] = {k: _RECORDS[k](**v) if k in _RECORDS and v is not None else v for k, v in plain.items()}
-    return kind(**values)
+    """Returns the settings that `to_plain` described.
+
+    Raises:
+        RunError: if they are not settings of this version.
+        ConfigError, BudgetError: if a value is out of range.
+    """
+    try:
+        values: dict[str, Any] = {
+            k: _RECORDS[k](**v) if k in _RECORDS and v is not None else v for k, v in plain.items()
+        }
+        return kind(**values)
+    except TypeError as error:
+        msg = f"the run has settings that this version does not know: {error}; was it written by another version?"
+        raise RunError(msg) from error
 
 
 def differences(before: Any, now: Any, where: str = "") -> list[str]:  # noqa: ANN401 - plain JSON values
@@ -176,5 +208,6 @@ def differences(before: Any, now: Any, where: str = "") -> list[str]:  # noqa: A
         return [
             line for key in keys for line in differences(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))
         ]
-    before, now = (list(value) if isinstance(value, tuple) else value for value in (before, now))
-    return [] if before == now else [f"{where}: {before!r} in the folder, {now!r} now"]
+    # As text: 1 and 1.0 are different budgets, tuples and lists are the same.
+    same = json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True)
+    return [] if same else [f"{where}: {before!r} in the folder, {now!r} now"]

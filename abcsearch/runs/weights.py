@@ -61,13 +61,17 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, _unpickling_error()) as error:
-        msg = f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}"
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        msg = f"checkpoint {path} cannot be read: {reason}; save a state dict with torch.save or safetensors"
         raise CheckpointError(msg) from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        msg = f"checkpoint {path} holds no state dict (names and tensors)"
+    pairs = content.items() if isinstance(content, dict) else [(None, content)]
+    other = [name for name, value in pairs if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
+    if other:
+        found = f"{other[:5]} are not tensors" if isinstance(content, dict) else f"found {type(content).__name__}"
+        msg = f"checkpoint {path} holds no state dict (names and tensors, also under state_dict or model): {found}"
         raise CheckpointError(msg)
     return content
 

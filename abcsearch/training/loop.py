@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from abcsearch.channels.latency import torch_threads
-from abcsearch.errors import ConfigError
+from abcsearch.errors import ConfigError, ModelError
 from abcsearch.rng import torch_seeded, torch_stream
 from abcsearch.training.scoring import check_logits, modes_kept, score
 
@@ -70,9 +70,10 @@ class Recipe:
             "shift": self.shift >= 0,
             "threads": self.threads >= 1,
         }
+        rules = {name: holds and math.isfinite(getattr(self, name)) for name, holds in rules.items()}
         wrong = [f"{name} = {getattr(self, name)}" for name, holds in rules.items() if not holds]
         if wrong:
-            msg = f"training recipe out of range: {', '.join(wrong)}"
+            msg = f"training recipe out of range: {', '.join(wrong)} (see abcsearch.Recipe for the ranges)"
             raise ConfigError(msg)
 
 
@@ -97,11 +98,15 @@ def train(
 
     Raises:
         ConfigError: if there are fewer images than one batch.
-        ModelError: if the model does not return logits, or the loss is not finite.
+        ModelError: if the model does not return logits, or has nothing to train, or the loss is not finite.
+        DataError: if a label has no output.
     """
     if len(split) < recipe.batch_size:
         msg = f"batch_size {recipe.batch_size} is larger than the {len(split)} training images; make it smaller"
         raise ConfigError(msg)
+    if not any(p.requires_grad for p in model.parameters()):
+        msg = f"{type(model).__name__} has no parameter to train: requires_grad is False everywhere"
+        raise ModelError(msg)
     optimizer = torch.optim.SGD(
         _parameter_groups(model, recipe.weight_decay),
         lr=recipe.lr,
@@ -125,6 +130,9 @@ def train(
                 loss.backward()
                 optimizer.step()
                 losses += loss.detach()
+            if not bool(torch.isfinite(losses)):
+                msg = f"the training loss is {float(losses)} in epoch {epoch + 1}; lower lr = {recipe.lr}"
+                raise ModelError(msg)
             if on_epoch is not None:
                 on_epoch(epoch + 1, recipe.epochs, float(losses) / steps)
 

@@ -1,4 +1,4 @@
-"""A configured run is killed with SIGKILL at random instants; nothing finished is lost and the answer stays the same."""
+"""A configured run is killed at random instants; nothing finished is lost and the answer stays the same."""
 
 import dataclasses
 import multiprocessing
@@ -30,9 +30,10 @@ def _left_behind(folder):
     """All that a finished run leaves, apart from times."""
     parts = [folder, folder / "baselines" / "random"]
     return [
-        (_trials(part), RunFolder(part).read_json("searcher.json")["state"]["rng"], RunFolder(part).read_json("best.json")["number"])
+        (_trials(part), run.read_json("searcher.json")["state"]["rng"], run.read_json("best.json")["number"])
         for part in parts
-    ]  # fmt: skip
+        for run in [RunFolder(part)]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,9 @@ def forks():
 
 
 def test_killed_at_a_dozen_random_instants_is_as_uninterrupted(tiny_config, tmp_path, forks):
+    first = forks.Process(target=int)  # the server starts, and imports torch, with its first process
+    first.start()
+    first.join()
     start = time.monotonic()
     undisturbed = forks.Process(target=_run, args=(tiny_config, tmp_path / "whole"))
     undisturbed.start()
