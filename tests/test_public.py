@@ -1,0 +1,40 @@
+"""The public names, and what importing them costs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import abcsearch
+
+FIXED = (
+    *("Candidate", "Dimension", "SearchSpace", "trace_channels", "rank_channels", "slice_model", "Budget", "Trial"),
+    *("Evaluation", "Searcher", "BeeColony", "RandomSearch", "make_searcher", "AdaptiveBN", "search", "resume"),
+    *("SearchResult", "finetune", "export", "load", "AbcSearchError"),
+)
+
+
+def test_fixed_names_are_there():
+    for name in FIXED:
+        assert getattr(abcsearch, name).__doc__ or name == "Candidate"
+        assert name in dir(abcsearch)
+
+
+def test_names_for_type_checkers_are_the_names():
+    source = Path(abcsearch.__file__).read_text(encoding="utf-8")
+    pairs = {(name, module) for module, name in re.findall(r"from ([\w.]+) import \w+ as (\w+)", source)}
+    assert len(pairs) > len(FIXED)
+    assert pairs == set(abcsearch._HOME.items())
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'Beecolony'"):
+        _ = abcsearch.Beecolony
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, abcsearch; print([m for m in ('torch', 'torchvision', 'sklearn', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,75 @@
+"""The README tells the truth: its Python runs, its commands exist, its paths are there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from abcsearch.cli import app
+from abcsearch.config import parse_config
+from abcsearch.searchers.registry import SEARCHERS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_python_example_runs_and_is_short(tmp_path):
+    (code,) = blocks("python")
+    (tmp_path / "example.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "example.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = map(float, done.stdout.splitlines()[-1].split())
+    assert 0 < before < 1
+    assert after > 0.85
+    assert (tmp_path / "pruned" / "plan.json").exists()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 30
+
+
+def test_commands_exist():
+    known = get_command(app).commands
+    used = re.findall(r"^abcsearch (\w+)", README, flags=re.MULTILINE)
+    assert set(used) == set(known)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for target in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", README, flags=re.MULTILINE):
+        assert "".join(target) in targets
+
+
+def test_paths_exist():
+    table = README.split("## Where things are")[1].split("## ")[0]
+    paths = re.findall(r"`([\w./]+)`", table)
+    assert len(paths) > 15
+    for path in [*paths, *re.findall(r"\]\((\w[^)]*)\)", README)]:
+        assert path in ("pyproject.toml",) or (ROOT / path).exists(), path
+
+
+def test_every_searcher_is_in_the_table():
+    table = README.split("## Algorithms")[1].split("## ")[0]
+    for name in SEARCHERS:
+        assert f"`{name}`" in table
+
+
+def test_config_example_parses(tmp_path, monkeypatch):
+    import tomllib
+
+    (text,) = blocks("toml")
+    package = tmp_path / "mypackage"
+    package.mkdir()
+    (package / "nets.py").write_text("def MyNet(classes): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = parse_config({**tomllib.loads(text), "n_trials": 1, "budget": {"macs": 0.5}})
+    assert config.model.checkpoint == "mynet.pt"
+    assert config.data.options == {"path": "data/flowers", "size": 64}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("abcsearch/**/*.py")), ids=lambda path: path.name)
+def test_files_stay_small_enough_to_read(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
