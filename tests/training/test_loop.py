@@ -1,0 +1,283 @@
+"""The training loop: deterministic, leaves everything else alone, and learns."""
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from abcsearch.data.splits import Data, Split
+from abcsearch.errors import ConfigError, DataError, ModelError
+from abcsearch.training.loop import FineTuned, Recipe, _schedule, augment, finetune, train
+
+QUICK = Recipe(epochs=3, batch_size=16, lr=0.1, shift=1, flip=True)
+
+
+class Net(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, padding=1)
+        self.bn = nn.BatchNorm2d(6)
+        self.dropout = nn.Dropout(0.2)
+        self.linear = nn.Linear(6, classes)
+
+    def forward(self, x):
+        return self.linear(self.dropout(torch.relu(self.bn(self.conv(x)))).mean(dim=(2, 3)))
+
+
+class Raises(Net):
+    def forward(self, x):
+        torch.rand(3)
+        raise ZeroDivisionError
+
+
+def network(kind=Net, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return kind(**options)
+
+
+def stripes(n=96, seed=0):
+    """Horizontal stripes, vertical stripes, or none, plus noise: easy for a 3x3 convolution."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    wave = torch.tensor([1.0, -1.0]).repeat(3)
+    patterns = torch.stack([wave[:, None].expand(6, 6), wave[None, :].expand(6, 6), torch.zeros(6, 6)])
+    return Split(patterns[labels][:, None] + 0.3 * torch.randn(n, 1, 6, 6, generator=generator), labels)
+
+
+def weights(model):
+    return torch.cat([t.flatten().double() for t in model.state_dict().values()])
+
+
+def trained(recipe=QUICK, *, seed=0, part="pretrain"):
+    model = network()
+    train(model, stripes(), recipe, seed=seed, part=part)
+    return weights(model)
+
+
+def test_the_same_arguments_give_the_same_bits_whatever_the_global_state():
+    torch.manual_seed(1)
+    one = trained()
+    torch.manual_seed(2)
+    assert torch.equal(one, trained())
+
+
+def test_seed_part_and_recipe_matter():
+    results = [trained(), trained(seed=1), trained(part="finetune"), trained(Recipe(epochs=3, batch_size=16, lr=0.1))]
+    for i, one in enumerate(results):
+        for other in results[:i]:
+            assert not torch.equal(one, other)
+
+
+def test_it_learns_an_easy_problem_and_reports_every_epoch():
+    split, seen, model = stripes(), [], network()
+    recipe = Recipe(epochs=6, batch_size=16, lr=0.1)
+    train(model, split, recipe, seed=0, part="pretrain", on_epoch=lambda *progress: seen.append(progress))
+    assert [entry[:2] for entry in seen] == [(epoch, 6) for epoch in range(1, 7)]
+    assert seen[0][2] > 2 * seen[-1][2]
+    held_out = stripes(seed=1)
+    found = model.eval()(held_out.images).argmax(dim=1)
+    assert float((found == held_out.labels).double().mean()) > 0.95
+
+
+def state_of(model):
+    modes = [module.training for module in model.modules()]
+    return modes, torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), torch.get_num_threads()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("kind", [Net, Raises])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_modes_random_state_and_threads_are_as_before_also_after_a_failure(kind, threads):
+    model = network(kind)
+    model.eval()
+    model.bn.train()
+    before = state_of(model)
+    recipe = Recipe(epochs=1, batch_size=16, shift=1, threads=threads)
+    if kind is Raises:
+        with pytest.raises(ZeroDivisionError):
+            train(model, stripes(), recipe, seed=0, part="pretrain")
+    else:
+        train(model, stripes(), recipe, seed=0, part="pretrain")
+    assert state_of(model) == before
+
+
+def test_threads_of_the_recipe_are_those_in_the_forward_pass():
+    seen = set()
+    model = network()
+    model.register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
+    train(model, stripes(), Recipe(epochs=1, batch_size=32, threads=3), seed=0, part="pretrain")
+    assert seen == {3}
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_vectors_alone():
+    class Flat(nn.Module):
+        """The parameters get gradients of zero, so that only the decay moves them."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.linear = nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return torch.zeros(len(x), 3) + 0 * sum(p.sum() for p in self.parameters())
+
+    model = network(Flat)
+    before = copy.deepcopy(dict(model.named_parameters()))
+    train(model, stripes(), Recipe(epochs=2, batch_size=48, weight_decay=0.1), seed=0, part="pretrain")
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            ratio = parameter / before[name]
+            assert bool((ratio < 1 - 1e-4).all()), name
+            torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio))
+        else:
+            assert torch.equal(parameter, before[name]), name
+
+
+def test_the_steps_are_those_of_sgd_written_out_by_hand():
+    """Nesterov momentum, weight decay and schedule against plain numpy on a linear model."""
+    images = torch.randn(4, 1, 1, 3, generator=torch.Generator().manual_seed(0))
+    split = Split(images, torch.tensor([0, 1, 1, 0]))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False))
+    weight = model[1].weight.detach().double().numpy().copy()
+    recipe = Recipe(
+        epochs=5, batch_size=4, lr=0.3, momentum=0.8, weight_decay=0.02, warmup_epochs=2, label_smoothing=0.1
+    )
+    x, onehot = images.flatten(1).double().numpy(), np.eye(2)[split.labels.numpy()]
+    targets = 0.9 * onehot + 0.1 / 2
+    velocity = np.zeros_like(weight)
+    for epoch in range(5):
+        logits = x @ weight.T
+        shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        gradient = (shares - targets).T @ x / 4 + 0.02 * weight
+        velocity = 0.8 * velocity + gradient if epoch else gradient
+        weight -= 0.3 * _schedule(epoch, recipe) * (gradient + 0.8 * velocity)
+    train(model, split, recipe, seed=0, part="pretrain")
+    np.testing.assert_allclose(model[1].weight.detach().numpy(), weight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(10, 2.0), (30, 1.0), (4, 0.5), (5, 0.0), (2, 100.0), (1, 1.0)])
+def test_the_schedule_rises_linearly_to_one_and_falls_as_a_cosine_to_zero(epochs, warmup):
+    recipe = Recipe(epochs=epochs, warmup_epochs=warmup)
+    peak = min(warmup, epochs / 2)
+    rising = [_schedule(t, recipe) for t in np.linspace(0, peak, 9)[:-1]] if peak else []
+    falling = [_schedule(t, recipe) for t in np.linspace(peak, epochs, 9)]
+    assert all(0 < share < 1 for share in rising)
+    if peak:
+        np.testing.assert_allclose(np.diff(rising), rising[1] - rising[0])
+        assert _schedule(peak - 1e-9, recipe) == pytest.approx(1)
+    np.testing.assert_allclose(falling, [0.5 + 0.5 * math.cos(math.pi * i / 8) for i in range(9)], atol=1e-12)
+
+
+def moved(image, down, right, mirrored):
+    """The slow way: pixel by pixel."""
+    result = torch.zeros_like(image)
+    _, height, width = image.shape
+    for row in range(max(0, down), min(height, height + down)):
+        for column in range(max(0, right), min(width, width + right)):
+            place = width - 1 - column if mirrored else column
+            result[:, row, place] = image[:, row - down, column - right]
+    return result
+
+
+@pytest.mark.parametrize(("shift", "flip", "channels"), [(0, False, 1), (2, False, 1), (0, True, 3), (1, True, 3)])
+def test_every_augmented_image_is_a_shift_and_mirror_image_of_its_own(shift, flip, channels):
+    generator = torch.Generator().manual_seed(0)
+    images = 1 + torch.rand(200, channels, 4, 5, generator=generator)
+    kept = images.clone()
+    found = augment(images, Recipe(shift=shift, flip=flip), generator)
+    assert torch.equal(images, kept)
+    moves = range(-shift, shift + 1)
+    kinds = list(itertools.product(moves, moves, (False, True) if flip else (False,)))
+    drawn = []
+    for before, after in zip(images, found, strict=True):
+        matches = [kind for kind in kinds if torch.equal(moved(before, *kind), after)]
+        assert len(matches) == 1
+        drawn += matches
+    assert set(drawn) == set(kinds)
+    assert abs(np.mean([kind[2] for kind in drawn]) - (0.5 if flip else 0)) < 0.1
+
+
+def test_every_image_is_seen_once_per_epoch_in_another_order():
+    seen = []
+
+    class Records(nn.Linear):
+        def forward(self, x):
+            seen.append(x.flatten().int().tolist())
+            return super().forward(x.flatten(1))
+
+    split = Split(torch.arange(10.0)[:, None, None, None], torch.arange(10) % 2)
+    train(Records(1, 2), split, Recipe(epochs=2, batch_size=5, lr=1e-6), seed=0, part="pretrain")
+    epochs = [seen[0] + seen[1], seen[2] + seen[3]]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
+    assert epochs[0] != epochs[1]
+    seen.clear()
+    train(Records(1, 2), split, Recipe(epochs=1, batch_size=4, lr=1e-6), seed=0, part="pretrain")
+    assert [len(batch) for batch in seen] == [4, 4]  # the incomplete batch is left out
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "error", "words"),
+    [
+        (Net, {"batch_size": 97}, ConfigError, "batch_size 97 is larger than the 96 training images"),
+        (lambda: Net(classes=2), {}, DataError, "label 2 has no output: the model has 2 classes"),
+        (lambda: nn.Conv2d(1, 3, 3), {}, ModelError, r"logits \(batch, classes\) for 64 images, found \(64, 3, 4, 4\)"),
+        (lambda: Net().requires_grad_(requires_grad=False), {}, ModelError, "Net has no parameter to train"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3)),
+            {"lr": 1e38, "batch_size": 16},
+            ModelError,
+            "loss is .* lower lr",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(model, recipe, error, words):
+    with pytest.raises(error, match=words):
+        train(model(), stripes(), Recipe(**{"epochs": 2, **recipe}), seed=0, part="pretrain")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"lr": math.inf},
+        {"momentum": 1.0},
+        {"weight_decay": -1.0},
+        {"warmup_epochs": -0.1},
+        {"label_smoothing": 1.0},
+        {"shift": -1},
+        {"threads": 0},
+        {"epochs": -1, "shift": -2},
+    ],
+)
+def test_a_recipe_out_of_range_names_every_wrong_value(values):
+    with pytest.raises(ConfigError) as caught:
+        Recipe(**values)
+    for name, value in values.items():
+        assert f"{name} = {value}" in str(caught.value)
+
+
+def test_finetune_trains_a_copy_and_scores_both_on_the_test_images_only():
+    data = Data(name="stripes", train=stripes(), validation=stripes(30, seed=1), test=stripes(60, seed=2))
+    model = network()
+    model.train()
+    kept = copy.deepcopy(model)
+    result = finetune(model, data, QUICK, seed=0)
+    assert isinstance(result, FineTuned)
+    assert torch.equal(weights(model), weights(kept))
+    assert all(module.training for module in model.modules())
+    assert not any(module.training for module in result.model.modules())
+    assert not {id(t) for t in model.parameters()} & {id(t) for t in result.model.parameters()}
+    for scores, scored in ((result.before, kept), (result.after, result.model)):
+        found = scored.eval()(data.test.images).argmax(dim=1)
+        assert scores["top1"] == pytest.approx(float((found == data.test.labels).double().mean()))
+    assert result.after["neg_loss"] > result.before["neg_loss"]
+    again = finetune(model, data, QUICK, seed=0)
+    assert torch.equal(weights(again.model), weights(result.model))
+    assert again.after == result.after
+    assert not torch.equal(weights(finetune(model, data, QUICK, seed=1).model), weights(result.model))
