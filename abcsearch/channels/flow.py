@@ -117,13 +117,13 @@ class Call:
 
     Attributes:
         weight: canonical name, or the number of elements where the weight is computed in forward.
-        bias: canonical name of the bias, or None.
+        bias: likewise, or None.
         times: how often each element is used per image.
         outputs: how often each element of the bias is used per image.
     """
 
     weight: str | int
-    bias: str | None
+    bias: str | int | None
     times: int
     outputs: int
 
@@ -135,13 +135,21 @@ class Flow:
     Attributes:
         canonical: canonical name of every parameter and buffer, by the id of the tensor (tied tensors share one).
         sizes: shape of every parameter and buffer, by canonical name.
+        batch: number of images in the example input.
+        producers: (module path, first position, count) of every creation of positions, in execution order.
+        axes: positions by (canonical name, axis).
+        calls: every use of a weight.
+        problems: operations without a rule, with the reason; True where one was handed channels or parameters.
+        count: number of positions.
     """
 
     canonical: dict[int, str]
     sizes: dict[str, tuple[int, ...]]
-    producers: list[tuple[str, int, int]] = field(default_factory=list)  # (module path, first position, count)
+    batch: int = 1
+    producers: list[tuple[str, int, int]] = field(default_factory=list)
     axes: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
+    problems: dict[str, bool] = field(default_factory=dict)
     count: int = 0
     _ties: list[tuple[NDArray[np.int64], NDArray[np.int64], bool]] = field(default_factory=list)
     _reasons: list[tuple[NDArray[np.int64], str]] = field(default_factory=list)
@@ -182,11 +190,14 @@ class Flow:
             positions: as many positions as the axis is long.
 
         Raises:
-            NoRuleError: if the axis has another length.
+            NoRuleError: if the axis has another length, or the tensor is neither a parameter nor a buffer.
         """
         if tensor is None:
             return
-        name = tensor if isinstance(tensor, str) else self.canonical[id(tensor)]
+        name = tensor if isinstance(tensor, str) else self.canonical.get(id(tensor))
+        if name is None:
+            msg = "it computes with a tensor that is neither a parameter nor a buffer"
+            raise NoRuleError(msg)
         if self.sizes[name][axis] != len(positions):
             msg = f"axis {axis} of {name} has {self.sizes[name][axis]} entries for {len(positions)} channels"
             raise NoRuleError(msg)
