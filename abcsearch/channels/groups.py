@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from abcsearch.channels.flow import Call
+    from abcsearch.channels.trace import OperationGraph
 
 LEVELS = ("filter", "stage")
 _FINEST = 10**6  # keep ratios are fractions with denominators up to this
@@ -234,6 +235,7 @@ def trace_channels(
     flow = Flow(canonical=names[0], sizes=names[1], batch=len(first))
     propagate(flow, operations)
     calls = tuple(flow.calls)
+    _couple_training(flow, operations, model, example_input)
     _fix_modules(flow, fixed)
     groups = _groups(flow, flow.classes())
     # An operation that was handed no channels matters if its result was tied to some (an addition of zeros).
@@ -253,6 +255,27 @@ def trace_channels(
         calls=calls,
         unsupported=unsupported,
     )
+
+
+def _couple_training(
+    flow: Flow, operations: OperationGraph, model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]
+) -> None:
+    """Adds what forward does in training mode only (auxiliary classifiers), so that the sliced network trains.
+
+    The layers that appear there keep their channels: no cost of inference depends on them.
+    """
+    try:
+        training = trace_operations(model, example_input, training=True)
+    except TraceError:
+        return  # the sliced network is as it was asked for; whether it trains, training will tell
+    if [node.format_node() for node in training.nodes] == [node.format_node() for node in operations.nodes]:
+        return
+    flow.canonical.update(tensor_names(training)[0])
+    known, start = set(flow.axes), flow.count
+    propagate(flow, training)
+    for key, positions in flow.axes.items():
+        if key not in known and key[1] == 0:
+            flow.fix(positions[positions >= start], "used in training only")
 
 
 def _fix_modules(flow: Flow, fixed: Sequence[str]) -> None:
