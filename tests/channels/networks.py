@@ -582,6 +582,7 @@ def counted_flops(model, example):
 
 
 def assert_close(a, b):
-    """Equal up to rounding in double precision."""
+    """Equal up to rounding in double precision, and finite."""
+    assert bool(torch.isfinite(b).all())
     scale = max(1.0, float(b.abs().max()))
     np.testing.assert_allclose((a / scale).detach().numpy(), (b / scale).detach().numpy(), rtol=0, atol=1e-11)
