@@ -98,7 +98,7 @@ def test_repair_meets_a_band_or_says_that_it_cannot(problem, at, width):
     constraint = Budget(macs=(low, high), params=(1, 10**6)).bind(space, costs)
     every = list(itertools.islice(itertools.product(*(d.choices for d in space.dimensions)), 2000))
     share = np.mean((costs.macs(every) >= low) & (costs.macs(every) <= high))
-    if share > 0.02:
+    if share > 0.02 and space.size <= 2000:
         repaired = constraint.repair(space.sample(rng), rng)
         assert low <= costs.macs([repaired])[0] <= high
     elif share == 0 and space.size <= 2000:

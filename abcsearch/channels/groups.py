@@ -130,7 +130,8 @@ class ChannelGraph:
 
         Raises:
             CandidateError: if alpha, step, levels or divisor are out of range.
-            TraceError: if no group of these levels can be pruned; the message names every fixed group and its reason.
+            TraceError: if no group of these levels can be pruned; the message names every fixed group, every
+                operation without a rule, and the reasons.
         """
         _check_space(alpha, step, levels, divisor)
         self._require_prunable(levels)
@@ -149,11 +150,9 @@ class ChannelGraph:
         """Raises TraceError if no group of the levels can be pruned."""
         if any(group.kind in levels for group in self.prunable):
             return
-        reasons = "; ".join(
-            f"{g.name} ({g.kind}, {g.channels} channels): {g.fixed or 'not searched'}" for g in self.groups
-        )
-        where = " and ".join(levels)
-        msg = f"nothing can be pruned at level {where}: {reasons or 'no convolution or linear layer found'}"
+        groups = [f"{g.name} ({g.kind}, {g.channels} channels): {g.fixed or 'not searched'}" for g in self.groups]
+        reasons = [*groups, *self.unsupported] or ["no convolution or linear layer found"]
+        msg = f"nothing can be pruned at level {' and '.join(levels)}: {'; '.join(reasons)}"
         raise TraceError(msg)
 
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -237,10 +236,8 @@ def trace_channels(
     calls = tuple(flow.calls)
     _couple_training(flow, operations, model, example_input)
     _fix_modules(flow, fixed)
-    groups = _groups(flow, flow.classes())
-    # An operation that was handed no channels matters if its result was tied to some (an addition of zeros).
-    reasons = {group.fixed for group in groups}
-    unsupported = tuple(problem for problem, touched in flow.problems.items() if touched or problem in reasons)
+    classes = flow.classes()
+    unsupported = flow.unsupported(classes)
     if unsupported and unknown == "raise":
         msg = "operations without a rule for channels: " + "; ".join(unsupported)
         raise UnsupportedOpError(msg)
@@ -249,7 +246,7 @@ def trace_channels(
         warnings.warn(text, UnsupportedOpWarning, stacklevel=2)
     parameters = {flow.canonical[id(p)] for p in operations.modules[""].parameters()}
     return ChannelGraph(
-        groups=groups,
+        groups=_groups(flow, classes),
         sizes=flow.sizes,
         trainable=frozenset(parameters),
         calls=calls,

@@ -35,7 +35,7 @@ def propagate(flow: Flow, operations: OperationGraph) -> None:
     for path, attribute in operations.read.items():
         module = operations.modules[path]
         problem = f"{type(module).__name__} {path}: forward reads its {attribute}"
-        flow.problems[problem] = True
+        flow.problem(problem, [], parameters=True)
         _freeze(flow, module, problem)
     for node in operations.nodes:
         value = operations.values[node]
@@ -107,7 +107,9 @@ def _apply(flow: Flow, op: Op) -> Operand:
     if module is not None:
         _freeze(flow, module, problem)
     layout = _fixed_layout(flow, op.value, problem) if op.is_tensor else None
-    flow.problems[problem] = any(operand.layout is not None or operand.parameter for operand in op.operands)
+    own = module is not None and any(True for _ in module.parameters())
+    used = own or any(operand.parameter is not None for operand in op.operands)
+    flow.problem(problem, [layout, *(operand.layout for operand in op.operands)], parameters=used)
     return Operand(value=op.value, layout=layout, is_tensor=op.is_tensor)
 
 

@@ -90,7 +90,7 @@ def trace_operations(
     twin = _twin(model)
     with torch_seeded(0, "trace"):
         graph, read = _trace(twin.train(training))
-        values = _record(fx.GraphModule(twin.eval(), graph), inputs)
+        values = _record(fx.GraphModule(twin.eval(), graph, class_name=type(model).__name__), inputs)
     modules = dict(twin.named_modules())
     return OperationGraph(nodes=tuple(graph.nodes), values=values, modules=modules, read=read)
 
@@ -133,6 +133,10 @@ def _trace(twin: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
 def _record(traced: fx.GraphModule, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
     """Returns what `OperationGraph.values` promises, from one run on the example input."""
     recorder = _Recorder(traced)
+    names = [str(node.target) for node in traced.graph.nodes if node.op == "placeholder"]
+    if len(inputs) > len(names) and not any(name.startswith("*") for name in names):
+        msg = f"{traced._get_name()} takes {len(names)} inputs ({', '.join(names)}), the example has {len(inputs)}"
+        raise TraceError(msg)
     try:
         with torch.no_grad():
             recorder.run(*inputs)

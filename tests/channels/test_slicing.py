@@ -9,23 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import (
-    MODULES,
-    NOT_COUNTED,
-    STRANGE,
-    UNARY,
-    Program,
-    Step,
-    assert_close,
-    counted,
-    counted_flops,
-    few,
-    images,
-    programs,
-    random_candidate,
-    strange_network,
-    zeroed,
-)
+from networks import MODULES, UNARY, Program, Step, programs, strange_network
+from oracle import assert_close, counted, counted_flops, few, images, random_candidate, zeroed
+from strange import NOT_COUNTED, STRANGE
 from torch import nn
 
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels

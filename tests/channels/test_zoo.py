@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from networks import assert_close, counted, images, random_candidate, scrambled, zeroed
+from oracle import assert_close, counted, images, random_candidate, scrambled, zeroed
 from torch import nn
 
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
