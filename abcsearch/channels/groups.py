@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from torch import nn
 
 from abcsearch.channels.cost import CostModel
@@ -21,7 +22,6 @@ from abcsearch.space import Dimension, SearchSpace
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
     from numpy.typing import NDArray
 
     from abcsearch.channels.flow import Call
@@ -230,8 +230,9 @@ def trace_channels(
         raise TraceError(unknown_name("value of unknown", str(unknown), ("fix", "raise")))
     operations = trace_operations(model, example_input)
     names = tensor_names(operations)
-    first = example_input[0] if isinstance(example_input, tuple) else example_input
-    flow = Flow(canonical=names[0], sizes=names[1], batch=len(first))
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    batch = next((len(x) for x in inputs if isinstance(x, torch.Tensor) and x.ndim), 1)
+    flow = Flow(canonical=names[0], sizes=names[1], batch=max(batch, 1))
     propagate(flow, operations)
     calls = tuple(flow.calls)
     _couple_training(flow, operations, model, example_input)

@@ -248,3 +248,13 @@ def test_a_network_that_cannot_be_traced_in_training_mode_is_taken_as_it_is():
             return y if not self.training or y.sum() > 0 else -y
 
     assert [g.name for g in trace_channels(Net(), torch.zeros(1, 3, 2, 2)).prunable] == ["one", "two"]
+
+
+def test_inputs_that_are_no_batches():
+    class Scaled(Auxiliary):
+        def forward(self, scale, x):
+            return self.three(self.two(self.one(x) * scale))
+
+    graph = trace_channels(Scaled(), (2.0, torch.zeros(3, 3, 2, 2)))
+    assert [g.name for g in graph.prunable] == ["one", "two"]
+    assert graph.costs.macs([[6, 4]])[0] == 4 * (18 + 24 + 8)

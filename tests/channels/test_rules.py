@@ -8,6 +8,7 @@ import torch
 from oracle import images
 from torch import nn
 
+from abcsearch.channels.flow import Flow, NoRuleError
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
 from abcsearch.channels.rules import RULES
 from abcsearch.errors import TraceError
@@ -126,6 +127,14 @@ def test_flatten_keeps_blocks_of_neighbours():
     assert ("layer.weight", 1, list(range(96)), [i // 16 for i in range(96)]) in lies_on(found["a"])
 
 
+def plain_tensor():
+    conv = nn.Conv2d(6, 6, 1)
+    weight = conv.weight.detach().double()
+    del conv.weight
+    conv.weight = weight
+    return conv
+
+
 REFUSED = {
     "channels of a number": (lambda m, a, b: a * a.shape[1], "another argument depends on channels"),
     "a clamp by a tensor": (lambda m, a, b: a.clamp(b), "another argument depends on channels"),
@@ -159,6 +168,7 @@ REFUSED = {
         "MaxPool2d layer: the input is not (batch, channels, space...)",
         nn.MaxPool2d(3, 1, 1),
     ),
+    "plain tensor": (lambda m, a, b: m.layer(a), "a tensor that is neither a parameter nor a buffer", plain_tensor()),
     "hooked": (lambda m, a, b: m.layer(a), "ReLU layer: it has a forward hook", nn.ReLU()),
 }
 REFUSED["hooked"][2].register_forward_pre_hook(lambda module, inputs: None)
@@ -206,3 +216,11 @@ def test_an_input_that_is_not_at_axis_one():
 def test_the_table_has_no_names_that_torch_lacks():
     for key in RULES:
         assert not isinstance(key, str) or hasattr(torch.Tensor, key)
+
+
+def test_a_parameter_must_be_as_long_as_the_channels():
+    flow = Flow(canonical={}, sizes={"weight": (4, 3)})
+    flow.parameter("weight", 0, flow.fresh(4))
+    with pytest.raises(NoRuleError, match="axis 1 of weight has 3 entries for 2 channels"):
+        flow.parameter("weight", 1, flow.fresh(2))
+    assert list(flow.axes) == [("weight", 0)]
