@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # With an upper bound only, repair grows structures to at least this share of it: a random structure lies far below a
 # cap (on ResNet-50 the average random one has 30 % of the MACs), and unspent budget is lost accuracy.
 FILL = 0.95
+_ATTEMPTS = 100  # walks that repair takes before it gives up
 
 
 class Costs(Protocol):
@@ -93,8 +95,11 @@ class Budget:
             cost: Cost = getattr(costs, name)
             smallest, largest, full = (int(value) for value in cost(ends))
             low, high = _absolute(bound, full)
+            if low > high:
+                msg = f"budget {name} = {bound} is empty: it asks for at least {low:,} and at most {high:,} of {full:,}"
+                raise BudgetError(msg)
             if high < smallest or low > largest:
-                share = f"{smallest / full:.3f} to {largest / full:.3f} of the full network's {full:,}"
+                share = f"{smallest / max(full, 1):.3f} to {largest / max(full, 1):.3f} of the full network's {full:,}"
                 msg = (
                     f"budget {name} = {bound} cannot be reached: it asks for {low:,} to {high:,}, but structures of "
                     f"this space have {smallest:,} to {largest:,} ({share}); change the budget, or alpha and step"
@@ -136,7 +141,8 @@ class Constraint:
         total = np.zeros(len(rows))
         for limit in self.limits:
             cost = limit.cost(rows)
-            total += np.maximum(cost - limit.high, 0) / limit.high + np.maximum(limit.low - cost, 0) / max(limit.low, 1)
+            total += np.maximum(cost - limit.high, 0) / max(limit.high, 1)
+            total += np.maximum(limit.low - cost, 0) / max(limit.low, 1)
         return total
 
     def allows(self, candidate: Candidate) -> bool:
@@ -160,14 +166,14 @@ class Constraint:
         if not self.limits:
             return candidate
         indices = self.space.indices(candidate)
-        for _ in range(4):
+        for attempt in range(_ATTEMPTS):
             indices = self._shrink(indices, rng)
             indices = self._grow(indices, rng)
             if self.allows(self.space.at(indices)):
                 return self.space.at(indices)
-            # Stuck just below a band: one random step down leaves room for another way up.
-            lowered = rng.permutation(np.flatnonzero(indices > 0))[:2]
-            indices[lowered] -= 1
+            # Stuck just below a band: random steps down, more at every attempt, leave room for another way up.
+            np.subtract.at(indices, rng.integers(len(indices), size=2 + attempt), 1)
+            indices = np.maximum(indices, 0)
         wanted = ", ".join(f"{limit.name} {limit.low:,} to {limit.high:,}" for limit in self.limits)
         found = ", ".join(f"{limit.name} {int(limit.cost([self.space.at(indices)])[0]):,}" for limit in self.limits)
         msg = f"no structure found with {wanted}; the nearest had {found}; widen the band"
@@ -187,10 +193,11 @@ class Constraint:
             if not over:
                 return indices
             moved, values = self._neighbours(indices, -1)
-            helps = sum(limit.cost(values) < limit.cost(here) for limit in over) if len(moved) else np.zeros(0)
-            if not np.any(helps):  # cannot happen when bind() found the bound reachable; two bounds may still conflict
+            if not len(moved):
                 return indices
-            indices = moved[rng.choice(np.flatnonzero(helps))]
+            helps = np.any([limit.cost(values) < limit.cost(here) for limit in over], axis=0)
+            # On a plateau no single step helps, but several may.
+            indices = moved[rng.choice(np.flatnonzero(helps) if helps.any() else len(moved))]
 
     def _grow(self, indices: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Steps random dimensions up while a cost is below its floor and every upper bound still holds."""
@@ -224,9 +231,12 @@ def _check_bound(name: str, bound: float | int | tuple[float | int, float | int]
 
 
 def _absolute(bound: float | int | tuple[float | int, float | int], full: int) -> tuple[int, int]:
-    """Returns (low, high) in absolute numbers; floats are fractions of `full`, rounded into the band."""
-    low, high = bound if isinstance(bound, tuple) else (0, bound)
-    return (
-        math.ceil(low * full) if isinstance(low, float) else int(low),
-        int(high * full) if isinstance(high, float) else int(high),
+    """Returns (low, high) in absolute numbers; floats are fractions of `full`, rounded into the band.
+
+    The simplest fraction near a float is the number that was meant: 0.29 of 100 is 29, not 28.
+    """
+    low, high = (
+        Fraction(end).limit_denominator(10**6) * full if isinstance(end, float) else end
+        for end in (bound if isinstance(bound, tuple) else (0, bound))
     )
+    return math.ceil(low), math.floor(high)

@@ -47,6 +47,9 @@ class Dimension:
     def __post_init__(self) -> None:
         """Checks the choices and fills in `full`."""
         choices = tuple(int(choice) for choice in self.choices)
+        if choices != tuple(self.choices):
+            msg = f"choices of dimension {self.name!r} must be whole numbers, found {tuple(self.choices)}"
+            raise CandidateError(msg)
         object.__setattr__(self, "choices", choices)
         if not choices:
             msg = f"dimension {self.name!r} has no choices; a dimension needs at least one"

@@ -68,14 +68,17 @@ class CostModel:
         self._factors = factors[varies]
         self._params = np.array([float(name in own) for name in names])
         self._macs, self._flops = np.zeros(len(names)), np.zeros(len(names))
-        self._fixed_macs = 0  # of weights that are computed in forward
+        self._fixed_macs, self._fixed_flops = 0, 0  # of weights that are computed in forward
         for call in calls:
             if isinstance(call.weight, int):
                 self._fixed_macs += call.times * call.weight
+                self._fixed_flops += 2 * call.times * call.weight
             else:
                 self._macs[row[call.weight]] += call.times
                 self._flops[row[call.weight]] += 2 * call.times
-            if call.bias is not None:
+            if isinstance(call.bias, int):
+                self._fixed_flops += call.outputs * call.bias
+            elif call.bias is not None:
                 self._flops[row[call.bias]] += call.outputs
 
     def macs(self, candidates: ArrayLike) -> NDArray[np.int64]:
@@ -94,7 +97,7 @@ class CostModel:
 
     def flops(self, candidates: ArrayLike) -> NDArray[np.int64]:
         """Returns the survey's count, 2*H*W*C_in/groups*K*K*C_out (+ H*W*C_out with a bias); shapes as `macs`."""
-        return self._weighted(candidates, self._flops) + 2 * self._fixed_macs
+        return self._weighted(candidates, self._flops) + self._fixed_flops
 
     def params(self, candidates: ArrayLike) -> NDArray[np.int64]:
         """Returns the number of parameters; shapes as `macs`."""

@@ -17,6 +17,8 @@ from scipy.sparse.csgraph import connected_components
 from abcsearch.errors import AbcSearchError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
     from torch import nn
 
@@ -117,13 +119,13 @@ class Call:
 
     Attributes:
         weight: canonical name, or the number of elements where the weight is computed in forward.
-        bias: canonical name of the bias, or None.
+        bias: likewise, or None.
         times: how often each element is used per image.
         outputs: how often each element of the bias is used per image.
     """
 
     weight: str | int
-    bias: str | None
+    bias: str | int | None
     times: int
     outputs: int
 
@@ -135,13 +137,22 @@ class Flow:
     Attributes:
         canonical: canonical name of every parameter and buffer, by the id of the tensor (tied tensors share one).
         sizes: shape of every parameter and buffer, by canonical name.
+        batch: number of images in the example input.
+        producers: (module path, first position, count) of every creation of positions, in execution order.
+        axes: positions by (canonical name, axis).
+        calls: every use of a weight.
+        problems: operations without a rule, with the reason: the positions that each touches; None for one that uses
+            parameters.
+        count: number of positions.
     """
 
     canonical: dict[int, str]
     sizes: dict[str, tuple[int, ...]]
-    producers: list[tuple[str, int, int]] = field(default_factory=list)  # (module path, first position, count)
+    batch: int = 1
+    producers: list[tuple[str, int, int]] = field(default_factory=list)
     axes: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
+    problems: dict[str, NDArray[np.int64] | None] = field(default_factory=dict)
     count: int = 0
     _ties: list[tuple[NDArray[np.int64], NDArray[np.int64], bool]] = field(default_factory=list)
     _reasons: list[tuple[NDArray[np.int64], str]] = field(default_factory=list)
@@ -173,6 +184,27 @@ class Flow:
         """Says that no axis of this parameter may change, and why."""
         self._frozen.setdefault(parameter, reason)
 
+    def problem(self, text: str, layouts: Iterable[Layout | None], *, parameters: bool) -> None:
+        """Says that no rule covers an operation.
+
+        Args:
+            text: its name and the reason.
+            layouts: of its arguments and its result.
+            parameters: whether it uses parameters.
+        """
+        known = self.problems.get(text, np.zeros(0, np.int64))
+        touched = [layout.positions for layout in layouts if layout is not None]
+        self.problems[text] = None if parameters or known is None else np.concatenate([known, *touched])
+
+    def unsupported(self, classes: Classes) -> tuple[str, ...]:
+        """Returns the problems that touch channels which a module computes, or parameters."""
+        computed = np.zeros(classes.total, dtype=bool)
+        for _, start, count in self.producers:
+            computed[classes.label[start : start + count]] = True
+        return tuple(
+            text for text, touched in self.problems.items() if touched is None or computed[classes.label[touched]].any()
+        )
+
     def parameter(self, tensor: Any, axis: int, positions: NDArray[np.int64]) -> None:  # noqa: ANN401 - Tensor or name
         """Registers that an axis of a parameter or buffer runs over these positions; a second use ties both.
 
@@ -182,11 +214,14 @@ class Flow:
             positions: as many positions as the axis is long.
 
         Raises:
-            NoRuleError: if the axis has another length.
+            NoRuleError: if the axis has another length, or the tensor is neither a parameter nor a buffer.
         """
         if tensor is None:
             return
-        name = tensor if isinstance(tensor, str) else self.canonical[id(tensor)]
+        name = tensor if isinstance(tensor, str) else self.canonical.get(id(tensor))
+        if name is None:
+            msg = "it computes with a tensor that is neither a parameter nor a buffer"
+            raise NoRuleError(msg)
         if self.sizes[name][axis] != len(positions):
             msg = f"axis {axis} of {name} has {self.sizes[name][axis]} entries for {len(positions)} channels"
             raise NoRuleError(msg)

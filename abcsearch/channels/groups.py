@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from torch import nn
 
 from abcsearch.channels.cost import CostModel
@@ -21,12 +22,13 @@ from abcsearch.space import Dimension, SearchSpace
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
     from numpy.typing import NDArray
 
     from abcsearch.channels.flow import Call
+    from abcsearch.channels.trace import OperationGraph
 
 LEVELS = ("filter", "stage")
+_FINEST = 10**6  # keep ratios are fractions with denominators up to this
 
 
 class UnsupportedOpWarning(UserWarning):
@@ -122,17 +124,20 @@ class ChannelGraph:
 
         Args:
             alpha: largest keep ratio, in (0, 1].
-            step: distance of keep ratios, in (0, alpha].
+            step: distance of keep ratios, in [0.000001, alpha].
             levels: which kinds of groups to search: "filter", "stage".
             divisor: widths are rounded down to multiples of it (and are at least the smaller of it and the width).
 
         Raises:
             CandidateError: if alpha, step, levels or divisor are out of range.
-            TraceError: if no group of these levels can be pruned; the message names every fixed group and its reason.
+            TraceError: if no group of these levels can be pruned; the message names every fixed group, every
+                operation without a rule, and the reasons.
         """
         _check_space(alpha, step, levels, divisor)
         self._require_prunable(levels)
-        ratios = [h * Fraction(str(step)) for h in range(1, int(Fraction(str(alpha)) / Fraction(str(step))) + 1)]
+        # The simplest fraction near a float is the number that was meant: 0.1 is 1/10 and 1 / 3 is 1/3, exactly.
+        largest, smallest = (Fraction(ratio).limit_denominator(_FINEST) for ratio in (alpha, step))
+        ratios = [h * smallest for h in range(1, int(largest / smallest) + 1)]
         dimensions: list[Dimension] = []
         for group in self.prunable:
             c = group.channels
@@ -145,12 +150,25 @@ class ChannelGraph:
         """Raises TraceError if no group of the levels can be pruned."""
         if any(group.kind in levels for group in self.prunable):
             return
-        reasons = "; ".join(
-            f"{g.name} ({g.kind}, {g.channels} channels): {g.fixed or 'not searched'}" for g in self.groups
-        )
-        where = " and ".join(levels)
-        msg = f"nothing can be pruned at level {where}: {reasons or 'no convolution or linear layer found'}"
+        groups = [f"{g.name} ({g.kind}, {g.channels} channels): {g.fixed or 'not searched'}" for g in self.groups]
+        reasons = [*groups, *self.unsupported] or ["no convolution or linear layer found"]
+        msg = f"nothing can be pruned at level {' and '.join(levels)}: {'; '.join(reasons)}"
         raise TraceError(msg)
+
+    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """Returns a model's parameters and buffers by qualified name, tied ones once.
+
+        Raises:
+            TraceError: if the graph was traced on a network with others.
+        """
+        tensors: dict[str, torch.Tensor] = dict([*model.named_parameters(), *model.named_buffers()])
+        for name, size in self.sizes.items():
+            found = tuple(tensors[name].shape) if name in tensors else None
+            if found != size:
+                where = f"{name} has shape {size} there and {found} here"
+                msg = f"the graph was traced on another network: {where}; trace again"
+                raise TraceError(msg)
+        return tensors
 
     def widths(self, candidate: Sequence[int]) -> tuple[int, ...]:
         """Returns the kept channels of every prunable group after checking them.
@@ -174,15 +192,15 @@ def _check_space(alpha: float, step: float, levels: Sequence[str], divisor: int)
     if not 0 < alpha <= 1:
         msg = f"alpha is the largest keep ratio, in (0, 1], found {alpha}"
         raise CandidateError(msg)
-    if not 0 < step <= alpha:
-        msg = f"step is the distance of keep ratios, in (0, alpha = {alpha}], found {step}"
+    if not 1 / _FINEST <= step <= alpha:
+        msg = f"step is the distance of keep ratios, in [{1 / _FINEST:f}, alpha = {alpha}], found {step}"
+        raise CandidateError(msg)
+    if not levels or isinstance(levels, str):
+        msg = f"levels is a list with at least one of {LEVELS}, found {levels!r}"
         raise CandidateError(msg)
     for level in levels:
         if level not in LEVELS:
             raise CandidateError(unknown_name("level", str(level), LEVELS))
-    if not levels or isinstance(levels, str):
-        msg = f"levels is a list with at least one of {LEVELS}, found {levels!r}"
-        raise CandidateError(msg)
     if divisor < 1 or int(divisor) != divisor:
         msg = f"divisor is a whole number, at least 1, found {divisor}"
         raise CandidateError(msg)
@@ -208,11 +226,19 @@ def trace_channels(
         TraceError: if the model cannot be traced or run, or `fixed` names no module with channels.
         UnsupportedOpError: with `unknown="raise"`, naming every operation without a rule.
     """
+    if unknown not in ("fix", "raise"):
+        raise TraceError(unknown_name("value of unknown", str(unknown), ("fix", "raise")))
     operations = trace_operations(model, example_input)
     names = tensor_names(operations)
-    flow = Flow(canonical=names[0], sizes=names[1])
-    unsupported = propagate(flow, operations)
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    batch = next((len(x) for x in inputs if isinstance(x, torch.Tensor) and x.ndim), 1)
+    flow = Flow(canonical=names[0], sizes=names[1], batch=max(batch, 1))
+    propagate(flow, operations)
+    calls = tuple(flow.calls)
+    _couple_training(flow, operations, model, example_input)
     _fix_modules(flow, fixed)
+    classes = flow.classes()
+    unsupported = flow.unsupported(classes)
     if unsupported and unknown == "raise":
         msg = "operations without a rule for channels: " + "; ".join(unsupported)
         raise UnsupportedOpError(msg)
@@ -221,12 +247,33 @@ def trace_channels(
         warnings.warn(text, UnsupportedOpWarning, stacklevel=2)
     parameters = {flow.canonical[id(p)] for p in operations.modules[""].parameters()}
     return ChannelGraph(
-        groups=_groups(flow, flow.classes()),
+        groups=_groups(flow, classes),
         sizes=flow.sizes,
         trainable=frozenset(parameters),
-        calls=tuple(flow.calls),
-        unsupported=tuple(unsupported),
+        calls=calls,
+        unsupported=unsupported,
     )
+
+
+def _couple_training(
+    flow: Flow, operations: OperationGraph, model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]
+) -> None:
+    """Adds what forward does in training mode only (auxiliary classifiers), so that the sliced network trains.
+
+    The layers that appear there keep their channels: no cost of inference depends on them.
+    """
+    try:
+        training = trace_operations(model, example_input, training=True)
+    except TraceError:
+        return  # the sliced network is as it was asked for; whether it trains, training will tell
+    if [node.format_node() for node in training.nodes] == [node.format_node() for node in operations.nodes]:
+        return
+    flow.canonical.update(tensor_names(training)[0])
+    known, start = set(flow.axes), flow.count
+    propagate(flow, training)
+    for key, positions in flow.axes.items():
+        if key not in known and key[1] == 0:
+            flow.fix(positions[positions >= start], "used in training only")
 
 
 def _fix_modules(flow: Flow, fixed: Sequence[str]) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from abcsearch.errors import ModelError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -40,8 +42,14 @@ def measure_latency(
         threads: torch threads (CPU).
         repeats: timed passes per model.
         warmup: passes before them that do not count.
+
+    Raises:
+        ModelError: if threads or repeats are below 1, or warmup below 0.
     """
-    modes = [model.training for model in models]
+    if min(threads, repeats) < 1 or warmup < 0:
+        msg = f"latency needs at least 1 thread, 1 repeat and 0 warm-up passes, found {threads=}, {repeats=}, {warmup=}"
+        raise ModelError(msg)
+    modes = [(module, module.training) for model in models for module in model.modules()]
     times: list[list[float]] = [[] for _ in models]
     try:
         with torch.inference_mode(), torch_threads(threads):
@@ -50,8 +58,8 @@ def measure_latency(
                     seconds = _timed(model.eval(), example_input)
                     own += [seconds] if turn >= warmup else []
     finally:
-        for model, mode in zip(models, modes, strict=True):
-            model.train(mode)
+        for module, mode in modes:
+            module.training = mode
     return [1000 * statistics.median(own) for own in times]
 
 

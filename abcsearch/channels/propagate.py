@@ -6,7 +6,7 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.node import map_arg
 
 from abcsearch.channels.flow import Flow, Layout, NoRuleError, Op, Operand
@@ -29,10 +29,14 @@ def tensor_names(operations: OperationGraph) -> tuple[dict[int, str], dict[str, 
     return canonical, sizes
 
 
-def propagate(flow: Flow, operations: OperationGraph) -> list[str]:
-    """Runs the rules over all operations; returns the operations that no rule covers, with the reason each."""
+def propagate(flow: Flow, operations: OperationGraph) -> None:
+    """Runs the rules over all operations; the flow collects what they say."""
     operands: dict[fx.Node, Operand] = {}
-    unsupported: list[str] = []
+    for path, attribute in operations.read.items():
+        module = operations.modules[path]
+        problem = f"{type(module).__name__} {path}: forward reads its {attribute}"
+        flow.problem(problem, [], parameters=True)
+        _freeze(flow, module, problem)
     for node in operations.nodes:
         value = operations.values[node]
         is_tensor = isinstance(value, torch.Size)
@@ -48,9 +52,7 @@ def propagate(flow: Flow, operations: OperationGraph) -> list[str]:
         else:
             op = _operation(node, value, operands, operations, is_tensor=is_tensor)
             count_calls(flow, op)
-            operands[node], problem = _apply(flow, op)
-            unsupported += [problem] if problem else []
-    return unsupported
+            operands[node] = _apply(flow, op)
 
 
 def _attribute(operations: OperationGraph, path: str, flow: Flow) -> str | None:
@@ -85,27 +87,30 @@ def _operation(
     )
 
 
-def _apply(flow: Flow, op: Op) -> tuple[Operand, str | None]:
-    """Runs the rule of one operation; returns its result and, if no rule covers it, the reason."""
+def _apply(flow: Flow, op: Op) -> Operand:
+    """Runs the rule of one operation and returns its result; what no rule covers is fixed, with the reason."""
     if not op.is_tensor and (number := _number(op)) is not None:
-        return number, None
+        return number
     reason = "no rule"
-    hooked = op.module is not None and (op.module._forward_hooks or op.module._forward_pre_hooks)
-    rule = RULES.get(op.target)
-    if hooked:
+    module, rule = op.module, RULES.get(op.target)
+    if module is not None and (module._forward_hooks or module._forward_pre_hooks):
         reason = "it has a forward hook"
+    elif module is not None and "forward" in vars(module):
+        reason = "its forward was replaced"
     elif rule is not None:
         try:
-            return Operand(value=op.value, layout=rule(flow, op)), None
+            return Operand(value=op.value, layout=rule(flow, op))
         except NoRuleError as error:
             reason = str(error)
     problem = f"{op.name}: {reason}"
     _fix_all(flow, op.operands, problem)
-    for parameter in op.module.parameters() if op.module is not None else ():
-        flow.freeze(flow.canonical[id(parameter)], problem)
+    if module is not None:
+        _freeze(flow, module, problem)
     layout = _fixed_layout(flow, op.value, problem) if op.is_tensor else None
-    touched = any(operand.layout is not None or operand.parameter for operand in op.operands)
-    return Operand(value=op.value, layout=layout, is_tensor=op.is_tensor), problem if touched else None
+    own = module is not None and any(True for _ in module.parameters())
+    used = own or any(operand.parameter is not None for operand in op.operands)
+    flow.problem(problem, [layout, *(operand.layout for operand in op.operands)], parameters=used)
+    return Operand(value=op.value, layout=layout, is_tensor=op.is_tensor)
 
 
 def _number(op: Op) -> Operand | None:
@@ -127,10 +132,17 @@ def _number(op: Op) -> Operand | None:
     if layout is None:
         return Operand(value=op.value, is_tensor=False)
     if op.target is operator.getitem and isinstance(source.value, tuple) and isinstance(op.args[1], int | slice):
-        taken = range(len(source.value))[op.args[1]]
-        on_channels = layout.axis in (taken if isinstance(taken, range) else (taken,))
-        return Operand(value=op.value, layout=layout if on_channels else None, is_tensor=False)
+        return Operand(value=op.value, layout=_taken(source, layout, op.args[1]), is_tensor=False)
     return None
+
+
+def _taken(source: Operand, layout: Layout, index: int | slice) -> Layout | None:
+    """Returns where the number of channels is in a part of a tuple of sizes; None if it is not among them."""
+    ends = (index.start, index.stop, index.step) if isinstance(index, slice) else (index,)
+    numbers = [end.value if isinstance(end, Operand) else end for end in ends]
+    taken = range(len(source.value))[slice(*numbers) if isinstance(index, slice) else numbers[0]]
+    axes = list(taken) if isinstance(taken, range) else [taken]
+    return Layout(axes.index(layout.axis), layout.positions) if layout.axis in axes else None
 
 
 def _size(op: Op, source: Operand) -> Operand | None:
@@ -138,7 +150,7 @@ def _size(op: Op, source: Operand) -> Operand | None:
     attribute = op.args[1] if op.target is getattr else op.target
     if attribute in ("ndim", "dtype", "device", "dim"):
         return Operand(value=op.value, is_tensor=False)
-    if attribute not in ("shape", "size"):
+    if attribute not in ("shape", "size") or source.parameter is not None:
         return None
     axis = op.argument(1, "dim") if op.target == "size" else None
     if not isinstance(axis, int):
@@ -154,6 +166,12 @@ def _fix_all(flow: Flow, operands: list[Operand], reason: str) -> None:
             flow.fix(operand.layout.positions, reason)
         if operand.parameter is not None:
             flow.freeze(operand.parameter, reason)
+
+
+def _freeze(flow: Flow, module: nn.Module, reason: str) -> None:
+    """Says that no parameter or buffer of a module may change, and why."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        flow.freeze(flow.canonical[id(tensor)], reason)
 
 
 def _fixed_layout(flow: Flow, shape: Sequence[int], reason: str) -> Layout | None:

@@ -51,6 +51,17 @@ class Ranking:
         """Returns the `width` best channels of a prunable group, in ascending order."""
         return np.sort(self.orders[group][:width])
 
+    def check(self, graph: ChannelGraph) -> None:
+        """Raises unless there is one score for every channel of every prunable group.
+
+        Raises:
+            RankingError: if the ranking was computed for another graph.
+        """
+        found, expected = [len(own) for own in self.scores], [group.channels for group in graph.prunable]
+        if found != expected:
+            msg = f"the ranking is for groups of {found} channels, but the graph has groups of {expected}; rank again"
+            raise RankingError(msg)
+
 
 def l1(tensors: Tensors, group: ChannelGroup) -> NDArray[np.float64] | None:
     """Sum of absolute weights of each filter, summed over all layers that compute the channel (Li 2017)."""
@@ -91,15 +102,16 @@ def rank_channels(
 
     Raises:
         RankingError: if the criterion is unknown or a score is not finite.
+        TraceError: if the graph was traced on a network with other parameters.
     """
     del data
+    tensors: Tensors = {name: tensor.detach() for name, tensor in graph.tensors(model).items()}
     if criterion == "random":
         streams = [numpy_stream(seed, "ranking", index) for index in range(len(graph.prunable))]
         permuted = [s.permutation(g.channels) for s, g in zip(streams, graph.prunable, strict=True)]
         return Ranking(criterion=criterion, scores=tuple(order.astype(np.float64) for order in permuted))
     if criterion not in CRITERIA:
         raise RankingError(unknown_name("criterion", criterion, [*CRITERIA, "random"]))
-    tensors: Tensors = {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     scores: list[NDArray[np.float64]] = []
     without: list[str] = []
     for group in graph.prunable:

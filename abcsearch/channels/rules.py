@@ -22,7 +22,8 @@ from torch import nn
 from abcsearch.channels.flow import Call, Flow, Layout, NoRuleError, Op, Operand
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
 Rule = Callable[[Flow, Op], Layout | None]
 
 # Operation -> rule. Keys are module classes, functions, and names of tensor methods.
@@ -193,9 +194,10 @@ def _pairwise(flow: Flow, op: Op, *, residual: bool) -> Layout:
 @rule_for(torch.cat, torch.concat)
 def concatenation(flow: Flow, op: Op) -> Layout:
     """Along channels: one after the other. Along space: entry by entry the same channels."""
-    parts = op.argument(0, "tensors", ())
+    parts = op.argument(0, "tensors")
     axis = _integers(op.argument(1, "dim", 0))[0] % len(op.value)
-    if not all(isinstance(part, Operand) and part.layout is not None for part in parts):
+    known = isinstance(parts, tuple | list) and all(isinstance(p, Operand) and p.layout is not None for p in parts)
+    if not known:
         msg = "one part is not a tensor with known channels"
         raise NoRuleError(msg)
     layouts: list[Layout] = [part.layout for part in parts]
@@ -260,28 +262,49 @@ def _integers(value: Any) -> list[int]:  # noqa: ANN401 - arguments are anything
     return items
 
 
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+
 def count_calls(flow: Flow, op: Op) -> None:
     """Records the multiply-accumulates of a convolution or linear layer, whether or not it has a rule."""
-    if not op.is_tensor or not op.operands or not op.operands[0].is_tensor:
+    module, source = op.module, op.argument(0, "input")
+    is_linear = isinstance(module, nn.Linear) or op.target is F.linear
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) or op.target in _TRANSPOSED
+    is_conv = isinstance(module, nn.modules.conv._ConvNd) or op.target in (F.conv1d, F.conv2d, F.conv3d)
+    if not op.is_tensor or not isinstance(source, Operand) or not (is_linear or transposed or is_conv):
         return
-    module, source = op.module, op.operands[0].value
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        spaces = source[2:], op.value[2:]
-    elif isinstance(module, nn.modules.conv._ConvNd) or op.target in (F.conv1d, F.conv2d, F.conv3d):
-        spaces = op.value[2:], op.value[2:]
-    elif isinstance(module, nn.Linear) or op.target is F.linear:
-        spaces = op.value[1:-1], op.value[1:-1]
-    else:
+    weight, bias = _weights(flow, op)
+    if weight is None:
         return
-    times, outputs = (math.prod(space) for space in spaces)
-    if module is not None:
-        weight, bias = (
-            t if t is None else Operand(value=t.shape, parameter=flow.canonical.get(id(t)))
-            for t in cast("tuple[torch.Tensor, torch.Tensor | None]", (module.weight, module.bias))
+    space = 0 if is_linear else len(weight.value) - 2
+    outputs = _places(flow, op.value, space)
+    flow.calls.append(
+        Call(
+            weight=weight.parameter or math.prod(weight.value),
+            bias=None if bias is None else bias.parameter or math.prod(bias.value),
+            times=_places(flow, source.value, space) if transposed else outputs,
+            outputs=outputs,
         )
+    )
+
+
+def _weights(flow: Flow, op: Op) -> tuple[Operand | None, Operand | None]:
+    """Returns weight and bias of a convolution or linear layer, module or function."""
+    if op.module is None:
+        found = op.argument(1, "weight"), op.argument(2, "bias")
     else:
-        weight, bias = op.argument(1, "weight"), op.argument(2, "bias")
-    if isinstance(weight, Operand):
-        name = bias.parameter if isinstance(bias, Operand) else None
-        used = weight.parameter or math.prod(weight.value)
-        flow.calls.append(Call(weight=used, bias=name, times=times, outputs=outputs))
+        tensors = cast("tuple[torch.Tensor, torch.Tensor | None]", (op.module.weight, op.module.bias))
+        found = tuple(t if t is None else Operand(value=t.shape, parameter=flow.canonical.get(id(t))) for t in tensors)
+    weight, bias = (item if isinstance(item, Operand) else None for item in found)
+    return weight, bias
+
+
+def _places(flow: Flow, shape: Sequence[int], space: int) -> int:
+    """Returns at how many places per image a layer works on a tensor whose last `space` axes are space.
+
+    A linear layer (space 0) has its features last and works at every other index.
+    """
+    if space and len(shape) == space + 1:  # no batch axis
+        return math.prod(shape[1:])
+    total = math.prod(shape) // shape[1 if space else -1]
+    return total // flow.batch if total % flow.batch == 0 else total

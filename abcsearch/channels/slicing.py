@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from abcsearch.errors import TraceError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -35,10 +33,11 @@ def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int],
     Raises:
         CandidateError: if the candidate does not fit the graph.
         TraceError: if the graph was traced on a network with other parameters.
+        RankingError: if the ranking belongs to another graph.
     """
     widths = graph.widths(candidate)
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    _check_same_network(tensors, graph)
+    tensors = graph.tensors(model)
+    ranking.check(graph)
     removed: dict[str, dict[int, list[NDArray[np.int64]]]] = {}
     for index, (group, width) in enumerate(zip(graph.prunable, widths, strict=True)):
         if width == group.channels:
@@ -49,21 +48,13 @@ def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int],
             removed.setdefault(m.parameter, {}).setdefault(m.axis, []).append(m.entries[~keep[m.channels]])
     # deepcopy looks tensors up in the memo first, so the full weights are never copied and tied ones stay tied.
     memo: dict[int, Any] = {id(tensors[name]): _sliced(tensors[name], axes) for name, axes in removed.items()}
+    shorter = {id(tensor) for tensor in memo.values()}
     smaller = copy.deepcopy(model, memo)
-    for path in {name.rpartition(".")[0] for name in removed}:
-        fit_attributes(smaller.get_submodule(path))
+    for module in smaller.modules():
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(id(tensor) in shorter for tensor in own):
+            fit_attributes(module)
     return smaller
-
-
-def _check_same_network(tensors: dict[str, torch.Tensor], graph: ChannelGraph) -> None:
-    """Raises TraceError unless the model has the parameters and buffers that the graph was traced with."""
-    for name, size in graph.sizes.items():
-        found = tuple(tensors[name].shape) if name in tensors else None
-        if found != size:
-            msg = (
-                f"the graph was traced on another network: {name} has shape {size} there and {found} here; trace again"
-            )
-            raise TraceError(msg)
 
 
 def _sliced(tensor: torch.Tensor, removed: dict[int, list[NDArray[np.int64]]]) -> torch.Tensor:
@@ -76,7 +67,7 @@ def _sliced(tensor: torch.Tensor, removed: dict[int, list[NDArray[np.int64]]]) -
 
 
 def fit_attributes(module: nn.Module) -> None:
-    """Sets the size attributes of a layer (out_channels, num_features ...) to what its tensors now are."""
+    """Sets the size attributes of a layer (`trace.SIZE_ATTRIBUTES`) to what its tensors now are."""
     match module:
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
             per_group = module.out_channels // module.groups
@@ -93,15 +84,3 @@ def fit_attributes(module: nn.Module) -> None:
             module.num_parameters = module.weight.shape[0]
         case _:
             pass
-
-
-# The attributes that `fit_attributes` sets, for records of a sliced network.
-SIZE_ATTRIBUTES = (
-    "in_channels",
-    "out_channels",
-    "groups",
-    "in_features",
-    "out_features",
-    "num_features",
-    "num_parameters",
-)

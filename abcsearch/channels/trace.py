@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import traceback
 from dataclasses import dataclass
@@ -12,9 +13,21 @@ import torch
 from torch import fx, nn
 
 from abcsearch.errors import TraceError
+from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+# The attributes of layers that follow the number of channels; slicing sets them (`slicing.fit_attributes`).
+SIZE_ATTRIBUTES = (
+    "in_channels",
+    "out_channels",
+    "groups",
+    "in_features",
+    "out_features",
+    "num_features",
+    "num_parameters",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +39,13 @@ class OperationGraph:
         values: what each node returned on the example input: a torch.Size for a tensor, the value itself for numbers
             and (as plain tuples) tuples of numbers, None for anything else.
         modules: the traced copy's modules by path, in evaluation mode.
+        read: path of every layer of which forward itself reads a size attribute or a buffer, and its name.
     """
 
     nodes: tuple[fx.Node, ...]
     values: Mapping[fx.Node, Any]
     modules: Mapping[str, nn.Module]
+    read: Mapping[str, str]
 
 
 class _Recorder(fx.Interpreter):
@@ -58,39 +73,102 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - an operation may return anythin
     return None
 
 
-def trace_operations(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]) -> OperationGraph:
-    """Traces the model in evaluation mode on a copy; the model and the global random state stay as they are.
+def trace_operations(
+    model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...], *, training: bool = False
+) -> OperationGraph:
+    """Traces the model on a copy; the model and the global random state stay as they are.
 
     Args:
         model: any module that torch.fx can trace.
         example_input: one batch as forward takes it (batch 1 is enough), or a tuple of its positional arguments.
+        training: records what forward does in training mode. The layers run in evaluation mode in any case.
 
     Raises:
         TraceError: if forward depends on data in its control flow (with the line), or does not run on the example.
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    twin = copy.deepcopy(model).eval()
+    twin = _twin(model)
+    with torch_seeded(0, "trace"):
+        graph, read = _trace(twin.train(training))
+        values = _record(fx.GraphModule(twin.eval(), graph, class_name=type(model).__name__), inputs)
+    modules = dict(twin.named_modules())
+    return OperationGraph(nodes=tuple(graph.nodes), values=values, modules=modules, read=read)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """Returns a copy of the model; raises TraceError if it cannot be copied, or if its copy would not be traced."""
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        msg = f"{type(model).__name__} has lazy layers without weights yet; run it once on a batch, then trace it"
+        raise TraceError(msg)
+    if "forward" in vars(model):
+        msg = f"{type(model).__name__} has a forward of its own besides its class's; tracing sees only the class's"
+        raise TraceError(msg)
     try:
-        graph = fx.Tracer().trace(twin)
+        return copy.deepcopy(model)
     except Exception as error:
         msg = (
-            f"{type(model).__name__} cannot be traced by torch.fx: {_first_line(error)} ({_place(error)}); "
+            f"{type(model).__name__} cannot be copied: {_first_line(error)}; weights that are computed by a hook "
+            "(weight_norm, pruning masks) must be made plain first, with the matching remove function"
+        )
+        raise TraceError(msg) from error
+
+
+def _trace(twin: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
+    """Returns the graph of a module's forward, and the layers of which forward reads sizes or buffers."""
+    tracer = fx.Tracer()
+    try:
+        with _watched() as seen:
+            graph = tracer.trace(twin)
+    except Exception as error:
+        msg = (
+            f"{type(twin).__name__} cannot be traced by torch.fx: {_first_line(error)} ({_place(error)}); "
             "control flow may depend on settings of the module, not on tensors: move the condition out of forward, "
             "or hide it in a function marked with torch.fx.wrap"
         )
         raise TraceError(msg) from error
-    recorder = _Recorder(fx.GraphModule(twin, graph))
+    paths = {id(module): path for path, module in twin.named_modules() if tracer.is_leaf_module(module, path)}
+    return graph, {paths[module]: name for module, name in seen.items() if module in paths}
+
+
+def _record(traced: fx.GraphModule, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
+    """Returns what `OperationGraph.values` promises, from one run on the example input."""
+    recorder = _Recorder(traced)
+    names = [str(node.target) for node in traced.graph.nodes if node.op == "placeholder"]
+    if len(inputs) > len(names) and not any(name.startswith("*") for name in names):
+        msg = f"{traced._get_name()} takes {len(names)} inputs ({', '.join(names)}), the example has {len(inputs)}"
+        raise TraceError(msg)
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.no_grad():
             recorder.run(*inputs)
     except Exception as error:
         shapes = ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in inputs if isinstance(x, torch.Tensor))
         msg = (
-            f"{type(model).__name__} does not run on the example input {shapes or inputs}: {_first_line(error)} "
+            f"{traced._get_name()} does not run on the example input {shapes or inputs}: {_first_line(error)} "
             f"(at {recorder.current}); pass one batch as forward takes it"
         )
         raise TraceError(msg) from error
-    return OperationGraph(nodes=tuple(graph.nodes), values=recorder.values, modules=dict(twin.named_modules()))
+    return recorder.values
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[dict[int, str]]:
+    """Yields a dict that collects, by id of the module, which size attribute or buffer is read in the block.
+
+    A tracer does not enter the forward of torch's own layers: what is read of them meanwhile, the user's forward
+    reads. It reaches the graph as a constant, but changes when the layer is sliced.
+    """
+    seen: dict[int, str] = {}
+
+    def read(module: nn.Module, name: str) -> Any:  # noqa: ANN401 - attributes are anything
+        if name in SIZE_ATTRIBUTES or name in object.__getattribute__(module, "__dict__").get("_buffers", ()):
+            seen.setdefault(id(module), name)
+        return object.__getattribute__(module, name)
+
+    nn.Module.__getattribute__ = read
+    try:
+        yield seen
+    finally:
+        del nn.Module.__getattribute__
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,79 @@
+"""Latency: median forward times, and everything as it was afterwards."""
+
+import statistics
+
+import pytest
+import torch
+from torch import nn
+
+from abcsearch.channels import latency
+from abcsearch.channels.latency import measure_latency, torch_threads
+from abcsearch.errors import ModelError
+
+
+class Counting(nn.Module):
+    def __init__(self, fails_at=None):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.seen, self.fails_at = [], fails_at
+
+    def forward(self, x):
+        self.seen.append((self.training, torch.is_inference_mode_enabled(), torch.get_num_threads()))
+        if len(self.seen) == self.fails_at:
+            raise RuntimeError("out of memory")
+        return self.norm(x)
+
+
+def test_models_take_turns_and_medians_are_in_milliseconds(monkeypatch):
+    order = []
+    durations = iter([9.0, 9.0, 0.001, 0.5, 0.003, 0.7, 0.002, 0.6])
+
+    def timed(model, example):
+        order.append(model)
+        return next(durations)
+
+    monkeypatch.setattr(latency, "_timed", timed)
+    one, two = nn.Identity(), nn.Identity()
+    found = measure_latency([one, two], torch.zeros(1), repeats=3, warmup=1)
+    assert found == pytest.approx([2.0, 600.0])
+    assert order == [one, two] * 4
+    assert statistics.median([0.5, 0.7, 0.6]) == 0.6
+
+
+def test_a_longer_pass_takes_longer():
+    small, large = nn.Linear(4, 4), nn.Sequential(*(nn.Linear(400, 400) for _ in range(20)))
+    times = [measure_latency([model], torch.zeros(8, n), repeats=5)[0] for model, n in ((small, 4), (large, 400))]
+    assert 0 < times[0] < times[1]
+
+
+@pytest.mark.parametrize("fails_at", [None, 3])
+def test_modes_threads_and_statistics_are_put_back(fails_at):
+    model = Counting(fails_at).train()
+    model.norm.eval()
+    other = Counting()
+    before = torch.get_num_threads()
+    if fails_at:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            measure_latency([model, other], torch.ones(2, 3, 2, 2), threads=1, repeats=3)
+    else:
+        measure_latency([model, other], torch.ones(2, 3, 2, 2), threads=1, repeats=3, warmup=2)
+        assert len(model.seen) == 5
+    assert set(model.seen) == {(False, True, 1)}
+    assert (model.training, model.norm.training, other.norm.training) == (True, False, True)
+    assert model.norm.running_mean.tolist() == other.norm.running_mean.tolist() == [0, 0, 0]
+    assert torch.get_num_threads() == before
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_threads_are_put_back_after_an_exception():
+    before = torch.get_num_threads()
+    with pytest.raises(IndexError), torch_threads(before + 1):
+        torch.zeros(torch.get_num_threads())[before + 1]
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("arguments", [{"threads": 0}, {"repeats": 0}, {"warmup": -1}])
+def test_settings_out_of_range(arguments):
+    ((name, value),) = arguments.items()
+    with pytest.raises(ModelError, match=f"latency needs at least 1 thread, .* found .*{name}={value}"):
+        measure_latency([nn.Identity()], torch.zeros(1), **arguments)

@@ -1,0 +1,158 @@
+"""Tracing: what is recorded, what is left alone, and what is said where a network cannot be traced."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import images
+from torch import fx, nn
+from torch.nn.utils import prune
+
+from abcsearch.channels.trace import trace_operations
+from abcsearch.errors import TraceError
+
+
+class Wrapped(nn.Module):
+    """A network around one function of the module and its input."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.function(self, x)
+
+
+def trace(function, x=None, **arguments):
+    return trace_operations(Wrapped(function).double(), images(batch=2) if x is None else x, **arguments)
+
+
+def test_values_are_shapes_and_numbers():
+    operations = trace(lambda m, x: m.conv(x).flatten(1) * x.shape[1] + x.size()[0])
+    values = {node.name: operations.values[node] for node in operations.nodes}
+    assert values["x"] == torch.Size([2, 3, 4, 4])
+    assert values["conv"] == torch.Size([2, 4, 2, 2])
+    assert values["flatten"] == torch.Size([2, 16])
+    assert values["getitem"] == 3
+    assert values["size"] == (2, 3, 4, 4)
+    assert type(operations.modules["conv"]) is nn.Conv2d
+
+
+def test_the_copy_is_traced_in_evaluation_mode():
+    model = Wrapped(lambda m, x: F.dropout(m.norm(m.conv(x)), training=m.training)).double()
+    assert model.training
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    operations = trace_operations(model, images())
+    assert not any(module.training for module in operations.modules.values())
+    assert [node.kwargs["training"] for node in operations.nodes if node.target is F.dropout] == [False]
+    assert all(module.training for module in model.modules())
+    assert model.calls == 0
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_forward_in_training_mode_is_recorded_on_request():
+    operations = trace(lambda m, x: m.norm(m.conv(x)) if m.training else m.conv(x), training=True)
+    assert "norm" in [node.name for node in operations.nodes]
+    assert not any(module.training for module in operations.modules.values())
+
+
+@pytest.mark.parametrize("random", [lambda m, x: x * torch.rand(1).item(), lambda m, x: F.dropout(x, 0.5)])
+def test_the_global_random_state_stays(random):
+    model = Wrapped(random).double()
+    before = torch.get_rng_state()
+    trace_operations(model, images())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_forward_reads_of_layers_is_recorded():
+    assert trace(lambda m, x: m.conv(x) / m.conv.out_channels).read == {"conv": "out_channels"}
+    assert trace(lambda m, x: m.norm(m.conv(x)) * float(m.norm.running_var.sum())).read == {"norm": "running_var"}
+    assert trace(lambda m, x: m.norm(m.conv(x))).read == {}
+    assert "__getattribute__" not in vars(nn.Module)
+
+
+def test_reads_are_forgotten_after_an_error():
+    with pytest.raises(TraceError):
+        trace(lambda m, x: x if x.sum() > 0 else -x)
+    assert "__getattribute__" not in vars(nn.Module)
+
+
+def branching(module, x):
+    if x.sum() > 0:  # the line that the message must name
+        return module.conv(x)
+    return x
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        (branching, "if x.sum() > 0:  # the line"),
+        (lambda m, x: m.conv(x) if x.mean() > 0 else x, '(lambda m, x: m.conv(x) if x.mean() > 0 else x, "'),
+        (lambda m, x: sum(row for row in x), '(lambda m, x: sum(row for row in x), "'),
+    ],
+)
+def test_data_dependent_control_flow_is_refused_with_its_line(function, line):
+    with pytest.raises(TraceError) as caught:
+        trace(function)
+    assert "Wrapped cannot be traced by torch.fx" in str(caught.value)
+    with open(__file__) as source:  # noqa: PTH123 - one line of this file
+        number = next(i for i, text in enumerate(source, 1) if line in text)
+    assert f"({__file__}:{number})" in str(caught.value)
+    assert "torch.fx.wrap" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (images(channels=4), "Wrapped does not run on the example input (2, 4, 4, 4) torch.float64 on cpu: "),
+        (images().float(), "Wrapped does not run on the example input (2, 3, 4, 4) torch.float32 on cpu: "),
+        ((images(), images()), "Wrapped takes 1 inputs (x), the example has 2"),
+        (images(size=2), "(at call_module conv); pass one batch as forward takes it"),
+        ([1, 2], "Wrapped does not run on the example input ([1, 2],)"),
+        ((), "Wrapped does not run on the example input ()"),
+    ],
+)
+def test_a_wrong_example_input_is_named(example, message):
+    with pytest.raises(TraceError, match=re.escape(message)):
+        trace(lambda m, x: m.conv(x), example)
+
+
+def test_several_inputs_and_defaults():
+    class Two(nn.Module):
+        def forward(self, a, b, scale=None):
+            return a + b if scale is None else a
+
+    operations = trace_operations(Two(), (torch.zeros(1, 3), torch.zeros(1, 3)))
+    assert [node.op for node in operations.nodes].count("placeholder") == 3
+
+
+def test_models_that_cannot_be_copied():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    prune.random_unstructured(model[0], "weight", 0.5)
+    with pytest.raises(TraceError, match=r"Sequential cannot be copied: .*made plain first"):
+        trace_operations(model, images().float())
+    prune.remove(model[0], "weight")
+    trace_operations(model, images().float())
+
+
+def test_lazy_models_are_refused():
+    with pytest.raises(TraceError, match="Sequential has lazy layers without weights yet; run it once"):
+        trace_operations(nn.Sequential(nn.LazyConv2d(4, 3)), images().float())
+
+
+def test_a_replaced_forward_is_refused():
+    model = Wrapped(lambda m, x: x)
+    model.forward = lambda x: x.flip(1)
+    with pytest.raises(TraceError, match="Wrapped has a forward of its own"):
+        trace_operations(model, images())
+
+
+def test_nodes_are_fx_nodes_in_execution_order():
+    operations = trace(lambda m, x: m.norm(m.conv(x)))
+    assert all(isinstance(node, fx.Node) for node in operations.nodes)
+    assert [node.op for node in operations.nodes] == ["placeholder", "call_module", "call_module", "output"]

@@ -1,0 +1,235 @@
+"""Budgets are stated exactly, refused where they cannot be met, and met by every repair."""
+
+import itertools
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abcsearch.budget import FILL, Budget, Constraint
+from abcsearch.errors import BudgetError
+from abcsearch.space import Dimension, SearchSpace
+
+
+@dataclass(frozen=True)
+class Products:
+    """Costs of a chain of layers: each layer's is (its width + 1) * (the next one's + 1), times a factor."""
+
+    factors: tuple[int, ...]
+
+    def macs(self, candidates):
+        widths = np.asarray(candidates, dtype=np.int64) + 1
+        return (widths * np.roll(widths, 1, axis=1) * np.array(self.factors)).sum(axis=1)
+
+    def params(self, candidates):
+        return (np.asarray(candidates, dtype=np.int64) * np.array(self.factors[::-1])).sum(axis=1) + 1
+
+    def flops(self, candidates):
+        return 2 * self.macs(candidates)
+
+
+class Steps(Products):
+    """Costs with plateaus: they grow in jumps."""
+
+    def macs(self, candidates):
+        return super().macs(candidates) // 50 + 1
+
+
+@st.composite
+def spaces(draw):
+    dimensions = []
+    for index in range(draw(st.integers(1, 5))):
+        if draw(st.integers(0, 4)):
+            choices = tuple(sorted(draw(st.sets(st.integers(1, 40), min_size=1, max_size=8))))
+            dimensions.append(Dimension(f"d{index}", "width", choices, draw(st.integers(0, 45))))
+        else:
+            dimensions.append(Dimension(f"d{index}", "block", draw(st.sampled_from([(0, 1), (1,)]))))
+    return SearchSpace(tuple(dimensions))
+
+
+@st.composite
+def problems(draw):
+    """A space, costs that grow with every dimension, and a random number generator."""
+    space = draw(spaces())
+    kind = draw(st.sampled_from([Products, Steps]))
+    factors = tuple(draw(st.lists(st.integers(1, 9), min_size=len(space), max_size=len(space))))
+    return space, kind(factors), np.random.default_rng(draw(st.integers(0, 2**16)))
+
+
+def reachable(space, costs, name):
+    ends = [space.at(np.zeros(len(space), int)), space.at(space.last_indices)]
+    return [int(value) for value in getattr(costs, name)(ends)]
+
+
+@settings(deadline=None, max_examples=150)
+@given(problems(), st.floats(0, 1), st.sampled_from(["macs", "params", "both"]))
+def test_repair_meets_every_upper_bound(problem, share, names):
+    space, costs, rng = problem
+    bounds = {}
+    for name in ("macs", "params") if names == "both" else (names,):
+        low, high = reachable(space, costs, name)
+        bounds[name] = low + int(share * (high - low))
+    constraint = Budget(**bounds).bind(space, costs)
+    for _ in range(3):
+        candidate = space.sample(rng)
+        seed = int(rng.integers(1000))
+        repaired = constraint.repair(candidate, np.random.default_rng(seed))
+        space.check(repaired)
+        assert constraint.allows(repaired)
+        assert all(getattr(costs, name)([repaired])[0] <= bound for name, bound in bounds.items())
+        assert repaired == constraint.repair(candidate, np.random.default_rng(seed))
+        if constraint.violation([candidate])[0] == 0 and all(
+            limit.cost([candidate])[0] >= limit.floor for limit in constraint.limits
+        ):
+            assert repaired == candidate
+
+
+@settings(deadline=None, max_examples=150)
+@given(problems(), st.floats(0, 1), st.floats(0, 1))
+def test_repair_meets_a_band_or_says_that_it_cannot(problem, at, width):
+    space, costs, rng = problem
+    smallest, largest = reachable(space, costs, "macs")
+    low = smallest + int(at * (largest - smallest))
+    high = low + int(width * (largest - low))
+    constraint = Budget(macs=(low, high), params=(1, 10**6)).bind(space, costs)
+    every = list(itertools.islice(itertools.product(*(d.choices for d in space.dimensions)), 2000))
+    share = np.mean((costs.macs(every) >= low) & (costs.macs(every) <= high))
+    if share > 0.02 and space.size <= 2000:
+        repaired = constraint.repair(space.sample(rng), rng)
+        assert low <= costs.macs([repaired])[0] <= high
+    elif share == 0 and space.size <= 2000:
+        with pytest.raises(BudgetError, match=f"macs {low:,} to {high:,}, params 1 to 1,000,000; the nearest had"):
+            constraint.repair(space.sample(rng), rng)
+
+
+def test_repair_finds_narrow_bands():
+    space = SearchSpace(tuple(Dimension(f"d{i}", "width", tuple(range(1, 10))) for i in range(6)))
+    costs, rng = Products((3, 1, 4, 1, 5, 9)), np.random.default_rng(0)
+    constraint = Budget(macs=(0.49, 0.5)).bind(space, costs)
+    found = {constraint.repair(space.sample(rng), rng) for _ in range(200)}
+    assert len(found) > 100
+    assert not constraint.violation(list(found)).any()
+
+
+def test_a_structure_inside_is_returned_unchanged():
+    space = SearchSpace((Dimension("a", "width", tuple(range(1, 101))),))
+    constraint = Budget(params=80).bind(space, Products((1,)))
+    inside = [(width,) for width in range(1, 101) if FILL * 80 <= width + 1 <= 80]
+    assert len(inside) > 3
+    for candidate in inside:
+        assert constraint.repair(candidate, np.random.default_rng(0)) == candidate
+    for low in range(1, 75):
+        (width,) = constraint.repair((low,), np.random.default_rng(0))
+        assert int(FILL * 80) <= width + 1 <= 80
+
+
+def test_no_layer_is_favoured():
+    space = SearchSpace(tuple(Dimension(f"d{i}", "width", tuple(range(1, 11))) for i in range(4)))
+    constraint = Budget(params=0.5).bind(space, Products((1, 1, 1, 1)))
+    rng, changed = np.random.default_rng(0), Counter()
+    mean = np.zeros(4)
+    for _ in range(300):
+        repaired = constraint.repair((10, 10, 10, 10), rng)
+        changed.update(i for i, width in enumerate(repaired) if width < 10)
+        mean += np.array(repaired) / 300
+    assert min(changed.values()) > 250
+    assert mean.max() - mean.min() < 0.6
+    shrunk = constraint.repair((1, 1, 1, 1), rng)
+    assert shrunk != (1, 1, 1, 1)
+
+
+def test_plateaus_are_left():
+    space = SearchSpace(tuple(Dimension(f"d{i}", "width", (1, 2, 3)) for i in range(3)))
+
+    class Largest(Products):
+        def macs(self, candidates):  # of equally wide layers no single step helps
+            return np.asarray(candidates).max(axis=1).astype(np.int64)
+
+    constraint = Budget(macs=1).bind(space, Largest((1, 1, 1)))
+    assert constraint.repair((3, 3, 3), np.random.default_rng(0)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("percent", range(1, 101))
+def test_fractions_are_exact(percent):
+    space = SearchSpace((Dimension("a", "width", tuple(range(1, 100))),))
+    costs = Products((1,))
+    assert costs.params([space.full])[0] == 100
+    if percent == 1:
+        return
+    for bound in (percent / 100, percent):
+        (limit,) = Budget(params=bound).bind(space, costs).limits
+        assert (limit.low, limit.high, limit.floor) == (0, percent, int(FILL * percent))
+    (limit,) = Budget(params=(percent / 100, percent / 100)).bind(space, costs).limits
+    assert (limit.low, limit.high, limit.floor) == (percent, percent, percent)
+
+
+def test_violation_is_the_relative_distance():
+    space = SearchSpace((Dimension("a", "width", tuple(range(1, 100))),))
+    constraint = Budget(params=(40, 50), macs=(1, 10**9)).bind(space, Products((1,)))
+    found = constraint.violation([(19,), (38,), (39,), (49,), (50,), (99,)])
+    np.testing.assert_allclose(found, [0.5, 1 / 40, 0, 0, 1 / 50, 1.0])
+    assert [constraint.allows((width,)) for width in (38, 39, 49, 50)] == [False, True, True, False]
+
+
+def test_without_limits_everything_is_allowed():
+    space = SearchSpace((Dimension("a", "width", (1, 2)),))
+    constraint = Constraint(space)
+    assert constraint.allows((2,))
+    assert constraint.repair((2,), np.random.default_rng(0)) == (2,)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({}, "a budget needs at least one bound; set one of: macs, params, flops"),
+        ({"macs": 0}, "budget macs = 0: a bound is a positive number, found 0"),
+        ({"params": -0.5}, "budget params = -0.5: a bound is a positive number"),
+        ({"macs": float("nan")}, "budget macs = nan: a bound is a positive number"),
+        ({"macs": True}, "budget macs = True: a bound is a positive number"),
+        ({"macs": "0.5"}, "budget macs = 0.5: a bound is a positive number, found '0.5'"),
+        ({"flops": 1.5}, "budget flops = 1.5: a float is a fraction in (0, 1]; write an int for an absolute number"),
+        ({"macs": (0.5, 0.4)}, "budget macs = (0.5, 0.4): the lower end of a band comes first"),
+        ({"macs": [5, 4]}, "budget macs = (5, 4): the lower end of a band comes first"),
+        ({"macs": (0.1, 0.2, 0.3)}, "budget macs = (0.1, 0.2, 0.3): a band has two ends (low, high)"),
+        ({"macs": (0.1, 0)}, "budget macs = (0.1, 0): a bound is a positive number, found 0"),
+    ],
+)
+def test_malformed_budgets(bounds, message):
+    with pytest.raises(BudgetError, match=re.escape(message)):
+        Budget(**bounds)
+
+
+def test_budgets_that_cannot_be_met():
+    space = SearchSpace((Dimension("a", "width", (9, 19, 49), 99),))
+    costs = Products((1,))  # params: 10, 20, 50 of 100
+    with pytest.raises(
+        BudgetError, match=r"params = 0.05 cannot be reached: .* have 10 to 50 \(0.100 to 0.500 of .*100"
+    ):
+        Budget(params=0.05).bind(space, costs)
+    with pytest.raises(BudgetError, match=r"params = \(0.6, 0.7\) cannot be reached: it asks for 60 to 70"):
+        Budget(params=(0.6, 0.7)).bind(space, costs)
+    for empty in ((0.5, 20), (0.401, 0.402)):
+        with pytest.raises(BudgetError, match=r"is empty: it asks for at least 5?4?[01] and at most [24]0 of 100"):
+            Budget(params=empty).bind(space, costs)
+    gap = Budget(params=(25, 30)).bind(space, costs)
+    with pytest.raises(BudgetError, match="no structure found with params 25 to 30; the nearest had params"):
+        gap.repair((9,), np.random.default_rng(0))
+    torn = Budget(params=20, macs=(2000, 3000)).bind(space, costs)
+    with pytest.raises(
+        BudgetError, match=r"with macs 2,000 to 3,000, params 0 to 20; the nearest had macs \d+, params"
+    ):
+        torn.repair((19,), np.random.default_rng(0))
+
+
+def test_every_structure_of_a_small_space_can_be_repaired():
+    space = SearchSpace(
+        (Dimension("a", "width", (1, 2, 3)), Dimension("b", "block", (0, 1)), Dimension("c", "width", (2, 5)))
+    )
+    constraint = Budget(macs=0.6).bind(space, Products((1, 2, 3)))
+    for candidate in itertools.product(*(d.choices for d in space.dimensions)):
+        assert constraint.allows(constraint.repair(candidate, np.random.default_rng(0)))
+    assert constraint.allows(constraint.repair(space.full, np.random.default_rng(0)))
