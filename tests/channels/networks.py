@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from oracle import SIZE, scrambled
-from strange import STRANGE, Strange
 from torch import nn
+
+from tests.channels.oracle import SIZE, scrambled
+from tests.channels.strange import STRANGE, Strange
 
 CLASSES = 3
 

@@ -5,9 +5,10 @@ Each maps (batch, c, SIZE, SIZE) to as many channels. It is either covered, or w
 
 import torch
 import torch.nn.functional as F
-from oracle import SIZE
 from torch import nn
 from torch.nn.utils import parametrizations
+
+from tests.channels.oracle import SIZE
 
 
 class Strange(nn.Module):

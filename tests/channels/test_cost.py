@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import programs
-from oracle import counted, few, images, random_candidate
 from torch import nn
 
 from abcsearch.channels import cost
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
 from abcsearch.errors import CandidateError
+from tests.channels.networks import programs
+from tests.channels.oracle import counted, few, images, random_candidate
 
 
 def full_costs(model, example):

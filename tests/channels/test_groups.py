@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import Program, Step, programs
-from oracle import few, images
 from torch import nn
 
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
 from abcsearch.errors import CandidateError, TraceError
+from tests.channels.networks import Program, Step, programs
+from tests.channels.oracle import few, images
 
 
 def chain(*widths):

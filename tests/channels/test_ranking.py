@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import images
 from torch import nn
 
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import Ranking, rank_channels
 from abcsearch.errors import RankingError, TraceError
+from tests.channels.oracle import images
 
 
 def two_layers(norm=True):

@@ -5,13 +5,13 @@ import warnings
 
 import pytest
 import torch
-from oracle import images
 from torch import nn
 
 from abcsearch.channels.flow import Flow, NoRuleError
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
 from abcsearch.channels.rules import RULES
 from abcsearch.errors import TraceError
+from tests.channels.oracle import images
 
 
 class Small(nn.Module):

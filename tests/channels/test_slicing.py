@@ -9,9 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import MODULES, UNARY, Program, Step, programs, strange_network
-from oracle import assert_close, counted, counted_flops, few, images, random_candidate, zeroed
-from strange import NOT_COUNTED, STRANGE
 from torch import nn
 
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
@@ -19,6 +16,9 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
 from abcsearch.channels.trace import SIZE_ATTRIBUTES
 from abcsearch.errors import CandidateError, RankingError, TraceError, UnsupportedOpError
+from tests.channels.networks import MODULES, UNARY, Program, Step, programs, strange_network
+from tests.channels.oracle import assert_close, counted, counted_flops, few, images, random_candidate, zeroed
+from tests.channels.strange import NOT_COUNTED, STRANGE
 
 SEEDS = st.integers(0, 2**16)
 PLAIN = Program(

@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import images
 from torch import fx, nn
 from torch.nn.utils import prune
 
 from abcsearch.channels.trace import trace_operations
 from abcsearch.errors import TraceError
+from tests.channels.oracle import images
 
 
 class Wrapped(nn.Module):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from oracle import assert_close, counted, images, random_candidate, scrambled, zeroed
 from torch import nn
 
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
+from tests.channels.oracle import assert_close, counted, images, random_candidate, scrambled, zeroed
 
 # Name, input size, and how many groups can be pruned at least.
 ZOO = [
