@@ -277,6 +277,9 @@ def test_finetune_trains_a_copy_and_scores_both_on_the_test_images_only():
         found = scored.eval()(data.test.images).argmax(dim=1)
         assert scores["top1"] == pytest.approx(float((found == data.test.labels).double().mean()))
     assert result.after["neg_loss"] > result.before["neg_loss"]
+    by_hand = copy.deepcopy(kept)
+    train(by_hand, data.train, QUICK, seed=0, part="finetune")
+    assert torch.equal(weights(by_hand), weights(result.model))
     again = finetune(model, data, QUICK, seed=0)
     assert torch.equal(weights(again.model), weights(result.model))
     assert again.after == result.after
