@@ -195,7 +195,7 @@ class FinishedRun:
         """
         task = self.result.task
         full = structure.candidate == task.space.full
-        network = copy.deepcopy(task.model) if full else task.build(structure.candidate)
+        network = copy.deepcopy(task.model) if full else self.result.build(structure.candidate)
         if tuned:
             path = self.folder.path / "finetuned" / f"{structure.name}.safetensors"
             if not path.exists():

@@ -13,9 +13,8 @@ import torch
 
 from abcsearch.channels.groups import ChannelGraph, trace_channels
 from abcsearch.channels.ranking import Ranking, rank_channels
-from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import RunError, SearcherError
-from abcsearch.evaluation.adaptive_bn import calibrate, calibration_images
+from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.runs.folder import FORMAT, RunFolder, environment
@@ -74,13 +73,6 @@ class Task:
         ranking = rank_channels(model, graph, settings.criterion, seed=settings.seed)
         return cls(model=model, data=data, graph=graph, space=space, constraint=constraint, ranking=ranking)
 
-    def build(self, candidate: Candidate) -> nn.Module:
-        """Returns the sliced network with its batch-norm statistics re-estimated, in evaluation mode."""
-        network = slice_model(self.model, self.graph, candidate, self.ranking)
-        images = calibration_images(self.data, 2048)
-        calibrate(network, images, batch_size=min(128, len(images)))
-        return network.eval()
-
     def uniform(self) -> Candidate:
         """Returns the largest structure inside the budget whose layers all keep the same ratio of their channels.
 
@@ -110,6 +102,8 @@ class SearchResult:
         task: network, data, channel groups, space, budget and ranking.
         trials: all trials in the order of asking.
         best: the trial of the highest fitness.
+        build: candidate -> sliced network with its batch-norm statistics re-estimated, the very one that fitness saw
+            where the evaluator is `AdaptiveBN`.
     """
 
     run_dir: Path
@@ -117,6 +111,7 @@ class SearchResult:
     task: Task
     trials: tuple[Trial, ...] = field(repr=False)
     best: Trial
+    build: Callable[[Candidate], nn.Module] = field(repr=False)
 
     def pareto(self, x: str = "macs", y: str = "fitness") -> list[Trial]:
         """Returns the trials that no other one beats in both x (smaller is better) and y (larger is better).
@@ -151,7 +146,7 @@ class SearchResult:
 
     def model(self) -> nn.Module:
         """Returns the best network: sliced, statistics of its batch norms re-estimated, in evaluation mode."""
-        return self.task.build(self.best.candidate)
+        return self.build(self.best.candidate)
 
 
 def _number(trial: Trial, name: str) -> float:
@@ -297,7 +292,11 @@ def run_search(
         reasons = "; ".join(dict.fromkeys(str(t.evaluation.failure) for t in trials)) or "no structure was evaluated"
         msg = f"no trial of {folder.path} succeeded: {reasons}"
         raise RunError(msg)
-    return SearchResult(run_dir=folder.path, settings=settings, task=task, trials=tuple(trials), best=best)
+    own = parts.evaluator
+    builder = own if isinstance(own, AdaptiveBN) else AdaptiveBN(task.model, task.graph, task.ranking, task.data)
+    return SearchResult(
+        run_dir=folder.path, settings=settings, task=task, trials=tuple(trials), best=best, build=builder.build
+    )
 
 
 def _part(value: str | Mapping[str, Any] | object) -> Part:
