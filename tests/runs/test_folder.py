@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -162,22 +163,15 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_killed_one_is_free(tmp_pat
 
 
 def test_who_only_asks_does_not_get_in_the_way_of_a_writer(tmp_path):
+    """Whoever asks holds the lock for an instant; a writer that comes then waits that long."""
     folder = RunFolder(tmp_path)
-    stop = threading.Event()
-
-    def asks():
-        while not stop.is_set():
-            folder.in_use()
-
-    thread = threading.Thread(target=asks)
-    thread.start()
-    try:
-        for _ in range(20):
-            with folder.locked():
-                pass
-    finally:
-        stop.set()
-        thread.join()
+    instant = FileLock(tmp_path / ".lock", thread_local=False)
+    instant.acquire()
+    timer = threading.Timer(0.1, instant.release)
+    timer.start()
+    with folder.locked():
+        assert not instant.is_locked
+    timer.join()
 
 
 def test_the_lock_is_free_after_an_error(tmp_path):
