@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from abcsearch import cli, load
+from abcsearch import UnsupportedOpWarning, cli, load
 from abcsearch.data.registry import load_data
 from abcsearch.training.scoring import score
 
@@ -291,3 +292,47 @@ def test_own_model_by_import_path_from_the_working_directory(tiny_config, tmp_pa
         assert process.returncode == 0, output + errors
     plan = json.loads((tmp_path / "run" / "export" / "plan.json").read_text())
     assert plan["constructor"] == {"name": "mynet:net", "options": {"width": 12}}
+
+
+NETS = """
+from torch import nn
+
+class Depends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 10, 3)
+    def forward(self, x):
+        out = self.conv(x)
+        if out.mean() > 0:  # the line to name
+            out = -out
+        return out.mean(dim=(2, 3))
+
+class Mixes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 10, 3)
+    def forward(self, x):
+        return self.last(self.conv(x).flip(1)).mean(dim=(2, 3))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Depends", ("Depends cannot be traced by torch.fx", "badnets.py:10", "control flow")),
+        ("Mixes", ("nothing can be pruned", "conv (filter, 8 channels): flip (flip): no rule", "the network's output")),
+    ],
+)
+def test_a_model_that_cannot_be_pruned_is_refused_before_training(tiny_config, tmp_path, monkeypatch, name, words):
+    (tmp_path / "badnets.py").write_text(NETS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "badnets", raising=False)
+    model = 'model = {name = "badnets:' + name + '"}'
+    tiny_config.write_text(re.sub(r"^model = .*$", model, tiny_config.read_text(), flags=re.MULTILINE))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnsupportedOpWarning)
+        result = call("search", tiny_config, "--run-dir", tmp_path / "run")
+    assert result.exit_code == 2, result.output
+    for word in words:
+        assert word in result.output
+    assert not (tmp_path / "run").exists()

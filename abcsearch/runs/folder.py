@@ -76,6 +76,7 @@ class RunFolder:
             with sibling.open("rb") as file:
                 os.fsync(file.fileno())
             sibling.replace(target)
+            sync_folder(target.parent)
         finally:
             sibling.unlink(missing_ok=True)
 
@@ -160,6 +161,16 @@ class RunFolder:
                 return False
         except Timeout:
             return True
+
+
+def sync_folder(path: Path) -> None:
+    """Puts the names in a folder on disk, where the system lets folders be opened (POSIX)."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(path, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def environment() -> dict[str, Any]:

@@ -101,8 +101,16 @@ class Loop:
         self.folder.write_json("searcher.json", state)
 
     def _restore(self, journal: Journal) -> int:
-        """Loads the searcher's state if the journal has all that it was told; returns how many trials that are."""
-        saved = self.folder.read_json("searcher.json")
+        """Loads the searcher's state if the journal has all that it was told; returns how many trials that are.
+
+        A state that is lost, damaged or ahead of the journal costs nothing but time: the searcher starts anew, and
+        is told from the journal what it knew.
+        """
+        try:
+            saved = self.folder.read_json("searcher.json")
+        except RunError as error:
+            self.folder.log(f"{error}; told again from the journal instead")
+            saved = None
         if saved is None or any(number not in journal.trials for number in range(saved["told"])):
             return 0
         try:

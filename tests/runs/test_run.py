@@ -289,3 +289,11 @@ def test_unknown_names_are_refused_with_the_nearest_one(tiny_model, tiny_data, t
             run(tiny_model, tiny_data, tmp_path / "run", **changes)
         assert words in str(error.value)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"told": 20, "sta', b"\x00\xff"])
+def test_a_damaged_searcher_state_is_replayed_from_the_journal(tiny_model, tiny_data, tmp_path, content):
+    whole = run(tiny_model, tiny_data, tmp_path / "whole", n_trials=26)
+    run(tiny_model, tiny_data, tmp_path / "damaged")
+    (tmp_path / "damaged" / "searcher.json").write_bytes(content)
+    assert outcome(run(tiny_model, tiny_data, tmp_path / "damaged", n_trials=26)) == outcome(whole)
