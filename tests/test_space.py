@@ -77,6 +77,13 @@ def test_uniform_takes_the_nearest_choice(space, ratio):
         assert not any(distances[choice] == distances[value] for choice in d.choices if choice < value)
 
 
+def test_of_two_equally_near_choices_the_smaller_is_taken():
+    space = SearchSpace((Dimension("a", "width", (1, 3), 4), Dimension("b", "width", (2, 6, 7), 8)))
+    assert space.uniform(0.5) == (1, 2)
+    assert space.nearest([2.0, 6.5]) == (1, 6)
+    assert space.nearest([2.1, 6.6]) == (3, 7)
+
+
 def test_full_is_the_unpruned_network():
     space = SearchSpace(
         (Dimension("a", "width", (1, 9), 10), Dimension("b", "width", (4,)), Dimension("c", "block", (0, 1)))
