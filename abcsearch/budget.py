@@ -183,7 +183,7 @@ class Constraint:
         """Returns all structures one choice up (or down) in one dimension: indices and values, (m, n_dims) each."""
         moved = indices + step * np.eye(len(indices), dtype=np.int64)
         inside = ((moved >= 0) & (moved <= self.space.last_indices)).all(axis=1)
-        return moved[inside], np.array([self.space.at(row) for row in moved[inside]], dtype=np.int64)
+        return moved[inside], self.space.values(moved[inside])
 
     def _shrink(self, indices: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Steps random dimensions down until no upper bound is exceeded; (n_dims,) choice positions."""

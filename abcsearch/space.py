@@ -192,9 +192,19 @@ class SearchSpace:
             dtype=np.int64,
         )
 
-    def at(self, indices: Sequence[int] | NDArray[np.int64]) -> Candidate:
+    @cached_property
+    def _table(self) -> NDArray[np.int64]:
+        """The choices of all dimensions, shape (n_dims, most choices), int64; short rows repeat their last choice."""
+        most = max(len(d.choices) for d in self.dimensions)
+        return np.array([[*d.choices, *d.choices[-1:] * (most - len(d.choices))] for d in self.dimensions], np.int64)
+
+    def values(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """Returns the values at choice positions: (..., n_dims) integers to (..., n_dims) int64."""
+        return self._table[np.arange(len(self.dimensions)), np.asarray(indices)]
+
+    def at(self, indices: ArrayLike) -> Candidate:
         """Returns the candidate at the given choice positions (n_dims integers); the inverse of `indices`."""
-        return tuple(d.choices[int(i)] for d, i in zip(self.dimensions, indices, strict=True))
+        return tuple(self.values(indices).tolist())
 
     @cached_property
     def last_indices(self) -> NDArray[np.int64]:
