@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from abcsearch.errors import AbcSearchError as AbcSearchError
     from abcsearch.evaluation.adaptive_bn import AdaptiveBN as AdaptiveBN
     from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions as AdaptiveBNOptions
-    from abcsearch.export import export as export
-    from abcsearch.export import load as load
+    from abcsearch.exporting import export as export
+    from abcsearch.exporting import load as load
     from abcsearch.runs.configured import resume as resume
     from abcsearch.runs.run import SearchResult as SearchResult
     from abcsearch.runs.run import search as search
@@ -65,8 +65,8 @@ _HOME = {
     "AbcSearchError": "abcsearch.errors",
     "AdaptiveBN": "abcsearch.evaluation.adaptive_bn",
     "AdaptiveBNOptions": "abcsearch.evaluation.adaptive_bn",
-    "export": "abcsearch.export",
-    "load": "abcsearch.export",
+    "export": "abcsearch.exporting",
+    "load": "abcsearch.exporting",
     "resume": "abcsearch.runs.configured",
     "SearchResult": "abcsearch.runs.run",
     "search": "abcsearch.runs.run",

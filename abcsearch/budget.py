@@ -105,6 +105,7 @@ class Budget:
                     f"this space have {smallest:,} to {largest:,} ({share}); change the budget, or alpha and step"
                 )
                 raise BudgetError(msg)
+            high = min(high, 2**62)  # more than any network costs, and still within 64 bits
             floor = low if isinstance(bound, tuple) else int(FILL * min(high, largest))
             limits.append(Limit(name, low, high, floor, cost))
         return Constraint(space, tuple(limits))
@@ -166,17 +167,20 @@ class Constraint:
         if not self.limits:
             return candidate
         indices = self.space.indices(candidate)
+        nearest = candidate
         for attempt in range(_ATTEMPTS):
             indices = self._shrink(indices, rng)
             indices = self._grow(indices, rng)
-            if self.allows(self.space.at(indices)):
-                return self.space.at(indices)
+            found = self.space.at(indices)
+            if self.allows(found):
+                return found
+            nearest = min(nearest, found, key=lambda c: float(self.violation([c])[0]))
             # Stuck just below a band: random steps down, more at every attempt, leave room for another way up.
             np.subtract.at(indices, rng.integers(len(indices), size=2 + attempt), 1)
             indices = np.maximum(indices, 0)
         wanted = ", ".join(f"{limit.name} {limit.low:,} to {limit.high:,}" for limit in self.limits)
-        found = ", ".join(f"{limit.name} {int(limit.cost([self.space.at(indices)])[0]):,}" for limit in self.limits)
-        msg = f"no structure found with {wanted}; the nearest had {found}; widen the band"
+        costs = ", ".join(f"{limit.name} {int(limit.cost([nearest])[0]):,}" for limit in self.limits)
+        msg = f"no structure found with {wanted}; the nearest had {costs}; widen the band"
         raise BudgetError(msg)
 
     def _neighbours(self, indices: NDArray[np.int64], step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

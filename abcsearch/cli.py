@@ -7,10 +7,12 @@ import sys
 import time
 import traceback
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -42,8 +44,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-_out = Console(soft_wrap=True, highlight=False)
-_err = Console(stderr=True, soft_wrap=True, highlight=False)
+_out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+_err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 _debug = False
 
 RunDir = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN_DIR", show_default=False)]
@@ -62,31 +64,37 @@ def main() -> None:
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Prints a warning as one line."""
-    _err.print(f"warning: {message}", markup=False)
+    _err.print(f"warning: {message}")
 
 
 @contextlib.contextmanager
-def _answering(run_dir: Path | None = None) -> Iterator[None]:
+def _answering(run_dir: Path | None = None, again: str = "resume") -> Iterator[None]:
     """Turns errors into one clear message and an exit status: 2 the user's, 1 ours, 130 Ctrl-C after saving."""
     try:
         yield
-    except AbcSearchError as error:
-        if _debug:
-            traceback.print_exc()
-        _err.print(f"error: {error}", markup=False)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        hint = f"; everything finished is saved, continue with: abcsearch resume {run_dir}" if run_dir else ""
-        _err.print(f"stopped{hint}", markup=False)
-        raise typer.Exit(130) from error
-    except (typer.Exit, BrokenPipeError):
+    except typer.Exit:
         raise
+    except KeyboardInterrupt as error:
+        started = run_dir is not None and (run_dir / "run.json").exists()
+        hint = f"everything finished is saved, continue with: abcsearch {again} {run_dir}"
+        _err.print(f"stopped; {hint if started else 'nothing was started yet'}")
+        raise typer.Exit(130) from error
     except Exception as error:
         if _debug:
             traceback.print_exc()
-        advice = "" if _debug else "; please report it with what --debug prints"
-        _err.print(f"internal error: {type(error).__name__}: {error}{advice}", markup=False)
-        raise typer.Exit(1) from error
+        text, status = _explained(error)
+        _err.print(text)
+        raise typer.Exit(status) from error
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """Returns the message and the exit status of an error."""
+    if isinstance(error, AbcSearchError):
+        return f"error: {error}", 2
+    if isinstance(error, OSError):  # a full disk, a folder without permission
+        return f"error: {error.filename or 'system'}: {error.strerror or error}; what is finished is kept", 2
+    advice = "" if _debug else "; please report it with what --debug prints"
+    return f"internal error: {type(error).__name__}: {error}{advice}", 1
 
 
 class _Bar:
@@ -111,16 +119,18 @@ class _Lines:
         self._start, self._first = 0.0, 0
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        from abcsearch.runs.loop import milestone
+
         first = stage != self._stage
         if first:
             self._stage, self._start, self._first = stage, time.monotonic(), done
-        if not (first or done == total or done % max(1, total // 10) == 0):
+        if not (first or milestone(done, total)):
             return
         left = ""
         if not first and done < total:
             seconds = (time.monotonic() - self._start) / (done - self._first) * (total - done)
             left = f", {_duration(seconds)} left"
-        _out.print(f"{stage}: {done}/{total}, {note}{left}", markup=False)
+        _out.print(f"{stage}: {done}/{total}, {note}{left}")
 
 
 def _duration(seconds: float) -> str:
@@ -150,10 +160,26 @@ def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
         yield _Bar(progress)
 
 
+def _version(*, asked: bool) -> None:
+    """Prints the version and ends."""
+    if asked:
+        _out.print(version("abcsearch"))
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _: Annotated[bool, typer.Option("--version", callback=lambda v: _version(asked=v), is_eager=True)] = False,  # noqa: FBT002 - an option
+) -> None:
+    """Search-based structured pruning: the smallest network that still does the job."""
+
+
 @app.command(epilog="Example: abcsearch search experiments/digits/config.toml --set n_trials=50 --set budget.macs=0.5")
 def search(
     config: Annotated[Path, typer.Argument(help="Config file (TOML).", metavar="CONFIG", show_default=False)],
-    run_dir: Annotated[Path | None, typer.Option(help="Run folder; by default runs/NAME.", show_default=False)] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Run folder; by default runs/ and the config's name.", show_default=False)
+    ] = None,
     overrides: Set = None,
 ) -> None:
     """Trains the base network if needed, searches, and runs the baselines. Run again, it continues."""
@@ -164,7 +190,6 @@ def search(
         from abcsearch.runs.configured import run_config
 
         settings = read_config(config, overrides or ())
-        _out.print(f"run folder: {folder}", markup=False)
         with _progress() as progress:
             result = run_config(settings, folder, progress=progress)
         _print_best(result)
@@ -204,20 +229,20 @@ def _print_status(name: str, folder: RunFolder, n_trials: int) -> None:
     from abcsearch.trial import best_trial
 
     found, _ = read_journal(folder.journal)
-    trials = list(found.values())
+    trials = [trial for number, trial in sorted(found.items()) if number < n_trials]
     failed = sum(trial.evaluation.failure is not None for trial in trials)
     best = best_trial(trials)
     line = f"{name}: {len(trials)} of {n_trials} trials, {failed} failed"
     if best is not None:
         line += f", best {best.fitness:.4f} (trial {best.number}, {best.evaluation.macs:,} MACs)"
     seconds = sum(trial.evaluation.seconds for trial in trials)
-    _out.print(f"{line}; {_duration(seconds)} of evaluations", markup=False)
+    _out.print(f"{line}; {_duration(seconds)} of evaluations")
 
 
 @app.command(epilog="Example: abcsearch finetune runs/digits --set epochs=20")
 def finetune(run_dir: RunDir, overrides: Set = None) -> None:
     """Fine-tunes the winner and the baselines with one recipe; --set changes fields of the recipe."""
-    with _answering():
+    with _answering(run_dir, "finetune"):
         from abcsearch.config import parse_recipe
         from abcsearch.runs.configured import finetune_run, open_run
 
@@ -229,29 +254,31 @@ def finetune(run_dir: RunDir, overrides: Set = None) -> None:
             scores = run.scores(structure)
             if scores is not None:
                 before, after = scores["before"]["top1"], scores["after"]["top1"]
-                _out.print(f"{structure.name}: test accuracy {before:.2%} -> {after:.2%}", markup=False)
+                _out.print(f"{structure.name}: test accuracy {before:.2%} -> {after:.2%}")
 
 
 @app.command(epilog="Example: abcsearch report runs/digits")
 def report(run_dir: RunDir) -> None:
     """Prints the table full / uniform / random / winner and writes it to report.md and report.json."""
-    with _answering():
+    with _answering(run_dir, "report"):
         from abcsearch.runs.configured import open_run
         from abcsearch.runs.report import make_report, write_report
 
         run = open_run(run_dir)
         made = make_report(run)
         path = write_report(made, run)
-        head, *rows = made.cells()
-        table = Table(*head, title=made.title)
+        head, *rows = made.cells(short=True)
+        table = Table(*head, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for row in rows:
             table.add_row(*row)
-        # A log has no width of its own: give the table the room that it needs.
-        wide = _out if _out.is_terminal else Console(width=140, highlight=False)
+        _out.print(made.title)
+        # No cell is ever cut: a terminal that is too narrow wraps the lines.
+        wide = Console(width=1000, highlight=False, markup=False, emoji=False)
+        wide.width = wide.measure(table).maximum
         wide.print(table)
         for note in made.notes:
-            wide.print(note, markup=False)
-        _out.print(f"written to {path}", markup=False)
+            _out.print(note)
+        _out.print(f"written to {path}")
 
 
 @app.command(epilog="Example: abcsearch export runs/digits --out digits-pruned")
@@ -261,7 +288,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Folder; by default RUN_DIR/export.", show_default=False)] = None,
 ) -> None:
     """Exports the winner (fine-tuned if it has been) and checks that it loads back with the same outputs."""
-    with _answering():
+    with _answering(run_dir, "export"):
         from abcsearch.errors import ConfigError, unknown_name
         from abcsearch.runs.configured import export_run, open_run
 
@@ -269,17 +296,18 @@ def export(
             raise ConfigError(unknown_name("export format", format, ["safetensors"]))
         path, tuned = export_run(open_run(run_dir), out)
         state = "fine-tuned" if tuned else "not fine-tuned yet"
-        _out.print(f"exported to {path} ({state}); load it with: abcsearch.load({str(path)!r})", markup=False)
+        _out.print(f"exported to {path} ({state}); load it with: abcsearch.load({str(path)!r})")
 
 
 def _print_best(result: SearchResult) -> None:
     """Prints the winner of a search: layer before => after, and its costs."""
     task, best = result.task, result.best
     full = task.space.full
-    _out.print(f"best of {len(result.trials)} trials: trial {best.number}, fitness {best.fitness:.4f}", markup=False)
+    _out.print(f"run folder: {result.run_dir}")
+    _out.print(f"best of {len(result.trials)} trials: trial {best.number}, fitness {best.fitness:.4f}")
     for name, (kept, channels) in result.widths.items():
-        _out.print(f"  {name}: {channels} => {kept}", markup=False)
+        _out.print(f"  {name}: {channels} => {kept}")
     for name in ("macs", "params"):
         cost = getattr(task.graph.costs, name)
         before, after = int(cost([full])[0]), int(cost([best.candidate])[0])
-        _out.print(f"  {name}: {before:,} => {after:,} ({after / before:.1%})", markup=False)
+        _out.print(f"  {name}: {before:,} => {after:,} ({after / before:.1%})")

@@ -13,6 +13,7 @@ seed, n_trials, criterion, max_failures, baselines      top level
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -171,6 +172,21 @@ def _record(kind: type, plain: dict[str, Any], where: str) -> Any:  # noqa: ANN4
     raise ConfigError("\n".join(problems))
 
 
+def _model(name: str, table: dict[str, Any]) -> ModelSettings:
+    """Returns the record of [model]: checkpoint, and the constructor's own options."""
+    checkpoint = table.pop("checkpoint", None)
+    if checkpoint is not None and not isinstance(checkpoint, str):
+        msg = f"model.checkpoint is a path, found {checkpoint!r}"
+        raise ConfigError(msg)
+    for option in difflib.get_close_matches("checkpoint", table, n=1, cutoff=0.8):
+        raise ConfigError(unknown_name("setting in [model]:", option, ["checkpoint"]))
+    # A run is continued from any folder: paths are kept whole, relative ones as seen from where the run started.
+    whole = None if checkpoint is None else str(Path(checkpoint).absolute())
+    settings = ModelSettings(name=name, options=table, checkpoint=whole)
+    settings.check()
+    return settings
+
+
 def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a plain value
     """Returns a part whose table holds its name and its own options."""
     table = dict(_table(key, {"name": value} if isinstance(value, str) else value))
@@ -179,15 +195,11 @@ def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a pl
         msg = f"[{key}] needs a name, found {name!r}"
         raise ConfigError(msg)
     if key == "model":
-        checkpoint = table.pop("checkpoint", None)
-        if checkpoint is not None and not isinstance(checkpoint, str):
-            msg = f"model.checkpoint is a path, found {checkpoint!r}"
-            raise ConfigError(msg)
-        settings = ModelSettings(name=name, options=table, checkpoint=checkpoint)
-        settings.check()
-        return settings
+        return _model(name, table)
     if key == "data":
         check_data_options(name, table)
+        if isinstance(table.get("path"), str):
+            table["path"] = str(Path(table["path"]).absolute())
         return Part(name=name, options=table)
     registry: Mapping[str, SearcherEntry | EvaluatorEntry] = SEARCHERS if key == "searcher" else EVALUATORS
     if name not in registry:
@@ -196,7 +208,7 @@ def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a pl
     if options is not None:
         _record(options, table, key)
     elif table:
-        msg = f"{key} {name!r} has no options, found {', '.join(table)}"
+        msg = f"{key} {name!r} has no options, found {', '.join(table)}; replace the whole table: --set {key}={name}"
         raise ConfigError(msg)
     return Part(name=name, options=table)
 
@@ -208,9 +220,13 @@ def _override(plain: dict[str, Any], override: str) -> None:
         msg = f"--set takes dotted.key=value, found {override!r}"
         raise ConfigError(msg)
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        value = text.strip()
+        read = {"value": text.strip()}
+    if len(read) != 1:
+        msg = f"--set changes one setting at a time, found {override!r}"
+        raise ConfigError(msg)
+    value = read["value"]
     *tables, key = path.strip().split(".")
     place: Any = plain
     for name in tables:

@@ -16,7 +16,7 @@ class Evaluation:
     """What one evaluation of a candidate found.
 
     Attributes:
-        fitness: higher is better, always; None exactly when `failure` is set (numpy scalars and such become floats).
+        fitness: higher is better, always; None exactly when `failure` is set.
         metrics: other measured numbers by name, e.g. {"top1": 0.93, "neg_loss": -0.24}.
         macs: multiply-accumulates of the structure; 0 until known (a run fills it in from its cost model).
         params: number of parameters of the structure; 0 until known.
@@ -35,12 +35,7 @@ class Evaluation:
     failure: str | None = None
 
     def __post_init__(self) -> None:
-        """Makes plain numbers of what evaluators return, and checks that either fitness or failure is set."""
-        if self.fitness is not None:
-            object.__setattr__(self, "fitness", float(self.fitness))
-        object.__setattr__(self, "metrics", {name: float(value) for name, value in self.metrics.items()})
-        object.__setattr__(self, "macs", int(self.macs))
-        object.__setattr__(self, "params", int(self.params))
+        """Checks that either fitness or failure is set."""
         if (self.fitness is None) == (self.failure is None):
             msg = f"an evaluation has either a fitness or a failure, found {self.fitness} and {self.failure!r}"
             raise AbcSearchError(msg)

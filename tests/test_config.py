@@ -71,7 +71,9 @@ def test_a_small_config_and_its_defaults(small):
     assert read_config(small) == RunConfig(
         n_trials=7,
         model=ModelSettings(
-            name="small_resnet", options={"widths": [4, 6], "depths": [1, 1]}, checkpoint="w.safetensors"
+            name="small_resnet",
+            options={"widths": [4, 6], "depths": [1, 1]},
+            checkpoint=str(Path("w.safetensors").absolute()),
         ),
         data=Part(name="digits"),
         budget=Budget(macs=0.5),
@@ -118,7 +120,7 @@ epochs = 1
         max_failures=0,
         baselines=("random", "uniform"),
         model=ModelSettings(name="torch.nn:Linear", options={"in_features": 2, "out_features": 3}),
-        data=Part(name="image_folder", options={"path": "x", "size": 32}),
+        data=Part(name="image_folder", options={"path": str(Path("x").absolute()), "size": 32}),
         pretrain=Recipe(epochs=2, lr=1.0, flip=True),
         budget=Budget(macs=(0.4, 0.5), params=1000, flops=1),
         space=SpaceOptions(alpha=1.0, levels=("filter",), divisor=8, fixed=("a.b",)),
@@ -277,7 +279,7 @@ def test_one_override_changes_one_setting(small, override, changes):
     else:
         found = read_config(small, [override])
     if changes is None:
-        changes = {"model": dataclasses.replace(before.model, checkpoint="runs/a b=c.pth")}
+        changes = {"model": dataclasses.replace(before.model, checkpoint=str(Path("runs/a b=c.pth").absolute()))}
     assert found == dataclasses.replace(before, **changes)
 
 

@@ -38,3 +38,12 @@ def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, abcsearch; print([m for m in ('torch', 'torchvision', 'sklearn', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_public_name_is_hidden_by_a_module_of_that_name():
+    folder = Path(abcsearch.__file__).parent
+    modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert not modules & set(abcsearch._HOME)
+    code = "from abcsearch import load, export; import abcsearch.runs.configured; print(callable(abcsearch.export))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"

@@ -21,17 +21,24 @@ def blocks(language):
 
 
 def test_python_example_runs_and_is_short(tmp_path):
-    (code,) = blocks("python")
-    (tmp_path / "example.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "example.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    before, after = map(float, done.stdout.splitlines()[-1].split())
+    net, example = blocks("python")
+    assert net.startswith("# mynet.py\n")
+    (tmp_path / "mynet.py").write_text(net)
+    (tmp_path / "example.py").write_text(example)
+    script = [sys.executable, "-W", "error", "example.py"]
+    printed = []
+    for _ in range(2):  # the second time it continues, and ends the same
+        done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    assert printed[0] == printed[1]
+    before, after = map(float, printed[0].splitlines()[-1].split())
     assert 0 < before < 1
     assert after > 0.85
-    assert (tmp_path / "pruned" / "plan.json").exists()
-    assert len([line for line in code.splitlines() if line.strip()]) <= 30
+    code = "import abcsearch; print(sum(p.numel() for p in abcsearch.load('pruned').parameters()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < 22_346  # the parameters of the full network
+    assert len([line for line in example.splitlines() if line.strip()]) <= 20
 
 
 def test_commands_exist():
@@ -66,8 +73,8 @@ def test_config_example_parses(tmp_path, monkeypatch):
     (package / "nets.py").write_text("def MyNet(classes): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     config = parse_config({**tomllib.loads(text), "n_trials": 1, "budget": {"macs": 0.5}})
-    assert config.model.checkpoint == "mynet.pt"
-    assert config.data.options == {"path": "data/flowers", "size": 64}
+    assert config.model.checkpoint == str(Path("mynet.pt").absolute())
+    assert config.data.options == {"path": str(Path("data/flowers").absolute()), "size": 64}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("abcsearch/**/*.py")), ids=lambda path: path.name)

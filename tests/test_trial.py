@@ -1,12 +1,9 @@
 """Records of evaluations: exactly one of fitness and failure, and failures never win."""
 
 import dataclasses
-import json
 import math
 
-import numpy as np
 import pytest
-import torch
 
 from abcsearch.errors import AbcSearchError
 from abcsearch.trial import Evaluation, Trial, best_trial
@@ -52,9 +49,3 @@ def test_records_are_frozen():
     for record, name in ((trial(0, 1.0), "number"), (trial(0, 1.0).evaluation, "fitness")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(record, name, 7)
-
-
-def test_numbers_of_numpy_and_torch_become_plain_ones():
-    evaluation = Evaluation(fitness=np.float32(0.5), metrics={"a": torch.tensor(0.25)}, macs=np.int64(3), params=4)
-    assert (type(evaluation.fitness), type(evaluation.metrics["a"]), type(evaluation.macs)) == (float, float, int)
-    assert json.loads(json.dumps(Trial(0, (1,), evaluation).to_plain()))["evaluation"]["metrics"] == {"a": 0.25}

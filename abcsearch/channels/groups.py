@@ -133,7 +133,7 @@ class ChannelGraph:
             TraceError: if no group of these levels can be pruned; the message names every fixed group, every
                 operation without a rule, and the reasons.
         """
-        _check_space(alpha, step, levels, divisor)
+        check_space(alpha, step, levels, divisor)
         self._require_prunable(levels)
         # The simplest fraction near a float is the number that was meant: 0.1 is 1/10 and 1 / 3 is 1/3, exactly.
         largest, smallest = (Fraction(ratio).limit_denominator(_FINEST) for ratio in (alpha, step))
@@ -187,7 +187,7 @@ class ChannelGraph:
         return tuple(int(width) for width in candidate)
 
 
-def _check_space(alpha: float, step: float, levels: Sequence[str], divisor: int) -> None:
+def check_space(alpha: float, step: float, levels: Sequence[str], divisor: int) -> None:
     """Raises CandidateError for settings of a space that are out of range."""
     if not 0 < alpha <= 1:
         msg = f"alpha is the largest keep ratio, in (0, 1], found {alpha}"

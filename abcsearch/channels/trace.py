@@ -126,8 +126,25 @@ def _trace(twin: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
             "or hide it in a function marked with torch.fx.wrap"
         )
         raise TraceError(msg) from error
+    assigned = [name for name, tensor in _state(twin).items() if not isinstance(tensor, torch.Tensor)]
+    if assigned:
+        msg = (
+            f"forward of {type(twin).__name__} assigns {', '.join(assigned)} anew; update it in place, or outside of "
+            "forward"
+        )
+        raise TraceError(msg)
     paths = {id(module): path for path, module in twin.named_modules() if tracer.is_leaf_module(module, path)}
     return graph, {paths[module]: name for module, name in seen.items() if module in paths}
+
+
+def _state(twin: nn.Module) -> dict[str, object]:
+    """Returns every parameter and buffer by name, whatever forward has put in its place."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, module in twin.named_modules()
+        for name, value in [*module._parameters.items(), *module._buffers.items()]
+        if value is not None
+    }
 
 
 def _record(traced: fx.GraphModule, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:

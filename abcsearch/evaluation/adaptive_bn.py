@@ -83,11 +83,17 @@ class AdaptiveBN:
             ranking: which channels a candidate keeps.
             data: calibrates on `data.train`, scores on `data.validation`.
             options: see `AdaptiveBNOptions`.
+
+        Raises:
+            ModelError: if the network does not return logits.
+            DataError: if a label has no output.
         """
         self.options = options or AdaptiveBNOptions()
         self._model, self._graph, self._ranking, self._data = model, graph, ranking, data
         self._calibration = calibration_images(data, self.options.calibration_images)
         self._batch_size = min(self.options.batch_size, len(self._calibration))
+        highest = data.validation.labels.argmax()[None]  # said once here, not by every trial
+        score(model, data.validation.part(highest))
 
     def build(self, candidate: Candidate) -> nn.Module:
         """Returns the sliced and calibrated network of a candidate, in evaluation mode."""

@@ -38,6 +38,7 @@ def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int) -> Evaluatio
             metrics={name: float(value) for name, value in found.metrics.items()},
             macs=int(found.macs),
             params=int(found.params),
+            failure=None if found.failure is None else str(found.failure),
             seconds=time.perf_counter() - start,
         )
     except (AttributeError, TypeError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,13 +13,15 @@ from abcsearch.data.registry import DATASETS, check_data_options, load_data
 from abcsearch.errors import RunError
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
-from abcsearch.export import export
+from abcsearch.exporting import export
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.loop import Progress, silent
+from abcsearch.runs.journal import read_journal
+from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.run import Parts, SearchResult, Task, run_search, write_header
 from abcsearch.runs.settings import Part, RunConfig, SearchSettings, from_plain
 from abcsearch.runs.weights import load_checkpoint, weights_writer
-from abcsearch.training.loop import FineTuned, Recipe, finetune, train
+from abcsearch.training.loop import FineTuned, Recipe, check_images, finetune, train
+from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -52,12 +55,22 @@ def run_config(
         load_checkpoint(model, config.model.checkpoint)
     # Refuse what cannot work before anything is written or trained: only the ranking depends on the weights.
     Parts.of(Task.of(model, data, config), config)
+    for recipe in (config.pretrain, config.finetune):
+        if recipe is not None:
+            check_images(recipe, data.train)
     with folder.locked():
-        write_header(folder, config, {"data": data.fingerprint(), "data_name": data.name})
+        progress = logged(folder, progress)
+        same = {"data": data.fingerprint(), "data_name": data.name}
+        checkpoint = Path(config.model.checkpoint or "")
+        if checkpoint.is_file():
+            same["checkpoint"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
+        write_header(folder, config, same)
         _base_network(folder, config, model, data, progress)
         task = Task.of(model, data, config)
         parts = Parts.of(task, config, executor=executor)
         result = run_search(folder, task, config, parts, progress, config.searcher.name)
+        best = result.best
+        folder.log(f"search finished: {len(result.trials)} trials, best {best.fitness:.4f} (trial {best.number})")
         for name in config.baselines:
             if name == "random":
                 own = replace(config, searcher=Part(name="random"), baselines=())
@@ -125,7 +138,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     task = Task.of(model, data, settings)
     parts = Parts.of(task, settings, searcher=searcher, evaluator=evaluator, executor=executor)
     with folder.locked():
-        return run_search(folder, task, settings, parts, progress)
+        return run_search(folder, task, settings, parts, logged(folder, progress))
 
 
 def _load_data(config: RunConfig) -> Data:
@@ -211,8 +224,10 @@ class FinishedRun:
         return evaluate(evaluator, structure.candidate, 0).fitness
 
     def scores(self, structure: Structure) -> dict[str, Any] | None:
-        """Returns what `finetune_run` wrote about a structure: recipe, test metrics before and after; or None."""
-        return self.folder.read_json(f"finetuned/{structure.name}.json")
+        """Returns recipe and test metrics before and after, or None if this structure has not been fine-tuned."""
+        found = self.folder.read_json(f"finetuned/{structure.name}.json")
+        same = isinstance(found, dict) and found.get("candidate") == list(structure.candidate)
+        return found if same and {"recipe", "before", "after"} <= found.keys() else None
 
 
 def open_run(run_dir: str | Path) -> FinishedRun:
@@ -236,8 +251,12 @@ def open_run(run_dir: str | Path) -> FinishedRun:
     if "uniform" in config.baselines:
         names.append(Structure("uniform", result.task.uniform()))
     if "random" in config.baselines:
-        best = _baseline(folder, "random").read_json("best.json")
-        names.append(Structure("random", tuple(best["candidate"])))
+        trials, _ = read_journal(_baseline(folder, "random").journal)
+        best = best_trial([trial for number, trial in sorted(trials.items()) if number < config.n_trials])
+        if best is None:
+            msg = f"no trial of the random baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
+            raise RunError(msg)
+        names.append(Structure("random", best.candidate))
     names.append(Structure(config.searcher.name, result.best.candidate))
     return FinishedRun(folder=folder, config=config, result=result, structures=tuple(names))
 
@@ -251,6 +270,8 @@ def finetune_run(run: FinishedRun, recipe: Recipe | None = None, *, progress: Pr
         progress: shown after every epoch.
     """
     recipe = recipe or run.config.finetune
+    check_images(recipe, run.result.task.data.train)
+    progress = logged(run.folder, progress)
     with run.folder.locked():
         for structure in run.structures:
             done = run.scores(structure)
@@ -265,6 +286,8 @@ def finetune_run(run: FinishedRun, recipe: Recipe | None = None, *, progress: Pr
                 seed=run.config.seed,
                 on_epoch=lambda d, total, loss, stage=stage: progress(stage, d, total, f"loss {loss:.4f}"),
             )
+            # Scores vouch for the weights beside them: the old ones go first.
+            (run.folder.path / "finetuned" / f"{structure.name}.json").unlink(missing_ok=True)
             run.folder.write(f"finetuned/{structure.name}.safetensors", weights_writer(tuned.model))
             scores = {**wanted, "before": tuned.before, "after": tuned.after}
             run.folder.write_json(f"finetuned/{structure.name}.json", scores)

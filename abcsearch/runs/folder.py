@@ -106,22 +106,25 @@ class RunFolder:
             what = "is not a run folder (it has no run.json)" if self.path.is_dir() else "does not exist"
             msg = f"{self.path} {what}; start a run with: abcsearch search CONFIG --run-dir {self.path}"
             raise RunError(msg)
-        if not isinstance(header, dict) or not isinstance(header.get("format"), int) or "settings" not in header:
-            msg = f"{self.path / 'run.json'} is damaged: it has no format and settings; restore it from a copy"
-            raise RunError(msg)
+        damaged = f"{self.path / 'run.json'} is damaged: {{}} missing or wrong; restore it from a copy"
+        if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+            raise RunError(damaged.format("format"))
         if header["format"] > FORMAT:
             msg = f"{self.path} has format {header['format']}, this version reads up to {FORMAT}; update abcsearch"
             raise RunError(msg)
+        wrong = [key for key in ("settings", "identity", "environment") if not isinstance(header.get(key), dict)]
+        if wrong:
+            raise RunError(damaged.format(", ".join(wrong)))
         return header
 
     def finished(self, n_trials: int) -> bool:
         """Returns whether the search has all its trials, or has run out of new structures."""
         state = self.read_json("searcher.json")
-        return state is not None and (state["told"] >= n_trials or state["exhausted"])
+        return isinstance(state, dict) and (state.get("told", 0) >= n_trials or state.get("exhausted", False))
 
     def log(self, line: str) -> None:
         """Appends a line with the time to log.txt."""
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+        with (self.path / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     @contextlib.contextmanager
@@ -133,6 +136,9 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            msg = f"run folder {self.path} is a file; choose another name"
+            raise RunError(msg) from error
         except OSError as error:
             msg = f"run folder {self.path} cannot be made: {error}"
             raise RunError(msg) from error
@@ -161,6 +167,8 @@ class RunFolder:
                 return False
         except Timeout:
             return True
+        except OSError:  # a folder that cannot be written to is not being written to
+            return False
 
 
 def sync_folder(path: Path) -> None:

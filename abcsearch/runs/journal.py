@@ -14,7 +14,7 @@ import time
 import zlib
 from typing import TYPE_CHECKING
 
-from abcsearch.errors import RunError
+from abcsearch.errors import AbcSearchError, RunError
 from abcsearch.trial import Trial
 
 if TYPE_CHECKING:
@@ -52,7 +52,11 @@ def read_journal(path: Path) -> tuple[dict[int, Trial], int]:
                 break
             msg = f"{path}, line {number} of {len(lines)} is damaged; restore the file from a copy, or start a new run"
             raise RunError(msg)
-        trial = Trial.from_plain(event)
+        try:
+            trial = Trial.from_plain(event)
+        except (KeyError, TypeError, ValueError, AttributeError, AbcSearchError) as error:
+            msg = f"{path}, line {number} of {len(lines)} is no trial: {error!r}; restore the file from a copy"
+            raise RunError(msg) from error
         if trial.number in trials:
             msg = f"{path}, line {number}: trial {trial.number} is there twice; two processes may have written"
             raise RunError(msg)

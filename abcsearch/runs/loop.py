@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from abcsearch.errors import FailuresError, RunError, SearcherError
+from abcsearch.errors import AbcSearchError, FailuresError, RunError, SearcherError
 from abcsearch.evaluation.base import Evaluator, evaluate
 from abcsearch.rng import derived_seed
 from abcsearch.runs.journal import Journal
@@ -26,6 +26,22 @@ class Progress(Protocol):
     def __call__(self, stage: str, done: int, total: int, note: str, /) -> None:
         """Takes that `done` of `total` steps of a stage are finished; `note` is a few words on how it stands."""
         ...
+
+
+def milestone(done: int, total: int) -> bool:
+    """Returns whether a step is worth a line in a log: the first, the last, and about every tenth part between."""
+    return done in (1, total) or done % max(1, total // 10) == 0
+
+
+def logged(folder: RunFolder, progress: Progress) -> Progress:
+    """Returns a progress that also writes the milestones of every stage to the folder's log."""
+
+    def both(stage: str, done: int, total: int, note: str) -> None:
+        if milestone(done, total):
+            folder.log(f"{stage}: {done}/{total}, {note}")
+        progress(stage, done, total, note)
+
+    return both
 
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
@@ -61,6 +77,7 @@ class Loop:
     progress: Progress = silent
     stage: str = "search"
     _best: Trial | None = field(default=None, init=False)
+    _done: int = field(default=0, init=False)
     _failed: int = field(default=0, init=False)
     _in_a_row: list[str] = field(default_factory=list[str], init=False)
 
@@ -78,7 +95,7 @@ class Loop:
         with Journal(self.folder.journal) as journal:
             if journal.repaired:
                 self.folder.log(f"journal: cut off a torn last line of {journal.repaired} bytes")
-            for trial in journal.trials.values():
+            for trial in self._mine(journal):
                 self._count(trial)
             told = self._restore(journal)
             while told < self.n_trials:
@@ -93,7 +110,11 @@ class Loop:
                 told += len(batch)
                 self._save(told)
             self._write_best()
-            return [journal.trials[number] for number in sorted(journal.trials)]
+            return self._mine(journal)
+
+    def _mine(self, journal: Journal) -> list[Trial]:
+        """Returns the finished trials in order; an earlier call may have asked for more than `n_trials`."""
+        return [journal.trials[number] for number in sorted(journal.trials) if number < self.n_trials]
 
     def _save(self, told: int, *, exhausted: bool = False) -> None:
         """Writes the searcher's state after a whole batch."""
@@ -108,16 +129,12 @@ class Loop:
         """
         try:
             saved = self.folder.read_json("searcher.json")
-        except RunError as error:
-            self.folder.log(f"{error}; told again from the journal instead")
-            saved = None
-        if saved is None or any(number not in journal.trials for number in range(saved["told"])):
-            return 0
-        try:
+            if saved is None or any(number not in journal.trials for number in range(saved["told"])):
+                return 0
             self.searcher.load_state_dict(saved["state"])
-        except SearcherError as error:
-            msg = f"{self.folder.path}: the saved state does not fit: {error}"
-            raise RunError(msg) from error
+        except (RunError, SearcherError, KeyError, TypeError) as error:
+            self.folder.log(f"searcher.json cannot be used, told again from the journal: {error!r}")
+            return 0
         return int(saved["told"])
 
     def _evaluate(self, batch: dict[int, Candidate], journal: Journal) -> None:
@@ -142,12 +159,25 @@ class Loop:
                 done, _ = wait(pending, return_when=FIRST_COMPLETED)
                 for future in sorted(done, key=lambda finished: pending[finished]):
                     number = pending.pop(future)
-                    trial = Trial(number, batch[number], self._costed(batch[number], future.result()))
+                    trial = Trial(number, batch[number], self._costed(batch[number], self._result(future)))
                     journal.append(trial)
-                    self._note(trial, len(journal.trials))
+                    self._note(trial)
         finally:
             for future in pending:
                 future.cancel()
+
+    def _result(self, future: Future[Evaluation]) -> Evaluation:
+        """Returns what an evaluation found; raises RunError if the executor could not run it at all."""
+        try:
+            return future.result()
+        except AbcSearchError:
+            raise
+        except Exception as error:
+            msg = (
+                f"{type(self.executor).__name__} could not run an evaluation: {error!r}; "
+                f"finished trials are kept in {self.folder.path}"
+            )
+            raise RunError(msg) from error
 
     def _costed(self, candidate: Candidate, evaluation: Evaluation) -> Evaluation:
         """Returns an evaluation with macs and params filled in where the evaluator left them at 0."""
@@ -158,7 +188,8 @@ class Loop:
         )
 
     def _count(self, trial: Trial) -> bool:
-        """Takes a trial into the running best and the number of failures; returns whether it is the new best."""
+        """Takes a trial into the running numbers and the best; returns whether it is the new best."""
+        self._done += 1
         self._failed += trial.evaluation.failure is not None
         better = best_trial([trial] if self._best is None else [self._best, trial]) is trial
         self._best = trial if better else self._best
@@ -169,12 +200,14 @@ class Loop:
         if self._best is not None:
             self.folder.write_json("best.json", self._best.to_plain())
 
-    def _note(self, trial: Trial, done: int) -> None:
+    def _note(self, trial: Trial) -> None:
         """Shows a finished trial, keeps best.json current, and stops the run after too many failures in a row."""
         if self._count(trial):
             self._write_best()
         note = f"best {self._best.fitness:.4f}" if self._best else "no success yet"
-        self.progress(self.stage, done, self.n_trials, note + (f", {self._failed} failed" if self._failed else ""))
+        self.progress(
+            self.stage, self._done, self.n_trials, note + (f", {self._failed} failed" if self._failed else "")
+        )
         if trial.evaluation.failure is None:
             self._in_a_row.clear()
             return

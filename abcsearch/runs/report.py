@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.channels.latency import measure_latency
-from abcsearch.errors import RunError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from abcsearch.runs.configured import FinishedRun
 
 _LATENCY_BATCH = 64
-_FINETUNE = "abcsearch finetune"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +55,27 @@ class Report:
     widths: tuple[tuple[str, str, int, int], ...] = field(repr=False)
     notes: tuple[str, ...]
 
-    def cells(self) -> list[list[str]]:
-        """Returns the table as text, one list per row, the header first; costs also in per cent of the full network."""
+    def cells(self, *, short: bool = False) -> list[list[str]]:
+        """Returns the table as text, one list per row, the header first; costs also in per cent of the full network.
+
+        Args:
+            short: counts as 1.65 M instead of 1,648,256.
+        """
         full = self.rows[0]
-        table = [["network", "MACs", "params", "latency", "fitness", "test before", "test after"]]
-        table += [
-            [
-                row.network,
-                f"{row.macs:,} ({100 * row.macs / full.macs:.1f} %)",
-                f"{row.params:,} ({100 * row.params / full.params:.1f} %)",
-                f"{row.latency_ms:.2f} ms",
-                "-" if row.fitness is None else f"{row.fitness:.4f}",
-                "-" if row.before is None else f"{100 * row.before:.2f} %",
-                "-" if row.after is None else f"{100 * row.after:.2f} %",
-            ]
-            for row in self.rows
-        ]
+        table = [["network", "MACs", "params", "latency", "fitness", "before", "after"]]
+        for row in self.rows:
+            macs, params = (_short(count) if short else f"{count:,}" for count in (row.macs, row.params))
+            table.append(
+                [
+                    row.network,
+                    f"{macs} ({100 * row.macs / full.macs:.3g} %)",
+                    f"{params} ({100 * row.params / full.params:.3g} %)",
+                    f"{row.latency_ms:.2f} ms",
+                    "-" if row.fitness is None else f"{row.fitness:.4f}",
+                    "-" if row.before is None else f"{100 * row.before:.2f} %",
+                    "-" if row.after is None else f"{100 * row.after:.2f} %",
+                ]
+            )
         return table
 
     def markdown(self) -> str:
@@ -82,6 +85,14 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
 
+def _short(count: int) -> str:
+    """Returns a count with three digits and its unit: 950, 175 k, 1.65 M, 4.09 G."""
+    for unit, name in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return str(count)
+
+
 def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
     """Returns a Markdown table; the first row is the header."""
     head, *rows = ["| " + " | ".join(row) + " |" for row in cells]
@@ -89,19 +100,10 @@ def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
 
 
 def make_report(run: FinishedRun) -> Report:
-    """Measures and collects the report of a finished run.
-
-    Raises:
-        RunError: if the fine-tuned networks do not belong to these structures (the search went on since).
-    """
+    """Measures and collects the report of a finished run."""
     task, config = run.result.task, run.config
     threads = int(config.evaluator.options.get("threads", 1))
     scores = {structure.name: run.scores(structure) for structure in run.structures}
-    for structure in run.structures:
-        score = scores[structure.name]
-        if score is not None and score["candidate"] != list(structure.candidate):
-            msg = f"{structure.name} has changed since it was fine-tuned; run: abcsearch finetune {run.folder.path}"
-            raise RunError(msg)
     networks = [run.network(structure, tuned=scores[structure.name] is not None) for structure in run.structures]
     batch = task.data.example.expand(_LATENCY_BATCH, -1, -1, -1).clone()
     times = measure_latency(networks, batch, threads=threads)
@@ -154,7 +156,7 @@ def _notes(run: FinishedRun, threads: int, tuned: dict[str, Any] | None) -> tupl
     recipe = (
         f"{tuned['recipe']['epochs']} epochs with one recipe for all"
         if tuned
-        else f"not yet: {_FINETUNE} {run.folder.path}"
+        else f"not yet (abcsearch finetune {run.folder.path})"
     )
     header, config = run.folder.header(), run.config
     versions = ", ".join(f"{name} {version}" for name, version in header["environment"]["versions"].items())
@@ -162,7 +164,8 @@ def _notes(run: FinishedRun, threads: int, tuned: dict[str, Any] | None) -> tupl
     data = run.result.task.data
     return (
         f"Fitness: {config.evaluator.name} ({config.evaluator.options.get('metric', 'top1')}) "
-        f"on {len(data.validation)} search-validation images. Test: top-1 on {len(data.test)} images. "
+        f"on {len(data.validation)} search-validation images. Before and after fine-tuning: top-1 on {len(data.test)} "
+        "test images. "
         f"Fine-tuned: {recipe}. "
         f"Latency: median forward time of a batch of {_LATENCY_BATCH}, {threads} thread(s).",
         f"{len(run.result.trials)} trials, {failed} failed, seed {config.seed}; {versions}; "

@@ -13,12 +13,14 @@ import torch
 
 from abcsearch.channels.groups import ChannelGraph, trace_channels
 from abcsearch.channels.ranking import Ranking, rank_channels
-from abcsearch.errors import RunError, SearcherError
+from abcsearch.data.splits import Data
+from abcsearch.errors import DataError, RunError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
+from abcsearch.rng import numpy_stream
 from abcsearch.runs.folder import FORMAT, RunFolder, environment
-from abcsearch.runs.loop import Loop, Progress, silent
+from abcsearch.runs.loop import Loop, Progress, logged, silent
 from abcsearch.runs.settings import FREE, Part, SearchSettings, SpaceOptions, differences, to_plain
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.registry import make_searcher
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.budget import Budget, Constraint
-    from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.space import Candidate, SearchSpace
 
@@ -66,10 +67,15 @@ class Task:
         Raises:
             TraceError, CandidateError, RankingError, BudgetError: if the network, the space or the budget does not do.
         """
+        if not isinstance(data, Data):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"data is a Data (Data.from_tensors, load_data), found {type(data).__name__}"
+            raise DataError(msg)
         options = settings.space
         graph = trace_channels(model, data.example, fixed=options.fixed)
         space = graph.space(options.alpha, options.step, options.levels, options.divisor)
         constraint = settings.budget.bind(space, graph.costs)
+        # Bounds that can be met one by one may still exclude each other: find one structure before anything is trained.
+        constraint.repair(space.nearest(space.full), numpy_stream(settings.seed, "feasible"))
         ranking = rank_channels(model, graph, settings.criterion, seed=settings.seed)
         return cls(model=model, data=data, graph=graph, space=space, constraint=constraint, ranking=ranking)
 
@@ -218,7 +224,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     )
     folder = RunFolder(run_dir)
     with folder.locked():
-        return run_search(folder, task, settings, parts, progress)
+        return run_search(folder, task, settings, parts, logged(folder, progress))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +292,7 @@ def run_search(
         progress=progress,
         stage=stage,
     )
-    trials = [trial for trial in loop.run() if trial.number < settings.n_trials]
+    trials = loop.run()
     best = best_trial(trials)
     if best is None:
         reasons = "; ".join(dict.fromkeys(str(t.evaluation.failure) for t in trials)) or "no structure was evaluated"
@@ -322,10 +328,18 @@ def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Sea
 def identity(task: Task) -> dict[str, Any]:
     """Returns hashes of the trained network and the data, to recognise them when a run is continued."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(task.model.state_dict().items()):
+    tensors = {k: value for k, value in task.model.state_dict().items() if isinstance(value, torch.Tensor)}
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {"model": digest.hexdigest()[:16], "data": task.data.fingerprint(), "data_name": task.data.name}
+
+
+_OTHERS = {
+    "model": "the model has other weights (trained anew, or with another seed?)",
+    "data": "the data have other images or labels",
+    "checkpoint": "the checkpoint file has changed",
+}
 
 
 def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any]) -> None:
@@ -342,7 +356,15 @@ def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, An
     before = folder.header()
     kept = {key: value for key, value in before["settings"].items() if key not in FREE}
     wanted = {key: value for key, value in now["settings"].items() if key not in FREE}
-    found = differences(kept, wanted) + differences({**same, **before["identity"]}, {**before["identity"], **same})
+    found = differences(kept, wanted)
+    found += [
+        f"{_OTHERS[key]} (hash {value} in the folder, {same[key]} now)"
+        for key, value in before["identity"].items()
+        if key in _OTHERS and same.get(key, value) != value
+    ]
+    if found and not folder.base.exists() and not (folder.journal.exists() and folder.journal.stat().st_size):
+        folder.write_json("run.json", {"format": FORMAT, **now, "environment": environment()})  # nothing to lose yet
+        return
     if found:
         msg = (
             f"{folder.path} already holds a different run: {'; '.join(found)}. "

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 from abcsearch.budget import Budget
+from abcsearch.channels.groups import check_space
 from abcsearch.errors import ConfigError, RunError
 from abcsearch.models.registry import Constructor
 from abcsearch.training.loop import Recipe
@@ -61,16 +62,20 @@ class SpaceOptions:
     fixed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Turns lists (TOML, JSON) into tuples."""
+        """Turns lists (TOML, JSON) into tuples, and checks the ranges."""
         object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "fixed", tuple(self.fixed))
+        check_space(self.alpha, self.step, self.levels, self.divisor)
 
 
 LOWEST = {"n_trials": 1, "max_failures": 0, "seed": 0}
 
 
 def check_lowest(name: str, value: int) -> None:
-    """Raises ConfigError if a number of the settings is below its lowest value."""
+    """Raises ConfigError unless a number of the settings is whole and at least its lowest value."""
+    if not isinstance(value, int) or isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"{name} is a whole number, found {value!r}"
+        raise ConfigError(msg)
     if value < LOWEST[name]:
         msg = f"{name} is at least {LOWEST[name]}, found {value}"
         raise ConfigError(msg)
@@ -105,6 +110,9 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
+        if not isinstance(self.budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"budget is a Budget, e.g. Budget(macs=0.5), found {self.budget!r}"
+            raise ConfigError(msg)
         for name in LOWEST:
             check_lowest(name, getattr(self, name))
 
@@ -145,7 +153,9 @@ class RunConfig(SearchSettings):
     def __post_init__(self) -> None:
         """Checks that there will be a trained network."""
         super().__post_init__()
-        object.__setattr__(self, "baselines", tuple(self.baselines))
+        # A random search is its own random baseline.
+        others = tuple(b for b in self.baselines if b != self.searcher.name)
+        object.__setattr__(self, "baselines", others)
         check_base(self.model, self.pretrain)
 
 

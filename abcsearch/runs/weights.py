@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from abcsearch.errors import CheckpointError
 
@@ -78,4 +78,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 def weights_writer(model: nn.Module) -> Callable[[Path], None]:
     """Returns a function that writes a network's state to a path as safetensors."""
     tensors = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in model.state_dict().items()}
-    return lambda path: save_file(tensors, path)
+
+    def write(path: Path) -> None:
+        path.write_bytes(save(tensors))  # not save_file: its files are readable by their owner only
+
+    return write

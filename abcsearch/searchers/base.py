@@ -149,8 +149,9 @@ class Searcher(ABC):
         Args:
             draw: proposes a structure; called again while the result is known, then replaced by random draws.
         """
-        if self._warm:
-            return self._remember(self._warm.pop(0)) or self._fresh(draw)
+        while self._warm:
+            if (candidate := self._remember(self._warm.pop(0))) is not None:
+                return candidate
         tries = _TRIES if self.space.size > _ENUMERABLE else _TRIES // 5
         for attempt in range(2 * tries):
             drawn = draw() if attempt < tries else self.space.sample(self.rng)
@@ -197,17 +198,31 @@ class Searcher(ABC):
             state: what `state_dict` of a searcher of the same kind, space and options returned.
 
         Raises:
-            SearcherError: if the state is of another searcher or space; then nothing is changed.
+            SearcherError: if the state is of another searcher or space, or damaged; then nothing is changed.
         """
         if state.get("searcher") != self.name:
             msg = f"the state belongs to searcher {state.get('searcher')!r}, this one is {self.name!r}"
             raise SearcherError(msg)
         space = [[d.name, list(d.choices)] for d in self.space.dimensions]
-        if state["space"] != space:
-            other = [entry[0] for entry, own in itertools.zip_longest(state["space"], space) if entry != own and entry]
+        if state.get("space") != space:
+            other = [
+                entry[0]
+                for entry, own in itertools.zip_longest(state.get("space") or [], space)
+                if entry != own and entry
+            ]
             where = ", ".join(other[:3]) or "the number of dimensions"
             msg = f"the state belongs to another space; it differs in {where}"
             raise SearcherError(msg)
+        before = self.state_dict()
+        try:
+            self._restore(state)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._restore(before)
+            msg = f"the state is damaged: {error!r}"
+            raise SearcherError(msg) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Sets everything that `state_dict` returns."""
         self.rng.bit_generator.state = state["rng"]
         self._warm = self._candidates(state["warm"])
         self._queue = self._candidates(state["queue"])

@@ -106,9 +106,10 @@ class BeeColony(Searcher):
         self._targets = []
         for target in targets:
             candidate = self._fresh(lambda t=target: self._draw(t))
-            if candidate is not None:
-                batch.append(candidate)
-                self._targets.append(target)
+            if candidate is None:
+                break
+            batch.append(candidate)
+            self._targets.append(target)
         return batch
 
     def _draw(self, target: int) -> Candidate:

@@ -29,8 +29,13 @@ class RandomSearch(Searcher):
     needs_results: ClassVar[bool] = False
 
     def _propose(self) -> list[Candidate]:
-        drawn = (self._fresh(lambda: self.space.sample(self.rng)) for _ in range(_BATCH))
-        return [candidate for candidate in drawn if candidate is not None]
+        batch: list[Candidate] = []
+        while len(batch) < _BATCH:
+            candidate = self._fresh(lambda: self.space.sample(self.rng))
+            if candidate is None:
+                break
+            batch.append(candidate)
+        return batch
 
     def _learn(self, batch: list[Trial]) -> None:
         """Learns nothing."""

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from abcsearch.channels.latency import torch_threads
-from abcsearch.errors import ConfigError, ModelError
+from abcsearch.data.splits import Data, Split
+from abcsearch.errors import ConfigError, DataError, ModelError
 from abcsearch.rng import torch_seeded, torch_stream
 from abcsearch.training.scoring import check_logits, modes_kept, score
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
-
-    from abcsearch.data.splits import Data, Split
 
     # Called after every epoch with (epochs done, epochs in all, mean training loss of the epoch).
     OnEpoch = Callable[[int, int, float], None]
@@ -101,9 +100,7 @@ def train(
         ModelError: if the model does not return logits, or has nothing to train, or the loss is not finite.
         DataError: if a label has no output.
     """
-    if len(split) < recipe.batch_size:
-        msg = f"batch_size {recipe.batch_size} is larger than the {len(split)} training images; make it smaller"
-        raise ConfigError(msg)
+    check_images(recipe, split)
     if not any(p.requires_grad for p in model.parameters()):
         msg = f"{type(model).__name__} has no parameter to train: requires_grad is False everywhere"
         raise ModelError(msg)
@@ -135,6 +132,21 @@ def train(
                 raise ModelError(msg)
             if on_epoch is not None:
                 on_epoch(epoch + 1, recipe.epochs, float(losses) / steps)
+
+
+def check_images(recipe: Recipe, split: Split) -> None:
+    """Raises unless there are images for at least one batch.
+
+    Raises:
+        DataError: if it is no split.
+        ConfigError: if there are fewer images than one batch.
+    """
+    if not isinstance(split, Split):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"training takes a Split (data.train), found {type(split).__name__}"
+        raise DataError(msg)
+    if len(split) < recipe.batch_size:
+        msg = f"batch_size {recipe.batch_size} is larger than the {len(split)} training images; make it smaller"
+        raise ConfigError(msg)
 
 
 def augment(images: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:
@@ -203,6 +215,9 @@ def finetune(
         ConfigError, ModelError, DataError: as `train` and `score`.
     """
     recipe = recipe or Recipe(lr=0.02)
+    if not isinstance(data, Data):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"fine-tuning takes a Data, with train and test splits, found {type(data).__name__}"
+        raise DataError(msg)
     tuned = copy.deepcopy(model)
     with torch_threads(recipe.threads):
         before = score(tuned, data.test)

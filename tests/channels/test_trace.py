@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils import prune
 
+from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.trace import trace_operations
 from abcsearch.errors import TraceError
 from tests.channels.oracle import images
@@ -156,3 +157,19 @@ def test_nodes_are_fx_nodes_in_execution_order():
     operations = trace(lambda m, x: m.norm(m.conv(x)))
     assert all(isinstance(node, fx.Node) for node in operations.nodes)
     assert [node.op for node in operations.nodes] == ["placeholder", "call_module", "call_module", "output"]
+
+
+def test_forward_that_assigns_a_buffer_is_refused_by_name():
+    class Averages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+            self.register_buffer("ema", torch.zeros(4))
+
+        def forward(self, x):
+            out = self.conv(x)
+            self.ema = 0.9 * self.ema + 0.1 * out.detach().mean(dim=(0, 2, 3))
+            return out.mean(dim=(2, 3))
+
+    with pytest.raises(TraceError, match="forward of Averages assigns ema anew"):
+        trace_channels(Averages(), torch.zeros(1, 1, 8, 8))

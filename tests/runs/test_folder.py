@@ -114,8 +114,12 @@ def test_the_header_of_a_run_is_checked(tmp_path):
     folder.write_json("run.json", {"format": FORMAT + 1, "settings": {}})
     with pytest.raises(RunError, match=f"has format {FORMAT + 1}, this version reads up to {FORMAT}; update abcsearch"):
         folder.header()
-    folder.write_json("run.json", {"format": FORMAT, "settings": {"seed": 3}})
-    assert folder.header() == {"format": FORMAT, "settings": {"seed": 3}}
+    sound = {"format": FORMAT, "settings": {"seed": 3}, "identity": {}, "environment": {}}
+    folder.write_json("run.json", sound)
+    assert folder.header() == sound
+    folder.write_json("run.json", {**sound, "identity": []})
+    with pytest.raises(RunError, match=r"run\.json is damaged: identity missing or wrong"):
+        folder.header()
 
 
 @pytest.mark.parametrize(
@@ -183,8 +187,8 @@ def test_the_lock_is_free_after_an_error(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(RunError, match="cannot be made"), RunFolder(path).locked():
+    for path, words in ((tmp_path / "file", "is a file"), (tmp_path / "file" / "run", "cannot be made")):
+        with pytest.raises(RunError, match=words), RunFolder(path).locked():
             pytest.fail("not a folder")
     (tmp_path / "run" / ".lock").mkdir(parents=True)
     with pytest.raises(RunError, match="cannot be locked"), RunFolder(tmp_path / "run").locked():

@@ -34,8 +34,8 @@ common = {
     "evaluator": parts,
     "space": st.builds(
         SpaceOptions,
-        alpha=shares,
-        levels=st.sampled_from([("filter",), ("stage", "filter"), ()]),
+        alpha=st.floats(0.1, 1),
+        levels=st.sampled_from([("filter",), ("stage", "filter")]),
         fixed=st.lists(st.text(), max_size=2).map(tuple),
     ),
     "criterion": st.sampled_from(["l1", "random"]),

@@ -2,8 +2,9 @@
 
 import pytest
 
+from abcsearch.errors import SearcherError
 from abcsearch.searchers.registry import SEARCHERS, make_searcher
-from abcsearch.testing import SearcherContract
+from abcsearch.testing import SearcherContract, toy_space
 
 
 @pytest.mark.parametrize("name", sorted(SEARCHERS), scope="class")
@@ -14,3 +15,21 @@ class TestContract(SearcherContract):
 
     def make(self, space, constraint, seed):
         return make_searcher(self.name, space, constraint, seed=seed)
+
+
+def test_thousands_of_equal_warm_starts_are_one_proposal():
+    space = toy_space()
+    start = space.uniform(0.5)
+    for name in SEARCHERS:
+        asked = make_searcher(name, space, initial=[start] * 5000).ask(10)
+        assert asked.count(start) == 1
+
+
+def test_a_damaged_state_changes_nothing():
+    space = toy_space()
+    for name in SEARCHERS:
+        searcher, same = make_searcher(name, space), make_searcher(name, space)
+        for damage in ({"rng": {}}, {"queue": [1]}, {"own": None, "known": None}, {"told": [{}]}):
+            with pytest.raises(SearcherError, match="damaged"):
+                searcher.load_state_dict({**same.state_dict(), **damage})
+        assert searcher.ask(10) == same.ask(10)

@@ -6,19 +6,23 @@ weights fill them. Loading needs the constructor and nothing else: no tracing, n
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+import sys
 import tempfile
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from abcsearch.errors import ExportError, ModelError
-from abcsearch.models.registry import Constructor
-from abcsearch.training.scoring import modes_kept
+from abcsearch.models.registry import MODELS, Constructor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,7 +58,13 @@ def export(
         ExportError: if the constructor builds another network, or the loaded network differs.
         ModelError: if the constructor cannot be found or called.
     """
+    if not isinstance(example_input, torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"example_input is one batch as a tensor, found {type(example_input).__name__}"
+        raise ExportError(msg)
     record = Constructor.of(constructor or type(model), options or {})
+    if record.name.startswith("__main__:"):
+        where = f"{record.name} is part of this script and cannot be found from elsewhere"
+        warnings.warn(f"{where}; keep it in a module of its own, or load with constructor=", stacklevel=2)
     try:
         original = record.build()
     except ModelError as error:
@@ -82,9 +92,9 @@ def export(
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
             # Tied tensors share memory, which the format refuses: every name gets its own copy.
             contiguous = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-            save_file(contiguous, Path(name) / "model.safetensors")
+            (Path(name) / "model.safetensors").write_bytes(save(contiguous))
             (Path(name) / "plan.json").write_text(text + "\n", encoding="utf-8")
-            loaded = load(name, constructor=None if isinstance(constructor, str) else constructor)
+            loaded = load(name, constructor=record.find())
             _verify(model, loaded, example_input)
             for file in ("model.safetensors", "plan.json"):
                 (Path(name) / file).replace(folder / file)
@@ -99,7 +109,8 @@ def load(directory: str | Path, constructor: Callable[..., nn.Module] | None = N
 
     Args:
         directory: what `export` wrote.
-        constructor: what builds the original network, where its import path has changed since.
+        constructor: what builds the original network, where its import path has changed since. Without it the plan
+            decides what is imported and called: load exports of people whose code you would run.
 
     Raises:
         ExportError: if files are missing or damaged, or the constructor builds another network.
@@ -109,13 +120,19 @@ def load(directory: str | Path, constructor: Callable[..., nn.Module] | None = N
     plan, tensors = _read(folder)
     record = Constructor(name=plan["constructor"]["name"], options=plan["constructor"]["options"])
     try:
-        model = record.build(make=constructor)
+        model = record.build(make=constructor or _network_maker(record))
     except ModelError as error:
         msg = f"{folder}: {error} (pass constructor=, what builds the network before pruning)"
         raise ModelError(msg) from error
     problems = _fill(model, tensors, plan)
     modules = dict(model.named_modules())
     problems += [f"{path} is missing" for path in plan["layers"] if path not in modules]
+    problems += [
+        f"{path} has no number {name}"
+        for path, sizes in plan["layers"].items()
+        for name in sizes
+        if path in modules and type(vars(modules[path]).get(name)) is not int
+    ]
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         msg = f"{folder}: {record.name} does not build the network that was exported, has it changed? {shown}"
@@ -124,6 +141,29 @@ def load(directory: str | Path, constructor: Callable[..., nn.Module] | None = N
         for attribute, value in sizes.items():
             setattr(modules[path], attribute, value)
     return model.eval()
+
+
+def _network_maker(record: Constructor) -> Callable[..., nn.Module]:
+    """Returns the constructor that a plan names.
+
+    A plan may come from anywhere, so it cannot call what certainly makes no networks: anything of the standard library,
+    classes that are no modules, and functions annotated to return something else.
+
+    Raises:
+        ModelError: if it is one of these.
+    """
+    found = record.find()
+    made: object = found
+    if isinstance(found, FunctionType):
+        made = nn.Module
+        with contextlib.suppress(NameError, TypeError, AttributeError):  # annotations that cannot be resolved
+            made = get_type_hints(found).get("return", nn.Module)
+    package = record.name.partition(":")[0].partition(".")[0]
+    standard = package in sys.stdlib_module_names and package != "__main__"
+    if record.name in MODELS or (not standard and isinstance(made, type) and issubclass(made, nn.Module)):
+        return found
+    msg = f"{record.name} is not called: it does not make networks"
+    raise ModelError(msg)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -237,12 +277,17 @@ def _verify(model: nn.Module, loaded: nn.Module, example_input: torch.Tensor) ->
     """Raises ExportError unless both networks return the same bits on the example and on random numbers."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     noise = torch.rand(example_input.shape, generator=torch.Generator().manual_seed(0)).to(example_input.dtype)
-    with modes_kept(model), torch.inference_mode():
-        model.eval()
+    twin = copy.deepcopy(model).eval()  # forward may have side effects
+    with torch.inference_mode():
         for batch in (example_input.to(device), noise.to(device)):
-            expected = model(batch)
-            if not isinstance(expected, torch.Tensor):
-                msg = f"only networks that return one tensor can be exported, found {type(expected).__name__}"
+            try:
+                expected = twin(batch)
+            except Exception as error:
+                msg = f"the network does not run on the example input {tuple(batch.shape)} {batch.dtype}: {error}"
+                raise ExportError(msg) from error
+            if not isinstance(expected, torch.Tensor) or not bool(torch.isfinite(expected).all()):
+                what = "numbers that are not finite" if isinstance(expected, torch.Tensor) else type(expected).__name__
+                msg = f"only networks that return one finite tensor can be exported, this one returns {what}"
                 raise ExportError(msg)
             try:
                 found = loaded.to(device)(batch)

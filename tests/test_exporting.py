@@ -16,7 +16,7 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
 from abcsearch.data.splits import Split
 from abcsearch.errors import ExportError, ModelError
-from abcsearch.export import export, load
+from abcsearch.exporting import export, load
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.training.loop import Recipe, train
 
@@ -350,7 +350,7 @@ def test_a_network_that_loads_with_other_outputs_is_refused_and_the_older_export
 
 
 def test_outputs_that_are_not_one_tensor_and_state_that_is_not_tensors_are_refused(tmp_path):
-    with pytest.raises(ExportError, match="one tensor can be exported, found tuple"):
+    with pytest.raises(ExportError, match="one finite tensor can be exported, this one returns tuple"):
         export(nn.LSTM(3, 3), tmp_path, example_input=torch.rand(2, 3), options={"input_size": 3, "hidden_size": 3})
 
     with pytest.raises(ExportError, match="more than parameters and buffers: _extra_state"):
@@ -369,3 +369,31 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot be written"):
         export(Strided(), tmp_path / "file", example_input=example())
+
+
+@pytest.mark.parametrize("name", ["os:system", "shutil:rmtree", "builtins:print", "tests.test_exporting:number"])
+def test_a_plan_cannot_call_what_makes_no_networks(tmp_path, name):
+    model = SmallResNet()
+    export(model, tmp_path, example_input=torch.zeros(1, 1, 8, 8))
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["constructor"] = {"name": name, "options": {}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    CALLED.clear()
+    with pytest.raises(ModelError, match="does not make networks"):
+        load(tmp_path)
+    assert not CALLED
+
+
+def number() -> int:
+    CALLED.append(1)
+    return 1
+
+
+CALLED = []
+
+
+def test_files_of_an_export_can_be_read_by_others(tmp_path):
+    export(SmallResNet(), tmp_path, example_input=torch.zeros(1, 1, 8, 8))
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    (tmp_path / "plain").write_text("")
+    assert modes == {(tmp_path / "plain").stat().st_mode & 0o777}

@@ -1,0 +1,148 @@
+"""Configured runs: mistakes before training, baselines at equal cost, weights and scores that belong together."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from abcsearch import Budget, load
+from abcsearch.config import read_config
+from abcsearch.errors import BudgetError, CheckpointError, ConfigError, RunError
+from abcsearch.runs.configured import export_run, finetune_run, open_run, resume, run_config
+from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.report import make_report
+
+
+def structures(folder):
+    return {s.name: s.candidate for s in open_run(folder).structures}
+
+
+def test_fewer_trials_are_fewer_for_winner_and_random_alike(tiny_config, tmp_path):
+    config = read_config(tiny_config, ["n_trials=12"])
+    run_config(dataclasses.replace(config, n_trials=4), tmp_path / "short")
+    run_config(config, tmp_path / "long")
+    run_config(dataclasses.replace(config, n_trials=4), tmp_path / "long")
+    assert structures(tmp_path / "long") == structures(tmp_path / "short")
+    for part in (".", "baselines/random"):
+        best = [RunFolder(tmp_path / run / part).read_json("best.json")["number"] for run in ("short", "long")]
+        assert best[0] == best[1] < 4
+
+
+def test_random_search_is_its_own_baseline(tiny_config, tmp_path):
+    config = read_config(tiny_config, ["searcher=random", "n_trials=3"])
+    assert config.baselines == ("uniform",)
+    run_config(config, tmp_path / "run")
+    assert list(structures(tmp_path / "run")) == ["full", "uniform", "random"]
+
+
+def test_weights_are_not_taken_for_those_of_older_scores(tiny_config, tmp_path, monkeypatch):
+    run_config(read_config(tiny_config, ["n_trials=3"]), tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    finetune_run(run)
+    kept = run.scores(run.winner)
+    write = RunFolder.write_json
+
+    def killed(self, name, value):
+        if name.startswith("finetuned/"):
+            raise KeyboardInterrupt
+        write(self, name, value)
+
+    monkeypatch.setattr(RunFolder, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_run(run, dataclasses.replace(run.config.finetune, lr=0.1))
+    monkeypatch.undo()
+    assert run.scores(run.structures[0]) is None
+    finetune_run(run)
+    assert run.scores(run.winner) == kept
+
+
+def test_what_was_fine_tuned_of_another_structure_is_not_exported_as_the_winner(tiny_config, tmp_path):
+    run_config(read_config(tiny_config, ["n_trials=4"]), tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    finetune_run(run)
+    scores = run.folder.read_json("finetuned/bee_colony.json")
+    run.folder.write_json("finetuned/bee_colony.json", {**scores, "candidate": [1, *scores["candidate"][1:]]})
+    path, tuned = export_run(run)
+    assert not tuned
+    assert sum(p.numel() for p in load(path).parameters()) == run.result.best.evaluation.params
+    assert make_report(run).rows[-1].after is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        (["pretrain.batch_size=5000"], ConfigError, "batch_size 5000 is larger than the"),
+        (["finetune.batch_size=5000"], ConfigError, "batch_size 5000 is larger than the"),
+        (["budget.macs=0.3", "budget.params=[0.95, 1.0]", "space.alpha=1.0"], BudgetError, "no structure found"),
+        (["data.validation=0.9"], ConfigError, "batch_size 256 is larger than the 143 training images"),
+    ],
+)
+def test_mistakes_are_found_before_training_and_leave_the_folder_free(tiny_config, tmp_path, changes, error, words):
+    with pytest.raises(error, match=words):
+        run_config(read_config(tiny_config, changes), tmp_path / "run")
+    assert len(run_config(read_config(tiny_config, ["n_trials=2"]), tmp_path / "run").trials) == 2
+
+
+def test_settings_may_change_until_there_is_something_to_lose(tiny_config, tmp_path, monkeypatch):
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("abcsearch.runs.configured.train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_config(read_config(tiny_config), tmp_path / "run")
+    monkeypatch.undo()
+    run_config(read_config(tiny_config, ["seed=5", "n_trials=2"]), tmp_path / "run")
+    with pytest.raises(RunError, match="seed: 5 in the folder, 0 now"):
+        run_config(read_config(tiny_config, ["n_trials=2"]), tmp_path / "run")
+
+
+def test_a_changed_checkpoint_is_another_run_and_a_lost_one_is_not_needed(tiny_config, tmp_path):
+    run_config(read_config(tiny_config, ["n_trials=2"]), tmp_path / "first")
+    checkpoint = tmp_path / "mine.safetensors"
+    checkpoint.write_bytes((tmp_path / "first" / "base.safetensors").read_bytes())
+    tiny_config.write_text(tiny_config.read_text().replace("pretrain = {epochs = 1, batch_size = 256}\n", ""))
+    config = read_config(tiny_config, [f"model.checkpoint={checkpoint}", "n_trials=2"])
+    result = run_config(config, tmp_path / "run")
+    checkpoint.unlink()
+    assert resume(tmp_path / "run").trials[0].candidate == result.trials[0].candidate
+    torch.save({"other": torch.zeros(1)}, checkpoint)
+    with pytest.raises(RunError, match="the checkpoint file has changed"):
+        run_config(config, tmp_path / "run")
+    with pytest.raises(CheckpointError):
+        run_config(config, tmp_path / "new")
+
+
+def test_a_run_is_continued_from_another_folder(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_config(read_config(tiny_config, ["n_trials=2"]), "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(resume("../run", n_trials=3).trials) == 3
+
+
+def test_log_tells_what_happened(tiny_config, tmp_path):
+    run_config(read_config(tiny_config, ["n_trials=6"]), tmp_path / "run")
+    finetune_run(open_run(tmp_path / "run"))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    for words in (
+        "base network: 1/1, loss",
+        "bee_colony: 6/6, best",
+        "search finished: 6 trials",
+        "fine-tuning uniform",
+    ):
+        assert words in log
+
+
+def test_labels_without_an_output_are_refused_at_the_start(tiny_config, tmp_path):
+    with pytest.raises(Exception, match="label 9 has no output: the model has 7 classes"):
+        run_config(read_config(tiny_config, ["model.classes=7"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_budget_of_python_is_checked(tiny_config):
+    config = read_config(tiny_config)
+    for changes, words in (({"budget": 0.5}, "budget is a Budget"), ({"n_trials": 2.5}, "n_trials is a whole number")):
+        with pytest.raises(ConfigError, match=words):
+            dataclasses.replace(config, **changes)
+    assert json.dumps(Budget(macs=10**30).bounds)
