@@ -14,7 +14,7 @@ import torch
 from abcsearch.channels.groups import ChannelGraph, trace_channels
 from abcsearch.channels.ranking import Ranking, rank_channels
 from abcsearch.data.splits import Data
-from abcsearch.errors import DataError, RunError, SearcherError
+from abcsearch.errors import DataError, ModelError, RunError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
@@ -70,6 +70,10 @@ class Task:
         if not isinstance(data, Data):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"data is a Data (Data.from_tensors, load_data), found {type(data).__name__}"
             raise DataError(msg)
+        elsewhere = {str(tensor.device) for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)}
+        if elsewhere - {"cpu"}:
+            msg = f"the model is on {', '.join(sorted(elsewhere))}; a search runs on the CPU today: pass model.cpu()"
+            raise ModelError(msg)
         options = settings.space
         graph = trace_channels(model, data.example, fixed=options.fixed)
         space = graph.space(options.alpha, options.step, options.levels, options.divisor)
