@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -92,8 +93,9 @@ class AdaptiveBN:
         self._model, self._graph, self._ranking, self._data = model, graph, ranking, data
         self._calibration = calibration_images(data, self.options.calibration_images)
         self._batch_size = min(self.options.batch_size, len(self._calibration))
-        highest = data.validation.labels.argmax()[None]  # said once here, not by every trial
-        score(model, data.validation.part(highest))
+        # Said once here, not by every trial; on a copy, since forward may have side effects.
+        highest = data.validation.labels.argmax()[None]
+        score(copy.deepcopy(model), data.validation.part(highest))
 
     def build(self, candidate: Candidate) -> nn.Module:
         """Returns the sliced and calibrated network of a candidate, in evaluation mode."""

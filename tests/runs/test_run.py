@@ -302,3 +302,23 @@ def test_a_model_on_another_device_is_refused_at_the_start(tiny_model, tiny_data
     with pytest.raises(AbcSearchError, match=r"the model is on meta; .* pass model\.cpu\(\)"):
         run(tiny_model.to("meta"), tiny_data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_forward_with_side_effects_leaves_the_model_as_it_was(tiny_model, tiny_data, tmp_path):
+    class Counts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_model
+            self.register_buffer("steps", torch.zeros(()))
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            self.steps += 1
+            return self.net(x)
+
+    model = Counts()
+    result = run(model, tiny_data, tmp_path / "run", evaluator="adaptive_bn", n_trials=3)
+    result.model()
+    assert (model.calls, float(model.steps)) == (0, 0.0)
+    assert outcome(run(model, tiny_data, tmp_path / "run", evaluator="adaptive_bn", n_trials=3)) == outcome(result)
