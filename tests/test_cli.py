@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from abcsearch import UnsupportedOpWarning, cli, load
+from abcsearch import __version__ as abcsearch_version
 from abcsearch.data.registry import load_data
 from abcsearch.training.scoring import score
 
@@ -152,6 +153,9 @@ def test_base_network_follows_the_checkpoint(finished, tmp_path):
         (["pretrain.lr=fast"], "pretrain.lr = 'fast'"),
         (["model.checkpoint=base.pt"], "set model.checkpoint or the table [pretrain], found both"),
         (["nonsense"], "--set takes dotted.key=value, found 'nonsense'"),
+        (["n_trials=1\nseed=5"], "--set changes one setting at a time"),
+        (["model.chekpoint=w.pt"], "unknown setting in [model]: 'chekpoint'; did you mean 'checkpoint'?"),
+        (["searcher.name=random"], "searcher 'random' has no options, found n_sources; replace the whole table"),
     ],
 )
 def test_mistakes_get_one_message_exit_2_and_leave_nothing(tiny_config, tmp_path, changes, words):
@@ -338,3 +342,18 @@ def test_a_model_that_cannot_be_pruned_is_refused_before_training(tiny_config, t
     for word in words:
         assert word in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_no_fault_of_ours(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device", "journal.jsonl")
+
+    monkeypatch.setattr("abcsearch.runs.folder.RunFolder.header", full)
+    result = call("status", tmp_path)
+    assert result.exit_code == 2
+    assert "error: journal.jsonl: No space left on device; what is finished is kept" in result.output
+
+
+def test_version():
+    result = call("--version")
+    assert (result.exit_code, result.output.strip()) == (0, abcsearch_version)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import torch
 from sklearn.model_selection import train_test_split
@@ -139,7 +140,11 @@ class Data:
         return self.train.images[:1]
 
     def fingerprint(self) -> str:
-        """Returns a hash of all images and labels, to recognise the data of a run."""
+        """Returns a hash of all images and labels, to recognise the data of a run; computed once."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for entry in fields(self):
             split = getattr(self, entry.name)

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,7 +55,8 @@ def run_config(
     if config.model.checkpoint is not None and not folder.base.exists():
         load_checkpoint(model, config.model.checkpoint)
     # Refuse what cannot work before anything is written or trained: only the ranking depends on the weights.
-    Parts.of(Task.of(model, data, config), config)
+    task = Task.of(model, data, config)
+    Parts.of(task, config)
     for recipe in (config.pretrain, config.finetune):
         if recipe is not None:
             check_images(recipe, data.train)
@@ -66,7 +68,7 @@ def run_config(
             same["checkpoint"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
         write_header(folder, config, same)
         _base_network(folder, config, model, data, progress)
-        task = Task.of(model, data, config)
+        task = task.reranked(config)
         parts = Parts.of(task, config, executor=executor)
         result = run_search(folder, task, config, parts, progress, config.searcher.name)
         best = result.best
@@ -219,9 +221,13 @@ class FinishedRun:
 
     def fitness(self, structure: Structure) -> float | None:
         """Returns the fitness of a structure on search-validation, evaluated as in the search."""
+        return evaluate(self._evaluator, structure.candidate, 0).fitness
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        """The evaluator of the search."""
         task, part = self.result.task, self.config.evaluator
-        evaluator = make_evaluator(part.name, task.model, task.graph, task.ranking, task.data, **part.options)
-        return evaluate(evaluator, structure.candidate, 0).fitness
+        return make_evaluator(part.name, task.model, task.graph, task.ranking, task.data, **part.options)
 
     def scores(self, structure: Structure) -> dict[str, Any] | None:
         """Returns recipe and test metrics before and after, or None if this structure has not been fine-tuned."""

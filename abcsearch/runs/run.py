@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,10 @@ class Task:
         constraint.repair(space.nearest(space.full), numpy_stream(settings.seed, "feasible"))
         ranking = rank_channels(model, graph, settings.criterion, seed=settings.seed)
         return cls(model=model, data=data, graph=graph, space=space, constraint=constraint, ranking=ranking)
+
+    def reranked(self, settings: SearchSettings) -> Task:
+        """Returns the task after its model has been trained: only the ranking depends on the weights."""
+        return replace(self, ranking=rank_channels(self.model, self.graph, settings.criterion, seed=settings.seed))
 
     def uniform(self) -> Candidate:
         """Returns the largest structure inside the budget whose layers all keep the same ratio of their channels.
