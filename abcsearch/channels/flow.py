@@ -8,9 +8,11 @@ over channels is registered with its positions, so that slicing and costs need n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from torch import nn
+
+
+# Why nothing follows channels in a tensor that slicing cannot reach.
+LOOSE = "a tensor that is neither a parameter nor a buffer"
 
 
 class NoRuleError(AbcSearchError):
@@ -40,21 +46,69 @@ class Layout:
     positions: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Count:
+    """A number that follows channels: constant + the sum of factor * (channels kept among positions).
+
+    Attributes:
+        constant: what does not depend on channels.
+        terms: (factor, positions), any number of them.
+    """
+
+    constant: Fraction
+    terms: tuple[tuple[Fraction, NDArray[np.int64]], ...] = ()
+
+    @classmethod
+    def of(cls, positions: NDArray[np.int64]) -> Count:
+        """Returns the number of channels kept among positions."""
+        return cls(Fraction(0), ((Fraction(1), positions),))
+
+    @property
+    def full(self) -> Fraction:
+        """The number in the unpruned network."""
+        return self.constant + sum(factor * len(positions) for factor, positions in self.terms)
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.constant + other.constant, (*self.terms, *other.terms))
+
+    def __mul__(self, factor: Fraction) -> Count:
+        return Count(self.constant * factor, tuple((own * factor, positions) for own, positions in self.terms))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operand:
     """An argument that comes from another operation.
 
     Attributes:
-        value: the shape of a tensor, or the value of a number or tuple of numbers.
-        layout: where its channels are. On a number or tuple: it was read off the channel axis of such a tensor.
+        value: the shape of a tensor, the value of a number or tuple of numbers; None for anything else.
+        layout: where a tensor's channels are; None if no channel that can be removed is in it: nothing of the tensor
+            changes then.
+        why: why the layout is None, for messages.
         parameter: the canonical name, where it is a parameter or buffer that forward uses directly.
         is_tensor: whether it is a tensor.
+        counts: of a number or tuple of numbers: how each follows channels, None where it does not.
+        parts: the tensors of an operation that returns several.
     """
 
     value: Any
     layout: Layout | None = None
+    why: str = ""
     parameter: str | None = None
     is_tensor: bool = True
+    counts: tuple[Count | None, ...] = ()
+    parts: tuple[Operand, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a number, or a tuple of numbers, that does not follow channels."""
+        return not self.is_tensor and not self.parts and not any(self.counts)
+
+    @property
+    def touched(self) -> list[NDArray[np.int64]]:
+        """The positions of all channels that it depends on."""
+        own = [] if self.layout is None else [self.layout.positions]
+        counted = [positions for count in self.counts if count is not None for _, positions in count.terms]
+        return [*own, *counted, *(positions for part in self.parts for positions in part.touched)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +119,26 @@ class Op:
         name: what messages call it, e.g. "Conv2d stages.0.conv1" or "add (add_3)".
         target: the function, the name of the tensor method, or the class of the module: the key of its rule.
         path: the path of the module, "" for functions and methods.
+        scope: the path of the innermost module in whose forward it happens (`path`, for a module).
         module: the module, or None.
         args: positional arguments; operands where they come from other operations, plain values otherwise.
         kwargs: keyword arguments, likewise.
-        value: what it returned on the example input (see `Operand.value`).
-        is_tensor: whether that is a tensor.
+        value: what it returned on the example input (see `Operand.value`); a tuple of shapes for several tensors.
     """
 
     name: str
     target: Any
     path: str
+    scope: str
     module: nn.Module | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     value: Any
-    is_tensor: bool
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether the result is a tensor."""
+        return isinstance(self.value, torch.Size)
 
     def argument(self, index: int, keyword: str, default: Any = None) -> Any:  # noqa: ANN401 - arguments are anything
         """Returns an argument by position or keyword."""
@@ -100,17 +159,37 @@ class Op:
                 stack = [*(item.values() if isinstance(item, dict) else item), *stack]
         return found
 
-    def tensor(self, index: int = 0) -> Operand:
-        """Returns an argument that must be a tensor whose channel axis is known.
+    def tensor(self, index: int = 0, keyword: str = "input") -> Operand:
+        """Returns an argument that must be a tensor.
 
         Raises:
             NoRuleError: if it is not.
         """
-        operand = self.args[index] if index < len(self.args) else next(iter(self.kwargs.values()), None)
-        if not isinstance(operand, Operand) or not operand.is_tensor or operand.layout is None:
-            msg = f"argument {index} is not a tensor with known channels"
+        operand = self.argument(index, keyword)
+        if not isinstance(operand, Operand) or not operand.is_tensor:
+            msg = f"argument {index} is not a tensor"
             raise NoRuleError(msg)
         return operand
+
+    def plain(self, index: int, keyword: str, default: Any = None) -> Any:  # noqa: ANN401 - arguments are anything
+        """Returns an argument that must not follow channels, operands replaced by their values.
+
+        Raises:
+            NoRuleError: if it is a tensor or depends on the number of channels.
+        """
+        return _plain(self.argument(index, keyword, default))
+
+
+def _plain(item: Any) -> Any:  # noqa: ANN401 - arguments are anything
+    """Returns an argument with its operands replaced by their values; raises NoRuleError if one follows channels."""
+    if isinstance(item, Operand):
+        if not item.is_plain:
+            msg = "another argument depends on channels"
+            raise NoRuleError(msg)
+        return item.value
+    if isinstance(item, tuple | list):
+        return type(item)(_plain(part) for part in item)
+    return item
 
 
 @dataclass(frozen=True)
@@ -122,12 +201,31 @@ class Call:
         bias: likewise, or None.
         times: how often each element is used per image.
         outputs: how often each element of the bias is used per image.
+        scope: the path of the module in whose forward it happens.
     """
 
     weight: str | int
     bias: str | int | None
     times: int
     outputs: int
+    scope: str = ""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A number among a module's attributes that must follow channels.
+
+    Attributes:
+        path: of the module.
+        attribute: its name.
+        index: which entry of the attribute, where that is a tuple; None where it is a number.
+        positions: the attribute is the number of channels kept among them.
+    """
+
+    path: str
+    attribute: str
+    index: int | None
+    positions: NDArray[np.int64]
 
 
 @dataclass(kw_only=True)
@@ -143,6 +241,8 @@ class Flow:
         calls: every use of a weight.
         problems: operations without a rule, with the reason: the positions that each touches; None for one that uses
             parameters.
+        settings: attributes of modules that slicing must set.
+        claimed: the parameters and buffers of which the rule that is running has registered an axis.
         count: number of positions.
     """
 
@@ -153,10 +253,13 @@ class Flow:
     axes: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     problems: dict[str, NDArray[np.int64] | None] = field(default_factory=dict)
+    settings: list[Setting] = field(default_factory=list)
+    claimed: set[str] = field(default_factory=set)
     count: int = 0
     _ties: list[tuple[NDArray[np.int64], NDArray[np.int64], bool]] = field(default_factory=list)
     _reasons: list[tuple[NDArray[np.int64], str]] = field(default_factory=list)
     _frozen: dict[str, str] = field(default_factory=dict)
+    _equations: list[tuple[Count, NDArray[np.int64] | None, str]] = field(default_factory=list)
 
     def fresh(self, count: int, producer: str = "") -> NDArray[np.int64]:
         """Returns `count` new positions; `producer` is the path of the module that computes them."""
@@ -184,16 +287,42 @@ class Flow:
         """Says that no axis of this parameter may change, and why."""
         self._frozen.setdefault(parameter, reason)
 
-    def problem(self, text: str, layouts: Iterable[Layout | None], *, parameters: bool) -> None:
+    def follows(self, size: Count, positions: NDArray[np.int64], op: Op) -> None:
+        """Says that a number in forward must stay the number of channels kept among positions.
+
+        Where it would not, because it is written as a constant or counts other channels, the channels stay.
+
+        Args:
+            size: the number.
+            positions: what it must count.
+            op: the operation that uses the number.
+        """
+        self._equations.append((size, positions, f"{op.name}: a size there would not follow the channels"))
+
+    def whole(self, size: Count, op: Op) -> None:
+        """Says that a number in forward must stay whole, because forward rounds it; otherwise the channels stay."""
+        self._equations.append((size, None, f"{op.name}: rounding there would not follow the channels"))
+
+    def setting(self, path: str, attribute: str, positions: NDArray[np.int64], index: int | None = None) -> None:
+        """Says that a module's attribute is the number of channels among positions; slicing sets it.
+
+        Args:
+            path: of the module.
+            attribute: a number, or a tuple of which `index` says which entry.
+            positions: the channels that it counts.
+            index: into the tuple.
+        """
+        self.settings.append(Setting(path, attribute, index, positions))
+
+    def problem(self, text: str, touched: Iterable[NDArray[np.int64]], *, parameters: bool) -> None:
         """Says that no rule covers an operation.
 
         Args:
             text: its name and the reason.
-            layouts: of its arguments and its result.
+            touched: positions of the channels in its arguments.
             parameters: whether it uses parameters.
         """
         known = self.problems.get(text, np.zeros(0, np.int64))
-        touched = [layout.positions for layout in layouts if layout is not None]
         self.problems[text] = None if parameters or known is None else np.concatenate([known, *touched])
 
     def unsupported(self, classes: Classes) -> tuple[str, ...]:
@@ -225,6 +354,7 @@ class Flow:
         if self.sizes[name][axis] != len(positions):
             msg = f"axis {axis} of {name} has {self.sizes[name][axis]} entries for {len(positions)} channels"
             raise NoRuleError(msg)
+        self.claimed.add(name)
         known = self.axes.setdefault((name, axis), positions)
         if known is not positions:
             self.tie(known, positions)
@@ -235,6 +365,7 @@ class Flow:
             for (parameter, _), positions in self.axes.items():
                 if parameter == name:
                     self.fix(positions, reason)
+                    self.problem(reason, [positions], parameters=False)
         pairs = [(a, b) for a, b, _ in self._ties] or [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
         rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True))
         links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(self.count, self.count))
@@ -246,9 +377,26 @@ class Flow:
                 residual[label[a[a != b]]] = True
         reasons: dict[int, str] = {}
         for positions, reason in self._reasons:
-            for index in label[positions]:
-                reasons.setdefault(int(index), reason)
+            for index in np.unique(label[positions]).tolist():
+                reasons.setdefault(index, reason)
+        for size, positions, text in self._equations:
+            wrong = self._unequal(size, positions, label) - reasons.keys()
+            if wrong:
+                reasons.update(dict.fromkeys(wrong, text))
+                self.problem(text, [np.flatnonzero(np.isin(label, sorted(wrong)))], parameters=False)
         return Classes(total=total, label=label, residual=residual, reasons=reasons)
+
+    def _unequal(self, size: Count, positions: NDArray[np.int64] | None, label: NDArray[np.int64]) -> set[int]:
+        """Returns the classes that a number counts more or less often than they are among the positions.
+
+        Without positions, those of which one channel does not count as a whole number.
+        """
+        weights: dict[int, Fraction] = {}
+        other = [] if positions is None else [(Fraction(-1), positions)]
+        for factor, own in [*size.terms, *other]:
+            for index, times in zip(*np.unique(label[own], return_counts=True), strict=True):
+                weights[int(index)] = weights.get(int(index), Fraction(0)) + factor * int(times)
+        return {index for index, weight in weights.items() if (weight % 1 if positions is None else weight)}
 
 
 @dataclass(frozen=True, kw_only=True)

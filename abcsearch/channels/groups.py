@@ -73,6 +73,35 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SizeAttribute:
+    """A number among a module's attributes that follows channels.
+
+    Attributes:
+        path: of the module.
+        name: of the attribute.
+        index: which entry, where the attribute is a tuple; None where it is a number.
+        constant: how many channels it counts that cannot be removed.
+        counted: (prunable group, channels of it, as often as they count).
+    """
+
+    path: str
+    name: str
+    index: int | None
+    constant: int
+    counted: tuple[tuple[int, NDArray[np.int64]], ...] = field(repr=False)
+
+    def apply(self, model: nn.Module, kept: Sequence[NDArray[np.bool_]]) -> None:
+        """Sets the attribute of a sliced network; `kept` says per prunable group which channels are left."""
+        module = model.get_submodule(self.path)
+        value = self.constant + sum(int(kept[group][channels].sum()) for group, channels in self.counted)
+        if self.index is not None:
+            items = list(getattr(module, self.name))
+            items[self.index] = value
+            value = tuple(items)
+        setattr(module, self.name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChannelGraph:
     """All channel groups of one network, and what follows from them.
 
@@ -81,6 +110,7 @@ class ChannelGraph:
         sizes: shape of every parameter and buffer by qualified name.
         trainable: the names in `sizes` that are parameters.
         calls: every use of a weight in a convolution or linear layer.
+        settings: numbers among modules' attributes that slicing must set.
         unsupported: operations without a rule, with the reason each.
     """
 
@@ -88,6 +118,7 @@ class ChannelGraph:
     sizes: dict[str, tuple[int, ...]] = field(repr=False)
     trainable: frozenset[str] = field(repr=False)
     calls: tuple[Call, ...] = field(repr=False)
+    settings: tuple[SizeAttribute, ...] = field(repr=False)
     unsupported: tuple[str, ...] = field(repr=False)
 
     @cached_property
@@ -246,8 +277,10 @@ def trace_channels(
         text = "channels touched by operations without a rule stay as they are: " + "; ".join(unsupported)
         warnings.warn(text, UnsupportedOpWarning, stacklevel=2)
     parameters = {flow.canonical[id(p)] for p in operations.modules[""].parameters()}
+    groups, channel = _groups(flow, classes)
     return ChannelGraph(
-        groups=_groups(flow, classes),
+        groups=groups,
+        settings=_settings(flow, classes, groups, channel),
         sizes=flow.sizes,
         trainable=frozenset(parameters),
         calls=calls,
@@ -287,8 +320,11 @@ def _fix_modules(flow: Flow, fixed: Sequence[str]) -> None:
             flow.fix(positions, "fixed by the caller")
 
 
-def _groups(flow: Flow, classes: Classes) -> tuple[ChannelGroup, ...]:
-    """Collects classes that lie on the same parameter axes, equally often, into groups in network order."""
+def _groups(flow: Flow, classes: Classes) -> tuple[tuple[ChannelGroup, ...], NDArray[np.int64]]:
+    """Collects classes that lie on the same parameter axes, equally often, into groups in network order.
+
+    Returns also (classes, 2) int64: the group of every class and its channel there, -1 for none.
+    """
     touched: list[list[tuple[int, int]]] = [[] for _ in range(classes.total)]
     for index, positions in enumerate(flow.axes.values()):
         present, counts = np.unique(classes.label[positions], return_counts=True)
@@ -302,7 +338,9 @@ def _groups(flow: Flow, classes: Classes) -> tuple[ChannelGroup, ...]:
         grouped.setdefault(key, []).append(label)
     keys = list(flow.axes)
     found: list[ChannelGroup] = []
+    place = np.full((classes.total, 2), -1, dtype=np.int64)
     for (axes, reason, residual), labels in grouped.items():
+        place[labels, 0], place[labels, 1] = len(found), np.arange(len(labels))
         channel_of = np.full(classes.total, -1, dtype=np.int64)
         channel_of[labels] = np.arange(len(labels))
         members = tuple(_member(keys[index], channel_of[classes.label[flow.axes[keys[index]]]]) for index, _ in axes)
@@ -315,7 +353,25 @@ def _groups(flow: Flow, classes: Classes) -> tuple[ChannelGroup, ...]:
                 members=members,
             )
         )
-    return tuple(found)
+    return tuple(found), place
+
+
+def _settings(
+    flow: Flow, classes: Classes, groups: tuple[ChannelGroup, ...], place: NDArray[np.int64]
+) -> tuple[SizeAttribute, ...]:
+    """Returns the attributes that count channels which can be removed."""
+    prunable = {index: n for n, index in enumerate(i for i, group in enumerate(groups) if group.fixed is None)}
+    found: list[SizeAttribute] = []
+    for setting in flow.settings:
+        own, channels = place[classes.label[setting.positions]].T
+        counted = tuple((prunable[g], channels[own == g]) for g in np.unique(own).tolist() if g in prunable)
+        constant = len(own) - sum(len(part) for _, part in counted)
+        found.append(
+            SizeAttribute(
+                path=setting.path, name=setting.attribute, index=setting.index, constant=constant, counted=counted
+            )
+        )
+    return tuple(setting for setting in found if setting.counted)
 
 
 def _member(key: tuple[str, int], channels: NDArray[np.int64]) -> Member:

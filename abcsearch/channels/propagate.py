@@ -9,8 +9,9 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from abcsearch.channels.flow import Flow, Layout, NoRuleError, Op, Operand
-from abcsearch.channels.rules import RULES, count_calls
+from abcsearch.channels.flow import LOOSE, Flow, Layout, NoRuleError, Op, Operand
+from abcsearch.channels.rules import find_rule, number
+from abcsearch.channels.rules.layers import count_calls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,27 +40,46 @@ def propagate(flow: Flow, operations: OperationGraph) -> None:
         _freeze(flow, module, problem)
     for node in operations.nodes:
         value = operations.values[node]
-        is_tensor = isinstance(value, torch.Size)
         if node.op == "output":
             for source in node.all_input_nodes:
                 _fix_all(flow, [operands[source]], "the network's output")
         elif node.op == "placeholder":
-            layout = _fixed_layout(flow, value, "the network's input") if is_tensor else None
-            operands[node] = Operand(value=value, layout=layout, is_tensor=is_tensor)
+            operands[node] = _constant(value, "the network's input")
         elif node.op == "get_attr":
-            name = _attribute(operations, str(node.target), flow)
-            operands[node] = Operand(value=value, parameter=name, is_tensor=is_tensor)
+            operands[node] = _attribute(operations, str(node.target), flow, value)
         else:
-            op = _operation(node, value, operands, operations, is_tensor=is_tensor)
+            op = _operation(node, value, operands, operations)
             count_calls(flow, op)
             operands[node] = _apply(flow, op)
 
 
-def _attribute(operations: OperationGraph, path: str, flow: Flow) -> str | None:
-    """Returns the canonical name of a parameter or buffer that forward uses directly, or None."""
-    owner, _, name = path.rpartition(".")
-    tensor = getattr(operations.modules[owner], name, None) if owner in operations.modules else None
-    return flow.canonical.get(id(tensor))
+def _constant(value: Any, why: str) -> Operand:  # noqa: ANN401 - operations return anything
+    """Returns a result in which nothing follows channels."""
+    several = _several(value)
+    parts = tuple(_constant(part, why) for part in value) if several else ()
+    return Operand(value=value, why=why, is_tensor=isinstance(value, torch.Size), parts=parts)
+
+
+def _several(value: Any) -> bool:  # noqa: ANN401 - operations return anything
+    """Returns whether an operation returned several tensors."""
+    return isinstance(value, tuple) and bool(value) and all(isinstance(part, torch.Size) for part in value)
+
+
+def _attribute(operations: OperationGraph, path: str, flow: Flow, value: Any) -> Operand:  # noqa: ANN401
+    """Returns a tensor that forward uses directly.
+
+    Along its only axis with more than one entry, a parameter or buffer has positions of its own.
+    """
+    owner, _, attribute = path.rpartition(".")
+    tensor = getattr(operations.modules[owner], attribute, None) if owner in operations.modules else None
+    name = flow.canonical.get(id(tensor))
+    if name is None or not isinstance(value, torch.Size):
+        return _constant(value, f"{LOOSE} ({path})")
+    layout, long = None, [axis for axis, n in enumerate(value) if n > 1]
+    if len(long) == 1:
+        layout = Layout(long[0], flow.fresh(value[long[0]]))
+        flow.parameter(name, long[0], layout.positions)
+    return Operand(value=value, layout=layout, parameter=name, why=f"{name}")
 
 
 def _operation(
@@ -67,103 +87,97 @@ def _operation(
     value: Any,  # noqa: ANN401 - operations return anything
     operands: dict[fx.Node, Operand],
     operations: OperationGraph,
-    *,
-    is_tensor: bool,
 ) -> Op:
     """Returns the operation of a node as rules see it."""
     module = operations.modules[str(node.target)] if node.op == "call_module" else None
     target = type(module) if module is not None else node.target
     kind = str(getattr(target, "__name__", target))
-    label = f"{kind} {node.target}" if module is not None else f"{kind} ({node.name})"
+    args = map_arg(node.args, lambda n: operands[n])
+    if target is getattr and isinstance(value, torch.Size):  # x.T, x.data
+        target, args = args[1], args[:1]
     return Op(
-        name=label,
+        name=f"{kind} {node.target}" if module is not None else f"{kind} ({node.name})",
         target=target,
         path=str(node.target) if module is not None else "",
+        scope=operations.scopes[node],
         module=module,
-        args=map_arg(node.args, lambda n: operands[n]),  # pyright: ignore[reportArgumentType]
+        args=args,  # pyright: ignore[reportArgumentType]
         kwargs=map_arg(node.kwargs, lambda n: operands[n]),  # pyright: ignore[reportArgumentType]
         value=value,
-        is_tensor=is_tensor,
     )
 
 
 def _apply(flow: Flow, op: Op) -> Operand:
     """Runs the rule of one operation and returns its result; what no rule covers is fixed, with the reason."""
-    if not op.is_tensor and (number := _number(op)) is not None:
-        return number
-    reason = "no rule"
-    module, rule = op.module, RULES.get(op.target)
+    several = _several(op.value)
+    if not op.is_tensor and not several and (result := number(flow, op)) is not None:
+        return result
+    if op.target is operator.getitem and isinstance(op.args[0], Operand) and op.args[0].parts:
+        return _part(op)
+    flow.claimed.clear()
+    reason, module, rule = "no rule", op.module, find_rule(op.target)
     if module is not None and (module._forward_hooks or module._forward_pre_hooks):
         reason = "it has a forward hook"
     elif module is not None and "forward" in vars(module):
         reason = "its forward was replaced"
-    elif rule is not None:
+    elif rule is not None and (op.is_tensor or several):
         try:
-            return Operand(value=op.value, layout=rule(flow, op))
+            return _result(flow, op, rule(flow, op))
         except NoRuleError as error:
             reason = str(error)
-    problem = f"{op.name}: {reason}"
-    _fix_all(flow, op.operands, problem)
+    return _uncovered(flow, op, f"{op.name}: {reason}")
+
+
+def _part(op: Op) -> Operand:
+    """Returns one of several tensors, or some of them."""
+    source, index = op.args
+    index = index.value if isinstance(index, Operand) else index
+    taken = source.parts[index]
+    return taken if isinstance(taken, Operand) else Operand(value=op.value, is_tensor=False, parts=tuple(taken))
+
+
+def _result(flow: Flow, op: Op, found: Layout | None | Sequence[Layout | None]) -> Operand:
+    """Returns the result of a covered operation. Parameters that the rule did not register must stay as they are."""
+    for operand in op.operands:
+        if operand.parameter is not None and operand.layout is None and operand.parameter not in flow.claimed:
+            flow.freeze(operand.parameter, f"{op.name}: it computes with {operand.parameter}")
+    why = next((operand.why for operand in op.operands if operand.why), op.name)
+    if found is None or isinstance(found, Layout):
+        return Operand(value=op.value, layout=found, why=why) if op.is_tensor else _constant(op.value, why)
+    parts = tuple(Operand(value=v, layout=part, why=why) for v, part in zip(op.value, found, strict=True))
+    return Operand(value=op.value, is_tensor=False, parts=parts, why=why)
+
+
+def _uncovered(flow: Flow, op: Op, problem: str) -> Operand:
+    """Fixes what an operation without a rule touches; its result then never changes."""
+    module, operands = op.module, op.operands
+    _fix_all(flow, operands, problem)
     if module is not None:
         _freeze(flow, module, problem)
-    layout = _fixed_layout(flow, op.value, problem) if op.is_tensor else None
     own = module is not None and any(True for _ in module.parameters())
-    used = own or any(operand.parameter is not None for operand in op.operands)
-    flow.problem(problem, [layout, *(operand.layout for operand in op.operands)], parameters=used)
-    return Operand(value=op.value, layout=layout, is_tensor=op.is_tensor)
+    used = own or any(operand.parameter is not None for operand in operands)
+    flow.problem(problem, [p for operand in operands for p in operand.touched], parameters=used)
+    if own:  # shown as groups that stay
+        _show(flow, op, problem)
+    return _constant(op.value, problem)
 
 
-def _number(op: Op) -> Operand | None:
-    """Returns the result of an operation that reads sizes or computes with numbers, or None if it is neither.
-
-    A number that was read off a channel axis keeps that tensor's layout, so that whatever uses it is not covered by a
-    rule by accident.
-    """
-    source = op.operands[0] if op.operands else None
-    if source is None:
-        return Operand(value=op.value, is_tensor=False)
-    if source.is_tensor:
-        return _size(op, source)
-    if op.target is getattr and op.args[1] in ("ndim", "dtype", "device"):
-        return Operand(value=op.value, is_tensor=False)
-    layout = next((operand.layout for operand in op.operands if operand.layout is not None), None)
-    if any(operand.is_tensor for operand in op.operands):
-        return None
-    if layout is None:
-        return Operand(value=op.value, is_tensor=False)
-    if op.target is operator.getitem and isinstance(source.value, tuple) and isinstance(op.args[1], int | slice):
-        return Operand(value=op.value, layout=_taken(source, layout, op.args[1]), is_tensor=False)
-    return None
-
-
-def _taken(source: Operand, layout: Layout, index: int | slice) -> Layout | None:
-    """Returns where the number of channels is in a part of a tuple of sizes; None if it is not among them."""
-    ends = (index.start, index.stop, index.step) if isinstance(index, slice) else (index,)
-    numbers = [end.value if isinstance(end, Operand) else end for end in ends]
-    taken = range(len(source.value))[slice(*numbers) if isinstance(index, slice) else numbers[0]]
-    axes = list(taken) if isinstance(taken, range) else [taken]
-    return Layout(axes.index(layout.axis), layout.positions) if layout.axis in axes else None
-
-
-def _size(op: Op, source: Operand) -> Operand | None:
-    """Returns what `x.size()`, `x.shape`, `x.dim()` and the like read off a tensor; None for anything else."""
-    attribute = op.args[1] if op.target is getattr else op.target
-    if attribute in ("ndim", "dtype", "device", "dim"):
-        return Operand(value=op.value, is_tensor=False)
-    if attribute not in ("shape", "size") or source.parameter is not None:
-        return None
-    axis = op.argument(1, "dim") if op.target == "size" else None
-    if not isinstance(axis, int):
-        return None if axis is not None else Operand(value=tuple(op.value), layout=source.layout, is_tensor=False)
-    on_channels = source.layout is not None and axis % len(source.value) == source.layout.axis
-    return Operand(value=op.value, layout=source.layout if on_channels else None, is_tensor=False)
+def _show(flow: Flow, op: Op, problem: str) -> None:
+    """Registers the output channels of a layer without a rule, so that they are among the fixed groups."""
+    weight = getattr(op.module, "weight", None)
+    name = flow.canonical.get(id(weight))
+    if name is None or not isinstance(weight, torch.Tensor) or weight.ndim < 2:
+        return
+    positions = flow.fresh(len(weight), op.path)
+    flow.parameter(name, 0, positions)
+    flow.fix(positions, problem)
 
 
 def _fix_all(flow: Flow, operands: list[Operand], reason: str) -> None:
     """Fixes every channel that the operands carry."""
     for operand in operands:
-        if operand.layout is not None:
-            flow.fix(operand.layout.positions, reason)
+        for positions in operand.touched:
+            flow.fix(positions, reason)
         if operand.parameter is not None:
             flow.freeze(operand.parameter, reason)
 
@@ -172,12 +186,3 @@ def _freeze(flow: Flow, module: nn.Module, reason: str) -> None:
     """Says that no parameter or buffer of a module may change, and why."""
     for tensor in (*module.parameters(), *module.buffers()):
         flow.freeze(flow.canonical[id(tensor)], reason)
-
-
-def _fixed_layout(flow: Flow, shape: Sequence[int], reason: str) -> Layout | None:
-    """Returns a layout of new, fixed positions along axis 1 (None for tensors without one)."""
-    if len(shape) < 2:
-        return None
-    positions = flow.fresh(shape[1])
-    flow.fix(positions, reason)
-    return Layout(1, positions)

@@ -39,17 +39,19 @@ def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int],
     tensors = graph.tensors(model)
     ranking.check(graph)
     removed: dict[str, dict[int, list[NDArray[np.int64]]]] = {}
-    for index, (group, width) in enumerate(zip(graph.prunable, widths, strict=True)):
+    kept = [np.zeros(group.channels, dtype=bool) for group in graph.prunable]
+    for index, (group, width, keep) in enumerate(zip(graph.prunable, widths, kept, strict=True)):
+        keep[ranking.kept(index, width)] = True
         if width == group.channels:
             continue
-        keep = np.zeros(group.channels, dtype=bool)
-        keep[ranking.kept(index, width)] = True
         for m in group.members:
             removed.setdefault(m.parameter, {}).setdefault(m.axis, []).append(m.entries[~keep[m.channels]])
     # deepcopy looks tensors up in the memo first, so the full weights are never copied and tied ones stay tied.
     memo: dict[int, Any] = {id(tensors[name]): _sliced(tensors[name], axes) for name, axes in removed.items()}
     shorter = {id(tensor) for tensor in memo.values()}
     smaller = copy.deepcopy(model, memo)
+    for setting in graph.settings:
+        setting.apply(smaller, kept)
     for module in smaller.modules():
         own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
         if any(id(tensor) in shorter for tensor in own):
@@ -70,16 +72,13 @@ def fit_attributes(module: nn.Module) -> None:
     """Sets the size attributes of a layer (`trace.SIZE_ATTRIBUTES`) to what its tensors now are."""
     match module:
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-            per_group = module.out_channels // module.groups
             module.out_channels = module.weight.shape[0]
-            if module.groups > 1:  # depthwise: as many conv_groups as there are channels left
-                module.groups = module.out_channels // per_group
             module.in_channels = module.weight.shape[1] * module.groups
+        case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
+            module.in_channels = module.weight.shape[0]
+            module.out_channels = module.weight.shape[1] * module.groups
         case nn.Linear():
             module.out_features, module.in_features = module.weight.shape
-        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d():
-            shaped = module.weight if module.weight is not None else module.running_mean
-            module.num_features = module.num_features if shaped is None else shaped.shape[0]
         case nn.PReLU():
             module.num_parameters = module.weight.shape[0]
         case _:

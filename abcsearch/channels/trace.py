@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from abcsearch.channels.rules import RULES
 from abcsearch.errors import TraceError
 from abcsearch.rng import torch_seeded
 
@@ -36,14 +37,16 @@ class OperationGraph:
 
     Attributes:
         nodes: the fx nodes.
-        values: what each node returned on the example input: a torch.Size for a tensor, the value itself for numbers
-            and (as plain tuples) tuples of numbers, None for anything else.
+        values: what each node returned on the example input: a torch.Size for a tensor, the value itself for numbers,
+            plain tuples of these, None for anything else.
+        scopes: the path of the innermost module in whose forward each node happens.
         modules: the traced copy's modules by path, in evaluation mode.
         read: path of every layer of which forward itself reads a size attribute or a buffer, and its name.
     """
 
     nodes: tuple[fx.Node, ...]
     values: Mapping[fx.Node, Any]
+    scopes: Mapping[fx.Node, str]
     modules: Mapping[str, nn.Module]
     read: Mapping[str, str]
 
@@ -59,12 +62,21 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - an operation may return anything
         self.current = f"{n.op} {n.target}"
         result = super().run_node(n)
-        self.values[n] = result.shape if isinstance(result, torch.Tensor) else _plain(result)
+        self.values[n] = _plain(result)
         return result
 
 
+class _Tracer(fx.Tracer):
+    """Does not trace into modules whose class has a rule."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in RULES or super().is_leaf_module(m, module_qualified_name)
+
+
 def _plain(value: Any) -> Any:  # noqa: ANN401 - an operation may return anything
-    """Returns numbers and tuples of numbers as they are and None for everything else."""
+    """Returns numbers and tuples of numbers as they are, shapes of tensors, and None for everything else."""
+    if isinstance(value, torch.Tensor):
+        return value.shape
     if isinstance(value, int | float | torch.dtype | torch.device):
         return value
     if isinstance(value, tuple | list):
@@ -92,7 +104,14 @@ def trace_operations(
         graph, read = _trace(twin.train(training))
         values = _record(fx.GraphModule(twin.eval(), graph, class_name=type(model).__name__), inputs)
     modules = dict(twin.named_modules())
-    return OperationGraph(nodes=tuple(graph.nodes), values=values, modules=modules, read=read)
+    scopes = {node: _scope(node) for node in graph.nodes}
+    return OperationGraph(nodes=tuple(graph.nodes), values=values, scopes=scopes, modules=modules, read=read)
+
+
+def _scope(node: fx.Node) -> str:
+    """Returns the path of the innermost module in whose forward a node was recorded."""
+    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return str(stack[-1]) if stack else ""
 
 
 def _twin(model: nn.Module) -> nn.Module:
@@ -115,7 +134,7 @@ def _twin(model: nn.Module) -> nn.Module:
 
 def _trace(twin: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
     """Returns the graph of a module's forward, and the layers of which forward reads sizes or buffers."""
-    tracer = fx.Tracer()
+    tracer = _Tracer()
     try:
         with _watched() as seen:
             graph = tracer.trace(twin)

@@ -47,16 +47,30 @@ def zeroed(model, graph, candidate, ranking):
     """The original network with the consumers of the removed channels set to zero: the oracle of slicing."""
     twin = copy.deepcopy(model)
     tensors = dict(twin.named_parameters())
+    axes = consumer_axes(twin)
     with torch.no_grad():
         for index, (group, width) in enumerate(zip(graph.prunable, candidate, strict=True)):
             kept = set(ranking.kept(index, width).tolist())
             for member in group.members:
-                if member.axis != 1:
+                if member.axis not in axes.get(member.parameter, (1,)):
                     continue
                 for entry, channel in zip(member.entries.tolist(), member.channels.tolist(), strict=True):
                     if channel not in kept:
-                        tensors[member.parameter][:, entry] = 0
+                        tensors[member.parameter].select(member.axis, entry).zero_()
     return twin
+
+
+def consumer_axes(model):
+    """Which axes of a weight run over the input's channels, where that is not (only) the second one."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {name: () for name, _ in model.named_buffers()}
+    for module in model.modules():
+        for layer in (nn.Conv2d, nn.ConvTranspose2d):
+            if isinstance(module, layer) and id(module.weight) in names:
+                found.setdefault(names[id(module.weight)], set()).add(0 if layer is nn.ConvTranspose2d else 1)
+        if getattr(module, "name", "").startswith("transposed_function"):
+            found[names[id(module.weight)]] = {0}
+    return found
 
 
 def random_candidate(graph, rng):

@@ -1,0 +1,121 @@
+"""Numbers in forward: what is read off shapes, and arithmetic on it."""
+
+from __future__ import annotations
+
+import math
+import operator
+from fractions import Fraction
+from typing import Any
+
+from abcsearch.channels.flow import Count, Flow, Op, Operand
+
+_PLAIN = ("ndim", "dtype", "device", "dim", "is_cuda", "is_floating_point", "requires_grad", "get_device")
+
+
+def number(flow: Flow, op: Op) -> Operand | None:
+    """Returns the result of an operation that reads sizes or computes with numbers.
+
+    A number that was read off a channel axis remembers what it counts. None means that the operation is none of these,
+    or that what it returns does not follow channels linearly.
+    """
+    operands = op.operands
+    if all(operand.is_plain for operand in operands):
+        return Operand(value=op.value, is_tensor=False)
+    first = op.args[0] if op.args else None
+    if isinstance(first, Operand) and first.is_tensor:
+        return _read(op, first)
+    if any(operand.is_tensor or operand.parts for operand in operands):
+        return None
+    found = _arithmetic(op)
+    values = op.value if isinstance(op.value, tuple) else (op.value,)
+    if found is None or [count.full for count in found] != list(values):
+        return None  # not linear, or rounded already in the full network
+    if op.target is operator.floordiv:
+        flow.whole(found[0], op)
+    counts = tuple(count if count.terms else None for count in found)
+    return Operand(value=op.value, is_tensor=False, counts=counts)
+
+
+def _read(op: Op, source: Operand) -> Operand | None:
+    """Returns what `x.size()`, `x.shape`, `x.dim()` and the like read off a tensor; None for anything else."""
+    what = op.args[1] if op.target is getattr else op.target
+    if what in _PLAIN:
+        return Operand(value=op.value, is_tensor=False)
+    if (source.parameter is not None and source.layout is None) or len(op.operands) > 1:
+        return None
+    layout = source.layout
+    count = None if layout is None else Count.of(layout.positions)
+    if what == "numel" and layout is not None and count is not None:
+        per_channel = Fraction(math.prod(source.value), len(layout.positions))
+        return Operand(value=op.value, is_tensor=False, counts=(count * per_channel,))
+    if what not in ("shape", "size", "numel"):
+        return None
+    counts = tuple(count if layout is not None and axis == layout.axis else None for axis in range(len(source.value)))
+    axis = op.argument(1, "dim") if op.target == "size" else None
+    if axis is None:
+        return Operand(value=op.value, is_tensor=False, counts=counts if isinstance(op.value, tuple) else ())
+    return Operand(value=op.value, is_tensor=False, counts=(counts[axis],)) if isinstance(axis, int) else None
+
+
+def _arithmetic(op: Op) -> list[Count] | None:
+    """Returns the counts that arithmetic on numbers and tuples of numbers gives; None where it is not linear."""
+    sides = [_counts(arg) for arg in op.args]
+    if op.kwargs or any(side is None for side in sides):
+        return None
+    if op.target is operator.getitem:
+        return _taken(op)
+    if op.target is operator.neg:
+        return [count * Fraction(-1) for count in sides[0] or []]
+    if len(sides) != 2:
+        return None
+    return _binary(op.target, *op.args, *(side or [] for side in sides))
+
+
+def _binary(target: Any, a: Any, b: Any, left: list[Count], right: list[Count]) -> list[Count] | None:  # noqa: ANN401
+    """Returns left (operation) right; adding tuples appends them."""
+    if _is_tuple(a) or _is_tuple(b):
+        return [*left, *right] if target is operator.add and _is_tuple(a) and _is_tuple(b) else None
+    one, two = left[0], right[0]
+    if target is operator.add:
+        return [one + two]
+    if target is operator.sub:
+        return [one + two * Fraction(-1)]
+    if target is operator.mul and not (one.terms and two.terms):
+        return [one * two.constant if one.terms else two * one.constant]
+    if target in (operator.floordiv, operator.truediv) and not two.terms and two.constant:
+        return [one * (1 / two.constant)]
+    return None
+
+
+def _counts(item: Any) -> list[Count] | None:  # noqa: ANN401 - arguments are anything
+    """Returns how a number, or every number of a tuple, follows channels; None for anything else."""
+    if isinstance(item, Operand):
+        values = item.value if isinstance(item.value, tuple) else (item.value,)
+        counts = item.counts or (None,) * len(values)
+        pairs = zip(values, counts, strict=True)
+        plain = all(c is not None or isinstance(v, int | float) for v, c in zip(values, counts, strict=True))
+        return [Count(Fraction(v)) if c is None else c for v, c in pairs] if plain else None
+    if isinstance(item, tuple | list):
+        parts = [_counts(part) for part in item]
+        return None if None in parts else [count for part in parts for count in part or []]
+    if isinstance(item, int | float) and math.isfinite(item):
+        return [Count(Fraction(item))]
+    return [] if isinstance(item, slice) else None
+
+
+def _is_tuple(item: Any) -> bool:  # noqa: ANN401 - arguments are anything
+    """Returns whether an argument is a tuple of numbers."""
+    return isinstance(item.value if isinstance(item, Operand) else item, tuple | list)
+
+
+def _taken(op: Op) -> list[Count] | None:
+    """Returns the counts in the part of a tuple of sizes that an index or slice takes."""
+    source, index = op.args
+    if isinstance(index, slice):
+        ends = [e.value if isinstance(e, Operand) and e.is_plain else e for e in (index.start, index.stop, index.step)]
+        index = slice(*ends)
+    counts = _counts(source)
+    if counts is None or not isinstance(source, Operand) or not isinstance(index, int | slice):
+        return None
+    found = counts[index]
+    return found if isinstance(found, list) else [found]
