@@ -79,7 +79,7 @@ def _attribute(operations: OperationGraph, path: str, flow: Flow, value: Any) ->
     if len(long) == 1:
         layout = Layout(long[0], flow.fresh(value[long[0]]))
         flow.parameter(name, long[0], layout.positions)
-    return Operand(value=value, layout=layout, parameter=name, why=f"{name}")
+    return Operand(value=value, layout=layout, parameter=name, why=name)
 
 
 def _operation(
@@ -114,6 +114,8 @@ def _apply(flow: Flow, op: Op) -> Operand:
         return result
     if op.target is operator.getitem and isinstance(op.args[0], Operand) and op.args[0].parts:
         return _part(op)
+    if isinstance(op.target, type) and issubclass(op.target, tuple):  # a named tuple of results
+        return Operand(value=op.value, is_tensor=False, parts=tuple(op.operands))
     flow.claimed.clear()
     reason, module, rule = "no rule", op.module, find_rule(op.target)
     if module is not None and (module._forward_hooks or module._forward_pre_hooks):
