@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from abcsearch.budget import Budget as Budget
     from abcsearch.budget import Constraint as Constraint
-    from abcsearch.channels.groups import ChannelGraph as ChannelGraph
-    from abcsearch.channels.groups import ChannelGroup as ChannelGroup
+    from abcsearch.channels.graph import ChannelGraph as ChannelGraph
+    from abcsearch.channels.graph import ChannelGroup as ChannelGroup
     from abcsearch.channels.groups import UnsupportedOpWarning as UnsupportedOpWarning
     from abcsearch.channels.groups import trace_channels as trace_channels
     from abcsearch.channels.ranking import Ranking as Ranking
@@ -52,8 +52,8 @@ __version__ = "0.1.0"
 _HOME = {
     "Budget": "abcsearch.budget",
     "Constraint": "abcsearch.budget",
-    "ChannelGraph": "abcsearch.channels.groups",
-    "ChannelGroup": "abcsearch.channels.groups",
+    "ChannelGraph": "abcsearch.channels.graph",
+    "ChannelGroup": "abcsearch.channels.graph",
     "UnsupportedOpWarning": "abcsearch.channels.groups",
     "trace_channels": "abcsearch.channels.groups",
     "Ranking": "abcsearch.channels.ranking",

@@ -36,6 +36,7 @@ class CostModel:
         sizes: Mapping[str, tuple[int, ...]],
         trainable: Iterable[str],
         calls: Iterable[Call],
+        blocks: Sequence[str] = (),
     ) -> None:
         """Builds the polynomials.
 
@@ -45,7 +46,9 @@ class CostModel:
             sizes: full shape of every parameter and buffer.
             trainable: the names in `sizes` that count as parameters.
             calls: every use of a weight.
+            blocks: paths of the residual blocks that can be dropped.
         """
+        self._blocks = len(blocks)
         self._channels = np.array(channels, dtype=np.int64)
         calls = tuple(calls)
         used = {name for call in calls for name in (call.weight, call.bias) if isinstance(name, str)}
@@ -65,19 +68,22 @@ class CostModel:
                 factors[axis, row[name], 0] -= multiplicity * self._channels[dimension]
                 varies[axis] = True
         self._constant = factors[~varies, :, 0].prod(axis=0)
+        self._block_of = np.array([_block(name, blocks) for name in names], dtype=np.int64)
         self._factors = factors[varies]
         self._params = np.array([float(name in own) for name in names])
         self._macs, self._flops = np.zeros(len(names)), np.zeros(len(names))
-        self._fixed_macs, self._fixed_flops = 0, 0  # of weights that are computed in forward
+        # What a weight that is computed in forward costs, which never changes: per block, and outside of all (last).
+        self._fixed_macs, self._fixed_flops = np.zeros((2, 1 + len(blocks)))
         for call in calls:
+            own = _block(call.scope, blocks)
             if isinstance(call.weight, int):
-                self._fixed_macs += call.times * call.weight
-                self._fixed_flops += 2 * call.times * call.weight
+                self._fixed_macs[own] += call.times * call.weight
+                self._fixed_flops[own] += 2 * call.times * call.weight
             else:
                 self._macs[row[call.weight]] += call.times
                 self._flops[row[call.weight]] += 2 * call.times
             if isinstance(call.bias, int):
-                self._fixed_flops += call.outputs * call.bias
+                self._fixed_flops[own] += call.outputs * call.bias
             elif call.bias is not None:
                 self._flops[row[call.bias]] += call.outputs
 
@@ -85,7 +91,7 @@ class CostModel:
         """Returns multiply-accumulates of convolutions and linear layers, no bias, no normalisation.
 
         Args:
-            candidates: (n, n_dims) integers, kept channels per prunable group.
+            candidates: (n, n_dims) integers, kept channels per prunable group; then, or not at all, 1 or 0 per block.
 
         Returns:
             (n,) int64.
@@ -93,44 +99,58 @@ class CostModel:
         Raises:
             CandidateError: if the shape is wrong or a width is outside 1 ... channels.
         """
-        return self._weighted(candidates, self._macs) + self._fixed_macs
+        return self._weighted(candidates, self._macs, self._fixed_macs)
 
     def flops(self, candidates: ArrayLike) -> NDArray[np.int64]:
         """Returns the survey's count, 2*H*W*C_in/groups*K*K*C_out (+ H*W*C_out with a bias); shapes as `macs`."""
-        return self._weighted(candidates, self._flops) + self._fixed_flops
+        return self._weighted(candidates, self._flops, self._fixed_flops)
 
     def params(self, candidates: ArrayLike) -> NDArray[np.int64]:
         """Returns the number of parameters; shapes as `macs`."""
-        return self._weighted(candidates, self._params)
+        return self._weighted(candidates, self._params, np.zeros(1 + self._blocks))
 
-    def _weighted(self, candidates: ArrayLike, weights: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Returns sum over parameters of weight * elements for (n, n_dims) candidates: (n,) int64."""
+    def _weighted(
+        self, candidates: ArrayLike, weights: NDArray[np.float64], fixed: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Returns sum over parameters of weight * elements, and what never changes, of (n, n_dims) candidates: (n,)."""
         rows = self._check(candidates)
         used = weights != 0
         weights, constant, factors = weights[used], self._constant[used], self._factors[:, used]
+        widths, own = len(self._channels), self._block_of[used]
         total = np.empty(len(rows), dtype=np.int64)
         for start in range(0, len(rows), _ROWS):
             block = rows[start : start + _ROWS]
-            terms = np.concatenate([np.ones((len(block), 1)), block], axis=1)
-            elements = np.broadcast_to(constant, (len(block), len(constant)))
+            terms = np.concatenate([np.ones((len(block), 1)), block[:, :widths]], axis=1)
+            # The last column is for what is in no block: never dropped.
+            kept = np.concatenate([block[:, widths:], np.ones((len(block), 1 + widths + self._blocks - rows.shape[1]))], 1)
+            elements = kept[:, own] * constant if self._blocks else np.broadcast_to(constant, (len(block), len(own)))
             for factor in factors:
                 elements = elements * (terms @ factor.T)
-            total[start : start + _ROWS] = np.rint(elements @ weights).astype(np.int64)
+            total[start : start + _ROWS] = np.rint(elements @ weights + kept @ fixed).astype(np.int64)
         return total
 
     def _check(self, candidates: ArrayLike) -> NDArray[np.int64]:
         """Returns the candidates as an (n, n_dims) array after checking shape and range."""
         rows = np.asarray(candidates)
-        if rows.ndim != 2 or rows.shape[1] != len(self._channels):
-            msg = f"candidates have shape (n, {len(self._channels)}), found {rows.shape}"
+        widths = len(self._channels)
+        if rows.ndim != 2 or rows.shape[1] not in (widths, widths + self._blocks):
+            both = f", or (n, {widths + self._blocks}) with its blocks" if self._blocks else ""
+            msg = f"candidates have shape (n, {widths}){both}, found {rows.shape}"
             raise CandidateError(msg)
         if not np.issubdtype(rows.dtype, np.integer) and not np.array_equal(rows, np.rint(rows)):
             msg = "candidates are whole numbers of channels, found fractions"
             raise CandidateError(msg)
-        bad = np.argwhere((rows < 1) | (rows > self._channels))
+        least = np.array([1] * widths + [0] * self._blocks)[: rows.shape[1]]
+        most = np.append(self._channels, [1] * self._blocks)[: rows.shape[1]]
+        bad = np.argwhere((rows < least) | (rows > most))
         if len(bad):
             row, column = bad[0]
-            found, most = rows[row, column], self._channels[column]
-            msg = f"dimension {column} of candidate {row} is {found}; allowed are 1 to {most}"
+            allowed = f"{least[column]} to {most[column]}"
+            msg = f"dimension {column} of candidate {row} is {rows[row, column]}; allowed are {allowed}"
             raise CandidateError(msg)
         return rows.astype(np.int64)
+
+
+def _block(name: str, blocks: Sequence[str]) -> int:
+    """Returns the index of the block that a parameter or module is in, -1 for none."""
+    return next((index for index, path in enumerate(blocks) if name.startswith(f"{path}.")), -1)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from abcsearch.channels.groups import ChannelGraph, ChannelGroup, Member
+    from abcsearch.channels.graph import ChannelGraph, ChannelGroup, Member
 
 Tensors = dict[str, torch.Tensor]
 # A criterion takes the network's tensors by name and a group; it returns (channels,) float64 scores, or None if the

@@ -14,20 +14,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from abcsearch.channels.groups import ChannelGraph
+    from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.ranking import Ranking
 
 
 def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ranking: Ranking) -> nn.Module:
     """Returns the network that keeps the best `candidate[i]` channels of every prunable group.
 
-    The result has the same class, module paths and parameter names; parameters and buffers are new tensors, and those
-    along a sliced axis are shorter. What is kept stays in its order, so keeping everything gives an identical network.
+    In place of a block that is dropped there is an `nn.Identity`; apart from that, the result
+    has the same class, module paths and parameter names; parameters and buffers are new tensors, and those along a sliced
+    axis are shorter. What is kept stays in its order, so keeping everything gives an identical network.
 
     Args:
         model: the network that `graph` was traced on; not changed.
         graph: its channel groups.
-        candidate: kept channels per prunable group, each 1 ... channels.
+        candidate: kept channels per prunable group, each 1 ... channels; then, or not at all, 1 or 0 per block.
         ranking: which channels are best.
 
     Raises:
@@ -35,7 +36,7 @@ def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int],
         TraceError: if the graph was traced on a network with other parameters.
         RankingError: if the ranking belongs to another graph.
     """
-    widths = graph.widths(candidate)
+    widths, dropped = graph.structure(candidate)
     tensors = graph.tensors(model)
     ranking.check(graph)
     removed: dict[str, dict[int, list[NDArray[np.int64]]]] = {}
@@ -49,9 +50,14 @@ def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int],
     # deepcopy looks tensors up in the memo first, so the full weights are never copied and tied ones stay tied.
     memo: dict[int, Any] = {id(tensors[name]): _sliced(tensors[name], axes) for name, axes in removed.items()}
     shorter = {id(tensor) for tensor in memo.values()}
+    for block in dropped:
+        module = model.get_submodule(block.name)
+        memo[id(module)] = nn.Identity().train(module.training)
     smaller = copy.deepcopy(model, memo)
+    gone = tuple(f"{block.name}." for block in dropped)
     for setting in graph.settings:
-        setting.apply(smaller, kept)
+        if not setting.path.startswith(gone):
+            setting.apply(smaller, kept)
     for module in smaller.modules():
         own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
         if any(id(tensor) in shorter for tensor in own):

@@ -18,7 +18,7 @@ from abcsearch.training.scoring import METRICS, modes_kept, score
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
-    from abcsearch.channels.groups import ChannelGraph
+    from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.ranking import Ranking
     from abcsearch.data.splits import Data
     from abcsearch.space import Candidate

@@ -12,7 +12,7 @@ from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 if TYPE_CHECKING:
     from torch import nn
 
-    from abcsearch.channels.groups import ChannelGraph
+    from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.ranking import Ranking
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator

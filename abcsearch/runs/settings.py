@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 from abcsearch.budget import Budget
-from abcsearch.channels.groups import check_space
+from abcsearch.channels.graph import check_space
 from abcsearch.errors import ConfigError, RunError
 from abcsearch.models.registry import Constructor
 from abcsearch.training.loop import Recipe

@@ -1,0 +1,245 @@
+"""What is known of a network's channels: groups, residual blocks, and the spaces and costs that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from abcsearch.channels.cost import CostModel
+from abcsearch.errors import CandidateError, TraceError, unknown_name
+from abcsearch.space import Dimension, SearchSpace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from abcsearch.channels.blocks import Block
+    from abcsearch.channels.flow import Call
+
+WIDTHS = ("filter", "stage")  # levels of channel groups
+LEVELS = (*WIDTHS, "block")
+_FINEST = 10**6  # keep ratios are fractions with denominators up to this
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One axis of a parameter or buffer on which a group's channels lie.
+
+    Attributes:
+        parameter: qualified name, e.g. "stages.0.conv1.weight".
+        axis: the axis.
+        entries: (n,) int64, the entries of that axis that belong to the group.
+        channels: (n,) int64, the channel of the group that each entry belongs to.
+    """
+
+    parameter: str
+    axis: int
+    entries: NDArray[np.int64] = field(repr=False)
+    channels: NDArray[np.int64] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGroup:
+    """Channels that are ranked and counted together; each is present, or absent, in every member at once.
+
+    Attributes:
+        name: the module that computes the channels (the first one in execution order); where only some of its
+            channels belong to the group, followed by their range.
+        channels: the number of channels.
+        kind: "filter" inside a block, "stage" for the residual stream (channels tied by an addition).
+        fixed: why the channels cannot be removed, or None.
+        members: every parameter axis that the channels lie on.
+    """
+
+    name: str
+    channels: int
+    kind: Literal["filter", "stage"]
+    fixed: str | None
+    members: tuple[Member, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeAttribute:
+    """A number among a module's attributes that follows channels.
+
+    Attributes:
+        path: of the module.
+        name: of the attribute.
+        index: which entry, where the attribute is a tuple; None where it is a number.
+        constant: how many channels it counts that cannot be removed.
+        counted: (prunable group, channels of it, as often as they count).
+    """
+
+    path: str
+    name: str
+    index: int | None
+    constant: int
+    counted: tuple[tuple[int, NDArray[np.int64]], ...] = field(repr=False)
+
+    def apply(self, model: nn.Module, kept: Sequence[NDArray[np.bool_]]) -> None:
+        """Sets the attribute of a sliced network; `kept` says per prunable group which channels are left."""
+        module = model.get_submodule(self.path)
+        value = self.constant + sum(int(kept[group][channels].sum()) for group, channels in self.counted)
+        if self.index is not None:
+            items = list(getattr(module, self.name))
+            items[self.index] = value
+            value = tuple(items)
+        setattr(module, self.name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGraph:
+    """All channel groups of one network, and what follows from them.
+
+    Attributes:
+        groups: the groups in network order, fixed ones included.
+        blocks: residual blocks that can be dropped whole, in network order.
+        sizes: shape of every parameter and buffer by qualified name.
+        trainable: the names in `sizes` that are parameters.
+        calls: every use of a weight in a convolution or linear layer.
+        settings: numbers among modules' attributes that slicing must set.
+        unsupported: operations without a rule, with the reason each.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    blocks: tuple[Block, ...]
+    sizes: dict[str, tuple[int, ...]] = field(repr=False)
+    trainable: frozenset[str] = field(repr=False)
+    calls: tuple[Call, ...] = field(repr=False)
+    settings: tuple[SizeAttribute, ...] = field(repr=False)
+    unsupported: tuple[str, ...] = field(repr=False)
+
+    @cached_property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The groups that are not fixed: one candidate value each, in this order."""
+        return tuple(group for group in self.groups if group.fixed is None)
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """Closed-form costs of candidates."""
+        return CostModel(
+            channels=[group.channels for group in self.prunable],
+            axes=[
+                (m.parameter, m.axis, index, len(m.entries) // group.channels)
+                for index, group in enumerate(self.prunable)
+                for m in group.members
+            ],
+            sizes=self.sizes,
+            trainable=self.trainable,
+            calls=self.calls,
+            blocks=[block.name for block in self.blocks],
+        )
+
+    def space(
+        self,
+        alpha: float = 0.9,
+        step: float = 0.1,
+        levels: Sequence[str] = WIDTHS,
+        divisor: int = 1,
+    ) -> SearchSpace:
+        """Returns the space of kept channels per group: max(1, floor(c * h * step)) for h * step = step ... alpha.
+
+        Every prunable group is a dimension; one of a level that is left out has its full width as the only choice. At
+        level "block", one dimension per residual block follows, 1 keeps it and 0 drops it.
+
+        Args:
+            alpha: largest keep ratio, in (0, 1].
+            step: distance of keep ratios, in [0.000001, alpha].
+            levels: what to search: "filter", "stage", "block", any of them.
+            divisor: widths are rounded down to multiples of it (and are at least the smaller of it and the width).
+
+        Raises:
+            CandidateError: if alpha, step, levels or divisor are out of range.
+            TraceError: if nothing at these levels can be pruned; the message names every fixed group, every operation
+                without a rule, and the reasons.
+        """
+        check_space(alpha, step, levels, divisor)
+        self._require_prunable(levels)
+        # The simplest fraction near a float is the number that was meant: 0.1 is 1/10 and 1 / 3 is 1/3, exactly.
+        largest, smallest = (Fraction(ratio).limit_denominator(_FINEST) for ratio in (alpha, step))
+        ratios = [h * smallest for h in range(1, int(largest / smallest) + 1)]
+        dimensions: list[Dimension] = []
+        for group in self.prunable:
+            c = group.channels
+            widths = {max(int(c * ratio) // divisor * divisor, min(c, divisor)) for ratio in ratios}
+            choices = sorted(widths) if group.kind in levels else [c]
+            dimensions.append(Dimension(group.name, "width", tuple(choices), c))
+        if "block" in levels:
+            dimensions += [Dimension(block.name, "block", (0, 1), 1) for block in self.blocks]
+        return SearchSpace(tuple(dimensions))
+
+    def _require_prunable(self, levels: Sequence[str]) -> None:
+        """Raises TraceError if nothing can be pruned at the levels."""
+        if any(group.kind in levels for group in self.prunable) or ("block" in levels and self.blocks):
+            return
+        groups = [f"{g.name} ({g.kind}, {g.channels} channels): {g.fixed or 'not searched'}" for g in self.groups]
+        reasons = [*groups, *self.unsupported] or ["no convolution or linear layer found"]
+        msg = f"nothing can be pruned at level {' and '.join(levels)}: {'; '.join(reasons)}"
+        raise TraceError(msg)
+
+    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """Returns a model's parameters and buffers by qualified name, tied ones once.
+
+        Raises:
+            TraceError: if the graph was traced on a network with others.
+        """
+        tensors: dict[str, torch.Tensor] = dict([*model.named_parameters(), *model.named_buffers()])
+        for name, size in self.sizes.items():
+            found = tuple(tensors[name].shape) if name in tensors else None
+            if found != size:
+                where = f"{name} has shape {size} there and {found} here"
+                msg = f"the graph was traced on another network: {where}; trace again"
+                raise TraceError(msg)
+        return tensors
+
+    def structure(self, candidate: Sequence[int]) -> tuple[tuple[int, ...], tuple[Block, ...]]:
+        """Returns the kept channels of every prunable group, and the blocks that are dropped, after checking them.
+
+        Args:
+            candidate: one value per prunable group, then (or not at all) one per block.
+
+        Raises:
+            CandidateError: if the length is wrong, a width is not in 1 ... channels, or a block's value not 0 or 1.
+        """
+        widths, blocks = candidate[: len(self.prunable)], candidate[len(self.prunable) :]
+        if len(widths) < len(self.prunable) or len(blocks) not in (0, len(self.blocks)):
+            both = f" (or {len(self.prunable) + len(self.blocks)} with its blocks)" if self.blocks else ""
+            found = tuple(candidate)
+            msg = f"a candidate of this network has {len(self.prunable)} values{both}, found {len(found)}: {found}"
+            raise CandidateError(msg)
+        for group, width in zip(self.prunable, widths, strict=True):
+            if not 1 <= width <= group.channels or width != int(width):
+                msg = f"group {group.name!r} keeps {width} channels; allowed are 1 to {group.channels}"
+                raise CandidateError(msg)
+        for block, value in zip(self.blocks, blocks, strict=False):
+            if value not in (0, 1):
+                msg = f"block {block.name!r} has value {value}; 1 keeps it, 0 drops it"
+                raise CandidateError(msg)
+        dropped = tuple(block for block, value in zip(self.blocks, blocks, strict=False) if not value)
+        return tuple(int(width) for width in widths), dropped
+
+
+def check_space(alpha: float, step: float, levels: Sequence[str], divisor: int) -> None:
+    """Raises CandidateError for settings of a space that are out of range."""
+    if not 0 < alpha <= 1:
+        msg = f"alpha is the largest keep ratio, in (0, 1], found {alpha}"
+        raise CandidateError(msg)
+    if not 1 / _FINEST <= step <= alpha:
+        msg = f"step is the distance of keep ratios, in [{1 / _FINEST:f}, alpha = {alpha}], found {step}"
+        raise CandidateError(msg)
+    if not levels or isinstance(levels, str):
+        msg = f"levels is a list with at least one of {LEVELS}, found {levels!r}"
+        raise CandidateError(msg)
+    for level in levels:
+        if level not in LEVELS:
+            raise CandidateError(unknown_name("level", str(level), LEVELS))
+    if divisor < 1 or int(divisor) != divisor:
+        msg = f"divisor is a whole number, at least 1, found {divisor}"
+        raise CandidateError(msg)
