@@ -51,7 +51,7 @@ class Checkpoint:
         model: a key of `MODELS`.
         normalisation: means and standard deviations of the colours of images in [0, 1].
         options: of the model.
-        stated: top-1 on these JPEG images in percent, if known (10 points below that on the original images).
+        stated: top-1 on these JPEG images in percent, if known (7 to 12 points below that on the original images).
     """
 
     file: str
