@@ -10,11 +10,30 @@ from typing import Any
 from torch import nn
 
 from abcsearch.errors import ModelError, option_problems, unknown_name
-from abcsearch.models.resnet import SmallResNet
+from abcsearch.models.densenet import DenseNet
+from abcsearch.models.googlenet import GoogLeNet
+from abcsearch.models.mobile import MobileNetV1, mobilenet_v1_cifar, mobilenet_v2_cifar, shufflenet_v2_x0_5_cifar
+from abcsearch.models.resnet import SmallResNet, resnet20, resnet32, resnet44, resnet56, resnet110
+from abcsearch.models.vgg import VGG16
 from abcsearch.rng import torch_seeded
 
 # Name -> constructor. `MODELS["mine"] = MyNet` makes a model known by name; "package.module:callable" needs no entry.
-MODELS: dict[str, Callable[..., nn.Module]] = {"small_resnet": SmallResNet}
+# Those for CIFAR's 32x32 images say so where a network of that name for ImageNet is better known.
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "small_resnet": SmallResNet,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet44": resnet44,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "vgg16_cifar": VGG16,
+    "googlenet_cifar": GoogLeNet,
+    "densenet40": DenseNet,
+    "mobilenet_v1": MobileNetV1,
+    "mobilenet_v1_cifar": mobilenet_v1_cifar,
+    "mobilenet_v2_cifar": mobilenet_v2_cifar,
+    "shufflenet_v2_x0_5_cifar": shufflenet_v2_x0_5_cifar,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save
 
 from abcsearch.errors import CheckpointError
+from abcsearch.models.renaming import own_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import nn
 
@@ -20,29 +21,52 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Loads trained weights into a network in place.
 
     Reads .safetensors, and files of torch.save with a state dict (also under "state_dict" or "model", also with the
-    prefix "module." of DataParallel); pickled code is never run.
+    prefix "module." of DataParallel, also with the names that public checkpoints of the network have, see
+    `models.renaming`); pickled code is never run.
 
     Raises:
         CheckpointError: if the file is missing or unreadable, or does not fit the network (naming the keys).
     """
-    tensors = _read(Path(path))
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    found = _read(Path(path))
+    if found and all(name.startswith("module.") for name in found):
+        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    origins = _origins(model, found, path)
+    tensors = {name: found[origin] for name, origin in origins.items()}
     expected = model.state_dict()
     kinds = {
         "other shapes": [
-            f"{name} {tuple(tensors[name].shape)} (the model has {tuple(expected[name].shape)})"
+            f"{_shown(name, origins)} {tuple(tensors[name].shape)} (the model has {tuple(expected[name].shape)})"
             for name in expected
             if name in tensors and tensors[name].shape != expected[name].shape
         ],
-        "unexpected": [name for name in tensors if name not in expected],
+        "unexpected": [_shown(name, origins) for name in tensors if name not in expected],
         "missing": [n for n in expected if n not in tensors and not n.endswith("num_batches_tracked")],
     }
     if any(kinds.values()):
         shown = "; ".join(f"{kind}: {_shortened(names)}" for kind, names in kinds.items() if names)
-        msg = f"checkpoint {path} does not fit {type(model).__name__}: {shown}"
+        msg = f"checkpoint {path} does not fit {type(model).__name__}: {shown}; does the model have the right options?"
         raise CheckpointError(msg)
     model.load_state_dict(tensors, strict=False)  # num_batches_tracked may be absent in old checkpoints
+
+
+def _origins(model: nn.Module, names: Iterable[str], path: str | Path) -> dict[str, str]:
+    """Returns the name in the file by the name in the network.
+
+    Raises:
+        CheckpointError: if two names in the file are one in the network.
+    """
+    origins: dict[str, str] = {}
+    for origin, own in own_names(model, names).items():
+        if own in origins:
+            msg = f"checkpoint {path} holds {own} of {type(model).__name__} twice: as {origins[own]} and as {origin}"
+            raise CheckpointError(f"{msg}; remove one of them")
+        origins[own] = origin
+    return origins
+
+
+def _shown(name: str, origins: Mapping[str, str]) -> str:
+    """Returns a name in the network, with that in the file where it is another one."""
+    return name if origins[name] == name else f"{name} ({origins[name]} in the file)"
 
 
 def _shortened(names: list[str]) -> str:

@@ -108,30 +108,3 @@ def test_something_else_than_a_module_is_refused():
 def test_what_has_no_name_to_import_it_by_is_refused(target):
     with pytest.raises(ModelError, match="cannot be imported by name"):
         Constructor.of(target, {})
-
-
-@pytest.mark.parametrize(
-    "options", [{"widths": [4], "depths": [1, 1]}, {"widths": [], "depths": []}, {"classes": 0}, {"widths": [4, 0, 4]}]
-)
-def test_small_resnet_refuses_impossible_sizes(options):
-    with pytest.raises(ModelError, match=r"one width and one depth per stage.*widths=\["):
-        Constructor(name="small_resnet", options=options).build()
-
-
-def test_small_resnet_halves_the_image_in_every_stage_but_the_first():
-    network = SmallResNet(in_channels=2, classes=5, widths=(3, 4, 6), depths=(1, 2, 1)).eval()
-    sizes = []
-    for stage in network.stages:
-        stage.register_forward_hook(lambda _module, _inputs, output: sizes.append(tuple(output.shape)))
-    assert network(torch.rand(2, 2, 12, 8)).shape == (2, 5)
-    assert sizes == [(2, 3, 12, 8), (2, 4, 6, 4), (2, 6, 3, 2)]
-    assert [len(stage) for stage in network.stages] == [1, 2, 1]
-
-
-def test_resnet_56_has_the_parameters_of_the_paper():
-    # He et al., table 6: 0.85 M; 855 770 with shortcut option A, which option B's two 1x1 convolutions exceed.
-    network = SmallResNet(in_channels=3, depths=(9, 9, 9))
-    shortcuts = sum(p.numel() for n, p in network.named_parameters() if "shortcut" in n)
-    assert sum(p.numel() for p in network.parameters()) - shortcuts == 853_018
-    convolutions = [m for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and "shortcut" not in n]
-    assert len(convolutions) + 1 == 56
