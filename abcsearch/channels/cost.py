@@ -1,7 +1,8 @@
 """Costs of many structures at once, in closed form.
 
 Every parameter's number of elements is a product of axis lengths, and every axis length is a sum of kept channels, so
-macs, flops and params are exact polynomials of the candidate. Nothing is sliced to count.
+macs, flops and params are exact polynomials of the candidate; the size of every activation is a sum as well. Nothing is
+sliced to count.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from abcsearch.channels.activation import Activations
     from abcsearch.channels.flow import Call
 
 _ROWS = 4096  # candidates per block, so that memory stays small for any number of candidates
 
 
 class CostModel:
-    """macs, flops and params of candidates of one network.
+    """macs, flops, params and peak activation memory of candidates of one network.
 
     Counts are per image (batch 1). Arithmetic is float64 on integers, exact below 2**53.
     """
@@ -37,6 +39,7 @@ class CostModel:
         trainable: Iterable[str],
         calls: Iterable[Call],
         blocks: Sequence[str] = (),
+        activations: Activations | None = None,
     ) -> None:
         """Builds the polynomials.
 
@@ -47,7 +50,9 @@ class CostModel:
             trainable: the names in `sizes` that count as parameters.
             calls: every use of a weight.
             blocks: paths of the residual blocks that can be dropped.
+            activations: which results of operations are alive when.
         """
+        self._activations = activations
         self._blocks = len(blocks)
         self._channels = np.array(channels, dtype=np.int64)
         calls = tuple(calls)
@@ -108,6 +113,27 @@ class CostModel:
     def params(self, candidates: ArrayLike) -> NDArray[np.int64]:
         """Returns the number of parameters; shapes as `macs`."""
         return self._weighted(candidates, self._params, np.zeros(1 + self._blocks))
+
+    def peak_activation(self, candidates: ArrayLike) -> NDArray[np.int64]:
+        """Returns the most memory that activations take at any operation of a forward pass.
+
+        Counted are the input, the output, and every result from the operation that makes it to the last that reads it;
+        views and in-place results share memory. Weights, and what an operation needs inside, are not.
+
+        Args:
+            candidates: as in `macs`.
+
+        Returns:
+            (n,) int64, bytes per image in the precision that was traced.
+
+        Raises:
+            CandidateError: as `macs`.
+        """
+        rows, widths = self._check(candidates), len(self._channels)
+        if self._activations is None:
+            return np.zeros(len(rows), dtype=np.int64)
+        kept = rows[:, widths:] if rows.shape[1] > widths else np.ones((len(rows), self._blocks), dtype=np.int64)
+        return self._activations.peak(rows[:, :widths], kept)
 
     def _weighted(
         self, candidates: ArrayLike, weights: NDArray[np.float64], fixed: NDArray[np.float64]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from abcsearch.channels.activation import Activations
     from abcsearch.channels.blocks import Block
     from abcsearch.channels.flow import Call
 
@@ -105,6 +106,7 @@ class ChannelGraph:
         trainable: the names in `sizes` that are parameters.
         calls: every use of a weight in a convolution or linear layer.
         settings: numbers among modules' attributes that slicing must set.
+        activations: which results of operations are alive when, and how large they are.
         unsupported: operations without a rule, with the reason each.
     """
 
@@ -114,6 +116,7 @@ class ChannelGraph:
     trainable: frozenset[str] = field(repr=False)
     calls: tuple[Call, ...] = field(repr=False)
     settings: tuple[SizeAttribute, ...] = field(repr=False)
+    activations: Activations = field(repr=False)
     unsupported: tuple[str, ...] = field(repr=False)
 
     @cached_property
@@ -135,6 +138,7 @@ class ChannelGraph:
             trainable=self.trainable,
             calls=self.calls,
             blocks=[block.name for block in self.blocks],
+            activations=self.activations,
         )
 
     def space(

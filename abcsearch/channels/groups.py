@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from abcsearch.channels.activation import Activations, Step
 from abcsearch.channels.blocks import find_blocks
 from abcsearch.channels.flow import Classes, Flow
 from abcsearch.channels.graph import ChannelGraph, ChannelGroup, Member, SizeAttribute
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from torch.fx import Node
+
+    from abcsearch.channels.blocks import Block
+    from abcsearch.channels.flow import Operand
     from abcsearch.channels.trace import OperationGraph
 
 
@@ -55,7 +60,7 @@ def trace_channels(
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     batch = next((len(x) for x in inputs if isinstance(x, torch.Tensor) and x.ndim), 1)
     flow = Flow(canonical=names[0], sizes=names[1], batch=max(batch, 1))
-    propagate(flow, operations)
+    operands = propagate(flow, operations)
     calls = tuple(flow.calls)
     _couple_training(flow, operations, model, example_input)
     _fix_modules(flow, fixed)
@@ -68,11 +73,13 @@ def trace_channels(
         text = "channels touched by operations without a rule stay as they are: " + "; ".join(unsupported)
         warnings.warn(text, UnsupportedOpWarning, stacklevel=2)
     parameters = {flow.canonical[id(p)] for p in operations.modules[""].parameters()}
-    groups, channel = _groups(flow, classes)
+    groups, place = _groups(flow, classes)
+    blocks = find_blocks(operations)
     return ChannelGraph(
         groups=groups,
-        blocks=find_blocks(operations),
-        settings=_settings(flow, classes, groups, channel),
+        blocks=blocks,
+        settings=_settings(flow, classes, groups, place),
+        activations=_activations(operations, operands, blocks, _coefficients(classes, groups, place), flow.batch),
         sizes=flow.sizes,
         trainable=frozenset(parameters),
         calls=calls,
@@ -164,6 +171,54 @@ def _settings(
             )
         )
     return tuple(setting for setting in found if setting.counted)
+
+
+def _coefficients(
+    classes: Classes, groups: tuple[ChannelGroup, ...], place: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns the column of every position, and what one entry adds there per kept channel.
+
+    Column 0 is for entries that always stay; the prunable groups follow.
+    """
+    prunable = np.array([group.fixed is None for group in groups], dtype=bool)
+    column = np.append(np.where(prunable, np.cumsum(prunable), 0), 0)
+    share = np.array([1.0, *(1 / group.channels for group in groups if group.fixed is None)])
+    return column[place[classes.label, 0]], share
+
+
+def _activations(
+    operations: OperationGraph,
+    operands: dict[Node, Operand],
+    blocks: tuple[Block, ...],
+    coefficients: tuple[NDArray[np.int64], NDArray[np.float64]],
+    batch: int,
+) -> Activations:
+    """Returns which activations are alive when, and how their sizes follow the widths.
+
+    A tensor that holds only some channels of a group counts as many of them as are left on average.
+    """
+    column, share = coefficients
+    sizes = np.zeros((len(operations.storage_sizes), len(share)))
+    for number, (node, index, size) in enumerate(operations.storage_sizes):
+        operand = operands.get(node)
+        operand = operand.parts[index] if operand is not None and operand.parts else operand
+        if operand is None or operand.layout is None:
+            sizes[number, 0] = size / batch
+        else:
+            positions = operand.layout.positions
+            entries = np.bincount(column[positions], minlength=len(share))
+            sizes[number] = entries * share * size / batch / len(positions)
+    steps = tuple(
+        Step(
+            operations.scopes[node],
+            tuple(s for source in node.all_input_nodes for s in operations.storages[source]),
+            operations.storages[node],
+        )
+        for node in operations.nodes
+    )
+    first = [operations.storages[operations.nodes[i]] for block in blocks for i in (block.source, block.result)]
+    ends = [(block.name, *a, *b) for block, a, b in zip(blocks, first[::2], first[1::2], strict=True)]
+    return Activations(steps, sizes, ends)
 
 
 def _member(key: tuple[str, int], channels: NDArray[np.int64]) -> Member:

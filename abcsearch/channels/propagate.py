@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from abcsearch.channels.flow import LOOSE, Flow, Layout, NoRuleError, Op, Operand
+from abcsearch.channels.flow import LOOSE, Call, Flow, Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules import find_rule, number
 from abcsearch.channels.rules.layers import count_calls
 
@@ -30,8 +30,8 @@ def tensor_names(operations: OperationGraph) -> tuple[dict[int, str], dict[str, 
     return canonical, sizes
 
 
-def propagate(flow: Flow, operations: OperationGraph) -> None:
-    """Runs the rules over all operations; the flow collects what they say."""
+def propagate(flow: Flow, operations: OperationGraph) -> dict[fx.Node, Operand]:
+    """Runs the rules over all operations; the flow collects what they say. Returns the result of every operation."""
     operands: dict[fx.Node, Operand] = {}
     for path, attribute in operations.read.items():
         module = operations.modules[path]
@@ -50,7 +50,11 @@ def propagate(flow: Flow, operations: OperationGraph) -> None:
         else:
             op = _operation(node, value, operands, operations)
             count_calls(flow, op)
+            if operations.macs.get(node):
+                macs = operations.macs[node] // flow.batch
+                flow.calls.append(Call(weight=macs, bias=None, times=1, outputs=0, scope=op.scope))
             operands[node] = _apply(flow, op)
+    return operands
 
 
 def _constant(value: Any, why: str) -> Operand:  # noqa: ANN401 - operations return anything

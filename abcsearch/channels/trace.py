@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from abcsearch.channels.rules import RULES
+from abcsearch.channels.rules import RULES, find_rule
 from abcsearch.errors import TraceError
 from abcsearch.rng import torch_seeded
 
@@ -40,6 +41,10 @@ class OperationGraph:
         values: what each node returned on the example input: a torch.Size for a tensor, the value itself for numbers,
             plain tuples of these, None for anything else.
         scopes: the path of the innermost module in whose forward each node happens.
+        macs: multiply-accumulates of linear layers and convolutions inside operations that have no rule but parameters.
+        storages: numbers of the memory that each node's results lie in; views and in-place results share their
+            argument's. Empty for what is no activation.
+        storage_sizes: (node, which of its results, bytes) of the first result in every storage.
         modules: the traced copy's modules by path, in evaluation mode.
         read: path of every layer of which forward itself reads a size attribute or a buffer, and its name.
     """
@@ -47,6 +52,9 @@ class OperationGraph:
     nodes: tuple[fx.Node, ...]
     values: Mapping[fx.Node, Any]
     scopes: Mapping[fx.Node, str]
+    macs: Mapping[fx.Node, int]
+    storages: Mapping[fx.Node, tuple[int, ...]]
+    storage_sizes: tuple[tuple[fx.Node, int, int], ...]
     modules: Mapping[str, nn.Module]
     read: Mapping[str, str]
 
@@ -57,13 +65,63 @@ class _Recorder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.values: dict[fx.Node, Any] = {}
+        self.macs: dict[fx.Node, int] = {}
+        self.storages: dict[fx.Node, tuple[int, ...]] = {}
+        self.storage_sizes: list[tuple[fx.Node, int, int]] = []
         self.current = ""
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - an operation may return anything
         self.current = f"{n.op} {n.target}"
-        result = super().run_node(n)
+        if self._opaque(n):
+            with FlopCounterMode(display=False) as counter:
+                result = super().run_node(n)
+            counts = counter.get_flop_counts().get("Global", {})
+            self.macs[n] = sum(count for kind, count in counts.items() if kind in _LINEAR) // 2
+        else:
+            result = super().run_node(n)
         self.values[n] = _plain(result)
+        self.storages[n] = () if n.op == "get_attr" else self._places(n, result)
         return result
+
+    def _opaque(self, n: fx.Node) -> bool:
+        """Returns whether a node computes with parameters in a way that no rule describes."""
+        if n.op == "call_module":
+            module = self.fetch_attr(str(n.target))
+            return find_rule(type(module)) is None and any(True for _ in module.parameters())
+        uses = any(source.op == "get_attr" for source in n.all_input_nodes)
+        return n.op == "call_function" and uses and find_rule(n.target) is None
+
+    def _places(self, n: fx.Node, result: Any) -> tuple[int, ...]:  # noqa: ANN401 - an operation may return anything
+        """Returns the numbers of the storages of a node's results, new ones where they are in none of its arguments."""
+        weights = {_storage(t) for source in n.all_input_nodes if source.op == "get_attr" for t in _tensors(self.env[source])}
+        known = {
+            _storage(tensor): number
+            for source in n.all_input_nodes
+            for tensor, number in zip(_tensors(self.env[source]), self.storages[source], strict=False)
+        }
+        for index, tensor in enumerate(_tensors(result)):
+            key = _storage(tensor)
+            if key not in known and key not in weights:
+                known[key] = len(self.storage_sizes)
+                self.storage_sizes.append((n, index, tensor.untyped_storage().nbytes()))
+        return tuple(known[_storage(tensor)] for tensor in _tensors(result) if _storage(tensor) not in weights)
+
+
+# What torch calls convolutions and linear layers, as opposed to products of activations.
+_LINEAR = (torch.ops.aten.addmm, torch.ops.aten.mm, torch.ops.aten.convolution)
+
+
+def _tensors(result: Any) -> list[torch.Tensor]:  # noqa: ANN401 - an operation may return anything
+    """Returns a tensor, or the tensors in nested tuples, lists and dicts."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    items = result.values() if isinstance(result, dict) else result
+    return [t for item in items for t in _tensors(item)] if isinstance(result, tuple | list | dict) else []
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """Returns what identifies a tensor's memory while it is alive (also on the meta device)."""
+    return tensor.untyped_storage()._cdata
 
 
 class _Tracer(fx.Tracer):
@@ -102,10 +160,19 @@ def trace_operations(
     twin = _twin(model)
     with torch_seeded(0, "trace"):
         graph, read = _trace(twin.train(training))
-        values = _record(fx.GraphModule(twin.eval(), graph, class_name=type(model).__name__), inputs)
+        recorder = _record(fx.GraphModule(twin.eval(), graph, class_name=type(model).__name__), inputs)
     modules = dict(twin.named_modules())
     scopes = {node: _scope(node) for node in graph.nodes}
-    return OperationGraph(nodes=tuple(graph.nodes), values=values, scopes=scopes, modules=modules, read=read)
+    return OperationGraph(
+        nodes=tuple(graph.nodes),
+        values=recorder.values,
+        scopes=scopes,
+        macs=recorder.macs,
+        storages=recorder.storages,
+        storage_sizes=tuple(recorder.storage_sizes),
+        modules=modules,
+        read=read,
+    )
 
 
 def _scope(node: fx.Node) -> str:
@@ -166,15 +233,15 @@ def _state(twin: nn.Module) -> dict[str, object]:
     }
 
 
-def _record(traced: fx.GraphModule, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
-    """Returns what `OperationGraph.values` promises, from one run on the example input."""
+def _record(traced: fx.GraphModule, inputs: tuple[Any, ...]) -> _Recorder:
+    """Returns the recorder of one run on the example input."""
     recorder = _Recorder(traced)
     names = [str(node.target) for node in traced.graph.nodes if node.op == "placeholder"]
     if len(inputs) > len(names) and not any(name.startswith("*") for name in names):
         msg = f"{traced._get_name()} takes {len(names)} inputs ({', '.join(names)}), the example has {len(inputs)}"
         raise TraceError(msg)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _plain_attention():
             recorder.run(*inputs)
     except Exception as error:
         shapes = ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in inputs if isinstance(x, torch.Tensor))
@@ -183,7 +250,18 @@ def _record(traced: fx.GraphModule, inputs: tuple[Any, ...]) -> dict[fx.Node, An
             f"(at {recorder.current}); pass one batch as forward takes it"
         )
         raise TraceError(msg) from error
-    return recorder.values
+    return recorder
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Switches off the fused attention in the block: what it does inside could not be counted."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,98 @@
+"""Memory of activations: which results of operations are alive at the same time, and how large they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+_ROWS = 1024  # candidates per block of work
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: what it reads and makes, as numbers of storages (views and in-place results share one).
+
+    Attributes:
+        scope: path of the module in whose forward it happens.
+        reads: storages of its arguments.
+        makes: storages of its results.
+    """
+
+    scope: str
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """All activations of one forward pass.
+
+    Attributes:
+        steps: in execution order; the last one reads the network's output.
+        sizes: (n_storages, 1 + n_groups) float64, bytes per image of each storage: constant, and per kept channel.
+        blocks: per residual block that can be dropped: its path, the storage that enters it, and the one that leaves.
+    """
+
+    steps: Sequence[Step] = field(repr=False)
+    sizes: NDArray[np.float64] = field(repr=False)
+    blocks: Sequence[tuple[str, int, int]] = ()
+
+    def peak(self, widths: NDArray[np.int64], kept: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the most bytes that are alive at any operation.
+
+        Args:
+            widths: (n, n_groups) kept channels.
+            kept: (n, n_blocks), 1 or 0 for every block.
+
+        Returns:
+            (n,) int64.
+        """
+        result = np.zeros(len(widths), dtype=np.int64)
+        patterns, which = np.unique(kept, axis=0, return_inverse=True)
+        for index, pattern in enumerate(patterns):
+            rows = np.flatnonzero(which.reshape(-1) == index)
+            alive, storages = _alive(self, tuple(pattern.tolist()))
+            for part in np.array_split(rows, -(-len(rows) // _ROWS)):
+                terms = np.concatenate([np.ones((len(part), 1)), widths[part]], axis=1)
+                result[part] = np.rint((terms @ self.sizes[storages].T @ alive.T).max(axis=1)).astype(np.int64)
+        return result
+
+
+@lru_cache(maxsize=256)
+def _alive(activations: Activations, kept: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Returns which storages are alive at which step, (steps, storages) 0 or 1, and the numbers of these storages."""
+    dropped = [block for block, keep in zip(activations.blocks, kept, strict=True) if not keep]
+    same = {leaves: enters for _, enters, leaves in dropped}
+    gone = tuple(f"{path}." for path, _, _ in dropped)
+
+    def resolved(storages: tuple[int, ...]) -> set[int]:
+        found: set[int] = set()
+        for storage in storages:
+            while storage in same and same[storage] != storage:
+                storage = same[storage]
+            found.add(storage)
+        return found
+
+    steps = [step for step in activations.steps if not gone or not f"{step.scope}.".startswith(gone)]
+    reads, makes = [resolved(s.reads) for s in steps], [resolved(s.makes) for s in steps]
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for index, (read, made) in enumerate(zip(reads, makes, strict=True)):
+        for storage in read | made:
+            first.setdefault(storage, index)
+            last[storage] = index
+    storages = sorted(first)
+    alive = np.zeros((len(steps), len(storages)))
+    for column, storage in enumerate(storages):
+        alive[first[storage] : last[storage] + 1, column] = 1
+    # A step at which nothing more is alive than at its neighbour cannot be the peak alone.
+    less = [(alive[i] <= alive[i + 1]).all() for i in range(len(alive) - 1)]
+    return alive[[*(not lower for lower in less), True]], np.array(storages, dtype=np.int64)
