@@ -74,6 +74,7 @@ def export(
     plan = {
         "format": FORMAT,
         "constructor": {"name": record.name, "options": dict(record.options)},
+        "dropped": _drop(original, model),
         "layers": _changed_sizes(original, model),
         "tensors": _changed_shapes(original, tensors),
         "strides": _strides(tensors),
@@ -124,23 +125,37 @@ def load(directory: str | Path, constructor: Callable[..., nn.Module] | None = N
     except ModelError as error:
         msg = f"{folder}: {error} (pass constructor=, what builds the network before pruning)"
         raise ModelError(msg) from error
-    problems = _fill(model, tensors, plan)
     modules = dict(model.named_modules())
-    problems += [f"{path} is missing" for path in plan["layers"] if path not in modules]
+    problems = [f"{path} is missing" for path in (*plan["dropped"], *plan["layers"]) if path not in modules]
     problems += [
         f"{path} has no number {name}"
         for path, sizes in plan["layers"].items()
-        for name in sizes
-        if path in modules and type(vars(modules[path]).get(name)) is not int
+        for name, value in sizes.items()
+        if path in modules and not _is_size(vars(modules[path]).get(name), value)
     ]
+    for path in plan["dropped"] if not problems else ():
+        model.set_submodule(path, nn.Identity())
+    problems += _fill(model, tensors, plan)
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         msg = f"{folder}: {record.name} does not build the network that was exported, has it changed? {shown}"
         raise ExportError(msg)
     for path, sizes in plan["layers"].items():
         for attribute, value in sizes.items():
-            setattr(modules[path], attribute, value)
+            setattr(modules[path], attribute, tuple(value) if isinstance(value, list) else value)
     return model.eval()
+
+
+def _is_size(found: object, value: int | list[int]) -> bool:
+    """Returns whether an attribute is a number, or as many numbers, as the value that it is to have."""
+    if isinstance(value, list):
+        return _are_sizes(found) and isinstance(found, tuple) and len(found) == len(value)
+    return type(found) is int
+
+
+def _are_sizes(found: object) -> bool:
+    """Returns whether an attribute is a number or a tuple of numbers."""
+    return type(found) is int or (isinstance(found, tuple) and all(type(item) is int for item in found))
 
 
 def _network_maker(record: Constructor) -> Callable[..., nn.Module]:
@@ -178,6 +193,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         if plan["format"] > FORMAT:
             msg = f"export {folder} has format {plan['format']}, this version reads up to {FORMAT}; update abcsearch"
             raise ExportError(msg)
+        plan.setdefault("dropped", [])
         if not all(isinstance(plan[key], dict) for key in ("constructor", "layers", "tensors", "strides")):
             msg = "plan.json does not hold what it should"
             raise TypeError(msg)
@@ -202,8 +218,21 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _changed_sizes(original: nn.Module, model: nn.Module) -> dict[str, dict[str, int]]:
-    """Returns the attributes of layers (out_channels, groups ...) in which a network differs from the original.
+def _drop(original: nn.Module, model: nn.Module) -> list[str]:
+    """Replaces in the original what is an identity in the network to export; returns the paths."""
+    before = dict(original.named_modules())
+    dropped = [
+        path
+        for path, module in model.named_modules()
+        if type(module) is nn.Identity and path in before and type(before[path]) is not nn.Identity
+    ]
+    for path in dropped:
+        original.set_submodule(path, nn.Identity())
+    return dropped
+
+
+def _changed_sizes(original: nn.Module, model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Returns the attributes of layers (out_channels, padding ...) in which a network differs from the original.
 
     Raises:
         ExportError: if the two have other layers.
@@ -217,9 +246,9 @@ def _changed_sizes(original: nn.Module, model: nn.Module) -> dict[str, dict[str,
     if other:
         msg = f"the constructor builds another network than the one to export: {'; '.join(other[:3])}"
         raise ExportError(msg)
-    changed: dict[str, dict[str, int]] = {}
+    changed: dict[str, dict[str, Any]] = {}
     for path, module in after.items():
-        sizes = {name: value for name, value in vars(module).items() if type(value) is int}
+        sizes = {name: value for name, value in vars(module).items() if _are_sizes(value)}
         differing = {name: value for name, value in sizes.items() if vars(before[path]).get(name) != value}
         if differing:
             changed[path] = differing

@@ -46,7 +46,7 @@ class Report:
     Attributes:
         title: what was searched.
         rows: the networks.
-        widths: (group, level, full width, kept width) along the network.
+        widths: (group, level, full width, kept width) along the network; of a block, 1 and whether it is kept.
         notes: how the numbers were measured, and where the run is.
     """
 
@@ -80,7 +80,7 @@ class Report:
 
     def markdown(self) -> str:
         """Returns the report as Markdown."""
-        widths = [["layer", "level", "channels"], *([g, level, f"{c} => {k}"] for g, level, c, k in self.widths)]
+        widths = [["layer", "level", "channels"], *([g, level, _change(level, c, k)] for g, level, c, k in self.widths)]
         parts = [f"# {self.title}", _markdown_table(self.cells()), *self.notes, "## Widths", _markdown_table(widths)]
         return "\n\n".join(parts) + "\n"
 
@@ -122,10 +122,9 @@ def make_report(run: FinishedRun) -> Report:
             run.structures, task.graph.costs.macs(candidates), task.graph.costs.params(candidates), times, strict=True
         )
     )
-    widths = tuple(
-        (group.name, group.kind, group.channels, width)
-        for group, width in zip(task.graph.prunable, run.winner.candidate, strict=True)
-    )
+    levels = [group.kind for group in task.graph.prunable] + ["block"] * len(task.graph.blocks)
+    dimensions = zip(task.space.dimensions, levels, run.winner.candidate, strict=False)
+    widths = tuple((d.name, level, d.full, value) for d, level, value in dimensions)
     tuned = next((score for score in scores.values() if score is not None), None)
     return Report(title=_title(run), rows=rows, widths=widths, notes=_notes(run, threads, tuned))
 
@@ -135,6 +134,11 @@ def write_report(report: Report, run: FinishedRun) -> Path:
     run.folder.write("report.md", lambda path: path.write_text(report.markdown(), encoding="utf-8"))
     run.folder.write_json("report.json", asdict(report))
     return run.folder.path / "report.md"
+
+
+def _change(level: str, full: int, kept: int) -> str:
+    """Returns what became of a width or a block, in words."""
+    return f"{full} => {kept}" if level != "block" else ("kept" if kept else "dropped")
 
 
 def _top1(score: dict[str, Any] | None, when: str) -> float | None:

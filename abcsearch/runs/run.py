@@ -88,7 +88,7 @@ class Task:
         return replace(self, ranking=rank_channels(self.model, self.graph, settings.criterion, seed=settings.seed))
 
     def uniform(self) -> Candidate:
-        """Returns the largest structure inside the budget whose layers all keep the same ratio of their channels.
+        """Returns the largest structure inside the budget whose layers all keep the same ratio, and all blocks.
 
         Widths are floor(ratio * channels), not bound to the choices of the space, so that it comes as close to the
         budget as one ratio can.
@@ -99,6 +99,8 @@ class Task:
         channels = np.array([group.channels for group in self.graph.prunable])
         ratios = np.unique(np.concatenate([np.arange(1, c + 1) / c for c in channels.tolist()]))
         structures = np.maximum(1, np.floor(ratios[:, None] * channels + 1e-9).astype(np.int64))
+        blocks = len(self.space) - len(channels)
+        structures = np.concatenate([structures, np.ones((len(ratios), blocks), dtype=np.int64)], axis=1)
         inside = np.flatnonzero(self.constraint.violation(structures) == 0)
         if not len(inside):
             msg = "no uniform width meets the budget; widen its band"
@@ -154,9 +156,9 @@ class SearchResult:
 
     @cached_property
     def widths(self) -> dict[str, tuple[int, int]]:
-        """Kept and full channels of the best structure by group name."""
-        groups = self.task.graph.prunable
-        return {g.name: (w, g.channels) for g, w in zip(groups, self.best.candidate, strict=True)}
+        """Kept and full channels of the best structure by group name; of a block, whether it is kept (1 or 0) and 1."""
+        dimensions = self.task.space.dimensions
+        return {d.name: (value, d.full) for d, value in zip(dimensions, self.best.candidate, strict=True)}
 
     def model(self) -> nn.Module:
         """Returns the best network: sliced, statistics of its batch norms re-estimated, in evaluation mode."""

@@ -50,14 +50,14 @@ class SpaceOptions:
     Attributes:
         alpha: largest keep ratio.
         step: distance of keep ratios.
-        levels: "filter" (inside blocks), "stage" (residual streams).
+        levels: "filter" (inside blocks), "stage" (residual streams), "block" (whole residual blocks).
         divisor: widths are multiples of it.
         fixed: paths of modules whose output channels all stay.
     """
 
     alpha: float = 0.9
     step: float = 0.1
-    levels: tuple[Literal["filter", "stage"], ...] = ("filter", "stage")
+    levels: tuple[Literal["filter", "stage", "block"], ...] = ("filter", "stage")
     divisor: int = 1
     fixed: tuple[str, ...] = ()
 
