@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """Examples:
 
+  abcsearch inspect resnet56
+
   abcsearch search experiments/digits/config.toml --run-dir runs/digits
 
   abcsearch finetune runs/digits
@@ -272,10 +274,7 @@ def report(run_dir: RunDir) -> None:
         for row in rows:
             table.add_row(*row)
         _out.print(made.title)
-        # No cell is ever cut: a terminal that is too narrow wraps the lines.
-        wide = Console(width=1000, highlight=False, markup=False, emoji=False)
-        wide.width = wide.measure(table).maximum
-        wide.print(table)
+        _print_table(table)
         for note in made.notes:
             _out.print(note)
         _out.print(f"written to {path}")
@@ -299,14 +298,58 @@ def export(
         _out.print(f"exported to {path} ({state}); load it with: abcsearch.load({str(path)!r})")
 
 
+@app.command(epilog="Example: abcsearch inspect torchvision.models:resnet50 --input 3x224x224 --png widths.png")
+def inspect(
+    target: Annotated[
+        str,
+        typer.Argument(help="Name of a model, package.module:callable, or config file.", metavar="MODEL|CONFIG"),
+    ],
+    shape: Annotated[
+        str | None, typer.Option("--input", metavar="CxHxW", help="One input of a MODEL; by default what suits it.")
+    ] = None,
+    overrides: Set = None,
+    png: Annotated[Path | None, typer.Option(help="Draws the widths along the network.", show_default=False)] = None,
+) -> None:
+    """Prints what can be pruned: groups, blocks, choices, shares of macs and params; and why the rest stays.
+
+    For a MODEL, --set changes its options (classes=100) and the space (space.alpha=1).
+    """
+    with _answering():
+        from abcsearch.config import read_inspected
+        from abcsearch.runs.inspection import Inspection, inspect_model
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what has no rule is printed below the table
+            found = inspect_model(*read_inspected(target, shape, overrides or ()))
+        table = Table(*Inspection.HEAD, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for group in found.groups:
+            table.add_row(*group.cells())
+        _print_table(table)
+        for line in found.totals:
+            _out.print(line)
+        for line in found.unsupported:
+            _out.print(f"no rule: {line}")
+        if png is not None:
+            found.draw(png)
+            _out.print(f"drawn in {png}")
+
+
+def _print_table(table: Table) -> None:
+    """Prints a table without ever cutting a cell: a terminal that is too narrow wraps the lines."""
+    wide = Console(width=1000, highlight=False, markup=False, emoji=False)
+    wide.width = wide.measure(table).maximum
+    wide.print(table)
+
+
 def _print_best(result: SearchResult) -> None:
     """Prints the winner of a search: layer before => after, and its costs."""
     task, best = result.task, result.best
     full = task.space.full
     _out.print(f"run folder: {result.run_dir}")
     _out.print(f"best of {len(result.trials)} trials: trial {best.number}, fitness {best.fitness:.4f}")
-    for name, (kept, channels) in result.widths.items():
-        _out.print(f"  {name}: {channels} => {kept}")
+    for dimension, (name, (kept, channels)) in zip(task.space.dimensions, result.widths.items(), strict=True):
+        change = ("kept" if kept else "dropped") if dimension.kind == "block" else f"{channels} => {kept}"
+        _out.print(f"  {name}: {change}")
     for name in ("macs", "params"):
         cost = getattr(task.graph.costs, name)
         before, after = int(cost([full])[0]), int(cost([best.candidate])[0])

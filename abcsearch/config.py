@@ -19,19 +19,24 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from abcsearch.budget import Budget
+from abcsearch.channels.graph import LEVELS
 from abcsearch.channels.ranking import CRITERIA
-from abcsearch.data.registry import check_data_options
+from abcsearch.data.registry import check_data_options, load_data
 from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS
+from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
 from abcsearch.runs.settings import LOWEST, ModelSettings, Part, RunConfig, SpaceOptions, check_base, check_lowest
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.loop import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from torch import nn
 
     from abcsearch.evaluation.registry import EvaluatorEntry
     from abcsearch.searchers.registry import SearcherEntry
@@ -107,6 +112,43 @@ def parse_recipe(overrides: Sequence[str], recipe: Recipe) -> Recipe:
     for override in overrides:
         _override(plain, override if override.startswith("finetune.") else f"finetune.{override}")
     return _record(Recipe, plain["finetune"], "finetune")
+
+
+def read_inspected(
+    target: str, shape: str | None, overrides: Sequence[str]
+) -> tuple[nn.Module, torch.Tensor, SpaceOptions]:
+    """Returns the network that `inspect` is asked about, one example input, and the space that would be searched.
+
+    Args:
+        target: the path of a config file; otherwise a model's name or package.module:callable.
+        shape: "3x224x224", or None for the config's data, or for what suits the model.
+        overrides: of a config, as in `read_config`; of a model, its options, and space.key=value.
+
+    Raises:
+        ConfigError: if the shape or the overrides cannot be read.
+        ModelError, DataError: if the network cannot be built, or the data not read.
+    """
+    if target.endswith(".toml") or Path(target).is_file():
+        config = read_config(target, overrides)
+        given = None if shape is None else _example(shape)
+        example = load_data(config.data.name, **config.data.options).example if given is None else given
+        return config.model.build(config.seed).eval(), example, config.space
+    plain: dict[str, Any] = {"model": {"name": target}, "space": {"levels": list(LEVELS)}}
+    for override in overrides:
+        prefixed = override.startswith(("space.", "model."))
+        _override(plain, override if prefixed else f"model.{override}")
+    settings, space = _section("model", plain["model"]), _section("space", plain["space"])
+    example = _example("x".join(map(str, INPUT_SHAPES.get(target, IMAGENET_SHAPE))) if shape is None else shape)
+    return settings.build(0).eval(), example, space
+
+
+def _example(shape: str) -> torch.Tensor:
+    """Returns a batch of one input of zeros for "3x224x224"."""
+    sizes = shape.lower().split("x")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        msg = f"--input is the shape of one input, such as 3x224x224, found {shape!r}"
+        raise ConfigError(msg)
+    return torch.zeros(1, *(int(size) for size in sizes))
 
 
 def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a record out

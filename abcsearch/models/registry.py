@@ -35,6 +35,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "shufflenet_v2_x0_5_cifar": shufflenet_v2_x0_5_cifar,
 }
 
+# Shape of one input, (channels, height, width), where it is not that of an ImageNet photo.
+INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
+    **dict.fromkeys((name for name in MODELS if name != "mobilenet_v1"), (3, 32, 32)),
+    "small_resnet": (1, 8, 8),
+}
+IMAGENET_SHAPE = (3, 224, 224)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Constructor:

@@ -1,0 +1,173 @@
+"""What can be pruned in a network: its groups and blocks as a table, its costs, a drawing of its widths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from abcsearch.channels.groups import trace_channels
+from abcsearch.errors import TraceError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.runs.settings import SpaceOptions
+
+_COLORS = {"filter": "tab:blue", "stage": "tab:orange", "fixed": "tab:gray"}
+_NAMED = 60  # groups up to which the drawing names each
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectedGroup:
+    """One group or block.
+
+    Attributes:
+        name: of the group or block.
+        level: "filter", "stage" or "block".
+        channels: how many it has (1 for a block).
+        choices: values that a search may give it; empty if it is fixed.
+        macs: share of the network's macs that goes if it alone is cut to one channel (a block: dropped); None if fixed.
+        params: likewise.
+        fixed: why it stays, or None.
+    """
+
+    name: str
+    level: str
+    channels: int
+    choices: tuple[int, ...]
+    macs: float | None
+    params: float | None
+    fixed: str | None
+
+    def cells(self) -> list[str]:
+        """Returns the table's cells: name, level, channels, choices, share of macs, of params, why fixed."""
+        shares = ["" if share is None else f"{share:.1%}" for share in (self.macs, self.params)]
+        if self.level == "block":
+            return [self.name, self.level, "", "keep, drop" if self.choices else "", *shares, self.fixed or ""]
+        spread = f"{self.choices[0]} ... {self.choices[-1]} ({len(self.choices)})" if len(self.choices) > 2 else ""
+        choices = spread or ", ".join(map(str, self.choices))
+        return [self.name, self.level, str(self.channels), choices, *shares, self.fixed or ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What can be pruned in a network.
+
+    Attributes:
+        groups: all groups in network order, fixed ones included; then the blocks.
+        totals: lines of text: costs, what is prunable, size of the space.
+        unsupported: operations without a rule, with the reason each.
+    """
+
+    groups: tuple[InspectedGroup, ...]
+    totals: tuple[str, ...]
+    unsupported: tuple[str, ...]
+
+    HEAD = ("group", "level", "channels", "choices", "macs", "params", "fixed because")
+
+    def draw(self, path: Path) -> None:
+        """Draws the widths along the network as a PNG file.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        from matplotlib.figure import Figure
+
+        groups = [group for group in self.groups if group.level != "block"]
+        kinds = ["fixed" if group.fixed else group.level for group in groups]
+        figure = Figure(figsize=(max(6.0, min(16.0, 2 + 0.22 * len(groups))), 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        axes.bar(range(len(groups)), [g.channels for g in groups], color=[_COLORS[kind] for kind in kinds], width=0.8)
+        for kind, color in _COLORS.items():
+            if kind in kinds:
+                axes.bar([0], [0], color=color, label=kind)
+        axes.legend(title="level")
+        axes.set_ylabel("channels")
+        axes.set_xlim(-0.6, len(groups) - 0.4)
+        if len(groups) <= _NAMED:
+            axes.set_xticks(range(len(groups)), [g.name for g in groups], rotation=90, fontsize=7)
+        else:
+            axes.set_xlabel("groups in network order")
+        axes.set_title("\n".join(self.totals[:1]), fontsize=9)
+        figure.savefig(path, dpi=150, format="png")
+
+
+def inspect_model(model: nn.Module, example_input: torch.Tensor, options: SpaceOptions) -> Inspection:
+    """Returns what can be pruned in a network; nothing to prune is no error here.
+
+    Args:
+        model: the network; not changed.
+        example_input: one batch.
+        options: the space that would be searched.
+
+    Raises:
+        TraceError: if the network cannot be traced.
+    """
+    graph = trace_channels(model, example_input, fixed=options.fixed)
+    try:
+        space = graph.space(options.alpha, options.step, options.levels, options.divisor)
+        choices, size = {d.name: d.choices for d in space.dimensions}, space.size
+    except TraceError:  # nothing at these levels: said in the table, group by group
+        choices, size = {}, 1
+    blocks = [block.name for block in graph.blocks]
+    names = [group.name for group in graph.prunable] + blocks
+    saved = {kind: dict(zip(names, _saved(graph, kind), strict=True)) for kind in ("macs", "params")}
+    searched = set(options.levels)
+    groups = [
+        InspectedGroup(
+            name=group.name,
+            level=group.kind,
+            channels=group.channels,
+            choices=choices.get(group.name, ()) if group.kind in searched else (group.channels,),
+            macs=saved["macs"].get(group.name),
+            params=saved["params"].get(group.name),
+            fixed=group.fixed,
+        )
+        for group in graph.groups
+    ]
+    groups += [
+        InspectedGroup(
+            name=name,
+            level="block",
+            channels=1,
+            choices=choices.get(name, ()),
+            macs=saved["macs"][name],
+            params=saved["params"][name],
+            fixed=None if "block" in searched else "level not searched",
+        )
+        for name in blocks
+    ]
+    shape = "x".join(map(str, example_input.shape[1:]))
+    return Inspection(groups=tuple(groups), totals=_totals(graph, shape, size), unsupported=graph.unsupported)
+
+
+def _saved(graph: ChannelGraph, kind: str) -> NDArray[np.float64]:
+    """Returns, per prunable group and block, the share of a cost that goes if it alone is cut to the least."""
+    full = np.array([*(group.channels for group in graph.prunable), *(1 for _ in graph.blocks)], dtype=np.int64)
+    cut = np.tile(full, (len(full), 1))
+    np.fill_diagonal(cut, [*(1 for _ in graph.prunable), *(0 for _ in graph.blocks)])
+    costs = getattr(graph.costs, kind)(np.concatenate([full[None], cut]))
+    return 1 - costs[1:] / max(int(costs[0]), 1)
+
+
+def _totals(graph: ChannelGraph, shape: str, size: int) -> tuple[str, ...]:
+    """Returns the lines below the table."""
+    full = [group.channels for group in graph.prunable]
+    least = [[1] * len(full) + [0] * len(graph.blocks)]
+    macs, params, peak = (
+        int(cost([full])[0]) for cost in (graph.costs.macs, graph.costs.params, graph.costs.peak_activation)
+    )
+    shares = [1 - int(cost(least)[0]) / max(1, all_) for cost, all_ in ((graph.costs.macs, macs), (graph.costs.params, params))]
+    return (
+        f"{macs:,} macs, {params:,} params, peak activation {peak / 1024:,.0f} KiB for one {shape} input",
+        f"{len(full)} of {len(graph.groups)} groups prunable, {len(graph.blocks)} blocks can be dropped; "
+        f"prunable share: {shares[0]:.1%} of macs, {shares[1]:.1%} of params",
+        f"{size:,} structures in the space" if size < 10**9 else f"10^{len(str(size)) - 1} structures in the space",
+    )
