@@ -2,7 +2,7 @@
 
 A criterion of your own is an entry of `CRITERIA`; whoever names it then gets it, a config file too:
 
-    CRITERIA["spread"] = ActivationCriterion(lambda maps: maps.std(dim=(2, 3)))
+    CRITERIA["strength"] = ActivationCriterion(lambda maps: maps.abs().mean(dim=(2, 3)))
 
 `WeightCriterion` sees weights only, `ActivationCriterion` the feature maps that the next layers get,
 `GradientCriterion` weights and their gradients; a subclass of `Criterion` sees everything.

@@ -136,9 +136,22 @@ def run_batches(twin: nn.Module, data: Any, seed: int, step: Callable[[Batch], N
             except AbcSearchError:
                 raise
             except Exception as error:  # forward is the user's: anything can go wrong in it
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                msg = f"data do not fit the network: it fails on images {batch.text}: {reason}"
+                msg = f"data do not fit the network: it fails on images {batch.text}: {_reason(error)}"
                 raise RankingError(msg) from error
+
+
+def _reason(error: Exception) -> str:
+    """Returns the first line of an error's text, or its class where there is no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _applied(name: str, function: Callable[..., torch.Tensor], *values: torch.Tensor) -> torch.Tensor:
+    """Calls a criterion's function; raises RankingError with its name where it fails."""
+    try:
+        return function(*values)
+    except Exception as error:  # it may be the user's
+        msg = f"{name} of the criterion fails on {', '.join(str(tuple(v.shape)) for v in values)}: {_reason(error)}"
+        raise RankingError(msg) from error
 
 
 def twin_of(model: nn.Module) -> nn.Module:
@@ -170,7 +183,7 @@ class _Consumer:
         if not bool(torch.isfinite(maps).all()):
             msg = f"the input of {layer} is not finite; check the trained weights and the data"
             raise RankingError(msg)
-        values = self._per_image(maps)
+        values = _applied("per_image", self._per_image, maps)
         if values.shape != maps.shape[:2]:
             msg = (
                 f"per_image returns one number per image and channel, {tuple(maps.shape[:2])}, for feature maps "
@@ -203,7 +216,7 @@ class _Consumer:
             return None
         if self._over_images is mean_over_images:
             return self._total / self._count
-        return self._over_images(torch.cat(self._kept))
+        return _applied("over_images", self._over_images, torch.cat(self._kept))
 
 
 def _side(count: int) -> int:
@@ -306,7 +319,12 @@ def gradient_scores(
         count += images
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
             if gradient is not None:
-                values = per_weight(weight.detach().double(), gradient.double())
+                values = _applied("per_weight", per_weight, weight.detach().double(), gradient.double())
+                if values.shape != weight.shape:
+                    msg = (
+                        f"per_weight returns one number per element, {tuple(weight.shape)}, found {tuple(values.shape)}"
+                    )
+                    raise RankingError(msg)
                 totals[name] += images * values.reshape(len(weight), -1).sum(dim=1).cpu()
 
     run_batches(twin, data, seed, step)
