@@ -12,6 +12,7 @@ from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.groups import trace_channels
 from abcsearch.cli import app
 from abcsearch.config import parse_config
+from abcsearch.runs.ranking import RANKING_IMAGES
 from abcsearch.searchers.registry import SEARCHERS
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +72,7 @@ def test_every_criterion_is_in_the_table():
     for name, entry in CRITERIA.items():
         row = f"| `{name}` | {entry.description} | {entry.needs or 'no'} | {entry.source} |"
         assert row.replace("  |", " |") in table, row
+    assert f"data get {RANKING_IMAGES} unaugmented training images" in table
 
 
 def test_criterion_example_runs(tiny_model, tiny_data, monkeypatch):

@@ -218,6 +218,26 @@ def test_shared_readers_are_seen_at_every_use():
     np.testing.assert_allclose(scores, [0.25, 1.0])
 
 
+def test_readers_may_be_called_by_keyword_and_without_a_batch():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 3, 1), nn.Conv2d(3, 2, 1)
+            self.keyword = False
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return self.second(input=x) if self.keyword else self.second(x)
+
+    model = Keyword()
+    model.first.weight.data[:], model.first.bias.data[:] = 1.0, torch.tensor([1.0, -1.5, 0.0])
+    graph = trace_channels(model, ramp(1))
+    model.keyword = True
+    x = torch.tensor([[0.0, 1.0], [2.0, 3.0]])[None]
+    for data in (x[None], [x]):
+        np.testing.assert_allclose(rank_channels(model, graph, "apoz", data=data).scores[0], [1, 0.5, 0.75])
+
+
 # --- hrank ---
 
 
@@ -272,6 +292,15 @@ def test_entropy_of_batches_is_that_of_all_images():
     graph = trace_channels(model, ramp(1))
     batches = list(ramp().split(3))
     np.testing.assert_allclose(rank_channels(model, graph, "entropy", data=batches).scores[0], [math.log(4), 0])
+
+
+def test_entropy_is_of_the_mean_over_positions():
+    x = ramp().clone()
+    x[:, :, 0, 0] = 100  # the largest entry of every image
+    x[:, :, 0, 1] -= 100 - x[:, :, 1, 1]  # the mean is that of the ramp again
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Identity(), nn.Conv2d(2, 2, 1))
+    model[0].weight.data[:], model[0].bias.data[:] = 1.0, 0.0
+    np.testing.assert_allclose(ranked(model, "entropy", x).scores[0], math.log(4))
 
 
 def test_entropy_bins():
