@@ -236,6 +236,7 @@ def test_readers_may_be_called_by_keyword_and_without_a_batch():
     x = torch.tensor([[0.0, 1.0], [2.0, 3.0]])[None]
     for data in (x[None], [x]):
         np.testing.assert_allclose(rank_channels(model, graph, "apoz", data=data).scores[0], [1, 0.5, 0.75])
+        np.testing.assert_allclose(rank_channels(model, graph, "hrank", data=data).scores[0], [2, 1, 2])
 
 
 # --- hrank ---
