@@ -23,8 +23,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from abcsearch.budget import Budget
+from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.graph import LEVELS
-from abcsearch.channels.ranking import CRITERIA
 from abcsearch.data.registry import check_data_options, load_data
 from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS
@@ -157,8 +157,8 @@ def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a
         return _named(key, value)
     if key in _SECTIONS:
         return _record(_SECTIONS[key], _table(key, value), key)
-    if key == "criterion" and value not in [*CRITERIA, "random"]:
-        raise ConfigError(unknown_name("criterion", str(value), [*CRITERIA, "random"]))
+    if key == "criterion" and value not in [*CRITERIA]:  # a list, since the value may be anything
+        raise ConfigError(unknown_name("criterion", str(value), CRITERIA))
     value = _typed(key, get_type_hints(RunConfig)[key], value)
     if key in LOWEST:
         check_lowest(key, value)

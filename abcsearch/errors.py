@@ -38,7 +38,7 @@ class UnsupportedOpError(TraceError):
 
 
 class RankingError(AbcSearchError):
-    """Channels cannot be ranked: unknown criterion, or weights that are not finite."""
+    """Channels cannot be ranked: unknown criterion, data missing or unfit, or a score that is not finite."""
 
 
 class ConfigError(AbcSearchError):

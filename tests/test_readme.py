@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from abcsearch.channels.criteria import CRITERIA
+from abcsearch.channels.groups import trace_channels
 from abcsearch.cli import app
 from abcsearch.config import parse_config
+from abcsearch.runs.ranking import RANKING_IMAGES
 from abcsearch.searchers.registry import SEARCHERS
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +24,7 @@ def blocks(language):
 
 
 def test_python_example_runs_and_is_short(tmp_path):
-    net, example = blocks("python")
+    net, example, _ = blocks("python")
     assert net.startswith("# mynet.py\n")
     (tmp_path / "mynet.py").write_text(net)
     (tmp_path / "example.py").write_text(example)
@@ -62,6 +65,25 @@ def test_every_searcher_is_in_the_table():
     table = README.split("## Algorithms")[1].split("## ")[0]
     for name in SEARCHERS:
         assert f"`{name}`" in table
+
+
+def test_every_criterion_is_in_the_table():
+    table = README.split("## Criteria")[1].split("## ")[0]
+    for name, entry in CRITERIA.items():
+        row = f"| `{name}` | {entry.description} | {entry.needs or 'no'} | {entry.source} |"
+        assert row.replace("  |", " |") in table, row
+    assert f"data get {RANKING_IMAGES} unaugmented training images" in table
+
+
+def test_criterion_example_runs(tiny_model, tiny_data, monkeypatch):
+    example = blocks("python")[2]
+    graph = trace_channels(tiny_model, tiny_data.example)
+    split = tiny_data.train
+    known = {"model": tiny_model, "graph": graph, "images": split.images, "labels": split.labels}
+    (name,) = re.findall(r'CRITERIA\["(\w+)"\]', example)
+    monkeypatch.setitem(CRITERIA, name, None)  # so that it is gone afterwards
+    exec(example, known)
+    assert known["ranking"].criterion == name
 
 
 def test_config_example_parses(tmp_path, monkeypatch):

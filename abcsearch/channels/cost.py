@@ -148,7 +148,9 @@ class CostModel:
             block = rows[start : start + _ROWS]
             terms = np.concatenate([np.ones((len(block), 1)), block[:, :widths]], axis=1)
             # The last column is for what is in no block: never dropped.
-            kept = np.concatenate([block[:, widths:], np.ones((len(block), 1 + widths + self._blocks - rows.shape[1]))], 1)
+            kept = np.concatenate(
+                [block[:, widths:], np.ones((len(block), 1 + widths + self._blocks - rows.shape[1]))], 1
+            )
             elements = kept[:, own] * constant if self._blocks else np.broadcast_to(constant, (len(block), len(own)))
             for factor in factors:
                 elements = elements * (terms @ factor.T)

@@ -228,10 +228,21 @@ def _member(key: tuple[str, int], channels: NDArray[np.int64]) -> Member:
 
 
 def _group_name(flow: Flow, classes: Classes, labels: list[int]) -> str:
-    """Returns the first module that computes the channels, with their range if it computes others too."""
+    """Returns the first module that computes the channels, with their ranges if it computes others too."""
     wanted = set(labels)
     for path, start, count in flow.producers:
         own = [i for i, label in enumerate(classes.label[start : start + count].tolist()) if label in wanted]
         if own:
-            return path if len(own) == count else f"{path}[{own[0]}:{own[-1] + 1}]"
+            return path if len(own) == count else f"{path}[{_ranges(own)}]"
     raise TraceError(f"no module computes channels {labels}")
+
+
+def _ranges(indices: list[int]) -> str:
+    """Returns ascending indices as ranges: "0:8,24:32"; of many ranges the first, and how many channels follow."""
+    breaks = np.flatnonzero(np.diff(indices) > 1) + 1
+    runs = [f"{run[0]}:{run[-1] + 1}" for run in np.split(np.array(indices), breaks)]
+    return (
+        ",".join(runs)
+        if len(runs) <= 3
+        else f"{runs[0]} and {len(indices) - len(range(*map(int, runs[0].split(':'))))} more"
+    )

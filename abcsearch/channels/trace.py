@@ -93,7 +93,9 @@ class _Recorder(fx.Interpreter):
 
     def _places(self, n: fx.Node, result: Any) -> tuple[int, ...]:  # noqa: ANN401 - an operation may return anything
         """Returns the numbers of the storages of a node's results, new ones where they are in none of its arguments."""
-        weights = {_storage(t) for source in n.all_input_nodes if source.op == "get_attr" for t in _tensors(self.env[source])}
+        weights = {
+            _storage(t) for source in n.all_input_nodes if source.op == "get_attr" for t in _tensors(self.env[source])
+        }
         known = {
             _storage(tensor): number
             for source in n.all_input_nodes

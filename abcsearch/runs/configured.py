@@ -55,7 +55,7 @@ def run_config(
     if config.model.checkpoint is not None and not folder.base.exists():
         load_checkpoint(model, config.model.checkpoint)
     # Refuse what cannot work before anything is written or trained: only the ranking depends on the weights.
-    task = Task.of(model, data, config)
+    task = Task.of(model, data, config, trained=False)
     Parts.of(task, config)
     for recipe in (config.pretrain, config.finetune):
         if recipe is not None:

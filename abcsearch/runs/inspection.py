@@ -164,7 +164,10 @@ def _totals(graph: ChannelGraph, shape: str, size: int) -> tuple[str, ...]:
     macs, params, peak = (
         int(cost([full])[0]) for cost in (graph.costs.macs, graph.costs.params, graph.costs.peak_activation)
     )
-    shares = [1 - int(cost(least)[0]) / max(1, all_) for cost, all_ in ((graph.costs.macs, macs), (graph.costs.params, params))]
+    shares = [
+        1 - int(cost(least)[0]) / max(1, all_)
+        for cost, all_ in ((graph.costs.macs, macs), (graph.costs.params, params))
+    ]
     return (
         f"{macs:,} macs, {params:,} params, peak activation {peak / 1024:,.0f} KiB for one {shape} input",
         f"{len(full)} of {len(graph.groups)} groups prunable, {len(graph.blocks)} blocks can be dropped; "

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from abcsearch.channels.groups import ChannelGraph, trace_channels
-from abcsearch.channels.ranking import Ranking, rank_channels
+from abcsearch.channels.ranking import Ranking
 from abcsearch.data.splits import Data
 from abcsearch.errors import DataError, ModelError, RunError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
@@ -21,6 +21,7 @@ from abcsearch.execution.serial import SerialExecutor
 from abcsearch.rng import numpy_stream
 from abcsearch.runs.folder import FORMAT, RunFolder, environment
 from abcsearch.runs.loop import Loop, Progress, logged, silent
+from abcsearch.runs.ranking import rank_for_run
 from abcsearch.runs.settings import FREE, Part, SearchSettings, SpaceOptions, differences, to_plain
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.registry import make_searcher
@@ -61,8 +62,14 @@ class Task:
     ranking: Ranking
 
     @classmethod
-    def of(cls, model: nn.Module, data: Data, settings: SearchSettings) -> Task:
+    def of(cls, model: nn.Module, data: Data, settings: SearchSettings, *, trained: bool = True) -> Task:
         """Traces and ranks the network and binds the budget.
+
+        Args:
+            model: the network.
+            data: its data.
+            settings: of the run.
+            trained: whether the weights are final; if not, the ranking is a draft (see `reranked`).
 
         Raises:
             TraceError, CandidateError, RankingError, BudgetError: if the network, the space or the budget does not do.
@@ -80,12 +87,12 @@ class Task:
         constraint = settings.budget.bind(space, graph.costs)
         # Bounds that can be met one by one may still exclude each other: find one structure before anything is trained.
         constraint.repair(space.nearest(space.full), numpy_stream(settings.seed, "feasible"))
-        ranking = rank_channels(model, graph, settings.criterion, seed=settings.seed)
+        ranking = rank_for_run(model, graph, data, settings, draft=not trained)
         return cls(model=model, data=data, graph=graph, space=space, constraint=constraint, ranking=ranking)
 
     def reranked(self, settings: SearchSettings) -> Task:
         """Returns the task after its model has been trained: only the ranking depends on the weights."""
-        return replace(self, ranking=rank_channels(self.model, self.graph, settings.criterion, seed=settings.seed))
+        return replace(self, ranking=rank_for_run(self.model, self.graph, self.data, settings))
 
     def uniform(self) -> Candidate:
         """Returns the largest structure inside the budget whose layers all keep the same ratio, and all blocks.

@@ -1,0 +1,356 @@
+"""What a trained network does on data: responses at the inputs of layers, gradients of the loss; one pass each.
+
+All of it on a copy in evaluation mode: the caller's model, its statistics and gradients and torch's global random state
+stay as they are, also when the data or the network raises.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import nn
+
+from abcsearch.errors import AbcSearchError, RankingError
+from abcsearch.rng import torch_seeded
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from abcsearch.channels.graph import ChannelGraph, Member
+
+BATCH_SIZE = 64  # images per pass where the caller gives two tensors instead of batches
+_Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+
+# Feature maps (images, channels, height, width) of one batch -> one number per image and channel.
+PerImage = Callable[[torch.Tensor], torch.Tensor]
+# Those numbers of all images, (images, channels) float64 -> (channels,) scores.
+OverImages = Callable[[torch.Tensor], torch.Tensor]
+# A weight and its gradient -> one number per element.
+PerWeight = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch of data.
+
+    Attributes:
+        inputs: the positional arguments of forward, images first.
+        labels: (n,) classes, where the data have them.
+    """
+
+    inputs: tuple[torch.Tensor, ...]
+    labels: torch.Tensor | None
+
+    @classmethod
+    def of(cls, value: object) -> Batch:
+        """Returns the batch for images, (images,) or (images, labels); images may be a tuple of several inputs.
+
+        Raises:
+            RankingError: if it is something else.
+        """
+        parts = tuple(value) if isinstance(value, tuple | list) else (value,)
+        images, labels = (*parts, None, None)[:2]
+        given = images if isinstance(images, tuple | list) else (images,)
+        inputs = tuple(x for x in given if isinstance(x, torch.Tensor) and x.ndim)
+        wrong = not inputs or len(inputs) < len(given)
+        if wrong or len(parts) > 2 or not isinstance(labels, torch.Tensor | None):
+            found = ", ".join(type(part).__name__ for part in parts)
+            msg = f"a batch of data is images or (images, labels), all torch tensors, found ({found})"
+            raise RankingError(msg)
+        return cls(inputs=inputs, labels=labels)
+
+    @property
+    def text(self) -> str:
+        """Shapes and types of the inputs, for messages."""
+        return ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in self.inputs)
+
+
+def read_batches(data: Any) -> Iterator[Batch]:  # noqa: ANN401 - whatever the user brings
+    """Yields the batches of some data, each once, in their order; batches without an image are skipped.
+
+    Args:
+        data: an iterable of batches (a DataLoader), or all of it in two tensors, (images, labels), which are cut into
+            batches of `BATCH_SIZE`. A batch is what `Batch.of` takes.
+
+    Raises:
+        RankingError: if it is something else, or there is no image in it.
+    """
+    if isinstance(data, torch.Tensor):
+        data = data.split(BATCH_SIZE)
+    elif isinstance(data, tuple | list) and len(data) == 2 and _labelled(*data):
+        data = zip(data[0].split(BATCH_SIZE), data[1].split(BATCH_SIZE), strict=True)
+    if not isinstance(data, Iterable):
+        msg = f"data is an iterable of (images, labels) batches, or two tensors, found {type(data).__name__}"
+        raise RankingError(msg)
+    count = 0
+    for value in data:
+        batch = Batch.of(value)
+        if len(batch.inputs[0]):
+            count += 1
+            yield batch
+    if not count:
+        msg = "data is empty: there is no image in it; an iterator can be used only once"
+        raise RankingError(msg)
+
+
+def _labelled(images: object, labels: object) -> bool:
+    """Returns whether two things are all images and all labels, rather than two batches of images.
+
+    Raises:
+        RankingError: if they are, but not equally many.
+    """
+    if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor) or labels.ndim != 1:
+        return False
+    if len(images) != len(labels):
+        msg = f"data has {len(images)} images and {len(labels)} labels"
+        raise RankingError(msg)
+    return True
+
+
+def run_batches(twin: nn.Module, data: Any, seed: int, step: Callable[[Batch], None]) -> None:  # noqa: ANN401
+    """Calls `step` on every batch, moved to the device of a network, and says which batch did not do.
+
+    Args:
+        twin: a copy of the user's network.
+        data: as `read_batches` takes it.
+        seed: of what the data and forward draw from torch's global generators (shuffling, dropout that is always on).
+        step: runs the network.
+
+    Raises:
+        RankingError: if the data are none, or the network does not run on them.
+    """
+    device = next((tensor.device for tensor in (*twin.parameters(), *twin.buffers())), torch.device("cpu"))
+    with torch_seeded(seed, "ranking data"):
+        for batch in read_batches(data):
+            # The layout decides the order of summation: one for all, whatever the data come in.
+            inputs = tuple(x.to(device).contiguous() for x in batch.inputs)
+            try:
+                step(Batch(inputs=inputs, labels=batch.labels))
+            except AbcSearchError:
+                raise
+            except Exception as error:  # forward is the user's: anything can go wrong in it
+                msg = f"data do not fit the network: it fails on images {batch.text}: {_reason(error)}"
+                raise RankingError(msg) from error
+
+
+def _reason(error: Exception) -> str:
+    """Returns the first line of an error's text, or its class where there is no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _applied(name: str, function: Callable[..., torch.Tensor], *values: torch.Tensor) -> torch.Tensor:
+    """Calls a criterion's function; raises RankingError with its name where it fails."""
+    try:
+        return function(*values)
+    except Exception as error:  # it may be the user's
+        msg = f"{name} of the criterion fails on {', '.join(str(tuple(v.shape)) for v in values)}: {_reason(error)}"
+        raise RankingError(msg) from error
+
+
+def twin_of(model: nn.Module) -> nn.Module:
+    """Returns a copy of a network in evaluation mode, its weights in one layout."""
+    twin = copy.deepcopy(model).eval()
+    return twin.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue] - overload without it
+
+
+def mean_over_images(values: torch.Tensor) -> torch.Tensor:
+    """Returns the mean over images: (images, channels) -> (channels,)."""
+    return values.mean(dim=0)
+
+
+class _Consumer:
+    """The input of one layer: which entries of it are a group's channels, and what has been seen of them."""
+
+    def __init__(self, member: Member, channels: int, per_image: PerImage, over_images: OverImages) -> None:
+        order = np.argsort(member.channels, kind="stable")
+        self._entries = torch.from_numpy(member.entries[order])
+        self._channels = channels
+        self._per_image, self._over_images = per_image, over_images
+        self._total = torch.zeros(channels, dtype=torch.float64)
+        self._count = 0
+        self._kept: list[torch.Tensor] = []
+
+    def see(self, layer: _Layer, x: torch.Tensor) -> None:
+        """Takes in the input of the layer on one batch."""
+        maps = self._maps(x, spatial=layer.weight.ndim - 2)
+        if not bool(torch.isfinite(maps).all()):
+            msg = f"the input of {layer} is not finite; check the trained weights and the data"
+            raise RankingError(msg)
+        values = _applied("per_image", self._per_image, maps)
+        if values.shape != maps.shape[:2]:
+            msg = (
+                f"per_image returns one number per image and channel, {tuple(maps.shape[:2])}, for feature maps "
+                f"{tuple(maps.shape)}, found {tuple(values.shape)}"
+            )
+            raise RankingError(msg)
+        values = values.double().cpu()
+        self._count += len(values)
+        if self._over_images is mean_over_images:
+            self._total += values.sum(dim=0)  # nothing to keep: any number of images in the same memory
+        else:
+            self._kept.append(values)
+
+    def _maps(self, x: torch.Tensor, spatial: int) -> torch.Tensor:
+        """Returns the group's channels in an input as (images, channels, height, width).
+
+        Several entries of a channel and all but the last axis are stacked along the height. Where a linear layer reads
+        flattened maps, their height and width are not known: the most square ones are taken.
+        """
+        x = x if x.ndim > spatial + 1 else x[None]
+        x = x.movedim(-1 - spatial, 1).index_select(1, self._entries.to(x.device))
+        each = len(self._entries) // self._channels
+        *rest, width = x.shape[2:] if x.ndim > 2 else (each // _side(each),)
+        height = math.prod(rest) * each if x.ndim > 2 else _side(each)
+        return x.reshape(len(x), self._channels, height, width)
+
+    def scores(self) -> torch.Tensor | None:
+        """Returns (channels,) scores over all that was seen; None if the layer was not used."""
+        if not self._count:
+            return None
+        if self._over_images is mean_over_images:
+            return self._total / self._count
+        return _applied("over_images", self._over_images, torch.cat(self._kept))
+
+
+def _side(count: int) -> int:
+    """Returns the largest divisor of a number that is not above its square root."""
+    return next(side for side in range(math.isqrt(count), 0, -1) if count % side == 0)
+
+
+def response_scores(
+    model: nn.Module,
+    graph: ChannelGraph,
+    data: Any,  # noqa: ANN401 - see read_batches
+    seed: int,
+    per_image: PerImage,
+    over_images: OverImages,
+) -> list[NDArray[np.float64] | None]:
+    """Returns scores of every prunable group from what the layers that read its channels get.
+
+    Looked at are the inputs of `Conv1d`, `Conv2d`, `Conv3d` (one conv_group) and `Linear` modules; where several read a
+    group's channels, the score is the mean over them, which keeps its unit and does not favour a channel for the
+    number of its readers.
+
+    Args:
+        model: the network; not changed.
+        graph: its channel groups.
+        data: as `read_batches` takes it.
+        seed: see `run_batches`.
+        per_image: see `PerImage`.
+        over_images: see `OverImages`.
+
+    Returns:
+        Per prunable group (channels,) float64, or None where no such module reads it.
+
+    Raises:
+        RankingError: if the data are none, do not fit the network, or make it return what is not finite.
+    """
+    twin = twin_of(model)
+    tensors = graph.tensors(twin)
+    found: list[list[_Consumer]] = []
+    readers: dict[int, list[_Consumer]] = {}
+    for group in graph.prunable:
+        members = [m for m in group.members if m.axis == 1]
+        found.append([_Consumer(m, group.channels, per_image, over_images) for m in members])
+        for member, consumer in zip(members, found[-1], strict=True):
+            readers.setdefault(id(tensors[member.parameter]), []).append(consumer)
+
+    def look(layer: _Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for consumer in readers[id(layer.weight)]:
+            consumer.see(layer, args[0] if args else kwargs["input"])
+
+    for module in twin.modules():
+        if isinstance(module, _Layer) and getattr(module, "groups", 1) == 1 and id(module.weight) in readers:
+            module.register_forward_pre_hook(look, with_kwargs=True)
+
+    def step(batch: Batch) -> None:
+        with torch.inference_mode():
+            twin(*batch.inputs)
+
+    run_batches(twin, data, seed, step)
+    scores = [[s for consumer in own if (s := consumer.scores()) is not None] for own in found]
+    return [torch.stack(own).mean(dim=0).numpy() if own else None for own in scores]
+
+
+def gradient_scores(
+    model: nn.Module,
+    graph: ChannelGraph,
+    data: Any,  # noqa: ANN401 - see read_batches
+    seed: int,
+    per_weight: PerWeight,
+) -> dict[str, torch.Tensor]:
+    """Returns sums over filters of a function of weights and gradients of the loss, averaged over batches.
+
+    The loss is the mean cross-entropy of a batch; batches count by their number of images.
+
+    Args:
+        model: the network; maps images to logits (n, classes). Not changed.
+        graph: its channel groups.
+        data: as `read_batches` takes it, with labels.
+        seed: see `run_batches`.
+        per_weight: see `PerWeight`.
+
+    Returns:
+        By name of every parameter that a prunable group lies on with its axis 0: (entries of that axis,) float64.
+
+    Raises:
+        RankingError: if the data are none, have no labels, or do not fit the network.
+    """
+    twin = twin_of(model)
+    tensors = graph.tensors(twin)
+    names = dict.fromkeys(m.parameter for group in graph.prunable for m in group.members if m.axis == 0)
+    weights = {name: tensors[name].requires_grad_() for name in names if name in graph.trainable}
+    totals = {name: torch.zeros(len(weight), dtype=torch.float64) for name, weight in weights.items()}
+    count = 0
+
+    def step(batch: Batch) -> None:
+        nonlocal count
+        with torch.enable_grad():  # the caller may be in a block without
+            loss = _loss(twin(*batch.inputs), batch)
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        images = len(batch.inputs[0])
+        count += images
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+            if gradient is not None:
+                values = _applied("per_weight", per_weight, weight.detach().double(), gradient.double())
+                if values.shape != weight.shape:
+                    msg = (
+                        f"per_weight returns one number per element, {tuple(weight.shape)}, found {tuple(values.shape)}"
+                    )
+                    raise RankingError(msg)
+                totals[name] += images * values.reshape(len(weight), -1).sum(dim=1).cpu()
+
+    run_batches(twin, data, seed, step)
+    return {name: total / count for name, total in totals.items()}
+
+
+def _loss(logits: object, batch: Batch) -> torch.Tensor:
+    """Returns the mean cross-entropy of a batch.
+
+    Raises:
+        RankingError: if there are no labels, the network does not return logits, or a label has no output.
+    """
+    labels, images = batch.labels, len(batch.inputs[0])
+    if labels is None:
+        msg = "labels are missing: each batch of data must be (images, labels)"
+        raise RankingError(msg)
+    if labels.shape != (images,) or labels.is_floating_point() or labels.is_complex():
+        msg = f"labels are ({images},) classes for {images} images, found {tuple(labels.shape)} {labels.dtype}"
+        raise RankingError(msg)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != images:
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        msg = f"the model must return logits (batch, classes) for {images} images, found {found}"
+        raise RankingError(msg)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= logits.shape[1]:
+        wrong = low if low < 0 else high
+        msg = f"label {wrong} has no output: the model has {logits.shape[1]} classes, counted from 0"
+        raise RankingError(msg)
+    return F.cross_entropy(logits, labels.to(logits.device).long())
