@@ -327,8 +327,10 @@ def inspect(
         _print_table(table)
         for line in found.totals:
             _out.print(line)
+        if found.unsupported:
+            _out.print("Operations without a rule; what they touch is fixed. Your own rule: see README, Rules of your own.")
         for line in found.unsupported:
-            _out.print(f"no rule: {line}")
+            _out.print(f"  {line}")
         if png is not None:
             found.draw(png)
             _out.print(f"drawn in {png}")

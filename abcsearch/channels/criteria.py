@@ -127,7 +127,7 @@ class GradientCriterion(Criterion):
         s = subject
         sums = gradient_scores(s.model, s.graph, s.data, s.seed, self.per_weight)
         return [
-            _summed(group, [(m, sums[m.parameter]) for m in group.members if m.axis == 0 and m.parameter in sums])
+            _summed(group, [(m, sums[m.parameter, m.axis]) for m in group.members if (m.parameter, m.axis) in sums])
             for group in s.graph.prunable
         ]
 
@@ -270,8 +270,9 @@ def _over_filters(
     tensors: Tensors, group: ChannelGroup, norm: Callable[[torch.Tensor], torch.Tensor]
 ) -> NDArray[np.float64] | None:
     """Applies a norm to the rows of every weight that computes the group's channels, and sums over the weights."""
-    weights = [m for m in group.members if m.axis == 0 and tensors[m.parameter].ndim > 1]
-    return _summed(group, [(m, norm(tensors[m.parameter].double().flatten(1))) for m in weights])
+    weights = [m for m in group.members if not m.reads and tensors[m.parameter].ndim > 1]
+    found = [(m, tensors[m.parameter].double().movedim(m.axis, 0).flatten(1)) for m in weights]
+    return _summed(group, [(m, norm(filters)) for m, filters in found])
 
 
 def _summed(group: ChannelGroup, parts: list[tuple[Member, torch.Tensor]]) -> NDArray[np.float64] | None:

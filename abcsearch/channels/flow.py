@@ -238,6 +238,7 @@ class Flow:
         batch: number of images in the example input.
         producers: (module path, first position, count) of every creation of positions, in execution order.
         axes: positions by (canonical name, axis).
+        makes: those of `axes` along which an operation makes or scales channels; along the others they are only read.
         calls: every use of a weight.
         problems: operations without a rule, with the reason: the positions that each touches; None for one that uses
             parameters.
@@ -251,6 +252,7 @@ class Flow:
     batch: int = 1
     producers: list[tuple[str, int, int]] = field(default_factory=list)
     axes: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict)
+    makes: set[tuple[str, int]] = field(default_factory=set)
     calls: list[Call] = field(default_factory=list)
     problems: dict[str, NDArray[np.int64] | None] = field(default_factory=dict)
     settings: list[Setting] = field(default_factory=list)
@@ -334,13 +336,21 @@ class Flow:
             text for text, touched in self.problems.items() if touched is None or computed[classes.label[touched]].any()
         )
 
-    def parameter(self, tensor: Any, axis: int, positions: NDArray[np.int64]) -> None:  # noqa: ANN401 - Tensor or name
+    def parameter(
+        self,
+        tensor: Any,  # noqa: ANN401 - Tensor or name
+        axis: int,
+        positions: NDArray[np.int64],
+        *,
+        reads: bool = False,
+    ) -> None:
         """Registers that an axis of a parameter or buffer runs over these positions; a second use ties both.
 
         Args:
             tensor: the tensor of the traced copy, its canonical name, or None (nothing happens: an absent bias).
             axis: the axis.
             positions: as many positions as the axis is long.
+            reads: the operation reads these channels, and sums over them; otherwise it makes or scales them.
 
         Raises:
             NoRuleError: if the axis has another length, or the tensor is neither a parameter nor a buffer.
@@ -355,6 +365,8 @@ class Flow:
             msg = f"axis {axis} of {name} has {self.sizes[name][axis]} entries for {len(positions)} channels"
             raise NoRuleError(msg)
         self.claimed.add(name)
+        if not reads:
+            self.makes.add((name, axis))
         known = self.axes.setdefault((name, axis), positions)
         if known is not positions:
             self.tie(known, positions)

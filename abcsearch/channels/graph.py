@@ -38,12 +38,14 @@ class Member:
         axis: the axis.
         entries: (n,) int64, the entries of that axis that belong to the group.
         channels: (n,) int64, the channel of the group that each entry belongs to.
+        reads: whether the channels are only read there, as by the next convolution; otherwise they are made or scaled.
     """
 
     parameter: str
     axis: int
     entries: NDArray[np.int64] = field(repr=False)
     channels: NDArray[np.int64] = field(repr=False)
+    reads: bool
 
 
 @dataclass(frozen=True, kw_only=True)

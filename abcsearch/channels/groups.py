@@ -70,7 +70,7 @@ def trace_channels(
         msg = "operations without a rule for channels: " + "; ".join(unsupported)
         raise UnsupportedOpError(msg)
     if unsupported:
-        text = "channels touched by operations without a rule stay as they are: " + "; ".join(unsupported)
+        text = "channels touched by operations without a rule stay as they are: " + "; ".join(summarised(unsupported))
         warnings.warn(text, UnsupportedOpWarning, stacklevel=2)
     parameters = {flow.canonical[id(p)] for p in operations.modules[""].parameters()}
     groups, place = _groups(flow, classes)
@@ -85,6 +85,18 @@ def trace_channels(
         calls=calls,
         unsupported=unsupported,
     )
+
+
+def summarised(unsupported: Sequence[str]) -> list[str]:
+    """Returns one line per kind of operation and reason: the first such operation, and how many more there are."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for text in unsupported:
+        name, _, reason = text.partition(": ")
+        alike.setdefault((name.split(" ")[0], reason), []).append(name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more {kind}' if len(names) > 1 else ''}: {reason}"
+        for (kind, reason), names in alike.items()
+    ]
 
 
 def _couple_training(
@@ -142,7 +154,9 @@ def _groups(flow: Flow, classes: Classes) -> tuple[tuple[ChannelGroup, ...], NDA
         place[labels, 0], place[labels, 1] = len(found), np.arange(len(labels))
         channel_of = np.full(classes.total, -1, dtype=np.int64)
         channel_of[labels] = np.arange(len(labels))
-        members = tuple(_member(keys[index], channel_of[classes.label[flow.axes[keys[index]]]]) for index, _ in axes)
+        members = tuple(
+            _member(flow, keys[index], channel_of[classes.label[flow.axes[keys[index]]]]) for index, _ in axes
+        )
         found.append(
             ChannelGroup(
                 name=_group_name(flow, classes, labels),
@@ -221,10 +235,12 @@ def _activations(
     return Activations(steps, sizes, ends)
 
 
-def _member(key: tuple[str, int], channels: NDArray[np.int64]) -> Member:
+def _member(flow: Flow, key: tuple[str, int], channels: NDArray[np.int64]) -> Member:
     """Returns the part of a parameter axis that belongs to a group; `channels` is -1 where it does not."""
     entries = np.flatnonzero(channels >= 0)
-    return Member(parameter=key[0], axis=key[1], entries=entries, channels=channels[entries])
+    return Member(
+        parameter=key[0], axis=key[1], entries=entries, channels=channels[entries], reads=key not in flow.makes
+    )
 
 
 def _group_name(flow: Flow, classes: Classes, labels: list[int]) -> str:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from abcsearch.channels.graph import ChannelGraph, Member
 
 BATCH_SIZE = 64  # images per pass where the caller gives two tensors instead of batches
-_Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+_Layer = (
+    nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
+)
 
 # Feature maps (images, channels, height, width) of one batch -> one number per image and channel.
 PerImage = Callable[[torch.Tensor], torch.Tensor]
@@ -234,7 +236,7 @@ def response_scores(
 ) -> list[NDArray[np.float64] | None]:
     """Returns scores of every prunable group from what the layers that read its channels get.
 
-    Looked at are the inputs of `Conv1d`, `Conv2d`, `Conv3d` (one conv_group) and `Linear` modules; where several read a
+    Looked at are the inputs of convolution (plain and transposed, one conv_group) and `Linear` modules; where several read a
     group's channels, the score is the mean over them, which keeps its unit and does not favour a channel for the
     number of its readers.
 
@@ -257,7 +259,7 @@ def response_scores(
     found: list[list[_Consumer]] = []
     readers: dict[int, list[_Consumer]] = {}
     for group in graph.prunable:
-        members = [m for m in group.members if m.axis == 1]
+        members = [m for m in group.members if m.reads]
         found.append([_Consumer(m, group.channels, per_image, over_images) for m in members])
         for member, consumer in zip(members, found[-1], strict=True):
             readers.setdefault(id(tensors[member.parameter]), []).append(consumer)
@@ -285,7 +287,7 @@ def gradient_scores(
     data: Any,  # noqa: ANN401 - see read_batches
     seed: int,
     per_weight: PerWeight,
-) -> dict[str, torch.Tensor]:
+) -> dict[tuple[str, int], torch.Tensor]:
     """Returns sums over filters of a function of weights and gradients of the loss, averaged over batches.
 
     The loss is the mean cross-entropy of a batch; batches count by their number of images.
@@ -298,16 +300,19 @@ def gradient_scores(
         per_weight: see `PerWeight`.
 
     Returns:
-        By name of every parameter that a prunable group lies on with its axis 0: (entries of that axis,) float64.
+        By name and axis of every parameter that makes or scales channels of a prunable group: (entries of that axis,)
+        float64.
 
     Raises:
         RankingError: if the data are none, have no labels, or do not fit the network.
     """
     twin = twin_of(model)
     tensors = graph.tensors(twin)
-    names = dict.fromkeys(m.parameter for group in graph.prunable for m in group.members if m.axis == 0)
-    weights = {name: tensors[name].requires_grad_() for name in names if name in graph.trainable}
-    totals = {name: torch.zeros(len(weight), dtype=torch.float64) for name, weight in weights.items()}
+    made = [m for group in graph.prunable for m in group.members if not m.reads and m.parameter in graph.trainable]
+    weights = {m.parameter: tensors[m.parameter].requires_grad_() for m in made}
+    totals = {
+        (m.parameter, m.axis): torch.zeros(weights[m.parameter].shape[m.axis], dtype=torch.float64) for m in made
+    }
     count = 0
 
     def step(batch: Batch) -> None:
@@ -325,10 +330,12 @@ def gradient_scores(
                         f"per_weight returns one number per element, {tuple(weight.shape)}, found {tuple(values.shape)}"
                     )
                     raise RankingError(msg)
-                totals[name] += images * values.reshape(len(weight), -1).sum(dim=1).cpu()
+                for (own, axis), total in totals.items():
+                    if own == name:
+                        total += images * values.movedim(axis, 0).reshape(len(total), -1).sum(dim=1).cpu()
 
     run_batches(twin, data, seed, step)
-    return {name: total / count for name, total in totals.items()}
+    return {place: total / count for place, total in totals.items()}
 
 
 def _loss(logits: object, batch: Batch) -> torch.Tensor:

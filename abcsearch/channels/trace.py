@@ -159,6 +159,7 @@ def trace_operations(
         TraceError: if forward depends on data in its control flow (with the line), or does not run on the example.
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    _check(model, inputs)
     twin = _twin(model)
     with torch_seeded(0, "trace"):
         graph, read = _trace(twin.train(training))
@@ -181,6 +182,34 @@ def _scope(node: fx.Node) -> str:
     """Returns the path of the innermost module in whose forward a node was recorded."""
     stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
     return str(stack[-1]) if stack else ""
+
+
+def _check(model: object, inputs: tuple[object, ...]) -> None:
+    """Raises TraceError for what is no network, a wrapper around one, or no example of its input."""
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module):
+        msg = f"a network is a torch.nn.Module, found {'the class ' + repr(model) if isinstance(model, type) else kind}"
+        raise TraceError(msg)
+    inner = "_orig_mod" if hasattr(model, "_orig_mod") else "module"
+    if inner == "_orig_mod" or kind in _WRAPPERS:
+        msg = f"{kind} is a wrapper around the network: pass model.{inner}, and wrap the pruned network again"
+        raise TraceError(msg)
+    if isinstance(model, torch.jit.ScriptModule):
+        msg = f"{kind} is compiled by torch.jit and cannot be changed: pass the network that it was made of"
+        raise TraceError(msg)
+    tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
+    if not tensors or any(not x.ndim or not len(x) for x in tensors):
+        found = ", ".join(str(tuple(x.shape)) if isinstance(x, torch.Tensor) else type(x).__name__ for x in inputs)
+        msg = f"the example input is a batch of at least one image as a tensor, or a tuple of inputs, found ({found})"
+        raise TraceError(msg)
+    devices = {str(t.device) for t in (*model.parameters(), *model.buffers())}
+    others = {str(x.device) for x in tensors} - devices
+    if devices and others:
+        msg = f"the network is on {', '.join(sorted(devices))}, the example input on {', '.join(others)}: move one of them"
+        raise TraceError(msg)
+
+
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 
 
 def _twin(model: nn.Module) -> nn.Module:
@@ -211,7 +240,8 @@ def _trace(twin: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
         msg = (
             f"{type(twin).__name__} cannot be traced by torch.fx: {_first_line(error)} ({_place(error)}); "
             "control flow may depend on settings of the module, not on tensors: move the condition out of forward, "
-            "or hide it in a function marked with torch.fx.wrap"
+            "hide it in a function marked with torch.fx.wrap, or register a rule for the module that holds it "
+            "(abcsearch.channels.rules.rule_for)"
         )
         raise TraceError(msg) from error
     assigned = [name for name, tensor in _state(twin).items() if not isinstance(tensor, torch.Tensor)]
@@ -247,9 +277,10 @@ def _record(traced: fx.GraphModule, inputs: tuple[Any, ...]) -> _Recorder:
             recorder.run(*inputs)
     except Exception as error:
         shapes = ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in inputs if isinstance(x, torch.Tensor))
+        own = ", ".join({str(p.dtype) for p in traced.parameters()} or {"none"})
         msg = (
             f"{traced._get_name()} does not run on the example input {shapes or inputs}: {_first_line(error)} "
-            f"(at {recorder.current}); pass one batch as forward takes it"
+            f"(at {recorder.current}); pass one batch as forward takes it (its weights are {own})"
         )
         raise TraceError(msg) from error
     return recorder

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from abcsearch.channels.groups import trace_channels
+from abcsearch.channels.groups import summarised, trace_channels
 from abcsearch.errors import TraceError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Inspection:
     Attributes:
         groups: all groups in network order, fixed ones included; then the blocks.
         totals: lines of text: costs, what is prunable, size of the space.
-        unsupported: operations without a rule, with the reason each.
+        unsupported: operations without a rule, with the reason; one line for all that are alike.
     """
 
     groups: tuple[InspectedGroup, ...]
@@ -145,7 +145,8 @@ def inspect_model(model: nn.Module, example_input: torch.Tensor, options: SpaceO
         for name in blocks
     ]
     shape = "x".join(map(str, example_input.shape[1:]))
-    return Inspection(groups=tuple(groups), totals=_totals(graph, shape, size), unsupported=graph.unsupported)
+    uncovered = tuple(summarised(graph.unsupported))
+    return Inspection(groups=tuple(groups), totals=_totals(graph, shape, size), unsupported=uncovered)
 
 
 def _saved(graph: ChannelGraph, kind: str) -> NDArray[np.float64]:

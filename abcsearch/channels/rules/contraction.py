@@ -68,7 +68,7 @@ def _contract(flow: Flow, op: Op, terms: list[str], right: str, operands: list[O
         raise NoRuleError(msg)
     for term, operand in meets:
         if operand.parameter is not None:
-            flow.parameter(operand.parameter, term.index(letter), positions)
+            flow.parameter(operand.parameter, term.index(letter), positions, reads=letter not in right)
         elif operand.layout is None:
             flow.fix(positions, f"{op.name}: combined with {operand.why}")
     if letter in right:

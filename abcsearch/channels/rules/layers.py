@@ -82,7 +82,7 @@ def convolution(flow: Flow, op: Op) -> Layout | None:
     channels = own.shape[1] * own.groups if transposed else own.shape[0]
     if own.groups == 1:
         if layout is not None:
-            flow.parameter(own.weight, into, layout.positions)
+            flow.parameter(own.weight, into, layout.positions, reads=True)
         found = flow.fresh(channels, op.path or own.name)
         flow.parameter(own.weight, out, found)
     elif layout is None:
@@ -129,8 +129,8 @@ def _grouped(flow: Flow, op: Op, own: _Weights, positions: NDArray[np.int64], ch
     first = flow.fresh(channels // own.groups)
     found = flow.fresh(channels, op.path or own.name)
     flow.tie(np.tile(first, own.groups), found)
-    flow.parameter(own.weight, 0, positions if transposed else found)
-    flow.parameter(own.weight, 1, first if transposed else lanes[0])
+    flow.parameter(own.weight, 0, positions if transposed else found, reads=transposed)
+    flow.parameter(own.weight, 1, first if transposed else lanes[0], reads=not transposed)
     return found
 
 
@@ -140,7 +140,7 @@ def linear(flow: Flow, op: Op) -> Layout | None:
     operand, own = op.tensor(), _Weights.of(flow, op)
     layout = channels_at(operand, len(operand.value) - 1, "the last axis")
     if layout is not None:
-        flow.parameter(own.weight, 1, layout.positions)
+        flow.parameter(own.weight, 1, layout.positions, reads=True)
     found = flow.fresh(own.shape[0], op.path or own.name)
     flow.parameter(own.weight, 0, found)
     flow.parameter(own.bias, 0, found)
