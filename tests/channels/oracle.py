@@ -52,7 +52,7 @@ def zeroed(model, graph, candidate, ranking):
         for index, (group, width) in enumerate(zip(graph.prunable, candidate, strict=True)):
             kept = set(ranking.kept(index, width).tolist())
             for member in group.members:
-                if member.axis not in axes.get(member.parameter, (1,)):
+                if member.axis not in axes.get(member.parameter, ()):
                     continue
                 for entry, channel in zip(member.entries.tolist(), member.channels.tolist(), strict=True):
                     if channel not in kept:
@@ -60,16 +60,27 @@ def zeroed(model, graph, candidate, ranking):
     return twin
 
 
+# Parameters that forward uses without a layer: what those of each name do with the channels along an axis.
+HELD = {"weight": {1}, "rows": {0}, "vector": {0}, "transposed": {0}}
+
+
 def consumer_axes(model):
-    """Which axes of a weight run over the input's channels, where that is not (only) the second one."""
+    """Which axes of a weight run over the input's channels; nothing else of a network is set to zero."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = {name: () for name, _ in model.named_buffers()}
+    found = {}
     for module in model.modules():
-        for layer in (nn.Conv2d, nn.ConvTranspose2d):
-            if isinstance(module, layer) and id(module.weight) in names:
-                found.setdefault(names[id(module.weight)], set()).add(0 if layer is nn.ConvTranspose2d else 1)
-        if getattr(module, "name", "").startswith("transposed_function"):
-            found[names[id(module.weight)]] = {0}
+        for path, parameter in module.named_parameters(recurse=False):
+            match module:
+                case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
+                    axes = {0}
+                case nn.Conv1d() | nn.Conv2d() | nn.Conv3d() | nn.Linear():
+                    axes = {1}
+                case _ if getattr(module, "name", "").startswith("transposed_function"):
+                    axes = {0}
+                case _:
+                    axes = HELD.get(path, set())
+            if parameter.ndim > 1 or path == "vector":
+                found.setdefault(names[id(parameter)], set()).update(axes)
     return found
 
 

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from tests.channels import odd_layers, odd_movement
 from tests.channels.oracle import SIZE
 
 
 class Strange(nn.Module):
-    """An operation without a rule; it may hold what `parts` gives it."""
+    """One odd operation; it may hold what `PARTS` gives it."""
 
     def __init__(self, name, c):
         super().__init__()
@@ -233,4 +234,6 @@ PARTS = {
 }
 # Multiplications that are neither a convolution nor a linear layer, so that macs leaves them out by definition, and a
 # convolution whose forward was replaced by something that does not convolve.
-NOT_COUNTED = {"einsum", "matmul", "spectral_norm", "replaced"}
+NOT_COUNTED = {"einsum", "matmul", "spectral_norm", "replaced"} | odd_layers.PRODUCTS
+STRANGE |= odd_layers.OPERATIONS | odd_movement.OPERATIONS
+PARTS |= odd_layers.PARTS | odd_movement.PARTS

@@ -16,6 +16,7 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
 from abcsearch.channels.trace import SIZE_ATTRIBUTES
 from abcsearch.errors import CandidateError, RankingError, TraceError, UnsupportedOpError
+from tests.channels.expected import NAMED, PRUNES
 from tests.channels.networks import MODULES, UNARY, Program, Step, programs, strange_network
 from tests.channels.oracle import assert_close, counted, counted_flops, few, images, random_candidate, zeroed
 from tests.channels.strange import NOT_COUNTED, STRANGE
@@ -57,19 +58,33 @@ def check_oracle(model, graph, rng, tries=2):
     return sliced
 
 
+def check_costs(model, graph, rng):
+    """Closed-form costs of the full network and of a sliced one are what torch counts."""
+    ranking = rank_channels(model, graph, "random", seed=0)
+    for candidate in (tuple(group.channels for group in graph.prunable), random_candidate(graph, rng)):
+        sliced = slice_model(model, graph, candidate, ranking)
+        costs = graph.costs.macs([candidate])[0], graph.costs.params([candidate])[0]
+        assert costs == counted(sliced, images(batch=1))
+
+
 def check_attributes(model):
     """Every layer's size attributes agree with its tensors."""
     for module in model.modules():
         match module:
-            case nn.Conv2d():
-                size = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
-                assert module.weight.shape == size
-                assert module.bias is None or module.bias.shape == size[:1]
+            case nn.modules.conv._ConvNd():
+                sizes = module.out_channels, module.in_channels
+                first, second = reversed(sizes) if module.transposed else sizes
+                assert module.weight.shape == (first, second // module.groups, *module.kernel_size)
+                assert first % module.groups == second % module.groups == 0
+                assert module.bias is None or module.bias.shape == sizes[:1]
             case nn.Linear():
                 assert module.weight.shape == (module.out_features, module.in_features)
-            case nn.BatchNorm1d() | nn.BatchNorm2d() if module.running_mean is not None:
-                assert module.running_mean.shape == module.running_var.shape == (module.num_features,)
-                assert module.weight is None or module.weight.shape == module.bias.shape == (module.num_features,)
+            case nn.modules.batchnorm._NormBase():
+                tensors = (module.weight, module.bias, module.running_mean, module.running_var)
+                assert {t.shape[0] for t in tensors if t is not None} <= {module.num_features}
+            case nn.GroupNorm():
+                assert module.num_channels % module.num_groups == 0
+                assert module.weight is None or module.weight.shape == module.bias.shape == (module.num_channels,)
             case nn.PReLU():
                 assert module.weight.shape == (module.num_parameters,)
 
@@ -110,110 +125,32 @@ def test_networks_with_strange_operations_are_never_sliced_wrong(program, seed):
     assert len(problems) <= 1
     check_oracle(model, graph, np.random.default_rng(seed))
     if not NOT_COUNTED & {step.name for step in program.steps}:
-        full = [[group.channels for group in graph.prunable]]
-        assert (graph.costs.macs(full)[0], graph.costs.params(full)[0]) == counted(model, images(batch=1))
-
-
-# What each strange operation is called in the warning; those that are not here are covered by rules.
-NAMED = {
-    "flip": "flip",
-    "roll": "roll",
-    "cumsum": "cumsum",
-    "shuffle": "floordiv",
-    "shuffle_literal": "view",
-    "chunk": "chunk",
-    "split_cat": "split",
-    "split_reversed": "split",
-    "first": "getitem",
-    "half": "getitem",
-    "softmax": "softmax",
-    "group_norm": "GroupNorm layers.3.norm",
-    "instance_norm": "InstanceNorm2d layers.3.norm",
-    "layer_norm": "permute",
-    "local_norm": "LocalResponseNorm layers.3.norm",
-    "einsum": "einsum",
-    "matmul": "flatten",
-    "conv_function": "conv2d",
-    "conv_keywords": "conv2d",
-    "conv_reads": "abs",
-    "conv_length": "getattr",
-    "conv_width": "layers.3.conv",
-    "norm_reads": "layers.3.norm",
-    "layer_scale": "mul",
-    "scalar_scale": "mul",
-    "hook": "Conv2d layers.3.conv",
-    "replaced": "Conv2d layers.3.conv",
-    "container_hook": "flip",
-    "weight_norm": "ParametrizedConv2d layers.3.conv",
-    "spectral_norm": "ParametrizedConv2d layers.3.conv",
-    "subclass": "conv2d",
-    "grouped": "Conv2d layers.3.conv",
-    "transposed": "ConvTranspose2d layers.3.conv",
-    "transposed_function": "conv_transpose2d",
-    "tied_transposed": "ConvTranspose2d layers.3.two",
-    "shape": "mul",
-    "shape_tail": "mul",
-    "shape_negative": "truediv",
-    "shape_slice": "mul",
-    "size": "truediv",
-    "size_keyword": "truediv",
-    "sizes": "mul",
-    "numel": "numel",
-    "unpacked": "view",
-    "power": "pow",
-    "mean_axis": "mean",
-    "mean_all": "mean",
-    "mean_channels": "mean",
-    "cat_axis": "cat",
-    "zeros": "add",
-    "zeros_like": "zeros_like",
-    "zeros_cat": "new_ones",
-    "squeeze": "squeeze",
-    "permute": "permute",
-    "linear_last": "permute",
-    "linear_space": "flatten",
-    "view_literal": "view",
-    "view_batch": "view",
-    "flatten_batch": "flatten",
-    "indices": "max_pool2d",
-    "indices_module": "MaxPool2d layers.3.pool",
-    "interpolate": "interpolate",
-    "unbatched": "getitem",
-    "where": "gt",
-    "normalize": "normalize",
-    "channel_max": "max",
-    "stacked": "stack",
-    "repeat": "repeat",
-    "padded": "pad",
-    "batch_cat": "getitem",
-    "index_fill": "index_fill_",
-    "tensor_clamp": "clamp",
-    "out": "add",
-    "spatial": "flip",
-    "data": "getattr",
-    "buffer": "mul",
-}
+        check_costs(model, graph, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("name", sorted(STRANGE))
-def test_what_a_strange_operation_touches_is_fixed_by_name(name):
+def test_an_odd_operation_is_sliced_right_or_refused_by_name(name):
     model = strange_network(name)
     graph, problems = traced(model)
-    assert [name in NAMED] * len(problems) == [True] * len(problems), problems
+    assert {re.sub(r" \(?[\w.]+\)?: ", ": ", text, count=1) for text in graph.unsupported} == {
+        *NAMED.get(name, "").splitlines()
+    }
+    assert len(problems) == (name in NAMED)
+    own = {group.name: group.channels for group in graph.prunable if group.name.startswith(("layers.0", "layers.3"))}
+    assert own == PRUNES[name]
+    assert {"layers.4", "layers.6"} & {group.name for group in graph.prunable}
     if name in NAMED:
-        assert len(problems) == 1
-        assert NAMED[name] in problems[0]
-        assert any(NAMED[name] in (group.fixed or "") for group in graph.groups)
-        with pytest.raises(UnsupportedOpError, match=re.escape(NAMED[name])):
+        assert any(group.fixed in graph.unsupported for group in graph.groups)
+        with pytest.raises(UnsupportedOpError, match=re.escape(NAMED[name].partition(":")[0])):
             trace_channels(model, images(batch=1), unknown="raise")
-    else:
-        assert any(group.name == "layers.0" for group in graph.prunable)
-    assert any(group.name == "layers.4" or group.name == "layers.6" for group in graph.prunable)
-    for seed in range(3):
-        check_oracle(model, graph, np.random.default_rng(seed))
+    check_oracle(model, graph, np.random.default_rng(0), tries=3)
     if name not in NOT_COUNTED:
-        full = [[group.channels for group in graph.prunable]]
-        assert (graph.costs.macs(full)[0], graph.costs.params(full)[0]) == counted(model, images(batch=1))
+        check_costs(model, graph, np.random.default_rng(0))
+
+
+def test_every_odd_operation_has_expectations():
+    assert PRUNES.keys() == STRANGE.keys()
+    assert NAMED.keys() <= STRANGE.keys()
 
 
 @pytest.mark.parametrize("kind", [*sorted(UNARY), *(f"module {name}" for name in sorted(MODULES))])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     *(torch.log, torch.square, torch.clamp, torch.reciprocal, torch.erf, torch.sin, torch.cos, torch.sign),
     *(operator.neg, torch.zeros_like, torch.ones_like, torch.clone),
     *("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "abs", "exp", "neg", "sqrt", "rsqrt", "log", "square"),
-    *("clamp", "clamp_", "clip", "reciprocal", "hardtanh", "erf", "bernoulli", "bernoulli_", "fill_", "zero_", "sign"),
+    *("clamp", "clamp_", "clip", "reciprocal", "erf", "bernoulli", "bernoulli_", "fill_", "zero_", "sign"),
     *("contiguous", "clone", "detach", "data", "float", "double", "half", "bfloat16", "to", "type", "cpu", "cuda"),
     *("requires_grad_",),
     "torchvision.ops.stochastic_depth.stochastic_depth",
