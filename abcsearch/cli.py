@@ -328,7 +328,9 @@ def inspect(
         for line in found.totals:
             _out.print(line)
         if found.unsupported:
-            _out.print("Operations without a rule; what they touch is fixed. Your own rule: see README, Rules of your own.")
+            _out.print(
+                "Operations without a rule; what they touch is fixed. Your own rule: see README, Rules of your own."
+            )
         for line in found.unsupported:
             _out.print(f"  {line}")
         if png is not None:

@@ -30,7 +30,7 @@ class CostModel:
     Counts are per image (batch 1). Arithmetic is float64 on integers, exact below 2**53.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that costs follow from
         self,
         *,
         channels: Sequence[int],

@@ -11,7 +11,6 @@ A criterion of your own is an entry of `CRITERIA`; whoever names it then gets it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -29,6 +28,8 @@ from abcsearch.channels.responses import (
 from abcsearch.rng import numpy_stream
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from torch import nn
 

@@ -1,8 +1,8 @@
 """Bookkeeping while rules run: numbered channel positions, and what is found out about them.
 
 Every channel that an operation creates gets a number, its position. A tensor carries the positions along its channel
-axis (`Layout`); an operation passes them on, repeats, concatenates or ties them. Every axis of a parameter that runs
-over channels is registered with its positions, so that slicing and costs need nothing but these arrays.
+axis (`operands.Layout`); an operation passes them on, repeats, concatenates or ties them. Every axis of a parameter
+that runs over channels is registered with its positions, so that slicing and costs need nothing but these arrays.
 """
 
 from __future__ import annotations
@@ -12,184 +12,15 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from abcsearch.errors import AbcSearchError
+from abcsearch.channels.operands import Count, NoRuleError, Op
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
-    from torch import nn
-
-
-# Why nothing follows channels in a tensor that slicing cannot reach.
-LOOSE = "a tensor that is neither a parameter nor a buffer"
-
-
-class NoRuleError(AbcSearchError):
-    """A rule does not cover this use of its operation; what the operation touches is fixed, with this reason."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a tensor's channels are.
-
-    Attributes:
-        axis: the axis that runs over channels, counted from the front.
-        positions: (size of that axis,) int64, the position of every entry.
-    """
-
-    axis: int
-    positions: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Count:
-    """A number that follows channels: constant + the sum of factor * (channels kept among positions).
-
-    Attributes:
-        constant: what does not depend on channels.
-        terms: (factor, positions), any number of them.
-    """
-
-    constant: Fraction
-    terms: tuple[tuple[Fraction, NDArray[np.int64]], ...] = ()
-
-    @classmethod
-    def of(cls, positions: NDArray[np.int64]) -> Count:
-        """Returns the number of channels kept among positions."""
-        return cls(Fraction(0), ((Fraction(1), positions),))
-
-    @property
-    def full(self) -> Fraction:
-        """The number in the unpruned network."""
-        return self.constant + sum(factor * len(positions) for factor, positions in self.terms)
-
-    def __add__(self, other: Count) -> Count:
-        return Count(self.constant + other.constant, (*self.terms, *other.terms))
-
-    def __mul__(self, factor: Fraction) -> Count:
-        return Count(self.constant * factor, tuple((own * factor, positions) for own, positions in self.terms))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operand:
-    """An argument that comes from another operation.
-
-    Attributes:
-        value: the shape of a tensor, the value of a number or tuple of numbers; None for anything else.
-        layout: where a tensor's channels are; None if no channel that can be removed is in it: nothing of the tensor
-            changes then.
-        why: why the layout is None, for messages.
-        parameter: the canonical name, where it is a parameter or buffer that forward uses directly.
-        is_tensor: whether it is a tensor.
-        counts: of a number or tuple of numbers: how each follows channels, None where it does not.
-        parts: the tensors of an operation that returns several.
-    """
-
-    value: Any
-    layout: Layout | None = None
-    why: str = ""
-    parameter: str | None = None
-    is_tensor: bool = True
-    counts: tuple[Count | None, ...] = ()
-    parts: tuple[Operand, ...] = ()
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is a number, or a tuple of numbers, that does not follow channels."""
-        return not self.is_tensor and not self.parts and not any(self.counts)
-
-    @property
-    def touched(self) -> list[NDArray[np.int64]]:
-        """The positions of all channels that it depends on."""
-        own = [] if self.layout is None else [self.layout.positions]
-        counted = [positions for count in self.counts if count is not None for _, positions in count.terms]
-        return [*own, *counted, *(positions for part in self.parts for positions in part.touched)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Op:
-    """One operation of the forward pass, as rules see it.
-
-    Attributes:
-        name: what messages call it, e.g. "Conv2d stages.0.conv1" or "add (add_3)".
-        target: the function, the name of the tensor method, or the class of the module: the key of its rule.
-        path: the path of the module, "" for functions and methods.
-        scope: the path of the innermost module in whose forward it happens (`path`, for a module).
-        module: the module, or None.
-        args: positional arguments; operands where they come from other operations, plain values otherwise.
-        kwargs: keyword arguments, likewise.
-        value: what it returned on the example input (see `Operand.value`); a tuple of shapes for several tensors.
-    """
-
-    name: str
-    target: Any
-    path: str
-    scope: str
-    module: nn.Module | None
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    value: Any
-
-    @property
-    def is_tensor(self) -> bool:
-        """Whether the result is a tensor."""
-        return isinstance(self.value, torch.Size)
-
-    def argument(self, index: int, keyword: str, default: Any = None) -> Any:  # noqa: ANN401 - arguments are anything
-        """Returns an argument by position or keyword."""
-        return self.args[index] if index < len(self.args) else self.kwargs.get(keyword, default)
-
-    @property
-    def operands(self) -> list[Operand]:
-        """All operands, also those inside lists, tuples, slices and dicts."""
-        found: list[Operand] = []
-        stack: list[Any] = [*self.args, *self.kwargs.values()]
-        while stack:
-            item = stack.pop(0)
-            if isinstance(item, Operand):
-                found.append(item)
-            elif isinstance(item, slice):
-                stack = [item.start, item.stop, item.step, *stack]
-            elif isinstance(item, tuple | list | dict):
-                stack = [*(item.values() if isinstance(item, dict) else item), *stack]
-        return found
-
-    def tensor(self, index: int = 0, keyword: str = "input") -> Operand:
-        """Returns an argument that must be a tensor.
-
-        Raises:
-            NoRuleError: if it is not.
-        """
-        operand = self.argument(index, keyword)
-        if not isinstance(operand, Operand) or not operand.is_tensor:
-            msg = f"argument {index} is not a tensor"
-            raise NoRuleError(msg)
-        return operand
-
-    def plain(self, index: int, keyword: str, default: Any = None) -> Any:  # noqa: ANN401 - arguments are anything
-        """Returns an argument that must not follow channels, operands replaced by their values.
-
-        Raises:
-            NoRuleError: if it is a tensor or depends on the number of channels.
-        """
-        return _plain(self.argument(index, keyword, default))
-
-
-def _plain(item: Any) -> Any:  # noqa: ANN401 - arguments are anything
-    """Returns an argument with its operands replaced by their values; raises NoRuleError if one follows channels."""
-    if isinstance(item, Operand):
-        if not item.is_plain:
-            msg = "another argument depends on channels"
-            raise NoRuleError(msg)
-        return item.value
-    if isinstance(item, tuple | list):
-        return type(item)(_plain(part) for part in item)
-    return item
 
 
 @dataclass(frozen=True)
@@ -373,11 +204,10 @@ class Flow:
 
     def classes(self) -> Classes:
         """Returns the positions that can only be removed together, and what is known of each class."""
-        for name, reason in self._frozen.items():
-            for (parameter, _), positions in self.axes.items():
-                if parameter == name:
-                    self.fix(positions, reason)
-                    self.problem(reason, [positions], parameters=False)
+        for (parameter, _), positions in self.axes.items():
+            if parameter in self._frozen:
+                self.fix(positions, self._frozen[parameter])
+                self.problem(self._frozen[parameter], [positions], parameters=False)
         pairs = [(a, b) for a, b, _ in self._ties] or [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
         rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True))
         links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(self.count, self.count))
@@ -387,6 +217,10 @@ class Flow:
         for a, b, is_residual in self._ties:
             if is_residual:
                 residual[label[a[a != b]]] = True
+        return Classes(total=total, label=label, residual=residual, reasons=self._reasoned(label))
+
+    def _reasoned(self, label: NDArray[np.int64]) -> dict[int, str]:
+        """Returns why classes must stay: what the rules have said, and sizes in forward that would not follow."""
         reasons: dict[int, str] = {}
         for positions, reason in self._reasons:
             for index in np.unique(label[positions]).tolist():
@@ -396,7 +230,7 @@ class Flow:
             if wrong:
                 reasons.update(dict.fromkeys(wrong, text))
                 self.problem(text, [np.flatnonzero(np.isin(label, sorted(wrong)))], parameters=False)
-        return Classes(total=total, label=label, residual=residual, reasons=reasons)
+        return reasons
 
     def _unequal(self, size: Count, positions: NDArray[np.int64] | None, label: NDArray[np.int64]) -> set[int]:
         """Returns the classes that a number counts more or less often than they are among the positions.

@@ -7,9 +7,6 @@ from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import torch
-
 from abcsearch.channels.cost import CostModel
 from abcsearch.errors import CandidateError, TraceError, unknown_name
 from abcsearch.space import Dimension, SearchSpace
@@ -17,6 +14,8 @@ from abcsearch.space import Dimension, SearchSpace
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    import torch
     from numpy.typing import NDArray
     from torch import nn
 

@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from torch import nn
-
     from torch.fx import Node
 
     from abcsearch.channels.blocks import Block
-    from abcsearch.channels.flow import Operand
+    from abcsearch.channels.operands import Operand
     from abcsearch.channels.trace import OperationGraph
 
 
@@ -231,7 +230,7 @@ def _activations(
         for node in operations.nodes
     )
     first = [operations.storages[operations.nodes[i]] for block in blocks for i in (block.source, block.result)]
-    ends = [(block.name, *a, *b) for block, a, b in zip(blocks, first[::2], first[1::2], strict=True)]
+    ends = [(block.name, a[0], b[0]) for block, a, b in zip(blocks, first[::2], first[1::2], strict=True)]
     return Activations(steps, sizes, ends)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from abcsearch.channels.flow import LOOSE, Call, Flow, Layout, NoRuleError, Op, Operand
+from abcsearch.channels.flow import Call, Flow
+from abcsearch.channels.operands import LOOSE, Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules import find_rule, number
 from abcsearch.channels.rules.layers import count_calls
 
@@ -49,8 +50,7 @@ def propagate(flow: Flow, operations: OperationGraph) -> dict[fx.Node, Operand]:
             operands[node] = _attribute(operations, str(node.target), flow, value)
         else:
             op = _operation(node, value, operands, operations)
-            count_calls(flow, op)
-            if operations.macs.get(node):
+            if not count_calls(flow, op) and operations.macs.get(node):
                 macs = operations.macs[node] // flow.batch
                 flow.calls.append(Call(weight=macs, bias=None, times=1, outputs=0, scope=op.scope))
             operands[node] = _apply(flow, op)
@@ -96,7 +96,7 @@ def _operation(
     module = operations.modules[str(node.target)] if node.op == "call_module" else None
     target = type(module) if module is not None else node.target
     kind = str(getattr(target, "__name__", target))
-    args = map_arg(node.args, lambda n: operands[n])
+    args: Any = map_arg(node.args, lambda n: operands[n])  # pyright: ignore[reportArgumentType]
     if target is getattr and isinstance(value, torch.Size):  # x.T, x.data
         target, args = args[1], args[:1]
     return Op(
@@ -105,7 +105,7 @@ def _operation(
         path=str(node.target) if module is not None else "",
         scope=operations.scopes[node],
         module=module,
-        args=args,  # pyright: ignore[reportArgumentType]
+        args=args,
         kwargs=map_arg(node.kwargs, lambda n: operands[n]),  # pyright: ignore[reportArgumentType]
         value=value,
     )
@@ -142,7 +142,7 @@ def _part(op: Op) -> Operand:
     return taken if isinstance(taken, Operand) else Operand(value=op.value, is_tensor=False, parts=tuple(taken))
 
 
-def _result(flow: Flow, op: Op, found: Layout | None | Sequence[Layout | None]) -> Operand:
+def _result(flow: Flow, op: Op, found: Layout | Sequence[Layout | None] | None) -> Operand:
     """Returns the result of a covered operation. Parameters that the rule did not register must stay as they are."""
     for operand in op.operands:
         if operand.parameter is not None and operand.layout is None and operand.parameter not in flow.claimed:

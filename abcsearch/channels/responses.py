@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.graph import ChannelGraph, Member
 
 BATCH_SIZE = 64  # images per pass where the caller gives two tensors instead of batches
-_Layer = (
-    nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
-)
+_Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 
 # Feature maps (images, channels, height, width) of one batch -> one number per image and channel.
 PerImage = Callable[[torch.Tensor], torch.Tensor]
@@ -236,9 +234,9 @@ def response_scores(
 ) -> list[NDArray[np.float64] | None]:
     """Returns scores of every prunable group from what the layers that read its channels get.
 
-    Looked at are the inputs of convolution (plain and transposed, one conv_group) and `Linear` modules; where several read a
-    group's channels, the score is the mean over them, which keeps its unit and does not favour a channel for the
-    number of its readers.
+    Looked at are the inputs of convolution (plain and transposed, one conv_group) and `Linear` modules; where several
+    read a group's channels, the score is the mean over them, which keeps its unit and does not favour a channel for
+    the number of its readers.
 
     Args:
         model: the network; not changed.
@@ -310,9 +308,7 @@ def gradient_scores(
     tensors = graph.tensors(twin)
     made = [m for group in graph.prunable for m in group.members if not m.reads and m.parameter in graph.trainable]
     weights = {m.parameter: tensors[m.parameter].requires_grad_() for m in made}
-    totals = {
-        (m.parameter, m.axis): torch.zeros(weights[m.parameter].shape[m.axis], dtype=torch.float64) for m in made
-    }
+    totals = {(m.parameter, m.axis): torch.zeros(weights[m.parameter].shape[m.axis], dtype=torch.float64) for m in made}
     count = 0
 
     def step(batch: Batch) -> None:

@@ -205,7 +205,8 @@ def _check(model: object, inputs: tuple[object, ...]) -> None:
     devices = {str(t.device) for t in (*model.parameters(), *model.buffers())}
     others = {str(x.device) for x in tensors} - devices
     if devices and others:
-        msg = f"the network is on {', '.join(sorted(devices))}, the example input on {', '.join(others)}: move one of them"
+        found = f"{', '.join(sorted(devices))}, the example input on {', '.join(sorted(others))}"
+        msg = f"the network is on {found}: move one of them"
         raise TraceError(msg)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +12,9 @@ from sklearn.model_selection import train_test_split
 
 from abcsearch.data.splits import Data
 from abcsearch.errors import AbcSearchError, DataError, option_problems, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 def digits(*, validation: float = 0.25, seed: int = 0) -> Data:

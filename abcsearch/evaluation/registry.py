@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,8 @@ from abcsearch.errors import ConfigError, unknown_name
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from abcsearch.channels.graph import ChannelGraph

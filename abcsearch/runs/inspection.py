@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from abcsearch.channels.groups import summarised, trace_channels
 from abcsearch.errors import TraceError
@@ -14,6 +13,7 @@ from abcsearch.errors import TraceError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from numpy.typing import NDArray
     from torch import nn
 

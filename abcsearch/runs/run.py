@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from abcsearch.channels.groups import ChannelGraph, trace_channels
-from abcsearch.channels.ranking import Ranking
 from abcsearch.data.splits import Data
 from abcsearch.errors import DataError, ModelError, RunError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.budget import Budget, Constraint
+    from abcsearch.channels.ranking import Ranking
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.space import Candidate, SearchSpace
 

@@ -106,7 +106,7 @@ PRUNES = {
     "unflatten_sizes": {"layers.0": 3},
     "pixel_shuffle": {"layers.0": 6, "layers.3.conv": 6},
     "pixel_unshuffle": {"layers.0": 6, "layers.3.conv": 6},
-    "shortcut": {"layers.0": 6, "layers.3.wide[0:12]": 6, "layers.3.back": 6},
+    "shortcut": {"layers.0": 6, "layers.3.wide[0:3,9:12]": 6, "layers.3.back": 6},
     "padded_before": {"layers.0": 6, "layers.3.conv": 6},
     "padded_sized": {"layers.3.conv": 6},
     "padded_circular": {"layers.3.conv": 6},

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from abcsearch.channels.flow import Flow, NoRuleError
+from abcsearch.channels.flow import Flow
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
+from abcsearch.channels.operands import NoRuleError
 from abcsearch.channels.rules import RULES
 from tests.channels.oracle import images
 

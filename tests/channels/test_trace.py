@@ -114,8 +114,10 @@ def test_data_dependent_control_flow_is_refused_with_its_line(function, line):
         (images().float(), "Wrapped does not run on the example input (2, 3, 4, 4) torch.float32 on cpu: "),
         ((images(), images()), "Wrapped takes 1 inputs (x), the example has 2"),
         (images(size=2), "(at call_module conv); pass one batch as forward takes it"),
-        ([1, 2], "Wrapped does not run on the example input ([1, 2],)"),
-        ((), "Wrapped does not run on the example input ()"),
+        ([1, 2], "the example input is a batch of at least one image as a tensor, or a tuple of inputs, found (list)"),
+        (images(batch=0), "of at least one image as a tensor, or a tuple of inputs, found ((0, 3, 4, 4))"),
+        ((), "the example input is a batch of at least one image as a tensor, or a tuple of inputs, found ()"),
+        (images().to("meta"), "the network is on cpu, the example input on meta: move one of them"),
     ],
 )
 def test_a_wrong_example_input_is_named(example, message):

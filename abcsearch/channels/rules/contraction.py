@@ -5,14 +5,16 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from abcsearch.channels.flow import Flow, Layout, NoRuleError, Op, Operand
+from abcsearch.channels.operands import Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules.table import rule_for
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
+
+    from abcsearch.channels.flow import Flow
 
 
 @rule_for(torch.einsum)
@@ -49,17 +51,9 @@ def matrix_product(flow: Flow, op: Op) -> Layout | None:
 
 def _contract(flow: Flow, op: Op, terms: list[str], right: str, operands: list[Operand]) -> Layout | None:
     """Follows the letters of all operands."""
-    channels: dict[str, NDArray[np.int64]] = {}
-    for term, operand in zip(terms, operands, strict=True):
-        if operand.layout is not None and operand.parameter is None:
-            letter = term[operand.layout.axis]
-            flow.tie(channels.setdefault(letter, operand.layout.positions), operand.layout.positions)
-    if len(channels) > 1:
-        msg = "channels at several axes"
-        raise NoRuleError(msg)
-    if not channels:
+    letter, positions = _channel_letter(flow, terms, operands)
+    if letter is None:
         return None
-    ((letter, positions),) = channels.items()
     meets = [(term, o) for term, o in zip(terms, operands, strict=True) if letter in term]
     weights = [(term, o) for term, o in meets if o.parameter is not None]
     if letter not in right and (len(meets) != 2 or len(weights) != 1):
@@ -76,6 +70,19 @@ def _contract(flow: Flow, op: Op, terms: list[str], right: str, operands: list[O
     ((term, weight),) = weights
     others = "".join(other for other, operand in meets if operand is not weight)
     return _computed(flow, right, term, weight, others)
+
+
+def _channel_letter(flow: Flow, terms: list[str], operands: list[Operand]) -> tuple[str | None, NDArray[np.int64]]:
+    """Returns the letter that runs over channels (None: there is none) and the positions; ties all that meet there."""
+    channels: dict[str, NDArray[np.int64]] = {}
+    for term, operand in zip(terms, operands, strict=True):
+        if operand.layout is not None and operand.parameter is None:
+            letter = term[operand.layout.axis]
+            flow.tie(channels.setdefault(letter, operand.layout.positions), operand.layout.positions)
+    if len(channels) > 1:
+        msg = "channels at several axes"
+        raise NoRuleError(msg)
+    return next(iter(channels.items()), (None, np.zeros(0, np.int64)))
 
 
 def _computed(flow: Flow, right: str, term: str, weight: Operand, others: str) -> Layout | None:

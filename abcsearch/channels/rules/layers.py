@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
-from abcsearch.channels.flow import LOOSE, Call, Count, Flow, Layout, NoRuleError, Op, Operand
+from abcsearch.channels.flow import Call, Flow
+from abcsearch.channels.operands import LOOSE, Count, Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules.table import channels_at, numbers, others_plain, rule_for, same_channels
 
 if TYPE_CHECKING:
@@ -236,17 +237,20 @@ def local_response_norm(flow: Flow, op: Op) -> Layout | None:
     return same_channels(operand, op)
 
 
-def count_calls(flow: Flow, op: Op) -> None:
-    """Records the multiply-accumulates of a convolution or linear layer, whether or not it has a rule."""
+def count_calls(flow: Flow, op: Op) -> bool:
+    """Records the multiply-accumulates of a convolution or linear layer, whether or not it has a rule.
+
+    Returns whether it is one.
+    """
     module, source = op.module, op.argument(0, "input")
     is_linear = isinstance(module, nn.Linear) or op.target is F.linear
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) or op.target in _TRANSPOSED
     is_conv = isinstance(module, nn.modules.conv._ConvNd) or op.target in (F.conv1d, F.conv2d, F.conv3d)
     if not op.is_tensor or not isinstance(source, Operand) or not (is_linear or transposed or is_conv):
-        return
+        return False
     weight, bias = _operands(flow, op)
     if weight is None:
-        return
+        return False
     space = 0 if is_linear else len(weight.value) - 2
     outputs = _places(flow, op.value, space)
     flow.calls.append(
@@ -258,6 +262,7 @@ def count_calls(flow: Flow, op: Op) -> None:
             scope=op.scope,
         )
     )
+    return True
 
 
 def _operands(flow: Flow, op: Op) -> tuple[Operand | None, Operand | None]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
-from abcsearch.channels.flow import LOOSE, Flow, Layout, NoRuleError, Op, Operand
+from abcsearch.channels.operands import LOOSE, Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules.table import axes_of, others_plain, rule_for, same_channels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from abcsearch.channels.flow import Flow
 
 
 @rule_for(
@@ -97,29 +102,33 @@ def _pairwise(flow: Flow, op: Op, *, residual: bool) -> Layout | None:
     rank = len(op.value)
     # Broadcasting aligns the last axes.
     axes = {t.layout.axis + rank - len(t.value) for t in tensors if t.layout is not None}
-    if not axes:
-        return None
     if len(axes) > 1:
         msg = "the two sides have their channels at different axes"
         raise NoRuleError(msg)
+    if not axes:
+        return None
     (axis,) = axes
-    layouts = [t.layout for t in tensors if t.layout is not None]
-    widest = max(layouts, key=lambda layout: len(layout.positions)).positions
+    widest = max((t.layout.positions for t in tensors if t.layout is not None), key=len)
     if len(widest) != op.value[axis]:
         msg = "a single channel is broadcast over others"
         raise NoRuleError(msg)
     for tensor in tensors:
-        own = tensor.value[axis - rank + len(tensor.value)] if len(tensor.value) > rank - 1 - axis else 1
-        if tensor.layout is None and own == len(widest) and own > 1:
-            broadcast_parameter(flow, tensor, axis - rank + len(tensor.value), widest, op)
-        elif tensor.layout is not None and len(tensor.layout.positions) == len(widest):
-            flow.tie(widest, tensor.layout.positions, residual=residual)
-        elif tensor.layout is not None:
-            flow.fix(tensor.layout.positions, "a single channel that is broadcast over others")
+        _meet(flow, op, tensor, axis - rank, widest, residual=residual)
     return Layout(axis, widest)
 
 
-def broadcast_parameter(flow: Flow, tensor: Operand, axis: int, positions: Any, op: Op) -> None:  # noqa: ANN401
+def _meet(flow: Flow, op: Op, tensor: Operand, axis: int, channels: NDArray[np.int64], *, residual: bool) -> None:
+    """Says what it means for one of the tensors that it meets channels at its axis (counted from the end)."""
+    length = tensor.value[axis] if len(tensor.value) >= -axis else 1
+    if tensor.layout is not None and length == len(channels):
+        flow.tie(channels, tensor.layout.positions, residual=residual)
+    elif tensor.layout is not None:
+        flow.fix(tensor.layout.positions, "a single channel that is broadcast over others")
+    elif length == len(channels) > 1:
+        broadcast_parameter(flow, tensor, axis + len(tensor.value), channels, op)
+
+
+def broadcast_parameter(flow: Flow, tensor: Operand, axis: int, positions: NDArray[np.int64], op: Op) -> None:
     """Registers a parameter that meets channels at one of its axes; any other tensor without channels fixes them."""
     if tensor.parameter is not None:
         flow.parameter(tensor.parameter, axis, positions)
@@ -156,6 +165,11 @@ def alike(flow: Flow, op: Op) -> Layout | None:
 )
 def reduction(flow: Flow, op: Op) -> Layout | None:
     """Reduces axes that are not the channels'."""
+    return _reduced(op)
+
+
+def _reduced(op: Op) -> Layout | None:
+    """Returns the layout behind a reduction of other axes than the channels'."""
     operand = op.tensor()
     others_plain(op)
     layout, rank = operand.layout, len(operand.value)
@@ -171,13 +185,13 @@ def reduction(flow: Flow, op: Op) -> Layout | None:
 
 
 @rule_for(torch.max, torch.min, "max", "min")
-def extremum(flow: Flow, op: Op) -> Layout | None | Sequence[Layout | None]:
+def extremum(flow: Flow, op: Op) -> Layout | Sequence[Layout | None] | None:
     """The largest entries along an axis that is not the channels', and where they are; or entry by entry."""
     if isinstance(op.argument(1, "other"), Operand):
         return _pairwise(flow, op, residual=False)
     if op.is_tensor:
-        return reduction(flow, op)
-    found = reduction(flow, dataclasses.replace(op, value=op.value[0]))
+        return _reduced(op)
+    found = _reduced(dataclasses.replace(op, value=op.value[0]))
     return [found, found]
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import operator
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from abcsearch.channels.flow import Count, Flow, Op, Operand
+from abcsearch.channels.operands import Count, Op, Operand
+
+if TYPE_CHECKING:
+    from abcsearch.channels.flow import Flow
 
 _PLAIN = ("ndim", "dtype", "device", "dim", "is_cuda", "is_floating_point", "requires_grad", "get_device")
 
@@ -111,11 +114,12 @@ def _is_tuple(item: Any) -> bool:  # noqa: ANN401 - arguments are anything
 def _taken(op: Op) -> list[Count] | None:
     """Returns the counts in the part of a tuple of sizes that an index or slice takes."""
     source, index = op.args
-    if isinstance(index, slice):
-        ends = [e.value if isinstance(e, Operand) and e.is_plain else e for e in (index.start, index.stop, index.step)]
-        index = slice(*ends)
     counts = _counts(source)
-    if counts is None or not isinstance(source, Operand) or not isinstance(index, int | slice):
+    if counts is None or not isinstance(source, Operand):
         return None
-    found = counts[index]
-    return found if isinstance(found, list) else [found]
+    if isinstance(index, int):
+        return [counts[index]]
+    if not isinstance(index, slice):
+        return None
+    ends: list[Any] = [e.value if isinstance(e, Operand) else e for e in (index.start, index.stop, index.step)]
+    return counts[slice(*ends)] if all(e is None or isinstance(e, int) for e in ends) else None

@@ -14,11 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from abcsearch.channels.flow import Count, Flow, Layout, NoRuleError, Op, Operand
+from abcsearch.channels.flow import Flow
+from abcsearch.channels.operands import Count, Layout, NoRuleError, Op, Operand
 
-Rule = Callable[[Flow, Op], Layout | None | Sequence[Layout | None]]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Rule = Callable[[Flow, Op], Layout | Sequence[Layout | None] | None]
 RULES: dict[Any, Rule] = {}
 
 
@@ -81,6 +86,14 @@ def others_plain(op: Op, known: int = 1) -> None:
     if not all(operand.is_plain for operand in op.operands[known:]):
         msg = "another argument depends on channels"
         raise NoRuleError(msg)
+
+
+def equal_runs(flow: Flow, positions: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Ties the same channels of `count` equal runs; returns the first run."""
+    lanes = positions.reshape(count, -1)
+    for lane in lanes[1:]:
+        flow.tie(lanes[0], lane)
+    return lanes[0]
 
 
 def axes_of(value: Any, rank: int) -> list[int]:  # noqa: ANN401 - arguments are anything

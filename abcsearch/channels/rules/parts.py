@@ -1,0 +1,272 @@
+"""Parts and wholes: concatenation, splitting, ranges, padding, shuffles, new tensors; see `movement`."""
+
+from __future__ import annotations
+
+import operator
+from fractions import Fraction
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import nn
+
+from abcsearch.channels.operands import Count, Layout, NoRuleError, Op, Operand
+from abcsearch.channels.rules.table import axes_of, equal_runs, numbers, others_plain, rule_for, same_channels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from abcsearch.channels.flow import Flow
+
+
+# --- Parts and wholes. ---
+
+
+@rule_for(torch.cat, torch.concat, torch.concatenate, torch.stack)
+def concatenation(flow: Flow, op: Op) -> Layout | None:
+    """Along channels: one after the other. Along another axis: the same channels in every part."""
+    parts, dim = op.argument(0, "tensors"), op.argument(1, "dim", op.kwargs.get("axis", 0))
+    known = isinstance(parts, tuple | list) and all(isinstance(p, Operand) and p.is_tensor for p in parts)
+    parts = parts.parts if isinstance(parts, Operand) else parts
+    if not known and not parts:
+        msg = "one part is not a tensor"
+        raise NoRuleError(msg)
+    layouts = [part.layout for part in parts if part.layout is not None]
+    if not layouts:
+        return None
+    (axis,), own = axes_of(dim, len(op.value)), layouts[0].axis
+    if any(layout.axis != own for layout in layouts):
+        msg = "the parts have their channels at different axes"
+        raise NoRuleError(msg)
+    stacked = op.target is torch.stack
+    if axis == own and not stacked:
+        return Layout(axis, np.concatenate([_channels(flow, op, part, axis) for part in parts]))
+    positions = [_channels(flow, op, part, own) for part in parts]
+    for other in positions[1:]:
+        flow.tie(positions[0], other)
+    return Layout(own + (stacked and axis <= own), positions[0])
+
+
+def _channels(flow: Flow, op: Op, part: Operand, axis: int) -> NDArray[np.int64]:
+    """Returns the positions of a part along an axis; those of a part that never changes are new and must stay."""
+    if part.layout is not None:
+        return part.layout.positions
+    positions = flow.fresh(part.value[axis])
+    if part.parameter is not None:
+        flow.parameter(part.parameter, axis, positions)
+    flow.fix(positions, f"{op.name}: one part is {part.why}")
+    return positions
+
+
+@rule_for(torch.chunk, "chunk", torch.split, "split", torch.tensor_split, "tensor_split", torch.unbind, "unbind")
+def splitting(flow: Flow, op: Op) -> Sequence[Layout | None]:
+    """Parts along an axis. Equal parts of the channels lose the same ones; parts of a written size keep theirs."""
+    operand = op.tensor()
+    layout, lengths = operand.layout, list(op.value)
+    if layout is None:
+        return [None] * len(lengths)
+    name = op.target if isinstance(op.target, str) else op.target.__name__
+    unbound = name == "unbind"
+    (axis,) = axes_of(op.plain(1 if unbound else 2, "dim", 0), len(operand.value))
+    if axis != layout.axis:
+        return [Layout(layout.axis - (unbound and axis < layout.axis), layout.positions)] * len(lengths)
+    given = op.argument(1, {"chunk": "chunks", "split": "split_size_or_sections"}.get(name, "indices_or_sections"))
+    sizes = [shape[axis] for shape in lengths] if not unbound else []
+    if unbound or (name == "tensor_split" and not isinstance(given, int)):
+        msg = "it takes channels apart at written places"
+        raise NoRuleError(msg)
+    equal = len(set(sizes)) == 1
+    counts = [count for _, count in numbers(given)]
+    follow = name != "split" or any(count.terms for count in counts)
+    if equal and follow and len(sizes) > 1:
+        equal_runs(flow, layout.positions, len(sizes))
+    elif name != "split":
+        msg = "its parts have different sizes"
+        raise NoRuleError(msg)
+    ends = np.cumsum([0, *sizes])
+    parts = [layout.positions[start:stop] for start, stop in pairwise(ends)]
+    if name == "split":
+        # With one size for all, the last part takes what is left.
+        one = isinstance(given, int) or (isinstance(given, Operand) and not isinstance(given.value, tuple))
+        for part, count in zip(parts[: -1 if one else None], counts * (len(parts) if one else 1), strict=False):
+            flow.follows(count, part, op)
+    return [Layout(axis, part) for part in parts]
+
+
+@rule_for(operator.getitem)
+def indexing(flow: Flow, op: Op) -> Layout | None:
+    """Ranges, single entries of other axes, new axes. A written end keeps the channels that it counts."""
+    operand, index = op.tensor(), op.args[1]
+    layout = operand.layout
+    if layout is None:
+        return None
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(not isinstance(item, int | slice | Operand | type(None) | type(Ellipsis)) for item in items):
+        msg = "it picks entries by a list or tensor"
+        raise NoRuleError(msg)
+    used = sum(item is not None and item is not Ellipsis for item in items)
+    place = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
+    items[place : place + 1] = [slice(None)] * (len(operand.value) - used)
+    return _indexed(flow, op, layout, items)
+
+
+def _indexed(flow: Flow, op: Op, layout: Layout, items: list[Any]) -> Layout:
+    """Returns the layout behind one index item per axis of the tensor and per new axis."""
+    source = target = 0
+    found: Layout | None = None
+    for item in items:
+        if source == layout.axis and item is not None:
+            if not isinstance(item, slice):
+                msg = "it picks a single channel"
+                raise NoRuleError(msg)
+            found = Layout(target, _ranged(flow, op, layout.positions, item))
+        elif item is not None:
+            plain = [item.start, item.stop, item.step] if isinstance(item, slice) else [item]
+            if any(isinstance(end, Operand) and not end.is_plain for end in plain):
+                msg = "another argument depends on channels"
+                raise NoRuleError(msg)
+        source += item is not None
+        target += item is None or isinstance(item, slice)
+    if found is None:
+        msg = "it has more indices than axes"
+        raise NoRuleError(msg)
+    return found
+
+
+def _ranged(flow: Flow, op: Op, positions: NDArray[np.int64], index: slice) -> NDArray[np.int64]:
+    """Returns the positions in a range of channels."""
+    total = len(positions)
+    if index.step not in (None, 1):
+        msg = "it takes every other channel"
+        raise NoRuleError(msg)
+    ends: list[int] = []
+    for end, default in ((index.start, 0), (index.stop, total)):
+        ((value, count),) = numbers(default if end is None else end)
+        place = max(0, min(total, value + total if value < 0 else value))
+        if end is not None and not (place == total and value >= total and not count.terms):
+            if value < 0:
+                count = count + Count.of(positions)
+            share = Fraction(place, total)
+            if count.terms and share.denominator > 1 and total % share.denominator == 0:
+                equal_runs(flow, positions, share.denominator)
+            flow.follows(count, positions[:place], op)
+        ends.append(place)
+    return positions[ends[0] : ends[1]]
+
+
+@rule_for(torch.narrow, "narrow", torch.select, "select", torch.index_select, "index_select", torch.gather, "gather")
+def picking(flow: Flow, op: Op) -> Layout | None:
+    """Entries of an axis that is not the channels'."""
+    operand = op.tensor()
+    layout = operand.layout
+    if layout is None:
+        return None
+    (axis,) = axes_of(op.plain(1, "dim"), len(operand.value))
+    name = op.target if isinstance(op.target, str) else op.target.__name__
+    if axis == layout.axis or name == "gather" or any(o.layout is not None for o in op.operands[1:]):
+        msg = "it picks single channels"
+        raise NoRuleError(msg)
+    return Layout(layout.axis - (name == "select" and axis < layout.axis), layout.positions)
+
+
+# --- Padding. ---
+
+
+@rule_for(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, F.pad)
+def padding(flow: Flow, op: Op) -> Layout | None:
+    """Constant entries around space, or constant channels around channels.
+
+    The padding of a module follows the channels; numbers written in forward keep the channels that they add.
+    """
+    operand = op.tensor()
+    layout, rank = operand.layout, len(operand.value)
+    if layout is None:
+        others_plain(op)
+        return None
+    pads = numbers(op.module.padding if op.module is not None else op.argument(1, "pad"))
+    first = 2 * (rank - 1 - layout.axis)  # pads are given from the last axis to the first
+    around = pads[first : first + 2]
+    if any(count.terms for i, (_, count) in enumerate(pads) if i not in (first, first + 1)):
+        msg = "another argument depends on channels"
+        raise NoRuleError(msg)
+    if not any(value for value, _ in around):
+        return same_channels(operand, op)
+    if op.plain(2, "mode", "constant") != "constant" or min(value for value, _ in around) < 0:
+        msg = "it crops channels, or repeats them"
+        raise NoRuleError(msg)
+    sides: list[NDArray[np.int64]] = []
+    for index, (value, count) in enumerate(around):
+        sides.append(flow.fresh(value))
+        if op.module is not None:
+            flow.setting(op.path, "padding", sides[-1], first + index)
+        else:
+            flow.follows(count, sides[-1], op)
+    return Layout(layout.axis, np.concatenate([sides[0], layout.positions, sides[1]]))
+
+
+# --- Shuffles. ---
+
+
+@rule_for(nn.ChannelShuffle, torch.channel_shuffle, F.channel_shuffle)
+def channel_shuffle(flow: Flow, op: Op) -> Layout | None:
+    """Interleaves equal runs of channels, which lose the same ones."""
+    operand = op.tensor()
+    groups = op.module.groups if isinstance(op.module, nn.ChannelShuffle) else op.plain(1, "groups")
+    layout = operand.layout
+    if layout is None:
+        return None
+    if layout.axis != 1:
+        msg = "the channels are not at axis 1"
+        raise NoRuleError(msg)
+    return Layout(1, np.repeat(equal_runs(flow, layout.positions, groups), groups))
+
+
+@rule_for(nn.PixelShuffle, F.pixel_shuffle, torch.pixel_shuffle)
+@rule_for(nn.PixelUnshuffle, F.pixel_unshuffle, torch.pixel_unshuffle)
+def pixel_shuffle(flow: Flow, op: Op) -> Layout | None:
+    """Neighbouring channels become one with more pixels, or the other way round."""
+    operand = op.tensor()
+    layout = operand.layout
+    if layout is None:
+        return None
+    axis = len(operand.value) - 3
+    if layout.axis != axis:
+        msg = "the channels are not the third axis from the end"
+        raise NoRuleError(msg)
+    before, after = operand.value[axis], op.value[axis]
+    if after > before:
+        return Layout(axis, np.repeat(layout.positions, after // before))
+    lanes = layout.positions.reshape(after, -1)
+    for column in lanes.T[1:]:
+        flow.tie(lanes[:, 0], column)
+    return Layout(axis, lanes[:, 0].copy())
+
+
+@rule_for(nn.GLU, F.glu)
+def gated(flow: Flow, op: Op) -> Layout | None:
+    """One half of an axis gates the other; halves of the channels lose the same ones."""
+    operand = op.tensor()
+    dim = op.module.dim if isinstance(op.module, nn.GLU) else op.plain(1, "dim", -1)
+    layout = operand.layout
+    if layout is None:
+        return None
+    if axes_of(dim, len(operand.value)) != [layout.axis]:
+        return same_channels(operand, op)
+    return Layout(layout.axis, equal_runs(flow, layout.positions, 2))
+
+
+# --- New tensors. ---
+
+
+@rule_for(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
+@rule_for("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor")
+def creation(flow: Flow, op: Op) -> None:
+    """A tensor whose sizes are all written in forward holds no channels that can be removed."""
+    for operand in op.operands:
+        if not operand.is_tensor and not operand.is_plain:
+            msg = "its size depends on channels"
+            raise NoRuleError(msg)
