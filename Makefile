@@ -8,7 +8,7 @@ RUN := runs/digits
 # One thread per process: pytest runs one process per core.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: help demo test lint types layers tests notebooks bench-digits clean
+.PHONY: help demo test lint types layers tests notebooks test-zoo bench-digits bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -57,8 +57,20 @@ tests: $(VENV)/.installed-dev ## tests, README examples and notebooks, warnings 
 	@echo "== tests"
 	@$(THREADS) $(BIN)/python -m pytest -n auto --dist worksteal
 
+$(VENV)/.installed-zoo: $(VENV)/.installed-dev
+	@echo "== timm"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[zoo]'
+	@touch $@
+
+test-zoo: $(VENV)/.installed-zoo ## slicing is exact on 180 networks of all families (15 minutes; not part of test)
+	@echo "== zoo"
+	@$(THREADS) $(BIN)/python -m pytest -m zoo tests/zoo -n 1
+
 bench-digits: $(VENV)/.installed ## the table of experiments/digits/README.md: the demo with seeds 0 to 4
 	@$(BIN)/python experiments/digits/seeds.py
+
+bench-zoo: $(VENV)/.installed-zoo ## the table of networks in the README: groups, shares and tracing time by family
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.zoo
 
 clean: ## removes the virtual environment and the runs
 	rm -rf $(VENV) runs

@@ -74,7 +74,7 @@ class Flow:
         problems: operations without a rule, with the reason: the positions that each touches; None for one that uses
             parameters.
         settings: attributes of modules that slicing must set.
-        claimed: the parameters and buffers of which the rule that is running has registered an axis.
+        claimed: the axes of parameters and buffers that the rule which is running has registered.
         count: number of positions.
     """
 
@@ -87,11 +87,14 @@ class Flow:
     calls: list[Call] = field(default_factory=list)
     problems: dict[str, NDArray[np.int64] | None] = field(default_factory=dict)
     settings: list[Setting] = field(default_factory=list)
-    claimed: set[str] = field(default_factory=set)
+    claimed: set[tuple[str, int]] = field(default_factory=set)
     count: int = 0
     _ties: list[tuple[NDArray[np.int64], NDArray[np.int64], bool]] = field(default_factory=list)
     _reasons: list[tuple[NDArray[np.int64], str]] = field(default_factory=list)
     _frozen: dict[str, str] = field(default_factory=dict)
+    _held: dict[tuple[str, int], str] = field(default_factory=dict)
+    _unset: dict[str, str] = field(default_factory=dict)
+    _settings_before: int = 0
     _equations: list[tuple[Count, NDArray[np.int64] | None, str]] = field(default_factory=list)
 
     def fresh(self, count: int, producer: str = "") -> NDArray[np.int64]:
@@ -147,6 +150,25 @@ class Flow:
         """
         self.settings.append(Setting(path, attribute, index, positions))
 
+    def hold(self, op: Op, parameters: Iterable[str]) -> None:
+        """Says that an operation needs what its rule did not register: other axes of its parameters, module attributes.
+
+        Args:
+            op: the operation, its rule has just run.
+            parameters: canonical names of the parameters and buffers that it uses.
+        """
+        for name in parameters:
+            for axis in range(len(self.sizes[name])):
+                if (name, axis) not in self.claimed:
+                    self._held.setdefault((name, axis), f"{op.name}: needs all of axis {axis} of {name}")
+        if op.path and not any(setting.path == op.path for setting in self.settings[self._settings_before :]):
+            self._unset.setdefault(op.path, f"{op.name}: used with other channels as well")
+
+    def begin(self) -> None:
+        """Says that the rule of another operation runs now."""
+        self.claimed.clear()
+        self._settings_before = len(self.settings)
+
     def problem(self, text: str, touched: Iterable[NDArray[np.int64]], *, parameters: bool) -> None:
         """Says that no rule covers an operation.
 
@@ -195,7 +217,7 @@ class Flow:
         if self.sizes[name][axis] != len(positions):
             msg = f"axis {axis} of {name} has {self.sizes[name][axis]} entries for {len(positions)} channels"
             raise NoRuleError(msg)
-        self.claimed.add(name)
+        self.claimed.add((name, axis))
         if not reads:
             self.makes.add((name, axis))
         known = self.axes.setdefault((name, axis), positions)
@@ -204,10 +226,13 @@ class Flow:
 
     def classes(self) -> Classes:
         """Returns the positions that can only be removed together, and what is known of each class."""
-        for (parameter, _), positions in self.axes.items():
+        for (parameter, axis), positions in self.axes.items():
             if parameter in self._frozen:
                 self.fix(positions, self._frozen[parameter])
                 self.problem(self._frozen[parameter], [positions], parameters=False)
+            if (parameter, axis) in self._held:
+                self.fix(positions, self._held[parameter, axis])
+        self._same_settings()
         pairs = [(a, b) for a, b, _ in self._ties] or [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
         rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True))
         links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(self.count, self.count))
@@ -218,6 +243,19 @@ class Flow:
             if is_residual:
                 residual[label[a[a != b]]] = True
         return Classes(total=total, label=label, residual=residual, reasons=self._reasoned(label))
+
+    def _same_settings(self) -> None:
+        """Ties what an attribute of a shared module counts in each of its uses; fixes it where one use sets none."""
+        first: dict[tuple[str, str, int | None], NDArray[np.int64]] = {}
+        for setting in self.settings:
+            known = first.setdefault((setting.path, setting.attribute, setting.index), setting.positions)
+            if setting.path in self._unset:
+                self.fix(setting.positions, self._unset[setting.path])
+            elif len(known) == len(setting.positions):
+                self.tie(known, setting.positions)
+            else:
+                for positions in (known, setting.positions):
+                    self.fix(positions, f"{setting.path}: used with different numbers of channels")
 
     def _reasoned(self, label: NDArray[np.int64]) -> dict[int, str]:
         """Returns why classes must stay: what the rules have said, and sizes in forward that would not follow."""

@@ -156,9 +156,11 @@ def _groups(flow: Flow, classes: Classes) -> tuple[tuple[ChannelGroup, ...], NDA
         members = tuple(
             _member(flow, keys[index], channel_of[classes.label[flow.axes[keys[index]]]]) for index, _ in axes
         )
+        name = _group_name(flow, classes, labels)
+        same = sum(group.name.partition("#")[0] == name for group in found)
         found.append(
             ChannelGroup(
-                name=_group_name(flow, classes, labels),
+                name=f"{name}#{same + 1}" if same else name,
                 channels=len(labels),
                 kind="stage" if residual else "filter",
                 fixed=reason or ("it has only one channel" if len(labels) == 1 else None),

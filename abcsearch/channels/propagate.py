@@ -13,6 +13,7 @@ from abcsearch.channels.flow import Call, Flow
 from abcsearch.channels.operands import LOOSE, Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules import find_rule, number
 from abcsearch.channels.rules.layers import count_calls
+from abcsearch.channels.rules.table import run_rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,7 +121,7 @@ def _apply(flow: Flow, op: Op) -> Operand:
         return _part(op)
     if isinstance(op.target, type) and issubclass(op.target, tuple):  # a named tuple of results
         return Operand(value=op.value, is_tensor=False, parts=tuple(op.operands))
-    flow.claimed.clear()
+    flow.begin()
     reason, module, rule = "no rule", op.module, find_rule(op.target)
     if module is not None and (module._forward_hooks or module._forward_pre_hooks):
         reason = "it has a forward hook"
@@ -128,7 +129,7 @@ def _apply(flow: Flow, op: Op) -> Operand:
         reason = "its forward was replaced"
     elif rule is not None and (op.is_tensor or several):
         try:
-            return _result(flow, op, rule(flow, op))
+            return _result(flow, op, run_rule(rule, flow, op))
         except NoRuleError as error:
             reason = str(error)
     return _uncovered(flow, op, f"{op.name}: {reason}")
@@ -143,10 +144,14 @@ def _part(op: Op) -> Operand:
 
 
 def _result(flow: Flow, op: Op, found: Layout | Sequence[Layout | None] | None) -> Operand:
-    """Returns the result of a covered operation. Parameters that the rule did not register must stay as they are."""
+    """Returns the result of a covered operation. What the rule did not register must stay as it is."""
     for operand in op.operands:
-        if operand.parameter is not None and operand.layout is None and operand.parameter not in flow.claimed:
-            flow.freeze(operand.parameter, f"{op.name}: it computes with {operand.parameter}")
+        name, claimed = operand.parameter, {own for own, _ in flow.claimed}
+        if name is not None and operand.layout is None and name not in claimed:
+            flow.freeze(name, f"{op.name}: it computes with {name}")
+    own = [] if op.module is None else [*op.module.parameters(), *op.module.buffers()]
+    used = [operand.parameter for operand in op.operands if operand.parameter is not None and operand.layout is None]
+    flow.hold(op, [*used, *(flow.canonical[id(tensor)] for tensor in own)])
     why = next((operand.why for operand in op.operands if operand.why), op.name)
     if found is None or isinstance(found, Layout):
         return Operand(value=op.value, layout=found, why=why) if op.is_tensor else _constant(op.value, why)

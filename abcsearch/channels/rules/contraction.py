@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.flow import Flow
 
 
-@rule_for(torch.einsum)
+@rule_for(torch.einsum, thorough=True)
 def einsum(flow: Flow, op: Op) -> Layout | None:
     """Every letter is an axis; channels pass through letters that stay, and end at a parameter in those that go."""
     equation = op.plain(0, "equation")
@@ -30,7 +30,7 @@ def einsum(flow: Flow, op: Op) -> Layout | None:
     return _contract(flow, op, terms, right, operands)
 
 
-@rule_for(torch.matmul, torch.bmm, torch.mm, operator.matmul, "matmul", "bmm", "mm", "__matmul__")
+@rule_for(torch.matmul, torch.bmm, torch.mm, operator.matmul, "matmul", "bmm", "mm", "__matmul__", thorough=True)
 def matrix_product(flow: Flow, op: Op) -> Layout | None:
     """The last axis of the first meets the last but one of the second; axes before are broadcast."""
     operands = [op.tensor(0), op.tensor(1, "other")]
@@ -40,17 +40,17 @@ def matrix_product(flow: Flow, op: Op) -> Layout | None:
         raise NoRuleError(msg)
     batch = "abcdefgh"[: max(ranks) - 2]
     terms = [batch[len(batch) - (rank - 2) :] + ends for rank, ends in zip(ranks, ("ij", "jk"), strict=True)]
-    if any(1 in operand.value[:-2] and max(ranks) > 2 for operand in operands) and any(
-        operand.layout is not None and operand.layout.axis < rank - 2
-        for operand, rank in zip(operands, ranks, strict=True)
-    ):
-        msg = "channels at an axis that is broadcast"
-        raise NoRuleError(msg)
     return _contract(flow, op, terms, batch + "ik", operands)
 
 
 def _contract(flow: Flow, op: Op, terms: list[str], right: str, operands: list[Operand]) -> Layout | None:
     """Follows the letters of all operands."""
+    lengths = {
+        (letter, n) for term, o in zip(terms, operands, strict=True) for letter, n in zip(term, o.value, strict=True)
+    }
+    if len(lengths) > len({letter for letter, _ in lengths}) and any(o.layout is not None for o in operands):
+        msg = "an axis of one entry is repeated"
+        raise NoRuleError(msg)
     letter, positions = _channel_letter(flow, terms, operands)
     if letter is None:
         return None
@@ -68,7 +68,7 @@ def _contract(flow: Flow, op: Op, terms: list[str], right: str, operands: list[O
     if letter in right:
         return Layout(right.index(letter), positions)
     ((term, weight),) = weights
-    others = "".join(other for other, operand in meets if operand is not weight)
+    others = "".join(other for other, operand in zip(terms, operands, strict=True) if operand is not weight)
     return _computed(flow, right, term, weight, others)
 
 

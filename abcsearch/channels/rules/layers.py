@@ -13,7 +13,7 @@ from torch import nn
 
 from abcsearch.channels.flow import Call, Flow
 from abcsearch.channels.operands import LOOSE, Count, Layout, NoRuleError, Op, Operand
-from abcsearch.channels.rules.table import channels_at, numbers, others_plain, rule_for, same_channels
+from abcsearch.channels.rules.table import channels_at, numbers, numbers_plain, rule_for, same_channels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +50,9 @@ class _Weights:
             raise NoRuleError(msg)
         groups, count = getattr(op.module, "groups", 1), None
         if op.module is None and op.target is not F.linear:
-            ((groups, count),) = numbers(op.argument(5 if op.target in _TRANSPOSED else 6, "groups", 1))
+            given = op.argument(6, "groups", 1)
+            ((groups, count),) = numbers(given)
+            numbers_plain([o for o in op.operands if not o.is_tensor and o is not given])
         return cls(
             weight=weight.parameter,
             shape=tuple(weight.value),
@@ -65,15 +67,12 @@ class _Weights:
         return self.weight.removesuffix(".weight")
 
 
-@rule_for(nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d)
-@rule_for(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, *_TRANSPOSED)
+@rule_for(nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d, thorough=True)
+@rule_for(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, *_TRANSPOSED, thorough=True)
 def convolution(flow: Flow, op: Op) -> Layout | None:
     """New channels out, or with conv_groups: whole conv groups, or the same channels of every conv group."""
     operand, own = op.tensor(), _Weights.of(flow, op)
     axis = len(operand.value) - len(own.shape) + 1  # 0 without a batch axis
-    if op.module is None and not all(o.is_plain for o in op.operands if not o.is_tensor and own.count is None):
-        msg = "another argument depends on channels"
-        raise NoRuleError(msg)
     layout = operand.layout
     if layout is not None and layout.axis != axis:
         msg = "the input is not (batch, channels, space...)"
@@ -81,6 +80,9 @@ def convolution(flow: Flow, op: Op) -> Layout | None:
     transposed = isinstance(op.module, nn.modules.conv._ConvTransposeNd) or op.target in _TRANSPOSED
     into, out = (0, 1) if transposed else (1, 0)
     channels = own.shape[1] * own.groups if transposed else own.shape[0]
+    if own.groups == 1 and own.count is not None and own.count.terms:
+        msg = "conv_groups follow channels"
+        raise NoRuleError(msg)
     if own.groups == 1:
         if layout is not None:
             flow.parameter(own.weight, into, layout.positions, reads=True)
@@ -114,7 +116,8 @@ def _grouped(flow: Flow, op: Op, own: _Weights, positions: NDArray[np.int64], ch
     if op.module is None and own.count is not None and not own.count.terms and lanes.shape[1] == 1:
         msg = "conv_groups is a number that would not follow the channels"
         raise NoRuleError(msg)
-    whole = own.groups >= lanes.shape[1] and (op.module is not None or bool(own.count and own.count.terms))
+    follows = own.count is not None and bool(own.count.terms)
+    whole = own.groups >= lanes.shape[1] if op.module is not None else follows
     if whole:
         for column in lanes.T[1:]:
             flow.tie(lanes[:, 0], column)
@@ -135,7 +138,7 @@ def _grouped(flow: Flow, op: Op, own: _Weights, positions: NDArray[np.int64], ch
     return found
 
 
-@rule_for(nn.Linear, F.linear)
+@rule_for(nn.Linear, F.linear, thorough=True)
 def linear(flow: Flow, op: Op) -> Layout | None:
     """New features out; the weight's second axis runs over the input's last axis."""
     operand, own = op.tensor(), _Weights.of(flow, op)
@@ -163,7 +166,7 @@ def channel_norm(flow: Flow, op: Op) -> Layout | None:
     return found
 
 
-@rule_for(F.batch_norm, F.instance_norm, torch.batch_norm)
+@rule_for(F.batch_norm, F.instance_norm, torch.batch_norm, thorough=True)
 def channel_norm_function(flow: Flow, op: Op) -> Layout | None:
     """Likewise, with the parameters as arguments."""
     operand = op.tensor()
@@ -171,9 +174,7 @@ def channel_norm_function(flow: Flow, op: Op) -> Layout | None:
     if any(isinstance(t, Operand) and t.parameter is None for t in tensors):
         msg = f"it computes with {LOOSE}"
         raise NoRuleError(msg)
-    if not all(o.is_plain for o in op.operands if not o.is_tensor):
-        msg = "another argument depends on channels"
-        raise NoRuleError(msg)
+    numbers_plain([o for o in op.operands if not o.is_tensor])
     names = [t.parameter for t in tensors if isinstance(t, Operand)]
     return _channel_norm(flow, op, operand, names, batched=True)
 
@@ -193,7 +194,7 @@ def _space(module: nn.Module) -> int:
     return int(type(module).__name__[-2])
 
 
-@rule_for(nn.GroupNorm, F.group_norm)
+@rule_for(nn.GroupNorm, F.group_norm, thorough=True)
 def group_norm(flow: Flow, op: Op) -> Layout | None:
     """Channels are normalised together with their group: whole groups go (never part of one, that would be inexact)."""
     operand, norm = op.tensor(), op.module
@@ -213,15 +214,19 @@ def group_norm(flow: Flow, op: Op) -> Layout | None:
     return same_channels(operand, op)
 
 
-@rule_for(nn.LayerNorm, F.layer_norm, nn.RMSNorm)
+@rule_for(nn.LayerNorm, F.layer_norm, nn.RMSNorm, thorough=True)
 def layer_norm(flow: Flow, op: Op) -> Layout | None:
     """Normalises over the last axes; channels at another axis stay where they are."""
     operand = op.tensor()
     shape = op.module.normalized_shape if op.module is not None else op.plain(1, "normalized_shape")
     layout = operand.layout
+    numbers_plain([o for o in op.operands[1:] if not o.is_tensor])
     if layout is not None and layout.axis >= len(operand.value) - len(cast("tuple[int, ...]", shape)):
         msg = "it normalises over channels together"
         raise NoRuleError(msg)
+    for scale in op.operands[1:]:  # they run over the normalised axes, not over channels
+        for positions in scale.touched:
+            flow.fix(positions, f"{op.name}: {scale.why} runs over normalised axes")
     return same_channels(operand, op)
 
 
@@ -229,7 +234,6 @@ def layer_norm(flow: Flow, op: Op) -> Layout | None:
 def local_response_norm(flow: Flow, op: Op) -> Layout | None:
     """Divides by neighbouring channels: with windows of one channel, each is on its own."""
     operand = op.tensor()
-    others_plain(op)
     size = op.module.size if isinstance(op.module, nn.LocalResponseNorm) else op.plain(1, "size")
     if operand.layout is not None and size != 1:
         msg = "it normalises over neighbouring channels"

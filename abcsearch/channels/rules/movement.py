@@ -7,6 +7,7 @@ into equal parts lose the same ones in every part (`tie`).
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from abcsearch.channels.operands import Count, Layout, NoRuleError, Op, Operand
-from abcsearch.channels.rules.table import axes_of, numbers, others_plain, rule_for
+from abcsearch.channels.rules.table import axes_of, numbers, rule_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,14 +30,11 @@ Sizes = list[tuple[int, Count | None]]
 # --- Reshapes. ---
 
 
-@rule_for("view", "reshape", torch.reshape)
+@rule_for("view", "reshape", torch.reshape, thorough=True)
 def view(flow: Flow, op: Op) -> Layout | None:
     """The same entries in the same order, with other sizes."""
     operand = op.tensor()
     given = op.args[1:] or tuple(op.kwargs.get(name) for name in ("shape", "size") if name in op.kwargs)
-    if len(given) == 1 and isinstance(given[0], torch.dtype):
-        msg = "it views the bytes as another type"
-        raise NoRuleError(msg)
     sizes: Sizes = [(v, None if c.constant == -1 and not c.terms else c) for v, c in numbers(*given)]
     return _reshape(flow, op, operand, [(n, c) for n, (_, c) in zip(op.value, sizes, strict=True)])
 
@@ -45,7 +43,6 @@ def view(flow: Flow, op: Op) -> Layout | None:
 def merging(flow: Flow, op: Op) -> Layout | None:
     """Merges neighbouring axes, or adds and removes axes of size 1; the sizes follow by themselves."""
     operand = op.tensor()
-    others_plain(op)
     squeezes = op.target in ("squeeze", torch.squeeze)
     if operand.layout is not None and squeezes:
         dims = op.plain(1, "dim")
@@ -56,7 +53,17 @@ def merging(flow: Flow, op: Op) -> Layout | None:
     return _reshape(flow, op, operand, [(n, None) for n in op.value])
 
 
-@rule_for(nn.Unflatten, torch.unflatten, "unflatten")
+@rule_for("view_as", "reshape_as", thorough=True)
+def view_as(flow: Flow, op: Op) -> Layout | None:
+    """The same entries with the sizes of another tensor."""
+    other = op.tensor(1, "other")
+    sizes: Sizes = [(n, Count(Fraction(n))) for n in other.value]
+    if other.layout is not None:
+        sizes[other.layout.axis] = (len(other.layout.positions), Count.of(other.layout.positions))
+    return _reshape(flow, op, op.tensor(), sizes)
+
+
+@rule_for(nn.Unflatten, torch.unflatten, "unflatten", thorough=True)
 def unflatten(flow: Flow, op: Op) -> Layout | None:
     """Splits one axis into several."""
     operand = op.tensor()
@@ -123,7 +130,7 @@ def _require_sizes(flow: Flow, op: Op, sizes: Sizes, layout: Layout | None) -> N
             flow.follows(count, layout.positions if layout is not None and on_channels else none, op)
 
 
-@rule_for("expand", torch.Tensor.expand)
+@rule_for("expand", thorough=True)
 def expand(flow: Flow, op: Op) -> Layout | None:
     """Repeats axes of size 1; new axes come first."""
     operand = op.tensor()
@@ -146,7 +153,6 @@ def repeat(flow: Flow, op: Op) -> Layout | None:
     """Repeats whole axes; new axes come first."""
     operand = op.tensor()
     layout = operand.layout
-    others_plain(op)
     if layout is None:
         return None
     axis = layout.axis + len(op.value) - len(operand.value)
@@ -176,7 +182,6 @@ def repeat_interleave(flow: Flow, op: Op) -> Layout | None:
 def reordering(flow: Flow, op: Op) -> Layout | None:
     """Axes in another order, or entries in reversed order."""
     operand = op.tensor()
-    others_plain(op)
     layout = operand.layout
     if layout is None:
         return None

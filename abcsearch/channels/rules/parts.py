@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
 from abcsearch.channels.operands import Count, Layout, NoRuleError, Op, Operand
-from abcsearch.channels.rules.table import axes_of, equal_runs, numbers, others_plain, rule_for, same_channels
+from abcsearch.channels.rules.table import axes_of, equal_runs, numbers, numbers_plain, rule_for, same_channels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # --- Parts and wholes. ---
 
 
-@rule_for(torch.cat, torch.concat, torch.concatenate, torch.stack)
+@rule_for(torch.cat, torch.concat, torch.concatenate, torch.stack, thorough=True)
 def concatenation(flow: Flow, op: Op) -> Layout | None:
     """Along channels: one after the other. Along another axis: the same channels in every part."""
     parts, dim = op.argument(0, "tensors"), op.argument(1, "dim", op.kwargs.get("axis", 0))
@@ -62,42 +62,52 @@ def _channels(flow: Flow, op: Op, part: Operand, axis: int) -> NDArray[np.int64]
     return positions
 
 
-@rule_for(torch.chunk, "chunk", torch.split, "split", torch.tensor_split, "tensor_split", torch.unbind, "unbind")
+@rule_for(torch.unbind, "unbind")
+def unbinding(flow: Flow, op: Op) -> Sequence[Layout | None]:
+    """The entries of an axis that is not the channels'."""
+    operand = op.tensor()
+    layout, count = operand.layout, len(op.value)
+    (axis,) = axes_of(op.plain(1, "dim", 0), len(operand.value))
+    if layout is not None and axis == layout.axis:
+        msg = "it takes single channels"
+        raise NoRuleError(msg)
+    return [None if layout is None else Layout(layout.axis - (axis < layout.axis), layout.positions)] * count
+
+
+@rule_for(torch.chunk, "chunk", torch.split, "split", torch.tensor_split, "tensor_split", thorough=True)
 def splitting(flow: Flow, op: Op) -> Sequence[Layout | None]:
     """Parts along an axis. Equal parts of the channels lose the same ones; parts of a written size keep theirs."""
     operand = op.tensor()
     layout, lengths = operand.layout, list(op.value)
-    if layout is None:
-        return [None] * len(lengths)
-    name = op.target if isinstance(op.target, str) else op.target.__name__
-    unbound = name == "unbind"
-    (axis,) = axes_of(op.plain(1 if unbound else 2, "dim", 0), len(operand.value))
-    if axis != layout.axis:
-        return [Layout(layout.axis - (unbound and axis < layout.axis), layout.positions)] * len(lengths)
-    given = op.argument(1, {"chunk": "chunks", "split": "split_size_or_sections"}.get(name, "indices_or_sections"))
-    sizes = [shape[axis] for shape in lengths] if not unbound else []
-    if unbound or (name == "tensor_split" and not isinstance(given, int)):
-        msg = "it takes channels apart at written places"
-        raise NoRuleError(msg)
-    equal = len(set(sizes)) == 1
-    counts = [count for _, count in numbers(given)]
-    follow = name != "split" or any(count.terms for count in counts)
-    if equal and follow and len(sizes) > 1:
-        equal_runs(flow, layout.positions, len(sizes))
-    elif name != "split":
-        msg = "its parts have different sizes"
-        raise NoRuleError(msg)
-    ends = np.cumsum([0, *sizes])
+    (axis,) = axes_of(op.plain(2, "dim", 0), len(operand.value))
+    if layout is None or axis != layout.axis:
+        numbers_plain(op.operands[1:])
+        return [layout] * len(lengths)
+    ends = np.cumsum([0, *(shape[axis] for shape in lengths)])
     parts = [layout.positions[start:stop] for start, stop in pairwise(ends)]
-    if name == "split":
+    name = op.target if isinstance(op.target, str) else op.target.__name__
+    given = op.argument(1, {"chunk": "chunks", "split": "split_size_or_sections"}.get(name, "indices_or_sections"))
+    counts = [count for _, count in numbers(given)]
+    listed = isinstance(given.value if isinstance(given, Operand) else given, tuple | list)
+    if name == "split" and (listed or not counts[0].terms):
+        if any(count.terms for count in counts) and len(set(map(len, parts))) == 1:
+            equal_runs(flow, layout.positions, len(parts))
         # With one size for all, the last part takes what is left.
-        one = isinstance(given, int) or (isinstance(given, Operand) and not isinstance(given.value, tuple))
-        for part, count in zip(parts[: -1 if one else None], counts * (len(parts) if one else 1), strict=False):
+        for part, count in zip(
+            parts if listed else parts[:-1], counts if listed else counts * len(parts), strict=False
+        ):
             flow.follows(count, part, op)
+    elif listed or len(set(map(len, parts))) > 1 or (name != "split" and counts[0].terms):
+        msg = "its parts have different sizes, or with other channels there are more or fewer of them"
+        raise NoRuleError(msg)
+    else:
+        lane = equal_runs(flow, layout.positions, len(parts))
+        if name == "split":
+            flow.follows(counts[0], lane, op)
     return [Layout(axis, part) for part in parts]
 
 
-@rule_for(operator.getitem)
+@rule_for(operator.getitem, thorough=True)
 def indexing(flow: Flow, op: Op) -> Layout | None:
     """Ranges, single entries of other axes, new axes. A written end keeps the channels that it counts."""
     operand, index = op.tensor(), op.args[1]
@@ -158,7 +168,7 @@ def _ranged(flow: Flow, op: Op, positions: NDArray[np.int64], index: slice) -> N
     return positions[ends[0] : ends[1]]
 
 
-@rule_for(torch.narrow, "narrow", torch.select, "select", torch.index_select, "index_select", torch.gather, "gather")
+@rule_for(torch.narrow, "narrow", torch.select, "select", torch.index_select, "index_select", thorough=True)
 def picking(flow: Flow, op: Op) -> Layout | None:
     """Entries of an axis that is not the channels'."""
     operand = op.tensor()
@@ -167,8 +177,8 @@ def picking(flow: Flow, op: Op) -> Layout | None:
         return None
     (axis,) = axes_of(op.plain(1, "dim"), len(operand.value))
     name = op.target if isinstance(op.target, str) else op.target.__name__
-    if axis == layout.axis or name == "gather" or any(o.layout is not None for o in op.operands[1:]):
-        msg = "it picks single channels"
+    if axis == layout.axis or any(positions is not None for o in op.operands[1:] for positions in o.touched):
+        msg = "it picks single channels, or as many entries as there are channels"
         raise NoRuleError(msg)
     return Layout(layout.axis - (name == "select" and axis < layout.axis), layout.positions)
 
@@ -176,7 +186,9 @@ def picking(flow: Flow, op: Op) -> Layout | None:
 # --- Padding. ---
 
 
-@rule_for(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, F.pad)
+@rule_for(
+    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, F.pad, thorough=True
+)
 def padding(flow: Flow, op: Op) -> Layout | None:
     """Constant entries around space, or constant channels around channels.
 
@@ -185,8 +197,9 @@ def padding(flow: Flow, op: Op) -> Layout | None:
     operand = op.tensor()
     layout, rank = operand.layout, len(operand.value)
     if layout is None:
-        others_plain(op)
+        numbers_plain(op.operands[1:])
         return None
+    numbers_plain([operand for operand in op.operands[1:] if operand.is_tensor])
     pads = numbers(op.module.padding if op.module is not None else op.argument(1, "pad"))
     first = 2 * (rank - 1 - layout.axis)  # pads are given from the last axis to the first
     around = pads[first : first + 2]

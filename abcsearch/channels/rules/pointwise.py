@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
 from abcsearch.channels.operands import LOOSE, Layout, NoRuleError, Op, Operand
-from abcsearch.channels.rules.table import axes_of, others_plain, rule_for, same_channels
+from abcsearch.channels.rules.table import axes_of, numbers_plain, rule_for, same_channels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 def elementwise(flow: Flow, op: Op) -> Layout | None:
     """Every entry is mapped on its own."""
     operand = op.tensor()
-    others_plain(op)
     return same_channels(operand, op)
 
 
@@ -58,7 +57,6 @@ def elementwise(flow: Flow, op: Op) -> Layout | None:
 def pooling(flow: Flow, op: Op) -> Layout | None:
     """Windows over space, each channel on its own. The input has a batch axis and channels at axis 1."""
     operand = op.tensor()
-    others_plain(op)
     layout, rank = operand.layout, len(operand.value)
     if layout is None:
         return None
@@ -74,7 +72,7 @@ def _space(op: Op, operand: Operand) -> int:
     return int(name[-2]) if name[-1:] == "d" and name[-2].isdigit() else len(operand.value) - 2
 
 
-@rule_for(operator.add, operator.iadd, torch.add, "add", "add_")
+@rule_for(operator.add, operator.iadd, torch.add, "add", "add_", thorough=True)
 def addition(flow: Flow, op: Op) -> Layout | None:
     """Both sides lose the same channels: this is what couples the residual stream of a stage."""
     return _pairwise(flow, op, residual=True)
@@ -87,6 +85,7 @@ def addition(flow: Flow, op: Op) -> Layout | None:
     *(torch.gt, torch.lt, torch.ge, torch.le, torch.addcmul),
     *("sub", "sub_", "mul", "mul_", "div", "div_", "pow", "gt", "lt", "ge", "le", "where", "maximum", "minimum"),
     *("masked_fill", "masked_fill_", "lerp", "type_as"),
+    thorough=True,
 )
 def pairwise(flow: Flow, op: Op) -> Layout | None:
     """Entry by entry: all tensors lose the same channels."""
@@ -96,9 +95,7 @@ def pairwise(flow: Flow, op: Op) -> Layout | None:
 def _pairwise(flow: Flow, op: Op, *, residual: bool) -> Layout | None:
     """Ties the channels of tensors that are broadcast against each other; a number changes nothing."""
     tensors = [operand for operand in op.operands if operand.is_tensor]
-    if not all(operand.is_plain for operand in op.operands if not operand.is_tensor) or "out" in op.kwargs:
-        msg = "another argument depends on channels"
-        raise NoRuleError(msg)
+    numbers_plain([operand for operand in op.operands if not operand.is_tensor or operand is op.kwargs.get("out")])
     rank = len(op.value)
     # Broadcasting aligns the last axes.
     axes = {t.layout.axis + rank - len(t.value) for t in tensors if t.layout is not None}
@@ -139,9 +136,9 @@ def broadcast_parameter(flow: Flow, tensor: Operand, axis: int, positions: NDArr
         flow.problem(reason, [positions], parameters=False)
 
 
-@rule_for("expand_as", "view_as", "reshape_as", torch.broadcast_to)
+@rule_for("expand_as", thorough=True)
 def alike(flow: Flow, op: Op) -> Layout | None:
-    """Takes the shape of another tensor: that has as many channels left, if both lose the same ones."""
+    """Is repeated along axes of size 1 to the shape of another tensor: both lose the same channels."""
     operand, other = op.tensor(), op.tensor(1, "other")
     layout = operand.layout
     if layout is None and other.layout is None:
@@ -171,7 +168,6 @@ def reduction(flow: Flow, op: Op) -> Layout | None:
 def _reduced(op: Op) -> Layout | None:
     """Returns the layout behind a reduction of other axes than the channels'."""
     operand = op.tensor()
-    others_plain(op)
     layout, rank = operand.layout, len(operand.value)
     if layout is None:
         return None
@@ -184,11 +180,12 @@ def _reduced(op: Op) -> Layout | None:
     return Layout(layout.axis - gone, layout.positions)
 
 
-@rule_for(torch.max, torch.min, "max", "min")
+@rule_for(torch.max, torch.min, "max", "min", thorough=True)
 def extremum(flow: Flow, op: Op) -> Layout | Sequence[Layout | None] | None:
     """The largest entries along an axis that is not the channels', and where they are; or entry by entry."""
     if isinstance(op.argument(1, "other"), Operand):
         return _pairwise(flow, op, residual=False)
+    numbers_plain(op.operands[1:])
     if op.is_tensor:
         return _reduced(op)
     found = _reduced(dataclasses.replace(op, value=op.value[0]))
@@ -200,28 +197,34 @@ def extremum(flow: Flow, op: Op) -> Layout | Sequence[Layout | None] | None:
 def along(flow: Flow, op: Op) -> Layout | None:
     """Works along one axis: the channels stay where they are if it is another one."""
     operand = op.tensor()
-    others_plain(op)
     layout = operand.layout
     if layout is None:
         return None
     place = 2 if op.target is F.normalize else 1
     dim = op.plain(place, "dim") if op.module is None else getattr(op.module, "dim", None)
-    if axes_of(1 if op.target is F.normalize and dim is None else dim, len(operand.value)) == [layout.axis]:
+    if layout.axis in axes_of(1 if op.target is F.normalize and dim is None else dim, len(operand.value)):
         msg = "it mixes the channels"
         raise NoRuleError(msg)
     return same_channels(operand, op)
 
 
-@rule_for(nn.PReLU, F.prelu, torch.prelu)
+@rule_for(nn.PReLU, F.prelu, torch.prelu, thorough=True)
 def prelu(flow: Flow, op: Op) -> Layout | None:
     """One slope for all channels, or one per channel (at axis 1)."""
     operand = op.tensor()
     layout = operand.layout
-    slope = Operand(value=op.module.weight.shape) if isinstance(op.module, nn.PReLU) else op.tensor(1, "weight")
-    if layout is None or slope.value.numel() == 1:
+    if isinstance(op.module, nn.PReLU):
+        slopes, name = op.module.weight.numel(), op.module.weight
+    else:
+        slope = op.tensor(1, "weight")
+        slopes, name = slope.value.numel(), slope.parameter
+        if slope.layout is not None and (name is None or layout is None):
+            msg = "its slopes follow channels"
+            raise NoRuleError(msg)
+    if layout is None or slopes == 1:
         return same_channels(operand, op)
-    if layout.axis != min(1, len(operand.value) - 1):
-        msg = "the input does not have its channels at axis 1"
+    if layout.axis != min(1, len(operand.value) - 1) or name is None:
+        msg = "the input does not have its channels at axis 1, or the slopes are no parameter"
         raise NoRuleError(msg)
-    flow.parameter(op.module.weight if isinstance(op.module, nn.PReLU) else slope.parameter, 0, layout.positions)
+    flow.parameter(name, 0, layout.positions)
     return same_channels(operand, op)

@@ -122,4 +122,5 @@ def _taken(op: Op) -> list[Count] | None:
     if not isinstance(index, slice):
         return None
     ends: list[Any] = [e.value if isinstance(e, Operand) else e for e in (index.start, index.stop, index.step)]
-    return counts[slice(*ends)] if all(e is None or isinstance(e, int) for e in ends) else None
+    plain = all(not isinstance(e, Operand) or e.is_plain for e in (index.start, index.stop, index.step))
+    return counts[slice(*ends)] if plain else None

@@ -25,10 +25,17 @@ if TYPE_CHECKING:
 
 Rule = Callable[[Flow, Op], Layout | Sequence[Layout | None] | None]
 RULES: dict[Any, Rule] = {}
+_THOROUGH: set[Rule] = set()  # rules that look at all arguments themselves
 
 
-def rule_for(*operations: Any) -> Callable[[Rule], Rule]:  # noqa: ANN401 - classes, functions and names
+def rule_for(
+    *operations: Any,  # noqa: ANN401 - classes, functions and names
+    thorough: bool = False,
+) -> Callable[[Rule], Rule]:
     """Registers the decorated rule for module classes, functions, or names.
+
+    A rule may look at its first argument only: where another one is a tensor, or a number that follows channels,
+    the operation counts as not covered. With `thorough`, the rule looks at all arguments itself.
 
     An example, a module of your own that reverses its channels and has one weight per channel:
 
@@ -43,6 +50,8 @@ def rule_for(*operations: Any) -> Callable[[Rule], Rule]:  # noqa: ANN401 - clas
 
     def register(rule: Rule) -> Rule:
         RULES.update(dict.fromkeys(operations, rule))
+        if thorough:
+            _THOROUGH.add(rule)
         return rule
 
     return register
@@ -81,9 +90,20 @@ def channels_at(operand: Operand, axis: int, where: str) -> Layout | None:
     return layout
 
 
-def others_plain(op: Op, known: int = 1) -> None:
-    """Raises NoRuleError unless all operands behind the first `known` are numbers that do not follow channels."""
-    if not all(operand.is_plain for operand in op.operands[known:]):
+def run_rule(rule: Rule, flow: Flow, op: Op) -> Layout | Sequence[Layout | None] | None:
+    """Returns what a rule says of an operation.
+
+    Raises:
+        NoRuleError: if it does not cover this use.
+    """
+    if rule not in _THOROUGH:
+        numbers_plain(op.operands[1:])
+    return rule(flow, op)
+
+
+def numbers_plain(operands: Sequence[Operand]) -> None:
+    """Raises NoRuleError unless all operands are numbers that do not follow channels."""
+    if not all(operand.is_plain for operand in operands):
         msg = "another argument depends on channels"
         raise NoRuleError(msg)
 
@@ -99,7 +119,7 @@ def equal_runs(flow: Flow, positions: NDArray[np.int64], count: int) -> NDArray[
 def axes_of(value: Any, rank: int) -> list[int]:  # noqa: ANN401 - arguments are anything
     """Returns one axis or a sequence of axes as a list, counted from the front."""
     items = list(value) if isinstance(value, tuple | list) else [value]
-    if not all(isinstance(item, int) for item in items):
+    if not all(type(item) is int for item in items):
         msg = "an axis is not a plain number"
         raise NoRuleError(msg)
     return [item % rank for item in items]
@@ -112,6 +132,9 @@ def numbers(*arguments: Any) -> list[tuple[int, Count]]:  # noqa: ANN401 - argum
         if isinstance(item, Operand) and not item.is_tensor:
             values = item.value if isinstance(item.value, tuple) else (item.value,)
             counts = item.counts or (None,) * len(values)
+            if not all(isinstance(value, int) for value in values):
+                msg = "a size is not a number"
+                raise NoRuleError(msg)
             found += [(v, Count(Fraction(v)) if c is None else c) for v, c in zip(values, counts, strict=True)]
         elif isinstance(item, tuple | list):
             found += numbers(*item)

@@ -1,0 +1,157 @@
+"""Prints a Markdown table of what can be pruned in networks of many families: one row per family.
+
+    python -m experiments.benchmarks.zoo [--family NAME ...] [--detail]
+
+Networks have no weights (the meta device) and see one image of the size that they were made for. Prunable shares are
+1 - cost(one channel per group) / cost(full).
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib.util
+import os
+import platform
+import re
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torchvision
+
+from abcsearch.channels.groups import ChannelGraph, UnsupportedOpWarning, trace_channels
+from experiments.benchmarks.families import FAMILIES, build, usual_size
+
+OUTPUT = "the network's output"  # every network's last layer keeps its channels for this reason: not worth a word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is found out about one network.
+
+    Attributes:
+        name: of the network.
+        groups: number of channel groups.
+        prunable: number of groups that can be pruned.
+        blocks: number of residual blocks that can be dropped.
+        macs: prunable share of the macs, 0 ... 1.
+        params: prunable share of the parameters, 0 ... 1.
+        seconds: time to trace.
+        reasons: why groups stay, and how many groups.
+    """
+
+    name: str
+    groups: int
+    prunable: int
+    blocks: int
+    macs: float
+    params: float
+    seconds: float
+    reasons: dict[str, int]
+
+
+def measure(name: str) -> Row:
+    """Returns the row of one network."""
+    size = usual_size(name)
+    model = build(name).to("meta")
+    example = torch.zeros(1, 3, size, size, device="meta")
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnsupportedOpWarning)
+        graph = trace_channels(model, example)
+    seconds = time.perf_counter() - start
+    widths = [[group.channels for group in graph.prunable], [1] * len(graph.prunable)]
+    macs, params = graph.costs.macs(widths), graph.costs.params(widths)
+    return Row(
+        name=name,
+        groups=len(graph.groups),
+        prunable=len(graph.prunable),
+        blocks=len(getattr(graph, "blocks", ())),
+        macs=1 - macs[1] / macs[0],
+        params=1 - params[1] / params[0],
+        seconds=seconds,
+        reasons=reasons(graph),
+    )
+
+
+def reasons(graph: ChannelGraph) -> dict[str, int]:
+    """Returns why groups stay: operation and reason, without the places in the network; and how many groups."""
+    found = collections.Counter[str]()
+    for group in graph.groups:
+        if group.fixed and group.fixed != OUTPUT:
+            operation, colon, why = group.fixed.partition(": ")
+            short = f"{operation.split(' ')[0]}: {why}" if colon else operation
+            found[re.sub(r"combined with \S+", "combined with another tensor", short)] += 1
+    return dict(found)
+
+
+def spread(values: list[float], form: str) -> str:
+    """Returns the range of some numbers, or the number if they are written alike."""
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} – {high}"  # noqa: RUF001 - a range
+
+
+def line(title: str, rows: list[Row]) -> str:
+    """Returns one line of the table."""
+    why = collections.Counter[str]()
+    for row in rows:
+        why.update(row.reasons)
+    blocks = [spread([row.blocks for row in rows], "{}")] if hasattr(ChannelGraph, "blocks") else []
+    cells = [
+        title,
+        spread([row.groups for row in rows], "{}"),
+        spread([row.prunable for row in rows], "{}"),
+        *blocks,
+        spread([100 * row.macs for row in rows], "{:.0f}"),
+        spread([100 * row.params for row in rows], "{:.0f}"),
+        spread([row.seconds for row in rows], "{:.1f}"),
+        why.most_common(1)[0][0] if why else "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(found: dict[str, list[Row]], *, detail: bool) -> str:
+    """Returns the Markdown table, one line per family, or per network."""
+    blocks = ["blocks"] if hasattr(ChannelGraph, "blocks") else []
+    shares = ["prunable MACs, %", "prunable params, %", "tracing, s", "what stays, mostly"]
+    titles = ["network" if detail else "family (networks)", "groups", "prunable", *blocks, *shares]
+    lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
+    for family, rows in found.items():
+        if detail:
+            lines += [line(row.name, [row]) for row in rows]
+        else:
+            lines.append(line(f"{family} ({len(rows)})", rows))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures all networks and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="NAME")
+    parser.add_argument("--detail", action="store_true", help="one line per network")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with_timm = importlib.util.find_spec("timm") is not None
+    found: dict[str, list[Row]] = {}
+    for family in arguments.family:
+        names = [name for name in FAMILIES[family] if with_timm or not name.startswith("timm/")]
+        rows = []
+        for name in names:
+            sys.stderr.write(f"{name}\n")
+            rows.append(measure(name))
+        if rows:
+            found[family] = rows
+    versions = [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}"]
+    if with_timm:
+        import timm
+
+        versions.append(f"timm {timm.__version__}")
+    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), one thread, Python {platform.python_version()}"
+    sys.stdout.write(f"{table(found, detail=arguments.detail)}\n\n{machine}; {', '.join(versions)}\n")
+
+
+if __name__ == "__main__":
+    main()
