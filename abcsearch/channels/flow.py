@@ -104,6 +104,11 @@ class Operand:
         return not self.is_tensor and not self.parts and not any(self.counts)
 
     @property
+    def counted(self) -> bool:
+        """Whether it is a number, or a tuple of numbers, that follows channels."""
+        return not self.is_tensor and any(count is not None and count.terms for count in self.counts)
+
+    @property
     def touched(self) -> list[NDArray[np.int64]]:
         """The positions of all channels that it depends on."""
         own = [] if self.layout is None else [self.layout.positions]
@@ -311,7 +316,13 @@ class Flow:
             attribute: a number, or a tuple of which `index` says which entry.
             positions: the channels that it counts.
             index: into the tuple.
+
+        A second use of the module ties both.
         """
+        for known in self.settings:
+            if (known.path, known.attribute, known.index) == (path, attribute, index):
+                self.tie(known.positions, positions)
+                return
         self.settings.append(Setting(path, attribute, index, positions))
 
     def problem(self, text: str, touched: Iterable[NDArray[np.int64]], *, parameters: bool) -> None:

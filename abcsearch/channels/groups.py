@@ -346,7 +346,7 @@ def _groups(flow: Flow, classes: Classes) -> tuple[tuple[ChannelGroup, ...], NDA
         members = tuple(_member(keys[index], channel_of[classes.label[flow.axes[keys[index]]]]) for index, _ in axes)
         found.append(
             ChannelGroup(
-                name=_group_name(flow, classes, labels),
+                name=_unique(_group_name(flow, classes, labels), {group.name for group in found}),
                 channels=len(labels),
                 kind="stage" if residual else "filter",
                 fixed=reason or ("it has only one channel" if len(labels) == 1 else None),
@@ -378,6 +378,13 @@ def _member(key: tuple[str, int], channels: NDArray[np.int64]) -> Member:
     """Returns the part of a parameter axis that belongs to a group; `channels` is -1 where it does not."""
     entries = np.flatnonzero(channels >= 0)
     return Member(parameter=key[0], axis=key[1], entries=entries, channels=channels[entries])
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """Returns a name with ticks behind it until no other group has it (one weight used in two ways)."""
+    while name in taken:
+        name += "'"
+    return name
 
 
 def _group_name(flow: Flow, classes: Classes, labels: list[int]) -> str:

@@ -12,6 +12,7 @@ from torch.fx.node import map_arg
 from abcsearch.channels.flow import LOOSE, Flow, Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules import find_rule, number
 from abcsearch.channels.rules.layers import count_calls
+from abcsearch.channels.rules.table import SIZED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,6 +121,8 @@ def _apply(flow: Flow, op: Op) -> Operand:
         reason = "it has a forward hook"
     elif module is not None and "forward" in vars(module):
         reason = "its forward was replaced"
+    elif rule is not None and op.target not in SIZED and any(operand.counted for operand in op.operands):
+        reason = "another argument depends on channels"
     elif rule is not None and (op.is_tensor or several):
         try:
             return _result(flow, op, rule(flow, op))
@@ -138,9 +141,19 @@ def _part(op: Op) -> Operand:
 
 def _result(flow: Flow, op: Op, found: Layout | None | Sequence[Layout | None]) -> Operand:
     """Returns the result of a covered operation. Parameters that the rule did not register must stay as they are."""
-    for operand in op.operands:
-        if operand.parameter is not None and operand.layout is None and operand.parameter not in flow.claimed:
-            flow.freeze(operand.parameter, f"{op.name}: it computes with {operand.parameter}")
+    layouts = (
+        [(op.value, found)] if found is None or isinstance(found, Layout) else list(zip(op.value, found, strict=True))
+    )
+    for value, layout in layouts:
+        if layout is not None and tuple(value[layout.axis : layout.axis + 1]) != layout.positions.shape:
+            msg = "the result has other channels than its rule says"
+            raise NoRuleError(msg)
+    followed = any(layout is not None for _, layout in layouts)
+    used = [operand.parameter for operand in op.operands if operand.layout is None or not followed]
+    own = [*op.module.parameters(), *op.module.buffers()] if op.module is not None else []
+    for name in (*used, *(flow.canonical[id(tensor)] for tensor in own)):
+        if name is not None and name not in flow.claimed:
+            flow.freeze(name, f"{op.name}: it computes with {name}")
     why = next((operand.why for operand in op.operands if operand.why), op.name)
     if found is None or isinstance(found, Layout):
         return Operand(value=op.value, layout=found, why=why) if op.is_tensor else _constant(op.value, why)

@@ -53,7 +53,11 @@ def _contract(flow: Flow, op: Op, terms: list[str], right: str, operands: list[O
     for term, operand in zip(terms, operands, strict=True):
         if operand.layout is not None and operand.parameter is None:
             letter = term[operand.layout.axis]
-            flow.tie(channels.setdefault(letter, operand.layout.positions), operand.layout.positions)
+            known = channels.setdefault(letter, operand.layout.positions)
+            if len(known) != len(operand.layout.positions):
+                msg = "a single channel is broadcast over others"
+                raise NoRuleError(msg)
+            flow.tie(known, operand.layout.positions)
     if len(channels) > 1:
         msg = "channels at several axes"
         raise NoRuleError(msg)
@@ -74,7 +78,7 @@ def _contract(flow: Flow, op: Op, terms: list[str], right: str, operands: list[O
     if letter in right:
         return Layout(right.index(letter), positions)
     ((term, weight),) = weights
-    others = "".join(other for other, operand in meets if operand is not weight)
+    others = "".join(other for other, operand in zip(terms, operands, strict=True) if operand is not weight)
     return _computed(flow, right, term, weight, others)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
 from abcsearch.channels.flow import LOOSE, Call, Count, Flow, Layout, NoRuleError, Op, Operand
-from abcsearch.channels.rules.table import channels_at, numbers, others_plain, rule_for, same_channels
+from abcsearch.channels.rules.table import channels_at, fixed_channels, numbers, others_plain, rule_for, same_channels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ class _Weights:
             raise NoRuleError(msg)
         groups, count = getattr(op.module, "groups", 1), None
         if op.module is None and op.target is not F.linear:
-            ((groups, count),) = numbers(op.argument(5 if op.target in _TRANSPOSED else 6, "groups", 1))
+            ((groups, count),) = numbers(op.argument(6, "groups", 1))
         return cls(
             weight=weight.parameter,
             shape=tuple(weight.value),
@@ -64,13 +64,16 @@ class _Weights:
         return self.weight.removesuffix(".weight")
 
 
-@rule_for(nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d)
-@rule_for(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, *_TRANSPOSED)
+@rule_for(nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d, sized=True)
+@rule_for(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, *_TRANSPOSED, sized=True)
 def convolution(flow: Flow, op: Op) -> Layout | None:
     """New channels out, or with conv_groups: whole conv groups, or the same channels of every conv group."""
     operand, own = op.tensor(), _Weights.of(flow, op)
     axis = len(operand.value) - len(own.shape) + 1  # 0 without a batch axis
-    if op.module is None and not all(o.is_plain for o in op.operands if not o.is_tensor and own.count is None):
+    given = op.argument(6, "groups") if op.module is None else op.argument(1, "output_size")
+    # The output size of a module may be the whole shape of a tensor: only its space is read.
+    free = op.module is None or (isinstance(given, Operand) and len(given.value) == len(op.value))
+    if any(o.counted and not (free and o is given) for o in op.operands):
         msg = "another argument depends on channels"
         raise NoRuleError(msg)
     layout = operand.layout
@@ -81,8 +84,9 @@ def convolution(flow: Flow, op: Op) -> Layout | None:
     into, out = (0, 1) if transposed else (1, 0)
     channels = own.shape[1] * own.groups if transposed else own.shape[0]
     if own.groups == 1:
-        if layout is not None:
-            flow.parameter(own.weight, into, layout.positions)
+        flow.parameter(own.weight, into, fixed_channels(flow, operand, axis) if layout is None else layout.positions)
+        if own.count is not None:
+            flow.follows(own.count, np.zeros(0, np.int64), op)
         found = flow.fresh(channels, op.path or own.name)
         flow.parameter(own.weight, out, found)
     elif layout is None:
@@ -124,6 +128,8 @@ def _grouped(flow: Flow, op: Op, own: _Weights, positions: NDArray[np.int64], ch
         found = np.repeat(lanes[:, 0], channels // own.groups)
         flow.parameter(own.weight, 0, positions if transposed else found)
         return found
+    if own.count is not None:
+        flow.follows(own.count, np.zeros(0, np.int64), op)
     for lane in lanes[1:]:
         flow.tie(lanes[0], lane)
     first = flow.fresh(channels // own.groups)
@@ -139,8 +145,8 @@ def linear(flow: Flow, op: Op) -> Layout | None:
     """New features out; the weight's second axis runs over the input's last axis."""
     operand, own = op.tensor(), _Weights.of(flow, op)
     layout = channels_at(operand, len(operand.value) - 1, "the last axis")
-    if layout is not None:
-        flow.parameter(own.weight, 1, layout.positions)
+    last = len(operand.value) - 1
+    flow.parameter(own.weight, 1, fixed_channels(flow, operand, last) if layout is None else layout.positions)
     found = flow.fresh(own.shape[0], op.path or own.name)
     flow.parameter(own.weight, 0, found)
     flow.parameter(own.bias, 0, found)
@@ -180,10 +186,10 @@ def channel_norm_function(flow: Flow, op: Op) -> Layout | None:
 def _channel_norm(flow: Flow, op: Op, operand: Operand, tensors: list[Any], *, batched: bool) -> Layout | None:
     """Registers the parameters of a norm that looks at each channel alone."""
     unbatched = not batched and op.module is not None and len(operand.value) == _space(op.module) + 1
-    layout = channels_at(operand, 0 if unbatched else 1, "at axis 1")
-    if layout is not None:
-        for tensor in tensors:
-            flow.parameter(tensor, 0, layout.positions)
+    axis = 0 if unbatched else 1
+    layout = channels_at(operand, axis, "at axis 1")
+    for tensor in tensors:
+        flow.parameter(tensor, 0, fixed_channels(flow, operand, axis) if layout is None else layout.positions)
     return same_channels(operand, op)
 
 
@@ -196,9 +202,7 @@ def _space(module: nn.Module) -> int:
 def group_norm(flow: Flow, op: Op) -> Layout | None:
     """Channels are normalised together with their group: whole groups go (never part of one, that would be inexact)."""
     operand, norm = op.tensor(), op.module
-    layout = channels_at(operand, 1, "at axis 1")
-    if layout is None:
-        return None
+    layout = channels_at(operand, 1, "at axis 1") or Layout(1, fixed_channels(flow, operand, 1))
     if not isinstance(norm, nn.GroupNorm) or norm.num_groups == 1:
         msg = "it normalises over channels together"
         raise NoRuleError(msg)
@@ -221,6 +225,9 @@ def layer_norm(flow: Flow, op: Op) -> Layout | None:
     if layout is not None and layout.axis >= len(operand.value) - len(cast("tuple[int, ...]", shape)):
         msg = "it normalises over channels together"
         raise NoRuleError(msg)
+    for tensor in (o for o in op.operands[1:] if o.is_tensor):
+        for positions in tensor.touched:
+            flow.fix(positions, f"{op.name}: it computes with {tensor.why}")
     return same_channels(operand, op)
 
 

@@ -7,7 +7,6 @@ into equal parts lose the same ones in every part (`tie`).
 
 from __future__ import annotations
 
-import math
 import operator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from abcsearch.channels.flow import Count, Flow, Layout, NoRuleError, Op, Operan
 from abcsearch.channels.rules.table import axes_of, numbers, others_plain, rule_for, same_channels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -40,7 +39,7 @@ def _lanes(flow: Flow, positions: NDArray[np.int64], count: int) -> NDArray[np.i
 # --- Reshapes. ---
 
 
-@rule_for("view", "reshape", torch.reshape)
+@rule_for("view", "reshape", torch.reshape, sized=True)
 def view(flow: Flow, op: Op) -> Layout | None:
     """The same entries in the same order, with other sizes."""
     operand = op.tensor()
@@ -67,7 +66,7 @@ def merging(flow: Flow, op: Op) -> Layout | None:
     return _reshape(flow, op, operand, [(n, None) for n in op.value])
 
 
-@rule_for(nn.Unflatten, torch.unflatten, "unflatten")
+@rule_for(nn.Unflatten, torch.unflatten, "unflatten", sized=True)
 def unflatten(flow: Flow, op: Op) -> Layout | None:
     """Splits one axis into several."""
     operand = op.tensor()
@@ -134,7 +133,17 @@ def _require_sizes(flow: Flow, op: Op, sizes: Sizes, layout: Layout | None) -> N
             flow.follows(count, layout.positions if layout is not None and on_channels else none, op)
 
 
-@rule_for("expand", torch.Tensor.expand)
+@rule_for("view_as", "reshape_as")
+def view_as(flow: Flow, op: Op) -> Layout | None:
+    """The same entries in the same order, with the sizes of another tensor."""
+    operand, other = op.tensor(), op.tensor(1, "other")
+    sizes: Sizes = [(n, Count(Fraction(n))) for n in op.value]
+    if other.layout is not None:
+        sizes[other.layout.axis] = (op.value[other.layout.axis], Count.of(other.layout.positions))
+    return _reshape(flow, op, operand, sizes)
+
+
+@rule_for("expand", torch.Tensor.expand, sized=True)
 def expand(flow: Flow, op: Op) -> Layout | None:
     """Repeats axes of size 1; new axes come first."""
     operand = op.tensor()
@@ -242,7 +251,8 @@ def _channels(flow: Flow, op: Op, part: Operand, axis: int) -> NDArray[np.int64]
     return positions
 
 
-@rule_for(torch.chunk, "chunk", torch.split, "split", torch.tensor_split, "tensor_split", torch.unbind, "unbind")
+@rule_for(torch.chunk, "chunk", torch.tensor_split, "tensor_split", torch.unbind, "unbind")
+@rule_for(torch.split, "split", sized=True)
 def splitting(flow: Flow, op: Op) -> Sequence[Layout | None]:
     """Parts along an axis. Equal parts of the channels lose the same ones; parts of a written size keep theirs."""
     operand = op.tensor()
@@ -264,7 +274,7 @@ def splitting(flow: Flow, op: Op) -> Sequence[Layout | None]:
     follow = name != "split" or any(count.terms for count in counts)
     if equal and follow and len(sizes) > 1:
         _lanes(flow, layout.positions, len(sizes))
-    elif name != "split":
+    elif name != "split" or (len(counts) == 1 and counts[0].terms and len(sizes) > 1):
         msg = "its parts have different sizes"
         raise NoRuleError(msg)
     ends = np.cumsum([0, *sizes])
@@ -272,12 +282,14 @@ def splitting(flow: Flow, op: Op) -> Sequence[Layout | None]:
     if name == "split":
         # With one size for all, the last part takes what is left.
         one = isinstance(given, int) or (isinstance(given, Operand) and not isinstance(given.value, tuple))
-        for part, count in zip(parts[: -1 if one else None], counts * (len(parts) if one else 1), strict=False):
+        for part, count in zip(
+            parts[: -1 if one and not counts[0].terms else None], counts * (len(parts) if one else 1), strict=False
+        ):
             flow.follows(count, part, op)
     return [Layout(axis, part) for part in parts]
 
 
-@rule_for(operator.getitem)
+@rule_for(operator.getitem, sized=True)
 def indexing(flow: Flow, op: Op) -> Layout | None:
     """Ranges, single entries of other axes, new axes. A written end keeps the channels that it counts."""
     operand, index = op.tensor(), op.args[1]
@@ -356,7 +368,8 @@ def picking(flow: Flow, op: Op) -> Layout | None:
 # --- Padding. ---
 
 
-@rule_for(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, F.pad)
+@rule_for(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+@rule_for(F.pad, sized=True)
 def padding(flow: Flow, op: Op) -> Layout | None:
     """Constant entries around space, or constant channels around channels.
 
@@ -366,6 +379,10 @@ def padding(flow: Flow, op: Op) -> Layout | None:
     layout, rank = operand.layout, len(operand.value)
     if layout is None:
         others_plain(op)
+        for index in range(len(op.module.padding) if op.module is not None else 0):
+            kept = flow.fresh(max(op.module.padding[index], 0))
+            flow.fix(kept, operand.why)
+            flow.setting(op.path, "padding", kept, index)
         return None
     pads = numbers(op.module.padding if op.module is not None else op.argument(1, "pad"))
     first = 2 * (rank - 1 - layout.axis)  # pads are given from the last axis to the first

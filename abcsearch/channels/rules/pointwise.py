@@ -130,7 +130,7 @@ def broadcast_parameter(flow: Flow, tensor: Operand, axis: int, positions: Any, 
         flow.problem(reason, [positions], parameters=False)
 
 
-@rule_for("expand_as", "view_as", "reshape_as", torch.broadcast_to)
+@rule_for("expand_as")
 def alike(flow: Flow, op: Op) -> Layout | None:
     """Takes the shape of another tensor: that has as many channels left, if both lose the same ones."""
     operand, other = op.tensor(), op.tensor(1, "other")
@@ -192,7 +192,7 @@ def along(flow: Flow, op: Op) -> Layout | None:
         return None
     place = 2 if op.target is F.normalize else 1
     dim = op.plain(place, "dim") if op.module is None else getattr(op.module, "dim", None)
-    if axes_of(1 if op.target is F.normalize and dim is None else dim, len(operand.value)) == [layout.axis]:
+    if layout.axis in axes_of(1 if op.target is F.normalize and dim is None else dim, len(operand.value)):
         msg = "it mixes the channels"
         raise NoRuleError(msg)
     return same_channels(operand, op)
@@ -208,6 +208,9 @@ def prelu(flow: Flow, op: Op) -> Layout | None:
         return same_channels(operand, op)
     if layout.axis != min(1, len(operand.value) - 1):
         msg = "the input does not have its channels at axis 1"
+        raise NoRuleError(msg)
+    if op.module is None and slope.parameter is None:
+        msg = f"it computes with {LOOSE}"
         raise NoRuleError(msg)
     flow.parameter(op.module.weight if isinstance(op.module, nn.PReLU) else slope.parameter, 0, layout.positions)
     return same_channels(operand, op)

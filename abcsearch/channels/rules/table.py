@@ -14,15 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from abcsearch.channels.flow import Count, Flow, Layout, NoRuleError, Op, Operand
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 Rule = Callable[[Flow, Op], Layout | None | Sequence[Layout | None]]
 RULES: dict[Any, Rule] = {}
+SIZED: set[Any] = set()  # the operations whose rule says what numbers do that follow channels
 
 
-def rule_for(*operations: Any) -> Callable[[Rule], Rule]:  # noqa: ANN401 - classes, functions and names
+def rule_for(*operations: Any, sized: bool = False) -> Callable[[Rule], Rule]:  # noqa: ANN401 - classes, functions, names
     """Registers the decorated rule for module classes, functions, or names.
 
     An example, a module of your own that reverses its channels and has one weight per channel:
@@ -33,11 +38,14 @@ def rule_for(*operations: Any) -> Callable[[Rule], Rule]:  # noqa: ANN401 - clas
             flow.parameter(op.module.weight, 0, positions)
             return Layout(1, positions)
 
-    `Flow` lists what a rule can say (`tie`, `fix`, `parameter`, `setting`, `fresh` ...).
+    `Flow` lists what a rule can say (`tie`, `fix`, `parameter`, `setting`, `fresh` ...). Only a rule that is `sized`
+    is asked about uses in which a number among the arguments follows channels.
     """
 
     def register(rule: Rule) -> Rule:
         RULES.update(dict.fromkeys(operations, rule))
+        if sized:
+            SIZED.update(operations)
         return rule
 
     return register
@@ -76,6 +84,13 @@ def channels_at(operand: Operand, axis: int, where: str) -> Layout | None:
     return layout
 
 
+def fixed_channels(flow: Flow, operand: Operand, axis: int) -> NDArray[np.int64]:
+    """Returns new positions for an axis of a tensor without channels that can be removed: they must stay."""
+    found = flow.fresh(operand.value[axis])
+    flow.fix(found, operand.why or "a tensor that keeps its channels")
+    return found
+
+
 def others_plain(op: Op, known: int = 1) -> None:
     """Raises NoRuleError unless all operands behind the first `known` are numbers that do not follow channels."""
     if not all(operand.is_plain for operand in op.operands[known:]):
@@ -86,7 +101,7 @@ def others_plain(op: Op, known: int = 1) -> None:
 def axes_of(value: Any, rank: int) -> list[int]:  # noqa: ANN401 - arguments are anything
     """Returns one axis or a sequence of axes as a list, counted from the front."""
     items = list(value) if isinstance(value, tuple | list) else [value]
-    if not all(isinstance(item, int) for item in items):
+    if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
         msg = "an axis is not a plain number"
         raise NoRuleError(msg)
     return [item % rank for item in items]
@@ -98,6 +113,9 @@ def numbers(*arguments: Any) -> list[tuple[int, Count]]:  # noqa: ANN401 - argum
     for item in arguments:
         if isinstance(item, Operand) and not item.is_tensor:
             values = item.value if isinstance(item.value, tuple) else (item.value,)
+            if not all(isinstance(value, int | float) for value in values):
+                msg = "a size is not a number"
+                raise NoRuleError(msg)
             counts = item.counts or (None,) * len(values)
             found += [(v, Count(Fraction(v)) if c is None else c) for v, c in zip(values, counts, strict=True)]
         elif isinstance(item, tuple | list):
