@@ -2,6 +2,7 @@
 
 # Around these, the whole layer before (6 channels) must be prunable, and the operation computes no channels of its own.
 WHOLE = """
+    matmul_space view_as
     flip instance_norm conv_keywords layer_scale scalar_scale tied_depthwise unpacked zeros_like squeeze permute
     view_batch flatten_batch interpolate unbatched where stacked wide_broadcast spatial recurrent data buffer
     depthwise_function batch_norm_function instance_function prelu_function group_norm_each instance_tracked
@@ -19,9 +20,9 @@ NOTHING = """
     conv_length conv_width norm_reads hook replaced weight_norm spectral_norm shape shape_tail shape_negative
     shape_slice size size_keyword sizes numel power mean_axis mean_all mean_channels zeros linear_space
     view_literal indices indices_module normalize channel_max index_fill tensor_clamp out depthwise_literal
-    group_norm_function layer_norm_channels einsum_gram einsum_sum einsum_implicit matmul_space matmul_gram
+    group_norm_function layer_norm_channels einsum_gram einsum_sum einsum_implicit matmul_gram
     chunk_all split_method split_quarter tensor_split_at unbind_channels last_one all_but_one_sized strided
-    listed masked one_channel narrow_channels index_select_channels copy view_as view_mixed expand_one
+    listed masked one_channel narrow_channels index_select_channels copy view_mixed expand_one
     roll_space peak_values floor_of_third half_rounded_up size_of_another
 """
 
@@ -132,6 +133,7 @@ PRUNES = {
 
 # What the warning says: the operation and the reason. Operations that are not here are covered without one.
 NAMED = {
+    "chunk_all": "chunk: another argument depends on channels",
     "roll": "roll: no rule",
     "cumsum": "cumsum: it mixes the channels",
     "shuffle_literal": "view: a size there would not follow the channels",
@@ -159,7 +161,7 @@ NAMED = {
     "size_keyword": "truediv: another argument depends on channels",
     "sizes": "mul: another argument depends on channels",
     "numel": "truediv: another argument depends on channels",
-    "power": "pow: no rule",
+    "power": "pow: another argument depends on channels",
     "mean_axis": "mean: an axis is not a plain number",
     "mean_all": "mean: an axis is not a plain number",
     "mean_channels": "mean: it reduces the channels",
@@ -179,7 +181,6 @@ NAMED = {
     "einsum_gram": "einsum: channels at several axes",
     "einsum_sum": "einsum: it sums over channels without a weight of its own for each",
     "einsum_implicit": "einsum: only equations like 'ij,jk->ik' are read",
-    "matmul_space": "view_as: the two tensors have their channels at different axes, or only one has channels",
     "matmul_gram": "matmul: channels at several axes",
     "split_keywords": "split: a size there would not follow the channels",
     "split_method": "split: a size is not a number",
@@ -199,7 +200,6 @@ NAMED = {
     "padded_sized": "pad: a size there would not follow the channels",
     "padded_circular": "pad: it crops channels, or repeats them",
     "cropped": "pad: it crops channels, or repeats them",
-    "view_as": "view_as: the two tensors have their channels at different axes, or only one has channels",
     "expand_one": "expand: a single channel is repeated",
     "roll_space": "roll: no rule",
     "peak_values": "getattr: no rule",
