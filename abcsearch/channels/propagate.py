@@ -117,7 +117,7 @@ def _apply(flow: Flow, op: Op) -> Operand:
     several = _several(op.value)
     if not op.is_tensor and not several and (result := number(flow, op)) is not None:
         return result
-    if op.target is operator.getitem and isinstance(op.args[0], Operand) and op.args[0].parts:
+    if op.target in (operator.getitem, getattr) and isinstance(op.args[0], Operand) and op.args[0].parts:
         return _part(op)
     if isinstance(op.target, type) and issubclass(op.target, tuple):  # a named tuple of results
         return Operand(value=op.value, is_tensor=False, parts=tuple(op.operands))
@@ -139,6 +139,8 @@ def _part(op: Op) -> Operand:
     """Returns one of several tensors, or some of them."""
     source, index = op.args
     index = index.value if isinstance(index, Operand) else index
+    if isinstance(index, str):  # x.max(2).values
+        index = ("values", "indices").index(index) if index in ("values", "indices") else 0
     taken = source.parts[index]
     return taken if isinstance(taken, Operand) else Operand(value=op.value, is_tensor=False, parts=tuple(taken))
 
@@ -153,6 +155,11 @@ def _result(flow: Flow, op: Op, found: Layout | Sequence[Layout | None] | None) 
     used = [operand.parameter for operand in op.operands if operand.parameter is not None and operand.layout is None]
     flow.hold(op, [*used, *(flow.canonical[id(tensor)] for tensor in own)])
     why = next((operand.why for operand in op.operands if operand.why), op.name)
+    shapes = op.value if isinstance(found, tuple | list) else [op.value]
+    for shape, layout in zip(shapes, found if isinstance(found, tuple | list) else [found], strict=True):
+        if layout is not None and (len(shape) <= layout.axis or shape[layout.axis] != len(layout.positions)):
+            msg = "its rule finds another number of channels than its result has"
+            raise NoRuleError(msg)
     if found is None or isinstance(found, Layout):
         return Operand(value=op.value, layout=found, why=why) if op.is_tensor else _constant(op.value, why)
     parts = tuple(Operand(value=v, layout=part, why=why) for v, part in zip(op.value, found, strict=True))

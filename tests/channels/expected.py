@@ -2,6 +2,7 @@
 
 # Around these, the whole layer before (6 channels) must be prunable, and the operation computes no channels of its own.
 WHOLE = """
+    matmul_space view_as
     flip instance_norm conv_keywords layer_scale scalar_scale tied_depthwise unpacked zeros_like squeeze permute
     view_batch flatten_batch interpolate unbatched where stacked wide_broadcast spatial recurrent data buffer
     depthwise_function batch_norm_function instance_function prelu_function group_norm_each instance_tracked
@@ -19,10 +20,10 @@ NOTHING = """
     conv_length conv_width norm_reads hook replaced weight_norm spectral_norm shape shape_tail shape_negative
     shape_slice size size_keyword sizes numel power mean_axis mean_all mean_channels zeros linear_space
     view_literal indices indices_module normalize channel_max index_fill tensor_clamp out depthwise_literal
-    group_norm_function layer_norm_channels einsum_gram einsum_sum einsum_implicit matmul_space matmul_gram
-    chunk_all split_method split_quarter tensor_split_at unbind_channels last_one all_but_one_sized strided
-    listed masked one_channel narrow_channels index_select_channels copy view_as view_mixed expand_one
-    roll_space peak_values floor_of_third half_rounded_up size_of_another
+    group_norm_function layer_norm_channels einsum_gram einsum_sum einsum_implicit matmul_gram
+    chunk_all split_method split_quarter tensor_split_at unbind_channels strided
+    listed masked one_channel narrow_channels index_select_channels copy view_mixed expand_one
+    peak_values floor_of_third half_rounded_up size_of_another
 """
 
 # Groups of the layer before and of the operation's own parts that must be prunable, with their channels.
@@ -97,6 +98,9 @@ PRUNES = {
     "halves": {"layers.0": 3},
     "halves_last": {"layers.0": 3},
     "all_but_one": {"layers.0[1:6]": 5},
+    "last_one": {"layers.0[0:5]": 5},
+    "all_but_one_sized": {"layers.0[0:5]": 5},
+    "roll_space": {"layers.0": 6},
     "shuffle_minus": {"layers.0": 3},
     "shuffle_sizes": {"layers.0": 3},
     "shuffle_module": {"layers.0": 3},
@@ -132,7 +136,8 @@ PRUNES = {
 
 # What the warning says: the operation and the reason. Operations that are not here are covered without one.
 NAMED = {
-    "roll": "roll: no rule",
+    "chunk_all": "chunk: its parts have different sizes, or with other channels there are more or fewer of them",
+    "roll": "roll: it mixes the channels",
     "cumsum": "cumsum: it mixes the channels",
     "shuffle_literal": "view: a size there would not follow the channels",
     "split_cat": "split: a size there would not follow the channels",
@@ -160,7 +165,7 @@ NAMED = {
     "sizes": "mul: another argument depends on channels",
     "numel": "truediv: another argument depends on channels",
     "power": "pow: no rule",
-    "mean_axis": "mean: an axis is not a plain number",
+    "mean_axis": "mean: it reduces the channels",
     "mean_all": "mean: an axis is not a plain number",
     "mean_channels": "mean: it reduces the channels",
     "zeros": "add: combined with a tensor that is neither a parameter nor a buffer (_tensor_constant0)",
@@ -179,13 +184,12 @@ NAMED = {
     "einsum_gram": "einsum: channels at several axes",
     "einsum_sum": "einsum: it sums over channels without a weight of its own for each",
     "einsum_implicit": "einsum: only equations like 'ij,jk->ik' are read",
-    "matmul_space": "view_as: the two tensors have their channels at different axes, or only one has channels",
     "matmul_gram": "matmul: channels at several axes",
     "split_keywords": "split: a size there would not follow the channels",
     "split_method": "split: a size is not a number",
     "split_quarter": "floordiv: no rule",
-    "tensor_split_at": "tensor_split: it takes channels apart at written places",
-    "unbind_channels": "unbind: it takes channels apart at written places",
+    "tensor_split_at": "tensor_split: its parts have different sizes, or with other channels there are more or fewer of them",
+    "unbind_channels": "unbind: it takes single channels",
     "all_but_one": "getitem: a size there would not follow the channels",
     "last_one": "getitem: a size there would not follow the channels",
     "all_but_one_sized": "getitem: a size there would not follow the channels",
@@ -193,15 +197,13 @@ NAMED = {
     "listed": "getitem: it picks entries by a list or tensor",
     "masked": "getitem: it picks a single channel",
     "one_channel": "getitem: it picks a single channel",
-    "narrow_channels": "narrow: it picks single channels",
-    "index_select_channels": "index_select: it picks single channels",
+    "narrow_channels": "narrow: it picks single channels, or as many entries as there are channels",
+    "index_select_channels": "index_select: it picks single channels, or as many entries as there are channels",
     "copy": "copy_: no rule",
     "padded_sized": "pad: a size there would not follow the channels",
     "padded_circular": "pad: it crops channels, or repeats them",
     "cropped": "pad: it crops channels, or repeats them",
-    "view_as": "view_as: the two tensors have their channels at different axes, or only one has channels",
     "expand_one": "expand: a single channel is repeated",
-    "roll_space": "roll: no rule",
     "peak_values": "getattr: no rule",
     "floor_of_third": "floordiv: rounding there would not follow the channels",
     "half_rounded_up": "floordiv: no rule",

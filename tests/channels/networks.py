@@ -158,7 +158,7 @@ class Net(nn.Module):
         values = [x]
         for step, layer in zip(self.program.steps, self.layers, strict=True):
             values.append(layer(*[values[i] for i in step.inputs]))
-        x = torch.relu(self.norm(self.hidden(self.flatten(values[-1]))))
+        x = F.silu(self.norm(self.hidden(self.flatten(values[-1]))))  # never cut off, so that mistakes show
         return self.classifier(x)
 
 

@@ -24,6 +24,8 @@ class Attacked(nn.Module):
         self.a, self.end = conv(3, c), nn.Conv2d(out, 4, 1)
         for name, part in parts.items():
             setattr(self, name, part)
+        if "tied" in parts:
+            self.tied.weight = self.a.weight
 
     def forward(self, x):
         return self.end(torch.relu(self.function(self, self.a(x))))
@@ -109,8 +111,8 @@ CASES = {
         {"pad": nn.ZeroPad3d((0, 0, 0, 0, 2, 4)), "one": conv(6, 12), "mix": conv(12, 6)},
     ),
     "one weight in two layers": (
-        lambda m, x: m.mix(torch.relu(F.conv_transpose2d(x, m.a.weight, padding=1))),
-        {"mix": conv(3, 6)},
+        lambda m, x: m.mix(torch.relu(m.tied(x))),
+        {"tied": nn.ConvTranspose2d(6, 3, 3, padding=1), "mix": conv(3, 6)},
     ),
     # Spellings that are read wrongly.
     "conv_groups by place": (
@@ -131,7 +133,6 @@ def test_nothing_is_sliced_wrong(name, batch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnsupportedOpWarning)
         graph = trace_channels(model, images(batch=batch))
-    assert len({group.name for group in graph.groups}) == len(graph.groups)
     for seed in range(4):
         ranking = rank_channels(model, graph, "random", seed=seed)
         ones = tuple(1 for _ in graph.prunable)
@@ -139,3 +140,13 @@ def test_nothing_is_sliced_wrong(name, batch):
         sliced = slice_model(model, graph, candidate, ranking)
         with torch.no_grad():
             assert_close(sliced(images()), zeroed(model, graph, candidate, ranking)(images()))
+
+
+def test_names_are_unique_where_one_weight_is_used_in_two_ways():
+    def there_and_back(m, x):
+        return m.mix(torch.relu(F.conv_transpose2d(x, m.a.weight, padding=1)))
+
+    model = Attacked(there_and_back, {"mix": conv(3, 6)}).double()
+    graph = trace_channels(model, images(batch=1))
+    assert len({group.name for group in graph.groups}) == len(graph.groups)
+    assert [(group.name, group.channels) for group in graph.prunable] == [("a", 6), ("mix", 6)]

@@ -89,7 +89,7 @@ def check_attributes(model):
                 assert module.weight.shape == (module.num_parameters,)
 
 
-@few(60)
+@few(35)
 @given(programs(), SEEDS)
 def test_sliced_equals_zeroed(program, seed):
     model = program.build(seed)
@@ -117,7 +117,7 @@ def test_candidates_of_the_space_slice_and_costs_are_exact(program, seed):
         assert counted_flops(sliced, images(batch=1)) == flops
 
 
-@few(40)
+@few(30)
 @given(programs(strange=True, most=5), SEEDS)
 def test_networks_with_strange_operations_are_never_sliced_wrong(program, seed):
     model = program.build(seed)

@@ -161,7 +161,7 @@ def _ranged(flow: Flow, op: Op, positions: NDArray[np.int64], index: slice) -> N
             if value < 0:
                 count = count + Count.of(positions)
             share = Fraction(place, total)
-            if count.terms and share.denominator > 1 and total % share.denominator == 0:
+            if count.terms and not count.constant and share.denominator > 1 and total % share.denominator == 0:
                 equal_runs(flow, positions, share.denominator)
             flow.follows(count, positions[:place], op)
         ends.append(place)

@@ -34,7 +34,20 @@ if TYPE_CHECKING:
     *(torch.log, torch.square, torch.clamp, torch.reciprocal, torch.erf, torch.sin, torch.cos, torch.sign),
     *(operator.neg, torch.zeros_like, torch.ones_like, torch.clone),
     *("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "abs", "exp", "neg", "sqrt", "rsqrt", "log", "square"),
-    *("clamp", "clamp_", "clip", "reciprocal", "erf", "bernoulli", "bernoulli_", "fill_", "zero_", "sign"),
+    *(
+        "clamp",
+        "clamp_",
+        "clip",
+        "reciprocal",
+        "erf",
+        "sin",
+        "cos",
+        "bernoulli",
+        "bernoulli_",
+        "fill_",
+        "zero_",
+        "sign",
+    ),
     *("contiguous", "clone", "detach", "data", "float", "double", "half", "bfloat16", "to", "type", "cpu", "cuda"),
     *("requires_grad_",),
     "torchvision.ops.stochastic_depth.stochastic_depth",
@@ -172,7 +185,7 @@ def _reduced(op: Op) -> Layout | None:
     if layout is None:
         return None
     position = 2 if getattr(op.target, "__name__", op.target) == "norm" else 1
-    axes = axes_of(op.plain(position, "dim"), rank)
+    axes = axes_of(op.plain(position, "dim", op.plain(len(op.args), "axis")), rank)
     if not axes or layout.axis in axes:
         msg = "it reduces the channels"
         raise NoRuleError(msg)
@@ -193,15 +206,15 @@ def extremum(flow: Flow, op: Op) -> Layout | Sequence[Layout | None] | None:
 
 
 @rule_for(nn.Softmax, nn.LogSoftmax, nn.Softmin, F.softmax, F.log_softmax, F.softmin, F.normalize)
-@rule_for(torch.softmax, torch.log_softmax, torch.cumsum, "softmax", "log_softmax", "cumsum")
+@rule_for(torch.softmax, torch.log_softmax, torch.cumsum, torch.roll, "roll", "softmax", "log_softmax", "cumsum")
 def along(flow: Flow, op: Op) -> Layout | None:
     """Works along one axis: the channels stay where they are if it is another one."""
     operand = op.tensor()
     layout = operand.layout
     if layout is None:
         return None
-    place = 2 if op.target is F.normalize else 1
-    dim = op.plain(place, "dim") if op.module is None else getattr(op.module, "dim", None)
+    place = 2 if op.target in (F.normalize, torch.roll, "roll") else 1
+    dim = op.plain(place, "dim", op.kwargs.get("dims")) if op.module is None else getattr(op.module, "dim", None)
     if layout.axis in axes_of(1 if op.target is F.normalize and dim is None else dim, len(operand.value)):
         msg = "it mixes the channels"
         raise NoRuleError(msg)
