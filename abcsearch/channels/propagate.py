@@ -98,7 +98,7 @@ def _operation(
     target = type(module) if module is not None else node.target
     kind = str(getattr(target, "__name__", target))
     args: Any = map_arg(node.args, lambda n: operands[n])  # pyright: ignore[reportArgumentType]
-    if target is getattr and isinstance(value, torch.Size):  # x.T, x.data
+    if target is getattr and isinstance(value, torch.Size) and args[0].is_tensor:  # x.T, x.data
         target, args = args[1], args[:1]
     return Op(
         name=f"{kind} {node.target}" if module is not None else f"{kind} ({node.name})",

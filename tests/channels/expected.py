@@ -23,7 +23,7 @@ NOTHING = """
     group_norm_function layer_norm_channels einsum_gram einsum_sum einsum_implicit matmul_gram
     chunk_all split_method split_quarter tensor_split_at unbind_channels strided
     listed masked one_channel narrow_channels index_select_channels copy view_mixed expand_one
-    peak_values floor_of_third half_rounded_up size_of_another
+    floor_of_third half_rounded_up size_of_another
 """
 
 # Groups of the layer before and of the operation's own parts that must be prunable, with their channels.
@@ -99,6 +99,7 @@ PRUNES = {
     "halves_last": {"layers.0": 3},
     "all_but_one": {"layers.0[1:6]": 5},
     "last_one": {"layers.0[0:5]": 5},
+    "peak_values": {"layers.0": 6},
     "all_but_one_sized": {"layers.0[0:5]": 5},
     "roll_space": {"layers.0": 6},
     "shuffle_minus": {"layers.0": 3},
@@ -204,7 +205,6 @@ NAMED = {
     "padded_circular": "pad: it crops channels, or repeats them",
     "cropped": "pad: it crops channels, or repeats them",
     "expand_one": "expand: a single channel is repeated",
-    "peak_values": "getattr: no rule",
     "floor_of_third": "floordiv: rounding there would not follow the channels",
     "half_rounded_up": "floordiv: no rule",
     "size_of_another": "getitem: a size there would not follow the channels",
