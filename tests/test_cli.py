@@ -18,7 +18,7 @@ from abcsearch import __version__ as abcsearch_version
 from abcsearch.data.registry import load_data
 from abcsearch.training.scoring import score
 
-COMMANDS = ("search", "resume", "status", "finetune", "report", "export")
+COMMANDS = ("search", "resume", "status", "finetune", "report", "export", "inspect")
 
 
 def call(*arguments):
@@ -318,7 +318,7 @@ class Mixes(nn.Module):
         super().__init__()
         self.conv, self.last = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 10, 3)
     def forward(self, x):
-        return self.last(self.conv(x).flip(1)).mean(dim=(2, 3))
+        return self.last(self.conv(x).cumsum(1)).mean(dim=(2, 3))
 """
 
 
@@ -326,7 +326,14 @@ class Mixes(nn.Module):
     ("name", "words"),
     [
         ("Depends", ("Depends cannot be traced by torch.fx", "badnets.py:10", "control flow")),
-        ("Mixes", ("nothing can be pruned", "conv (filter, 8 channels): flip (flip): no rule", "the network's output")),
+        (
+            "Mixes",
+            (
+                "nothing can be pruned",
+                "conv (filter, 8 channels): cumsum (cumsum): it mixes the channels",
+                "the network's output",
+            ),
+        ),
     ],
 )
 def test_a_model_that_cannot_be_pruned_is_refused_before_training(tiny_config, tmp_path, monkeypatch, name, words):
@@ -357,3 +364,40 @@ def test_a_full_disk_is_no_fault_of_ours(tmp_path, monkeypatch):
 def test_version():
     result = call("--version")
     assert (result.exit_code, result.output.strip()) == (0, abcsearch_version)
+
+
+def test_inspect_a_model_and_a_config_and_draw_it(finished, tmp_path):
+    _, config, _ = finished
+    shown = call("inspect", "resnet20", "--png", tmp_path / "widths.png", "--set", "classes=7")
+    assert shown.exit_code == 0, shown.output
+    assert re.search(
+        r"^ ?stages\.0\.0\.conv1 +filter +16 +1 \.\.\. 14 \(9\) +10\.9% +1\.6%", shown.output, re.MULTILINE
+    )
+    assert re.search(r"^ ?linear +filter +7 +the network's output", shown.output, re.MULTILINE)
+    assert "12 of 13 groups prunable, 7 blocks can be dropped" in shown.output
+    assert (tmp_path / "widths.png").read_bytes().startswith(b"\x89PNG")
+    from_config = call("inspect", config)
+    assert from_config.exit_code == 0, from_config.output
+    assert "conv" in from_config.output
+    narrow = call("inspect", "resnet20", "--set", "space.levels=['filter']", "--set", "space.step=0.3")
+    assert re.search(r"stages\.0\.0\.conv1 +filter +16 +4 \.\.\. 14 \(3\)", narrow.output)
+    smaller = call("inspect", "resnet20", "--input", "3x16x16")
+    assert "for one 3x16x16 input" in smaller.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet21"], "unknown model 'resnet21'; did you mean"),
+        (["resnet20", "--input", "3x"], "--input is the shape of one input, such as 3x224x224, found '3x'"),
+        (["resnet20", "--input", "4x32x32"], "does not run on the example input (1, 4, 32, 32)"),
+        (["resnet20", "--set", "clases=3"], "unknown option 'clases'; did you mean 'classes'?"),
+        (["resnet20", "--set", "space.alfa=3"], "unknown setting in [space]: 'alfa'; did you mean 'alpha'?"),
+        (["nowhere.toml"], "config nowhere.toml cannot be read"),
+        (["torch.nn:Linear"], "model 'torch.nn:Linear': "),
+    ],
+)
+def test_inspect_says_what_is_wrong(arguments, message):
+    result = call("inspect", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output

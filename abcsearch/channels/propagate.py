@@ -155,15 +155,20 @@ def _result(flow: Flow, op: Op, found: Layout | Sequence[Layout | None] | None) 
     used = [operand.parameter for operand in op.operands if operand.parameter is not None and operand.layout is None]
     flow.hold(op, [*used, *(flow.canonical[id(tensor)] for tensor in own)])
     why = next((operand.why for operand in op.operands if operand.why), op.name)
-    shapes = op.value if isinstance(found, tuple | list) else [op.value]
-    for shape, layout in zip(shapes, found if isinstance(found, tuple | list) else [found], strict=True):
-        if layout is not None and (len(shape) <= layout.axis or shape[layout.axis] != len(layout.positions)):
-            msg = "its rule finds another number of channels than its result has"
-            raise NoRuleError(msg)
+    if found is None and not op.is_tensor:
+        return _constant(op.value, why)
     if found is None or isinstance(found, Layout):
-        return Operand(value=op.value, layout=found, why=why) if op.is_tensor else _constant(op.value, why)
-    parts = tuple(Operand(value=v, layout=part, why=why) for v, part in zip(op.value, found, strict=True))
+        return _placed(op.value, found, why)
+    parts = tuple(_placed(shape, part, why) for shape, part in zip(op.value, found, strict=True))
     return Operand(value=op.value, is_tensor=False, parts=parts, why=why)
+
+
+def _placed(shape: Sequence[int], layout: Layout | None, why: str) -> Operand:
+    """Returns a tensor with its layout; raises NoRuleError if the two do not fit."""
+    if layout is not None and (len(shape) <= layout.axis or shape[layout.axis] != len(layout.positions)):
+        msg = "its rule finds another number of channels than its result has"
+        raise NoRuleError(msg)
+    return Operand(value=shape, layout=layout, why=why)
 
 
 def _uncovered(flow: Flow, op: Op, problem: str) -> Operand:

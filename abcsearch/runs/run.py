@@ -103,11 +103,9 @@ class Task:
         Raises:
             RunError: if no ratio meets the budget.
         """
-        channels = np.array([group.channels for group in self.graph.prunable])
+        channels = np.array(self.space.full)  # 1 for a block: always kept below
         ratios = np.unique(np.concatenate([np.arange(1, c + 1) / c for c in channels.tolist()]))
         structures = np.maximum(1, np.floor(ratios[:, None] * channels + 1e-9).astype(np.int64))
-        blocks = len(self.space) - len(channels)
-        structures = np.concatenate([structures, np.ones((len(ratios), blocks), dtype=np.int64)], axis=1)
         inside = np.flatnonzero(self.constraint.violation(structures) == 0)
         if not len(inside):
             msg = "no uniform width meets the budget; widen its band"

@@ -1,5 +1,7 @@
 """What is known of every odd operation in `strange`: which groups must be prunable around it, and what is refused."""
 
+UNEVEN = "{}: its parts have different sizes, or with other channels there are more or fewer of them"
+
 # Around these, the whole layer before (6 channels) must be prunable, and the operation computes no channels of its own.
 WHOLE = """
     matmul_space view_as
@@ -137,7 +139,7 @@ PRUNES = {
 
 # What the warning says: the operation and the reason. Operations that are not here are covered without one.
 NAMED = {
-    "chunk_all": "chunk: its parts have different sizes, or with other channels there are more or fewer of them",
+    "chunk_all": UNEVEN.format("chunk"),
     "roll": "roll: it mixes the channels",
     "cumsum": "cumsum: it mixes the channels",
     "shuffle_literal": "view: a size there would not follow the channels",
@@ -189,7 +191,7 @@ NAMED = {
     "split_keywords": "split: a size there would not follow the channels",
     "split_method": "split: a size is not a number",
     "split_quarter": "floordiv: no rule",
-    "tensor_split_at": "tensor_split: its parts have different sizes, or with other channels there are more or fewer of them",
+    "tensor_split_at": UNEVEN.format("tensor_split"),
     "unbind_channels": "unbind: it takes single channels",
     "all_but_one": "getitem: a size there would not follow the channels",
     "last_one": "getitem: a size there would not follow the channels",

@@ -17,7 +17,7 @@ from tests.channels.oracle import few, images, random_candidate, scrambled
 
 
 class Alive(fx.Interpreter):
-    """Runs a network operation by operation, frees what is not needed any more, and looks at the memory that is held."""
+    """Runs a network operation by operation, frees what is not needed any more, looks at the memory that is held."""
 
     def __init__(self, model):
         super().__init__(fx.symbolic_trace(model))

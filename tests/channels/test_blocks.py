@@ -207,7 +207,7 @@ def test_candidates_with_and_without_block_values():
     n = len(full)
     with pytest.raises(CandidateError, match=rf"has {n} values \(or {n + 1} with its blocks\), found {n + 2}"):
         slice_model(model, graph, (*full, 1, 1), ranking)
-    with pytest.raises(CandidateError, match="block 'blocks.0' has value 2; 1 keeps it, 0 drops it"):
+    with pytest.raises(CandidateError, match=r"block 'blocks\.0' has value 2; 1 keeps it, 0 drops it"):
         slice_model(model, graph, (*full, 2), ranking)
     with pytest.raises(CandidateError, match=rf"dimension {n} of candidate 0 is 2; allowed are 0 to 1"):
         graph.costs.macs([(*full, 2)])
