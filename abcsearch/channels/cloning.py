@@ -26,7 +26,6 @@ _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, Fun
 # What a class, or an instance, can define to be copied in its own way. `__getstate__` and `__setstate__` are not among
 # them: they are called here as well.
 _PROTOCOL = frozenset({"__deepcopy__", "__reduce_ex__", "__reduce__", "__getnewargs__", "__getnewargs_ex__"})
-_PLAIN_DEVICES = frozenset({"cpu", "cuda"})
 
 
 def clone(module: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
@@ -69,14 +68,17 @@ def _is_plain(cls: type) -> bool:
 
 
 def _copy_module(module: nn.Module, memo: Memo) -> nn.Module:
-    if not _PROTOCOL.isdisjoint(module.__dict__.keys()):
+    if not module.__dict__.keys().isdisjoint(_PROTOCOL):
         return copy.deepcopy(module, memo)
     cls = type(module)
-    new = cls.__new__(cls)
-    memo[id(module)] = new
-    state = module.__getstate__()
-    memo.setdefault(id(memo), []).append(state)  # as deepcopy does: nothing else may get an id that the memo knows
-    state = _copy(state, memo)
+    memo[id(module)] = new = cls.__new__(cls)
+    old = module.__getstate__()
+    if cls.__getstate__ is nn.Module.__getstate__:  # a dict that nobody else has seen
+        state: Any = {}
+        _fill(state, old, memo)
+    else:
+        memo.setdefault(id(memo), []).append(old)  # as deepcopy does, lest something else gets an id in the memo
+        state = _copy(old, memo)
     if state is not None:
         new.__setstate__(state)
     return new
@@ -84,7 +86,8 @@ def _copy_module(module: nn.Module, memo: Memo) -> nn.Module:
 
 def _copy_dict(old: dict[Any, Any], memo: Memo) -> dict[Any, Any]:
     memo[id(old)] = new = {}
-    _fill(new, old, memo)
+    if old:
+        _fill(new, old, memo)
     return new
 
 
@@ -102,11 +105,13 @@ def _fill(new: dict[Any, Any], old: dict[Any, Any], memo: Memo) -> None:
         if type(key) is not str:
             key = _copy(key, memo)
         cls = type(value)
-        # Most values of a module are atoms or hooks that nobody has set: these are not worth a call.
+        # The same as _copy; most values of a module are atoms or hooks that nobody has set, and not worth a call.
         if cls in _ATOMS:
             new[key] = value
-        elif cls is OrderedDict and not value and not value.__dict__ and id(value) not in memo:
-            memo[id(value)] = new[key] = OrderedDict()
+        elif cls is OrderedDict and not value and not value.__dict__:
+            new[key] = memo.setdefault(id(value), OrderedDict())
+        elif cls is tuple and _ATOMS.issuperset(map(type, value)):
+            new[key] = value
         else:
             new[key] = _copy(value, memo)
 
@@ -120,7 +125,7 @@ def _copy_list(old: list[Any], memo: Memo) -> list[Any]:
 
 
 def _copy_tuple(old: tuple[Any, ...], memo: Memo) -> tuple[Any, ...]:
-    if all(map(_ATOMS.__contains__, map(type, old))):
+    if _ATOMS.issuperset(map(type, old)):
         return old
     entries = [_copy(value, memo) for value in old]
     if id(old) in memo:  # an entry refers to the tuple
@@ -132,33 +137,40 @@ def _copy_tuple(old: tuple[Any, ...], memo: Memo) -> tuple[Any, ...]:
 
 
 def _copy_set(old: set[Any], memo: Memo) -> set[Any]:
-    if not all(map(_ATOMS.__contains__, map(type, old))):
+    if not _ATOMS.issuperset(map(type, old)):
         return copy.deepcopy(old, memo)
     memo[id(old)] = new = set(old)
     return new
 
 
-def _copy_parameter(old: nn.Parameter, memo: Memo) -> nn.Parameter:
+def _copy_parameter(old: nn.Parameter, memo: Memo) -> torch.Tensor:
     return old.__deepcopy__(memo)
 
 
 def _copy_tensor(old: torch.Tensor, memo: Memo) -> torch.Tensor:
-    special = (
-        old.requires_grad  # and what comes with it: gradients, and refusal of what is computed
-        or old.grad is not None
-        or old.layout is not torch.strided
-        or old.device.type not in _PLAIN_DEVICES
-        or old.is_quantized
-        or old.is_complex()  # these two may be lazy views
-        or old.is_neg()
-        or old.__dict__
-    )
-    if special:
+    storage = old.untyped_storage() if _is_ordinary(old) else None
+    # deepcopy copies storages, each once, so that views of one remain views of one; it keeps account of them here.
+    storages = memo.setdefault("torch", {})
+    if storage is None or storage._cdata in storages or storage.nbytes() != old.nbytes:
         return copy.deepcopy(old, memo)
-    # Storages are copied once and whole, so that views of one remain views of one.
-    storage = old.untyped_storage().__deepcopy__(memo)
-    memo[id(old)] = new = old.new_empty([]).set_(storage, old.storage_offset(), old.size(), old.stride())
+    memo[id(old)] = new = old.clone()
+    storages[storage._cdata] = new.untyped_storage()
     return new
+
+
+def _is_ordinary(tensor: torch.Tensor) -> bool:
+    """Returns whether numbers in memory, one after another, are all there is to a tensor."""
+    return (
+        tensor.layout is torch.strided
+        and (tensor.is_cpu or tensor.is_cuda)
+        and tensor.is_contiguous()
+        and not tensor.requires_grad
+        and tensor.grad is None
+        and not tensor.is_quantized
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+        and not tensor.__dict__
+    )
 
 
 _COPIERS: dict[type, Callable[[Any, Memo], Any]] = {

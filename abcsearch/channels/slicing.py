@@ -1,7 +1,7 @@
 """A new, smaller module; the original is never touched.
 
-What to remove from each tensor is known per graph up to which channels are kept (`_Plan`); per candidate that leaves a few
-array operations, the slices of the live tensors, and a copy of the modules around them.
+Three steps: what is kept of each tensor, most of which a graph says once for all candidates (`_Plan`); a copy of the
+modules around slices of the live tensors; attributes that fit.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from abcsearch.channels.cloning import clone
+from abcsearch.channels.cutting import Cuts, cut, cut_into, is_large, left_shape
+from abcsearch.channels.memory import Memory, room
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from abcsearch.channels.groups import ChannelGraph
     from abcsearch.channels.ranking import Ranking
-
-_PIECE = 1 << 17  # entries of an intermediate result that stay in a processor's cache
 
 
 def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ranking: Ranking) -> nn.Module:
@@ -48,33 +48,28 @@ def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int],
     tensors = _tensors(model, graph)
     ranking.check(graph)
     plan = _plan(graph)
-    kept = plan.kept(widths, ranking)
-    shorter = {id(tensors[name]): _sliced(tensors[name], cuts) for name, cuts in plan.cuts(kept)}
+    shorter = _slices(tensors, plan.targets, plan.kept(widths, ranking))
     smaller = clone(model, shorter)
     _fit(smaller, {id(tensor) for tensor in shorter.values()})
     return smaller
 
 
 @dataclass(frozen=True)
-class _Pattern:
-    """How axes run over channels.
+class _Target:
+    """A tensor with channels that can be removed.
 
     Attributes:
-        places: (n,) int64, by block of entries: its channel, counted over all prunable groups; -1 for none of them.
-        block: entries per block: more than 1 where channels have been flattened.
+        name: its name.
+        axes: its sliced axes in ascending order, and the index of the pattern of each.
+        split: its shape where channels have been flattened: their axes are split into channels and entries of each,
+            and `axes` counts the axes of this shape; empty for all other tensors.
+        flat: the axes of `split` that are to be merged with their next ones.
     """
 
-    places: NDArray[np.int64]
-    block: int
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """What is kept of an axis: (k,) int64 indices of blocks, in ascending order."""
-
-    axis: int
-    block: int
-    kept: torch.Tensor
+    name: str
+    axes: tuple[tuple[int, int], ...]
+    split: tuple[int, ...] = ()
+    flat: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,42 +78,32 @@ class _Plan:
 
     Attributes:
         channels: channels of each prunable group.
-        patterns: the different ways in which axes run over prunable channels; most axes share theirs with others.
-        axes: by the name of a tensor, its sliced axes and the index of the pattern of each.
+        patterns: the different ways in which axes run over channels, each (n,) int64: the channel of every entry,
+            counted over all prunable groups; -1 for entries of none. Most axes share theirs with others.
+        targets: the tensors to slice.
     """
 
     channels: tuple[int, ...]
-    patterns: tuple[_Pattern, ...]
-    axes: dict[str, tuple[tuple[int, int], ...]]
+    patterns: tuple[NDArray[np.int64], ...]
+    targets: tuple[_Target, ...]
 
     def kept(self, widths: Sequence[int], ranking: Ranking) -> list[torch.Tensor | None]:
-        """Returns the blocks that each pattern keeps, (k,) int64 in ascending order; None: all."""
+        """Returns the entries that each pattern keeps, (k,) int64 in ascending order; None for all."""
         flags = np.ones(sum(self.channels) + 1, dtype=bool)  # the last one is for entries of no group
         start = 0
         for index, (channels, width) in enumerate(zip(self.channels, widths, strict=True)):
             if width != channels:
                 flags[start : start + channels] = False
-                flags[start + ranking.kept(index, width)] = True
+                flags[ranking.kept(index, width) + start] = True
             start += channels
-        found = [flags[pattern.places].nonzero()[0] for pattern in self.patterns]
+        found = [flags[pattern].nonzero()[0] for pattern in self.patterns]
         return [
-            None if len(left) == len(pattern.places) else torch.from_numpy(left)
+            None if len(left) == len(pattern) else torch.from_numpy(left)
             for left, pattern in zip(found, self.patterns, strict=True)
         ]
 
-    def cuts(self, kept: list[torch.Tensor | None]) -> Iterator[tuple[str, list[_Cut]]]:
-        """Yields the tensors that become shorter, and how."""
-        for name, axes in self.axes.items():
-            cuts = [
-                _Cut(axis, self.patterns[index].block, left)
-                for axis, index in axes
-                if (left := kept[index]) is not None
-            ]
-            if cuts:
-                yield name, cuts
 
-
-_PLANS: dict[int, _Plan] = {}  # by the id of the graph, which forgets its plan when it goes
+_PLANS: dict[int, _Plan] = {}  # by the id of the graph; the plan goes when its graph does
 
 
 def _plan(graph: ChannelGraph) -> _Plan:
@@ -131,34 +116,45 @@ def _plan(graph: ChannelGraph) -> _Plan:
 
 def _make_plan(graph: ChannelGraph) -> _Plan:
     """Returns the plan of a graph."""
-    places: dict[str, dict[int, NDArray[np.int64]]] = {}
-    start = 0
-    for group in graph.prunable:
+    channels = tuple(group.channels for group in graph.prunable)
+    runs: dict[str, dict[int, NDArray[np.int64]]] = {}
+    for group, start in zip(graph.prunable, np.cumsum((0, *channels)).tolist(), strict=False):
         for m in group.members:
-            size = graph.sizes[m.parameter][m.axis]
-            axes = places.setdefault(m.parameter, {})
-            axes.setdefault(m.axis, np.full(size, -1, dtype=np.int64))[m.entries] = start + m.channels
-        start += group.channels
-    indices: dict[bytes, int] = {}
-    patterns: list[_Pattern] = []
-    for axes in places.values():
-        for own in axes.values():
-            if indices.setdefault(own.tobytes(), len(patterns)) == len(patterns):
-                ends = np.append(np.flatnonzero(np.diff(own)) + 1, len(own))
-                block = int(np.gcd.reduce(ends))
-                patterns.append(_Pattern(own[::block].copy(), block))
+            axes = runs.setdefault(m.parameter, {})
+            run = axes.setdefault(m.axis, np.full(graph.sizes[m.parameter][m.axis], -1, dtype=np.int64))
+            run[m.entries] = m.channels + start
+    patterns: dict[bytes, int] = {}
+    targets = [_target(name, graph.sizes[name], axes, patterns) for name, axes in runs.items()]
     return _Plan(
-        channels=tuple(group.channels for group in graph.prunable),
-        patterns=tuple(patterns),
-        axes={
-            name: tuple((axis, indices[own.tobytes()]) for axis, own in sorted(axes.items()))
-            for name, axes in places.items()
-        },
+        channels=channels,
+        patterns=tuple(np.frombuffer(pattern, dtype=np.int64) for pattern in patterns),
+        targets=tuple(targets),
     )
 
 
+def _target(
+    name: str, size: tuple[int, ...], runs: dict[int, NDArray[np.int64]], patterns: dict[bytes, int]
+) -> _Target:
+    """Returns how a tensor is sliced; adds to the patterns, which are numbered."""
+    axes: list[tuple[int, int]] = []
+    split: list[int] = []
+    flat: list[int] = []
+    for axis, length in enumerate(size):
+        block = 1
+        if axis in runs:
+            run = runs[axis]
+            # Entries side by side that come and go together: a flattened channel.
+            block = int(np.gcd.reduce(np.append(np.flatnonzero(np.diff(run)) + 1, length)))
+            pattern = patterns.setdefault(run[::block].tobytes(), len(patterns))
+            axes.append((len(split), pattern))
+        if block > 1:
+            flat.append(len(split))
+        split += [length // block, block] if block > 1 else [length]
+    return _Target(name, tuple(axes), tuple(split) if flat else (), tuple(flat))
+
+
 def _tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Tensor]:
-    """Returns `graph.tensors(model)`, and asks it only if something is wrong or unusual."""
+    """Returns what `graph.tensors(model)` does, which is asked only where something is wrong or unusual."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for path, module in model.named_modules():
@@ -172,20 +168,39 @@ def _tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Tensor]:
     return found if right else graph.tensors(model)
 
 
-def _sliced(tensor: torch.Tensor, cuts: list[_Cut]) -> torch.Tensor:
-    """Returns a copy of what the cuts leave of a tensor, a parameter where it was one."""
-    result = tensor.detach()
-    for cut in cuts:
-        result = _select(result, cut)
-    return nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
+def _slices(
+    tensors: dict[str, torch.Tensor], targets: Sequence[_Target], kept: Sequence[torch.Tensor | None]
+) -> dict[int, torch.Tensor]:
+    """Returns what is left of every tensor that becomes shorter, by the id of that tensor."""
+    shorter: dict[int, torch.Tensor] = {}
+    large: list[tuple[_Target, torch.Tensor, Cuts]] = []
+    with torch.no_grad():
+        for target in targets:
+            cuts = [(axis, left) for axis, pattern in target.axes if (left := kept[pattern]) is not None]
+            if not cuts:
+                continue
+            tensor = tensors[target.name]
+            whole = tensor.reshape(target.split) if target.split else tensor
+            if is_large(whole):
+                large.append((target, whole, cuts))
+            else:
+                shorter[id(tensor)] = _like(tensor, target, cut(whole, cuts))
+        memory = Memory(sum(room(left_shape(whole, cuts), whole.dtype) for _, whole, cuts in large))
+        for target, whole, cuts in large:
+            left = memory.empty(left_shape(whole, cuts), whole.dtype)
+            cut_into(left, whole, cuts)
+            tensor = tensors[target.name]
+            shorter[id(tensor)] = _like(tensor, target, left)
+    return shorter
 
 
-def _select(tensor: torch.Tensor, cut: _Cut) -> torch.Tensor:
-    kept = cut.kept if tensor.device.type == "cpu" else cut.kept.to(tensor.device)
-    if cut.block == 1:
-        return tensor.index_select(cut.axis, kept)
-    blocks = tensor.unflatten(cut.axis, (-1, cut.block)).index_select(cut.axis, kept)
-    return blocks.flatten(cut.axis, cut.axis + 1)
+def _like(tensor: torch.Tensor, target: _Target, left: torch.Tensor) -> torch.Tensor:
+    """Returns what is left of a tensor in its form: flattened as it was, a parameter where it was one."""
+    for axis in reversed(target.flat):
+        left = left.flatten(axis, axis + 1)
+    if type(tensor) is torch.Tensor or not isinstance(tensor, nn.Parameter):  # the first is quicker
+        return left.detach() if left._is_view() else left
+    return nn.Parameter(left, requires_grad=tensor.requires_grad)
 
 
 def _fit(model: nn.Module, sliced: set[int]) -> None:
@@ -199,18 +214,26 @@ def _fit(model: nn.Module, sliced: set[int]) -> None:
 def fit_attributes(module: nn.Module) -> None:
     """Sets the size attributes of a layer (`trace.SIZE_ATTRIBUTES`) to what its tensors now are."""
     match module:
-        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-            per_group = module.out_channels // module.groups
-            module.out_channels = module.weight.shape[0]
-            if module.groups > 1:  # depthwise: as many conv_groups as there are channels left
-                module.groups = module.out_channels // per_group
-            module.in_channels = module.weight.shape[1] * module.groups
+        case nn.Conv2d() | nn.Conv1d() | nn.Conv3d():
+            outputs, inputs = module.weight.shape[:2]
+            # Depthwise: as many conv_groups as there are channels left.
+            groups = module.groups * outputs // module.out_channels if module.groups > 1 else 1
+            _set(module, out_channels=outputs, in_channels=inputs * groups, groups=groups)
+        case nn.BatchNorm2d() | nn.BatchNorm1d() | nn.BatchNorm3d():
+            shaped = module.weight
+            shaped = module.running_mean if shaped is None else shaped
+            if shaped is not None:
+                _set(module, num_features=shaped.shape[0])
         case nn.Linear():
-            module.out_features, module.in_features = module.weight.shape
-        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d():
-            shaped = module.weight if module.weight is not None else module.running_mean
-            module.num_features = module.num_features if shaped is None else shaped.shape[0]
+            outputs, inputs = module.weight.shape
+            _set(module, out_features=outputs, in_features=inputs)
         case nn.PReLU():
-            module.num_parameters = module.weight.shape[0]
+            _set(module, num_parameters=module.weight.shape[0])
         case _:
             pass
+
+
+def _set(module: nn.Module, **numbers: int) -> None:
+    # nn.Module's own way asks first whether each is a parameter, a buffer or a module.
+    for name, number in numbers.items():
+        object.__setattr__(module, name, number)
