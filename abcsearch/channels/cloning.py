@@ -26,6 +26,7 @@ _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, Fun
 # What a class, or an instance, can define to be copied in its own way. `__getstate__` and `__setstate__` are not among
 # them: they are called here as well.
 _PROTOCOL = frozenset({"__deepcopy__", "__reduce_ex__", "__reduce__", "__getnewargs__", "__getnewargs_ex__"})
+_GETSTATE = nn.Module.__dict__.get("__getstate__")
 
 
 def clone(module: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
@@ -40,16 +41,19 @@ def clone(module: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
 
 def _copy(x: Any, memo: Memo) -> Any:  # noqa: ANN401 - anything can be an attribute
     """Returns what `copy.deepcopy(x, memo)` returns, and leaves in the memo what that would leave there."""
-    cls = type(x)
-    if cls in _ATOMS:
+    if type(x) in _ATOMS:
         return x
     known = memo.get(id(x), memo)
-    if known is not memo:
-        return known
+    return _copy_new(x, memo) if known is memo else known
+
+
+def _copy_new(x: Any, memo: Memo) -> Any:  # noqa: ANN401 - anything can be an attribute
+    """Does that for what is not in the memo yet."""
+    cls = type(x)
     copier = _COPIERS.get(cls)
     if copier is not None:
         return copier(x, memo)
-    plain = memo.get(cls)  # asked once per class and call: later, somebody may have changed the class
+    plain = memo.get(cls)  # found out once per class and call: later, somebody may have changed the class
     if plain is None:
         plain = memo[cls] = _is_plain(cls)
     return _copy_module(x, memo) if plain else copy.deepcopy(x, memo)
@@ -60,9 +64,8 @@ def _is_plain(cls: type) -> bool:
     return (
         issubclass(cls, nn.Module)
         and all(getattr(cls, name, None) is getattr(object, name, None) for name in _PROTOCOL)
-        and cls.__getattribute__ is object.__getattribute__
+        and cls.__getattribute__ is object.__getattribute__  # lists and dicts, with entries, have their own
         and cls.__getattr__ is nn.Module.__getattr__  # another one may answer when asked for the protocol
-        and not issubclass(cls, (list, dict))  # their entries are not in the state
         and cls not in copyreg.dispatch_table
     )
 
@@ -72,16 +75,29 @@ def _copy_module(module: nn.Module, memo: Memo) -> nn.Module:
         return copy.deepcopy(module, memo)
     cls = type(module)
     memo[id(module)] = new = cls.__new__(cls)
-    old = module.__getstate__()
-    if cls.__getstate__ is nn.Module.__getstate__:  # a dict that nobody else has seen
-        state: Any = {}
-        _fill(state, old, memo)
+    state: Any = module.__getstate__()
+    if cls.__getstate__ is _GETSTATE and state is not module.__dict__:
+        _replace_values(state, memo)  # a copy of __dict__ that nobody else has seen
     else:
-        memo.setdefault(id(memo), []).append(old)  # as deepcopy does, lest something else gets an id in the memo
-        state = _copy(old, memo)
+        memo.setdefault(id(memo), []).append(state)  # as deepcopy does, lest something else gets an id in the memo
+        state = _copy(state, memo)
     if state is not None:
         new.__setstate__(state)
     return new
+
+
+def _replace_values(state: dict[str, Any], memo: Memo) -> None:
+    """Replaces the values of a module's state by their copies."""
+    for name, value in state.items():
+        cls = type(value)
+        # As _copy does; most values are atoms or hooks that nobody has set, and not worth a call.
+        if cls in _ATOMS:
+            continue
+        if cls is OrderedDict and not value and not value.__dict__:
+            state[name] = memo.setdefault(id(value), OrderedDict())
+        elif cls is not tuple or not _ATOMS.issuperset(map(type, value)):
+            known = memo.get(id(value), memo)
+            state[name] = _copy_new(value, memo) if known is memo else known
 
 
 def _copy_dict(old: dict[Any, Any], memo: Memo) -> dict[Any, Any]:
@@ -102,18 +118,9 @@ def _copy_ordered(old: OrderedDict[Any, Any], memo: Memo) -> OrderedDict[Any, An
 
 def _fill(new: dict[Any, Any], old: dict[Any, Any], memo: Memo) -> None:
     for key, value in old.items():
-        if type(key) is not str:
-            key = _copy(key, memo)
-        cls = type(value)
-        # The same as _copy; most values of a module are atoms or hooks that nobody has set, and not worth a call.
-        if cls in _ATOMS:
-            new[key] = value
-        elif cls is OrderedDict and not value and not value.__dict__:
-            new[key] = memo.setdefault(id(value), OrderedDict())
-        elif cls is tuple and _ATOMS.issuperset(map(type, value)):
-            new[key] = value
-        else:
-            new[key] = _copy(value, memo)
+        known = memo.get(id(value), memo)
+        value = _copy(value, memo) if known is memo else known
+        new[key if type(key) is str else _copy(key, memo)] = value
 
 
 def _copy_list(old: list[Any], memo: Memo) -> list[Any]:

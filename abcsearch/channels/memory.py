@@ -39,9 +39,10 @@ class Memory:
         Args:
             size: bytes, the sum of `room` over all tensors.
         """
-        self._free = _block(size).view(_Lease) if size else np.empty(0, np.uint8)
+        block = _block(size) if size else np.empty(0, np.uint8)
+        self._free = block.view(_Lease)
         if size:
-            weakref.finalize(self._free, _give_back, self._free.base).atexit = False
+            weakref.finalize(self._free, _give_back, block).atexit = False
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Returns a new tensor, not initialised."""

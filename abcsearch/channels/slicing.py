@@ -206,8 +206,8 @@ def _like(tensor: torch.Tensor, target: _Target, left: torch.Tensor) -> torch.Te
 def _fit(model: nn.Module, sliced: set[int]) -> None:
     """Fits the attributes of the modules that own sliced tensors, given by id."""
     for module in model.modules():
-        own = (*module._parameters.values(), *module._buffers.values())
-        if not sliced.isdisjoint(map(id, own)):
+        parameters, buffers = module._parameters, module._buffers
+        if (parameters or buffers) and not sliced.isdisjoint(map(id, (*parameters.values(), *buffers.values()))):
             fit_attributes(module)
 
 
