@@ -1,6 +1,7 @@
 """Sliced networks equal the original with the removed channels' consumers zeroed; the original is untouched."""
 
 import copy
+import gc
 import re
 import warnings
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from abcsearch.channels import slicing
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
@@ -287,3 +289,49 @@ def test_another_network_or_ranking_is_refused():
     strange = rank_channels(small, trace_channels(small, images()))
     with pytest.raises(RankingError, match=r"for groups of .2. channels, but the graph has groups of .6"):
         slice_model(model, graph, tuple(1 for _ in full), strange)
+
+
+def test_a_candidate_is_made_from_the_weights_as_they_are_now():
+    model = PLAIN.build()
+    graph, _ = traced(model)
+    ranking = rank_channels(model, graph)
+    candidate = tuple(max(1, group.channels - 1) for group in graph.prunable)
+    slice_model(model, graph, candidate, ranking)
+    for parameter in model.parameters():
+        parameter.data.mul_(3.0)
+    again, other = (slice_model(m, graph, candidate, ranking) for m in (model, copy.deepcopy(model)))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), other.parameters(), strict=True))
+    kept = ranking.kept(0, candidate[0])
+    assert torch.equal(again.layers[0].weight, model.layers[0].weight[kept])
+
+
+def test_what_is_known_of_a_graph_goes_with_it():
+    model = PLAIN.build()
+    before = len(slicing._PLANS)
+    graph, _ = traced(model)
+    ranking = rank_channels(model, graph)
+    slice_model(model, graph, tuple(1 for _ in graph.prunable), ranking)
+    assert len(slicing._PLANS) == before + 1
+    del graph
+    gc.collect()
+    assert len(slicing._PLANS) == before
+
+
+def test_parameters_that_have_been_tied_since_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)).double()
+    graph, _ = traced(model)
+    model[2].weight = model[1].weight
+    with pytest.raises(TraceError, match=r"2.weight has shape .4, 4, 1, 1. there and None here"):
+        slice_model(model, graph, (2, 2), rank_channels(model[:2], traced(model[:2])[0]))
+
+
+def test_plain_attributes_that_are_sliced_tensors_follow():
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)).double()
+    graph, _ = traced(model)
+    object.__setattr__(model[0], "alias", model[0].weight)
+    model.list = [model[2], model[2].weight]
+    sliced = slice_model(model, graph, (2,), rank_channels(model, graph))
+    assert sliced[0].alias is sliced[0].weight
+    assert sliced.list[0] is sliced[2]
+    assert sliced.list[1] is sliced[2].weight
+    assert sliced[2].weight.shape == (2, 2, 1, 1)

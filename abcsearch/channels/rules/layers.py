@@ -161,7 +161,7 @@ def channel_norm(flow: Flow, op: Op) -> Layout | None:
     instance = isinstance(norm, nn.modules.instancenorm._InstanceNorm)
     tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
     found = _channel_norm(flow, op, operand, tensors, batched=not instance)
-    if found is not None:
+    if found is not None and instance:  # it compares, also without parameters
         flow.setting(op.path, "num_features", found.positions)
     return found
 
