@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torchvision
 
 if TYPE_CHECKING:
@@ -116,12 +115,9 @@ def usual_size(name: str) -> int:
     if name.startswith("timm/"):
         import timm
 
-        return timm.get_pretrained_cfg(name.removeprefix("timm/")).input_size[1]  # pyright: ignore
-    transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        config: Any = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+        return config.input_size[1]
+    weights: Any = torchvision.models.get_model_weights(name)
+    transforms = weights.DEFAULT.transforms()
     size = getattr(transforms, "crop_size", None) or transforms.resize_size
     return size[0]
-
-
-def example(size: int, device: str = "cpu", batch: int = 1) -> torch.Tensor:
-    """Returns a batch of random images."""
-    return torch.randn(batch, 3, size, size, device=device)
