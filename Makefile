@@ -8,7 +8,7 @@ RUN := runs/digits
 # One thread per process: pytest runs one process per core.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: help demo test lint types layers tests notebooks bench-digits clean
+.PHONY: help demo test lint types layers tests notebooks bench-digits bench-slicing clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -25,6 +25,11 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "== tools for tests and notebooks"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,notebooks]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@echo "== torch-pruning, for comparison"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
 demo: $(VENV)/.installed ## the whole job on scikit-learn's digits: train, search, fine-tune, export, report
@@ -59,6 +64,9 @@ tests: $(VENV)/.installed-dev ## tests, README examples and notebooks, warnings 
 
 bench-digits: $(VENV)/.installed ## the table of experiments/digits/README.md: the demo with seeds 0 to 4
 	@$(BIN)/python experiments/digits/seeds.py
+
+bench-slicing: $(VENV)/.installed-bench ## time of one candidate against copy.deepcopy and torch-pruning, and of tracing
+	@$(THREADS) $(BIN)/python experiments/benchmarks/slicing.py
 
 clean: ## removes the virtual environment and the runs
 	rm -rf $(VENV) runs
