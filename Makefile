@@ -5,10 +5,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/digits
+DATA ?= data
 # One thread per process: pytest runs one process per core.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: help demo test lint types layers tests notebooks test-zoo bench-digits bench-zoo clean
+.PHONY: help demo test lint types layers tests notebooks test-zoo bench-checkpoints bench-digits bench-slicing bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -25,6 +26,11 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "== tools for tests and notebooks"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,notebooks]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@echo "== torch-pruning, for comparison"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
 demo: $(VENV)/.installed ## the whole job on scikit-learn's digits: train, search, fine-tune, export, report
@@ -71,6 +77,12 @@ bench-digits: $(VENV)/.installed ## the table of experiments/digits/README.md: t
 
 bench-zoo: $(VENV)/.installed-zoo ## the table of networks in the README: groups, shares and tracing time by family
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.zoo
+
+bench-checkpoints: $(VENV)/.installed ## public CIFAR-10 checkpoints: accuracy, and zero channels removed (DATA=folder)
+	@$(BIN)/python experiments/benchmarks/checkpoints.py --data $(DATA)
+
+bench-slicing: $(VENV)/.installed-bench ## time of one candidate against copy.deepcopy and torch-pruning, and of tracing
+	@$(THREADS) $(BIN)/python experiments/benchmarks/slicing.py
 
 clean: ## removes the virtual environment and the runs
 	rm -rf $(VENV) runs

@@ -66,6 +66,6 @@ def _cut_matrix(tensor: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor,
     piece = np.empty((count, *source.shape[1:]), source.dtype)
     for start in range(0, len(kept), count):
         own = kept[start : start + count]
-        # "clip" never has to: with another mode numpy would fill a buffer of its own first.
-        part = source.take(own, 0, piece[: len(own)], "clip")
-        part.take(columns_kept, 1, target[start : start + count], "clip")
+        # "wrap" never has to, and is the quickest: with "raise" numpy would fill a buffer of its own first.
+        part = source.take(own, 0, piece[: len(own)], "wrap")
+        part.take(columns_kept, 1, target[start : start + count], "wrap")

@@ -1,0 +1,183 @@
+"""How long one candidate takes to build, against copy.deepcopy and torch-pruning; and how long tracing takes.
+
+    python experiments/benchmarks/slicing.py [--models resnet56 ...] [--repeats 15] [--pruning-repeats 3]
+
+One candidate at half the width of every layer, its channels ranked once before; one thread. What is compared runs in
+turns, so that a busy machine slows down all of it. Times are those of the processor for this process: the clock on the
+wall of a shared machine counts what others do. A candidate of torch-pruning is what its user does for one: deepcopy
+(it prunes in place), dependency graph and pruner, step().
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+from abcsearch import rank_channels, slice_model, trace_channels
+from abcsearch.models.resnet import SmallResNet
+
+MODELS = ("resnet56", "resnet50", "mobilenet_v2", "vgg16_bn", "densenet121", "efficientnet_b0")
+COLUMNS = {
+    "deepcopy": "deepcopy, ms",
+    "ours": "slice_model, ms",
+    "ratio": "/ deepcopy",
+    "pruning": "torch-pruning, ms",
+    "pruning_ratio": "/ deepcopy",
+    "step": "of it step(), ms",
+    "trace": "trace_channels, s",
+    "forward": "forward, ms",
+    "bound": "20 forwards + 2 s",
+}
+
+Timed = Callable[[], dict[str, float]]
+
+
+def build(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """Returns a network with random weights, in evaluation mode, and one image for it."""
+    torch.manual_seed(0)
+    if name == "resnet56":
+        return SmallResNet(3, 10, (16, 32, 64), (9, 9, 9)).eval(), torch.randn(1, 3, 32, 32)
+    return torchvision.models.get_model(name, weights=None).eval(), torch.randn(1, 3, 224, 224)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Returns the milliseconds that something takes; clearing up what it returns is not part of it."""
+    start = time.process_time()
+    result = work()
+    took = time.process_time() - start
+    del result
+    return 1000 * took
+
+
+def candidate_of_torch_pruning(model: nn.Module, image: torch.Tensor) -> Timed:
+    """Returns what builds one candidate with torch-pruning, and tells how long that and its step() took."""
+    import torch_pruning  # an extra of the benchmark: not everybody has it
+
+    def run() -> dict[str, float]:
+        start = time.process_time()
+        network = copy.deepcopy(model)
+        last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+        pruner = torch_pruning.pruner.MagnitudePruner(
+            network,
+            image,
+            importance=torch_pruning.importance.MagnitudeImportance(p=1),
+            pruning_ratio=0.5,
+            global_pruning=False,
+            ignored_layers=[last],
+        )
+        prepared = time.process_time()
+        pruner.step()
+        end = time.process_time()
+        return {"pruning": 1000 * (end - start), "step": 1000 * (end - prepared)}
+
+    return run
+
+
+def prepare(model: nn.Module, image: torch.Tensor) -> tuple[float, Callable[[], nn.Module], float]:
+    """Traces and ranks; returns the seconds of tracing, what builds a candidate, and its share of the parameters."""
+    seconds = timed(lambda: trace_channels(model, image)) / 1000
+    graph = trace_channels(model, image)
+    ranking = rank_channels(model, graph)
+    candidate = graph.space().uniform(0.5)
+    params, full = graph.costs.params([candidate, graph.space().full])
+    return seconds, lambda: slice_model(model, graph, candidate, ranking), float(params / full)
+
+
+def measure(name: str, repeats: int, pruning_repeats: int) -> tuple[dict[str, float], float]:
+    """Returns the medians of one network by column, and the share of parameters that its candidate keeps."""
+    model, image = build(name)
+    seconds, candidate, share = prepare(model, image)
+    works = {"deepcopy": lambda: copy.deepcopy(model), "ours": candidate}
+    times: dict[str, list[float]] = {"trace": [seconds]}
+    for work in works.values():
+        work()  # once for caches and code paths
+    for _ in range(repeats):
+        for key, work in works.items():
+            times.setdefault(key, []).append(timed(work))
+    with torch.no_grad():
+        times["forward"] = [timed(lambda: model(image)) for _ in range(5)]
+    if pruning_repeats:
+        prune = candidate_of_torch_pruning(model, image)
+        for _ in range(pruning_repeats):
+            times.setdefault("deepcopy_too", []).append(timed(works["deepcopy"]))
+            for key, value in prune().items():
+                times.setdefault(key, []).append(value)
+            gc.collect()
+    row = {key: statistics.median(values) for key, values in times.items()}
+    row |= {"ratio": row["ours"] / row["deepcopy"], "bound": 20 * row["forward"] / 1000 + 2}
+    if pruning_repeats:
+        row["pruning_ratio"] = row["pruning"] / row["deepcopy_too"]
+    return row, share
+
+
+def cells(row: dict[str, float]) -> list[str]:
+    """Returns the numbers of a row as text."""
+    forms = {"ratio": "{:.2f}", "pruning_ratio": "{:.1f}", "trace": "{:.2f}", "bound": "{:.2f}"}
+    return [forms.get(key, "{:.1f}").format(row[key]) if key in row else "-" for key in COLUMNS]
+
+
+def processor() -> str:
+    """Returns the name of the processor where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def header(repeats: int, pruning_repeats: int) -> str:
+    """Returns what the numbers depend on."""
+    found: list[str] = []
+    for package in ("torch", "torchvision", "numpy", "torch-pruning"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} not installed")
+    return (
+        f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread used; "
+        f"Python {platform.python_version()}, {', '.join(found)}; seed 0\n"
+        f"processor time; medians of {repeats}, of {pruning_repeats} with torch-pruning, of 5 forwards; 1 trace"
+    )
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="names of the table or of torchvision")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--pruning-repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    installed = importlib.util.find_spec("torch_pruning") is not None
+    pruning_repeats = arguments.pruning_repeats if installed else 0
+    out = sys.stdout
+    out.write(header(arguments.repeats, pruning_repeats) + "\n")
+    if not installed:
+        out.write("torch-pruning is left out: it is not installed (pip install 'abcsearch[bench]')\n")
+    out.write("\n| network | " + " | ".join([*COLUMNS.values(), "params kept, %"]) + " |\n")
+    out.write("|" + " --- |" * (len(COLUMNS) + 2) + "\n")
+    for name in arguments.models:
+        row, share = measure(name, arguments.repeats, pruning_repeats)
+        out.write("| " + " | ".join([name, *cells(row), f"{100 * share:.0f}"]) + " |\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()
