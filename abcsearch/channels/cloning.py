@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 Memo = dict[Any, Any]
 
@@ -27,16 +27,19 @@ _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, Fun
 # them: they are called here as well.
 _PROTOCOL = frozenset({"__deepcopy__", "__reduce_ex__", "__reduce__", "__getnewargs__", "__getnewargs_ex__"})
 _GETSTATE = nn.Module.__dict__.get("__getstate__")
+# They take the state as it is, and add what states of older versions lack: nothing, for one of today.
+_COMPLETING = (nn.Module.__setstate__, nn.modules.conv._ConvNd.__setstate__)
 
 
-def clone(module: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
-    """Returns `copy.deepcopy(module, dict(replaced))`.
+def clone(module: nn.Module, memo: Memo) -> nn.Module:
+    """Returns `copy.deepcopy(module, memo)`.
 
     Args:
         module: any module; not changed.
-        replaced: by the id of a tensor or module inside: what stands in its place, wherever it is referred to.
+        memo: by the id of a tensor or module inside: what stands in its place, wherever it is referred to. Afterwards,
+            the copy of every other one is there as well.
     """
-    return _copy(module, dict(replaced))
+    return _copy(module, memo)
 
 
 def _copy(x: Any, memo: Memo) -> Any:  # noqa: ANN401 - anything can be an attribute
@@ -81,9 +84,14 @@ def _copy_module(module: nn.Module, memo: Memo) -> nn.Module:
     else:
         memo.setdefault(id(memo), []).append(state)  # as deepcopy does, lest something else gets an id in the memo
         state = _copy(state, memo)
-    if state is not None:
+    if cls.__setstate__ in _COMPLETING and type(state) is dict:
+        object.__setattr__(new, "__dict__", state)
+    elif state is not None:
         new.__setstate__(state)
     return new
+
+
+_EMPTIES = frozenset({OrderedDict, dict, set})
 
 
 def _replace_values(state: dict[str, Any], memo: Memo) -> None:
@@ -93,8 +101,8 @@ def _replace_values(state: dict[str, Any], memo: Memo) -> None:
         # As _copy does; most values are atoms or hooks that nobody has set, and not worth a call.
         if cls in _ATOMS:
             continue
-        if cls is OrderedDict and not value and not value.__dict__:
-            state[name] = memo.setdefault(id(value), OrderedDict())
+        if cls in _EMPTIES and not value and (cls is not OrderedDict or not value.__dict__):
+            state[name] = memo.setdefault(id(value), cls())
         elif cls is not tuple or not _ATOMS.issuperset(map(type, value)):
             known = memo.get(id(value), memo)
             state[name] = _copy_new(value, memo) if known is memo else known

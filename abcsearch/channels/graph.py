@@ -85,15 +85,14 @@ class SizeAttribute:
     constant: int
     counted: tuple[tuple[int, NDArray[np.int64]], ...] = field(repr=False)
 
-    def apply(self, model: nn.Module, kept: NDArray[np.bool_], starts: Sequence[int]) -> None:
-        """Sets the attribute of a sliced network.
+    def apply(self, module: nn.Module, kept: NDArray[np.bool_], starts: Sequence[int]) -> None:
+        """Sets the attribute of the module in a sliced network.
 
         Args:
-            model: the sliced network.
+            module: the module there.
             kept: which channels are left, counted over all prunable groups.
             starts: the number of the first channel of each prunable group.
         """
-        module = model.get_submodule(self.path)
         value = self.constant + sum(int(kept[channels + starts[group]].sum()) for group, channels in self.counted)
         if self.index is not None:
             items = list(getattr(module, self.name))

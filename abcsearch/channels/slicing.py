@@ -47,22 +47,26 @@ def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int],
         RankingError: if the ranking belongs to another graph.
     """
     widths, dropped = graph.structure(candidate)
-    tensors = _tensors(model, graph)
+    modules = _modules(model)
+    tensors = _tensors(modules, graph, model)
     ranking.check(graph)
     plan = _plan(graph)
     flags = plan.flags(widths, ranking)
     gone = tuple(f"{block.name}." for block in dropped)
     targets = [target for target in plan.targets if not target.name.startswith(gone)] if gone else plan.targets
     shorter = _slices(tensors, targets, plan.kept(flags))
-    replaced: dict[int, Any] = dict(shorter)
+    memo: dict[Any, Any] = dict(shorter)
     for block in dropped:
-        module = model.get_submodule(block.name)
-        replaced[id(module)] = nn.Identity().train(module.training)
-    smaller = clone(model, replaced)
+        module = modules[block.name]
+        memo[id(module)] = nn.Identity().train(module.training)
+    smaller = clone(model, memo)
     for attribute in graph.settings:  # conv_groups among them, which shapes alone do not tell
         if not gone or not f"{attribute.path}.".startswith(gone):
-            attribute.apply(smaller, flags, plan.starts)
-    _fit(smaller, {id(tensor) for tensor in shorter.values()})
+            attribute.apply(memo[id(modules[attribute.path])], flags, plan.starts)
+    for module in modules.values():
+        own = (*module._parameters.values(), *module._buffers.values())
+        if own and not shorter.keys().isdisjoint(map(id, own)):
+            fit_attributes(memo[id(module)])
     return smaller
 
 
@@ -172,16 +176,29 @@ def _target(
     return _Target(name, tuple(axes), tuple(split) if flat else (), tuple(flat))
 
 
-def _tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Tensor]:
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns what `dict(model.named_modules())` does, in less time."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    stack = [("", model)]
+    while stack:
+        path, module = stack.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            found[path] = module
+            prefix = f"{path}." if path else ""
+            stack += [(prefix + name, m) for name, m in reversed(module._modules.items()) if m is not None]
+    return found
+
+
+def _tensors(modules: dict[str, nn.Module], graph: ChannelGraph, model: nn.Module) -> dict[str, torch.Tensor]:
     """Returns what `graph.tensors(model)` does, which is asked only where something is wrong or unusual."""
     found: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for path, module in model.named_modules():
+    for path, module in modules.items():
         prefix = f"{path}." if path else ""
         for own in (module._parameters, module._buffers):
             for name, tensor in own.items():
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
+                if tensor is not None:
                     found[prefix + name] = tensor
     right = all(name in found and found[name].shape == size for name, size in graph.sizes.items())
     return found if right else graph.tensors(model)
@@ -219,15 +236,8 @@ def _like(tensor: torch.Tensor, target: _Target, left: torch.Tensor) -> torch.Te
         left = left.flatten(axis, axis + 1)
     if type(tensor) is torch.Tensor or not isinstance(tensor, nn.Parameter):  # the first is quicker
         return left.detach() if left._is_view() else left
-    return nn.Parameter(left, requires_grad=tensor.requires_grad)
-
-
-def _fit(model: nn.Module, sliced: set[int]) -> None:
-    """Fits the attributes of the modules that own sliced tensors, given by id."""
-    for module in model.modules():
-        parameters, buffers = module._parameters, module._buffers
-        if (parameters or buffers) and not sliced.isdisjoint(map(id, (*parameters.values(), *buffers.values()))):
-            fit_attributes(module)
+    # What nn.Parameter does, without asking what it is given.
+    return torch.Tensor._make_subclass(nn.Parameter, left, tensor.requires_grad)
 
 
 def fit_attributes(module: nn.Module) -> None:
