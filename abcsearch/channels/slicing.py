@@ -194,11 +194,13 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
 def _tensors(modules: dict[str, nn.Module], graph: ChannelGraph, model: nn.Module) -> dict[str, torch.Tensor]:
     """Returns what `graph.tensors(model)` does, which is asked only where something is wrong or unusual."""
     found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
     for path, module in modules.items():
         prefix = f"{path}." if path else ""
         for own in (module._parameters, module._buffers):
             for name, tensor in own.items():
-                if tensor is not None:
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
                     found[prefix + name] = tensor
     right = all(name in found and found[name].shape == size for name, size in graph.sizes.items())
     return found if right else graph.tensors(model)
