@@ -32,6 +32,7 @@ def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int],
 
     The result has the same class, module paths and parameter names; parameters and buffers are new tensors, and those
     along a sliced axis are shorter. What is kept stays in its order, so keeping everything gives an identical network.
+    Large tensors on the CPU lie in one block of memory, which serves the next network once all of them are gone.
 
     Args:
         model: the network that `graph` was traced on; not changed.
@@ -90,11 +91,11 @@ class _Plan:
     def kept(self, widths: Sequence[int], ranking: Ranking) -> list[torch.Tensor | None]:
         """Returns the entries that each pattern keeps, (k,) int64 in ascending order; None for all."""
         flags = np.ones(sum(self.channels) + 1, dtype=bool)  # the last one is for entries of no group
-        start = 0
+        orders, start = ranking.orders, 0
         for index, (channels, width) in enumerate(zip(self.channels, widths, strict=True)):
             if width != channels:
                 flags[start : start + channels] = False
-                flags[ranking.kept(index, width) + start] = True
+                flags[orders[index][:width] + start] = True
             start += channels
         found = [flags[pattern].nonzero()[0] for pattern in self.patterns]
         return [
@@ -211,6 +212,9 @@ def _fit(model: nn.Module, sliced: set[int]) -> None:
             fit_attributes(module)
 
 
+_set = object.__setattr__  # nn.Module's own asks first whether a number is a parameter, a buffer or a module
+
+
 def fit_attributes(module: nn.Module) -> None:
     """Sets the size attributes of a layer (`trace.SIZE_ATTRIBUTES`) to what its tensors now are."""
     match module:
@@ -218,22 +222,19 @@ def fit_attributes(module: nn.Module) -> None:
             outputs, inputs = module.weight.shape[:2]
             # Depthwise: as many conv_groups as there are channels left.
             groups = module.groups * outputs // module.out_channels if module.groups > 1 else 1
-            _set(module, out_channels=outputs, in_channels=inputs * groups, groups=groups)
+            _set(module, "out_channels", outputs)
+            _set(module, "in_channels", inputs * groups)
+            _set(module, "groups", groups)
         case nn.BatchNorm2d() | nn.BatchNorm1d() | nn.BatchNorm3d():
             shaped = module.weight
             shaped = module.running_mean if shaped is None else shaped
             if shaped is not None:
-                _set(module, num_features=shaped.shape[0])
+                _set(module, "num_features", shaped.shape[0])
         case nn.Linear():
             outputs, inputs = module.weight.shape
-            _set(module, out_features=outputs, in_features=inputs)
+            _set(module, "out_features", outputs)
+            _set(module, "in_features", inputs)
         case nn.PReLU():
-            _set(module, num_parameters=module.weight.shape[0])
+            _set(module, "num_parameters", module.weight.shape[0])
         case _:
             pass
-
-
-def _set(module: nn.Module, **numbers: int) -> None:
-    # nn.Module's own way asks first whether each is a parameter, a buffer or a module.
-    for name, number in numbers.items():
-        object.__setattr__(module, name, number)
