@@ -34,6 +34,7 @@ def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int],
     In place of a block that is dropped there is an `nn.Identity`; apart from that, the result has the same class,
     module paths and parameter names. Parameters and buffers are new tensors, and those along a sliced axis are shorter.
     What is kept stays in its order, so keeping everything gives an identical network.
+    Large tensors on the CPU lie in one block of memory, which serves the next network once all of them are gone.
 
     Args:
         model: the network that `graph` was traced on; not changed.
@@ -110,11 +111,11 @@ class _Plan:
 
     def flags(self, widths: Sequence[int], ranking: Ranking) -> NDArray[np.bool_]:
         """Returns which channels are kept, counted over all prunable groups; one more, True, is for entries of none."""
-        flags = np.ones(self.starts[-1] + 1, dtype=bool)
+        flags, orders = np.ones(self.starts[-1] + 1, dtype=bool), ranking.orders
         for index, (channels, width, start) in enumerate(zip(self.channels, widths, self.starts, strict=False)):
             if width != channels:
                 flags[start : start + channels] = False
-                flags[ranking.kept(index, width) + start] = True
+                flags[orders[index][:width] + start] = True  # ranking.kept, without its order
         return flags
 
     def kept(self, flags: NDArray[np.bool_]) -> list[torch.Tensor | None]:
@@ -242,30 +243,30 @@ def _like(tensor: torch.Tensor, target: _Target, left: torch.Tensor) -> torch.Te
     return torch.Tensor._make_subclass(nn.Parameter, left, tensor.requires_grad)
 
 
+_set = object.__setattr__  # nn.Module's own asks first whether a number is a parameter, a buffer or a module
+
+
 def fit_attributes(module: nn.Module) -> None:
     """Sets the size attributes of a layer (`trace.SIZE_ATTRIBUTES`) to what its tensors now are."""
     match module:
         case nn.Conv2d() | nn.Conv1d() | nn.Conv3d():
             outputs, inputs = module.weight.shape[:2]
-            _set(module, out_channels=outputs, in_channels=inputs * module.groups)
+            _set(module, "out_channels", outputs)
+            _set(module, "in_channels", inputs * module.groups)
         case nn.ConvTranspose2d() | nn.ConvTranspose1d() | nn.ConvTranspose3d():
             inputs, outputs = module.weight.shape[:2]
-            _set(module, in_channels=inputs, out_channels=outputs * module.groups)
+            _set(module, "in_channels", inputs)
+            _set(module, "out_channels", outputs * module.groups)
         case nn.BatchNorm2d() | nn.BatchNorm1d() | nn.BatchNorm3d():
             shaped = module.weight
             shaped = module.running_mean if shaped is None else shaped
             if shaped is not None:
-                _set(module, num_features=shaped.shape[0])
+                _set(module, "num_features", shaped.shape[0])
         case nn.Linear():
             outputs, inputs = module.weight.shape
-            _set(module, out_features=outputs, in_features=inputs)
+            _set(module, "out_features", outputs)
+            _set(module, "in_features", inputs)
         case nn.PReLU():
-            _set(module, num_parameters=module.weight.shape[0])
+            _set(module, "num_parameters", module.weight.shape[0])
         case _:
             pass
-
-
-def _set(module: nn.Module, **numbers: int) -> None:
-    # nn.Module's own way asks first whether each is a parameter, a buffer or a module.
-    for name, number in numbers.items():
-        object.__setattr__(module, name, number)

@@ -152,7 +152,7 @@ def header(repeats: int, pruning_repeats: int) -> str:
     return (
         f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread used; "
         f"Python {platform.python_version()}, {', '.join(found)}; seed 0\n"
-        f"processor time; medians of {repeats}, of {pruning_repeats} with torch-pruning, of 5 forwards; 1 trace"
+        f"processor time; medians of {repeats}, {pruning_repeats} (torch-pruning) and 5 (forward); 1 trace"
     )
 
 
