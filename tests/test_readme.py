@@ -6,12 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.main import get_command
 
 from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.groups import trace_channels
+from abcsearch.channels.ranking import rank_channels
+from abcsearch.channels.rules import RULES
+from abcsearch.channels.slicing import slice_model
 from abcsearch.cli import app
 from abcsearch.config import parse_config
+from abcsearch.errors import TraceError
 from abcsearch.runs.ranking import RANKING_IMAGES
 from abcsearch.searchers.registry import SEARCHERS
 
@@ -24,7 +29,7 @@ def blocks(language):
 
 
 def test_python_example_runs_and_is_short(tmp_path):
-    net, example, _ = blocks("python")
+    net, example, *_ = blocks("python")
     assert net.startswith("# mynet.py\n")
     (tmp_path / "mynet.py").write_text(net)
     (tmp_path / "example.py").write_text(example)
@@ -84,6 +89,38 @@ def test_criterion_example_runs(tiny_model, tiny_data, monkeypatch):
     monkeypatch.setitem(CRITERIA, name, None)  # so that it is gone afterwards
     exec(example, known)
     assert known["ranking"].criterion == name
+
+
+class Reverse(torch.nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.rand(channels))
+
+    def forward(self, x):
+        if x.sum() > -1e9:  # torch.fx cannot trace this
+            return x.flip(1) * self.weight[:, None, None]
+        raise ValueError
+
+
+def test_rule_example_makes_a_module_prunable():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1), Reverse(6), torch.nn.Conv2d(6, 2, 1)).double().eval()
+    x = torch.rand(1, 3, 4, 4).double()
+    with pytest.raises(TraceError, match="or register a rule for the module that holds it"):
+        trace_channels(model, x)
+    example = blocks("python")[3]
+    try:
+        exec(example, {"Reverse": Reverse})
+        graph = trace_channels(model, x, unknown="raise")
+    finally:
+        RULES.pop(Reverse, None)
+    assert [group.channels for group in graph.prunable] == [6]
+    ranking = rank_channels(model, graph)
+    sliced = slice_model(model, graph, (2,), ranking)
+    kept = set(ranking.kept(0, 2).tolist())
+    with torch.no_grad():
+        for channel in set(range(6)) - kept:
+            model[2].weight[:, 5 - channel] = 0
+        assert torch.allclose(sliced(x), model(x))
 
 
 def test_config_example_parses(tmp_path, monkeypatch):
