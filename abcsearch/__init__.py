@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from abcsearch.budget import Budget as Budget
     from abcsearch.budget import Constraint as Constraint
+    from abcsearch.channels.blocks import Block as Block
     from abcsearch.channels.graph import ChannelGraph as ChannelGraph
     from abcsearch.channels.graph import ChannelGroup as ChannelGroup
     from abcsearch.channels.groups import UnsupportedOpWarning as UnsupportedOpWarning
@@ -52,6 +53,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Budget": "abcsearch.budget",
     "Constraint": "abcsearch.budget",
+    "Block": "abcsearch.channels.blocks",
     "ChannelGraph": "abcsearch.channels.graph",
     "ChannelGroup": "abcsearch.channels.graph",
     "UnsupportedOpWarning": "abcsearch.channels.groups",

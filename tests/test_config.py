@@ -177,7 +177,7 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_valid_names():
         "unknown setting in [budget]: 'mac'; did you mean 'macs'",
         "budget.params = 'few'",
         "unknown setting in [space]: 'alfa'; did you mean 'alpha'",
-        "space.levels = ['filter', 'stages']: input should be 'filter' or 'stage'",
+        "space.levels = ['filter', 'stages']: input should be 'filter', 'stage' or 'block'",
         "space.divisor = 1.5: input should be a valid integer",
         "unknown setting in [searcher]: 'n_source'; did you mean 'n_sources'",
         "searcher.abandonment_limit = 2.5: input should be a valid integer",

@@ -121,10 +121,11 @@ def _couple_training(
 
 def _fix_modules(flow: Flow, fixed: Sequence[str]) -> None:
     """Fixes the output channels of the named modules and everything inside them."""
+    made = {place: positions for place, positions in flow.axes.items() if place in flow.makes}
     for path in fixed:
-        found = [p for (name, axis), p in flow.axes.items() if axis == 0 and name.startswith(path + ".")]
+        found = [positions for (name, _), positions in made.items() if name.startswith(f"{path}.")]
         if not found:
-            paths = {name.rpartition(".")[0] for name, axis in flow.axes if axis == 0}
+            paths = {name.rpartition(".")[0] for name, _ in made}
             raise TraceError(unknown_name("module in fixed", path, paths))
         for positions in found:
             flow.fix(positions, "fixed by the caller")

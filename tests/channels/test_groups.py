@@ -258,3 +258,13 @@ def test_inputs_that_are_no_batches():
     graph = trace_channels(Scaled(), (2.0, torch.zeros(3, 3, 2, 2)))
     assert [g.name for g in graph.prunable] == ["one", "two"]
     assert graph.costs.macs([[6, 4]])[0] == 4 * (18 + 24 + 8)
+
+
+def test_the_outputs_of_a_transposed_convolution_are_fixed():
+    layers = [nn.Conv2d(3, 5, 1), nn.ConvTranspose2d(5, 4, 2, bias=False), nn.Conv2d(4, 2, 1)]
+    graph = trace_channels(nn.Sequential(*layers), torch.zeros(1, 3, 4, 4), fixed=["1"])
+    assert {group.name: group.fixed for group in graph.groups} == {
+        "0": None,
+        "1": "fixed by the caller",
+        "2": "the network's output",
+    }
