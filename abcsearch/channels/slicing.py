@@ -6,6 +6,8 @@ modules around slices of the live tensors; attributes that fit.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +22,7 @@ from abcsearch.channels.cutting import Cuts, cut, cut_into, is_large, left_shape
 from abcsearch.channels.memory import Memory, room
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -47,6 +49,24 @@ def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int],
         TraceError: if the graph was traced on a network with other parameters.
         RankingError: if the ranking belongs to another graph.
     """
+    with _no_collection():
+        return _sliced(model, graph, candidate, ranking)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps the collector of reference cycles from looking, again and again, at what is just being built."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _sliced(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ranking: Ranking) -> nn.Module:
+    """Does what `slice_model` promises."""
     widths, dropped = graph.structure(candidate)
     modules = _modules(model)
     tensors = _tensors(modules, graph, model)
