@@ -18,7 +18,7 @@ from abcsearch.errors import TraceError
 from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 # The attributes of layers that follow the number of channels; slicing sets them (`slicing.fit_attributes`).
 SIZE_ATTRIBUTES = (
@@ -235,7 +235,7 @@ def _trace(twin: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
     """Returns the graph of a module's forward, and the layers of which forward reads sizes or buffers."""
     tracer = _Tracer()
     try:
-        with _watched() as seen:
+        with _listed(twin), _watched() as seen:
             graph = tracer.trace(twin)
     except Exception as error:
         msg = (
@@ -317,6 +317,22 @@ def _watched() -> Iterator[dict[int, str]]:
         yield seen
     finally:
         del nn.Module.__getattribute__
+
+
+@contextlib.contextmanager
+def _listed(twin: nn.Module) -> Iterator[None]:
+    """Lists the tensors of a traced copy once: torch.fx walks all modules again for every one that forward reads."""
+
+    def kept(name: str) -> Callable[..., Iterator[tuple[str, torch.Tensor]]]:
+        own = getattr(twin, name)
+        found = list(own())
+        return lambda *args, **options: own(*args, **options) if args or options else iter(found)
+
+    vars(twin).update(named_parameters=kept("named_parameters"), named_buffers=kept("named_buffers"))
+    try:
+        yield
+    finally:
+        del vars(twin)["named_parameters"], vars(twin)["named_buffers"]
 
 
 def _first_line(error: Exception) -> str:

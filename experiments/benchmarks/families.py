@@ -118,6 +118,6 @@ def usual_size(name: str) -> int:
         config: Any = timm.get_pretrained_cfg(name.removeprefix("timm/"))
         return config.input_size[1]
     weights: Any = torchvision.models.get_model_weights(name)
-    transforms = weights.DEFAULT.transforms()
-    size = getattr(transforms, "crop_size", None) or transforms.resize_size
-    return size[0]
+    transforms = [entry.transforms() for entry in weights]
+    sizes = [(getattr(each, "crop_size", None) or each.resize_size)[0] for each in transforms]
+    return min(sizes)  # some weights were fine-tuned on larger images

@@ -40,7 +40,7 @@ class Row:
         macs: prunable share of the macs, 0 ... 1.
         params: prunable share of the parameters, 0 ... 1.
         seconds: time to trace.
-        reasons: why groups stay, and how many groups.
+        reasons: why groups stay, and how many channels.
     """
 
     name: str
@@ -78,13 +78,13 @@ def measure(name: str) -> Row:
 
 
 def reasons(graph: ChannelGraph) -> dict[str, int]:
-    """Returns why groups stay: operation and reason, without the places in the network; and how many groups."""
+    """Returns why groups stay: operation and reason, without the places in the network; and how many channels."""
     found = collections.Counter[str]()
     for group in graph.groups:
         if group.fixed and group.fixed != OUTPUT:
             operation, colon, why = group.fixed.partition(": ")
             short = f"{operation.split(' ')[0]}: {why}" if colon else operation
-            found[re.sub(r"combined with \S+", "combined with another tensor", short)] += 1
+            found[re.sub(r"combined with [^:]+", "combined with another tensor", short)] += group.channels
     return dict(found)
 
 
