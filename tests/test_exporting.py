@@ -397,3 +397,56 @@ def test_files_of_an_export_can_be_read_by_others(tmp_path):
     modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     (tmp_path / "plain").write_text("")
     assert modes == {(tmp_path / "plain").stat().st_mode & 0o777}
+
+
+class Shuffled(nn.Module):
+    """Padded channels, grouped and transposed convolution, group norm: sizes that no tensor tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, padding=1)
+        self.pad = nn.ZeroPad3d((0, 0, 0, 0, 2, 2))
+        self.group, self.norm = nn.Conv2d(8, 16, 3, padding=1, groups=4), nn.GroupNorm(4, 16, affine=False)
+        self.up, self.head = nn.ConvTranspose2d(16, 6, 2), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.norm(self.group(torch.relu(self.pad(x) + self.wide(x))))
+        return self.head(torch.relu(self.up(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_that_no_tensor_tells_come_back(tmp_path, seed):
+    torch.manual_seed(seed)
+    model, x = Shuffled().eval(), torch.rand(1, 3, 8, 8)
+    graph = trace_channels(model, x)
+    rng = np.random.default_rng(seed)
+    candidate = [int(rng.integers(1, group.channels + 1)) for group in graph.prunable]
+    sliced = slice_model(model, graph, candidate, rank_channels(model, graph, "random", seed=seed))
+    export(sliced, tmp_path, example_input=x, constructor=Shuffled)
+    again = load(tmp_path)
+    assert torch.equal(again(x), sliced(x))
+    assert again.pad.padding == sliced.pad.padding
+    assert (again.group.groups, again.norm.num_groups) == (sliced.group.groups, sliced.norm.num_groups)
+
+
+def test_dropped_blocks_stay_dropped(tmp_path):
+    model, x = SmallResNet(3, depths=(3, 2), widths=(4, 8)).eval(), torch.rand(1, 3, 8, 8)
+    graph = trace_channels(model, x)
+    widths = [max(1, group.channels // 2) for group in graph.prunable]
+    sliced = slice_model(model, graph, [*widths, 0, 1, 0, 0], rank_channels(model, graph))
+    folder = export(sliced, tmp_path, example_input=x, options={"in_channels": 3, "depths": [3, 2], "widths": [4, 8]})
+    assert json.loads((folder / "plan.json").read_text())["dropped"] == ["stages.0.0", "stages.0.2", "stages.1.1"]
+    again = load(folder)
+    assert isinstance(again.stages[0][2], nn.Identity)
+    assert torch.equal(again(x), sliced(x))
+    assert again.state_dict().keys() == sliced.state_dict().keys()
+
+
+def test_a_plan_that_drops_what_is_not_there_is_refused(tmp_path):
+    model, x = SmallResNet(3).eval(), torch.rand(1, 3, 8, 8)
+    folder = export(model, tmp_path, example_input=x, options={"in_channels": 3})
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps({**plan, "dropped": ["stages.9.0"]}))
+    with pytest.raises(ExportError, match=r"stages\.9\.0 is missing"):
+        load(folder)
