@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import fx, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from abcsearch.channels.trace import OperationGraph
 
@@ -34,7 +34,7 @@ class Block:
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 # They return their input as it is in evaluation mode.
-_PASSING = (nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, F.dropout2d, "contiguous", "clone")
+_PASSING = (nn.Identity, nn.Dropout, nn.Dropout2d, "contiguous", "clone")
 _STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth"
 # They keep a tensor without negative entries so.
 _NONNEGATIVE = (
@@ -43,12 +43,17 @@ _NONNEGATIVE = (
 )
 
 
-def find_blocks(operations: OperationGraph) -> tuple[Block, ...]:
+def find_blocks(operations: OperationGraph, training: OperationGraph | None = None) -> tuple[Block, ...]:
     """Returns the residual blocks that can be dropped, in network order; the innermost where they nest.
 
     A block is a module with one tensor in and one out, whose output is its input plus something, once or several times;
     a ReLU may follow if the input has no negative entries, as between the blocks of a ResNet. So a block that changes
-    the size (the first one of most stages) is none, nor is one that shares parameters with the rest of the network.
+    the size (the first one of most stages) is none, nor is one that shares anything with the rest of the network, or
+    that changes its input in place.
+
+    Args:
+        operations: of evaluation mode.
+        training: of training mode, where that was traced; the module must be called alike there.
     """
     inside: dict[str, list[fx.Node]] = {}
     for node in operations.nodes:
@@ -57,12 +62,12 @@ def find_blocks(operations: OperationGraph) -> tuple[Block, ...]:
     index = {node: i for i, node in enumerate(operations.nodes)}
     found: list[Block] = []
     for path, nodes in inside.items():
-        ends = _ends(operations, nodes)
-        if ends is None:
+        ends = _ends(operations, path, nodes)
+        if ends is None or (training is not None and _call(training, path) is None):
             continue
         source, result = ends
         adds = _Identity(operations, source, frozenset(nodes)).holds(result)
-        if adds and _alone(operations.modules, path) and _unread(operations, path):
+        if adds and _unchanged(operations, source, result, nodes) and _alone(operations, path, nodes):
             found.append(Block(name=path, source=index[source], result=index[result]))
     inner = [b for b in found if not any(other.name.startswith(f"{b.name}.") for other in found)]
     return tuple(sorted(inner, key=lambda block: block.result))
@@ -75,26 +80,54 @@ def _prefixes(scope: str) -> Iterator[str]:
         scope = scope.rpartition(".")[0]
 
 
-def _ends(operations: OperationGraph, nodes: list[fx.Node]) -> tuple[fx.Node, fx.Node] | None:
-    """Returns the operation before and the last operation of a module with one tensor in and one of that shape out."""
+def _call(operations: OperationGraph, path: str) -> tuple[fx.Node, fx.Node] | None:
+    """Returns what goes into a module and what comes out, if it is called once, with one tensor in and one out."""
+    ends = operations.calls.get(path)
+    tensors = ends is not None and all(isinstance(operations.values[node], torch.Size) for node in ends)
+    return ends if tensors else None
+
+
+def _ends(operations: OperationGraph, path: str, nodes: list[fx.Node]) -> tuple[fx.Node, fx.Node] | None:
+    """Returns the operation before and the last operation of a module that takes and gives nothing else."""
+    ends = _call(operations, path)
+    if ends is None or operations.values[ends[0]] != operations.values[ends[1]]:
+        return None
     own = set(nodes)
     sources = {i for node in nodes for i in node.all_input_nodes if i not in own and i.op != "get_attr"}
     results = {node for node in nodes if any(user not in own for user in node.users)}
-    if len(sources) != 1 or len(results) != 1:
-        return None
-    (source,), (result,) = sources, results
-    shape = operations.values[source]
-    same = isinstance(shape, torch.Size) and operations.values[result] == shape
-    return (source, result) if same and result.op != "get_attr" else None
+    memory = all(len(operations.storages[node]) == 1 for node in ends)
+    return ends if sources == {ends[0]} and results == {ends[1]} and memory else None
 
 
-def _alone(modules: Mapping[str, nn.Module], path: str) -> bool:
-    """Returns whether no module or tensor under a path is used elsewhere in the network."""
-    under = {name for name in modules if name == path or name.startswith(f"{path}.")}
-    own = {id(m) for name, m in modules.items() if name in under}
-    tensors = _tensors([modules[name] for name in under])
-    rest = [(name, m) for name, m in modules[""].named_modules(remove_duplicate=False) if not _below(name, path)]
-    return not any(id(m) in own for _, m in rest) and not tensors & _tensors([m for _, m in rest])
+def _unchanged(operations: OperationGraph, source: fx.Node, result: fx.Node, nodes: list[fx.Node]) -> bool:
+    """Returns whether nothing inside changes the block's input in place, and nothing behind it its output.
+
+    Without the block, the two would be one.
+    """
+    own = set(nodes)
+    enters, leaves = operations.storages[source], operations.storages[result]
+    inside = {storage for node in nodes for storage in operations.changes.get(node, ())}
+    behind = {s for node, storages in operations.changes.items() if node not in own for s in storages}
+    return enters != leaves and inside.isdisjoint(enters) and behind.isdisjoint(leaves)
+
+
+def _alone(operations: OperationGraph, path: str, nodes: list[fx.Node]) -> bool:
+    """Returns whether nothing under a path is used elsewhere, and no parameter from elsewhere under it."""
+    modules = operations.modules
+    inner = [m for name, m in modules.items() if _below(name, path)]
+    rest = [m for name, m in modules[""].named_modules(remove_duplicate=False) if not _below(name, path)]
+    own = set(nodes)
+    borrowed = any(
+        _below(str(source.target), path) != (node in own)
+        for node in operations.nodes
+        for source in node.all_input_nodes
+        if source.op == "get_attr" and (node in own or _below(str(source.target), path))
+    )
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in inner)
+    read = any(_below(name, path) for name in operations.read)
+    peeked = any(_below(name, path) and path not in active for name, active in operations.peeks)
+    shared = not {id(m) for m in inner}.isdisjoint(map(id, rest)) or bool(_tensors(inner) & _tensors(rest))
+    return not (borrowed or hooked or read or peeked or shared)
 
 
 def _below(name: str, path: str) -> bool:
@@ -107,63 +140,71 @@ def _tensors(modules: list[nn.Module]) -> set[int]:
     return {id(t) for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))}
 
 
-def _unread(operations: OperationGraph, path: str) -> bool:
-    """Returns whether nothing hangs on the modules under a path but their calls."""
-    hooked = any(
-        m._forward_hooks or m._forward_pre_hooks for name, m in operations.modules.items() if _below(name, path)
-    )
-    return not hooked and not any(_below(name, path) for name in operations.read)
-
-
-@dataclass(frozen=True)
 class _Identity:
     """Whether a result would be the block's input if nothing were added to it."""
 
-    operations: OperationGraph
-    source: fx.Node
-    own: frozenset[fx.Node]
+    def __init__(self, operations: OperationGraph, source: fx.Node, own: frozenset[fx.Node]) -> None:
+        self._operations, self._source, self._own = operations, source, own
+        self._known: dict[fx.Node, bool] = {source: True}  # several paths lead to most nodes
+        self._positive: dict[fx.Node, bool] = {}
 
     def holds(self, result: fx.Node) -> bool:
         """Returns whether the result is the input plus something."""
-        return result in self.own and self._reaches(result) and self._adds(result)
+        return result in self._own and self._reaches(result) and self._adds(result)
 
     def _reaches(self, node: fx.Node) -> bool:
         """Returns whether a path of additions, and of what returns its input, leads back to the block's input."""
-        if node is self.source:
-            return True
-        if node not in self.own:
-            return False
-        kind, sides = _kind(self.operations, node), self._tensors(node)
-        if kind in _ADDITIONS and len(sides) == 2 and not node.kwargs:
+        if node not in self._known:
+            self._known[node] = node in self._own and self._passes(node)
+        return self._known[node]
+
+    def _passes(self, node: fx.Node) -> bool:
+        kind, sides = _kind(self._operations, node), self._tensors(node)
+        if _adds_two(kind, node, sides):
             return self._reaches(sides[0]) != self._reaches(sides[1])
-        if kind in _PASSING or getattr(kind, "__module__", "") == _STOCHASTIC_DEPTH:
-            return bool(sides) and self._reaches(sides[0])
-        return kind in _RELUS and self._reaches(sides[0]) and _nonnegative(self.operations, self.source)
+        if not sides or not self._reaches(sides[0]):
+            return False
+        if kind in (F.dropout, F.dropout2d):  # on by default
+            return (node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)) is False
+        passing = kind in _PASSING or getattr(kind, "__module__", "") == _STOCHASTIC_DEPTH
+        return passing or (kind in _RELUS and self._nonnegative(self._source))
 
     def _adds(self, node: fx.Node) -> bool:
         """Returns whether there is an addition on the path (there must be: else nothing can be dropped)."""
-        if node is self.source:
-            return False
-        if _kind(self.operations, node) in _ADDITIONS:
-            return True
-        return self._adds(self._tensors(node)[0])
+        while node is not self._source:
+            if _kind(self._operations, node) in _ADDITIONS:
+                return True
+            node = self._tensors(node)[0]
+        return False
 
     def _tensors(self, node: fx.Node) -> list[fx.Node]:
         """Returns the tensors among a node's arguments, in order, repeated where they are."""
         found = [arg for arg in node.args if isinstance(arg, fx.Node)]
-        return [arg for arg in found if isinstance(self.operations.values[arg], torch.Size)]
+        return [arg for arg in found if isinstance(self._operations.values[arg], torch.Size)]
+
+    def _nonnegative(self, node: fx.Node) -> bool:
+        """Returns whether a tensor certainly has no negative entries, whatever is done to it in place."""
+        if node not in self._positive:
+            own = self._operations.storages[node]
+            changed = [n for n, found in self._operations.changes.items() if not set(found).isdisjoint(own)]
+            kind, sides = _kind(self._operations, node) if node.op != "get_attr" else None, self._tensors(node)
+            keeps = kind in _NONNEGATIVE or kind in _PASSING or _adds_two(kind, node, sides)
+            good = kind in _RELUS or (keeps and bool(sides) and all(self._nonnegative(side) for side in sides))
+            # A ReLU in place, and what comes before it, does no harm; nor does adding what is not negative.
+            self._positive[node] = good and all(self._harmless(n, node) for n in changed)
+        return self._positive[node]
+
+    def _harmless(self, change: fx.Node, node: fx.Node) -> bool:
+        """Returns whether an operation in place leaves a tensor without negative entries so, or comes before it."""
+        order = {n: i for i, n in enumerate(self._operations.nodes)}
+        return order[change] <= order[node] or _kind(self._operations, change) in _RELUS
+
+
+def _adds_two(kind: object, node: fx.Node, sides: list[fx.Node]) -> bool:
+    """Returns whether a node adds two tensors and does nothing else."""
+    return kind in _ADDITIONS and len(sides) == len(node.args) == 2 and not node.kwargs
 
 
 def _kind(operations: OperationGraph, node: fx.Node) -> object:
     """Returns the class of the module that a node calls, its function, or the name of its method."""
     return type(operations.modules[str(node.target)]) if node.op == "call_module" else node.target
-
-
-def _nonnegative(operations: OperationGraph, node: fx.Node) -> bool:
-    """Returns whether a tensor certainly has no negative entries."""
-    kind = _kind(operations, node) if node.op != "get_attr" else None
-    if kind in _RELUS:
-        return True
-    sides = [arg for arg in node.all_input_nodes if isinstance(operations.values[arg], torch.Size)]
-    keeps = kind in (*_NONNEGATIVE, *_ADDITIONS, *_PASSING) or kind is torch.cat
-    return keeps and bool(sides) and all(_nonnegative(operations, side) for side in sides)

@@ -181,4 +181,4 @@ class CostModel:
 
 def _block(name: str, blocks: Sequence[str]) -> int:
     """Returns the index of the block that a parameter or module is in, -1 for none."""
-    return next((index for index, path in enumerate(blocks) if name.startswith(f"{path}.")), -1)
+    return next((index for index, path in enumerate(blocks) if f"{name}.".startswith(f"{path}.")), -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,14 +55,12 @@ def trace_channels(
     """
     if unknown not in ("fix", "raise"):
         raise TraceError(unknown_name("value of unknown", str(unknown), ("fix", "raise")))
-    operations = trace_operations(model, example_input)
+    operations, example_input, batch = _one_image(model, example_input)
     names = tensor_names(operations)
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    batch = next((len(x) for x in inputs if isinstance(x, torch.Tensor) and x.ndim), 1)
-    flow = Flow(canonical=names[0], sizes=names[1], batch=max(batch, 1))
+    flow = Flow(canonical=names[0], sizes=names[1], batch=batch)
     operands = propagate(flow, operations)
     calls = tuple(flow.calls)
-    _couple_training(flow, operations, model, example_input)
+    training = _couple_training(flow, operations, model, example_input)
     _fix_modules(flow, fixed)
     classes = flow.classes()
     unsupported = flow.unsupported(classes)
@@ -73,7 +72,7 @@ def trace_channels(
         warnings.warn(text, UnsupportedOpWarning, stacklevel=2)
     parameters = {flow.canonical[id(p)] for p in operations.modules[""].parameters()}
     groups, place = _groups(flow, classes)
-    blocks = find_blocks(operations)
+    blocks = find_blocks(operations, training)
     return ChannelGraph(
         groups=groups,
         blocks=blocks,
@@ -84,6 +83,26 @@ def trace_channels(
         calls=calls,
         unsupported=unsupported,
     )
+
+
+def _one_image(
+    model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]
+) -> tuple[OperationGraph, torch.Tensor | tuple[torch.Tensor, ...], int]:
+    """Traces on the first image of the example, since costs are per image.
+
+    Returns the operations, the input that was used, and the number of images in it: more than one only if forward
+    insists on them.
+    """
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
+    batch = len(tensors[0]) if tensors and tensors[0].ndim else 1
+    if batch > 1 and all(x.ndim and len(x) == batch for x in tensors):
+        first = tuple(x[:1] if isinstance(x, torch.Tensor) else x for x in inputs)
+        with contextlib.suppress(TraceError):
+            single = first if isinstance(example_input, tuple) else first[0]
+            return trace_operations(model, single), single, 1
+    unbatched = bool(tensors) and tensors[0].ndim == 3  # one image as (channels, height, width)
+    return trace_operations(model, example_input), example_input, 1 if unbatched else max(batch, 1)
 
 
 def summarised(unsupported: Sequence[str]) -> list[str]:
@@ -100,23 +119,25 @@ def summarised(unsupported: Sequence[str]) -> list[str]:
 
 def _couple_training(
     flow: Flow, operations: OperationGraph, model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]
-) -> None:
+) -> OperationGraph | None:
     """Adds what forward does in training mode only (auxiliary classifiers), so that the sliced network trains.
 
-    The layers that appear there keep their channels: no cost of inference depends on them.
+    The layers that appear there keep their channels: no cost of inference depends on them. Returns the operations of
+    training mode, None where they cannot be traced.
     """
     try:
         training = trace_operations(model, example_input, training=True)
     except TraceError:
-        return  # the sliced network is as it was asked for; whether it trains, training will tell
+        return None  # the sliced network is as it was asked for; whether it trains, training will tell
     if [node.format_node() for node in training.nodes] == [node.format_node() for node in operations.nodes]:
-        return
+        return training
     flow.canonical.update(tensor_names(training)[0])
     known, start = set(flow.axes), flow.count
     propagate(flow, training)
     for key, positions in flow.axes.items():
         if key not in known and key[1] == 0:
             flow.fix(positions[positions >= start], "used in training only")
+    return training
 
 
 def _fix_modules(flow: Flow, fixed: Sequence[str]) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import operator
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from abcsearch.channels.rules import RULES, find_rule
+from abcsearch.channels.recording import Recorder
+from abcsearch.channels.rules import RULES
 from abcsearch.errors import TraceError
 from abcsearch.rng import torch_seeded
 
@@ -45,6 +46,9 @@ class OperationGraph:
         storages: numbers of the memory that each node's results lie in; views and in-place results share their
             argument's. Empty for what is no activation.
         storage_sizes: (node, which of its results, bytes) of the first result in every storage.
+        changes: numbers of the storages that a node changes in place.
+        calls: how modules that were traced into are called, see `_Tracer`.
+        peeks: (path of a module, paths of the modules in whose forward the tracer was): attributes read from outside.
         modules: the traced copy's modules by path, in evaluation mode.
         read: path of every layer of which forward itself reads a size attribute or a buffer, and its name.
     """
@@ -55,94 +59,65 @@ class OperationGraph:
     macs: Mapping[fx.Node, int]
     storages: Mapping[fx.Node, tuple[int, ...]]
     storage_sizes: tuple[tuple[fx.Node, int, int], ...]
+    changes: Mapping[fx.Node, tuple[int, ...]]
+    calls: Mapping[str, tuple[fx.Node, fx.Node] | None]
+    peeks: frozenset[tuple[str, tuple[str, ...]]]
     modules: Mapping[str, nn.Module]
     read: Mapping[str, str]
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps what `OperationGraph.values` promises of every result."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.values: dict[fx.Node, Any] = {}
-        self.macs: dict[fx.Node, int] = {}
-        self.storages: dict[fx.Node, tuple[int, ...]] = {}
-        self.storage_sizes: list[tuple[fx.Node, int, int]] = []
-        self.current = ""
-
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - an operation may return anything
-        self.current = f"{n.op} {n.target}"
-        if self._opaque(n):
-            with FlopCounterMode(display=False) as counter:
-                result = super().run_node(n)
-            counts = counter.get_flop_counts().get("Global", {})
-            self.macs[n] = sum(count for kind, count in counts.items() if kind in _LINEAR) // 2
-        else:
-            result = super().run_node(n)
-        self.values[n] = _plain(result)
-        self.storages[n] = () if n.op == "get_attr" else self._places(n, result)
-        return result
-
-    def _opaque(self, n: fx.Node) -> bool:
-        """Returns whether a node computes with parameters in a way that no rule describes."""
-        if n.op == "call_module":
-            module = self.fetch_attr(str(n.target))
-            return find_rule(type(module)) is None and any(True for _ in module.parameters())
-        uses = any(source.op == "get_attr" for source in n.all_input_nodes)
-        return n.op == "call_function" and uses and find_rule(n.target) is None
-
-    def _places(self, n: fx.Node, result: Any) -> tuple[int, ...]:  # noqa: ANN401 - an operation may return anything
-        """Returns the numbers of the storages of a node's results, new ones where they are in none of its arguments."""
-        weights = {
-            _storage(t) for source in n.all_input_nodes if source.op == "get_attr" for t in _tensors(self.env[source])
-        }
-        known = {
-            _storage(tensor): number
-            for source in n.all_input_nodes
-            for tensor, number in zip(_tensors(self.env[source]), self.storages[source], strict=False)
-        }
-        for index, tensor in enumerate(_tensors(result)):
-            key = _storage(tensor)
-            if key not in known and key not in weights:
-                known[key] = len(self.storage_sizes)
-                self.storage_sizes.append((n, index, tensor.untyped_storage().nbytes()))
-        return tuple(known[_storage(tensor)] for tensor in _tensors(result) if _storage(tensor) not in weights)
+class _Proxy(fx.Proxy):
+    """Records `a += b` as what it is; torch.fx makes `a = a + b` of it, which leaves the tensor behind `a` alone."""
 
 
-# What torch calls convolutions and linear layers, as opposed to products of activations.
-_LINEAR = (torch.ops.aten.addmm, torch.ops.aten.mm, torch.ops.aten.convolution)
+def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    def method(self: _Proxy, other: Any) -> fx.Proxy:  # noqa: ANN401 - tensors and numbers
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
 
 
-def _tensors(result: Any) -> list[torch.Tensor]:  # noqa: ANN401 - an operation may return anything
-    """Returns a tensor, or the tensors in nested tuples, lists and dicts."""
-    if isinstance(result, torch.Tensor):
-        return [result]
-    items = result.values() if isinstance(result, dict) else result
-    return [t for item in items for t in _tensors(item)] if isinstance(result, tuple | list | dict) else []
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    """Returns what identifies a tensor's memory while it is alive (also on the meta device)."""
-    return tensor.untyped_storage()._cdata
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
 class _Tracer(fx.Tracer):
-    """Does not trace into modules whose class has a rule."""
+    """Does not trace into modules whose class has a rule; keeps how the others are called.
+
+    Attributes:
+        active: the modules in whose forward the tracer is, the innermost last.
+        calls: per module path, the operation whose result goes in and the one whose result comes out, if it is called
+            once, with one positional argument, and returns one thing; None for any other use.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.active: list[nn.Module] = []
+        self.calls: dict[str, tuple[fx.Node, fx.Node] | None] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in RULES or super().is_leaf_module(m, module_qualified_name)
 
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - an operation may return anything
-    """Returns numbers and tuples of numbers as they are, shapes of tensors, and None for everything else."""
-    if isinstance(value, torch.Tensor):
-        return value.shape
-    if isinstance(value, int | float | torch.dtype | torch.device):
-        return value
-    if isinstance(value, tuple | list):
-        items = tuple(_plain(item) for item in value)
-        return None if None in items else items
-    return None
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:  # noqa: ANN401 - forward returns anything
+        self.active.append(m)
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        finally:
+            self.active.pop()
+        path = self.path_of_module(m)
+        ends = (*args, result)
+        simple = path not in self.calls and len(ends) == 2 and not kwargs and all(isinstance(e, fx.Proxy) for e in ends)
+        self.calls[path] = (args[0].node, result.node) if simple else None
+        return result
 
 
 def trace_operations(
@@ -162,9 +137,11 @@ def trace_operations(
     _check(model, inputs)
     twin = _twin(model)
     with torch_seeded(0, "trace"):
-        graph, read = _trace(twin.train(training))
+        tracer, graph, watched = _trace(twin.train(training))
         recorder = _record(fx.GraphModule(twin.eval(), graph, class_name=type(model).__name__), inputs)
     modules = dict(twin.named_modules())
+    paths = {id(module): path for path, module in modules.items()}
+    leaves = {id(module) for path, module in modules.items() if tracer.is_leaf_module(module, path)}
     scopes = {node: _scope(node) for node in graph.nodes}
     return OperationGraph(
         nodes=tuple(graph.nodes),
@@ -173,8 +150,11 @@ def trace_operations(
         macs=recorder.macs,
         storages=recorder.storages,
         storage_sizes=tuple(recorder.storage_sizes),
+        changes=recorder.changes,
+        calls=tracer.calls,
+        peeks=frozenset((paths[m], tuple(paths[a] for a in active)) for m, active in watched.peeks if m in paths),
         modules=modules,
-        read=read,
+        read={paths[module]: name for module, name in watched.sizes.items() if module in leaves},
     )
 
 
@@ -231,11 +211,12 @@ def _twin(model: nn.Module) -> nn.Module:
         raise TraceError(msg) from error
 
 
-def _trace(twin: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
-    """Returns the graph of a module's forward, and the layers of which forward reads sizes or buffers."""
+def _trace(twin: nn.Module) -> tuple[_Tracer, fx.Graph, _Watched]:
+    """Returns the graph of a module's forward, how it was traced, and which attributes forward reads."""
     tracer = _Tracer()
     try:
-        with _listed(twin), _watched() as seen:
+        tracer.active.append(twin)
+        with _listed(twin), _watched(tracer.active) as watched:
             graph = tracer.trace(twin)
     except Exception as error:
         msg = (
@@ -252,8 +233,7 @@ def _trace(twin: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
             "forward"
         )
         raise TraceError(msg)
-    paths = {id(module): path for path, module in twin.named_modules() if tracer.is_leaf_module(module, path)}
-    return graph, {paths[module]: name for module, name in seen.items() if module in paths}
+    return tracer, graph, watched
 
 
 def _state(twin: nn.Module) -> dict[str, object]:
@@ -266,9 +246,9 @@ def _state(twin: nn.Module) -> dict[str, object]:
     }
 
 
-def _record(traced: fx.GraphModule, inputs: tuple[Any, ...]) -> _Recorder:
+def _record(traced: fx.GraphModule, inputs: tuple[Any, ...]) -> Recorder:
     """Returns the recorder of one run on the example input."""
-    recorder = _Recorder(traced)
+    recorder = Recorder(traced)
     names = [str(node.target) for node in traced.graph.nodes if node.op == "placeholder"]
     if len(inputs) > len(names) and not any(name.startswith("*") for name in names):
         msg = f"{traced._get_name()} takes {len(names)} inputs ({', '.join(names)}), the example has {len(inputs)}"
@@ -298,23 +278,36 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-@contextlib.contextmanager
-def _watched() -> Iterator[dict[int, str]]:
-    """Yields a dict that collects, by id of the module, which size attribute or buffer is read in the block.
+@dataclass(frozen=True)
+class _Watched:
+    """Which attributes of modules were read, modules by id.
 
-    A tracer does not enter the forward of torch's own layers: what is read of them meanwhile, the user's forward
-    reads. It reaches the graph as a constant, but changes when the layer is sliced.
+    Attributes:
+        sizes: a size attribute or buffer that was read. A tracer does not enter the forward of torch's own layers: what
+            is read of them, the user's forward reads. It reaches the graph as a constant, but changes with slicing.
+        peeks: modules of which an attribute was read, and the modules in whose forward that happened.
     """
-    seen: dict[int, str] = {}
+
+    sizes: dict[int, str] = field(default_factory=dict[int, str])
+    peeks: set[tuple[int, tuple[int, ...]]] = field(default_factory=set[tuple[int, tuple[int, ...]]])
+
+
+@contextlib.contextmanager
+def _watched(active: list[nn.Module]) -> Iterator[_Watched]:
+    """Yields what collects the attributes that are read in the block; `active` are the modules being traced."""
+    watched = _Watched()
 
     def read(module: nn.Module, name: str) -> Any:  # noqa: ANN401 - attributes are anything
-        if name in SIZE_ATTRIBUTES or name in object.__getattribute__(module, "__dict__").get("_buffers", ()):
-            seen.setdefault(id(module), name)
+        own = object.__getattribute__(module, "__dict__")
+        if name in SIZE_ATTRIBUTES or name in own.get("_buffers", ()):
+            watched.sizes.setdefault(id(module), name)
+        if name in own and name[:1] != "_" and name != "training" and module is not active[-1]:
+            watched.peeks.add((id(module), tuple(map(id, active))))
         return object.__getattribute__(module, name)
 
     nn.Module.__getattribute__ = read
     try:
-        yield seen
+        yield watched
     finally:
         del nn.Module.__getattribute__
 

@@ -1,5 +1,7 @@
 """Peak activation memory equals what is alive when the sliced network runs."""
 
+import operator
+
 import numpy as np
 import pytest
 import torch
@@ -16,11 +18,26 @@ from tests.channels.networks import programs
 from tests.channels.oracle import few, images, random_candidate, scrambled
 
 
+class InPlace(fx.Proxy):
+    """`a += b` changes a, which plain torch.fx does not know."""
+
+    def __iadd__(self, other):
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __imul__(self, other):
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+
+class Tracer(fx.Tracer):
+    def proxy(self, node):
+        return InPlace(node, self)
+
+
 class Alive(fx.Interpreter):
     """Runs a network operation by operation, frees what is not needed any more, looks at the memory that is held."""
 
     def __init__(self, model):
-        super().__init__(fx.symbolic_trace(model))
+        super().__init__(fx.GraphModule(model, Tracer().trace(model)))
         self.weights = {id_of(t) for t in (*model.parameters(), *model.buffers())}
         self.peak = 0
 

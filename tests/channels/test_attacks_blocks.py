@@ -123,7 +123,6 @@ CASES = {
     "subtracted in place": lambda: Net(changed_after_relu, b=Branch(activated)),
     # Not what it looks like.
     "dropout that is always on": lambda: Net(call, b=Branch(lambda m, x: F.dropout(x + m.conv(x), 0.5))),
-    "the input with a factor": lambda: Net(call, b=Branch(lambda m, x: torch.add(m.conv(x), 2.0, x))),
     # Called in ways that nn.Identity does not take.
     "keyword": lambda: Net(lambda m, x: m.b(x=x), b=Branch(residual)),
     "option": lambda: Net(lambda m, x: m.b(x, flag=True), b=Branch(residual)),

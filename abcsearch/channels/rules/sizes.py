@@ -33,7 +33,7 @@ def number(flow: Flow, op: Op) -> Operand | None:
     values = op.value if isinstance(op.value, tuple) else (op.value,)
     if found is None or [count.full for count in found] != list(values):
         return None  # not linear, or rounded already in the full network
-    if op.target is operator.floordiv:
+    if op.target in (operator.floordiv, operator.ifloordiv):
         flow.whole(found[0], op)
     counts = tuple(count if count.terms else None for count in found)
     return Operand(value=op.value, is_tensor=False, counts=counts)
@@ -74,11 +74,22 @@ def _arithmetic(op: Op) -> list[Count] | None:
     return _binary(op.target, *op.args, *(side or [] for side in sides))
 
 
+# On numbers, these are the same.
+_IN_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.ifloordiv: operator.floordiv,
+    operator.itruediv: operator.truediv,
+}
+
+
 def _binary(target: Any, a: Any, b: Any, left: list[Count], right: list[Count]) -> list[Count] | None:  # noqa: ANN401
     """Returns left (operation) right; adding tuples appends them."""
     if _is_tuple(a) or _is_tuple(b):
-        return [*left, *right] if target is operator.add and _is_tuple(a) and _is_tuple(b) else None
+        return [*left, *right] if target in (operator.add, operator.iadd) and _is_tuple(a) and _is_tuple(b) else None
     one, two = left[0], right[0]
+    target = _IN_PLACE.get(target, target)
     if target is operator.add:
         return [one + two]
     if target is operator.sub:
