@@ -70,13 +70,13 @@ class Activations:
 def _alive(activations: Activations, kept: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Returns which storages are alive at which step, (steps, storages) 0 or 1, and the numbers of these storages."""
     dropped = [block for block, keep in zip(activations.blocks, kept, strict=True) if not keep]
-    same = {leaves: enters for _, enters, leaves in dropped}
+    same = {leaves: enters for _, enters, leaves in dropped if leaves != enters}  # one may add in place
     gone = tuple(f"{path}." for path, _, _ in dropped)
 
     def resolved(storages: tuple[int, ...]) -> set[int]:
         found: set[int] = set()
         for storage in storages:
-            while storage in same and same[storage] != storage:
+            while storage in same:
                 storage = same[storage]
             found.add(storage)
         return found

@@ -16,6 +16,7 @@ from torch import nn
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
+from abcsearch.errors import TraceError
 from tests.channels.oracle import assert_close, counted, images, scrambled
 from tests.channels.test_activation import measured
 
@@ -275,3 +276,52 @@ def test_blocks_are_found_in_time():
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_images_are_not_changed_where_the_first_block_is_dropped():
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return x + self.conv(x)
+
+    layers = [Small(), nn.ReLU(inplace=True), nn.Conv2d(3, C, 1), nn.Conv2d(C, 4, 1)]
+    model = built(lambda: nn.Sequential(*layers))
+    graph = traced(model, images(1))
+    sliced = slice_model(model, graph, (C, *(0 for _ in graph.blocks)), rank_channels(model, graph))
+    x = images()
+    with torch.no_grad():
+        sliced(x)
+    assert torch.equal(x, images())
+
+
+@pytest.mark.parametrize("kinds", list(itertools.product(range(3), repeat=2)))
+def test_peak_activation_without_blocks_that_add_in_place(kinds):
+    ways = (residual, lambda m, x: x.add_(m.conv(x)), lambda m, x: m.conv(x).add_(x))
+
+    def skipping(m, x):
+        x = torch.relu(x)
+        return m.b3(m.b2(m.b(x))) + x
+
+    a, b = (ways[kind] for kind in kinds)
+    model = built(lambda: Net(skipping, b=Branch(a), b2=Branch(b), b3=Branch(a)))
+    graph = traced(model, images(1))
+    ranking = rank_channels(model, graph)
+    for kept in itertools.product((0, 1), repeat=len(graph.blocks)):
+        candidate = (*(group.channels for group in graph.prunable), *kept)
+        sliced = slice_model(model, graph, candidate, ranking)
+        assert graph.costs.peak_activation([candidate])[0] == measured(sliced, images(1))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.GroupNorm(1, C), nn.BatchNorm2d(C), nn.Softmax(1), nn.GroupNorm(1, C, affine=False)], ids=str
+)
+def test_a_layer_that_was_replaced_since_tracing_is_noticed(layer):
+    model = built(lambda: nn.Sequential(nn.Conv2d(3, C, 1), nn.ReLU(), nn.Conv2d(C, 4, 1)))
+    graph = traced(model, images(1))
+    ranking = rank_channels(model, graph)
+    model[1] = layer.double()
+    with pytest.raises(TraceError, match="another network"):
+        slice_model(model, graph, (3,), ranking)
