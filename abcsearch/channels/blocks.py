@@ -60,6 +60,7 @@ def find_blocks(operations: OperationGraph, training: OperationGraph | None = No
         for path in _prefixes(operations.scopes[node]):
             inside.setdefault(path, []).append(node)
     index = {node: i for i, node in enumerate(operations.nodes)}
+    ownership = _Ownership(operations)
     found: list[Block] = []
     for path, nodes in inside.items():
         ends = _ends(operations, path, nodes)
@@ -67,7 +68,7 @@ def find_blocks(operations: OperationGraph, training: OperationGraph | None = No
             continue
         source, result = ends
         adds = _Identity(operations, source, frozenset(nodes)).holds(result)
-        if adds and _unchanged(operations, source, result, nodes) and _alone(operations, path, nodes):
+        if adds and _unchanged(operations, source, result, nodes) and ownership.alone(path, set(nodes)):
             found.append(Block(name=path, source=index[source], result=index[result]))
     inner = [b for b in found if not any(other.name.startswith(f"{b.name}.") for other in found)]
     return tuple(sorted(inner, key=lambda block: block.result))
@@ -111,33 +112,35 @@ def _unchanged(operations: OperationGraph, source: fx.Node, result: fx.Node, nod
     return enters != leaves and inside.isdisjoint(enters) and behind.isdisjoint(leaves)
 
 
-def _alone(operations: OperationGraph, path: str, nodes: list[fx.Node]) -> bool:
-    """Returns whether nothing under a path is used elsewhere, and no parameter from elsewhere under it."""
-    modules = operations.modules
-    inner = [m for name, m in modules.items() if _below(name, path)]
-    rest = [m for name, m in modules[""].named_modules(remove_duplicate=False) if not _below(name, path)]
-    own = set(nodes)
-    borrowed = any(
-        _below(str(source.target), path) != (node in own)
-        for node in operations.nodes
-        for source in node.all_input_nodes
-        if source.op == "get_attr" and (node in own or _below(str(source.target), path))
-    )
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in inner)
-    read = any(_below(name, path) for name in operations.read)
-    peeked = any(_below(name, path) and path not in active for name, active in operations.peeks)
-    shared = not {id(m) for m in inner}.isdisjoint(map(id, rest)) or bool(_tensors(inner) & _tensors(rest))
-    return not (borrowed or hooked or read or peeked or shared)
+class _Ownership:
+    """Where in the network every module, parameter and buffer is used."""
+
+    def __init__(self, operations: OperationGraph) -> None:
+        self._operations = operations
+        self._places: dict[int, set[str]] = {}  # paths by id of a module, or of a tensor: of the modules that hold it
+        for path, module in operations.modules[""].named_modules(remove_duplicate=False):
+            for thing in (module, *module.parameters(recurse=False), *module.buffers(recurse=False)):
+                self._places.setdefault(id(thing), set()).add(path)
+        self._read = [
+            (node, str(s.target)) for node in operations.nodes for s in node.all_input_nodes if s.op == "get_attr"
+        ]
+
+    def alone(self, path: str, own: set[fx.Node]) -> bool:
+        """Returns whether nothing under a path is used elsewhere, and no parameter from elsewhere under it."""
+        o = self._operations
+        inner = [module for name, module in o.modules.items() if _below(name, path)]
+        things = [t for m in inner for t in (m, *m.parameters(recurse=False), *m.buffers(recurse=False))]
+        shared = any(not _below(place, path) for thing in things for place in self._places[id(thing)])
+        borrowed = any((node in own) != _below(target, path) for node, target in self._read)
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in inner)
+        read = any(_below(name, path) for name in o.read)
+        peeked = any(_below(name, path) and path not in active for name, active in o.peeks)
+        return not (shared or borrowed or hooked or read or peeked)
 
 
 def _below(name: str, path: str) -> bool:
     """Returns whether a module path is `path` or inside it."""
     return name == path or name.startswith(f"{path}.")
-
-
-def _tensors(modules: list[nn.Module]) -> set[int]:
-    """Returns the ids of the parameters and buffers that modules hold themselves."""
-    return {id(t) for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))}
 
 
 class _Identity:
@@ -164,10 +167,10 @@ class _Identity:
             return self._reaches(sides[0]) != self._reaches(sides[1])
         if not sides or not self._reaches(sides[0]):
             return False
-        if kind in (F.dropout, F.dropout2d):  # on by default
-            return (node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)) is False
-        passing = kind in _PASSING or getattr(kind, "__module__", "") == _STOCHASTIC_DEPTH
-        return passing or (kind in _RELUS and self._nonnegative(self._source))
+        if kind in (F.dropout, F.dropout2d) or getattr(kind, "__module__", "") == _STOCHASTIC_DEPTH:
+            place = 2 if kind in (F.dropout, F.dropout2d) else 3  # on by default
+            return (node.args[place] if len(node.args) > place else node.kwargs.get("training", True)) is False
+        return kind in _PASSING or (kind in _RELUS and self._nonnegative(self._source))
 
     def _adds(self, node: fx.Node) -> bool:
         """Returns whether there is an addition on the path (there must be: else nothing can be dropped)."""

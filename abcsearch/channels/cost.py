@@ -159,11 +159,18 @@ class CostModel:
 
     def _check(self, candidates: ArrayLike) -> NDArray[np.int64]:
         """Returns the candidates as an (n, n_dims) array after checking shape and range."""
-        rows = np.asarray(candidates)
+        try:
+            rows = np.asarray(candidates)
+        except ValueError as error:  # rows of different lengths
+            msg = f"candidates are rows of equally many numbers: {error}"
+            raise CandidateError(msg) from error
         widths = len(self._channels)
         if rows.ndim != 2 or rows.shape[1] not in (widths, widths + self._blocks):
             both = f", or (n, {widths + self._blocks}) with its blocks" if self._blocks else ""
             msg = f"candidates have shape (n, {widths}){both}, found {rows.shape}"
+            raise CandidateError(msg)
+        if rows.dtype.kind not in "iuf":
+            msg = f"candidates are whole numbers, found {rows.dtype}"
             raise CandidateError(msg)
         if not np.issubdtype(rows.dtype, np.integer) and not np.array_equal(rows, np.rint(rows)):
             msg = "candidates are whole numbers of channels, found fractions"

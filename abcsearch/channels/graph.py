@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Literal
 
 from abcsearch.channels.cost import CostModel
@@ -114,6 +115,7 @@ class ChannelGraph:
         settings: numbers among modules' attributes that slicing must set.
         activations: which results of operations are alive when, and how large they are.
         unsupported: operations without a rule, with the reason each.
+        kinds: the class of every module by path.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -124,6 +126,7 @@ class ChannelGraph:
     settings: tuple[SizeAttribute, ...] = field(repr=False)
     activations: Activations = field(repr=False)
     unsupported: tuple[str, ...] = field(repr=False)
+    kinds: dict[str, type[nn.Module]] = field(repr=False)
 
     @cached_property
     def prunable(self) -> tuple[ChannelGroup, ...]:
@@ -218,6 +221,9 @@ class ChannelGraph:
         Raises:
             CandidateError: if the length is wrong, a width is not in 1 ... channels, or a block's value not 0 or 1.
         """
+        if not all(isinstance(value, Real) for value in candidate):
+            msg = f"a candidate is a sequence of whole numbers, found {candidate!r:.80}"
+            raise CandidateError(msg)
         widths, blocks = candidate[: len(self.prunable)], candidate[len(self.prunable) :]
         if len(widths) < len(self.prunable) or len(blocks) not in (0, len(self.blocks)):
             both = f" (or {len(self.prunable) + len(self.blocks)} with its blocks)" if self.blocks else ""

@@ -82,6 +82,7 @@ def trace_channels(
         trainable=frozenset(parameters),
         calls=calls,
         unsupported=unsupported,
+        kinds={path: type(module) for path, module in operations.modules.items()},
     )
 
 

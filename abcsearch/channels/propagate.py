@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
@@ -14,10 +15,12 @@ from abcsearch.channels.operands import LOOSE, Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules import find_rule, number
 from abcsearch.channels.rules.layers import count_calls
 from abcsearch.channels.rules.table import run_rule
+from abcsearch.errors import TraceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from abcsearch.channels.rules.table import Rule
     from abcsearch.channels.trace import OperationGraph
 
 
@@ -129,10 +132,21 @@ def _apply(flow: Flow, op: Op) -> Operand:
         reason = "its forward was replaced"
     elif rule is not None and (op.is_tensor or several):
         try:
-            return _result(flow, op, run_rule(rule, flow, op))
+            return _result(flow, op, _ruled(flow, op, rule))
         except NoRuleError as error:
             reason = str(error)
     return _uncovered(flow, op, f"{op.name}: {reason}")
+
+
+def _ruled(flow: Flow, op: Op, rule: Rule) -> Layout | Sequence[Layout | None] | None:
+    """Returns what a rule says; raises TraceError if it fails: the user's own rules run here as well."""
+    try:
+        return run_rule(rule, flow, op)
+    except NoRuleError:
+        raise
+    except Exception as error:
+        msg = f"the rule for {op.name} fails: {type(error).__name__}: {error}"
+        raise TraceError(msg) from error
 
 
 def _part(op: Op) -> Operand:
@@ -158,13 +172,22 @@ def _result(flow: Flow, op: Op, found: Layout | Sequence[Layout | None] | None) 
     if found is None and not op.is_tensor:
         return _constant(op.value, why)
     if found is None or isinstance(found, Layout):
-        return _placed(op.value, found, why)
-    parts = tuple(_placed(shape, part, why) for shape, part in zip(op.value, found, strict=True))
+        return _placed(flow, op.value, found, why)
+    parts = tuple(_placed(flow, shape, part, why) for shape, part in zip(op.value, found, strict=True))
     return Operand(value=op.value, is_tensor=False, parts=parts, why=why)
 
 
-def _placed(shape: Sequence[int], layout: Layout | None, why: str) -> Operand:
+def _placed(flow: Flow, shape: Sequence[int], layout: Layout | None, why: str) -> Operand:
     """Returns a tensor with its layout; raises NoRuleError if the two do not fit."""
+    if layout is not None:
+        positions = np.asarray(layout.positions)
+        if (
+            positions.dtype.kind != "i"
+            or positions.ndim != 1
+            or not ((positions >= 0) & (positions < flow.count)).all()
+        ):
+            msg = "its rule does not return the positions of channels"
+            raise NoRuleError(msg)
     if layout is not None and (len(shape) <= layout.axis or shape[layout.axis] != len(layout.positions)):
         msg = "its rule finds another number of channels than its result has"
         raise NoRuleError(msg)

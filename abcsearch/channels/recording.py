@@ -59,7 +59,9 @@ class Recorder(fx.Interpreter):
             key = _storage(tensor)
             if key not in known and key not in weights:
                 known[key] = len(self.storage_sizes)
-                self.storage_sizes.append((n, index, tensor.untyped_storage().nbytes()))
+                # An input may be a part of a whole data set.
+                whole = tensor.untyped_storage().nbytes() if n.op != "placeholder" else tensor.nbytes
+                self.storage_sizes.append((n, index, whole))
         return tuple(known[_storage(tensor)] for tensor in tensors_in(result) if _storage(tensor) not in weights)
 
     def _numbers(self, n: fx.Node) -> dict[int, int]:

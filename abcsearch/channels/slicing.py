@@ -20,6 +20,7 @@ from torch import nn
 from abcsearch.channels.cloning import clone
 from abcsearch.channels.cutting import Cuts, cut, cut_into, is_large, left_shape
 from abcsearch.channels.memory import Memory, room
+from abcsearch.errors import TraceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,6 +70,7 @@ def _sliced(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ran
     """Does what `slice_model` promises."""
     widths, dropped = graph.structure(candidate)
     modules = _modules(model)
+    _check_kinds(modules, graph)
     tensors = _tensors(modules, graph, model)
     ranking.check(graph)
     plan = _plan(graph)
@@ -210,6 +212,17 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
             prefix = f"{path}." if path else ""
             stack += [(prefix + name, m) for name, m in reversed(module._modules.items()) if m is not None]
     return found
+
+
+def _check_kinds(modules: dict[str, nn.Module], graph: ChannelGraph) -> None:
+    """Raises TraceError if the network has other modules than the one that was traced."""
+    kinds = {path: type(module) for path, module in modules.items()}
+    if kinds != graph.kinds:
+        path = next(path for path in {**kinds, **graph.kinds} if kinds.get(path) is not graph.kinds.get(path))
+        before, found = (getattr(kind.get(path), "__name__", None) for kind in (graph.kinds, kinds))
+        where = f"{path or 'the network'} is {before} there and {found} here"
+        msg = f"the graph was traced on another network: {where}; trace again"
+        raise TraceError(msg)
 
 
 def _tensors(modules: dict[str, nn.Module], graph: ChannelGraph, model: nn.Module) -> dict[str, torch.Tensor]:

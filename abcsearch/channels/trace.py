@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import operator
+import threading
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,9 @@ SIZE_ATTRIBUTES = (
     "num_features",
     "num_parameters",
 )
+
+
+_LOCK = threading.Lock()  # tracing changes nn.Module itself while it lasts; torch.fx does, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +220,7 @@ def _trace(twin: nn.Module) -> tuple[_Tracer, fx.Graph, _Watched]:
     tracer = _Tracer()
     try:
         tracer.active.append(twin)
-        with _listed(twin), _watched(tracer.active) as watched:
+        with _LOCK, _listed(twin), _watched(tracer.active) as watched:
             graph = tracer.trace(twin)
     except Exception as error:
         msg = (
