@@ -68,7 +68,7 @@ $(VENV)/.installed-zoo: $(VENV)/.installed-dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[zoo]'
 	@touch $@
 
-test-zoo: $(VENV)/.installed-zoo ## slicing is exact on 180 networks of all families (15 minutes; not part of test)
+test-zoo: $(VENV)/.installed-zoo ## slicing is exact on 175 networks of all families (20 minutes, 5 GB; not part of test)
 	@echo "== zoo"
 	@$(THREADS) $(BIN)/python -m pytest -m zoo tests/zoo -n 1
 
