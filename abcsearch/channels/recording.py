@@ -25,7 +25,8 @@ class Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401, D102 - torch.fx calls it; an operation may return anything
         self.current = f"{n.op} {n.target}"
-        before = [(t, t._version) for source in n.all_input_nodes for t in tensors_in(self.env[source])]
+        arguments = [t for source in n.all_input_nodes for t in tensors_in(self.env[source])]
+        before = [(t, t._version) for t in arguments if not t.is_inference()]
         if self._opaque(n):
             with FlopCounterMode(display=False) as counter:
                 result = super().run_node(n)

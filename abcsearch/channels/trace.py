@@ -139,8 +139,9 @@ def trace_operations(
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     _check(model, inputs)
-    twin = _twin(model)
-    with torch_seeded(0, "trace"):
+    # Only outside of inference mode do tensors remember that they were changed in place.
+    with torch.inference_mode(mode=False), torch_seeded(0, "trace"):
+        twin = _twin(model)
         tracer, graph, watched = _trace(twin.train(training))
         recorder = _record(fx.GraphModule(twin.eval(), graph, class_name=type(model).__name__), inputs)
     modules = dict(twin.named_modules())
