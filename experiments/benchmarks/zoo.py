@@ -69,7 +69,7 @@ def measure(name: str) -> Row:
         name=name,
         groups=len(graph.groups),
         prunable=len(graph.prunable),
-        blocks=len(getattr(graph, "blocks", ())),
+        blocks=len(graph.blocks),
         macs=1 - macs[1] / macs[0],
         params=1 - params[1] / params[0],
         seconds=seconds,
@@ -94,12 +94,12 @@ def spread(values: list[float], form: str) -> str:
     return low if low == high else f"{low} – {high}"  # noqa: RUF001 - a range
 
 
-def line(title: str, rows: list[Row]) -> str:
-    """Returns one line of the table."""
+def line(title: str, rows: list[Row], *, detail: bool) -> str:
+    """Returns one line of the table; in detail with the number of blocks."""
     why = collections.Counter[str]()
     for row in rows:
         why.update(row.reasons)
-    blocks = [spread([row.blocks for row in rows], "{}")] if hasattr(ChannelGraph, "blocks") else []
+    blocks = [spread([row.blocks for row in rows], "{}")] if detail else []
     cells = [
         title,
         spread([row.groups for row in rows], "{}"),
@@ -115,15 +115,15 @@ def line(title: str, rows: list[Row]) -> str:
 
 def table(found: dict[str, list[Row]], *, detail: bool) -> str:
     """Returns the Markdown table, one line per family, or per network."""
-    blocks = ["blocks"] if hasattr(ChannelGraph, "blocks") else []
+    blocks = ["blocks"] if detail else []
     shares = ["prunable MACs, %", "prunable params, %", "tracing, s", "what stays, mostly"]
     titles = ["network" if detail else "family (networks)", "groups", "prunable", *blocks, *shares]
     lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
     for family, rows in found.items():
         if detail:
-            lines += [line(row.name, [row]) for row in rows]
+            lines += [line(row.name, [row], detail=True) for row in rows]
         else:
-            lines.append(line(f"{family} ({len(rows)})", rows))
+            lines.append(line(f"{family} ({len(rows)})", rows, detail=False))
     return "\n".join(lines)
 
 
