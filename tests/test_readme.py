@@ -17,6 +17,7 @@ from abcsearch.channels.slicing import slice_model
 from abcsearch.cli import app
 from abcsearch.config import parse_config
 from abcsearch.errors import TraceError
+from abcsearch.models.registry import MODELS
 from abcsearch.runs.ranking import RANKING_IMAGES
 from abcsearch.searchers.registry import SEARCHERS
 
@@ -70,6 +71,11 @@ def test_every_searcher_is_in_the_table():
     table = README.split("## Algorithms")[1].split("## ")[0]
     for name in SEARCHERS:
         assert f"`{name}`" in table
+
+
+def test_every_network_is_named():
+    named = README.split("Networks by name:")[1].split("Public checkpoints")[0]
+    assert set(MODELS) <= set(re.findall(r"`(\w+)`", named))
 
 
 def test_every_criterion_is_in_the_table():
