@@ -2,11 +2,12 @@
 
 A `Budget` is what the user states (fractions of the full network or absolute numbers). Bound to a space and its costs
 it becomes a `Constraint`, which is all that searchers see: it measures violations and repairs candidates. Costs must
-grow with every dimension (more kept channels never cost less), as macs, flops and params do.
+grow with every dimension (more kept channels never cost less), as macs, flops, params and peak activation do.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from abcsearch.errors import BudgetError
+from abcsearch.rng import numpy_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,12 +25,17 @@ if TYPE_CHECKING:
 
     from abcsearch.space import Candidate, SearchSpace
 
-    Cost = Callable[[ArrayLike], NDArray[np.int64]]
+    Cost = Callable[[ArrayLike], NDArray[np.int64] | NDArray[np.float64]]
+    Test = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 
-# With an upper bound only, repair grows structures to at least this share of it: a random structure lies far below a
-# cap (on ResNet-50 the average random one has 30 % of the MACs), and unspent budget is lost accuracy.
-FILL = 0.95
-_ATTEMPTS = 100  # walks that repair takes before it gives up
+Bound = float | int | tuple[float | int, float | int]
+
+# Random structures lie far below an upper bound (on ResNet-50 the average one has 30 % of the MACs), and unspent budget
+# is mostly lost accuracy. So random draws are grown, each to a share of the bound drawn from FILL ... 1.
+FILL = 0.8
+_ATTEMPTS = 50  # walks that repair takes before it gives up, or looks at all of a small space
+_BRANCHES = 16  # structures whose cost is computed at once in the search along a walk
+_ENUMERABLE = 2**16  # spaces up to this size can be looked at whole
 
 
 class Costs(Protocol):
@@ -58,14 +65,18 @@ class Budget:
         macs: bound on multiply-accumulates.
         params: bound on the number of parameters.
         flops: bound on the survey's floating-point operations.
+        peak_activation: bound on the bytes of activations that are needed at the same time, per image.
+        latency_ms: bound on the forward time. Here floats above 1 are milliseconds.
 
     Raises:
         BudgetError: if no bound is given, or if one is not positive, a float above 1, or a band with low > high.
     """
 
-    macs: float | int | tuple[float | int, float | int] | None = None
-    params: float | int | tuple[float | int, float | int] | None = None
-    flops: float | int | tuple[float | int, float | int] | None = None
+    macs: Bound | None = None
+    params: Bound | None = None
+    flops: Bound | None = None
+    peak_activation: Bound | None = None
+    latency_ms: Bound | None = None
 
     def __post_init__(self) -> None:
         """Checks every bound."""
@@ -79,55 +90,70 @@ class Budget:
             _check_bound(name, bound)
 
     @property
-    def bounds(self) -> dict[str, float | int | tuple[float | int, float | int]]:
+    def bounds(self) -> dict[str, Bound]:
         """The bounds that are set, by cost name."""
         return {e.name: getattr(self, e.name) for e in fields(self) if getattr(self, e.name) is not None}
 
     def bind(self, space: SearchSpace, costs: Costs) -> Constraint:
         """Returns the budget in absolute numbers for one space.
 
+        Args:
+            space: the structures.
+            costs: a method (n, n_dims) -> (n,) for every bound of the budget.
+
         Raises:
-            BudgetError: if no structure of the space can meet a bound; the message names the reachable range.
+            BudgetError: if `costs` lacks one, or if no structure of the space meets all bounds; the message names the
+                reachable range.
         """
         ends = np.array([space.at(np.zeros_like(space.last_indices)), space.at(space.last_indices), space.full])
         limits: list[Limit] = []
         for name, bound in self.bounds.items():
-            cost: Cost = getattr(costs, name)
-            smallest, largest, full = (int(value) for value in cost(ends))
-            low, high = _absolute(bound, full)
+            cost: Cost | None = getattr(costs, name, None)
+            if cost is None:
+                msg = f"budget {name} = {bound}: these costs ({type(costs).__name__}) have no {name}"
+                raise BudgetError(msg)
+            smallest, largest, full = cost(ends).tolist()
+            low, high = _absolute(name, bound, full)
             if low > high:
                 msg = f"budget {name} = {bound} is empty: it asks for at least {low:,} and at most {high:,} of {full:,}"
                 raise BudgetError(msg)
             if high < smallest or low > largest:
-                share = f"{smallest / max(full, 1):.3f} to {largest / max(full, 1):.3f} of the full network's {full:,}"
+                share = f"{smallest / (full or 1):.3f} to {largest / (full or 1):.3f} of the full network's {full:,}"
                 msg = (
                     f"budget {name} = {bound} cannot be reached: it asks for {low:,} to {high:,}, but structures of "
                     f"this space have {smallest:,} to {largest:,} ({share}); change the budget, or alpha and step"
                 )
                 raise BudgetError(msg)
-            high = min(high, 2**62)  # more than any network costs, and still within 64 bits
-            floor = low if isinstance(bound, tuple) else int(FILL * min(high, largest))
-            limits.append(Limit(name, low, high, floor, cost))
-        return Constraint(space, tuple(limits))
+            limits.append(Limit(name, low, min(high, 2**62), cost))  # more than any cost, and still within 64 bits
+        constraint = Constraint(space, tuple(limits), costs)
+        # Bounds that can be met one by one may exclude each other, and a narrow band may hold no structure at all.
+        constraint.repair(space.at(space.last_indices), numpy_stream(0, "feasible"))
+        return constraint
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One bound in absolute numbers: low <= cost <= high; repair grows structures that lie below `floor`."""
+    """One bound in absolute numbers: low <= cost <= high."""
 
     name: str
-    low: int
-    high: int
-    floor: int
+    low: float
+    high: float
     cost: Cost
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """A budget bound to a space: what searchers see of costs. Without limits everything is allowed."""
+    """A budget bound to a space: what searchers see of costs. Without limits everything is allowed.
+
+    Attributes:
+        space: the structures.
+        limits: all of them hold at once.
+        costs: closed-form costs, for searchers that look at them (`ddpg`, `nsga2`); None where there are none.
+    """
 
     space: SearchSpace
     limits: tuple[Limit, ...] = ()
+    costs: Costs | None = None
 
     def violation(self, candidates: ArrayLike) -> NDArray[np.float64]:
         """Returns how far candidates lie outside the budget.
@@ -142,8 +168,8 @@ class Constraint:
         total = np.zeros(len(rows))
         for limit in self.limits:
             cost = limit.cost(rows)
-            total += np.maximum(cost - limit.high, 0) / max(limit.high, 1)
-            total += np.maximum(limit.low - cost, 0) / max(limit.low, 1)
+            total += np.maximum(cost - limit.high, 0) / (limit.high or 1)
+            total += np.maximum(limit.low - cost, 0) / (limit.low or 1)
         return total
 
     def allows(self, candidate: Candidate) -> bool:
@@ -151,72 +177,166 @@ class Constraint:
         return not self.violation([candidate])[0]
 
     def repair(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
-        """Returns a structure inside the budget, near the given one.
+        """Returns a structure inside the budget, near the given one; one that is inside is returned as it is.
 
-        Above a bound, random dimensions step down one choice at a time; below the floor (a band's lower end, or 95 %
-        of an upper bound), random dimensions step up as long as they fit. Every dimension that helps is equally
-        likely at every step, so no layer is favoured.
+        Above a bound, random dimensions step down one choice at a time, every one that can being equally likely at
+        every step, so no layer is favoured. Then all steps that turn out not to be needed are taken back in random
+        order: none that is left can be undone alone. Below the lower end of a band, the same upwards. Costs along the
+        whole walk come from a few calls, as they grow along it.
 
         Args:
             candidate: a structure of the space.
             rng: decides which dimensions change.
 
         Raises:
-            BudgetError: if the band is so narrow that the walk finds no structure inside.
+            BudgetError: if no structure inside is found; in spaces up to 65,536 structures there is none, in larger
+                ones the band is too narrow for the walks.
         """
-        if not self.limits:
+        start = self.space.indices(candidate)
+        # The unpruned network may lie outside of the space: then its nearest structure inside is what is repaired.
+        candidate = self.space.at(start) if self.limits else candidate
+        if not self.limits or self.allows(candidate):
             return candidate
-        indices = self.space.indices(candidate)
-        nearest = candidate
+        here, nearest = start, candidate
         for attempt in range(_ATTEMPTS):
-            indices = self._shrink(indices, rng)
-            indices = self._grow(indices, rng)
-            found = self.space.at(indices)
-            if self.allows(found):
-                return found
-            nearest = min(nearest, found, key=lambda c: float(self.violation([c])[0]))
-            # Stuck just below a band: random steps down, more at every attempt, leave room for another way up.
-            np.subtract.at(indices, rng.integers(len(indices), size=2 + attempt), 1)
-            indices = np.maximum(indices, 0)
+            found = self._exchange(self._into(here, rng), rng)
+            if self.allows(self.space.at(found)):
+                return self.space.at(found)
+            nearest = min(nearest, self.space.at(found), key=lambda c: float(self.violation([c])[0]))
+            # Stuck beside a narrow band: random steps down, more at every attempt, leave room for another way up.
+            here = found.copy()
+            np.subtract.at(here, rng.integers(len(here), size=2 + attempt), 1)
+            here = np.maximum(here, 0)
+        return self._enumerated(start, nearest, rng)
+
+    def fill(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
+        """Returns a structure that spends more of the budget: random steps up as long as every upper bound holds.
+
+        It ends when a cost has reached a share of its upper bound that is drawn uniformly from 0.8 ... 1. Only upper
+        bounds that exclude something count; bands do not.
+
+        Args:
+            candidate: a structure inside the budget.
+            rng: decides the share and which dimensions grow.
+        """
+        largest = self.space.values(self.space.last_indices)[None]
+        caps = [limit for limit in self.limits if not limit.low and limit.cost(largest)[0] > limit.high]
+        if not caps:
+            return candidate
+        share = rng.uniform(FILL, 1)
+
+        def full_enough(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+            return np.any([limit.cost(rows) >= share * limit.high for limit in caps], axis=0)
+
+        start = self.space.indices(candidate)
+        room = self.space.last_indices - start
+        return self.space.at(self._walk(start, room, 1, rng, keep=self._fits, until=full_enough))
+
+    def _fits(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Returns whether no upper bound is exceeded: (n, n_dims) values to (n,) bool."""
+        return np.all([limit.cost(rows) <= limit.high for limit in self.limits], axis=0)
+
+    def _suffices(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Returns whether every lower bound is reached: (n, n_dims) values to (n,) bool."""
+        return np.all([limit.cost(rows) >= limit.low for limit in self.limits if limit.low], axis=0)
+
+    def _into(self, start: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Returns choice positions after steps down into the upper bounds and up into the lower ones."""
+        lower = self._walk(start, start, -1, rng, until=self._fits)
+        lower = self._walk(lower, start - lower, 1, rng, keep=self._fits)
+        if not any(limit.low for limit in self.limits):
+            return lower
+        room = self.space.last_indices - lower
+        upper = self._walk(lower, room, 1, rng, keep=self._fits, until=self._suffices)
+        return self._walk(upper, upper - lower, -1, rng, keep=self._suffices)
+
+    def _walk(
+        self,
+        start: NDArray[np.int64],
+        room: NDArray[np.int64],
+        sign: int,
+        rng: np.random.Generator,
+        *,
+        keep: Test | None = None,
+        until: Test | None = None,
+    ) -> NDArray[np.int64]:
+        """Takes random single steps of one sign; every dimension with room is equally likely at every step.
+
+        Args:
+            start: choice positions, (n_dims,).
+            room: steps that every dimension may take, (n_dims,).
+            sign: 1 up, -1 down.
+            rng: decides the order.
+            keep: holds at the start, and no step may break it: one that would is left out.
+            until: the walk ends as soon as it holds; without it, when no step is left.
+        """
+        here, room = start, room.copy()
+        while not (until is not None and until(self.space.values(here)[None])[0]) and room.any():
+            steps = _order(room, rng)
+            rows = here + sign * np.concatenate([np.zeros((1, len(here)), np.int64), np.cumsum(steps, axis=0)])
+            last = len(rows) - 1 if keep is None else self._last(rows, keep)
+            if until is not None:
+                short = self._last(rows[: last + 1], lambda values: ~until(values))
+                if short < last:
+                    return rows[short + 1]
+            room = room - np.abs(rows[last] - here)
+            here = rows[last]
+            if keep is not None and room.any():
+                open_ = np.flatnonzero(room)
+                ahead = here + sign * np.eye(len(here), dtype=np.int64)[open_]
+                room[open_[~keep(self.space.values(ahead))]] = 0
+        return here
+
+    def _last(self, rows: NDArray[np.int64], holds: Test) -> int:
+        """Returns the last row, (m, n_dims) choice positions, up to which a test holds that holds at row 0."""
+        low, high = 0, len(rows)
+        while high - low > 1:
+            probes = np.unique(np.linspace(low, high, _BRANCHES + 2).astype(np.int64)[1:-1])
+            probes = probes[(probes > low) & (probes < high)]
+            good = int(np.argmin(np.append(holds(self.space.values(rows[probes])), False)))
+            low, high = (int(probes[good - 1]) if good else low), (int(probes[good]) if good < len(probes) else high)
+        return low
+
+    def _exchange(self, here: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Returns the positions; if they are outside a band, after one step up and one down where that leads inside."""
+        if self.allows(self.space.at(here)):
+            return here
+        unit = np.eye(len(here), dtype=np.int64)
+        moved = (here + unit[:, None] - unit[None]).reshape(-1, len(here))
+        moved = moved[((moved >= 0) & (moved <= self.space.last_indices)).all(axis=1)]
+        inside = np.flatnonzero(self.violation(self.space.values(moved)) == 0)
+        return moved[rng.choice(inside)] if len(inside) else here
+
+    def _enumerated(self, start: NDArray[np.int64], nearest: Candidate, rng: np.random.Generator) -> Candidate:
+        """Returns the structure inside that is the fewest steps away, by looking at all of a small space.
+
+        Raises:
+            BudgetError: if there is none, or if the space is too large to look at.
+        """
+        if self.space.size <= _ENUMERABLE:
+            rows = np.array(list(itertools.product(*(range(n + 1) for n in self.space.last_indices.tolist()))))
+            rows = rows[self.violation(self.space.values(rows)) == 0]
+            if len(rows):
+                steps = np.abs(rows - start).sum(axis=1)
+                return self.space.at(rows[rng.choice(np.flatnonzero(steps == steps.min()))])
         wanted = ", ".join(f"{limit.name} {limit.low:,} to {limit.high:,}" for limit in self.limits)
-        costs = ", ".join(f"{limit.name} {int(limit.cost([nearest])[0]):,}" for limit in self.limits)
+        costs = ", ".join(f"{limit.name} {limit.cost([nearest])[0]:,}" for limit in self.limits)
         msg = f"no structure found with {wanted}; the nearest had {costs}; widen the band"
         raise BudgetError(msg)
 
-    def _neighbours(self, indices: NDArray[np.int64], step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns all structures one choice up (or down) in one dimension: indices and values, (m, n_dims) each."""
-        moved = indices + step * np.eye(len(indices), dtype=np.int64)
-        inside = ((moved >= 0) & (moved <= self.space.last_indices)).all(axis=1)
-        return moved[inside], self.space.values(moved[inside])
 
-    def _shrink(self, indices: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Steps random dimensions down until no upper bound is exceeded; (n_dims,) choice positions."""
-        while True:
-            here = np.array([self.space.at(indices)])
-            over = [limit for limit in self.limits if limit.cost(here)[0] > limit.high]
-            if not over:
-                return indices
-            moved, values = self._neighbours(indices, -1)
-            if not len(moved):
-                return indices
-            helps = np.any([limit.cost(values) < limit.cost(here) for limit in over], axis=0)
-            # On a plateau no single step helps, but several may.
-            indices = moved[rng.choice(np.flatnonzero(helps) if helps.any() else len(moved))]
+def _order(room: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Returns single steps in random order, (room.sum(), n_dims) with a 1 per row, each dimension `room` times.
 
-    def _grow(self, indices: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Steps random dimensions up while a cost is below its floor and every upper bound still holds."""
-        while any(limit.cost([self.space.at(indices)])[0] < limit.floor for limit in self.limits):
-            moved, values = self._neighbours(indices, +1)
-            if not len(moved):
-                return indices
-            fits = np.all([limit.cost(values) <= limit.high for limit in self.limits], axis=0)
-            if not fits.any():
-                return indices
-            indices = moved[rng.choice(np.flatnonzero(fits))]
-        return indices
+    At every step all dimensions that have room left are equally likely: they are clocks that tick alike.
+    """
+    ticks = rng.exponential(size=(len(room), int(room.max()))).cumsum(axis=1)
+    ticks[np.arange(ticks.shape[1]) >= room[:, None]] = np.inf
+    order = np.argsort(ticks, axis=None)[: int(room.sum())]
+    return np.eye(len(room), dtype=np.int64)[order // ticks.shape[1]]
 
 
-def _check_bound(name: str, bound: float | int | tuple[float | int, float | int]) -> None:
+def _check_bound(name: str, bound: Bound) -> None:
     """Raises BudgetError unless the bound is positive, a float at most 1, and a band ascending."""
     ends = bound if isinstance(bound, tuple) else (bound,)
     if len(ends) not in (1, 2):
@@ -226,21 +346,26 @@ def _check_bound(name: str, bound: float | int | tuple[float | int, float | int]
         if isinstance(end, bool) or not isinstance(end, float | int) or not end > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"budget {name} = {bound}: a bound is a positive number, found {end!r}"
             raise BudgetError(msg)
-        if isinstance(end, float) and end > 1:
+        if isinstance(end, float) and end > 1 and name != "latency_ms":
             msg = f"budget {name} = {bound}: a float is a fraction in (0, 1]; write an int for an absolute number"
             raise BudgetError(msg)
-    if len(ends) == 2 and isinstance(ends[0], float) == isinstance(ends[1], float) and ends[0] > ends[1]:
+    if len(ends) == 2 and _is_share(ends[0]) == _is_share(ends[1]) and ends[0] > ends[1]:
         msg = f"budget {name} = {bound}: the lower end of a band comes first"
         raise BudgetError(msg)
 
 
-def _absolute(bound: float | int | tuple[float | int, float | int], full: int) -> tuple[int, int]:
-    """Returns (low, high) in absolute numbers; floats are fractions of `full`, rounded into the band.
+def _is_share(end: float) -> bool:
+    """Returns whether an end of a bound is a fraction of the full network."""
+    return isinstance(end, float) and end <= 1
+
+
+def _absolute(name: str, bound: Bound, full: float) -> tuple[float, float]:
+    """Returns (low, high) in absolute numbers; fractions of `full` are rounded into the band where costs are counts.
 
     The simplest fraction near a float is the number that was meant: 0.29 of 100 is 29, not 28.
     """
-    low, high = (
-        Fraction(end).limit_denominator(10**6) * full if isinstance(end, float) else end
-        for end in (bound if isinstance(bound, tuple) else (0, bound))
-    )
+    low, high = bound if isinstance(bound, tuple) else (0, bound)
+    if name == "latency_ms":
+        return low * (full if _is_share(low) else 1), high * (full if _is_share(high) else 1)
+    low, high = (Fraction(end).limit_denominator(10**6) * int(full) if _is_share(end) else end for end in (low, high))
     return math.ceil(low), math.floor(high)

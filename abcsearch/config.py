@@ -246,12 +246,12 @@ def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a pl
     registry: Mapping[str, SearcherEntry | EvaluatorEntry] = SEARCHERS if key == "searcher" else EVALUATORS
     if name not in registry:
         raise ConfigError(unknown_name(key, name, registry))
+    own = {k: value for k, value in table.items() if k != "initial" or key != "searcher"}
     options = registry[name].options
-    if options is not None:
-        _record(options, table, key)
-    elif table:
-        msg = f"{key} {name!r} has no options, found {', '.join(table)}; replace the whole table: --set {key}={name}"
+    if own and not fields(options):
+        msg = f"{key} {name!r} has no options, found {', '.join(own)}; replace the whole table: --set {key}={name}"
         raise ConfigError(msg)
+    _record(options, own, key)
     return Part(name=name, options=table)
 
 

@@ -17,7 +17,6 @@ from abcsearch.errors import DataError, ModelError, RunError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
-from abcsearch.rng import numpy_stream
 from abcsearch.runs.folder import FORMAT, RunFolder, environment
 from abcsearch.runs.loop import Loop, Progress, logged, silent
 from abcsearch.runs.ranking import rank_for_run
@@ -85,8 +84,6 @@ class Task:
         graph = trace_channels(model, data.example, fixed=options.fixed)
         space = graph.space(options.alpha, options.step, options.levels, options.divisor)
         constraint = settings.budget.bind(space, graph.costs)
-        # Bounds that can be met one by one may still exclude each other: find one structure before anything is trained.
-        constraint.repair(space.nearest(space.full), numpy_stream(settings.seed, "feasible"))
         ranking = rank_for_run(model, graph, data, settings, draft=not trained)
         return cls(model=model, data=data, graph=graph, space=space, constraint=constraint, ranking=ranking)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
@@ -24,6 +27,25 @@ _TRIES = 50  # draws of a kind before a searcher gives up on finding a structure
 _ENUMERABLE = 2**16  # spaces up to this size are soon searched exhaustively for what is left
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """Options of a searcher that has none."""
+
+
+def check_range(searcher: str, options: object, name: str, low: float, high: float = math.inf) -> None:
+    """Raises SearcherError unless the option `name` is a number in low ... high."""
+    value = getattr(options, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        rule = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        msg = f"{searcher}: {name} is {rule}, found {value!r}"
+        raise SearcherError(msg)
+
+
+def _plain(options: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
+    """Returns options as plain JSON values."""
+    return json.loads(json.dumps(asdict(options)))
+
+
 class Searcher(ABC):
     """Proposes structures in batches and learns from whole batches.
 
@@ -32,15 +54,19 @@ class Searcher(ABC):
     asked for at a time, never change what is proposed. Every proposal is inside the budget, and none is made twice:
     when nothing new is left, `ask` returns [] although nothing is open.
 
-    Subclasses are final. They write `_propose` and `_learn`, and `_state` and `_load_state` for what they remember.
+    Subclasses are final. They write `_propose` and `_learn`, and `_state` and `_load_state` for what they remember;
+    what they remember is set up in `_begin`.
 
     Attributes:
         space: the structures.
         constraint: the budget.
+        options: the record of the searcher's own options, of class `Options`.
+        seed: the run's seed.
         rng: the only source of randomness.
     """
 
     name: ClassVar[str]
+    Options: ClassVar[type] = NoOptions
     needs_results: ClassVar[bool] = True
 
     def __init__(
@@ -49,7 +75,8 @@ class Searcher(ABC):
         constraint: Constraint | None = None,
         *,
         seed: int = 0,
-        initial: Iterable[Sequence[int]] = (),
+        initial: Iterable[Sequence[int] | float] = (),
+        options: Any = None,  # noqa: ANN401 - a record of class `Options`
     ) -> None:
         """Starts a new search.
 
@@ -57,25 +84,37 @@ class Searcher(ABC):
             space: the structures.
             constraint: the budget bound to the space; None allows everything.
             seed: the run's seed.
-            initial: warm starts, proposed first, each repaired into the budget if it is outside.
+            initial: warm starts, proposed first: structures, or keep ratios that stand for uniform widths; each is
+                repaired into the budget if it is outside.
+            options: the searcher's own options; None takes the defaults.
 
         Raises:
-            CandidateError: if a warm start is not in the space.
-            SearcherError: if the constraint belongs to another space.
+            CandidateError: if a warm start is not in the space, or a ratio not in (0, 1].
+            SearcherError: if the constraint belongs to another space, or the options to another searcher.
         """
         self.space = space
         self.constraint = Constraint(space) if constraint is None else constraint
         if self.constraint.space != space:
             msg = "the constraint is bound to another space; bind the budget to the space of the searcher"
             raise SearcherError(msg)
+        self.options = self.Options() if options is None else options
+        if not isinstance(self.options, self.Options):
+            msg = f"options of {self.name} are {self.Options.__name__}, found {type(self.options).__name__}"
+            raise SearcherError(msg)
+        self.seed = seed
         self.rng = numpy_stream(seed, "searcher")
         self._warm: list[Candidate] = []
-        for candidate in initial:
-            start = self.space.nearest(self.space.at(self.space.indices(candidate)))
-            self._warm.append(start if self.constraint.allows(start) else self.constraint.repair(start, self.rng))
+        for given in initial:
+            start = self.space.uniform(given) if isinstance(given, float | int) else given
+            inside = self.space.at(self.space.indices(start))
+            self._warm.append(self.constraint.repair(inside, self.rng))
         self._queue: list[Candidate] = []  # proposed, not yet asked for
         self._open: dict[Candidate, Trial | None] = {}  # asked for; with the trial once told
         self._known: dict[Candidate, None] = {}  # everything ever proposed, in order
+        self._begin()
+
+    def _begin(self) -> None:  # noqa: B027 - not all searchers remember something
+        """Sets up what the subclass remembers; the last step of construction."""
 
     @final
     def ask(self, n: int) -> list[Candidate]:
@@ -154,11 +193,15 @@ class Searcher(ABC):
                 return candidate
         tries = _TRIES if self.space.size > _ENUMERABLE else _TRIES // 5
         for attempt in range(2 * tries):
-            drawn = draw() if attempt < tries else self.space.sample(self.rng)
+            drawn = draw() if attempt < tries else self._random()
             candidate = self._remember(self.constraint.repair(drawn, self.rng))
             if candidate is not None:
                 return candidate
         return self._any_left()
+
+    def _random(self) -> Candidate:
+        """Returns a random structure that spends most of the budget: drawn uniformly, repaired, grown."""
+        return self.constraint.fill(self.constraint.repair(self.space.sample(self.rng), self.rng), self.rng)
 
     def _remember(self, candidate: Candidate) -> Candidate | None:
         """Notes a proposal; returns it, or None if it was known already."""
@@ -181,6 +224,8 @@ class Searcher(ABC):
         return {
             "searcher": self.name,
             "space": [[d.name, list(d.choices)] for d in self.space.dimensions],
+            "options": _plain(self.options),
+            "seed": self.seed,
             "rng": self.rng.bit_generator.state,
             "warm": self._rows(self._warm),
             "queue": self._rows(self._queue),
@@ -213,6 +258,9 @@ class Searcher(ABC):
             where = ", ".join(other[:3]) or "the number of dimensions"
             msg = f"the state belongs to another space; it differs in {where}"
             raise SearcherError(msg)
+        if state.get("options") != _plain(self.options):
+            msg = f"the state belongs to other options: {state.get('options')}, here {_plain(self.options)}"
+            raise SearcherError(msg)
         before = self.state_dict()
         try:
             self._restore(state)
@@ -223,6 +271,7 @@ class Searcher(ABC):
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Sets everything that `state_dict` returns."""
+        self.seed = int(state["seed"])
         self.rng.bit_generator.state = state["rng"]
         self._warm = self._candidates(state["warm"])
         self._queue = self._candidates(state["queue"])

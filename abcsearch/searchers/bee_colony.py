@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from abcsearch.errors import SearcherError
-from abcsearch.searchers.base import Searcher
+from abcsearch.searchers.base import Searcher, check_range
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from numpy.typing import NDArray
 
-    from abcsearch.budget import Constraint
-    from abcsearch.space import Candidate, SearchSpace
+    from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
 
@@ -40,9 +36,7 @@ class BeeColonyOptions:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         for name, lowest in (("n_sources", 2), ("abandonment_limit", 1), ("genes_changed", 1)):
-            if getattr(self, name) < lowest:
-                msg = f"bee_colony: {name} is at least {lowest}, found {getattr(self, name)}"
-                raise SearcherError(msg)
+            check_range("bee_colony", self, name, lowest)
 
 
 @final
@@ -70,19 +64,10 @@ class BeeColony(Searcher):
     """
 
     name: ClassVar[str] = "bee_colony"
+    Options: ClassVar[type] = BeeColonyOptions
+    options: BeeColonyOptions
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        constraint: Constraint | None = None,
-        *,
-        seed: int = 0,
-        initial: Iterable[Sequence[int]] = (),
-        options: BeeColonyOptions | None = None,
-    ) -> None:
-        """Starts a new search; see `Searcher` for the arguments and `BeeColonyOptions` for the options."""
-        super().__init__(space, constraint, seed=seed, initial=initial)
-        self.options = options or BeeColonyOptions()
+    def _begin(self) -> None:
         self._phase = "first"
         self._sources: list[Candidate] = []
         self._fitness: list[float] = []
@@ -114,7 +99,7 @@ class BeeColony(Searcher):
 
     def _draw(self, target: int) -> Candidate:
         """Returns a random structure, or in the employed and onlooker phase a neighbour of a source."""
-        return self._neighbour(target) if self._phase in ("employed", "onlooker") else self.space.sample(self.rng)
+        return self._neighbour(target) if self._phase in ("employed", "onlooker") else self._random()
 
     def _chances(self) -> NDArray[np.float64]:
         """Returns the probability of every source in the onlooker phase, (n_sources,) float64, sum 1."""
@@ -132,7 +117,7 @@ class BeeColony(Searcher):
         movable = np.flatnonzero(self.space.last_indices > 0)
         here = self.space.indices(self._sources[target])
         if not len(movable) or len(self._sources) < 2:
-            return self.space.sample(self.rng)
+            return self._random()
         partner = (target + int(self.rng.integers(1, len(self._sources)))) % len(self._sources)
         genes = self.rng.choice(movable, size=min(self.options.genes_changed, len(movable)), replace=False)
         distance = (here - self.space.indices(self._sources[partner]))[genes]

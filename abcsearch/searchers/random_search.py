@@ -15,13 +15,14 @@ _BATCH = 16
 
 @final
 class RandomSearch(Searcher):
-    """Draws every structure uniformly and repairs it into the budget; needs no results.
+    """Draws every structure uniformly, repairs it into the budget and grows it to spend most of it; needs no results.
 
     Source: Li et al., EagleEye (ECCV 2020), section 3.3, and Li and Talwalkar, Random search (UAI 2019).
 
     Differences from the paper:
         - EagleEye draws continuous ratios and rejects until the cost is within 0.5 points of the target, which
           accepts 0.3 to 3.7 % of the draws; here a draw is repaired by random single steps, so each one counts.
+        - Under an upper bound alone, draws are grown to 80 ... 100 % of it, as `Constraint.fill` does.
         - Structures come from the same grid of widths as those of all other searchers.
     """
 
@@ -31,7 +32,7 @@ class RandomSearch(Searcher):
     def _propose(self) -> list[Candidate]:
         batch: list[Candidate] = []
         while len(batch) < _BATCH:
-            candidate = self._fresh(lambda: self.space.sample(self.rng))
+            candidate = self._fresh(self._random)
             if candidate is None:
                 break
             batch.append(candidate)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import SearcherError, unknown_name
-from abcsearch.searchers.bee_colony import BeeColony, BeeColonyOptions
-from abcsearch.searchers.random_search import RandomSearch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from abcsearch.budget import Constraint
     from abcsearch.searchers.base import Searcher
@@ -22,28 +21,35 @@ class SearcherEntry:
     """One registered searcher.
 
     Attributes:
-        make: the class, called with (space, constraint, seed=, initial=) and, if there are options, options=.
-        options: the class of its options record, or None.
+        home: where its class is, "module:Class"; it is imported when it is first used.
         description: one line.
         source: paper.
     """
 
-    make: Callable[..., Searcher]
-    options: type | None
+    home: str
     description: str
     source: str
+
+    @property
+    def searcher(self) -> type[Searcher]:
+        """The class."""
+        module, _, name = self.home.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    @property
+    def options(self) -> type:
+        """The class of its options record."""
+        return self.searcher.Options
 
 
 SEARCHERS: dict[str, SearcherEntry] = {
     "bee_colony": SearcherEntry(
-        make=BeeColony,
-        options=BeeColonyOptions,
+        home="abcsearch.searchers.bee_colony:BeeColony",
         description="artificial bee colony: sources improved by employed bees, onlookers and scouts",
         source="Karaboga 2005; Lin et al., ABCPruner, IJCAI 2020",
     ),
     "random": SearcherEntry(
-        make=RandomSearch,
-        options=None,
+        home="abcsearch.searchers.random_search:RandomSearch",
         description="uniform draws repaired into the budget: the baseline",
         source="Li et al., EagleEye, ECCV 2020",
     ),
@@ -56,7 +62,7 @@ def make_searcher(
     constraint: Constraint | None = None,
     *,
     seed: int = 0,
-    initial: Iterable[Sequence[int]] = (),
+    initial: Iterable[Sequence[int] | float] = (),
     **options: Any,  # noqa: ANN401 - each searcher has its own record of options
 ) -> Searcher:
     """Returns a new searcher by name.
@@ -66,7 +72,7 @@ def make_searcher(
         space: the structures.
         constraint: the budget bound to the space (`Budget.bind`); None allows everything.
         seed: the run's seed.
-        initial: warm starts.
+        initial: warm starts: structures, or keep ratios that stand for uniform widths.
         **options: fields of the searcher's options record.
 
     Raises:
@@ -74,10 +80,9 @@ def make_searcher(
     """
     if name not in SEARCHERS:
         raise SearcherError(unknown_name("searcher", name, SEARCHERS))
-    entry = SEARCHERS[name]
-    known = [f.name for f in fields(entry.options)] if entry.options is not None else []
+    made = SEARCHERS[name].searcher
+    known = [f.name for f in fields(made.Options)]
     for option in options:
         if option not in known:
-            raise SearcherError(unknown_name(f"option of searcher {name!r}:", option, known))
-    record = {"options": entry.options(**options)} if entry.options is not None else {}
-    return entry.make(space, constraint, seed=seed, initial=initial, **record)
+            raise SearcherError(unknown_name(f"option of searcher {name!r}:", option, [*known, "initial"]))
+    return made(space, constraint, seed=seed, initial=initial, options=made.Options(**options))
