@@ -70,10 +70,12 @@ class SearcherContract:
     """What every searcher keeps; override `make`, and where yours learns slowly `rounds`.
 
     Attributes:
-        rounds: how many trials the long tests run.
+        rounds: how many exchanges of ask and tell the longest test plays.
+        trials: how many trials the other long tests run.
     """
 
-    rounds = 300
+    rounds = 500
+    trials = 300
 
     def make(self, space: SearchSpace, constraint: Constraint | None, seed: int) -> Searcher:
         """Returns a new searcher."""
@@ -106,9 +108,9 @@ class SearcherContract:
     def test_every_proposal_is_new_and_inside_space_and_budget(self) -> None:
         """No structure twice, none outside."""
         space, constraint = self.problem()
-        trials = self.play(self.make(space, constraint, 0), self.rounds)
-        assert len(trials) == self.rounds
-        assert len({trial.candidate for trial in trials}) == self.rounds
+        trials = self.play(self.make(space, constraint, 0), self.trials)
+        assert len(trials) == self.trials
+        assert len({trial.candidate for trial in trials}) == self.trials
         for trial in trials:
             space.check(trial.candidate)
             assert constraint.allows(trial.candidate)
@@ -161,10 +163,34 @@ class SearcherContract:
             straight.tell(batch[cut:])
             saved.tell(batch[cut:])
 
+    def test_hundreds_of_rounds_of_late_failed_and_interrupted_trials_change_nothing(self) -> None:
+        """Asked in portions, told in parts and out of order, saved and loaded all along: the proposals stay the same.
+
+        The other searcher is told everything at once, in order, and never saved.
+        """
+        space, constraint = self.problem()
+        order = np.random.default_rng(0)
+        searcher, straight = self.make(space, constraint, 7), self.make(space, constraint, 7)
+        late: list[Trial] = []  # asked for, not yet told
+        asked: list[Candidate] = []
+        for step in range(self.rounds):
+            new = searcher.ask(int(order.integers(1, 4)))
+            assert new or late  # it only waits for what it has not been told
+            late += [self.evaluated(space, c, len(asked) + i) for i, c in enumerate(new)]
+            asked += new
+            told = order.permutation(len(late))[: int(order.integers(0 if new else 1, len(late) + 1))]
+            searcher.tell([late[i] for i in told])
+            late = [trial for i, trial in enumerate(late) if i not in told]
+            if step % 25 == 0 or step > self.rounds - 4:
+                state = _through_json(searcher.state_dict())
+                searcher = self.make(space, constraint, step)
+                searcher.load_state_dict(state)
+        assert [trial.candidate for trial in self.play(straight, len(asked))] == asked
+
     def test_every_dimension_changes_in_time(self) -> None:
         """No dimension that has a choice is left out; those without one stay."""
         space, constraint = self.problem()
-        rows = np.array([trial.candidate for trial in self.play(self.make(space, constraint, 0), self.rounds)])
+        rows = np.array([trial.candidate for trial in self.play(self.make(space, constraint, 0), self.trials)])
         late = rows[len(rows) // 2 :]
         varies = np.array([len(np.unique(late[:, i])) > 1 for i in range(len(space))])
         assert (varies == (space.last_indices > 0)).all()
