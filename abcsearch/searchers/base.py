@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate, SearchSpace
 
 _TRIES = 50  # draws of a kind before a searcher gives up on finding a structure that it has not proposed yet
-_ENUMERABLE = 2**16  # spaces up to this size are soon searched exhaustively for what is left
+ENUMERABLE = 2**16  # spaces up to this size are soon searched exhaustively for what is left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ class Searcher(ABC):
         while self._warm:
             if (candidate := self._remember(self._warm.pop(0))) is not None:
                 return candidate
-        tries = _TRIES if self.space.size > _ENUMERABLE else _TRIES // 5
+        tries = _TRIES if self.space.size > ENUMERABLE else _TRIES // 5
         for attempt in range(2 * tries):
             drawn = draw() if attempt < tries else self._random()
             candidate = self._remember(self.constraint.repair(drawn, self.rng))
@@ -212,7 +212,7 @@ class Searcher(ABC):
 
     def _any_left(self) -> Candidate | None:
         """Returns a random structure inside the budget that is still new, by looking at all of a small space."""
-        if self.space.size > _ENUMERABLE:
+        if self.space.size > ENUMERABLE:
             return None
         every = [c for c in itertools.product(*(d.choices for d in self.space.dimensions)) if c not in self._known]
         allowed = np.flatnonzero(self.constraint.violation(every) == 0) if every else np.zeros(0, dtype=np.int64)

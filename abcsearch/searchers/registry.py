@@ -53,6 +53,11 @@ SEARCHERS: dict[str, SearcherEntry] = {
         description="uniform draws repaired into the budget: the baseline",
         source="Li et al., EagleEye, ECCV 2020",
     ),
+    "response_surface": SearcherEntry(
+        home="abcsearch.searchers.response_surface:ResponseSurface",
+        description="Bayesian quadratic surfaces over log widths, maximised inside the budget",
+        source="ours; surfaces: Box and Wilson 1951",
+    ),
 }
 
 

@@ -1,0 +1,223 @@
+"""Response surface: quadratic models of fitness over log widths, maximised inside the budget."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from abcsearch.searchers.base import ENUMERABLE, Searcher, check_range
+from abcsearch.searchers.quadratic import Quadratic, Surface
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from abcsearch.space import Candidate
+    from abcsearch.trial import Trial
+
+    Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
+
+_POWERS = (0.0, 0.5, 1.0)  # of the width scale: log, square root, linear
+_GROWTH = 1.25  # variances are estimated anew when there are this many times more trials
+_WORST = 4.0  # fitness further below the best than this many times the median's distance counts as no worse
+_GENERATIONS, _CHILDREN, _KEPT = 30, 150, 12  # of the evolution on the surface
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseSurfaceOptions:
+    """Options of `ResponseSurface`.
+
+    Attributes:
+        batch: structures proposed at once, at least 1; more give more workers work, fewer learn sooner.
+        first: random structures before the first surface, at least 2.
+        explore: share of proposals that maximise a surface drawn at random from those that the trials leave possible
+            (Thompson sampling) instead of the most probable one, 0 to 1.
+
+    Raises:
+        SearcherError: if an option is out of range.
+    """
+
+    batch: int = 8
+    first: int = 12
+    explore: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_range("response_surface", self, "batch", 1)
+        check_range("response_surface", self, "first", 2)
+        check_range("response_surface", self, "explore", 0, 1)
+
+
+@final
+class ResponseSurface(Searcher):
+    """A Bayesian quadratic model of fitness, refitted after every batch; proposals are its maximisers in the budget.
+
+    The surface is quadratic in log widths and block switches, with all pairs of dimensions; each kind of coefficient
+    has a normal prior around what all layers have in common, whose variances, with the noise's, are estimated from
+    the trials (empirical Bayes). An ensemble of three such surfaces, over log widths, their square roots and the
+    widths themselves, takes turns with the probability that the trials give each. Half of the proposals maximise the
+    mean of a surface, half one drawn from its posterior (Thompson sampling), so that batches differ.
+
+    Costs are closed form, so maximising costs no evaluation: in spaces up to 65,536 structures all that are inside the
+    budget are compared, in larger ones an evolution on the surface starts from the best trials.
+
+    Source: Box and Wilson, On the experimental attainment of optimum conditions (1951), for the surface; MacKay,
+    Bayesian interpolation (1992), for the variances; Thompson (1933) and Wilson et al., Efficiently sampling functions
+    from Gaussian process posteriors (ICML 2020), for drawing surfaces. The combination is ours.
+
+    Differences from the paper:
+        - Box and Wilson fit by least squares to a designed experiment, and follow the gradient; here trials are where
+          the search has been, and priors stand in for the missing ones.
+        - The fitness is cut off far below the median: structures that are broken anyway must not bend the surface.
+          Failed trials count as the worst.
+    """
+
+    name: ClassVar[str] = "response_surface"
+    Options: ClassVar[type] = ResponseSurfaceOptions
+    options: ResponseSurfaceOptions
+
+    def _begin(self) -> None:
+        self._told: list[Candidate] = []
+        self._fitness: list[float] = []
+        self._estimated = 0  # trials that the variances were last estimated from
+        self._surfaces = [Surface(quadratic, quadratic.prior()) for quadratic in self._quadratics()]
+        self._inside: Ints | None = None  # all structures in the budget, where they can be listed
+
+    def _quadratics(self) -> list[Quadratic]:
+        return [Quadratic(self.space, power) for power in _POWERS]
+
+    def _learn(self, batch: list[Trial]) -> None:
+        self._told += [trial.candidate for trial in batch]
+        self._fitness += [trial.fitness for trial in batch]
+
+    def _propose(self) -> list[Candidate]:
+        fitness = self._targets()
+        if fitness is None:
+            return self._batch(itertools.repeat(itertools.repeat(None), self.options.first))
+        with threadpool_limits(1):  # the order of sums, and so the last bit, must not depend on the machine
+            return self._batch(self._maximisers(fitness))
+
+    def _batch(self, rankings: Iterator[Iterator[Candidate | None]]) -> list[Candidate]:
+        """Returns the first new structure of every ranking; where there is None in a ranking, a random one."""
+        batch: list[Candidate] = []
+        for ranking in rankings:
+            candidate = self._fresh(lambda own=ranking: next(own, None) or self._random())
+            if candidate is None:
+                break
+            batch.append(candidate)
+        return batch
+
+    def _targets(self) -> Floats | None:
+        """Returns the fitness of all trials with mean 0 and standard deviation 1; None if they tell nothing yet."""
+        fitness = np.array(self._fitness)
+        found = fitness[np.isfinite(fitness)]
+        if len(found) < 2 or len(fitness) < self.options.first or found.max() == found.min():
+            return None
+        best, median = found.max(), float(np.median(found))
+        lowest = max(found.min(), best - _WORST * (best - median)) if median < best else found.min()
+        fitness = np.maximum(fitness, lowest)
+        return (fitness - fitness.mean()) / (fitness.std() or 1.0)
+
+    def _maximisers(self, fitness: Floats) -> Iterator[Iterator[Candidate | None]]:
+        """Yields, for every proposal of a batch, structures inside the budget, the best of a surface first."""
+        told = np.array([self.space.indices(candidate) for candidate in self._told])
+        if len(told) >= _GROWTH * self._estimated:
+            self._estimated = len(told)
+            for surface in self._surfaces:
+                surface.estimate(told, fitness)
+        evidence = np.array([surface.evidence for surface in self._surfaces])
+        chances = np.exp(evidence - evidence.max())
+        chosen = self.rng.choice(len(_POWERS), size=self.options.batch, p=chances / chances.sum())
+        drawn = self.rng.random(self.options.batch) < self.options.explore
+        for index in np.unique(chosen):
+            self._surfaces[index].condition(told, fitness)
+        weights = [
+            (self._surfaces[index].draw(self.rng) if draw else self._surfaces[index].mean)
+            for index, draw in zip(chosen, drawn, strict=True)
+        ]
+        score = _Scores([(self._surfaces[i].quadratic, w) for i, w in zip(chosen, weights, strict=True)])
+        rows = self._listed() if self.space.size <= ENUMERABLE else self._evolved(score, told)
+        for scores in score(rows):
+            best = np.argsort(-scores, kind="stable")
+            yield (self.space.at(rows[i]) for i in best)
+
+    def _listed(self) -> Ints:
+        """Returns the choice positions of all structures inside the budget that are new, (n, n_dims)."""
+        if self._inside is None:
+            every = np.array(list(itertools.product(*(range(n + 1) for n in self.space.last_indices.tolist()))))
+            self._inside = every[self.constraint.violation(self.space.values(every)) == 0]
+        shape = self.space.last_indices + 1
+        known = np.array([self.space.indices(candidate) for candidate in self._known])
+        number = np.ravel_multi_index(tuple(self._inside.T), tuple(shape))
+        return self._inside[~np.isin(number, np.ravel_multi_index(tuple(known.T), tuple(shape)))]
+
+    def _evolved(self, score: _Scores, told: Ints) -> Ints:
+        """Returns choice positions of an evolution that maximises all scores of a batch at once, (n, n_dims)."""
+        own = score(told)
+        start = np.unique(np.argsort(-own, axis=1)[:, :_KEPT])
+        fresh = [self.space.indices(self._random()) for _ in range(4)]
+        rows = np.concatenate([told[start], fresh])
+        scores = score(rows)
+        for _ in range(_GENERATIONS):
+            children = self._children(rows)
+            children = children[self.constraint.violation(self.space.values(children)) == 0]
+            rows, first = np.unique(np.concatenate([rows, children]), axis=0, return_index=True)
+            scores = np.concatenate([scores, score(children)], axis=1)[:, first]
+            kept = np.unique(np.argsort(-scores, axis=1, kind="stable")[:, :_KEPT])
+            rows, scores = rows[kept], scores[:, kept]
+        return rows[[self.space.at(row) not in self._known for row in rows]]
+
+    def _children(self, rows: Ints) -> Ints:
+        """Returns crossovers and small changes of structures, all as choice positions, (n, n_dims)."""
+        n_dims = rows.shape[1]
+        parents = rows[self.rng.integers(len(rows), size=(2, _CHILDREN))]
+        crossed = (self.rng.random(_CHILDREN) < 0.3)[:, None] & (self.rng.random((_CHILDREN, n_dims)) < 0.5)
+        children = np.where(crossed, parents[1], parents[0])
+        # One to three dimensions change: a step or two up or down, or, one time in four, to any choice.
+        for change in range(3):
+            changed = np.flatnonzero(self.rng.integers(3, size=_CHILDREN) >= change)
+            where = self.rng.integers(n_dims, size=len(changed))
+            step = self.rng.choice([-2, -1, 1, 2], size=len(changed))
+            anywhere = self.rng.integers(self.space.last_indices[where] + 1)
+            jump = self.rng.random(len(changed)) < 0.25
+            children[changed, where] = np.where(jump, anywhere, children[changed, where] + step)
+        return np.clip(children, 0, self.space.last_indices)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "told": self._rows(self._told),
+            "fitness": np.array(self._fitness, dtype=np.float64),
+            "estimated": self._estimated,
+            "log_variances": np.stack([surface.log_variances for surface in self._surfaces]),
+            "evidence": np.array([surface.evidence for surface in self._surfaces]),
+        }
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self._told = self._candidates(state["told"])
+        self._fitness = state["fitness"].tolist()
+        self._estimated = int(state["estimated"])
+        self._surfaces = [
+            Surface(quadratic, variances.copy(), float(evidence))
+            for quadratic, variances, evidence in zip(
+                self._quadratics(), state["log_variances"], state["evidence"], strict=True
+            )
+        ]
+
+
+class _Scores:
+    """What the surfaces of a batch say about structures."""
+
+    def __init__(self, members: list[tuple[Quadratic, Floats]]) -> None:
+        """Takes a quadratic and its coefficients for every proposal of the batch."""
+        self._members = members
+
+    def __call__(self, indices: Ints) -> Floats:
+        """Returns the score of every structure for every proposal: (n, n_dims) to (batch, n)."""
+        columns = {quadratic: quadratic.columns(indices) for quadratic, _ in self._members}
+        return np.stack([columns[quadratic] @ weights for quadratic, weights in self._members])
