@@ -92,19 +92,23 @@ class BeeColonyOfficial(Searcher):
                 return batch
             self._settle()
         self._targets, self._moved = [], []
-        candidate = self._fresh(self._random)
+        candidate = self._fresh(self._uniform)
         return [] if candidate is None else [candidate]
 
     def _first(self) -> list[Candidate]:
         """Returns the first sources: warm starts, then uniform draws."""
         batch: list[Candidate] = []
         while len(batch) < self.options.n_sources:
-            candidate = self._fresh(lambda: self.space.sample(self.rng))
+            candidate = self._fresh(self._uniform)
             if candidate is None:
                 break
             batch.append(candidate)
         self._targets, self._moved = list(range(len(batch))), list(batch)
         return batch
+
+    def _uniform(self) -> Candidate:
+        """Returns a structure drawn uniformly, as the first sources are, unlike scouts."""
+        return self.space.sample(self.rng)
 
     def _plan(self) -> list[Candidate]:
         """Plans the current phase and returns what of it is new; all else counts as repeated."""

@@ -89,10 +89,10 @@ class Evolution(Searcher):
         crossing = place >= self.options.mutations
         if len(parents) < 1 + crossing or place >= self.options.mutations + self.options.crossovers:
             return self._random()
-        first, *others = self.rng.permutation(len(parents)).tolist()
+        chosen: list[int] = self.rng.permutation(len(parents)).tolist()
         if crossing:
-            return cross(parents[first], parents[others[0]], self.rng)
-        return mutate(self.space, parents[first], self.options.mutation_rate, self.rng)
+            return cross(parents[chosen[0]], parents[chosen[1]], self.rng)
+        return mutate(self.space, parents[chosen[0]], self.options.mutation_rate, self.rng)
 
     def _learn(self, batch: list[Trial]) -> None:
         """Keeps the best of all generations; failed trials never enter."""

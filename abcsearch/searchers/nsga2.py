@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from abcsearch.trial import Trial
 
 _COSTS = ("macs", "params", "flops", "peak_activation", "latency_ms")
+_LEAN = 4.0  # random structures are U(0, 1) to a power from 1 / 4 to 4, as positions among the choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class NSGA2(Searcher):
           polynomial mutation on real numbers, or one point and bit flips.
         - The population is 50, not 100, as a run has some hundred trials.
         - Every structure is repaired into the budget; the paper ranks the infeasible behind the feasible. Random
-          structures are not grown towards the budget, so that the first front spans the range of costs.
+          structures are spread over the whole range of costs, so that the first front spans it.
         - No structure is evaluated twice. The paper keeps copies, which crowd the front.
         - Failed trials are behind all others: they never enter the population.
         - Costs are closed formulas (`Constraint.costs`); without them macs and params are what evaluations report.
@@ -115,14 +116,18 @@ class NSGA2(Searcher):
         return mutate(self.space, child, self.options.genes_changed / max(movable, 1), self.rng)
 
     def _random(self) -> Candidate:
-        """Returns a structure drawn uniformly; it is not grown, so that cheap ones are found as well."""
-        return self.space.sample(self.rng)
+        """Returns a structure somewhere between the smallest and the largest, not grown towards the budget.
+
+        Uniform draws of many dimensions all cost about the same; so each one leans to smaller or larger choices.
+        """
+        lean = _LEAN ** self.rng.uniform(-1, 1)
+        point = self.rng.random(len(self.space)) ** lean
+        return self.space.at(np.floor(point * (self.space.last_indices + 1)).astype(np.int64))
 
     def _winner(self) -> Candidate:
         """Returns the better of two random members: of an earlier front, or of the same with more room around it."""
-        first, second = self.rng.integers(len(self._members), size=2).tolist()
-        better = np.lexsort((-self._gaps[[first, second]], self._ranks[[first, second]]))[0] == 0
-        return self._members[first if better else second]
+        pair: list[int] = self.rng.integers(len(self._members), size=2).tolist()
+        return self._members[min(pair, key=lambda place: (self._ranks[place], -self._gaps[place]))]
 
     def _learn(self, batch: list[Trial]) -> None:
         """Keeps the best fronts of parents and children."""
@@ -163,15 +168,15 @@ def fronts(losses: NDArray[np.float64]) -> NDArray[np.int64]:
         losses: (n, n_objectives) numbers, all to be minimised. A point dominates another if it is nowhere larger and
             somewhere smaller.
     """
-    least = (losses[:, None] <= losses[None]).all(axis=2)
-    dominates = (least & ~least.T).astype(np.int64)
-    pending = dominates.sum(axis=0)  # how many points of no front yet dominate a point
+    least = np.asarray((losses[:, None] <= losses[None]).all(axis=2))
+    dominates = np.logical_and(least, ~least.T)
+    pending: NDArray[np.int64] = dominates.sum(axis=0)  # how many points of no front yet dominate a point
     ranks = np.full(len(losses), -1, dtype=np.int64)
     rank = 0
     while (ranks < 0).any():
-        front = (ranks < 0) & (pending == 0)
+        front = np.flatnonzero((ranks < 0) & (pending == 0))
         ranks[front] = rank
-        pending = pending - dominates[front].sum(axis=0)
+        pending -= dominates[front].sum(axis=0)
         rank += 1
     return ranks
 
