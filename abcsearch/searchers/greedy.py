@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
-_MOST_MOVES = 4  # dimensions that a neighbour of the best structure differs in, before repair
+_PATIENCE = 4  # neighbours that turn out to be known before the next ones are drawn from farther away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Greedy(Searcher):
 
     Each round tries one step down, to the next smaller choice, in every dimension; the least harmful steps are taken.
     When the structure is inside the budget (or nothing can step down), local search follows without end: neighbours
-    of the best structure so far, some dimensions a step up, some a step down.
+    of the best structure so far, some dimensions a step up, some a step down; farther ones where the near are known.
 
     Source: Yu and Huang, AutoSlim: Towards One-Shot Architecture Search for Channel Numbers (2019), section 3.
 
@@ -150,21 +151,28 @@ class Greedy(Searcher):
         failed = self._scores[best] == -np.inf
         batch: list[Candidate] = []
         while len(batch) < self.options.batch:
-            candidate = self._fresh(lambda: self._random() if failed else self._moved(best))
+            tries = itertools.count(_PATIENCE)
+            candidate = self._fresh(
+                lambda tries=tries: self._random() if failed else self._moved(best, next(tries) // _PATIENCE)
+            )
             if candidate is None:
                 break
             batch.append(candidate)
         return batch
 
-    def _moved(self, best: Candidate) -> Candidate:
-        """Returns a structure with one to four dimensions moved a step, in turns up and down.
+    def _moved(self, best: Candidate, reach: int) -> Candidate:
+        """Returns a structure with some dimensions moved, in turns up and down: at least one, at most `reach` + 3.
 
         Up comes first: repair makes room for it, where a step down alone would only leave room unused.
+
+        Args:
+            best: the structure to start from.
+            reach: the most steps that a dimension moves, from 1.
         """
         movable = np.flatnonzero(self.space.last_indices > 0)
-        genes = self.rng.permutation(movable)[: int(self.rng.integers(1, _MOST_MOVES + 1))]
+        genes = self.rng.permutation(movable)[: int(self.rng.integers(1, reach + 4))]
         moved = self.space.indices(best)
-        moved[genes] += 1 - 2 * (np.arange(len(genes)) % 2)
+        moved[genes] += self.rng.integers(1, reach + 1, size=len(genes)) * (1 - 2 * (np.arange(len(genes)) % 2))
         return self.space.at(np.clip(moved, 0, self.space.last_indices))
 
     def _learn(self, batch: list[Trial]) -> None:

@@ -19,7 +19,7 @@ class TestContract(SearcherContract):
     def test_every_dimension_changes_in_time(self):
         """The defect: as scouts never draw the largest choice, block switches end switched off for good."""
         space, constraint = self.problem()
-        rows = np.array([trial.candidate for trial in self.play(self.make(space, constraint, 0), self.rounds)])
+        rows = np.array([trial.candidate for trial in self.play(self.make(space, constraint, 0), 300)])
         varies = {d.name: len(np.unique(column)) > 1 for d, column in zip(space.dimensions, rows[150:].T, strict=True)}
         assert not all(varies[d.name] for d in space.dimensions if d.kind == "block")
         assert all(varies[d.name] for d in space.dimensions if d.kind == "width" and len(d.choices) > 1)

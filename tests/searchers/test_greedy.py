@@ -145,11 +145,13 @@ def test_local_search_stays_around_the_best_and_improves_it():
         searcher._slimming = False
         start = space.at(space.last_indices // 2)
         searcher._scores = {start: 0.5}
-        rows = np.array([space.indices(searcher._moved(start)) for _ in range(500)])
+        rows = np.array([space.indices(searcher._moved(start, 1)) for _ in range(500)])
         off = np.abs(rows - space.indices(start))
         assert off.max() == 1
         assert off.sum(axis=1).max() == 4
         assert (off.max(axis=0) == (space.last_indices > 0)).all()
+        far = np.abs([space.indices(searcher._moved(start, 3)) - space.indices(start) for _ in range(500)])
+        assert far.max() == 3
         trials = play(searcher, 200, lambda c: toy_fitness(space, c))
         assert max(t.fitness for t in trials[100:]) > toy_fitness(space, start) + 0.2
 
