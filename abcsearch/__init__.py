@@ -35,8 +35,17 @@ if TYPE_CHECKING:
     from abcsearch.searchers.base import Searcher as Searcher
     from abcsearch.searchers.bee_colony import BeeColony as BeeColony
     from abcsearch.searchers.bee_colony import BeeColonyOptions as BeeColonyOptions
+    from abcsearch.searchers.bee_colony_official import BeeColonyOfficial as BeeColonyOfficial
+    from abcsearch.searchers.evolution import Evolution as Evolution
+    from abcsearch.searchers.evolution import EvolutionOptions as EvolutionOptions
+    from abcsearch.searchers.greedy import Greedy as Greedy
+    from abcsearch.searchers.greedy import GreedyOptions as GreedyOptions
+    from abcsearch.searchers.nsga2 import NSGA2 as NSGA2
+    from abcsearch.searchers.nsga2 import NSGA2Options as NSGA2Options
     from abcsearch.searchers.random_search import RandomSearch as RandomSearch
     from abcsearch.searchers.registry import make_searcher as make_searcher
+    from abcsearch.searchers.regularized_evolution import RegularizedEvolution as RegularizedEvolution
+    from abcsearch.searchers.regularized_evolution import RegularizedEvolutionOptions as RegularizedEvolutionOptions
     from abcsearch.space import Candidate as Candidate
     from abcsearch.space import Dimension as Dimension
     from abcsearch.space import SearchSpace as SearchSpace
@@ -76,7 +85,16 @@ _HOME = {
     "Searcher": "abcsearch.searchers.base",
     "BeeColony": "abcsearch.searchers.bee_colony",
     "BeeColonyOptions": "abcsearch.searchers.bee_colony",
+    "BeeColonyOfficial": "abcsearch.searchers.bee_colony_official",
+    "Evolution": "abcsearch.searchers.evolution",
+    "EvolutionOptions": "abcsearch.searchers.evolution",
+    "Greedy": "abcsearch.searchers.greedy",
+    "GreedyOptions": "abcsearch.searchers.greedy",
+    "NSGA2": "abcsearch.searchers.nsga2",
+    "NSGA2Options": "abcsearch.searchers.nsga2",
     "RandomSearch": "abcsearch.searchers.random_search",
+    "RegularizedEvolution": "abcsearch.searchers.regularized_evolution",
+    "RegularizedEvolutionOptions": "abcsearch.searchers.regularized_evolution",
     "make_searcher": "abcsearch.searchers.registry",
     "Candidate": "abcsearch.space",
     "Dimension": "abcsearch.space",

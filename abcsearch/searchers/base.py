@@ -33,11 +33,14 @@ class NoOptions:
 
 
 def check_range(searcher: str, options: object, name: str, low: float, high: float = math.inf) -> None:
-    """Raises SearcherError unless the option `name` is a number in low ... high."""
+    """Raises SearcherError unless the option `name` is a number in low ... high, whole if its type is int."""
     value = getattr(options, name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         rule = f"at least {low}" if high == math.inf else f"from {low} to {high}"
         msg = f"{searcher}: {name} is {rule}, found {value!r}"
+        raise SearcherError(msg)
+    if isinstance(value, float) and type(options).__annotations__.get(name) == "int":
+        msg = f"{searcher}: {name} is a whole number, found {value!r}"
         raise SearcherError(msg)
 
 

@@ -48,10 +48,35 @@ SEARCHERS: dict[str, SearcherEntry] = {
         description="artificial bee colony: sources improved by employed bees, onlookers and scouts",
         source="Karaboga 2005; Lin et al., ABCPruner, IJCAI 2020",
     ),
+    "bee_colony_official": SearcherEntry(
+        home="abcsearch.searchers.bee_colony_official:BeeColonyOfficial",
+        description="artificial bee colony with the defects of ABCPruner's published code, for comparison only",
+        source="Lin et al., ABCPruner, IJCAI 2020, published code",
+    ),
+    "evolution": SearcherEntry(
+        home="abcsearch.searchers.evolution:Evolution",
+        description="mutations and crossovers of the best structures found so far",
+        source="Liu et al., MetaPruning, ICCV 2019",
+    ),
+    "greedy": SearcherEntry(
+        home="abcsearch.searchers.greedy:Greedy",
+        description="slimming from the largest structure by the least harmful steps, then local search",
+        source="Yu and Huang, AutoSlim, 2019",
+    ),
+    "nsga2": SearcherEntry(
+        home="abcsearch.searchers.nsga2:NSGA2",
+        description="a whole front of fitness against a cost in one run",
+        source="Deb et al., NSGA-II, IEEE TEC 2002",
+    ),
     "random": SearcherEntry(
         home="abcsearch.searchers.random_search:RandomSearch",
         description="uniform draws repaired into the budget: the baseline",
         source="Li et al., EagleEye, ECCV 2020",
+    ),
+    "regularized_evolution": SearcherEntry(
+        home="abcsearch.searchers.regularized_evolution:RegularizedEvolution",
+        description="tournaments choose parents, one mutation per child, the oldest dies",
+        source="Real et al., AAAI 2019",
     ),
     "response_surface": SearcherEntry(
         home="abcsearch.searchers.response_surface:ResponseSurface",

@@ -7,7 +7,8 @@ from abcsearch.searchers.registry import SEARCHERS, make_searcher
 from abcsearch.testing import SearcherContract, toy_space
 
 
-@pytest.mark.parametrize("name", sorted(SEARCHERS), scope="class")
+# Its defects break one of the tests: see test_bee_colony_official.py.
+@pytest.mark.parametrize("name", sorted(set(SEARCHERS) - {"bee_colony_official"}), scope="class")
 class TestContract(SearcherContract):
     @pytest.fixture(autouse=True)
     def _name(self, name):
