@@ -181,6 +181,14 @@ class Tabular:
         macs, params = int(self._macs[position]), int(self._params[position])
         return Evaluation(fitness=fitness, metrics={"top1": fitness}, macs=macs, params=params)
 
+    def fitness(self, candidates: ArrayLike) -> NDArray[np.float64]:
+        """Returns accuracies in [0, 1]: (n, n_dims) integers to (n,) float64.
+
+        Raises:
+            CandidateError: if a structure is not in the table.
+        """
+        return self._fitness[self._lookup.positions(candidates)]
+
     def optimum(self, constraint: Constraint | None = None) -> float:
         """Returns the best fitness inside a constraint, or of the whole table.
 

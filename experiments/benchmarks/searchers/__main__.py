@@ -13,23 +13,19 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import os
 import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
+from abcsearch.errors import AbcSearchError, ConfigError, DataError, unknown_name
 from experiments.benchmarks.searchers import problems
-from experiments.benchmarks.searchers.play import Job, Played, play
+from experiments.benchmarks.searchers.bench import Plan, benchmark
+from experiments.benchmarks.searchers.report import text, write
 from experiments.benchmarks.searchers.results import Results
-from experiments.benchmarks.searchers.rows import Row, all_rows, code_fingerprint
-from experiments.benchmarks.searchers.tables import MARKS, Summary, summary, task_table
-
-_TUNING_SEED = 1000  # first run seed of --tune
+from experiments.benchmarks.searchers.rows import Row, all_rows
+from experiments.benchmarks.searchers.tables import MARKS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,17 +35,26 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--data", type=Path, default=Path("data"), help="folder with the table")
+    made.add_argument("--data", type=Path, default=Path("data"), help=f"folder with {problems.TABLE}")
     made.add_argument("--searchers", default="*", help="rows, with wildcards, separated by commas; default all")
     made.add_argument("--tasks", default="*", help="tasks, with wildcards, separated by commas; default all")
-    made.add_argument("--seeds", type=int, help="seeds of every task; default 50 on tables, 10 on landscapes")
-    made.add_argument("--evaluations", type=int, default=MARKS[-1])
+    made.add_argument("--seeds", type=positive, help="seeds of every task; default 50 on tables, 10 on landscapes")
+    made.add_argument("--evaluations", type=positive, default=MARKS[-1])
     made.add_argument("--set", action="append", default=[], metavar="option=value", help="for all searchers that run")
     made.add_argument("--tune", action="store_true", help="CIFAR-10 and other landscapes, other seeds")
-    made.add_argument("--again", action="store_true", help="make the runs again that are in the cache")
-    made.add_argument("--cache", type=Path, default=Path("runs/bench-searchers"), help="finished runs")
-    made.add_argument("--workers", type=int, default=2, help="processes")
+    made.add_argument("--again", action="store_true", help="make runs again that are in the cache")
+    made.add_argument("--cache", type=Path, default=Path("runs/bench-searchers"), help="folder of finished runs")
+    made.add_argument("--workers", type=positive, default=2, help="processes")
+    made.add_argument("--write", action="store_true", help="tables and pictures into this benchmark's README as well")
     return made
+
+
+def positive(word: str) -> int:
+    """Returns a whole number of at least 1."""
+    number = int(word)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def chosen(kind: str, patterns: str, known: Iterable[str]) -> list[str]:
@@ -73,8 +78,6 @@ def chosen_rows(patterns: str, settings: list[str]) -> list[Row]:
     """
     known = {row.name: row for row in all_rows()}
     rows = [known[name] for name in chosen("searcher", patterns, known)]
-    if not settings:
-        return rows
     options: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -85,91 +88,51 @@ def chosen_rows(patterns: str, settings: list[str]) -> list[Row]:
             options[name] = json.loads(value)
         except json.JSONDecodeError:  # a word
             options[name] = value
-    label = " ".join(settings)
-    return [
-        Row(name=f"{row.name} {label}", searcher=row.searcher, options=row.options | options, seeds=row.seeds)
-        for row in rows
-    ]
+    return [replace(row, name=" ".join([row.name, *settings]), options=row.options | options) for row in rows]
 
 
-def jobs(row: Row, task: str, arguments: argparse.Namespace) -> list[Job]:
-    """Returns the runs of a row on a task."""
-    count = arguments.seeds or row.seeds[0 if problems.is_table(task) else 1]
-    first = _TUNING_SEED if arguments.tune else 0
-    return [
-        Job(
-            row=row.name,
-            searcher=row.searcher,
-            options=row.options,
-            task=task,
-            seed=seed,
-            evaluations=arguments.evaluations,
-        )
-        for seed in range(first, first + count)
-    ]
+def plan(arguments: argparse.Namespace) -> Plan:
+    """Returns what the arguments ask for.
 
-
-def made_with(job: Job, data: Path) -> str:
-    """Returns what identifies code and problem of a run."""
-    return f"{code_fingerprint(job.searcher):08x}-{problems.fingerprint(job.task, data):08x}"
-
-
-def run_all(wanted: list[Job], results: Results, data: Path, workers: int) -> None:
-    """Makes the runs that are not in the results yet, in some processes, and writes each down as soon as it is done."""
-    open_ = [job for job in wanted if results.get(job, made_with(job, data)) is None]
-    if not open_:
-        return
-    with _pool(workers) as pool:
-        for number, (job, played) in enumerate(zip(open_, _played(pool, open_, data), strict=True), start=1):
-            results.add(job, made_with(job, data), played)
-            if number % max(1, len(open_) // 20) == 0:
-                sys.stderr.write(f"{number}/{len(open_)} runs, {job.row} on {job.task}: {played.seconds:.2f} s\n")
-
-
-def _played(pool: ProcessPoolExecutor, open_: list[Job], data: Path) -> Iterator[Played]:
-    return pool.map(partial(play, data=data), open_)
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    """Returns the processes: started anew, with one thread each."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    Raises:
+        ConfigError: if a name is unknown.
+        DataError: if the table is needed and missing.
+    """
+    final = (*problems.TABLE_TASKS, *problems.LANDSCAPE_TASKS)
+    tasks = chosen("task", arguments.tasks, problems.TUNING_TASKS if arguments.tune else final)
+    table = arguments.data / problems.TABLE
+    if any(map(problems.is_table, tasks)) and not table.is_file():
+        msg = f"{table} is missing; DATA names the folder that holds it: make bench-searchers DATA=folder, or --data"
+        raise DataError(msg)
+    return Plan(
+        rows=chosen_rows(arguments.searchers, arguments.set),
+        tasks=tasks,
+        data=arguments.data,
+        evaluations=arguments.evaluations,
+        seeds=arguments.seeds,
+        tune=arguments.tune,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs what is missing and prints the tables; returns the exit status."""
-    arguments = parser().parse_args(argv)
+    made = parser()
+    arguments = made.parse_args(argv)
+    if arguments.tune and arguments.write:
+        made.error("--write is for the final table; leave --tune out")
     try:
-        tasks = problems.TUNING_TASKS if arguments.tune else (*problems.TABLE_TASKS, *problems.LANDSCAPE_TASKS)
-        tasks = chosen("task", arguments.tasks, tasks)
-        rows = chosen_rows(arguments.searchers, arguments.set)
-        if any(map(problems.is_table, tasks)) and not (arguments.data / problems.TABLE).is_file():
-            msg = f"{arguments.data / problems.TABLE} is missing; --data names the folder that holds it"
-            raise ConfigError(msg)
-        benchmark(rows, tasks, arguments)
+        wanted = plan(arguments)
+        results = Results(arguments.cache)
+        if arguments.again:
+            results.forget(row.name for row in wanted.rows)
+        found = benchmark(wanted, results, arguments.workers)
     except AbcSearchError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    if arguments.write:
+        write(Path(__file__).parent, found, arguments.evaluations)
+    sys.stdout.write(text(found, arguments.evaluations) + "\n")
     return 0
-
-
-def benchmark(rows: list[Row], tasks: list[str], arguments: argparse.Namespace) -> None:
-    """Makes all runs and prints one table per task."""
-    results = Results(arguments.cache)
-    if arguments.again:
-        results.forget(row.name for row in rows)
-    wanted = {(row.name, task): jobs(row, task, arguments) for row in rows for task in tasks}
-    run_all([job for group in wanted.values() for job in group], results, arguments.data, arguments.workers)
-    marks = tuple(n for n in MARKS if n <= arguments.evaluations) or (arguments.evaluations,)
-    for task in tasks:
-        found: dict[str, Summary] = {}
-        optimum = problems.problem(task, arguments.data).optimum
-        if optimum is None:
-            optimum = problems.climb(task, arguments.data)
-        for row in rows:
-            runs = [results.get(job, made_with(job, arguments.data)) for job in wanted[row.name, task]]
-            found[row.name] = summary([run for run in runs if run is not None], optimum, marks)
-        sys.stdout.write(f"\n{task}: optimum {100 * optimum:.2f} %\n\n{task_table(found, arguments.evaluations)}\n")
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class Landscape:
         """Returns the number of parameters: (n, n_dims) to (n,) int64."""
         return self._products(candidates) @ self._params_factor
 
-    def truth(self, candidates: ArrayLike) -> NDArray[np.float64]:
+    def truths(self, candidates: ArrayLike) -> NDArray[np.float64]:
         """Returns accuracies without noise: (n, n_dims) to (n,) float64 in [0.1, 0.94]."""
         rows = self._columns(candidates)
         ratios = rows / self._full
@@ -156,6 +156,6 @@ class Landscape:
     def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
         """Returns accuracy with noise as fitness and as metric top1."""
         noise = numpy_stream(seed, "noise", zlib.crc32(np.array(candidate, dtype=np.int64).tobytes())).normal()
-        fitness = float(np.clip(self.truth([candidate])[0] + NOISE * noise, 0, 1))
+        fitness = float(np.clip(self.truths([candidate])[0] + NOISE * noise, 0, 1))
         macs, params = int(self.macs([candidate])[0]), int(self.params([candidate])[0])
         return Evaluation(fitness=fitness, metrics={"top1": fitness}, macs=macs, params=params)

@@ -79,7 +79,7 @@ def play(job: Job, data: Path) -> Played:
             charged += 1
             if trial.fitness > best and charged <= job.evaluations:
                 best = trial.fitness
-                steps.append((charged, task.truth(candidate)))
+                steps.append((charged, float(task.truths([candidate])[0])))
         if not trials:  # everything inside the budget is known
             break
         searcher.tell(trials)

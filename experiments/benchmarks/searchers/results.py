@@ -1,4 +1,4 @@
-"""Finished runs on disk: one JSON line each, one file per row of the table, so that a benchmark goes on where it was cut."""
+"""Finished runs on disk: a JSON line each, a file per row of the table, so that a benchmark that was cut goes on."""
 
 from __future__ import annotations
 

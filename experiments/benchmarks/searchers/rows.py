@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import zlib
@@ -46,6 +47,7 @@ def all_rows() -> list[Row]:
     ]
 
 
+@functools.cache
 def code_fingerprint(searcher: str) -> int:
     """Returns a number that changes with the code of a searcher: its classes, what they use of it, budgets, spaces."""
     waiting = {
@@ -55,7 +57,12 @@ def code_fingerprint(searcher: str) -> int:
     while waiting:
         name = waiting.pop()
         modules.add(name)
-        used = {getattr(value, "__module__", None) or "" for value in vars(sys.modules[name]).values()}
+        used = {_home(value) for value in vars(sys.modules[name]).values()}
         waiting |= {other for other in used if other.startswith("abcsearch.searchers.")} - modules
     sources = [Path(inspect.getfile(sys.modules[name])).read_bytes() for name in sorted(modules)]
     return zlib.crc32(b"".join(sources))
+
+
+def _home(value: object) -> str:
+    """Returns the module that something is defined in, or is; "" where it does not tell."""
+    return value.__name__ if inspect.ismodule(value) else str(getattr(value, "__module__", ""))

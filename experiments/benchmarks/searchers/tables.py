@@ -83,3 +83,21 @@ def task_table(found: dict[str, Summary], evaluations: int) -> str:
         for name, one in found.items()
     ]
     return markdown(head, rows)
+
+
+def overview(tasks: list[dict[str, Summary]]) -> str:
+    """Returns the table over several tasks, best first: mean regrets at the marks, on how many the optimum is found.
+
+    Args:
+        tasks: of every task, the summaries by searcher; the same searchers on all.
+    """
+    marks = [*next(iter(tasks[0].values())).regret]
+    found: list[tuple[list[float], list[str]]] = []
+    for name in tasks[0]:
+        ones = [task[name] for task in tasks]
+        regrets = [statistics.fmean(one.regret[n] for one in ones) for n in marks]
+        solved = sum(math.isfinite(one.needed) for one in ones)
+        seeds = min(one.seeds for one in ones)
+        found.append((regrets[::-1], [name, str(seeds), *(f"{r:.2f}" for r in regrets), f"{solved} of {len(ones)}"]))
+    head = ["searcher", "seeds", *(f"after {n}" for n in marks), f"tasks within {NEAR}"]
+    return markdown(head, [cells for _, cells in sorted(found)])
