@@ -1,0 +1,82 @@
+"""The tables and pictures of this benchmark, and where in its README they go."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+from experiments.benchmarks.searchers import problems
+from experiments.benchmarks.searchers.bench import Found
+from experiments.benchmarks.searchers.plots import draw
+from experiments.benchmarks.searchers.tables import MARKS, Summary, overview, summary, task_table
+
+BEGIN, END = "<!-- tables begin: made by make bench-searchers -->", "<!-- tables end -->"
+TITLES = {
+    "tables": "NATS-Bench, size search space",
+    "landscapes": "Landscapes",
+}
+
+
+def text(found: list[Found], evaluations: int) -> str:
+    """Returns the whole report in Markdown: for tables and for landscapes an overview, then every task."""
+    marks = tuple(n for n in MARKS if n <= evaluations) or (evaluations,)
+    parts = [machine()]
+    for kind, group in _kinds(found).items():
+        summaries = {
+            one.task: {row: summary(runs, one.optimum, marks) for row, runs in one.runs.items()} for one in group
+        }
+        parts.append(f"### {TITLES[kind]}")
+        if len(group) > 1:
+            parts.append(f"Means over the {len(group)} tasks of the median regrets, in points:")
+            parts.append(overview(list(summaries.values())))
+        parts += [_task(one, summaries[one.task], evaluations) for one in group]
+    return "\n\n".join(parts)
+
+
+def write(folder: Path, found: list[Found], evaluations: int) -> None:
+    """Draws the pictures, and puts the report between the marks in the README of a folder; the rest of it stays.
+
+    Raises:
+        ValueError: if the README has no marks.
+    """
+    readme = folder / "README.md"
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        msg = f"{readme} has no marks {BEGIN} and {END}"
+        raise ValueError(msg)
+    pictures: list[str] = []
+    for kind, group in _kinds(found).items():
+        draw(group, evaluations, folder / f"{kind}.png")
+        pictures.append(f"![{TITLES[kind]}: median regret against evaluations]({kind}.png)")
+    content = "\n\n".join([begin, *pictures, text(found, evaluations), end])
+    readme.write_text(before + content + after, encoding="utf-8")
+
+
+def machine() -> str:
+    """Returns what times, and where searchers use them also numbers, depend on."""
+    versions: list[str] = []
+    for package in ("numpy", "torch", "optuna"):
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cores = f"{os.cpu_count()} CPU cores ({platform.machine()}), one thread per process"
+    return f"{cores}; Python {platform.python_version()}, {', '.join(versions)}."
+
+
+def _kinds(found: list[Found]) -> dict[str, list[Found]]:
+    """Returns the tasks on tables and those on landscapes."""
+    groups = {
+        "tables": [one for one in found if problems.is_table(one.task)],
+        "landscapes": [one for one in found if not problems.is_table(one.task)],
+    }
+    return {kind: group for kind, group in groups.items() if group}
+
+
+def _task(one: Found, summaries: dict[str, Summary], evaluations: int) -> str:
+    """Returns title and table of a task."""
+    what = "optimum" if problems.is_table(one.task) else "best known"
+    return f"**{one.task}**, {what} {100 * one.optimum:.2f} %\n\n{task_table(summaries, evaluations)}"
