@@ -100,13 +100,14 @@ class Surface:
         parts = _Parts(columns, targets, self.quadratic.kinds)
         prior = self.quadratic.prior()
 
-        def loss(log_variances: Floats) -> float:
-            return parts.loss(log_variances) + float((((log_variances - prior) / _SPREAD) ** 2).sum()) / 2
+        def loss(log_variances: Floats) -> tuple[float, Floats]:
+            likelihood, slope = parts.loss(log_variances)
+            away = (log_variances - prior) / _SPREAD
+            return likelihood + float(away @ away) / 2, slope + away / _SPREAD
 
         bounds = [(value - 4 * _SPREAD, value + 4 * _SPREAD) for value in prior]
-        found = optimize.minimize(
-            loss, self.log_variances, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS}
-        )
+        options = {"maxiter": _STEPS}
+        found = optimize.minimize(loss, self.log_variances, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         self.log_variances, self.evidence = np.array(found.x), -float(found.fun)
 
     def condition(self, indices: Ints, fitness: Floats) -> None:
@@ -157,17 +158,34 @@ class _Parts:
             own = [columns[:, 1:][:, kinds == kind] for kind in range(_NOISE)]
             self._kernels = np.stack([part @ part.T for part in own])
 
-    def loss(self, log_variances: Floats) -> float:
-        """Returns the negative log marginal likelihood, up to a constant that depends on the targets alone."""
-        noise, n = np.exp(log_variances[_NOISE]), len(self._targets)
-        if self._few:
-            spread = _spread(log_variances, self._kinds)
-            factor = np.linalg.cholesky(self._gram / noise + np.diag(1 / spread))
-            explained = solve_triangular(factor, self._seen / noise, lower=True)
-            fit = self._targets @ self._targets / noise - explained @ explained
-            return float(fit + 2 * np.log(np.diag(factor)).sum() + np.log(spread).sum() + n * np.log(noise)) / 2
-        covariance = np.tensordot(np.exp(log_variances[:_NOISE]), self._kernels, axes=1)
-        covariance += _CONSTANT_VARIANCE + noise * np.eye(n)
+    def loss(self, log_variances: Floats) -> tuple[float, Floats]:
+        """Returns the negative log marginal likelihood, up to a constant, and its slope, (8,)."""
+        return self._from_columns(log_variances) if self._few else self._from_trials(log_variances)
+
+    def _from_columns(self, log_variances: Floats) -> tuple[float, Floats]:
+        """The loss by way of the coefficients' precision, (n_columns, n_columns)."""
+        noise, n = float(np.exp(log_variances[_NOISE])), len(self._targets)
+        spread = _spread(log_variances, self._kinds)
+        factor = np.linalg.cholesky(self._gram / noise + np.diag(1 / spread))
+        covariance = cho_solve((factor, True), np.eye(len(factor)))
+        mean = covariance @ self._seen / noise
+        squares = self._targets @ self._targets
+        fit = (squares - mean @ self._seen) / noise
+        value = fit + 2 * np.log(np.diag(factor)).sum() + np.log(spread).sum() + n * np.log(noise)
+        own = 1 - (np.diag(covariance) + mean**2) / spread
+        left = squares - 2 * mean @ self._seen + mean @ self._gram @ mean + (covariance * self._gram).sum()
+        slope = np.append(np.bincount(self._kinds, weights=own[1:], minlength=_NOISE), n - left / noise)
+        return float(value) / 2, slope / 2
+
+    def _from_trials(self, log_variances: Floats) -> tuple[float, Floats]:
+        """The loss by way of the trials' covariance, (n, n)."""
+        variances, noise = np.exp(log_variances[:_NOISE]), float(np.exp(log_variances[_NOISE]))
+        covariance = np.tensordot(variances, self._kernels, axes=1)
+        covariance += _CONSTANT_VARIANCE + noise * np.eye(len(covariance))
         factor = np.linalg.cholesky(covariance)
-        rest = solve_triangular(factor, self._targets, lower=True)
-        return float(rest @ rest + 2 * np.log(np.diag(factor)).sum()) / 2
+        precision = cho_solve((factor, True), np.eye(len(factor)))
+        rest = precision @ self._targets
+        value = self._targets @ rest + 2 * np.log(np.diag(factor)).sum()
+        gap = precision - np.outer(rest, rest)
+        slope = np.append(variances * np.tensordot(self._kernels, gap, axes=2), noise * np.trace(gap))
+        return float(value) / 2, slope / 2

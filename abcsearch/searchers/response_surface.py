@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from abcsearch.searchers.base import ENUMERABLE, Searcher, check_range
+from abcsearch.searchers.base import Searcher, check_range
 from abcsearch.searchers.quadratic import Quadratic, Surface
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _POWERS = (0.0, 0.5, 1.0)  # of the width scale: log, square root, linear
 _GROWTH = 1.25  # variances are estimated anew when there are this many times more trials
 _WORST = 4.0  # fitness further below the best than this many times the median's distance counts as no worse
+_NUMBERS = 2**22  # columns of all structures of a space are kept if they are at most so many numbers
 _GENERATIONS, _CHILDREN, _KEPT = 30, 150, 12  # of the evolution on the surface
 
 
@@ -83,17 +84,19 @@ class ResponseSurface(Searcher):
     options: ResponseSurfaceOptions
 
     def _begin(self) -> None:
-        self._told: list[Candidate] = []
+        self._told: list[Ints] = []  # choice positions
         self._fitness: list[float] = []
         self._estimated = 0  # trials that the variances were last estimated from
         self._surfaces = [Surface(quadratic, quadratic.prior()) for quadratic in self._quadratics()]
-        self._inside: Ints | None = None  # all structures in the budget, where they can be listed
+        self._inside: Ints | None = None  # all structures inside the budget, where they can be listed,
+        self._numbers: Ints | None = None  # their numbers in the order of the whole space,
+        self._columns: dict[Quadratic, Floats] = {}  # and their columns
 
     def _quadratics(self) -> list[Quadratic]:
         return [Quadratic(self.space, power) for power in _POWERS]
 
     def _learn(self, batch: list[Trial]) -> None:
-        self._told += [trial.candidate for trial in batch]
+        self._told += [self.space.indices(trial.candidate) for trial in batch]
         self._fitness += [trial.fitness for trial in batch]
 
     def _propose(self) -> list[Candidate]:
@@ -126,7 +129,7 @@ class ResponseSurface(Searcher):
 
     def _maximisers(self, fitness: Floats) -> Iterator[Iterator[Candidate | None]]:
         """Yields, for every proposal of a batch, structures inside the budget, the best of a surface first."""
-        told = np.array([self.space.indices(candidate) for candidate in self._told])
+        told = np.stack(self._told)
         if len(told) >= _GROWTH * self._estimated:
             self._estimated = len(told)
             for surface in self._surfaces:
@@ -142,23 +145,37 @@ class ResponseSurface(Searcher):
             for index, draw in zip(chosen, drawn, strict=True)
         ]
         score = _Scores([(self._surfaces[i].quadratic, w) for i, w in zip(chosen, weights, strict=True)])
-        rows = self._listed() if self.space.size <= ENUMERABLE else self._evolved(score, told)
-        for scores in score(rows):
-            best = np.argsort(-scores, kind="stable")
-            yield (self.space.at(rows[i]) for i in best)
+        rows, scores = self._listed(score) if self._listable() else self._evolved(score, told)
+        # One proposal may take the best of another, so each needs as many as there are proposals.
+        count = min(self.options.batch, len(rows))
+        for own in scores:
+            best = np.argpartition(-own, count - 1)[:count] if count else np.zeros(0, dtype=np.int64)
+            best = best[np.lexsort((best, -own[best]))]
+            yield (self.space.at(rows[i]) for i in best if np.isfinite(own[i]))
 
-    def _listed(self) -> Ints:
-        """Returns the choice positions of all structures inside the budget that are new, (n, n_dims)."""
+    def _listable(self) -> bool:
+        """Returns whether all structures and their columns fit into memory."""
+        return self.space.size * (len(self._surfaces[0].quadratic.kinds) + 1) <= _NUMBERS
+
+    def _listed(self, score: _Scores) -> tuple[Ints, Floats]:
+        """Returns choice positions of all structures inside the budget, (n, n_dims), and their scores, (batch, n).
+
+        What has been proposed already scores minus infinity.
+        """
+        shape = tuple((self.space.last_indices + 1).tolist())
         if self._inside is None:
-            every = np.array(list(itertools.product(*(range(n + 1) for n in self.space.last_indices.tolist()))))
-            self._inside = every[self.constraint.violation(self.space.values(every)) == 0]
-        shape = self.space.last_indices + 1
+            every = np.stack(np.unravel_index(np.arange(self.space.size), shape), axis=1).astype(np.int64)
+            inside = np.flatnonzero(self.constraint.violation(self.space.values(every)) == 0)
+            self._inside, self._numbers = every[inside], inside
+            self._columns = {s.quadratic: s.quadratic.columns(self._inside) for s in self._surfaces}
+        scores = score.of(self._columns)
         known = np.array([self.space.indices(candidate) for candidate in self._known])
-        number = np.ravel_multi_index(tuple(self._inside.T), tuple(shape))
-        return self._inside[~np.isin(number, np.ravel_multi_index(tuple(known.T), tuple(shape)))]
+        place = np.searchsorted(self._numbers, np.ravel_multi_index(tuple(known.T), shape))
+        scores[:, place] = -np.inf
+        return self._inside, scores
 
-    def _evolved(self, score: _Scores, told: Ints) -> Ints:
-        """Returns choice positions of an evolution that maximises all scores of a batch at once, (n, n_dims)."""
+    def _evolved(self, score: _Scores, told: Ints) -> tuple[Ints, Floats]:
+        """Returns the same as `_listed` for the survivors of an evolution that maximises all scores at once."""
         own = score(told)
         start = np.unique(np.argsort(-own, axis=1)[:, :_KEPT])
         fresh = [self.space.indices(self._random()) for _ in range(4)]
@@ -171,7 +188,8 @@ class ResponseSurface(Searcher):
             scores = np.concatenate([scores, score(children)], axis=1)[:, first]
             kept = np.unique(np.argsort(-scores, axis=1, kind="stable")[:, :_KEPT])
             rows, scores = rows[kept], scores[:, kept]
-        return rows[[self.space.at(row) not in self._known for row in rows]]
+        scores[:, [self.space.at(row) in self._known for row in rows]] = -np.inf
+        return rows, scores
 
     def _children(self, rows: Ints) -> Ints:
         """Returns crossovers and small changes of structures, all as choice positions, (n, n_dims)."""
@@ -191,7 +209,7 @@ class ResponseSurface(Searcher):
 
     def _state(self) -> dict[str, Any]:
         return {
-            "told": self._rows(self._told),
+            "told": np.array(self._told, dtype=np.int64).reshape(-1, len(self.space)),
             "fitness": np.array(self._fitness, dtype=np.float64),
             "estimated": self._estimated,
             "log_variances": np.stack([surface.log_variances for surface in self._surfaces]),
@@ -199,7 +217,7 @@ class ResponseSurface(Searcher):
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self._told = self._candidates(state["told"])
+        self._told = list(state["told"].copy())
         self._fitness = state["fitness"].tolist()
         self._estimated = int(state["estimated"])
         self._surfaces = [
@@ -219,5 +237,8 @@ class _Scores:
 
     def __call__(self, indices: Ints) -> Floats:
         """Returns the score of every structure for every proposal: (n, n_dims) to (batch, n)."""
-        columns = {quadratic: quadratic.columns(indices) for quadratic, _ in self._members}
+        return self.of({quadratic: quadratic.columns(indices) for quadratic in {own for own, _ in self._members}})
+
+    def of(self, columns: dict[Quadratic, Floats]) -> Floats:
+        """Returns the same from columns, (n, n_columns) per quadratic."""
         return np.stack([columns[quadratic] @ weights for quadratic, weights in self._members])
