@@ -11,7 +11,7 @@ import abcsearch
 
 FIXED = (
     *("Candidate", "Dimension", "SearchSpace", "trace_channels", "rank_channels", "slice_model", "Budget", "Trial"),
-    *("Evaluation", "Searcher", "BeeColony", "RandomSearch", "make_searcher", "AdaptiveBN", "search", "resume"),
+    *("Evaluation", "Searcher", "BeeColony", "DDPG", "RandomSearch", "make_searcher", "AdaptiveBN", "search", "resume"),
     *("SearchResult", "finetune", "export", "load", "AbcSearchError"),
 )
 

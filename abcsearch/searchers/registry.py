@@ -48,6 +48,11 @@ SEARCHERS: dict[str, SearcherEntry] = {
         description="artificial bee colony: sources improved by employed bees, onlookers and scouts",
         source="Karaboga 2005; Lin et al., ABCPruner, IJCAI 2020",
     ),
+    "ddpg": SearcherEntry(
+        home="abcsearch.searchers.ddpg:DDPG",
+        description="AMC's agent: sets layer after layer, learns from the reward at the end",
+        source="Lillicrap et al. 2015; He et al., AMC, ECCV 2018",
+    ),
     "random": SearcherEntry(
         home="abcsearch.searchers.random_search:RandomSearch",
         description="uniform draws repaired into the budget: the baseline",

@@ -1,0 +1,184 @@
+# pyright: basic
+# torch's types are partial.
+"""Actor and critic of deep deterministic policy gradient."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+from abcsearch.rng import torch_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from abcsearch.searchers.ddpg import DDPGOptions
+
+_LAST = 3e-3  # range of the last layer's first weights (Lillicrap 2015, section 7): the first actions are near 0.5
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Runs a block with gradients and one torch thread, whatever the caller has set, and puts the threads back.
+
+    Sums over several threads may differ in the last bit, and networks this small gain nothing from them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Network:
+    """Two hidden layers with ReLU and one output, its slowly following target, and Adam.
+
+    Attributes:
+        weights: weight and bias of every layer.
+        target: likewise.
+        optimizer: Adam on the weights.
+    """
+
+    def __init__(self, n_inputs: int, hidden: int, learning_rate: float, generator: torch.Generator) -> None:
+        self.weights: list[torch.Tensor] = []
+        for n_in, n_out in ((n_inputs, hidden), (hidden, hidden), (hidden, 1)):
+            limit = n_in**-0.5 if n_out > 1 else _LAST
+            for shape in ((n_out, n_in), (n_out,)):
+                drawn = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+                self.weights.append(((2 * drawn - 1) * limit).requires_grad_())
+        self.target = [w.detach().clone() for w in self.weights]
+        self.optimizer = torch.optim.Adam(self.weights, learning_rate, fused=True)
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Takes one step of Adam against the gradient of a loss."""
+        for weight, gradient in zip(self.weights, torch.autograd.grad(loss, self.weights), strict=True):
+            weight.grad = gradient
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def follow(self, tau: float) -> None:
+        """Moves the target by a share tau towards the weights."""
+        for target, weight in zip(self.target, self.weights, strict=True):
+            target.lerp_(weight, tau)
+
+    def state(self) -> dict[str, Any]:
+        """Returns all numbers: lists of float32 arrays, and the number of steps."""
+        moments = [self.optimizer.state.get(w, {}) for w in self.weights]
+        return {
+            "weights": [w.detach().numpy().copy() for w in self.weights],
+            "target": [t.numpy().copy() for t in self.target],
+            "steps": int(moments[0]["step"]) if moments[0] else 0,
+            **{
+                key: [(m[key] if m else torch.zeros_like(w)).numpy().copy() for m, w in zip(moments, self.weights)]
+                for key in ("exp_avg", "exp_avg_sq")
+            },
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Sets all numbers; raises ValueError for arrays of other shapes."""
+        shapes = [w.shape for w in self.weights]
+        read = {key: _tensors(state[key], shapes) for key in ("weights", "target", "exp_avg", "exp_avg_sq")}
+        for own, key in ((self.weights, "weights"), (self.target, "target")):
+            for mine, given in zip(own, read[key], strict=True):
+                mine.data.copy_(given)
+        for w, mean, square in zip(self.weights, read["exp_avg"], read["exp_avg_sq"], strict=True):
+            step = torch.tensor(float(state["steps"]), dtype=torch.float32)
+            self.optimizer.state[w] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+
+
+def _tensors(arrays: Sequence[NDArray[np.float32]], shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
+    """Returns copies of arrays as tensors; raises ValueError if one has another shape."""
+    for array, shape in zip(arrays, shapes, strict=True):
+        if tuple(array.shape) != tuple(shape):
+            msg = f"expected an array of shape {tuple(shape)}, found {array.shape}"
+            raise ValueError(msg)
+    return [torch.from_numpy(np.array(array, dtype=np.float32)) for array in arrays]
+
+
+def _run(weights: Sequence[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    """Returns the outputs of a network: (n, n_inputs) to (n, 1)."""
+    for weight, bias in zip(weights[0:4:2], weights[1:4:2], strict=True):
+        inputs = F.relu(F.linear(inputs, weight, bias))
+    return F.linear(inputs, weights[4], weights[5])
+
+
+class Agent:
+    """An actor that maps states to actions and a critic that tells what they are worth."""
+
+    def __init__(self, n_features: int, options: DDPGOptions, seed: int) -> None:
+        """Draws the first weights; torch's global generator is not touched.
+
+        Args:
+            n_features: length of a state.
+            options: learning rates, discount, tau and the size of the networks.
+            seed: the run's seed.
+        """
+        self.options = options
+        generator = torch_stream(seed, "ddpg")
+        with _undisturbed():
+            self.actor = _Network(n_features, options.hidden, options.actor_lr, generator)
+            self.critic = _Network(n_features + 1, options.hidden, options.critic_lr, generator)
+
+    def act(self, states: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Returns the actions that seem best: (n, n_features) float32 to (n,) float64 in [0, 1]."""
+        with _undisturbed(), torch.no_grad():
+            return self._policy(self.actor.weights, torch.from_numpy(states))[:, 0].numpy().astype(np.float64)
+
+    def learn(
+        self,
+        states: NDArray[np.float32],
+        actions: NDArray[np.float32],
+        rewards: NDArray[np.float32],
+        following: NDArray[np.float32],
+        last: NDArray[np.bool_],
+    ) -> None:
+        """Takes one update after another.
+
+        Args:
+            states: (n_updates, batch, n_features) float32.
+            actions: (n_updates, batch) float32 in [0, 1].
+            rewards: (n_updates, batch) float32, less the baseline.
+            following: (n_updates, batch, n_features) float32, the next states; without meaning at the last dimension.
+            last: (n_updates, batch) bool, whether no state follows.
+        """
+        going = torch.from_numpy(self.options.discount * ~last).float()[..., None]
+        given = [torch.from_numpy(x) for x in (states, actions[..., None], rewards[..., None], following)]
+        with _undisturbed():
+            for batch in zip(*given, going, strict=True):
+                self._update(*batch)
+
+    def _update(self, state: torch.Tensor, action: torch.Tensor, reward: torch.Tensor, *after: torch.Tensor) -> None:
+        """Takes one step of the critic towards its targets, and one of the actor up the critic's slope."""
+        following, going = after
+        with torch.no_grad():
+            best = self._policy(self.actor.target, following)
+            wanted = reward + going * self._value(self.critic.target, following, best)
+        self.critic.step(F.mse_loss(self._value(self.critic.weights, state, action), wanted))
+        self.actor.step(-self._value(self.critic.weights, state, self._policy(self.actor.weights, state)).mean())
+        for network in (self.actor, self.critic):
+            network.follow(self.options.tau)
+
+    def _policy(self, weights: Sequence[torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+        """Returns actions: (n, n_features) to (n, 1) in [0, 1]."""
+        return torch.sigmoid(_run(weights, states))
+
+    def _value(self, weights: Sequence[torch.Tensor], states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Returns what actions are worth: (n, n_features) and (n, 1) to (n, 1)."""
+        return _run(weights, torch.cat([states, actions], dim=1))
+
+    def state(self) -> dict[str, Any]:
+        """Returns all numbers of both networks."""
+        return {"actor": self.actor.state(), "critic": self.critic.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restores what `state` returned; raises KeyError, TypeError or ValueError where that is damaged."""
+        self.actor.load_state(state["actor"])
+        self.critic.load_state(state["critic"])
