@@ -12,7 +12,7 @@ from scipy.special import ndtr, ndtri
 from abcsearch.budget import FILL
 from abcsearch.errors import SearcherError, unknown_name
 from abcsearch.searchers.base import Searcher, check_range
-from abcsearch.searchers.ddpg_environment import Environment
+from abcsearch.searchers.ddpg_environment import Environment, Transitions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +111,9 @@ class DDPG(Searcher):
         - Actions are bounded from below as well, so that an episode spends at least `fill` of an upper bound, or
           reaches the lower end of a band: a random policy under a bound of 0.5 averages 0.30. `fill=0` is the paper's.
         - Costs are exact, with the coupling of layers; the paper takes what earlier layers remove for granted.
+        - The critic is asked only about actions within the bounds, and the actor not pushed beyond them. In the paper the
+          clipped action is replayed, but the critic's slope is taken at the one that was not clipped, of which nothing
+          is known: the actor ends at 0 or 1 everywhere.
         - Actions are choices of the space, the nearest ones; residual streams and whole blocks are actions as well.
         - The state tells widths from blocks, and the costs in it are shares of the unpruned network's.
         - Several episodes are rolled out with the same actor, and learning follows when all of them are evaluated.
@@ -146,7 +149,7 @@ class DDPG(Searcher):
         self._lowest = math.inf  # reward
         # The replay, oldest episode first.
         self._states = np.zeros((0, n_dims, n_features), dtype=np.float32)
-        self._actions = np.zeros((0, n_dims), dtype=np.float32)
+        self._actions = np.zeros((0, n_dims, 3), dtype=np.float32)  # taken, lowest, highest
         self._rewards = np.zeros(0, dtype=np.float32)
 
     def _propose(self) -> list[Candidate]:
@@ -197,10 +200,10 @@ class DDPG(Searcher):
             old = reward if self._baseline is None else self._baseline
             self._baseline = self.options.baseline_decay * old + (1 - self.options.baseline_decay) * reward
         rows = self._rows([trial.candidate for trial in batch])
-        states = np.stack([self._environment.states(rows, i) for i in range(len(self.space))], axis=1)
+        states, actions = self._environment.episodes(rows)
         keep = slice(-self.options.replay, None)
         self._states = np.concatenate([self._states, states])[keep]
-        self._actions = np.concatenate([self._actions, self._environment.actions(rows).astype(np.float32)])[keep]
+        self._actions = np.concatenate([self._actions, actions])[keep]
         self._rewards = np.concatenate([self._rewards, known.astype(np.float32)])[keep]
         self._update(learning * min(self.options.updates_per_episode, len(self.space)))
 
@@ -219,13 +222,17 @@ class DDPG(Searcher):
             return
         n, n_dims, _ = self._states.shape
         episode, i = divmod(self.rng.integers(n * n_dims, size=(n_updates, self.options.batch_size)), n_dims)
-        last = i == n_dims - 1
+        following = np.minimum(i + 1, n_dims - 1)
         self._agent.learn(
-            self._states[episode, i],
-            self._actions[episode, i],
-            self._rewards[episode] - np.float32(self._baseline or 0.0),
-            self._states[episode, np.where(last, 0, i + 1)],
-            last,
+            Transitions(
+                self._states[episode, i],
+                *np.split(self._actions[episode, i], 3, axis=2),
+                rewards=(self._rewards[episode] - (self._baseline or 0.0))[..., None],
+                discounts=np.where(i < n_dims - 1, self.options.discount, 0.0)[..., None],
+                next_states=self._states[episode, following],
+                next_low=self._actions[episode, following, 1:2],
+                next_high=self._actions[episode, following, 2:],
+            )
         )
 
     def _state(self) -> dict[str, Any]:
@@ -245,7 +252,7 @@ class DDPG(Searcher):
         self._baseline = None if state["baseline"] is None else float(state["baseline"])
         self._lowest = math.inf if state["lowest"] is None else float(state["lowest"])
         self._states = state["states"].reshape(-1, len(self.space), self._environment.n_features)
-        self._actions = state["actions"].reshape(-1, len(self.space))
+        self._actions = state["actions"].reshape(-1, len(self.space), 3)
         self._rewards = state["rewards"].reshape(-1)
 
 

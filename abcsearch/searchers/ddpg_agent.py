@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from abcsearch.rng import torch_stream
+from abcsearch.searchers.ddpg_environment import Transitions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from abcsearch.searchers.ddpg import DDPGOptions
 
 _LAST = 3e-3  # range of the last layer's first weights (Lillicrap 2015, section 7): the first actions are near 0.5
+
+_NOTHING = 1e-25  # of a moment, next to Adam's epsilon of 1e-8
 
 
 @contextlib.contextmanager
@@ -68,6 +71,16 @@ class _Network:
         """Moves the target by a share tau towards the weights."""
         for target, weight in zip(self.target, self.weights, strict=True):
             target.lerp_(weight, tau)
+
+    @torch.no_grad()
+    def tidy(self) -> None:
+        """Sets moments to zero that are too small to matter.
+
+        Those of units that no longer respond decay to denormal numbers, with which a step takes many times as long.
+        """
+        for moments in self.optimizer.state.values():
+            for key in ("exp_avg", "exp_avg_sq"):
+                moments[key].masked_fill_(moments[key].abs() < _NOTHING, 0)
 
     def state(self) -> dict[str, Any]:
         """Returns all numbers: lists of float32 arrays, and the number of steps."""
@@ -132,37 +145,31 @@ class Agent:
         with _undisturbed(), torch.no_grad():
             return self._policy(self.actor.weights, torch.from_numpy(states))[:, 0].numpy().astype(np.float64)
 
-    def learn(
-        self,
-        states: NDArray[np.float32],
-        actions: NDArray[np.float32],
-        rewards: NDArray[np.float32],
-        following: NDArray[np.float32],
-        last: NDArray[np.bool_],
-    ) -> None:
-        """Takes one update after another.
-
-        Args:
-            states: (n_updates, batch, n_features) float32.
-            actions: (n_updates, batch) float32 in [0, 1].
-            rewards: (n_updates, batch) float32, less the baseline.
-            following: (n_updates, batch, n_features) float32, the next states; without meaning at the last dimension.
-            last: (n_updates, batch) bool, whether no state follows.
-        """
-        going = torch.from_numpy(self.options.discount * ~last).float()[..., None]
-        given = [torch.from_numpy(x) for x in (states, actions[..., None], rewards[..., None], following)]
+    def learn(self, batches: Transitions) -> None:
+        """Takes one update after another, as many as there are batches: every array is (n_updates, batch, ...)."""
+        tensors = [torch.from_numpy(np.asarray(field, dtype=np.float32)) for field in batches]
         with _undisturbed():
-            for batch in zip(*given, going, strict=True):
-                self._update(*batch)
+            for batch in zip(*tensors, strict=True):
+                self._update(Transitions(*batch))
+            for network in (self.actor, self.critic):
+                network.tidy()
 
-    def _update(self, state: torch.Tensor, action: torch.Tensor, reward: torch.Tensor, *after: torch.Tensor) -> None:
-        """Takes one step of the critic towards its targets, and one of the actor up the critic's slope."""
-        following, going = after
+    def _update(self, batch: Transitions) -> None:
+        """Takes one step of the critic towards its targets, and one of the actor up the critic's slope.
+
+        The critic is only asked about actions that can be taken, and the actor not pushed beyond them: nothing that was
+        seen says what an action out of bounds is worth, and the slope there drives the actor into saturation.
+        """
         with torch.no_grad():
-            best = self._policy(self.actor.target, following)
-            wanted = reward + going * self._value(self.critic.target, following, best)
-        self.critic.step(F.mse_loss(self._value(self.critic.weights, state, action), wanted))
-        self.actor.step(-self._value(self.critic.weights, state, self._policy(self.actor.weights, state)).mean())
+            best = self._policy(self.actor.target, batch.next_states).clamp(batch.next_low, batch.next_high)
+            following = self._value(self.critic.target, batch.next_states, best)
+            wanted = batch.rewards + batch.discounts * following
+        self.critic.step(F.mse_loss(self._value(self.critic.weights, batch.states, batch.actions), wanted))
+        actions = self._policy(self.actor.weights, batch.states)
+        possible = actions.detach().clamp(batch.low, batch.high).requires_grad_()
+        (slope,) = torch.autograd.grad(self._value(self.critic.weights, batch.states, possible).mean(), possible)
+        outward = ((actions >= batch.high) & (slope > 0)) | ((actions <= batch.low) & (slope < 0))
+        self.actor.step(-(actions * slope.masked_fill(outward, 0)).sum())
         for network in (self.actor, self.critic):
             network.follow(self.options.tau)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from abcsearch.budget import Constraint
+
+
+class Transitions(NamedTuple):
+    """Steps of episodes, one row each.
+
+    Attributes:
+        states: (..., n_features).
+        actions: (..., 1), in [0, 1], as they were taken.
+        low: (..., 1), the lowest action that could be taken.
+        high: (..., 1), the highest.
+        rewards: (..., 1), less the baseline.
+        discounts: (..., 1), on the value of the next state; 0 at the last dimension.
+        next_states: (..., n_features); without meaning at the last dimension.
+        next_low: (..., 1).
+        next_high: (..., 1).
+    """
+
+    states: Any
+    actions: Any
+    low: Any
+    high: Any
+    rewards: Any
+    discounts: Any
+    next_states: Any
+    next_low: Any
+    next_high: Any
 
 
 class Environment:
@@ -64,6 +90,23 @@ class Environment:
         previous = self.actions(rows)[:, i - 1] if i else np.ones(len(rows))
         fixed = np.broadcast_to(self._fixed[i], (len(rows), len(self._fixed[i])))
         return np.column_stack([fixed, 1 - most, most - least, previous]).astype(np.float32)
+
+    def episodes(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Returns what structures are as episodes.
+
+        Args:
+            rows: (n, n_dims) values.
+
+        Returns:
+            The states, (n, n_dims, n_features) float32; and (n, n_dims, 3) float32: the action that was taken, the
+            lowest and the highest one that could be.
+        """
+        states = np.stack([self.states(rows, i) for i in range(rows.shape[1])], axis=1)
+        taken = np.repeat(self.actions(rows)[..., None], 3, axis=2)
+        for i, dimension in enumerate(self._space.dimensions):
+            ends = np.array(dimension.choices)[np.stack(self.bounds(rows, i), axis=1)]
+            taken[:, i, 1:] = ends / max(self._full[i], 1)
+        return states, taken.astype(np.float32)
 
     def actions(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns the actions that lead to structures: (n, n_dims) values to (n, n_dims) float64 in [0, 1]."""
