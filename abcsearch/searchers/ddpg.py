@@ -83,7 +83,7 @@ class DDPGOptions:
     baseline_decay: float = 0.95
     fill: float = FILL
     episodes_per_batch: int = 8
-    updates_per_episode: int = 12
+    updates_per_episode: int = 8
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

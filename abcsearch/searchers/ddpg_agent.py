@@ -44,76 +44,74 @@ def _undisturbed() -> Iterator[None]:
 class _Network:
     """Two hidden layers with ReLU and one output, its slowly following target, and Adam.
 
+    All weights lie in one array, and so do their targets and moments: at this size, what a step costs is the number of
+    its operations.
+
     Attributes:
         weights: weight and bias of every layer.
         target: likewise.
-        optimizer: Adam on the weights.
+        steps: of Adam.
+        arrays: "weights", "target", and the "mean" and "square" of gradients, (n_weights,) float32 each.
     """
 
     def __init__(self, n_inputs: int, hidden: int, learning_rate: float, generator: torch.Generator) -> None:
-        self.weights: list[torch.Tensor] = []
+        self._learning_rate = learning_rate
+        self.steps = 0
+        drawn: list[torch.Tensor] = []
         for n_in, n_out in ((n_inputs, hidden), (hidden, hidden), (hidden, 1)):
-            limit = n_in**-0.5 if n_out > 1 else _LAST
+            limit = n_in**-0.5 if len(drawn) < 4 else _LAST
             for shape in ((n_out, n_in), (n_out,)):
-                drawn = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
-                self.weights.append(((2 * drawn - 1) * limit).requires_grad_())
-        self.target = [w.detach().clone() for w in self.weights]
-        self.optimizer = torch.optim.Adam(self.weights, learning_rate, fused=True)
+                uniform = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+                drawn.append((2 * uniform - 1) * limit)
+        flat = torch.cat([part.flatten() for part in drawn])
+        self.arrays = {
+            "weights": flat,
+            "target": flat.clone(),
+            "mean": torch.zeros_like(flat),
+            "square": torch.zeros_like(flat),
+        }
+        self.weights, self.target = (
+            [part.view(like.shape) for part, like in zip(whole.split([d.numel() for d in drawn]), drawn, strict=True)]
+            for whole in (flat, self.arrays["target"])
+        )
+        for weight in self.weights:
+            weight.requires_grad_()
 
     def step(self, loss: torch.Tensor) -> None:
-        """Takes one step of Adam against the gradient of a loss."""
-        for weight, gradient in zip(self.weights, torch.autograd.grad(loss, self.weights), strict=True):
-            weight.grad = gradient
-        self.optimizer.step()
+        """Takes one step of Adam against the gradient of a loss (Kingma and Ba 2015, the defaults there)."""
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, self.weights)])
+        mean, square = self.arrays["mean"], self.arrays["square"]
+        self.steps += 1
+        mean.lerp_(gradient, 1 - 0.9)
+        square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
+        spread = square.div(1 - 0.999**self.steps).sqrt_().add_(1e-8)
+        self.arrays["weights"].addcdiv_(mean, spread, value=-self._learning_rate / (1 - 0.9**self.steps))
 
-    @torch.no_grad()
     def follow(self, tau: float) -> None:
         """Moves the target by a share tau towards the weights."""
-        for target, weight in zip(self.target, self.weights, strict=True):
-            target.lerp_(weight, tau)
+        self.arrays["target"].lerp_(self.arrays["weights"], tau)
 
-    @torch.no_grad()
     def tidy(self) -> None:
         """Sets moments to zero that are too small to matter.
 
         Those of units that no longer respond decay to denormal numbers, with which a step takes many times as long.
         """
-        for moments in self.optimizer.state.values():
-            for key in ("exp_avg", "exp_avg_sq"):
-                moments[key].masked_fill_(moments[key].abs() < _NOTHING, 0)
+        for key in ("mean", "square"):
+            self.arrays[key][self.arrays[key].abs() < _NOTHING] = 0
 
     def state(self) -> dict[str, Any]:
-        """Returns all numbers: lists of float32 arrays, and the number of steps."""
-        moments = [self.optimizer.state.get(w, {}) for w in self.weights]
-        return {
-            "weights": [w.detach().numpy().copy() for w in self.weights],
-            "target": [t.numpy().copy() for t in self.target],
-            "steps": int(moments[0]["step"]) if moments[0] else 0,
-            **{
-                key: [(m[key] if m else torch.zeros_like(w)).numpy().copy() for m, w in zip(moments, self.weights)]
-                for key in ("exp_avg", "exp_avg_sq")
-            },
-        }
+        """Returns all numbers."""
+        return {"steps": self.steps, **{key: array.numpy().copy() for key, array in self.arrays.items()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Sets all numbers; raises ValueError for arrays of other shapes."""
-        shapes = [w.shape for w in self.weights]
-        read = {key: _tensors(state[key], shapes) for key in ("weights", "target", "exp_avg", "exp_avg_sq")}
-        for own, key in ((self.weights, "weights"), (self.target, "target")):
-            for mine, given in zip(own, read[key], strict=True):
-                mine.data.copy_(given)
-        for w, mean, square in zip(self.weights, read["exp_avg"], read["exp_avg_sq"], strict=True):
-            step = torch.tensor(float(state["steps"]), dtype=torch.float32)
-            self.optimizer.state[w] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
-
-
-def _tensors(arrays: Sequence[NDArray[np.float32]], shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
-    """Returns copies of arrays as tensors; raises ValueError if one has another shape."""
-    for array, shape in zip(arrays, shapes, strict=True):
-        if tuple(array.shape) != tuple(shape):
-            msg = f"expected an array of shape {tuple(shape)}, found {array.shape}"
-            raise ValueError(msg)
-    return [torch.from_numpy(np.array(array, dtype=np.float32)) for array in arrays]
+        """Sets all numbers; raises ValueError for arrays of another shape."""
+        for key, array in self.arrays.items():
+            given = np.array(state[key], dtype=np.float32)
+            if given.shape != tuple(array.shape):
+                msg = f"expected an array of shape {tuple(array.shape)}, found {given.shape}"
+                raise ValueError(msg)
+            array.copy_(torch.from_numpy(given))
+        self.steps = int(state["steps"])
 
 
 def _run(weights: Sequence[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
