@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from abcsearch.budget import FILL
 from abcsearch.errors import SearcherError, unknown_name
@@ -26,7 +25,7 @@ _REWARDS = ("accuracy", "flops", "params")
 # Lowest and highest value of every number among the options.
 _RANGES = {
     "warmup": (0, math.inf),
-    "sigma": (1e-6, math.inf),
+    "sigma": (0, 1),
     "sigma_decay": (0, 1),
     "replay": (1, math.inf),
     "batch_size": (1, math.inf),
@@ -51,7 +50,7 @@ class DDPGOptions:
             -error * log(flops) and -error * log(params), error = 1 - fitness, for those without one: then the fitness
             must be an accuracy in [0, 1].
         warmup: episodes of random actions before learning begins.
-        sigma: standard deviation of the noise on actions after them, in keep ratios.
+        sigma: standard deviation of the noise on actions after them, in keep ratios, 0 to 1.
         sigma_decay: factor on sigma per episode, 0 to 1.
         replay: episodes that are remembered, each with a transition per dimension.
         batch_size: transitions per update.
@@ -111,9 +110,9 @@ class DDPG(Searcher):
         - Actions are bounded from below as well, so that an episode spends at least `fill` of an upper bound, or
           reaches the lower end of a band: a random policy under a bound of 0.5 averages 0.30. `fill=0` is the paper's.
         - Costs are exact, with the coupling of layers; the paper takes what earlier layers remove for granted.
-        - The critic is asked only about actions within the bounds, and the actor not pushed beyond them. In the paper the
-          clipped action is replayed, but the critic's slope is taken at the one that was not clipped, of which nothing
-          is known: the actor ends at 0 or 1 everywhere.
+        - The critic is asked only about actions within the bounds, and the actor not pushed beyond them. In the paper
+          the clipped action is replayed, but the critic's slope is taken at the one that was not clipped, of which
+          nothing is known: the actor ends at 0 or 1 everywhere.
         - Actions are choices of the space, the nearest ones; residual streams and whole blocks are actions as well.
         - The state tells widths from blocks, and the costs in it are shares of the unpruned network's.
         - Several episodes are rolled out with the same actor, and learning follows when all of them are evaluated.
@@ -170,11 +169,11 @@ class DDPG(Searcher):
         rows = np.tile(self.space.values(self.space.last_indices), (n, 1))
         for i, dimension in enumerate(self.space.dimensions):
             lowest, highest = self._environment.bounds(rows, i)
-            chance = self.rng.random(n)
-            taken = lowest + np.floor(chance * (highest - lowest + 1)).astype(np.int64)
+            taken = self.rng.integers(lowest, highest + 1)
             if after_warmup[-1] >= 0:
-                actions = _truncated_normal(self._agent.act(self._environment.states(rows, i)), sigma, chance)
-                wanted = np.clip(self._environment.positions(actions, i), lowest, highest)
+                means = self._agent.act(self._environment.states(rows, i))
+                wanted = self._environment.positions(truncated_normal(means, sigma, self.rng), i)
+                wanted = np.clip(wanted, lowest, highest)
                 taken = np.where(after_warmup >= 0, wanted, taken)
             rows[:, i] = np.array(dimension.choices)[taken]
         return rows
@@ -256,16 +255,11 @@ class DDPG(Searcher):
         self._rewards = state["rewards"].reshape(-1)
 
 
-def _truncated_normal(
-    mean: NDArray[np.float64], sigma: NDArray[np.float64], chance: NDArray[np.float64]
+def truncated_normal(
+    mean: NDArray[np.float64], sigma: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Returns draws from normal distributions truncated to [0, 1].
-
-    Args:
-        mean: (n,) in [0, 1].
-        sigma: (n,), may be 0.
-        chance: (n,) uniform in [0, 1): where in its distribution each draw lies.
-    """
-    sigma = np.maximum(sigma, 1e-12)
-    low, high = ndtr(-mean / sigma), ndtr((1 - mean) / sigma)
-    return np.clip(mean + sigma * ndtri(low + chance * (high - low)), 0, 1)
+    """Returns draws from normal distributions truncated to [0, 1], of mean in [0, 1] and sigma up to 1: (n,) each."""
+    drawn = rng.normal(mean, sigma)
+    while (outside := (drawn < 0) | (drawn > 1)).any():  # a third are inside at least
+        drawn[outside] = rng.normal(mean[outside], sigma[outside])
+    return drawn

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
-    from abcsearch.budget import Constraint
+    from abcsearch.budget import Constraint, Cost
 
 
 class Transitions(NamedTuple):
@@ -63,19 +63,16 @@ class Environment:
             fill: the lowest share of an upper bound that episodes end with.
         """
         self._space, self._limits = constraint.space, constraint.limits
-        self._full = np.array(self._space.full, dtype=np.int64)
+        # At least 1: a block that is always dropped has 0.
+        self._full: NDArray[np.int64] = np.maximum(np.array(self._space.full, dtype=np.int64), 1)
         self._smallest = self._space.values(np.zeros_like(self._space.last_indices))
         self._largest = self._space.values(self._space.last_indices)
         caps = [not limit.low and limit.cost(self._largest[None])[0] > limit.high for limit in self._limits]
         # As `Constraint.fill`: upper bounds that exclude something are to be spent, bands say for themselves.
         self._targets = [(limit, fill * limit.high) for limit, cap in zip(self._limits, caps, strict=True) if cap]
-        if self._limits:
-            self._cost = self._limits[0].cost
-        elif constraint.costs is not None:
-            self._cost = constraint.costs.macs
-        else:
-            self._cost = lambda rows: np.asarray(rows).sum(axis=1)
-        self._total = max(float(self._cost(self._full[None])[0]), 1.0)
+        without = _sum if constraint.costs is None else constraint.costs.macs
+        self._cost: Cost = self._limits[0].cost if self._limits else without
+        self._total = max(float(self._cost([self._space.full])[0]), 1.0)
         features = self._space.features
         described = np.delete(features, (2, 3), axis=1) if self._space.descriptors else features
         lowest, spread = described.min(axis=0), np.ptp(described, axis=0)
@@ -105,12 +102,12 @@ class Environment:
         taken = np.repeat(self.actions(rows)[..., None], 3, axis=2)
         for i, dimension in enumerate(self._space.dimensions):
             ends = np.array(dimension.choices)[np.stack(self.bounds(rows, i), axis=1)]
-            taken[:, i, 1:] = ends / max(self._full[i], 1)
+            taken[:, i, 1:] = ends / self._full[i]
         return states, taken.astype(np.float32)
 
     def actions(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns the actions that lead to structures: (n, n_dims) values to (n, n_dims) float64 in [0, 1]."""
-        return rows / np.maximum(self._full, 1)
+        return rows / self._full
 
     def positions(self, actions: NDArray[np.float64], i: int) -> NDArray[np.int64]:
         """Returns the choices of dimension i nearest to actions, the larger of two: (n,) float64 to (n,) int64."""
@@ -148,3 +145,8 @@ class Environment:
         highest = np.maximum(fits.reshape(n, k).sum(axis=1) - 1, 0)
         lowest = k - np.broadcast_to(enough, n * k).reshape(n, k).sum(axis=1)
         return np.minimum(lowest, highest), highest
+
+
+def _sum(rows: ArrayLike) -> NDArray[np.int64]:
+    """Returns the sum of all values, the cost where none is known: (n, n_dims) to (n,) int64."""
+    return np.asarray(rows, dtype=np.int64).sum(axis=1)
