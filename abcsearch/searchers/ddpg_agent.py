@@ -145,8 +145,8 @@ class Agent:
 
     def learn(self, batches: Transitions) -> None:
         """Takes one update after another, as many as there are batches: every array is (n_updates, batch, ...)."""
-        tensors = [torch.from_numpy(np.asarray(field, dtype=np.float32)) for field in batches]
         with _undisturbed():
+            tensors = [torch.from_numpy(np.asarray(field, dtype=np.float32)) for field in batches]
             for batch in zip(*tensors, strict=True):
                 self._update(Transitions(*batch))
             for network in (self.actor, self.critic):

@@ -107,7 +107,7 @@ class Environment:
 
     def actions(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns the actions that lead to structures: (n, n_dims) values to (n, n_dims) float64 in [0, 1]."""
-        return rows / self._full
+        return np.divide(rows, self._full, dtype=np.float64)
 
     def positions(self, actions: NDArray[np.float64], i: int) -> NDArray[np.int64]:
         """Returns the choices of dimension i nearest to actions, the larger of two: (n,) float64 to (n,) int64."""
