@@ -117,7 +117,8 @@ class DDPG(Searcher):
         - The state tells widths from blocks, and the costs in it are shares of the unpruned network's.
         - Several episodes are rolled out with the same actor, and learning follows when all of them are evaluated.
         - No structure is evaluated twice. An episode that ends in a known one, as most do once the noise has decayed,
-          is taken on by random single steps until it is new; so the search goes on around the policy's structure.
+          is taken on by random single steps until it is new; so the search goes on around the policy's structure;
+          such a one may spend a little less than `fill`.
         - What is learnt is the structure that was evaluated, also where it was repaired, or given as a warm start.
         - The paper replays 2,000 transitions; the published code 100 per layer, which is `replay`: at 49 dimensions
           2,000 would be 41 episodes, fewer than the warm-up.

@@ -111,8 +111,9 @@ class Environment:
 
     def positions(self, actions: NDArray[np.float64], i: int) -> NDArray[np.int64]:
         """Returns the choices of dimension i nearest to actions, the larger of two: (n,) float64 to (n,) int64."""
-        choices = np.array(self._space.dimensions[i].choices)
-        return np.searchsorted((choices[:-1] + choices[1:]) / 2, actions * self._full[i], side="right")
+        choices = np.array(self._space.dimensions[i].choices, dtype=np.float64)
+        middles = (choices[:-1] + choices[1:]) / 2
+        return (actions[:, None] * self._full[i] >= middles).sum(axis=1, dtype=np.int64)
 
     def bounds(self, rows: NDArray[np.int64], i: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns the lowest and the highest choice of dimension i from which the budget can still be met.
