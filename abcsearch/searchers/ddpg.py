@@ -112,18 +112,18 @@ class DDPG(Searcher):
         - Costs are exact, with the coupling of layers; the paper takes what earlier layers remove for granted.
         - The critic is asked only about actions within the bounds, and the actor not pushed beyond them. In the paper
           the clipped action is replayed, but the critic's slope is taken at the one that was not clipped, of which
-          nothing is known: the actor ends at 0 or 1 everywhere.
+          nothing is known: the actor can end at 0 or 1 everywhere.
         - Actions are choices of the space, the nearest ones; residual streams and whole blocks are actions as well.
         - The state tells widths from blocks, and the costs in it are shares of the unpruned network's.
         - Several episodes are rolled out with the same actor, and learning follows when all of them are evaluated.
         - No structure is evaluated twice. An episode that ends in a known one, as most do once the noise has decayed,
           is taken on by random single steps until it is new; so the search goes on around the policy's structure;
-          such a one may spend a little less than `fill`.
+          what it finds there may spend a little less than `fill`.
         - What is learnt is the structure that was evaluated, also where it was repaired, or given as a warm start.
         - The paper replays 2,000 transitions; the published code 100 per layer, which is `replay`: at 49 dimensions
           2,000 would be 41 episodes, fewer than the warm-up.
-        - The published code makes one update per transition, 14 per episode of MobileNet; here they are at most
-          `updates_per_episode`, so that deep networks do not wait for the agent.
+        - The published code makes one update per transition; here an episode is followed by at most
+          `updates_per_episode` of them, so that deep networks do not wait for the agent.
         - A failed evaluation gets the lowest reward so far; before the first success it teaches nothing.
     """
 
