@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from abcsearch.searchers.greedy import GreedyOptions as GreedyOptions
     from abcsearch.searchers.nsga2 import NSGA2 as NSGA2
     from abcsearch.searchers.nsga2 import NSGA2Options as NSGA2Options
+    from abcsearch.searchers.ddpg import DDPG as DDPG
+    from abcsearch.searchers.ddpg import DDPGOptions as DDPGOptions
     from abcsearch.searchers.random_search import RandomSearch as RandomSearch
     from abcsearch.searchers.registry import make_searcher as make_searcher
     from abcsearch.searchers.regularized_evolution import RegularizedEvolution as RegularizedEvolution
@@ -92,6 +94,8 @@ _HOME = {
     "GreedyOptions": "abcsearch.searchers.greedy",
     "NSGA2": "abcsearch.searchers.nsga2",
     "NSGA2Options": "abcsearch.searchers.nsga2",
+    "DDPG": "abcsearch.searchers.ddpg",
+    "DDPGOptions": "abcsearch.searchers.ddpg",
     "RandomSearch": "abcsearch.searchers.random_search",
     "RegularizedEvolution": "abcsearch.searchers.regularized_evolution",
     "RegularizedEvolutionOptions": "abcsearch.searchers.regularized_evolution",

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 Candidate = tuple[int, ...]
 
+# The columns of `SearchSpace.descriptors` as `ChannelGraph.space` gives them. Of a width: the unpruned layer that makes
+# the channels (of several, the first): channels that it reads and makes, height and width of its input, stride and
+# kernel size along the height; and the MACs of all layers that make them. Of a block: channels, height and width of its
+# input, stride and kernel size of its first layer, and the MACs of all its layers.
+LAYER_DESCRIPTORS = ("in_channels", "out_channels", "height", "width", "stride", "kernel", "macs")
+
 
 @dataclass(frozen=True)
 class Dimension:
@@ -75,7 +81,8 @@ class SearchSpace:
     Attributes:
         dimensions: the dimensions, in network order.
         descriptors: optional fixed numbers per dimension for searchers that learn across layers; one tuple of equal
-            length per dimension. Without them `features` holds what the dimensions themselves tell.
+            length per dimension, in the order of `LAYER_DESCRIPTORS` where they describe layers. Without them
+            `features` holds what the dimensions themselves tell.
 
     Raises:
         CandidateError: if there is no dimension, if two share a name, or if the descriptors have the wrong shape.

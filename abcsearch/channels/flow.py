@@ -33,6 +33,10 @@ class Call:
         times: how often each element is used per image.
         outputs: how often each element of the bias is used per image.
         scope: the path of the module in whose forward it happens.
+        in_channels: channels, or features, of its input.
+        height: of its input; 1 for a linear layer.
+        width: of its input; 1 for a linear layer.
+        stride: along the height; 1 for a linear layer.
     """
 
     weight: str | int
@@ -40,6 +44,10 @@ class Call:
     times: int
     outputs: int
     scope: str = ""
+    in_channels: int = 0
+    height: int = 1
+    width: int = 1
+    stride: int = 1
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Literal
 
 from abcsearch.channels.cost import CostModel
+from abcsearch.channels.descriptors import layer_descriptors
 from abcsearch.errors import CandidateError, TraceError, unknown_name
 from abcsearch.space import Dimension, SearchSpace
 
@@ -160,7 +161,8 @@ class ChannelGraph:
         """Returns the space of kept channels per group: max(1, floor(c * h * step)) for h * step = step ... alpha.
 
         Every prunable group is a dimension; one of a level that is left out has its full width as the only choice. At
-        level "block", one dimension per residual block follows, 1 keeps it and 0 drops it.
+        level "block", one dimension per residual block follows, 1 keeps it and 0 drops it. The descriptors of the space
+        are those of `LAYER_DESCRIPTORS`.
 
         Args:
             alpha: largest keep ratio, in (0, 1].
@@ -186,7 +188,7 @@ class ChannelGraph:
             dimensions.append(Dimension(group.name, "width", tuple(choices), c))
         if "block" in levels:
             dimensions += [Dimension(block.name, "block", (0, 1), 1) for block in self.blocks]
-        return SearchSpace(tuple(dimensions))
+        return SearchSpace(tuple(dimensions), layer_descriptors(self)[: len(dimensions)])
 
     def _require_prunable(self, levels: Sequence[str]) -> None:
         """Raises TraceError if nothing can be pruned at the levels."""

@@ -68,6 +68,11 @@ SEARCHERS: dict[str, SearcherEntry] = {
         description="a whole front of fitness against a cost in one run",
         source="Deb et al., NSGA-II, IEEE TEC 2002",
     ),
+    "ddpg": SearcherEntry(
+        home="abcsearch.searchers.ddpg:DDPG",
+        description="AMC's agent: sets layer after layer, learns from the reward at the end",
+        source="Lillicrap et al. 2015; He et al., AMC, ECCV 2018",
+    ),
     "random": SearcherEntry(
         home="abcsearch.searchers.random_search:RandomSearch",
         description="uniform draws repaired into the budget: the baseline",

@@ -6,6 +6,9 @@ from abcsearch.errors import SearcherError
 from abcsearch.searchers.registry import SEARCHERS, make_searcher
 from abcsearch.testing import SearcherContract, toy_space
 
+# So that it learns for most of a test, and soon.
+OPTIONS = {"ddpg": {"hidden": 32, "warmup": 24, "replay": 40, "updates_per_episode": 4}}
+
 
 # Its defects break one of the tests: see test_bee_colony_official.py.
 @pytest.mark.parametrize("name", sorted(set(SEARCHERS) - {"bee_colony_official"}), scope="class")
@@ -15,7 +18,7 @@ class TestContract(SearcherContract):
         self.name = name
 
     def make(self, space, constraint, seed):
-        return make_searcher(self.name, space, constraint, seed=seed)
+        return make_searcher(self.name, space, constraint, seed=seed, **OPTIONS.get(self.name, {}))
 
 
 def test_thousands_of_equal_warm_starts_are_one_proposal():

@@ -264,9 +264,22 @@ def count_calls(flow: Flow, op: Op) -> bool:
             times=_places(flow, source.value, space) if transposed else outputs,
             outputs=outputs,
             scope=op.scope,
+            **_sizes(op, source.value, space),
         )
     )
     return True
+
+
+def _sizes(op: Op, shape: Sequence[int], space: int) -> dict[str, int]:
+    """Returns channels, height and width of a layer's input, whose last `space` axes are space, and its stride."""
+    height, width = (1, 1, *shape[len(shape) - space :])[-2:]
+    stride = 1
+    if space:
+        stride = op.argument(3, "stride", 1) if op.module is None else op.module.stride
+    while isinstance(stride, Operand | tuple | list):
+        stride = stride.value if isinstance(stride, Operand) else stride[0]
+    in_channels = shape[len(shape) - space - 1]
+    return {"in_channels": in_channels, "height": height, "width": width, "stride": int(cast("int", stride))}
 
 
 def _operands(flow: Flow, op: Op) -> tuple[Operand | None, Operand | None]:

@@ -1,0 +1,53 @@
+"""What searchers that learn across layers are told of each one, from what the graph knows."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from abcsearch.channels.blocks import Block
+    from abcsearch.channels.flow import Call
+    from abcsearch.channels.graph import ChannelGraph, ChannelGroup
+
+
+def layer_descriptors(graph: ChannelGraph) -> tuple[tuple[float, ...], ...]:
+    """Returns one row of `LAYER_DESCRIPTORS` per prunable group, then one per block, all at full width."""
+    made = [_of_group(group, graph) for group in graph.prunable]
+    return (*made, *(_of_block(block, graph.calls, graph.sizes) for block in graph.blocks))
+
+
+def _of_group(group: ChannelGroup, graph: ChannelGraph) -> tuple[float, ...]:
+    """Returns the row of a group: its first layer, and the MACs of all that make its channels."""
+    makers = [
+        (call, len(member.entries) / graph.sizes[member.parameter][member.axis])
+        for member in group.members
+        if not member.reads
+        for call in graph.calls
+        if call.weight == member.parameter
+    ]
+    macs = sum(_macs(call, graph.sizes) * share for call, share in makers)
+    return _row(makers[0][0] if makers else None, graph.sizes, group.channels, macs)
+
+
+def _of_block(block: Block, calls: Sequence[Call], sizes: Mapping[str, tuple[int, ...]]) -> tuple[float, ...]:
+    """Returns the row of a block, which leaves as many channels as enter it: its first layer, and all its MACs."""
+    inside = [call for call in calls if f"{call.scope}.".startswith(f"{block.name}.")]
+    first = inside[0] if inside else None
+    return _row(first, sizes, first.in_channels if first else 0, sum(_macs(call, sizes) for call in inside))
+
+
+def _row(first: Call | None, sizes: Mapping[str, tuple[int, ...]], out_channels: int, macs: float) -> tuple[float, ...]:
+    """Returns the numbers of a layer; zeros for one that is not known."""
+    if first is None:
+        return (0.0, float(out_channels), 0.0, 0.0, 0.0, 0.0, float(macs))
+    kernel = sizes[first.weight][2:3] if isinstance(first.weight, str) else ()
+    numbers = (first.in_channels, out_channels, first.height, first.width, first.stride, *(kernel or (1,)), macs)
+    return tuple(float(number) for number in numbers)
+
+
+def _macs(call: Call, sizes: Mapping[str, tuple[int, ...]]) -> int:
+    """Returns the multiply-accumulates of one use of a weight, per image."""
+    return call.times * (call.weight if isinstance(call.weight, int) else math.prod(sizes[call.weight]))
