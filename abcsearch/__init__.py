@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from abcsearch.searchers.bee_colony import BeeColony as BeeColony
     from abcsearch.searchers.bee_colony import BeeColonyOptions as BeeColonyOptions
     from abcsearch.searchers.bee_colony_official import BeeColonyOfficial as BeeColonyOfficial
+    from abcsearch.searchers.ddpg import DDPG as DDPG
+    from abcsearch.searchers.ddpg import DDPGOptions as DDPGOptions
     from abcsearch.searchers.evolution import Evolution as Evolution
     from abcsearch.searchers.evolution import EvolutionOptions as EvolutionOptions
     from abcsearch.searchers.greedy import Greedy as Greedy
     from abcsearch.searchers.greedy import GreedyOptions as GreedyOptions
     from abcsearch.searchers.nsga2 import NSGA2 as NSGA2
     from abcsearch.searchers.nsga2 import NSGA2Options as NSGA2Options
-    from abcsearch.searchers.ddpg import DDPG as DDPG
-    from abcsearch.searchers.ddpg import DDPGOptions as DDPGOptions
     from abcsearch.searchers.random_search import RandomSearch as RandomSearch
     from abcsearch.searchers.registry import make_searcher as make_searcher
     from abcsearch.searchers.regularized_evolution import RegularizedEvolution as RegularizedEvolution

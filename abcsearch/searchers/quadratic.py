@@ -1,5 +1,8 @@
 """Bayesian quadratic surfaces over the widths and block switches of a space."""
 
+# pyright: basic
+# scipy.linalg has no complete types.
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -133,7 +136,7 @@ class Surface:
         """Returns coefficients drawn from what the trials leave possible, (n_columns,)."""
         n, p = self._columns.shape
         if p <= n:
-            return self.mean + solve_triangular(self._factor[0], rng.normal(size=p), lower=True, trans="T")
+            return self.mean + solve_triangular(self._factor[0], rng.normal(size=p), lower=True, trans=1)
         # Matheron's rule: a draw from the prior, corrected by what the trials say about it.
         drawn = rng.normal(size=p) * np.sqrt(self._prior)
         noise = rng.normal(size=n) * np.sqrt(self._noise)
@@ -172,7 +175,7 @@ class _Parts:
         squares = self._targets @ self._targets
         fit = (squares - mean @ self._seen) / noise
         value = fit + 2 * np.log(np.diag(factor)).sum() + np.log(spread).sum() + n * np.log(noise)
-        own = 1 - (np.diag(covariance) + mean**2) / spread
+        own: Floats = 1 - (np.diag(covariance) + mean**2) / spread
         left = squares - 2 * mean @ self._seen + mean @ self._gram @ mean + (covariance * self._gram).sum()
         slope = np.append(np.bincount(self._kinds, weights=own[1:], minlength=_NOISE), n - left / noise)
         return float(value) / 2, slope / 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # pyright: ignore[reportMissingTypeStubs]
 
 from abcsearch.searchers.base import Searcher, check_range
 from abcsearch.searchers.quadratic import Quadratic, Surface
@@ -89,7 +89,7 @@ class ResponseSurface(Searcher):
         self._estimated = 0  # trials that the variances were last estimated from
         self._surfaces = [Surface(quadratic, quadratic.prior()) for quadratic in self._quadratics()]
         self._inside: Ints | None = None  # all structures inside the budget, where they can be listed,
-        self._numbers: Ints | None = None  # their numbers in the order of the whole space,
+        self._numbers: Ints = np.zeros(0, dtype=np.int64)  # their numbers in the order of the whole space,
         self._columns: dict[Quadratic, Floats] = {}  # and their columns
 
     def _quadratics(self) -> list[Quadratic]:
@@ -140,7 +140,7 @@ class ResponseSurface(Searcher):
         drawn = self.rng.random(self.options.batch) < self.options.explore
         for index in np.unique(chosen):
             self._surfaces[index].condition(told, fitness)
-        weights = [
+        weights: list[Floats] = [
             (self._surfaces[index].draw(self.rng) if draw else self._surfaces[index].mean)
             for index, draw in zip(chosen, drawn, strict=True)
         ]
@@ -170,7 +170,7 @@ class ResponseSurface(Searcher):
             self._columns = {s.quadratic: s.quadratic.columns(self._inside) for s in self._surfaces}
         scores = score.of(self._columns)
         known = np.array([self.space.indices(candidate) for candidate in self._known])
-        place = np.searchsorted(self._numbers, np.ravel_multi_index(tuple(known.T), shape))
+        place: Ints = np.searchsorted(self._numbers, np.ravel_multi_index(tuple(known.T), shape))
         scores[:, place] = -np.inf
         return self._inside, scores
 
@@ -196,13 +196,13 @@ class ResponseSurface(Searcher):
         n_dims = rows.shape[1]
         parents = rows[self.rng.integers(len(rows), size=(2, _CHILDREN))]
         crossed = (self.rng.random(_CHILDREN) < 0.3)[:, None] & (self.rng.random((_CHILDREN, n_dims)) < 0.5)
-        children = np.where(crossed, parents[1], parents[0])
+        children: Ints = np.where(crossed, parents[1], parents[0])
         # One to three dimensions change: a step or two up or down, or, one time in four, to any choice.
         for change in range(3):
             changed = np.flatnonzero(self.rng.integers(3, size=_CHILDREN) >= change)
-            where = self.rng.integers(n_dims, size=len(changed))
+            where: Ints = self.rng.integers(n_dims, size=len(changed))
             step = self.rng.choice([-2, -1, 1, 2], size=len(changed))
-            anywhere = self.rng.integers(self.space.last_indices[where] + 1)
+            anywhere: Ints = self.rng.integers(self.space.last_indices[where] + 1)
             jump = self.rng.random(len(changed)) < 0.25
             children[changed, where] = np.where(jump, anywhere, children[changed, where] + step)
         return np.clip(children, 0, self.space.last_indices)
