@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from abcsearch.searchers.base import Searcher as Searcher
     from abcsearch.searchers.bee_colony import BeeColony as BeeColony
     from abcsearch.searchers.bee_colony import BeeColonyOptions as BeeColonyOptions
+    from abcsearch.searchers.optuna_search import OptunaOptions as OptunaOptions
+    from abcsearch.searchers.optuna_search import OptunaSearch as OptunaSearch
     from abcsearch.searchers.random_search import RandomSearch as RandomSearch
     from abcsearch.searchers.registry import make_searcher as make_searcher
     from abcsearch.space import Candidate as Candidate
@@ -76,6 +78,8 @@ _HOME = {
     "Searcher": "abcsearch.searchers.base",
     "BeeColony": "abcsearch.searchers.bee_colony",
     "BeeColonyOptions": "abcsearch.searchers.bee_colony",
+    "OptunaOptions": "abcsearch.searchers.optuna_search",
+    "OptunaSearch": "abcsearch.searchers.optuna_search",
     "RandomSearch": "abcsearch.searchers.random_search",
     "make_searcher": "abcsearch.searchers.registry",
     "Candidate": "abcsearch.space",

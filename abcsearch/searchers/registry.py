@@ -48,6 +48,11 @@ SEARCHERS: dict[str, SearcherEntry] = {
         description="artificial bee colony: sources improved by employed bees, onlookers and scouts",
         source="Karaboga 2005; Lin et al., ABCPruner, IJCAI 2020",
     ),
+    "optuna": SearcherEntry(
+        home="abcsearch.searchers.optuna_search:OptunaSearch",
+        description="Optuna's samplers: TPE, Gaussian process, CMA-ES, NSGA-II, quasi-random, random",
+        source="Akiba et al., Optuna, KDD 2019",
+    ),
     "random": SearcherEntry(
         home="abcsearch.searchers.random_search:RandomSearch",
         description="uniform draws repaired into the budget: the baseline",
