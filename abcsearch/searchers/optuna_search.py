@@ -38,6 +38,13 @@ _STUDY = "search"
 _NOT_SAVED = (":optimizer", ":relative_params", "constraints")
 
 
+class _Position(IntDistribution):
+    """Positions of choices. Converting them takes much of TPE's time, and these need none of Optuna's checks."""
+
+    def to_internal_repr(self, param_value_in_external_repr: int) -> float:
+        return float(param_value_in_external_repr)
+
+
 class _CmaEs(optuna.samplers.CmaEsSampler):
     """CMA-ES that knows the parameters from the start; Optuna's own draws at random until a trial is finished."""
 
@@ -166,8 +173,8 @@ class OptunaSearch(Searcher):
 
     Differences from plain Optuna:
         - Every proposal is repaired into the budget and grown to spend most of it, and Optuna is told about the
-          structure that was evaluated, not about the one it drew. How far each bound is away is told as well, through
-          `set_constraint`; only "gp" makes use of that, as all structures told are inside.
+          structure that was evaluated, not about the one it drew. All of those are inside the budget, so Optuna's
+          constraints (`set_constraint`) say nothing to most samplers; "gp" models how far every bound is away.
         - No structure is evaluated twice. Optuna is asked once for each proposal; while the result is known,
           neighbours of it are tried, one random step farther away each time.
         - A failed trial counts as the worst that succeeded so far, so that samplers keep away from it; Optuna ignores
@@ -185,7 +192,7 @@ class OptunaSearch(Searcher):
     def _begin(self) -> None:
         self._free: NDArray[np.int64] = np.flatnonzero(self.space.last_indices > 0)
         self._parameters: dict[str, BaseDistribution] = {
-            dimension.name: IntDistribution(0, len(dimension.choices) - 1)
+            dimension.name: _Position(0, len(dimension.choices) - 1)
             for dimension in self.space.dimensions
             if len(dimension.choices) > 1
         }
@@ -267,7 +274,9 @@ class OptunaSearch(Searcher):
         return dict(zip(self._parameters, free.tolist(), strict=True))
 
     def _constraints(self, params: Mapping[str, int]) -> dict[str, float]:
-        """Returns how far a structure is outside of every bound, relative to it; negative inside."""
+        """Returns how far a structure is outside of every bound, relative to it, negative inside; for "gp" only."""
+        if self.options.sampler != "gp":
+            return {}
         positions = np.zeros(len(self.space), np.int64)
         positions[self._free] = list(params.values())
         found: dict[str, float] = {}
