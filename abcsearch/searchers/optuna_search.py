@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import warnings
+from collections.abc import Mapping  # the config reads the options' annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -20,7 +21,7 @@ from abcsearch.rng import derived_seed
 from abcsearch.searchers.base import Searcher, check_range
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator
 
     from numpy.typing import NDArray
     from optuna.distributions import BaseDistribution
@@ -98,6 +99,8 @@ class OptunaOptions:
         batch: how many structures are proposed before the results are needed, at least 1: as many workers have work,
             but the sampler learns only between batches.
         fill: whether every proposal is grown to 80 ... 100 % of the budget, as random draws are.
+        constraints: whether Optuna is told how far every structure is from each bound. All are inside, so only "gp",
+            which models these distances, can learn from them; it takes twice the time then.
 
     Raises:
         SearcherError: if the sampler or one of its options is unknown (with the nearest valid one), or if a value is
@@ -108,6 +111,7 @@ class OptunaOptions:
     sampler_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     batch: int = 8
     fill: bool = True
+    constraints: bool = False
 
     def __post_init__(self) -> None:
         """Checks everything that can be checked before the first proposal."""
@@ -174,7 +178,7 @@ class OptunaSearch(Searcher):
     Differences from plain Optuna:
         - Every proposal is repaired into the budget and grown to spend most of it, and Optuna is told about the
           structure that was evaluated, not about the one it drew. All of those are inside the budget, so Optuna's
-          constraints (`set_constraint`) say nothing to most samplers; "gp" models how far every bound is away.
+          constraints (`set_constraint`) say nothing to most samplers and are off unless asked for.
         - No structure is evaluated twice. Optuna is asked once for each proposal; while the result is known,
           neighbours of it are tried, one random step farther away each time.
         - A failed trial counts as the worst that succeeded so far, so that samplers keep away from it; Optuna ignores
@@ -274,8 +278,8 @@ class OptunaSearch(Searcher):
         return dict(zip(self._parameters, free.tolist(), strict=True))
 
     def _constraints(self, params: Mapping[str, int]) -> dict[str, float]:
-        """Returns how far a structure is outside of every bound, relative to it, negative inside; for "gp" only."""
-        if self.options.sampler != "gp":
+        """Returns how far a structure is outside of every bound, relative to it, negative inside; {} unless wanted."""
+        if not self.options.constraints:
             return {}
         positions = np.zeros(len(self.space), np.int64)
         positions[self._free] = list(params.values())

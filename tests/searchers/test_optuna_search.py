@@ -10,7 +10,8 @@ import optuna
 import pytest
 
 from abcsearch.budget import Budget
-from abcsearch.errors import SearcherError
+from abcsearch.config import parse_config
+from abcsearch.errors import AbcSearchError, SearcherError
 from abcsearch.searchers.optuna_search import OptunaOptions, OptunaSearch
 from abcsearch.searchers.registry import make_searcher
 from abcsearch.space import Dimension, SearchSpace
@@ -134,6 +135,21 @@ def test_wrong_options_are_refused(options, words):
         OptunaOptions(**options)
 
 
+def test_options_are_read_from_a_config():
+    table = {"name": "optuna", "sampler": "cmaes", "sampler_options": {"popsize": 7}}
+    given = {
+        "model": {"name": "resnet20"},
+        "data": {"name": "digits"},
+        "n_trials": 1,
+        "budget": {"macs": 0.5},
+        "pretrain": {},
+    }
+    config = parse_config({**given, "searcher": table})
+    assert config.searcher.options == {"sampler": "cmaes", "sampler_options": {"popsize": 7}}
+    with pytest.raises(AbcSearchError, match="did you mean 'popsize'"):
+        parse_config({**given, "searcher": {**table, "sampler_options": {"popsiz": 7}}})
+
+
 def test_what_only_shows_during_the_search_is_an_error_of_ours():
     searcher = make_searcher("optuna", SPACE, sampler="cmaes", sampler_options={"popsize": -3})
     with pytest.raises(SearcherError, match=r"'cmaes' failed with the options {'popsize': -3}"):
@@ -164,6 +180,14 @@ def test_spaces_with_one_free_dimension_and_with_none(sampler):
         assert len(proposed) == space.size
 
 
+@pytest.mark.parametrize("sampler", ["gp", "cmaes"])
+def test_continues_with_constraints(sampler):
+    runs = [make_searcher("optuna", SPACE, CONSTRAINT, sampler=sampler, batch=4, constraints=True) for _ in range(2)]
+    played(runs[0], 28 if sampler == "cmaes" else 12)
+    runs[1].load_state_dict(_through_json(runs[0].state_dict()))
+    assert played(runs[0], 4) == played(runs[1], 4)
+
+
 def test_failed_trials_are_told_as_the_worst_so_far():
     searcher = make_searcher("optuna", SPACE, CONSTRAINT, batch=3)
     asked = searcher.ask(3)
@@ -175,15 +199,15 @@ def test_failed_trials_are_told_as_the_worst_so_far():
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_optuna_is_told_what_was_evaluated(sampler):
-    searcher = make_searcher("optuna", SPACE, CONSTRAINT, sampler=sampler, initial=[0.4])
+    searcher = make_searcher("optuna", SPACE, CONSTRAINT, sampler=sampler, initial=[0.4], constraints=True)
     trials = played(searcher, 16)
     names = [d.name for d in SPACE.dimensions if len(d.choices) > 1]
     for trial, told in zip(trials, searcher._study.trials, strict=True):
         positions = dict(zip([d.name for d in SPACE.dimensions], SPACE.indices(trial.candidate).tolist(), strict=True))
         assert told.params == {name: positions[name] for name in names}
         assert told.value == trial.fitness
-        assert all(value <= 0 for value in told.constraints.values())
-        assert bool(told.constraints) == (sampler == "gp")
+        cost = int(ToyCosts().macs([trial.candidate])[0])
+        assert told.constraints == {"macs high": cost / CONSTRAINT.limits[0].high - 1}
 
 
 def test_tpe_beats_random_on_a_toy_table():
