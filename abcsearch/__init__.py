@@ -44,10 +44,14 @@ if TYPE_CHECKING:
     from abcsearch.searchers.greedy import GreedyOptions as GreedyOptions
     from abcsearch.searchers.nsga2 import NSGA2 as NSGA2
     from abcsearch.searchers.nsga2 import NSGA2Options as NSGA2Options
+    from abcsearch.searchers.optuna_search import OptunaOptions as OptunaOptions
+    from abcsearch.searchers.optuna_search import OptunaSearch as OptunaSearch
     from abcsearch.searchers.random_search import RandomSearch as RandomSearch
     from abcsearch.searchers.registry import make_searcher as make_searcher
     from abcsearch.searchers.regularized_evolution import RegularizedEvolution as RegularizedEvolution
     from abcsearch.searchers.regularized_evolution import RegularizedEvolutionOptions as RegularizedEvolutionOptions
+    from abcsearch.searchers.response_surface import ResponseSurface as ResponseSurface
+    from abcsearch.searchers.response_surface import ResponseSurfaceOptions as ResponseSurfaceOptions
     from abcsearch.space import Candidate as Candidate
     from abcsearch.space import Dimension as Dimension
     from abcsearch.space import SearchSpace as SearchSpace
@@ -96,10 +100,14 @@ _HOME = {
     "NSGA2Options": "abcsearch.searchers.nsga2",
     "DDPG": "abcsearch.searchers.ddpg",
     "DDPGOptions": "abcsearch.searchers.ddpg",
+    "OptunaOptions": "abcsearch.searchers.optuna_search",
+    "OptunaSearch": "abcsearch.searchers.optuna_search",
     "RandomSearch": "abcsearch.searchers.random_search",
     "RegularizedEvolution": "abcsearch.searchers.regularized_evolution",
     "RegularizedEvolutionOptions": "abcsearch.searchers.regularized_evolution",
     "make_searcher": "abcsearch.searchers.registry",
+    "ResponseSurface": "abcsearch.searchers.response_surface",
+    "ResponseSurfaceOptions": "abcsearch.searchers.response_surface",
     "Candidate": "abcsearch.space",
     "Dimension": "abcsearch.space",
     "SearchSpace": "abcsearch.space",

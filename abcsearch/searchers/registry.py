@@ -73,6 +73,11 @@ SEARCHERS: dict[str, SearcherEntry] = {
         description="AMC's agent: sets layer after layer, learns from the reward at the end",
         source="Lillicrap et al. 2015; He et al., AMC, ECCV 2018",
     ),
+    "optuna": SearcherEntry(
+        home="abcsearch.searchers.optuna_search:OptunaSearch",
+        description="Optuna's samplers: TPE, Gaussian process, CMA-ES, NSGA-II, quasi-random, random",
+        source="Akiba et al., Optuna, KDD 2019",
+    ),
     "random": SearcherEntry(
         home="abcsearch.searchers.random_search:RandomSearch",
         description="uniform draws repaired into the budget: the baseline",

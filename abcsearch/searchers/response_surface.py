@@ -87,7 +87,7 @@ class ResponseSurface(Searcher):
         self._told: list[Ints] = []  # choice positions
         self._fitness: list[float] = []
         self._estimated = 0  # trials that the variances were last estimated from
-        self._surfaces = [Surface(quadratic, quadratic.prior()) for quadratic in self._quadratics()]
+        self._surfaces: list[Surface] = [Surface(quadratic, quadratic.prior()) for quadratic in self._quadratics()]
         self._inside: Ints | None = None  # all structures inside the budget, where they can be listed,
         self._numbers: Ints = np.zeros(0, dtype=np.int64)  # their numbers in the order of the whole space,
         self._columns: dict[Quadratic, Floats] = {}  # and their columns
@@ -140,11 +140,9 @@ class ResponseSurface(Searcher):
         drawn = self.rng.random(self.options.batch) < self.options.explore
         for index in np.unique(chosen):
             self._surfaces[index].condition(told, fitness)
-        weights: list[Floats] = [
-            (self._surfaces[index].draw(self.rng) if draw else self._surfaces[index].mean)
-            for index, draw in zip(chosen, drawn, strict=True)
-        ]
-        score = _Scores([(self._surfaces[i].quadratic, w) for i, w in zip(chosen, weights, strict=True)])
+        surfaces = [self._surfaces[index] for index in chosen]
+        weights = [s.draw(self.rng) if draw else s.mean for s, draw in zip(surfaces, drawn, strict=True)]
+        score = _Scores([(s.quadratic, own) for s, own in zip(surfaces, weights, strict=True)])
         rows, scores = self._listed(score) if self._listable() else self._evolved(score, told)
         # One proposal may take the best of another, so each needs as many as there are proposals.
         count = min(self.options.batch, len(rows))
@@ -170,7 +168,7 @@ class ResponseSurface(Searcher):
             self._columns = {s.quadratic: s.quadratic.columns(self._inside) for s in self._surfaces}
         scores = score.of(self._columns)
         known = np.array([self.space.indices(candidate) for candidate in self._known])
-        place: Ints = np.searchsorted(self._numbers, np.ravel_multi_index(tuple(known.T), shape))
+        place = np.searchsorted(self._numbers, np.ravel_multi_index(tuple(known.T), shape))
         scores[:, place] = -np.inf
         return self._inside, scores
 
