@@ -175,10 +175,10 @@ class _Parts:
         squares = self._targets @ self._targets
         fit = (squares - mean @ self._seen) / noise
         value = fit + 2 * np.log(np.diag(factor)).sum() + np.log(spread).sum() + n * np.log(noise)
-        own: Floats = 1 - (np.diag(covariance) + mean**2) / spread
+        own = 1 - (np.diag(covariance) + mean**2) / spread
         left = squares - 2 * mean @ self._seen + mean @ self._gram @ mean + (covariance * self._gram).sum()
         slope = np.append(np.bincount(self._kinds, weights=own[1:], minlength=_NOISE), n - left / noise)
-        return float(value) / 2, slope / 2
+        return float(value) / 2, slope / 2  # pyright: ignore[reportReturnType]
 
     def _from_trials(self, log_variances: Floats) -> tuple[float, Floats]:
         """The loss by way of the trials' covariance, (n, n)."""

@@ -1,5 +1,8 @@
 """Response surface: quadratic models of fitness over log widths, maximised inside the budget."""
 
+# pyright: basic
+# Fancy indexing of numpy arrays has no complete types.
+
 from __future__ import annotations
 
 import itertools
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
-from threadpoolctl import threadpool_limits  # pyright: ignore[reportMissingTypeStubs]
+from threadpoolctl import threadpool_limits
 
 from abcsearch.searchers.base import Searcher, check_range
 from abcsearch.searchers.quadratic import Quadratic, Surface
@@ -194,13 +197,13 @@ class ResponseSurface(Searcher):
         n_dims = rows.shape[1]
         parents = rows[self.rng.integers(len(rows), size=(2, _CHILDREN))]
         crossed = (self.rng.random(_CHILDREN) < 0.3)[:, None] & (self.rng.random((_CHILDREN, n_dims)) < 0.5)
-        children: Ints = np.where(crossed, parents[1], parents[0])
+        children = np.where(crossed, parents[1], parents[0])
         # One to three dimensions change: a step or two up or down, or, one time in four, to any choice.
         for change in range(3):
             changed = np.flatnonzero(self.rng.integers(3, size=_CHILDREN) >= change)
-            where: Ints = self.rng.integers(n_dims, size=len(changed))
+            where = self.rng.integers(n_dims, size=len(changed))
             step = self.rng.choice([-2, -1, 1, 2], size=len(changed))
-            anywhere: Ints = self.rng.integers(self.space.last_indices[where] + 1)
+            anywhere = self.rng.integers(self.space.last_indices[where] + 1)
             jump = self.rng.random(len(changed)) < 0.25
             children[changed, where] = np.where(jump, anywhere, children[changed, where] + step)
         return np.clip(children, 0, self.space.last_indices)

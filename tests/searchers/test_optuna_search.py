@@ -49,7 +49,7 @@ class TestContract(SearcherContract):
 class TestGaussianProcess(SearcherContract):
     """The slow one: fewer dimensions, and its model decides for 8 of 24 trials only."""
 
-    rounds = 24
+    rounds, trials = 12, 24
 
     def problem(self):
         space = toy_space(3, 7)
@@ -60,7 +60,7 @@ class TestGaussianProcess(SearcherContract):
         return make_searcher("optuna", space, constraint, seed=seed, sampler="gp", sampler_options=options)
 
     def play(self, searcher, n, sizes=(7,), start=0):
-        return super().play(searcher, min(n, self.rounds), sizes, start)
+        return super().play(searcher, min(n, self.trials), sizes, start)
 
     test_order_of_telling_changes_nothing = None  # what these show does not depend on the sampler
     test_failed_trials_never_win_and_do_not_stop_the_search = None
