@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 Bound = float | int | tuple[float | int, float | int]
 
 # Random structures lie far below an upper bound (on ResNet-50 the average one has 30 % of the MACs), and unspent budget
-# is mostly lost accuracy. So random draws are grown, each to a share of the bound drawn from FILL ... 1.
-FILL = 0.8
+# is mostly lost accuracy. So proposals are grown, each to a share of the bound that is drawn anew: the largest of eight
+# uniform numbers, 0.89 on average, so that every structure inside stays possible.
+_FILL = 8
 _ATTEMPTS = 50  # walks that repair takes before it gives up, or looks at all of a small space
 _BRANCHES = 16  # structures whose cost is computed at once in the search along a walk
 _ENUMERABLE = 2**16  # spaces up to this size can be looked at whole
@@ -212,8 +213,9 @@ class Constraint:
     def fill(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
         """Returns a structure that spends more of the budget: random steps up as long as every upper bound holds.
 
-        It ends when a cost has reached a share of its upper bound that is drawn uniformly from 0.8 ... 1. Only upper
-        bounds that exclude something count; bands do not.
+        It ends when a cost has reached a share of its upper bound that is drawn like the largest of eight uniform
+        numbers: 0.89 on average, below 0.8 one time in six. Only upper bounds that exclude something count; bands do
+        not.
 
         Args:
             candidate: a structure inside the budget.
@@ -223,7 +225,7 @@ class Constraint:
         caps = [limit for limit in self.limits if not limit.low and limit.cost(largest)[0] > limit.high]
         if not caps:
             return candidate
-        share = rng.uniform(FILL, 1)
+        share = rng.random() ** (1 / _FILL)
 
         def full_enough(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
             return np.any([limit.cost(rows) >= share * limit.high for limit in caps], axis=0)

@@ -204,7 +204,11 @@ class Searcher(ABC):
 
     def _random(self) -> Candidate:
         """Returns a random structure that spends most of the budget: drawn uniformly, repaired, grown."""
-        return self.constraint.fill(self.constraint.repair(self.space.sample(self.rng), self.rng), self.rng)
+        return self._grown(self.space.sample(self.rng))
+
+    def _grown(self, candidate: Candidate) -> Candidate:
+        """Returns a structure repaired into the budget and grown to spend most of it."""
+        return self.constraint.fill(self.constraint.repair(candidate, self.rng), self.rng)
 
     def _remember(self, candidate: Candidate) -> Candidate | None:
         """Notes a proposal; returns it, or None if it was known already."""

@@ -57,7 +57,8 @@ class BeeColony(Searcher):
           dimension never moves.
         - Scouts and first sources come from the same uniform distribution over the choices.
         - No structure is evaluated twice; a neighbour that is known is drawn again, after that at random.
-        - Every structure is repaired into the budget. The papers bound widths by alpha only.
+        - Every structure is repaired into the budget and, under an upper bound, grown to spend most of it. The papers
+          bound widths by alpha only.
         - Whole phases are proposed at once, so that as many workers as there are sources have work. Within the
           onlooker phase all neighbours therefore start from the sources as they were when the phase began.
         - Where a fitness is negative (a loss), Karaboga's transform comes first: 1 + f for f >= 0, else 1 / (1 + |f|).
@@ -99,7 +100,7 @@ class BeeColony(Searcher):
 
     def _draw(self, target: int) -> Candidate:
         """Returns a random structure, or in the employed and onlooker phase a neighbour of a source."""
-        return self._neighbour(target) if self._phase in ("employed", "onlooker") else self._random()
+        return self._grown(self._neighbour(target)) if self._phase in ("employed", "onlooker") else self._random()
 
     def _chances(self) -> NDArray[np.float64]:
         """Returns the probability of every source in the onlooker phase, (n_sources,) float64, sum 1."""

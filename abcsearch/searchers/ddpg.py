@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from abcsearch.budget import FILL
 from abcsearch.errors import SearcherError, unknown_name
 from abcsearch.searchers.base import Searcher, check_range
 from abcsearch.searchers.ddpg_environment import Environment, Transitions
@@ -80,7 +79,7 @@ class DDPGOptions:
     actor_lr: float = 1e-4
     critic_lr: float = 1e-3
     baseline_decay: float = 0.95
-    fill: float = FILL
+    fill: float = 0.8
     episodes_per_batch: int = 8
     updates_per_episode: int = 8
 

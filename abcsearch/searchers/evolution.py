@@ -59,7 +59,7 @@ class Evolution(Searcher):
     Source: Liu et al., MetaPruning (ICCV 2019), algorithm 1.
 
     Differences from the paper:
-        - Structures outside the budget are repaired, not drawn again; random ones are grown to spend most of it.
+        - Structures outside the budget are repaired, not drawn again; all are grown to spend most of it.
         - No structure is evaluated twice. What mutation and crossover do not find in 50 tries (10 in small spaces) is
           replaced by random ones at once, where the published code tries longer.
         - There is no number of generations: the run ends after its number of trials.
@@ -91,8 +91,8 @@ class Evolution(Searcher):
             return self._random()
         chosen: list[int] = self.rng.permutation(len(parents)).tolist()
         if crossing:
-            return cross(parents[chosen[0]], parents[chosen[1]], self.rng)
-        return mutate(self.space, parents[chosen[0]], self.options.mutation_rate, self.rng)
+            return self._grown(cross(parents[chosen[0]], parents[chosen[1]], self.rng))
+        return self._grown(mutate(self.space, parents[chosen[0]], self.options.mutation_rate, self.rng))
 
     def _learn(self, batch: list[Trial]) -> None:
         """Keeps the best of all generations; failed trials never enter."""

@@ -98,7 +98,7 @@ class OptunaOptions:
             plain values only. The seed is the run's.
         batch: how many structures are proposed before the results are needed, at least 1: as many workers have work,
             but the sampler learns only between batches.
-        fill: whether every proposal is grown to 80 ... 100 % of the budget, as random draws are.
+        fill: whether every proposal is grown to spend most of the budget, as random draws are.
         constraints: whether Optuna is told how far every structure is from each bound. All are inside, so only "gp",
             which models these distances, can learn from them; it takes twice the time then.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from abcsearch.searchers.base import Searcher
@@ -13,6 +14,18 @@ if TYPE_CHECKING:
 _BATCH = 16
 
 
+@dataclass(frozen=True, kw_only=True)
+class RandomOptions:
+    """Options of `RandomSearch`.
+
+    Attributes:
+        fill: whether draws below an upper bound are grown to spend most of it, as those of all other searchers are;
+            without it the search is plain uniform sampling, repaired where a draw is outside.
+    """
+
+    fill: bool = True
+
+
 @final
 class RandomSearch(Searcher):
     """Draws every structure uniformly, repairs it into the budget and grows it to spend most of it; needs no results.
@@ -22,17 +35,19 @@ class RandomSearch(Searcher):
     Differences from the paper:
         - EagleEye draws continuous ratios and rejects until the cost is within 0.5 points of the target, which
           accepts 0.3 to 3.7 % of the draws; here a draw is repaired by random single steps, so each one counts.
-        - Under an upper bound alone, draws are grown to 80 ... 100 % of it, as `Constraint.fill` does.
+        - Under an upper bound alone, draws are grown to spend most of it (`Constraint.fill`), unless `fill` is off.
         - Structures come from the same grid of widths as those of all other searchers.
     """
 
     name: ClassVar[str] = "random"
+    Options: ClassVar[type] = RandomOptions
+    options: RandomOptions
     needs_results: ClassVar[bool] = False
 
     def _propose(self) -> list[Candidate]:
         batch: list[Candidate] = []
         while len(batch) < _BATCH:
-            candidate = self._fresh(self._random)
+            candidate = self._fresh(self._random if self.options.fill else lambda: self.space.sample(self.rng))
             if candidate is None:
                 break
             batch.append(candidate)

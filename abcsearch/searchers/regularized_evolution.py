@@ -54,8 +54,8 @@ class RegularizedEvolution(Searcher):
         - Children come in batches, all from the population as it stood when the batch began; there each child is
           evaluated and added before the next tournament. `batch=1` restores that.
         - A mutation draws another choice of one dimension; there it changes an operation or an edge of a cell.
-        - Every structure is repaired into the budget, which may change more dimensions. Random ones are grown to
-          spend most of it.
+        - Every structure is repaired into the budget, and grown to spend most of it, which may change more
+          dimensions.
         - No structure is evaluated twice; a child that is known is drawn again, after that at random.
         - A failed trial does not enter, so nothing dies for it. There training a model never fails.
     """
@@ -84,7 +84,7 @@ class RegularizedEvolution(Searcher):
             return self._random()
         drawn = self.rng.integers(len(self._alive), size=self.options.sample_size).tolist()
         winner = max(drawn, key=lambda place: self._alive[place][1])
-        return mutate_one(self.space, self._alive[winner][0], self.rng)
+        return self._grown(mutate_one(self.space, self._alive[winner][0], self.rng))
 
     def _learn(self, batch: list[Trial]) -> None:
         """Lets the children join; the oldest leave as they come in."""
