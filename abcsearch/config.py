@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from abcsearch.budget import Budget
 from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.graph import LEVELS
+from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.registry import check_data_options, load_data
 from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS
@@ -41,7 +42,13 @@ if TYPE_CHECKING:
     from abcsearch.evaluation.registry import EvaluatorEntry
     from abcsearch.searchers.registry import SearcherEntry
 
-_SECTIONS: dict[str, type] = {"budget": Budget, "space": SpaceOptions, "pretrain": Recipe, "finetune": Recipe}
+_SECTIONS: dict[str, type] = {
+    "budget": Budget,
+    "space": SpaceOptions,
+    "latency": LatencyOptions,
+    "pretrain": Recipe,
+    "finetune": Recipe,
+}
 _REQUIRED = ("n_trials", "model", "data", "budget")
 
 
@@ -248,9 +255,6 @@ def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a pl
         raise ConfigError(unknown_name(key, name, registry))
     own = {k: value for k, value in table.items() if k != "initial" or key != "searcher"}
     options = registry[name].options
-    if own and not fields(options):
-        msg = f"{key} {name!r} has no options, found {', '.join(own)}; replace the whole table: --set {key}={name}"
-        raise ConfigError(msg)
     _record(options, own, key)
     return Part(name=name, options=table)
 

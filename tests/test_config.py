@@ -208,7 +208,10 @@ def test_what_is_missing_is_listed():
         ({"budget": {"macs": 1.5}}, "1.5"),
         ({"budget": {"macs": True}}, "budget.macs = True"),
         ({"searcher": "bee_colny"}, "unknown searcher 'bee_colny'; did you mean 'bee_colony'"),
-        ({"searcher": {"name": "random", "n_sources": 3}}, "searcher 'random' has no options, found n_sources"),
+        (
+            {"searcher": {"name": "random", "n_sources": 3}},
+            "unknown setting in [searcher]: 'n_sources'; choose one of: fill",
+        ),
         ({"searcher": {"name": "bee_colony", "n_sources": 1}}, "n_sources is at least 2, found 1"),
         ({"evaluator": {"name": "adaptive_bn", "metric": "top2"}}, "unknown metric 'top2'"),
         ({"space": {"levels": "filter"}}, "space.levels = 'filter': input should be a valid list"),

@@ -7,7 +7,7 @@ sliced to count.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -72,6 +72,7 @@ class CostModel:
                 factors[axis, row[name], 1 + dimension] = multiplicity
                 factors[axis, row[name], 0] -= multiplicity * self._channels[dimension]
                 varies[axis] = True
+        self._names = names
         self._constant = factors[~varies, :, 0].prod(axis=0)
         self._block_of = np.array([_block(name, blocks) for name in names], dtype=np.int64)
         self._factors = factors[varies]
@@ -140,22 +141,43 @@ class CostModel:
     ) -> NDArray[np.int64]:
         """Returns sum over parameters of weight * elements, and what never changes, of (n, n_dims) candidates: (n,)."""
         rows = self._check(candidates)
-        used = weights != 0
-        weights, constant, factors = weights[used], self._constant[used], self._factors[:, used]
-        widths, own = len(self._channels), self._block_of[used]
+        used = np.flatnonzero(weights)
         total = np.empty(len(rows), dtype=np.int64)
         for start in range(0, len(rows), _ROWS):
-            block = rows[start : start + _ROWS]
-            terms = np.concatenate([np.ones((len(block), 1)), block[:, :widths]], axis=1)
-            # The last column is for what is in no block: never dropped.
-            kept = np.concatenate(
-                [block[:, widths:], np.ones((len(block), 1 + widths + self._blocks - rows.shape[1]))], 1
-            )
-            elements = kept[:, own] * constant if self._blocks else np.broadcast_to(constant, (len(block), len(own)))
-            for factor in factors:
-                elements = elements * (terms @ factor.T)
-            total[start : start + _ROWS] = np.rint(elements @ weights + kept @ fixed).astype(np.int64)
+            elements, kept = self._elements(rows[start : start + _ROWS], used)
+            total[start : start + _ROWS] = np.rint(elements @ weights[used] + kept @ fixed).astype(np.int64)
         return total
+
+    def _elements(self, rows: NDArray[np.int64], used: NDArray[np.intp]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Returns how many elements the used parameters have, (n, n_used), and what is kept of blocks, (n, 1 + blocks).
+
+        The last column of blocks is for what is in none: never dropped.
+        """
+        widths, own, constant = len(self._channels), self._block_of[used], self._constant[used]
+        terms = np.concatenate([np.ones((len(rows), 1)), rows[:, :widths]], axis=1)
+        kept = np.concatenate([rows[:, widths:], np.ones((len(rows), 1 + widths + self._blocks - rows.shape[1]))], 1)
+        elements = kept[:, own] * constant if self._blocks else np.broadcast_to(constant, (len(rows), len(own)))
+        for factor in self._factors[:, used]:
+            elements = elements * (terms @ factor.T)
+        return elements, kept
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the weights that multiply something: one per layer."""
+        return tuple(self._names[index] for index in np.flatnonzero(self._macs))
+
+    def layer_macs(self, candidates: ArrayLike) -> NDArray[np.int64]:
+        """Returns the multiply-accumulates of every layer, (n, len(layers)) int64; 0 in a block that is dropped.
+
+        Args:
+            candidates: as in `macs`.
+
+        Raises:
+            CandidateError: as `macs`.
+        """
+        used = np.flatnonzero(self._macs)
+        elements, _ = self._elements(self._check(candidates), used)
+        return np.rint(elements * self._macs[used]).astype(np.int64)
 
     def _check(self, candidates: ArrayLike) -> NDArray[np.int64]:
         """Returns the candidates as an (n, n_dims) array after checking shape and range."""

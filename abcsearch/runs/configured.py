@@ -16,9 +16,10 @@ from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.exporting import export
 from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.header import write_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.loop import Progress, logged, silent
-from abcsearch.runs.run import Parts, SearchResult, Task, run_search, write_header
+from abcsearch.runs.run import Parts, SearchResult, Task, run_search
 from abcsearch.runs.settings import Part, RunConfig, SearchSettings, from_plain
 from abcsearch.runs.weights import load_checkpoint, weights_writer
 from abcsearch.training.loop import FineTuned, Recipe, check_images, finetune, train
@@ -55,7 +56,7 @@ def run_config(
     if config.model.checkpoint is not None and not folder.base.exists():
         load_checkpoint(model, config.model.checkpoint)
     # Refuse what cannot work before anything is written or trained: only the ranking depends on the weights.
-    task = Task.of(model, data, config, trained=False)
+    task = Task.of(model, data, config, trained=False, folder=folder)
     Parts.of(task, config)
     for recipe in (config.pretrain, config.finetune):
         if recipe is not None:
@@ -137,7 +138,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
             f"resume({str(run_dir)!r}, {call})"
         )
         raise RunError(msg)
-    task = Task.of(model, data, settings)
+    task = Task.of(model, data, settings, folder=folder)
     parts = Parts.of(task, settings, searcher=searcher, evaluator=evaluator, executor=executor)
     with folder.locked():
         return run_search(folder, task, settings, parts, logged(folder, progress))

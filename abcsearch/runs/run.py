@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,21 +11,24 @@ import numpy as np
 import torch
 
 from abcsearch.channels.groups import ChannelGraph, trace_channels
+from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.splits import Data
 from abcsearch.errors import DataError, ModelError, RunError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
-from abcsearch.runs.folder import FORMAT, RunFolder, environment
+from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.header import identity, write_header
+from abcsearch.runs.latency import keep_times, measured, run_costs
 from abcsearch.runs.loop import Loop, Progress, logged, silent
 from abcsearch.runs.ranking import rank_for_run
-from abcsearch.runs.settings import FREE, Part, SearchSettings, SpaceOptions, differences, to_plain
+from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.registry import make_searcher
 from abcsearch.trial import Trial, best_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -61,7 +63,15 @@ class Task:
     ranking: Ranking
 
     @classmethod
-    def of(cls, model: nn.Module, data: Data, settings: SearchSettings, *, trained: bool = True) -> Task:
+    def of(
+        cls,
+        model: nn.Module,
+        data: Data,
+        settings: SearchSettings,
+        *,
+        trained: bool = True,
+        folder: RunFolder | None = None,
+    ) -> Task:
         """Traces and ranks the network and binds the budget.
 
         Args:
@@ -69,6 +79,7 @@ class Task:
             data: its data.
             settings: of the run.
             trained: whether the weights are final; if not, the ranking is a draft (see `reranked`).
+            folder: the run's, which may hold measured times.
 
         Raises:
             TraceError, CandidateError, RankingError, BudgetError: if the network, the space or the budget does not do.
@@ -83,7 +94,7 @@ class Task:
         options = settings.space
         graph = trace_channels(model, data.example, fixed=options.fixed)
         space = graph.space(options.alpha, options.step, options.levels, options.divisor)
-        constraint = settings.budget.bind(space, graph.costs)
+        constraint = settings.budget.bind(space, run_costs(model, graph, data, settings, folder))
         ranking = rank_for_run(model, graph, data, settings, draft=not trained)
         return cls(model=model, data=data, graph=graph, space=space, constraint=constraint, ranking=ranking)
 
@@ -192,6 +203,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     seed: int = 0,
     space: SpaceOptions | None = None,
     criterion: str = "l1",
+    latency: LatencyOptions | None = None,
     max_failures: int = 10,
     progress: Progress = silent,
 ) -> SearchResult:
@@ -209,6 +221,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         seed: of everything random.
         space: which widths are searched.
         criterion: which channels are kept, see `rank_channels`.
+        latency: how forward time is measured where the budget bounds it.
         max_failures: more failed evaluations than this in a row stop the run.
         progress: called after every trial.
 
@@ -223,10 +236,12 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         evaluator=_part(evaluator),
         space=space or SpaceOptions(),
         criterion=criterion,
+        latency=latency or LatencyOptions(),
         seed=seed,
         max_failures=max_failures,
     )
-    task = Task.of(model, data, settings)
+    folder = RunFolder(run_dir)
+    task = Task.of(model, data, settings, folder=folder)
     parts = Parts.of(
         task,
         settings,
@@ -234,7 +249,6 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         evaluator=None if isinstance(evaluator, str | Mapping) else evaluator,
         executor=executor,
     )
-    folder = RunFolder(run_dir)
     with folder.locked():
         return run_search(folder, task, settings, parts, logged(folder, progress))
 
@@ -291,11 +305,12 @@ def run_search(
     Raises:
         RunError: if the folder holds a different run, or no trial succeeded.
     """
-    write_header(folder, settings, identity(task))
+    write_header(folder, settings, identity(task.model, task.data))
+    keep_times(folder, task)
     loop = Loop(
         folder=folder,
         searcher=parts.searcher,
-        evaluator=parts.evaluator,
+        evaluator=measured(parts.evaluator, task, settings),
         costs=task.graph.costs,
         executor=parts.executor,
         n_trials=settings.n_trials,
@@ -335,62 +350,3 @@ def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Sea
         msg = "the searcher must be new and made for this network's space: pass a function of (space, constraint)"
         raise SearcherError(msg)
     return searcher
-
-
-def identity(task: Task) -> dict[str, Any]:
-    """Returns hashes of the trained network and the data, to recognise them when a run is continued."""
-    digest = hashlib.sha256()
-    tensors = {k: value for k, value in task.model.state_dict().items() if isinstance(value, torch.Tensor)}
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {"model": digest.hexdigest()[:16], "data": task.data.fingerprint(), "data_name": task.data.name}
-
-
-_OTHERS = {
-    "model": "the model has other weights (trained anew, or with another seed?)",
-    "data": "the data have other images or labels",
-    "checkpoint": "the checkpoint file has changed",
-}
-
-
-def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any]) -> None:
-    """Writes run.json, or checks that the folder holds this very run and updates what may change.
-
-    Raises:
-        RunError: if the folder holds a different run (with the differences), or files of something else.
-    """
-    now = {"settings": to_plain(settings), "identity": same}
-    if folder.read_json("run.json") is None:
-        _refuse_foreign(folder.path)
-        folder.write_json("run.json", {"format": FORMAT, **now, "environment": environment()})
-        return
-    before = folder.header()
-    kept = {key: value for key, value in before["settings"].items() if key not in FREE}
-    wanted = {key: value for key, value in now["settings"].items() if key not in FREE}
-    found = differences(kept, wanted)
-    found += [
-        f"{_OTHERS[key]} (hash {value} in the folder, {same[key]} now)"
-        for key, value in before["identity"].items()
-        if key in _OTHERS and same.get(key, value) != value
-    ]
-    if found and not folder.base.exists() and not (folder.journal.exists() and folder.journal.stat().st_size):
-        folder.write_json("run.json", {"format": FORMAT, **now, "environment": environment()})  # nothing to lose yet
-        return
-    if found:
-        msg = (
-            f"{folder.path} already holds a different run: {'; '.join(found)}. "
-            f"Choose another folder, or delete this one"
-        )
-        raise RunError(msg)
-    if before["settings"] != now["settings"] or before["identity"] != {**before["identity"], **same}:
-        identity_now = {**before["identity"], **same}
-        folder.write_json("run.json", {**before, "settings": now["settings"], "identity": identity_now})
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raises RunError if a folder without run.json holds files that no run has put there."""
-    others: Sequence[str] = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
-    if others:
-        msg = f"{path} is not empty and holds no run ({', '.join(others[:3])}); choose a new folder"
-        raise RunError(msg)

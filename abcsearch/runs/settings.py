@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from abcsearch.budget import Budget
 from abcsearch.channels.graph import check_space
+from abcsearch.channels.latency import LatencyOptions
 from abcsearch.errors import ConfigError, RunError
 from abcsearch.models.registry import Constructor
 from abcsearch.training.loop import Recipe
@@ -92,6 +93,7 @@ class SearchSettings:
         evaluator: what fitness is.
         space: which widths there are.
         criterion: which channels are kept.
+        latency: how forward time is measured where the budget bounds it.
         seed: of everything random.
         max_failures: more failed evaluations than this in a row stop the run.
 
@@ -105,6 +107,7 @@ class SearchSettings:
     evaluator: Part = Part(name="adaptive_bn")
     space: SpaceOptions = SpaceOptions()
     criterion: str = "l1"
+    latency: LatencyOptions = field(default_factory=LatencyOptions)
     seed: int = 0
     max_failures: int = 10
 
@@ -172,6 +175,7 @@ _RECORDS: dict[str, type] = {
     "searcher": Part,
     "evaluator": Part,
     "space": SpaceOptions,
+    "latency": LatencyOptions,
     "model": ModelSettings,
     "data": Part,
     "pretrain": Recipe,

@@ -178,7 +178,7 @@ class _Parts:
         own = 1 - (np.diag(covariance) + mean**2) / spread
         left = squares - 2 * mean @ self._seen + mean @ self._gram @ mean + (covariance * self._gram).sum()
         slope = np.append(np.bincount(self._kinds, weights=own[1:], minlength=_NOISE), n - left / noise)
-        return float(value) / 2, slope / 2  # pyright: ignore[reportReturnType]
+        return float(value) / 2, slope / 2
 
     def _from_trials(self, log_variances: Floats) -> tuple[float, Floats]:
         """The loss by way of the trials' covariance, (n, n)."""
@@ -190,5 +190,5 @@ class _Parts:
         rest = precision @ self._targets
         value = self._targets @ rest + 2 * np.log(np.diag(factor)).sum()
         gap = precision - np.outer(rest, rest)
-        slope = np.append(variances * np.tensordot(self._kernels, gap, axes=2), noise * np.trace(gap))
+        slope: Floats = np.append(variances * np.tensordot(self._kernels, gap, axes=2), noise * float(np.trace(gap)))
         return float(value) / 2, slope / 2

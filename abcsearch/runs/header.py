@@ -1,0 +1,79 @@
+"""What makes a run folder this very run: settings, model and data."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from abcsearch.errors import RunError
+from abcsearch.runs.folder import FORMAT, RunFolder, environment
+from abcsearch.runs.settings import FREE, SearchSettings, differences, to_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from abcsearch.data.splits import Data
+
+
+def identity(model: nn.Module, data: Data) -> dict[str, Any]:
+    """Returns hashes of the trained network and the data, to recognise them when a run is continued."""
+    digest = hashlib.sha256()
+    tensors = {k: value for k, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {"model": digest.hexdigest()[:16], "data": data.fingerprint(), "data_name": data.name}
+
+
+_OTHERS = {
+    "model": "the model has other weights (trained anew, or with another seed?)",
+    "data": "the data have other images or labels",
+    "checkpoint": "the checkpoint file has changed",
+}
+
+
+def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any]) -> None:
+    """Writes run.json, or checks that the folder holds this very run and updates what may change.
+
+    Raises:
+        RunError: if the folder holds a different run (with the differences), or files of something else.
+    """
+    now = {"settings": to_plain(settings), "identity": same}
+    if folder.read_json("run.json") is None:
+        _refuse_foreign(folder.path)
+        folder.write_json("run.json", {"format": FORMAT, **now, "environment": environment()})
+        return
+    before = folder.header()
+    kept = {key: value for key, value in before["settings"].items() if key not in FREE}
+    wanted = {key: value for key, value in now["settings"].items() if key not in FREE}
+    found = differences(kept, wanted)
+    found += [
+        f"{_OTHERS[key]} (hash {value} in the folder, {same[key]} now)"
+        for key, value in before["identity"].items()
+        if key in _OTHERS and same.get(key, value) != value
+    ]
+    if found and not folder.base.exists() and not (folder.journal.exists() and folder.journal.stat().st_size):
+        folder.write_json("run.json", {"format": FORMAT, **now, "environment": environment()})  # nothing to lose yet
+        return
+    if found:
+        msg = (
+            f"{folder.path} already holds a different run: {'; '.join(found)}. "
+            f"Choose another folder, or delete this one"
+        )
+        raise RunError(msg)
+    if before["settings"] != now["settings"] or before["identity"] != {**before["identity"], **same}:
+        identity_now = {**before["identity"], **same}
+        folder.write_json("run.json", {**before, "settings": now["settings"], "identity": identity_now})
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raises RunError if a folder without run.json holds files that no run has put there."""
+    others: Sequence[str] = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    if others:
+        msg = f"{path} is not empty and holds no run ({', '.join(others[:3])}); choose a new folder"
+        raise RunError(msg)

@@ -1,0 +1,80 @@
+"""Budgets of forward time in a run: measured once, kept in the folder, so that a continued run has the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from abcsearch.channels.latency import LatencyModel, measure_latency
+from abcsearch.channels.slicing import slice_model
+from abcsearch.errors import ModelError, RunError
+from abcsearch.trial import Evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from abcsearch.budget import Costs
+    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.data.splits import Data
+    from abcsearch.evaluation.base import Evaluator
+    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.run import Task
+    from abcsearch.runs.settings import SearchSettings
+    from abcsearch.space import Candidate
+
+_FILE = "latency.json"
+
+
+def run_costs(
+    model: nn.Module, graph: ChannelGraph, data: Data, settings: SearchSettings, folder: RunFolder | None
+) -> Costs:
+    """Returns the costs that a run's budget needs: with times of layers, from the folder or measured now.
+
+    Raises:
+        RunError: if the folder's times are damaged or of another network.
+    """
+    if "latency_ms" not in settings.budget.bounds:
+        return graph.costs
+    kept = None if folder is None else folder.read_json(_FILE)
+    if kept is None:
+        return LatencyModel.measure(model, graph, data.example, settings.latency)
+    try:
+        return LatencyModel.from_plain(kept, graph.costs)
+    except (ModelError, AttributeError, TypeError, IndexError, KeyError, ValueError) as error:
+        msg = f"{folder.path / _FILE if folder else _FILE} cannot be used: {error}; start a new run in another folder"
+        raise RunError(msg) from error
+
+
+def keep_times(folder: RunFolder, task: Task) -> None:
+    """Writes what was measured into the folder, unless it is there."""
+    costs = task.constraint.costs
+    if isinstance(costs, LatencyModel) and folder.read_json(_FILE) is None:
+        folder.write_json(_FILE, costs.to_plain())
+
+
+def measured(evaluator: Evaluator, task: Task, settings: SearchSettings) -> Evaluator:
+    """Returns the evaluator; if the settings ask for it, one that measures each candidate and fails those outside.
+
+    The time is among the metrics as latency_ms. It is measured after the evaluation, in the same process.
+    """
+    limit = next((limit for limit in task.constraint.limits if limit.name == "latency_ms"), None)
+    if limit is None or not settings.latency.check:
+        return evaluator
+    options = settings.latency
+    batch = task.data.example[:1].expand(options.batch, *[-1] * (task.data.example.dim() - 1)).clone()
+
+    def evaluate(candidate: Candidate, seed: int) -> Evaluation:
+        found = evaluator(candidate, seed)
+        if found.failure is not None:
+            return found
+        network = slice_model(task.model, task.graph, candidate, task.ranking)
+        (time,) = measure_latency([network], batch, threads=options.threads, repeats=options.repeats)
+        metrics: Mapping[str, float] = {**found.metrics, "latency_ms": time}
+        if limit.low <= time <= limit.high:
+            return replace(found, metrics=metrics)
+        why = f"latency of {time:.3g} ms is outside of {limit.low:.3g} to {limit.high:.3g} ms"
+        return replace(found, metrics=metrics, fitness=None, failure=why)
+
+    return evaluate
