@@ -29,6 +29,8 @@ EXAMPLES = """Examples:
 
   abcsearch inspect resnet56
 
+  abcsearch list searchers
+
   abcsearch search experiments/digits/config.toml --run-dir runs/digits
 
   abcsearch finetune runs/digits
@@ -296,6 +298,27 @@ def export(
         path, tuned = export_run(open_run(run_dir), out)
         state = "fine-tuned" if tuned else "not fine-tuned yet"
         _out.print(f"exported to {path} ({state}); load it with: abcsearch.load({str(path)!r})")
+
+
+@app.command("list", epilog="Example: abcsearch list searchers, or with all there is to say: list searchers bee_colony")
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="searchers, evaluators, criteria, models or datasets.")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of them, whole.", show_default=False)
+    ] = None,
+) -> None:
+    """Lists what a config can name, with options and their defaults."""
+    with _answering():
+        from abcsearch.catalog import catalog
+
+        entries = catalog(kind, name)
+        if name is not None:
+            _out.print(entries[0].text)
+            return
+        for entry in entries:
+            _out.print(f"{entry.name}: {entry.description}" + (f" ({entry.source})" if entry.source else ""))
+            if entry.options:
+                _out.print(f"    {', '.join(entry.options)}")
 
 
 @app.command(epilog="Example: abcsearch inspect torchvision.models:resnet50 --input 3x224x224 --png widths.png")

@@ -66,7 +66,7 @@ class Quadratic:
     def prior(self) -> Floats:
         """Returns the prior's log variances: one per kind of column and the noise's, (8,) float64."""
         n = max(len(self._used), 1)
-        return np.log([0.3 / n, 0.1 / n, 0.2 / n**2, 0.1 / n, 0.5, 0.1, 0.05, 0.3])
+        return np.log([0.5 / n, 0.5 / n, 0.5 / n**2, 1.0 / n, 0.5, 0.5, 0.5, 0.3])
 
 
 def _scaled(dimension: Dimension, power: float) -> Floats:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -30,6 +29,7 @@ _POWERS = (0.0, 0.5, 1.0)  # of the width scale: log, square root, linear
 _GROWTH = 1.25  # variances are estimated anew when there are this many times more trials
 _WORST = 4.0  # fitness further below the best than this many times the median's distance counts as no worse
 _NUMBERS = 2**22  # columns of all structures of a space are kept if they are at most so many numbers
+_JITTER = 0.15  # standard deviation of starts around uniform width, as a share of the choices of a dimension
 _GENERATIONS, _CHILDREN, _KEPT = 30, 150, 12  # of the evolution on the surface
 
 
@@ -39,7 +39,8 @@ class ResponseSurfaceOptions:
 
     Attributes:
         batch: structures proposed at once, at least 1; more give more workers work, fewer learn sooner.
-        first: random structures before the first surface, at least 2.
+        first: structures before the first surface: uniform width, neighbours of it, and random ones; 0 stands for 8
+            and one more for every two dimensions.
         explore: share of proposals that maximise a surface drawn at random from those that the trials leave possible
             (Thompson sampling) instead of the most probable one, 0 to 1.
 
@@ -48,13 +49,13 @@ class ResponseSurfaceOptions:
     """
 
     batch: int = 8
-    first: int = 12
+    first: int = 0
     explore: float = 0.5
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         check_range("response_surface", self, "batch", 1)
-        check_range("response_surface", self, "first", 2)
+        check_range("response_surface", self, "first", 0)
         check_range("response_surface", self, "explore", 0, 1)
 
 
@@ -68,8 +69,9 @@ class ResponseSurface(Searcher):
     widths themselves, takes turns with the probability that the trials give each. Half of the proposals maximise the
     mean of a surface, half one drawn from its posterior (Thompson sampling), so that batches differ.
 
-    Costs are closed form, so maximising costs no evaluation: in spaces up to 65,536 structures all that are inside the
-    budget are compared, in larger ones an evolution on the surface starts from the best trials.
+    Costs are closed form, so maximising costs no evaluation: where all structures can be listed (five layers of eight
+    widths, say), all that are inside the budget are compared; elsewhere an evolution on the surface starts from the
+    best trials.
 
     Source: Box and Wilson, On the experimental attainment of optimum conditions (1951), for the surface; MacKay,
     Bayesian interpolation (1992), for the variances; Thompson (1933) and Wilson et al., Efficiently sampling functions
@@ -87,6 +89,7 @@ class ResponseSurface(Searcher):
     options: ResponseSurfaceOptions
 
     def _begin(self) -> None:
+        self._first = self.options.first or 8 + len(self.space) // 2
         self._told: list[Ints] = []  # choice positions
         self._fitness: list[float] = []
         self._estimated = 0  # trials that the variances were last estimated from
@@ -105,12 +108,27 @@ class ResponseSurface(Searcher):
     def _propose(self) -> list[Candidate]:
         fitness = self._targets()
         if fitness is None:
-            return self._batch(itertools.repeat(itertools.repeat(None), self.options.first))
+            return self._batch(self._starts())
         with threadpool_limits(1):  # the order of sums, and so the last bit, must not depend on the machine
             return self._batch(self._maximisers(fitness))
 
-    def _batch(self, rankings: Iterator[Iterator[Candidate | None]]) -> list[Candidate]:
-        """Returns the first new structure of every ranking; where there is None in a ranking, a random one."""
+    def _starts(self) -> Iterator[Iterator[Candidate]]:
+        """Yields structures to begin with: the largest uniform one, and in turn random ones and neighbours of it."""
+        rows = np.array([self.space.uniform(ratio) for ratio in np.arange(1, 101) / 100])
+        inside = np.flatnonzero(self.constraint.violation(rows) == 0)
+        center = self.space.indices(tuple(rows[inside[-1]].tolist()) if len(inside) else self._random())
+        yield iter([self.space.at(center)])
+        for number in range(1, self._first):
+            yield iter([self._grown(self._around(center)) if number % 2 else self._random()])
+
+    def _around(self, center: Ints) -> Candidate:
+        """Returns a structure whose choices lie around those of another one, (n_dims,) choice positions."""
+        last = self.space.last_indices
+        moved = center + self.rng.normal(scale=_JITTER, size=len(center)) * last
+        return self.space.at(np.clip(np.rint(moved), 0, last).astype(np.int64))
+
+    def _batch(self, rankings: Iterator[Iterator[Candidate]]) -> list[Candidate]:
+        """Returns the first new structure of every ranking; where a ranking has none, a random one."""
         batch: list[Candidate] = []
         for ranking in rankings:
             candidate = self._fresh(lambda own=ranking: next(own, None) or self._random())
@@ -123,14 +141,14 @@ class ResponseSurface(Searcher):
         """Returns the fitness of all trials with mean 0 and standard deviation 1; None if they tell nothing yet."""
         fitness = np.array(self._fitness)
         found = fitness[np.isfinite(fitness)]
-        if len(found) < 2 or len(fitness) < self.options.first or found.max() == found.min():
+        if len(found) < 2 or len(fitness) < self._first or found.max() == found.min():
             return None
         best, median = found.max(), float(np.median(found))
         lowest = max(found.min(), best - _WORST * (best - median)) if median < best else found.min()
         fitness = np.maximum(fitness, lowest)
         return (fitness - fitness.mean()) / (fitness.std() or 1.0)
 
-    def _maximisers(self, fitness: Floats) -> Iterator[Iterator[Candidate | None]]:
+    def _maximisers(self, fitness: Floats) -> Iterator[Iterator[Candidate]]:
         """Yields, for every proposal of a batch, structures inside the budget, the best of a surface first."""
         told = np.stack(self._told)
         if len(told) >= _GROWTH * self._estimated:
