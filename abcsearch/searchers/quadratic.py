@@ -191,4 +191,4 @@ class _Parts:
         value = self._targets @ rest + 2 * np.log(np.diag(factor)).sum()
         gap = precision - np.outer(rest, rest)
         slope = np.append(variances * np.tensordot(self._kernels, gap, axes=2), noise * np.trace(gap))
-        return float(value) / 2, slope / 2
+        return float(value) / 2, slope / 2  # pyright: ignore[reportReturnType]
