@@ -19,7 +19,7 @@ from abcsearch.errors import BudgetError
 from abcsearch.rng import numpy_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -232,7 +232,8 @@ class Constraint:
 
         start = self.space.indices(candidate)
         room = self.space.last_indices - start
-        return self.space.at(self._walk(start, room, 1, rng, keep=self._fits, until=full_enough))
+        grown = self.space.at(self._walk(start, room, 1, rng, keep=self._fits, until=full_enough))
+        return grown if self.allows(grown) else candidate  # measured times need not grow along a walk
 
     def _fits(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Returns whether no upper bound is exceeded: (n, n_dims) values to (n,) bool."""
@@ -274,30 +275,19 @@ class Constraint:
         """
         here, room = start, room.copy()
         while not (until is not None and until(self.space.values(here)[None])[0]) and room.any():
-            steps = _order(room, rng)
-            rows = here + sign * np.concatenate([np.zeros((1, len(here)), np.int64), np.cumsum(steps, axis=0)])
-            last = len(rows) - 1 if keep is None else self._last(rows, keep)
+            walk = _Walk(self.space, here, sign, _order(room, rng))
+            last = len(walk.order) if keep is None else walk.last(len(walk.order), keep)
             if until is not None:
-                short = self._last(rows[: last + 1], lambda values: ~until(values))
+                short = walk.last(last, lambda values: ~until(values))
                 if short < last:
-                    return rows[short + 1]
-            room = room - np.abs(rows[last] - here)
-            here = rows[last]
+                    return walk.after([short + 1])[0]
+            (after,) = walk.after([last])
+            room, here = room - np.abs(after - here), after
             if keep is not None and room.any():
                 open_ = np.flatnonzero(room)
                 ahead = here + sign * np.eye(len(here), dtype=np.int64)[open_]
                 room[open_[~keep(self.space.values(ahead))]] = 0
         return here
-
-    def _last(self, rows: NDArray[np.int64], holds: Test) -> int:
-        """Returns the last row, (m, n_dims) choice positions, up to which a test holds that holds at row 0."""
-        low, high = 0, len(rows)
-        while high - low > 1:
-            probes = np.unique(np.linspace(low, high, _BRANCHES + 2).astype(np.int64)[1:-1])
-            probes = probes[(probes > low) & (probes < high)]
-            good = int(np.argmin(np.append(holds(self.space.values(rows[probes])), False)))
-            low, high = (int(probes[good - 1]) if good else low), (int(probes[good]) if good < len(probes) else high)
-        return low
 
     def _exchange(self, here: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Returns the positions; if they are outside a band, after one step up and one down where that leads inside."""
@@ -323,19 +313,52 @@ class Constraint:
                 return self.space.at(rows[rng.choice(np.flatnonzero(steps == steps.min()))])
         wanted = ", ".join(f"{limit.name} {limit.low:,} to {limit.high:,}" for limit in self.limits)
         costs = ", ".join(f"{limit.name} {limit.cost([nearest])[0]:,}" for limit in self.limits)
-        msg = f"no structure found with {wanted}; the nearest had {costs}; widen the band"
+        ends = self.space.values([np.zeros_like(start), self.space.last_indices])
+        reach = ", ".join(f"{limit.name} {' to '.join(f'{c:,}' for c in limit.cost(ends))}" for limit in self.limits)
+        msg = f"no structure found with {wanted}; the nearest had {costs}; this space reaches {reach}; widen the band"
         raise BudgetError(msg)
 
 
 def _order(room: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Returns single steps in random order, (room.sum(), n_dims) with a 1 per row, each dimension `room` times.
+    """Returns dimensions in the random order in which they step, (room.sum(),), each `room` times.
 
     At every step all dimensions that have room left are equally likely: they are clocks that tick alike.
     """
     ticks = rng.exponential(size=(len(room), int(room.max()))).cumsum(axis=1)
     ticks[np.arange(ticks.shape[1]) >= room[:, None]] = np.inf
-    order = np.argsort(ticks, axis=None)[: int(room.sum())]
-    return np.eye(len(room), dtype=np.int64)[order // ticks.shape[1]]
+    return np.argsort(ticks, axis=None)[: int(room.sum())] // ticks.shape[1]
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Single steps of one sign from a structure.
+
+    Attributes:
+        space: the structures.
+        start: choice positions, (n_dims,).
+        sign: 1 up, -1 down.
+        order: the dimension of every step.
+    """
+
+    space: SearchSpace
+    start: NDArray[np.int64]
+    sign: int
+    order: NDArray[np.int64]
+
+    def after(self, counts: Iterable[int]) -> NDArray[np.int64]:
+        """Returns choice positions after so many steps, (n_counts, n_dims)."""
+        steps = [np.bincount(self.order[:count], minlength=len(self.start)) for count in counts]
+        return self.start + self.sign * np.stack(steps)
+
+    def last(self, count: int, holds: Test) -> int:
+        """Returns how many of the first `count` steps can be taken while a test holds that holds before them."""
+        low, high = 0, count + 1
+        while high - low > 1:
+            probes = np.unique(np.linspace(low, high, _BRANCHES + 2).astype(np.int64)[1:-1])
+            probes = probes[(probes > low) & (probes < high)]
+            good = int(np.argmin(np.append(holds(self.space.values(self.after(probes))), False)))
+            low, high = (int(probes[good - 1]) if good else low), (int(probes[good]) if good < len(probes) else high)
+        return low
 
 
 def _check_bound(name: str, bound: Bound) -> None:

@@ -78,7 +78,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
         known: the valid names.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     advice = f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(names) or '(none)'}"
     return f"unknown {kind} {name!r}; {advice}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -174,6 +175,9 @@ class SearchSpace:
         Raises:
             CandidateError: naming the length or the dimension that is wrong, and the allowed values.
         """
+        if not isinstance(candidate, Collection):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"a candidate is a tuple of {len(self.dimensions)} whole numbers, found {candidate!r}"
+            raise CandidateError(msg)
         if len(candidate) != len(self.dimensions):
             expected, found = len(self.dimensions), tuple(candidate)
             msg = f"a candidate of this space has {expected} values, found {len(found)}: {found}"

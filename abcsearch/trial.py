@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +43,17 @@ class Evaluation:
         if (self.fitness is None) == (self.failure is None):
             msg = f"an evaluation has either a fitness or a failure, found {self.fitness} and {self.failure!r}"
             raise AbcSearchError(msg)
-        if self.fitness is not None and not math.isfinite(self.fitness):
+        if self.fitness is None:
+            return
+        try:
+            finite = math.isfinite(self.fitness)
+        except (TypeError, ValueError, OverflowError) as error:
+            msg = f"a fitness is one number, found {self.fitness!r}"
+            raise AbcSearchError(msg) from error
+        if not finite:
             msg = f"a fitness must be finite, found {self.fitness}; report it as a failure"
             raise AbcSearchError(msg)
+        object.__setattr__(self, "fitness", float(self.fitness))  # of any type, such as numpy's: a state is plain
 
 
 @dataclass(frozen=True)
@@ -55,11 +64,22 @@ class Trial:
         number: position in the order of asking, from 0.
         candidate: the structure.
         evaluation: what was found.
+
+    Raises:
+        AbcSearchError: if the candidate is not made of whole numbers.
     """
 
     number: int
     candidate: Candidate
     evaluation: Evaluation
+
+    def __post_init__(self) -> None:
+        """Makes the candidate a tuple of ints, of whatever type it was: a state is plain."""
+        try:
+            object.__setattr__(self, "candidate", tuple(operator.index(value) for value in self.candidate))
+        except TypeError as error:
+            msg = f"the candidate of a trial is a tuple of whole numbers, found {self.candidate!r}"
+            raise AbcSearchError(msg) from error
 
     @property
     def fitness(self) -> float:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import tracemalloc
 from collections import Counter
 from dataclasses import dataclass
 
@@ -308,3 +309,70 @@ def test_every_structure_of_a_small_space_can_be_repaired():
     for candidate in itertools.product(*(d.choices for d in space.dimensions)):
         assert constraint.allows(constraint.repair(candidate, np.random.default_rng(0)))
     assert constraint.allows(constraint.repair(space.full, np.random.default_rng(0)))
+
+
+def test_filling_stays_inside_where_costs_do_not_grow_along_the_way():
+    class Wavy(Products):
+        def latency_ms(self, candidates):  # as measured times may be
+            rows = np.asarray(candidates)
+            return (rows * 10 + (rows % 3 == 0) * 25 + (rows % 5 == 1) * 40).sum(axis=1) / 37.3
+
+    space = SearchSpace(tuple(Dimension(f"d{i}", "width", tuple(range(1, 20))) for i in range(8)))
+    constraint, rng = Budget(latency_ms=0.5).bind(space, Wavy((1,) * 8)), np.random.default_rng(0)
+    for _ in range(100):
+        assert constraint.allows(constraint.fill(constraint.repair(space.sample(rng), rng), rng))
+
+
+def test_huge_spaces_need_little_memory():
+    space = SearchSpace(tuple(Dimension(f"d{i}", "width", tuple(range(1, 1001))) for i in range(200)))
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    try:
+        constraint = Budget(params=0.5).bind(space, Products((1,) * 200))
+        assert constraint.allows(constraint.fill(constraint.repair((1000,) * 200, rng), rng))
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_costs_near_the_end_of_64_bits():
+    class Sum:
+        def macs(self, candidates):
+            return np.asarray(candidates, dtype=np.int64).sum(axis=1)
+
+    space = SearchSpace(tuple(Dimension(f"d{i}", "width", (1, 2**58, 2**60)) for i in range(3)))
+    for bound in (0.5, (0.25, 0.5), 2**61, 2**70):
+        constraint, rng = Budget(macs=bound).bind(space, Sum()), np.random.default_rng(0)
+        assert constraint.allows(constraint.fill(constraint.repair((2**60,) * 3, rng), rng))
+
+
+def test_repair_is_as_random_as_single_steps():
+    """The same distribution as a loop that draws one step at a time, and takes back one step at a time."""
+    space = SearchSpace(tuple(Dimension(f"d{i}", "width", tuple(range(1, 6))) for i in range(3)))
+    weights, rng = np.array([1, 5, 2]), np.random.default_rng(0)
+    constraint = Budget(params=21).bind(space, Products((2, 5, 1)))
+
+    def stepwise():
+        here, room = np.full(3, 5), np.zeros(3, int)
+        while here @ weights > 20:
+            step = rng.choice(np.flatnonzero(here > 1))
+            here[step], room[step] = here[step] - 1, room[step] + 1
+        while len(back := np.flatnonzero((room > 0) & (here @ weights + weights <= 20))):
+            step = rng.choice(back)
+            here[step], room[step] = here[step] + 1, room[step] - 1
+        return tuple(here.tolist())
+
+    expected = Counter(stepwise() for _ in range(4000))
+    found = Counter(constraint.repair((5, 5, 5), rng) for _ in range(4000))
+    assert sum(abs(expected[c] - found[c]) for c in {*expected, *found}) / 8000 < 0.03
+
+
+def test_a_band_without_a_structure_names_what_can_be_reached():
+    space = SearchSpace(tuple(Dimension(f"d{i}", "width", tuple(range(10, 101, 10))) for i in range(60)))
+
+    class Tens:
+        def macs(self, candidates):
+            return np.asarray(candidates).sum(axis=1)
+
+    with pytest.raises(BudgetError, match=r"macs 3,001 to 3,009; the nearest .* this space reaches macs 600 to 6,000"):
+        Budget(macs=(3001, 3009)).bind(space, Tens())

@@ -1,8 +1,10 @@
 """Records of evaluations: exactly one of fitness and failure, and failures never win."""
 
 import dataclasses
+import json
 import math
 
+import numpy as np
 import pytest
 
 from abcsearch.errors import AbcSearchError
@@ -49,3 +51,25 @@ def test_records_are_frozen():
     for record, name in ((trial(0, 1.0), "number"), (trial(0, 1.0).evaluation, "fitness")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(record, name, 7)
+
+
+def test_numbers_of_any_type_become_plain():
+    evaluation = Evaluation(fitness=np.float32(0.5))
+    assert type(evaluation.fitness) is float
+    assert type(Evaluation(fitness=np.array(2)).fitness) is float
+    trial = Trial(0, [np.int64(3), 4], evaluation)
+    assert trial.candidate == (3, 4)
+    assert json.loads(json.dumps(trial.to_plain()))["candidate"] == [3, 4]
+    assert Trial.from_plain(trial.to_plain()) == trial
+
+
+@pytest.mark.parametrize("fitness", ["0.5", [0.5], 1j, 10**400, np.zeros(2)])
+def test_a_fitness_is_one_number(fitness):
+    with pytest.raises(AbcSearchError, match="a fitness is one number"):
+        Evaluation(fitness=fitness)
+
+
+@pytest.mark.parametrize("candidate", [None, 3, (0.5, 1), ("3", 4), [(3,)]])
+def test_a_candidate_is_made_of_whole_numbers(candidate):
+    with pytest.raises(AbcSearchError, match="tuple of whole numbers"):
+        Trial(0, candidate, Evaluation(fitness=1.0))

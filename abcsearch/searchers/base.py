@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import operator
+import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex, cast, final
 
 import numpy as np
 
 from abcsearch.budget import Constraint
-from abcsearch.errors import SearcherError
+from abcsearch.errors import AbcSearchError, SearcherError
 from abcsearch.rng import numpy_stream
 from abcsearch.trial import Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -35,13 +39,49 @@ class NoOptions:
 def check_range(searcher: str, options: object, name: str, low: float, high: float = math.inf) -> None:
     """Raises SearcherError unless the option `name` is a number in low ... high, whole if its type is int."""
     value = getattr(options, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
         rule = f"at least {low}" if high == math.inf else f"from {low} to {high}"
         msg = f"{searcher}: {name} is {rule}, found {value!r}"
         raise SearcherError(msg)
     if isinstance(value, float) and type(options).__annotations__.get(name) == "int":
         msg = f"{searcher}: {name} is a whole number, found {value!r}"
         raise SearcherError(msg)
+
+
+def check_flag(searcher: str, options: object, name: str) -> None:
+    """Raises SearcherError unless the option `name` is true or false."""
+    if not isinstance(getattr(options, name), bool):
+        msg = f"{searcher}: {name} is true or false, found {getattr(options, name)!r}"
+        raise SearcherError(msg)
+
+
+def _whole(what: str, value: object, lowest: int) -> int:
+    """Returns a whole number of any type as an int; raises SearcherError for anything else, or one below `lowest`."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < lowest:
+        msg = f"{what}, found {value!r}"
+        raise SearcherError(msg)
+    return operator.index(value)
+
+
+def _listed_trials(trials: Any) -> list[Trial]:  # noqa: ANN401 - whatever it was called with
+    """Returns trials as a list; raises SearcherError if they are something else."""
+    listed = list(cast("Iterable[Any]", trials)) if isinstance(trials, Iterable) else [trials]
+    if strange := [trial for trial in listed if not isinstance(trial, Trial)]:
+        msg = f"tell takes a list of trials, found {strange[0]!r} in it"
+        raise SearcherError(msg)
+    return listed
+
+
+def _checksum(value: Any, before: int = 0) -> int:  # noqa: ANN401 - part of a state
+    """Returns a checksum of what comes before and a value: plain JSON values by their text, arrays by their bytes."""
+    if isinstance(value, dict):
+        for key, part in sorted(cast("dict[str, Any]", value).items()):
+            before = _checksum(part, zlib.crc32(key.encode(), before))
+        return before
+    if isinstance(value, np.ndarray):
+        array = cast("NDArray[Any]", value)
+        return zlib.crc32(array.tobytes(), zlib.crc32(f"{array.dtype.str} {array.shape}".encode(), before))
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode(), before)
 
 
 def _plain(options: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
@@ -93,22 +133,28 @@ class Searcher(ABC):
 
         Raises:
             CandidateError: if a warm start is not in the space, or a ratio not in (0, 1].
-            SearcherError: if the constraint belongs to another space, or the options to another searcher.
+            SearcherError: if the constraint belongs to another space, or the options to another searcher, or if the
+                seed is not a whole number from 0.
         """
         self.space = space
         self.constraint = Constraint(space) if constraint is None else constraint
-        if self.constraint.space != space:
+        if not isinstance(self.constraint, Constraint) or self.constraint.space != space:  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = "the constraint is bound to another space; bind the budget to the space of the searcher"
             raise SearcherError(msg)
         self.options = self.Options() if options is None else options
         if not isinstance(self.options, self.Options):
             msg = f"options of {self.name} are {self.Options.__name__}, found {type(self.options).__name__}"
             raise SearcherError(msg)
-        self.seed = seed
-        self.rng = numpy_stream(seed, "searcher")
+        self.seed = _whole("a seed is a whole number, at least 0", seed, 0)
+        self.rng = numpy_stream(self.seed, "searcher")
+        if not isinstance(initial, Iterable) or isinstance(initial, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"initial is a list of structures and keep ratios, found {initial!r}"
+            raise SearcherError(msg)
         self._warm: list[Candidate] = []
         for given in initial:
-            start = self.space.uniform(given) if isinstance(given, float | int) else given
+            start = cast("Sequence[int]", given)
+            if isinstance(given, Real) and not isinstance(given, bool | np.bool_):  # also numpy's
+                start = self.space.uniform(float(given))
             inside = self.space.at(self.space.indices(start))
             self._warm.append(self.constraint.repair(inside, self.rng))
         self._queue: list[Candidate] = []  # proposed, not yet asked for
@@ -126,14 +172,12 @@ class Searcher(ABC):
         Returns [] if the searcher must be told something first or, when nothing is open, has nothing new to propose.
 
         Raises:
-            SearcherError: if n is not positive.
+            SearcherError: if n is not a positive whole number.
             BudgetError: if no structure inside the budget can be found.
         """
-        if n < 1:
-            msg = f"ask for at least one candidate, found n = {n}"
-            raise SearcherError(msg)
+        wanted = _whole("ask for at least one candidate (a whole number)", n, 1)
         asked: list[Candidate] = []
-        while len(asked) < n:
+        while len(asked) < wanted:
             if not self._queue:
                 if self.needs_results and self._open:
                     break
@@ -146,12 +190,13 @@ class Searcher(ABC):
         return asked
 
     @final
-    def tell(self, trials: Sequence[Trial]) -> None:
+    def tell(self, trials: Iterable[Trial]) -> None:
         """Takes finished trials, any number of those asked for, in any order. Failed ones count as worst.
 
         Raises:
             SearcherError: if a candidate was never asked for or has been told already; then nothing is taken.
         """
+        trials = _listed_trials(trials)
         seen: set[Candidate] = set()
         for trial in trials:
             if trial.candidate not in self._open or self._open[trial.candidate] is not None or trial.candidate in seen:
@@ -228,7 +273,7 @@ class Searcher(ABC):
     @final
     def state_dict(self) -> dict[str, Any]:
         """Returns all that later proposals depend on, as plain JSON values and numpy arrays."""
-        return {
+        state = {
             "searcher": self.name,
             "space": [[d.name, list(d.choices)] for d in self.space.dimensions],
             "options": _plain(self.options),
@@ -241,6 +286,7 @@ class Searcher(ABC):
             "known": self._rows(self._known),
             "own": self._state(),
         }
+        return {**state, "checksum": _checksum(state)}
 
     @final
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -252,6 +298,9 @@ class Searcher(ABC):
         Raises:
             SearcherError: if the state is of another searcher or space, or damaged; then nothing is changed.
         """
+        if not isinstance(state, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"a state is what state_dict returns, found {type(state).__name__}"  # pyright: ignore[reportUnreachable]
+            raise SearcherError(msg)
         if state.get("searcher") != self.name:
             msg = f"the state belongs to searcher {state.get('searcher')!r}, this one is {self.name!r}"
             raise SearcherError(msg)
@@ -270,10 +319,13 @@ class Searcher(ABC):
             raise SearcherError(msg)
         before = self.state_dict()
         try:
+            if state["checksum"] != _checksum({key: part for key, part in state.items() if key != "checksum"}):
+                msg = "its checksum does not fit what is in it"
+                raise ValueError(msg)
             self._restore(state)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AbcSearchError) as error:
             self._restore(before)
-            msg = f"the state is damaged: {error!r}"
+            msg = f"the state is damaged, or of another version: {error!r}"
             raise SearcherError(msg) from error
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
+_MOST = 1e6  # reward, either way
 _REWARDS = ("accuracy", "flops", "params")
 # Lowest and highest value of every number among the options.
 _RANGES = {
@@ -30,9 +31,9 @@ _RANGES = {
     "batch_size": (1, math.inf),
     "discount": (0, 1),
     "tau": (0, 1),
-    "hidden": (1, math.inf),
-    "actor_lr": (0, math.inf),
-    "critic_lr": (0, math.inf),
+    "hidden": (1, 10_000),
+    "actor_lr": (0, 1),
+    "critic_lr": (0, 1),
     "baseline_decay": (0, 1),
     "fill": (0, 1),
     "episodes_per_batch": (1, math.inf),
@@ -55,9 +56,9 @@ class DDPGOptions:
         batch_size: transitions per update.
         discount: factor on the value of the next state, 0 to 1.
         tau: share by which target networks follow per update, 0 to 1.
-        hidden: width of both hidden layers of actor and critic.
-        actor_lr: learning rate of the actor.
-        critic_lr: learning rate of the critic.
+        hidden: width of both hidden layers of actor and critic, 1 to 10,000.
+        actor_lr: learning rate of the actor, 0 to 1.
+        critic_lr: learning rate of the critic, 0 to 1.
         baseline_decay: share of the old baseline in the new one, per episode, 0 to 1.
         fill: share of an upper bound that episodes spend at least, 0 to 1; 0 allows any small structure, as AMC does.
         episodes_per_batch: episodes that are proposed together: that many workers are kept busy.
@@ -123,6 +124,7 @@ class DDPG(Searcher):
           2,000 would be 41 episodes, fewer than the warm-up.
         - The published code makes one update per transition; here an episode is followed by at most
           `updates_per_episode` of them, so that deep networks do not wait for the agent.
+        - Rewards beyond a million either way count as a million: the networks are single precision.
         - A failed evaluation gets the lowest reward so far; before the first success it teaches nothing.
     """
 
@@ -190,7 +192,8 @@ class DDPG(Searcher):
         """Remembers the episodes, then updates the networks."""
         learning = max(0, min(len(batch), self._episodes + len(batch) - self.options.warmup))
         self._episodes += len(batch)
-        rewards = [self._reward(trial) for trial in batch]
+        found = [self._reward(trial) for trial in batch]
+        rewards = [None if reward is None else min(max(reward, -_MOST), _MOST) for reward in found]
         self._lowest = min(self._lowest, *(r for r in rewards if r is not None), math.inf)
         if math.isinf(self._lowest):
             return

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from abcsearch.errors import SearcherError
-from abcsearch.searchers.base import Searcher, check_range
+from abcsearch.searchers.base import Searcher, check_flag, check_range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,9 +43,7 @@ class GreedyOptions:
         """Checks the ranges."""
         check_range("greedy", self, "taken", 0, 1)
         check_range("greedy", self, "batch", 1)
-        if not isinstance(self.to_bottom, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = f"greedy: to_bottom is true or false, found {self.to_bottom!r}"
-            raise SearcherError(msg)
+        check_flag("greedy", self, "to_bottom")
 
 
 @final

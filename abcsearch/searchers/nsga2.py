@@ -193,7 +193,7 @@ def crowding(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     total = np.zeros(len(losses))
     for values in losses.T:
         order = np.argsort(values, kind="stable")
-        ranked = values[order]
+        ranked = values[order] / 2  # so that the range of the largest numbers there are is one, too
         span = ranked[-1] - ranked[0]
         gaps = np.full(len(values), np.inf)
         gaps[1:-1] = (ranked[2:] - ranked[:-2]) / (span if span > 0 else 1)

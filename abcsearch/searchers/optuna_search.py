@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from abcsearch.errors import SearcherError, unknown_name
 from abcsearch.rng import derived_seed
-from abcsearch.searchers.base import Searcher, check_range
+from abcsearch.searchers.base import Searcher, check_flag, check_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -116,10 +116,12 @@ class OptunaOptions:
     def __post_init__(self) -> None:
         """Checks everything that can be checked before the first proposal."""
         check_range("optuna", self, "batch", 1)
-        if int(self.batch) != self.batch:
-            msg = f"optuna: batch is a whole number, found {self.batch!r}"
+        check_flag("optuna", self, "fill")
+        check_flag("optuna", self, "constraints")
+        if not isinstance(self.sampler_options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"optuna: sampler_options is a table of options by name, found {self.sampler_options!r}"
             raise SearcherError(msg)
-        if self.sampler not in _SAMPLERS:
+        if self.sampler not in list(_SAMPLERS):  # a list takes anything, a dict only what can be hashed
             raise SearcherError(unknown_name("sampler of searcher 'optuna':", self.sampler, _SAMPLERS))
         known = inspect.signature(_SAMPLERS[self.sampler]).parameters
         for name, value in self.sampler_options.items():

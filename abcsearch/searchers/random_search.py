@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from abcsearch.searchers.base import Searcher
+from abcsearch.searchers.base import Searcher, check_flag
 
 if TYPE_CHECKING:
     from abcsearch.space import Candidate
@@ -21,9 +21,16 @@ class RandomOptions:
     Attributes:
         fill: whether draws below an upper bound are grown to spend most of it, as those of all other searchers are;
             without it the search is plain uniform sampling, repaired where a draw is outside.
+
+    Raises:
+        SearcherError: if an option is out of range.
     """
 
     fill: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the type."""
+        check_flag("random", self, "fill")
 
 
 @final

@@ -118,7 +118,7 @@ def make_searcher(
     Raises:
         SearcherError: if the name or an option is unknown (with the nearest valid one), or an option is out of range.
     """
-    if name not in SEARCHERS:
+    if not isinstance(name, str) or name not in SEARCHERS:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise SearcherError(unknown_name("searcher", name, SEARCHERS))
     made = SEARCHERS[name].searcher
     known = [f.name for f in fields(made.Options)]

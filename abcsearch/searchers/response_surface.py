@@ -143,6 +143,9 @@ class ResponseSurface(Searcher):
         found = fitness[np.isfinite(fitness)]
         if len(found) < 2 or len(fitness) < self._first or found.max() == found.min():
             return None
+        # By a power of two, which is exact: so that squares neither overflow nor vanish.
+        power = -int(np.frexp(np.abs(found).max())[1])
+        fitness, found = np.ldexp(fitness, power), np.ldexp(found, power)
         best, median = found.max(), float(np.median(found))
         lowest = max(found.min(), best - _WORST * (best - median)) if median < best else found.min()
         fitness = np.maximum(fitness, lowest)
