@@ -9,7 +9,7 @@ DATA ?= data
 # One thread per process: pytest runs one process per core.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: help demo test lint types layers tests notebooks test-zoo bench-checkpoints bench-digits bench-slicing bench-zoo clean
+.PHONY: help demo test lint types layers tests notebooks test-zoo bench-checkpoints bench-digits bench-searchers bench-slicing bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -80,6 +80,9 @@ bench-zoo: $(VENV)/.installed-zoo ## the table of networks in the README: groups
 
 bench-checkpoints: $(VENV)/.installed ## public CIFAR-10 checkpoints: accuracy, and zero channels removed (DATA=folder)
 	@$(BIN)/python experiments/benchmarks/checkpoints.py --data $(DATA)
+
+bench-searchers: $(VENV)/.installed ## how many evaluations every searcher needs (DATA=folder with nats_sss.csv.gz)
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.searchers --data $(DATA)
 
 bench-slicing: $(VENV)/.installed-bench ## time of one candidate against copy.deepcopy and torch-pruning, and of tracing
 	@$(THREADS) $(BIN)/python experiments/benchmarks/slicing.py

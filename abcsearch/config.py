@@ -255,7 +255,13 @@ def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a pl
         raise ConfigError(unknown_name(key, name, registry))
     own = {k: value for k, value in table.items() if k != "initial" or key != "searcher"}
     options = registry[name].options
-    _record(options, own, key)
+    try:
+        _record(options, own, key)
+    except ConfigError as error:
+        if set(own) <= {f.name for f in fields(options)}:
+            raise
+        msg = f"{error}; left over from another {key}? --set {key}={name} replaces the whole table"
+        raise ConfigError(msg) from error
     return Part(name=name, options=table)
 
 

@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 
 from abcsearch import UnsupportedOpWarning, cli, load
 from abcsearch import __version__ as abcsearch_version
+from abcsearch.catalog import KINDS, catalog
 from abcsearch.data.registry import load_data
+from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.scoring import score
 
-COMMANDS = ("search", "resume", "status", "finetune", "report", "export", "inspect")
+COMMANDS = ("search", "resume", "status", "finetune", "report", "export", "inspect", "list")
 
 
 def call(*arguments):
@@ -155,7 +157,10 @@ def test_base_network_follows_the_checkpoint(finished, tmp_path):
         (["nonsense"], "--set takes dotted.key=value, found 'nonsense'"),
         (["n_trials=1\nseed=5"], "--set changes one setting at a time"),
         (["model.chekpoint=w.pt"], "unknown setting in [model]: 'chekpoint'; did you mean 'checkpoint'?"),
-        (["searcher.name=random"], "searcher 'random' has no options, found n_sources; replace the whole table"),
+        (
+            ["searcher.name=random"],
+            "'n_sources'; choose one of: fill; left over from another searcher? --set searcher=random replaces",
+        ),
     ],
 )
 def test_mistakes_get_one_message_exit_2_and_leave_nothing(tiny_config, tmp_path, changes, words):
@@ -399,5 +404,33 @@ def test_inspect_a_model_and_a_config_and_draw_it(finished, tmp_path):
 )
 def test_inspect_says_what_is_wrong(arguments, message):
     result = call("inspect", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_list_names_everything_with_its_options():
+    shown = call("list", "searchers")
+    assert shown.exit_code == 0, shown.output
+    for name, entry in SEARCHERS.items():
+        assert re.search(rf"^{name}: {re.escape(entry.description)} \(.*\)$", shown.output, re.MULTILINE)
+    assert "    n_sources=10, abandonment_limit=5, genes_changed=2" in shown.output
+    for kind in KINDS:
+        listed = call("list", kind)
+        assert listed.exit_code == 0, listed.output
+        assert len(re.findall(r"^\w+: \S", listed.output, re.MULTILINE)) == len(catalog(kind))
+        assert call("list", kind, catalog(kind)[0].name).output.strip() == catalog(kind)[0].text.strip()
+    assert "Differences from the paper:" in call("list", "searchers", "bee_colony").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["searcher"], "unknown kind 'searcher'; did you mean 'searchers'?"),
+        (["searchers", "bee_colny"], "unknown name among the searchers: 'bee_colny'; did you mean 'bee_colony'?"),
+        (["models", "zebra"], "choose one of: densenet40"),
+    ],
+)
+def test_list_says_what_is_wrong(arguments, message):
+    result = call("list", *arguments)
     assert result.exit_code == 2
     assert message in result.output

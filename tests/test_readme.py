@@ -86,8 +86,15 @@ def test_every_criterion_is_in_the_table():
     assert f"data get {RANKING_IMAGES} unaugmented training images" in table
 
 
+def test_budget_example_runs(tiny_model, tiny_data):
+    known = {"model": tiny_model, "data": tiny_data}
+    exec(blocks("python")[2], known)
+    assert known["constraint"].allows(known["candidate"])
+    assert not known["constraint"].allows(known["space"].uniform(0.8))
+
+
 def test_criterion_example_runs(tiny_model, tiny_data, monkeypatch):
-    example = blocks("python")[2]
+    example = blocks("python")[3]
     graph = trace_channels(tiny_model, tiny_data.example)
     split = tiny_data.train
     known = {"model": tiny_model, "graph": graph, "images": split.images, "labels": split.labels}
@@ -113,7 +120,7 @@ def test_rule_example_makes_a_module_prunable():
     x = torch.rand(1, 3, 4, 4).double()
     with pytest.raises(TraceError, match="or register a rule for the module that holds it"):
         trace_channels(model, x)
-    example = blocks("python")[3]
+    example = blocks("python")[4]
     try:
         exec(example, {"Reverse": Reverse})
         graph = trace_channels(model, x, unknown="raise")
