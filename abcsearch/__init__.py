@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from abcsearch.errors import AbcSearchError as AbcSearchError
     from abcsearch.evaluation.adaptive_bn import AdaptiveBN as AdaptiveBN
     from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions as AdaptiveBNOptions
+    from abcsearch.evaluation.tabular import Tabular as Tabular
     from abcsearch.exporting import export as export
     from abcsearch.exporting import load as load
     from abcsearch.runs.configured import resume as resume
@@ -82,6 +83,7 @@ _HOME = {
     "AbcSearchError": "abcsearch.errors",
     "AdaptiveBN": "abcsearch.evaluation.adaptive_bn",
     "AdaptiveBNOptions": "abcsearch.evaluation.adaptive_bn",
+    "Tabular": "abcsearch.evaluation.tabular",
     "export": "abcsearch.exporting",
     "load": "abcsearch.exporting",
     "resume": "abcsearch.runs.configured",

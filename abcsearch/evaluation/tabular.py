@@ -18,7 +18,7 @@ from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -107,9 +107,13 @@ class Tabular:
             params: (space.size,) numbers of parameters in the same order.
 
         Raises:
-            DataError: if an array has another shape, or a cost falls where a width grows: budgets rely on that.
+            DataError: if an array has another shape, if the unpruned network is not in the table, or if a cost falls
+                where a width grows: budgets rely on both.
         """
         self.space = space
+        if space.full != space.at(space.last_indices):
+            msg = f"a table holds the unpruned network, found {_arch(space.full)} above the largest widths"
+            raise DataError(msg)
         for name, column in (("fitness", fitness), ("macs", macs), ("params", params)):
             if column.shape != (space.size,):
                 msg = f"a table of this space has {space.size:,} structures, found {name} of shape {column.shape}"
@@ -117,8 +121,12 @@ class Tabular:
         for name, cost in (("macs", macs), ("params", params)):
             grid = cost.reshape([len(d.choices) for d in space.dimensions])
             for axis, d in enumerate(space.dimensions):
-                if (np.diff(grid, axis=axis) < 0).any():
-                    msg = f"costs must not fall where a width grows, found {name} falling along {d.name!r}"
+                falls = np.argwhere(np.diff(grid, axis=axis) < 0)
+                if len(falls):
+                    msg = (
+                        f"costs must not fall where a width grows, found {name} falling along {d.name!r} from "
+                        f"{_arch(space.at(falls[0]))}"
+                    )
                     raise DataError(msg)
         self._fitness, self._macs, self._params = fitness, macs, params
         self._lookup = TableCosts(space, macs, params)
@@ -158,12 +166,13 @@ class Tabular:
             tuple(Dimension(f"layer{i}", "width", tuple(np.unique(w).tolist())) for i, w in enumerate(widths.T))
         )
         order = _order(path, space, widths)
-        return cls(
-            space,
-            np.array([row[1] for row in rows], dtype=np.float64)[order] / 100,
-            np.array([row[2] for row in rows], dtype=np.int64)[order],
-            np.array([row[3] for row in rows], dtype=np.int64)[order],
-        )
+        accuracy = np.array([row[1] for row in rows], dtype=np.float64)[order]
+        macs, params = np.array([row[2:] for row in rows], dtype=np.int64)[order].T
+        try:
+            return cls(space, accuracy / 100, macs, params)
+        except DataError as error:
+            msg = f"{path}: {error}"
+            raise DataError(msg) from error
 
     def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
         """Returns accuracy as fitness and as metric top1, both in [0, 1]; a failure if the table lacks the structure.
@@ -175,7 +184,7 @@ class Tabular:
         del seed
         try:
             position = int(self._lookup.positions([candidate])[0])
-        except (CandidateError, ValueError) as error:
+        except (CandidateError, ValueError, TypeError, OverflowError) as error:  # also what is no structure at all
             return Evaluation(fitness=None, failure=f"not in the table: {error}")
         fitness = float(self._fitness[position])
         macs, params = int(self._macs[position]), int(self._params[position])
@@ -268,7 +277,7 @@ def _problem(row: Row, layers: int) -> str | None:
     if len(widths) != layers:
         return f"arch has one width per layer, {layers} as in the first row, found {len(widths)}"
     if not all(1 <= width <= _WIDEST for width in widths):
-        return f"widths are from 1 to {_WIDEST:,}, found {':'.join(map(str, widths))}"
+        return f"widths are from 1 to {_WIDEST:,}, found {_arch(widths)}"
     if not (math.isfinite(accuracy) and 0 <= accuracy <= 100):
         return f"accuracy is in per cent, from 0 to 100, found {accuracy}"
     if not (0 <= macs < 2**62 and 0 <= params < 2**62):
@@ -284,7 +293,7 @@ def _order(path: Path, space: SearchSpace, widths: NDArray[np.int64]) -> NDArray
     """
     unique, first, counts = np.unique(widths, axis=0, return_index=True, return_counts=True)
     if len(unique) < len(widths):
-        twice = ":".join(map(str, unique[int(counts.argmax())].tolist()))
+        twice = _arch(unique[int(counts.argmax())].tolist())
         msg = f"{path}: a table holds every structure once, found {twice} {counts.max()} times"
         raise DataError(msg)
     if len(unique) < space.size:
@@ -306,4 +315,9 @@ def _first_missing(space: SearchSpace, unique: NDArray[np.int64]) -> str:
             here[axis] = (here[axis] + 1) % len(space.dimensions[axis].choices)
             if here[axis]:
                 break
-    return ":".join(map(str, space.at(here)))
+    return _arch(space.at(here))
+
+
+def _arch(widths: Sequence[int]) -> str:
+    """Returns widths as in the column arch."""
+    return ":".join(map(str, widths))
