@@ -19,7 +19,7 @@ from abcsearch.errors import BudgetError
 from abcsearch.rng import numpy_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -35,7 +35,7 @@ Bound = float | int | tuple[float | int, float | int]
 # uniform numbers, 0.89 on average, so that every structure inside stays possible.
 _FILL = 8
 _ATTEMPTS = 50  # walks that repair takes before it gives up, or looks at all of a small space
-_BRANCHES = 16  # structures whose cost is computed at once in the search along a walk
+_BRANCHES = 64  # structures whose cost is computed at once in the search along a walk
 _ENUMERABLE = 2**16  # spaces up to this size can be looked at whole
 
 
@@ -345,17 +345,19 @@ class _Walk:
     sign: int
     order: NDArray[np.int64]
 
-    def after(self, counts: Iterable[int]) -> NDArray[np.int64]:
-        """Returns choice positions after so many steps, (n_counts, n_dims)."""
-        steps = [np.bincount(self.order[:count], minlength=len(self.start)) for count in counts]
-        return self.start + self.sign * np.stack(steps)
+    def after(self, counts: ArrayLike) -> NDArray[np.int64]:
+        """Returns choice positions after so many steps, (n_counts, n_dims); counts ascend."""
+        counts, n = np.asarray(counts), len(self.start)
+        taken = self.order[: counts[-1]]
+        first = np.searchsorted(counts, np.arange(len(taken)), side="right")  # the first count that a step is part of
+        steps = np.bincount(first * n + taken, minlength=len(counts) * n).reshape(len(counts), n)
+        return self.start + self.sign * steps.cumsum(axis=0)
 
     def last(self, count: int, holds: Test) -> int:
         """Returns how many of the first `count` steps can be taken while a test holds that holds before them."""
         low, high = 0, count + 1
         while high - low > 1:
-            probes = np.unique(np.linspace(low, high, _BRANCHES + 2).astype(np.int64)[1:-1])
-            probes = probes[(probes > low) & (probes < high)]
+            probes = np.arange(low + 1, high, max(1, (high - low) // _BRANCHES))
             good = int(np.argmin(np.append(holds(self.space.values(self.after(probes))), False)))
             low, high = (int(probes[good - 1]) if good else low), (int(probes[good]) if good < len(probes) else high)
         return low

@@ -34,11 +34,11 @@ class Row:
 
 # Variants of a registered searcher, instead of the one row with its defaults: name -> options.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "random": {"random": {}, "random, not grown": {"fill": False}},
-    "optuna": {"optuna, tpe": {}, "optuna, cmaes": {"sampler": "cmaes"}},
+    "random": {"random": {}, "random (not grown)": {"fill": False}},
+    "optuna": {"optuna (tpe)": {}, "optuna (cmaes)": {"sampler": "cmaes"}},
 }
 # Rows whose runs take seconds: number of seeds on tables and on landscapes.
-SEEDS: dict[str, tuple[int, int]] = {"ddpg": (10, 3), "optuna, tpe": (20, 4), "optuna, cmaes": (10, 3)}
+SEEDS: dict[str, tuple[int, int]] = {"ddpg": (10, 3), "optuna (tpe)": (20, 4), "optuna (cmaes)": (10, 3)}
 
 
 def all_rows() -> list[Row]:
