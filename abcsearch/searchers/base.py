@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate, SearchSpace
 
 _TRIES = 50  # draws of a kind before a searcher gives up on finding a structure that it has not proposed yet
+_STARTS = 100  # structures around which exchanges of steps are tried where nothing else is new
 ENUMERABLE = 2**16  # spaces up to this size are soon searched exhaustively for what is left
 
 
@@ -263,12 +264,27 @@ class Searcher(ABC):
         return candidate
 
     def _any_left(self) -> Candidate | None:
-        """Returns a random structure inside the budget that is still new, by looking at all of a small space."""
+        """Returns a structure inside the budget that is new: any of a small space, in others one beside a known."""
         if self.space.size > ENUMERABLE:
-            return None
+            return self._beside()
         every = [c for c in itertools.product(*(d.choices for d in self.space.dimensions)) if c not in self._known]
         allowed = np.flatnonzero(self.constraint.violation(every) == 0) if every else np.zeros(0, dtype=np.int64)
         return self._remember(every[int(self.rng.choice(allowed))]) if len(allowed) else None
+
+    def _beside(self) -> Candidate | None:
+        """Returns a structure inside that is new, a step, or one up and one down, away from one that is known."""
+        unit = np.eye(len(self.space), dtype=np.int64)
+        steps, exchanges = np.concatenate([unit, -unit]), (unit[:, None] - unit).reshape(-1, len(unit))
+        order = self.rng.permutation(self._rows(self._known))
+        for moves, starts in ((steps, order), (exchanges, order[:_STARTS])):
+            for start in starts.tolist():
+                near = self.space.indices(start) + moves
+                near = near[((near >= 0) & (near <= self.space.last_indices)).all(axis=1)]
+                inside = near[self.constraint.violation(self.space.values(near)) == 0]
+                for row in self.rng.permutation(inside):
+                    if (candidate := self._remember(self.space.at(row))) is not None:
+                        return candidate
+        return None
 
     @final
     def state_dict(self) -> dict[str, Any]:

@@ -149,7 +149,7 @@ FITNESS = {
 @everyone
 def test_any_finite_fitness_is_taken(name, kind):
     searcher = make(name, toy_space(4, 5))
-    assert len(play(searcher, 6, FITNESS[kind], size=10**6)) > 20
+    assert len(play(searcher, 6, FITNESS[kind], size=12)) > 20
     _through_json(searcher.state_dict())
 
 
@@ -280,3 +280,17 @@ def test_what_belongs_to_the_whole_process_is_left_alone(name):
     before = everything()
     play(make(name), 5)
     assert everything() == before
+
+
+@everyone
+def test_a_handful_in_a_large_space_is_found(name):
+    """All 13 structures inside, of 16 million."""
+
+    class Widths:
+        def macs(self, candidates):
+            return np.asarray(candidates, dtype=np.int64).sum(axis=1)
+
+    space = SearchSpace(tuple(Dimension(f"d{i}", "width", tuple(range(1, 5))) for i in range(12)))
+    constraint = Budget(macs=(12, 13)).bind(space, Widths())
+    searcher = make_searcher(name, space, constraint, **SMALL.get(name, {}))
+    assert len(play(searcher, 40, lambda s, c: float(c[0]), size=10)) == 13

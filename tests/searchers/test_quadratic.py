@@ -1,0 +1,193 @@
+"""The surface is the textbook's: likelihood, slope, posterior and draws, in both ways of computing."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from abcsearch.searchers.quadratic import Quadratic, Surface, _Parts, _spread
+from abcsearch.space import Dimension, SearchSpace
+
+
+def space_of(n_dims, n_choices=5):
+    return SearchSpace(tuple(Dimension(f"d{i}", "width", tuple(range(1, n_choices + 1))) for i in range(n_dims)))
+
+
+def problem(n, n_dims=3, seed=0):
+    """A quadratic, its columns at random structures, fitness values and log variances."""
+    rng = np.random.default_rng(seed)
+    quadratic = Quadratic(space_of(n_dims), 0.0)
+    indices = rng.integers(5, size=(n, n_dims))
+    return quadratic, indices, rng.normal(size=n), quadratic.prior() + rng.normal(size=8)
+
+
+FEW, MANY = 8, 40  # trials: less and more than the 13 columns of three dimensions
+
+
+def test_columns_by_hand():
+    dimensions = (
+        Dimension("a", "width", (1, 2, 4)),
+        Dimension("b", "block", (0, 1)),
+        Dimension("fixed", "width", (7,)),
+        Dimension("c", "width", (1, 3, 9, 27)),
+    )
+    quadratic = Quadratic(SearchSpace(dimensions), 0.0)
+    assert quadratic.kinds.tolist() == [0, 0, 0, 1, 1, 1, 3, 2, 3, 4, 5, 6]
+    found = quadratic.columns(np.array([[1, 1, 0, 0], [2, 0, 0, 2]]))
+    # t = (0, 1, -1) and (1, -1, 1/3): constant, t, squares, pairs ab ac bc, and the sums over sqrt(3).
+    root = 3**0.5
+    expected = [
+        [1, 0, 1, -1, 0, 1, 1, 0, 0, -1, 0, 2 / root, -1 / root],
+        [1, 1, -1, 1 / 3, 1, 1, 1 / 9, -1, 1 / 3, -1 / 3, 1 / 3 / root, 19 / 9 / root, -4 / 3 / root],
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("power", "middle"), [(0.0, 0.0), (0.5, -1 / 3), (1.0, -0.6)])
+def test_widths_are_on_a_scale_from_minus_one_to_one(power, middle):
+    quadratic = Quadratic(SearchSpace((Dimension("a", "width", (1, 4, 16)),)), power)
+    np.testing.assert_allclose(quadratic.columns(np.array([[0], [1], [2]]))[:, 1], [-1, middle, 1], atol=1e-12)
+
+
+def test_a_space_without_a_choice_has_a_constant_only():
+    columns = Quadratic(SearchSpace((Dimension("a", "width", (3,)),)), 0.0).columns(np.zeros((4, 1), dtype=int))
+    np.testing.assert_array_equal(columns, np.eye(4)[0] * np.ones((4, 1)))
+
+
+@pytest.mark.parametrize("n", [FEW, MANY])
+def test_likelihood_is_that_of_a_dense_normal(n):
+    quadratic, indices, targets, start = problem(n)
+    columns = quadratic.columns(indices)
+    parts = _Parts(columns, targets, quadratic.kinds)
+    assert parts._few == (n == MANY)
+    for log_variances in (start, start + 1, quadratic.prior()):
+        covariance = (columns * _spread(log_variances, quadratic.kinds)) @ columns.T
+        covariance += np.exp(log_variances[-1]) * np.eye(n)
+        dense = stats.multivariate_normal(np.zeros(n), covariance).logpdf(targets)
+        constant = -n / 2 * np.log(2 * np.pi)  # left out there
+        assert parts.loss(log_variances)[0] == pytest.approx(constant - dense, rel=1e-9, abs=1e-8)
+
+
+@pytest.mark.parametrize("n", [FEW, MANY])
+def test_slope_is_that_of_finite_differences(n):
+    quadratic, indices, targets, start = problem(n, seed=1)
+    parts = _Parts(quadratic.columns(indices), targets, quadratic.kinds)
+    step = 1e-5
+    differences = [
+        (parts.loss(start + step * unit)[0] - parts.loss(start - step * unit)[0]) / (2 * step) for unit in np.eye(8)
+    ]
+    np.testing.assert_allclose(parts.loss(start)[1], differences, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("n", [FEW, 12, 13, 14, MANY])
+def test_both_ways_of_the_likelihood_agree(n):
+    quadratic, indices, targets, start = problem(n, seed=2)
+    columns = quadratic.columns(indices)
+    few, many = (_Parts.__new__(_Parts) for _ in range(2))
+    for parts in (few, many):
+        parts._targets, parts._kinds = targets, quadratic.kinds
+    few._gram, few._seen = columns.T @ columns, columns.T @ targets
+    own = [columns[:, 1:][:, quadratic.kinds == kind] for kind in range(7)]
+    many._kernels = np.stack([part @ part.T for part in own])
+    one, other = few._from_columns(start), many._from_trials(start)
+    assert one[0] == pytest.approx(other[0], rel=1e-9)
+    np.testing.assert_allclose(one[1], other[1], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [FEW, 13, MANY])
+def test_posterior_and_draws_are_the_textbooks(n):
+    quadratic, indices, targets, log_variances = problem(n, seed=3)
+    surface = Surface(quadratic, log_variances)
+    surface.condition(indices, targets)
+    columns, noise = quadratic.columns(indices), np.exp(log_variances[-1])
+    prior = _spread(log_variances, quadratic.kinds)
+    covariance = np.linalg.inv(columns.T @ columns / noise + np.diag(1 / prior))
+    mean = covariance @ columns.T @ targets / noise
+    np.testing.assert_allclose(surface.mean, mean, rtol=1e-6, atol=1e-8)
+    rng, count = np.random.default_rng(0), 8000
+    draws = np.array([surface.draw(rng) for _ in range(count)])
+    deviations = np.sqrt(np.diag(covariance))
+    assert np.abs((draws.mean(axis=0) - mean) / deviations).max() < 5 / count**0.5
+    found = np.cov(draws.T) / np.outer(deviations, deviations)
+    assert np.abs(found - covariance / np.outer(deviations, deviations)).max() < 7 / count**0.5
+
+
+def test_estimation_finds_noise_and_never_gets_worse():
+    rng = np.random.default_rng(0)
+    quadratic = Quadratic(space_of(4, 9), 1.0)
+    indices = rng.integers(9, size=(300, 4))
+    clean = quadratic.columns(indices) @ rng.normal(size=len(quadratic.kinds) + 1)
+    for share in (0.05, 0.5):
+        targets = clean / clean.std() * (1 - share) ** 0.5 + rng.normal(size=300) * share**0.5
+        targets = (targets - targets.mean()) / targets.std()
+        surface = Surface(quadratic, quadratic.prior())
+        before = -_Parts(quadratic.columns(indices), targets, quadratic.kinds).loss(quadratic.prior())[0]
+        surface.estimate(indices, targets)
+        assert surface.evidence > before
+        assert share / 1.5 < np.exp(surface.log_variances[-1]) < share * 1.5
+
+
+def standardised(values):
+    values = np.array(values, dtype=np.float64)
+    return (values - values.mean()) / (values.std() or 1.0)
+
+
+draws = np.random.default_rng(0)
+ODD = {
+    "two trials": (np.array([[0] * 5, [1] * 5]), [0, 1]),
+    "one structure": (np.zeros((30, 5), dtype=int), draws.normal(size=30)),
+    "collinear": (np.repeat(np.arange(9)[:, None], 5, axis=1), np.arange(9)),
+    "collinear, many": (np.repeat(np.tile(np.arange(9), 20)[:, None], 5, axis=1), np.tile(np.arange(9), 20)),
+    "no noise": (np.array(list(itertools.product(range(0, 9, 4), repeat=5))), np.arange(243)),
+    "equal fitness": (draws.integers(9, size=(100, 5)), np.zeros(100)),
+    "an outlier": (draws.integers(9, size=(100, 5)), [1e6] + [0] * 99),
+    "noise only": (draws.integers(9, size=(100, 5)), draws.normal(size=100)),
+    "one dimension varies": (draws.integers(9, size=(100, 5)) * [0, 0, 1, 0, 0], draws.normal(size=100)),
+    "two values": (draws.integers(9, size=(100, 5)), draws.integers(2, size=100)),
+}
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_trials_make_no_trouble(kind, power):
+    indices, fitness = ODD[kind]
+    fitness = standardised(fitness)
+    quadratic = Quadratic(space_of(5, 9), power)
+    surface = Surface(quadratic, quadratic.prior())
+    for _ in range(3):
+        surface.estimate(indices, fitness)
+    surface.condition(indices, fitness)
+    assert np.isfinite(surface.evidence)
+    assert np.isfinite(surface.log_variances).all()
+    assert np.isfinite(surface.mean).all()
+    assert np.isfinite(surface.draw(np.random.default_rng(0))).all()
+
+
+@pytest.mark.parametrize("end", [-1, 1])
+def test_variances_at_the_ends_of_their_range_can_be_factored(end):
+    """Estimation is bounded there."""
+    for n in (10, 300):
+        indices = np.random.default_rng(n).integers(9, size=(n, 5)) // 8 * 8
+        fitness = standardised(indices.sum(axis=1) ** 2)
+        quadratic = Quadratic(space_of(5, 9), 0.0)
+        for corner in itertools.product((-8, 8), repeat=2):
+            log_variances = quadratic.prior() + corner[0]
+            log_variances[-1] = quadratic.prior()[-1] + end * corner[1]
+            value, slope = _Parts(quadratic.columns(indices), fitness, quadratic.kinds).loss(log_variances)
+            surface = Surface(quadratic, log_variances)
+            surface.condition(indices, fitness)
+            assert np.isfinite([value, *slope, *surface.mean, *surface.draw(np.random.default_rng(0))]).all()
+
+
+def test_many_trials_in_many_dimensions():
+    rng = np.random.default_rng(0)
+    quadratic = Quadratic(space_of(60, 9), 0.0)
+    indices = rng.integers(9, size=(600, 60))
+    fitness = standardised(np.log1p(indices).sum(axis=1))
+    surface = Surface(quadratic, quadratic.prior())
+    surface.estimate(indices, fitness)
+    surface.condition(indices, fitness)
+    new = rng.integers(9, size=(200, 60))
+    predicted = quadratic.columns(new) @ surface.mean
+    assert np.corrcoef(predicted, np.log1p(new).sum(axis=1))[0, 1] > 0.99
