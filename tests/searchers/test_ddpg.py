@@ -355,7 +355,7 @@ def test_a_damaged_state_changes_nothing(damage):
         searcher.load_state_dict({**state, "own": {**state["own"], **damage}})
     weights = state["own"]["agent"]["actor"]
     agent = {**state["own"]["agent"], "actor": {**weights, "mean": weights["mean"][1:]}}
-    with pytest.raises(SearcherError, match="expected an array of shape"):
+    with pytest.raises(SearcherError, match="the state is damaged"):
         searcher.load_state_dict({**state, "own": {**state["own"], "agent": agent}})
     assert play(searcher, 16)[1] == play(same, 16)[1]
 
