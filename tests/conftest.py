@@ -43,7 +43,7 @@ data = {name = "digits"}
 pretrain = {epochs = 1, batch_size = 256}
 budget = {macs = 0.5}
 searcher = {name = "bee_colony", n_sources = 4}
-evaluator = {name = "adaptive_bn", calibration_images = 64}
+evaluator = {name = "adaptive_bn", calibration_images = 64, batch_size = 64}
 finetune = {epochs = 1, batch_size = 256, lr = 0.02}
 """
 

@@ -58,6 +58,15 @@ class Split:
         """Returns the images at the given positions."""
         return Split(self.images[indices], self.labels[indices])
 
+    def loaded(self) -> Split:
+        """Returns this split: it is in memory."""
+        return self
+
+    def to(self, device: torch.device) -> Split:
+        """Returns the split on a device, images channels_last."""
+        images = self.images.to(device).contiguous(memory_format=torch.channels_last)
+        return Split(images, self.labels.to(device))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -69,6 +78,7 @@ class Data:
         validation: search-validation, held out of the training images; all that fitness sees.
         test: touched by fine-tuning and reports only.
         seed: of the split between train and validation; recorded in the run.
+        objective: what networks are for, of `OBJECTIVES`: loss and metrics follow from it.
 
     Raises:
         DataError: if the splits hold images of different sizes.
@@ -79,6 +89,7 @@ class Data:
     validation: Split
     test: Split
     seed: int = 0
+    objective: str = "classification"
 
     def __post_init__(self) -> None:
         """Checks that the splits fit together."""

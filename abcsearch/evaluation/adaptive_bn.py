@@ -2,62 +2,57 @@
 
 from __future__ import annotations
 
-import copy
-import math
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
 
-from abcsearch.channels.latency import torch_threads
-from abcsearch.channels.slicing import slice_model
-from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.errors import ConfigError, DataError
+from abcsearch.evaluation.inheriting import Inheriting, ScoringOptions
 from abcsearch.rng import torch_stream
-from abcsearch.training.scoring import METRICS, modes_kept, score
-from abcsearch.trial import Evaluation
+from abcsearch.training.scoring import modes_kept
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.ranking import Ranking
-    from abcsearch.data.splits import Data
-    from abcsearch.space import Candidate
+    from abcsearch.data.splits import Data, Split
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveBNOptions:
-    """Options of `AdaptiveBN`.
+class AdaptiveBNOptions(ScoringOptions):
+    """Options of `AdaptiveBN`, besides those of scoring.
 
     Attributes:
-        metric: which metric is the fitness: "top1", "top5" or "neg_loss" (smoother, for accuracies near chance).
-        calibration_images: training images that statistics are estimated on, at least 2; rounded down to whole batches.
+        calibration_images: training images that statistics are estimated on, at least one batch; rounded down to whole
+            batches. 0 leaves the statistics as they were inherited, for comparison only.
         batch_size: images per calibration pass, at least 2.
-        threads: torch threads; recorded, since it decides the order of summation.
 
     Raises:
-        ConfigError: if the metric is unknown or a number is out of range.
+        ConfigError: if a number is out of range.
     """
 
-    metric: str = "top1"
     calibration_images: int = 2048
     batch_size: int = 128
-    threads: int = 1
+
+    LOWEST: ClassVar[dict[str, float]] = {**ScoringOptions.LOWEST, "calibration_images": 0, "batch_size": 2}
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        if self.metric not in METRICS:
-            raise ConfigError(unknown_name("metric", self.metric, METRICS))
-        for name, lowest in (("calibration_images", 2), ("batch_size", 2), ("threads", 1)):
-            if getattr(self, name) < lowest:
-                msg = f"adaptive_bn: {name} is at least {lowest}, found {getattr(self, name)}"
-                raise ConfigError(msg)
+        super().__post_init__()
+        if 0 < self.calibration_images < self.batch_size:
+            msg = f"evaluator: calibration_images is at least one batch, batch_size = {self.batch_size}, found "
+            msg += f"{self.calibration_images}"
+            raise ConfigError(msg)
 
 
-class AdaptiveBN:
+class AdaptiveBN(Inheriting):
     """Slices the trained network, re-estimates batch-norm statistics, and scores it on search-validation.
 
     Deterministic: the calibration images are the same for every candidate, and the seed of an evaluation is not used.
-    A network without batch norm is scored as it is: there is nothing to calibrate.
+    A network without running statistics is scored as it is: there is nothing to calibrate, and a warning says so.
 
     Source: Li et al., EagleEye (ECCV 2020), section 3.2.
 
@@ -66,7 +61,11 @@ class AdaptiveBN:
           20 of 102 batches carry 88 % of the weight.
         - The calibration images are unaugmented training images; search-validation is held out of the training
           images, so that the test set is never selected on.
+        - Any layer that keeps running statistics is calibrated: batch norms of all dimensions and kinds, and instance
+          norms that track statistics.
     """
+
+    options: AdaptiveBNOptions
 
     def __init__(
         self,
@@ -76,61 +75,53 @@ class AdaptiveBN:
         data: Data,
         options: AdaptiveBNOptions | None = None,
     ) -> None:
-        """Prepares the evaluator.
-
-        Args:
-            model: the trained network; never changed.
-            graph: its channel groups.
-            ranking: which channels a candidate keeps.
-            data: calibrates on `data.train`, scores on `data.validation`.
-            options: see `AdaptiveBNOptions`.
+        """Prepares the evaluator; see `Inheriting`.
 
         Raises:
-            ModelError: if the network does not return logits.
-            DataError: if a label has no output.
+            DataError: if there are fewer training images than one batch.
         """
-        self.options = options or AdaptiveBNOptions()
-        self._model, self._graph, self._ranking, self._data = model, graph, ranking, data
-        self._calibration = calibration_images(data, self.options.calibration_images)
-        self._batch_size = min(self.options.batch_size, len(self._calibration))
-        # Said once here, not by every trial; on a copy, since forward may have side effects.
-        highest = data.validation.labels.argmax()[None]
-        score(copy.deepcopy(model), data.validation.part(highest))
+        options = options or AdaptiveBNOptions()
+        super().__init__(model, graph, ranking, data, options)
+        self._calibration = None
+        if options.calibration_images and not statistics(model):
+            msg = f"{type(model).__name__} has no running statistics: nothing to calibrate, candidates are scored as sliced"
+            warnings.warn(msg, stacklevel=2)
+        elif options.calibration_images:
+            found = len(data.train)
+            if found < options.batch_size:
+                msg = f"adaptive_bn: batch_size = {options.batch_size} is larger than the {found} training images of "
+                msg += f"{data.name}; set batch_size to at most {found}"
+                raise DataError(msg)
+            self._calibration = calibration_images(data, options.calibration_images).to(self.device)
 
-    def build(self, candidate: Candidate) -> nn.Module:
-        """Returns the sliced and calibrated network of a candidate, in evaluation mode."""
-        network = slice_model(self._model, self._graph, candidate, self._ranking)
-        # The layout decides the order of summation: one for all, whichever the trained network has in this process.
-        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
-        with torch_threads(self.options.threads):
-            calibrate(network, self._calibration, batch_size=self._batch_size)
-        return network.eval()
-
-    def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
-        """Returns fitness and metrics on search-validation; a metric that is not finite is a failure."""
+    def _prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
+        """Re-estimates the statistics."""
         del seed
-        network = self.build(candidate)
-        with torch_threads(self.options.threads):
-            metrics = score(network, self._data.validation)
-        costs = self._graph.costs
-        macs, params = int(costs.macs([candidate])[0]), int(costs.params([candidate])[0])
-        # A network that returns NaN still has a top1: its class 0 counts as the best one.
-        wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
-        if wrong:
-            return Evaluation(fitness=None, metrics=metrics, macs=macs, params=params, failure=", ".join(wrong))
-        return Evaluation(fitness=metrics[self.options.metric], metrics=metrics, macs=macs, params=params)
+        if self._calibration is not None:
+            calibrate(network, self._calibration.images, batch_size=self.options.batch_size // shrink)
 
 
-def calibration_images(data: Data, count: int) -> torch.Tensor:
-    """Returns (up to) `count` unaugmented training images, drawn once per data split: (n, channels, height, width)."""
+def calibration_images(data: Data, count: int) -> Split:
+    """Returns (up to) `count` unaugmented training images in memory, drawn once per data split."""
     order = torch.randperm(len(data.train), generator=torch_stream(data.seed, "calibration"))
-    return data.train.images[order[:count]].contiguous(memory_format=torch.channels_last)
+    return data.train.part(order[:count]).loaded()
+
+
+def statistics(model: nn.Module) -> list[Any]:
+    """Returns the layers of a network that keep running statistics of their inputs."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, "running_mean", None), torch.Tensor)
+        and hasattr(module, "momentum")
+        and hasattr(module, "reset_running_stats")
+    ]
 
 
 def calibrate(model: nn.Module, images: torch.Tensor, *, batch_size: int = 128) -> None:
-    """Re-estimates the running statistics of every batch norm in place: the exact average over equal batches.
+    """Re-estimates the running statistics of every normalisation in place: the exact average over equal batches.
 
-    Modes and momenta are as before afterwards, also on failure.
+    Modes and momenta are as before afterwards, and on failure the statistics as well.
 
     Args:
         model: the network; only running statistics change.
@@ -143,23 +134,35 @@ def calibrate(model: nn.Module, images: torch.Tensor, *, batch_size: int = 128) 
     if not 1 <= batch_size <= len(images):
         msg = f"calibration needs a batch_size from 1 to the number of images, {len(images)}, found {batch_size}"
         raise ConfigError(msg)
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    ]
+    norms = statistics(model)
     if not norms:
         return
-    momenta = [norm.momentum for norm in norms]
+    before = [(norm, norm.momentum, {k: v.clone() for k, v in norm.named_buffers(recurse=False)}) for norm in norms]
+    passes = dict.fromkeys(map(id, norms), 0)
+
+    def average(norm: Any, _inputs: object) -> None:  # noqa: ANN401 - any normalisation
+        # The n-th pass counts 1 / n. Momentum None would do the same in batch norms, but waits for the device at every
+        # layer to read n, and means no update at all in instance norms.
+        passes[id(norm)] += 1
+        norm.momentum = 1 / passes[id(norm)]
+
+    hooks = [norm.register_forward_pre_hook(average) for norm in norms]
     try:
         with modes_kept(model), torch.inference_mode():
             model.eval()
             for norm in norms:
                 norm.reset_running_stats()
-                norm.momentum = None  # cumulative average
                 norm.train()
             for batch in images[: len(images) // batch_size * batch_size].split(batch_size):
                 model(batch)
+    except BaseException:
+        with torch.no_grad():
+            for norm, _, buffers in before:
+                for name, value in norm.named_buffers(recurse=False):
+                    value.copy_(buffers[name])
+        raise
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for hook in hooks:
+            hook.remove()
+        for norm, momentum, _ in before:
             norm.momentum = momentum

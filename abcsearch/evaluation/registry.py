@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import ConfigError, unknown_name
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
+from abcsearch.evaluation.cascade import Cascade, CascadeOptions
+from abcsearch.evaluation.short_training import ShortTraining, ShortTrainingOptions
+from abcsearch.importing import import_callable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
@@ -36,6 +40,8 @@ class EvaluatorEntry:
     source: str
 
 
+_GIVEN = ("model", "graph", "ranking", "data")  # what an evaluator of your own is called with, in this order
+
 EVALUATORS: dict[str, EvaluatorEntry] = {
     "adaptive_bn": EvaluatorEntry(
         make=AdaptiveBN,
@@ -43,7 +49,37 @@ EVALUATORS: dict[str, EvaluatorEntry] = {
         description="accuracy after re-estimating batch-norm statistics; no training",
         source="Li et al., EagleEye, ECCV 2020",
     ),
+    "short_training": EvaluatorEntry(
+        make=ShortTraining,
+        options=ShortTrainingOptions,
+        description="accuracy after a few epochs or steps of training from the inherited weights",
+        source="Lin et al., ABCPruner, IJCAI 2020",
+    ),
+    "cascade": EvaluatorEntry(
+        make=Cascade,
+        options=CascadeOptions,
+        description="adaptive_bn for all candidates, short_training for the best fraction",
+        source="Li et al., EagleEye, ECCV 2020",
+    ),
 }
+
+
+def check_evaluator_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an unknown name, an import path that leads nowhere, or unknown or missing options."""
+    if ":" in name:
+        try:
+            inspect.signature(import_callable("evaluator", name, ConfigError)).bind(*_GIVEN, **options)
+        except TypeError as error:
+            msg = f"evaluator {name!r} is called with ({', '.join(_GIVEN)}, **options): {error}"
+            raise ConfigError(msg) from error
+        return
+    if name not in EVALUATORS:
+        hint = "; your own is named by import path, package.module:callable"
+        raise ConfigError(unknown_name("evaluator", name, EVALUATORS) + hint)
+    known = [f.name for f in fields(EVALUATORS[name].options)]
+    for option in options:
+        if option not in known:
+            raise ConfigError(unknown_name(f"option of evaluator {name!r}:", option, known))
 
 
 def make_evaluator(
@@ -54,16 +90,21 @@ def make_evaluator(
     data: Data,
     **options: Any,  # noqa: ANN401
 ) -> Evaluator:
-    """Returns an evaluator by name.
+    """Returns an evaluator by name, or your own by import path.
+
+    Your own, "package.module:callable", is called as callable(model, graph, ranking, data, **options) and returns a
+    function (candidate, seed) -> Evaluation.
 
     Raises:
-        ConfigError: if the name or an option is unknown (with the nearest valid one), or an option is out of range.
+        ConfigError: if the name or an option is unknown (with the nearest valid one), an option is out of range, or
+            what your own returns cannot be called.
     """
-    if name not in EVALUATORS:
-        raise ConfigError(unknown_name("evaluator", name, EVALUATORS))
-    entry = EVALUATORS[name]
-    known = [f.name for f in fields(entry.options)]
-    for option in options:
-        if option not in known:
-            raise ConfigError(unknown_name(f"option of evaluator {name!r}:", option, known))
-    return entry.make(model, graph, ranking, data, entry.options(**options))
+    check_evaluator_options(name, options)
+    if ":" not in name:
+        entry = EVALUATORS[name]
+        return entry.make(model, graph, ranking, data, entry.options(**options))
+    made: object = import_callable("evaluator", name, ConfigError)(model, graph, ranking, data, **options)
+    if not callable(made):
+        msg = f"evaluator {name!r} returned {type(made).__name__}, expected a function (candidate, seed) -> Evaluation"
+        raise ConfigError(msg)
+    return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from abcsearch.errors import ModelError, option_problems, unknown_name
+from abcsearch.importing import import_callable
 from abcsearch.models.densenet import DenseNet
 from abcsearch.models.googlenet import GoogLeNet
 from abcsearch.models.mobile import MobileNetV1, mobilenet_v1_cifar, mobilenet_v2_cifar, shufflenet_v2_x0_5_cifar
@@ -66,18 +66,7 @@ class Constructor:
                 hint = "; your own model is named by import path, package.module:callable"
                 raise ModelError(unknown_name("model", self.name, MODELS) + hint)
             return MODELS[self.name]
-        module, _, attribute = self.name.partition(":")
-        try:
-            found: Any = importlib.import_module(module)
-            for part in attribute.split("."):
-                found = getattr(found, part)
-        except Exception as error:  # the user's module runs here: anything can go wrong in it
-            msg = f"model {self.name!r} cannot be imported: {error!r}; write package.module:callable"
-            raise ModelError(msg) from error
-        if not isinstance(found, Callable):
-            msg = f"model {self.name!r} is not a class or function but {found!r:.50}; write package.module:callable"
-            raise ModelError(msg)
-        return found
+        return import_callable("model", self.name, ModelError)
 
     def check(self) -> Callable[..., nn.Module]:
         """Returns the callable if the options fit it, without calling it.

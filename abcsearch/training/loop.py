@@ -14,7 +14,8 @@ from abcsearch.channels.latency import torch_threads
 from abcsearch.data.splits import Data, Split
 from abcsearch.errors import ConfigError, DataError, ModelError
 from abcsearch.rng import torch_seeded, torch_stream
-from abcsearch.training.scoring import check_logits, modes_kept, score
+from abcsearch.training.objectives import find_objective, output_of
+from abcsearch.training.scoring import modes_kept, score
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +84,7 @@ def train(
     *,
     seed: int = 0,
     part: str = "train",
+    objective: str = "classification",
     on_epoch: OnEpoch | None = None,
 ) -> None:
     """Trains a network in place; deterministic on CPU for the same arguments.
@@ -93,6 +95,7 @@ def train(
         recipe: how.
         seed: the run's seed.
         part: name of the random stream, so that different trainings of a run differ.
+        objective: of `OBJECTIVES`: what the loss is.
         on_epoch: progress.
 
     Raises:
@@ -112,6 +115,8 @@ def train(
     )
     steps = len(split) // recipe.batch_size
     draws = torch_stream(seed, f"{part}-batches")
+    goal = find_objective(objective)
+    smoothing = {"label_smoothing": recipe.label_smoothing} if recipe.label_smoothing else {}
     with modes_kept(model), torch_threads(recipe.threads), torch_seeded(seed, f"{part}-forward"):
         model.train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
         for epoch in range(recipe.epochs):
@@ -121,8 +126,9 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.lr * _schedule(epoch + step / steps, recipe)
                 images = augment(split.images[batch], recipe, draws)
-                logits = check_logits(model(images), split.labels[batch])
-                loss = F.cross_entropy(logits, split.labels[batch], label_smoothing=recipe.label_smoothing)
+                logits, labels = output_of(model, model(images)), split.labels[batch]
+                goal.check(logits, labels)
+                loss = goal.loss(logits, labels, **smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

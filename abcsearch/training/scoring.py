@@ -6,9 +6,8 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
-from abcsearch.errors import DataError, ModelError
+from abcsearch.training.objectives import Objective, find_objective, output_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,51 +16,71 @@ if TYPE_CHECKING:
 
     from abcsearch.data.splits import Split
 
-# Metrics of one batch, summed over its images: logits (n, classes) and labels (n,) -> a number; all higher is better.
-METRICS = ("top1", "top5", "neg_loss")
+SCORING_BATCH = 512  # images per pass
 
 
-def score(model: nn.Module, split: Split, *, batch_size: int = 512) -> dict[str, float]:
-    """Returns all metrics of a network on a split: top1 and top5 in [0, 1], neg_loss (negative mean cross-entropy).
+def score(
+    model: nn.Module,
+    split: Split,
+    *,
+    objective: str | Objective = "classification",
+    full: torch.Tensor | None = None,
+    batch_size: int = SCORING_BATCH,
+) -> dict[str, float]:
+    """Returns all metrics of a network on a split, means over its images; higher is better.
 
-    Runs in evaluation mode without gradients and leaves the modes of the modules as they were.
+    Of a classifier: top1 and top5 in [0, 1], neg_loss (negative mean cross-entropy). Runs in evaluation mode without
+    gradients, on the device of the network, and leaves the modes of the modules as they were.
 
     Args:
-        model: maps (batch, channels, height, width) to logits (batch, classes).
+        model: maps (batch, channels, height, width) to what the objective expects, (batch, classes) of a classifier.
         split: images and labels.
+        objective: one of `OBJECTIVES` by name, or your own.
+        full: outputs of the full network on the split (see `predict`); with them neg_kl is among the metrics: minus
+            the Kullback-Leibler divergence to the full network.
         batch_size: images per pass.
 
     Raises:
         ModelError: if the model does not return logits.
         DataError: if a label has no output.
+        ConfigError: if the objective is unknown.
     """
-    sums = torch.zeros(len(METRICS), dtype=torch.float64)
+    goal = find_objective(objective) if isinstance(objective, str) else objective
+    names = [*goal.metrics, *(goal.to_full if full is not None else ())]
+    sums = torch.zeros(len(names), dtype=torch.float64, device=device_of(model))
+    first = 0
+    for outputs, labels in _passes(model, split, batch_size):
+        goal.check(outputs, labels)
+        each = [metric(outputs, labels) for metric in goal.metrics.values()]
+        if full is not None:
+            each += [metric(outputs, full[first : first + len(labels)]) for metric in goal.to_full.values()]
+        sums += torch.stack([values.sum(dtype=torch.float64) for values in each])
+        first += len(labels)
+    return dict(zip(names, (sums / len(split)).tolist(), strict=True))
+
+
+def predict(model: nn.Module, split: Split, *, batch_size: int = SCORING_BATCH) -> torch.Tensor:
+    """Returns the outputs of a network on all images of a split, on its device: (n, ...).
+
+    Raises:
+        ModelError: if the model does not return a tensor.
+    """
+    return torch.cat([outputs for outputs, _ in _passes(model, split, batch_size)])
+
+
+def _passes(model: nn.Module, split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields outputs and labels, batch by batch, in evaluation mode without gradients."""
+    device = device_of(model)
     with modes_kept(model), torch.inference_mode():
         model.eval()
         for start in range(0, len(split), batch_size):
-            labels = split.labels[start : start + batch_size]
-            logits = check_logits(model(split.images[start : start + batch_size]), labels)
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            sums += torch.stack([best[:, 0].sum(), best.sum(), -loss]).double()
-    return dict(zip(METRICS, (sums / len(split)).tolist(), strict=True))
+            images = split.images[start : start + batch_size].to(device)
+            yield output_of(model, model(images)), split.labels[start : start + batch_size].to(device)
 
 
-def check_logits(output: object, labels: torch.Tensor) -> torch.Tensor:
-    """Returns a network's output if it is logits for the labels.
-
-    Raises:
-        ModelError: if it is something else than a (batch, classes) tensor.
-        DataError: if a label has no output.
-    """
-    if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(labels):
-        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        msg = f"the model must return logits (batch, classes) for {len(labels)} images, found {found}"
-        raise ModelError(msg)
-    if int(labels.max()) >= output.shape[1]:
-        msg = f"label {int(labels.max())} has no output: the model has {output.shape[1]} classes, counted from 0"
-        raise DataError(msg)
-    return output
+def device_of(model: nn.Module) -> torch.device:
+    """Returns the device that a network's first parameter is on; the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @contextlib.contextmanager

@@ -167,14 +167,14 @@ def test_calibration_images_are_unaugmented_training_images_drawn_once_per_split
         return [image.contiguous().numpy().tobytes() for image in images]
 
     known = set(rows(data.train.images))
-    found = rows(calibration_images(data, 50))
+    found = rows(calibration_images(data, 50).images)
     assert len(set(found)) == 50
     assert set(found) <= known
-    assert found == rows(calibration_images(data, 60))[:50] == rows(calibration_images(data, 50))
+    assert found == rows(calibration_images(data, 60).images)[:50] == rows(calibration_images(data, 50).images)
     assert len(calibration_images(data, 10**6)) == len(data.train)
     other = copy.copy(data)
     object.__setattr__(other, "seed", 1)
-    assert rows(calibration_images(other, 50)) != found
+    assert rows(calibration_images(other, 50).images) != found
 
 
 def test_fitness_is_the_score_of_the_sliced_and_calibrated_network_on_search_validation(model, data):
@@ -185,7 +185,7 @@ def test_fitness_is_the_score_of_the_sliced_and_calibrated_network_on_search_val
         for candidate in candidates(model, data, 2):
             found = evaluate_(candidate, 0)
             network = slice_model(model, graph, candidate, ranking).to(memory_format=torch.channels_last)
-            calibrate(network, calibration_images(data, 120)[:100], batch_size=50)
+            calibrate(network, calibration_images(data, 120).images[:100], batch_size=50)
             expected = score(network, data.validation)
             assert found.metrics == expected
             assert found.fitness == expected[metric]
@@ -255,7 +255,9 @@ def test_calibration_brings_a_network_with_wrong_statistics_back(model, data):
 def test_a_network_without_batch_norm_is_scored_as_it_is(data):
     network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     full = trace_channels(network, data.example).space().full
-    found = evaluator(network, data)(full, 0)
+    with pytest.warns(UserWarning, match="Sequential has no running statistics: nothing to calibrate"):
+        scored = evaluator(network, data)
+    found = scored(full, 0)
     expected = score(network, data.validation)
     assert found.metrics["top1"] == expected["top1"]
     assert found.metrics["neg_loss"] == pytest.approx(expected["neg_loss"], rel=1e-5)
@@ -347,7 +349,15 @@ def test_by_name_with_options(model, data):
         ("adaptive_bn", {"metrics": "top1"}, "option of evaluator 'adaptive_bn': 'metrics'; did you mean 'metric'"),
         ("adaptive_bn", {"metric": "top2"}, "unknown metric 'top2'; did you mean 'top"),
         ("adaptive_bn", {"batch_size": 1}, "batch_size is at least 2, found 1"),
-        ("adaptive_bn", {"calibration_images": 1}, "calibration_images is at least 2, found 1"),
+        ("adaptive_bn", {"calibration_images": 1}, "calibration_images is at least one batch, batch_size = 128, found 1"),
+        ("adaptive_bn", {"calibration_images": -1}, "calibration_images is at least 0, found -1"),
+        ("adaptive_bn", {"validation_images": 0}, "validation_images is at least 1, found 0"),
+        ("adaptive_bn", {"precision": "float31"}, "unknown precision 'float31'; did you mean 'float32'"),
+        ("adaptive_bn", {"precision": "bf16", "device": "cpu"}, "precision bf16 is for CUDA, but the device is cpu"),
+        ("adaptive_bn", {"device": "cqu"}, "device is \"auto\", \"cpu\".*found 'cqu'"),
+        ("adaptive_bn", {"metric": "os:nothing"}, "metric 'os:nothing' cannot be imported"),
+        ("adaptive_bn", {"metric": "os:sep"}, "metric 'os:sep' is not a class or function"),
+        ("adaptive_bn", {"metric": "miou"}, "unknown metric 'miou'; choose one of: neg_kl, neg_loss, top1, top5"),
         ("adaptive_bn", {"threads": 0}, "threads is at least 1, found 0"),
     ],
 )

@@ -1,0 +1,142 @@
+"""Cascade: a cheap fitness for all candidates, an expensive one for the best of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
+from abcsearch.evaluation.base import Evaluator, evaluate
+from abcsearch.evaluation.short_training import ShortTraining, ShortTrainingOptions
+from abcsearch.trial import Evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.ranking import Ranking
+    from abcsearch.data.splits import Data
+    from abcsearch.space import Candidate
+    from abcsearch.trial import Trial
+
+FIRST = "first_fitness"  # the metric that keeps what the first stage found
+_STAGE = "stage"  # the metric that says which stage the fitness is of: 1 or 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeOptions:
+    """Options of `Cascade`.
+
+    Attributes:
+        fraction: share of the trials that are trained, in (0, 1].
+        metric: the fitness of both stages.
+        adaptive_bn: options of the first stage.
+        short_training: options of the second stage.
+
+    Raises:
+        ConfigError: if an option is unknown, or a number out of range.
+    """
+
+    fraction: float = 0.2
+    metric: str = "top1"
+    adaptive_bn: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    short_training: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if not 0 < self.fraction <= 1:
+            msg = f"cascade: fraction is the share of trials that are trained, in (0, 1], found {self.fraction}"
+            raise ConfigError(msg)
+        self.first, self.second  # noqa: B018 - they check their own
+
+    @property
+    def first(self) -> AdaptiveBNOptions:
+        """Options of the first stage."""
+        return self._stage(AdaptiveBNOptions, "adaptive_bn", self.adaptive_bn)
+
+    @property
+    def second(self) -> ShortTrainingOptions:
+        """Options of the second stage."""
+        return self._stage(ShortTrainingOptions, "short_training", self.short_training)
+
+    def _stage(self, kind: type, name: str, given: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a record
+        known = [f.name for f in fields(kind) if f.name != "metric"]
+        for option in given:
+            if option not in known:
+                raise ConfigError(unknown_name(f"option of cascade.{name}:", option, known))
+        try:
+            return kind(metric=self.metric, **given)
+        except TypeError as error:  # an option of the wrong type
+            msg = f"cascade.{name} = {dict(given)}: {error}"
+            raise ConfigError(msg) from error
+
+
+class Cascade:
+    """AdaptiveBN for every candidate, short training for the best fraction; a trained one's fitness is its trained one.
+
+    Which candidates are trained depends on earlier whole batches of the searcher and the batch that they are in, never
+    on the order in which evaluations finish: those that are among the best `fraction` of all so far, best first, and
+    never more than that share of all trials. Trials keep what the first stage found as the metric `first_fitness`, and
+    say which `stage` their fitness is of.
+
+    Source: Li et al., EagleEye (ECCV 2020), which fine-tunes the best few after the search; ours does it all along, so
+    that the searcher learns from it.
+
+    Attributes:
+        first: evaluator of the first stage.
+        second: evaluator of the second stage.
+        fraction: share of all trials that see the second stage.
+    """
+
+    def __init__(  # noqa: PLR0913 - all evaluators are made alike
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        ranking: Ranking,
+        data: Data,
+        options: CascadeOptions | None = None,
+    ) -> None:
+        """Prepares both stages; see `Inheriting`."""
+        options = options or CascadeOptions()
+        self.options = options
+        self.first: Evaluator = AdaptiveBN(model, graph, ranking, data, options.first)
+        self.second: Evaluator = ShortTraining(model, graph, ranking, data, options.second)
+        self.fraction = options.fraction
+
+    def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
+        """Returns what both stages find: for a candidate that is worth it."""
+        first = cheap(evaluate(self.first, candidate, seed))
+        return first if first.failure else trained(first, evaluate(self.second, candidate, seed))
+
+    def promoted(self, earlier: Sequence[Trial], batch: Mapping[int, Evaluation]) -> list[int]:
+        """Returns the numbers of the trials of a batch that see the second stage, best first.
+
+        Args:
+            earlier: all trials of earlier batches.
+            batch: what the first stage found, by trial number.
+        """
+        scores = {n: e.metrics[FIRST] for n, e in batch.items() if FIRST in e.metrics}
+        before = [t.evaluation.metrics for t in earlier if FIRST in t.evaluation.metrics]
+        count = math.ceil(self.fraction * (len(earlier) + len(batch)) - 1e-9)
+        best = sorted([*scores.values(), *(m[FIRST] for m in before)], reverse=True)[:count]
+        free = count - sum(metrics[_STAGE] == 2 for metrics in before)
+        ranked = sorted(scores, key=lambda number: (-scores[number], number))
+        return [number for number in ranked[: max(0, free)] if scores[number] >= best[-1]]
+
+
+def cheap(found: Evaluation) -> Evaluation:
+    """Returns a first-stage evaluation that says so in its metrics."""
+    if found.fitness is None:
+        return found
+    return replace(found, metrics={**found.metrics, FIRST: found.fitness, _STAGE: 1})
+
+
+def trained(first: Evaluation, second: Evaluation) -> Evaluation:
+    """Returns a second-stage evaluation that remembers what the first stage found, and took."""
+    metrics = {**second.metrics, FIRST: first.metrics[FIRST], _STAGE: 2}
+    return replace(second, metrics=metrics, seconds=first.seconds + second.seconds)

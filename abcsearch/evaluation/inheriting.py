@@ -1,0 +1,186 @@
+"""What evaluators share that slice candidates out of the trained network and score them on search-validation."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from abcsearch.channels.slicing import slice_model
+from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.importing import import_callable
+from abcsearch.rng import torch_stream
+from abcsearch.training.computing import check_precision, computing, find_device
+from abcsearch.training.objectives import OBJECTIVES, Objective, find_objective
+from abcsearch.training.scoring import SCORING_BATCH, predict, score
+from abcsearch.trial import Evaluation
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.ranking import Ranking
+    from abcsearch.data.splits import Data
+    from abcsearch.space import Candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions:
+    """How candidates are scored.
+
+    Attributes:
+        metric: which metric is the fitness. Of classifiers: "top1", "top5", "neg_loss" (negative cross-entropy,
+            smoother: for accuracies near chance), "neg_kl" (minus the divergence to the full network's outputs); of
+            other objectives: theirs; or your own by import path, package.module:function, which maps (outputs, labels)
+            of a batch to one number per image.
+        validation_images: how many of the search-validation images are looked at; None: all.
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
+        precision: "float32"; on CUDA also "tf32" or "bf16".
+        threads: torch threads on the CPU; recorded, since they decide the order of summation.
+
+    Raises:
+        ConfigError: if the metric is unknown, a number out of range, or the precision not one of the device.
+    """
+
+    metric: str = "top1"
+    validation_images: int | None = None
+    device: str = "auto"
+    precision: str = "float32"
+    threads: int = 1
+
+    # Lowest values of the options that are numbers; None means no number is needed.
+    LOWEST: ClassVar[dict[str, float]] = {"validation_images": 1, "threads": 1}
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name, lowest in self.LOWEST.items():
+            value: Any = getattr(self, name)
+            if value is not None and not lowest <= value < math.inf:
+                msg = f"evaluator: {name} is at least {lowest}, found {value}"
+                raise ConfigError(msg)
+        check_precision(self.precision, find_device(self.device))
+        known = {name for objective in OBJECTIVES.values() for name in (*objective.metrics, *objective.to_full)}
+        if ":" not in self.metric and self.metric not in known:
+            raise ConfigError(unknown_name("metric", self.metric, known))
+
+
+class Inheriting(ABC):
+    """Slices candidates out of a trained network, prepares them in some way, and scores them on search-validation.
+
+    The network and the images are on the device of the options, images there once; a candidate exists only while it is
+    evaluated. If CUDA runs out of memory, the evaluation is tried once more with half the batch size (its metrics then
+    say so: `halved_batch` is 1); if that is not enough, it fails.
+
+    Attributes:
+        options: of the evaluator.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, ranking: Ranking, data: Data, options: ScoringOptions
+    ) -> None:
+        """Prepares the evaluator.
+
+        Args:
+            model: the trained network; never changed.
+            graph: its channel groups.
+            ranking: which channels a candidate keeps.
+            data: prepares on `data.train`, scores on `data.validation`.
+            options: see `ScoringOptions`.
+
+        Raises:
+            ConfigError: if the metric is unknown.
+            ModelError: if the network does not return what the objective needs.
+            DataError: if a label has no output.
+        """
+        self.options = options
+        self.device = find_device(options.device)
+        self._objective = with_metric(find_objective(data.objective), options.metric)
+        self._graph, self._ranking = graph, ranking
+        self._data = data
+        self._model = model if self.device.type == "cpu" else copy.deepcopy(model).to(self.device)
+        count = options.validation_images or len(data.validation)
+        order = torch.randperm(len(data.validation), generator=torch_stream(data.seed, "validation images"))
+        chosen = data.validation if count >= len(data.validation) else data.validation.part(order[:count].sort().values)
+        self._validation = chosen.to(self.device)
+        # What is wrong with all candidates is said once here, not by every trial; on a copy, since forward may have
+        # side effects.
+        labels = self._validation.labels
+        highest = labels.reshape(len(labels), -1).amax(dim=1).argmax()[None]
+        score(copy.deepcopy(self._model), self._validation.part(highest), objective=self._objective)
+
+    @abstractmethod
+    def _prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
+        """Makes a sliced network ready to be scored, in place.
+
+        Args:
+            network: on the device, channels_last.
+            seed: of the evaluation.
+            shrink: batch sizes are divided by it.
+        """
+
+    def build(self, candidate: Candidate, seed: int = 0) -> nn.Module:
+        """Returns the network that a candidate is scored by, in evaluation mode, on the CPU."""
+        with computing(self.device, precision=self.options.precision, threads=self.options.threads):
+            return self._build(candidate, seed, 1).cpu()
+
+    def _build(self, candidate: Candidate, seed: int, shrink: int) -> nn.Module:
+        network = slice_model(self._model, self._graph, candidate, self._ranking)
+        # The layout decides the order of summation: one for all, whichever the trained network has in this process.
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
+        self._prepare(network, seed, shrink)
+        return network.eval()
+
+    @cached_property
+    def _full(self) -> torch.Tensor | None:
+        """Outputs of the full network on the validation images, where the metric needs them."""
+        if self.options.metric not in self._objective.to_full:
+            return None
+        return predict(copy.deepcopy(self._model), self._validation)
+
+    def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
+        """Returns fitness and metrics on search-validation; a metric that is not finite is a failure."""
+        try:
+            return self._evaluation(candidate, seed, 1)
+        except torch.OutOfMemoryError:
+            pass  # outside of this block nothing holds the failed evaluation's memory any more
+        torch.cuda.empty_cache()
+        found = self._evaluation(candidate, seed, 2)
+        return replace(found, metrics={**found.metrics, "halved_batch": 1.0})
+
+    def _evaluation(self, candidate: Candidate, seed: int, shrink: int) -> Evaluation:
+        with computing(self.device, precision=self.options.precision, threads=self.options.threads):
+            network = self._build(candidate, seed, shrink)
+            metrics = score(
+                network,
+                self._validation,
+                objective=self._objective,
+                full=self._full,
+                batch_size=SCORING_BATCH // shrink,
+            )
+        costs = self._graph.costs
+        macs, params = int(costs.macs([candidate])[0]), int(costs.params([candidate])[0])
+        # A network that returns NaN still has a top1: its class 0 counts as the best one.
+        wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        if wrong:
+            return Evaluation(fitness=None, metrics=metrics, macs=macs, params=params, failure=", ".join(wrong))
+        return Evaluation(fitness=metrics[self.options.metric], metrics=metrics, macs=macs, params=params)
+
+
+def with_metric(objective: Objective, metric: str) -> Objective:
+    """Returns the objective with a metric by import path among its own, where the name is one.
+
+    Raises:
+        ConfigError: if the metric is unknown, or its import path leads nowhere.
+    """
+    if ":" in metric:
+        own = import_callable("metric", metric, ConfigError)
+        return replace(objective, metrics={**objective.metrics, metric: own})
+    known = [*objective.metrics, *objective.to_full]
+    if metric not in known:
+        raise ConfigError(unknown_name("metric", metric, known))
+    return objective

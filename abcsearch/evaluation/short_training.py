@@ -1,0 +1,118 @@
+"""ShortTraining: score a sliced network after a little training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from abcsearch.evaluation.inheriting import Inheriting, ScoringOptions
+from abcsearch.training.loop import Recipe, check_images, train
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.ranking import Ranking
+    from abcsearch.data.splits import Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortTrainingOptions(ScoringOptions):
+    """Options of `ShortTraining`, besides those of scoring.
+
+    Attributes:
+        epochs: passes over the training images, at least 1.
+        steps: optimiser steps, instead of epochs; None: whole epochs.
+        batch_size: images per step.
+        lr: highest learning rate; a cosine brings it down to 0.
+        momentum: Nesterov momentum, in [0, 1).
+        weight_decay: L2 penalty on weights.
+        warmup_epochs: epochs of linear warm-up, may be a fraction.
+        label_smoothing: in [0, 1).
+        shift: augmentation: random translation by up to so many pixels.
+        flip: augmentation: random horizontal mirror image.
+
+    Raises:
+        ConfigError: if a number is out of range.
+    """
+
+    epochs: int = 2
+    steps: int | None = None
+    batch_size: int = 128
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    shift: int = 0
+    flip: bool = False
+
+    LOWEST: ClassVar[dict[str, float]] = {**ScoringOptions.LOWEST, "steps": 1}
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        super().__post_init__()
+        self.recipe()
+
+    def recipe(self, shrink: int = 1) -> Recipe:
+        """Returns the recipe of the training loop, with the batch size divided by `shrink`."""
+        return Recipe(
+            epochs=self.epochs,
+            batch_size=max(1, self.batch_size // shrink),
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            warmup_epochs=self.warmup_epochs,
+            label_smoothing=self.label_smoothing,
+            shift=self.shift,
+            flip=self.flip,
+            threads=self.threads,
+        )
+
+
+class ShortTraining(Inheriting):
+    """Slices the trained network, trains it for a few epochs or steps, and scores it on search-validation.
+
+    The order of the images and their augmentation come from the evaluation's seed.
+
+    Source: Lin et al., ABCPruner (IJCAI 2020), section 3.4.
+
+    Differences from the paper:
+        - Weights are inherited with everything that belongs to them, batch norms included; the published code
+          initialises these anew.
+        - Search-validation is held out of the training images; the published code selects on the test set.
+        - The learning rate follows a cosine down to 0, so that a short training ends settled.
+    """
+
+    options: ShortTrainingOptions
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        ranking: Ranking,
+        data: Data,
+        options: ShortTrainingOptions | None = None,
+    ) -> None:
+        """Prepares the evaluator; see `Inheriting`.
+
+        Raises:
+            ConfigError: if there are fewer training images than one batch.
+        """
+        options = options or ShortTrainingOptions()
+        check_images(options.recipe(), data.train)
+        super().__init__(model, graph, ranking, data, options)
+
+    def _prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
+        """Trains the network."""
+        train(
+            network,
+            self._data.train,
+            self.options.recipe(shrink),
+            seed=seed,
+            part="short training",
+            objective=self._data.objective,
+            steps=self.options.steps,
+            device=self.device,
+            precision=self.options.precision,
+        )

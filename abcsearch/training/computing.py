@@ -1,0 +1,67 @@
+"""Where and how numbers are computed: device, precision, threads."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import torch
+
+from abcsearch.channels.latency import torch_threads
+from abcsearch.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PRECISIONS = ("float32", "tf32", "bf16")
+
+
+def find_device(name: str) -> torch.device:
+    """Returns a device by name; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: if the name is none of torch's, or there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        msg = f'device is "auto", "cpu", "cuda" or "cuda:1", found {name!r}: {str(error).splitlines()[0]}'
+        raise ConfigError(msg) from error
+    return device
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises ConfigError for an unknown precision, or one that the device does not have."""
+    if precision not in PRECISIONS:
+        raise ConfigError(unknown_name("precision", precision, PRECISIONS))
+    if precision != "float32" and device.type != "cuda":
+        msg = f"precision {precision} is for CUDA, but the device is {device}; set precision to float32"
+        raise ConfigError(msg)
+
+
+@contextlib.contextmanager
+def computing(device: torch.device, *, precision: str = "float32", threads: int = 1) -> Iterator[None]:
+    """Runs a block with a number of threads and a precision, and puts torch's switches back afterwards.
+
+    On CUDA, cuDNN takes deterministic algorithms only. "tf32" rounds what convolutions and matrix products multiply to
+    10 bits, "bf16" also stores activations so (autocast); parameters and statistics stay in float32.
+
+    Args:
+        device: where it runs.
+        precision: one of `PRECISIONS`.
+        threads: torch threads on the CPU; they decide the order of summation.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    try:
+        if device.type == "cuda":
+            cudnn.allow_tf32 = matmul.allow_tf32 = precision == "tf32"
+            cudnn.deterministic, cudnn.benchmark = True, False
+        with torch_threads(threads), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        if device.type == "cuda":
+            cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
