@@ -299,7 +299,7 @@ def test_a_damaged_searcher_state_is_replayed_from_the_journal(tiny_model, tiny_
 
 
 def test_a_model_on_another_device_is_refused_at_the_start(tiny_model, tiny_data, tmp_path):
-    with pytest.raises(AbcSearchError, match=r"the model is on meta; .* pass model\.cpu\(\)"):
+    with pytest.raises(AbcSearchError, match=r"the model is on meta; pass model\.cpu\(\)"):
         run(tiny_model.to("meta"), tiny_data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
