@@ -155,21 +155,28 @@ class Loop:
                 )
                 raise RunError(msg)
         missing = {number: candidate for number, candidate in batch.items() if number not in journal.trials}
-        for number in [n for n, candidate in missing.items() if candidate in self._seen]:
-            self._finish(number, replace(self._seen[missing[number]], seconds=0.0), missing.pop(number), journal)
-        if not isinstance(self.evaluator, Cascade):
-            for number, found in self._run(self.evaluator, missing):
-                self._finish(number, found, missing[number], journal)
-            return
-        first = {n: journal.trials[n].evaluation for n in batch if n in journal.trials}
-        first |= {number: cheap(found) for number, found in self._run(self.evaluator.first, missing)}
-        earlier = [journal.trials[number] for number in sorted(journal.trials) if number < min(batch)]
-        best = self.evaluator.promoted(earlier, first)
-        for number in missing:
-            if number not in best:
-                self._finish(number, first[number], missing[number], journal)
-        chosen = {number: missing[number] for number in best if number in missing}
-        for number, found in self._run(self.evaluator.second, chosen):
+        leaders = {candidate: number for number, candidate in reversed(batch.items())}  # the first of its kind
+        fresh = {n: c for n, c in missing.items() if leaders[c] == n and c not in self._seen}
+        if isinstance(self.evaluator, Cascade):
+            known = {leaders[c]: self._seen[c] for c in leaders if c in self._seen}
+            self._in_stages(self.evaluator, fresh, known, journal)
+        else:
+            for number, found in self._run(self.evaluator, fresh):
+                self._finish(number, found, fresh[number], journal)
+        for number in sorted(missing.keys() - fresh.keys()):
+            self._finish(number, replace(self._seen[batch[number]], seconds=0.0), batch[number], journal)
+
+    def _in_stages(
+        self, cascade: Cascade, fresh: dict[int, Candidate], known: dict[int, Evaluation], journal: Journal
+    ) -> None:
+        """Evaluates what is new in a batch: all of it by the first stage, the best by the second one."""
+        first = known | {number: cheap(found) for number, found in self._run(cascade.first, fresh)}
+        earlier = [journal.trials[number] for number in sorted(journal.trials) if number < min(first)]
+        best = cascade.promoted(earlier, first)
+        for number in sorted(fresh.keys() - set(best)):
+            self._finish(number, first[number], fresh[number], journal)
+        chosen = {number: fresh[number] for number in best if number in fresh}
+        for number, found in self._run(cascade.second, chosen):
             self._finish(number, trained(first[number], found), chosen[number], journal)
 
     def _finish(self, number: int, found: Evaluation, candidate: Candidate, journal: Journal) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from abcsearch.errors import AbcSearchError, ConfigError, DataError, unknown_name
 from experiments.benchmarks.searchers import problems
 from experiments.benchmarks.searchers.bench import Plan, benchmark
-from experiments.benchmarks.searchers.report import text, write
+from experiments.benchmarks.searchers.report import place, text, write
 from experiments.benchmarks.searchers.results import Results
 from experiments.benchmarks.searchers.rows import Row, all_rows
 from experiments.benchmarks.searchers.tables import MARKS
@@ -123,6 +123,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.tune and arguments.write:
         made.error("--write is for the final table; leave --tune out")
     try:
+        if arguments.write:
+            place(Path(__file__).parent)  # said now, not after an hour of runs
         wanted = plan(arguments)
         results = Results(arguments.cache)
         if arguments.again:
