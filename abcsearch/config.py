@@ -250,6 +250,11 @@ def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a pl
         if isinstance(table.get("path"), str):
             table["path"] = str(Path(table["path"]).absolute())
         return Part(name=name, options=table)
+    return _part(key, name, table)
+
+
+def _part(key: str, name: str, table: dict[str, Any]) -> Part:
+    """Returns the record of [searcher] or [evaluator], whose own options are checked against its record of options."""
     if key == "evaluator" and ":" in name:
         check_evaluator_options(name, table)
         return Part(name=name, options=table)

@@ -91,7 +91,8 @@ class Task:
             raise DataError(msg)
         elsewhere = {str(tensor.device) for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)}
         if elsewhere - {"cpu"}:
-            msg = f"the model is on {', '.join(sorted(elsewhere))}; pass model.cpu(): the evaluator's option device says where candidates run"
+            where = ", ".join(sorted(elsewhere))
+            msg = f"the model is on {where}; pass model.cpu(): the evaluator's device says where candidates run"
             raise ModelError(msg)
         options = settings.space
         graph = trace_channels(model, data.example, fixed=options.fixed)
@@ -294,7 +295,7 @@ class Parts:
         )
 
 
-def run_search(
+def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
     folder: RunFolder,
     task: Task,
     settings: SearchSettings,

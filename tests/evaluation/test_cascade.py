@@ -110,7 +110,9 @@ def test_threads_and_interruptions_change_nothing(tiny_model, tiny_data, tmp_pat
         again = run(tiny_model, tiny_data, tmp_path / "whole", cascade(first, second, 0.3))
         assert outcome(again.trials) == outcome(whole.trials)
         assert len(first.asked) == 30 - kept
-        assert len(second.asked) == stages(whole.trials).count(2) - sum(b'"stage":2' in x.replace(b" ", b"") for x in lines[:kept])
+        assert len(second.asked) == stages(whole.trials).count(2) - sum(
+            b'"stage":2' in x.replace(b" ", b"") for x in lines[:kept]
+        )
 
 
 def test_failures_of_both_stages_are_failed_trials(tiny_model, tiny_data, tmp_path):

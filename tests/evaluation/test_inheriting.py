@@ -98,7 +98,9 @@ class Tight(nn.Module):
 
 @pytest.mark.parametrize(("limit", "fails"), [(64, False), (10, True)])
 def test_out_of_memory_is_tried_once_more_with_half_the_batch(tiny_data, monkeypatch, limit, fails):
-    network = nn.Sequential(Tight(), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 4), nn.Flatten(), nn.Linear(4, 2))
+    network = nn.Sequential(
+        Tight(), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 4), nn.Flatten(), nn.Linear(4, 2)
+    )
     graph = trace_channels(network, tiny_data.example)
     evaluator = AdaptiveBN(network, graph, rank_channels(network, graph), tiny_data, AdaptiveBNOptions(batch_size=100))
     plain = evaluator(graph.space().full, 0)
@@ -141,7 +143,10 @@ def test_an_evaluator_by_import_path_is_called_with_the_parts(parts, mine):
     mine.fitness = fitness
     assert make_evaluator("mine:fitness", *parts, scale=2.0)((1, 2), 5).fitness == 11
     assert all(a is b for a, b in zip(seen[0], parts, strict=True))
-    for options, words in (({"scales": 1}, "unexpected keyword argument 'scales'"), ({}, "returned int, expected a fun")):
+    for options, words in (
+        ({"scales": 1}, "unexpected keyword argument 'scales'"),
+        ({}, "returned int, expected a fun"),
+    ):
         if not options:
             mine.fitness = lambda *_: 1
         with pytest.raises(ConfigError, match=words):
@@ -168,9 +173,7 @@ def test_calibration_covers_every_layer_with_running_statistics():
     inputs = network[0](images)
     means = inputs.mean(dim=(2, 3))  # of every image
     torch.testing.assert_close(network[1].running_mean, means.mean(dim=0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        network[1].running_var, inputs.var(dim=(2, 3)).mean(dim=0), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(network[1].running_var, inputs.var(dim=(2, 3)).mean(dim=0), rtol=1e-4, atol=1e-5)
     assert all(int(network[i].num_batches_tracked) == 4 for i in (2, 4))
     assert network[1].momentum == 0.2
 
@@ -233,5 +236,5 @@ def test_a_training_set_smaller_than_a_batch_is_refused(parts, tiny_data):
     small = Data(
         name="small", train=tiny_data.train.part(torch.arange(9)), validation=tiny_data.validation, test=tiny_data.test
     )
-    with pytest.raises(Exception, match="batch_size = 128 is larger than the 9 training images of small; .* at most 9"):
+    with pytest.raises(Exception, match=r"batch_size = 128 is larger than the 9 training images of small; .* at most 9"):
         AdaptiveBN(*parts[:3], small)

@@ -4,7 +4,7 @@ from collections import namedtuple
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -32,7 +32,9 @@ def test_segmentation_metrics_are_those_of_a_loop_over_images_and_classes(seed, 
     for image in range(n):
         counted = labels[image] != IGNORED
         found, wanted = outputs[image].argmax(dim=0)[counted], labels[image][counted]
-        assert metrics["pixel_accuracy"](outputs, labels)[image] == pytest.approx(float((found == wanted).float().mean()))
+        assert metrics["pixel_accuracy"](outputs, labels)[image] == pytest.approx(
+            float((found == wanted).float().mean())
+        )
         shares = []
         for number in range(classes):
             union = int(((found == number) | (wanted == number)).sum())

@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--searchers", default="*", help="rows, with wildcards, separated by commas; default all")
     made.add_argument("--tasks", default="*", help="tasks, with wildcards, separated by commas; default all")
     made.add_argument(
-        "--seeds", type=positive, help="seeds of every task; default 50 on tables, 10 on landscapes, fewer for slow rows"
+        "--seeds",
+        type=positive,
+        help="seeds of every task; default 50 on tables, 10 on landscapes, fewer for slow rows",
     )
     made.add_argument("--evaluations", type=positive, default=MARKS[-1])
     made.add_argument("--set", action="append", default=[], metavar="option=value", help="for all searchers that run")
