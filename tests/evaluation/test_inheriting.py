@@ -5,7 +5,10 @@ import gc
 import sys
 import types
 import weakref
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +16,7 @@ from torch import nn
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.data.splits import Data
-from abcsearch.errors import ConfigError
+from abcsearch.errors import ConfigError, DataError
 from abcsearch.evaluation import inheriting
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions, calibrate
 from abcsearch.evaluation.base import evaluate
@@ -236,5 +239,31 @@ def test_a_training_set_smaller_than_a_batch_is_refused(parts, tiny_data):
     small = Data(
         name="small", train=tiny_data.train.part(torch.arange(9)), validation=tiny_data.validation, test=tiny_data.test
     )
-    with pytest.raises(Exception, match=r"batch_size = 128 is larger than the 9 training images of small; .* at most 9"):
+    words = "batch_size = 128 is larger than the 9 training images of small; set batch_size to at most 9"
+    with pytest.raises(DataError, match=words):
         AdaptiveBN(*parts[:3], small)
+
+
+def _shared(evaluator):
+    return [split.images.is_shared() for split in (evaluator._calibration, evaluator._validation, evaluator._data.train)]
+
+
+def test_workers_of_one_machine_share_the_images(parts):
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        assert pool.submit(_shared, AdaptiveBN(*parts)).result() == [True] * 3
+
+
+@pytest.mark.parametrize("name", ["adaptive_bn", "short_training", "cascade"])
+def test_nothing_is_left_of_an_evaluation(parts, name):
+    options = {"short_training": {"steps": 1}} if name == "cascade" else {"steps": 1} if name == "short_training" else {}
+    evaluator, space, draws = make_evaluator(name, *parts, **options), parts[1].space(), np.random.default_rng(0)
+
+    def living():
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    counts = []
+    for number in range(12):
+        evaluator(space.sample(draws), number)
+        counts.append(living())
+    assert len(set(counts[2:])) == 1
