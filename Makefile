@@ -9,7 +9,7 @@ DATA ?= data
 # One thread per process: pytest runs one process per core.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: help demo test lint types layers tests notebooks test-zoo bench-checkpoints bench-digits bench-searchers bench-slicing bench-zoo clean
+.PHONY: help demo test lint types layers tests notebooks test-zoo bench-checkpoints bench-digits bench-evaluation bench-fitness bench-searchers bench-slicing bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -74,6 +74,12 @@ test-zoo: $(VENV)/.installed-zoo ## slicing is exact on 175 networks of all fami
 
 bench-digits: $(VENV)/.installed ## the table of experiments/digits/README.md: the demo with seeds 0 to 4
 	@$(BIN)/python experiments/digits/seeds.py
+
+bench-evaluation: $(VENV)/.installed ## what an evaluation costs above its forward passes; ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.evaluation $(ARGS)
+
+bench-fitness: $(VENV)/.installed ## how well each fitness ranks structures as fine-tuning would (half an hour); ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.fitness $(ARGS)
 
 bench-zoo: $(VENV)/.installed-zoo ## the table of networks in the README: groups, shares and tracing time by family
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.zoo

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from abcsearch.errors import AbcSearchError as AbcSearchError
     from abcsearch.evaluation.adaptive_bn import AdaptiveBN as AdaptiveBN
     from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions as AdaptiveBNOptions
+    from abcsearch.evaluation.cascade import Cascade as Cascade
+    from abcsearch.evaluation.cascade import CascadeOptions as CascadeOptions
+    from abcsearch.evaluation.short_training import ShortTraining as ShortTraining
+    from abcsearch.evaluation.short_training import ShortTrainingOptions as ShortTrainingOptions
     from abcsearch.evaluation.tabular import Tabular as Tabular
     from abcsearch.exporting import export as export
     from abcsearch.exporting import load as load
@@ -60,6 +64,9 @@ if TYPE_CHECKING:
     from abcsearch.training.loop import Recipe as Recipe
     from abcsearch.training.loop import finetune as finetune
     from abcsearch.training.loop import train as train
+    from abcsearch.training.objectives import OBJECTIVES as OBJECTIVES
+    from abcsearch.training.objectives import OUTPUTS as OUTPUTS
+    from abcsearch.training.objectives import Objective as Objective
     from abcsearch.training.scoring import score as score
     from abcsearch.trial import Evaluation as Evaluation
     from abcsearch.trial import Trial as Trial
@@ -83,6 +90,10 @@ _HOME = {
     "AbcSearchError": "abcsearch.errors",
     "AdaptiveBN": "abcsearch.evaluation.adaptive_bn",
     "AdaptiveBNOptions": "abcsearch.evaluation.adaptive_bn",
+    "Cascade": "abcsearch.evaluation.cascade",
+    "CascadeOptions": "abcsearch.evaluation.cascade",
+    "ShortTraining": "abcsearch.evaluation.short_training",
+    "ShortTrainingOptions": "abcsearch.evaluation.short_training",
     "Tabular": "abcsearch.evaluation.tabular",
     "export": "abcsearch.exporting",
     "load": "abcsearch.exporting",
@@ -117,6 +128,9 @@ _HOME = {
     "Recipe": "abcsearch.training.loop",
     "finetune": "abcsearch.training.loop",
     "train": "abcsearch.training.loop",
+    "OBJECTIVES": "abcsearch.training.objectives",
+    "OUTPUTS": "abcsearch.training.objectives",
+    "Objective": "abcsearch.training.objectives",
     "score": "abcsearch.training.scoring",
     "Evaluation": "abcsearch.trial",
     "Trial": "abcsearch.trial",

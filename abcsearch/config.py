@@ -28,7 +28,7 @@ from abcsearch.channels.graph import LEVELS
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.registry import check_data_options, load_data
 from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
-from abcsearch.evaluation.registry import EVALUATORS
+from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
 from abcsearch.runs.settings import LOWEST, ModelSettings, Part, RunConfig, SpaceOptions, check_base, check_lowest
 from abcsearch.searchers.registry import SEARCHERS
@@ -249,6 +249,14 @@ def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a pl
         check_data_options(name, table)
         if isinstance(table.get("path"), str):
             table["path"] = str(Path(table["path"]).absolute())
+        return Part(name=name, options=table)
+    return _part(key, name, table)
+
+
+def _part(key: str, name: str, table: dict[str, Any]) -> Part:
+    """Returns the record of [searcher] or [evaluator], whose own options are checked against its record of options."""
+    if key == "evaluator" and ":" in name:
+        check_evaluator_options(name, table)
         return Part(name=name, options=table)
     registry: Mapping[str, SearcherEntry | EvaluatorEntry] = SEARCHERS if key == "searcher" else EVALUATORS
     if name not in registry:

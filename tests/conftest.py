@@ -18,10 +18,10 @@ def _one_thread():
 def tiny_data():
     """Two classes of 6x6 noise with a bright half: learnt in a few steps."""
     draws = torch.Generator().manual_seed(0)
-    labels = torch.arange(120) % 2
-    images = torch.randn(120, 1, 6, 6, generator=draws)
+    labels = torch.arange(240) % 2
+    images = torch.randn(240, 1, 6, 6, generator=draws)
     images[labels == 1, :, :3] += 2
-    return Data.from_tensors((images[:80], labels[:80]), (images[80:], labels[80:]), validation=0.25)
+    return Data.from_tensors((images[:180], labels[:180]), (images[180:], labels[180:]), validation=0.25)
 
 
 @pytest.fixture

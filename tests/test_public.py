@@ -13,7 +13,8 @@ FIXED = (
     *("Candidate", "Dimension", "SearchSpace", "trace_channels", "rank_channels", "slice_model", "Budget", "Trial"),
     *("Evaluation", "Searcher", "BeeColony", "RandomSearch", "make_searcher", "AdaptiveBN", "search", "resume"),
     *("SearchResult", "finetune", "export", "load", "AbcSearchError", "Evolution", "RegularizedEvolution", "Greedy"),
-    *("NSGA2", "BeeColonyOfficial", "DDPG", "OptunaSearch", "ResponseSurface", "Tabular"),
+    *("NSGA2", "BeeColonyOfficial", "DDPG", "OptunaSearch", "ResponseSurface", "Tabular", "ShortTraining", "Cascade"),
+    *("Objective", "OBJECTIVES", "OUTPUTS"),
 )
 
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from abcsearch.channels.slicing import slice_model
 from abcsearch.cli import app
 from abcsearch.config import parse_config
 from abcsearch.errors import TraceError
+from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.models.registry import MODELS
 from abcsearch.runs.ranking import RANKING_IMAGES
 from abcsearch.searchers.registry import SEARCHERS
+from abcsearch.training.objectives import OBJECTIVES, OUTPUTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,6 +30,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def block(language, words):
+    """The one block with some words in it."""
+    (found,) = (text for text in blocks(language) if words in text)
+    return found
 
 
 def test_python_example_runs_and_is_short(tmp_path):
@@ -88,13 +97,36 @@ def test_every_criterion_is_in_the_table():
 
 def test_budget_example_runs(tiny_model, tiny_data):
     known = {"model": tiny_model, "data": tiny_data}
-    exec(blocks("python")[2], known)
+    exec(block("python", "constraint.repair"), known)
     assert known["constraint"].allows(known["candidate"])
     assert not known["constraint"].allows(known["space"].uniform(0.8))
 
 
+def test_objective_example_runs(tiny_model, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "angles", None)  # so that they are gone afterwards
+    monkeypatch.setitem(OUTPUTS, type(tiny_model), None)
+    exec(block("python", "OBJECTIVES["), {"model": tiny_model})
+    outputs, labels = torch.tensor([[1.0, 2.0], [0.0, 5.0]]), torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+    assert OBJECTIVES["angles"].metrics["neg_error"](outputs, labels).tolist() == [-1, -4]
+    assert OBJECTIVES["angles"].loss(outputs, labels) > 0
+
+
+def test_every_evaluator_is_in_the_table_and_its_config_parses():
+    section = README.split("## Fitness")[1].split("## ")[0]
+    assert all(f"| `{name}` |" in section for name in EVALUATORS)
+    plain = tomllib.loads(block("toml", "[evaluator]"))
+    config = {
+        "n_trials": 1,
+        "model": "small_resnet",
+        "data": "digits",
+        "pretrain": {"epochs": 1},
+        "budget": {"macs": 0.5},
+    }
+    assert parse_config({**config, **plain}).evaluator.name == "cascade"
+
+
 def test_criterion_example_runs(tiny_model, tiny_data, monkeypatch):
-    example = blocks("python")[3]
+    example = block("python", "CRITERIA[")
     graph = trace_channels(tiny_model, tiny_data.example)
     split = tiny_data.train
     known = {"model": tiny_model, "graph": graph, "images": split.images, "labels": split.labels}
@@ -120,7 +152,7 @@ def test_rule_example_makes_a_module_prunable():
     x = torch.rand(1, 3, 4, 4).double()
     with pytest.raises(TraceError, match="or register a rule for the module that holds it"):
         trace_channels(model, x)
-    example = blocks("python")[4]
+    example = block("python", "@rule_for")
     try:
         exec(example, {"Reverse": Reverse})
         graph = trace_channels(model, x, unknown="raise")
@@ -137,9 +169,7 @@ def test_rule_example_makes_a_module_prunable():
 
 
 def test_config_example_parses(tmp_path, monkeypatch):
-    import tomllib
-
-    (text,) = blocks("toml")
+    text = block("toml", "[model]")
     package = tmp_path / "mypackage"
     package.mkdir()
     (package / "nets.py").write_text("def MyNet(classes): ...\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +15,8 @@ from abcsearch.rng import torch_stream
 from abcsearch.training.scoring import modes_kept
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
     from abcsearch.channels.graph import ChannelGraph
@@ -84,7 +87,8 @@ class AdaptiveBN(Inheriting):
         super().__init__(model, graph, ranking, data, options)
         self._calibration = None
         if options.calibration_images and not statistics(model):
-            msg = f"{type(model).__name__} has no running statistics: nothing to calibrate, candidates are scored as sliced"
+            name = type(model).__name__
+            msg = f"{name} has no running statistics: nothing to calibrate, candidates are scored as sliced"
             warnings.warn(msg, stacklevel=2)
         elif options.calibration_images:
             found = len(data.train)
@@ -137,6 +141,17 @@ def calibrate(model: nn.Module, images: torch.Tensor, *, batch_size: int = 128) 
     norms = statistics(model)
     if not norms:
         return
+    with modes_kept(model), _averaging(norms), torch.inference_mode():
+        model.eval()
+        for norm in norms:
+            norm.train()
+        for batch in images[: len(images) // batch_size * batch_size].split(batch_size):
+            model(batch)
+
+
+@contextlib.contextmanager
+def _averaging(norms: list[Any]) -> Iterator[None]:
+    """Resets normalisations, and has them average what passes in the block; if it fails, all is as before."""
     before = [(norm, norm.momentum, {k: v.clone() for k, v in norm.named_buffers(recurse=False)}) for norm in norms]
     passes = dict.fromkeys(map(id, norms), 0)
 
@@ -148,13 +163,9 @@ def calibrate(model: nn.Module, images: torch.Tensor, *, batch_size: int = 128) 
 
     hooks = [norm.register_forward_pre_hook(average) for norm in norms]
     try:
-        with modes_kept(model), torch.inference_mode():
-            model.eval()
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.train()
-            for batch in images[: len(images) // batch_size * batch_size].split(batch_size):
-                model(batch)
+        for norm in norms:
+            norm.reset_running_stats()
+        yield
     except BaseException:
         with torch.no_grad():
             for norm, _, buffers in before:

@@ -52,7 +52,7 @@ class CascadeOptions:
         if not 0 < self.fraction <= 1:
             msg = f"cascade: fraction is the share of trials that are trained, in (0, 1], found {self.fraction}"
             raise ConfigError(msg)
-        self.first, self.second  # noqa: B018 - they check their own
+        _ = self.first, self.second  # they check their own
 
     @property
     def first(self) -> AdaptiveBNOptions:
@@ -93,7 +93,7 @@ class Cascade:
         fraction: share of all trials that see the second stage.
     """
 
-    def __init__(  # noqa: PLR0913 - all evaluators are made alike
+    def __init__(
         self,
         model: nn.Module,
         graph: ChannelGraph,

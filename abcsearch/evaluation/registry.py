@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from abcsearch.errors import ConfigError, unknown_name
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
@@ -103,8 +103,8 @@ def make_evaluator(
     if ":" not in name:
         entry = EVALUATORS[name]
         return entry.make(model, graph, ranking, data, entry.options(**options))
-    made: object = import_callable("evaluator", name, ConfigError)(model, graph, ranking, data, **options)
+    made: Any = import_callable("evaluator", name, ConfigError)(model, graph, ranking, data, **options)
     if not callable(made):
         msg = f"evaluator {name!r} returned {type(made).__name__}, expected a function (candidate, seed) -> Evaluation"
         raise ConfigError(msg)
-    return made
+    return cast("Evaluator", made)

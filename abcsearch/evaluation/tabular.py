@@ -253,6 +253,8 @@ def _rows(path: Path, reader: Iterator[list[str]], columns: list[int]) -> Iterat
     """
     layers = 0
     for number, cells in enumerate(reader, start=2):
+        if not cells:  # an empty line
+            continue
         try:
             arch, accuracy, macs, params = (cells[column] for column in columns)
         except IndexError:

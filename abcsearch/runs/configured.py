@@ -19,7 +19,7 @@ from abcsearch.runs.header import data_identity, write_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.run import Parts, SearchResult, Task, run_search
-from abcsearch.runs.settings import Part, RunConfig, SearchSettings, from_plain
+from abcsearch.runs.settings import OBJECT, Part, RunConfig, SearchSettings, from_plain
 from abcsearch.runs.weights import load_checkpoint, weights_writer
 from abcsearch.training.loop import FineTuned, Recipe, check_images, finetune, train
 from abcsearch.trial import best_trial
@@ -79,7 +79,8 @@ def run_config(
                 baseline = _baseline(folder, name)
                 baseline.path.mkdir(parents=True, exist_ok=True)
                 parts = Parts.of(task, own, evaluator=parts.evaluator, executor=executor)
-                run_search(baseline, task, own, parts, progress, "random baseline")
+                known = {trial.candidate: trial.evaluation for trial in result.trials}
+                run_search(baseline, task, own, parts, progress, "random baseline", known)
     return result
 
 
@@ -128,7 +129,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
             ("searcher", settings.searcher, searcher),
             ("evaluator", settings.evaluator, evaluator),
         )
-        if ":" in part.name and value is None
+        if part.name.endswith(OBJECT) and value is None
     ]
     if model is None or data is None or missing:
         call = ", ".join(f"{name}=..." for name in missing)
@@ -220,6 +221,9 @@ class FinishedRun:
 
     def fitness(self, structure: Structure) -> float | None:
         """Returns the fitness of a structure on search-validation, evaluated as in the search."""
+        for trial in self.result.trials:
+            if trial.candidate == structure.candidate:
+                return trial.evaluation.fitness
         return evaluate(self._evaluator, structure.candidate, 0).fitness
 
     @cached_property

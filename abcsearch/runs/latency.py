@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from abcsearch.channels.latency import LatencyModel, measure_latency
 from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import ModelError, RunError
+from abcsearch.evaluation.cascade import Cascade
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
@@ -62,6 +64,10 @@ def measured(evaluator: Evaluator, task: Task, settings: SearchSettings) -> Eval
     limit = next((limit for limit in task.constraint.limits if limit.name == "latency_ms"), None)
     if limit is None or not settings.latency.check:
         return evaluator
+    if isinstance(evaluator, Cascade):
+        staged = copy.copy(evaluator)
+        staged.first = measured(evaluator.first, task, settings)  # those outside are not worth training
+        return staged
     options = settings.latency
     batch = task.data.example[:1].expand(options.batch, *[-1] * (task.data.example.dim() - 1)).clone()
 

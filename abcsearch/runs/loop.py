@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from abcsearch.errors import AbcSearchError, FailuresError, RunError, SearcherError
 from abcsearch.evaluation.base import Evaluator, evaluate
+from abcsearch.evaluation.cascade import Cascade, cheap, trained
 from abcsearch.rng import derived_seed
 from abcsearch.runs.journal import Journal
 from abcsearch.trial import Evaluation, Trial, best_trial
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from abcsearch.budget import Costs
     from abcsearch.runs.folder import RunFolder
     from abcsearch.searchers.base import Searcher
@@ -62,6 +65,7 @@ class Loop:
         n_trials: structures to evaluate in all.
         seed: the run's seed.
         max_failures: more failures than this in a row, counted from the start of this session, stop the run.
+        known: evaluations of other trials of the same run with the same evaluator, by structure.
         progress: shown after every trial.
         stage: what progress calls it.
     """
@@ -74,12 +78,14 @@ class Loop:
     n_trials: int
     seed: int
     max_failures: int
+    known: Mapping[Candidate, Evaluation] = field(default_factory=dict["Candidate", Evaluation])
     progress: Progress = silent
     stage: str = "search"
     _best: Trial | None = field(default=None, init=False)
     _done: int = field(default=0, init=False)
     _failed: int = field(default=0, init=False)
     _in_a_row: list[str] = field(default_factory=list[str], init=False)
+    _seen: dict[Candidate, Evaluation] = field(default_factory=dict["Candidate", Evaluation], init=False)
 
     def run(self) -> list[Trial]:
         """Continues from what the folder holds until `n_trials` are done or nothing new is left; returns all trials.
@@ -95,6 +101,7 @@ class Loop:
         with Journal(self.folder.journal) as journal:
             if journal.repaired:
                 self.folder.log(f"journal: cut off a torn last line of {journal.repaired} bytes")
+            self._seen.update(self.known)
             for trial in self._mine(journal):
                 self._count(trial)
             told = self._restore(journal)
@@ -138,7 +145,7 @@ class Loop:
         return int(saved["told"])
 
     def _evaluate(self, batch: dict[int, Candidate], journal: Journal) -> None:
-        """Evaluates what the journal does not have; as many at a time as the executor has workers."""
+        """Evaluates what the journal does not have; what another trial of this run was, is not evaluated again."""
         for number, candidate in batch.items():
             known = journal.trials.get(number)
             if known is not None and known.candidate != candidate:
@@ -147,7 +154,40 @@ class Loop:
                     f"{candidate}; was the run started with other versions?"
                 )
                 raise RunError(msg)
-        queue = deque(number for number in batch if number not in journal.trials)
+        missing = {number: candidate for number, candidate in batch.items() if number not in journal.trials}
+        leaders = {candidate: number for number, candidate in reversed(batch.items())}  # the first of its kind
+        fresh = {n: c for n, c in missing.items() if leaders[c] == n and c not in self._seen}
+        if isinstance(self.evaluator, Cascade):
+            known = {leaders[c]: self._seen[c] for c in leaders if c in self._seen}
+            self._in_stages(self.evaluator, fresh, known, journal)
+        else:
+            for number, found in self._run(self.evaluator, fresh):
+                self._finish(number, found, fresh[number], journal)
+        for number in sorted(missing.keys() - fresh.keys()):
+            self._finish(number, replace(self._seen[batch[number]], seconds=0.0), batch[number], journal)
+
+    def _in_stages(
+        self, cascade: Cascade, fresh: dict[int, Candidate], known: dict[int, Evaluation], journal: Journal
+    ) -> None:
+        """Evaluates what is new in a batch: all of it by the first stage, the best by the second one."""
+        first = known | {number: cheap(found) for number, found in self._run(cascade.first, fresh)}
+        earlier = [journal.trials[number] for number in sorted(journal.trials) if number < min(first)]
+        best = cascade.promoted(earlier, first)
+        for number in sorted(fresh.keys() - set(best)):
+            self._finish(number, first[number], fresh[number], journal)
+        chosen = {number: fresh[number] for number in best if number in fresh}
+        for number, found in self._run(cascade.second, chosen):
+            self._finish(number, trained(first[number], found), chosen[number], journal)
+
+    def _finish(self, number: int, found: Evaluation, candidate: Candidate, journal: Journal) -> None:
+        """Writes a finished trial down."""
+        trial = Trial(number, candidate, self._costed(candidate, found))
+        journal.append(trial)
+        self._note(trial)
+
+    def _run(self, evaluator: Evaluator, batch: dict[int, Candidate]) -> Iterator[tuple[int, Evaluation]]:
+        """Yields number and evaluation as they finish; as many run at a time as the executor has workers."""
+        queue = deque(batch)
         pending: dict[Future[Evaluation], int] = {}
         workers = getattr(self.executor, "_max_workers", 1)  # the standard executors have no public name for it
         try:
@@ -155,13 +195,10 @@ class Loop:
                 while queue and len(pending) < workers:
                     number = queue.popleft()
                     seed = derived_seed(self.seed, "evaluation", number)
-                    pending[self.executor.submit(evaluate, self.evaluator, batch[number], seed)] = number
+                    pending[self.executor.submit(evaluate, evaluator, batch[number], seed)] = number
                 done, _ = wait(pending, return_when=FIRST_COMPLETED)
                 for future in sorted(done, key=lambda finished: pending[finished]):
-                    number = pending.pop(future)
-                    trial = Trial(number, batch[number], self._costed(batch[number], self._result(future)))
-                    journal.append(trial)
-                    self._note(trial)
+                    yield pending.pop(future), self._result(future)
         finally:
             for future in pending:
                 future.cancel()
@@ -189,6 +226,7 @@ class Loop:
 
     def _count(self, trial: Trial) -> bool:
         """Takes a trial into the running numbers and the best; returns whether it is the new best."""
+        self._seen[trial.candidate] = trial.evaluation
         self._done += 1
         self._failed += trial.evaluation.failure is not None
         better = best_trial([trial] if self._best is None else [self._best, trial]) is trial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +15,8 @@ from abcsearch.channels.groups import ChannelGraph, trace_channels
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.splits import Data
 from abcsearch.errors import DataError, ModelError, RunError, SearcherError
-from abcsearch.evaluation.adaptive_bn import AdaptiveBN
+from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
+from abcsearch.evaluation.cascade import Cascade
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.runs.folder import RunFolder
@@ -22,10 +24,10 @@ from abcsearch.runs.header import identity, write_header
 from abcsearch.runs.latency import keep_times, measured, run_costs
 from abcsearch.runs.loop import Loop, Progress, logged, silent
 from abcsearch.runs.ranking import rank_for_run
-from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
+from abcsearch.runs.settings import OBJECT, Part, SearchSettings, SpaceOptions
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.registry import make_searcher
-from abcsearch.trial import Trial, best_trial
+from abcsearch.trial import Evaluation, Trial, best_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +91,8 @@ class Task:
             raise DataError(msg)
         elsewhere = {str(tensor.device) for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)}
         if elsewhere - {"cpu"}:
-            msg = f"the model is on {', '.join(sorted(elsewhere))}; a search runs on the CPU today: pass model.cpu()"
+            where = ", ".join(sorted(elsewhere))
+            msg = f"the model is on {where}; pass model.cpu(): the evaluator's device says where candidates run"
             raise ModelError(msg)
         options = settings.space
         graph = trace_channels(model, data.example, fixed=options.fixed)
@@ -131,8 +134,8 @@ class SearchResult:
         task: network, data, channel groups, space, budget and ranking.
         trials: all trials in the order of asking.
         best: the trial of the highest fitness.
-        build: candidate -> sliced network with its batch-norm statistics re-estimated, the very one that fitness saw
-            where the evaluator is `AdaptiveBN`.
+        build: candidate -> sliced network with its batch-norm statistics re-estimated, on the CPU: the very one that
+            fitness saw where the evaluator is `AdaptiveBN`, and the one before training where it trains.
     """
 
     run_dir: Path
@@ -292,15 +295,25 @@ class Parts:
         )
 
 
-def run_search(
+def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
     folder: RunFolder,
     task: Task,
     settings: SearchSettings,
     parts: Parts,
     progress: Progress,
     stage: str = "search",
+    known: Mapping[Candidate, Evaluation] | None = None,
 ) -> SearchResult:
     """Runs or continues a search in a folder that the caller has locked.
+
+    Args:
+        folder: the run's.
+        task: what is pruned.
+        settings: of the run.
+        parts: who does the work.
+        progress: shown after every trial.
+        stage: what progress calls it.
+        known: evaluations of structures by the same evaluator; they are not evaluated again.
 
     Raises:
         RunError: if the folder holds a different run, or no trial succeeded.
@@ -316,6 +329,7 @@ def run_search(
         n_trials=settings.n_trials,
         seed=settings.seed,
         max_failures=settings.max_failures,
+        known=known or {},
         progress=progress,
         stage=stage,
     )
@@ -325,11 +339,25 @@ def run_search(
         reasons = "; ".join(dict.fromkeys(str(t.evaluation.failure) for t in trials)) or "no structure was evaluated"
         msg = f"no trial of {folder.path} succeeded: {reasons}"
         raise RunError(msg)
-    own = parts.evaluator
-    builder = own if isinstance(own, AdaptiveBN) else AdaptiveBN(task.model, task.graph, task.ranking, task.data)
     return SearchResult(
-        run_dir=folder.path, settings=settings, task=task, trials=tuple(trials), best=best, build=builder.build
+        run_dir=folder.path,
+        settings=settings,
+        task=task,
+        trials=tuple(trials),
+        best=best,
+        build=lambda candidate: _builder(task, parts.evaluator).build(candidate),
     )
+
+
+def _builder(task: Task, evaluator: Evaluator) -> AdaptiveBN:
+    """Returns the AdaptiveBN of the search, or one with default options where the search had another evaluator."""
+    own = evaluator.first if isinstance(evaluator, Cascade) else evaluator
+    if isinstance(own, AdaptiveBN):
+        return own
+    options = AdaptiveBNOptions(batch_size=max(2, min(AdaptiveBNOptions.batch_size, len(task.data.train))))
+    with warnings.catch_warnings():  # nobody asked for a calibration
+        warnings.simplefilter("ignore", UserWarning)
+        return AdaptiveBN(task.model, task.graph, task.ranking, task.data, options)
 
 
 def _part(value: str | Mapping[str, Any] | object) -> Part:
@@ -337,7 +365,7 @@ def _part(value: str | Mapping[str, Any] | object) -> Part:
     if isinstance(value, str | Mapping):
         return Part.of(value)
     named: Any = value if hasattr(value, "__qualname__") else type(value)
-    return Part(name=f"{named.__module__}:{named.__qualname__}")
+    return Part(name=f"{named.__module__}:{named.__qualname__}{OBJECT}")
 
 
 def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Searcher | None) -> Searcher:

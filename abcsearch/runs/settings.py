@@ -17,6 +17,9 @@ from abcsearch.training.loop import Recipe
 S = TypeVar("S", bound="SearchSettings")
 
 
+OBJECT = " (object)"  # ends the names of parts that the caller brought: they cannot be made from a name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """An interchangeable part by name, with its options.

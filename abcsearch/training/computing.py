@@ -54,14 +54,19 @@ def computing(device: torch.device, *, precision: str = "float32", threads: int 
         precision: one of `PRECISIONS`.
         threads: torch threads on the CPU; they decide the order of summation.
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    if device.type != "cuda":
+        with torch_threads(threads):
+            yield
+        return
+    before = torch.get_float32_matmul_precision()
+    flags = torch.backends.cudnn.flags
     try:
-        if device.type == "cuda":
-            cudnn.allow_tf32 = matmul.allow_tf32 = precision == "tf32"
-            cudnn.deterministic, cudnn.benchmark = True, False
-        with torch_threads(threads), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        with (
+            flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=precision == "tf32"),
+            torch_threads(threads),
+            torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"),
+        ):
             yield
     finally:
-        if device.type == "cuda":
-            cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
+        torch.set_float32_matmul_precision(before)

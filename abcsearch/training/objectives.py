@@ -78,7 +78,7 @@ def _pixel_accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 
 def _miou(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns the intersection over union of every image: the mean over the classes that it shows or is said to show."""
+    """Returns the intersection over union of every image, mean over the classes that it shows or is said to show."""
     found, counted = outputs.argmax(dim=1).flatten(1), (labels != IGNORED).flatten(1)
     labels = labels.flatten(1)
     sums, present = torch.zeros(len(labels), device=labels.device), torch.zeros(len(labels), device=labels.device)
@@ -131,9 +131,7 @@ OBJECTIVES: dict[str, Objective] = {
         to_full={"neg_kl": _neg_kl},
         check=_check_classes,
     ),
-    "regression": Objective(
-        loss=F.mse_loss, metrics={"neg_mse": _neg_mse, "neg_mae": _neg_mae}, check=_check_values
-    ),
+    "regression": Objective(loss=F.mse_loss, metrics={"neg_mse": _neg_mse, "neg_mae": _neg_mae}, check=_check_values),
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from abcsearch.errors import DataError
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.registry import SEARCHERS, SearcherEntry
 from experiments.benchmarks.searchers import bench, problems, report
@@ -207,6 +208,15 @@ def test_other_runs_are_not_taken_for_finished_ones(plan, tmp_path, monkeypatch,
     assert len(file.read_text().splitlines()) == 6
 
 
+def test_a_damaged_line_is_named(plan, tmp_path):
+    benchmark(plan, Results(tmp_path), 1)
+    (file,) = tmp_path.iterdir()
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text(lines[0] + "{torn\n" + "".join(lines[1:]))
+    with pytest.raises(DataError, match=r"jsonl, line 2 is damaged: .*; delete the line"):
+        benchmark(plan, Results(tmp_path), 1)
+
+
 def test_again_makes_runs_again(called, tmp_path):
     wanted = ("--searchers", "scripted", "--tasks", "cifar10-free", "--seeds", "2", "--evaluations", "4")
     assert "2/2 runs" in called(*wanted)[2]
@@ -326,7 +336,7 @@ def test_the_report_goes_between_the_marks_of_a_readme(plan, tmp_path, monkeypat
     assert drawn == ["tables.png"]
     assert report.text(found, 4) in content
     readme.write_text("no marks")
-    with pytest.raises(ValueError, match="has no marks"):
+    with pytest.raises(DataError, match="has no marks"):
         report.write(tmp_path, found, 4)
 
 

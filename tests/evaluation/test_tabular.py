@@ -248,6 +248,11 @@ def test_a_row_that_ends_early_is_named(path):
     assert refusal(path) == "TABLE, row 8: a row needs at least 5 cells, found 3"
 
 
+def test_empty_lines_are_no_rows(path):
+    path.write_text(text(lines()) + "\n\n")
+    assert Tabular.read(path, "a").space.size == 27
+
+
 def test_what_other_data_sets_hold_is_left_alone(path):
     cells = lines()
     cells[3][HEADER.index("acc_bird")] = "unknown"

@@ -18,8 +18,8 @@ def task():
     layers = [nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU()]
     layers += [nn.Conv2d(12, 20, 3, padding=1), nn.BatchNorm2d(20), nn.ReLU()]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 4)).eval()
-    images, labels = torch.rand(60, 1, 12, 12), torch.arange(60) % 4
-    data = Data.from_tensors((images[:40], labels[:40]), (images[40:], labels[40:]), validation=0.25)
+    images, labels = torch.rand(240, 1, 12, 12), torch.arange(240) % 4
+    data = Data.from_tensors((images[:200], labels[:200]), (images[200:], labels[200:]), validation=0.25)
     return model, data
 
 

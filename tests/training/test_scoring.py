@@ -73,7 +73,11 @@ def test_modes_come_back_also_when_the_block_raises():
         (nn.Identity(), ModelError, r"for 4 images, found \(4, 3, 1, 1\)"),
         (nn.Flatten(0), ModelError, r"found \(12,\)"),
         (nn.Unflatten(0, (2, 2)), ModelError, r"found \(2, 2, 3, 1, 1\)"),
-        (nn.Sequential(nn.Flatten(), nn.LSTM(3, 3)), ModelError, "Sequential must return logits, found a tuple; say which part"),
+        (
+            nn.Sequential(nn.Flatten(), nn.LSTM(3, 3)),
+            ModelError,
+            "must return logits, found a tuple; say",
+        ),
         (nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), DataError, "label 2 has no output: the model has 2 classes"),
     ],
 )

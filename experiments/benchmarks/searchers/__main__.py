@@ -22,7 +22,7 @@ from typing import Any
 from abcsearch.errors import AbcSearchError, ConfigError, DataError, unknown_name
 from experiments.benchmarks.searchers import problems
 from experiments.benchmarks.searchers.bench import Plan, benchmark
-from experiments.benchmarks.searchers.report import text, write
+from experiments.benchmarks.searchers.report import place, text, write
 from experiments.benchmarks.searchers.results import Results
 from experiments.benchmarks.searchers.rows import Row, all_rows
 from experiments.benchmarks.searchers.tables import MARKS
@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--searchers", default="*", help="rows, with wildcards, separated by commas; default all")
     made.add_argument("--tasks", default="*", help="tasks, with wildcards, separated by commas; default all")
     made.add_argument(
-        "--seeds", type=positive, help="seeds of every task; default 50 on tables, 10 on landscapes, fewer for slow rows"
+        "--seeds",
+        type=positive,
+        help="seeds of every task; default 50 on tables, 10 on landscapes, fewer for slow rows",
     )
     made.add_argument("--evaluations", type=positive, default=MARKS[-1])
     made.add_argument("--set", action="append", default=[], metavar="option=value", help="for all searchers that run")
@@ -123,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.tune and arguments.write:
         made.error("--write is for the final table; leave --tune out")
     try:
+        if arguments.write:
+            place(Path(__file__).parent)  # said now, not after an hour of runs
         wanted = plan(arguments)
         results = Results(arguments.cache)
         if arguments.again:

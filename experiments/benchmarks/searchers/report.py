@@ -7,6 +7,7 @@ import os
 import platform
 from pathlib import Path
 
+from abcsearch.errors import DataError
 from experiments.benchmarks.searchers import problems
 from experiments.benchmarks.searchers.bench import Found
 from experiments.benchmarks.searchers.plots import draw
@@ -39,20 +40,30 @@ def write(folder: Path, found: list[Found], evaluations: int) -> None:
     """Draws the pictures, and puts the report between the marks in the README of a folder; the rest of it stays.
 
     Raises:
-        ValueError: if the README has no marks.
+        DataError: if the README has no marks.
+    """
+    readme, before, after = place(folder)
+    pictures: list[str] = []
+    for kind, group in _kinds(found).items():
+        draw(group, evaluations, folder / f"{kind}.png")
+        pictures.append(f"![{TITLES[kind]}: median regret against evaluations]({kind}.png)")
+    content = "\n\n".join([BEGIN, *pictures, text(found, evaluations), END])
+    readme.write_text(before + content + after, encoding="utf-8")
+
+
+def place(folder: Path) -> tuple[Path, str, str]:
+    """Returns the README of a folder, and what stands in it before and after the report.
+
+    Raises:
+        DataError: if it has no marks.
     """
     readme = folder / "README.md"
     before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        msg = f"{readme} has no marks {BEGIN} and {END}"
-        raise ValueError(msg)
-    pictures: list[str] = []
-    for kind, group in _kinds(found).items():
-        draw(group, evaluations, folder / f"{kind}.png")
-        pictures.append(f"![{TITLES[kind]}: median regret against evaluations]({kind}.png)")
-    content = "\n\n".join([begin, *pictures, text(found, evaluations), end])
-    readme.write_text(before + content + after, encoding="utf-8")
+        msg = f"{readme} has no marks {BEGIN} and {END}: nobody knows where the tables go"
+        raise DataError(msg)
+    return readme, before, after
 
 
 def machine() -> str:

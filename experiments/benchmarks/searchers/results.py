@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from abcsearch.errors import DataError
 from experiments.benchmarks.searchers.play import Job, Played
 
 
@@ -52,11 +53,15 @@ class Results:
             if whole != text:
                 path.write_text(whole, encoding="utf-8")
             self._known[row] = {}
-            for line in whole.splitlines():
-                entry = json.loads(line)
-                steps = [(int(n), float(value)) for n, value in entry["steps"]]
-                played = Played(steps=steps, evaluations=entry["evaluations"], seconds=entry["seconds"])
-                self._known[row][entry["key"]] = played
+            for number, line in enumerate(whole.splitlines(), start=1):
+                try:
+                    entry = json.loads(line)
+                    steps = [(int(n), float(value)) for n, value in entry["steps"]]
+                    played = Played(steps=steps, evaluations=entry["evaluations"], seconds=entry["seconds"])
+                    self._known[row][entry["key"]] = played
+                except (KeyError, TypeError, ValueError) as error:
+                    msg = f"{path}, line {number} is damaged: {error!r}; delete the line, and its run is made again"
+                    raise DataError(msg) from error
         return self._known[row]
 
 

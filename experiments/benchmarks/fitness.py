@@ -1,0 +1,230 @@
+"""Does a fitness rank structures as fine-tuning would? Kendall's tau and top-5 recall of each, and what it costs.
+
+    python -m experiments.benchmarks.fitness [--config experiments/digits/config.toml] [--seeds 0 1 2]
+        [--structures 40] [--workers 2] [--runs runs/bench-fitness] [--set key=value ...]
+
+The base network of a config is trained (or loaded), random structures of 5 to 40 % of its MACs are fine-tuned with the
+config's recipe, twice with different seeds, and scored on the test images: the mean is the truth. Every fitness sees
+search-validation only. Criteria: the same structures, sliced, scored by the default fitness and fine-tuned with each.
+Finished parts are kept in --runs; a stopped call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+
+from abcsearch import AdaptiveBN, AdaptiveBNOptions, Budget, finetune, rank_channels, slice_model, trace_channels, train
+from abcsearch.config import read_config
+from abcsearch.data.registry import load_data
+from abcsearch.evaluation.cascade import FIRST, Cascade, CascadeOptions, cheap, trained
+from abcsearch.evaluation.registry import make_evaluator
+from abcsearch.rng import numpy_stream, torch_stream
+from abcsearch.runs.settings import RunConfig
+from abcsearch.runs.weights import load_checkpoint
+from abcsearch.trial import Evaluation
+
+METRICS = ("top1", "neg_loss", "neg_kl")
+CRITERIA = ("l1", "random", "l2", "bn_gamma", "fpgm", "taylor")
+SCORED: dict[str, tuple[str, dict[str, Any]]] = {
+    "as sliced": ("adaptive_bn", {"calibration_images": 0}),
+    "AdaptiveBN, 128 images": ("adaptive_bn", {"calibration_images": 128, "batch_size": 128}),
+    "AdaptiveBN, 512 images": ("adaptive_bn", {"calibration_images": 512, "batch_size": 128}),
+    "AdaptiveBN, 1024 images": ("adaptive_bn", {"calibration_images": 1024, "batch_size": 128}),
+    "AdaptiveBN, 1024 images, batch 32": ("adaptive_bn", {"calibration_images": 1024, "batch_size": 32}),
+    "short training, 20 steps": ("short_training", {"steps": 20, "batch_size": 64}),
+    "short training, 1 epoch": ("short_training", {"epochs": 1, "batch_size": 64}),
+    "short training, 2 epochs": ("short_training", {"epochs": 2, "batch_size": 64}),
+    "short training, 2 epochs, lr 0.005": ("short_training", {"epochs": 2, "batch_size": 64, "lr": 0.005}),
+    "short training, 2 epochs, lr 0.05": ("short_training", {"epochs": 2, "batch_size": 64, "lr": 0.05}),
+    "short training, 4 epochs": ("short_training", {"epochs": 4, "batch_size": 64}),
+}
+STAGES = ("AdaptiveBN, 1024 images", "short training, 2 epochs")  # of the cascade
+
+
+@dataclass(frozen=True)
+class Part:
+    """One seed with one criterion."""
+
+    config: RunConfig
+    seed: int
+    criterion: str
+    structures: int
+
+
+def structures(part: Part, graph: Any) -> list[tuple[int, ...]]:  # noqa: ANN401 - a graph
+    """Returns random structures of 5 to 40 % of the MACs, the same for every criterion."""
+    options = part.config.space
+    space = graph.space(options.alpha, options.step, options.levels, options.divisor)
+    constraint = Budget(macs=(0.05, 0.4)).bind(space, graph.costs)
+    draws = numpy_stream(part.seed, "structures")
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < part.structures:
+        found[constraint.repair(space.sample(draws), draws)] = None
+    return list(found)
+
+
+def measured(part: Part) -> dict[str, Any]:
+    """Returns truth (structures, 2), macs, and (values, seconds per structure) of every fitness."""
+    torch.set_num_threads(1)
+    config = replace(part.config, seed=part.seed)
+    data = load_data(config.data.name, **{"seed": part.seed, **config.data.options})
+    model = config.model.build(part.seed)
+    if config.model.checkpoint is not None:
+        load_checkpoint(model, config.model.checkpoint)
+    elif config.pretrain is not None:
+        train(model, data.train, config.pretrain, seed=part.seed, part="pretrain")
+    model.eval()
+    graph = trace_channels(model, data.example)
+    order = torch.randperm(len(data.train), generator=torch_stream(part.seed, "ranking images"))
+    chosen = data.train.part(order[:256]).loaded()
+    ranking = rank_channels(model, graph, part.criterion, data=(chosen.images, chosen.labels), seed=part.seed)
+    candidates = structures(part, graph)
+    found: dict[str, Any] = {"macs": graph.costs.macs(candidates).tolist(), "fitness": {}}
+    found["full"] = finetune_score(model, data, None)
+    parts = (model, graph, ranking, data)
+    wanted = SCORED if part.criterion == "l1" else {"AdaptiveBN, 1024 images": SCORED["AdaptiveBN, 1024 images"]}
+    for name, (evaluator, options) in wanted.items():
+        for metric in METRICS:
+            evaluate = make_evaluator(evaluator, *parts, metric=metric, **options)
+            start = time.process_time()
+            values = [evaluate(candidate, number) for number, candidate in enumerate(candidates)]
+            seconds = (time.process_time() - start) / len(candidates)
+            found["fitness"][f"{name}: {metric}"] = ([value.fitness for value in values], seconds)
+    builder = AdaptiveBN(*parts, AdaptiveBNOptions(calibration_images=1024))
+    found["truth"] = [
+        [finetune_score(builder.build(c), data, replace(config, seed=part.seed + 1000 * turn)) for turn in (0, 1)]
+        for c in candidates
+    ]
+    return found
+
+
+def finetune_score(model: torch.nn.Module, data: Any, config: RunConfig | None) -> float:  # noqa: ANN401 - Data
+    """Returns test accuracy, after fine-tuning if there is a config."""
+    if config is None:
+        from abcsearch import score
+
+        return score(model, data.test)["top1"]
+    return finetune(model, data, config.finetune, seed=config.seed).after["top1"]
+
+
+def add_cascade(found: dict[str, Any], fraction: float = 0.2) -> None:
+    """Adds the cascade: the first stage for all, the second for the best fraction."""
+    for metric in METRICS:
+        (first, cost), (second, more) = (found["fitness"][f"{name}: {metric}"] for name in STAGES)
+        cascade = object.__new__(Cascade)
+        cascade.fraction = fraction
+        cheaply = {n: cheap(Evaluation(fitness=value)) for n, value in enumerate(first)}
+        best = cascade.promoted([], cheaply)
+        values = [
+            trained(cheaply[n], Evaluation(fitness=second[n])).fitness if n in best else v for n, v in enumerate(first)
+        ]
+        found["fitness"][f"cascade, best {fraction:.0%}: {metric}"] = (values, cost + fraction * more)
+
+
+def recall(values: np.ndarray, truth: np.ndarray, count: int = 5) -> float:
+    """Returns the share of the truly best that are among those of highest fitness."""
+    return len(set(np.argsort(-values, kind="stable")[:count]) & set(np.argsort(-truth, kind="stable")[:count])) / count
+
+
+def compared(values: list[float], truth: list[float]) -> tuple[float, float]:
+    """Returns Kendall's tau-b and the top-5 recall."""
+    a, b = np.array(values), np.array(truth)
+    return float(kendalltau(a, b).statistic), recall(a, b)
+
+
+def cell(values: list[float]) -> str:
+    """Returns mean and standard deviation over seeds."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def report(found: dict[tuple[int, str], dict[str, Any]], seeds: list[int]) -> str:
+    """Returns the tables in Markdown."""
+    ours = [found[seed, "l1"] for seed in seeds]
+    for one in ours:
+        add_cascade(one)
+    truths = [np.mean(one["truth"], axis=1).tolist() for one in ours]
+    lines = ["| fitness | Kendall's tau | top-5 recall | s per structure |", "| --- | --- | --- | --- |"]
+
+    def line(name: str, pick: Callable[[int], list[float]], seconds: list[float] | None) -> str:
+        both = [compared(pick(k), truths[k]) for k in range(len(seeds))]
+        cost = f"{statistics.mean(seconds):.3f}" if seconds else ""
+        return f"| {name} | {cell([t for t, _ in both])} | {cell([r for _, r in both])} | {cost} |"
+
+    lines.append(line("MACs alone", lambda k: ours[k]["macs"], None))
+    for name in ours[0]["fitness"]:
+        lines.append(line(name, lambda k, n=name: ours[k]["fitness"][n][0], [one["fitness"][name][1] for one in ours]))
+    again = [kendalltau(*np.transpose(one["truth"])).statistic for one in ours]
+    lines.append(f"| fine-tuning against fine-tuning with another seed | {cell(again)} | | |")
+    lines += [
+        "",
+        "| criterion | tau of AdaptiveBN: top1 | tau of AdaptiveBN: neg_loss | fine-tuned, % | best of 40, % |",
+    ]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for criterion in CRITERIA:
+        own = [found[seed, criterion] for seed in seeds if (seed, criterion) in found]
+        true = [np.mean(one["truth"], axis=1) for one in own]
+        taus = [
+            cell(
+                [
+                    compared(o["fitness"][f"AdaptiveBN, 1024 images: {m}"][0], t.tolist())[0]
+                    for o, t in zip(own, true, strict=True)
+                ]
+            )
+            for m in ("top1", "neg_loss")
+        ]
+        means, bests = cell([100 * float(t.mean()) for t in true]), cell([100 * float(t.max()) for t in true])
+        lines.append(f"| {criterion} | {taus[0]} | {taus[1]} | {means} | {bests} |")
+    lines += ["", f"Full network: {cell([100 * one['full'] for one in ours])} %. Seeds {', '.join(map(str, seeds))}; "]
+    truth = np.array(truths)
+    lines[-1] += f"fine-tuned structures {100 * truth.min():.1f} to {100 * truth.max():.1f} %. "
+    lines[-1] += f"{os.cpu_count()} CPU cores ({platform.machine()}), one thread per process; Python "
+    lines[-1] += f"{platform.python_version()}, torch {importlib.metadata.version('torch')}."
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Makes what is missing and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="experiments/digits/config.toml")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--structures", type=int, default=40)
+    parser.add_argument("--criteria", nargs="*", default=list(CRITERIA), help="besides l1")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--runs", type=Path, default=Path("runs/bench-fitness"))
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config")
+    arguments = parser.parse_args()
+    config = read_config(arguments.config, arguments.set)
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(["l1", *arguments.criteria]))
+    wanted = {
+        (seed, c): arguments.runs / f"{seed}-{c}-{arguments.structures}.json" for c in names for seed in arguments.seeds
+    }
+    missing = [Part(config, seed, c, arguments.structures) for (seed, c), path in wanted.items() if not path.exists()]
+    with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
+        for part, made in zip(missing, pool.map(measured, missing), strict=True):
+            wanted[part.seed, part.criterion].write_text(json.dumps(made))
+            sys.stderr.write(f"seed {part.seed}, {part.criterion}: done\n")
+    found = {key: json.loads(path.read_text()) for key, path in wanted.items()}
+    sys.stdout.write(report(found, arguments.seeds) + "\n")
+
+
+if __name__ == "__main__":
+    main()

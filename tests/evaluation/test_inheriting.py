@@ -1,0 +1,269 @@
+"""What evaluators share: metrics, subsets, memory, your own by import path."""
+
+import copy
+import gc
+import sys
+import types
+import weakref
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from abcsearch.channels.groups import trace_channels
+from abcsearch.channels.ranking import rank_channels
+from abcsearch.data.splits import Data
+from abcsearch.errors import ConfigError, DataError
+from abcsearch.evaluation import inheriting
+from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions, calibrate
+from abcsearch.evaluation.base import evaluate
+from abcsearch.evaluation.registry import make_evaluator
+from abcsearch.training.objectives import OUTPUTS
+from abcsearch.training.scoring import score
+from abcsearch.trial import Evaluation
+
+
+@pytest.fixture
+def parts(tiny_model, tiny_data):
+    graph = trace_channels(tiny_model, tiny_data.example)
+    return tiny_model, graph, rank_channels(tiny_model, graph), tiny_data
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    """An importable module of the user's."""
+    module = types.ModuleType("mine")
+    monkeypatch.setitem(sys.modules, "mine", module)
+    return module
+
+
+def some(parts):
+    return parts[1].space().uniform(0.5)
+
+
+def test_a_metric_of_ones_own_is_the_mean_over_images(parts, mine):
+    mine.margin = lambda outputs, labels: outputs.gather(1, labels[:, None])[:, 0] - outputs.mean(dim=1)
+    evaluator = AdaptiveBN(*parts, AdaptiveBNOptions(metric="mine:margin"))
+    found = evaluator(some(parts), 0)
+    network, validation = evaluator.build(some(parts)), parts[3].validation
+    with torch.inference_mode():
+        expected = mine.margin(network(validation.images), validation.labels).mean()
+    assert found.fitness == found.metrics["mine:margin"] == pytest.approx(float(expected), rel=1e-5)
+    assert {"top1", "neg_loss"} < found.metrics.keys()
+
+
+def test_divergence_is_to_the_trained_network(parts):
+    model, graph, ranking, data = parts
+    full = graph.space(alpha=1.0).full
+    evaluator = AdaptiveBN(model, graph, ranking, data, AdaptiveBNOptions(metric="neg_kl", calibration_images=0))
+    assert evaluator(full, 0).fitness == pytest.approx(0, abs=1e-6)
+    assert evaluator(some(parts), 0).fitness < -1e-4
+    # Calibration changes even the full network (its statistics were moved away from those of the data).
+    assert AdaptiveBN(*parts, AdaptiveBNOptions(metric="neg_kl"))(full, 0).fitness < 0
+
+
+def test_without_calibration_candidates_keep_the_statistics_they_inherit(parts):
+    evaluator = AdaptiveBN(*parts, AdaptiveBNOptions(calibration_images=0))
+    network = evaluator.build(parts[1].space(alpha=1.0).full)
+    for name, value in parts[0].state_dict().items():
+        assert torch.equal(network.state_dict()[name], value)
+
+
+def test_a_part_of_search_validation_is_the_same_for_all_and_no_more_than_there_is(parts):
+    model, graph, ranking, data = parts
+    few = AdaptiveBN(model, graph, ranking, data, AdaptiveBNOptions(metric="neg_loss", validation_images=20))
+    again = AdaptiveBN(model, graph, ranking, data, AdaptiveBNOptions(metric="neg_loss", validation_images=20))
+    all_ = AdaptiveBN(model, graph, ranking, data, AdaptiveBNOptions(metric="neg_loss", validation_images=10**6))
+    assert few(some(parts), 0) == again(some(parts), 1)
+    assert all_(some(parts), 0) == AdaptiveBN(*parts, AdaptiveBNOptions(metric="neg_loss"))(some(parts), 0)
+    assert few(some(parts), 0).fitness != all_(some(parts), 0).fitness
+
+
+MEMORY = {"limit": 10**9, "batches": []}
+
+
+@torch.fx.wrap
+def tight(x):
+    """Passes on; runs out of memory for batches above a size, like a CUDA device would."""
+    MEMORY["batches"].append(len(x))
+    if len(x) > MEMORY["limit"]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return x
+
+
+class Tight(nn.Module):
+    def forward(self, x):
+        return tight(x)
+
+
+@pytest.mark.parametrize(("limit", "fails"), [(64, False), (10, True)])
+def test_out_of_memory_is_tried_once_more_with_half_the_batch(tiny_data, monkeypatch, limit, fails):
+    network = nn.Sequential(
+        Tight(), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 4), nn.Flatten(), nn.Linear(4, 2)
+    )
+    graph = trace_channels(network, tiny_data.example)
+    evaluator = AdaptiveBN(network, graph, rank_channels(network, graph), tiny_data, AdaptiveBNOptions(batch_size=100))
+    plain = evaluator(graph.space().full, 0)
+    batches = []
+    monkeypatch.setitem(MEMORY, "limit", limit)
+    monkeypatch.setitem(MEMORY, "batches", batches)
+    found = evaluate(evaluator, graph.space().full, 0)
+    assert batches[:2] == [100, 50]
+    if fails:
+        assert found.failure == "OutOfMemoryError: CUDA out of memory"
+        assert len(batches) == 2
+    else:
+        assert found.metrics["halved_batch"] == 1
+        assert found.metrics["neg_loss"] == pytest.approx(plain.metrics["neg_loss"], rel=0.1)
+        assert "halved_batch" not in plain.metrics
+
+
+def test_nothing_of_a_failed_evaluation_is_kept_while_it_is_tried_again(parts, monkeypatch):
+    made, alive = [], []
+
+    def failing(network, *args, **kwargs):
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in made))
+        made.append(weakref.ref(network))
+        raise torch.OutOfMemoryError
+
+    evaluator = AdaptiveBN(*parts)
+    monkeypatch.setattr(inheriting, "score", failing)
+    assert evaluate(evaluator, some(parts), 0).failure.startswith("OutOfMemoryError")
+    assert alive == [0, 0]
+
+
+def test_an_evaluator_by_import_path_is_called_with_the_parts(parts, mine):
+    seen = []
+
+    def fitness(net, graph, order, data, *, scale=1.0):
+        seen.append((net, graph, order, data))
+        return lambda candidate, seed: Evaluation(fitness=scale * sum(candidate) + seed)
+
+    mine.fitness = fitness
+    assert make_evaluator("mine:fitness", *parts, scale=2.0)((1, 2), 5).fitness == 11
+    assert all(a is b for a, b in zip(seen[0], parts, strict=True))
+    for options, words in (
+        ({"scales": 1}, "unexpected keyword argument 'scales'"),
+        ({}, "returned int, expected a fun"),
+    ):
+        if not options:
+            mine.fitness = lambda *_: 1
+        with pytest.raises(ConfigError, match=words):
+            make_evaluator("mine:fitness", *parts, **options)
+    mine.fitness = lambda only: None
+    with pytest.raises(ConfigError, match=r"is called with \(model, graph, ranking, data, \*\*options\): too many"):
+        make_evaluator("mine:fitness", *parts)
+    with pytest.raises(ConfigError, match="evaluator 'mine:nothing' cannot be imported"):
+        make_evaluator("mine:nothing", *parts)
+
+
+def test_calibration_covers_every_layer_with_running_statistics():
+    network = nn.Sequential(
+        nn.Conv2d(2, 6, 3),
+        nn.InstanceNorm2d(6, track_running_stats=True, momentum=0.2),
+        nn.BatchNorm2d(6),
+        nn.Flatten(2),
+        nn.BatchNorm1d(6),
+        nn.Flatten(),
+        nn.Linear(96, 2),
+    ).eval()
+    images = torch.randn(40, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    calibrate(network, images, batch_size=10)
+    inputs = network[0](images)
+    means = inputs.mean(dim=(2, 3))  # of every image
+    torch.testing.assert_close(network[1].running_mean, means.mean(dim=0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network[1].running_var, inputs.var(dim=(2, 3)).mean(dim=0), rtol=1e-4, atol=1e-5)
+    assert all(int(network[i].num_batches_tracked) == 4 for i in (2, 4))
+    assert network[1].momentum == 0.2
+
+
+def test_a_norm_that_is_used_twice_averages_both_uses():
+    norm = nn.BatchNorm2d(1)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x):
+            self.norm(x)
+            return self.norm(x + 10)
+
+    images = torch.zeros(8, 1, 2, 2)
+    calibrate(Twice(), images, batch_size=4)
+    assert float(norm.running_mean) == pytest.approx(5)
+    assert not norm._forward_pre_hooks
+
+
+def test_a_calibration_that_fails_leaves_the_statistics_as_they_were(tiny_model, tiny_data, monkeypatch):
+    monkeypatch.setitem(MEMORY, "limit", 3)
+    network = nn.Sequential(tiny_model, Tight())
+    before = copy.deepcopy(network.state_dict())
+    seen = []
+    tiny_model.bn.register_forward_hook(lambda *_: seen.append(1))
+    images = tiny_data.train.images
+    with pytest.raises(torch.OutOfMemoryError):
+        calibrate(network, images, batch_size=4)
+    assert seen
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+class Dictionary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.linear = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        features = torch.relu(self.bn(self.conv(x)))
+        scores = self.linear(features.mean(dim=(2, 3)))
+        return {"doubled": 2 * scores, "scores": scores}
+
+
+def test_networks_that_return_more_than_logits(tiny_data, monkeypatch):
+    network = Dictionary()
+    graph = trace_channels(network, tiny_data.example)
+    ranking = rank_channels(network, graph)
+    with pytest.raises(Exception, match=r"found a dict with doubled, scores; .*OUTPUTS\[Dictionary\]"):
+        AdaptiveBN(network, graph, ranking, tiny_data)
+    monkeypatch.setitem(OUTPUTS, Dictionary, lambda returned: returned["scores"])
+    evaluator = AdaptiveBN(network, graph, ranking, tiny_data)
+    found = evaluator(graph.space().uniform(0.5), 0)
+    assert found.metrics == score(evaluator.build(graph.space().uniform(0.5)), tiny_data.validation)
+
+
+def test_a_training_set_smaller_than_a_batch_is_refused(parts, tiny_data):
+    small = Data(
+        name="small", train=tiny_data.train.part(torch.arange(9)), validation=tiny_data.validation, test=tiny_data.test
+    )
+    words = "batch_size = 128 is larger than the 9 training images of small; set batch_size to at most 9"
+    with pytest.raises(DataError, match=words):
+        AdaptiveBN(*parts[:3], small)
+
+
+def _shared(evaluator):
+    return [split.images.is_shared() for split in (evaluator._calibration, evaluator._validation, evaluator._data.train)]
+
+
+def test_workers_of_one_machine_share_the_images(parts):
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        assert pool.submit(_shared, AdaptiveBN(*parts)).result() == [True] * 3
+
+
+@pytest.mark.parametrize("name", ["adaptive_bn", "short_training", "cascade"])
+def test_nothing_is_left_of_an_evaluation(parts, name):
+    options = {"short_training": {"steps": 1}} if name == "cascade" else {"steps": 1} if name == "short_training" else {}
+    evaluator, space, draws = make_evaluator(name, *parts, **options), parts[1].space(), np.random.default_rng(0)
+
+    def living():
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    counts = []
+    for number in range(12):
+        evaluator(space.sample(draws), number)
+        counts.append(living())
+    assert len(set(counts[2:])) == 1
