@@ -50,3 +50,23 @@ def torch_seeded(seed: int, part: str, number: int = 0) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derived_seed(seed, part, number))
         yield
+
+
+@contextlib.contextmanager
+def torch_reseeded(seed: int) -> Iterator[None]:
+    """Runs a block with torch's global CPU generator seeded, and puts its state back afterwards.
+
+    For transforms of images, which draw from it, also in worker processes, where CUDA must not be touched.
+
+    Args:
+        seed: in [0, 2**63), drawn from a stream.
+    """
+    import torch
+
+    generator = torch.default_generator
+    before = generator.get_state()
+    try:
+        generator.manual_seed(seed)
+        yield
+    finally:
+        generator.set_state(before)

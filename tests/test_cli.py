@@ -144,7 +144,7 @@ def test_base_network_follows_the_checkpoint(finished, tmp_path):
         (["model.width=[4]"], "unknown option 'width'; did you mean 'widths'?"),
         (["model.name=no_such_module:Net"], "model 'no_such_module:Net' cannot be imported"),
         (["data.name=digit"], "unknown data set 'digit'; did you mean 'digits'?"),
-        (["data.name=image_folder", "data.path=/no/such/folder"], "data folder /no/such/folder/train is missing"),
+        (["data.name=image_folder", "data.path=/no/such/folder"], "/no/such/folder is missing"),
         (["budget.macs=0.0001"], "cannot be reached"),
         (["budget.macs=1.5"], "a float is a fraction in (0, 1]"),
         (["budget.mac=0.5"], "unknown setting in [budget]: 'mac'; did you mean 'macs'?"),

@@ -1,35 +1,49 @@
-"""Three splits that are never mixed: train, search-validation, test."""
+"""Images in memory, and the three splits that are never mixed: train, search-validation, test."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, fields
+import warnings
+from dataclasses import dataclass, field
 from functools import cached_property
+from multiprocessing.reduction import ForkingPickler
+from typing import TYPE_CHECKING, Any
 
 import torch
-from sklearn.model_selection import train_test_split
 
+from abcsearch.data.augmentation import draw_moves
+from abcsearch.data.images import Images, check_classification, check_labels, held_out
 from abcsearch.errors import DataError
-from abcsearch.rng import derived_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from abcsearch.data.images import Batches
+
+_HASHED = 1024  # images copied at a time to be hashed
 
 
-@dataclass(frozen=True)
-class Split:
-    """Images and labels in memory.
+@dataclass(frozen=True, eq=False)
+class Split(Images):
+    """Images and labels in memory, on one device.
 
     Attributes:
-        images: (n, channels, height, width) float32, normalised.
-        labels: (n,) int64, classes from 0.
+        images: (n, channels, height, width) float32, normalised; kept channels_last, the layout that convolutions are
+            fastest in (images of one channel, or in this layout already, are not copied).
+        labels: see `Images`.
 
     Raises:
-        DataError: if shapes or types are others, if there is no image, or if images are not finite.
+        DataError: if shapes, types or labels are others, if there is no image, or if images are not finite.
     """
 
     images: torch.Tensor = field(repr=False)
     labels: torch.Tensor = field(repr=False)
+    _elsewhere: dict[torch.device, Split] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Checks shapes and types."""
+        """Checks shapes, types and values."""
         images, labels = self.images, self.labels
         if not all(isinstance(value, torch.Tensor) for value in (images, labels)):
             found = f"{type(images).__name__} and {type(labels).__name__}"
@@ -39,33 +53,94 @@ class Split:
             found = f"{tuple(images.shape)} {images.dtype}"
             msg = f"images are (n, channels, height, width) float32 and not empty, found {found}"
             raise DataError(msg)
-        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-            found = f"{tuple(labels.shape)} {labels.dtype}"
-            msg = f"labels are ({len(images)},) int64 for {len(images)} images, found {found}"
-            raise DataError(msg)
-        if int(labels.min()) < 0:
-            msg = f"labels count classes from 0, found {int(labels.min())}"
-            raise DataError(msg)
-        if not bool(torch.isfinite(images).all()):
+        check_labels(labels, len(images))
+        object.__setattr__(self, "images", images.detach().contiguous(memory_format=torch.channels_last))
+        low, high = torch.aminmax(self.rows)  # one pass without a copy; NaN is both
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
             msg = f"images must be finite, found {int((~torch.isfinite(images)).sum())} values that are not"
             raise DataError(msg)
 
-    def __len__(self) -> int:
-        """Returns the number of images."""
-        return len(self.labels)
+    @classmethod
+    def _of(cls, rows: torch.Tensor, labels: torch.Tensor) -> Split:
+        """Returns the split of (n, height, width, channels) images that have been checked."""
+        split = object.__new__(cls)
+        for name, value in (("images", rows.permute(0, 3, 1, 2)), ("labels", labels), ("_elsewhere", {})):
+            object.__setattr__(split, name, value)
+        return split
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """The images as they lie in memory: (n, height, width, channels), contiguous."""
+        return self.images.permute(0, 2, 3, 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of every image: (channels, height, width)."""
+        return tuple(self.images.shape[1:])
 
     def part(self, indices: torch.Tensor) -> Split:
         """Returns the images at the given positions."""
-        return Split(self.images[indices], self.labels[indices])
+        indices = indices.to(self.images.device)
+        return Split._of(self.rows.index_select(0, indices), self.labels.index_select(0, indices))
 
     def loaded(self) -> Split:
         """Returns this split: it is in memory."""
         return self
 
-    def to(self, device: torch.device) -> Split:
-        """Returns the split on a device, images channels_last."""
-        images = self.images.to(device).contiguous(memory_format=torch.channels_last)
-        return Split(images, self.labels.to(device))
+    def to(self, device: torch.device | str) -> Split:
+        """Returns the split on a device; the copy there is made once and kept as long as this split."""
+        device = torch.empty(0, device=device).device  # "cuda" is "cuda:0", or whichever is the current one
+        if device == self.images.device:
+            return self
+        if device not in self._elsewhere:
+            with torch.inference_mode(mode=False):  # what is made in such a block cannot be trained on
+                self._elsewhere[device] = Split._of(self.rows.to(device), self.labels.to(device))
+        return self._elsewhere[device]
+
+    def batches(self, batch_size: int, *, device: torch.device | str = "cpu") -> Batches:
+        """Yields all images in order; see `Images.batches`."""
+        own = self.to(device)
+        yield from zip(own.images.split(batch_size), own.labels.split(batch_size), strict=True)
+
+    def shuffled(
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        *,
+        shift: int = 0,
+        flip: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> Batches:
+        """Yields one epoch of training; see `Images.shuffled`. Images are selected and augmented on the device."""
+        own = self.to(device)
+        count = len(self) // batch_size
+        order = torch.randperm(len(self), generator=generator)[: count * batch_size].to(own.images.device)
+        every = draw_moves(count, batch_size, generator, shift=shift, flip=flip, device=own.images.device)
+        for indices, moves in zip(order.split(batch_size), every, strict=True):
+            images = moves.apply(own.rows.index_select(0, indices)).permute(0, 3, 1, 2)
+            yield images, moves.apply_to_labels(own.labels.index_select(0, indices), self.shape)
+
+    def update(self, digest: hashlib._Hash) -> None:
+        """Adds all images and labels to a hash."""
+        digest.update(f"{tuple(self.images.shape)}".encode())
+        for images in self.images.split(_HASHED):
+            digest.update(images.cpu().contiguous().numpy().tobytes())
+        digest.update(self.labels.cpu().contiguous().numpy().tobytes())
+
+    def __reduce__(self) -> tuple[Callable[..., Split], tuple[Any, ...]]:
+        """Pickles arrays: with protocol 5, Ray's, they stay where they are and all its workers read the same memory."""
+        own = self.to("cpu")
+        return _from_arrays, (own.rows.numpy(), own.labels.contiguous().numpy())
+
+
+def _from_arrays(rows: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Split:
+    with warnings.catch_warnings():  # memory that is shared is read-only, and nobody here writes to images
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return Split._of(torch.from_numpy(rows), torch.from_numpy(labels))
+
+
+# Pickled for a process of Python's own, tensors are moved to shared memory once; so both sides read the same.
+ForkingPickler.register(Split, lambda split: (Split._of, (split.rows, split.labels)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,22 +156,48 @@ class Data:
         objective: what networks are for, of `OBJECTIVES`: loss and metrics follow from it.
 
     Raises:
-        DataError: if the splits hold images of different sizes.
+        DataError: if the splits hold images of different sizes, or labels are not those of a classification that is
+            one, or its search-validation has no image of a class.
     """
 
     name: str
-    train: Split
+    train: Images
     validation: Split
-    test: Split
+    test: Images
     seed: int = 0
     objective: str = "classification"
 
     def __post_init__(self) -> None:
         """Checks that the splits fit together."""
-        shapes = {part: tuple(getattr(self, part).images.shape[1:]) for part in ("train", "validation", "test")}
+        for part in ("train", "validation", "test"):
+            kind, found = (Split if part == "validation" else Images), getattr(self, part)
+            if not isinstance(found, kind):
+                msg = f"{self.name}: {part} is {'a Split' if kind is Split else 'a Split or Stream'}, found "
+                msg += f"{type(found).__name__}"
+                raise DataError(msg)
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        shapes = {part: images.shape for part, images in parts.items()}
         if len(set(shapes.values())) > 1:
             found = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
             msg = f"{self.name}: images of all splits have one (channels, height, width), found {found}"
+            raise DataError(msg)
+        if self.objective == "classification":
+            self._check_classes(parts)
+
+    def _check_classes(self, parts: dict[str, Images]) -> None:
+        for part, images in parts.items():
+            try:
+                check_classification(images.labels)
+            except DataError as error:
+                msg = f"{self.name}: {part}: {error}"
+                raise DataError(msg) from error
+        known, seen = (set(images.labels.unique().tolist()) for images in (self.train, self.validation))
+        if missing := sorted(known - seen):
+            some = ", ".join(map(str, missing[:10])) + (", ..." if missing[10:] else "")
+            msg = (
+                f"{self.name}: search-validation has images of every class, found none of {len(missing)} of "
+                f"{len(known)} classes ({some}) among its {len(self.validation)}; hold more images out (validation)"
+            )
             raise DataError(msg)
 
     @classmethod
@@ -108,59 +209,92 @@ class Data:
         validation: float = 0.2,
         seed: int = 0,
         name: str = "tensors",
+        objective: str = "classification",
     ) -> Data:
-        """Holds a share of the training images out for search-validation, the same share of every class.
+        """Holds training images out for search-validation; of a classification, the same share of every class.
 
         Args:
-            train: (n, channels, height, width) float32 images, normalised, and (n,) int64 labels.
+            train: (n, channels, height, width) float32 images, normalised, and labels: (n,) int64 class numbers, or
+                what the objective needs (see `Images`).
             test: likewise; never used before fine-tuning.
-            validation: share in (0, 1).
+            validation: share in (0, 1), or a whole number of images.
             seed: which images are held out.
             name: for records.
+            objective: what networks are for: "classification", "segmentation", "regression" or your own of
+                `OBJECTIVES`.
 
         Raises:
             DataError: if shapes, types or the share are wrong, or a class has fewer than two training images.
         """
-        if not 0 < validation < 1:
-            msg = f"validation is the share of training images held out, in (0, 1), found {validation}"
-            raise DataError(msg)
-        if seed < 0:
-            msg = f"seed of the split is at least 0, found {seed}"
-            raise DataError(msg)
-        whole = Split(*train)
-        positions = torch.arange(len(whole))
-        state = derived_seed(seed, "split") % 2**32
-        try:
-            kept, held = train_test_split(
-                positions.numpy(), test_size=validation, stratify=whole.labels.numpy(), random_state=state
-            )
-        except ValueError as error:
-            msg = f"cannot hold {validation:g} of {len(whole)} training images out for search-validation: {error}"
-            raise DataError(msg) from error
-        kept, held = (torch.from_numpy(part).sort().values for part in (kept, held))
-        return cls(name=name, train=whole.part(kept), validation=whole.part(held), test=Split(*test), seed=seed)
+        return cls.from_images(
+            Split(*train), Split(*test), validation=validation, seed=seed, name=name, objective=objective
+        )
+
+    @classmethod
+    def from_images(
+        cls,
+        train: Images,
+        test: Images,
+        *,
+        validation: float = 0.2,
+        seed: int = 0,
+        name: str = "images",
+        objective: str = "classification",
+    ) -> Data:
+        """Holds training images out for search-validation, and decodes these into memory; see `from_tensors`.
+
+        Args:
+            train: in memory or a `Stream`.
+            test: likewise; never used before fine-tuning.
+            validation: share in (0, 1), or a whole number of images.
+            seed: which images are held out.
+            name: for records.
+            objective: what networks are for.
+
+        Raises:
+            DataError: if the share is wrong, a class has fewer than two training images, or an image cannot be read.
+        """
+        kept, held = held_out(train.labels, validation, seed, objective=objective)
+        return cls(
+            name=name,
+            train=train.part(kept),
+            validation=train.part(held).loaded(),
+            test=test,
+            seed=seed,
+            objective=objective,
+        )
 
     @property
     def classes(self) -> int:
-        """The number of classes: the largest label plus 1."""
-        return 1 + max(int(split.labels.max()) for split in (self.train, self.validation, self.test))
+        """The number of classes: the largest label plus 1.
 
-    @property
+        Raises:
+            DataError: if labels are no class numbers.
+        """
+        every = [images.labels for images in (self.train, self.validation, self.test)]
+        if any(labels.dtype != torch.int64 for labels in every):
+            msg = f"{self.name}: labels are values, not class numbers: there is no number of classes"
+            raise DataError(msg)
+        return 1 + max(int(labels.max()) for labels in every)
+
+    @cached_property
     def example(self) -> torch.Tensor:
         """One image as a batch, (1, channels, height, width)."""
-        return self.train.images[:1]
+        return self.train.part(torch.tensor([0])).loaded().images
 
     def fingerprint(self) -> str:
-        """Returns a hash of all images and labels, to recognise the data of a run; computed once."""
+        """Returns a hash of what is in the three splits, to recognise the data of a run; computed once.
+
+        Images in memory count with every pixel, streamed ones with names and sizes of files and a few images.
+        """
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for entry in fields(self):
-            split = getattr(self, entry.name)
-            if isinstance(split, Split):
-                digest.update(f"{entry.name}{tuple(split.images.shape)}".encode())
-                digest.update(split.images.contiguous().numpy().tobytes())
-                digest.update(split.labels.numpy().tobytes())
+        for part, images in (("train", self.train), ("validation", self.validation), ("test", self.test)):
+            digest.update(part.encode())
+            images.update(digest)
+        if self.objective != "classification":
+            digest.update(self.objective.encode())
         return digest.hexdigest()[:16]

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from abcsearch.data.registry import DATASETS, check_data_options, load_data
+from abcsearch.data.registry import load_data, takes_seed
 from abcsearch.errors import RunError
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.exporting import export
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.header import write_header
+from abcsearch.runs.header import data_identity, write_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.run import Parts, SearchResult, Task, run_search
@@ -63,7 +62,7 @@ def run_config(
             check_images(recipe, data.train)
     with folder.locked():
         progress = logged(folder, progress)
-        same = {"data": data.fingerprint(), "data_name": data.name}
+        same = data_identity(data)
         checkpoint = Path(config.model.checkpoint or "")
         if checkpoint.is_file():
             same["checkpoint"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
@@ -148,8 +147,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
 def _load_data(config: RunConfig) -> Data:
     """Returns the data of a config; the split follows the run's seed unless the data's options have their own."""
     options = dict(config.data.options)
-    check_data_options(config.data.name, options)
-    if "seed" in inspect.signature(DATASETS[config.data.name]).parameters:
+    if takes_seed(config.data.name):
         options.setdefault("seed", config.seed)
     return load_data(config.data.name, **options)
 

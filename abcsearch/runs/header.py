@@ -27,7 +27,14 @@ def identity(model: nn.Module, data: Data) -> dict[str, Any]:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {"model": digest.hexdigest()[:16], "data": data.fingerprint(), "data_name": data.name}
+    return {"model": digest.hexdigest()[:16], **data_identity(data)}
+
+
+def data_identity(data: Data) -> dict[str, Any]:
+    """Returns what a run records of its data: hash, name, and how they are split."""
+    counts = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
+    split = {"seed": data.seed, **counts, "objective": data.objective}
+    return {"data": data.fingerprint(), "data_name": data.name, "split": split}
 
 
 _OTHERS = {

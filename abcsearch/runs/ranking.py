@@ -40,6 +40,6 @@ def rank_for_run(
         RankingError, TraceError: see `rank_channels`.
     """
     order = torch.randperm(len(data.train), generator=torch_stream(settings.seed, "ranking images"))
-    part = data.train.part(order[: DRAFT_IMAGES if draft else RANKING_IMAGES])
+    part = data.train.part(order[: DRAFT_IMAGES if draft else RANKING_IMAGES]).loaded()
     with torch_threads(1):
         return rank_channels(model, graph, settings.criterion, data=(part.images, part.labels), seed=settings.seed)

@@ -87,7 +87,7 @@ def test_image_folder_reads_other_colour_modes_as_rgb(tmp_path, mode):
 def test_image_folder_resizes_jpeg_files_of_different_sizes(tmp_path):
     write_folder(tmp_path, kind="jpg")
     Image.new("RGB", (9, 7)).save(tmp_path / "train" / "dog" / "9.jpg")
-    with pytest.raises(DataError, match=r"9\.jpg is \(7, 9\), the first is \(5, 4\); set size"):
+    with pytest.raises(DataError, match=r"9\.jpg is \(3, 7, 9\), the first is \(3, 5, 4\); set size"):
         load_data("image_folder", path=str(tmp_path), validation=0.25)
     assert load_data("image_folder", path=str(tmp_path), validation=0.25, size=6).train.images.shape[1:] == (3, 6, 6)
 

@@ -90,8 +90,8 @@ def test_the_global_random_state_is_left_alone():
 @pytest.mark.parametrize(
     ("labels", "options", "words"),
     [
-        ([0, 1] * 5, {"validation": 0.0}, "in (0, 1), found 0.0"),
-        ([0, 1] * 5, {"validation": 1.0}, "in (0, 1), found 1.0"),
+        ([0, 1] * 5, {"validation": 0.0}, "in (0, 1), or their number, below 10, found 0.0"),
+        ([0, 1] * 5, {"validation": 1.0}, "found 1.0"),
         ([0, 1] * 5, {"validation": float("nan")}, "found nan"),
         ([0, 1] * 5, {"seed": -1}, "at least 0, found -1"),
         ([0, 0, 0, 1], {}, "cannot hold 0.2 of 4 training images out"),
@@ -116,7 +116,7 @@ def test_classes_and_example():
 
 
 def test_the_fingerprint_sees_every_image_and_label():
-    split = Split(torch.rand(6, 1, 2, 2), torch.arange(6))
+    split = Split(torch.rand(6, 1, 2, 2), torch.tensor([0, 1, 0, 1, 0, 0]))
     data = Data(name="a", train=split, validation=split.part(torch.arange(3)), test=split)
     assert dataclasses.replace(data, name="b", seed=4).fingerprint() == data.fingerprint()
     for part in ("train", "validation", "test"):

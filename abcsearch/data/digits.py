@@ -1,0 +1,32 @@
+"""The data set that needs no download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from abcsearch.data.splits import Data
+
+
+def digits(*, validation: float = 0.25, seed: int = 0) -> Data:
+    """1 797 real handwritten digits, 8x8 grey (UCI, shipped with scikit-learn; nothing is downloaded).
+
+    The test set is fixed (every seed has the same 360 images); `seed` decides which training images are held out for
+    search-validation.
+
+    Args:
+        validation: share of the 1 437 training images that is held out, or their number.
+        seed: of that choice.
+    """
+    bunch: Any = load_digits()
+    images = torch.from_numpy(bunch.images.astype(np.float32))[:, None]
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels.numpy(), random_state=0)
+    images = (images - images[train].mean()) / images[train].std()
+    return Data.from_tensors(
+        (images[train], labels[train]), (images[test], labels[test]), validation=validation, seed=seed, name="digits"
+    )

@@ -1,0 +1,175 @@
+"""What every set of images can do, in memory or not, and the rules that labels keep."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+
+from abcsearch.errors import DataError
+from abcsearch.rng import derived_seed
+
+if TYPE_CHECKING:
+    import hashlib
+    from collections.abc import Iterator
+    from typing import Self
+
+    from abcsearch.data.splits import Split
+
+    Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+
+IGNORED = -100  # label of pixels that do not count, as in torch
+
+
+class Images(ABC):
+    """Images with labels: in memory (`Split`) or decoded when they are needed (`Stream`).
+
+    Attributes:
+        labels: (n,) int64 class numbers from 0; or (n, ...) float32 values; or (n, height, width) int64 class numbers
+            of pixels, -100 for those that do not count.
+    """
+
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.labels)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of every image: (channels, height, width)."""
+
+    @abstractmethod
+    def part(self, indices: torch.Tensor) -> Self:
+        """Returns the images at the given positions, (m,) int64."""
+
+    @abstractmethod
+    def loaded(self) -> Split:
+        """Returns all images in memory, unaugmented."""
+
+    @abstractmethod
+    def batches(self, batch_size: int, *, device: torch.device | str = "cpu") -> Batches:
+        """Yields all images in order, unaugmented, the last batch being what is left.
+
+        Args:
+            batch_size: images per batch.
+            device: where they are wanted.
+
+        Yields:
+            (batch, channels, height, width) float32 images, channels_last, and their labels.
+        """
+
+    @abstractmethod
+    def shuffled(
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        *,
+        shift: int = 0,
+        flip: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> Batches:
+        """Yields one epoch of training: every image once, in a new order, augmented; no incomplete batch.
+
+        The same generator state gives the same bits, whatever the number of workers.
+
+        Args:
+            batch_size: images per batch.
+            generator: on the CPU; order and augmentation are drawn from it.
+            shift: random translation by up to so many pixels in both directions, zeros coming in.
+            flip: random horizontal mirror image.
+            device: where they are wanted.
+
+        Yields:
+            As `batches`.
+
+        Raises:
+            DataError: if labels are maps that cannot be shifted and mirrored with the images.
+        """
+
+    @abstractmethod
+    def update(self, digest: hashlib._Hash) -> None:
+        """Adds what identifies these images and labels to a hash."""
+
+
+def check_labels(labels: torch.Tensor, count: int) -> None:
+    """Checks shape, type and range of labels.
+
+    Raises:
+        DataError: if they do not belong to `count` images, or are none of what `Images.labels` says.
+    """
+    found = f"found {tuple(labels.shape)} {labels.dtype}"
+    if labels.shape[:1] != (count,):
+        msg = f"labels are ({count},) int64 for {count} images, {found}"
+        raise DataError(msg)
+    if labels.dtype == torch.float32:
+        wrong = int((~torch.isfinite(labels)).sum())
+        if wrong:
+            msg = f"labels must be finite, found {wrong} values that are not"
+            raise DataError(msg)
+        return
+    if labels.dtype != torch.int64 or labels.ndim not in (1, 3) or not labels.numel():
+        msg = (
+            f"labels are ({count},) int64 class numbers, ({count}, height, width) int64 class numbers of pixels or "
+            f"({count}, ...) float32 values for {count} images, {found}"
+        )
+        raise DataError(msg)
+    low = int((labels if labels.ndim == 1 else labels.where(labels != IGNORED, 0)).min())
+    if low < 0:
+        but = "" if labels.ndim == 1 else f", {IGNORED} for pixels that do not count"
+        msg = f"labels count classes from 0{but}, found {low}"
+        raise DataError(msg)
+
+
+def check_classification(labels: torch.Tensor) -> None:
+    """Raises DataError unless labels are those of a classification: one class number per image."""
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        msg = (
+            f"labels of a classification are (n,) int64, found {tuple(labels.shape)} {labels.dtype}; say what they are "
+            'for: objective = "regression" or "segmentation"'
+        )
+        raise DataError(msg)
+
+
+def held_out(
+    labels: torch.Tensor, validation: float, seed: int, *, objective: str = "classification"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns which training images stay and which are held out for search-validation, both in order.
+
+    Args:
+        labels: of all training images; of a classification, the same share of every class is held out.
+        validation: a share in (0, 1), or a whole number of images.
+        seed: which ones.
+        objective: what networks are for.
+
+    Raises:
+        DataError: if the share or the seed is out of range, or there are too few images of a class.
+    """
+    whole = isinstance(validation, int) and not isinstance(validation, bool)
+    if not (0 < validation < len(labels) if whole else 0 < validation < 1):
+        msg = (
+            "validation is the share of training images held out, in (0, 1), or their number, below "
+            f"{len(labels)}, found {validation}"
+        )
+        raise DataError(msg)
+    if seed < 0:
+        msg = f"seed of the split is at least 0, found {seed}"
+        raise DataError(msg)
+    if objective == "classification":
+        check_classification(labels)
+    try:
+        parts = train_test_split(
+            np.arange(len(labels)),
+            test_size=validation,
+            stratify=labels.cpu().numpy() if objective == "classification" else None,
+            random_state=derived_seed(seed, "split") % 2**32,
+        )
+    except ValueError as error:
+        msg = f"cannot hold {validation:g} of {len(labels)} training images out for search-validation: {error}"
+        raise DataError(msg) from error
+    kept, held = (torch.from_numpy(part).sort().values for part in parts)
+    return kept, held
