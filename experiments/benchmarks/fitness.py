@@ -19,7 +19,6 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -30,10 +29,10 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-from abcsearch import AdaptiveBN, AdaptiveBNOptions, Budget, finetune, rank_channels, slice_model, trace_channels, train
+from abcsearch import AdaptiveBN, AdaptiveBNOptions, Budget, finetune, rank_channels, score, trace_channels, train
 from abcsearch.config import read_config
 from abcsearch.data.registry import load_data
-from abcsearch.evaluation.cascade import FIRST, Cascade, CascadeOptions, cheap, trained
+from abcsearch.evaluation.cascade import Cascade, cheap, trained
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.rng import numpy_stream, torch_stream
 from abcsearch.runs.settings import RunConfig
@@ -118,8 +117,6 @@ def measured(part: Part) -> dict[str, Any]:
 def finetune_score(model: torch.nn.Module, data: Any, config: RunConfig | None) -> float:  # noqa: ANN401 - Data
     """Returns test accuracy, after fine-tuning if there is a config."""
     if config is None:
-        from abcsearch import score
-
         return score(model, data.test)["top1"]
     return finetune(model, data, config.finetune, seed=config.seed).after["top1"]
 
@@ -128,7 +125,7 @@ def add_cascade(found: dict[str, Any], fraction: float = 0.2) -> None:
     """Adds the cascade: the first stage for all, the second for the best fraction."""
     for metric in METRICS:
         (first, cost), (second, more) = (found["fitness"][f"{name}: {metric}"] for name in STAGES)
-        cascade = object.__new__(Cascade)
+        cascade = object.__new__(Cascade)  # its stages are known already
         cascade.fraction = fraction
         cheaply = {n: cheap(Evaluation(fitness=value)) for n, value in enumerate(first)}
         best = cascade.promoted([], cheaply)
@@ -163,14 +160,14 @@ def report(found: dict[tuple[int, str], dict[str, Any]], seeds: list[int]) -> st
     truths = [np.mean(one["truth"], axis=1).tolist() for one in ours]
     lines = ["| fitness | Kendall's tau | top-5 recall | s per structure |", "| --- | --- | --- | --- |"]
 
-    def line(name: str, pick: Callable[[int], list[float]], seconds: list[float] | None) -> str:
-        both = [compared(pick(k), truths[k]) for k in range(len(seeds))]
-        cost = f"{statistics.mean(seconds):.3f}" if seconds else ""
-        return f"| {name} | {cell([t for t, _ in both])} | {cell([r for _, r in both])} | {cost} |"
+    def line(name: str, values: list[list[float]], seconds: str = "") -> str:
+        both = [compared(own, truth) for own, truth in zip(values, truths, strict=True)]
+        return f"| {name} | {cell([t for t, _ in both])} | {cell([r for _, r in both])} | {seconds} |"
 
-    lines.append(line("MACs alone", lambda k: ours[k]["macs"], None))
+    lines.append(line("MACs alone", [one["macs"] for one in ours]))
     for name in ours[0]["fitness"]:
-        lines.append(line(name, lambda k, n=name: ours[k]["fitness"][n][0], [one["fitness"][name][1] for one in ours]))
+        values, seconds = zip(*(one["fitness"][name] for one in ours), strict=True)
+        lines.append(line(name, list(values), f"{statistics.mean(seconds):.3f}"))
     again = [kendalltau(*np.transpose(one["truth"])).statistic for one in ours]
     lines.append(f"| fine-tuning against fine-tuning with another seed | {cell(again)} | | |")
     lines += [
