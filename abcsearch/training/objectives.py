@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
+from abcsearch.data.images import IGNORED
 from abcsearch.errors import ConfigError, DataError, ModelError, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
 
 Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-IGNORED = -100  # label of pixels that do not count, as in torch
 
 
 @dataclass(frozen=True, kw_only=True)

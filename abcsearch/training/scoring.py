@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from abcsearch.data.splits import Split
+    from abcsearch.data.images import Images
 
 SCORING_BATCH = 512  # images per pass
 
 
 def score(
     model: nn.Module,
-    split: Split,
+    split: Images,
     *,
     objective: str | Objective = "classification",
     full: torch.Tensor | None = None,
@@ -59,7 +59,7 @@ def score(
     return dict(zip(names, (sums / len(split)).tolist(), strict=True))
 
 
-def predict(model: nn.Module, split: Split, *, batch_size: int = SCORING_BATCH) -> torch.Tensor:
+def predict(model: nn.Module, split: Images, *, batch_size: int = SCORING_BATCH) -> torch.Tensor:
     """Returns the outputs of a network on all images of a split, on its device: (n, ...).
 
     Raises:
@@ -68,14 +68,13 @@ def predict(model: nn.Module, split: Split, *, batch_size: int = SCORING_BATCH) 
     return torch.cat([outputs for outputs, _ in _passes(model, split, batch_size)])
 
 
-def _passes(model: nn.Module, split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _passes(model: nn.Module, split: Images, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields outputs and labels, batch by batch, in evaluation mode without gradients."""
     device = device_of(model)
     with modes_kept(model), torch.inference_mode():
         model.eval()
-        for start in range(0, len(split), batch_size):
-            images = split.images[start : start + batch_size].to(device)
-            yield output_of(model, model(images)), split.labels[start : start + batch_size].to(device)
+        for images, labels in split.batches(batch_size, device=device):
+            yield output_of(model, model(images)), labels
 
 
 def device_of(model: nn.Module) -> torch.device:
