@@ -8,19 +8,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
-from abcsearch.channels.latency import torch_threads
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.images import Images
+from abcsearch.data.splits import Data
 from abcsearch.errors import ConfigError, DataError, ModelError
 from abcsearch.rng import torch_seeded, torch_stream
+from abcsearch.training.computing import check_precision, computing, find_device
 from abcsearch.training.objectives import find_objective, output_of
-from abcsearch.training.scoring import modes_kept, score
+from abcsearch.training.scoring import device_of, modes_kept, score
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
+
+    from abcsearch.training.objectives import Objective
 
     # Called after every epoch with (epochs done, epochs in all, mean training loss of the epoch).
     OnEpoch = Callable[[int, int, float], None]
@@ -77,100 +79,121 @@ class Recipe:
             raise ConfigError(msg)
 
 
-def train(
+def train(  # noqa: PLR0913 - the one training loop; everything but the first three has a good default
     model: nn.Module,
-    split: Split,
+    split: Images,
     recipe: Recipe,
     *,
     seed: int = 0,
     part: str = "train",
     objective: str = "classification",
+    steps: int | None = None,
+    device: torch.device | str | None = None,
+    precision: str = "float32",
     on_epoch: OnEpoch | None = None,
 ) -> None:
     """Trains a network in place; deterministic on CPU for the same arguments.
 
     Args:
         model: maps images to logits; its weights change, the modes of its modules do not.
-        split: training images.
+        split: training images. Those in memory are copied to the device once and stay there.
         recipe: how.
         seed: the run's seed.
         part: name of the random stream, so that different trainings of a run differ.
         objective: of `OBJECTIVES`: what the loss is.
+        steps: optimiser steps, at least 1, instead of the recipe's epochs, whose schedule is then squeezed into these.
+        device: where to train; the network is moved there and stays. None: where it is.
+        precision: "float32"; on CUDA also "tf32" or "bf16".
         on_epoch: progress.
 
     Raises:
-        ConfigError: if there are fewer images than one batch.
+        ConfigError: if there are fewer images than one batch, or steps, device or precision are none.
         ModelError: if the model does not return logits, or has nothing to train, or the loss is not finite.
-        DataError: if a label has no output.
+        DataError: if a label has no output, or an image cannot be read.
     """
     check_images(recipe, split)
     if not any(p.requires_grad for p in model.parameters()):
         msg = f"{type(model).__name__} has no parameter to train: requires_grad is False everywhere"
         raise ModelError(msg)
+    shares = _shares(recipe, len(split) // recipe.batch_size, steps)
+    place = device_of(model) if device is None else find_device(str(device))
+    check_precision(precision, place)
+    goal = find_objective(objective)
+    smoothing = {"label_smoothing": recipe.label_smoothing} if recipe.label_smoothing else {}
+    model.to(place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
     optimizer = torch.optim.SGD(
         _parameter_groups(model, recipe.weight_decay),
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
     )
-    steps = len(split) // recipe.batch_size
     draws = torch_stream(seed, f"{part}-batches")
-    goal = find_objective(objective)
-    smoothing = {"label_smoothing": recipe.label_smoothing} if recipe.label_smoothing else {}
-    with modes_kept(model), torch_threads(recipe.threads), torch_seeded(seed, f"{part}-forward"):
-        model.train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
-        for epoch in range(recipe.epochs):
-            order = torch.randperm(len(split), generator=draws)[: steps * recipe.batch_size]
-            losses = torch.zeros(())
-            for step, batch in enumerate(order.split(recipe.batch_size)):
+    with (
+        modes_kept(model),
+        computing(place, precision=precision, threads=recipe.threads),
+        torch_seeded(seed, f"{part}-forward"),
+    ):
+        model.train()
+        for epoch, own in enumerate(shares, 1):
+            # Nothing in a step waits for the device: the loss is read once per epoch, labels are checked once.
+            losses = torch.zeros((), device=place)
+            batches = split.shuffled(recipe.batch_size, draws, shift=recipe.shift, flip=recipe.flip, device=place)
+            for step, (images, labels) in zip(range(len(own)), batches, strict=False):  # the last may be cut short
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.lr * _schedule(epoch + step / steps, recipe)
-                images = augment(split.images[batch], recipe, draws)
-                logits, labels = output_of(model, model(images)), split.labels[batch]
-                goal.check(logits, labels)
-                loss = goal.loss(logits, labels, **smoothing)
+                    group["lr"] = recipe.lr * own[step]
+                outputs = output_of(model, model(images))
+                if (epoch, step) == (1, 0):
+                    _check(goal, outputs, labels, split)
+                loss = goal.loss(outputs, labels, **smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
+                torch.clear_autocast_cache()  # it holds weights as they were before the step
                 losses += loss.detach()
             if not bool(torch.isfinite(losses)):
-                msg = f"the training loss is {float(losses)} in epoch {epoch + 1}; lower lr = {recipe.lr}"
+                msg = f"the training loss is {float(losses)} in epoch {epoch}; lower lr = {recipe.lr}"
                 raise ModelError(msg)
             if on_epoch is not None:
-                on_epoch(epoch + 1, recipe.epochs, float(losses) / steps)
+                on_epoch(epoch, len(shares), float(losses) / len(own))
 
 
-def check_images(recipe: Recipe, split: Split) -> None:
+def check_images(recipe: Recipe, split: Images) -> None:
     """Raises unless there are images for at least one batch.
 
     Raises:
-        DataError: if it is no split.
+        DataError: if it is no set of images.
         ConfigError: if there are fewer images than one batch.
     """
-    if not isinstance(split, Split):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"training takes a Split (data.train), found {type(split).__name__}"
+    if not isinstance(split, Images):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"training takes a Split or Stream (data.train), found {type(split).__name__}"
         raise DataError(msg)
     if len(split) < recipe.batch_size:
         msg = f"batch_size {recipe.batch_size} is larger than the {len(split)} training images; make it smaller"
         raise ConfigError(msg)
 
 
-def augment(images: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:
-    """Returns shifted and mirrored copies of (n, channels, height, width) images, drawn per image."""
-    n, _, height, width = images.shape
-    if recipe.shift:
-        pad = recipe.shift
-        offsets = torch.randint(0, 2 * pad + 1, (2, n), generator=generator)
-        rows = (torch.arange(height) + offsets[0][:, None])[:, None, :, None]
-        columns = (torch.arange(width) + offsets[1][:, None])[:, None, None, :]
-        padded = F.pad(images, (pad, pad, pad, pad))
-        images = padded[
-            torch.arange(n)[:, None, None, None], torch.arange(images.shape[1])[:, None, None], rows, columns
+def _check(objective: Objective, outputs: torch.Tensor, labels: torch.Tensor, split: Images) -> None:
+    """Checks the outputs of the first batch, also with the highest label that any batch will have."""
+    objective.check(outputs, labels)
+    highest = split.labels.reshape(len(split), -1).amax(dim=1).argmax()[None]
+    objective.check(outputs[:1], split.labels[highest].to(outputs.device))
+
+
+def _shares(recipe: Recipe, per_epoch: int, steps: int | None) -> list[list[float]]:
+    """Returns the learning rate of every step of every epoch as a share of the highest one.
+
+    Raises:
+        ConfigError: if steps are not at least 1.
+    """
+    if steps is None:
+        return [
+            [_schedule(epoch + step / per_epoch, recipe) for step in range(per_epoch)] for epoch in range(recipe.epochs)
         ]
-    if recipe.flip:
-        mirrored = torch.rand(n, generator=generator) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    return images.contiguous(memory_format=torch.channels_last)
+    if steps < 1:
+        msg = f"steps is the number of optimiser steps, at least 1, found {steps}"
+        raise ConfigError(msg)
+    every = [_schedule(recipe.epochs * step / steps, recipe) for step in range(steps)]
+    return [every[first : first + per_epoch] for first in range(0, steps, per_epoch)]
 
 
 def _schedule(epoch: float, recipe: Recipe) -> float:
@@ -205,8 +228,15 @@ class FineTuned:
     after: dict[str, float]
 
 
-def finetune(
-    model: nn.Module, data: Data, recipe: Recipe | None = None, *, seed: int = 0, on_epoch: OnEpoch | None = None
+def finetune(  # noqa: PLR0913 - all but the first two have good defaults
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe | None = None,
+    *,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    precision: str = "float32",
+    on_epoch: OnEpoch | None = None,
 ) -> FineTuned:
     """Trains a copy of a pruned network on the training split and scores both on the test split.
 
@@ -215,6 +245,8 @@ def finetune(
         data: trains on `data.train`; `data.test` is only scored.
         recipe: how; by default `Recipe(lr=0.02)`.
         seed: the run's seed.
+        device: where; None: where the network is. The result is there again.
+        precision: "float32"; on CUDA also "tf32" or "bf16".
         on_epoch: progress, called with (epochs done, epochs in all, mean loss).
 
     Raises:
@@ -224,8 +256,20 @@ def finetune(
     if not isinstance(data, Data):  # pyright: ignore[reportUnnecessaryIsInstance]
         msg = f"fine-tuning takes a Data, with train and test splits, found {type(data).__name__}"
         raise DataError(msg)
-    tuned = copy.deepcopy(model)
-    with torch_threads(recipe.threads):
-        before = score(tuned, data.test)
-        train(tuned, data.train, recipe, seed=seed, part="finetune", on_epoch=on_epoch)
-        return FineTuned(model=tuned.eval(), before=before, after=score(tuned, data.test))
+    home = device_of(model)
+    place = home if device is None else find_device(str(device))
+    tuned, goal = copy.deepcopy(model).to(place), data.objective
+    with computing(place, precision=precision, threads=recipe.threads):
+        before = score(tuned, data.test, objective=goal)
+        train(
+            tuned,
+            data.train,
+            recipe,
+            seed=seed,
+            part="finetune",
+            objective=goal,
+            precision=precision,
+            on_epoch=on_epoch,
+        )
+        after = score(tuned, data.test, objective=goal)
+    return FineTuned(model=tuned.eval().to(home), before=before, after=after)

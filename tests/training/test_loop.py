@@ -1,17 +1,21 @@
 """The training loop: deterministic, leaves everything else alone, and learns."""
 
 import copy
-import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
+from abcsearch.data.images import IGNORED
 from abcsearch.data.splits import Data, Split
+from abcsearch.data.stream import Stream
 from abcsearch.errors import ConfigError, DataError, ModelError
-from abcsearch.training.loop import FineTuned, Recipe, _schedule, augment, finetune, train
+from abcsearch.rng import torch_stream
+from abcsearch.training.loop import FineTuned, Recipe, _schedule, finetune, train
+from abcsearch.training.scoring import score
 
 QUICK = Recipe(epochs=3, batch_size=16, lr=0.1, shift=1, flip=True)
 
@@ -171,35 +175,6 @@ def test_the_schedule_rises_linearly_to_one_and_falls_as_a_cosine_to_zero(epochs
     np.testing.assert_allclose(falling, [0.5 + 0.5 * math.cos(math.pi * i / 8) for i in range(9)], atol=1e-12)
 
 
-def moved(image, down, right, mirrored):
-    """The slow way: pixel by pixel."""
-    result = torch.zeros_like(image)
-    _, height, width = image.shape
-    for row in range(max(0, down), min(height, height + down)):
-        for column in range(max(0, right), min(width, width + right)):
-            place = width - 1 - column if mirrored else column
-            result[:, row, place] = image[:, row - down, column - right]
-    return result
-
-
-@pytest.mark.parametrize(("shift", "flip", "channels"), [(0, False, 1), (2, False, 1), (0, True, 3), (1, True, 3)])
-def test_every_augmented_image_is_a_shift_and_mirror_image_of_its_own(shift, flip, channels):
-    generator = torch.Generator().manual_seed(0)
-    images = 1 + torch.rand(200, channels, 4, 5, generator=generator)
-    kept = images.clone()
-    found = augment(images, Recipe(shift=shift, flip=flip), generator)
-    assert torch.equal(images, kept)
-    moves = range(-shift, shift + 1)
-    kinds = list(itertools.product(moves, moves, (False, True) if flip else (False,)))
-    drawn = []
-    for before, after in zip(images, found, strict=True):
-        matches = [kind for kind in kinds if torch.equal(moved(before, *kind), after)]
-        assert len(matches) == 1
-        drawn += matches
-    assert set(drawn) == set(kinds)
-    assert abs(np.mean([kind[2] for kind in drawn]) - (0.5 if flip else 0)) < 0.1
-
-
 def test_every_image_is_seen_once_per_epoch_in_another_order():
     seen = []
 
@@ -216,6 +191,112 @@ def test_every_image_is_seen_once_per_epoch_in_another_order():
     seen.clear()
     train(Records(1, 2), split, Recipe(epochs=1, batch_size=4, lr=1e-6), seed=0, part="pretrain")
     assert [len(batch) for batch in seen] == [4, 4]  # the incomplete batch is left out
+
+
+@pytest.mark.parametrize("steps", [1, 5, 6, 7, 20])
+def test_steps_are_as_many_as_asked_for_and_span_the_schedule_of_all_epochs(steps, monkeypatch):
+    recipe = Recipe(epochs=4, batch_size=16, warmup_epochs=1)
+    rates, progress = [], []
+    step = torch.optim.SGD.step
+
+    def record(optimizer):
+        rates.append(optimizer.param_groups[0]["lr"] / recipe.lr)
+        step(optimizer)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", record)
+    train(network(), stripes(), recipe, steps=steps, on_epoch=lambda *seen: progress.append(seen))  # 6 per epoch
+    assert rates == pytest.approx([_schedule(4 * i / steps, recipe) for i in range(steps)])
+    epochs = math.ceil(steps / 6)
+    assert [seen[:2] for seen in progress] == [(epoch, epochs) for epoch in range(1, epochs + 1)]
+    assert all(math.isfinite(seen[2]) for seen in progress)
+    with pytest.raises(ConfigError, match="steps is the number of optimiser steps, at least 1, found 0"):
+        train(network(), stripes(), recipe, steps=0)
+
+
+def test_as_many_steps_as_epochs_have_are_these_epochs():
+    one, other = network(), network()
+    train(one, stripes(), QUICK, steps=18)
+    train(other, stripes(), QUICK)
+    torch.testing.assert_close(weights(one), weights(other))
+
+
+def test_a_stream_is_trained_on_as_the_same_images_in_memory():
+    split = stripes()
+    source = TensorDataset(split.images, split.labels)
+    results = []
+    for workers in (0, 2):
+        model = network()
+        train(model, Stream(source=source, labels=split.labels, workers=workers), QUICK)
+        results.append(weights(model))
+        found = score(model, Stream(source=source, labels=split.labels, workers=workers))
+        assert found == score(model, split)
+    assert torch.equal(*results)
+    # No draws but those of the order, and the same ones without augmentation.
+    memory, streamed = network(), network()
+    plain = Recipe(epochs=1, batch_size=48, lr=0.1)
+    train(memory, split, plain)
+    train(streamed, Stream(source=source, labels=split.labels, workers=0), plain)
+    assert torch.equal(weights(memory), weights(streamed))
+
+
+def test_an_image_that_cannot_be_read_stops_training_with_its_name():
+    class Broken(TensorDataset):
+        def __getitem__(self, index):
+            if index == 7:
+                raise ValueError("torn")
+            return super().__getitem__(index)
+
+    split = stripes()
+    stream = Stream(source=Broken(split.images, split.labels), labels=split.labels, workers=1)
+    with pytest.raises(DataError, match="image 7 of Broken cannot be read: torn"):
+        train(network(), stream, QUICK)
+
+
+def test_other_objectives_are_trained_with_their_loss():
+    """Which half of an image is brighter per pixel, and its mean."""
+    images = torch.rand(64, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    maps = (images[:, 0] > 0.5).long()
+    maps[:, 0] = IGNORED
+    per_pixel = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    recipe = Recipe(epochs=20, batch_size=16, lr=0.5, shift=1, flip=True)
+    train(per_pixel, Split(images, maps), recipe, objective="segmentation")
+    assert score(per_pixel, Split(images, maps), objective="segmentation")["pixel_accuracy"] > 0.9
+    values = images.mean(dim=(1, 2, 3))[:, None]
+    mean = nn.Sequential(nn.Flatten(), nn.Linear(36, 1))
+    train(mean, Split(images, values), Recipe(epochs=20, batch_size=16, lr=0.05, flip=True), objective="regression")
+    assert score(mean, Split(images, values), objective="regression")["neg_mse"] > -0.01
+    with pytest.raises(ConfigError, match="did you mean 'regression'"):
+        train(mean, Split(images, values), recipe, objective="regresion")
+
+
+def test_device_and_precision_are_checked():
+    with pytest.raises(ConfigError, match="precision bf16 is for CUDA, but the device is cpu"):
+        train(network(), stripes(), QUICK, precision="bf16")
+    with pytest.raises(ConfigError, match="device is"):
+        train(network(), stripes(), QUICK, device="gpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_on_cuda_it_learns_in_every_precision(precision):
+    model, split = network(), stripes()
+    train(model, split, Recipe(epochs=6, batch_size=16, lr=0.1, shift=1), device="cuda", precision=precision)
+    assert next(model.parameters()).is_cuda
+    assert next(model.parameters()).dtype == torch.float32
+    assert split.to("cuda") is split.to("cuda:0")
+    assert score(model, stripes(seed=1))["top1"] > 0.95
+
+
+def test_a_label_without_an_output_is_found_before_the_batch_that_holds_it():
+    images, labels = torch.rand(64, 1, 6, 6), torch.zeros(64, dtype=torch.int64)
+    order = torch.randperm(64, generator=torch_stream(0, "train-batches"))
+    labels[order[-1]] = 3  # in the last batch
+    seen = []
+    model = network()
+    model.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.raises(DataError, match="label 3 has no output: the model has 3 classes"):
+        train(model, Split(images, labels), Recipe(epochs=1, batch_size=8))
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(
