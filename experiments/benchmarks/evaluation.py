@@ -17,7 +17,6 @@ ratios. On the CPU times are those of the processor for this process, with one t
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.metadata
 import os
 import platform

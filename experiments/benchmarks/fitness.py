@@ -215,7 +215,9 @@ def main() -> None:
     arguments.runs.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(["l1", *arguments.criteria]))
     wanted = {
-        (seed, c): arguments.runs / f"{seed}-{c}-{arguments.structures}.json" for c in names for seed in arguments.seeds
+        (seed, c): arguments.runs / f"{seed}-{c}-{arguments.structures}.json"
+        for c in names
+        for seed in arguments.seeds[: None if c == "l1" else arguments.criterion_seeds]
     }
     missing = [Part(config, seed, c, arguments.structures) for (seed, c), path in wanted.items() if not path.exists()]
     with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
