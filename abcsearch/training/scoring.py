@@ -34,7 +34,7 @@ def score(
 
     Args:
         model: maps (batch, channels, height, width) to what the objective expects, (batch, classes) of a classifier.
-        split: images and labels.
+        split: images and labels, in memory or streamed.
         objective: one of `OBJECTIVES` by name, or your own.
         full: outputs of the full network on the split (see `predict`); with them neg_kl is among the metrics: minus
             the Kullback-Leibler divergence to the full network.

@@ -29,7 +29,9 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 import torchvision
@@ -181,8 +183,7 @@ def compared(ours: Callable[[], object], bare: Callable[[], object], repeats: in
 
 def resident() -> float:
     """Returns the memory of this process in MB."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def peak(work: Callable[[], object], device: torch.device) -> float:
@@ -211,7 +212,7 @@ def peak(work: Callable[[], object], device: torch.device) -> float:
 def growth(bench: Bench, count: int) -> float:
     """Returns the memory in MB by which the process has grown between a tenth of many evaluations and the end."""
     space = bench.graph.space()
-    draws = __import__("numpy").random.default_rng(0)
+    draws = np.random.default_rng(0)
     used = (lambda: torch.cuda.memory_allocated() / 1e6) if bench.device.type == "cuda" else resident
     before = 0.0
     for number in range(count):

@@ -245,7 +245,9 @@ def test_a_training_set_smaller_than_a_batch_is_refused(parts, tiny_data):
 
 
 def _shared(evaluator):
-    return [split.images.is_shared() for split in (evaluator._calibration, evaluator._validation, evaluator._data.train)]
+    return [
+        split.images.is_shared() for split in (evaluator._calibration, evaluator._validation, evaluator._data.train)
+    ]
 
 
 def test_workers_of_one_machine_share_the_images(parts):
@@ -255,7 +257,9 @@ def test_workers_of_one_machine_share_the_images(parts):
 
 @pytest.mark.parametrize("name", ["adaptive_bn", "short_training", "cascade"])
 def test_nothing_is_left_of_an_evaluation(parts, name):
-    options = {"short_training": {"steps": 1}} if name == "cascade" else {"steps": 1} if name == "short_training" else {}
+    options = (
+        {"short_training": {"steps": 1}} if name == "cascade" else {"steps": 1} if name == "short_training" else {}
+    )
     evaluator, space, draws = make_evaluator(name, *parts, **options), parts[1].space(), np.random.default_rng(0)
 
     def living():
