@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from abcsearch.data.registry import load_data as load_data
     from abcsearch.data.splits import Data as Data
     from abcsearch.data.splits import Split as Split
+    from abcsearch.data.stream import Stream as Stream
     from abcsearch.errors import AbcSearchError as AbcSearchError
     from abcsearch.evaluation.adaptive_bn import AdaptiveBN as AdaptiveBN
     from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions as AdaptiveBNOptions
@@ -87,6 +88,7 @@ _HOME = {
     "load_data": "abcsearch.data.registry",
     "Data": "abcsearch.data.splits",
     "Split": "abcsearch.data.splits",
+    "Stream": "abcsearch.data.stream",
     "AbcSearchError": "abcsearch.errors",
     "AdaptiveBN": "abcsearch.evaluation.adaptive_bn",
     "AdaptiveBNOptions": "abcsearch.evaluation.adaptive_bn",

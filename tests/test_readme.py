@@ -17,6 +17,8 @@ from abcsearch.channels.rules import RULES
 from abcsearch.channels.slicing import slice_model
 from abcsearch.cli import app
 from abcsearch.config import parse_config
+from abcsearch.data.own import PAIR_OPTIONS
+from abcsearch.data.registry import DATASETS, load_data
 from abcsearch.errors import TraceError
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.models.registry import MODELS
@@ -166,6 +168,25 @@ def test_rule_example_makes_a_module_prunable():
         for channel in set(range(6)) - kept:
             model[2].weight[:, 5 - channel] = 0
         assert torch.allclose(sliced(x), model(x))
+
+
+def test_every_data_set_is_in_the_table():
+    table = README.split("## Data\n")[1].split("```")[0]
+    for name in DATASETS:
+        assert f"`{name}`" in table
+
+
+def test_data_example_runs(tmp_path, monkeypatch):
+    text = block("python", "# mydata.py")
+    (tmp_path / "mydata.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = tomllib.loads(block("toml", "mydata:stripes"))["data"]
+    data = load_data(**options)
+    assert data.example.shape == (1, 1, 16, 16)
+    assert (len(data.train), len(data.validation), len(data.test)) == (320, 80, 100)
+    assert set(re.findall(r"also (.*)\n", README)[0].split(", ")) <= set(PAIR_OPTIONS)
+    streamed = load_data(**options, stream=True, workers=0)
+    assert torch.equal(streamed.train.loaded().images, data.train.images)
 
 
 def test_config_example_parses(tmp_path, monkeypatch):

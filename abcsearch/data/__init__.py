@@ -1,1 +1,1 @@
-"""Data sets by name (`registry`): three splits in memory, never mixed (`splits`)."""
+"""Data sets by name (`registry`): three splits, never mixed (`splits`), in memory or decoded when needed (`stream`)."""

@@ -167,6 +167,7 @@ def _base_network(folder: RunFolder, config: RunConfig, model: nn.Module, data: 
                 config.pretrain,
                 seed=config.seed,
                 part="pretrain",
+                objective=data.objective,
                 on_epoch=lambda done, total, loss: progress("base network", done, total, f"loss {loss:.4f}"),
             )
         folder.write(folder.base.name, weights_writer(model))
