@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 
 from abcsearch.errors import RunError
@@ -183,11 +184,12 @@ def sync_folder(path: Path) -> None:
 
 def environment() -> dict[str, Any]:
     """Returns versions, machine and, if the working directory is in a git repository, its commit."""
-    packages = ("abcsearch", "torch", "torchvision", "numpy", "scikit-learn", "scipy")
+    packages = ("abcsearch", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "optuna", "cmaes")
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processors": os.cpu_count(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {name: _version(name) for name in packages},
         "git": _git("rev-parse", "HEAD"),
         "git_changed": bool(_git("status", "--porcelain")),
