@@ -67,6 +67,8 @@ class ShortTrainingOptions(ScoringOptions):
             shift=self.shift,
             flip=self.flip,
             threads=self.threads,
+            device=self.device,
+            precision=self.precision,
         )
 
 
@@ -113,6 +115,4 @@ class ShortTraining(Inheriting):
             part="short training",
             objective=self._data.objective,
             steps=self.options.steps,
-            device=self.device,
-            precision=self.options.precision,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from abcsearch.training.objectives import find_objective, output_of
 from abcsearch.training.scoring import device_of, modes_kept, score
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import nn
 
@@ -42,10 +43,12 @@ class Recipe:
         label_smoothing: in [0, 1).
         shift: augmentation: random translation by up to so many pixels in both directions, zeros coming in.
         flip: augmentation: random horizontal mirror image.
-        threads: torch threads; part of the recipe since it decides the order of summation.
+        threads: torch threads on the CPU; part of the recipe since it decides the order of summation.
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
+        precision: "float32"; on CUDA also "tf32" or "bf16".
 
     Raises:
-        ConfigError: if a value is out of range.
+        ConfigError: if a value is out of range, or the device does not have the precision.
     """
 
     epochs: int = 30
@@ -58,9 +61,12 @@ class Recipe:
     shift: int = 0
     flip: bool = False
     threads: int = 1
+    device: str = "auto"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Checks the values."""
+        check_precision(self.precision, find_device(self.device))
         rules = {
             "epochs": self.epochs >= 1,
             "batch_size": self.batch_size >= 1,
@@ -88,26 +94,23 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
     part: str = "train",
     objective: str = "classification",
     steps: int | None = None,
-    device: torch.device | str | None = None,
-    precision: str = "float32",
     on_epoch: OnEpoch | None = None,
 ) -> None:
     """Trains a network in place; deterministic on CPU for the same arguments.
 
     Args:
-        model: maps images to logits; its weights change, the modes of its modules do not.
+        model: maps images to logits; its weights change, the modes of its modules do not. It is trained on the recipe's
+            device, and is where it was afterwards.
         split: training images. Those in memory are copied to the device once and stay there.
         recipe: how.
         seed: the run's seed.
         part: name of the random stream, so that different trainings of a run differ.
         objective: of `OBJECTIVES`: what the loss is.
         steps: optimiser steps, at least 1, instead of the recipe's epochs, whose schedule is then squeezed into these.
-        device: where to train; the network is moved there and stays. None: where it is.
-        precision: "float32"; on CUDA also "tf32" or "bf16".
         on_epoch: progress.
 
     Raises:
-        ConfigError: if there are fewer images than one batch, or steps, device or precision are none.
+        ConfigError: if there are fewer images than one batch, or fewer steps than one.
         ModelError: if the model does not return logits, or has nothing to train, or the loss is not finite.
         DataError: if a label has no output, or an image cannot be read.
     """
@@ -116,8 +119,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
         msg = f"{type(model).__name__} has no parameter to train: requires_grad is False everywhere"
         raise ModelError(msg)
     shares = _shares(recipe, len(split) // recipe.batch_size, steps)
-    place = device_of(model) if device is None else find_device(str(device))
-    check_precision(precision, place)
+    home, place = device_of(model), find_device(recipe.device)
     goal = find_objective(objective)
     smoothing = {"label_smoothing": recipe.label_smoothing} if recipe.label_smoothing else {}
     model.to(place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
@@ -129,8 +131,9 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
     )
     draws = torch_stream(seed, f"{part}-batches")
     with (
+        _lent(model, home),
         modes_kept(model),
-        computing(place, precision=precision, threads=recipe.threads),
+        computing(place, precision=recipe.precision, threads=recipe.threads),
         torch_seeded(seed, f"{part}-forward"),
     ):
         model.train()
@@ -155,6 +158,15 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
                 raise ModelError(msg)
             if on_epoch is not None:
                 on_epoch(epoch, len(shares), float(losses) / len(own))
+
+
+@contextlib.contextmanager
+def _lent(model: nn.Module, home: torch.device) -> Iterator[None]:
+    """Runs a block and puts the network back on a device."""
+    try:
+        yield
+    finally:
+        model.to(home)
 
 
 def check_images(recipe: Recipe, split: Images) -> None:
@@ -228,14 +240,12 @@ class FineTuned:
     after: dict[str, float]
 
 
-def finetune(  # noqa: PLR0913 - all but the first two have good defaults
+def finetune(
     model: nn.Module,
     data: Data,
     recipe: Recipe | None = None,
     *,
     seed: int = 0,
-    device: torch.device | str | None = None,
-    precision: str = "float32",
     on_epoch: OnEpoch | None = None,
 ) -> FineTuned:
     """Trains a copy of a pruned network on the training split and scores both on the test split.
@@ -245,8 +255,6 @@ def finetune(  # noqa: PLR0913 - all but the first two have good defaults
         data: trains on `data.train`; `data.test` is only scored.
         recipe: how; by default `Recipe(lr=0.02)`.
         seed: the run's seed.
-        device: where; None: where the network is. The result is there again.
-        precision: "float32"; on CUDA also "tf32" or "bf16".
         on_epoch: progress, called with (epochs done, epochs in all, mean loss).
 
     Raises:
@@ -256,10 +264,9 @@ def finetune(  # noqa: PLR0913 - all but the first two have good defaults
     if not isinstance(data, Data):  # pyright: ignore[reportUnnecessaryIsInstance]
         msg = f"fine-tuning takes a Data, with train and test splits, found {type(data).__name__}"
         raise DataError(msg)
-    home = device_of(model)
-    place = home if device is None else find_device(str(device))
+    home, place = device_of(model), find_device(recipe.device)
     tuned, goal = copy.deepcopy(model).to(place), data.objective
-    with computing(place, precision=precision, threads=recipe.threads):
+    with computing(place, precision=recipe.precision, threads=recipe.threads):
         before = score(tuned, data.test, objective=goal)
         train(
             tuned,
@@ -268,7 +275,6 @@ def finetune(  # noqa: PLR0913 - all but the first two have good defaults
             seed=seed,
             part="finetune",
             objective=goal,
-            precision=precision,
             on_epoch=on_epoch,
         )
         after = score(tuned, data.test, objective=goal)

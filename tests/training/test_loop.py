@@ -271,17 +271,17 @@ def test_other_objectives_are_trained_with_their_loss():
 
 def test_device_and_precision_are_checked():
     with pytest.raises(ConfigError, match="precision bf16 is for CUDA, but the device is cpu"):
-        train(network(), stripes(), QUICK, precision="bf16")
+        Recipe(precision="bf16", device="cpu")
     with pytest.raises(ConfigError, match="device is"):
-        train(network(), stripes(), QUICK, device="gpu")
+        Recipe(device="gpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
 def test_on_cuda_it_learns_in_every_precision(precision):
     model, split = network(), stripes()
-    train(model, split, Recipe(epochs=6, batch_size=16, lr=0.1, shift=1), device="cuda", precision=precision)
-    assert next(model.parameters()).is_cuda
+    train(model, split, Recipe(epochs=6, batch_size=16, lr=0.1, shift=1, device="cuda", precision=precision))
+    assert not next(model.parameters()).is_cuda  # it is back where it was
     assert next(model.parameters()).dtype == torch.float32
     assert split.to("cuda") is split.to("cuda:0")
     assert score(model, stripes(seed=1))["top1"] > 0.95
