@@ -212,7 +212,7 @@ def test_what_is_missing_is_listed():
             {"searcher": {"name": "random", "n_sources": 3}},
             "unknown setting in [searcher]: 'n_sources'; choose one of: fill",
         ),
-        ({"searcher": {"name": "bee_colony", "n_sources": 1}}, "n_sources is at least 2, found 1"),
+        ({"searcher": {"name": "bee_colony", "n_sources": 1}}, "n_sources is from 2 to 10000, found 1"),
         ({"evaluator": {"name": "adaptive_bn", "metric": "top2"}}, "unknown metric 'top2'"),
         ({"space": {"levels": "filter"}}, "space.levels = 'filter': input should be a valid list"),
         ({"n_trials": 5.0}, "n_trials = 5.0: input should be a valid integer"),

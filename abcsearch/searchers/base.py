@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _TRIES = 50  # draws of a kind before a searcher gives up on finding a structure that it has not proposed yet
 _STARTS = 100  # structures around which exchanges of steps are tried where nothing else is new
 ENUMERABLE = 2**16  # spaces up to this size are soon searched exhaustively for what is left
+# Structures that a batch may have: all are made before the first is evaluated, in seconds, or, where a model is asked
+# for each of them (`MOST_MODELLED`), in a minute or two.
+MOST, MOST_MODELLED = 10_000, 1_000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from abcsearch.searchers.base import Searcher, check_flag, check_range
+from abcsearch.searchers.base import MOST, Searcher, check_flag, check_range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +29,7 @@ class GreedyOptions:
             default reaches half the MACs of ResNet-50 (49 dimensions) within about 300 trials.
         to_bottom: whether slimming goes on inside the budget to the smallest structure that it allows, for the whole
             curve of fitness over cost; otherwise it stops as soon as it is inside. Without a budget it always goes on.
-        batch: structures proposed at once in the local search that follows, at least 1.
+        batch: structures proposed at once in the local search that follows, 1 to 10,000.
 
     Raises:
         SearcherError: if an option is out of range.
@@ -42,7 +42,7 @@ class GreedyOptions:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         check_range("greedy", self, "taken", 0, 1)
-        check_range("greedy", self, "batch", 1)
+        check_range("greedy", self, "batch", 1, MOST)
         check_flag("greedy", self, "to_bottom")
 
 

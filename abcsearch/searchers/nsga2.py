@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 
 from abcsearch.errors import SearcherError
-from abcsearch.searchers.base import Searcher, check_range
+from abcsearch.searchers.base import MOST, Searcher, check_range
 from abcsearch.searchers.variation import cross, mutate
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class NSGA2Options:
     Attributes:
         against: the cost that is minimised while fitness is maximised: "macs", "params", "flops", "peak_activation" or
             "latency_ms".
-        population: survivors per generation, at least 2; also the batch size. The paper's is 100.
+        population: survivors per generation, 2 to 10,000; also the batch size. The paper's is 100.
         crossover_rate: probability in [0, 1] that a child has two parents.
         genes_changed: expected number of dimensions that mutation changes in a child, at least 0.
 
@@ -46,7 +46,7 @@ class NSGA2Options:
         if self.against not in _COSTS:
             msg = f"nsga2: against is one of {', '.join(_COSTS)}, found {self.against!r}"
             raise SearcherError(msg)
-        check_range("nsga2", self, "population", 2)
+        check_range("nsga2", self, "population", 2, MOST)
         check_range("nsga2", self, "crossover_rate", 0, 1)
         check_range("nsga2", self, "genes_changed", 0)
 

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from abcsearch.errors import SearcherError, unknown_name
 from abcsearch.rng import derived_seed
-from abcsearch.searchers.base import Searcher, check_flag, check_range
+from abcsearch.searchers.base import MOST_MODELLED, Searcher, check_flag, check_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -96,8 +96,8 @@ class OptunaOptions:
             (genetic), "qmc" (quasi-random sequence) or "random".
         sampler_options: arguments of the sampler's class in Optuna, by name, e.g. {"n_startup_trials": 20} for "tpe";
             plain values only. The seed is the run's.
-        batch: how many structures are proposed before the results are needed, at least 1: as many workers have work,
-            but the sampler learns only between batches.
+        batch: how many structures are proposed before the results are needed, 1 to 1,000: as many workers have
+            work, but the sampler learns only between batches.
         fill: whether every proposal is grown to spend most of the budget, as random draws are.
         constraints: whether Optuna is told how far every structure is from each bound. All are inside, so only "gp",
             which models these distances, can learn from them; it takes twice the time then.
@@ -115,7 +115,7 @@ class OptunaOptions:
 
     def __post_init__(self) -> None:
         """Checks everything that can be checked before the first proposal."""
-        check_range("optuna", self, "batch", 1)
+        check_range("optuna", self, "batch", 1, MOST_MODELLED)
         check_flag("optuna", self, "fill")
         check_flag("optuna", self, "constraints")
         if not isinstance(self.sampler_options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]

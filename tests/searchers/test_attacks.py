@@ -5,9 +5,11 @@ import json
 import logging
 import os
 import random
+import re
 import subprocess
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,21 @@ def test_options_of_the_wrong_type(name, options):
 def test_agents_that_no_memory_holds_or_no_number(options):
     with pytest.raises(SearcherError, match=f"ddpg: {next(iter(options))} is from"):
         make_searcher("ddpg", toy_space(), **options)
+
+
+HUGE = [(name, f.name) for name, entry in SEARCHERS.items() for f in fields(entry.options) if f.type == "int"]
+
+
+@pytest.mark.parametrize(("name", "option"), HUGE)
+def test_huge_options_are_refused_or_do_no_harm(name, option):
+    """What a batch is made of has a limit; all else may be as large as one likes."""
+    try:
+        searcher = make_searcher(name, toy_space(3, 4), **{**SMALL.get(name, {}), option: 10**20})
+    except SearcherError as error:
+        assert re.search(rf"{option} is from \d to \d+, found 1{'0' * 20}$", str(error))  # noqa: PT017
+        return
+    assert option not in ("batch", "first", "population", "n_sources", "episodes_per_batch")
+    assert len(play(searcher, 4, size=12)) > 12
 
 
 @pytest.mark.parametrize("told", [None, 3, "trials", [(1, 2)], [None]])

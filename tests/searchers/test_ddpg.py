@@ -372,9 +372,9 @@ def test_one_structure_is_a_space_too():
     ("option", "value", "words"),
     [
         ("sigma", 1.5, "sigma is from 0 to 1, found 1.5"),
-        ("replay", 0, "replay is at least 1, found 0"),
+        ("replay", 0, "replay is from 1 to 1000000, found 0"),
         ("tau", -0.1, "tau is from 0 to 1"),
-        ("episodes_per_batch", 0, "episodes_per_batch is at least 1"),
+        ("episodes_per_batch", 0, "episodes_per_batch is from 1 to 1000"),
         ("fill", True, "fill is from 0 to 1, found True"),
         ("reward", "flop", "unknown reward of ddpg: 'flop'; did you mean 'flops'"),
     ],

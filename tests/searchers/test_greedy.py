@@ -160,7 +160,7 @@ def test_local_search_stays_around_the_best_and_improves_it():
     ("options", "message"),
     [
         ({"taken": 1.5}, "greedy: taken is from 0 to 1, found 1.5"),
-        ({"batch": 0}, "greedy: batch is at least 1, found 0"),
+        ({"batch": 0}, "greedy: batch is from 1 to 10000, found 0"),
         ({"to_bottom": 1}, "greedy: to_bottom is true or false, found 1"),
     ],
 )

@@ -126,7 +126,7 @@ def test_options_reach_the_sampler(sampler, option, value, attribute):
         ({"sampler_options": {"gamma": min}}, "gamma must be a plain value"),
         ({"sampler": "nsga2", "sampler_options": {"population_size": 1}}, "'nsga2' failed .* greater than or equal to"),
         ({"sampler": "qmc", "sampler_options": {"qmc_type": "soboll"}}, "Choose either `halton` or `sobol`"),
-        ({"batch": 0}, "batch is at least 1"),
+        ({"batch": 0}, "batch is from 1 to 1000"),
         ({"batch": 1.5}, "batch is a whole number"),
     ],
 )
