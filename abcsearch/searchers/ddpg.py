@@ -48,7 +48,7 @@ class DDPGOptions:
     Attributes:
         reward: of an episode: "accuracy" is the fitness, for searches under a budget; "flops" and "params" are
             -error * log(flops) and -error * log(params), error = 1 - fitness, for those without one: then the fitness
-            must be an accuracy in [0, 1].
+            must be an accuracy in [0, 1]. A run needs a budget; `budget.macs = 1.0` excludes nothing.
         warmup: episodes of random actions before learning begins, up to 1,000,000.
         sigma: standard deviation of the noise on actions after them, in keep ratios, 0 to 1.
         sigma_decay: factor on sigma per episode, 0 to 1.

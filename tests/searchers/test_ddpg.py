@@ -191,8 +191,11 @@ def test_costs_as_reward_need_costs_but_no_budget():
     space = toy_space()
     with pytest.raises(SearcherError, match=r'reward "flops" needs costs.*Constraint\(space, costs=graph.costs\)'):
         make_searcher("ddpg", space, reward="flops")
-    searcher = make_searcher("ddpg", space, Constraint(space, costs=ToyCosts()), reward="flops", **SMALL)
-    play(searcher, 40)
+    played = [
+        play(make_searcher("ddpg", space, constraint, reward="flops", **SMALL), 40)[1]
+        for constraint in (Constraint(space, costs=ToyCosts()), Budget(macs=1.0).bind(space, ToyCosts()))
+    ]
+    assert played[0] == played[1]
 
 
 def test_failures_get_the_lowest_reward_and_teach_nothing_before_a_success():

@@ -54,6 +54,13 @@ def test_one_pass_without_budget_gives_the_best_structure_of_every_size(seed):
         assert found == pytest.approx(optimum(size))
 
 
+@pytest.mark.parametrize("bound", [1.0, 10**30])
+def test_a_budget_that_excludes_nothing_is_none(bound):
+    free, bounded = Greedy(SMALL), Greedy(SMALL, Budget(macs=bound).bind(SMALL, ToyCosts()))
+    assert play(free, 60, concave) == play(bounded, 60, concave)
+    assert bounded._here.tolist() == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("high", [8, 10, 13, 16])
 @pytest.mark.parametrize("seed", range(3))
 def test_under_a_budget_the_known_optimum_is_found(high, seed):
