@@ -20,7 +20,7 @@ from rich.table import Table
 from abcsearch.errors import AbcSearchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.run import SearchResult
@@ -266,19 +266,17 @@ def report(run_dir: RunDir) -> None:
     """Prints the table full / uniform / random / winner and writes it to report.md and report.json."""
     with _answering(run_dir, "report"):
         from abcsearch.runs.configured import open_run
-        from abcsearch.runs.report import make_report, write_report
+        from abcsearch.runs.report import FRONT, make_report, write_report
 
         run = open_run(run_dir)
         made = make_report(run)
         path = write_report(made, run)
-        head, *rows = made.cells(short=True)
-        table = Table(*head, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for row in rows:
-            table.add_row(*row)
         _out.print(made.title)
-        _print_table(table)
+        _print_table(*made.cells(short=True))
         for note in made.notes:
             _out.print(note)
+        _out.print(FRONT)
+        _print_table(*made.front_cells())
         _out.print(f"written to {path}")
 
 
@@ -344,10 +342,7 @@ def inspect(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what has no rule is printed below the table
             found = inspect_model(*read_inspected(target, shape, overrides or ()))
-        table = Table(*Inspection.HEAD, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for group in found.groups:
-            table.add_row(*group.cells())
-        _print_table(table)
+        _print_table(Inspection.HEAD, *(group.cells() for group in found.groups))
         for line in found.totals:
             _out.print(line)
         if found.unsupported:
@@ -361,8 +356,11 @@ def inspect(
             _out.print(f"drawn in {png}")
 
 
-def _print_table(table: Table) -> None:
+def _print_table(head: Iterable[str], *rows: Iterable[str]) -> None:
     """Prints a table without ever cutting a cell: a terminal that is too narrow wraps the lines."""
+    table = Table(*head, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
     wide = Console(width=1000, highlight=False, markup=False, emoji=False)
     wide.width = wide.measure(table).maximum
     wide.print(table)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from abcsearch.bounds import COSTS
 from abcsearch.channels.groups import ChannelGraph, trace_channels
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.splits import Data
@@ -91,7 +92,10 @@ class Task:
             raise DataError(msg)
         elsewhere = {str(tensor.device) for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)}
         if elsewhere - {"cpu"}:
-            msg = f"the model is on {', '.join(sorted(elsewhere))}; pass model.cpu(): the evaluator's option device says where candidates run"
+            msg = (
+                f"the model is on {', '.join(sorted(elsewhere))}; pass model.cpu(): the evaluator's option device says "
+                "where candidates run"
+            )
             raise ModelError(msg)
         options = settings.space
         graph = trace_channels(model, data.example, fixed=options.fixed)
@@ -148,8 +152,9 @@ class SearchResult:
         """Returns the trials that no other one beats in both x (smaller is better) and y (larger is better).
 
         Args:
-            x: "macs", "params", "seconds" or a metric.
-            y: "fitness" or a metric.
+            x: "macs", "params", "seconds", a metric, or another cost in closed form: "flops", "peak_activation" and,
+                where the budget bounds it, "latency_ms" (expected from the layers, unless every candidate was measured).
+            y: "fitness", or any of these.
 
         Returns:
             Trials by ascending x; failed trials are left out.
@@ -158,7 +163,7 @@ class SearchResult:
             RunError: if a trial has no such number.
         """
         ranked = sorted(
-            ((_number(t, x), -_number(t, y), t.number, t) for t in self.trials if t.evaluation.failure is None),
+            ((self.number(t, x), -self.number(t, y), t.number, t) for t in self.trials if t.evaluation.failure is None),
             key=lambda entry: entry[:3],
         )
         front: list[Trial] = []
@@ -169,6 +174,23 @@ class SearchResult:
                 best = negative
         return front
 
+    def number(self, trial: Trial, name: str) -> float:
+        """Returns a number of a trial by name, as `pareto` takes it.
+
+        Raises:
+            RunError: if it has no such number.
+        """
+        evaluation, costs = trial.evaluation, self.task.constraint.costs
+        reported = {key: getattr(evaluation, key) for key in ("fitness", "macs", "params", "seconds")}
+        reported |= {key: value for key, value in evaluation.metrics.items() if key not in reported}
+        if name in reported:
+            return float(reported[name])
+        closed = [key for key in COSTS if hasattr(costs, key)]
+        if name in closed:
+            return float(getattr(costs, name)([trial.candidate])[0])
+        msg = f"trial {trial.number} has no {name!r}; it has: {', '.join(dict.fromkeys([*reported, *closed]))}"
+        raise RunError(msg)
+
     @cached_property
     def widths(self) -> dict[str, tuple[int, int]]:
         """Kept and full channels of the best structure by group name; of a block, whether it is kept (1 or 0) and 1."""
@@ -178,18 +200,6 @@ class SearchResult:
     def model(self) -> nn.Module:
         """Returns the best network: sliced, statistics of its batch norms re-estimated, in evaluation mode."""
         return self.build(self.best.candidate)
-
-
-def _number(trial: Trial, name: str) -> float:
-    """Returns a number of a trial's evaluation by name."""
-    evaluation = trial.evaluation
-    value = getattr(evaluation, name, None) if name in ("fitness", "macs", "params", "seconds") else None
-    value = evaluation.metrics.get(name) if value is None else value
-    if value is None:
-        known = ", ".join(["fitness", "macs", "params", "seconds", *evaluation.metrics])
-        msg = f"trial {trial.number} has no {name!r}; it has: {known}"
-        raise RunError(msg)
-    return float(value)
 
 
 def search(  # noqa: PLR0913 - the one entry point; everything but the first three has a good default
@@ -294,7 +304,7 @@ class Parts:
         )
 
 
-def run_search(
+def run_search(  # noqa: PLR0913 - a folder, what runs in it, and how it is shown
     folder: RunFolder,
     task: Task,
     settings: SearchSettings,

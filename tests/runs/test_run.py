@@ -73,8 +73,21 @@ def test_pareto_is_what_no_other_trial_beats(tiny_model, tiny_data, tmp_path):
     for number, (macs, loss) in points.items():
         beaten = any((m <= macs and v <= loss) and (m, v) != (macs, loss) for m, v in points.values())
         assert beaten == (number not in front) or points[number] in {points[n] for n in front}
-    with pytest.raises(RunError, match="has no 'top9'"):
+    with pytest.raises(RunError, match=r"has no 'top9'; it has: fitness, macs, params, seconds, .*flops, peak_act"):
         result.pareto(y="top9")
+    with pytest.raises(RunError, match="has no 'latency_ms'"):
+        result.pareto("latency_ms")
+
+
+@pytest.mark.parametrize("cost", ["flops", "peak_activation"])
+def test_pareto_takes_any_cost_in_closed_form(tiny_model, tiny_data, tmp_path, cost):
+    result = run(tiny_model, tiny_data, tmp_path / "run", evaluator=seedless)
+    front = result.pareto(cost)
+    costs = getattr(result.task.graph.costs, cost)([trial.candidate for trial in front])
+    assert costs.tolist() == sorted(set(costs.tolist()))
+    assert [result.number(trial, cost) for trial in front] == costs.tolist()
+    assert front[-1].fitness == result.best.fitness
+    assert len(result.pareto("macs", cost)) >= 1
 
 
 @pytest.mark.parametrize("searcher", ["bee_colony", "random"])
