@@ -15,7 +15,7 @@ from abcsearch.bounds import COSTS
 from abcsearch.channels.groups import ChannelGraph, trace_channels
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.splits import Data
-from abcsearch.errors import DataError, ModelError, RunError, SearcherError
+from abcsearch.errors import ConfigError, DataError, ModelError, RunError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 from abcsearch.evaluation.cascade import Cascade
 from abcsearch.evaluation.registry import make_evaluator
@@ -153,7 +153,7 @@ class SearchResult:
 
         Args:
             x: "macs", "params", "seconds", a metric, or another cost in closed form: "flops", "peak_activation" and,
-                where the budget bounds it, "latency_ms" (expected from the layers, unless every candidate was measured).
+                where the budget bounds it, "latency_ms" (as expected from layers, unless all candidates were measured).
             y: "fitness", or any of these.
 
         Returns:
@@ -244,8 +244,8 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     settings = SearchSettings(
         budget=budget,
         n_trials=n_trials,
-        searcher=_part(searcher),
-        evaluator=_part(evaluator),
+        searcher=_part("searcher", searcher),
+        evaluator=_part("evaluator", evaluator),
         space=space or SpaceOptions(),
         criterion=criterion,
         latency=latency or LatencyOptions(),
@@ -369,10 +369,14 @@ def _builder(task: Task, evaluator: Evaluator) -> AdaptiveBN:
         return AdaptiveBN(task.model, task.graph, task.ranking, task.data, options)
 
 
-def _part(value: str | Mapping[str, Any] | object) -> Part:
+def _part(what: str, value: str | Mapping[str, Any] | object) -> Part:
     """Returns the record of a searcher or evaluator; objects are recorded by the name of their class or function."""
     if isinstance(value, str | Mapping):
         return Part.of(value)
+    if not callable(value) and not isinstance(value, Searcher):
+        own = "a function of (space, constraint) or a new Searcher" if what == "searcher" else "a function"
+        msg = f'{what} is a name, {{"name": name, "option": value}} or {own}, found {value!r}'
+        raise ConfigError(msg)
     named: Any = value if hasattr(value, "__qualname__") else type(value)
     return Part(name=f"{named.__module__}:{named.__qualname__}{OBJECT}")
 
@@ -383,6 +387,9 @@ def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Sea
         part = settings.searcher
         return make_searcher(part.name, task.space, task.constraint, seed=settings.seed, **part.options)
     searcher = given if isinstance(given, Searcher) else given(task.space, task.constraint)
+    if not isinstance(searcher, Searcher):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"a function of (space, constraint) returns a new Searcher, found {searcher!r}"
+        raise SearcherError(msg)
     if searcher.space != task.space or searcher.state_dict()["known"].size:
         msg = "the searcher must be new and made for this network's space: pass a function of (space, constraint)"
         raise SearcherError(msg)

@@ -77,6 +77,24 @@ def test_wrong_warm_starts(start):
         make("evolution", initial=[start])
 
 
+@pytest.mark.parametrize(
+    ("initial", "words"),
+    [
+        (
+            [9, 14, 9],
+            "searcher.initial = [9, 14, 9]: keep ratios are in (0, 1], and a structure is a list in the list: ",
+        ),
+        ([9, 14, 9], "searcher.initial = [[9, 14, 9]]"),
+        ([0.5, 1.5], "searcher.initial[1] = 1.5: a warm start is a keep ratio in (0, 1] or a list of whole numbers"),
+        ([[2, 3]], "searcher.initial[0]: a candidate of this space has 6 values, found 2"),
+        ([0.5, [99] * 6], "searcher.initial[1]: dimension 'w0' is 99; allowed are (2, 3, 4, 5)"),
+    ],
+)
+def test_wrong_warm_starts_are_named(initial, words):
+    with pytest.raises(CandidateError, match=re.escape(words)):
+        make("evolution", initial=initial)
+
+
 def test_a_budget_is_no_constraint():
     space = toy_space()
     with pytest.raises(SearcherError, match="bind the budget"):
