@@ -41,6 +41,8 @@ EXAMPLES = """Examples:
 
 Add --debug to any command to see the traceback of an error."""
 
+EXHAUSTED = "all {} structures inside the budget are evaluated"
+
 app = typer.Typer(
     help="Search-based structured pruning: the smallest network that still does the job.",
     epilog=EXAMPLES,
@@ -221,14 +223,15 @@ def status(run_dir: RunDir) -> None:
         settings = header["settings"]
         searcher, n_trials = settings["searcher"]["name"], settings["n_trials"]
         _out.print(f"{run_dir}: {searcher}, seed {settings['seed']}, started {header['environment']['started']}")
-        _print_status(searcher, folder, n_trials)
+        found = _print_status(searcher, folder, n_trials)
         for path in sorted((Path(run_dir) / "baselines").glob("*/run.json")):
             _print_status(f"baseline {path.parent.name}", RunFolder(path.parent), n_trials)
-        _out.print("running now" if folder.in_use() else "not running")
+        ended = f"finished: {EXHAUSTED.format(found)}" if folder.exhausted() else "not running"
+        _out.print("running now" if folder.in_use() else ended)
 
 
-def _print_status(name: str, folder: RunFolder, n_trials: int) -> None:
-    """Prints the trials, failures and best of one search."""
+def _print_status(name: str, folder: RunFolder, n_trials: int) -> int:
+    """Prints the trials, failures and best of one search; returns how many trials there are."""
     from abcsearch.runs.journal import read_journal
     from abcsearch.trial import best_trial
 
@@ -241,6 +244,7 @@ def _print_status(name: str, folder: RunFolder, n_trials: int) -> None:
         line += f", best {best.fitness:.4f} (trial {best.number}, {best.evaluation.macs:,} MACs)"
     seconds = sum(trial.evaluation.seconds for trial in trials)
     _out.print(f"{line}; {_duration(seconds)} of evaluations")
+    return len(trials)
 
 
 @app.command(epilog="Example: abcsearch finetune runs/digits --set epochs=20")
@@ -368,9 +372,13 @@ def _print_table(head: Iterable[str], *rows: Iterable[str]) -> None:
 
 def _print_best(result: SearchResult) -> None:
     """Prints the winner of a search: layer before => after, and its costs."""
+    from abcsearch.runs.folder import RunFolder
+
     task, best = result.task, result.best
     full = task.space.full
     _out.print(f"run folder: {result.run_dir}")
+    if RunFolder(result.run_dir).exhausted():
+        _out.print(EXHAUSTED.format(len(result.trials)))
     _out.print(f"best of {len(result.trials)} trials: trial {best.number}, fitness {best.fitness:.4f}")
     for dimension, (name, (kept, channels)) in zip(task.space.dimensions, result.widths.items(), strict=True):
         change = ("kept" if kept else "dropped") if dimension.kind == "block" else f"{channels} => {kept}"

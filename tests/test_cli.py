@@ -137,6 +137,18 @@ def test_status_reads_a_finished_and_a_running_folder(finished):
     assert "is in use by another process" in refused.output
 
 
+def test_a_search_that_ran_out_of_structures_says_so(tiny_config, tmp_path):
+    sets = ("space={step = 0.5, alpha = 0.5}", "budget.macs=1.0", "searcher=random", "baselines=[]")
+    arguments = [part for change in sets for part in ("--set", change)]
+    searched = call("search", tiny_config, "--run-dir", tmp_path / "run", *arguments)
+    assert searched.exit_code == 0, searched.output
+    n = len((tmp_path / "run" / "journal.jsonl").read_text().splitlines())
+    assert n < 24
+    assert f"all {n} structures inside the budget are evaluated" in searched.output
+    assert f"finished: all {n} structures inside the budget are evaluated" in call("status", tmp_path / "run").output
+    assert json.loads((tmp_path / "run" / "searcher.json").read_text())["exhausted"] is True
+
+
 def test_searching_again_changes_nothing_and_another_run_is_refused(finished):
     run, config, _ = finished
     journal = (run / "journal.jsonl").read_bytes()
@@ -390,6 +402,12 @@ def test_a_full_disk_is_no_fault_of_ours(tmp_path, monkeypatch):
     result = call("status", tmp_path)
     assert result.exit_code == 2
     assert "error: journal.jsonl: No space left on device; what is finished is kept" in result.output
+
+
+def test_python_runs_the_package(tmp_path):
+    command = [sys.executable, "-m", "abcsearch", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == abcsearch_version
 
 
 def test_version():
