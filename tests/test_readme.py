@@ -86,15 +86,20 @@ def test_every_criterion_is_in_the_table():
     assert f"data get {RANKING_IMAGES} unaugmented training images" in table
 
 
-def test_budget_example_runs(tiny_model, tiny_data):
+def test_budget_and_ask_tell_examples_run(tiny_model, tiny_data):
     known = {"model": tiny_model, "data": tiny_data}
-    exec(blocks("python")[2], known)
+    exec(blocks("python")[3], known)
     assert known["constraint"].allows(known["candidate"])
     assert not known["constraint"].allows(known["space"].uniform(0.8))
+    known["score"] = lambda candidate: float(sum(candidate))
+    exec(blocks("python")[2], known)
+    assert [trial.number for trial in known["trials"]] == list(range(len(known["trials"])))
+    assert 60 <= len(known["trials"]) < 68
+    assert all(known["constraint"].allows(trial.candidate) for trial in known["trials"])
 
 
 def test_criterion_example_runs(tiny_model, tiny_data, monkeypatch):
-    example = blocks("python")[3]
+    example = blocks("python")[4]
     graph = trace_channels(tiny_model, tiny_data.example)
     split = tiny_data.train
     known = {"model": tiny_model, "graph": graph, "images": split.images, "labels": split.labels}
@@ -120,7 +125,7 @@ def test_rule_example_makes_a_module_prunable():
     x = torch.rand(1, 3, 4, 4).double()
     with pytest.raises(TraceError, match="or register a rule for the module that holds it"):
         trace_channels(model, x)
-    example = blocks("python")[4]
+    example = blocks("python")[5]
     try:
         exec(example, {"Reverse": Reverse})
         graph = trace_channels(model, x, unknown="raise")
