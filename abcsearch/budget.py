@@ -8,13 +8,13 @@ grow with every dimension (more kept channels never cost less), as macs, flops, 
 from __future__ import annotations
 
 import itertools
-import math
-from dataclasses import dataclass, fields
-from fractions import Fraction
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from abcsearch.bounds import Bound, absolute, amount, check_bound, how_to_get, plain_bound
 from abcsearch.errors import BudgetError
 from abcsearch.rng import numpy_stream
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     Cost = Callable[[ArrayLike], NDArray[np.int64] | NDArray[np.float64]]
     Test = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
-
-Bound = float | int | tuple[float | int, float | int]
 
 # Random structures lie far below an upper bound (on ResNet-50 the average one has 30 % of the MACs), and unspent budget
 # is mostly lost accuracy. So proposals are grown, each to a share of the bound that is drawn anew: the largest of eight
@@ -82,13 +80,12 @@ class Budget:
     def __post_init__(self) -> None:
         """Checks every bound."""
         for entry in fields(self):
-            if isinstance(getattr(self, entry.name), list):  # TOML and JSON know no tuples
-                object.__setattr__(self, entry.name, tuple(getattr(self, entry.name)))
+            object.__setattr__(self, entry.name, plain_bound(getattr(self, entry.name)))
         if not self.bounds:
             msg = f"a budget needs at least one bound; set one of: {', '.join(e.name for e in fields(self))}"
             raise BudgetError(msg)
         for name, bound in self.bounds.items():
-            _check_bound(name, bound)
+            check_bound(name, bound)
 
     @property
     def bounds(self) -> dict[str, Bound]:
@@ -111,21 +108,27 @@ class Budget:
         for name, bound in self.bounds.items():
             cost: Cost | None = getattr(costs, name, None)
             if cost is None:
-                msg = f"budget {name} = {bound}: these costs ({type(costs).__name__}) have no {name}"
-                raise BudgetError(msg)
-            smallest, largest, full = cost(ends).tolist()
-            low, high = _absolute(name, bound, full)
-            if low > high:
-                msg = f"budget {name} = {bound} is empty: it asks for at least {low:,} and at most {high:,} of {full:,}"
-                raise BudgetError(msg)
-            if high < smallest or low > largest:
-                share = f"{smallest / (full or 1):.3f} to {largest / (full or 1):.3f} of the full network's {full:,}"
                 msg = (
-                    f"budget {name} = {bound} cannot be reached: it asks for {low:,} to {high:,}, but structures of "
-                    f"this space have {smallest:,} to {largest:,} ({share}); change the budget, or alpha and step"
+                    f"budget {name} = {bound}: these costs ({type(costs).__name__}) have no {name}; {how_to_get(name)}"
                 )
                 raise BudgetError(msg)
-            limits.append(Limit(name, low, min(high, 2**62), cost))  # more than any cost, and still within 64 bits
+            smallest, largest, full = cost(ends).tolist()
+            low, high = absolute(name, bound, full)
+            if low > high:
+                low, high, full = (amount(name, cost) for cost in (low, high, full))
+                msg = f"budget {name} = {bound} is empty: it asks for at least {low} and at most {high} of {full}"
+                raise BudgetError(msg)
+            if high < smallest or low > largest:
+                share = f"{smallest / (full or 1):.3f} to {largest / (full or 1):.3f}"
+                msg = (
+                    f"budget {name} = {bound} cannot be reached: it asks for {amount(name, low, high)}, but structures "
+                    f"of this space have {amount(name, smallest, largest)} ({share} of the full network's "
+                    f"{amount(name, full)}); change the budget, or alpha and step"
+                )
+                raise BudgetError(msg)
+            # What excludes nothing is like 1.0; only forward times that are measured may exceed what is expected.
+            most = 2**62 if name == "latency_ms" else max(full, largest)
+            limits.append(Limit(name, low, min(high, most), cost))
         constraint = Constraint(space, tuple(limits), costs)
         # Bounds that can be met one by one may exclude each other, and a narrow band may hold no structure at all.
         constraint.repair(space.at(space.last_indices), numpy_stream(0, "feasible"))
@@ -155,6 +158,12 @@ class Constraint:
     space: SearchSpace
     limits: tuple[Limit, ...] = ()
     costs: Costs | None = None
+
+    @cached_property
+    def caps(self) -> tuple[Limit, ...]:
+        """The bounds that are to be spent: upper ones alone that exclude something; bands say for themselves."""
+        largest = self.space.values(self.space.last_indices)[None]
+        return tuple(limit for limit in self.limits if not limit.low and limit.cost(largest)[0] > limit.high)
 
     def violation(self, candidates: ArrayLike) -> NDArray[np.float64]:
         """Returns how far candidates lie outside the budget.
@@ -221,14 +230,12 @@ class Constraint:
             candidate: a structure inside the budget.
             rng: decides the share and which dimensions grow.
         """
-        largest = self.space.values(self.space.last_indices)[None]
-        caps = [limit for limit in self.limits if not limit.low and limit.cost(largest)[0] > limit.high]
-        if not caps:
+        if not self.caps:
             return candidate
         share = rng.random() ** (1 / _FILL)
 
         def full_enough(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-            return np.any([limit.cost(rows) >= share * limit.high for limit in caps], axis=0)
+            return np.any([limit.cost(rows) >= share * limit.high for limit in self.caps], axis=0)
 
         start = self.space.indices(candidate)
         room = self.space.last_indices - start
@@ -311,11 +318,23 @@ class Constraint:
             if len(rows):
                 steps = np.abs(rows - start).sum(axis=1)
                 return self.space.at(rows[rng.choice(np.flatnonzero(steps == steps.min()))])
-        wanted = ", ".join(f"{limit.name} {limit.low:,} to {limit.high:,}" for limit in self.limits)
-        costs = ", ".join(f"{limit.name} {limit.cost([nearest])[0]:,}" for limit in self.limits)
+        if len(self.limits) > 1:  # if it is one of them alone, this says so
+            for limit in self.limits:
+                replace(self, limits=(limit,)).repair(nearest, rng)
         ends = self.space.values([np.zeros_like(start), self.space.last_indices])
-        reach = ", ".join(f"{limit.name} {' to '.join(f'{c:,}' for c in limit.cost(ends))}" for limit in self.limits)
-        msg = f"no structure found with {wanted}; the nearest had {costs}; this space reaches {reach}; widen the band"
+        names = [limit.name for limit in self.limits]
+        wanted, costs, reach = (
+            ", ".join(f"{name} {amount(name, *found)}" for name, found in zip(names, numbers, strict=True))
+            for numbers in (
+                [(limit.low, limit.high) for limit in self.limits],
+                [limit.cost([nearest]).tolist() for limit in self.limits],
+                [limit.cost(ends).tolist() for limit in self.limits],
+            )
+        )
+        advice = (
+            "widen the band" if len(self.limits) == 1 else "together they cannot be met: loosen one or leave it out"
+        )
+        msg = f"no structure found with {wanted}; the nearest had {costs}; this space reaches {reach}; {advice}"
         raise BudgetError(msg)
 
 
@@ -361,38 +380,3 @@ class _Walk:
             good = int(np.argmin(np.append(holds(self.space.values(self.after(probes))), False)))
             low, high = (int(probes[good - 1]) if good else low), (int(probes[good]) if good < len(probes) else high)
         return low
-
-
-def _check_bound(name: str, bound: Bound) -> None:
-    """Raises BudgetError unless the bound is positive, a float at most 1, and a band ascending."""
-    ends = bound if isinstance(bound, tuple) else (bound,)
-    if len(ends) not in (1, 2):
-        msg = f"budget {name} = {bound}: a band has two ends (low, high)"
-        raise BudgetError(msg)
-    for end in ends:
-        if isinstance(end, bool) or not isinstance(end, float | int) or not end > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = f"budget {name} = {bound}: a bound is a positive number, found {end!r}"
-            raise BudgetError(msg)
-        if isinstance(end, float) and end > 1 and name != "latency_ms":
-            msg = f"budget {name} = {bound}: a float is a fraction in (0, 1]; write an int for an absolute number"
-            raise BudgetError(msg)
-    if len(ends) == 2 and _is_share(ends[0]) == _is_share(ends[1]) and ends[0] > ends[1]:
-        msg = f"budget {name} = {bound}: the lower end of a band comes first"
-        raise BudgetError(msg)
-
-
-def _is_share(end: float) -> bool:
-    """Returns whether an end of a bound is a fraction of the full network."""
-    return isinstance(end, float) and end <= 1
-
-
-def _absolute(name: str, bound: Bound, full: float) -> tuple[float, float]:
-    """Returns (low, high) in absolute numbers; fractions of `full` are rounded into the band where costs are counts.
-
-    The simplest fraction near a float is the number that was meant: 0.29 of 100 is 29, not 28.
-    """
-    low, high = bound if isinstance(bound, tuple) else (0, bound)
-    if name == "latency_ms":
-        return low * (full if _is_share(low) else 1), high * (full if _is_share(high) else 1)
-    low, high = (Fraction(end).limit_denominator(10**6) * int(full) if _is_share(end) else end for end in (low, high))
-    return math.ceil(low), math.floor(high)

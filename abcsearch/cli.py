@@ -20,7 +20,7 @@ from rich.table import Table
 from abcsearch.errors import AbcSearchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.run import SearchResult
@@ -40,6 +40,8 @@ EXAMPLES = """Examples:
   abcsearch export runs/digits --out digits-pruned
 
 Add --debug to any command to see the traceback of an error."""
+
+EXHAUSTED = "all {} structures inside the budget are evaluated"
 
 app = typer.Typer(
     help="Search-based structured pruning: the smallest network that still does the job.",
@@ -221,14 +223,15 @@ def status(run_dir: RunDir) -> None:
         settings = header["settings"]
         searcher, n_trials = settings["searcher"]["name"], settings["n_trials"]
         _out.print(f"{run_dir}: {searcher}, seed {settings['seed']}, started {header['environment']['started']}")
-        _print_status(searcher, folder, n_trials)
+        found = _print_status(searcher, folder, n_trials)
         for path in sorted((Path(run_dir) / "baselines").glob("*/run.json")):
             _print_status(f"baseline {path.parent.name}", RunFolder(path.parent), n_trials)
-        _out.print("running now" if folder.in_use() else "not running")
+        ended = f"finished: {EXHAUSTED.format(found)}" if folder.exhausted() else "not running"
+        _out.print("running now" if folder.in_use() else ended)
 
 
-def _print_status(name: str, folder: RunFolder, n_trials: int) -> None:
-    """Prints the trials, failures and best of one search."""
+def _print_status(name: str, folder: RunFolder, n_trials: int) -> int:
+    """Prints the trials, failures and best of one search; returns how many trials there are."""
     from abcsearch.runs.journal import read_journal
     from abcsearch.trial import best_trial
 
@@ -241,6 +244,7 @@ def _print_status(name: str, folder: RunFolder, n_trials: int) -> None:
         line += f", best {best.fitness:.4f} (trial {best.number}, {best.evaluation.macs:,} MACs)"
     seconds = sum(trial.evaluation.seconds for trial in trials)
     _out.print(f"{line}; {_duration(seconds)} of evaluations")
+    return len(trials)
 
 
 @app.command(epilog="Example: abcsearch finetune runs/digits --set epochs=20")
@@ -266,19 +270,17 @@ def report(run_dir: RunDir) -> None:
     """Prints the table full / uniform / random / winner and writes it to report.md and report.json."""
     with _answering(run_dir, "report"):
         from abcsearch.runs.configured import open_run
-        from abcsearch.runs.report import make_report, write_report
+        from abcsearch.runs.report import FRONT, make_report, write_report
 
         run = open_run(run_dir)
         made = make_report(run)
         path = write_report(made, run)
-        head, *rows = made.cells(short=True)
-        table = Table(*head, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for row in rows:
-            table.add_row(*row)
         _out.print(made.title)
-        _print_table(table)
+        _print_table(*made.cells(short=True))
         for note in made.notes:
             _out.print(note)
+        _out.print(FRONT)
+        _print_table(*made.front_cells())
         _out.print(f"written to {path}")
 
 
@@ -344,10 +346,7 @@ def inspect(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what has no rule is printed below the table
             found = inspect_model(*read_inspected(target, shape, overrides or ()))
-        table = Table(*Inspection.HEAD, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for group in found.groups:
-            table.add_row(*group.cells())
-        _print_table(table)
+        _print_table(Inspection.HEAD, *(group.cells() for group in found.groups))
         for line in found.totals:
             _out.print(line)
         if found.unsupported:
@@ -361,8 +360,11 @@ def inspect(
             _out.print(f"drawn in {png}")
 
 
-def _print_table(table: Table) -> None:
+def _print_table(head: Iterable[str], *rows: Iterable[str]) -> None:
     """Prints a table without ever cutting a cell: a terminal that is too narrow wraps the lines."""
+    table = Table(*head, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
     wide = Console(width=1000, highlight=False, markup=False, emoji=False)
     wide.width = wide.measure(table).maximum
     wide.print(table)
@@ -370,9 +372,13 @@ def _print_table(table: Table) -> None:
 
 def _print_best(result: SearchResult) -> None:
     """Prints the winner of a search: layer before => after, and its costs."""
+    from abcsearch.runs.folder import RunFolder
+
     task, best = result.task, result.best
     full = task.space.full
     _out.print(f"run folder: {result.run_dir}")
+    if RunFolder(result.run_dir).exhausted():
+        _out.print(EXHAUSTED.format(len(result.trials)))
     _out.print(f"best of {len(result.trials)} trials: trial {best.number}, fitness {best.fitness:.4f}")
     for dimension, (name, (kept, channels)) in zip(task.space.dimensions, result.widths.items(), strict=True):
         change = ("kept" if kept else "dropped") if dimension.kind == "block" else f"{channels} => {kept}"

@@ -27,11 +27,12 @@ from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.graph import LEVELS
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.registry import check_data_options, load_data
-from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
+from abcsearch.errors import AbcSearchError, ConfigError, SearcherError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
 from abcsearch.runs.settings import LOWEST, ModelSettings, Part, RunConfig, SpaceOptions, check_base, check_lowest
 from abcsearch.searchers.registry import SEARCHERS
+from abcsearch.searchers.warm_starts import listed_starts, start_problems
 from abcsearch.training.loop import Recipe
 
 if TYPE_CHECKING:
@@ -257,20 +258,31 @@ def _part(key: str, name: str, table: dict[str, Any]) -> Part:
     """Returns the record of [searcher] or [evaluator], whose own options are checked against its record of options."""
     if key == "evaluator" and ":" in name:
         check_evaluator_options(name, table)
-        return Part(name=name, options=table)
+    else:
+        _check_registered(key, name, table)
+    return Part(name=name, options=table)
+
+
+def _check_registered(key: str, name: str, table: dict[str, Any]) -> None:
+    """Raises ConfigError with all mistakes in the options of a searcher or evaluator, warm starts among them."""
     registry: Mapping[str, SearcherEntry | EvaluatorEntry] = SEARCHERS if key == "searcher" else EVALUATORS
     if name not in registry:
         raise ConfigError(unknown_name(key, name, registry))
     own = {k: value for k, value in table.items() if k != "initial" or key != "searcher"}
     options = registry[name].options
+    problems: list[str] = []
     try:
         _record(options, own, key)
-    except ConfigError as error:
-        if set(own) <= {f.name for f in fields(options)}:
-            raise
-        msg = f"{error}; left over from another {key}? --set {key}={name} replaces the whole table"
-        raise ConfigError(msg) from error
-    return Part(name=name, options=table)
+    except AbcSearchError as error:
+        known = set(own) <= {f.name for f in fields(options)}
+        hint = "" if known else f"; left over from another {key}? --set {key}={name} replaces the whole table"
+        problems.append(f"{error}{hint}")
+    try:
+        problems += start_problems(listed_starts(table.get("initial", ()))) if key == "searcher" else []
+    except SearcherError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _override(plain: dict[str, Any], override: str) -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -152,8 +153,8 @@ class SearchSpace:
         Raises:
             CandidateError: if `ratio` is not in (0, 1].
         """
-        if not 0 < ratio <= 1:
-            msg = f"a uniform keep ratio must be in (0, 1], found {ratio}"
+        if not isinstance(ratio, Real) or not 0 < ratio <= 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"a uniform keep ratio must be in (0, 1], found {ratio!r}"
             raise CandidateError(msg)
         targets = [d.full * ratio if d.kind == "width" else 1.0 for d in self.dimensions]
         return self.nearest(targets)

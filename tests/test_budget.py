@@ -101,7 +101,7 @@ def test_repair_meets_a_band_or_says_that_it_cannot(problem, at, width):
         for _ in range(3):
             assert low <= costs.macs([constraint.repair(space.sample(rng), rng)])[0] <= high
     else:
-        with pytest.raises(BudgetError, match=f"macs {low:,} to {high:,}, params 1 to 1,000,000; the nearest had"):
+        with pytest.raises(BudgetError, match=f"macs {low:,} to {high:,}; the nearest had .*widen the band"):
             budget.bind(space, costs)
 
 
@@ -295,10 +295,55 @@ def test_budgets_that_cannot_be_met():
         Budget(params=(25, 30)).bind(space, costs)
     with pytest.raises(
         BudgetError, match=r"with macs 2,000 to 3,000, params 0 to 20; the nearest had macs \d+, params"
-    ):
+    ) as caught:
         Budget(params=20, macs=(2000, 3000)).bind(space, costs)
-    with pytest.raises(BudgetError, match=r"latency_ms = 0.5: these costs \(Products\) have no latency_ms"):
+    assert "together they cannot be met: loosen one or leave it out" in str(caught.value)
+    with pytest.raises(
+        BudgetError, match=r"latency_ms = 0.5: these costs \(Products\) have no latency_ms; .*measured"
+    ) as caught:
         Budget(latency_ms=0.5).bind(space, costs)
+    assert "abcsearch.channels.latency.LatencyModel.measure(" in str(caught.value)
+    with pytest.raises(BudgetError, match="have no peak_activation; give them a method peak_activation"):
+        Budget(peak_activation=0.5).bind(space, costs)
+
+
+class Units(Products):
+    def latency_ms(self, candidates):
+        return self.params(candidates) / 3
+
+    def peak_activation(self, candidates):
+        return 1000 * self.params(candidates)
+
+
+def test_messages_have_units_and_no_more_digits_than_one_can_use():
+    space = SearchSpace((Dimension("a", "width", (9, 19, 49), 99),))
+    for bound, words in (
+        ({"latency_ms": 2.5}, "it asks for 0 to 2.5 ms, but structures of this space have 3.33 to 16.7 ms (0.100 to"),
+        ({"latency_ms": (0.6, 0.7)}, "it asks for 20 to 23.3 ms, but"),
+        ({"latency_ms": (9.0, 0.25)}, "is empty: it asks for at least 9 ms and at most 8.33 ms of 33.3 ms"),
+        ({"latency_ms": (7.5, 8.0)}, "with latency_ms 7.5 to 8 ms; the nearest had latency_ms 6.67 ms; this space"),
+        ({"peak_activation": 5}, "it asks for 0 to 5 bytes, but structures of this space have 10,000 to 50,000 bytes"),
+    ):
+        with pytest.raises(BudgetError, match=re.escape(words)):
+            Budget(**bound).bind(space, Units((1,)))
+
+
+def test_a_bound_that_excludes_nothing_is_like_the_whole_network():
+    space = SearchSpace((Dimension("a", "width", (9, 19, 49), 99),))
+    costs = Units((1,))
+    for name in ("macs", "params", "peak_activation"):
+        assert Budget(**{name: 10**30}).bind(space, costs) == Budget(**{name: 1.0}).bind(space, costs)
+    (limit,) = Budget(latency_ms=1e9).bind(space, costs).limits
+    assert limit.high == 1e9  # a time that is measured may be longer than the full network's is expected to be
+
+
+def test_bounds_of_numpy_are_plain():
+    found = Budget(macs=np.int64(1000), params=np.float32(0.5), flops=(np.float64(0.25), np.int8(7)))
+    assert found == Budget(macs=1000, params=0.5, flops=(0.25, 7))
+    assert [type(value) for value in (found.macs, found.params, *found.flops)] == [int, float, float, int]
+    assert Budget(macs=np.array([0.25, 0.5])) == Budget(macs=(0.25, 0.5))
+    with pytest.raises(BudgetError, match="a bound is a positive number, found True"):
+        Budget(macs=np.bool_(True))
 
 
 def test_every_structure_of_a_small_space_can_be_repaired():

@@ -77,6 +77,32 @@ def test_report_is_one_table_with_all_networks_and_columns(finished):
         assert row["latency_ms"] > 0
 
 
+def test_report_has_the_front_of_fitness_against_macs(finished):
+    run, _, printed = finished
+    made = json.loads((run / "report.json").read_text())
+    costs, fitness = ([point[key] for point in made["front"]] for key in ("cost", "fitness"))
+    assert made["against"] == "macs"
+    assert 0 < len(costs) <= 10
+    assert (costs, fitness) == (sorted(set(costs)), sorted(set(fitness)))
+    assert fitness[-1] == json.loads((run / "best.json").read_text())["evaluation"]["fitness"]
+    point = made["front"][0]
+    row = (str(point["trial"]), f"{point['cost']:,.0f} ({100 * point['share']:.3g} %)", f"{point['fitness']:.4f}")
+    assert point["share"] == point["cost"] / made["rows"][0]["macs"]
+    assert f"| {' | '.join(row)} |" in (run / "report.md").read_text()
+    assert all(cell in printed["report"].output for cell in row)
+
+
+def test_report_of_nsga2_is_against_its_own_cost(tiny_config, tmp_path):
+    sets = ("searcher={name = 'nsga2', population = 12, against = 'peak_activation'}", "baselines=[]", "n_trials=36")
+    arguments = [part for change in sets for part in ("--set", change)]
+    assert call("search", tiny_config, "--run-dir", tmp_path / "run", *arguments).exit_code == 0
+    printed = call("report", tmp_path / "run")
+    made = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert made["against"] == "peak_activation"
+    assert f"{made['front'][0]['cost']:,.0f} bytes (" in printed.output
+    assert len(made["front"]) > 1
+
+
 def test_fitness_and_accuracies_of_the_report_are_those_of_the_networks(finished):
     run, _, _ = finished
     rows = {row["network"]: row for row in json.loads((run / "report.json").read_text())["rows"]}
@@ -109,6 +135,18 @@ def test_status_reads_a_finished_and_a_running_folder(finished):
         refused = call("resume", run)
     assert refused.exit_code == 2
     assert "is in use by another process" in refused.output
+
+
+def test_a_search_that_ran_out_of_structures_says_so(tiny_config, tmp_path):
+    sets = ("space={step = 0.5, alpha = 0.5}", "budget.macs=1.0", "searcher=random", "baselines=[]")
+    arguments = [part for change in sets for part in ("--set", change)]
+    searched = call("search", tiny_config, "--run-dir", tmp_path / "run", *arguments)
+    assert searched.exit_code == 0, searched.output
+    n = len((tmp_path / "run" / "journal.jsonl").read_text().splitlines())
+    assert n < 24
+    assert f"all {n} structures inside the budget are evaluated" in searched.output
+    assert f"finished: all {n} structures inside the budget are evaluated" in call("status", tmp_path / "run").output
+    assert json.loads((tmp_path / "run" / "searcher.json").read_text())["exhausted"] is True
 
 
 def test_searching_again_changes_nothing_and_another_run_is_refused(finished):
@@ -364,6 +402,12 @@ def test_a_full_disk_is_no_fault_of_ours(tmp_path, monkeypatch):
     result = call("status", tmp_path)
     assert result.exit_code == 2
     assert "error: journal.jsonl: No space left on device; what is finished is kept" in result.output
+
+
+def test_python_runs_the_package(tmp_path):
+    command = [sys.executable, "-m", "abcsearch", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == abcsearch_version
 
 
 def test_version():

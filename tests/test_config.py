@@ -186,6 +186,28 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_valid_names():
     )
 
 
+def test_mistakes_of_warm_starts_are_among_the_others():
+    mistakes(
+        plain(
+            n_trials=0,
+            searcher={"name": "bee_colony", "n_source": 4, "initial": [0.5, 0, 1.5, [12, 30.5], [8, 4], "0.7", True]},
+        ),
+        "n_trials is at least 1",
+        "did you mean 'n_sources'",
+        *(f"searcher.initial[{i}] = {found}: a warm st" for i, found in ((1, 0), (2, 1.5), (3, "[12, 30.5]"))),
+        "searcher.initial[5] = '0.7'",
+        "searcher.initial[6] = True",
+    )
+    mistakes(
+        plain(searcher={"name": "random", "initial": 0.7}), "searcher.initial is a list of structures and keep ratios"
+    )
+    mistakes(plain(searcher={"name": "random", "initial": [9, 14, 9]}), "searcher.initial = [[9, 14, 9]]")
+    sources = {"name": "bee_colony", "n_sources": 1, "initial": [2.5]}
+    mistakes(plain(searcher=sources), "n_sources is from 2", "searcher.initial[0] = 2.5")
+    good = [0.7, 1, [12, 30, 1]]
+    assert parse_config(plain(searcher={"name": "random", "initial": good})).searcher.options == {"initial": good}
+
+
 def test_what_is_missing_is_listed():
     missing = [f"setting '{name}' is missing" for name in ("n_trials", "model", "data", "budget")]
     mistakes({}, *missing)
@@ -212,7 +234,7 @@ def test_what_is_missing_is_listed():
             {"searcher": {"name": "random", "n_sources": 3}},
             "unknown setting in [searcher]: 'n_sources'; choose one of: fill",
         ),
-        ({"searcher": {"name": "bee_colony", "n_sources": 1}}, "n_sources is at least 2, found 1"),
+        ({"searcher": {"name": "bee_colony", "n_sources": 1}}, "n_sources is from 2 to 10000, found 1"),
         ({"evaluator": {"name": "adaptive_bn", "metric": "top2"}}, "unknown metric 'top2'"),
         ({"space": {"levels": "filter"}}, "space.levels = 'filter': input should be a valid list"),
         ({"n_trials": 5.0}, "n_trials = 5.0: input should be a valid integer"),

@@ -97,11 +97,16 @@ def test_every_criterion_is_in_the_table():
     assert f"data get {RANKING_IMAGES} unaugmented training images" in table
 
 
-def test_budget_example_runs(tiny_model, tiny_data):
+def test_budget_and_ask_tell_examples_run(tiny_model, tiny_data):
     known = {"model": tiny_model, "data": tiny_data}
     exec(block("python", "constraint.repair"), known)
     assert known["constraint"].allows(known["candidate"])
     assert not known["constraint"].allows(known["space"].uniform(0.8))
+    known["score"] = lambda candidate: float(sum(candidate))
+    exec(block("python", "Trial("), known)
+    assert [trial.number for trial in known["trials"]] == list(range(len(known["trials"])))
+    assert 60 <= len(known["trials"]) < 68
+    assert all(known["constraint"].allows(trial.candidate) for trial in known["trials"])
 
 
 def test_objective_example_runs(tiny_model, monkeypatch):

@@ -87,7 +87,7 @@ class LatencyOptions:
             otherwise the model of layers alone decides.
 
     Raises:
-        ModelError: if a number is below 1.
+        ModelError: if a number is not whole or below 1.
     """
 
     batch: int = 1
@@ -97,9 +97,11 @@ class LatencyOptions:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if min(self.batch, self.threads, self.repeats) < 1:
-            msg = f"latency: batch, threads and repeats are at least 1, found {self}"
-            raise ModelError(msg)
+        for name in ("batch", "threads", "repeats"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                msg = f"latency: {name} is a whole number, at least 1, found {value!r}"
+                raise ModelError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from abcsearch.bounds import amount
 from abcsearch.channels.latency import measure_latency
 
 if TYPE_CHECKING:
@@ -12,8 +15,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from abcsearch.runs.configured import FinishedRun
+    from abcsearch.runs.run import SearchResult
 
 _LATENCY_BATCH = 64
+_POINTS = 10  # of the front that are shown, evenly spread
+FRONT = "Front: trials that no other one beats in both"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,23 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Point:
+    """One trial of the front.
+
+    Attributes:
+        trial: its number.
+        cost: of its structure.
+        share: the same as a share of the full network's.
+        fitness: on search-validation.
+    """
+
+    trial: int
+    cost: float
+    share: float
+    fitness: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What a run found.
 
@@ -48,12 +71,16 @@ class Report:
         rows: the networks.
         widths: (group, level, full width, kept width) along the network; of a block, 1 and whether it is kept.
         notes: how the numbers were measured, and where the run is.
+        against: the cost of the front: what the searcher weighs fitness against, for most of them macs.
+        front: trials that no other one beats in both cost and fitness, by ascending cost; ten of them at most.
     """
 
     title: str
     rows: tuple[Row, ...]
     widths: tuple[tuple[str, str, int, int], ...] = field(repr=False)
     notes: tuple[str, ...]
+    against: str
+    front: tuple[Point, ...]
 
     def cells(self, *, short: bool = False) -> list[list[str]]:
         """Returns the table as text, one list per row, the header first; costs also in per cent of the full network.
@@ -78,10 +105,19 @@ class Report:
             )
         return table
 
+    def front_cells(self) -> list[list[str]]:
+        """Returns the front as text, one list per row, the header first."""
+        rows = [
+            [str(p.trial), f"{amount(self.against, p.cost)} ({100 * p.share:.3g} %)", f"{p.fitness:.4f}"]
+            for p in self.front
+        ]
+        return [["trial", self.against, "fitness"], *rows]
+
     def markdown(self) -> str:
         """Returns the report as Markdown."""
         widths = [["layer", "level", "channels"], *([g, level, _change(level, c, k)] for g, level, c, k in self.widths)]
-        parts = [f"# {self.title}", _markdown_table(self.cells()), *self.notes, "## Widths", _markdown_table(widths)]
+        parts = [f"# {self.title}", _markdown_table(self.cells()), *self.notes, f"## {FRONT}"]
+        parts += [_markdown_table(self.front_cells()), "## Widths", _markdown_table(widths)]
         return "\n\n".join(parts) + "\n"
 
 
@@ -126,7 +162,15 @@ def make_report(run: FinishedRun) -> Report:
     dimensions = zip(task.space.dimensions, levels, run.winner.candidate, strict=False)
     widths = tuple((d.name, level, d.full, value) for d, level, value in dimensions)
     tuned = next((score for score in scores.values() if score is not None), None)
-    return Report(title=_title(run), rows=rows, widths=widths, notes=_notes(run, threads, tuned))
+    against = str(config.searcher.options.get("against", "macs"))
+    return Report(
+        title=_title(run),
+        rows=rows,
+        widths=widths,
+        notes=_notes(run, threads, tuned),
+        against=against,
+        front=_front(run.result, against),
+    )
 
 
 def write_report(report: Report, run: FinishedRun) -> Path:
@@ -134,6 +178,18 @@ def write_report(report: Report, run: FinishedRun) -> Path:
     run.folder.write("report.md", lambda path: path.write_text(report.markdown(), encoding="utf-8"))
     run.folder.write_json("report.json", asdict(report))
     return run.folder.path / "report.md"
+
+
+def _front(result: SearchResult, against: str) -> tuple[Point, ...]:
+    """Returns at most ten trials of the front of fitness against a cost, both ends among them."""
+    front = result.pareto(against)
+    shown = np.linspace(0, len(front) - 1, min(len(front), _POINTS)).round().astype(int)
+    full = float(getattr(result.task.constraint.costs, against)([result.task.space.full])[0])
+    costs = [result.number(front[place], against) for place in shown]
+    return tuple(
+        Point(trial=front[place].number, cost=cost, share=cost / full, fitness=front[place].fitness)
+        for place, cost in zip(shown, costs, strict=True)
+    )
 
 
 def _change(level: str, full: int, kept: int) -> str:

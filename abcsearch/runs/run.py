@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from abcsearch.bounds import COSTS
 from abcsearch.channels.groups import ChannelGraph, trace_channels
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.splits import Data
-from abcsearch.errors import DataError, ModelError, RunError, SearcherError
+from abcsearch.errors import ConfigError, DataError, ModelError, RunError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 from abcsearch.evaluation.cascade import Cascade
 from abcsearch.evaluation.registry import make_evaluator
@@ -149,8 +150,9 @@ class SearchResult:
         """Returns the trials that no other one beats in both x (smaller is better) and y (larger is better).
 
         Args:
-            x: "macs", "params", "seconds" or a metric.
-            y: "fitness" or a metric.
+            x: "macs", "params", "seconds", a metric, or another cost in closed form: "flops", "peak_activation" and,
+                where the budget bounds it, "latency_ms" (as expected from layers, unless all candidates were measured).
+            y: "fitness", or any of these.
 
         Returns:
             Trials by ascending x; failed trials are left out.
@@ -159,7 +161,7 @@ class SearchResult:
             RunError: if a trial has no such number.
         """
         ranked = sorted(
-            ((_number(t, x), -_number(t, y), t.number, t) for t in self.trials if t.evaluation.failure is None),
+            ((self.number(t, x), -self.number(t, y), t.number, t) for t in self.trials if t.evaluation.failure is None),
             key=lambda entry: entry[:3],
         )
         front: list[Trial] = []
@@ -170,6 +172,23 @@ class SearchResult:
                 best = negative
         return front
 
+    def number(self, trial: Trial, name: str) -> float:
+        """Returns a number of a trial by name, as `pareto` takes it.
+
+        Raises:
+            RunError: if it has no such number.
+        """
+        evaluation, costs = trial.evaluation, self.task.constraint.costs
+        reported = {key: getattr(evaluation, key) for key in ("fitness", "macs", "params", "seconds")}
+        reported |= {key: value for key, value in evaluation.metrics.items() if key not in reported}
+        if name in reported:
+            return float(reported[name])
+        closed = [key for key in COSTS if hasattr(costs, key)]
+        if name in closed:
+            return float(getattr(costs, name)([trial.candidate])[0])
+        msg = f"trial {trial.number} has no {name!r}; it has: {', '.join(dict.fromkeys([*reported, *closed]))}"
+        raise RunError(msg)
+
     @cached_property
     def widths(self) -> dict[str, tuple[int, int]]:
         """Kept and full channels of the best structure by group name; of a block, whether it is kept (1 or 0) and 1."""
@@ -179,18 +198,6 @@ class SearchResult:
     def model(self) -> nn.Module:
         """Returns the best network: sliced, statistics of its batch norms re-estimated, in evaluation mode."""
         return self.build(self.best.candidate)
-
-
-def _number(trial: Trial, name: str) -> float:
-    """Returns a number of a trial's evaluation by name."""
-    evaluation = trial.evaluation
-    value = getattr(evaluation, name, None) if name in ("fitness", "macs", "params", "seconds") else None
-    value = evaluation.metrics.get(name) if value is None else value
-    if value is None:
-        known = ", ".join(["fitness", "macs", "params", "seconds", *evaluation.metrics])
-        msg = f"trial {trial.number} has no {name!r}; it has: {known}"
-        raise RunError(msg)
-    return float(value)
 
 
 def search(  # noqa: PLR0913 - the one entry point; everything but the first three has a good default
@@ -235,8 +242,8 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     settings = SearchSettings(
         budget=budget,
         n_trials=n_trials,
-        searcher=_part(searcher),
-        evaluator=_part(evaluator),
+        searcher=_part("searcher", searcher),
+        evaluator=_part("evaluator", evaluator),
         space=space or SpaceOptions(),
         criterion=criterion,
         latency=latency or LatencyOptions(),
@@ -360,10 +367,14 @@ def _builder(task: Task, evaluator: Evaluator) -> AdaptiveBN:
         return AdaptiveBN(task.model, task.graph, task.ranking, task.data, options)
 
 
-def _part(value: str | Mapping[str, Any] | object) -> Part:
+def _part(what: str, value: str | Mapping[str, Any] | object) -> Part:
     """Returns the record of a searcher or evaluator; objects are recorded by the name of their class or function."""
     if isinstance(value, str | Mapping):
         return Part.of(value)
+    if not callable(value) and not isinstance(value, Searcher):
+        own = "a function of (space, constraint) or a new Searcher" if what == "searcher" else "a function"
+        msg = f'{what} is a name, {{"name": name, "option": value}} or {own}, found {value!r}'
+        raise ConfigError(msg)
     named: Any = value if hasattr(value, "__qualname__") else type(value)
     return Part(name=f"{named.__module__}:{named.__qualname__}{OBJECT}")
 
@@ -374,6 +385,9 @@ def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Sea
         part = settings.searcher
         return make_searcher(part.name, task.space, task.constraint, seed=settings.seed, **part.options)
     searcher = given if isinstance(given, Searcher) else given(task.space, task.constraint)
+    if not isinstance(searcher, Searcher):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"a function of (space, constraint) returns a new Searcher, found {searcher!r}"
+        raise SearcherError(msg)
     if searcher.space != task.space or searcher.state_dict()["known"].size:
         msg = "the searcher must be new and made for this network's space: pass a function of (space, constraint)"
         raise SearcherError(msg)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from abcsearch.budget import Budget
 from abcsearch.channels.graph import check_space
 from abcsearch.channels.latency import LatencyOptions
@@ -20,17 +22,30 @@ S = TypeVar("S", bound="SearchSettings")
 OBJECT = " (object)"  # ends the names of parts that the caller brought: they cannot be made from a name
 
 
+def _plain(value: Any) -> Any:  # noqa: ANN401 - an option
+    """Returns an option with numpy's numbers and arrays as plain numbers and lists."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(own) for key, own in value.items()}
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """An interchangeable part by name, with its options.
 
     Attributes:
         name: a registered name.
-        options: plain JSON values.
+        options: plain JSON values; numpy's numbers become such.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        """Makes numbers plain."""
+        object.__setattr__(self, "options", _plain(self.options))
 
     @classmethod
     def of(cls, value: str | Mapping[str, Any]) -> Part:

@@ -10,14 +10,14 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex, cast, final
 
 import numpy as np
 
 from abcsearch.budget import Constraint
-from abcsearch.errors import AbcSearchError, SearcherError
+from abcsearch.errors import AbcSearchError, CandidateError, SearcherError
 from abcsearch.rng import numpy_stream
+from abcsearch.searchers.warm_starts import is_ratio, listed_starts, start_problems
 from abcsearch.trial import Trial
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _TRIES = 50  # draws of a kind before a searcher gives up on finding a structure that it has not proposed yet
 _STARTS = 100  # structures around which exchanges of steps are tried where nothing else is new
 ENUMERABLE = 2**16  # spaces up to this size are soon searched exhaustively for what is left
+# Structures that a batch may have: all are made before the first is evaluated, in seconds, or, where a model is asked
+# for each of them (`MOST_MODELLED`), in a minute or two.
+MOST, MOST_MODELLED = 10_000, 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +131,8 @@ class Searcher(ABC):
             space: the structures.
             constraint: the budget bound to the space; None allows everything.
             seed: the run's seed.
-            initial: warm starts, proposed first: structures, or keep ratios that stand for uniform widths; each is
-                repaired into the budget if it is outside.
+            initial: warm starts, proposed first: structures of the space, or keep ratios that stand for uniform
+                widths; each is repaired into the budget if it is outside.
             options: the searcher's own options; None takes the defaults.
 
         Raises:
@@ -148,16 +151,10 @@ class Searcher(ABC):
             raise SearcherError(msg)
         self.seed = _whole("a seed is a whole number, at least 0", seed, 0)
         self.rng = numpy_stream(self.seed, "searcher")
-        if not isinstance(initial, Iterable) or isinstance(initial, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = f"initial is a list of structures and keep ratios, found {initial!r}"
-            raise SearcherError(msg)
-        self._warm: list[Candidate] = []
-        for given in initial:
-            start = cast("Sequence[int]", given)
-            if isinstance(given, Real) and not isinstance(given, bool | np.bool_):  # also numpy's
-                start = self.space.uniform(float(given))
-            inside = self.space.at(self.space.indices(start))
-            self._warm.append(self.constraint.repair(inside, self.rng))
+        starts = listed_starts(initial)
+        if problems := start_problems(starts):
+            raise CandidateError("; ".join(problems))
+        self._warm = [self._start(place, start) for place, start in enumerate(starts)]
         self._queue: list[Candidate] = []  # proposed, not yet asked for
         self._open: dict[Candidate, Trial | None] = {}  # asked for; with the trial once told
         self._known: dict[Candidate, None] = {}  # everything ever proposed, in order
@@ -165,6 +162,16 @@ class Searcher(ABC):
 
     def _begin(self) -> None:  # noqa: B027 - not all searchers remember something
         """Sets up what the subclass remembers; the last step of construction."""
+
+    def _start(self, place: int, start: Any) -> Candidate:  # noqa: ANN401 - a structure or a keep ratio
+        """Returns a warm start as a structure inside the budget."""
+        try:
+            structure = self.space.uniform(float(start)) if is_ratio(start) else start
+            inside = self.space.at(self.space.indices(structure))
+        except CandidateError as error:
+            msg = f"searcher.initial[{place}]: {error}"
+            raise CandidateError(msg) from error
+        return self.constraint.repair(inside, self.rng)
 
     @final
     def ask(self, n: int) -> list[Candidate]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from abcsearch.searchers.base import Searcher, check_range
+from abcsearch.searchers.base import MOST, Searcher, check_range
 
 if TYPE_CHECKING:
     from abcsearch.space import Candidate
@@ -21,7 +21,7 @@ class BeeColonyOfficialOptions:
     """Options of `BeeColonyOfficial`; the defaults are those of the published code.
 
     Attributes:
-        n_sources: number of food sources, at least 2.
+        n_sources: number of food sources, 2 to 10,000.
         abandonment_limit: a source that has not improved in this many tries is drawn anew, at least 1.
         genes_changed: dimensions that a move may change, at least 1.
 
@@ -35,8 +35,9 @@ class BeeColonyOfficialOptions:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name, lowest in (("n_sources", 2), ("abandonment_limit", 1), ("genes_changed", 1)):
-            check_range("bee_colony_official", self, name, lowest)
+        check_range("bee_colony_official", self, "n_sources", 2, MOST)
+        check_range("bee_colony_official", self, "abandonment_limit", 1)
+        check_range("bee_colony_official", self, "genes_changed", 1)
 
 
 @final

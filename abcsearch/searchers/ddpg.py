@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 
 from abcsearch.errors import SearcherError, unknown_name
-from abcsearch.searchers.base import Searcher, check_range
+from abcsearch.searchers.base import MOST_MODELLED, Searcher, check_range
 from abcsearch.searchers.ddpg_environment import Environment, Transitions
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ _MOST = 1e6  # reward, either way
 _REWARDS = ("accuracy", "flops", "params")
 # Lowest and highest value of every number among the options.
 _RANGES = {
-    "warmup": (0, math.inf),
+    "warmup": (0, 1_000_000),
     "sigma": (0, 1),
     "sigma_decay": (0, 1),
-    "replay": (1, math.inf),
-    "batch_size": (1, math.inf),
+    "replay": (1, 1_000_000),
+    "batch_size": (1, 10_000),
     "discount": (0, 1),
     "tau": (0, 1),
     "hidden": (1, 10_000),
@@ -36,7 +36,7 @@ _RANGES = {
     "critic_lr": (0, 1),
     "baseline_decay": (0, 1),
     "fill": (0, 1),
-    "episodes_per_batch": (1, math.inf),
+    "episodes_per_batch": (1, MOST_MODELLED),
     "updates_per_episode": (0, math.inf),
 }
 
@@ -48,12 +48,12 @@ class DDPGOptions:
     Attributes:
         reward: of an episode: "accuracy" is the fitness, for searches under a budget; "flops" and "params" are
             -error * log(flops) and -error * log(params), error = 1 - fitness, for those without one: then the fitness
-            must be an accuracy in [0, 1].
-        warmup: episodes of random actions before learning begins.
+            must be an accuracy in [0, 1]. A run needs a budget; `budget.macs = 1.0` excludes nothing.
+        warmup: episodes of random actions before learning begins, up to 1,000,000.
         sigma: standard deviation of the noise on actions after them, in keep ratios, 0 to 1.
         sigma_decay: factor on sigma per episode, 0 to 1.
-        replay: episodes that are remembered, each with a transition per dimension.
-        batch_size: transitions per update.
+        replay: episodes that are remembered, each with a transition per dimension, 1 to 1,000,000.
+        batch_size: transitions per update, 1 to 10,000.
         discount: factor on the value of the next state, 0 to 1.
         tau: share by which target networks follow per update, 0 to 1.
         hidden: width of both hidden layers of actor and critic, 1 to 10,000.
@@ -61,7 +61,7 @@ class DDPGOptions:
         critic_lr: learning rate of the critic, 0 to 1.
         baseline_decay: share of the old baseline in the new one, per episode, 0 to 1.
         fill: share of an upper bound that episodes spend at least, 0 to 1; 0 allows any small structure, as AMC does.
-        episodes_per_batch: episodes that are proposed together: that many workers are kept busy.
+        episodes_per_batch: episodes that are proposed together, 1 to 1,000: that many workers are kept busy.
         updates_per_episode: updates of the networks per episode; at most one per dimension is made.
 
     Raises:
@@ -207,7 +207,8 @@ class DDPG(Searcher):
         self._states = np.concatenate([self._states, states])[keep]
         self._actions = np.concatenate([self._actions, actions])[keep]
         self._rewards = np.concatenate([self._rewards, known.astype(np.float32)])[keep]
-        self._update(learning * min(self.options.updates_per_episode, len(self.space)))
+        for _ in range(learning):
+            self._update(min(self.options.updates_per_episode, len(self.space)))
 
     def _reward(self, trial: Trial) -> float | None:
         """Returns the reward of an episode, None for a failed one."""

@@ -67,9 +67,7 @@ class Environment:
         self._full: NDArray[np.int64] = np.maximum(np.array(self._space.full, dtype=np.int64), 1)
         self._smallest = self._space.values(np.zeros_like(self._space.last_indices))
         self._largest = self._space.values(self._space.last_indices)
-        caps = [not limit.low and limit.cost(self._largest[None])[0] > limit.high for limit in self._limits]
-        # As `Constraint.fill`: upper bounds that exclude something are to be spent, bands say for themselves.
-        self._targets = [(limit, fill * limit.high) for limit, cap in zip(self._limits, caps, strict=True) if cap]
+        self._targets = [(limit, fill * limit.high) for limit in constraint.caps]
         without = _sum if constraint.costs is None else constraint.costs.macs
         self._cost: Cost = self._limits[0].cost if self._limits else without
         self._total = max(float(self._cost([self._space.full])[0]), 1.0)

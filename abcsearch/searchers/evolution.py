@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from abcsearch.searchers.base import Searcher, check_range
+from abcsearch.searchers.base import MOST, Searcher, check_range
 from abcsearch.searchers.variation import cross, mutate
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class EvolutionOptions:
     """Options of `Evolution`; the defaults are MetaPruning's.
 
     Attributes:
-        population: structures per generation, at least 1; also the batch size.
+        population: structures per generation, 1 to 10,000; also the batch size.
         archive: how many of the best structures of all generations are remembered, at least 1.
         parents: how many of the best are parents, 1 to `archive`.
         mutations: structures per generation that are mutations of a parent, 0 to `population`.
@@ -41,7 +41,7 @@ class EvolutionOptions:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_range("evolution", self, "population", 1)
+        check_range("evolution", self, "population", 1, MOST)
         check_range("evolution", self, "archive", 1)
         check_range("evolution", self, "parents", 1, self.archive)
         check_range("evolution", self, "mutations", 0, self.population)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from abcsearch.searchers.base import Searcher, check_flag, check_range
+from abcsearch.searchers.base import MOST, Searcher, check_flag, check_range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,8 +28,9 @@ class GreedyOptions:
             the paper's: one step per round. A round costs as many trials as there are dimensions to step in, so the
             default reaches half the MACs of ResNet-50 (49 dimensions) within about 300 trials.
         to_bottom: whether slimming goes on inside the budget to the smallest structure that it allows, for the whole
-            curve of fitness over cost; otherwise it stops as soon as it is inside. Without a budget it always goes on.
-        batch: structures proposed at once in the local search that follows, at least 1.
+            curve of fitness over cost; otherwise it stops as soon as it is inside. Without a budget it always goes on,
+            and so it does under one that excludes nothing: a run needs a budget, `budget.macs = 1.0` will do.
+        batch: structures proposed at once in the local search that follows, 1 to 10,000.
 
     Raises:
         SearcherError: if an option is out of range.
@@ -42,7 +43,7 @@ class GreedyOptions:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         check_range("greedy", self, "taken", 0, 1)
-        check_range("greedy", self, "batch", 1)
+        check_range("greedy", self, "batch", 1, MOST)
         check_flag("greedy", self, "to_bottom")
 
 
@@ -100,7 +101,7 @@ class Greedy(Searcher):
 
     def _possible(self) -> list[int]:
         """Returns the dimensions that can step down; none when slimming is over."""
-        goes_on = self.options.to_bottom or not self.constraint.limits
+        goes_on = self.options.to_bottom or self.constraint.allows(self.space.at(self.space.last_indices))
         if not goes_on and self.constraint.allows(self.space.at(self._here)):
             return []
         steps = np.flatnonzero(self._here)

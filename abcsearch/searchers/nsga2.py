@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
+from abcsearch.bounds import COSTS, how_to_get
 from abcsearch.errors import SearcherError
-from abcsearch.searchers.base import Searcher, check_range
+from abcsearch.searchers.base import MOST, Searcher, check_range
 from abcsearch.searchers.variation import cross, mutate
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
-_COSTS = ("macs", "params", "flops", "peak_activation", "latency_ms")
 _LEAN = 4.0  # random structures are U(0, 1) to a power from 1 / 4 to 4, as positions among the choices
 
 
@@ -27,8 +27,8 @@ class NSGA2Options:
 
     Attributes:
         against: the cost that is minimised while fitness is maximised: "macs", "params", "flops", "peak_activation" or
-            "latency_ms".
-        population: survivors per generation, at least 2; also the batch size. The paper's is 100.
+            "latency_ms"; the last one only where the budget bounds it as well, as it has to be measured.
+        population: survivors per generation, 2 to 10,000; also the batch size. The paper's is 100.
         crossover_rate: probability in [0, 1] that a child has two parents.
         genes_changed: expected number of dimensions that mutation changes in a child, at least 0.
 
@@ -43,10 +43,10 @@ class NSGA2Options:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if self.against not in _COSTS:
-            msg = f"nsga2: against is one of {', '.join(_COSTS)}, found {self.against!r}"
+        if self.against not in COSTS:
+            msg = f"nsga2: against is one of {', '.join(COSTS)}, found {self.against!r}"
             raise SearcherError(msg)
-        check_range("nsga2", self, "population", 2)
+        check_range("nsga2", self, "population", 2, MOST)
         check_range("nsga2", self, "crossover_rate", 0, 1)
         check_range("nsga2", self, "genes_changed", 0)
 
@@ -85,7 +85,8 @@ class NSGA2(Searcher):
         """
         against, costs = self.options.against, self.constraint.costs
         if costs is not None and not hasattr(costs, against):
-            msg = f"nsga2: against = {against!r}, but these costs ({type(costs).__name__}) have no {against}"
+            msg = f"nsga2: against = {against!r}, but these costs ({type(costs).__name__}) have no {against}; "
+            msg += how_to_get(against)
             raise SearcherError(msg)
         if costs is None and against not in ("macs", "params"):
             msg = f"nsga2: against = {against!r} needs a constraint with costs (Budget.bind); without, macs or params"

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from abcsearch.errors import SearcherError, unknown_name
 from abcsearch.rng import derived_seed
-from abcsearch.searchers.base import Searcher, check_flag, check_range
+from abcsearch.searchers.base import MOST_MODELLED, Searcher, check_flag, check_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
-_WRONG = (TypeError, ValueError, AssertionError, ArithmeticError, RuntimeError)  # what samplers raise at wrong options
+# What samplers raise at wrong options, and what is in the annotations of options that no plain value can fill.
+_WRONG = (TypeError, ValueError, AssertionError, ArithmeticError, LookupError, RuntimeError, MemoryError)
+_OBJECTS = ("Callable", "Base", "FrozenTrial")
 _STUDY = "search"
 # Left out of a state: the optimizer that CMA-ES pickles (it is computed again), the proposal before repair, and the
 # budget's constraints (they follow from the structure).
@@ -95,9 +97,9 @@ class OptunaOptions:
         sampler: "tpe" (tree-structured Parzen estimator), "gp" (Gaussian process), "cmaes" (CMA-ES), "nsga2"
             (genetic), "qmc" (quasi-random sequence) or "random".
         sampler_options: arguments of the sampler's class in Optuna, by name, e.g. {"n_startup_trials": 20} for "tpe";
-            plain values only. The seed is the run's.
-        batch: how many structures are proposed before the results are needed, at least 1: as many workers have work,
-            but the sampler learns only between batches.
+            those that plain values can fill. The seed is the run's.
+        batch: how many structures are proposed before the results are needed, 1 to 1,000: as many workers have
+            work, but the sampler learns only between batches.
         fill: whether every proposal is grown to spend most of the budget, as random draws are.
         constraints: whether Optuna is told how far every structure is from each bound. All are inside, so only "gp",
             which models these distances, can learn from them; it takes twice the time then.
@@ -115,7 +117,7 @@ class OptunaOptions:
 
     def __post_init__(self) -> None:
         """Checks everything that can be checked before the first proposal."""
-        check_range("optuna", self, "batch", 1)
+        check_range("optuna", self, "batch", 1, MOST_MODELLED)
         check_flag("optuna", self, "fill")
         check_flag("optuna", self, "constraints")
         if not isinstance(self.sampler_options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -123,12 +125,18 @@ class OptunaOptions:
             raise SearcherError(msg)
         if self.sampler not in list(_SAMPLERS):  # a list takes anything, a dict only what can be hashed
             raise SearcherError(unknown_name("sampler of searcher 'optuna':", self.sampler, _SAMPLERS))
-        known = inspect.signature(_SAMPLERS[self.sampler]).parameters
+        taken = {n: p for n, p in inspect.signature(_SAMPLERS[self.sampler]).parameters.items() if n != "seed"}
+        plain = {n: p for n, p in taken.items() if not any(word in str(p.annotation) for word in _OBJECTS)}
         for name, value in self.sampler_options.items():
             what = f"option of Optuna's sampler {self.sampler!r}:"
-            if name not in known or name == "seed":
-                raise SearcherError(unknown_name(what, name, [n for n in known if n != "seed"]))
-            _check_value(f"{what} {name}", value, known[name].default)
+            if name in taken and name not in plain:
+                msg = (
+                    f"{what} {name} is an object of Python's, which no setting can be; choose from: {', '.join(plain)}"
+                )
+                raise SearcherError(msg)
+            if name not in plain:
+                raise SearcherError(unknown_name(what, name, plain))
+            _check_value(f"{what} {name}", value, plain[name].default)
         with _quiet():
             _make_sampler(self, 0)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from abcsearch.searchers.base import Searcher, check_range
+from abcsearch.searchers.base import MOST, Searcher, check_range
 from abcsearch.searchers.variation import mutate_one
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class RegularizedEvolutionOptions:
     """Options of `RegularizedEvolution`; population and sample are the paper's.
 
     Attributes:
-        population: structures alive, at least 2; also the size of the first, random batch.
+        population: structures alive, 2 to 10,000; also the size of the first, random batch.
         sample_size: structures drawn into a tournament, 1 to `population`; 1 selects at random.
         batch: children proposed at once, 1 to `population`; 1 is the paper's, more keep more workers busy.
 
@@ -35,7 +35,7 @@ class RegularizedEvolutionOptions:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_range("regularized_evolution", self, "population", 2)
+        check_range("regularized_evolution", self, "population", 2, MOST)
         check_range("regularized_evolution", self, "sample_size", 1, self.population)
         check_range("regularized_evolution", self, "batch", 1, self.population)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from abcsearch.searchers.base import Searcher, check_range
+from abcsearch.searchers.base import MOST, MOST_MODELLED, Searcher, check_range
 from abcsearch.searchers.quadratic import Quadratic, Surface
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class ResponseSurfaceOptions:
     """Options of `ResponseSurface`.
 
     Attributes:
-        batch: structures proposed at once, at least 1; more give more workers work, fewer learn sooner.
-        first: structures before the first surface: uniform width, neighbours of it, and random ones; 0 stands for 8
-            and one more for every two dimensions.
+        batch: structures proposed at once, 1 to 1,000; more give more workers work, fewer learn sooner.
+        first: structures before the first surface: uniform width, neighbours of it, and random ones, up to 10,000; 0
+            stands for 8 and one more for every two dimensions.
         explore: share of proposals that maximise a surface drawn at random from those that the trials leave possible
             (Thompson sampling) instead of the most probable one, 0 to 1.
 
@@ -54,8 +54,8 @@ class ResponseSurfaceOptions:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_range("response_surface", self, "batch", 1)
-        check_range("response_surface", self, "first", 0)
+        check_range("response_surface", self, "batch", 1, MOST_MODELLED)
+        check_range("response_surface", self, "first", 0, MOST)
         check_range("response_surface", self, "explore", 0, 1)
 
 

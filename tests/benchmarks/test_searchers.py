@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -268,10 +269,17 @@ def test_tuning_refuses_tasks_of_the_final_table(called, tasks):
     assert err.startswith("unknown task ")
 
 
-def test_tuning_is_never_written(called, capsys):
+PARTS = ["--tune", "--set batch=3", "--tasks cifar10-*", "--searchers random", "--seeds 3", "--evaluations 50"]
+
+
+@pytest.mark.parametrize("part", [*PARTS, "--seeds 3 --tasks cifar10-*"])
+def test_only_the_whole_is_written(called, capsys, part):
     with pytest.raises(SystemExit, match="2"):
-        called("--tune", "--write")
-    assert "--write is for the final table" in capsys.readouterr().err
+        called("--write", *part.split())
+    options = [f"--{word.split()[0]}" for word in part.split("--")[1:]]
+    err = capsys.readouterr().err
+    assert "--write replaces the published tables, which are of everything: leave out " in err
+    assert set(re.findall(r"--[a-z]+", err.split("leave out")[1])) == set(options)
 
 
 def test_a_missing_folder_is_one_clear_message(called, tmp_path):

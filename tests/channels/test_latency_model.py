@@ -110,7 +110,8 @@ def test_a_modules_own_time_excludes_modules_called_in_it():
     assert shares[1] > shares[0]
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 0}, {"threads": 0}, {"repeats": -1}])
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"threads": "1"}, {"repeats": -1}, {"batch": True}])
 def test_options_out_of_range(wrong):
-    with pytest.raises(ModelError, match="batch, threads and repeats are at least 1"):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ModelError, match=rf"^latency: {name} is a whole number, at least 1, found {value!r}$"):
         LatencyOptions(**wrong)

@@ -34,6 +34,8 @@ def test_a_run_measures_once_and_keeps_what_it_measured(task, tmp_path, monkeypa
     assert set(kept) == {"(rest)", "0.weight", "3.weight", "8.weight"}
     assert first.task.constraint.costs.to_plain() == kept
     assert not first.task.constraint.violation([trial.candidate for trial in first.trials]).any()
+    front = first.pareto("latency_ms")
+    assert first.number(front[0], "latency_ms") == first.task.constraint.costs.latency_ms([front[0].candidate])[0]
 
     def measured_again(*_, **__):
         raise AssertionError

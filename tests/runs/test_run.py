@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import re
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
+import numpy as np
 import pytest
 import torch
 
 from abcsearch import AbcSearchError, Budget, Evaluation, SpaceOptions, make_searcher, resume, search
-from abcsearch.errors import FailuresError, RunError, SearcherError
+from abcsearch.errors import ConfigError, FailuresError, RunError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.runs.journal import read_journal
 from abcsearch.searchers.bee_colony import BeeColony
@@ -73,8 +75,43 @@ def test_pareto_is_what_no_other_trial_beats(tiny_model, tiny_data, tmp_path):
     for number, (macs, loss) in points.items():
         beaten = any((m <= macs and v <= loss) and (m, v) != (macs, loss) for m, v in points.values())
         assert beaten == (number not in front) or points[number] in {points[n] for n in front}
-    with pytest.raises(RunError, match="has no 'top9'"):
+    with pytest.raises(RunError, match=r"has no 'top9'; it has: fitness, macs, params, seconds, .*flops, peak_act"):
         result.pareto(y="top9")
+    with pytest.raises(RunError, match="has no 'latency_ms'"):
+        result.pareto("latency_ms")
+
+
+@pytest.mark.parametrize("cost", ["flops", "peak_activation"])
+def test_pareto_takes_any_cost_in_closed_form(tiny_model, tiny_data, tmp_path, cost):
+    result = run(tiny_model, tiny_data, tmp_path / "run", evaluator=seedless)
+    front = result.pareto(cost)
+    costs = getattr(result.task.graph.costs, cost)([trial.candidate for trial in front])
+    assert costs.tolist() == sorted(set(costs.tolist()))
+    assert [result.number(trial, cost) for trial in front] == costs.tolist()
+    assert front[-1].fitness == result.best.fitness
+    assert len(result.pareto("macs", cost)) >= 1
+
+
+@pytest.mark.parametrize("searcher", [3, None, ["random"], ("random", {}), 2.5])
+def test_strange_searchers_and_evaluators_are_named(tiny_model, tiny_data, tmp_path, searcher):
+    with pytest.raises(
+        ConfigError, match=rf"searcher is a name, .* or a new Searcher, found {re.escape(repr(searcher))}"
+    ):
+        run(tiny_model, tiny_data, tmp_path / "run", searcher=searcher)
+    with pytest.raises(ConfigError, match=r"evaluator is a name, .* or a function, found"):
+        run(tiny_model, tiny_data, tmp_path / "run", evaluator=searcher)
+    with pytest.raises(SearcherError, match=r"a function of \(space, constraint\) returns a new Searcher, found 3"):
+        run(tiny_model, tiny_data, tmp_path / "run", searcher=lambda *_: 3)
+
+
+def test_numbers_of_numpy_are_as_good_as_plain_ones(tiny_model, tiny_data, tmp_path):
+    ones = {"n_sources": np.int64(5), "initial": [np.float32(0.5), np.float64(0.25)]}
+    others = {"n_sources": 5, "initial": [0.5, 0.25]}
+    found = [
+        run(tiny_model, tiny_data, tmp_path / str(i), searcher={"name": "bee_colony", **options}, budget=budget)
+        for i, (options, budget) in enumerate([(ones, Budget(macs=np.float32(0.5))), (others, Budget(macs=0.5))])
+    ]
+    assert outcome(found[0]) == outcome(found[1])
 
 
 @pytest.mark.parametrize("searcher", ["bee_colony", "random"])

@@ -5,9 +5,11 @@ import json
 import logging
 import os
 import random
+import re
 import subprocess
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,24 @@ def test_wrong_warm_starts(start):
         make("evolution", initial=[start])
 
 
+@pytest.mark.parametrize(
+    ("initial", "words"),
+    [
+        (
+            [9, 14, 9],
+            "searcher.initial = [9, 14, 9]: keep ratios are in (0, 1], and a structure is a list in the list: ",
+        ),
+        ([9, 14, 9], "searcher.initial = [[9, 14, 9]]"),
+        ([0.5, 1.5], "searcher.initial[1] = 1.5: a warm start is a keep ratio in (0, 1] or a list of whole numbers"),
+        ([[2, 3]], "searcher.initial[0]: a candidate of this space has 6 values, found 2"),
+        ([0.5, [99] * 6], "searcher.initial[1]: dimension 'w0' is 99; allowed are (2, 3, 4, 5)"),
+    ],
+)
+def test_wrong_warm_starts_are_named(initial, words):
+    with pytest.raises(CandidateError, match=re.escape(words)):
+        make("evolution", initial=initial)
+
+
 def test_a_budget_is_no_constraint():
     space = toy_space()
     with pytest.raises(SearcherError, match="bind the budget"):
@@ -111,6 +131,21 @@ def test_options_of_the_wrong_type(name, options):
 def test_agents_that_no_memory_holds_or_no_number(options):
     with pytest.raises(SearcherError, match=f"ddpg: {next(iter(options))} is from"):
         make_searcher("ddpg", toy_space(), **options)
+
+
+HUGE = [(name, f.name) for name, entry in SEARCHERS.items() for f in fields(entry.options) if f.type == "int"]
+
+
+@pytest.mark.parametrize(("name", "option"), HUGE)
+def test_huge_options_are_refused_or_do_no_harm(name, option):
+    """What a batch is made of has a limit; all else may be as large as one likes."""
+    try:
+        searcher = make_searcher(name, toy_space(3, 4), **{**SMALL.get(name, {}), option: 10**20})
+    except SearcherError as error:
+        assert re.search(rf"{option} is from \d to \d+, found 1{'0' * 20}$", str(error))  # noqa: PT017
+        return
+    assert option not in ("batch", "first", "population", "n_sources", "episodes_per_batch")
+    assert len(play(searcher, 4, size=12)) > 12
 
 
 @pytest.mark.parametrize("told", [None, 3, "trials", [(1, 2)], [None]])

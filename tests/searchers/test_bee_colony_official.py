@@ -134,7 +134,7 @@ def test_a_space_of_one_dimension_is_exhausted():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_sources": 1}, "bee_colony_official: n_sources is at least 2, found 1"),
+        ({"n_sources": 1}, "bee_colony_official: n_sources is from 2 to 10000, found 1"),
         ({"abandonment_limit": 0}, "bee_colony_official: abandonment_limit is at least 1, found 0"),
         ({"genes_changed": 1.5}, "bee_colony_official: genes_changed is a whole number, found 1.5"),
     ],

@@ -191,8 +191,11 @@ def test_costs_as_reward_need_costs_but_no_budget():
     space = toy_space()
     with pytest.raises(SearcherError, match=r'reward "flops" needs costs.*Constraint\(space, costs=graph.costs\)'):
         make_searcher("ddpg", space, reward="flops")
-    searcher = make_searcher("ddpg", space, Constraint(space, costs=ToyCosts()), reward="flops", **SMALL)
-    play(searcher, 40)
+    played = [
+        play(make_searcher("ddpg", space, constraint, reward="flops", **SMALL), 40)[1]
+        for constraint in (Constraint(space, costs=ToyCosts()), Budget(macs=1.0).bind(space, ToyCosts()))
+    ]
+    assert played[0] == played[1]
 
 
 def test_failures_get_the_lowest_reward_and_teach_nothing_before_a_success():
@@ -372,9 +375,9 @@ def test_one_structure_is_a_space_too():
     ("option", "value", "words"),
     [
         ("sigma", 1.5, "sigma is from 0 to 1, found 1.5"),
-        ("replay", 0, "replay is at least 1, found 0"),
+        ("replay", 0, "replay is from 1 to 1000000, found 0"),
         ("tau", -0.1, "tau is from 0 to 1"),
-        ("episodes_per_batch", 0, "episodes_per_batch is at least 1"),
+        ("episodes_per_batch", 0, "episodes_per_batch is from 1 to 1000"),
         ("fill", True, "fill is from 0 to 1, found True"),
         ("reward", "flop", "unknown reward of ddpg: 'flop'; did you mean 'flops'"),
     ],

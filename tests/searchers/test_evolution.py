@@ -77,7 +77,7 @@ def test_warm_starts_come_first_and_enter_the_archive():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"population": 0}, "evolution: population is at least 1, found 0"),
+        ({"population": 0}, "evolution: population is from 1 to 10000, found 0"),
         ({"population": 10.5}, "evolution: population is a whole number, found 10.5"),
         ({"archive": 0}, "evolution: archive is at least 1, found 0"),
         ({"parents": 51}, "evolution: parents is from 1 to 50, found 51"),

@@ -54,6 +54,13 @@ def test_one_pass_without_budget_gives_the_best_structure_of_every_size(seed):
         assert found == pytest.approx(optimum(size))
 
 
+@pytest.mark.parametrize("bound", [1.0, 10**30])
+def test_a_budget_that_excludes_nothing_is_none(bound):
+    free, bounded = Greedy(SMALL), Greedy(SMALL, Budget(macs=bound).bind(SMALL, ToyCosts()))
+    assert play(free, 60, concave) == play(bounded, 60, concave)
+    assert bounded._here.tolist() == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("high", [8, 10, 13, 16])
 @pytest.mark.parametrize("seed", range(3))
 def test_under_a_budget_the_known_optimum_is_found(high, seed):
@@ -160,7 +167,7 @@ def test_local_search_stays_around_the_best_and_improves_it():
     ("options", "message"),
     [
         ({"taken": 1.5}, "greedy: taken is from 0 to 1, found 1.5"),
-        ({"batch": 0}, "greedy: batch is at least 1, found 0"),
+        ({"batch": 0}, "greedy: batch is from 1 to 10000, found 0"),
         ({"to_bottom": 1}, "greedy: to_bottom is true or false, found 1"),
     ],
 )

@@ -123,10 +123,20 @@ def test_options_reach_the_sampler(sampler, option, value, attribute):
         ({"sampler_options": {"seed": 3}}, "unknown option of Optuna's sampler 'tpe': 'seed'"),
         ({"sampler_options": {"n_startup_trials": "ten"}}, "n_startup_trials is of type int .default 10., found 'ten'"),
         ({"sampler_options": {"constant_liar": 1}}, "constant_liar is of type bool"),
-        ({"sampler_options": {"gamma": min}}, "gamma must be a plain value"),
+        ({"sampler_options": {"prior_weight": min}}, "prior_weight must be a plain value"),
+        ({"sampler_options": {"gamma": min}}, "gamma is an object of Python's.*; choose from: .*n_ei_candidates"),
+        ({"sampler_options": {"gamma": 3}}, "gamma is an object of Python's"),
+        ({"sampler_options": {"weights": None}}, "weights is an object of Python's"),
+        ({"sampler": "gp", "sampler_options": {"constraints_func": "f"}}, "constraints_func is an object of Python's"),
+        (
+            {"sampler": "nsga2", "sampler_options": {"crossover": "uniform"}},
+            "choose from: population_size, mutation_prob,",
+        ),
+        ({"sampler": "cmaes", "sampler_options": {"source_trials": []}}, "source_trials is an object of Python's"),
+        ({"sampler": "qmc", "sampler_options": {"x": 1}}, "choose one of: qmc_type, scramble, warn_"),
         ({"sampler": "nsga2", "sampler_options": {"population_size": 1}}, "'nsga2' failed .* greater than or equal to"),
         ({"sampler": "qmc", "sampler_options": {"qmc_type": "soboll"}}, "Choose either `halton` or `sobol`"),
-        ({"batch": 0}, "batch is at least 1"),
+        ({"batch": 0}, "batch is from 1 to 1000"),
         ({"batch": 1.5}, "batch is a whole number"),
     ],
 )
@@ -154,6 +164,9 @@ def test_what_only_shows_during_the_search_is_an_error_of_ours():
     searcher = make_searcher("optuna", SPACE, sampler="cmaes", sampler_options={"popsize": -3})
     with pytest.raises(SearcherError, match=r"'cmaes' failed with the options {'popsize': -3}"):
         searcher.ask(1)
+    searcher = make_searcher("optuna", SPACE, sampler_options={"n_ei_candidates": 0, "n_startup_trials": 2}, batch=2)
+    with pytest.raises(SearcherError, match=r"'tpe' failed with the options {'n_ei_candidates': 0, .*: IndexError"):
+        played(searcher, 8)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -76,7 +76,7 @@ def test_it_does_better_than_its_first_population():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"population": 1}, "regularized_evolution: population is at least 2, found 1"),
+        ({"population": 1}, "regularized_evolution: population is from 2 to 10000, found 1"),
         ({"sample_size": 101}, "regularized_evolution: sample_size is from 1 to 100, found 101"),
         ({"batch": 0}, "regularized_evolution: batch is from 1 to 100, found 0"),
         ({"batch": 2.5}, "regularized_evolution: batch is a whole number, found 2.5"),

@@ -208,8 +208,8 @@ def test_dimensions_without_a_choice(kept):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch": 0}, "response_surface: batch is at least 1, found 0"),
-        ({"first": -1}, "response_surface: first is at least 0, found -1"),
+        ({"batch": 0}, "response_surface: batch is from 1 to 1000, found 0"),
+        ({"first": -1}, "response_surface: first is from 0 to 10000, found -1"),
         ({"first": 3.5}, "response_surface: first is a whole number, found 3.5"),
         ({"explore": 1.1}, "response_surface: explore is from 0 to 1, found 1.1"),
         ({"explore": float("nan")}, "response_surface: explore is from 0 to 1, found nan"),

@@ -49,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--again", action="store_true", help="make runs again that are in the cache")
     made.add_argument("--cache", type=Path, default=Path("runs/bench-searchers"), help="folder of finished runs")
     made.add_argument("--workers", type=positive, default=2, help="processes")
-    made.add_argument("--write", action="store_true", help="tables and pictures into this benchmark's README as well")
+    made.add_argument(
+        "--write", action="store_true", help="tables and pictures into this benchmark's README; of all runs"
+    )
     return made
 
 
@@ -59,6 +61,12 @@ def positive(word: str) -> int:
     if number < 1:
         raise ValueError
     return number
+
+
+def partial(made: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[str]:
+    """Returns the arguments that make other tables than the published ones."""
+    names = ("tune", "set", "tasks", "searchers", "seeds", "evaluations")
+    return [f"--{name}" for name in names if getattr(arguments, name) != made.get_default(name)]
 
 
 def chosen(kind: str, patterns: str, known: Iterable[str]) -> list[str]:
@@ -122,8 +130,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs what is missing and prints the tables; returns the exit status."""
     made = parser()
     arguments = made.parse_args(argv)
-    if arguments.tune and arguments.write:
-        made.error("--write is for the final table; leave --tune out")
+    if arguments.write and (given := partial(made, arguments)):
+        made.error(f"--write replaces the published tables, which are of everything: leave out {', '.join(given)}")
     try:
         if arguments.write:
             place(Path(__file__).parent)  # said now, not after an hour of runs

@@ -1,0 +1,5 @@
+"""`python -m abcsearch` is the command line."""
+
+from abcsearch.cli import main
+
+main()
