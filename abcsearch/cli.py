@@ -261,8 +261,7 @@ def finetune(run_dir: RunDir, overrides: Set = None) -> None:
         for structure in run.structures:
             scores = run.scores(structure)
             if scores is not None:
-                before, after = scores["before"]["top1"], scores["after"]["top1"]
-                _out.print(f"{structure.name}: test accuracy {before:.2%} -> {after:.2%}")
+                _out.print(f"{structure.name}: test {run.metric} {run.change(scores)}")
 
 
 @app.command(epilog="Example: abcsearch report runs/digits")

@@ -22,6 +22,7 @@ from abcsearch.runs.run import Parts, SearchResult, Task, run_search
 from abcsearch.runs.settings import OBJECT, Part, RunConfig, SearchSettings, from_plain
 from abcsearch.runs.weights import load_checkpoint, weights_writer
 from abcsearch.training.loop import FineTuned, Recipe, check_images, finetune, train
+from abcsearch.training.objectives import find_objective, metric_text
 from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
@@ -233,6 +234,15 @@ class FinishedRun:
         task, part = self.result.task, self.config.evaluator
         return make_evaluator(part.name, task.model, task.graph, task.ranking, task.data, **part.options)
 
+    @property
+    def metric(self) -> str:
+        """The metric on the test split that reports show."""
+        return find_objective(self.result.task.data.objective).headline
+
+    def change(self, scores: dict[str, Any]) -> str:
+        """Returns what fine-tuning made of that metric, in words."""
+        return " -> ".join(metric_text(self.metric, scores[when][self.metric]) for when in ("before", "after"))
+
     def scores(self, structure: Structure) -> dict[str, Any] | None:
         """Returns recipe and test metrics before and after, or None if this structure has not been fine-tuned."""
         found = self.folder.read_json(f"finetuned/{structure.name}.json")
@@ -301,7 +311,7 @@ def finetune_run(run: FinishedRun, recipe: Recipe | None = None, *, progress: Pr
             run.folder.write(f"finetuned/{structure.name}.safetensors", weights_writer(tuned.model))
             scores = {**wanted, "before": tuned.before, "after": tuned.after}
             run.folder.write_json(f"finetuned/{structure.name}.json", scores)
-            run.folder.log(f"{stage}: test top1 {tuned.before['top1']:.4f} -> {tuned.after['top1']:.4f}")
+            run.folder.log(f"{stage}: test {run.metric} {run.change(scores)}")
 
 
 def export_run(run: FinishedRun, directory: str | Path | None = None) -> tuple[Path, bool]:

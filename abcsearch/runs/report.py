@@ -9,6 +9,7 @@ import numpy as np
 
 from abcsearch.bounds import amount
 from abcsearch.channels.latency import measure_latency
+from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +33,8 @@ class Row:
         params: number of parameters.
         latency_ms: median forward time of the whole batch.
         fitness: on search-validation.
-        before: test accuracy (top-1) before fine-tuning, in [0, 1]; None if it has not been fine-tuned.
-        after: test accuracy after it.
+        before: the metric on the test split (of classifiers top1, in [0, 1]) before fine-tuning, or None without.
+        after: the same after it.
     """
 
     network: str
@@ -73,6 +74,7 @@ class Report:
         notes: how the numbers were measured, and where the run is.
         against: the cost of the front: what the searcher weighs fitness against, for most of them macs.
         front: trials that no other one beats in both cost and fitness, by ascending cost; ten of them at most.
+        metric: what `before` and `after` of the rows are.
     """
 
     title: str
@@ -81,6 +83,7 @@ class Report:
     notes: tuple[str, ...]
     against: str
     front: tuple[Point, ...]
+    metric: str
 
     def cells(self, *, short: bool = False) -> list[list[str]]:
         """Returns the table as text, one list per row, the header first; costs also in per cent of the full network.
@@ -99,8 +102,7 @@ class Report:
                     f"{params} ({100 * row.params / full.params:.3g} %)",
                     f"{row.latency_ms:.2f} ms",
                     "-" if row.fitness is None else f"{row.fitness:.4f}",
-                    "-" if row.before is None else f"{100 * row.before:.2f} %",
-                    "-" if row.after is None else f"{100 * row.after:.2f} %",
+                    *("-" if v is None else metric_text(self.metric, v) for v in (row.before, row.after)),
                 ]
             )
         return table
@@ -151,8 +153,8 @@ def make_report(run: FinishedRun) -> Report:
             params=int(params),
             latency_ms=latency,
             fitness=run.fitness(structure),
-            before=_top1(scores[structure.name], "before"),
-            after=_top1(scores[structure.name], "after"),
+            before=_test(run, scores[structure.name], "before"),
+            after=_test(run, scores[structure.name], "after"),
         )
         for structure, macs, params, latency in zip(
             run.structures, task.graph.costs.macs(candidates), task.graph.costs.params(candidates), times, strict=True
@@ -170,6 +172,7 @@ def make_report(run: FinishedRun) -> Report:
         notes=_notes(run, threads, tuned),
         against=against,
         front=_front(run.result, against),
+        metric=run.metric,
     )
 
 
@@ -197,9 +200,9 @@ def _change(level: str, full: int, kept: int) -> str:
     return f"{full} => {kept}" if level != "block" else ("kept" if kept else "dropped")
 
 
-def _top1(score: dict[str, Any] | None, when: str) -> float | None:
-    """Returns the test accuracy before or after fine-tuning, or None if there was none."""
-    return None if score is None else float(score[when]["top1"])
+def _test(run: FinishedRun, score: dict[str, Any] | None, when: str) -> float | None:
+    """Returns the metric on the test split before or after fine-tuning, or None if there was none."""
+    return None if score is None else float(score[when][run.metric])
 
 
 def _title(run: FinishedRun) -> str:
@@ -224,8 +227,8 @@ def _notes(run: FinishedRun, threads: int, tuned: dict[str, Any] | None) -> tupl
     data = run.result.task.data
     return (
         f"Fitness: {config.evaluator.name} ({config.evaluator.options.get('metric', 'top1')}) "
-        f"on {len(data.validation)} search-validation images. Before and after fine-tuning: top-1 on {len(data.test)} "
-        "test images. "
+        f"on {len(data.validation)} search-validation images. "
+        f"Before and after fine-tuning: {run.metric} on {len(data.test)} test images. "
         f"Fine-tuned: {recipe}. "
         f"Latency: median forward time of a batch of {_LATENCY_BATCH}, {threads} thread(s).",
         f"{len(run.result.trials)} trials, {failed} failed, seed {config.seed}; {versions}; "

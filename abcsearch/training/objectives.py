@@ -40,6 +40,19 @@ class Objective:
     to_full: Mapping[str, Metric] = field(default_factory=dict[str, Metric])
     check: Callable[[torch.Tensor, torch.Tensor], None] = lambda _outputs, _labels: None
 
+    @property
+    def headline(self) -> str:
+        """The metric that reports show: the first one."""
+        return next(iter(self.metrics))
+
+
+_SHARES = frozenset({"top1", "top5", "pixel_accuracy", "miou"})
+
+
+def metric_text(metric: str, value: float) -> str:
+    """Returns a metric's value as people read it: shares of images or pixels in per cent."""
+    return f"{100 * value:.2f} %" if metric in _SHARES else f"{value:.4f}"
+
 
 def _hits(outputs: torch.Tensor, labels: torch.Tensor, count: int) -> torch.Tensor:
     """Returns 1 for every image whose label is among the `count` best classes, (batch,) float32."""

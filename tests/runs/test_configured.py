@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import sys
+import tomllib
+import types
 
 import pytest
 import torch
 
-from abcsearch import Budget, load
-from abcsearch.config import read_config
+from abcsearch import Budget, Data, load
+from abcsearch.config import parse_config, read_config
 from abcsearch.errors import BudgetError, CheckpointError, ConfigError, RunError
 from abcsearch.runs.configured import export_run, finetune_run, open_run, resume, run_config
 from abcsearch.runs.folder import RunFolder
@@ -146,3 +149,26 @@ def test_budget_of_python_is_checked(tiny_config):
         with pytest.raises(ConfigError, match=words):
             dataclasses.replace(config, **changes)
     assert json.dumps(Budget(macs=10**30).bounds)
+
+
+def test_a_regression_runs_from_search_to_report(tiny_config, tmp_path, monkeypatch):
+    """How bright an image is, and how bright its left half."""
+    module = types.ModuleType("brightness")
+
+    def images():
+        pixels = torch.rand(500, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+        values = torch.stack([pixels.mean(dim=(1, 2, 3)), pixels[..., :3].mean(dim=(1, 2, 3))], dim=1)
+        return Data.from_tensors((pixels[:400], values[:400]), (pixels[400:], values[400:]), objective="regression")
+
+    module.images = images
+    monkeypatch.setitem(sys.modules, "brightness", module)
+    plain = tomllib.loads(tiny_config.read_text())
+    plain |= {"data": "brightness:images", "n_trials": 4, "model": {**plain["model"], "in_channels": 1, "classes": 2}}
+    plain["evaluator"] = {"name": "cascade", "metric": "neg_mse", "short_training": {"steps": 2}}
+    run_config(parse_config(plain), tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    finetune_run(run)
+    report = make_report(run)
+    assert report.metric == "neg_mse"
+    assert all(-1 < row.after < 0 for row in report.rows)
+    assert "neg_mse on 100 test images" in report.markdown()
