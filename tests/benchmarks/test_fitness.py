@@ -1,0 +1,85 @@
+"""The benchmark of fitness: its statistics, and a run of it on a tiny network."""
+
+import json
+
+import numpy as np
+import pytest
+
+from abcsearch.models.resnet import SmallResNet
+from experiments.benchmarks import evaluation, fitness
+
+
+def test_rank_statistics_of_orders_that_are_known():
+    truth = [float(n) for n in range(10)]
+    assert fitness.compared(truth, truth) == pytest.approx((1, 1))
+    assert fitness.compared([-value for value in truth], truth) == pytest.approx((-1, 0))
+    swapped = [*truth[:5], 9.0, 6.0, 7.0, 8.0, 5.0]
+    tau, recall = fitness.compared(swapped, truth)
+    assert tau == pytest.approx(1 - 2 * 7 / 45)
+    assert recall == 1
+    assert fitness.recall(np.array([9.0, *truth[1:]]), np.array(truth)) == 0.8
+
+
+def test_a_cascade_is_both_stages_at_its_fraction():
+    first, second = [0.1, 0.5, 0.3, 0.4, 0.2], [0.9, 0.6, 0.95, 0.55, 0.85]
+    both = (fitness.STAGES[0], first, 1.0), (fitness.STAGES[1], second, 10.0)
+    found = {"fitness": {f"{name}: {m}": (values, cost) for name, values, cost in both for m in fitness.METRICS}}
+    fitness.add_cascade(found, 0.4)
+    values, cost = found["fitness"]["cascade, best 40%: top1"]
+    assert values == [0.1, 0.6, 0.3, 0.55, 0.2]
+    assert cost == 5
+
+
+def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fitness, "SCORED", {name: fitness.SCORED[name] for name in fitness.STAGES})
+    monkeypatch.setattr(fitness, "ProcessPoolExecutor", lambda *_: InProcess())
+    call = ["fitness", "--config", str(tiny_config), "--structures", "6", "--seeds", "0", "--criteria", "l2"]
+    printed = []
+    for _ in range(2):
+        monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path / "runs")])
+        fitness.main()
+        printed.append(capsys.readouterr())
+        monkeypatch.setattr(fitness, "measured", lambda _: pytest.fail("it is known"))
+    assert printed[0].out == printed[1].out
+    for words in ("MACs alone", "AdaptiveBN, 1024 images: neg_kl", "cascade, best 20%", "| l2 |", "Full network"):
+        assert words in printed[0].out
+    assert printed[0].err.splitlines() == ["seed 0, l1: done", "seed 0, l2: done"]
+    made = json.loads((tmp_path / "runs" / "0-l1-6.json").read_text())
+    assert np.shape(made["truth"]) == (6, 2)
+
+
+class InProcess:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+    def map(self, function, parts):
+        return map(function, parts)
+
+
+def test_evaluations_are_compared_with_bare_passes(monkeypatch, capsys):
+    case = evaluation.Case(build=lambda: SmallResNet(3, 10, (4, 6), (1, 1)), size=8, images=(32, 32, 32), batch=16)
+    monkeypatch.setattr(evaluation, "CASES", {"tiny": case})
+    monkeypatch.setattr(
+        "sys.argv", ["evaluation", "--networks", "tiny", "--repeats", "1", "--workers", "--evaluations", "0"]
+    )
+    evaluation.main()
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
+    assert len(row.split("|")) == 12
+
+
+def test_a_bare_evaluation_is_what_the_evaluator_does(monkeypatch):
+    """The same statistics come out of both: the comparison is fair."""
+    case = evaluation.Case(build=lambda: SmallResNet(3, 10, (4, 6), (1, 1)), size=8, images=(32, 32, 32), batch=16)
+    monkeypatch.setattr(evaluation, "CASES", {"tiny": case})
+    bench = evaluation.prepare("tiny", "cpu")
+    seen = []
+    monkeypatch.setattr(evaluation, "slice_model", lambda *args: seen.append(slice_model(*args)) or seen[-1])
+    evaluation.bare_evaluation(bench)()
+    ours = bench.evaluator.build(bench.candidate)
+    assert seen[0].bn.num_batches_tracked == ours.bn.num_batches_tracked == 2
+
+
+slice_model = evaluation.slice_model
