@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -81,6 +82,32 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     advice = f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(names) or '(none)'}"
     return f"unknown {kind} {name!r}; {advice}"
+
+
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a text"),
+}
+
+
+def type_problems(record: Any) -> list[str]:  # noqa: ANN401 - any dataclass
+    """Returns the message for every plain field of a dataclass that holds a value of another type than it is declared.
+
+    Args:
+        record: its fields of types int, float, bool and str, or one of these or None, are looked at.
+    """
+    problems: list[str] = []
+    for own in fields(record):
+        kind, _, other = str(own.type).partition(" | ")
+        value: object = getattr(record, own.name)
+        if kind not in _TYPES or (other == "None" and value is None):
+            continue
+        types, words = _TYPES[kind]
+        if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
+            problems.append(f"{own.name} is {words}, found {value!r}")
+    return problems
 
 
 def option_problems(function: Callable[..., object], options: Iterable[str]) -> list[str]:

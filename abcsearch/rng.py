@@ -8,6 +8,7 @@ shifts the numbers that another one draws.
 from __future__ import annotations
 
 import contextlib
+import threading
 import zlib
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+
+
+_GENERATORS = threading.RLock()  # whoever has torch's global generators
 
 
 def derived_seed(seed: int, part: str, number: int = 0) -> int:
@@ -42,12 +46,13 @@ def torch_seeded(seed: int, part: str, number: int = 0) -> Iterator[None]:
     """Runs a block with torch's global generators seeded from a stream and puts their state back afterwards.
 
     For code that cannot be handed a generator: weight initialisation and dropout inside a module. The caller's global
-    random state is the same after the block as before it, also when the block raises.
+    random state is the same after the block as before it, also when the block raises. Threads wait for each other: the
+    generators are the process's.
     """
     import torch
 
     devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices=devices):
+    with _GENERATORS, torch.random.fork_rng(devices=devices):
         torch.manual_seed(derived_seed(seed, part, number))
         yield
 

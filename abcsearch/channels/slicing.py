@@ -290,7 +290,7 @@ def fit_attributes(module: nn.Module) -> None:
             inputs, outputs = module.weight.shape[:2]
             _set(module, "in_channels", inputs)
             _set(module, "out_channels", outputs * module.groups)
-        case nn.BatchNorm2d() | nn.BatchNorm1d() | nn.BatchNorm3d():
+        case nn.BatchNorm2d() | nn.BatchNorm1d() | nn.BatchNorm3d() | nn.SyncBatchNorm():
             shaped = module.weight
             shaped = module.running_mean if shaped is None else shaped
             if shaped is not None:

@@ -57,7 +57,9 @@ class Split(Images):
         object.__setattr__(self, "images", images.detach().contiguous(memory_format=torch.channels_last))
         low, high = torch.aminmax(self.rows)  # one pass without a copy; NaN is both
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            msg = f"images must be finite, found {int((~torch.isfinite(images)).sum())} values that are not"
+            wrong = (~torch.isfinite(self.rows)).flatten(1).any(dim=1).nonzero().flatten()
+            some = f"in {len(wrong)} of {len(images)} images, first in number {int(wrong[0])} (from 0)"
+            msg = f"images must be finite, found values that are not {some}"
             raise DataError(msg)
 
     @classmethod

@@ -151,29 +151,39 @@ def calibrate(model: nn.Module, images: torch.Tensor, *, batch_size: int = 128) 
 
 @contextlib.contextmanager
 def _averaging(norms: list[Any]) -> Iterator[None]:
-    """Resets normalisations, and has them average what passes in the block; if it fails, all is as before."""
+    """Resets normalisations, and has them average what passes in the block.
+
+    Those that nothing passes, or that do not learn, are as before; if the block fails, all are.
+    """
     before = [(norm, norm.momentum, {k: v.clone() for k, v in norm.named_buffers(recurse=False)}) for norm in norms]
     passes = dict.fromkeys(map(id, norms), 0)
 
     def average(norm: Any, _inputs: object) -> None:  # noqa: ANN401 - any normalisation
         # The n-th pass counts 1 / n. Momentum None would do the same in batch norms, but waits for the device at every
         # layer to read n, and means no update at all in instance norms.
-        passes[id(norm)] += 1
-        norm.momentum = 1 / passes[id(norm)]
+        if norm.training:  # some refuse: they are frozen
+            passes[id(norm)] += 1
+            norm.momentum = 1 / passes[id(norm)]
 
     hooks = [norm.register_forward_pre_hook(average) for norm in norms]
     try:
         for norm in norms:
             norm.reset_running_stats()
         yield
+        _restore([entry for entry in before if not passes[id(entry[0])]])
     except BaseException:
-        with torch.no_grad():
-            for norm, _, buffers in before:
-                for name, value in norm.named_buffers(recurse=False):
-                    value.copy_(buffers[name])
+        _restore(before)
         raise
     finally:
         for hook in hooks:
             hook.remove()
         for norm, momentum, _ in before:
             norm.momentum = momentum
+
+
+@torch.no_grad()
+def _restore(before: list[tuple[Any, Any, dict[str, torch.Tensor]]]) -> None:
+    """Gives normalisations their buffers back."""
+    for norm, _, buffers in before:
+        for name, value in norm.named_buffers(recurse=False):
+            value.copy_(buffers[name])

@@ -34,16 +34,16 @@ class CascadeOptions:
 
     Attributes:
         fraction: share of the trials that are trained, in (0, 1].
-        metric: the fitness of both stages.
-        adaptive_bn: options of the first stage.
-        short_training: options of the second stage.
+        metric: the fitness of both stages; None: the objective's first metric.
+        adaptive_bn: options of the first stage, all but its metric.
+        short_training: options of the second stage, all but its metric.
 
     Raises:
         ConfigError: if an option is unknown, or a number out of range.
     """
 
     fraction: float = 0.2
-    metric: str = "top1"
+    metric: str | None = None
     adaptive_bn: Mapping[str, Any] = field(default_factory=dict[str, Any])
     short_training: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -71,8 +71,8 @@ class CascadeOptions:
                 raise ConfigError(unknown_name(f"option of cascade.{name}:", option, known))
         try:
             return kind(metric=self.metric, **given)
-        except TypeError as error:  # an option of the wrong type
-            msg = f"cascade.{name} = {dict(given)}: {error}"
+        except ConfigError as error:
+            msg = f"cascade.{name}: {error}"
             raise ConfigError(msg) from error
 
 

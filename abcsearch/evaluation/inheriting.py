@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from abcsearch.channels.slicing import slice_model
-from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.errors import ConfigError, type_problems, unknown_name
 from abcsearch.importing import import_callable
 from abcsearch.rng import torch_stream
-from abcsearch.training.computing import check_precision, computing, find_device
+from abcsearch.training.computing import MAX_THREADS, check_precision, computing, find_device
 from abcsearch.training.objectives import OBJECTIVES, Objective, find_objective
 from abcsearch.training.scoring import SCORING_BATCH, predict, score
 from abcsearch.trial import Evaluation
@@ -34,10 +34,10 @@ class ScoringOptions:
     """How candidates are scored.
 
     Attributes:
-        metric: which metric is the fitness. Of classifiers: "top1", "top5", "neg_loss" (negative cross-entropy,
-            smoother: for accuracies near chance), "neg_kl" (minus the divergence to the full network's outputs); of
-            other objectives: theirs; or your own by import path, package.module:function, which maps (outputs, labels)
-            of a batch to one number per image.
+        metric: which metric is the fitness; None: the objective's first one. Of classifiers: "top1", "top5", "neg_loss"
+            (negative cross-entropy, smoother: for accuracies near chance), "neg_kl" (minus the divergence to the full
+            network's outputs); of other objectives: theirs; or your own by import path, package.module:function, which
+            maps (outputs, labels) of a batch to one number per image.
         validation_images: how many of the search-validation images are looked at; None: all.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
         precision: "float32"; on CUDA also "tf32" or "bf16".
@@ -47,7 +47,7 @@ class ScoringOptions:
         ConfigError: if the metric is unknown, a number out of range, or the precision not one of the device.
     """
 
-    metric: str = "top1"
+    metric: str | None = None
     validation_images: int | None = None
     device: str = "auto"
     precision: str = "float32"
@@ -58,6 +58,12 @@ class ScoringOptions:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        if problems := type_problems(self):
+            msg = f"evaluator: {'; '.join(problems)}"
+            raise ConfigError(msg)
+        if self.threads > MAX_THREADS:
+            msg = f"evaluator: threads is at most {MAX_THREADS}, found {self.threads}"
+            raise ConfigError(msg)
         for name, lowest in self.LOWEST.items():
             value: Any = getattr(self, name)
             if value is not None and not lowest <= value < math.inf:
@@ -65,7 +71,7 @@ class ScoringOptions:
                 raise ConfigError(msg)
         check_precision(self.precision, find_device(self.device))
         known = {name for objective in OBJECTIVES.values() for name in (*objective.metrics, *objective.to_full)}
-        if ":" not in self.metric and self.metric not in known:
+        if self.metric is not None and ":" not in self.metric and self.metric not in known:
             raise ConfigError(unknown_name("metric", self.metric, known))
 
 
@@ -78,6 +84,7 @@ class Inheriting(ABC):
 
     Attributes:
         options: of the evaluator.
+        metric: what fitness is.
     """
 
     def __init__(
@@ -99,7 +106,9 @@ class Inheriting(ABC):
         """
         self.options = options
         self.device = find_device(options.device)
-        self._objective = with_metric(find_objective(data.objective), options.metric)
+        objective = find_objective(data.objective)
+        self.metric = options.metric or objective.headline
+        self._objective = with_metric(objective, self.metric)
         self._graph, self._ranking = graph, ranking
         self._data = data
         self._model = model if self.device.type == "cpu" else copy.deepcopy(model).to(self.device)
@@ -138,7 +147,7 @@ class Inheriting(ABC):
     @cached_property
     def _full(self) -> torch.Tensor | None:
         """Outputs of the full network on the validation images, where the metric needs them."""
-        if self.options.metric not in self._objective.to_full:
+        if self.metric not in self._objective.to_full:
             return None
         return predict(copy.deepcopy(self._model), self._validation)
 
@@ -168,7 +177,7 @@ class Inheriting(ABC):
         wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
         if wrong:
             return Evaluation(fitness=None, metrics=metrics, macs=macs, params=params, failure=", ".join(wrong))
-        return Evaluation(fitness=metrics[self.options.metric], metrics=metrics, macs=macs, params=params)
+        return Evaluation(fitness=metrics[self.metric], metrics=metrics, macs=macs, params=params)
 
 
 def with_metric(objective: Objective, metric: str) -> Objective:

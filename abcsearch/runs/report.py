@@ -226,7 +226,7 @@ def _notes(run: FinishedRun, threads: int, tuned: dict[str, Any] | None) -> tupl
     failed = sum(trial.evaluation.failure is not None for trial in run.result.trials)
     data = run.result.task.data
     return (
-        f"Fitness: {config.evaluator.name} ({config.evaluator.options.get('metric', 'top1')}) "
+        f"Fitness: {config.evaluator.name} ({config.evaluator.options.get('metric') or run.metric}) "
         f"on {len(data.validation)} search-validation images. "
         f"Before and after fine-tuning: {run.metric} on {len(data.test)} test images. "
         f"Fine-tuned: {recipe}. "

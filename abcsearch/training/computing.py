@@ -13,6 +13,7 @@ from abcsearch.errors import ConfigError, unknown_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MAX_THREADS = 1024  # of torch; more are a slip
 PRECISIONS = ("float32", "tf32", "bf16")
 
 
@@ -27,9 +28,12 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         msg = f'device is "auto", "cpu", "cuda" or "cuda:1", found {name!r}: {str(error).splitlines()[0]}'
         raise ConfigError(msg) from error
+    if device.type not in ("cpu", "cuda"):
+        msg = f'device is "auto", "cpu", "cuda" or "cuda:1", found {name!r}'
+        raise ConfigError(msg)
     return device
 
 

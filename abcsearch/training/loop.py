@@ -12,9 +12,9 @@ import torch
 
 from abcsearch.data.images import Images
 from abcsearch.data.splits import Data
-from abcsearch.errors import ConfigError, DataError, ModelError
+from abcsearch.errors import ConfigError, DataError, ModelError, type_problems
 from abcsearch.rng import torch_seeded, torch_stream
-from abcsearch.training.computing import check_precision, computing, find_device
+from abcsearch.training.computing import MAX_THREADS, check_precision, computing, find_device
 from abcsearch.training.objectives import find_objective, output_of
 from abcsearch.training.scoring import device_of, modes_kept, score
 
@@ -66,6 +66,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        if problems := type_problems(self):
+            msg = f"training recipe: {'; '.join(problems)}"
+            raise ConfigError(msg)
         check_precision(self.precision, find_device(self.device))
         rules = {
             "epochs": self.epochs >= 1,
@@ -76,7 +79,7 @@ class Recipe:
             "warmup_epochs": self.warmup_epochs >= 0,
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "shift": self.shift >= 0,
-            "threads": self.threads >= 1,
+            "threads": 1 <= self.threads <= MAX_THREADS,
         }
         rules = {name: holds and math.isfinite(getattr(self, name)) for name, holds in rules.items()}
         wrong = [f"{name} = {getattr(self, name)}" for name, holds in rules.items() if not holds]
@@ -100,7 +103,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
 
     Args:
         model: maps images to logits; its weights change, the modes of its modules do not. It is trained on the recipe's
-            device, and is where it was afterwards.
+            device, and is where it was afterwards; its weights stay channels_last.
         split: training images. Those in memory are copied to the device once and stay there.
         recipe: how.
         seed: the run's seed.

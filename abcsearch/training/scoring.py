@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from abcsearch.errors import ConfigError
 from abcsearch.training.objectives import Objective, find_objective, output_of
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.data.images import Images
+    from abcsearch.training.objectives import Metric
 
 SCORING_BATCH = 512  # images per pass
 
@@ -43,7 +45,7 @@ def score(
     Raises:
         ModelError: if the model does not return logits.
         DataError: if a label has no output.
-        ConfigError: if the objective is unknown.
+        ConfigError: if the objective is unknown, or one of its metrics is none.
     """
     goal = find_objective(objective) if isinstance(objective, str) else objective
     names = [*goal.metrics, *(goal.to_full if full is not None else ())]
@@ -51,12 +53,33 @@ def score(
     first = 0
     for outputs, labels in _passes(model, split, batch_size):
         goal.check(outputs, labels)
-        each = [metric(outputs, labels) for metric in goal.metrics.values()]
+        each = [_values(name, metric, outputs, labels) for name, metric in goal.metrics.items()]
         if full is not None:
-            each += [metric(outputs, full[first : first + len(labels)]) for metric in goal.to_full.values()]
+            part = full[first : first + len(labels)]
+            each += [_values(name, metric, outputs, part) for name, metric in goal.to_full.items()]
         sums += torch.stack([values.sum(dtype=torch.float64) for values in each])
         first += len(labels)
     return dict(zip(names, (sums / len(split)).tolist(), strict=True))
+
+
+def _values(name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Returns one number per image.
+
+    Raises:
+        ConfigError: if the metric, which may be the user's, fails or returns something else.
+    """
+    try:
+        found: object = metric(outputs, wanted)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        msg = f"metric {name!r} failed on outputs {tuple(outputs.shape)} and labels {tuple(wanted.shape)}: {error!r}"
+        raise ConfigError(msg) from error
+    if isinstance(found, torch.Tensor) and found.shape == (len(outputs),) and not found.is_complex():
+        return found
+    what = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, torch.Tensor) else type(found).__name__
+    msg = f"metric {name!r} returns a tensor of one number per image, ({len(outputs)},), found {what}"
+    raise ConfigError(msg)
 
 
 def predict(model: nn.Module, split: Images, *, batch_size: int = SCORING_BATCH) -> torch.Tensor:

@@ -37,8 +37,8 @@ IMAGES, LABELS = torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 0, 1])
         (IMAGES, LABELS - 1, "found -1"),
         (IMAGES.numpy(), LABELS, "ndarray"),
         (IMAGES, [0, 1, 0, 1], "list"),
-        (torch.full_like(IMAGES, float("nan")), LABELS, "found 16 values"),
-        (IMAGES + torch.tensor([0, float("inf")]), LABELS, "found 8 values"),
+        (torch.full_like(IMAGES, float("nan")), LABELS, "not in 4 of 4 images, first in number 0"),
+        (IMAGES + torch.tensor([0, float("inf")]), LABELS, "not in 4 of 4 images, first in number 0"),
     ],
 )
 def test_a_split_refuses_what_training_cannot_use(images, labels, words):

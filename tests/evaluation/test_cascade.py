@@ -146,7 +146,16 @@ def test_its_stages_are_adaptive_bn_and_short_training(tiny_model, tiny_data):
         ({"adaptive_bn": {"batchsize": 3}}, "option of cascade.adaptive_bn: 'batchsize'; did you mean 'batch_size'"),
         ({"short_training": {"metric": "top1"}}, "unknown option of cascade.short_training: 'metric'"),
         ({"short_training": {"epochs": 0}}, "epochs = 0"),
-        ({"short_training": {"epochs": "two"}}, "cascade.short_training = .*'two'"),
+        (
+            {"short_training": {"epochs": "two"}},
+            "cascade.short_training: evaluator: epochs is a whole number, found 'two'",
+        ),
+        ({"short_training": {"steps": 2.5}}, "steps is a whole number, found 2.5"),
+        ({"short_training": {"flip": "foo"}}, "flip is true or false, found 'foo'"),
+        (
+            {"adaptive_bn": {"batch_size": "x", "threads": True}},
+            "threads is a whole number, found True; batch_size is a whole number, found 'x'",
+        ),
         ({"metric": "top2"}, "unknown metric 'top2'"),
     ],
 )

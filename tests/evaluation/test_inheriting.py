@@ -5,7 +5,7 @@ import gc
 import sys
 import types
 import weakref
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
 import numpy as np
@@ -21,7 +21,7 @@ from abcsearch.evaluation import inheriting
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions, calibrate
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
-from abcsearch.training.objectives import OUTPUTS
+from abcsearch.training.objectives import OBJECTIVES, OUTPUTS, Objective
 from abcsearch.training.scoring import score
 from abcsearch.trial import Evaluation
 
@@ -134,6 +134,106 @@ def test_nothing_of_a_failed_evaluation_is_kept_while_it_is_tried_again(parts, m
     monkeypatch.setattr(inheriting, "score", failing)
     assert evaluate(evaluator, some(parts), 0).failure.startswith("OutOfMemoryError")
     assert alive == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        (lambda o, y: o.argmax(1, keepdim=True) == y, r"one number per image, \(1,\), found \(1, 1\) torch.bool"),
+        (lambda o, y: (o.argmax(1) == y).float().mean(), r"found \(\) torch.float32"),
+        (lambda _o, _y: 0.5, "found float"),
+        (lambda _o, _y: None, "found NoneType"),
+        (lambda o, _y: o[:, 0] + 1j, "found .* torch.complex"),
+        (lambda _o, _y: 1 / 0, r"metric 'mine:odd' failed on outputs \(1, 2\) and labels \(1,\): ZeroDivision"),
+    ],
+)
+def test_a_metric_that_is_none_is_refused_at_the_start(parts, mine, metric, words):
+    mine.odd = metric
+    with pytest.raises(ConfigError, match=words):
+        AdaptiveBN(*parts, AdaptiveBNOptions(metric="mine:odd"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"calibration_images": 500.5}, "calibration_images is a whole number, found 500.5"),
+        ({"batch_size": "8", "metric": 5}, "metric is a text, found 5; .*batch_size is a whole number, found '8'"),
+        ({"validation_images": 2.5}, "validation_images is a whole number, found 2.5"),
+        ({"device": None}, "device is a text, found None"),
+        ({"device": "meta"}, "found 'meta'"),
+        ({"threads": 10**11}, "threads is at most 1024"),
+    ],
+)
+def test_options_of_other_types_are_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        AdaptiveBNOptions(**options)
+
+
+def test_the_metric_is_the_objectives_first_one_unless_it_is_given(tiny_model):
+    images = torch.rand(300, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    values = images.mean(dim=(2, 3)).expand(-1, 2).contiguous()
+    data = Data.from_tensors((images[:250], values[:250]), (images[250:], values[250:]), objective="regression")
+    graph = trace_channels(tiny_model, data.example)
+    found = AdaptiveBN(tiny_model, graph, rank_channels(tiny_model, graph), data)(graph.space().full, 0)
+    assert found.fitness == found.metrics["neg_mse"] < 0
+
+
+def smooth(outputs, labels):
+    return nn.functional.smooth_l1_loss(outputs, nn.functional.one_hot(labels, 2).float())
+
+
+def largest(outputs, _labels):
+    return outputs.amax(dim=1)
+
+
+def test_objectives_of_ones_own_go_to_other_processes(tiny_model, tiny_data, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "own", Objective(loss=smooth, metrics={"largest": largest}))
+    parts = [getattr(tiny_data, name) for name in ("train", "validation", "test")]
+    data = Data(name="own", train=parts[0], validation=parts[1], test=parts[2], objective="own")
+    graph = trace_channels(tiny_model, data.example)
+    evaluator = AdaptiveBN(tiny_model, graph, rank_channels(tiny_model, graph), data)
+    candidate = graph.space().uniform(0.5)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        found = pool.submit(evaluate, evaluator, candidate, 0).result()
+    assert found.fitness == evaluator(candidate, 0).fitness
+
+
+def test_threads_that_train_at_the_same_time_find_what_one_finds(tiny_data):
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(16, 2)
+    )
+    graph = trace_channels(network, tiny_data.example)
+    options = {"steps": 3, "batch_size": 32, "metric": "neg_loss"}
+    evaluator = make_evaluator("short_training", network, graph, rank_channels(network, graph), tiny_data, **options)
+    candidates = [graph.space().sample(np.random.default_rng(seed)) for seed in range(6)]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(3) as pool:
+        found = [e.fitness for e in pool.map(evaluator, candidates, range(6))]
+    assert found == [evaluator(c, seed).fitness for seed, c in enumerate(candidates)]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Frozen(nn.BatchNorm2d):
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def test_norms_that_do_not_learn_or_are_not_used_keep_their_statistics():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen, self.unused, self.bn = Frozen(2), nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+
+        def forward(self, x):
+            return self.bn(self.frozen(x))
+
+    network = Odd().eval()
+    for norm in network.children():
+        norm.running_mean.fill_(0.3)
+    calibrate(network, torch.rand(8, 2, 3, 3), batch_size=4)
+    assert float(network.frozen.running_mean[0]) == float(network.unused.running_mean[0]) == pytest.approx(0.3)
+    assert network.bn.num_batches_tracked == 2
+    assert float(network.bn.running_mean[0]) != pytest.approx(0.3)
 
 
 def test_an_evaluator_by_import_path_is_called_with_the_parts(parts, mine):

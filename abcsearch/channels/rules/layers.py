@@ -151,7 +151,7 @@ def linear(flow: Flow, op: Op) -> Layout | None:
     return Layout(len(operand.value) - 1, found)
 
 
-@rule_for(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+@rule_for(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 @rule_for(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def channel_norm(flow: Flow, op: Op) -> Layout | None:
     """Each channel is normalised on its own; weight, bias and running statistics run over the channels."""
