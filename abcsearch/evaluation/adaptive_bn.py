@@ -37,7 +37,7 @@ class AdaptiveBNOptions(ScoringOptions):
         ConfigError: if a number is out of range.
     """
 
-    calibration_images: int = 2048
+    calibration_images: int = 512
     batch_size: int = 128
 
     LOWEST: ClassVar[dict[str, float]] = {**ScoringOptions.LOWEST, "calibration_images": 0, "batch_size": 2}
