@@ -46,7 +46,8 @@ def _searcher(name: str) -> Entry:
 
 def _evaluator(name: str) -> Entry:
     entry = EVALUATORS[name]
-    text = f"{_doc(entry.make)}\n\n{_doc(entry.options)}"
+    records = [kind for kind in entry.options.__mro__ if is_dataclass(kind)]  # options that evaluators share come last
+    text = "\n\n".join(map(_doc, [entry.make, *records]))
     return Entry(
         name=name, description=entry.description, options=_defaults(entry.options), source=entry.source, text=text
     )

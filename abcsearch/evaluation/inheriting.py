@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ import torch
 from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import ConfigError, type_problems, unknown_name
 from abcsearch.importing import import_callable
-from abcsearch.rng import torch_stream
+from abcsearch.rng import torch_seeded, torch_stream
 from abcsearch.training.computing import MAX_THREADS, check_precision, computing, find_device
 from abcsearch.training.objectives import OBJECTIVES, Objective, find_objective
 from abcsearch.training.scoring import SCORING_BATCH, predict, score
@@ -100,7 +101,7 @@ class Inheriting(ABC):
             options: see `ScoringOptions`.
 
         Raises:
-            ConfigError: if the metric is unknown.
+            ConfigError: if the metric is unknown, or is none.
             ModelError: if the network does not return what the objective needs.
             DataError: if a label has no output.
         """
@@ -120,7 +121,15 @@ class Inheriting(ABC):
         # side effects.
         labels = self._validation.labels
         highest = labels.reshape(len(labels), -1).amax(dim=1).argmax()[None]
-        score(copy.deepcopy(self._model), self._validation.part(highest), objective=self._objective)
+        one, probe = self._validation.part(highest), copy.deepcopy(self._model)
+        with torch_seeded(0, "probe"):
+            score(probe, one, objective=self._objective)
+            if not torch.equal(*(predict(probe, one).nan_to_num() for _ in range(2))):
+                msg = (
+                    f"{type(model).__name__} draws random numbers in evaluation mode, so fitness cannot be repeated; "
+                    "F.dropout needs training=self.training"
+                )
+                warnings.warn(msg, stacklevel=3)
 
     @abstractmethod
     def _prepare(self, network: nn.Module, seed: int, shrink: int) -> None:

@@ -145,7 +145,7 @@ IMAGE = torch.zeros(3, 4, 4)
         ([(IMAGE, 0), (IMAGE.double(), 1)], "found (3, 4, 4) torch.float64"),
         ([(IMAGE, 0), (IMAGE[:1], 1)], "is (1, 4, 4), the first is (3, 4, 4)"),
         ([(IMAGE, 0), (IMAGE, -1)], "labels count classes from 0, found -1"),
-        ([(IMAGE, 0), (IMAGE / 0, 1)], "images must be finite, found 48 values"),
+        ([(IMAGE, 0), (IMAGE / 0, 1)], "not in 1 of 2 images, first in number 1 (from 0)"),
     ],
 )
 def test_items_that_do_not_fit_are_named(items, words):

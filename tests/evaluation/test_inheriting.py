@@ -335,6 +335,26 @@ def test_networks_that_return_more_than_logits(tiny_data, monkeypatch):
     assert found.metrics == score(evaluator.build(graph.space().uniform(0.5)), tiny_data.validation)
 
 
+class Restless(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.linear = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return nn.functional.dropout(self.linear(self.bn(self.conv(x)).mean(dim=(2, 3))), 0.5)
+
+
+def test_a_network_that_draws_in_evaluation_mode_is_warned_of(tiny_data):
+    network = Restless()
+    graph = trace_channels(network, tiny_data.example)
+    before = torch.get_rng_state()
+    with pytest.warns(
+        UserWarning, match=r"Restless draws random numbers in evaluation mode, .* training=self.training"
+    ):
+        AdaptiveBN(network, graph, rank_channels(network, graph), tiny_data)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_training_set_smaller_than_a_batch_is_refused(parts, tiny_data):
     small = Data(
         name="small", train=tiny_data.train.part(torch.arange(9)), validation=tiny_data.validation, test=tiny_data.test

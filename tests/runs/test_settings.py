@@ -92,7 +92,13 @@ def test_every_difference_is_named_with_both_values():
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Recipe)])
 def test_a_change_of_any_field_of_a_recipe_is_a_difference(name):
     before = dataclasses.asdict(Recipe())
-    value = not before[name] if isinstance(before[name], bool) else before[name] + 0.125
+    match before[name]:
+        case bool(flag):
+            value = not flag
+        case str(word):
+            value = f"other {word}"
+        case number:
+            value = number + 0.125
     assert differences(before, {**before, name: value}) == [f"{name}: {before[name]!r} in the folder, {value!r} now"]
 
 
