@@ -141,19 +141,21 @@ def calibrate(model: nn.Module, images: torch.Tensor, *, batch_size: int = 128) 
     norms = statistics(model)
     if not norms:
         return
-    with modes_kept(model), _averaging(norms), torch.inference_mode():
+    with modes_kept(model):
         model.eval()
         for norm in norms:
             norm.train()
-        for batch in images[: len(images) // batch_size * batch_size].split(batch_size):
-            model(batch)
+        learning = [norm for norm in norms if norm.training]  # some refuse: they are frozen
+        with _averaging(learning), torch.inference_mode():
+            for batch in images[: len(images) // batch_size * batch_size].split(batch_size):
+                model(batch)
 
 
 @contextlib.contextmanager
 def _averaging(norms: list[Any]) -> Iterator[None]:
     """Resets normalisations, and has them average what passes in the block.
 
-    Those that nothing passes, or that do not learn, are as before; if the block fails, all are.
+    Those that nothing passes are as before; if the block fails, all are.
     """
     before = [(norm, norm.momentum, {k: v.clone() for k, v in norm.named_buffers(recurse=False)}) for norm in norms]
     passes = dict.fromkeys(map(id, norms), 0)
@@ -161,9 +163,8 @@ def _averaging(norms: list[Any]) -> Iterator[None]:
     def average(norm: Any, _inputs: object) -> None:  # noqa: ANN401 - any normalisation
         # The n-th pass counts 1 / n. Momentum None would do the same in batch norms, but waits for the device at every
         # layer to read n, and means no update at all in instance norms.
-        if norm.training:  # some refuse: they are frozen
-            passes[id(norm)] += 1
-            norm.momentum = 1 / passes[id(norm)]
+        passes[id(norm)] += 1
+        norm.momentum = 1 / passes[id(norm)]
 
     hooks = [norm.register_forward_pre_hook(average) for norm in norms]
     try:

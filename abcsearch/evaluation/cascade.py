@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.errors import ConfigError, type_problems, unknown_name
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 from abcsearch.evaluation.base import Evaluator, evaluate
 from abcsearch.evaluation.short_training import ShortTraining, ShortTrainingOptions
@@ -49,6 +49,13 @@ class CascadeOptions:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        problems = type_problems(self)
+        for name in ("adaptive_bn", "short_training"):
+            if not isinstance(getattr(self, name), Mapping):
+                problems.append(f"{name} is a table of options, found {getattr(self, name)!r}")
+        if problems:
+            msg = f"cascade: {'; '.join(problems)}"
+            raise ConfigError(msg)
         if not 0 < self.fraction <= 1:
             msg = f"cascade: fraction is the share of trials that are trained, in (0, 1], found {self.fraction}"
             raise ConfigError(msg)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from abcsearch.evaluation.inheriting import Inheriting, ScoringOptions
 from abcsearch.training.loop import Recipe, check_images, train
@@ -47,7 +47,7 @@ class ShortTrainingOptions(ScoringOptions):
     shift: int = 0
     flip: bool = False
 
-    LOWEST: ClassVar[dict[str, float]] = {**ScoringOptions.LOWEST, "steps": 1}
+    LOWEST: ClassVar[dict[str, float]] = {**ScoringOptions.LOWEST, "steps": 1, "batch_size": 1}
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -56,20 +56,9 @@ class ShortTrainingOptions(ScoringOptions):
 
     def recipe(self, shrink: int = 1) -> Recipe:
         """Returns the recipe of the training loop, with the batch size divided by `shrink`."""
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=max(1, self.batch_size // shrink),
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            warmup_epochs=self.warmup_epochs,
-            label_smoothing=self.label_smoothing,
-            shift=self.shift,
-            flip=self.flip,
-            threads=self.threads,
-            device=self.device,
-            precision=self.precision,
-        )
+        values: dict[str, Any] = {own.name: getattr(self, own.name) for own in fields(Recipe)}  # these have all of them
+        values["batch_size"] = max(1, self.batch_size // shrink)
+        return Recipe(**values)
 
 
 class ShortTraining(Inheriting):

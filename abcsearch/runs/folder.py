@@ -121,7 +121,7 @@ class RunFolder:
     def finished(self, n_trials: int) -> bool:
         """Returns whether the search has all its trials, or has run out of new structures."""
         state = self.read_json("searcher.json")
-        return isinstance(state, dict) and (state.get("told", 0) >= n_trials or self.exhausted())
+        return isinstance(state, dict) and (state.get("told", 0) >= n_trials or state.get("exhausted", False))
 
     def exhausted(self) -> bool:
         """Returns whether the search has run out of new structures."""

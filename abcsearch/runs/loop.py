@@ -157,7 +157,7 @@ class Loop:
         missing = {number: candidate for number, candidate in batch.items() if number not in journal.trials}
         leaders = {candidate: number for number, candidate in reversed(batch.items())}  # the first of its kind
         fresh = {n: c for n, c in missing.items() if leaders[c] == n and c not in self._seen}
-        if isinstance(self.evaluator, Cascade):
+        if fresh and isinstance(self.evaluator, Cascade):
             known = {leaders[c]: self._seen[c] for c in leaders if c in self._seen}
             self._in_stages(self.evaluator, fresh, known, journal)
         else:

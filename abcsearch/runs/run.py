@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -346,13 +346,14 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         reasons = "; ".join(dict.fromkeys(str(t.evaluation.failure) for t in trials)) or "no structure was evaluated"
         msg = f"no trial of {folder.path} succeeded: {reasons}"
         raise RunError(msg)
+    builder = cache(lambda: _builder(task, parts.evaluator))  # made when first needed: it may read images
     return SearchResult(
         run_dir=folder.path,
         settings=settings,
         task=task,
         trials=tuple(trials),
         best=best,
-        build=lambda candidate: _builder(task, parts.evaluator).build(candidate),
+        build=lambda candidate: builder().build(candidate),
     )
 
 

@@ -150,6 +150,11 @@ def test_its_stages_are_adaptive_bn_and_short_training(tiny_model, tiny_data):
             {"short_training": {"epochs": "two"}},
             "cascade.short_training: evaluator: epochs is a whole number, found 'two'",
         ),
+        (
+            {"fraction": "x", "adaptive_bn": 3},
+            "fraction is a number, found 'x'; adaptive_bn is a table of options, found 3",
+        ),
+        ({"short_training": {"batch_size": 0}}, "batch_size is at least 1, found 0"),
         ({"short_training": {"steps": 2.5}}, "steps is a whole number, found 2.5"),
         ({"short_training": {"flip": "foo"}}, "flip is true or false, found 'foo'"),
         (
