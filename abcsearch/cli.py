@@ -235,7 +235,7 @@ def _print_status(name: str, folder: RunFolder, n_trials: int) -> int:
     from abcsearch.runs.journal import read_journal
     from abcsearch.trial import best_trial
 
-    found, _ = read_journal(folder.journal)
+    found = read_journal(folder.journal).trials
     trials = [trial for number, trial in sorted(found.items()) if number < n_trials]
     failed = sum(trial.evaluation.failure is not None for trial in trials)
     best = best_trial(trials)

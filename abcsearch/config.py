@@ -6,8 +6,10 @@ seed, n_trials, criterion, max_failures, baselines      top level
 [pretrain]   training recipe of the base network
 [budget]     macs, params, flops
 [space]      alpha, step, levels, divisor, fixed
+[latency]    how forward time is measured
 [searcher]   name, and the searcher's own options
 [evaluator]  name, and the evaluator's own options
+[execution]  workers, ray_address, gpus, timeout, schedule, window
 [finetune]   training recipe of the winner
 """
 
@@ -29,6 +31,7 @@ from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.registry import check_data_options, load_data
 from abcsearch.errors import AbcSearchError, ConfigError, SearcherError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
+from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
 from abcsearch.runs.settings import LOWEST, ModelSettings, Part, RunConfig, SpaceOptions, check_base, check_lowest
 from abcsearch.searchers.registry import SEARCHERS
@@ -47,6 +50,7 @@ _SECTIONS: dict[str, type] = {
     "budget": Budget,
     "space": SpaceOptions,
     "latency": LatencyOptions,
+    "execution": ExecutionOptions,
     "pretrain": Recipe,
     "finetune": Recipe,
 }

@@ -66,6 +66,14 @@ class FailuresError(RunError):
     """More evaluations failed in a row than `max_failures` allows; the reasons are in the message."""
 
 
+class WorkerLostError(AbcSearchError):
+    """A worker died or hung while it evaluated; a run evaluates the candidate once more, then gives it up."""
+
+
+class NodeLostError(WorkerLostError):
+    """A worker was lost with its machine: no fault of the candidate, which is evaluated once more."""
+
+
 class ExportError(AbcSearchError):
     """A network cannot be exported, or an export cannot be loaded back."""
 

@@ -84,8 +84,8 @@ class AdaptiveBN(Inheriting):
             DataError: if there are fewer training images than one batch.
         """
         options = options or AdaptiveBNOptions()
+        self._calibration: Split | None = None
         super().__init__(model, graph, ranking, data, options)
-        self._calibration = None
         if options.calibration_images and not statistics(model):
             name = type(model).__name__
             msg = f"{name} has no running statistics: nothing to calibrate, candidates are scored as sliced"
@@ -97,6 +97,12 @@ class AdaptiveBN(Inheriting):
                 msg += f"{data.name}; set batch_size to at most {found}"
                 raise DataError(msg)
             self._calibration = calibration_images(data, options.calibration_images).to(self.device)
+
+    def _settle(self) -> None:
+        """Moves the calibration images as well."""
+        super()._settle()
+        if self._calibration is not None:
+            self._calibration = self._calibration.to(self.device)
 
     def _prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
         """Re-estimates the statistics."""

@@ -14,10 +14,17 @@ from abcsearch.trial import Evaluation
 Evaluator = Callable[[Candidate, int], Evaluation]
 
 
-def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int) -> Evaluation:
+def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int, stage: str | None = None) -> Evaluation:
     """Runs an evaluator, times it, and turns whatever it raises into a failed evaluation with the reason.
 
     Ctrl-C and the like pass through.
+
+    Args:
+        evaluator: runs here.
+        candidate: is evaluated.
+        seed: of the evaluation.
+        stage: runs this attribute of the evaluator instead, "first" or "second" of a cascade. So an executor is handed
+            the same object for both, and sends network and images once.
 
     Raises:
         SearcherError: if the evaluator returns something else than an Evaluation of numbers: a mistake in its code,
@@ -25,7 +32,7 @@ def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int) -> Evaluatio
     """
     start = time.perf_counter()
     try:
-        found = evaluator(candidate, seed)
+        found = (evaluator if stage is None else getattr(evaluator, stage))(candidate, seed)
     except Exception as error:  # noqa: BLE001 - any failure of a candidate is recorded and the search goes on
         found = Evaluation(fitness=None, failure=f"{type(error).__name__}: {error}")
     if not isinstance(found, Evaluation):  # pyright: ignore[reportUnnecessaryIsInstance] - the user's own function

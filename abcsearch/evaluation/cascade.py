@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from abcsearch.errors import ConfigError, type_problems, unknown_name
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from abcsearch.channels.ranking import Ranking
     from abcsearch.data.splits import Data
     from abcsearch.space import Candidate
-    from abcsearch.trial import Trial
 
 FIRST = "first_fitness"  # the metric that keeps what the first stage found
 _STAGE = "stage"  # the metric that says which stage the fitness is of: 1 or 2
@@ -120,20 +120,37 @@ class Cascade:
         first = cheap(evaluate(self.first, candidate, seed))
         return first if first.failure else trained(first, evaluate(self.second, candidate, seed))
 
-    def promoted(self, earlier: Sequence[Trial], batch: Mapping[int, Evaluation]) -> list[int]:
-        """Returns the numbers of the trials of a batch that see the second stage, best first.
+    def promoted(self, earlier: Sequence[Verdict], batch: Mapping[int, Evaluation]) -> list[int]:
+        """Returns the numbers of the trials that are decided together and see the second stage, best first.
 
         Args:
-            earlier: all trials of earlier batches.
+            earlier: of all trials that were decided before.
             batch: what the first stage found, by trial number.
         """
         scores = {n: e.metrics[FIRST] for n, e in batch.items() if FIRST in e.metrics}
-        before = [t.evaluation.metrics for t in earlier if FIRST in t.evaluation.metrics]
+        before = [verdict.score for verdict in earlier if verdict.score is not None]
         count = math.ceil(self.fraction * (len(earlier) + len(batch)) - 1e-9)
-        best = sorted([*scores.values(), *(m[FIRST] for m in before)], reverse=True)[:count]
-        free = count - sum(metrics[_STAGE] == 2 for metrics in before)
+        best = heapq.nlargest(count, [*scores.values(), *before])
+        free = count - sum(verdict.promoted for verdict in earlier)
         ranked = sorted(scores, key=lambda number: (-scores[number], number))
         return [number for number in ranked[: max(0, free)] if scores[number] >= best[-1]]
+
+
+class Verdict(NamedTuple):
+    """What became of a trial after the first stage.
+
+    Attributes:
+        score: its fitness there, or None if it failed.
+        promoted: whether it sees the second stage.
+    """
+
+    score: float | None
+    promoted: bool
+
+    @classmethod
+    def of(cls, finished: Evaluation) -> Verdict:
+        """Returns the verdict on a finished trial."""
+        return cls(finished.metrics.get(FIRST), finished.metrics.get(_STAGE) == 2)
 
 
 def cheap(found: Evaluation) -> Evaluation:

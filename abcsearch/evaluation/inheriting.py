@@ -106,17 +106,17 @@ class Inheriting(ABC):
             DataError: if a label has no output.
         """
         self.options = options
-        self.device = find_device(options.device)
         objective = find_objective(data.objective)
         self.metric = options.metric or objective.headline
         self._objective = with_metric(objective, self.metric)
         self._graph, self._ranking = graph, ranking
         self._data = data
-        self._model = model if self.device.type == "cpu" else copy.deepcopy(model).to(self.device)
+        self._model = model
         count = options.validation_images or len(data.validation)
         order = torch.randperm(len(data.validation), generator=torch_stream(data.seed, "validation images"))
         chosen = data.validation if count >= len(data.validation) else data.validation.part(order[:count].sort().values)
-        self._validation = chosen.to(self.device)
+        self._validation = chosen
+        self._settle()
         # What is wrong with all candidates is said once here, not by every trial; on a copy, since forward may have
         # side effects.
         labels = self._validation.labels
@@ -130,6 +130,25 @@ class Inheriting(ABC):
                     "F.dropout needs training=self.training"
                 )
                 warnings.warn(msg, stacklevel=3)
+
+    def _settle(self) -> None:
+        """Moves network and images to the device of the options."""
+        self.device = find_device(self.options.device)
+        if self.device.type != "cpu":
+            self._model = copy.deepcopy(self._model).to(self.device)
+        self._validation = self._validation.to(self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns all but what is computed when needed, on the CPU: the process that reads it has its own device."""
+        state = {name: value for name, value in vars(self).items() if name != "_full"}
+        if self.device.type != "cpu":
+            state["_model"] = copy.deepcopy(self._model).cpu()
+        return state  # splits pickle as arrays on the CPU
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes the state, and moves network and images to this process's device."""
+        vars(self).update(state)
+        self._settle()
 
     @abstractmethod
     def _prepare(self, network: nn.Module, seed: int, shrink: int) -> None:

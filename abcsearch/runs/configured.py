@@ -14,39 +14,48 @@ from abcsearch.errors import RunError
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.exporting import export
+from abcsearch.runs.executing import changed_execution, workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import data_identity, write_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.loop import Progress, logged, silent
-from abcsearch.runs.run import Parts, SearchResult, Task, run_search
+from abcsearch.runs.run import Parts, SearchResult, run_search
 from abcsearch.runs.settings import OBJECT, Part, RunConfig, SearchSettings, from_plain
+from abcsearch.runs.task import Task
 from abcsearch.runs.weights import load_checkpoint, weights_writer
 from abcsearch.training.loop import FineTuned, Recipe, check_images, finetune, train
 from abcsearch.training.objectives import find_objective, metric_text
 from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
 
     from torch import nn
 
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
-    from abcsearch.runs.run import SearcherFactory
+    from abcsearch.runs.run import SearcherFactory, WatcherFactory
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate
 
 
 def run_config(
-    config: RunConfig, run_dir: str | Path, *, executor: Executor | None = None, progress: Progress = silent
+    config: RunConfig,
+    run_dir: str | Path,
+    *,
+    executor: Executor | None = None,
+    progress: Progress = silent,
+    watchers: Sequence[WatcherFactory] = (),
 ) -> SearchResult:
     """Runs a configured search, or continues it where the folder holds it already.
 
     Args:
         config: the run.
         run_dir: its folder; made if missing.
-        executor: where evaluations run.
+        executor: where evaluations run, instead of what the config says.
         progress: shown after every step.
+        watchers: functions of (task, folder) that return who hears of every trial of the search.
 
     Raises:
         AbcSearchError: of the kind that fits.
@@ -70,19 +79,26 @@ def run_config(
         write_header(folder, config, same)
         _base_network(folder, config, model, data, progress)
         task = task.reranked(config)
-        parts = Parts.of(task, config, executor=executor)
-        result = run_search(folder, task, config, parts, progress, config.searcher.name)
-        best = result.best
-        folder.log(f"search finished: {len(result.trials)} trials, best {best.fitness:.4f} (trial {best.number})")
-        for name in config.baselines:
-            if name == "random":
-                own = replace(config, searcher=Part(name="random"), baselines=())
-                baseline = _baseline(folder, name)
-                baseline.path.mkdir(parents=True, exist_ok=True)
-                parts = Parts.of(task, own, evaluator=parts.evaluator, executor=executor)
-                known = {trial.candidate: trial.evaluation for trial in result.trials}
-                run_search(baseline, task, own, parts, progress, "random baseline", known)
+        with workers_for(config, folder, executor) as where:
+            parts = replace(Parts.of(task, config), executor=where)
+            result = run_search(folder, task, config, parts, progress, config.searcher.name, watchers=watchers)
+            best = result.best
+            folder.log(f"search finished: {len(result.trials)} trials, best {best.fitness:.4f} (trial {best.number})")
+            if "random" in config.baselines:
+                _random_baseline(folder, config, result, parts, progress)
     return result
+
+
+def _random_baseline(
+    folder: RunFolder, config: RunConfig, result: SearchResult, parts: Parts, progress: Progress
+) -> None:
+    """Runs the random search that the winner is compared with, by the same evaluator."""
+    own = replace(config, searcher=Part(name="random"), baselines=())
+    baseline = _baseline(folder, "random")
+    baseline.path.mkdir(parents=True, exist_ok=True)
+    parts = replace(Parts.of(result.task, own, evaluator=parts.evaluator), executor=parts.executor)
+    known = {trial.candidate: trial.evaluation for trial in result.trials}
+    run_search(baseline, result.task, own, parts, progress, "random baseline", known)
 
 
 def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
@@ -91,10 +107,13 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     model: nn.Module | None = None,
     data: Data | None = None,
     n_trials: int | None = None,
+    execution: Mapping[str, Any] | None = None,
+    until: int | None = None,
     searcher: SearcherFactory | Searcher | None = None,
     evaluator: Evaluator | None = None,
     executor: Executor | None = None,
     progress: Progress = silent,
+    watchers: Sequence[WatcherFactory] = (),
 ) -> SearchResult:
     """Continues a run with the settings that its folder holds; a finished one is returned as it is.
 
@@ -106,23 +125,31 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         model: the same trained network.
         data: the same data.
         n_trials: another number of trials than the run was started with.
+        execution: other workers, ray_address, gpus or timeout than before, e.g. {"workers": 8}.
+        until: keeps only so many lines of a journal that is damaged behind them; a copy of all is put beside it.
         searcher: the same searcher.
         evaluator: the same evaluator.
-        executor: where evaluations run.
+        executor: where evaluations run, instead of what the run's settings say.
         progress: called after every trial.
+        watchers: functions of (task, folder) that return who hears of every trial.
 
     Raises:
         RunError: if the folder holds no run, an object is missing, or one differs from what the run was started with.
     """
     folder = RunFolder(run_dir)
     plain = folder.header()["settings"]
-    if "model" in plain:
-        config = from_plain(RunConfig, plain)
-        return run_config(
-            replace(config, n_trials=n_trials or config.n_trials), run_dir, executor=executor, progress=progress
-        )
-    settings = from_plain(SearchSettings, plain)
-    settings = replace(settings, n_trials=n_trials or settings.n_trials)
+    configured = "model" in plain
+    settings = from_plain(RunConfig if configured else SearchSettings, plain)
+    settings = replace(
+        settings,
+        n_trials=n_trials or settings.n_trials,
+        execution=changed_execution(settings.execution, execution or {}),
+    )
+    if until is not None:
+        with folder.locked():
+            folder.cut(until)
+    if isinstance(settings, RunConfig):
+        return run_config(settings, run_dir, executor=executor, progress=progress, watchers=watchers)
     missing = [name for name, value in (("model", model), ("data", data)) if value is None]
     missing += [
         name
@@ -140,9 +167,10 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         )
         raise RunError(msg)
     task = Task.of(model, data, settings, folder=folder)
-    parts = Parts.of(task, settings, searcher=searcher, evaluator=evaluator, executor=executor)
-    with folder.locked():
-        return run_search(folder, task, settings, parts, logged(folder, progress))
+    parts = Parts.of(task, settings, searcher=searcher, evaluator=evaluator)
+    with folder.locked(), workers_for(settings, folder, executor) as where:
+        parts = replace(parts, executor=where)
+        return run_search(folder, task, settings, parts, logged(folder, progress), watchers=watchers)
 
 
 def _load_data(config: RunConfig) -> Data:
@@ -271,7 +299,7 @@ def open_run(run_dir: str | Path) -> FinishedRun:
     if "uniform" in config.baselines:
         names.append(Structure("uniform", result.task.uniform()))
     if "random" in config.baselines:
-        trials, _ = read_journal(_baseline(folder, "random").journal)
+        trials = read_journal(_baseline(folder, "random").journal).trials
         best = best_trial([trial for number, trial in sorted(trials.items()) if number < config.n_trials])
         if best is None:
             msg = f"no trial of the random baseline in {folder.path} succeeded; leave it out: --set baselines=[]"

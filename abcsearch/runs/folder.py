@@ -1,9 +1,11 @@
 """A run folder: what lies in it, and how it is written so that a kill at any instant loses nothing.
 
 run.json           format, settings, identity of model and data, environment; written first
-journal.jsonl      finished trials, append-only
-searcher.json      state of the searcher after its last whole batch
+journal.jsonl      finished trials and other events, append-only
+searcher.json      snapshot of the searcher; without it, it is told again from the journal
+population.json    what the searcher works from, for people and scripts
 best.json          best structure so far
+progress.json      how it stands, for those who watch; at most a second old while something happens
 log.txt            progress as plain lines
 base.safetensors   trained network of a configured run
 baselines/NAME/    run folders of the baselines
@@ -30,11 +32,12 @@ import torch
 from filelock import FileLock, Timeout
 
 from abcsearch.errors import RunError
+from abcsearch.runs.journal import cut_journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-FORMAT = 1
+FORMAT = 2  # 1: no events but finished trials in the journal, no settings of execution
 
 
 class RunFolder:
@@ -57,27 +60,30 @@ class RunFolder:
         """The path of the trained network's weights (configured runs)."""
         return self.path / "base.safetensors"
 
-    def write_json(self, name: str, value: Any) -> None:  # noqa: ANN401 - plain JSON values and arrays
-        """Replaces a JSON file atomically; numpy arrays are kept bit for bit."""
+    def write_json(self, name: str, value: Any, *, lasting: bool = True) -> None:  # noqa: ANN401 - plain JSON values and arrays
+        """Replaces a JSON file as `write` does; numpy arrays are kept bit for bit."""
         text = json.dumps(value, indent=1, default=_encode_array)
-        self.write(name, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        self.write(name, lambda path: path.write_text(text + "\n", encoding="utf-8"), lasting=lasting)
 
-    def write(self, name: str, writer: Callable[[Path], object]) -> None:
+    def write(self, name: str, writer: Callable[[Path], object], *, lasting: bool = True) -> None:
         """Replaces a file atomically: temporary sibling, fsync, rename.
 
         Args:
             name: path inside the folder.
             writer: writes the file to the path that it is given.
+            lasting: whether it must survive the loss of power; without, it is cheaper.
         """
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         sibling = target.with_name(f".{target.name}.tmp")
         try:
             writer(sibling)
-            with sibling.open("rb") as file:
-                os.fsync(file.fileno())
+            if lasting:
+                with sibling.open("rb") as file:
+                    os.fsync(file.fileno())
             sibling.replace(target)
-            sync_folder(target.parent)
+            if lasting:
+                sync_folder(target.parent)
         finally:
             sibling.unlink(missing_ok=True)
 
@@ -127,6 +133,17 @@ class RunFolder:
         """Returns whether the search has run out of new structures."""
         state = self.read_json("searcher.json")
         return isinstance(state, dict) and bool(state.get("exhausted", False))
+
+    def cut(self, until: int) -> None:
+        """Keeps the first lines of the journal only; a copy of all of it is put beside it.
+
+        Raises:
+            RunError: if there are fewer lines.
+        """
+        copy = cut_journal(self.journal, until)
+        if copy is not None:
+            (self.path / "searcher.json").unlink(missing_ok=True)  # it may have been told of what is cut off
+            self.log(f"journal: kept the first {until} lines; all of it is in {copy.name}")
 
     def log(self, line: str) -> None:
         """Appends a line with the time to log.txt."""

@@ -9,7 +9,7 @@ import torch
 
 from abcsearch.errors import RunError
 from abcsearch.runs.folder import FORMAT, RunFolder, environment
-from abcsearch.runs.settings import FREE, SearchSettings, differences, to_plain
+from abcsearch.runs.settings import SearchSettings, deciding, differences, from_plain, to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,9 +56,8 @@ def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, An
         folder.write_json("run.json", {"format": FORMAT, **now, "environment": environment()})
         return
     before = folder.header()
-    kept = {key: value for key, value in before["settings"].items() if key not in FREE}
-    wanted = {key: value for key, value in now["settings"].items() if key not in FREE}
-    found = differences(kept, wanted)
+    same_kind = to_plain(from_plain(type(settings), before["settings"]))  # with defaults for what is new since
+    found = differences(deciding(same_kind), deciding(now["settings"]))
     found += [
         f"{_OTHERS[key]} (hash {value} in the folder, {same[key]} now)"
         for key, value in before["identity"].items()

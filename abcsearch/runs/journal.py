@@ -1,8 +1,15 @@
-"""The journal: one line per finished trial, on disk before anybody is told.
+"""The journal: one line per event, on disk before anybody is told.
 
 A line is the CRC-32 of the rest as eight hex digits, a space, and a JSON object. Lines are appended and fsynced. A last
 line that is torn (the process was killed while writing) is cut off when the journal is opened for writing; damage
 anywhere else is an error.
+
+The order of the lines is the order of events:
+
+    a finished trial   {"number", "candidate", "evaluation", "time"}
+    "asked"            {"event", "number", "candidate"}: proposed (asynchronous schedule only: in rounds it follows)
+    "first"            {"event", "number", "evaluation"}: the first stage of a cascade has finished
+    "lost"             {"event", "number", "reason"}: the trial's worker died or hung while evaluating it
 """
 
 from __future__ import annotations
@@ -12,23 +19,26 @@ import os
 import re
 import time
 import zlib
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import AbcSearchError, RunError
-from abcsearch.trial import Trial
+from abcsearch.trial import Evaluation, Trial
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from abcsearch.space import Candidate
 
-def _encode(event: dict[str, object]) -> bytes:
+
+def encode_line(event: dict[str, object]) -> bytes:
     """Returns the line of an event."""
     text = json.dumps(event).encode()  # metrics that are not finite are written as Python reads them: NaN, Infinity
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _decode(line: bytes) -> dict[str, object] | None:
+def decode_line(line: bytes) -> dict[str, Any] | None:
     """Returns the event of a line, or None if the line is damaged."""
     check, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or check != b"%08x" % zlib.crc32(text):
@@ -36,40 +46,133 @@ def _decode(line: bytes) -> dict[str, object] | None:
     return json.loads(text)
 
 
-def read_journal(path: Path) -> tuple[dict[int, Trial], int]:
-    """Returns all finished trials by number, and the length in bytes of the undamaged part.
+@dataclass
+class Contents:
+    """What a journal holds.
+
+    Attributes:
+        trials: all finished trials by number.
+        asked: proposals of the asynchronous schedule by number.
+        order: the calls of the searcher, in order: a number that was asked for, or ~number, that was told.
+        first: what first stages found, by number.
+        staged: numbers in the order in which their first stages, or else they themselves, finished.
+        lost: reasons why workers were lost, by number of the trial.
+        sound: length in bytes of the undamaged part.
+    """
+
+    trials: dict[int, Trial] = field(default_factory=dict[int, Trial])
+    asked: dict[int, Candidate] = field(default_factory=dict[int, "Candidate"])
+    order: list[int] = field(default_factory=list[int])
+    first: dict[int, Evaluation] = field(default_factory=dict[int, Evaluation])
+    staged: list[int] = field(default_factory=list[int])
+    lost: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
+    sound: int = 0
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Takes the next event.
+
+        Raises:
+            ValueError: if a trial is there twice.
+            KeyError, TypeError, AbcSearchError: if it is no event.
+        """
+        number, kind = int(event["number"]), event.get("event")
+        if kind == "asked":
+            self.asked[number] = tuple(event["candidate"])
+            self.order.append(number)
+        elif kind == "first":
+            self.first[number] = Evaluation(**event["evaluation"])
+            self.staged.append(number)
+        elif kind == "lost":
+            self.lost.setdefault(number, []).append(event["reason"])
+        elif kind is not None:
+            msg = f"event {kind!r} is unknown to this version"
+            raise ValueError(msg)
+        else:
+            trial = Trial.from_plain(event)
+            if number in self.trials:
+                msg = f"trial {number} is there twice; two processes may have written"
+                raise ValueError(msg)
+            self.trials[number] = trial
+            self.order.append(~number)
+            if number not in self.first:
+                self.staged.append(number)
+
+
+def _lines(path: Path) -> list[bytes]:
+    return re.findall(rb"[^\n]*\n|[^\n]+", path.read_bytes()) if path.exists() else []
+
+
+def read_journal(path: Path) -> Contents:
+    """Returns what a journal holds.
 
     Raises:
         RunError: if a line other than the last is damaged, or a number occurs twice.
     """
-    trials: dict[int, Trial] = {}
-    sound = 0
-    lines = re.findall(rb"[^\n]*\n|[^\n]+", path.read_bytes()) if path.exists() else []
+    contents = Contents()
+    lines = _lines(path)
     for number, line in enumerate(lines, start=1):
-        event = _decode(line)
-        if event is None:
-            if number == len(lines):
-                break
-            msg = f"{path}, line {number} of {len(lines)} is damaged; restore the file from a copy, or start a new run"
-            raise RunError(msg)
+        event = decode_line(line)
+        if event is None and number == len(lines):
+            break
         try:
-            trial = Trial.from_plain(event)
+            if event is None:
+                msg = "is damaged"
+                raise ValueError(msg)
+            contents.take(event)
         except (KeyError, TypeError, ValueError, AttributeError, AbcSearchError) as error:
-            msg = f"{path}, line {number} of {len(lines)} is no trial: {error!r}; restore the file from a copy"
+            reason = str(error) if event is None else f"is not an event of a run: {error}"
+            msg = f"{path}, line {number} of {len(lines)} {reason}; {_advice(path, number - 1)}"
             raise RunError(msg) from error
-        if trial.number in trials:
-            msg = f"{path}, line {number}: trial {trial.number} is there twice; two processes may have written"
-            raise RunError(msg)
-        trials[trial.number] = trial
-        sound += len(line)
-    return trials, sound
+        contents.sound += len(line)
+    return contents
+
+
+def _advice(path: Path, sound: int) -> str:
+    """Returns what can be done about a damaged journal."""
+    if path.parent.parent.name == "baselines":
+        return f"restore the file from a copy, or delete {path.parent}: this baseline is then searched again"
+    return (
+        f"restore the file from a copy, or keep the {sound} lines before it (the others are put aside) with: "
+        f"abcsearch resume {path.parent} --until {sound}"
+    )
+
+
+def cut_journal(path: Path, until: int) -> Path | None:
+    """Keeps the first lines of a journal; the whole file as it was is put beside it.
+
+    Args:
+        path: the journal.
+        until: how many lines stay.
+
+    Returns:
+        The path of the copy, or None if there is nothing to cut off.
+
+    Raises:
+        RunError: if it has fewer lines.
+    """
+    lines = _lines(path)
+    if not 0 <= until <= len(lines):
+        msg = f"--until {until}: {path} has {len(lines)} lines; give a number from 0 to {len(lines)}"
+        raise RunError(msg)
+    if until == len(lines):
+        return None
+    copies = (path.with_name(f"{path.name}.before-cut-{number}") for number in range(1, 10_000))
+    copy = next(copy for copy in copies if not copy.exists())
+    for target, kept in ((copy, lines), (path, lines[:until])):
+        sibling = target.with_name(f".{target.name}.tmp")
+        with sibling.open("wb") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        sibling.replace(target)
+    return copy
 
 
 class Journal:
     """A journal open for appending.
 
     Attributes:
-        trials: all finished trials by number.
+        contents: what it holds, kept current.
         repaired: number of bytes of a torn last line that were cut off when it was opened.
     """
 
@@ -79,17 +182,50 @@ class Journal:
         Raises:
             RunError: as `read_journal`.
         """
-        self.trials, sound = read_journal(path)
-        self.repaired = path.stat().st_size - sound if path.exists() else 0
-        self._file = path.open("ab")
-        self._file.truncate(sound)
+        self._path = path
+        self.contents = read_journal(path)
+        self.repaired = path.stat().st_size - self.contents.sound if path.exists() else 0
+        self._file = path.open("ab", buffering=0)
+        if self.repaired:
+            self._file.truncate(self.contents.sound)
+
+    @property
+    def trials(self) -> dict[int, Trial]:
+        """All finished trials by number."""
+        return self.contents.trials
 
     def append(self, trial: Trial) -> None:
-        """Writes a finished trial to disk before it returns."""
-        self._file.write(_encode({**trial.to_plain(), "time": time.time()}))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.trials[trial.number] = trial
+        """Writes a finished trial to disk before it returns.
+
+        Raises:
+            RunError: if somebody else has written to the file.
+            OSError: if it cannot be written; then it is as before.
+        """
+        self._write({**trial.to_plain(), "time": time.time()})
+
+    def note(self, kind: str, number: int, **values: object) -> None:
+        """Writes another event to disk before it returns; see the module for kinds and values. Raises as `append`."""
+        self._write({"event": kind, "number": number, **values})
+
+    def _write(self, event: dict[str, Any]) -> None:
+        line = encode_line(event)
+        size = os.fstat(self._file.fileno()).st_size
+        if size != self.contents.sound:
+            msg = (
+                f"{self._path} has {size} bytes, but this process left it with {self.contents.sound}: somebody else "
+                f"writes to it; stop one of the two, then continue the run"
+            )
+            raise RunError(msg)
+        try:
+            if self._file.write(line) != len(line):
+                msg = "no space left on device"
+                raise OSError(28, msg, str(self._path))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(size)  # part of the line may be there
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self.contents.take(event)
+        self.contents.sound += len(line)
 
     def __enter__(self) -> Journal:
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from abcsearch.channels.latency import LatencyModel, measure_latency
@@ -15,15 +15,18 @@ from abcsearch.trial import Evaluation
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
     from torch import nn
 
-    from abcsearch.budget import Costs
+    from abcsearch.budget import Costs, Limit
     from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.latency import LatencyOptions
+    from abcsearch.channels.ranking import Ranking
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.folder import RunFolder
-    from abcsearch.runs.run import Task
     from abcsearch.runs.settings import SearchSettings
+    from abcsearch.runs.task import Task
     from abcsearch.space import Candidate
 
 _FILE = "latency.json"
@@ -68,19 +71,32 @@ def measured(evaluator: Evaluator, task: Task, settings: SearchSettings) -> Eval
         staged = copy.copy(evaluator)
         staged.first = measured(evaluator.first, task, settings)  # those outside are not worth training
         return staged
-    options = settings.latency
-    batch = task.data.example[:1].expand(options.batch, *[-1] * (task.data.example.dim() - 1)).clone()
+    return _Measured(evaluator, task.model, task.graph, task.ranking, task.data.example[:1], settings.latency, limit)
 
-    def evaluate(candidate: Candidate, seed: int) -> Evaluation:
-        found = evaluator(candidate, seed)
+
+@dataclass(frozen=True)
+class _Measured:
+    """An evaluator that measures each candidate's forward time as well, and fails those outside of a limit."""
+
+    evaluator: Evaluator
+    model: nn.Module
+    graph: ChannelGraph
+    ranking: Ranking
+    example: torch.Tensor
+    options: LatencyOptions
+    limit: Limit
+
+    def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
+        """Returns what the evaluator finds, with latency_ms among the metrics."""
+        found = self.evaluator(candidate, seed)
         if found.failure is not None:
             return found
-        network = slice_model(task.model, task.graph, candidate, task.ranking)
+        network = slice_model(self.model, self.graph, candidate, self.ranking)
+        options, limit = self.options, self.limit
+        batch = self.example.expand(options.batch, *[-1] * (self.example.dim() - 1)).clone()
         (time,) = measure_latency([network], batch, threads=options.threads, repeats=options.repeats)
         metrics: Mapping[str, float] = {**found.metrics, "latency_ms": time}
         if limit.low <= time <= limit.high:
             return replace(found, metrics=metrics)
         why = f"latency of {time:.3g} ms is outside of {limit.low:.3g} to {limit.high:.3g} ms"
         return replace(found, metrics=metrics, fitness=None, failure=why)
-
-    return evaluate

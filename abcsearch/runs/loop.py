@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from abcsearch.errors import AbcSearchError, FailuresError, RunError, SearcherError
-from abcsearch.evaluation.base import Evaluator, evaluate
-from abcsearch.evaluation.cascade import Cascade, cheap, trained
-from abcsearch.rng import derived_seed
+from abcsearch.errors import RunError, SearcherError
+from abcsearch.execution.options import ExecutionOptions
+from abcsearch.runs.flights import Flights, slots
 from abcsearch.runs.journal import Journal
-from abcsearch.trial import Evaluation, Trial, best_trial
+from abcsearch.runs.standing import Standing
+from abcsearch.trial import Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import Executor
 
     from abcsearch.budget import Costs
+    from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.watching import Watcher
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate
+    from abcsearch.trial import Evaluation
+
+_SAVING = 0.05  # at most this share of the time goes into snapshots of the searcher
 
 
 class Progress(Protocol):
@@ -65,7 +70,9 @@ class Loop:
         n_trials: structures to evaluate in all.
         seed: the run's seed.
         max_failures: more failures than this in a row, counted from the start of this session, stop the run.
+        execution: schedule and window.
         known: evaluations of other trials of the same run with the same evaluator, by structure.
+        watchers: hear of every trial.
         progress: shown after every trial.
         stage: what progress calls it.
     """
@@ -78,14 +85,11 @@ class Loop:
     n_trials: int
     seed: int
     max_failures: int
-    known: Mapping[Candidate, Evaluation] = field(default_factory=dict["Candidate", Evaluation])
+    execution: ExecutionOptions = field(default_factory=ExecutionOptions)
+    known: Mapping[Candidate, Evaluation] = field(default_factory=dict["Candidate", "Evaluation"])
+    watchers: Sequence[Watcher] = ()
     progress: Progress = silent
     stage: str = "search"
-    _best: Trial | None = field(default=None, init=False)
-    _done: int = field(default=0, init=False)
-    _failed: int = field(default=0, init=False)
-    _in_a_row: list[str] = field(default_factory=list[str], init=False)
-    _seen: dict[Candidate, Evaluation] = field(default_factory=dict["Candidate", Evaluation], init=False)
 
     def run(self) -> list[Trial]:
         """Continues from what the folder holds until `n_trials` are done or nothing new is left; returns all trials.
@@ -101,160 +105,232 @@ class Loop:
         with Journal(self.folder.journal) as journal:
             if journal.repaired:
                 self.folder.log(f"journal: cut off a torn last line of {journal.repaired} bytes")
-            self._seen.update(self.known)
-            for trial in self._mine(journal):
-                self._count(trial)
-            told = self._restore(journal)
-            while told < self.n_trials:
-                asked = self.searcher.ask(self.n_trials - told)
-                if not asked:
-                    self.folder.log(f"all structures inside the budget are evaluated: {told}")
-                    self._save(told, exhausted=True)
-                    break
-                batch = dict(enumerate(asked, start=told))
-                self._evaluate(batch, journal)
-                self.searcher.tell([journal.trials[number] for number in batch])
-                told += len(batch)
-                self._save(told)
-            self._write_best()
+            standing = Standing(
+                folder=self.folder,
+                n_trials=self.n_trials,
+                max_failures=self.max_failures,
+                watchers=self.watchers,
+                progress=self.progress,
+                stage=self.stage,
+            )
+            standing.begin(self._mine(journal))
+            try:
+                _Search(self, journal, standing).run()
+            finally:
+                standing.end()
             return self._mine(journal)
 
     def _mine(self, journal: Journal) -> list[Trial]:
         """Returns the finished trials in order; an earlier call may have asked for more than `n_trials`."""
         return [journal.trials[number] for number in sorted(journal.trials) if number < self.n_trials]
 
-    def _save(self, told: int, *, exhausted: bool = False) -> None:
-        """Writes the searcher's state after a whole batch."""
-        state = {"told": told, "exhausted": exhausted, "state": self.searcher.state_dict()}
-        self.folder.write_json("searcher.json", state)
 
-    def _restore(self, journal: Journal) -> int:
-        """Loads the searcher's state if the journal has all that it was told; returns how many trials that are.
+class _Search:
+    """One session of a loop: the searcher, what it has been asked and told, and what is under way."""
+
+    def __init__(self, loop: Loop, journal: Journal, standing: Standing) -> None:
+        self._loop, self._journal, self._standing = loop, journal, standing
+        self._searcher = loop.searcher
+        self._asynchronous = loop.execution.schedule == "asynchronous"
+        # What needs no results may be asked at any time: only so much ahead that nobody waits.
+        self._window = loop.execution.window or (0 if loop.searcher.needs_results else 4 * slots(loop.executor))
+        self._flights = Flights(
+            loop.executor, loop.evaluator, loop.seed, journal, loop.folder, at_once=self._asynchronous
+        )
+        self._asked, self._told = 0, 0  # how many
+        self._replayed = 0  # calls in the journal's order that the searcher has seen (asynchronous)
+        self._open: dict[int, Candidate] = {}  # asked for, not yet told
+        self._missing = 0  # how many of these have no result yet
+        self._exhausted = False
+        self._changed = False  # since the last snapshot
+        self._settled = True  # the searcher is between two calls, and all that follows from the last one is done
+        self._saved, self._saving = time.monotonic(), 0.0  # when the last snapshot was made, and how long it took
+        self._seen = {**loop.known, **{t.candidate: t.evaluation for t in journal.trials.values()}}
+
+    def run(self) -> None:
+        """Asks, evaluates and tells until all is done; leaves a snapshot also where it is interrupted."""
+        self._restore()
+        if self._asynchronous:
+            self._replay()
+        self._send(self._open)
+        try:
+            while self._told < self._loop.n_trials:
+                if not self._ask() and not self._open:
+                    self._loop.folder.log(f"all structures inside the budget are evaluated: {self._told}")
+                    self._exhausted = self._changed = True
+                    break
+                if self._asynchronous or not self._tell_next():
+                    self._collect()
+                self._save_now_and_then()
+        finally:
+            self._flights.close()
+            if self._settled and self._changed:
+                self._save()
+
+    def _ask(self) -> bool:
+        """Asks for as many structures as the schedule wants open; returns whether any came."""
+        ahead = self._asynchronous or self._window > 0
+        any_came = False
+        while (wanted := min(self._wanted(), self._loop.n_trials - self._asked)) > 0:
+            asked = self._proposed(wanted, ahead=ahead)
+            self._send(asked)
+            any_came = any_came or bool(asked)
+            if not asked or not ahead:
+                break
+        return any_came
+
+    def _wanted(self) -> int:
+        """Returns how many more structures the schedule wants open now."""
+        if self._asynchronous:
+            return min(1, slots(self._loop.executor) - self._flights.under_way)
+        if self._window:
+            return self._window - len(self._open)
+        return 0 if self._open else self._loop.n_trials
+
+    def _proposed(self, n: int, *, ahead: bool) -> dict[int, Candidate]:
+        """Returns up to n new structures by trial number."""
+        self._settled = False
+        proposals = self._searcher.ask(n, ahead=True) if ahead else self._searcher.ask(n)
+        asked = dict(enumerate(proposals, start=self._asked))
+        if self._asynchronous:
+            for number, candidate in asked.items():
+                if self._replayed == len(self._journal.contents.order):
+                    self._journal.note("asked", number, candidate=list(candidate))
+                self._replayed += 1
+        self._asked += len(asked)
+        self._open.update(asked)
+        self._settled = self._changed = True
+        return asked
+
+    def _send(self, asked: Mapping[int, Candidate]) -> None:
+        """Has structures evaluated, unless the journal or another trial has them."""
+        for number, candidate in asked.items():
+            trial = self._journal.trials.get(number)
+            self._check(number, candidate, None if trial is None else trial.candidate)
+        if not asked:
+            return
+        group = dict(asked)
+        self._missing += sum(number not in self._journal.trials for number in group)
+        for number, candidate in group.items():
+            if number not in self._journal.trials and candidate in self._seen:
+                self._finish(number, replace(self._seen[candidate], seconds=0.0))
+        groups = [{number: candidate} for number, candidate in group.items()] if self._window else [group]
+        for part in groups:
+            self._flights.add(part, range(min(part)))
+
+    def _check(self, number: int, proposed: Candidate, known: Candidate | None) -> None:
+        """Raises RunError if the journal holds another structure under a number."""
+        if known is not None and known != proposed:
+            msg = (
+                f"{self._loop.folder.journal}: trial {number} is {known}, but the searcher now proposes {proposed}; "
+                "was the run started with other versions?"
+            )
+            raise RunError(msg)
+
+    def _collect(self) -> None:
+        """Waits for evaluations and writes them down."""
+        for number, found in self._flights.wait():
+            self._finish(number, found)
+        self._standing.show(self._flights.workers)
+
+    def _finish(self, number: int, found: Evaluation) -> None:
+        """Writes a finished trial down; in the asynchronous schedule, the searcher is told at once."""
+        candidate = self._open[number]
+        costs = self._loop.costs
+        macs, params = (
+            known or int(count([candidate])[0])
+            for known, count in ((found.macs, costs.macs), (found.params, costs.params))
+        )
+        trial = Trial(number, candidate, replace(found, macs=macs, params=params))
+        self._journal.append(trial)
+        self._missing -= 1
+        self._seen[candidate] = trial.evaluation
+        if self._asynchronous:
+            self._tell(trial)
+        self._standing.add(trial, self._flights.workers)
+
+    def _tell_next(self) -> bool:
+        """Tells the searcher of the next trial in the order of asking; returns whether there is one to be told.
+
+        With a window, the next structure is asked for after every single one, however many have finished, so that
+        proposals do not depend on that. Without, a whole round must have finished: a cascade decides about all.
+        """
+        if self._missing and not self._window:
+            return False
+        trial = self._journal.trials.get(self._told)
+        if trial is not None:
+            self._tell(trial)
+        return trial is not None
+
+    def _tell(self, trial: Trial) -> None:
+        """Tells the searcher of a trial."""
+        self._settled = False
+        self._searcher.tell([trial])
+        self._told += 1
+        self._replayed += self._asynchronous
+        del self._open[trial.number]
+        self._settled = self._changed = True
+
+    def _save_now_and_then(self) -> None:
+        """Saves after a round, unless that would take too much of the time: what is missing is told again."""
+        between = self._window or self._asynchronous or not self._open
+        if between and self._changed and time.monotonic() - self._saved >= self._saving / _SAVING:
+            self._save()
+
+    def _save(self) -> None:
+        """Writes the searcher's state, and its population for people and scripts."""
+        start = time.monotonic()
+        state = {
+            "n_trials": self._loop.n_trials,
+            "told": self._told,
+            "asked": self._asked,
+            "replayed": self._replayed,
+            "open": [[number, list(candidate)] for number, candidate in self._open.items()],
+            "exhausted": self._exhausted,
+            "state": self._searcher.state_dict(),
+        }
+        self._loop.folder.write_json("searcher.json", state)
+        self._standing.write_population(self._searcher, self._told)
+        self._changed = False
+        self._saved = time.monotonic()
+        self._saving = self._saved - start
+
+    def _restore(self) -> None:
+        """Loads the searcher's state if the journal has all that it was told.
 
         A state that is lost, damaged or ahead of the journal costs nothing but time: the searcher starts anew, and
         is told from the journal what it knew.
         """
+        folder, contents = self._loop.folder, self._journal.contents
         try:
-            saved = self.folder.read_json("searcher.json")
-            if saved is None or any(number not in journal.trials for number in range(saved["told"])):
-                return 0
-            self.searcher.load_state_dict(saved["state"])
-        except (RunError, SearcherError, KeyError, TypeError) as error:
-            self.folder.log(f"searcher.json cannot be used, told again from the journal: {error!r}")
-            return 0
-        return int(saved["told"])
-
-    def _evaluate(self, batch: dict[int, Candidate], journal: Journal) -> None:
-        """Evaluates what the journal does not have; what another trial of this run was, is not evaluated again."""
-        for number, candidate in batch.items():
-            known = journal.trials.get(number)
-            if known is not None and known.candidate != candidate:
-                msg = (
-                    f"{self.folder.journal}: trial {number} is {known.candidate}, but the searcher now proposes "
-                    f"{candidate}; was the run started with other versions?"
-                )
-                raise RunError(msg)
-        missing = {number: candidate for number, candidate in batch.items() if number not in journal.trials}
-        leaders = {candidate: number for number, candidate in reversed(batch.items())}  # the first of its kind
-        fresh = {n: c for n, c in missing.items() if leaders[c] == n and c not in self._seen}
-        if fresh and isinstance(self.evaluator, Cascade):
-            known = {leaders[c]: self._seen[c] for c in leaders if c in self._seen}
-            self._in_stages(self.evaluator, fresh, known, journal)
-        else:
-            for number, found in self._run(self.evaluator, fresh):
-                self._finish(number, found, fresh[number], journal)
-        for number in sorted(missing.keys() - fresh.keys()):
-            self._finish(number, replace(self._seen[batch[number]], seconds=0.0), batch[number], journal)
-
-    def _in_stages(
-        self, cascade: Cascade, fresh: dict[int, Candidate], known: dict[int, Evaluation], journal: Journal
-    ) -> None:
-        """Evaluates what is new in a batch: all of it by the first stage, the best by the second one."""
-        first = known | {number: cheap(found) for number, found in self._run(cascade.first, fresh)}
-        earlier = [journal.trials[number] for number in sorted(journal.trials) if number < min(first)]
-        best = cascade.promoted(earlier, first)
-        for number in sorted(fresh.keys() - set(best)):
-            self._finish(number, first[number], fresh[number], journal)
-        chosen = {number: fresh[number] for number in best if number in fresh}
-        for number, found in self._run(cascade.second, chosen):
-            self._finish(number, trained(first[number], found), chosen[number], journal)
-
-    def _finish(self, number: int, found: Evaluation, candidate: Candidate, journal: Journal) -> None:
-        """Writes a finished trial down."""
-        trial = Trial(number, candidate, self._costed(candidate, found))
-        journal.append(trial)
-        self._note(trial)
-
-    def _run(self, evaluator: Evaluator, batch: dict[int, Candidate]) -> Iterator[tuple[int, Evaluation]]:
-        """Yields number and evaluation as they finish; as many run at a time as the executor has workers."""
-        queue = deque(batch)
-        pending: dict[Future[Evaluation], int] = {}
-        workers = getattr(self.executor, "_max_workers", 1)  # the standard executors have no public name for it
-        try:
-            while queue or pending:
-                while queue and len(pending) < workers:
-                    number = queue.popleft()
-                    seed = derived_seed(self.seed, "evaluation", number)
-                    pending[self.executor.submit(evaluate, evaluator, batch[number], seed)] = number
-                done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in sorted(done, key=lambda finished: pending[finished]):
-                    yield pending.pop(future), self._result(future)
-        finally:
-            for future in pending:
-                future.cancel()
-
-    def _result(self, future: Future[Evaluation]) -> Evaluation:
-        """Returns what an evaluation found; raises RunError if the executor could not run it at all."""
-        try:
-            return future.result()
-        except AbcSearchError:
-            raise
-        except Exception as error:
-            msg = (
-                f"{type(self.executor).__name__} could not run an evaluation: {error!r}; "
-                f"finished trials are kept in {self.folder.path}"
-            )
-            raise RunError(msg) from error
-
-    def _costed(self, candidate: Candidate, evaluation: Evaluation) -> Evaluation:
-        """Returns an evaluation with macs and params filled in where the evaluator left them at 0."""
-        return replace(
-            evaluation,
-            macs=evaluation.macs or int(self.costs.macs([candidate])[0]),
-            params=evaluation.params or int(self.costs.params([candidate])[0]),
-        )
-
-    def _count(self, trial: Trial) -> bool:
-        """Takes a trial into the running numbers and the best; returns whether it is the new best."""
-        self._seen[trial.candidate] = trial.evaluation
-        self._done += 1
-        self._failed += trial.evaluation.failure is not None
-        better = best_trial([trial] if self._best is None else [self._best, trial]) is trial
-        self._best = trial if better else self._best
-        return better
-
-    def _write_best(self) -> None:
-        """Writes best.json."""
-        if self._best is not None:
-            self.folder.write_json("best.json", self._best.to_plain())
-
-    def _note(self, trial: Trial) -> None:
-        """Shows a finished trial, keeps best.json current, and stops the run after too many failures in a row."""
-        if self._count(trial):
-            self._write_best()
-        note = f"best {self._best.fitness:.4f}" if self._best else "no success yet"
-        self.progress(
-            self.stage, self._done, self.n_trials, note + (f", {self._failed} failed" if self._failed else "")
-        )
-        if trial.evaluation.failure is None:
-            self._in_a_row.clear()
+            saved = folder.read_json("searcher.json")
+            if saved is None:
+                return
+            told, asked, replayed = int(saved["told"]), int(saved["asked"]), int(saved["replayed"])
+            open_ = {int(number): tuple(candidate) for number, candidate in saved["open"]}
+            if self._asynchronous:
+                usable = replayed <= len(contents.order)
+            else:
+                usable = all(number in contents.trials for number in range(told))
+            if self._window and saved["n_trials"] == asked < self._loop.n_trials:
+                usable = False  # a run of more trials would have asked on before the last ones were told
+            if not usable:
+                return
+            self._searcher.load_state_dict(saved["state"])
+        except (RunError, SearcherError, KeyError, TypeError, ValueError) as error:
+            folder.log(f"searcher.json cannot be used, told again from the journal: {error!r}")
             return
-        self.folder.log(f"trial {trial.number} failed: {trial.evaluation.failure}")
-        self._in_a_row.append(trial.evaluation.failure)
-        if len(self._in_a_row) > self.max_failures:
-            reasons = "; ".join(dict.fromkeys(self._in_a_row))
-            msg = (
-                f"{len(self._in_a_row)} evaluations failed in a row (max_failures = {self.max_failures}): {reasons}. "
-                f"Finished trials are kept in {self.folder.path}"
-            )
-            raise FailuresError(msg)
+        self._told, self._asked, self._replayed, self._open = told, asked, replayed, open_
+
+    def _replay(self) -> None:
+        """Repeats the calls that the journal has, in its order (asynchronous)."""
+        contents = self._journal.contents
+        for number in contents.order[self._replayed :]:
+            if number >= 0:
+                proposed = self._proposed(1, ahead=True)
+                self._check(number, proposed.get(number, ()), contents.asked[number])
+            elif ~number in self._open:
+                self._tell(contents.trials[~number])
+            else:
+                msg = f"{self._loop.folder.journal} is damaged: trial {~number} has finished, but was never asked for"
+                raise RunError(msg)

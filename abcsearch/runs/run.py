@@ -9,120 +9,41 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from abcsearch.bounds import COSTS
-from abcsearch.channels.groups import ChannelGraph, trace_channels
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.splits import Data
-from abcsearch.errors import ConfigError, DataError, ModelError, RunError, SearcherError
+from abcsearch.errors import ConfigError, RunError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 from abcsearch.evaluation.cascade import Cascade
 from abcsearch.evaluation.registry import make_evaluator
+from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.serial import SerialExecutor
+from abcsearch.runs.executing import workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import identity, write_header
-from abcsearch.runs.latency import keep_times, measured, run_costs
+from abcsearch.runs.latency import keep_times, measured
 from abcsearch.runs.loop import Loop, Progress, logged, silent
-from abcsearch.runs.ranking import rank_for_run
 from abcsearch.runs.settings import OBJECT, Part, SearchSettings, SpaceOptions
+from abcsearch.runs.task import Task
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.registry import make_searcher
 from abcsearch.trial import Evaluation, Trial, best_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
     from torch import nn
 
     from abcsearch.budget import Budget, Constraint
-    from abcsearch.channels.ranking import Ranking
     from abcsearch.evaluation.base import Evaluator
+    from abcsearch.runs.watching import Watcher
     from abcsearch.space import Candidate, SearchSpace
 
+    WatcherFactory = Callable[["Task", RunFolder], Watcher]
     SearcherFactory = Callable[["SearchSpace", "Constraint"], Searcher]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A network to prune, and everything that follows from it and the settings.
-
-    Attributes:
-        model: the trained network.
-        data: its data.
-        graph: its channel groups.
-        space: the structures.
-        constraint: the budget bound to the space.
-        ranking: which channels are kept.
-    """
-
-    model: nn.Module = field(repr=False)
-    data: Data
-    graph: ChannelGraph
-    space: SearchSpace = field(repr=False)
-    constraint: Constraint = field(repr=False)
-    ranking: Ranking
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        data: Data,
-        settings: SearchSettings,
-        *,
-        trained: bool = True,
-        folder: RunFolder | None = None,
-    ) -> Task:
-        """Traces and ranks the network and binds the budget.
-
-        Args:
-            model: the network.
-            data: its data.
-            settings: of the run.
-            trained: whether the weights are final; if not, the ranking is a draft (see `reranked`).
-            folder: the run's, which may hold measured times.
-
-        Raises:
-            TraceError, CandidateError, RankingError, BudgetError: if the network, the space or the budget does not do.
-        """
-        if not isinstance(data, Data):  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = f"data is a Data (Data.from_tensors, load_data), found {type(data).__name__}"
-            raise DataError(msg)
-        elsewhere = {str(tensor.device) for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)}
-        if elsewhere - {"cpu"}:
-            where = ", ".join(sorted(elsewhere))
-            msg = f"the model is on {where}; pass model.cpu(): the evaluator's device says where candidates run"
-            raise ModelError(msg)
-        options = settings.space
-        graph = trace_channels(model, data.example, fixed=options.fixed)
-        space = graph.space(options.alpha, options.step, options.levels, options.divisor)
-        constraint = settings.budget.bind(space, run_costs(model, graph, data, settings, folder))
-        ranking = rank_for_run(model, graph, data, settings, draft=not trained)
-        return cls(model=model, data=data, graph=graph, space=space, constraint=constraint, ranking=ranking)
-
-    def reranked(self, settings: SearchSettings) -> Task:
-        """Returns the task after its model has been trained: only the ranking depends on the weights."""
-        return replace(self, ranking=rank_for_run(self.model, self.graph, self.data, settings))
-
-    def uniform(self) -> Candidate:
-        """Returns the largest structure inside the budget whose layers all keep the same ratio, and all blocks.
-
-        Widths are floor(ratio * channels), not bound to the choices of the space, so that it comes as close to the
-        budget as one ratio can.
-
-        Raises:
-            RunError: if no ratio meets the budget.
-        """
-        channels = np.array(self.space.full)  # 1 for a block: always kept below
-        ratios = np.unique(np.concatenate([np.arange(1, c + 1) / c for c in channels.tolist()]))
-        structures = np.maximum(1, np.floor(ratios[:, None] * channels + 1e-9).astype(np.int64))
-        inside = np.flatnonzero(self.constraint.violation(structures) == 0)
-        if not len(inside):
-            msg = "no uniform width meets the budget; widen its band"
-            raise RunError(msg)
-        return tuple(structures[inside[-1]].tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +131,14 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     searcher: str | Mapping[str, Any] | SearcherFactory | Searcher = "bee_colony",
     evaluator: str | Mapping[str, Any] | Evaluator = "adaptive_bn",
     executor: Executor | None = None,
+    execution: ExecutionOptions | None = None,
     seed: int = 0,
     space: SpaceOptions | None = None,
     criterion: str = "l1",
     latency: LatencyOptions | None = None,
     max_failures: int = 10,
     progress: Progress = silent,
+    watchers: Sequence[WatcherFactory] = (),
 ) -> SearchResult:
     """Searches the smallest network that still does the job; called again with the same arguments, it continues.
 
@@ -227,13 +150,15 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         run_dir: where everything is kept; made if missing.
         searcher: a name, {"name": ..., option: value}, a function of (space, constraint), or a new searcher.
         evaluator: a name, {"name": ..., option: value}, or your own function (candidate, seed) -> Evaluation.
-        executor: where evaluations run; by default this process.
+        executor: where evaluations run; by default as `execution` says.
+        execution: workers, their timeout, and the schedule; by default one evaluation after the other, in this process.
         seed: of everything random.
         space: which widths are searched.
         criterion: which channels are kept, see `rank_channels`.
         latency: how forward time is measured where the budget bounds it.
         max_failures: more failed evaluations than this in a row stop the run.
         progress: called after every trial.
+        watchers: functions of (task, folder) that return who hears of every trial, e.g. `TensorBoard`.
 
     Raises:
         AbcSearchError: of the kind that fits: TraceError, BudgetError, SearcherError, ConfigError, RunError (the
@@ -247,6 +172,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         space=space or SpaceOptions(),
         criterion=criterion,
         latency=latency or LatencyOptions(),
+        execution=execution or ExecutionOptions(),
         seed=seed,
         max_failures=max_failures,
     )
@@ -257,10 +183,11 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         settings,
         searcher=None if isinstance(searcher, str | Mapping) else searcher,
         evaluator=None if isinstance(evaluator, str | Mapping) else evaluator,
-        executor=executor,
     )
-    with folder.locked():
-        return run_search(folder, task, settings, parts, logged(folder, progress))
+    with folder.locked(), workers_for(settings, folder, executor) as where:
+        return run_search(
+            folder, task, settings, replace(parts, executor=where), logged(folder, progress), watchers=watchers
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +202,7 @@ class Parts:
 
     searcher: Searcher
     evaluator: Evaluator
-    executor: Executor
+    executor: Executor = field(default_factory=SerialExecutor)
 
     @classmethod
     def of(
@@ -285,7 +212,6 @@ class Parts:
         *,
         searcher: SearcherFactory | Searcher | None = None,
         evaluator: Evaluator | None = None,
-        executor: Executor | None = None,
     ) -> Parts:
         """Returns the caller's own parts, and for those left out the ones that the settings name.
 
@@ -298,7 +224,6 @@ class Parts:
             searcher=_searcher(task, settings, searcher),
             evaluator=evaluator
             or make_evaluator(own.name, task.model, task.graph, task.ranking, task.data, **own.options),
-            executor=executor or SerialExecutor(),
         )
 
 
@@ -310,6 +235,7 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
     progress: Progress,
     stage: str = "search",
     known: Mapping[Candidate, Evaluation] | None = None,
+    watchers: Sequence[WatcherFactory] = (),
 ) -> SearchResult:
     """Runs or continues a search in a folder that the caller has locked.
 
@@ -321,6 +247,7 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         progress: shown after every trial.
         stage: what progress calls it.
         known: evaluations of structures by the same evaluator; they are not evaluated again.
+        watchers: make those who hear of every trial.
 
     Raises:
         RunError: if the folder holds a different run, or no trial succeeded.
@@ -336,7 +263,9 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         n_trials=settings.n_trials,
         seed=settings.seed,
         max_failures=settings.max_failures,
+        execution=settings.execution,
         known=known or {},
+        watchers=[make(task, folder) for make in watchers],
         progress=progress,
         stage=stage,
     )

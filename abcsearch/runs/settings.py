@@ -13,6 +13,7 @@ from abcsearch.budget import Budget
 from abcsearch.channels.graph import check_space
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.errors import ConfigError, RunError
+from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.registry import Constructor
 from abcsearch.training.loop import Recipe
 
@@ -114,6 +115,7 @@ class SearchSettings:
         latency: how forward time is measured where the budget bounds it.
         seed: of everything random.
         max_failures: more failed evaluations than this in a row stop the run.
+        execution: where evaluations run, and when the searcher hears of them.
 
     Raises:
         ConfigError: if n_trials or max_failures is out of range.
@@ -128,6 +130,7 @@ class SearchSettings:
     latency: LatencyOptions = field(default_factory=LatencyOptions)
     seed: int = 0
     max_failures: int = 10
+    execution: ExecutionOptions = field(default_factory=ExecutionOptions)
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
@@ -194,6 +197,7 @@ _RECORDS: dict[str, type] = {
     "evaluator": Part,
     "space": SpaceOptions,
     "latency": LatencyOptions,
+    "execution": ExecutionOptions,
     "model": ModelSettings,
     "data": Part,
     "pretrain": Recipe,
@@ -201,6 +205,12 @@ _RECORDS: dict[str, type] = {
 }
 # What may differ when a run is continued: it does not change the trials that there are.
 FREE = frozenset({"n_trials", "max_failures", "finetune", "baselines"})
+
+
+def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns of plain settings what decides the trials; anything else may change when a run is continued."""
+    kept = {key: value for key, value in plain.items() if key not in FREE}
+    return kept | {"execution": {key: plain["execution"][key] for key in ExecutionOptions.FIXED}}
 
 
 def to_plain(settings: SearchSettings) -> dict[str, Any]:

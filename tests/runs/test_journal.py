@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abcsearch.errors import RunError
-from abcsearch.runs.journal import Journal, read_journal
+from abcsearch.runs.journal import Contents, Journal, read_journal
 from abcsearch.trial import Evaluation, Trial
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
@@ -54,9 +54,9 @@ def test_a_journal_cut_at_any_byte_holds_a_prefix_and_goes_on(tmp_path_factory, 
         assert journal.repaired == cut - len(b"".join(whole.splitlines(keepends=True)[:kept]))
         journal.append(Trial(99, (1, 2), extra))
         assert 99 in journal.trials
-    found, sound = read_journal(path)
-    assert same(found.values(), [*records[:kept], Trial(99, (1, 2), extra)])
-    assert sound == path.stat().st_size
+    found = read_journal(path)
+    assert same(found.trials.values(), [*records[:kept], Trial(99, (1, 2), extra)])
+    assert found.sound == path.stat().st_size
 
 
 @settings(max_examples=80, deadline=None)
@@ -69,10 +69,10 @@ def test_any_changed_byte_is_found(tmp_path_factory, records, data):
     path.write_bytes(whole[:at] + changed + whole[at + 1 :])
     line = whole[:at].count(b"\n")
     if line == len(records) - 1 and changed != b"\n":
-        assert same(read_journal(path)[0].values(), records[:-1])
+        assert same(read_journal(path).trials.values(), records[:-1])
         return
     try:
-        found, _ = read_journal(path)
+        found = read_journal(path).trials
     except RunError as error:
         assert f"{path}, line {line + 1} of" in str(error)  # noqa: PT017 - both outcomes are right
     else:
@@ -113,7 +113,7 @@ def test_a_number_that_is_there_twice_is_an_error(tmp_path):
 
 def test_a_missing_journal_is_empty_and_opening_it_creates_it(tmp_path):
     path = tmp_path / "journal.jsonl"
-    assert read_journal(path) == ({}, 0)
+    assert read_journal(path) == Contents()
     assert not path.exists()
     with Journal(path) as journal:
         assert (journal.trials, journal.repaired) == ({}, 0)
@@ -125,7 +125,7 @@ def test_a_finished_trial_is_on_disk_before_append_returns(tmp_path):
     with Journal(path) as journal:
         for number in range(3):
             journal.append(Trial(number, (number,), Evaluation(fitness=0.1)))
-            assert list(read_journal(path)[0]) == list(range(number + 1))
+            assert list(read_journal(path).trials) == list(range(number + 1))
 
 
 def test_each_line_is_a_checksum_and_json(tmp_path):

@@ -20,7 +20,7 @@ def _run(path, folder):
 
 
 def _trials(folder):
-    trials, _ = read_journal(folder / "journal.jsonl")
+    trials = read_journal(folder / "journal.jsonl").trials
     return {
         n: dataclasses.replace(t, evaluation=dataclasses.replace(t.evaluation, seconds=0.0)) for n, t in trials.items()
     }

@@ -149,7 +149,7 @@ def test_journal_shorter_than_the_state_is_replayed(tiny_model, tiny_data, tmp_p
     run(tiny_model, tiny_data, tmp_path / "cut")
     journal = tmp_path / "cut" / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-500])
-    kept, _ = read_journal(journal)
+    kept = read_journal(journal).trials
     assert len(kept) < 20
     assert outcome(run(tiny_model, tiny_data, tmp_path / "cut")) == outcome(whole)
     assert "cut off a torn last line" in (tmp_path / "cut" / "log.txt").read_text()
@@ -253,7 +253,7 @@ def test_too_many_failures_in_a_row_stop_the_run_and_keep_it(tiny_model, tiny_da
         FailuresError, match=r"4 evaluations failed in a row \(max_failures = 3\): MemoryError: no room"
     ):
         run(tiny_model, tiny_data, tmp_path / "run", evaluator=broken, max_failures=3)
-    trials, _ = read_journal(tmp_path / "run" / "journal.jsonl")
+    trials = read_journal(tmp_path / "run" / "journal.jsonl").trials
     assert len(trials) == 4
     assert all(t.evaluation.failure for t in trials.values())
 

@@ -1,0 +1,170 @@
+"""A connection to Ray: to a cluster, or to processes of this machine that nobody else can reach.
+
+Only this file and `ray_executor` import ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray._private import ray_constants
+from ray._private import worker as ray_worker
+
+from abcsearch.errors import RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_MISSED = 3  # looks at which the head does not answer, after which it is gone: long before Ray ends the process
+# Without these Ray reports usage to its makers, hides the GPUs from workers that take none of them with a warning, and
+# listens on all interfaces: it does so unless it is told that this system cannot have clusters.
+_LOCAL = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+}
+
+
+@dataclass
+class Cluster:
+    """A connection to Ray.
+
+    Attributes:
+        head: host and port of its head.
+        node: id of this process's node.
+        borrowed: whether the caller was connected before us, and stays so.
+    """
+
+    head: tuple[str, int]
+    node: str
+    borrowed: bool
+    missed: int = field(default=0, init=False)
+
+    def trouble(self) -> str | None:
+        """Returns why nothing more can be computed, or None if all is well."""
+        try:
+            socket.create_connection(self.head, timeout=2).close()
+        except OSError:
+            self.missed += 1
+            gone = f"the Ray head at {self.head[0]}:{self.head[1]} does not answer any more"
+            return gone if self.missed >= _MISSED else None
+        self.missed = 0
+        return None if self.alive(self.node) else "the Ray processes of this machine have died (ray status shows them)"
+
+    @staticmethod
+    def alive(node: str) -> bool:
+        """Returns whether a node is alive."""
+        return any(known["NodeID"] == node and known["Alive"] for known in ray.nodes())
+
+
+def connect(address: str | None, cpus: int, gpus: float, log: Callable[[str], object]) -> Cluster:
+    """Starts Ray on this machine, or connects to a cluster, or takes the connection that there is.
+
+    Args:
+        address: "host:port" of the head, "auto" for the cluster of this machine, None to start Ray.
+        cpus: that the workers need; Ray is told of so many where it is started, even if there are fewer.
+        gpus: of a worker.
+        log: takes what Ray has to say.
+
+    Raises:
+        RunError: if that fails, or there is no GPU where one is needed.
+    """
+    borrowed = ray.is_initialized()
+    if not borrowed:
+        options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+        with _quiet(log), _kept_signal(signal.SIGTERM):
+            try:
+                if address is None:
+                    with _only_here():
+                        number = max(os.cpu_count() or 1, cpus)
+                        ray.init(address="local", num_cpus=number, include_dashboard=False, **options)
+                else:
+                    _reach(address)
+                    ray.init(address=address, **options)
+            except RunError:
+                raise
+            except Exception as error:
+                where = "on this machine" if address is None else f"at {address}"
+                msg = f"Ray {where} cannot be used: {error}"
+                raise RunError(msg) from error
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    cluster = Cluster((host, int(port)), context.get_node_id(), borrowed)
+    if address is None and gpus and not ray.cluster_resources().get("GPU"):
+        if not borrowed:
+            ray.shutdown()
+        msg = f"execution.gpus = {gpus:g}, but Ray sees no GPU on this machine; leave it out, or name a cluster"
+        raise RunError(msg)
+    return cluster
+
+
+def _reach(address: str) -> None:
+    """Raises RunError at once where nobody listens: Ray would try for a minute."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    start = "start one with: ray start --head --port=6379"
+    if not host or not port.isdecimal():
+        msg = f"ray_address is host:port or auto, found {address!r}; {start}"
+        raise RunError(msg)
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        msg = f"no Ray cluster answers at {address} ({error}); {start}"
+        raise RunError(msg) from error
+
+
+@contextlib.contextmanager
+def _only_here() -> Iterator[None]:
+    """Has Ray listen on localhost only."""
+    before = {name: os.environ.get(name) for name in _LOCAL}
+    constant = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(_LOCAL)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = constant
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+@contextlib.contextmanager
+def _quiet(log: Callable[[str], object]) -> Iterator[None]:
+    """Keeps Ray's messages off the terminal: what it says while connecting is dropped, later errors are logged."""
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+
+    def logged(data: dict[str, Any], **_: object) -> None:
+        for line in data.get("lines", ()):
+            log(f"Ray: {' '.join(str(line).split())[:300]}")
+
+    ray_worker.print_to_stdstream = logged  # there is no public way to have them elsewhere
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _kept_signal(number: signal.Signals) -> Iterator[None]:
+    """Puts the handler of a signal back, which Ray replaces."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if main and before is not None:
+            signal.signal(number, before)

@@ -1,0 +1,169 @@
+"""How a search stands: counts, best, population; for people, scripts and watchers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from abcsearch.errors import FailuresError
+from abcsearch.trial import Trial, best_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.loop import Progress
+    from abcsearch.runs.watching import Watcher
+    from abcsearch.searchers.base import Searcher
+    from abcsearch.space import Candidate
+
+_EVERY = 1.0  # seconds between two writings of progress.json
+_BEST = 10  # trials that stand for the population of a searcher that has none
+
+
+@dataclass(kw_only=True)
+class Standing:
+    """How a search stands.
+
+    Attributes:
+        folder: the run's.
+        n_trials: structures to evaluate in all.
+        max_failures: more failures than this in a row, counted from the start of this session, stop the run.
+        watchers: hear of every trial; one that fails is dropped with a warning.
+        progress: shown after every trial.
+        stage: what progress calls it.
+        best: the best trial, or None.
+    """
+
+    folder: RunFolder
+    n_trials: int
+    max_failures: int
+    watchers: Sequence[Watcher]
+    progress: Progress
+    stage: str
+    best: Trial | None = field(default=None, init=False)
+    _trials: dict[Candidate, Trial] = field(default_factory=dict["Candidate", Trial], init=False)
+    _done: int = field(default=0, init=False)
+    _failed: int = field(default=0, init=False)
+    _in_a_row: list[str] = field(default_factory=list[str], init=False)
+    _watching: list[Watcher] = field(default_factory=list["Watcher"], init=False)
+    _written: float = field(default=0.0, init=False)
+    _workers: tuple[int, int] | None = field(default=None, init=False)
+
+    def begin(self, trials: Sequence[Trial]) -> None:
+        """Takes what the folder holds already."""
+        for trial in trials:
+            self._count(trial)
+        self._watching = list(self.watchers)
+        self._tell_watchers(lambda watcher: watcher.begin(trials, self.n_trials))
+
+    def add(self, trial: Trial, workers: tuple[int, int] | None) -> None:
+        """Takes a finished trial: shows it, keeps best.json current.
+
+        Raises:
+            FailuresError: after too many failures in a row.
+        """
+        if self._count(trial):
+            self._write_best()
+        self._tell_watchers(lambda watcher: watcher.trial(trial, self.best))
+        self._workers = workers
+        self.progress(self.stage, self._done, self.n_trials, self.note)
+        if trial.evaluation.failure is None:
+            self._in_a_row.clear()
+            return
+        self.folder.log(f"trial {trial.number} failed: {trial.evaluation.failure}")
+        self._in_a_row.append(trial.evaluation.failure)
+        if len(self._in_a_row) > self.max_failures:
+            reasons = "; ".join(dict.fromkeys(self._in_a_row))
+            msg = (
+                f"{len(self._in_a_row)} evaluations failed in a row (max_failures = {self.max_failures}): {reasons}. "
+                f"Finished trials are kept in {self.folder.path}"
+            )
+            raise FailuresError(msg)
+
+    @property
+    def note(self) -> str:
+        """How it stands, in a few words."""
+        parts = [f"best {self.best.fitness:.4f}" if self.best else "no success yet"]
+        if self._failed:
+            parts.append(f"{self._failed} failed")
+        if self._workers is not None:
+            parts.append(f"{self._workers[0]} of {self._workers[1]} workers busy")
+        return ", ".join(parts)
+
+    def show(self, workers: tuple[int, int] | None) -> None:
+        """Writes progress.json for those who watch from outside, at most once a second."""
+        now = time.time()
+        self._workers = workers
+        if now - self._written < _EVERY:
+            return
+        self._written = now
+        busy, there = workers or (1, 1)
+        state = {
+            "stage": self.stage,
+            "done": self._done,
+            "total": self.n_trials,
+            "failed": self._failed,
+            "best": None if self.best is None else self.best.fitness,
+            "busy": busy,
+            "workers": there,
+            "time": now,
+            "pid": os.getpid(),
+            "host": platform.node(),
+        }
+        self.folder.write_json("progress.json", state, lasting=False)
+
+    def write_population(self, searcher: Searcher, told: int) -> None:
+        """Writes population.json: what the searcher works from, or the best trials where it has no population."""
+        own = searcher.population() if hasattr(searcher, "population") else []
+        trials = [self._trials[candidate] for candidate in own if candidate in self._trials]
+        if not own:
+            ranked = sorted(self._trials.values(), key=lambda trial: (-trial.fitness, trial.number))
+            trials = [trial for trial in ranked if trial.evaluation.failure is None][:_BEST]
+        names = [dimension.name for dimension in searcher.space.dimensions]
+        what = f"population of {searcher.name}" if own else f"best trials ({searcher.name} keeps no population)"
+        members: list[dict[str, Any]] = [
+            {
+                "trial": trial.number,
+                "fitness": trial.evaluation.fitness,
+                "macs": trial.evaluation.macs,
+                "params": trial.evaluation.params,
+                "widths": dict(zip(names, trial.candidate, strict=True)),
+            }
+            for trial in trials
+        ]
+        self.folder.write_json("population.json", {"what": what, "told": told, "members": members})
+
+    def end(self) -> None:
+        """Leaves everything current; always called."""
+        self._write_best()
+        self._tell_watchers(lambda watcher: watcher.end())
+
+    def _count(self, trial: Trial) -> bool:
+        """Takes a trial into the running numbers and the best; returns whether it is the new best."""
+        self._trials[trial.candidate] = trial
+        self._done += 1
+        self._failed += trial.evaluation.failure is not None
+        better = best_trial([trial] if self.best is None else [self.best, trial]) is trial
+        self.best = trial if better else self.best
+        return better
+
+    def _write_best(self) -> None:
+        """Writes best.json."""
+        if self.best is not None:
+            self.folder.write_json("best.json", self.best.to_plain())
+
+    def _tell_watchers(self, call: Callable[[Watcher], None]) -> None:
+        """Calls every watcher; one that fails is dropped: a search does not stop because of who looks at it."""
+        for watcher in list(self._watching):
+            try:
+                call(watcher)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the search goes on
+                self._watching.remove(watcher)
+                msg = f"{type(watcher).__name__} stops watching: {error}"
+                self.folder.log(msg)
+                warnings.warn(msg, stacklevel=2)
