@@ -5,7 +5,8 @@
             return MySearcher(space, constraint, seed=seed)
 
 The contract in one sentence: proposals are new, inside the space and the budget, and depend on nothing but the seed and
-what was told; a saved searcher continues bit for bit.
+what was told; a saved searcher continues bit for bit. One that `overlaps` keeps this, and any number of workers busy,
+also where it is asked ahead.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from abcsearch.space import Dimension, SearchSpace
 from abcsearch.trial import Evaluation, Trial, best_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -72,10 +73,12 @@ class SearcherContract:
     Attributes:
         rounds: how many exchanges of ask and tell the longest test plays.
         trials: how many trials the other long tests run.
+        window: how many structures are open at a time where the searcher is asked ahead.
     """
 
     rounds = 500
     trials = 300
+    window = 16
 
     def make(self, space: SearchSpace, constraint: Constraint | None, seed: int) -> Searcher:
         """Returns a new searcher."""
@@ -104,6 +107,34 @@ class SearcherContract:
             if not batch or len(trials) >= n:
                 return trials
         return trials
+
+    def slide(
+        self,
+        searcher: Searcher,
+        n: int,
+        which: Callable[[int], int],
+        between: Callable[[Searcher], Searcher] = lambda searcher: searcher,
+    ) -> list[Candidate]:
+        """Asks ahead, as workers do of which `window` are busy, and tells trials one by one, until `n` are asked for.
+
+        Args:
+            searcher: asserted to keep the window full if it `overlaps`.
+            n: how many structures are asked for; those in the window at the end are not told.
+            which: says which of the open structures, oldest first, is told next.
+            between: is given the searcher between any two calls, and says which goes on.
+        """
+        asked: list[Candidate] = []
+        late: list[Trial] = []  # asked for, not yet told
+        while len(asked) < n:
+            wanted = min(self.window - len(late), n - len(asked))
+            new = searcher.ask(wanted, ahead=True)
+            late += [self.evaluated(searcher.space, c, len(asked) + i) for i, c in enumerate(new)]
+            assert len(new) == wanted or (late and not searcher.overlaps), "a worker has nothing to do"
+            asked += new
+            searcher = between(searcher)
+            searcher.tell([late.pop(which(len(late)))])
+            searcher = between(searcher)
+        return asked
 
     def test_every_proposal_is_new_and_inside_space_and_budget(self) -> None:
         """No structure twice, none outside."""
@@ -187,6 +218,56 @@ class SearcherContract:
                 searcher.load_state_dict(state)
         assert [trial.candidate for trial in self.play(straight, len(asked))] == asked
 
+    def test_asked_ahead_the_window_stays_full_of_new_structures_inside(self) -> None:
+        """Whether the oldest is always told first, or they finish in any order."""
+        space, constraint = self.problem()
+        for which in (_oldest, _any(0)):
+            asked = self.slide(self.make(space, constraint, 0), self.trials, which)
+            assert len(set(asked)) == self.trials
+            for candidate in asked:
+                space.check(candidate)
+                assert constraint.allows(candidate)
+
+    def test_asked_ahead_the_same_calls_give_the_same_proposals(self) -> None:
+        """The seed and the order of calls decide everything; to searchers that do not overlap ahead means nothing."""
+        space, constraint = self.problem()
+        n = min(150, self.trials)
+        first, second, other = (self.slide(self.make(space, constraint, seed), n, _any(1)) for seed in (3, 3, 4))
+        assert first == second != other
+        searcher = self.make(space, constraint, 3)
+        if not searcher.overlaps:
+            assert first == [trial.candidate for trial in self.play(searcher, n)]
+
+    def test_asked_ahead_saved_and_loaded_at_any_point_continues_bit_for_bit(self) -> None:
+        """With several batches open at once, after any call, whatever it has just been told."""
+        space, constraint = self.problem()
+        n = min(150, self.trials)
+        order = np.random.default_rng(2)
+
+        def reloaded(searcher: Searcher) -> Searcher:
+            if order.random() < 0.7:
+                return searcher
+            state = _through_json(searcher.state_dict())
+            searcher = self.make(space, constraint, 99)
+            searcher.load_state_dict(state)
+            return searcher
+
+        straight = self.slide(self.make(space, constraint, 5), n, _any(3))
+        assert self.slide(self.make(space, constraint, 5), n, _any(3), reloaded) == straight
+
+    def test_what_it_works_from_is_inside_the_space(self) -> None:
+        """Its population is made of plain structures, none twice, before, during and after learning."""
+        space, constraint = self.problem()
+        searcher = self.make(space, constraint, 0)
+        for _ in range(4):
+            population = searcher.population()
+            assert len(set(population)) == len(population)
+            for candidate in population:
+                space.check(candidate)
+                assert type(candidate) is tuple
+                assert {type(value) for value in candidate} == {int}
+            self.play(searcher, self.trials // 4)
+
     def test_every_dimension_changes_in_time(self) -> None:
         """No dimension that has a choice is left out; those without one stay."""
         space, constraint = self.problem()
@@ -241,6 +322,17 @@ class SearcherContract:
         searcher.tell(batch[2:])
         undisturbed.tell([self.evaluated(space, c, i) for i, c in enumerate(same)])
         assert searcher.ask(20) == undisturbed.ask(20)
+
+
+def _oldest(_: int) -> int:
+    """Returns which of some open structures is told next: the oldest."""
+    return 0
+
+
+def _any(seed: int) -> Callable[[int], int]:
+    """Returns what says which of some open structures is told next: any of them, drawn."""
+    order = np.random.default_rng(seed)
+    return lambda n: int(order.integers(n))
 
 
 def _through_json(state: Any) -> Any:  # noqa: ANN401 - plain JSON values and arrays

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import operator
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex, cast, final
 
 import numpy as np
@@ -17,6 +15,8 @@ import numpy as np
 from abcsearch.budget import Constraint
 from abcsearch.errors import AbcSearchError, CandidateError, SearcherError
 from abcsearch.rng import numpy_stream
+from abcsearch.searchers.batches import Batches
+from abcsearch.searchers.states import checksum, plain_options
 from abcsearch.searchers.warm_starts import is_ratio, listed_starts, start_problems
 from abcsearch.trial import Trial
 
@@ -76,23 +76,6 @@ def _listed_trials(trials: Any) -> list[Trial]:  # noqa: ANN401 - whatever it wa
     return listed
 
 
-def _checksum(value: Any, before: int = 0) -> int:  # noqa: ANN401 - part of a state
-    """Returns a checksum of what comes before and a value: plain JSON values by their text, arrays by their bytes."""
-    if isinstance(value, dict):
-        for key, part in sorted(cast("dict[str, Any]", value).items()):
-            before = _checksum(part, zlib.crc32(key.encode(), before))
-        return before
-    if isinstance(value, np.ndarray):
-        array = cast("NDArray[Any]", value)
-        return zlib.crc32(array.tobytes(), zlib.crc32(f"{array.dtype.str} {array.shape}".encode(), before))
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode(), before)
-
-
-def _plain(options: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
-    """Returns options as plain JSON values."""
-    return json.loads(json.dumps(asdict(options)))
-
-
 class Searcher(ABC):
     """Proposes structures in batches and learns from whole batches.
 
@@ -101,8 +84,14 @@ class Searcher(ABC):
     asked for at a time, never change what is proposed. Every proposal is inside the budget, and none is made twice:
     when nothing new is left, `ask` returns [] although nothing is open.
 
+    So workers wait at the end of each batch. `ask(n, ahead=True)` spares them that where the class `overlaps`: it
+    starts the next batch although earlier ones are open. Then what is proposed also depends on which batches were
+    whole by then, so on the order of asking and telling; the same calls still give the same proposals.
+
     Subclasses are final. They write `_propose` and `_learn`, and `_state` and `_load_state` for what they remember;
-    what they remember is set up in `_begin`.
+    what they remember is set up in `_begin`. One that never takes its latest batch for the one that `_learn` is given
+    may set `overlaps`: there `_propose` is called again before `_learn`, at first without anything learned, and batches
+    are learned in the order in which they become whole. `population` shows what it works from, if it has such a thing.
 
     Attributes:
         space: the structures.
@@ -110,11 +99,16 @@ class Searcher(ABC):
         options: the record of the searcher's own options, of class `Options`.
         seed: the run's seed.
         rng: the only source of randomness.
+        name: of the searcher.
+        Options: the class of its options.
+        needs_results: whether it waits for results at all; without it `_learn` is never called.
+        overlaps: whether it can propose a batch while earlier ones are open.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type] = NoOptions
     needs_results: ClassVar[bool] = True
+    overlaps: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -155,8 +149,7 @@ class Searcher(ABC):
         if problems := start_problems(starts):
             raise CandidateError("; ".join(problems))
         self._warm = [self._start(place, start) for place, start in enumerate(starts)]
-        self._queue: list[Candidate] = []  # proposed, not yet asked for
-        self._open: dict[Candidate, Trial | None] = {}  # asked for; with the trial once told
+        self._batches = Batches()
         self._known: dict[Candidate, None] = {}  # everything ever proposed, in order
         self._begin()
 
@@ -174,27 +167,31 @@ class Searcher(ABC):
         return self.constraint.repair(inside, self.rng)
 
     @final
-    def ask(self, n: int) -> list[Candidate]:
+    def ask(self, n: int, *, ahead: bool = False) -> list[Candidate]:
         """Returns 1 to n structures to evaluate, none proposed before.
 
         Returns [] if the searcher must be told something first or, when nothing is open, has nothing new to propose.
+
+        Args:
+            n: how many are wanted.
+            ahead: whether the next batch may begin although earlier ones are open. A searcher that `overlaps` then
+                always returns n structures, fewer only where nothing new is left; to others it makes no difference.
 
         Raises:
             SearcherError: if n is not a positive whole number.
             BudgetError: if no structure inside the budget can be found.
         """
         wanted = _whole("ask for at least one candidate (a whole number)", n, 1)
+        waits = self.needs_results and not (ahead and self.overlaps)
         asked: list[Candidate] = []
         while len(asked) < wanted:
-            if not self._queue:
-                if self.needs_results and self._open:
+            if not self._batches.queue:
+                if waits and self._batches:
                     break
-                self._queue = self._propose()
-            if not self._queue:
+                self._batches.begin(self._propose())
+            if not self._batches.queue:
                 break
-            candidate = self._queue.pop(0)
-            self._open[candidate] = None
-            asked.append(candidate)
+            asked.append(self._batches.hand_out())
         return asked
 
     @final
@@ -207,21 +204,20 @@ class Searcher(ABC):
         trials = _listed_trials(trials)
         seen: set[Candidate] = set()
         for trial in trials:
-            if trial.candidate not in self._open or self._open[trial.candidate] is not None or trial.candidate in seen:
-                known = trial.candidate in self._known and trial.candidate not in self._queue
+            if trial.candidate not in self._batches.open or trial.candidate in seen:
+                known = trial.candidate in self._known and trial.candidate not in self._batches.queue
                 what = "has been told already" if known else "was never asked for"
                 msg = f"trial {trial.number} cannot be told: its candidate {trial.candidate} {what}"
                 raise SearcherError(msg)
             seen.add(trial.candidate)
         for trial in trials:
-            if self.needs_results:
-                self._open[trial.candidate] = trial
-            else:
-                del self._open[trial.candidate]
-        batch = [trial for trial in self._open.values() if trial is not None]
-        if batch and not self._queue and len(batch) == len(self._open):
-            self._open = {}
-            self._learn(batch)
+            whole = self._batches.take(trial)
+            if whole and self.needs_results:
+                self._learn(whole)
+
+    def population(self) -> list[Candidate]:
+        """Returns the structures that the search currently works from, best first; [] if it has none of its own."""
+        return []
 
     @abstractmethod
     def _propose(self) -> list[Candidate]:
@@ -229,7 +225,7 @@ class Searcher(ABC):
 
     @abstractmethod
     def _learn(self, batch: list[Trial]) -> None:
-        """Takes a whole batch in the order of asking."""
+        """Takes a whole batch in the order of asking, whatever has been proposed since."""
 
     def _state(self) -> dict[str, Any]:
         """Returns what the subclass remembers, as plain JSON values and numpy arrays."""
@@ -299,17 +295,18 @@ class Searcher(ABC):
         state = {
             "searcher": self.name,
             "space": [[d.name, list(d.choices)] for d in self.space.dimensions],
-            "options": _plain(self.options),
+            "options": plain_options(self.options),
             "seed": self.seed,
             "rng": self.rng.bit_generator.state,
             "warm": self._rows(self._warm),
-            "queue": self._rows(self._queue),
-            "open": self._rows(self._open),
-            "told": [trial.to_plain() for trial in self._open.values() if trial is not None],
+            "queue": self._rows(self._batches.queue),
+            "open": self._rows(itertools.chain.from_iterable(self._batches.asked())),
+            "batches": [len(asked) for asked in self._batches.asked()],
+            "told": [trial.to_plain() for trial in self._batches.told()],
             "known": self._rows(self._known),
             "own": self._state(),
         }
-        return {**state, "checksum": _checksum(state)}
+        return {**state, "checksum": checksum(state)}
 
     @final
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -337,12 +334,12 @@ class Searcher(ABC):
             where = ", ".join(other[:3]) or "the number of dimensions"
             msg = f"the state belongs to another space; it differs in {where}"
             raise SearcherError(msg)
-        if state.get("options") != _plain(self.options):
-            msg = f"the state belongs to other options: {state.get('options')}, here {_plain(self.options)}"
+        if state.get("options") != plain_options(self.options):
+            msg = f"the state belongs to other options: {state.get('options')}, here {plain_options(self.options)}"
             raise SearcherError(msg)
         before = self.state_dict()
         try:
-            if state["checksum"] != _checksum({key: part for key, part in state.items() if key != "checksum"}):
+            if state["checksum"] != checksum({key: part for key, part in state.items() if key != "checksum"}):
                 msg = "its checksum does not fit what is in it"
                 raise ValueError(msg)
             self._restore(state)
@@ -356,9 +353,10 @@ class Searcher(ABC):
         self.seed = int(state["seed"])
         self.rng.bit_generator.state = state["rng"]
         self._warm = self._candidates(state["warm"])
-        self._queue = self._candidates(state["queue"])
-        told = {trial.candidate: trial for trial in map(Trial.from_plain, state["told"])}
-        self._open = {candidate: told.get(candidate) for candidate in self._candidates(state["open"])}
+        asked, told = iter(self._candidates(state["open"])), map(Trial.from_plain, state["told"])
+        sizes: list[int] = state["batches"]
+        batches = [list(itertools.islice(asked, size)) for size in sizes]
+        self._batches = Batches.of(self._candidates(state["queue"]), batches, list(told))
         self._known = dict.fromkeys(self._candidates(state["known"]))
         self._load_state(state["own"])
 

@@ -62,26 +62,32 @@ class BeeColony(Searcher):
           bound widths by alpha only.
         - Whole phases are proposed at once, so that as many workers as there are sources have work. Within the
           onlooker phase all neighbours therefore start from the sources as they were when the phase began.
+        - Asked ahead, a phase begins before the last one is over: neighbours compare with what their source is by then,
+          sources with a scout on its way get no second one, and a source that has improved meanwhile only leaves for a
+          better scout. Until there are sources, further random structures are proposed; they take a free place, or
+          compare with a source as neighbours do.
         - Where a fitness is negative (a loss), Karaboga's transform comes first: 1 + f for f >= 0, else 1 / (1 + |f|).
     """
 
     name: ClassVar[str] = "bee_colony"
     Options: ClassVar[type] = BeeColonyOptions
     options: BeeColonyOptions
+    overlaps: ClassVar[bool] = True
 
     def _begin(self) -> None:
-        self._phase = "first"
+        self._phase = "first"  # of the last batch
         self._sources: list[Candidate] = []
         self._fitness: list[float] = []
         self._stagnation: list[int] = []
-        self._targets: list[int] = []  # the source that each proposal of the open batch stands for
+        # The source that each open structure stands for, and whether it is a scout of it.
+        self._targets: dict[Candidate, tuple[int, bool]] = {}
 
     def _propose(self) -> list[Candidate]:
-        """Returns the batch of the current phase."""
-        n = self.options.n_sources
+        """Returns the batch of the next phase."""
+        self._phase = self._next_phase()
         match self._phase:
             case "first":
-                targets = list(range(n))
+                targets = list(range(self.options.n_sources))
             case "employed":
                 targets = list(range(len(self._sources)))
             case "onlooker":
@@ -90,14 +96,20 @@ class BeeColony(Searcher):
             case _:
                 targets = self._abandoned()
         batch: list[Candidate] = []
-        self._targets = []
         for target in targets:
             candidate = self._fresh(lambda t=target: self._draw(t))
             if candidate is None:
                 break
             batch.append(candidate)
-            self._targets.append(target)
+            self._targets[candidate] = (target, self._phase == "scout")
         return batch
+
+    def _next_phase(self) -> str:
+        """Returns the phase that follows the last one."""
+        if not self._sources:
+            return "first"
+        after_onlookers = "scout" if self._abandoned() else "employed"
+        return {"employed": "onlooker", "onlooker": after_onlookers}.get(self._phase, "employed")
 
     def _draw(self, target: int) -> Candidate:
         """Returns a random structure, or in the employed and onlooker phase a neighbour of a source."""
@@ -134,24 +146,32 @@ class BeeColony(Searcher):
         return self.space.at(moved)
 
     def _abandoned(self) -> list[int]:
-        """Returns the sources whose stagnation has reached the limit."""
-        return [i for i, tries in enumerate(self._stagnation) if tries >= self.options.abandonment_limit]
+        """Returns the sources whose stagnation has reached the limit, without those that a scout is out for."""
+        scouted = {target for target, scout in self._targets.values() if scout}
+        return [i for i in range(len(self._sources)) if self._is_stagnant(i) and i not in scouted]
+
+    def _is_stagnant(self, target: int) -> bool:
+        """Returns whether the stagnation of a source has reached the limit."""
+        return self._stagnation[target] >= self.options.abandonment_limit
 
     def _learn(self, batch: list[Trial]) -> None:
-        """Greedy replacement, then the next phase."""
-        if self._phase == "first":
-            self._sources = [trial.candidate for trial in batch]
-            self._fitness = [trial.fitness for trial in batch]
-            self._stagnation = [0] * len(batch)
-        else:
-            for target, trial in zip(self._targets, batch, strict=True):
-                if self._phase == "scout" or trial.fitness > self._fitness[target]:
-                    self._sources[target], self._fitness[target] = trial.candidate, trial.fitness
-                    self._stagnation[target] = 0
-                else:
-                    self._stagnation[target] += 1
-        after_onlookers = "scout" if self._abandoned() else "employed"
-        self._phase = {"employed": "onlooker", "onlooker": after_onlookers}.get(self._phase, "employed")
+        """First sources, then greedy replacement; a scout replaces a source as long as that is stagnant."""
+        for trial in batch:
+            target, scout = self._targets.pop(trial.candidate)
+            if target == len(self._sources):
+                self._sources.append(trial.candidate)
+                self._fitness.append(trial.fitness)
+                self._stagnation.append(0)
+            elif trial.fitness > self._fitness[target] or (scout and self._is_stagnant(target)):
+                self._sources[target], self._fitness[target] = trial.candidate, trial.fitness
+                self._stagnation[target] = 0
+            else:
+                self._stagnation[target] += 1
+
+    def population(self) -> list[Candidate]:
+        """Returns the food sources, best first."""
+        order = sorted(range(len(self._sources)), key=lambda i: -self._fitness[i])
+        return [self._sources[i] for i in order]
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -159,7 +179,8 @@ class BeeColony(Searcher):
             "sources": self._rows(self._sources),
             "fitness": np.array(self._fitness, dtype=np.float64),
             "stagnation": np.array(self._stagnation, dtype=np.int64),
-            "targets": np.array(self._targets, dtype=np.int64),
+            "flying": self._rows(self._targets),
+            "targets": np.array(list(self._targets.values()), dtype=np.int64).reshape(-1, 2),
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
@@ -167,4 +188,5 @@ class BeeColony(Searcher):
         self._sources = self._candidates(state["sources"])
         self._fitness = state["fitness"].tolist()
         self._stagnation = state["stagnation"].tolist()
-        self._targets = state["targets"].tolist()
+        targets = [(target, bool(scout)) for target, scout in state["targets"].tolist()]
+        self._targets = dict(zip(self._candidates(state["flying"]), targets, strict=True))

@@ -181,6 +181,10 @@ class BeeColonyOfficial(Searcher):
                     self._stagnation[target] += 1
         self._phase = {"employed": "onlooker", "onlooker": "scout"}.get(self._phase, "employed")
 
+    def population(self) -> list[Candidate]:
+        """Returns the food sources, best first."""
+        return sorted(self._sources, key=lambda source: -self._scores[source])
+
     def _state(self) -> dict[str, Any]:
         return {
             "repeats": self.repeats,

@@ -116,6 +116,7 @@ class DDPG(Searcher):
         - Actions are choices of the space, the nearest ones; residual streams and whole blocks are actions as well.
         - The state tells widths from blocks, and the costs in it are shares of the unpruned network's.
         - Several episodes are rolled out with the same actor, and learning follows when all of them are evaluated.
+          Warm-up and noise go by the episodes learned from, also where further ones are asked for ahead.
         - No structure is evaluated twice. An episode that ends in a known one, as most do once the noise has decayed,
           is taken on by random single steps until it is new; so the search goes on around the policy's structure;
           what it finds there may spend a little less than `fill`.
@@ -131,6 +132,7 @@ class DDPG(Searcher):
     name: ClassVar[str] = "ddpg"
     Options: ClassVar[type] = DDPGOptions
     options: DDPGOptions
+    overlaps: ClassVar[bool] = True
 
     def _begin(self) -> None:
         # Imported here, so that reading a config file does not load torch.

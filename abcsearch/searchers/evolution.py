@@ -64,11 +64,13 @@ class Evolution(Searcher):
           replaced by random ones at once, where the published code tries longer.
         - There is no number of generations: the run ends after its number of trials.
         - Warm starts take the first places of the first generation.
+        - Asked ahead, a generation begins from the best of those that are whole; until one is, all are random.
     """
 
     name: ClassVar[str] = "evolution"
     Options: ClassVar[type] = EvolutionOptions
     options: EvolutionOptions
+    overlaps: ClassVar[bool] = True
 
     def _begin(self) -> None:
         self._archive: list[tuple[Candidate, float]] = []  # best first, the earlier of equals first
@@ -85,7 +87,7 @@ class Evolution(Searcher):
 
     def _child(self, place: int) -> Candidate:
         """Returns a structure for a place of the generation: first mutations, then crossovers, then random ones."""
-        parents = [candidate for candidate, _ in self._archive[: self.options.parents]]
+        parents = self.population()
         crossing = place >= self.options.mutations
         if len(parents) < 1 + crossing or place >= self.options.mutations + self.options.crossovers:
             return self._random()
@@ -99,6 +101,10 @@ class Evolution(Searcher):
         found = [(trial.candidate, trial.fitness) for trial in batch if trial.evaluation.failure is None]
         ranked = sorted([*self._archive, *found], key=lambda entry: -entry[1])
         self._archive = ranked[: self.options.archive]
+
+    def population(self) -> list[Candidate]:
+        """Returns the parents, best first."""
+        return [candidate for candidate, _ in self._archive[: self.options.parents]]
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -145,7 +145,7 @@ class Greedy(Searcher):
 
     def _neighbours(self) -> list[Candidate]:
         """Returns new structures around the best one; random ones if every trial has failed."""
-        best = max(self._scores, key=lambda c: self._scores[c])
+        best = self._best()
         failed = self._scores[best] == -np.inf
         batch: list[Candidate] = []
         while len(batch) < self.options.batch:
@@ -157,6 +157,10 @@ class Greedy(Searcher):
                 break
             batch.append(candidate)
         return batch
+
+    def _best(self) -> Candidate:
+        """Returns the best structure so far."""
+        return max(self._scores, key=lambda c: self._scores[c])
 
     def _moved(self, best: Candidate, reach: int) -> Candidate:
         """Returns a structure with some dimensions moved, in turns up and down: at least one, at most `reach` + 3.
@@ -178,6 +182,10 @@ class Greedy(Searcher):
         self._scores.update((trial.candidate, trial.fitness) for trial in batch)
         if self._slimming:
             self._take()
+
+    def population(self) -> list[Candidate]:
+        """Returns the structure that is slimmed, be it inside the budget or not; later, the best so far."""
+        return [self.space.at(self._here) if self._slimming else self._best()]
 
     def _state(self) -> dict[str, Any]:
         return {

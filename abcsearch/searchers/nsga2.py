@@ -70,12 +70,14 @@ class NSGA2(Searcher):
           structures are spread over the whole range of costs, so that the first front spans it.
         - No structure is evaluated twice. The paper keeps copies, which crowd the front.
         - Failed trials are behind all others: they never enter the population.
+        - Asked ahead, a generation begins from the survivors by then; until there are any, all children are random.
         - Costs are closed formulas (`Constraint.costs`); without them macs and params are what evaluations report.
     """
 
     name: ClassVar[str] = "nsga2"
     Options: ClassVar[type] = NSGA2Options
     options: NSGA2Options
+    overlaps: ClassVar[bool] = True
 
     def _begin(self) -> None:
         """Sets up an empty population.
@@ -152,6 +154,10 @@ class NSGA2(Searcher):
         if costs is None:
             return np.array([getattr(trial.evaluation, against) for trial in trials], dtype=np.float64)
         return np.asarray(getattr(costs, against)(self._rows(trial.candidate for trial in trials)), dtype=np.float64)
+
+    def population(self) -> list[Candidate]:
+        """Returns the survivors, the first front first."""
+        return list(self._members)
 
     def _state(self) -> dict[str, Any]:
         rows = self._rows(self._members)

@@ -23,7 +23,7 @@ from abcsearch.searchers.base import MOST_MODELLED, Searcher, check_flag, check_
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
     from optuna.study import Study
@@ -202,6 +202,7 @@ class OptunaSearch(Searcher):
     name: ClassVar[str] = "optuna"
     Options: ClassVar[type] = OptunaOptions
     options: OptunaOptions
+    overlaps: ClassVar[bool] = True
 
     def _begin(self) -> None:
         self._free: NDArray[np.int64] = np.flatnonzero(self.space.last_indices > 0)
@@ -214,7 +215,9 @@ class OptunaSearch(Searcher):
 
     def _new_study(self) -> None:
         """Starts an empty study."""
-        self._sizes: list[int] = []  # how many trials of the study belong to every batch
+        self._running: dict[Candidate, int] = {}  # the trial of the study that stands for an open structure
+        self._ends: list[int] = []  # how many trials the study had when a trial of it ended; 0 while it is running
+        self._worst = math.inf  # of all values told
         self._storage = optuna.storages.InMemoryStorage()
         with _quiet():
             self._study = optuna.create_study(storage=self._storage, study_name=_STUDY, direction="maximize")
@@ -236,20 +239,17 @@ class OptunaSearch(Searcher):
         batch: list[Candidate] = []
         with _quiet():
             self._renew_sampler(len(self._known))
-            before = len(self._told())
             while len(batch) < self.options.batch:
                 candidate = self._propose_one()
                 if candidate is None:
                     break
                 batch.append(candidate)
-            self._sizes.append(len(self._told()) - before)
         return batch
 
     def _propose_one(self) -> Candidate | None:
         """Returns one new structure, a running trial of the study."""
         trial = self._ask()
-        positions = np.zeros(len(self.space), np.int64)
-        positions[self._free] = [trial.params[name] for name in self._parameters]
+        positions = self._positions([trial.params[name] for name in self._parameters])
         steps = -1
 
         def draw() -> Candidate:
@@ -259,10 +259,12 @@ class OptunaSearch(Searcher):
             return self.constraint.fill(self.constraint.repair(near, self.rng), self.rng) if self.options.fill else near
 
         candidate = self._fresh(draw)
+        self._ends.append(0)
         if candidate is None:
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._finish(trial.number, -math.inf)
         else:
             self._settle(trial, self._params(self.space.indices(candidate)[self._free]))
+            self._running[candidate] = trial.number
         return candidate
 
     def _ask(self) -> optuna.Trial:
@@ -287,15 +289,20 @@ class OptunaSearch(Searcher):
         """Returns Optuna's parameters: positions of the dimensions with a choice, (n_free,), by name."""
         return dict(zip(self._parameters, free.tolist(), strict=True))
 
+    def _positions(self, free: ArrayLike) -> NDArray[np.int64]:
+        """Returns positions of all dimensions, (n_dims,), from those of the dimensions with a choice, (n_free,)."""
+        positions = np.zeros(len(self.space), np.int64)
+        positions[self._free] = free
+        return positions
+
     def _constraints(self, params: Mapping[str, int]) -> dict[str, float]:
         """Returns how far a structure is outside of every bound, relative to it, negative inside; {} unless wanted."""
         if not self.options.constraints:
             return {}
-        positions = np.zeros(len(self.space), np.int64)
-        positions[self._free] = list(params.values())
+        row = self.space.values(self._positions(list(params.values())))[None]
         found: dict[str, float] = {}
         for limit in self.constraint.limits:
-            cost = float(limit.cost(self.space.values(positions)[None])[0])
+            cost = float(limit.cost(row)[0])
             found[f"{limit.name} high"] = cost / (limit.high or 1) - 1
             if limit.low:
                 found[f"{limit.name} low"] = 1 - cost / limit.low
@@ -311,16 +318,15 @@ class OptunaSearch(Searcher):
             trial.set_constraint(name, value)
 
     def _learn(self, batch: list[Trial]) -> None:
-        told = self._told()
-        running = [trial.number for trial in told if trial.state == TrialState.RUNNING]
-        known = [trial.value for trial in told if trial.value is not None]
-        worst = min([*known, *(trial.fitness for trial in batch if trial.fitness > -math.inf)], default=-math.inf)
+        self._worst = min([self._worst, *(trial.fitness for trial in batch if trial.fitness > -math.inf)])
+        lowest = -self._worst if math.isinf(self._worst) else self._worst
         with _quiet():
-            for number, trial in zip(running, batch, strict=True):
-                self._finish(number, max(trial.fitness, worst))
+            for trial in batch:
+                self._finish(self._running.pop(trial.candidate), max(trial.fitness, lowest))
 
     def _finish(self, number: int, value: float) -> None:
         """Ends a running trial of the study; minus infinity stands for no value."""
+        self._ends[number] = len(self._ends)
         if value > -math.inf:
             self._study.tell(number, value)
         else:
@@ -331,9 +337,8 @@ class OptunaSearch(Searcher):
         saved = {str(t.number): {k: v for k, v in t.system_attrs.items() if _is_saved(k)} for t in told}
         params = [[trial.params[name] for name in self._parameters] for trial in told]
         return {
-            "sizes": np.array(self._sizes, dtype=np.int64),
+            "ends": np.array(self._ends, dtype=np.int64),
             "params": np.array(params, dtype=np.int64).reshape(len(told), len(self._free)),
-            "states": np.array([int(trial.state) for trial in told], dtype=np.int64),
             "values": np.array([-math.inf if t.value is None else t.value for t in told], dtype=np.float64),
             "updates": np.array([any(":optimizer" in k for k in t.system_attrs) for t in told], dtype=np.bool_),
             "trials": {number: attributes for number, attributes in saved.items() if attributes},
@@ -341,28 +346,29 @@ class OptunaSearch(Searcher):
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        """Makes the study again, batch by batch.
+        """Makes the study again: every trial drawn, and ended, when as many others had been drawn as before.
 
         CMA-ES keeps its optimizer as a pickle with the trials that were drawn after an update. None is written:
         those trials, which `updates` marks, are drawn again, so that the same update is computed from the same results.
         """
         self._new_study()
-        ends: list[int] = np.cumsum(state["sizes"]).tolist()
-        states, values, updates = (state[key].tolist() for key in ("states", "values", "updates"))
+        ends, values, updates = (state[key].tolist() for key in ("ends", "values", "updates"))
+        ending: dict[int, list[int]] = {}  # trials, by the number of trials when they ended
+        for number, end in enumerate(ends):
+            ending.setdefault(end, []).append(number)
         with _quiet():
             self._renew_sampler(0)
-            for begin, end in zip([0, *ends], ends, strict=False):
-                for number in range(begin, end):
-                    params = self._params(state["params"][number])
-                    attributes = state["trials"].get(str(number), {})
-                    if updates[number]:
-                        self._draw_again(params, attributes)
-                    else:
-                        self._add(params, attributes, TrialState(states[number]), values[number])
-                for number in range(begin, end):
-                    if updates[number] and states[number] != TrialState.RUNNING:
-                        self._finish(number, values[number])
-        self._sizes = state["sizes"].tolist()
+            for number, updated in enumerate(updates):
+                params = self._params(state["params"][number])
+                attributes = state["trials"].get(str(number), {})
+                add = self._draw_again if updated else self._add
+                add(params, attributes)
+                self._ends.append(0)
+                for ended in ending.get(number + 1, []):
+                    self._finish(ended, values[ended])
+        for number in ending.get(0, []):
+            self._running[self.space.at(self._positions(state["params"][number]))] = number
+        self._worst = min((value for value in values if value > -math.inf), default=math.inf)
         for key, value in state["study"].items():
             self._storage.set_study_system_attr(self._study_id, key, value)
 
@@ -374,14 +380,13 @@ class OptunaSearch(Searcher):
         for key, attribute in attributes.items():
             self._storage.set_trial_system_attr(trial_id, key, attribute)
 
-    def _add(self, params: dict[str, int], attributes: dict[str, Any], state: TrialState, value: float) -> None:
-        """Adds a trial as it was."""
+    def _add(self, params: Mapping[str, int], attributes: Mapping[str, Any]) -> None:
+        """Adds a running trial as it was."""
         made = optuna.create_trial(
-            state=state,
-            value=value if state == TrialState.COMPLETE else None,
-            params=params,
+            state=TrialState.RUNNING,
+            params=dict(params),
             distributions=self._parameters,
-            system_attrs=attributes,
+            system_attrs=dict(attributes),
             constraints=self._constraints(params),
         )
         self._study.add_trial(made)

@@ -50,6 +50,7 @@ class RandomSearch(Searcher):
     Options: ClassVar[type] = RandomOptions
     options: RandomOptions
     needs_results: ClassVar[bool] = False
+    overlaps: ClassVar[bool] = True
 
     def _propose(self) -> list[Candidate]:
         batch: list[Candidate] = []

@@ -52,7 +52,8 @@ class RegularizedEvolution(Searcher):
 
     Differences from the paper:
         - Children come in batches, all from the population as it stood when the batch began; there each child is
-          evaluated and added before the next tournament. `batch=1` restores that.
+          evaluated and added before the next tournament. `batch=1` restores that. Asked ahead, a batch begins from
+          the population as it is by then, at random while nobody is alive.
         - A mutation draws another choice of one dimension; there it changes an operation or an edge of a cell.
         - Every structure is repaired into the budget, and grown to spend most of it, which may change more
           dimensions.
@@ -63,9 +64,10 @@ class RegularizedEvolution(Searcher):
     name: ClassVar[str] = "regularized_evolution"
     Options: ClassVar[type] = RegularizedEvolutionOptions
     options: RegularizedEvolutionOptions
+    overlaps: ClassVar[bool] = True
 
     def _begin(self) -> None:
-        self._first = True
+        self._first = True  # until the first population is proposed
         self._alive: deque[tuple[Candidate, float]] = deque(maxlen=self.options.population)  # oldest first
 
     def _propose(self) -> list[Candidate]:
@@ -76,6 +78,7 @@ class RegularizedEvolution(Searcher):
             if candidate is None:
                 break
             batch.append(candidate)
+        self._first = False
         return batch
 
     def _child(self) -> Candidate:
@@ -88,8 +91,11 @@ class RegularizedEvolution(Searcher):
 
     def _learn(self, batch: list[Trial]) -> None:
         """Lets the children join; the oldest leave as they come in."""
-        self._first = False
         self._alive.extend((trial.candidate, trial.fitness) for trial in batch if trial.evaluation.failure is None)
+
+    def population(self) -> list[Candidate]:
+        """Returns those alive, best first."""
+        return [candidate for candidate, _ in sorted(self._alive, key=lambda member: -member[1])]
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -87,6 +87,7 @@ class ResponseSurface(Searcher):
     name: ClassVar[str] = "response_surface"
     Options: ClassVar[type] = ResponseSurfaceOptions
     options: ResponseSurfaceOptions
+    overlaps: ClassVar[bool] = True
 
     def _begin(self) -> None:
         self._first = self.options.first or 8 + len(self.space) // 2
@@ -114,11 +115,14 @@ class ResponseSurface(Searcher):
 
     def _starts(self) -> Iterator[Iterator[Candidate]]:
         """Yields structures to begin with: the largest uniform one, and in turn random ones and neighbours of it."""
+        # Ahead of the first results, no more than a batch goes to what no surface has chosen.
+        ahead = len(self._known) > len(self._told)
+        count = min(self._first, self.options.batch) if ahead else self._first
         rows = np.array([self.space.uniform(ratio) for ratio in np.arange(1, 101) / 100])
         inside = np.flatnonzero(self.constraint.violation(rows) == 0)
         center = self.space.indices(tuple(rows[inside[-1]].tolist()) if len(inside) else self._random())
         yield iter([self.space.at(center)])
-        for number in range(1, self._first):
+        for number in range(1, count):
             yield iter([self._grown(self._around(center)) if number % 2 else self._random()])
 
     def _around(self, center: Ints) -> Candidate:

@@ -140,7 +140,7 @@ def test_warm_starts_come_first_and_are_no_steps():
     assert asked[:2] == starts[:2]
     assert set(without.ask(1000)) <= set(asked)
     with_starts.tell([Trial(i, c, Evaluation(fitness=toy_fitness(space, c))) for i, c in enumerate(asked)])
-    same = [Trial(i, c, Evaluation(fitness=toy_fitness(space, c))) for i, c in enumerate(without._open)]
+    same = [Trial(i, c, Evaluation(fitness=toy_fitness(space, c))) for i, c in enumerate(without._batches.open)]
     without.tell(same)
     assert with_starts._here.tolist() == without._here.tolist()
 
