@@ -119,7 +119,7 @@ class Standing:
 
     def write_population(self, searcher: Searcher, told: int) -> None:
         """Writes population.json: what the searcher works from, or the best trials where it has no population."""
-        own = searcher.population() if hasattr(searcher, "population") else []
+        own = searcher.population()
         trials = [self._trials[candidate] for candidate in own if candidate in self._trials]
         if not own:
             ranked = sorted(self._trials.values(), key=lambda trial: (-trial.fitness, trial.number))

@@ -14,9 +14,10 @@ from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.errors import ConfigError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
-from abcsearch.evaluation.cascade import FIRST, Cascade, CascadeOptions, cheap, trained
+from abcsearch.evaluation.cascade import FIRST, Cascade, CascadeOptions, Verdict, cheap, trained
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.evaluation.short_training import ShortTraining, ShortTrainingOptions
+from abcsearch.execution.options import ExecutionOptions
 from abcsearch.rng import derived_seed
 from abcsearch.runs.run import search
 from abcsearch.trial import Evaluation, Trial
@@ -62,8 +63,9 @@ def test_never_more_than_the_fraction_and_always_the_best_of_the_batch(fraction,
         batch = {n: cheap(Evaluation(fitness=float(draws.integers(20)))) for n in numbers}
         failed = {n: Evaluation(fitness=None, failure="no") for n in numbers if draws.random() < 0.1}
         batch |= failed
-        best = made.promoted(trials, batch)
-        assert best == made.promoted(trials, dict(reversed(batch.items())))
+        earlier = [Verdict.of(trial.evaluation) for trial in trials]
+        best = made.promoted(earlier, batch)
+        assert best == made.promoted(earlier, dict(reversed(batch.items())))
         assert not set(best) & set(failed)
         scores = [batch[n].metrics[FIRST] for n in best]
         left = [e.metrics[FIRST] for n, e in batch.items() if n not in best and n not in failed]
@@ -94,25 +96,39 @@ def test_a_run_trains_the_best_of_every_batch_with_the_seed_of_the_trial(tiny_mo
     assert result.best in two
 
 
-def test_threads_and_interruptions_change_nothing(tiny_model, tiny_data, tmp_path):
+WAYS = [
+    {},
+    {"searcher": "bee_colony"},
+    {"execution": ExecutionOptions(window=6)},
+    {"searcher": "evolution", "execution": ExecutionOptions(window=4)},
+    {"searcher": "bee_colony", "execution": ExecutionOptions(schedule="asynchronous")},
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_threads_and_interruptions_change_nothing(tiny_model, tiny_data, tmp_path, way):
     def outcome(trials):
         return [(t.number, t.candidate, replace(t.evaluation, seconds=0)) for t in trials]
 
-    whole = run(tiny_model, tiny_data, tmp_path / "whole", cascade(Counting(), Counting(10), 0.3))
-    with ThreadPoolExecutor(4) as pool:
-        threads = run(tiny_model, tiny_data, tmp_path / "pool", cascade(Counting(), Counting(10), 0.3), executor=pool)
-    assert outcome(threads.trials) == outcome(whole.trials)
+    def counted(lines, words):
+        return sum(words in line.replace(b" ", b"") for line in lines)
+
+    whole = run(tiny_model, tiny_data, tmp_path / "whole", cascade(Counting(), Counting(10), 0.3), **way)
+    assert 1 <= stages(whole.trials).count(2) <= 9
+    if way.get("execution", ExecutionOptions()).schedule == "rounds":
+        with ThreadPoolExecutor(4) as pool:
+            given = cascade(Counting(), Counting(10), 0.3)
+            threads = run(tiny_model, tiny_data, tmp_path / "pool", given, executor=pool, **way)
+        assert outcome(threads.trials) == outcome(whole.trials)
     # Cut the journal anywhere: what is left is evaluated again, to the same end.
     lines = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
-    for kept in (1, 7, 16, 29):
+    for kept in (1, 7, 16, 29, len(lines) - 2):
         (tmp_path / "whole" / "journal.jsonl").write_bytes(b"".join(lines[:kept]))
         first, second = Counting(), Counting(10)
-        again = run(tiny_model, tiny_data, tmp_path / "whole", cascade(first, second, 0.3))
+        again = run(tiny_model, tiny_data, tmp_path / "whole", cascade(first, second, 0.3), **way)
         assert outcome(again.trials) == outcome(whole.trials)
-        assert len(first.asked) == 30 - kept
-        assert len(second.asked) == stages(whole.trials).count(2) - sum(
-            b'"stage":2' in x.replace(b" ", b"") for x in lines[:kept]
-        )
+        assert len(first.asked) == 30 - counted(lines[:kept], b'"event":"first"')
+        assert len(second.asked) == stages(whole.trials).count(2) - counted(lines[:kept], b'"stage":2')
 
 
 def test_failures_of_both_stages_are_failed_trials(tiny_model, tiny_data, tmp_path):
