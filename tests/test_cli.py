@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import warnings
 
 import pytest
@@ -17,7 +18,9 @@ from abcsearch import UnsupportedOpWarning, cli, load
 from abcsearch import __version__ as abcsearch_version
 from abcsearch.catalog import KINDS, catalog
 from abcsearch.data.registry import load_data
+from abcsearch.runs.folder import RunFolder
 from abcsearch.searchers.registry import SEARCHERS
+from abcsearch.space import Dimension, SearchSpace
 from abcsearch.training.scoring import score
 
 COMMANDS = ("search", "resume", "status", "finetune", "report", "export", "inspect", "list")
@@ -127,14 +130,84 @@ def test_status_reads_a_finished_and_a_running_folder(finished):
     run, _, printed = finished
     assert "bee_colony: 24 of 24 trials, 0 failed, best" in printed["status"].output
     assert "baseline random: 24 of 24 trials" in printed["status"].output
-    assert "not running" in printed["status"].output
-    from abcsearch.runs.folder import RunFolder
-
+    assert printed["status"].output.splitlines()[-1] == "finished"
     with RunFolder(run).locked():
         assert "running now" in call("status", run).output
         refused = call("resume", run)
     assert refused.exit_code == 2
     assert "is in use by another process" in refused.output
+
+
+def test_watching_a_finished_run_ends_by_itself(finished):
+    run, _, _ = finished
+    watched = call("status", run, "--watch")
+    assert watched.exit_code == 0
+    lines = watched.output.splitlines()
+    assert re.match(r"bee_colony: 24 of 24 trials, 0 failed, best [\d.]+ \(trial \d+, [\d,]+ MACs\)$", lines[1])
+    assert lines[-1] == "finished"
+
+
+EXECUTION = ["--workers", "0", "--ray-address", 'ray://head:10001/"x"']
+
+
+def test_options_of_search_reach_the_run(tiny_config, tmp_path, monkeypatch):
+    read, ran = [], []
+    monkeypatch.setattr("abcsearch.config.read_config", lambda path, overrides: read.append(overrides) or "settings")
+    monkeypatch.setattr("abcsearch.runs.configured.run_config", lambda *given, **named: ran.append((given, named)))
+    monkeypatch.setattr(cli, "_print_best", lambda result: None)
+    assert call("search", tiny_config, "--run-dir", tmp_path / "run").exit_code == 0
+    arguments = ["--set", "n_trials=5", *EXECUTION, "--tensorboard", "--optuna-storage", tmp_path / "studies.log"]
+    result = call("search", tiny_config, "--run-dir", tmp_path / "run", *arguments)
+    assert result.exit_code == 0, result.output
+    assert read[0] == []
+    plain = tomllib.loads("\n".join(read[1]))
+    assert plain == {"n_trials": 5, "execution": {"workers": 0, "ray_address": 'ray://head:10001/"x"'}}
+    assert [given for given, _ in ran] == [("settings", tmp_path / "run")] * 2
+    assert ran[0][1].keys() == {"progress"}
+    assert ran[1][1].keys() == {"progress", "watchers"}
+    assert_watchers(ran[1][1]["watchers"], tmp_path)
+
+
+def test_options_of_resume_reach_the_run(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr("abcsearch.runs.configured.resume", lambda *given, **named: ran.append((given, named)))
+    monkeypatch.setattr(cli, "_print_best", lambda result: None)
+    assert call("resume", tmp_path).exit_code == 0
+    given = [*EXECUTION, "--until", "0", "--n-trials", "9", "--tensorboard", "--optuna-storage", tmp_path / "s.log"]
+    assert call("resume", tmp_path, *given).exit_code == 0
+    assert call("resume", tmp_path, "--workers", "3").exit_code == 0
+    assert [given for given, _ in ran] == [(tmp_path,)] * 3
+    named = [{key: value for key, value in options.items() if key != "progress"} for _, options in ran]
+    assert_watchers(named[1].pop("watchers"), tmp_path)
+    execution = {"workers": 0, "ray_address": 'ray://head:10001/"x"'}
+    assert named == [{}, {"n_trials": 9, "until": 0, "execution": execution}, {"execution": {"workers": 3}}]
+
+
+def assert_watchers(factories, path):
+    """They are TensorBoard and the mirror, once made for a run folder."""
+
+    class Task:
+        space = SearchSpace((Dimension("a", "width", (1, 2)),))
+
+    folder = RunFolder(path / "watched")
+    folder.write_json("run.json", {"format": 1, "settings": {}, "identity": {}, "environment": {}})
+    assert [type(make(Task(), folder)).__name__ for make in factories] == ["TensorBoard", "OptunaMirror"]
+
+
+@pytest.mark.parametrize("command", ["search", "resume"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--optuna-storage", "sqlite:/x.db"], "Optuna storage 'sqlite:/x.db' cannot be opened"),
+        (["--workers", "-1"], "--workers"),
+    ],
+)
+def test_wrong_options_are_answered_before_the_search(tiny_config, tmp_path, command, options, words):
+    run = tmp_path / "run"
+    result = call(command, *([tiny_config, "--run-dir", run] if command == "search" else [run]), *options)
+    assert result.exit_code == 2
+    assert words in result.output
+    assert not run.exists()
 
 
 def test_a_search_that_ran_out_of_structures_says_so(tiny_config, tmp_path):
@@ -254,8 +327,6 @@ def test_missing_config_and_checkpoint(tiny_config, tmp_path):
 
 
 def test_unfinished_search_is_not_fine_tuned(tiny_config, tmp_path):
-    from abcsearch.runs.folder import RunFolder
-
     run = tmp_path / "run"
     assert call("search", tiny_config, "--run-dir", run, "--set", "n_trials=5").exit_code == 0
     header = json.loads((run / "run.json").read_text())

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
-    from abcsearch.runs.run import SearcherFactory, WatcherFactory
+    from abcsearch.runs.run import SearcherFactory
+    from abcsearch.runs.watching import WatcherFactory
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate
 

@@ -141,6 +141,7 @@ class _Search:
         self._replayed = 0  # calls in the journal's order that the searcher has seen (asynchronous)
         self._open: dict[int, Candidate] = {}  # asked for, not yet told
         self._missing = 0  # how many of these have no result yet
+        self._twins: dict[Candidate, list[int]] = {}  # under way: further numbers of the same structure
         self._exhausted = False
         self._changed = False  # since the last snapshot
         self._settled = True  # the searcher is between two calls, and all that follows from the last one is done
@@ -190,7 +191,8 @@ class _Search:
     def _proposed(self, n: int, *, ahead: bool) -> dict[int, Candidate]:
         """Returns up to n new structures by trial number."""
         self._settled = False
-        proposals = self._searcher.ask(n, ahead=True) if ahead else self._searcher.ask(n)
+        overlapping = ahead and self._searcher.needs_results
+        proposals = self._searcher.ask(n, ahead=True) if overlapping else self._searcher.ask(n)
         asked = dict(enumerate(proposals, start=self._asked))
         if self._asynchronous:
             for number, candidate in asked.items():
@@ -211,11 +213,18 @@ class _Search:
             return
         group = dict(asked)
         self._missing += sum(number not in self._journal.trials for number in group)
-        for number, candidate in group.items():
-            if number not in self._journal.trials and candidate in self._seen:
+        for number, candidate in list(group.items()):
+            if number in self._journal.trials:
+                continue
+            if candidate in self._seen:
                 self._finish(number, replace(self._seen[candidate], seconds=0.0))
+            elif candidate in self._twins:
+                self._twins[candidate].append(number)
+                del group[number]
+            else:
+                self._twins[candidate] = []
         groups = [{number: candidate} for number, candidate in group.items()] if self._window else [group]
-        for part in groups:
+        for part in filter(None, groups):
             self._flights.add(part, range(min(part)))
 
     def _check(self, number: int, proposed: Candidate, known: Candidate | None) -> None:
@@ -247,7 +256,10 @@ class _Search:
         self._seen[candidate] = trial.evaluation
         if self._asynchronous:
             self._tell(trial)
+        twins = self._twins.pop(candidate, [])
         self._standing.add(trial, self._flights.workers)
+        for twin in twins:
+            self._finish(twin, replace(found, seconds=0.0))
 
     def _tell_next(self) -> bool:
         """Tells the searcher of the next trial in the order of asking; returns whether there is one to be told.

@@ -39,10 +39,9 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Budget, Constraint
     from abcsearch.evaluation.base import Evaluator
-    from abcsearch.runs.watching import Watcher
+    from abcsearch.runs.watching import WatcherFactory
     from abcsearch.space import Candidate, SearchSpace
 
-    WatcherFactory = Callable[["Task", RunFolder], Watcher]
     SearcherFactory = Callable[["SearchSpace", "Constraint"], Searcher]
 
 

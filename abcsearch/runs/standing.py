@@ -58,6 +58,7 @@ class Standing:
         """Takes what the folder holds already."""
         for trial in trials:
             self._count(trial)
+        (self.folder.path / "progress.json").unlink(missing_ok=True)  # it is of an earlier session
         self._watching = list(self.watchers)
         self._tell_watchers(lambda watcher: watcher.begin(trials, self.n_trials))
 

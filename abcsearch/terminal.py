@@ -1,0 +1,254 @@
+"""What the command line shows: messages, errors, tables, progress, and the screen of a run that is watched."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import traceback
+import warnings
+from typing import TYPE_CHECKING
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
+
+from abcsearch.errors import AbcSearchError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from rich.progress import Task
+
+    from abcsearch.runs.status import RunStatus, RunWatch, SearchStatus
+
+EXHAUSTED = "all {} structures inside the budget are evaluated"
+
+console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+_err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+_debug = False
+
+
+def set_up() -> None:
+    """Takes --debug off the arguments of the process, and shows warnings as one line each."""
+    global _debug  # noqa: PLW0603 - one switch for the whole process
+    _debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Prints a warning as one line."""
+    _err.print(f"warning: {message}")
+
+
+@contextlib.contextmanager
+def answering(run_dir: Path | None = None, again: str = "resume") -> Iterator[None]:
+    """Turns errors into one clear message and an exit status: 2 the user's, 1 ours, 130 Ctrl-C after saving."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt as error:
+        started = run_dir is not None and (run_dir / "run.json").exists()
+        hint = f"everything finished is saved, continue with: abcsearch {again} {run_dir}"
+        _err.print(f"stopped; {hint if started else 'nothing was started yet'}")
+        raise typer.Exit(130) from error
+    except Exception as error:
+        if _debug:
+            traceback.print_exc()
+        text, status = _explained(error)
+        _err.print(text)
+        raise typer.Exit(status) from error
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """Returns the message and the exit status of an error."""
+    if isinstance(error, AbcSearchError):
+        return f"error: {error}", 2
+    if isinstance(error, OSError):  # a full disk, a folder without permission
+        return f"error: {error.filename or 'system'}: {error.strerror or error}; what is finished is kept", 2
+    advice = "" if _debug else "; please report it with what --debug prints"
+    return f"internal error: {type(error).__name__}: {error}{advice}", 1
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration as 42 s, 3:07 or 1:02:03."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if whole < 60:
+        return f"{whole} s"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def print_table(head: Iterable[str], *rows: Iterable[str]) -> None:
+    """Prints a table without ever cutting a cell: a terminal that is too narrow wraps the lines."""
+    table = Table(*head, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    wide = Console(width=1000, highlight=False, markup=False, emoji=False)
+    wide.width = wide.measure(table).maximum
+    wide.print(table)
+
+
+class _Left(ProgressColumn):
+    """The time left of a stage, once there is an estimate and until it is finished."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{duration(task.time_remaining)} left" if task.time_remaining else "")
+
+
+class _Bar:
+    """Progress as one bar per stage on a terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total, note=note)
+            self._progress.reset(self._tasks[stage], completed=max(done - 1, 0), total=total)
+        self._progress.update(self._tasks[stage], completed=done, total=total, note=note)
+
+
+class _Lines:
+    """Progress as plain lines: the first and the last step of a stage and, in between, about every tenth part."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._start, self._first = 0.0, 0
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        from abcsearch.runs.loop import milestone
+
+        first = stage != self._stage
+        if first:
+            self._stage, self._start, self._first = stage, time.monotonic(), done
+        if not (first or milestone(done, total)):
+            return
+        left = ""
+        if not first and done < total:
+            seconds = (time.monotonic() - self._start) / (done - self._first) * (total - done)
+            left = f", {duration(seconds)} left"
+        console.print(f"{stage}: {done}/{total}, {note}{left}")
+
+
+@contextlib.contextmanager
+def progress_shown() -> Iterator[Callable[[str, int, int, str], None]]:
+    """Yields a bar on a terminal, plain lines otherwise."""
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=min(40, max(8, console.width - 95))),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[note]}", table_column=Column()),  # wrapped where it must be
+        _Left(table_column=Column(no_wrap=True)),
+    )
+    # An hour, not rich's 30 seconds, within which many a search finishes no trial; of the last 1000 steps at most.
+    with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
+        yield _Bar(progress)
+
+
+def print_status(watched: RunWatch) -> None:
+    """Prints how far a run is."""
+    status = watched.look()
+    console.print(watched.title)
+    for search in status.searches:
+        console.print(f"{search.name}: {_counts(search)}; {duration(search.seconds)} of evaluations")
+    console.print(_state(status, watched))
+
+
+def watch(watched: RunWatch, every: float = 1.0) -> None:
+    """Shows how far a run is until it is finished or the user stops looking: one screen, or lines without a terminal.
+
+    Args:
+        watched: the run.
+        every: seconds between two looks.
+    """
+    with contextlib.suppress(KeyboardInterrupt):  # the run goes on
+        if console.is_terminal:
+            _watch_screen(watched, every)
+        else:
+            _watch_lines(watched, every)
+
+
+def _watch_screen(watched: RunWatch, every: float) -> None:
+    """Shows a screen that is drawn anew at every look."""
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            status = watched.look()
+            live.update(_screen(status, watched), refresh=True)
+            if status.finished:
+                return
+            time.sleep(every)
+
+
+def _watch_lines(watched: RunWatch, every: float) -> None:
+    """Prints a line whenever something has changed."""
+    console.print(watched.title)
+    shown: dict[str, str] = {}
+    while True:
+        status = watched.look()
+        now = {search.name: f"{search.name}: {_counts(search)}" for search in status.searches}
+        left = {search.name: f", {duration(search.left)} left" for search in status.searches if search.left}
+        now[""] = "running now" if status.running else _state(status, watched)
+        for name, line in now.items():
+            if shown.get(name) != line:
+                console.print(line + left.get(name, ""))
+        if status.finished:
+            return
+        shown = now
+        time.sleep(every)
+
+
+def _screen(status: RunStatus, watched: RunWatch) -> Group:
+    """Returns the screen of a run."""
+    table = Table.grid(Column(no_wrap=True), Column(ratio=1), padding=(0, 2, 0, 0), expand=True)
+    for search in status.searches:
+        line = Table.grid(Column(ratio=1), Column(no_wrap=True), Column(width=12), padding=(0, 1, 0, 0), expand=True)
+        bar = ProgressBar(total=search.total, completed=search.done)
+        count = f"{search.done:>{len(str(search.total))}}/{search.total}"
+        line.add_row(bar, count, f"{duration(search.left)} left" if search.left else "")
+        pace = f", {_pace(search.interval)}" if search.interval else ""
+        table.add_row(search.name, Group(line, Text(_result(search) + pace)))
+    log = [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in status.log]
+    return Group(Text(watched.title), table, *log, Text(_state(status, watched)))
+
+
+def _counts(search: SearchStatus) -> str:
+    """Returns trials, failures and the best of a search."""
+    return f"{search.done} of {search.total} trials, {_result(search)}"
+
+
+def _result(search: SearchStatus) -> str:
+    """Returns failures and the best of a search."""
+    best = search.best
+    if best is None:
+        return f"{search.failed} failed"
+    return f"{search.failed} failed, best {best.fitness:.4f} (trial {best.number}, {best.evaluation.macs:,} MACs)"
+
+
+def _pace(interval: float) -> str:
+    """Returns how many trials finish in a second, a minute or an hour: the first of which there are some."""
+    units = (("s", 1), ("min", 60), ("h", 3600))
+    unit, seconds = next((pair for pair in units if pair[1] >= interval), units[-1])
+    return f"{seconds / interval:.1f} trials/{unit}"
+
+
+def _state(status: RunStatus, watched: RunWatch) -> str:
+    """Returns whether a run runs, is finished or was stopped."""
+    if status.running:
+        pulse = status.pulse
+        return f"running now: {pulse.stage}, {pulse.busy} of {pulse.workers} workers busy" if pulse else "running now"
+    if not status.finished:
+        return f"not running; continue with: abcsearch resume {watched.path}"
+    return "finished" + (f": {EXHAUSTED.format(status.searches[0].done)}" if status.exhausted else "")

@@ -1,0 +1,182 @@
+"""What the command line shows: progress at any width, and a run that is watched."""
+
+import contextlib
+import io
+import re
+import time
+
+import pytest
+from rich.console import Console
+
+from abcsearch import terminal
+from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.journal import Journal
+from abcsearch.runs.status import RunWatch
+from abcsearch.trial import Evaluation, Trial
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Makes a console of some width that writes into the text it returns."""
+
+    def make(width, *, is_terminal):
+        text = io.StringIO()
+        options = {"force_terminal": is_terminal, "color_system": None, "highlight": False, "soft_wrap": True}
+        made = Console(file=text, width=width, height=40, **options)
+        monkeypatch.setattr(terminal, "console", made)
+        return text
+
+    return make
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    settings = {"searcher": {"name": "bee_colony"}, "n_trials": 6, "seed": 0}
+    environment = {"started": "2026-01-01 10:00:00"}
+    folder.write_json("run.json", {"format": 1, "settings": settings, "identity": {}, "environment": environment})
+    (folder.path / ".lock").touch()
+    return folder
+
+
+def add(folder, numbers):
+    with Journal(folder.journal) as journal:
+        for number in numbers:
+            failure = "no" if number == 1 else None
+            found = Evaluation(None if failure else number / 10, macs=812_345 + number, failure=failure)
+            journal.append(Trial(number, (1,), found))
+    folder.write_json("searcher.json", {"told": max(numbers) + 1, "exhausted": False})
+
+
+NOTE = "best 0.9312, 2 failed, 3 of 4 workers busy"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_a_bar_shows_all_its_words_at_any_width(shown, width):
+    text = shown(width, is_terminal=True)
+    with terminal.progress_shown() as progress:
+        for stage, total in (("base network", 3), ("regularized_evolution", 1200)):
+            for done in (1, 2, 3):
+                progress(stage, done, total, NOTE)
+                time.sleep(0.01)
+    last = re.sub(r"\x1b\[[\d?]*[A-Za-z]", "", text.getvalue()).replace("\r", "\n").split("base network")[-1]
+    lines = ["base network" + last.split("\n")[0], *last.split("\n")[1:]]
+    assert max(map(len, lines)) <= width
+    assert width < 120 or len([line for line in lines if line.strip()]) == 2  # one line each
+    words = " ".join(lines).split()
+    for word in set(NOTE.split()):
+        assert words.count(word) >= 2 * NOTE.split().count(word), word
+    assert words.count("left") == 1  # the finished stage has nothing left
+    assert "3/1200" in " ".join(words)
+
+
+def test_the_estimate_of_slow_trials_lasts(shown, monkeypatch):
+    shown(120, is_terminal=True)
+    now = [0.0]
+    with terminal.progress_shown() as progress:
+        bar = progress._progress
+        monkeypatch.setattr(bar, "get_time", lambda: now[0])
+        for done in range(101, 105):  # continued: the first hundred took no time
+            now[0] += 600
+            progress("search", done, 114, NOTE)
+        (task,) = bar.tasks
+        assert task.time_remaining == 6000
+
+
+def test_progress_lines_are_the_milestones(shown):
+    text = shown(40, is_terminal=False)
+    with terminal.progress_shown() as progress:
+        for done in range(95, 201):
+            progress("bee_colony", done, 200, NOTE)
+    lines = text.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "bee_colony: 95/200",
+        *(f"bee_colony: {n}/200" for n in range(100, 201, 20)),
+    ]
+    assert lines[0].endswith("3 of 4 workers busy")
+    assert lines[1].endswith(" left")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (187, "3:07"), (3723, "1:02:03")]
+)
+def test_durations(seconds, text):
+    assert terminal.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [
+        (0.25, "4.0 trials/s"),
+        (1, "1.0 trials/s"),
+        (5, "12.0 trials/min"),
+        (600, "6.0 trials/h"),
+        (7200, "0.5 trials/h"),
+    ],
+)
+def test_paces(interval, text):
+    assert terminal._pace(interval) == text
+
+
+def test_without_a_terminal_a_line_says_what_changed_until_the_run_is_finished(shown, run, monkeypatch):
+    text = shown(40, is_terminal=False)
+    add(run, [0])
+    lock = contextlib.ExitStack()
+    steps = iter(
+        (
+            lambda: None,
+            lambda: lock.enter_context(run.locked()),
+            lambda: add(run, [1, 2]),
+            lambda: None,
+            lambda: add(run, [3, 4, 5]),
+            lock.close,
+        )
+    )
+    monkeypatch.setattr(time, "sleep", lambda seconds: next(steps)())
+    terminal.watch(RunWatch(run.path))
+    assert not list(steps)
+    lines = [re.sub(r", [\d:]+( s)? left$", "", line) for line in text.getvalue().splitlines()]
+    assert lines[0] == f"{run.path}: bee_colony, seed 0, started 2026-01-01 10:00:00"
+    assert lines[1:] == [
+        "bee_colony: 1 of 6 trials, 0 failed, best 0.0000 (trial 0, 812,345 MACs)",
+        f"not running; continue with: abcsearch resume {run.path}",
+        "running now",
+        "bee_colony: 3 of 6 trials, 1 failed, best 0.2000 (trial 2, 812,347 MACs)",
+        "bee_colony: 6 of 6 trials, 1 failed, best 0.5000 (trial 5, 812,350 MACs)",
+        "finished",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_screen_of_a_run_fits(shown, run, width):
+    text = shown(width, is_terminal=True)
+    baseline = RunFolder(run.path / "baselines" / "random")
+    baseline.write_json("run.json", {})
+    add(run, range(5))
+    add(baseline, range(2))
+    run.log("long " * 60)
+    run.write_json(
+        "progress.json", {"stage": "random baseline", "busy": 3, "workers": 4, "time": time.time(), "done": 2}
+    )
+    watched = RunWatch(run.path)
+    with run.locked():
+        terminal.console.print(terminal._screen(watched.look(), watched), soft_wrap=False)
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines[1:])) <= width  # the first one has the folder's path, however long
+    found = "\n".join(lines)
+    assert "5/6" in found
+    assert "2/6" in found
+    assert "1 failed, best 0.4000 (trial 4, 812,349 MACs)" in found
+    assert "running now: random baseline, 3 of 4 workers busy" in found
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_ctrl_c_only_ends_the_watching(shown, run, monkeypatch, is_terminal):
+    text = shown(80, is_terminal=is_terminal)
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    terminal.watch(RunWatch(run.path))
+    assert "not running" in text.getvalue()
