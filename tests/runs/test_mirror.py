@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from abcsearch.errors import ConfigError
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import _encode
+from abcsearch.runs.journal import encode_line
 from abcsearch.runs.mirror import OptunaMirror, _distribution, default_study_name, open_storage, optuna_watcher
 from abcsearch.space import Dimension, SearchSpace
 from abcsearch.trial import Evaluation, Trial
@@ -48,7 +48,7 @@ def study(url, name="name"):
 def test_all_trials_are_there_once_and_as_they_were(url, capfd, tmp_path):
     optuna.logging.enable_default_handler()
     journal = tmp_path / "journal.jsonl"
-    journal.write_bytes(b"".join(_encode({**trial(n).to_plain(), "time": 1e9 + n}) for n in range(4)))
+    journal.write_bytes(b"".join(encode_line({**trial(n).to_plain(), "time": 1e9 + n}) for n in range(4)))
     first = OptunaMirror(url, "name", SPACE, journal)
     first.begin([trial(n) for n in range(4)], 9)
     for number in (6, 4):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from abcsearch.errors import ConfigError
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import _encode
+from abcsearch.runs.journal import encode_line
 from abcsearch.runs.watching import TensorBoard, finish_times, tensorboard_watcher
 from abcsearch.trial import Evaluation, Trial
 
@@ -90,8 +90,8 @@ def test_trials_that_finish_early_wait_so_that_no_step_goes_back(tmp_path):
 
 def test_times_are_those_of_the_journal_and_then_those_of_the_clock(tmp_path):
     journal = tmp_path / "journal.jsonl"
-    lines = [_encode({**trial(n).to_plain(), "time": 1e9 + n}) for n in (1, 0)]
-    journal.write_bytes(lines[0] + _encode({"event": "session", "time": 5.0}) + lines[1] + b"torn")
+    lines = [encode_line({**trial(n).to_plain(), "time": 1e9 + n}) for n in (1, 0)]
+    journal.write_bytes(lines[0] + encode_line({"event": "session", "time": 5.0}) + lines[1] + b"torn")
     assert finish_times(journal) == {0: 1e9, 1: 1e9 + 1}
     assert finish_times(tmp_path / "none") == finish_times(None) == {}
     board = TensorBoard(tmp_path / "board", journal)
