@@ -354,16 +354,20 @@ class OptunaSearch(Searcher):
         self._new_study()
         ends, values, updates = (state[key].tolist() for key in ("ends", "values", "updates"))
         ending: dict[int, list[int]] = {}  # trials, by the number of trials when they ended
-        for number, end in enumerate(ends):
-            ending.setdefault(end, []).append(number)
         with _quiet():
             self._renew_sampler(0)
-            for number, updated in enumerate(updates):
+            for number, end in enumerate(ends):
                 params = self._params(state["params"][number])
                 attributes = state["trials"].get(str(number), {})
-                add = self._draw_again if updated else self._add
-                add(params, attributes)
-                self._ends.append(0)
+                # Ending a trial takes as long as adding one, so only where an update might see it is it ended later.
+                later = end == 0 or any(updates[number:end])
+                if updates[number]:
+                    self._draw_again(params, attributes)
+                else:
+                    self._add(params, attributes, None if later else values[number])
+                self._ends.append(0 if later else end)
+                if later:
+                    ending.setdefault(end, []).append(number)
                 for ended in ending.get(number + 1, []):
                     self._finish(ended, values[ended])
         for number in ending.get(0, []):
@@ -380,10 +384,12 @@ class OptunaSearch(Searcher):
         for key, attribute in attributes.items():
             self._storage.set_trial_system_attr(trial_id, key, attribute)
 
-    def _add(self, params: Mapping[str, int], attributes: Mapping[str, Any]) -> None:
-        """Adds a running trial as it was."""
+    def _add(self, params: Mapping[str, int], attributes: Mapping[str, Any], value: float | None) -> None:
+        """Adds a trial as it was; it runs if it has no value, and has failed if that is minus infinity."""
+        ended = TrialState.FAIL if value == -math.inf else TrialState.COMPLETE
         made = optuna.create_trial(
-            state=TrialState.RUNNING,
+            state=TrialState.RUNNING if value is None else ended,
+            value=None if value == -math.inf else value,
             params=dict(params),
             distributions=self._parameters,
             system_attrs=dict(attributes),
