@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -52,7 +55,8 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 def answering(run_dir: Path | None = None, again: str = "resume") -> Iterator[None]:
     """Turns errors into one clear message and an exit status: 2 the user's, 1 ours, 130 Ctrl-C after saving."""
     try:
-        yield
+        with _stopping():
+            yield
     except typer.Exit:
         raise
     except KeyboardInterrupt as error:
@@ -66,6 +70,29 @@ def answering(run_dir: Path | None = None, again: str = "resume") -> Iterator[No
         text, status = _explained(error)
         _err.print(text)
         raise typer.Exit(status) from error
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Has the first Ctrl-C (or SIGTERM) drop what is under way and save, and the second one end the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def first(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, lambda *_: os._exit(130))
+        # Not through the console: it may be in the middle of writing.
+        os.write(2, b"\nstopping: what is under way is dropped, the rest is saved; Ctrl-C again stops at once\n")
+        raise KeyboardInterrupt
+
+    before = [signal.signal(number, first) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _explained(error: Exception) -> tuple[str, int]:

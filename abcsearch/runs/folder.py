@@ -37,6 +37,7 @@ from abcsearch.runs.journal import cut_journal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_OWNER = ".owner"  # of the lock, for messages
 FORMAT = 2  # 1: no events but finished trials in the journal, no settings of execution
 
 
@@ -165,21 +166,35 @@ class RunFolder:
         except OSError as error:
             msg = f"run folder {self.path} cannot be made: {error}"
             raise RunError(msg) from error
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(
+            self.path / ".lock"
+        )  # of the system; where a network file system has none, a file with its owner
         try:
             lock.acquire(timeout=0.5)  # longer than `in_use` holds it
         except Timeout as error:
             msg = (
-                f"{self.path} is in use by another process; wait for it, or watch it with: abcsearch status {self.path}"
+                f"{self.path} is in use by {self._owner()}; wait for it, or watch it with: "
+                f"abcsearch status {self.path} --watch"
             )
             raise RunError(msg) from error
         except OSError as error:
             msg = f"run folder {self.path} cannot be locked: {error}"
             raise RunError(msg) from error
         try:
+            me = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            self.write_json(_OWNER, me, lasting=False)
             yield
         finally:
+            (self.path / _OWNER).unlink(missing_ok=True)
             lock.release()
+
+    def _owner(self) -> str:
+        """Returns who has the lock, in words."""
+        try:
+            owner = self.read_json(_OWNER)
+            return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+        except (RunError, KeyError, TypeError, OSError):
+            return "another process"
 
     def in_use(self) -> bool:
         """Returns whether a process is writing to the folder now."""

@@ -139,7 +139,12 @@ def test_a_search_is_finished_when_all_are_told_or_none_is_left(tmp_path, state,
 
 
 HOLDER = """
-import sys
+import errno, fcntl, sys, warnings
+if "without" in sys.argv:
+    warnings.simplefilter("ignore")
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "this file system has no locks")
+    fcntl.flock = flock
 from abcsearch.runs.folder import RunFolder
 with RunFolder(sys.argv[1]).locked():
     print("locked", flush=True)
@@ -156,7 +161,8 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_killed_one_is_free(tmp_pat
     ) as holder:
         assert holder.stdout.readline() == "locked\n"
         assert folder.in_use() is True
-        with pytest.raises(RunError, match=r"run is in use by another process; .*abcsearch status"), folder.locked():
+        words = rf"run is in use by process {holder.pid} on .* since .*; .*abcsearch status"
+        with pytest.raises(RunError, match=words), folder.locked():
             pytest.fail("two writers")
         holder.kill()
     assert folder.in_use() is False
@@ -164,6 +170,19 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_killed_one_is_free(tmp_pat
         assert folder.in_use() is True
         (folder.path / "x").write_text("mine")
     assert folder.in_use() is False
+
+
+def test_a_file_system_without_locks_is_served_as_far_as_it_allows(tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run"), "without"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as holder:
+        assert holder.stdout.readline() == "locked\n"
+        refused = subprocess.run(command, check=False, capture_output=True, text=True, input="")
+        assert f"is in use by process {holder.pid} on" in refused.stderr
+        assert "locked" not in refused.stdout
+        holder.kill()
+    taken = subprocess.run(command, check=False, capture_output=True, text=True, input="")
+    assert taken.stdout == "locked\n", taken.stderr
 
 
 def test_who_only_asks_does_not_get_in_the_way_of_a_writer(tmp_path):
