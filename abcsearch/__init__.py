@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from abcsearch.evaluation.short_training import ShortTraining as ShortTraining
     from abcsearch.evaluation.short_training import ShortTrainingOptions as ShortTrainingOptions
     from abcsearch.evaluation.tabular import Tabular as Tabular
+    from abcsearch.execution.options import ExecutionOptions as ExecutionOptions
+    from abcsearch.execution.ray_executor import RayExecutor as RayExecutor
     from abcsearch.exporting import export as export
     from abcsearch.exporting import load as load
     from abcsearch.runs.configured import resume as resume
@@ -97,6 +99,8 @@ _HOME = {
     "ShortTraining": "abcsearch.evaluation.short_training",
     "ShortTrainingOptions": "abcsearch.evaluation.short_training",
     "Tabular": "abcsearch.evaluation.tabular",
+    "ExecutionOptions": "abcsearch.execution.options",
+    "RayExecutor": "abcsearch.execution.ray_executor",
     "export": "abcsearch.exporting",
     "load": "abcsearch.exporting",
     "resume": "abcsearch.runs.configured",

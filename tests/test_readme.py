@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from abcsearch.data.own import PAIR_OPTIONS
 from abcsearch.data.registry import DATASETS, load_data
 from abcsearch.errors import TraceError
 from abcsearch.evaluation.registry import EVALUATORS
+from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.registry import MODELS
 from abcsearch.runs.ranking import RANKING_IMAGES
 from abcsearch.searchers.registry import SEARCHERS
@@ -130,6 +132,16 @@ def test_every_evaluator_is_in_the_table_and_its_config_parses():
         "budget": {"macs": 0.5},
     }
     assert parse_config({**config, **plain}).evaluator.name == "cascade"
+
+
+def test_every_setting_of_execution_is_shown_and_parses():
+    section = README.split("## From laptop to cluster")[1].split("## ")[0]
+    plain = tomllib.loads(block("toml", "[execution]"))
+    assert all(f"{own.name} =" in section for own in fields(ExecutionOptions))
+    parsed = ExecutionOptions(**plain["execution"])
+    config = {"n_trials": 1, "model": "small_resnet", "data": "digits", "pretrain": {"epochs": 1}}
+    assert parse_config({**config, "budget": {"macs": 0.5}, **plain}).execution == parsed
+    assert parsed.window >= 2 * parsed.workers
 
 
 def test_criterion_example_runs(tiny_model, tiny_data, monkeypatch):

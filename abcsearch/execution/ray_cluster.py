@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
 from abcsearch.errors import RunError
 
@@ -89,12 +90,17 @@ def connect(address: str | None, cpus: int, gpus: float, log: Callable[[str], ob
                         ray.init(address="local", num_cpus=number, include_dashboard=False, **options)
                 else:
                     _reach(address)
+                    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # Ray itself: for "auto" only
                     ray.init(address=address, **options)
             except RunError:
                 raise
             except Exception as error:
-                where = "on this machine" if address is None else f"at {address}"
-                msg = f"Ray {where} cannot be used: {error}"
+                msg = f"Ray {'on this machine' if address is None else f'at {address}'} cannot be used: {error}"
+                if address is not None:
+                    msg += (
+                        "; this machine must be a node of the cluster (ray start --address=...) and, where that asks "
+                        "for it, have the cluster's token (ray get-auth-token shows it; in ~/.ray/auth_token)"
+                    )
                 raise RunError(msg) from error
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")

@@ -13,6 +13,7 @@ from abcsearch.data.registry import load_data, takes_seed
 from abcsearch.errors import RunError
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
+from abcsearch.execution.serial import SerialExecutor
 from abcsearch.exporting import export
 from abcsearch.runs.executing import changed_execution, workers_for
 from abcsearch.runs.folder import RunFolder
@@ -295,7 +296,7 @@ def open_run(run_dir: str | Path) -> FinishedRun:
     if not all(part.finished(config.n_trials) for part in parts):
         msg = f"the search in {folder.path} is not finished; continue it with: abcsearch resume {folder.path}"
         raise RunError(msg)
-    result = run_config(config, run_dir)
+    result = run_config(config, run_dir, executor=SerialExecutor())  # nothing is left to evaluate
     names = [Structure("full", result.task.space.full)]
     if "uniform" in config.baselines:
         names.append(Structure("uniform", result.task.uniform()))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import warnings
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +35,15 @@ def workers_for(settings: SearchSettings, folder: RunFolder, given: Executor | N
         return
     from abcsearch.execution.ray_executor import RayExecutor
 
+    threads = _threads(settings.evaluator.options)
+    cores = os.cpu_count() or 1
+    if own.ray_address is None and not own.gpus and own.workers * threads > cores:
+        msg = f"{own.workers} workers of {threads} thread(s) share {cores} CPUs: fewer workers would be as fast"
+        warnings.warn(msg, stacklevel=2)
     executor = RayExecutor(
         own.workers,
         address=own.ray_address,
-        threads=_threads(settings.evaluator.options),
+        threads=threads,
         gpus=own.gpus,
         timeout=own.timeout,
         log=folder.log,

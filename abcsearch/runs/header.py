@@ -72,9 +72,9 @@ def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, An
             f"Choose another folder, or delete this one"
         )
         raise RunError(msg)
-    if before["settings"] != now["settings"] or before["identity"] != {**before["identity"], **same}:
-        identity_now = {**before["identity"], **same}
-        folder.write_json("run.json", {**before, "settings": now["settings"], "identity": identity_now})
+    continued = {**before, "format": FORMAT, "settings": now["settings"], "identity": {**before["identity"], **same}}
+    if continued != before:
+        folder.write_json("run.json", continued)
 
 
 def _refuse_foreign(path: Path) -> None:

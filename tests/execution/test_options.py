@@ -1,0 +1,51 @@
+"""Settings of execution: every rule says what it found, all at once."""
+
+import pytest
+
+from abcsearch.config import parse_config
+from abcsearch.errors import ConfigError
+from abcsearch.execution.options import ExecutionOptions
+from abcsearch.runs.executing import changed_execution
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"workers": -1}, "workers is at least 0, found -1"),
+        ({"workers": 2.5}, "workers is a whole number, found 2.5"),
+        ({"workers": 1, "gpus": -0.5}, "gpus is a share of a GPU per worker, at least 0, found -0.5"),
+        ({"workers": 1, "gpus": 1.5}, "gpus above 1 is a whole number, found 1.5"),
+        ({"workers": 1, "timeout": 0}, "timeout is a number of seconds above 0, found 0"),
+        ({"timeout": 5.0}, "timeout needs workers: an evaluation in this process cannot be stopped"),
+        ({"schedule": "async"}, """schedule is "rounds" or "asynchronous", found 'async'"""),
+        ({"window": -3}, "window is at least 0, found -3"),
+        ({"schedule": "asynchronous", "window": 3}, "window = 3 is for the schedule rounds"),
+        ({"ray_address": "auto"}, "ray_address = 'auto' without workers"),
+        ({"workers": 2, "ray_address": "ray://h:10001"}, "is of the Ray client"),
+        ({"workers": -1, "window": -1}, "workers is at least 0, found -1; window is at least 0, found -1"),
+    ],
+)
+def test_wrong_settings_are_named_with_what_was_found(options, words):
+    with pytest.raises(ConfigError) as error:
+        ExecutionOptions(**options)
+    assert words in str(error.value)
+
+
+def test_a_config_has_them_and_names_typos():
+    plain = {"n_trials": 1, "model": "small_resnet", "data": "digits", "pretrain": {"epochs": 1}, "budget": {"macs": 1}}
+    made = parse_config({**plain, "execution": {"workers": 2, "timeout": 60}}).execution
+    assert made == ExecutionOptions(workers=2, timeout=60)
+    with pytest.raises(ConfigError, match=r"'worker'; did you mean 'workers'"):
+        parse_config({**plain, "execution": {"worker": 2}})
+
+
+def test_a_continued_run_may_change_where_but_not_what():
+    before = ExecutionOptions(workers=4, ray_address="auto", timeout=60, window=8)
+    assert changed_execution(before, {}) == before
+    assert changed_execution(before, {"workers": 0}) == ExecutionOptions(window=8)
+    changed = changed_execution(before, {"workers": 2, "gpus": 0.5})
+    assert changed == ExecutionOptions(workers=2, ray_address="auto", timeout=60, gpus=0.5, window=8)
+    with pytest.raises(ConfigError, match=r"execution.window decides the trials: 8 in the folder, 9 now"):
+        changed_execution(before, {"window": 9})
+    with pytest.raises(ConfigError, match=r"'wrkers'; did you mean 'workers'"):
+        changed_execution(before, {"wrkers": 2})
