@@ -119,14 +119,14 @@ class Standing:
         self.folder.write_json("progress.json", state, lasting=False)
 
     def write_population(self, searcher: Searcher, told: int) -> None:
-        """Writes population.json: what the searcher works from, or the best trials where it has no population."""
+        """Writes population.json: what the searcher works from, or the best trials where it has no population (yet)."""
         own = searcher.population()
         trials = [self._trials[candidate] for candidate in own if candidate in self._trials]
         if not own:
             ranked = sorted(self._trials.values(), key=lambda trial: (-trial.fitness, trial.number))
             trials = [trial for trial in ranked if trial.evaluation.failure is None][:_BEST]
         names = [dimension.name for dimension in searcher.space.dimensions]
-        what = f"population of {searcher.name}" if own else f"best trials ({searcher.name} keeps no population)"
+        what = f"population of {searcher.name}" if own else f"best trials ({searcher.name} has no population now)"
         members: list[dict[str, Any]] = [
             {
                 "trial": trial.number,
