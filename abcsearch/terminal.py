@@ -150,18 +150,19 @@ class _Lines:
 
     def __init__(self) -> None:
         self._stage = ""
-        self._start, self._first = 0.0, 0
+        self._calls, self._start, self._first = 0, 0.0, 0
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
         from abcsearch.runs.loop import milestone
 
         first = stage != self._stage
-        if first:
+        self._calls = 1 if first else self._calls + 1
+        if self._calls <= 2:  # the first step may have waited for workers to start
             self._stage, self._start, self._first = stage, time.monotonic(), done
         if not (first or milestone(done, total)):
             return
         left = ""
-        if not first and done < total:
+        if self._first < done < total:
             seconds = (time.monotonic() - self._start) / (done - self._first) * (total - done)
             left = f", {duration(seconds)} left"
         console.print(f"{stage}: {done}/{total}, {note}{left}")

@@ -154,6 +154,8 @@ class _Search:
         if self._asynchronous:
             self._replay()
         self._send(self._open)
+        if self._told < self._loop.n_trials and getattr(self._loop.executor, "alive", None) == 0:
+            self._standing.announce(f"starting up to {slots(self._loop.executor)} workers")
         try:
             while self._told < self._loop.n_trials:
                 if not self._ask() and not self._open:

@@ -62,6 +62,10 @@ class Standing:
         self._watching = list(self.watchers)
         self._tell_watchers(lambda watcher: watcher.begin(trials, self.n_trials))
 
+    def announce(self, note: str) -> None:
+        """Shows a few words before the first trial of this session has finished."""
+        self.progress(self.stage, self._done, self.n_trials, note)
+
     def add(self, trial: Trial, workers: tuple[int, int] | None) -> None:
         """Takes a finished trial: shows it, keeps best.json current.
 
