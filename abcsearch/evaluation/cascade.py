@@ -89,8 +89,8 @@ class Cascade:
     Those are trained that are among the best `fraction` of all so far, best first, and never more than that share of
     all trials. A round of the searcher is decided as a whole; with a window (and for random search) trial by trial, in
     the order of asking; never does it depend on which evaluation finishes first. Only in the asynchronous schedule it
-    does: decided as first stages finish, in the order that the journal has. Trials keep what the first stage found as the metric `first_fitness`, and
-    say which `stage` their fitness is of.
+    does: decided as first stages finish, in the order that the journal has. Trials keep what the first stage found as
+    the metric `first_fitness`, and say which `stage` their fitness is of.
 
     Source: Li et al., EagleEye (ECCV 2020), which fine-tunes the best few after the search; ours does it all along, so
     that the searcher learns from it.
