@@ -9,7 +9,7 @@ DATA ?= data
 # One thread per process: pytest runs one process per core.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: help demo test lint types layers tests notebooks test-zoo bench-checkpoints bench-digits bench-evaluation bench-fitness bench-searchers bench-slicing bench-zoo clean
+.PHONY: help demo test lint types layers tests notebooks test-zoo bench-checkpoints bench-digits bench-evaluation bench-fitness bench-scaling bench-searchers bench-slicing bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -80,6 +80,9 @@ bench-evaluation: $(VENV)/.installed ## what an evaluation costs above its forwa
 
 bench-fitness: $(VENV)/.installed ## how well each fitness ranks structures as fine-tuning would (half an hour); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.fitness $(ARGS)
+
+bench-scaling: $(VENV)/.installed ## how busy many workers are kept, and how soon a long run goes on (an hour); ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.scaling $(ARGS)
 
 bench-zoo: $(VENV)/.installed-zoo ## the table of networks in the README: groups, shares and tracing time by family
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.zoo
