@@ -2,11 +2,8 @@
 
 import contextlib
 import dataclasses
-import functools
 import multiprocessing
 import os
-import random
-import signal
 import sys
 import time
 from pathlib import Path
@@ -17,15 +14,14 @@ from abcsearch.budget import Budget
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.ray_executor import RayExecutor
 from abcsearch.execution.serial import SerialExecutor
-from abcsearch.rng import derived_seed
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.loop import Loop
 from abcsearch.searchers.registry import make_searcher
-from abcsearch.testing import ToyCosts, toy_fitness, toy_space
-from abcsearch.trial import Evaluation, best_trial
+from abcsearch.testing import ToyCosts
+from abcsearch.trial import best_trial
+from tests.evaluators import SPACE, numbers, score
 
-SPACE = toy_space()
 BOUND = Budget(macs=0.5).bind(SPACE, ToyCosts())
 SMALL = {  # several generations within a few trials
     "bee_colony": {"n_sources": 4},
@@ -33,53 +29,6 @@ SMALL = {  # several generations within a few trials
     "nsga2": {"population": 8},
 }
 PATIENCE = 120.0  # seconds after which whatever is waited for is taken for hanging
-
-
-def score(candidate, seed):
-    """What an undisturbed evaluation finds: depends on candidate and seed, and every ninth fails."""
-    if seed % 9 == 0:
-        raise ValueError("made to fail")
-    return Evaluation(fitness=toy_fitness(SPACE, candidate) + seed % 1000 / 1e4, metrics={"seed": float(seed % 1000)})
-
-
-@functools.cache
-def numbers(count=1000):
-    """Returns trial numbers by the seeds of their evaluations."""
-    return {derived_seed(0, "evaluation", number): number for number in range(count)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Troubled:
-    """An evaluator that takes its time, and whose first attempts at some trials kill their process or hang.
-
-    Attributes:
-        folder: counts attempts.
-        seconds: that an evaluation takes.
-        kills: how many attempts die, by trial number.
-        hangs: how many attempts hang, by trial number.
-    """
-
-    folder: Path
-    seconds: float = 0.0
-    kills: dict[int, int] = dataclasses.field(default_factory=dict)
-    hangs: dict[int, int] = dataclasses.field(default_factory=dict)
-
-    def __call__(self, candidate, seed):
-        number = numbers()[seed]
-        with (self.folder / str(number)).open("a") as file:
-            file.write(f"{os.getpid()}\n")
-        attempt = self.attempts(number)
-        if attempt <= self.kills.get(number, 0):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if attempt <= self.hangs.get(number, 0):
-            time.sleep(3600)
-        time.sleep(self.seconds)
-        return score(candidate, seed)
-
-    def attempts(self, number):
-        """Returns how often a trial's evaluation was begun."""
-        path = self.folder / str(number)
-        return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def made(name):
@@ -145,11 +94,6 @@ def assert_follows_its_journal(path, n_trials, searcher="bee_colony"):
 def undisturbed(path, **options):
     """Returns the trials of a run in this process."""
     return outcome(loop(path / "undisturbed", **options).run())
-
-
-def jittery(candidate, seed):
-    time.sleep(random.random() * 0.004)  # must not repeat
-    return score(candidate, seed)
 
 
 class Interrupting:

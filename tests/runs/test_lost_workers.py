@@ -7,7 +7,8 @@ from abcsearch.execution.serial import SerialExecutor
 from abcsearch.rng import derived_seed
 from abcsearch.runs.journal import Journal
 from abcsearch.searchers.bee_colony import BeeColony, BeeColonyOptions
-from tests.problems import BOUND, SPACE, assert_same_as, loop, numbers, undisturbed
+from tests.evaluators import SPACE, numbers
+from tests.problems import BOUND, assert_same_as, loop, undisturbed
 
 N = 40
 

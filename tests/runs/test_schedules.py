@@ -10,13 +10,12 @@ from abcsearch.errors import RunError
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import encode_line, read_journal
 from abcsearch.searchers.bee_colony import BeeColony, BeeColonyOptions
+from tests.evaluators import SPACE, jittery
 from tests.problems import (
     BOUND,
-    SPACE,
     Interrupting,
     assert_follows_its_journal,
     assert_same_as,
-    jittery,
     loop,
     outcome,
     resumed,

@@ -12,15 +12,14 @@ from abcsearch.runs.executing import changed_execution
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import Journal
 from abcsearch.searchers.bee_colony import BeeColony, BeeColonyOptions
+from tests.evaluators import SPACE, constant, score
 from tests.problems import (
     BOUND,
-    SPACE,
     Interrupting,
     assert_follows_its_journal,
     assert_same_as,
     loop,
     resumed,
-    score,
     undisturbed,
     written,
 )
@@ -187,7 +186,3 @@ def test_a_folder_is_continued_with_any_workers_but_with_its_own_schedule(tiny_m
             run(9, **execution)
     with ThreadPoolExecutor(3) as pool:
         assert len(run(9, executor=pool, window=4, workers=3).trials) == 9
-
-
-def constant(candidate, seed):
-    return score(SPACE.full, seed * 9 + 1)
