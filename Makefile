@@ -9,7 +9,11 @@ DATA ?= data
 # One thread per process: pytest runs one process per core.
 THREADS := OMP_NUM_THREADS=1
 
+<<<<<<< HEAD
 .PHONY: help demo test lint types layers tests notebooks test-zoo bench-checkpoints bench-digits bench-evaluation bench-fitness bench-scaling bench-searchers bench-slicing bench-zoo clean
+=======
+.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-digits bench-evaluation bench-fitness bench-searchers bench-slicing bench-zoo clean
+>>>>>>> faults
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -62,6 +66,10 @@ layers: $(VENV)/.installed-dev ## which module may import which
 tests: $(VENV)/.installed-dev ## tests, README examples and notebooks, warnings as errors
 	@echo "== tests"
 	@$(THREADS) $(BIN)/python -m pytest -n auto --dist worksteal
+
+test-faults: $(VENV)/.installed-dev ## searches survive whatever is killed, at more than 50 random instants (10 minutes; not part of test)
+	@echo "== faults"
+	@$(THREADS) $(BIN)/python -m pytest -m faults tests/faults
 
 $(VENV)/.installed-zoo: $(VENV)/.installed-dev
 	@echo "== timm"

@@ -52,14 +52,24 @@ class Cluster:
 
     def trouble(self) -> str | None:
         """Returns why nothing more can be computed, or None if all is well."""
+        if not self.answers():
+            self.missed += 1
+            return self.gone if self.missed >= _MISSED else None
+        self.missed = 0
+        return None if self.alive(self.node) else "the Ray processes of this machine have died (ray status shows them)"
+
+    @property
+    def gone(self) -> str:
+        """What to say where the head does not answer."""
+        return f"the Ray head at {self.head[0]}:{self.head[1]} does not answer any more"
+
+    def answers(self) -> bool:
+        """Returns whether somebody listens where the head was; if not, most calls of Ray would wait for it."""
         try:
             socket.create_connection(self.head, timeout=2).close()
         except OSError:
-            self.missed += 1
-            gone = f"the Ray head at {self.head[0]}:{self.head[1]} does not answer any more"
-            return gone if self.missed >= _MISSED else None
-        self.missed = 0
-        return None if self.alive(self.node) else "the Ray processes of this machine have died (ray status shows them)"
+            return False
+        return True
 
     @staticmethod
     def alive(node: str) -> bool:

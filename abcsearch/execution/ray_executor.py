@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Executor, Future, InvalidStateError, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -145,7 +145,7 @@ class RayExecutor(Executor):
         task = _Task([self._part(value) for value in (fn, *args)], Future())
         self._open.add(task.future)
         task.future.add_done_callback(self._open.discard)
-        self._events.put(lambda: self._tasks.append(task))
+        self._events.put(lambda: self._accept(task))
         return task.future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - Executor's
@@ -172,7 +172,8 @@ class RayExecutor(Executor):
             try:
                 self._kept[id(value)] = value, ray.put(value)
             except Exception as error:
-                msg = f"{value!r} cannot be sent to workers: {error}; what an evaluator holds must be picklable"
+                why = str(error.__cause__ or error).splitlines()[0]  # Ray's own text fills a screen
+                msg = f"{value!r} cannot be sent to workers: {why}; what an evaluator holds must be picklable"
                 raise RunError(msg) from error
         return True, self._kept[id(value)][1]
 
@@ -181,17 +182,31 @@ class RayExecutor(Executor):
     def _manage(self) -> None:
         """Handles events until None comes."""
         while True:
+            event = None
             with contextlib.suppress(queue.Empty):
                 event = self._events.get(timeout=_TICK)
                 if event is None:
                     return
-                event()
             try:
+                if event is not None:
+                    event()
                 self._look()
                 if self._failure is None:
                     self._assign()
             except Exception as error:  # noqa: BLE001 - without this thread, everybody would wait for ever
                 self._give_up(f"Ray does not work any more: {error!r}")
+
+    def _accept(self, task: _Task) -> None:
+        """Takes a task from who submits it."""
+        if self._failure is None:
+            self._tasks.append(task)
+        else:
+            _fail(task.future, self._failure)
+
+    def _say(self, line: str) -> None:
+        """Tells the log, which may be on a full disk."""
+        with contextlib.suppress(Exception):
+            self._log(line)
 
     def _assign(self) -> None:
         """Gives tasks to idle workers, and starts workers where there are more tasks."""
@@ -231,7 +246,7 @@ class RayExecutor(Executor):
             _kill(worker)
             self._failed_starts += 1
             self._next_start = time.monotonic() + min(_LONGEST_PAUSE, 2.0**self._failed_starts)
-            self._log(f"a worker did not start: {_reason(error)}")
+            self._say(f"a worker did not start: {_reason(error)}")
             if self._failed_starts >= _STARTS and not any(other.node for other in self._workers):
                 self._give_up(f"workers do not start: {_reason(error)}")
             return
@@ -248,10 +263,13 @@ class RayExecutor(Executor):
             cause = error.cause
             task.future.set_exception(cause if isinstance(cause, Exception) else RuntimeError(str(error)))
         except Exception as error:  # noqa: BLE001 - of whatever kind, the worker is of no use any more
+            if self._cluster is None or not self._cluster.answers():
+                self._give_up("there is no Ray any more" if self._cluster is None else self._cluster.gone)
+                return
             self._dismiss(worker)
             lost_node = not Cluster.alive(worker.node)
             kind, what = (NodeLostError, "its machine was lost") if lost_node else (WorkerLostError, _reason(error))
-            self._log(f"worker lost: {what}")
+            self._say(f"worker lost: {what}")
             task.future.set_exception(kind(what))
 
     def _look(self) -> None:
@@ -273,7 +291,7 @@ class RayExecutor(Executor):
             self._waiting_since = now
             needs = f"{self._threads} CPU" + (f" and {self._gpus:g} GPU" if self._gpus else "")
             there = {name: n for name, n in ray.cluster_resources().items() if name in ("CPU", "GPU")}
-            self._log(f"waiting for workers: each takes {needs}; the cluster has {there or 'nothing'} in all")
+            self._say(f"waiting for workers: each takes {needs}; the cluster has {there or 'nothing'} in all")
 
     def _dismiss(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -281,14 +299,19 @@ class RayExecutor(Executor):
 
     def _give_up(self, why: str) -> None:
         """Fails everything that is open."""
-        self._failure = RunError(f"{why}; finished trials are kept, the run can be continued")
-        self._log(str(self._failure))
+        self._failure = self._failure or RunError(f"{why}; finished trials are kept, the run can be continued")
+        self._say(str(self._failure))
         for worker in self._workers:
             worker.task = None
         self._tasks.clear()
         for future in list(self._open):
-            if not future.done():
-                future.set_exception(self._failure)
+            _fail(future, self._failure)
+
+
+def _fail(future: Future[Any], error: RunError) -> None:
+    """Ends a future, unless somebody else does."""
+    with contextlib.suppress(InvalidStateError):
+        future.set_exception(error)
 
 
 def _wait(futures: set[Future[Any]]) -> None:

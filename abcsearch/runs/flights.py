@@ -110,6 +110,12 @@ class Flights:
             future.cancel()
 
     def _submit(self, number: int, stage: str | None) -> None:
+        """Hands an evaluation to the executor; a candidate that has lost its worker often enough has failed."""
+        reasons = self._journal.contents.lost.get(number, [])
+        if len(reasons) >= ATTEMPTS:  # looked at here, since it may have been in an earlier session
+            failure = f"lost its worker {len(reasons)} times: {' and '.join(dict.fromkeys(reasons))}"
+            self._found(number, stage, Evaluation(fitness=None, failure=failure))
+            return
         seed = derived_seed(self._seed, "evaluation", number)
         try:
             future = self._executor.submit(evaluate, self._evaluator, self._candidates[number], seed, stage)
@@ -157,18 +163,11 @@ class Flights:
                 self._finish(number, self._journal.contents.first[number])
 
     def _lost(self, number: int, stage: str | None, error: WorkerLostError) -> None:
-        """Evaluates once more; a candidate that has lost its worker often enough has failed."""
+        """Has a candidate evaluated once more."""
         self._folder.log(f"trial {number}: {error}")
-        if isinstance(error, NodeLostError):
-            self._queue.appendleft((number, stage))
-            return
-        self._journal.note("lost", number, reason=str(error))
-        reasons = self._journal.contents.lost[number]
-        if len(reasons) < ATTEMPTS:
-            self._queue.appendleft((number, stage))
-            return
-        why = " and ".join(dict.fromkeys(reasons))
-        self._found(number, stage, Evaluation(fitness=None, failure=f"lost its worker {len(reasons)} times: {why}"))
+        if not isinstance(error, NodeLostError):
+            self._journal.note("lost", number, reason=str(error))
+        self._queue.appendleft((number, stage))
 
     def _broken(self, error: Exception) -> RunError:
         msg = (

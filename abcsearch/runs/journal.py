@@ -58,6 +58,7 @@ class Contents:
         staged: numbers in the order in which their first stages, or else they themselves, finished.
         lost: reasons why workers were lost, by number of the trial.
         sound: length in bytes of the undamaged part.
+        check: CRC-32 of these bytes.
     """
 
     trials: dict[int, Trial] = field(default_factory=dict[int, Trial])
@@ -67,6 +68,7 @@ class Contents:
     staged: list[int] = field(default_factory=list[int])
     lost: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
     sound: int = 0
+    check: int = 0
 
     def take(self, event: dict[str, Any]) -> None:
         """Takes the next event.
@@ -97,6 +99,11 @@ class Contents:
             if number not in self.first:
                 self.staged.append(number)
 
+    def passed(self, line: bytes) -> None:
+        """Takes that a line is on disk."""
+        self.sound += len(line)
+        self.check = zlib.crc32(line, self.check)
+
 
 def _lines(path: Path) -> list[bytes]:
     return re.findall(rb"[^\n]*\n|[^\n]+", path.read_bytes()) if path.exists() else []
@@ -123,7 +130,7 @@ def read_journal(path: Path) -> Contents:
             reason = str(error) if event is None else f"is not an event of a run: {error}"
             msg = f"{path}, line {number} of {len(lines)} {reason}; {_advice(path, number - 1)}"
             raise RunError(msg) from error
-        contents.sound += len(line)
+        contents.passed(line)
     return contents
 
 
@@ -194,6 +201,16 @@ class Journal:
         """All finished trials by number."""
         return self.contents.trials
 
+    def mark(self) -> list[int]:
+        """Returns what tells this journal, as far as it goes now, from any other."""
+        return [self.contents.sound, self.contents.check]
+
+    def passes(self, mark: list[int]) -> bool:
+        """Returns whether a mark is of this journal, now or earlier."""
+        length, check = mark
+        with self._path.open("rb") as file:
+            return 0 <= length <= self.contents.sound and zlib.crc32(file.read(length)) == check
+
     def append(self, trial: Trial) -> None:
         """Writes a finished trial to disk before it returns.
 
@@ -225,7 +242,7 @@ class Journal:
             self._file.truncate(size)  # part of the line may be there
             raise OSError(error.errno, error.strerror, str(self._path)) from error
         self.contents.take(event)
-        self.contents.sound += len(line)
+        self.contents.passed(line)
 
     def __enter__(self) -> Journal:
         return self

@@ -295,6 +295,7 @@ class _Search:
         """Writes the searcher's state, and its population for people and scripts."""
         start = time.monotonic()
         state = {
+            "journal": self._journal.mark(),
             "n_trials": self._loop.n_trials,
             "told": self._told,
             "asked": self._asked,
@@ -310,28 +311,25 @@ class _Search:
         self._saving = self._saved - start
 
     def _restore(self) -> None:
-        """Loads the searcher's state if the journal has all that it was told.
+        """Loads the searcher's state if it is of this journal.
 
-        A state that is lost, damaged or ahead of the journal costs nothing but time: the searcher starts anew, and
-        is told from the journal what it knew.
+        A state that is lost, damaged, ahead of the journal or of another one costs nothing but time: the searcher
+        starts anew, and is told from the journal what it knew.
         """
-        folder, contents = self._loop.folder, self._journal.contents
+        folder = self._loop.folder
         try:
             saved = folder.read_json("searcher.json")
             if saved is None:
                 return
             told, asked, replayed = int(saved["told"]), int(saved["asked"]), int(saved["replayed"])
             open_ = {int(number): tuple(candidate) for number, candidate in saved["open"]}
-            if self._asynchronous:
-                usable = replayed <= len(contents.order)
-            else:
-                usable = all(number in contents.trials for number in range(told))
-            if self._window and saved["n_trials"] == asked < self._loop.n_trials:
+            usable = self._journal.passes(saved["journal"])
+            if self._window and saved["n_trials"] <= asked < self._loop.n_trials:
                 usable = False  # a run of more trials would have asked on before the last ones were told
             if not usable:
                 return
             self._searcher.load_state_dict(saved["state"])
-        except (RunError, SearcherError, KeyError, TypeError, ValueError) as error:
+        except (RunError, SearcherError, LookupError, TypeError, ValueError) as error:
             folder.log(f"searcher.json cannot be used, told again from the journal: {error!r}")
             return
         self._told, self._asked, self._replayed, self._open = told, asked, replayed, open_

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -51,7 +52,7 @@ class Standing:
     _failed: int = field(default=0, init=False)
     _in_a_row: list[str] = field(default_factory=list[str], init=False)
     _watching: list[Watcher] = field(default_factory=list["Watcher"], init=False)
-    _written: float = field(default=0.0, init=False)
+    _written: float = field(default=-math.inf, init=False)  # monotonic: the clock may be set back
     _workers: tuple[int, int] | None = field(default=None, init=False)
 
     def begin(self, trials: Sequence[Trial]) -> None:
@@ -102,7 +103,7 @@ class Standing:
 
     def show(self, workers: tuple[int, int] | None) -> None:
         """Writes progress.json for those who watch from outside, at most once a second."""
-        now = time.time()
+        now = time.monotonic()
         self._workers = workers
         if now - self._written < _EVERY:
             return
@@ -116,7 +117,7 @@ class Standing:
             "best": None if self.best is None else self.best.fitness,
             "busy": busy,
             "workers": there,
-            "time": now,
+            "time": time.time(),
             "pid": os.getpid(),
             "host": platform.node(),
         }

@@ -1,0 +1,234 @@
+"""Calls in worker processes of Ray on this machine: they come back, or say why not, and nobody else can reach them."""
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+from concurrent.futures import CancelledError
+
+import pytest
+
+from abcsearch import Budget, search
+from abcsearch.errors import RunError, SearcherError, WorkerLostError
+from abcsearch.execution.options import ExecutionOptions
+from abcsearch.execution.ray_executor import RayExecutor
+from tests.evaluators import Counted, Explosive, Troubled, die, divide, has_torch, nonsense
+from tests.problems import PATIENCE, PROC, assert_same_as, descendants, loop, outcome, undisturbed, until_gone
+
+needs_proc = pytest.mark.skipif(not (PROC / "self" / "net").exists(), reason="looks at processes in /proc (Linux)")
+
+
+@pytest.fixture(scope="module")
+def connection():
+    """Ray as the first executor starts it; the others of this module borrow it."""
+    executor = RayExecutor(2)
+    executor.submit(os.getpid).result(PATIENCE)
+    yield executor
+    executor.shutdown()
+
+
+@pytest.fixture
+def executor(connection):
+    with made(2) as own:
+        yield own
+
+
+@contextlib.contextmanager
+def made(workers, **options):
+    executor = RayExecutor(workers, **options)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def test_results_and_exceptions_come_back(executor):
+    futures = [executor.submit(divide, 6, by) for by in (3, 0, 2)]
+    assert futures[0].result(PATIENCE) == 2.0
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        futures[1].result(PATIENCE)
+    assert futures[2].result(PATIENCE) == 3.0
+    assert list(executor.map(divide, range(5), [1] * 5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(TypeError, match="by position, found by"):
+        executor.submit(divide, 6, by=3)
+
+
+def test_what_is_called_is_sent_once_to_each_worker(executor, tmp_path):
+    counted = Counted(tmp_path / "unpickled")
+    found = [future.result(PATIENCE) for future in [executor.submit(counted, number) for number in range(30)]]
+    assert [number for number, _ in found] == list(range(30))
+    workers = {pid for _, pid in found}
+    assert os.getpid() not in workers
+    assert len(counted.path.read_text()) == executor.alive == len(workers) <= 2
+
+
+def test_a_worker_that_is_killed_is_lost_and_the_next_call_gets_another(executor):
+    before = executor.submit(os.getpid).result(PATIENCE)
+    with pytest.raises(WorkerLostError, match="died"):
+        executor.submit(die).result(PATIENCE)
+    assert executor.submit(os.getpid).result(PATIENCE) != before or executor.alive
+
+
+def test_a_call_that_takes_too_long_loses_its_worker():
+    with made(1, timeout=1.0) as executor:
+        hanging, next_one = executor.submit(time.sleep, 3600), executor.submit(os.getpid)
+        with pytest.raises(WorkerLostError, match="no result within 1 s"):
+            hanging.result(PATIENCE)
+        assert next_one.result(PATIENCE) != os.getpid()
+
+
+def test_workers_that_cannot_start_are_one_clear_error():
+    with made(2) as executor:
+        futures = [executor.submit(Explosive()) for _ in range(3)]
+        for future in futures:
+            with pytest.raises(RunError, match=r"workers do not start: .*there is no data set on this machine"):
+                future.result(PATIENCE)
+        with pytest.raises(RunError, match="workers do not start"):
+            executor.submit(os.getpid)
+
+
+def test_what_cannot_be_sent_is_a_clear_error(executor, tmp_path):
+    lock = threading.Lock()
+
+    def locked(candidate, seed):
+        with lock:
+            return
+
+    with pytest.raises(RunError, match=r"cannot be sent to workers: .*must be picklable"):
+        executor.submit(locked)
+    with pytest.raises(RunError, match=r"cannot be sent to workers: .*must be picklable"):
+        loop(tmp_path, evaluator=locked, executor=executor).run()
+    assert executor.submit(divide, 1, 1).result(PATIENCE) == 1.0
+
+
+def test_a_result_that_cannot_be_sent_is_an_exception(executor):
+    with pytest.raises(Exception, match="pickle"):
+        executor.submit(threading.Lock).result(PATIENCE)
+    assert executor.submit(divide, 1, 1).result(PATIENCE) == 1.0
+
+
+def test_a_log_that_cannot_be_written_stops_nobody():
+    def full(line):
+        raise OSError(28, "No space left on device")
+
+    with made(1, log=full) as executor:
+        with pytest.raises(WorkerLostError):
+            executor.submit(die).result(PATIENCE)
+        assert executor.submit(divide, 1, 1).result(PATIENCE) == 1.0
+    with made(1, log=full) as executor, pytest.raises(RunError, match="workers do not start"):
+        executor.submit(Explosive()).result(PATIENCE)
+
+
+def test_shutdown_drops_what_waits_and_what_runs(tmp_path):
+    with made(1) as executor:
+        executor.submit(os.getpid).result(PATIENCE)
+        running, waiting = executor.submit(time.sleep, 3600), executor.submit(time.sleep, 3600)
+        while not running.running():
+            time.sleep(0.01)
+        assert waiting.cancel()
+    assert waiting.cancelled()
+    assert not running.done() or isinstance(running.exception(), WorkerLostError | CancelledError)
+
+
+def test_shutdown_waits_for_what_is_submitted():
+    executor = RayExecutor(1)
+    futures = [executor.submit(divide, number, 1) for number in range(3)]
+    executor.shutdown()
+    assert [future.result(0) for future in futures] == [0, 1, 2]
+
+
+@needs_proc
+def test_everything_listens_on_this_machine_only(connection):
+    connection.submit(os.getpid).result(PATIENCE)
+    family = descendants(os.getpid())
+    assert any("gcs_server" in line for line in family.values())
+    assert any("raylet" in line for line in family.values())
+    sockets = {inode for pid in [os.getpid(), *family] for inode in _inodes(pid)}
+    listening = {}
+    for table, here in (("tcp", {"0100007F"}), ("tcp6", {"0000000000000000FFFF00000100007F", "0" * 24 + "01000000"})):
+        for line in (PROC / "net" / table).read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and rest[5] in sockets:
+                listening[local] = local.split(":")[0] in here
+    assert len(listening) >= 3
+    assert all(listening.values()), listening
+
+
+def _inodes(pid):
+    """Returns the sockets that a process has open."""
+    with contextlib.suppress(OSError):
+        for entry in (PROC / str(pid) / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                target = str(entry.readlink())
+                if target.startswith("socket:["):
+                    yield target[8:-1]
+
+
+def test_nobody_without_the_token_is_let_in(connection):
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_workers_import_torch_only_for_those_who_need_it(executor, tmp_path):
+    assert executor.submit(has_torch).result(PATIENCE) is False
+    loop(tmp_path, evaluator=Troubled(_folder(tmp_path)), executor=executor, n_trials=8).run()
+    assert {executor.submit(has_torch).result(PATIENCE) for _ in range(8)} == {False}
+
+
+def _folder(path):
+    path = path / "attempts"
+    path.mkdir()
+    return path
+
+
+def test_a_search_with_lost_and_hanging_workers_is_as_undisturbed(tmp_path):
+    expected = undisturbed(tmp_path, n_trials=20, window=4)
+    evaluator = Troubled(_folder(tmp_path), kills={2: 1, 9: 1}, hangs={5: 1})
+    with made(2, timeout=2.0) as executor:
+        loop(tmp_path / "run", evaluator=evaluator, executor=executor, n_trials=20, window=4).run()
+    assert_same_as(tmp_path / "run", expected)
+    assert [evaluator.attempts(number) for number in (2, 3, 5, 9)] == [2, 1, 2, 2]
+
+
+def test_an_evaluator_that_returns_nonsense_ends_the_search(executor, tmp_path):
+    with pytest.raises(SearcherError, match="returns an Evaluation, found int"):
+        loop(tmp_path, evaluator=nonsense, executor=executor).run()
+
+
+def test_a_search_on_a_network_is_the_one_of_this_process(connection, tiny_model, tiny_data, tmp_path):
+    found = []
+    for workers in (0, 2):
+        result = search(
+            tiny_model,
+            tiny_data,
+            budget=Budget(macs=0.6),
+            n_trials=12,
+            run_dir=tmp_path / str(workers),
+            evaluator="adaptive_bn",
+            execution=ExecutionOptions(workers=workers),
+        )
+        found.append((outcome(result.trials), result.best.number))
+    assert found[0] == found[1]
+
+
+@needs_proc
+def test_nothing_is_left_of_it(tmp_path):
+    """In a process of its own: this one is connected already."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_come_and_go, args=(theirs,))
+    process.start()
+    family = ours.recv()
+    assert any("raylet" in line for line in family.values())
+    assert ours.recv() == {}
+    until_gone(family)
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+
+
+def _come_and_go(pipe):
+    executor = RayExecutor(1)
+    executor.submit(os.getpid).result(PATIENCE)
+    pipe.send(descendants(os.getpid()))
+    executor.shutdown(cancel_futures=True)
+    pipe.send({pid: line for pid, line in descendants(os.getpid()).items() if "ray" in line})
