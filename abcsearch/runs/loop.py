@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate
     from abcsearch.trial import Evaluation
 
-_SAVING = 0.05  # at most this share of the time goes into snapshots of the searcher
+# Snapshots of the searcher take at most this share of the time, and come at most every so many seconds: what happened
+# since the last one is told again from the journal, which takes a small part of the time that it took.
+_SAVING, _LEAST = 0.02, 5.0
 
 
 class Progress(Protocol):
@@ -286,9 +288,10 @@ class _Search:
         self._settled = self._changed = True
 
     def _save_now_and_then(self) -> None:
-        """Saves after a round, unless that would take too much of the time: what is missing is told again."""
+        """Saves after a round, unless the last time was a moment ago."""
         between = self._window or self._asynchronous or not self._open
-        if between and self._changed and time.monotonic() - self._saved >= self._saving / _SAVING:
+        wait = max(_LEAST, self._saving / _SAVING)
+        if between and self._changed and time.monotonic() - self._saved >= wait:
             self._save()
 
     def _save(self) -> None:
@@ -324,7 +327,7 @@ class _Search:
             told, asked, replayed = int(saved["told"]), int(saved["asked"]), int(saved["replayed"])
             open_ = {int(number): tuple(candidate) for number, candidate in saved["open"]}
             usable = self._journal.passes(saved["journal"])
-            if self._window and saved["n_trials"] <= asked < self._loop.n_trials:
+            if self._loop.execution.window and saved["n_trials"] <= asked < self._loop.n_trials:
                 usable = False  # a run of more trials would have asked on before the last ones were told
             if not usable:
                 return
