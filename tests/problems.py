@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import typer
 
@@ -131,13 +132,12 @@ def forks():
     return context
 
 
-def drive(path, *, workers=0, threads=0, address=None, timeout=None, environment=None, **options):
+def drive(path, *, workers=0, threads=0, address=None, timeout=None, **options):
     """Runs or continues the loop of a folder as the command line does: exits with its status."""
     from concurrent.futures import ThreadPoolExecutor
 
     from abcsearch.terminal import answering
 
-    os.environ.update(environment or {})
     folder = RunFolder(path)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_status_of_exit())
@@ -160,11 +160,13 @@ def _status_of_exit():
         sys.exit(error.exit_code)
 
 
-def started(path, **options):
-    """Returns a process that runs `drive`."""
+def started(path, *, environment=None, **options):
+    """Returns a process that runs `drive`; a new one where it needs another environment: Ray reads it on import."""
     path.mkdir(parents=True, exist_ok=True)
-    process = forks().Process(target=drive, args=(path,), kwargs=options)
-    process.start()
+    context = multiprocessing.get_context("spawn") if environment else forks()
+    process = context.Process(target=drive, args=(path,), kwargs=options)
+    with mock.patch.dict(os.environ, environment or {}):
+        process.start()
     return process
 
 
@@ -186,10 +188,15 @@ def until(condition, what):
     return found
 
 
-def until_trials(path, count):
-    """Waits until so many trials are written down."""
+def until_trials(path, count, driver):
+    """Waits until so many trials are written down by a process."""
     journal = path / "journal.jsonl"
-    until(lambda: journal.exists() and len(read_journal(journal).trials) >= count, f"{count} trials of {path}")
+
+    def there():
+        assert driver.is_alive(), f"ended early, with status {driver.exitcode}"
+        return journal.exists() and len(read_journal(journal).trials) >= count
+
+    until(there, f"{count} trials of {path}")
 
 
 # -- processes, as /proc shows them

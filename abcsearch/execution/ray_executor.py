@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from abcsearch.errors import NodeLostError, RunError, WorkerLostError
 from abcsearch.execution.ray_cluster import Cluster, connect
@@ -27,6 +27,7 @@ T = TypeVar("T")
 _TICK = 0.5  # seconds between looks at timeouts
 _LOOK = 5.0  # seconds between looks at the cluster
 _PATIENCE = 30.0  # seconds without any worker after which the log says so
+_VERDICT = 60.0  # seconds within which Ray finds out that a machine is gone
 _STARTS = 3  # workers that may fail to start, one after the other, before the executor gives up
 _LONGEST_PAUSE = 60.0  # seconds before another worker is started
 
@@ -119,6 +120,7 @@ class RayExecutor(Executor):
         self._thread = threading.Thread(target=self._manage, name="abcsearch-ray", daemon=True)
         self._tasks: deque[_Task] = deque()
         self._workers: list[_Worker] = []
+        self._unclear: list[tuple[float, _Worker, _Task, str]] = []  # lost, but with or without its machine?
         self._failed_starts, self._next_start = 0, 0.0
         self._looked, self._waiting_since = time.monotonic(), time.monotonic()
         self._failure: RunError | None = None
@@ -267,14 +269,26 @@ class RayExecutor(Executor):
                 self._give_up("there is no Ray any more" if self._cluster is None else self._cluster.gone)
                 return
             self._dismiss(worker)
+            wait = _VERDICT if isinstance(error, ActorUnavailableError) else 0.0
+            self._unclear.append((time.monotonic() + wait, worker, task, _reason(error)))
+
+    def _judge(self) -> None:
+        """Says of lost workers whether their machine was lost with them: the candidate is then not to blame."""
+        for entry in list(self._unclear) if self._cluster is not None and self._cluster.answers() else ():
+            until, worker, task, what = entry
             lost_node = not Cluster.alive(worker.node)
-            kind, what = (NodeLostError, "its machine was lost") if lost_node else (WorkerLostError, _reason(error))
+            if not lost_node and time.monotonic() < until:
+                continue
+            self._unclear.remove(entry)
+            kind, what = (NodeLostError, "its machine was lost") if lost_node else (WorkerLostError, what)
             self._say(f"worker lost: {what}")
             task.future.set_exception(kind(what))
 
     def _look(self) -> None:
         """Looks for calls that take too long, and whether the cluster is still there."""
         now = time.monotonic()
+        if self._unclear and self._failure is None:
+            self._judge()
         for worker in [worker for worker in self._workers if worker.task is not None and now > worker.deadline]:
             self._dismiss(worker)
             if worker.task is not None:

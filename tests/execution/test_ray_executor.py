@@ -1,7 +1,6 @@
 """Calls in worker processes of Ray on this machine: they come back, or say why not, and nobody else can reach them."""
 
 import contextlib
-import multiprocessing
 import os
 import threading
 import time
@@ -14,7 +13,7 @@ from abcsearch.errors import RunError, SearcherError, WorkerLostError
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.ray_executor import RayExecutor
 from tests.evaluators import Counted, Explosive, Troubled, die, divide, has_torch, nonsense
-from tests.problems import PATIENCE, PROC, assert_same_as, descendants, loop, outcome, undisturbed, until_gone
+from tests.problems import PATIENCE, PROC, assert_same_as, descendants, forks, loop, outcome, undisturbed, until_gone
 
 needs_proc = pytest.mark.skipif(not (PROC / "self" / "net").exists(), reason="looks at processes in /proc (Linux)")
 
@@ -214,9 +213,8 @@ def test_a_search_on_a_network_is_the_one_of_this_process(connection, tiny_model
 @needs_proc
 def test_nothing_is_left_of_it(tmp_path):
     """In a process of its own: this one is connected already."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_come_and_go, args=(theirs,))
+    ours, theirs = forks().Pipe()
+    process = forks().Process(target=_come_and_go, args=(theirs,))
     process.start()
     family = ours.recv()
     assert any("raylet" in line for line in family.values())

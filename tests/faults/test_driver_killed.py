@@ -1,5 +1,8 @@
 """The driver is killed at random instants, with real processes: nothing finished is lost, and the end is the same."""
 
+import contextlib
+import os
+import signal
 import time
 
 import numpy as np
@@ -7,7 +10,6 @@ import pytest
 
 from tests.evaluators import Troubled
 from tests.problems import (
-    alive,
     assert_follows_its_journal,
     assert_same_as,
     descendants,
@@ -21,7 +23,7 @@ from tests.problems import (
 
 pytestmark = pytest.mark.faults
 
-# How many kills, and how the killed runs evaluate: 54 in all.
+# How many kills, and how the killed runs evaluate: 48 in all, and 6 more with workers of Ray.
 KINDS = {
     "whole rounds": (14, {}),
     "a window": (12, {"window": 4}),
@@ -83,7 +85,7 @@ def test_killed_with_workers_of_ray_it_ends_as_undisturbed_and_leaves_no_process
     draws = np.random.default_rng()
     for after in (0, 5, 20):
         victim = started(run, n_trials=N, evaluator=evaluator, workers=2, **options)
-        until_trials(run, after)
+        until_trials(run, after, victim)
         time.sleep(draws.uniform(0, 4 if after == 0 else 0.5))
         family, before = descendants(victim.pid), decided(run)
         victim.kill()
@@ -108,25 +110,16 @@ def test_workers_killed_at_random_instants_change_nothing(tmp_path, options):
     draws = np.random.default_rng()
     kills = 0
     for after in (3, 10, 16, 24, 32):
-        until_trials(run, after)
+        until_trials(run, after, driver)
         time.sleep(draws.uniform(0, 0.1))
         victims = [pid for pid, line in descendants(driver.pid).items() if "ray::_Host" in line]
         if victims:
-            kill(draws.choice(victims))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(draws.choice(victims)), signal.SIGKILL)
             kills += 1
     finished(driver)
     assert kills >= 3
-    found = written(run)
-    assert not any("lost its worker" in (trial.evaluation.failure or "") for trial in found.values()) or kills > 3
     if "window" in options:
         assert_same_as(run, expected)
     else:
         assert_follows_its_journal(run, N)
-
-
-def kill(pid):
-    import os
-    import signal
-
-    if alive(int(pid)):
-        os.kill(int(pid), signal.SIGKILL)
