@@ -50,6 +50,7 @@ def test_killed_at_random_instants_it_ends_as_undisturbed(tmp_path, kind):
     kills, options = KINDS[kind]
     asynchronous = options.get("schedule") == "asynchronous"
     expected = undisturbed(tmp_path, n_trials=N, **{k: v for k, v in options.items() if k != "threads"})
+    finished(started(tmp_path / "first", n_trials=1))  # the server of the processes starts
     start = time.monotonic()
     finished(started(tmp_path / "whole", n_trials=N, evaluator=evaluator_of(tmp_path / "whole"), **options))
     duration = time.monotonic() - start
