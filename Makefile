@@ -9,11 +9,7 @@ DATA ?= data
 # One thread per process: pytest runs one process per core.
 THREADS := OMP_NUM_THREADS=1
 
-<<<<<<< HEAD
-.PHONY: help demo test lint types layers tests notebooks test-zoo bench-checkpoints bench-digits bench-evaluation bench-fitness bench-scaling bench-searchers bench-slicing bench-zoo clean
-=======
-.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-digits bench-evaluation bench-fitness bench-searchers bench-slicing bench-zoo clean
->>>>>>> faults
+.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-digits bench-evaluation bench-fitness bench-scaling bench-searchers bench-slicing bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
