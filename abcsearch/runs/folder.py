@@ -85,6 +85,9 @@ class RunFolder:
             sibling.replace(target)
             if lasting:
                 sync_folder(target.parent)
+        except OSError as error:
+            error.filename = error.filename or str(target)  # a write to a full disk does not say where
+            raise
         finally:
             sibling.unlink(missing_ok=True)
 

@@ -172,6 +172,20 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_killed_one_is_free(tmp_pat
     assert folder.in_use() is False
 
 
+def test_a_full_disk_is_named_and_the_file_is_as_before(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_json("best.json", 1)
+
+    def full(path):
+        path.write_text("half of it")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/best.json'"):
+        folder.write("best.json", full)
+    assert folder.read_json("best.json") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["best.json"]
+
+
 def test_a_file_system_without_locks_is_served_as_far_as_it_allows(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "run"), "without"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
