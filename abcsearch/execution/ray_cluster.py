@@ -95,9 +95,7 @@ def connect(address: str | None, cpus: int, gpus: float, log: Callable[[str], ob
         with _quiet(log), _kept_signal(signal.SIGTERM):
             try:
                 if address is None:
-                    with _only_here():
-                        number = max(os.cpu_count() or 1, cpus)
-                        ray.init(address="local", num_cpus=number, include_dashboard=False, **options)
+                    _start(log, num_cpus=max(os.cpu_count() or 1, cpus), **options)
                 else:
                     _reach(address)
                     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # Ray itself: for "auto" only
@@ -121,6 +119,17 @@ def connect(address: str | None, cpus: int, gpus: float, log: Callable[[str], ob
         msg = f"execution.gpus = {gpus:g}, but Ray sees no GPU on this machine; leave it out, or name a cluster"
         raise RunError(msg)
     return cluster
+
+
+def _start(log: Callable[[str], object], **options: Any) -> None:  # noqa: ANN401 - of ray.init
+    """Starts Ray on this machine; once more if it fails, as it does where its processes take half a minute to start."""
+    with _only_here():
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+        except Exception as error:  # noqa: BLE001 - Ray has no kind of its own for it
+            log(f"Ray did not start, trying once more: {error}")
+            ray.shutdown()
+            ray.init(address="local", include_dashboard=False, **options)
 
 
 def _reach(address: str) -> None:

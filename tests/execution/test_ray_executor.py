@@ -230,3 +230,22 @@ def _come_and_go(pipe):
     pipe.send(descendants(os.getpid()))
     executor.shutdown(cancel_futures=True)
     pipe.send({pid: line for pid, line in descendants(os.getpid()).items() if "ray" in line})
+
+
+def test_ray_that_does_not_start_is_tried_once_more(monkeypatch):
+    tries, lines = [], []
+
+    def slow(**options):
+        tries.append(options["address"])
+        raise RuntimeError("timed out during startup")
+
+    monkeypatch.setattr("abcsearch.execution.ray_cluster.ray.init", slow)
+    monkeypatch.setattr("abcsearch.execution.ray_cluster.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("abcsearch.execution.ray_cluster.ray.shutdown", lambda: None)
+    with (
+        made(1, log=lines.append) as own,
+        pytest.raises(RunError, match="on this machine .*: timed out during startup"),
+    ):
+        own.submit(os.getpid)
+    assert tries == ["local", "local"]
+    assert lines == ["Ray did not start, trying once more: timed out during startup"]
