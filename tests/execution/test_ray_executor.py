@@ -244,7 +244,7 @@ def test_ray_that_does_not_start_is_tried_once_more(monkeypatch):
     monkeypatch.setattr("abcsearch.execution.ray_cluster.ray.shutdown", lambda: None)
     with (
         made(1, log=lines.append) as own,
-        pytest.raises(RunError, match="on this machine .*: timed out during startup"),
+        pytest.raises(RunError, match=r"on this machine .*: timed out during startup"),
     ):
         own.submit(os.getpid)
     assert tries == ["local", "local"]
