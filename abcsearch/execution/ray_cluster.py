@@ -13,6 +13,7 @@ import socket
 import threading
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -97,7 +98,7 @@ def connect(address: str | None, cpus: int, gpus: float, log: Callable[[str], ob
                 if address is None:
                     _start(log, num_cpus=max(os.cpu_count() or 1, cpus), **options)
                 else:
-                    _reach(address)
+                    reach(address)
                     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # Ray itself: for "auto" only
                     ray.init(address=address, **options)
             except RunError:
@@ -130,22 +131,30 @@ def _start(log: Callable[[str], object], **options: Any) -> None:  # noqa: ANN40
             log(f"Ray did not start, trying once more: {error}")
             ray.shutdown()
             ray.init(address="local", include_dashboard=False, **options)
+    with contextlib.suppress(OSError):  # Ray writes it for all to read
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
 
 
-def _reach(address: str) -> None:
-    """Raises RunError at once where nobody listens: Ray would try for a minute."""
+def reach(address: str) -> None:
+    """Raises RunError at once where no cluster can be: Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     if address == "auto":
         return
     start = "start one with: ray start --head --port=6379"
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         msg = f"ray_address is host:port or auto, found {address!r}; {start}"
         raise RunError(msg)
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.settimeout(5)
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+            answer = connection.recv(9)
     except OSError as error:
         msg = f"no Ray cluster answers at {address} ({error}); {start}"
         raise RunError(msg) from error
+    if answer[3:4] != b"\4" and not os.environ.get("RAY_USE_TLS"):  # gRPC, as any HTTP/2, answers with its settings
+        msg = f"what answers at {address} is not a Ray cluster; give the address that ray start --head has printed"
+        raise RunError(msg)
 
 
 @contextlib.contextmanager

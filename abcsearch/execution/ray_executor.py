@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayTaskError, TaskCancelledError
 
 from abcsearch.errors import NodeLostError, RunError, WorkerLostError
 from abcsearch.execution.ray_cluster import Cluster, connect
@@ -263,6 +263,8 @@ class RayExecutor(Executor):
             task.future.set_result(done.result())
         except RayTaskError as error:
             cause = error.cause
+            if isinstance(cause, TaskCancelledError):
+                cause = WorkerLostError("the call raised KeyboardInterrupt")
             task.future.set_exception(cause if isinstance(cause, Exception) else RuntimeError(str(error)))
         except Exception as error:  # noqa: BLE001 - of whatever kind, the worker is of no use any more
             if self._cluster is None or not self._cluster.answers():
@@ -345,6 +347,8 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if "memory" in text.lower() and "low on memory" in text.lower():
         return "its worker was stopped because the machine ran out of memory"
+    if "USER_EXIT" in text or "USER_ERROR" in text:
+        return "its worker process has ended itself (sys.exit?)"
     if "SYSTEM_ERROR" in text:
         return "its worker process died (killed, out of memory, or a crash in native code)"
     return " ".join(text.split())[:300]

@@ -15,7 +15,7 @@ from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.exporting import export
-from abcsearch.runs.executing import changed_execution, workers_for
+from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import data_identity, write_header
 from abcsearch.runs.journal import read_journal
@@ -69,6 +69,8 @@ def run_config(
     # Refuse what cannot work before anything is written or trained: only the ranking depends on the weights.
     task = Task.of(model, data, config, trained=False, folder=folder)
     Parts.of(task, config)
+    if executor is None:
+        check_workers(config.execution)
     for recipe in (config.pretrain, config.finetune):
         if recipe is not None:
             check_images(recipe, data.train)

@@ -8,7 +8,9 @@ import warnings
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import ConfigError, unknown_name
+import torch
+
+from abcsearch.errors import ConfigError, RunError, unknown_name
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.serial import SerialExecutor
 
@@ -52,6 +54,21 @@ def workers_for(settings: SearchSettings, folder: RunFolder, given: Executor | N
         yield executor
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def check_workers(options: ExecutionOptions) -> None:
+    """Finds out early what would end a run when its first evaluation begins.
+
+    Raises:
+        RunError: if no cluster answers at the address, or a GPU is wanted where there is none.
+    """
+    if options.ray_address is not None:
+        from abcsearch.execution.ray_cluster import reach
+
+        reach(options.ray_address)
+    elif options.workers and options.gpus and not torch.cuda.is_available():
+        msg = f"execution.gpus = {options.gpus:g}, but this machine has no GPU; leave it out, or name a cluster"
+        raise RunError(msg)
 
 
 def changed_execution(before: ExecutionOptions, changes: Mapping[str, Any]) -> ExecutionOptions:

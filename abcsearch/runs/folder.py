@@ -130,13 +130,21 @@ class RunFolder:
 
     def finished(self, n_trials: int) -> bool:
         """Returns whether the search has all its trials, or has run out of new structures."""
-        state = self.read_json("searcher.json")
-        return isinstance(state, dict) and (state.get("told", 0) >= n_trials or state.get("exhausted", False))
+        state = self._ended()
+        return state.get("told", 0) >= n_trials or bool(state.get("exhausted", False))
 
     def exhausted(self) -> bool:
         """Returns whether the search has run out of new structures."""
-        state = self.read_json("searcher.json")
-        return isinstance(state, dict) and bool(state.get("exhausted", False))
+        return bool(self._ended().get("exhausted", False))
+
+    def _ended(self) -> dict[str, Any]:
+        """Returns the snapshot of the searcher, or {} where it is damaged, or the journal has shrunk since."""
+        try:
+            state = self.read_json("searcher.json")
+            length, _ = state.get("journal", (0, 0))
+            return state if self.journal.stat().st_size >= length else {}
+        except (RunError, AttributeError, TypeError, ValueError, OSError):
+            return {}
 
     def cut(self, until: int) -> None:
         """Keeps the first lines of the journal only; a copy of all of it is put beside it.
@@ -151,8 +159,13 @@ class RunFolder:
 
     def log(self, line: str) -> None:
         """Appends a line with the time to log.txt."""
-        with (self.path / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        path = self.path / "log.txt"
+        try:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        except OSError as error:
+            error.filename = str(path)
+            raise
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

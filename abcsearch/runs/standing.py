@@ -6,15 +6,15 @@ import math
 import os
 import platform
 import time
-import warnings
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import FailuresError
+from abcsearch.runs.watchers import Watchers
 from abcsearch.trial import Trial, best_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.loop import Progress
@@ -43,7 +43,7 @@ class Standing:
     folder: RunFolder
     n_trials: int
     max_failures: int
-    watchers: Sequence[Watcher]
+    watchers: InitVar[Sequence[Watcher]]
     progress: Progress
     stage: str
     best: Trial | None = field(default=None, init=False)
@@ -51,17 +51,19 @@ class Standing:
     _done: int = field(default=0, init=False)
     _failed: int = field(default=0, init=False)
     _in_a_row: list[str] = field(default_factory=list[str], init=False)
-    _watching: list[Watcher] = field(default_factory=list["Watcher"], init=False)
     _written: float = field(default=-math.inf, init=False)  # monotonic: the clock may be set back
     _workers: tuple[int, int] | None = field(default=None, init=False)
+
+    def __post_init__(self, watchers: Sequence[Watcher]) -> None:
+        """Gathers the watchers."""
+        self._watching = Watchers(watchers, self.folder.log)
 
     def begin(self, trials: Sequence[Trial]) -> None:
         """Takes what the folder holds already."""
         for trial in trials:
             self._count(trial)
         (self.folder.path / "progress.json").unlink(missing_ok=True)  # it is of an earlier session
-        self._watching = list(self.watchers)
-        self._tell_watchers(lambda watcher: watcher.begin(trials, self.n_trials))
+        self._watching.begin(trials, self.n_trials)
 
     def announce(self, note: str) -> None:
         """Shows a few words before the first trial of this session has finished."""
@@ -75,7 +77,7 @@ class Standing:
         """
         if self._count(trial):
             self._write_best()
-        self._tell_watchers(lambda watcher: watcher.trial(trial, self.best))
+        self._watching.trial(trial, self.best)
         self._workers = workers
         self.progress(self.stage, self._done, self.n_trials, self.note)
         if trial.evaluation.failure is None:
@@ -103,12 +105,13 @@ class Standing:
 
     def show(self, workers: tuple[int, int] | None) -> None:
         """Writes progress.json for those who watch from outside, at most once a second."""
-        now = time.monotonic()
         self._workers = workers
-        if now - self._written < _EVERY:
-            return
-        self._written = now
-        busy, there = workers or (1, 1)
+        if time.monotonic() - self._written >= _EVERY:
+            self._write_progress(*(workers or (1, 1)))
+
+    def _write_progress(self, busy: int, there: int) -> None:
+        """Writes progress.json."""
+        self._written = time.monotonic()
         state = {
             "stage": self.stage,
             "done": self._done,
@@ -147,7 +150,8 @@ class Standing:
     def end(self) -> None:
         """Leaves everything current; always called."""
         self._write_best()
-        self._tell_watchers(lambda watcher: watcher.end())
+        self._write_progress(0, (self._workers or (1, 1))[1])
+        self._watching.end()
 
     def _count(self, trial: Trial) -> bool:
         """Takes a trial into the running numbers and the best; returns whether it is the new best."""
@@ -162,14 +166,3 @@ class Standing:
         """Writes best.json."""
         if self.best is not None:
             self.folder.write_json("best.json", self.best.to_plain())
-
-    def _tell_watchers(self, call: Callable[[Watcher], None]) -> None:
-        """Calls every watcher; one that fails is dropped: a search does not stop because of who looks at it."""
-        for watcher in list(self._watching):
-            try:
-                call(watcher)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the search goes on
-                self._watching.remove(watcher)
-                msg = f"{type(watcher).__name__} stops watching: {error}"
-                self.folder.log(msg)
-                warnings.warn(msg, stacklevel=2)

@@ -1,10 +1,15 @@
 """Settings of execution: every rule says what it found, all at once."""
 
+import http.server
+import threading
+from dataclasses import replace
+
 import pytest
 
-from abcsearch.config import parse_config
-from abcsearch.errors import ConfigError
+from abcsearch.config import parse_config, read_config
+from abcsearch.errors import ConfigError, RunError
 from abcsearch.execution.options import ExecutionOptions
+from abcsearch.runs.configured import run_config
 from abcsearch.runs.executing import changed_execution
 
 
@@ -37,6 +42,30 @@ def test_a_config_has_them_and_names_typos():
     assert made == ExecutionOptions(workers=2, timeout=60)
     with pytest.raises(ConfigError, match=r"'worker'; did you mean 'workers'"):
         parse_config({**plain, "execution": {"worker": 2}})
+
+
+@pytest.mark.parametrize(
+    ("execution", "words"),
+    [
+        ({"workers": 1, "ray_address": "nonsense"}, "ray_address is host:port or auto, found 'nonsense'"),
+        ({"workers": 1, "ray_address": "127.0.0.1:70000"}, "is host:port or auto, found '127.0.0.1:70000'"),
+        ({"workers": 1, "ray_address": "127.0.0.1:1"}, "no Ray cluster answers at 127.0.0.1:1"),
+        ({"workers": 1, "ray_address": "127.0.0.1:WEB"}, "is not a Ray cluster"),
+        ({"workers": 1, "gpus": 0.5}, "this machine has no GPU"),
+    ],
+)
+def test_what_cannot_work_is_found_before_anything_is_trained(tiny_config, tmp_path, monkeypatch, execution, words):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as web:
+        threading.Thread(target=web.handle_request, daemon=True).start()
+        web.RequestHandlerClass.log_message = lambda *_: None
+        address = str(execution.get("ray_address")).replace("WEB", str(web.server_port))
+        given = {**execution, "ray_address": address} if "ray_address" in execution else execution
+        config = replace(read_config(tiny_config), execution=ExecutionOptions(**given))
+        with pytest.raises(RunError) as error:
+            run_config(config, tmp_path / "run")
+    assert words in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_continued_run_may_change_where_but_not_what():

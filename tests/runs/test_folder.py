@@ -135,7 +135,14 @@ def test_a_search_is_finished_when_all_are_told_or_none_is_left(tmp_path, state,
     folder = RunFolder(tmp_path)
     if state is not None:
         folder.write_json("searcher.json", state)
+    assert folder.finished(5) is False  # there is no journal
+    folder.journal.write_bytes(b"12345")
     assert folder.finished(5) is finished
+    if finished:  # the journal has been cut since
+        folder.write_json("searcher.json", {**state, "journal": [6, 0]})
+        assert folder.finished(5) is folder.exhausted() is False
+        (tmp_path / "searcher.json").write_bytes(b"\xff{")
+        assert folder.finished(5) is folder.exhausted() is False
 
 
 HOLDER = """

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import os
 import re
+import threading
 
 import pytest
 
 from abcsearch import Budget, Evaluation, ExecutionOptions, resume, search
-from abcsearch.errors import RunError
+from abcsearch.errors import FailuresError, RunError
 from abcsearch.runs.executing import workers_for
 from abcsearch.runs.folder import FORMAT, RunFolder
 from abcsearch.runs.journal import Journal, encode_line, read_journal
@@ -100,6 +101,31 @@ def test_a_watcher_that_fails_is_dropped_and_the_search_goes_on(tiny_model, tiny
     assert len(good.heard) == 26
 
 
+def test_a_watcher_that_hangs_does_not_stop_the_search(tiny_model, tiny_data, tmp_path, monkeypatch):
+    class Hanging(Noting):
+        def trial(self, trial, best):
+            released.wait()
+
+    released = threading.Event()
+    monkeypatch.setattr("abcsearch.runs.watchers._PATIENCE", 0.01)
+    with pytest.warns(UserWarning, match="watchers are far behind"):
+        result = run(tiny_model, tiny_data, tmp_path / "run", watchers=[lambda *_: Hanging()])
+    released.set()
+    assert len(result.trials) == 24
+
+
+def test_a_reason_is_one_line_of_bearable_length(tiny_model, tiny_data, tmp_path):
+    def noisy(candidate, seed):
+        raise ValueError("\x1b[31mred\n" * 100_000)
+
+    with pytest.raises(FailuresError) as error:
+        run(tiny_model, tiny_data, tmp_path / "run", evaluator=noisy, max_failures=3)
+    assert "ValueError: [31mred [31mred" in str(error.value)
+    assert len(str(error.value)) < 2000
+    assert (tmp_path / "run" / "journal.jsonl").stat().st_size < 10_000
+    assert all(line[:4].isdigit() for line in (tmp_path / "run" / "log.txt").read_text().splitlines())
+
+
 def test_a_watcher_hears_the_end_also_after_ctrl_c(tiny_model, tiny_data, tmp_path):
     def interrupted(candidate, seed):
         raise KeyboardInterrupt
@@ -110,12 +136,11 @@ def test_a_watcher_hears_the_end_also_after_ctrl_c(tiny_model, tiny_data, tmp_pa
     assert watcher.heard[-1] == ("end", None)
 
 
-def test_progress_file_says_how_it_stands(tiny_model, tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr("abcsearch.runs.standing._EVERY", 0.0)
+def test_progress_file_says_how_it_stands_also_at_the_end(tiny_model, tiny_data, tmp_path):
     run(tiny_model, tiny_data, tmp_path / "run")
     found = json.loads((tmp_path / "run" / "progress.json").read_text())
     assert (found["stage"], found["done"], found["total"], found["pid"]) == ("search", 24, 24, os.getpid())
-    assert (found["busy"], found["workers"]) == (1, 1)
+    assert (found["busy"], found["workers"]) == (0, 1)
     assert found["failed"] == sum(t.evaluation.failure is not None for t in resumed(tiny_model, tiny_data, tmp_path))
 
 
