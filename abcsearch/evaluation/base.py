@@ -43,7 +43,7 @@ def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int, stage: str |
     try:
         found = (evaluator if stage is None else getattr(evaluator, stage))(candidate, seed)
     except Exception as error:  # noqa: BLE001 - any failure of a candidate is recorded and the search goes on
-        found = Evaluation(fitness=None, failure=f"{type(error).__name__}: {error}")
+        found = Evaluation(fitness=None, failure=": ".join(filter(None, [type(error).__name__, str(error)])))
     if not isinstance(found, Evaluation):  # pyright: ignore[reportUnnecessaryIsInstance] - the user's own function
         msg = f"an evaluator returns an Evaluation, found {type(found).__name__}"
         raise SearcherError(msg)

@@ -182,9 +182,8 @@ class RunFolder:
         except OSError as error:
             msg = f"run folder {self.path} cannot be made: {error}"
             raise RunError(msg) from error
-        lock = FileLock(
-            self.path / ".lock"
-        )  # of the system; where a network file system has none, a file with its owner
+        # A lock of the system or, where a network file system has none, a file that names its owner.
+        lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0.5)  # longer than `in_use` holds it
         except Timeout as error:

@@ -46,10 +46,10 @@ def test_weights_are_not_taken_for_those_of_older_scores(tiny_config, tmp_path, 
     kept = run.scores(run.winner)
     write = RunFolder.write_json
 
-    def killed(self, name, value):
+    def killed(self, name, value, **options):
         if name.startswith("finetuned/"):
             raise KeyboardInterrupt
-        write(self, name, value)
+        write(self, name, value, **options)
 
     monkeypatch.setattr(RunFolder, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
