@@ -100,6 +100,17 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
+def one_line(text: str, longest: int = 1000) -> str:
+    """Returns a text as one line without control characters, cut where it is too long: for logs and records.
+
+    Args:
+        text: any text, of any length.
+        longest: so many characters stay.
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * longest]).split())
+    return line if len(line) <= longest else f"{line[:longest]} ..."
+
+
 def type_problems(record: Any) -> list[str]:  # noqa: ANN401 - any dataclass
     """Returns the message for every plain field of a dataclass that holds a value of another type than it is declared.
 

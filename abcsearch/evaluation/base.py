@@ -6,21 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from abcsearch.errors import SearcherError
+from abcsearch.errors import SearcherError, one_line
 from abcsearch.space import Candidate
 from abcsearch.trial import Evaluation
 
 # (candidate, seed) -> evaluation. The seed comes from (run seed, trial number), so that a trial always gets its own.
 Evaluator = Callable[[Candidate, int], Evaluation]
-
-
-_LONGEST = 1000  # characters of a reason: it is in the journal, in the log and on the screen
-
-
-def _line(text: str) -> str:
-    """Returns a text as one line without control characters, cut where it is too long."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * _LONGEST]).split())
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
 
 
 def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int, stage: str | None = None) -> Evaluation:
@@ -54,7 +45,7 @@ def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int, stage: str |
             metrics={name: float(value) for name, value in found.metrics.items()},
             macs=int(found.macs),
             params=int(found.params),
-            failure=None if found.failure is None else _line(str(found.failure)),
+            failure=None if found.failure is None else one_line(str(found.failure)),
             seconds=time.perf_counter() - start,
         )
     except (AttributeError, TypeError, ValueError) as error:

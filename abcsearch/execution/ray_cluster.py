@@ -21,7 +21,7 @@ from ray._private import ray_constants
 from ray._private import worker as ray_worker
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
-from abcsearch.errors import RunError
+from abcsearch.errors import RunError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -181,7 +181,7 @@ def _quiet(log: Callable[[str], object]) -> Iterator[None]:
 
     def logged(data: dict[str, Any], **_: object) -> None:
         for line in data.get("lines", ()):
-            log(f"Ray: {' '.join(str(line).split())[:300]}")
+            log(f"Ray: {one_line(str(line), 300)}")
 
     ray_worker.print_to_stdstream = logged  # there is no public way to have them elsewhere
     try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import ray
 from ray.exceptions import ActorUnavailableError, RayTaskError, TaskCancelledError
 
-from abcsearch.errors import NodeLostError, RunError, WorkerLostError
+from abcsearch.errors import NodeLostError, RunError, WorkerLostError, one_line
 from abcsearch.execution.ray_cluster import Cluster, connect
 
 if TYPE_CHECKING:
@@ -351,4 +351,4 @@ def _reason(error: Exception) -> str:
         return "its worker process has ended itself (sys.exit?)"
     if "SYSTEM_ERROR" in text:
         return "its worker process died (killed, out of memory, or a crash in native code)"
-    return " ".join(text.split())[:300]
+    return one_line(text, 300)
