@@ -10,7 +10,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import FailuresError
-from abcsearch.runs.watchers import Watchers
+from abcsearch.runs.watching import Watcher, Watchers
 from abcsearch.trial import Trial, best_trial
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.loop import Progress
-    from abcsearch.runs.watching import Watcher
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate
 

@@ -77,7 +77,7 @@ def _is_saved(key: str) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Generator[None]:
+def quiet() -> Generator[None]:
     """Keeps Optuna's warnings and messages below errors from the user; afterwards its verbosity is what it was."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -137,7 +137,7 @@ class OptunaOptions:
             if name not in plain:
                 raise SearcherError(unknown_name(what, name, plain))
             _check_value(f"{what} {name}", value, plain[name].default)
-        with _quiet():
+        with quiet():
             _make_sampler(self, 0)
 
 
@@ -219,7 +219,7 @@ class OptunaSearch(Searcher):
         self._ends: list[int] = []  # how many trials the study had when a trial of it ended; 0 while it is running
         self._worst = math.inf  # of all values told
         self._storage = optuna.storages.InMemoryStorage()
-        with _quiet():
+        with quiet():
             self._study = optuna.create_study(storage=self._storage, study_name=_STUDY, direction="maximize")
         self._study_id = self._storage.get_study_id_from_name(_STUDY)
 
@@ -237,7 +237,7 @@ class OptunaSearch(Searcher):
 
     def _propose(self) -> list[Candidate]:
         batch: list[Candidate] = []
-        with _quiet():
+        with quiet():
             self._renew_sampler(len(self._known))
             while len(batch) < self.options.batch:
                 candidate = self._propose_one()
@@ -320,7 +320,7 @@ class OptunaSearch(Searcher):
     def _learn(self, batch: list[Trial]) -> None:
         self._worst = min([self._worst, *(trial.fitness for trial in batch if trial.fitness > -math.inf)])
         lowest = -self._worst if math.isinf(self._worst) else self._worst
-        with _quiet():
+        with quiet():
             for trial in batch:
                 self._finish(self._running.pop(trial.candidate), max(trial.fitness, lowest))
 
@@ -354,7 +354,7 @@ class OptunaSearch(Searcher):
         self._new_study()
         ends, values, updates = (state[key].tolist() for key in ("ends", "values", "updates"))
         ending: dict[int, list[int]] = {}  # trials, by the number of trials when they ended
-        with _quiet():
+        with quiet():
             self._renew_sampler(0)
             for number, end in enumerate(ends):
                 params = self._params(state["params"][number])

@@ -107,7 +107,7 @@ def test_a_watcher_that_hangs_does_not_stop_the_search(tiny_model, tiny_data, tm
             released.wait()
 
     released = threading.Event()
-    monkeypatch.setattr("abcsearch.runs.watchers._PATIENCE", 0.01)
+    monkeypatch.setattr("abcsearch.runs.watching._PATIENCE", 0.01)
     with pytest.warns(UserWarning, match="watchers are far behind"):
         result = run(tiny_model, tiny_data, tmp_path / "run", watchers=[lambda *_: Hanging()])
     released.set()
