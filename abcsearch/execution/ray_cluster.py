@@ -26,6 +26,7 @@ from abcsearch.errors import RunError, one_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_PRINT = ray_worker.print_to_stdstream
 _MISSED = 3  # looks at which the head does not answer, after which it is gone: long before Ray ends the process
 # Without these Ray reports usage to its makers, hides the GPUs from workers that take none of them with a warning, and
 # listens on all interfaces: it does so unless it is told that this system cannot have clusters.
@@ -43,7 +44,7 @@ class Cluster:
     Attributes:
         head: host and port of its head.
         node: id of this process's node.
-        borrowed: whether the caller was connected before us, and stays so.
+        borrowed: whether the caller was connected before us, and stays so. Else it is `close` that ends it.
     """
 
     head: tuple[str, int]
@@ -71,6 +72,11 @@ class Cluster:
         except OSError:
             return False
         return True
+
+    def close(self) -> None:
+        """Leaves Ray as it was found: stopped, unless the caller was connected before us."""
+        if not self.borrowed:
+            _stop()
 
     @staticmethod
     def alive(node: str) -> bool:
@@ -102,8 +108,10 @@ def connect(address: str | None, cpus: int, gpus: float, log: Callable[[str], ob
                     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # Ray itself: for "auto" only
                     ray.init(address=address, **options)
             except RunError:
+                _stop()
                 raise
             except Exception as error:
+                _stop()
                 msg = f"Ray {'on this machine' if address is None else f'at {address}'} cannot be used: {error}"
                 if address is not None:
                     msg += (
@@ -115,8 +123,7 @@ def connect(address: str | None, cpus: int, gpus: float, log: Callable[[str], ob
     host, _, port = context.gcs_address.rpartition(":")
     cluster = Cluster((host, int(port)), context.get_node_id(), borrowed)
     if address is None and gpus and not ray.cluster_resources().get("GPU"):
-        if not borrowed:
-            ray.shutdown()
+        cluster.close()
         msg = f"execution.gpus = {gpus:g}, but Ray sees no GPU on this machine; leave it out, or name a cluster"
         raise RunError(msg)
     return cluster
@@ -133,6 +140,12 @@ def _start(log: Callable[[str], object], **options: Any) -> None:  # noqa: ANN40
             ray.init(address="local", include_dashboard=False, **options)
     with contextlib.suppress(OSError):  # Ray writes it for all to read
         (Path.home() / ".ray" / "auth_token").chmod(0o600)
+
+
+def _stop() -> None:
+    """Leaves the cluster, or stops it where it was started here; what Ray prints is printed again."""
+    ray.shutdown()
+    ray_worker.print_to_stdstream = _PRINT
 
 
 def reach(address: str) -> None:
@@ -174,7 +187,10 @@ def _only_here() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(log: Callable[[str], object]) -> Iterator[None]:
-    """Keeps Ray's messages off the terminal: what it says while connecting is dropped, later errors are logged."""
+    """Keeps Ray's messages off the terminal: what it says while connecting is dropped, later errors are logged.
+
+    They are until `_stop`.
+    """
     logger = logging.getLogger("ray")
     level = logger.level
     logger.setLevel(logging.ERROR)

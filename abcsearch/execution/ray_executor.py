@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import ray
 from ray.exceptions import ActorUnavailableError, RayTaskError, TaskCancelledError
 
-from abcsearch.errors import NodeLostError, RunError, WorkerLostError, one_line
+from abcsearch.errors import ConfigError, NodeLostError, RunError, WorkerLostError, one_line
 from abcsearch.execution.ray_cluster import Cluster, connect
 
 if TYPE_CHECKING:
@@ -108,7 +108,13 @@ class RayExecutor(Executor):
             gpus: share of a GPU that each worker takes.
             timeout: seconds that a call may take.
             log: takes a line when workers come and go.
+
+        Raises:
+            ConfigError: if there are no workers.
         """
+        if workers < 1:
+            msg = f"an executor of Ray needs 1 worker or more, found {workers}"
+            raise ConfigError(msg)
         self._max_workers = workers
         self._address, self._threads, self._gpus = address, threads, gpus
         self._timeout = math.inf if timeout is None else timeout
@@ -124,6 +130,7 @@ class RayExecutor(Executor):
         self._failed_starts, self._next_start = 0, 0.0
         self._looked, self._waiting_since = time.monotonic(), time.monotonic()
         self._failure: RunError | None = None
+        self._closed = False
 
     @property
     def alive(self) -> int:
@@ -135,12 +142,16 @@ class RayExecutor(Executor):
 
         Raises:
             RunError: if there is no Ray to be had, or the arguments cannot be sent.
+            RuntimeError: after `shutdown`.
         """
         if kwargs:
             msg = f"arguments go by position, found {', '.join(kwargs)}"
             raise TypeError(msg)
         if self._failure is not None:
             raise self._failure
+        if self._closed:
+            msg = "cannot schedule new calls after shutdown"
+            raise RuntimeError(msg)
         if self._cluster is None:
             self._cluster = connect(self._address, self._max_workers * self._threads, self._gpus, self._log)
             self._thread.start()
@@ -152,6 +163,7 @@ class RayExecutor(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - Executor's
         """Stops the workers, and Ray where it was started here. With `cancel_futures`, what they do is dropped."""
+        self._closed = True
         if self._cluster is None:
             return
         if wait and not cancel_futures:
@@ -162,8 +174,7 @@ class RayExecutor(Executor):
             _kill(worker)
         self._workers.clear()
         self._kept.clear()
-        if not self._cluster.borrowed:
-            ray.shutdown()
+        self._cluster.close()
         self._cluster = None
 
     def _part(self, value: Any) -> Part:  # noqa: ANN401 - any argument

@@ -7,9 +7,10 @@ import time
 from concurrent.futures import CancelledError
 
 import pytest
+from ray._private import worker as ray_worker
 
 from abcsearch import Budget, search
-from abcsearch.errors import RunError, SearcherError, WorkerLostError
+from abcsearch.errors import ConfigError, RunError, SearcherError, WorkerLostError
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.ray_executor import RayExecutor
 from tests.evaluators import Counted, Explosive, Troubled, die, divide, has_torch, nonsense
@@ -137,6 +138,17 @@ def test_shutdown_waits_for_what_is_submitted():
     assert [future.result(0) for future in futures] == [0, 1, 2]
 
 
+def test_no_workers_are_refused_and_nothing_is_taken_after_shutdown():
+    with pytest.raises(ConfigError, match="needs 1 worker or more, found 0"):
+        RayExecutor(0)
+    for used in (False, True):
+        with made(1) as executor:
+            if used:
+                executor.submit(os.getpid).result(PATIENCE)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(os.getpid)
+
+
 @needs_proc
 def test_everything_listens_on_this_machine_only(connection):
     connection.submit(os.getpid).result(PATIENCE)
@@ -219,17 +231,20 @@ def test_nothing_is_left_of_it(tmp_path):
     family = ours.recv()
     assert any("raylet" in line for line in family.values())
     assert ours.recv() == {}
+    assert ours.recv()  # Ray's own way of printing is back
     until_gone(family)
     process.join(PATIENCE)
     assert process.exitcode == 0
 
 
 def _come_and_go(pipe):
+    prints = ray_worker.print_to_stdstream
     executor = RayExecutor(1)
     executor.submit(os.getpid).result(PATIENCE)
     pipe.send(descendants(os.getpid()))
     executor.shutdown(cancel_futures=True)
     pipe.send({pid: line for pid, line in descendants(os.getpid()).items() if "ray" in line})
+    pipe.send(ray_worker.print_to_stdstream is prints)
 
 
 def test_ray_that_does_not_start_is_tried_once_more(monkeypatch):
