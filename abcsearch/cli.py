@@ -175,7 +175,8 @@ def finetune(run_dir: RunDir, overrides: Set = None) -> None:
     """Fine-tunes the winner and the baselines with one recipe; --set changes fields of the recipe."""
     with answering(run_dir, "finetune"):
         from abcsearch.config import parse_recipe
-        from abcsearch.runs.configured import finetune_run, open_run
+        from abcsearch.runs.finetuning import finetune_run
+        from abcsearch.runs.finished import open_run
 
         run = open_run(run_dir)
         recipe = parse_recipe(overrides or (), run.config.finetune)
@@ -191,7 +192,7 @@ def finetune(run_dir: RunDir, overrides: Set = None) -> None:
 def report(run_dir: RunDir) -> None:
     """Prints the table full / uniform / random / winner and writes it to report.md and report.json."""
     with answering(run_dir, "report"):
-        from abcsearch.runs.configured import open_run
+        from abcsearch.runs.finished import open_run
         from abcsearch.runs.report import FRONT, make_report, write_report
 
         run = open_run(run_dir)
@@ -215,7 +216,8 @@ def export(
     """Exports the winner (fine-tuned if it has been) and checks that it loads back with the same outputs."""
     with answering(run_dir, "export"):
         from abcsearch.errors import ConfigError, unknown_name
-        from abcsearch.runs.configured import export_run, open_run
+        from abcsearch.runs.exports import export_run
+        from abcsearch.runs.finished import open_run
 
         if format != "safetensors":
             raise ConfigError(unknown_name("export format", format, ["safetensors"]))

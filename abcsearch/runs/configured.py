@@ -1,32 +1,23 @@
-"""Runs from a config: base network, search, baselines, fine-tuning, export."""
+"""Runs from a config: base network, search, baselines."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from abcsearch.data.registry import load_data, takes_seed
 from abcsearch.errors import RunError
-from abcsearch.evaluation.base import evaluate
-from abcsearch.evaluation.registry import make_evaluator
-from abcsearch.execution.serial import SerialExecutor
-from abcsearch.exporting import export
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import data_identity, write_header
-from abcsearch.runs.journal import read_journal
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.run import Parts, SearchResult, run_search
 from abcsearch.runs.settings import OBJECT, Part, RunConfig, SearchSettings, from_plain
 from abcsearch.runs.task import Task
 from abcsearch.runs.weights import load_checkpoint, weights_writer
-from abcsearch.training.loop import FineTuned, Recipe, check_images, finetune, train
-from abcsearch.training.objectives import find_objective, metric_text
-from abcsearch.trial import best_trial
+from abcsearch.training.loop import check_images, train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,7 +30,6 @@ if TYPE_CHECKING:
     from abcsearch.runs.run import SearcherFactory
     from abcsearch.runs.watching import WatcherFactory
     from abcsearch.searchers.base import Searcher
-    from abcsearch.space import Candidate
 
 
 def run_config(
@@ -69,7 +59,7 @@ def run_config(
     # Refuse what cannot work before anything is written or trained: only the ranking depends on the weights.
     task = Task.of(model, data, config, trained=False, folder=folder)
     Parts.of(task, config)
-    if executor is None:
+    if executor is None and not folder.finished(config.n_trials):
         check_workers(config.execution)
     for recipe in (config.pretrain, config.finetune):
         if recipe is not None:
@@ -98,7 +88,7 @@ def _random_baseline(
 ) -> None:
     """Runs the random search that the winner is compared with, by the same evaluator."""
     own = replace(config, searcher=Part(name="random"), baselines=())
-    baseline = _baseline(folder, "random")
+    baseline = folder.baseline("random")
     baseline.path.mkdir(parents=True, exist_ok=True)
     parts = replace(Parts.of(result.task, own, evaluator=parts.evaluator), executor=parts.executor)
     known = {trial.candidate: trial.evaluation for trial in result.trials}
@@ -185,11 +175,6 @@ def _load_data(config: RunConfig) -> Data:
     return load_data(config.data.name, **options)
 
 
-def _baseline(folder: RunFolder, name: str) -> RunFolder:
-    """Returns the run folder of a baseline."""
-    return RunFolder(folder.path / "baselines" / name)
-
-
 def _base_network(folder: RunFolder, config: RunConfig, model: nn.Module, data: Data, progress: Progress) -> None:
     """Gives the network its trained weights: from the folder, as they are (a checkpoint's), or by training it now."""
     if not folder.base.exists():
@@ -206,161 +191,3 @@ def _base_network(folder: RunFolder, config: RunConfig, model: nn.Module, data: 
         folder.write(folder.base.name, weights_writer(model))
     load_checkpoint(model, folder.base)
     model.eval()
-
-
-class Structure(NamedTuple):
-    """A structure that the report compares."""
-
-    name: str
-    candidate: Candidate
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinishedRun:
-    """A configured run whose search is finished.
-
-    Attributes:
-        folder: its folder.
-        config: its settings.
-        result: its search.
-        structures: what the report compares: full, uniform, random, and the winner under the name of its searcher.
-    """
-
-    folder: RunFolder
-    config: RunConfig
-    result: SearchResult
-    structures: tuple[Structure, ...]
-
-    @property
-    def winner(self) -> Structure:
-        """The searched structure."""
-        return self.structures[-1]
-
-    def network(self, structure: Structure, *, tuned: bool) -> nn.Module:
-        """Returns a structure's network: sliced and calibrated, or as fine-tuned.
-
-        Raises:
-            RunError: if it is to be fine-tuned and has not been.
-        """
-        task = self.result.task
-        full = structure.candidate == task.space.full
-        network = copy.deepcopy(task.model) if full else self.result.build(structure.candidate)
-        if tuned:
-            path = self.folder.path / "finetuned" / f"{structure.name}.safetensors"
-            if not path.exists():
-                msg = f"{structure.name} has not been fine-tuned; run: abcsearch finetune {self.folder.path}"
-                raise RunError(msg)
-            load_checkpoint(network, path)
-        return network.eval()
-
-    def fitness(self, structure: Structure) -> float | None:
-        """Returns the fitness of a structure on search-validation, evaluated as in the search."""
-        for trial in self.result.trials:
-            if trial.candidate == structure.candidate:
-                return trial.evaluation.fitness
-        return evaluate(self._evaluator, structure.candidate, 0).fitness
-
-    @cached_property
-    def _evaluator(self) -> Evaluator:
-        """The evaluator of the search."""
-        task, part = self.result.task, self.config.evaluator
-        return make_evaluator(part.name, task.model, task.graph, task.ranking, task.data, **part.options)
-
-    @property
-    def metric(self) -> str:
-        """The metric on the test split that reports show."""
-        return find_objective(self.result.task.data.objective).headline
-
-    def change(self, scores: dict[str, Any]) -> str:
-        """Returns what fine-tuning made of that metric, in words."""
-        return " -> ".join(metric_text(self.metric, scores[when][self.metric]) for when in ("before", "after"))
-
-    def scores(self, structure: Structure) -> dict[str, Any] | None:
-        """Returns recipe and test metrics before and after, or None if this structure has not been fine-tuned."""
-        found = self.folder.read_json(f"finetuned/{structure.name}.json")
-        same = isinstance(found, dict) and found.get("candidate") == list(structure.candidate)
-        return found if same and {"recipe", "before", "after"} <= found.keys() else None
-
-
-def open_run(run_dir: str | Path) -> FinishedRun:
-    """Returns a configured run whose search is finished.
-
-    Raises:
-        RunError: if the folder holds no configured run, or its search is not finished.
-    """
-    folder = RunFolder(run_dir)
-    header = folder.header()
-    if "model" not in header["settings"]:
-        msg = f"{run_dir} was started from Python; fine-tune and export its result there (finetune, export)"
-        raise RunError(msg)
-    config = from_plain(RunConfig, header["settings"])
-    parts = [folder, *(_baseline(folder, name) for name in config.baselines if name == "random")]
-    if not all(part.finished(config.n_trials) for part in parts):
-        msg = f"the search in {folder.path} is not finished; continue it with: abcsearch resume {folder.path}"
-        raise RunError(msg)
-    result = run_config(config, run_dir, executor=SerialExecutor())  # nothing is left to evaluate
-    names = [Structure("full", result.task.space.full)]
-    if "uniform" in config.baselines:
-        names.append(Structure("uniform", result.task.uniform()))
-    if "random" in config.baselines:
-        trials = read_journal(_baseline(folder, "random").journal).trials
-        best = best_trial([trial for number, trial in sorted(trials.items()) if number < config.n_trials])
-        if best is None:
-            msg = f"no trial of the random baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
-            raise RunError(msg)
-        names.append(Structure("random", best.candidate))
-    names.append(Structure(config.searcher.name, result.best.candidate))
-    return FinishedRun(folder=folder, config=config, result=result, structures=tuple(names))
-
-
-def finetune_run(run: FinishedRun, recipe: Recipe | None = None, *, progress: Progress = silent) -> None:
-    """Fine-tunes the winner and the baselines with one recipe; what is done already is left alone.
-
-    Args:
-        run: the run.
-        recipe: other than the run's.
-        progress: shown after every epoch.
-    """
-    recipe = recipe or run.config.finetune
-    check_images(recipe, run.result.task.data.train)
-    progress = logged(run.folder, progress)
-    with run.folder.locked():
-        for structure in run.structures:
-            done = run.scores(structure)
-            wanted = {"candidate": list(structure.candidate), "recipe": asdict(recipe)}
-            if done is not None and {key: done[key] for key in wanted} == wanted:
-                continue
-            stage = f"fine-tuning {structure.name}"
-            tuned: FineTuned = finetune(
-                run.network(structure, tuned=False),
-                run.result.task.data,
-                recipe,
-                seed=run.config.seed,
-                on_epoch=lambda d, total, loss, stage=stage: progress(stage, d, total, f"loss {loss:.4f}"),
-            )
-            # Scores vouch for the weights beside them: the old ones go first.
-            (run.folder.path / "finetuned" / f"{structure.name}.json").unlink(missing_ok=True)
-            run.folder.write(f"finetuned/{structure.name}.safetensors", weights_writer(tuned.model))
-            scores = {**wanted, "before": tuned.before, "after": tuned.after}
-            run.folder.write_json(f"finetuned/{structure.name}.json", scores)
-            run.folder.log(f"{stage}: test {run.metric} {run.change(scores)}")
-
-
-def export_run(run: FinishedRun, directory: str | Path | None = None) -> tuple[Path, bool]:
-    """Exports the winner, fine-tuned if it has been; returns the folder, and whether it was fine-tuned."""
-    tuned = run.scores(run.winner) is not None
-    path = export(
-        run.network(run.winner, tuned=tuned),
-        directory or run.folder.path / "export",
-        example_input=run.result.task.data.example,
-        constructor=run.config.model.name,
-        options=run.config.model.options,
-        info={
-            "candidate": list(run.winner.candidate),
-            "widths": {name: list(pair) for name, pair in run.result.widths.items()},
-            "macs": run.result.best.evaluation.macs,
-            "params": run.result.best.evaluation.params,
-            "fine_tuned": tuned,
-        },
-    )
-    return path, tuned

@@ -61,6 +61,10 @@ class RunFolder:
         """The path of the trained network's weights (configured runs)."""
         return self.path / "base.safetensors"
 
+    def baseline(self, name: str) -> RunFolder:
+        """Returns the run folder of a baseline."""
+        return RunFolder(self.path / "baselines" / name)
+
     def write_json(self, name: str, value: Any, *, lasting: bool = True) -> None:  # noqa: ANN401 - plain JSON values and arrays
         """Replaces a JSON file as `write` does; numpy arrays are kept bit for bit."""
         text = json.dumps(value, indent=1, default=_encode_array)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from abcsearch.runs.configured import FinishedRun
+    from abcsearch.runs.finished import FinishedRun
     from abcsearch.runs.run import SearchResult
 
 _LATENCY_BATCH = 64

@@ -226,7 +226,7 @@ class RunWatch:
         begun = {path.parent.name for path in self.path.glob("baselines/*/run.json")}
         due = {"random"} & set(settings.get("baselines", ()))  # the only one that is a search
         for name in sorted(begun | due):
-            folders[f"baseline {name}"] = RunFolder(self.path / "baselines" / name)
+            folders[f"baseline {name}"] = self._folder.baseline(name)
         running = self._folder.in_use()  # before the journals: what is finished after that is seen at the next look
         ended, exhausted = self._ended(list(folders.values()), settings["n_trials"])
         # What is left of a search that was killed, or is over (the folder is fine-tuned now), says nothing.

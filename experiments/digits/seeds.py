@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from abcsearch.config import read_config
-from abcsearch.runs.configured import finetune_run, open_run, run_config
+from abcsearch.runs.configured import run_config
+from abcsearch.runs.finetuning import finetune_run
+from abcsearch.runs.finished import open_run
 from abcsearch.runs.report import make_report, write_report
 
 HERE = Path(__file__).parent

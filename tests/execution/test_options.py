@@ -68,6 +68,14 @@ def test_what_cannot_work_is_found_before_anything_is_trained(tiny_config, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_finished_run_needs_no_cluster(tiny_config, tmp_path):
+    """Everybody has left it by then."""
+    config = replace(read_config(tiny_config), baselines=())
+    best = run_config(config, tmp_path / "run").best
+    gone = replace(config, execution=ExecutionOptions(workers=1, ray_address="127.0.0.1:1"))
+    assert run_config(gone, tmp_path / "run").best == best
+
+
 def test_a_continued_run_may_change_where_but_not_what():
     before = ExecutionOptions(workers=4, ray_address="auto", timeout=60, window=8)
     assert changed_execution(before, {}) == before

@@ -12,7 +12,10 @@ import torch
 from abcsearch import Budget, Data, load
 from abcsearch.config import parse_config, read_config
 from abcsearch.errors import BudgetError, CheckpointError, ConfigError, RunError
-from abcsearch.runs.configured import export_run, finetune_run, open_run, resume, run_config
+from abcsearch.runs.configured import resume, run_config
+from abcsearch.runs.exports import export_run
+from abcsearch.runs.finetuning import finetune_run
+from abcsearch.runs.finished import open_run
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.report import make_report
 

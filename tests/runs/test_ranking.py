@@ -12,7 +12,8 @@ from abcsearch.channels.groups import trace_channels
 from abcsearch.config import parse_config, read_config
 from abcsearch.errors import ConfigError, RankingError
 from abcsearch.runs import ranking
-from abcsearch.runs.configured import open_run, resume, run_config
+from abcsearch.runs.configured import resume, run_config
+from abcsearch.runs.finished import open_run
 from abcsearch.runs.ranking import rank_for_run
 from abcsearch.runs.settings import SearchSettings
 

@@ -6,7 +6,9 @@ from PIL import Image
 
 from abcsearch.config import read_config
 from abcsearch.data.stream import Stream
-from abcsearch.runs.configured import finetune_run, open_run, resume, run_config
+from abcsearch.runs.configured import resume, run_config
+from abcsearch.runs.finetuning import finetune_run
+from abcsearch.runs.finished import open_run
 from abcsearch.runs.folder import RunFolder
 
 CONFIG = """
