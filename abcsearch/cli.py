@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abcsearch.terminal import EXHAUSTED, answering, console, print_status, print_table, progress_shown, set_up, watch
+from abcsearch.terminal import (
+    EXHAUSTED,
+    answering,
+    console,
+    print_json,
+    print_status,
+    print_table,
+    progress_shown,
+    set_up,
+    watch,
+)
 
 if TYPE_CHECKING:
     from abcsearch.runs.run import SearchResult
@@ -31,7 +41,15 @@ EXAMPLES = """Examples:
 
   abcsearch export runs/digits --out digits-pruned
 
-Add --debug to any command to see the traceback of an error."""
+Anywhere on the line:
+
+  -q, --quiet: no progress
+
+  -v, --verbose: also what a run writes to its log
+
+  --debug: the traceback of an error"""
+
+KINDS = ("searchers", "evaluators", "criteria", "models", "datasets")  # of `list`; the catalog would import torch
 
 app = typer.Typer(
     help="Search-based structured pruning: the smallest network that still does the job.",
@@ -56,6 +74,7 @@ OptunaStorage = Annotated[
         metavar="URL", help="Mirror the trials into an Optuna study, for optuna-dashboard URL.", show_default=False
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead, for scripts.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Changes one setting; repeatable.")]
 
 
@@ -69,6 +88,8 @@ def main() -> None:
 def _version(*, asked: bool) -> None:
     """Prints the version and ends."""
     if asked:
+        from importlib.metadata import version
+
         console.print(version("abcsearch"))
         raise typer.Exit
 
@@ -161,13 +182,14 @@ def _watchers(optuna_storage: str | None, *, tensorboard: bool) -> dict[str, Any
 def status(
     run_dir: RunDir,
     watching: Annotated[bool, typer.Option("--watch", help="Look every second until it is finished.")] = False,  # noqa: FBT002
+    as_json: AsJson = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Shows how far a run is, while it runs or afterwards."""
+    """Shows how far a run is, while it runs or afterwards. --watch --json prints a line whenever something changes."""
     with answering():
         from abcsearch.runs.status import RunWatch
 
         show = watch if watching else print_status
-        show(RunWatch(run_dir))
+        show(RunWatch(run_dir), as_json=as_json)
 
 
 @app.command(epilog="Example: abcsearch finetune runs/digits --set epochs=20")
@@ -228,16 +250,23 @@ def export(
 
 @app.command("list", epilog="Example: abcsearch list searchers, or with all there is to say: list searchers bee_colony")
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="searchers, evaluators, criteria, models or datasets.")],
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.", autocompletion=lambda: KINDS),
+    ],
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One of them, whole.", show_default=False)
     ] = None,
+    as_json: AsJson = False,  # noqa: FBT002 - an option
 ) -> None:
     """Lists what a config can name, with options and their defaults."""
     with answering():
         from abcsearch.catalog import catalog
 
         entries = catalog(kind, name)
+        if as_json:
+            print_json([asdict(entry) for entry in entries])
+            return
         if name is not None:
             console.print(entries[0].text)
             return
@@ -258,6 +287,7 @@ def inspect(
     ] = None,
     overrides: Set = None,
     png: Annotated[Path | None, typer.Option(help="Draws the widths along the network.", show_default=False)] = None,
+    as_json: AsJson = False,  # noqa: FBT002 - an option
 ) -> None:
     """Prints what can be pruned: groups, blocks, choices, shares of macs and params; and why the rest stays.
 
@@ -270,6 +300,11 @@ def inspect(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what has no rule is printed below the table
             found = inspect_model(*read_inspected(target, shape, overrides or ()))
+        if png is not None:
+            found.draw(png)
+        if as_json:
+            print_json(asdict(found))
+            return
         print_table(Inspection.HEAD, *(group.cells() for group in found.groups))
         for line in found.totals:
             console.print(line)
@@ -280,7 +315,6 @@ def inspect(
         for line in found.unsupported:
             console.print(f"  {line}")
         if png is not None:
-            found.draw(png)
             console.print(f"drawn in {png}")
 
 

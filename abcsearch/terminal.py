@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import signal
 import sys
@@ -10,7 +12,8 @@ import threading
 import time
 import traceback
 import warnings
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -33,17 +36,29 @@ if TYPE_CHECKING:
 
 EXHAUSTED = "all {} structures inside the budget are evaluated"
 
+_ANYWHERE = {"--debug": "debug", "--quiet": "quiet", "-q": "quiet", "--verbose": "verbose", "-v": "verbose"}
+
 console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 _err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
-_debug = False
+_switches: set[str] = set()  # of the whole process
 
 
 def set_up() -> None:
-    """Takes --debug off the arguments of the process, and shows warnings as one line each."""
-    global _debug  # noqa: PLW0603 - one switch for the whole process
-    _debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    """Takes --debug, --quiet and --verbose off the arguments of the process; shows warnings as one line each."""
+    _switches.update(_ANYWHERE[argument] for argument in sys.argv if argument in _ANYWHERE)
+    sys.argv = [argument for argument in sys.argv if argument not in _ANYWHERE]
     warnings.showwarning = _show_warning
+    if "verbose" in _switches:
+        logger = logging.getLogger("abcsearch")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(_LogLines())
+
+
+class _LogLines(logging.Handler):
+    """Prints what a run writes to its log, above the bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _err.print(record.getMessage())
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -65,7 +80,7 @@ def answering(run_dir: Path | None = None, again: str = "resume") -> Iterator[No
         _err.print(f"stopped; {hint if started else 'nothing was started yet'}")
         raise typer.Exit(130) from error
     except Exception as error:
-        if _debug:
+        if "debug" in _switches:
             traceback.print_exc()
         text, status = _explained(error)
         _err.print(text)
@@ -101,7 +116,7 @@ def _explained(error: Exception) -> tuple[str, int]:
         return f"error: {error}", 2
     if isinstance(error, OSError):  # a full disk, a folder without permission
         return f"error: {error.filename or 'system'}: {error.strerror or error}; what is finished is kept", 2
-    advice = "" if _debug else "; please report it with what --debug prints"
+    advice = "" if "debug" in _switches else "; please report it with what --debug prints"
     return f"internal error: {type(error).__name__}: {error}{advice}", 1
 
 
@@ -112,6 +127,11 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{whole} s"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def print_json(value: Any, *, indent: int | None = 1) -> None:  # noqa: ANN401 - plain JSON values
+    """Prints plain values for scripts, and nothing else; without an indent on one line."""
+    console.print(json.dumps(value, indent=indent))
 
 
 def print_table(head: Iterable[str], *rows: Iterable[str]) -> None:
@@ -168,9 +188,16 @@ class _Lines:
         console.print(f"{stage}: {done}/{total}, {note}{left}")
 
 
+def _unseen(*_: object) -> None:
+    """Shows nothing."""
+
+
 @contextlib.contextmanager
 def progress_shown() -> Iterator[Callable[[str, int, int, str], None]]:
-    """Yields a bar on a terminal, plain lines otherwise."""
+    """Yields a bar on a terminal, plain lines otherwise; nothing with --quiet, or where --verbose prints the log."""
+    if "quiet" in _switches or ("verbose" in _switches and not console.is_terminal):
+        yield _unseen
+        return
     if not console.is_terminal:
         yield _Lines()
         return
@@ -186,24 +213,30 @@ def progress_shown() -> Iterator[Callable[[str, int, int, str], None]]:
         yield _Bar(progress)
 
 
-def print_status(watched: RunWatch) -> None:
-    """Prints how far a run is."""
+def print_status(watched: RunWatch, *, as_json: bool = False) -> None:
+    """Prints how far a run is, as a table or as JSON."""
     status = watched.look()
+    if as_json:
+        print_json(asdict(status))
+        return
     console.print(watched.title)
     for search in status.searches:
         console.print(f"{search.name}: {_counts(search)}; {duration(search.seconds)} of evaluations")
     console.print(_state(status, watched))
 
 
-def watch(watched: RunWatch, every: float = 1.0) -> None:
+def watch(watched: RunWatch, every: float = 1.0, *, as_json: bool = False) -> None:
     """Shows how far a run is until it is finished or the user stops looking: one screen, or lines without a terminal.
 
     Args:
         watched: the run.
         every: seconds between two looks.
+        as_json: a line of JSON whenever something has changed instead.
     """
     with contextlib.suppress(KeyboardInterrupt):  # the run goes on
-        if console.is_terminal:
+        if as_json:
+            _watch_json(watched, every)
+        elif console.is_terminal:
             _watch_screen(watched, every)
         else:
             _watch_lines(watched, every)
@@ -218,6 +251,20 @@ def _watch_screen(watched: RunWatch, every: float) -> None:
             if status.finished:
                 return
             time.sleep(every)
+
+
+def _watch_json(watched: RunWatch, every: float) -> None:
+    """Prints a line of JSON whenever something but the time has changed."""
+    shown = None
+    while True:
+        status = watched.look()
+        now = [(search.done, search.failed) for search in status.searches], status.running, status.log
+        if now != shown:
+            print_json(asdict(status), indent=None)
+        if status.finished:
+            return
+        shown = now
+        time.sleep(every)
 
 
 def _watch_lines(watched: RunWatch, every: float) -> None:

@@ -138,6 +138,28 @@ def test_status_reads_a_finished_and_a_running_folder(finished):
     assert "is in use by process" in refused.output
 
 
+def test_json_is_for_scripts(finished, tmp_path):
+    run, _, _ = finished
+    status = json.loads(call("status", run, "--json").output)
+    assert (status["finished"], status["running"]) == (True, False)
+    assert [(search["done"], search["total"]) for search in status["searches"]] == [(24, 24), (24, 24)]
+    best = json.loads((run / "best.json").read_text())
+    assert status["searches"][0]["best"]["candidate"] == best["candidate"]
+    assert status["searches"][0]["best"]["evaluation"]["fitness"] == best["evaluation"]["fitness"]
+    (line,) = call("status", run, "--watch", "--json").output.splitlines()
+    assert json.loads(line) == status
+    for kind in KINDS:
+        assert [entry["name"] for entry in json.loads(call("list", kind, "--json").output)] == [
+            entry.name for entry in catalog(kind)
+        ]
+    (one,) = json.loads(call("list", "searchers", "ddpg", "--json").output)
+    assert one["text"] == catalog("searchers", "ddpg")[0].text
+    inspected = json.loads(call("inspect", "resnet20", "--json", "--png", tmp_path / "widths.png").output)
+    assert (inspected["costs"]["macs"], inspected["shape"]) == (40551040, [3, 32, 32])
+    assert {group["level"] for group in inspected["groups"]} == {"filter", "stage", "block"}
+    assert (tmp_path / "widths.png").stat().st_size
+
+
 def test_watching_a_finished_run_ends_by_itself(finished):
     run, _, _ = finished
     watched = call("status", run, "--watch")
@@ -354,6 +376,43 @@ def script(arguments, cwd, **options):
     return subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
+
+
+def test_quiet_shows_no_progress_and_verbose_the_log(tiny_config, tmp_path):
+    printed = {}
+    for switch in ("--quiet", "-v"):
+        arguments = [switch, "search", tiny_config, "--run-dir", switch.strip("-"), "--set", "n_trials=6"]
+        process = script([*arguments, "--set", "baselines=[]"], tmp_path)
+        printed[switch] = process.communicate(timeout=120)
+        assert process.returncode == 0, printed
+    assert printed["--quiet"][0].startswith("run folder: quiet\nbest of 6 trials")
+    assert printed["--quiet"][1] == ""
+    output, log = printed["-v"]
+    assert output.startswith("run folder: v\nbest of 6 trials")
+    assert log.count("bee_colony: 6/6") == 1
+    assert "search finished: 6 trials" in log
+    assert [line[20:] for line in (tmp_path / "v" / "log.txt").read_text().splitlines()] == log.splitlines()
+
+
+def test_the_shell_completes_commands_and_kinds(tmp_path):
+    done = {}
+    for words in ("abcsearch fin", "abcsearch list cri"):
+        environment = {
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+            "_ABCSEARCH_COMPLETE": "complete_bash",
+        }
+        code = "import sys; sys.argv = ['abcsearch']; from abcsearch.cli import main; main()"
+        done[words] = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.split()
+    assert done == {"abcsearch fin": ["finetune"], "abcsearch list cri": ["criteria"]}
+    assert cli.KINDS == KINDS
 
 
 def test_help_imports_no_torch(tmp_path):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -162,7 +163,8 @@ class RunFolder:
             self.log(f"journal: kept the first {until} lines; all of it is in {copy.name}")
 
     def log(self, line: str) -> None:
-        """Appends a line with the time to log.txt."""
+        """Appends a line with the time to log.txt; Python's logging hears of it too, as information of "abcsearch"."""
+        logging.getLogger("abcsearch").info("%s", line)
         path = self.path / "log.txt"
         try:
             with path.open("a", encoding="utf-8", errors="backslashreplace") as file:

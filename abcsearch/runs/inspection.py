@@ -62,15 +62,35 @@ class Inspection:
 
     Attributes:
         groups: all groups in network order, fixed ones included; then the blocks.
-        totals: lines of text: costs, what is prunable, size of the space.
+        shape: of one input, without the batch.
+        costs: macs, flops, params and peak_activation (bytes) of the whole network.
+        prunable: share of macs and of params that goes if every group is cut to one channel and every block dropped.
+        structures: in the space.
         unsupported: operations without a rule, with the reason; one line for all that are alike.
     """
 
     groups: tuple[InspectedGroup, ...]
-    totals: tuple[str, ...]
+    shape: tuple[int, ...]
+    costs: dict[str, int]
+    prunable: dict[str, float]
+    structures: int
     unsupported: tuple[str, ...]
 
     HEAD = ("group", "level", "channels", "choices", "macs", "params", "fixed because")
+
+    @property
+    def totals(self) -> tuple[str, ...]:
+        """Lines of text: costs, what is prunable, size of the space."""
+        blocks = sum(group.level == "block" for group in self.groups)
+        free = sum(group.fixed is None and group.level != "block" for group in self.groups)
+        shape, size, costs = "x".join(map(str, self.shape)), self.structures, self.costs
+        return (
+            f"{costs['macs']:,} macs, {costs['params']:,} params, "
+            f"peak activation {costs['peak_activation'] / 1024:,.0f} KiB for one {shape} input",
+            f"{free} of {len(self.groups) - blocks} groups prunable, {blocks} blocks can be dropped; "
+            f"prunable share: {self.prunable['macs']:.1%} of macs, {self.prunable['params']:.1%} of params",
+            f"{size:,} structures in the space" if size < 10**9 else f"10^{len(str(size)) - 1} structures in the space",
+        )
 
     def draw(self, path: Path) -> None:
         """Draws the widths along the network as a PNG file.
@@ -144,9 +164,17 @@ def inspect_model(model: nn.Module, example_input: torch.Tensor, options: SpaceO
         )
         for name in blocks
     ]
-    shape = "x".join(map(str, example_input.shape[1:]))
-    uncovered = tuple(summarised(graph.unsupported))
-    return Inspection(groups=tuple(groups), totals=_totals(graph, shape, size), unsupported=uncovered)
+    full = [*(group.channels for group in graph.prunable), *(1 for _ in blocks)]
+    least = [*(1 for _ in graph.prunable), *(0 for _ in blocks)]
+    costs = {kind: getattr(graph.costs, kind)([full, least]) for kind in ("macs", "flops", "params", "peak_activation")}
+    return Inspection(
+        groups=tuple(groups),
+        shape=tuple(example_input.shape[1:]),
+        costs={kind: int(of_full) for kind, (of_full, _) in costs.items()},
+        prunable={kind: 1 - int(costs[kind][1]) / max(1, int(costs[kind][0])) for kind in ("macs", "params")},
+        structures=size,
+        unsupported=tuple(summarised(graph.unsupported)),
+    )
 
 
 def _saved(graph: ChannelGraph, kind: str) -> NDArray[np.float64]:
@@ -156,22 +184,3 @@ def _saved(graph: ChannelGraph, kind: str) -> NDArray[np.float64]:
     np.fill_diagonal(cut, [*(1 for _ in graph.prunable), *(0 for _ in graph.blocks)])
     costs = getattr(graph.costs, kind)(np.concatenate([full[None], cut]))
     return 1 - costs[1:] / max(int(costs[0]), 1)
-
-
-def _totals(graph: ChannelGraph, shape: str, size: int) -> tuple[str, ...]:
-    """Returns the lines below the table."""
-    full = [group.channels for group in graph.prunable]
-    least = [[1] * len(full) + [0] * len(graph.blocks)]
-    macs, params, peak = (
-        int(cost([full])[0]) for cost in (graph.costs.macs, graph.costs.params, graph.costs.peak_activation)
-    )
-    shares = [
-        1 - int(cost(least)[0]) / max(1, all_)
-        for cost, all_ in ((graph.costs.macs, macs), (graph.costs.params, params))
-    ]
-    return (
-        f"{macs:,} macs, {params:,} params, peak activation {peak / 1024:,.0f} KiB for one {shape} input",
-        f"{len(full)} of {len(graph.groups)} groups prunable, {len(graph.blocks)} blocks can be dropped; "
-        f"prunable share: {shares[0]:.1%} of macs, {shares[1]:.1%} of params",
-        f"{size:,} structures in the space" if size < 10**9 else f"10^{len(str(size)) - 1} structures in the space",
-    )
