@@ -81,6 +81,7 @@ class JournalTail:
     def _start_over(self) -> None:
         """Forgets everything."""
         self._offset, self._last = 0, b""
+        self._numbers: set[int] = set()
         self.done, self.failed, self.seconds = 0, 0, 0.0
         self.best: Trial | None = None
         self.pace = Pace()
@@ -114,6 +115,9 @@ class JournalTail:
     def _take(self, event: dict[str, Any]) -> None:
         """Counts a trial."""
         trial = Trial.from_plain(event)
+        if trial.number in self._numbers:
+            read_journal(self._path)  # says so
+        self._numbers.add(trial.number)
         if trial.number >= self.n_trials:
             return
         self.done += 1

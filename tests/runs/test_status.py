@@ -92,6 +92,13 @@ def test_damage_before_the_last_line_is_an_error_and_a_torn_last_line_is_not(tmp
         tail.look()
 
 
+def test_a_trial_that_is_there_twice_is_an_error_as_for_those_who_continue(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(line(0) + line(1) + line(0))
+    with pytest.raises(RunError, match="trial 0 is there twice"):
+        JournalTail(path, 100).look()
+
+
 @given(st.integers(2, 200), st.floats(0.1, 50), st.integers(1, 500))
 def test_time_left_of_a_steady_search(done, interval, remaining):
     pace = Pace()
