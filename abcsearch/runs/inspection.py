@@ -112,7 +112,7 @@ def inspect_model(model: nn.Module, example_input: torch.Tensor, options: SpaceO
     """
     graph = trace_channels(model, example_input, fixed=options.fixed)
     try:
-        space = graph.space(options.alpha, options.step, options.levels, options.divisor)
+        space = graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
         choices, size = {d.name: d.choices for d in space.dimensions}, space.size
     except TraceError:  # nothing at these levels: said in the table, group by group
         choices, size = {}, 1
@@ -173,5 +173,10 @@ def _totals(graph: ChannelGraph, shape: str, size: int) -> tuple[str, ...]:
         f"{macs:,} macs, {params:,} params, peak activation {peak / 1024:,.0f} KiB for one {shape} input",
         f"{len(full)} of {len(graph.groups)} groups prunable, {len(graph.blocks)} blocks can be dropped; "
         f"prunable share: {shares[0]:.1%} of macs, {shares[1]:.1%} of params",
-        f"{size:,} structures in the space" if size < 10**9 else f"10^{len(str(size)) - 1} structures in the space",
+        f"{counted(size)} structures in the space",
     )
+
+
+def counted(size: int) -> str:
+    """Returns how many structures there are: exactly below 10^9, else the power of ten."""
+    return f"{size:,}" if size < 10**9 else f"10^{len(str(size)) - 1}"
