@@ -159,7 +159,9 @@ class ChannelGraph:
         divisor: int = 1,
         lowest: float | None = None,
     ) -> SearchSpace:
-        """Returns the space of kept channels per group: max(1, floor(c * ratio)), ratio = lowest, lowest + step ... alpha.
+        """Returns the space of kept channels per group: max(1, floor(c * ratio)) for every keep ratio.
+
+        Keep ratios are lowest, lowest + step ... alpha.
 
         Every prunable group is a dimension; one of a level that is left out has its full width as the only choice. At
         level "block", one dimension per residual block follows, 1 keeps it and 0 drops it. The descriptors of the space
@@ -247,9 +249,7 @@ class ChannelGraph:
         return tuple(int(width) for width in widths), dropped
 
 
-def check_space(
-    alpha: float, step: float, levels: Sequence[str], divisor: int, lowest: float | None = None
-) -> None:
+def check_space(alpha: float, step: float, levels: Sequence[str], divisor: int, lowest: float | None = None) -> None:
     """Raises CandidateError for settings of a space that are out of range."""
     if not 0 < alpha <= 1:
         msg = f"alpha is the largest keep ratio, in (0, 1], found {alpha}"

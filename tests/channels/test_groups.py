@@ -73,7 +73,9 @@ def test_the_default_is_ten_percent_steps_up_to_ninety():
     assert dimension.choices == (1, 2, 3)
 
 
-@pytest.mark.parametrize(("lowest", "step", "alpha", "count"), [(0.1, 0.03, 1, 31), (0.3, 0.02, 1.0, 36), (0.7, 0.1, 0.7, 1)])
+@pytest.mark.parametrize(
+    ("lowest", "step", "alpha", "count"), [(0.1, 0.03, 1, 31), (0.3, 0.02, 1.0, 36), (0.7, 0.1, 0.7, 1)]
+)
 def test_widths_start_at_the_lowest_keep_ratio(lowest, step, alpha, count):
     (dimension,) = chain(1000).space(alpha=alpha, step=step, lowest=lowest).dimensions
     thousandths = [round(1000 * lowest) + round(1000 * step) * h for h in range(count)]
