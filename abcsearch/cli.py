@@ -25,6 +25,7 @@ from abcsearch.terminal import (
 
 if TYPE_CHECKING:
     from abcsearch.runs.run import SearchResult
+    from abcsearch.runs.settings import RunConfig
     from abcsearch.runs.watching import WatcherFactory
 
 EXAMPLES = """Examples:
@@ -75,6 +76,7 @@ OptunaStorage = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead, for scripts.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done, and how long it would take.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Changes one setting; repeatable.")]
 
 
@@ -101,7 +103,14 @@ def _common(
     """Search-based structured pruning: the smallest network that still does the job."""
 
 
-@app.command(epilog="Example: abcsearch search experiments/digits/config.toml --set n_trials=50 --set budget.macs=0.5")
+SEARCH_EXAMPLES = """Examples:
+
+  abcsearch search experiments/digits/config.toml --set n_trials=50 --set budget.macs=0.5
+
+  abcsearch search experiments/digits/config.toml --dry-run"""
+
+
+@app.command(epilog=SEARCH_EXAMPLES)
 def search(  # noqa: PLR0913 - one argument per option
     config: Annotated[Path, typer.Argument(help="Config file (TOML).", metavar="CONFIG", show_default=False)],
     run_dir: Annotated[
@@ -112,6 +121,8 @@ def search(  # noqa: PLR0913 - one argument per option
     ray_address: RayAddress = None,
     tensorboard: UseTensorBoard = False,  # noqa: FBT002 - an option
     optuna_storage: OptunaStorage = None,
+    dry_run: DryRun = False,  # noqa: FBT002 - an option
+    as_json: AsJson = False,  # noqa: FBT002 - an option
 ) -> None:
     """Trains the base network if needed, searches, and runs the baselines. Run again, it continues."""
     name = config.parent.resolve().name if config.stem == "config" else config.stem
@@ -123,10 +134,29 @@ def search(  # noqa: PLR0913 - one argument per option
         given = _execution(workers, ray_address)
         own = [f"execution.{key}={json.dumps(value)}" for key, value in given.items()]
         settings = read_config(config, [*(overrides or ()), *own])
+        if dry_run or as_json:
+            _rehearse(settings, folder, dry_run=dry_run, as_json=as_json)
+            return
         watchers = _watchers(optuna_storage, tensorboard=tensorboard)
         with progress_shown() as progress:
             result = run_config(settings, folder, progress=progress, **watchers)
         _print_best(result)
+
+
+def _rehearse(settings: RunConfig, folder: Path, *, dry_run: bool, as_json: bool) -> None:
+    """Prints what a search would do."""
+    from abcsearch.errors import ConfigError
+    from abcsearch.runs.rehearsal import rehearse
+
+    if not dry_run:
+        msg = "--json belongs to --dry-run: add that, or leave --json out"
+        raise ConfigError(msg)
+    found = rehearse(settings, folder)
+    if as_json:
+        console.print(json.dumps(found.to_plain(), indent=1))
+        return
+    for line in found.lines:
+        console.print(line)
 
 
 @app.command(epilog="Example: abcsearch resume runs/digits --workers 4")

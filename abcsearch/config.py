@@ -5,7 +5,7 @@ seed, n_trials, criterion, max_failures, baselines      top level
 [data]       name, and the data set's own options
 [pretrain]   training recipe of the base network
 [budget]     macs, params, flops
-[space]      alpha, step, levels, divisor, fixed
+[space]      alpha, step, lowest, levels, divisor, fixed
 [latency]    how forward time is measured
 [searcher]   name, and the searcher's own options
 [evaluator]  name, and the evaluator's own options

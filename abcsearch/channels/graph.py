@@ -157,8 +157,11 @@ class ChannelGraph:
         step: float = 0.1,
         levels: Sequence[str] = WIDTHS,
         divisor: int = 1,
+        lowest: float | None = None,
     ) -> SearchSpace:
-        """Returns the space of kept channels per group: max(1, floor(c * h * step)) for h * step = step ... alpha.
+        """Returns the space of kept channels per group: max(1, floor(c * ratio)) for every keep ratio.
+
+        Keep ratios are lowest, lowest + step ... alpha.
 
         Every prunable group is a dimension; one of a level that is left out has its full width as the only choice. At
         level "block", one dimension per residual block follows, 1 keeps it and 0 drops it. The descriptors of the space
@@ -169,17 +172,19 @@ class ChannelGraph:
             step: distance of keep ratios, in [0.000001, alpha].
             levels: what to search: "filter", "stage", "block", any of them.
             divisor: widths are rounded down to multiples of it (and are at least the smaller of it and the width).
+            lowest: smallest keep ratio, in (0, alpha]; None: one step.
 
         Raises:
-            CandidateError: if alpha, step, levels or divisor are out of range.
+            CandidateError: if alpha, step, levels, divisor or lowest are out of range.
             TraceError: if nothing at these levels can be pruned; the message names every fixed group, every operation
                 without a rule, and the reasons.
         """
-        check_space(alpha, step, levels, divisor)
+        check_space(alpha, step, levels, divisor, lowest)
         self._require_prunable(levels)
         # The simplest fraction near a float is the number that was meant: 0.1 is 1/10 and 1 / 3 is 1/3, exactly.
-        largest, smallest = (Fraction(ratio).limit_denominator(_FINEST) for ratio in (alpha, step))
-        ratios = [h * smallest for h in range(1, int(largest / smallest) + 1)]
+        given = (alpha, step, step if lowest is None else lowest)
+        last, apart, first = (Fraction(ratio).limit_denominator(_FINEST) for ratio in given)
+        ratios = [first + h * apart for h in range(int((last - first) / apart) + 1)]
         dimensions: list[Dimension] = []
         for group in self.prunable:
             c = group.channels
@@ -244,13 +249,16 @@ class ChannelGraph:
         return tuple(int(width) for width in widths), dropped
 
 
-def check_space(alpha: float, step: float, levels: Sequence[str], divisor: int) -> None:
+def check_space(alpha: float, step: float, levels: Sequence[str], divisor: int, lowest: float | None = None) -> None:
     """Raises CandidateError for settings of a space that are out of range."""
     if not 0 < alpha <= 1:
         msg = f"alpha is the largest keep ratio, in (0, 1], found {alpha}"
         raise CandidateError(msg)
     if not 1 / _FINEST <= step <= alpha:
         msg = f"step is the distance of keep ratios, in [{1 / _FINEST:f}, alpha = {alpha}], found {step}"
+        raise CandidateError(msg)
+    if lowest is not None and not 1 / _FINEST <= lowest <= alpha:
+        msg = f"lowest is the smallest keep ratio, in [{1 / _FINEST:f}, alpha = {alpha}], found {lowest}"
         raise CandidateError(msg)
     if not levels or isinstance(levels, str):
         msg = f"levels is a list with at least one of {LEVELS}, found {levels!r}"

@@ -53,25 +53,11 @@ def run_config(
         AbcSearchError: of the kind that fits.
     """
     folder = RunFolder(run_dir)
-    model, data = config.model.build(config.seed), _load_data(config)
-    if config.model.checkpoint is not None and not folder.base.exists():
-        load_checkpoint(model, config.model.checkpoint)
-    # Refuse what cannot work before anything is written or trained: only the ranking depends on the weights.
-    task = Task.of(model, data, config, trained=False, folder=folder)
-    Parts.of(task, config)
-    if executor is None and not folder.finished(config.n_trials):
-        check_workers(config.execution)
-    for recipe in (config.pretrain, config.finetune):
-        if recipe is not None:
-            check_images(recipe, data.train)
+    task, _ = prepare(config, folder, elsewhere=executor is not None)
     with folder.locked():
         progress = logged(folder, progress)
-        same = data_identity(data)
-        checkpoint = Path(config.model.checkpoint or "")
-        if checkpoint.is_file():
-            same["checkpoint"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
-        write_header(folder, config, same)
-        _base_network(folder, config, model, data, progress)
+        write_header(folder, config, config_identity(config, task.data))
+        _base_network(folder, config, task.model, task.data, progress)
         task = task.reranked(config)
         with workers_for(config, folder, executor) as where:
             parts = replace(Parts.of(task, config), executor=where)
@@ -81,6 +67,44 @@ def run_config(
             if "random" in config.baselines:
                 _random_baseline(folder, config, result, parts, progress)
     return result
+
+
+def prepare(
+    config: RunConfig, folder: RunFolder, *, elsewhere: bool = False, weights: bool = True
+) -> tuple[Task, Parts]:
+    """Returns what a configured run works on and who does it, as far as that is known before its network is trained.
+
+    Refuses what cannot work before anything is written or trained: only the ranking depends on the weights.
+
+    Args:
+        config: the run.
+        folder: its folder, which need not exist yet; nothing is written.
+        elsewhere: whether the caller says where evaluations run, so that it does not matter whether workers can start.
+        weights: whether the checkpoint is needed; without it a missing one is none.
+
+    Raises:
+        AbcSearchError: of the kind that fits.
+    """
+    model, data = config.model.build(config.seed), _load_data(config)
+    checkpoint = config.model.checkpoint
+    if checkpoint is not None and not folder.base.exists() and (weights or Path(checkpoint).exists()):
+        load_checkpoint(model, checkpoint)
+    task = Task.of(model, data, config, trained=False, folder=folder)
+    parts = Parts.of(task, config)
+    if not elsewhere and not folder.finished(config.n_trials):
+        check_workers(config.execution)
+    for recipe in (config.pretrain, config.finetune):
+        if recipe is not None:
+            check_images(recipe, data.train)
+    return task, parts
+
+
+def config_identity(config: RunConfig, data: Data) -> dict[str, Any]:
+    """Returns what a configured run is recognised by: its data, and the file of its checkpoint if that is there."""
+    checkpoint = Path(config.model.checkpoint or "")
+    if not checkpoint.is_file():
+        return data_identity(data)
+    return {**data_identity(data), "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]}
 
 
 def _random_baseline(

@@ -37,7 +37,7 @@ def workers_for(settings: SearchSettings, folder: RunFolder, given: Executor | N
         return
     from abcsearch.execution.ray_executor import RayExecutor
 
-    threads = _threads(settings.evaluator.options)
+    threads = evaluation_threads(settings.evaluator.options)
     cores = os.cpu_count() or 1
     if own.ray_address is None and not own.gpus and own.workers * threads > cores:
         msg = f"{own.workers} workers of {threads} thread(s) share {cores} CPUs: fewer workers would be as fast"
@@ -92,7 +92,7 @@ def changed_execution(before: ExecutionOptions, changes: Mapping[str, Any]) -> E
     return replace(before, **{**alone, **changes})
 
 
-def _threads(options: Any) -> int:  # noqa: ANN401 - options of an evaluator
+def evaluation_threads(options: Any) -> int:  # noqa: ANN401 - options of an evaluator
     """Returns how many threads an evaluation uses: the most that any table of options has, or else 1."""
     tables = [options, *(value for value in options.values() if isinstance(value, dict))]
     return max((int(table["threads"]) for table in tables if isinstance(table.get("threads"), int)), default=1)

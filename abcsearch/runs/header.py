@@ -44,42 +44,54 @@ _OTHERS = {
 }
 
 
-def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any]) -> None:
-    """Writes run.json, or checks that the folder holds this very run and updates what may change.
+def held_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns run.json of the run that a folder holds and these settings continue; None where a new one begins.
 
     Raises:
         RunError: if the folder holds a different run (with the differences), or files of something else.
     """
-    now = {"settings": to_plain(settings), "identity": same}
     if folder.read_json("run.json") is None:
         _refuse_foreign(folder.path)
-        folder.write_json("run.json", {"format": FORMAT, **now, "environment": environment()})
-        return
+        return None
     before = folder.header()
     same_kind = to_plain(from_plain(type(settings), before["settings"]))  # with defaults for what is new since
-    found = differences(deciding(same_kind), deciding(now["settings"]))
+    found = differences(deciding(same_kind), deciding(to_plain(settings)))
     found += [
         f"{_OTHERS[key]} (hash {value} in the folder, {same[key]} now)"
         for key, value in before["identity"].items()
         if key in _OTHERS and same.get(key, value) != value
     ]
     if found and not folder.base.exists() and not (folder.journal.exists() and folder.journal.stat().st_size):
-        folder.write_json("run.json", {"format": FORMAT, **now, "environment": environment()})  # nothing to lose yet
-        return
+        return None  # nothing to lose yet
     if found:
         msg = (
             f"{folder.path} already holds a different run: {'; '.join(found)}. "
             f"Choose another folder, or delete this one"
         )
         raise RunError(msg)
-    continued = {**before, "format": FORMAT, "settings": now["settings"], "identity": {**before["identity"], **same}}
+    return before
+
+
+def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any]) -> None:
+    """Writes run.json, or checks that the folder holds this very run and updates what may change.
+
+    Raises:
+        RunError: if the folder holds a different run (with the differences), or files of something else.
+    """
+    before, now = held_header(folder, settings, same), to_plain(settings)
+    if before is None:
+        start = {"format": FORMAT, "settings": now, "identity": same, "environment": environment()}
+        folder.write_json("run.json", start)
+        return
+    continued = {**before, "format": FORMAT, "settings": now, "identity": {**before["identity"], **same}}
     if continued != before:
         folder.write_json("run.json", continued)
 
 
 def _refuse_foreign(path: Path) -> None:
     """Raises RunError if a folder without run.json holds files that no run has put there."""
-    others: Sequence[str] = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    there = path.iterdir() if path.exists() else ()
+    others: Sequence[str] = sorted(entry.name for entry in there if not entry.name.startswith("."))
     if others:
         msg = f"{path} is not empty and holds no run ({', '.join(others[:3])}); choose a new folder"
         raise RunError(msg)

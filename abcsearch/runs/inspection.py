@@ -83,13 +83,13 @@ class Inspection:
         """Lines of text: costs, what is prunable, size of the space."""
         blocks = sum(group.level == "block" for group in self.groups)
         free = sum(group.fixed is None and group.level != "block" for group in self.groups)
-        shape, size, costs = "x".join(map(str, self.shape)), self.structures, self.costs
+        shape, costs = "x".join(map(str, self.shape)), self.costs
         return (
             f"{costs['macs']:,} macs, {costs['params']:,} params, "
             f"peak activation {costs['peak_activation'] / 1024:,.0f} KiB for one {shape} input",
             f"{free} of {len(self.groups) - blocks} groups prunable, {blocks} blocks can be dropped; "
             f"prunable share: {self.prunable['macs']:.1%} of macs, {self.prunable['params']:.1%} of params",
-            f"{size:,} structures in the space" if size < 10**9 else f"10^{len(str(size)) - 1} structures in the space",
+            f"{counted(self.structures)} structures in the space",
         )
 
     def draw(self, path: Path) -> None:
@@ -132,7 +132,7 @@ def inspect_model(model: nn.Module, example_input: torch.Tensor, options: SpaceO
     """
     graph = trace_channels(model, example_input, fixed=options.fixed)
     try:
-        space = graph.space(options.alpha, options.step, options.levels, options.divisor)
+        space = graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
         choices, size = {d.name: d.choices for d in space.dimensions}, space.size
     except TraceError:  # nothing at these levels: said in the table, group by group
         choices, size = {}, 1
@@ -184,3 +184,8 @@ def _saved(graph: ChannelGraph, kind: str) -> NDArray[np.float64]:
     np.fill_diagonal(cut, [*(1 for _ in graph.prunable), *(0 for _ in graph.blocks)])
     costs = getattr(graph.costs, kind)(np.concatenate([full[None], cut]))
     return 1 - costs[1:] / max(int(costs[0]), 1)
+
+
+def counted(size: int) -> str:
+    """Returns how many structures there are: exactly below 10^9, else the power of ten."""
+    return f"{size:,}" if size < 10**9 else f"10^{len(str(size)) - 1}"

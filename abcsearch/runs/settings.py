@@ -72,6 +72,7 @@ class SpaceOptions:
         step: distance of keep ratios.
         levels: "filter" (inside blocks), "stage" (residual streams), "block" (whole residual blocks).
         divisor: widths are multiples of it.
+        lowest: smallest keep ratio; None: one step.
         fixed: paths of modules whose output channels all stay.
     """
 
@@ -79,13 +80,14 @@ class SpaceOptions:
     step: float = 0.1
     levels: tuple[Literal["filter", "stage", "block"], ...] = ("filter", "stage")
     divisor: int = 1
+    lowest: float | None = None
     fixed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Turns lists (TOML, JSON) into tuples, and checks the ranges."""
         object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "fixed", tuple(self.fixed))
-        check_space(self.alpha, self.step, self.levels, self.divisor)
+        check_space(self.alpha, self.step, self.levels, self.divisor, self.lowest)
 
 
 LOWEST = {"n_trials": 1, "max_failures": 0, "seed": 0}

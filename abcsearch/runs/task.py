@@ -76,7 +76,7 @@ class Task:
             raise ModelError(msg)
         options = settings.space
         graph = trace_channels(model, data.example, fixed=options.fixed)
-        space = graph.space(options.alpha, options.step, options.levels, options.divisor)
+        space = graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
         constraint = settings.budget.bind(space, run_costs(model, graph, data, settings, folder))
         ranking = rank_for_run(model, graph, data, settings, draft=not trained)
         return cls(model=model, data=data, graph=graph, space=space, constraint=constraint, ranking=ranking)

@@ -71,7 +71,7 @@ class Part:
 def structures(part: Part, graph: Any) -> list[tuple[int, ...]]:  # noqa: ANN401 - a graph
     """Returns random structures of 5 to 40 % of the MACs, the same for every criterion."""
     options = part.config.space
-    space = graph.space(options.alpha, options.step, options.levels, options.divisor)
+    space = graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
     constraint = Budget(macs=(0.05, 0.4)).bind(space, graph.costs)
     draws = numpy_stream(part.seed, "structures")
     found: dict[tuple[int, ...], None] = {}

@@ -73,6 +73,16 @@ def test_the_default_is_ten_percent_steps_up_to_ninety():
     assert dimension.choices == (1, 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("lowest", "step", "alpha", "count"), [(0.1, 0.03, 1, 31), (0.3, 0.02, 1.0, 36), (0.7, 0.1, 0.7, 1)]
+)
+def test_widths_start_at_the_lowest_keep_ratio(lowest, step, alpha, count):
+    (dimension,) = chain(1000).space(alpha=alpha, step=step, lowest=lowest).dimensions
+    thousandths = [round(1000 * lowest) + round(1000 * step) * h for h in range(count)]
+    assert dimension.choices == tuple(thousandths)
+    assert thousandths[-1] == 1000 * alpha
+
+
 @few(60)
 @given(st.integers(2, 200), st.integers(1, 40), st.integers(5, 100))
 def test_divisors(c, divisor, percent):
@@ -112,6 +122,8 @@ def test_levels_choose_what_is_searched():
         ({"levels": ()}, "levels is a list with at least one of ('filter', 'stage', 'block'), found ()"),
         ({"levels": "filter"}, "levels is a list with at least one of ('filter', 'stage', 'block'), found 'filter'"),
         ({"divisor": 0}, "divisor is a whole number, at least 1, found 0"),
+        ({"lowest": 0.95}, "lowest is the smallest keep ratio, in [0.000001, alpha = 0.9], found 0.95"),
+        ({"lowest": 0}, "lowest is the smallest keep ratio, in [0.000001, alpha = 0.9], found 0"),
         ({"divisor": 1.5}, "divisor is a whole number, at least 1, found 1.5"),
     ],
 )

@@ -35,6 +35,7 @@ common = {
     "space": st.builds(
         SpaceOptions,
         alpha=st.floats(0.1, 1),
+        lowest=st.none() | st.floats(0.01, 0.1),
         levels=st.sampled_from([("filter",), ("stage", "filter")]),
         fixed=st.lists(st.text(), max_size=2).map(tuple),
     ),

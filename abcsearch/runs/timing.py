@@ -1,0 +1,222 @@
+"""How long evaluations and trainings take, from a small part of each."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions
+from abcsearch.evaluation.base import evaluate
+from abcsearch.evaluation.cascade import CascadeOptions
+from abcsearch.evaluation.registry import make_evaluator
+from abcsearch.evaluation.short_training import ShortTrainingOptions
+from abcsearch.runs.latency import measured
+from abcsearch.training.computing import find_device
+from abcsearch.training.loop import train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from abcsearch.data.splits import Data
+    from abcsearch.runs.settings import SearchSettings
+    from abcsearch.runs.task import Task
+    from abcsearch.space import Candidate
+    from abcsearch.training.loop import Recipe
+
+PATIENCE = 2.0  # seconds; a part that takes longer is not made larger
+# On a CPU, batches are of so many images, and of more while their forward passes have so few MACs: larger ones would
+# need the memory of a GPU, and take as long per image.
+_SMALL, _CHEAP = 8, 4_000_000_000
+_TRAINED = 3  # forward passes that a training step of an image costs
+_TINY = 1e-6  # learning rate: what is timed need not learn, and must not diverge
+_FASTER = 8  # parts grow by so much at most
+_SLOWER = 1.5  # and at least
+_AGAIN = 5  # the first part is timed again unless it took so many times the patience
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """How long something takes.
+
+    Attributes:
+        seconds: of the whole.
+        share: of the work that was timed, in (0, 1]; the rest is extrapolated.
+        failure: what went wrong in the timed part, or None.
+    """
+
+    seconds: float
+    share: float
+    failure: str | None = None
+
+
+class _Part(NamedTuple):
+    """A part of some work that was timed.
+
+    Attributes:
+        work: images, weighted by what they cost.
+        seconds: that it took.
+        waited: seconds with all that was made ready for it.
+        failure: what went wrong, or None.
+    """
+
+    work: float
+    seconds: float
+    waited: float
+    failure: str | None = None
+
+
+def evaluation_time(task: Task, settings: SearchSettings, candidate: Candidate, patience: float = PATIENCE) -> Estimate:
+    """Returns how long the evaluation of a structure takes with the evaluator of the settings.
+
+    On a CPU large networks are timed with smaller batches. An evaluator of the user's own is timed as a whole.
+
+    Args:
+        task: what is pruned.
+        settings: name the evaluator.
+        candidate: the structure.
+        patience: a timed part that takes longer than so many seconds is not made larger.
+    """
+    name, options = settings.evaluator.name, dict(settings.evaluator.options)
+    if name == "cascade":
+        both: Any = CascadeOptions(**options)
+        stages = [("adaptive_bn", both.adaptive_bn), ("short_training", both.short_training)]
+        first, second = (
+            _stage_time(task, settings, candidate, stage, {"metric": both.metric, **own}, patience)
+            for stage, own in stages
+        )
+        return Estimate(
+            seconds=first.seconds + both.fraction * second.seconds,
+            share=min(first.share, second.share),
+            failure=first.failure or second.failure,
+        )
+    return _stage_time(task, settings, candidate, name, options, patience)
+
+
+def _stage_time(
+    task: Task, settings: SearchSettings, candidate: Candidate, name: str, options: dict[str, Any], patience: float
+) -> Estimate:
+    """Returns how long one evaluator takes."""
+
+    def timed(own: dict[str, Any], work: float) -> _Part:
+        start = time.perf_counter()
+        with warnings.catch_warnings():  # what there is to warn of has been said when the run's own was made
+            warnings.simplefilter("ignore", UserWarning)
+            evaluator = make_evaluator(name, task.model, task.graph, task.ranking, task.data, **own)
+        found = evaluate(measured(evaluator, task, settings), candidate, settings.seed)
+        return _Part(work, found.seconds, time.perf_counter() - start, found.failure)
+
+    if name not in _REDUCED:
+        part = timed(options, 1)
+        return Estimate(seconds=part.seconds, share=1, failure=part.failure)
+    reduced = _REDUCED[name]
+    full = reduced(options, task, 1.0)[1]
+    return _grown(lambda share: timed(*reduced(options, task, share)), full, patience)
+
+
+def _adaptive_bn(options: dict[str, Any], task: Task, share: float) -> tuple[dict[str, Any], float]:
+    """Returns options for a share of the work, and that work."""
+    made = AdaptiveBNOptions(**options)
+    batch = made.batch_size
+    images = min(made.calibration_images, len(task.data.train)) // batch * batch
+    scored = _scored(made, task.data, share)
+    if share < 1 and images:
+        batch = _batch(batch, made.device, full_macs(task))
+        images = max(batch, round(share * images) // batch * batch)
+    own = {**options, "calibration_images": images, "batch_size": batch, "validation_images": scored}
+    return own, images + scored
+
+
+def _short_training(options: dict[str, Any], task: Task, share: float) -> tuple[dict[str, Any], float]:
+    """Returns options for a share of the work, and that work."""
+    made = ShortTrainingOptions(**options)
+    steps, batch = made.steps or made.epochs * (len(task.data.train) // made.batch_size), made.batch_size
+    scored = _scored(made, task.data, share)
+    if share < 1:
+        batch = _batch(batch, made.device, full_macs(task))
+        steps = max(1, round(share * steps * made.batch_size / batch))
+    own = {**options, "steps": steps, "batch_size": batch, "validation_images": scored, "lr": _TINY}
+    return own, _TRAINED * steps * batch + scored
+
+
+def _scored(options: AdaptiveBNOptions | ShortTrainingOptions, data: Data, share: float) -> int:
+    """Returns how many validation images a share of the work looks at."""
+    every = len(data.validation)
+    return max(1, round(share * min(options.validation_images or every, every)))
+
+
+def _batch(size: int, device: str, macs: int) -> int:
+    """Returns the batch size of a timed part."""
+    return size if find_device(device).type == "cuda" else min(size, max(_SMALL, _CHEAP // max(macs, 1)))
+
+
+def full_macs(task: Task) -> int:
+    """Returns the MACs of the full network."""
+    return int(task.graph.costs.macs([task.space.full])[0])
+
+
+_REDUCED = {"adaptive_bn": _adaptive_bn, "short_training": _short_training}
+
+
+def training_time(task: Task, network: nn.Module, recipe: Recipe, patience: float = PATIENCE) -> Estimate:
+    """Returns how long a training takes; a copy of the network takes some steps of it.
+
+    Args:
+        task: it would be trained on the training split of its data.
+        network: what would be trained; not changed.
+        recipe: how.
+        patience: a timed part that takes longer than so many seconds is not made larger.
+    """
+    split = task.data.train
+    whole = len(split) // recipe.batch_size * recipe.epochs * recipe.batch_size
+    batch = _batch(recipe.batch_size, recipe.device, full_macs(task))
+
+    def timed(share: float) -> _Part:
+        steps = max(1, round(share * whole / batch))
+        trained, own = copy.deepcopy(network), replace(recipe, batch_size=batch, lr=_TINY)
+        start = time.perf_counter()
+        train(trained, split, own, part="rehearsal", objective=task.data.objective, steps=steps)
+        if find_device(recipe.device).type == "cuda":
+            torch.cuda.synchronize(find_device(recipe.device))
+        seconds = time.perf_counter() - start
+        return _Part(steps * batch, seconds, seconds)
+
+    return _grown(timed, whole, patience)
+
+
+def _grown(timed: Callable[[float], _Part], full: float, patience: float) -> Estimate:
+    """Returns the time of the whole from that of parts that grow until one takes long enough.
+
+    The first is timed twice, as what happens for the first time takes longer. Beyond the last one time grows as it did
+    between the last two.
+
+    Args:
+        timed: a share in (0, 1] of the work -> that part.
+        full: the work of the whole.
+        patience: seconds that a part may take, with what it needs, before it is not made larger.
+    """
+    share = 1e-9  # one batch
+    before, last = None, timed(share)
+    if last.waited < _AGAIN * patience:
+        last = timed(share)
+    while last.work < full:
+        factor = min(_FASTER, patience / max(last.waited, 1e-6))
+        if factor < _SLOWER:
+            break
+        share = min(1.0, factor * last.work / full)
+        before, last = last, timed(share)
+        if last.work <= before.work and share < 1:  # too small a step to count
+            break
+    if last.work >= full:
+        return Estimate(seconds=last.seconds, share=1, failure=last.failure)
+    pace = last.seconds / last.work
+    if before is not None and before.work < last.work and before.seconds < last.seconds:
+        pace = (last.seconds - before.seconds) / (last.work - before.work)
+    seconds = last.seconds + pace * (full - last.work)
+    return Estimate(seconds=seconds, share=last.work / full, failure=last.failure)

@@ -1,0 +1,127 @@
+"""Every config in experiments/ is parsed, traced and rehearsed, on a few images in the real format of its data set."""
+
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from abcsearch.config import read_config
+from abcsearch.runs.rehearsal import rehearse
+from abcsearch.searchers.registry import SEARCHERS
+
+ROOT = Path(__file__).parents[2] / "experiments"
+CONFIGS = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.glob("**/*.toml"))}
+# MFLOPs of the full and of the pruned network as published, and the dimensions with a choice.
+PUBLISHED = {
+    "abcpruner/cifar10_vgg16.toml": (314.6, 82.81, 13),
+    "abcpruner/cifar10_resnet56.toml": (127.6, 58.54, 27),
+    "abcpruner/cifar10_resnet110.toml": (257.1, 89.87, 54),
+    "abcpruner/cifar10_googlenet.toml": (1534.7, 513.19, 27),
+    "abcpruner/imagenet_resnet18.toml": (1824.5, 1005.71, 8),
+    "abcpruner/imagenet_resnet34.toml": (3679.3, 2170.77, 16),
+    "abcpruner/imagenet_resnet50_alpha100.toml": (4135.9, 2555.55, 32),
+    "abcpruner/imagenet_resnet50_alpha70.toml": (4135.6, 1794.45, 32),
+    "abcpruner/imagenet_resnet50_alpha50.toml": (4136.0, 1295.4, 32),
+    "abcpruner/imagenet_resnet50_alpha30.toml": (4136.0, 951.0, 32),
+    "abcpruner/imagenet_resnet101.toml": (7869.0, 3164.91, 66),
+    "abcpruner/imagenet_resnet152.toml": (11606.6, 4309.52, 100),
+    "amc/imagenet_mobilenet_v1.toml": (569, 284.5, 14),
+    "amc/imagenet_mobilenet_v2.toml": (300, 210, 25),
+    "eagleeye/imagenet_resnet50_3g.toml": (4089, 3066.8, 37),
+    "eagleeye/imagenet_resnet50_2g.toml": (4089, 2044.5, 37),
+    "eagleeye/imagenet_resnet50_1g.toml": (4089, 1022.3, 37),
+    "eagleeye/imagenet_mobilenet_v1.toml": (569, 284, 14),
+    "metapruning/imagenet_resnet50_2g.toml": (4100, 2000, 37),
+    "metapruning/imagenet_resnet50_1g.toml": (4100, 1000, 37),
+    "metapruning/imagenet_mobilenet_v1.toml": (569, 316, 14),
+    "metapruning/imagenet_mobilenet_v2.toml": (585, 303, 25),
+}
+SIZE = 128 / 224  # of images here: those of ImageNet are smaller than published, and convolutions cost its square
+# Few images: batches of one, and one step of training.
+SMALL = {
+    "adaptive_bn": ["evaluator.calibration_images=2", "evaluator.batch_size=2"],
+    "short_training": ["evaluator.steps=1", "evaluator.batch_size=1"],
+}
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    """A folder with a little of CIFAR-10 and of ImageNet, as they are distributed."""
+    folder = tmp_path_factory.mktemp("data")
+    draws = np.random.default_rng(0)
+    cifar = folder / "cifar-10-batches-py"
+    cifar.mkdir()
+    for file in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        content = {"data": draws.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]}
+        (cifar / file).write_bytes(pickle.dumps(content, protocol=2))
+    for part, count in (("train", 4), ("val", 1)):
+        for wnid in ("n01440764", "n01443537"):
+            place = folder / "imagenet" / part / wnid
+            place.mkdir(parents=True)
+            for number in range(count):
+                picture = Image.fromarray(draws.integers(0, 256, (80, 90, 3), dtype=np.uint8))
+                picture.save(place / f"{wnid}_{number}.JPEG")
+    return folder
+
+
+def overrides(path, folder):
+    """What makes a config run on the few images."""
+    config = read_config(path)
+    own = [*SMALL[config.evaluator.name], "finetune.batch_size=1"]
+    match config.data.name:
+        case "cifar10":
+            return [*own, f"data.path={folder}"]
+        case "imagenet":
+            small = ["data.validation=2", "data.workers=0", "data.size=128", "data.resize=128"]
+            if isinstance(config.budget.macs, int):
+                small.append(f"budget.macs={int(SIZE**2 * config.budget.macs)}")
+            return [*own, *small, f"data.path={folder / 'imagenet'}"]
+    return ["evaluator.calibration_images=128"]
+
+
+def test_every_published_setting_has_a_config():
+    assert set(CONFIGS) == {"digits/config.toml", *PUBLISHED}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_can_be_searched(name, stand_in, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = read_config(CONFIGS[name], overrides(CONFIGS[name], stand_in))
+    found = rehearse(config, tmp_path / "run", patience=0)
+    assert list(tmp_path.iterdir()) == []
+    assert found.evaluation.failure is None
+    assert min(found.evaluation.seconds, found.search, *(tuning.seconds for tuning in found.finetuning)) > 0
+    (bound,) = found.budget
+    assert bound.smallest < bound.high < bound.largest
+    assert (config.model.checkpoint is None) == (found.notes == ())
+    if name in PUBLISHED:
+        full, pruned, free = PUBLISHED[name]
+        scale = SIZE**-2 if config.data.name == "imagenet" else 1
+        assert scale * found.macs / 1e6 == pytest.approx(full, rel=0.02)
+        assert found.free == free
+        assert bound.high / found.macs == pytest.approx(pruned / full, abs=0.012)
+        assert bound.low <= bound.high * 1.0001
+        assert str(Path("weights").absolute()) in found.notes[0]
+
+
+@pytest.mark.parametrize("folder", sorted({Path(name).parent for name in PUBLISHED}))
+def test_a_readme_lists_its_configs_and_what_was_published(folder):
+    text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| \[(\w+)\]\(\w+\.toml\) \| (.*) \|$", text, flags=re.MULTILINE))
+    assert set(rows) == {Path(name).stem for name in PUBLISHED if Path(name).parent == folder}
+    assert "abcsearch search experiments/" in text
+    for stem, row in rows.items():
+        first = (ROOT / folder / f"{stem}.toml").read_text(encoding="utf-8").splitlines()[0]
+        for figure in re.findall(r"\d+\.\d+", first.split("Published:")[1]):
+            assert figure in row, (stem, figure)
+
+
+def test_the_searchers_of_the_papers_are_used():
+    used = {folder: set() for folder in ("abcpruner", "amc", "eagleeye", "metapruning")}
+    for name in PUBLISHED:
+        used[Path(name).parts[0]].add(read_config(CONFIGS[name]).searcher.name)
+    assert used == {"abcpruner": {"bee_colony"}, "amc": {"ddpg"}, "eagleeye": {"random"}, "metapruning": {"evolution"}}
+    assert {name for names in used.values() for name in names} <= set(SEARCHERS)
