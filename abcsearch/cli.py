@@ -103,14 +103,12 @@ def _common(
     """Search-based structured pruning: the smallest network that still does the job."""
 
 
-SEARCH_EXAMPLES = """Examples:
+SEARCH_EXAMPLE = """Example: abcsearch search experiments/digits/config.toml --set n_trials=50 --set budget.macs=0.5
 
-  abcsearch search experiments/digits/config.toml --set n_trials=50 --set budget.macs=0.5
-
-  abcsearch search experiments/digits/config.toml --dry-run"""
+Before: abcsearch search experiments/digits/config.toml --dry-run"""
 
 
-@app.command(epilog=SEARCH_EXAMPLES)
+@app.command(epilog=SEARCH_EXAMPLE)
 def search(  # noqa: PLR0913 - one argument per option
     config: Annotated[Path, typer.Argument(help="Config file (TOML).", metavar="CONFIG", show_default=False)],
     run_dir: Annotated[
