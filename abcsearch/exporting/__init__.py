@@ -8,4 +8,4 @@ the network; `quantizing` makes int8 networks.
 from abcsearch.exporting.files import Exported as Exported
 from abcsearch.exporting.files import export as export
 from abcsearch.exporting.files import load as load
-from abcsearch.exporting.files import read_info as read_info
+from abcsearch.exporting.files import open_export as open_export

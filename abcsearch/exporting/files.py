@@ -14,7 +14,7 @@ import torch
 from abcsearch.errors import ExportError, unknown_name
 from abcsearch.exporting.checking import Checks, Frozen, copied, noise
 from abcsearch.exporting.interchange import open_onnx, open_pt2, traced, write_onnx, write_pt2
-from abcsearch.exporting.plan import FILES, facts_of_plan, load_plan, plain_json, write_plan
+from abcsearch.exporting.plan import FILES, load_plan, plain_json, write_plan
 from abcsearch.models.registry import Constructor
 from abcsearch.training.scoring import device_of
 
@@ -45,6 +45,12 @@ class Exported(os.PathLike[str]):
     difference: float
     largest: float
     size: int
+
+    @property
+    def how_to_load(self) -> str:
+        """The call that loads it: of abcsearch for a folder, otherwise of whatever reads such files."""
+        readers = {"safetensors": "abcsearch.load", "onnx": "onnxruntime.InferenceSession", "pt2": "torch.export.load"}
+        return f"{readers[self.format]}({str(self.path)!r})"
 
     def __fspath__(self) -> str:
         """Returns the path."""
@@ -82,7 +88,7 @@ def export(  # noqa: PLR0913 - all but two are optional
         constructor: what builds the original network: a class or function, "package.module:callable", or the name of
             a registered model. By default the model's class. For safetensors only.
         options: keyword arguments for it, plain JSON values.
-        info: plain JSON values to keep with it, e.g. where the network comes from; see `read_info`.
+        info: plain JSON values to keep with it, e.g. where the network comes from; see `open_export`.
         tolerance: how much outputs of an .onnx or .pt2 file may differ, as a share of the network's largest. An int8
             network in ONNX may round otherwise: 0.05.
 
@@ -98,7 +104,7 @@ def export(  # noqa: PLR0913 - all but two are optional
         found = tuple(example_input.shape) if isinstance(example_input, torch.Tensor) else type(example_input).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
         msg = f"example_input is one batch as a tensor, found {found}"
         raise ExportError(msg)
-    kind, target = _target(Path(path), format)
+    kind, target = check_target(Path(path), format)
     facts = {"input_shape": list(example_input.shape), "info": dict(info or {})}
     plain_json(facts)
     record = _record(model, constructor, options or {}) if kind == "safetensors" else None
@@ -135,38 +141,31 @@ def load(path: str | Path | os.PathLike[str], constructor: Callable[..., nn.Modu
         ExportError: if files are missing or damaged, a package is missing, or the constructor builds another network.
         ModelError: if the constructor cannot be found or called.
     """
-    place = Path(path)
-    read = _reader(place)
-    return load_plan(place, constructor) if read is None else read(place)[0]
+    return open_export(path, constructor)[0]
 
 
-def read_info(path: str | Path | os.PathLike[str]) -> dict[str, Any]:
-    """Returns what an export says of itself: input_shape and info, as `export` was given them; {} of a foreign file.
+def open_export(
+    path: str | Path | os.PathLike[str], constructor: Callable[..., nn.Module] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns the network of an export, as `load` does, and what the export says of itself.
 
-    Raises:
-        ExportError: if it is missing or damaged, or a package is missing.
-    """
-    place = Path(path)
-    read = _reader(place)
-    return facts_of_plan(place) if read is None else read(place)[1]
-
-
-def _reader(path: Path) -> Callable[[Path], tuple[nn.Module, dict[str, Any]]] | None:
-    """Returns what reads a file; None for a folder.
+    Returns:
+        The network; and input_shape and info as `export` was given them, or {} out of a file that others wrote.
 
     Raises:
-        ExportError: if it is a file of another kind.
+        ExportError, ModelError: see `load`.
     """
+    place = Path(path)
+    if not place.is_file():
+        return load_plan(place, constructor)
     readers = {".onnx": open_onnx, ".pt2": open_pt2}
-    if not path.is_file():
-        return None
-    if path.suffix.lower() not in readers:
+    if place.suffix.lower() not in readers:
         msg = f"{path} is not an export: that is a folder with model.safetensors and plan.json, an .onnx or a .pt2 file"
         raise ExportError(msg)
-    return readers[path.suffix.lower()]
+    return readers[place.suffix.lower()](place)
 
 
-def _target(path: Path, kind: str | None) -> tuple[str, Path]:
+def check_target(path: Path, kind: str | None) -> tuple[str, Path]:
     """Returns the format, and the folder or file to write.
 
     Raises:
@@ -207,7 +206,7 @@ def _write_folder(
 ) -> tuple[float, float]:
     """Writes and checks a folder; returns the largest difference, which is 0, and the largest output."""
     write_plan(model, folder, record, facts)
-    loaded = load_plan(folder, record.find())
+    loaded, _ = load_plan(folder, record.find())
     checks = Checks.of(copied(model), (example_input, noise(example_input, len(example_input))))
     gap = checks.difference(loaded.to(device_of(model)))
     if gap != 0:

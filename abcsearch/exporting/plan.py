@@ -76,8 +76,8 @@ def plain_json(values: Mapping[str, Any], indent: int | None = None) -> str:
         raise ExportError(msg) from error
 
 
-def load_plan(folder: Path, constructor: Callable[..., nn.Module] | None = None) -> nn.Module:
-    """Returns the network of a folder; see `load`.
+def load_plan(folder: Path, constructor: Callable[..., nn.Module] | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns the network of a folder (see `load`), and the facts that `write_plan` was given.
 
     Raises:
         ExportError: if files are missing or damaged, or the constructor builds another network.
@@ -91,17 +91,7 @@ def load_plan(folder: Path, constructor: Callable[..., nn.Module] | None = None)
         msg = f"{folder}: {error} (pass constructor=, what builds the network before pruning)"
         raise ModelError(msg) from error
     _reshape(model, plan, tensors, f"{folder}: {record.name}")
-    return model.eval()
-
-
-def facts_of_plan(folder: Path) -> dict[str, Any]:
-    """Returns what the plan of a folder holds beside: input_shape and info.
-
-    Raises:
-        ExportError: if files are missing or damaged.
-    """
-    plan, _ = _read(folder)
-    return {key: plan[key] for key in ("input_shape", "info") if key in plan}
+    return model.eval(), {key: plan[key] for key in ("input_shape", "info") if key in plan}
 
 
 def read_sizes(folder: Path) -> tuple[Constructor, dict[str, Any]]:

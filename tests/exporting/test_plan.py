@@ -350,7 +350,7 @@ def test_a_network_that_loads_with_other_outputs_is_refused_and_the_older_export
 
 
 def test_outputs_that_are_not_one_tensor_and_state_that_is_not_tensors_are_refused(tmp_path):
-    with pytest.raises(ExportError, match="one finite tensor can be exported.*found a tuple"):
+    with pytest.raises(ExportError, match=r"one finite tensor can be exported.*found a tuple"):
         export(nn.LSTM(3, 3), tmp_path, example_input=torch.rand(2, 3), options={"input_size": 3, "hidden_size": 3})
 
     with pytest.raises(ExportError, match="more than parameters and buffers: _extra_state"):
