@@ -106,7 +106,9 @@ class Checks:
                     msg = f"only networks that return one finite tensor can be exported: {error}"
                     raise ExportError(msg) from error
                 except Exception as error:  # the user's forward
-                    msg = f"the network does not run on the example input {tuple(batch.shape)} {batch.dtype}: {error}"
+                    msg = f"the network does not run on a batch {tuple(batch.shape)} {batch.dtype}: {error}"
+                    if outputs:  # it did on the example
+                        msg += "; it has to take batches of any size: read it off the input (x.shape[0], flatten(1))"
                     raise ExportError(msg) from error
                 if not bool(torch.isfinite(outputs[-1]).all()):
                     msg = "only networks that return one finite tensor can be exported, "
