@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from abcsearch.evaluation.tabular import Tabular as Tabular
     from abcsearch.execution.options import ExecutionOptions as ExecutionOptions
     from abcsearch.execution.ray_executor import RayExecutor as RayExecutor
-    from abcsearch.exporting import export as export
-    from abcsearch.exporting import load as load
+    from abcsearch.exporting.files import Exported as Exported
+    from abcsearch.exporting.files import export as export
+    from abcsearch.exporting.files import load as load
+    from abcsearch.exporting.quantizing import quantize as quantize
     from abcsearch.runs.configured import resume as resume
     from abcsearch.runs.run import SearchResult as SearchResult
     from abcsearch.runs.run import search as search
@@ -101,8 +103,10 @@ _HOME = {
     "Tabular": "abcsearch.evaluation.tabular",
     "ExecutionOptions": "abcsearch.execution.options",
     "RayExecutor": "abcsearch.execution.ray_executor",
-    "export": "abcsearch.exporting",
-    "load": "abcsearch.exporting",
+    "Exported": "abcsearch.exporting.files",
+    "export": "abcsearch.exporting.files",
+    "load": "abcsearch.exporting.files",
+    "quantize": "abcsearch.exporting.quantizing",
     "resume": "abcsearch.runs.configured",
     "SearchResult": "abcsearch.runs.run",
     "search": "abcsearch.runs.run",

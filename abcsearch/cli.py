@@ -42,6 +42,8 @@ EXAMPLES = """Examples:
 
   abcsearch export runs/digits --out digits-pruned
 
+  abcsearch evaluate digits-pruned
+
 Anywhere on the line:
 
   -q, --quiet: no progress
@@ -257,23 +259,65 @@ def report(run_dir: RunDir) -> None:
         console.print(f"written to {path}")
 
 
-@app.command(epilog="Example: abcsearch export runs/digits --out digits-pruned")
+@app.command(epilog="Example: abcsearch export runs/digits --format onnx --out digits.onnx")
 def export(
     run_dir: RunDir,
-    format: Annotated[str, typer.Option(help="safetensors: weights and plan.json for abcsearch.load.")] = "safetensors",  # noqa: A002 - the option's name
-    out: Annotated[Path | None, typer.Option(help="Folder; by default RUN_DIR/export.", show_default=False)] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        str | None,
+        typer.Option(
+            help="safetensors: a folder for abcsearch.load; onnx; pt2: for torch.export.load. "
+            "By default what --out ends in, else safetensors.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder or file; by default in RUN_DIR/export.", show_default=False)
+    ] = None,
 ) -> None:
     """Exports the winner (fine-tuned if it has been) and checks that it loads back with the same outputs."""
     with answering(run_dir, "export"):
-        from abcsearch.errors import ConfigError, unknown_name
+        from abcsearch.exporting.files import check_target
         from abcsearch.runs.exports import export_run
         from abcsearch.runs.finished import open_run
 
-        if format != "safetensors":
-            raise ConfigError(unknown_name("export format", format, ["safetensors"]))
-        path, tuned = export_run(open_run(run_dir), out)
-        state = "fine-tuned" if tuned else "not fine-tuned yet"
-        console.print(f"exported to {path} ({state}); load it with: abcsearch.load({str(path)!r})")
+        check_target(out or run_dir, format)
+        made, tuned = export_run(open_run(run_dir), out, format=format)
+        console.print(f"exported to {made}")
+        state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {run_dir})"
+        console.print(f"{state}; try it with: abcsearch evaluate {made.path}; load it with: {made.how_to_load}")
+
+
+@app.command(epilog="Example: abcsearch evaluate digits.onnx --data runs/digits")
+def evaluate(  # noqa: PLR0913 - one argument per option
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="What export wrote: a folder, an .onnx or a .pt2 file.", metavar="MODEL", show_default=False
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="CONFIG|RUN_DIR|NAME", help="Its data; by default those of its run.", show_default=False),
+    ] = None,
+    overrides: Set = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per pass when time is measured.")] = 64,
+    split: Annotated[str, typer.Option(help="test or validation (that of the search).")] = "test",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto; .onnx and .pt2 run on the CPU.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU when time is measured.")] = 1,
+    as_json: AsJson = False,  # noqa: FBT002 - an option
+) -> None:
+    """Prints metrics on the test images, forward time and size of an export; --set changes options of --data."""
+    with answering():
+        from abcsearch.config import read_data
+        from abcsearch.runs.evaluating import EvaluationOptions, evaluate_export
+
+        options = EvaluationOptions(batch=batch, split=split, device=device, threads=threads)
+        found = evaluate_export(model, read_data(data, overrides or ()), options)
+        if as_json:
+            print_json(asdict(found))
+            return
+        for line in found.lines():
+            console.print(line)
 
 
 @app.command("list", epilog="Example: abcsearch list searchers, or with all there is to say: list searchers bee_colony")

@@ -1,7 +1,7 @@
 """Config files: TOML in, `RunConfig` out, all mistakes at once.
 
 seed, n_trials, criterion, max_failures, baselines      top level
-[model]      name, checkpoint, and the constructor's own options
+[model]      name, checkpoint, and the constructor's own options; or export, a folder of `abcsearch export`
 [data]       name, and the data set's own options
 [pretrain]   training recipe of the base network
 [budget]     macs, params, flops
@@ -29,10 +29,12 @@ from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.graph import LEVELS
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.registry import check_data_options, load_data
-from abcsearch.errors import AbcSearchError, ConfigError, SearcherError, unknown_name
+from abcsearch.errors import AbcSearchError, ConfigError, RunError, SearcherError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
+from abcsearch.runs.configured import seeded_data
+from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.settings import LOWEST, ModelSettings, Part, RunConfig, SpaceOptions, check_base, check_lowest
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.searchers.warm_starts import listed_starts, start_problems
@@ -67,18 +69,27 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: if the file is missing or not TOML, or with all mistakes in it.
     """
+    plain = _plain(path)
+    for override in overrides:
+        _override(plain, override)
+    return parse_config(plain, str(path))
+
+
+def _plain(path: str | Path) -> dict[str, Any]:
+    """Returns what is in a TOML file.
+
+    Raises:
+        ConfigError: if it is missing or not TOML.
+    """
     file = Path(path)
     try:
-        plain = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         msg = f"config {file} cannot be read: {error.strerror}; give the path of a TOML file"
         raise ConfigError(msg) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         msg = f"config {file} is not TOML: {error}"
         raise ConfigError(msg) from error
-    for override in overrides:
-        _override(plain, override)
-    return parse_config(plain, str(file))
 
 
 def parse_config(plain: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -241,9 +252,54 @@ def _model(name: str, table: dict[str, Any]) -> ModelSettings:
     return settings
 
 
+def _exported(table: Mapping[str, Any]) -> ModelSettings:
+    """Returns the record of [model] for a network that has been exported, to be pruned again."""
+    others = ", ".join(key for key in table if key != "export")
+    if others or not isinstance(table["export"], str):
+        msg = "model.export is a folder that abcsearch export wrote, and says name, options and weights itself; found "
+        raise ConfigError(msg + (f"also {others}: leave them out" if others else repr(table["export"])))
+    settings = ModelSettings.of_export(Path(table["export"]).absolute())
+    settings.build()  # with its sizes: an export may be of a network that is another one by now
+    return settings
+
+
+def read_data(target: str | None, overrides: Sequence[str]) -> Part | None:
+    """Returns the data set that `evaluate` is asked for.
+
+    Args:
+        target: a config file, a run folder, or the name of a data set; None: that of the export.
+        overrides: "path=..." or "data.path=...", options of the data set.
+
+    Raises:
+        ConfigError, DataError, RunError: if it cannot be read, or options are wrong.
+    """
+    if target is None and overrides:
+        msg = "--set changes options of the data set that --data names: give both"
+        raise ConfigError(msg)
+    if target is None:
+        return None
+    plain: dict[str, Any] = {"data": {"name": target}}
+    if Path(target).is_dir():
+        header = RunFolder(target).header()["settings"]
+        if "data" not in header:
+            msg = f"{target} was started from Python: its data have no name; score the network there (load, score)"
+            raise RunError(msg)
+        plain = {"data": {"name": header["data"]["name"], **header["data"]["options"]}, "seed": header["seed"]}
+    elif target.endswith(".toml") or Path(target).is_file():
+        plain = _plain(target)
+    for override in overrides:
+        _override(plain, override if override.startswith("data.") else f"data.{override}")
+    if "data" not in plain:
+        msg = f"config {target} has no table [data]"
+        raise ConfigError(msg)
+    return seeded_data(_section("data", plain["data"]), plain.get("seed", 0))
+
+
 def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a plain value
     """Returns a part whose table holds its name and its own options."""
     table = dict(_table(key, {"name": value} if isinstance(value, str) else value))
+    if key == "model" and "export" in table:
+        return _exported(table)
     name = table.pop("name", None)
     if not isinstance(name, str):
         msg = f"[{key}] needs a name, found {name!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ def digits(*, validation: float = 0.25, seed: int = 0) -> Data:
     images = torch.from_numpy(bunch.images.astype(np.float32))[:, None]
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels.numpy(), random_state=0)
-    images = (images - images[train].mean()) / images[train].std()
-    return Data.from_tensors(
+    mean, std = images[train].mean(), images[train].std()
+    images = (images - mean) / std
+    data = Data.from_tensors(
         (images[train], labels[train]), (images[test], labels[test]), validation=validation, seed=seed, name="digits"
     )
+    return replace(data, mean=(float(mean) / 16,), std=(float(std) / 16,))  # pixels are 0 to 16

@@ -43,6 +43,11 @@ class Images(ABC):
     def shape(self) -> tuple[int, ...]:
         """Of every image: (channels, height, width)."""
 
+    @property
+    def normalised(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation that pixels in [0, 1] are normalised by, per channel; () where not known."""
+        return (), ()
+
     @abstractmethod
     def part(self, indices: torch.Tensor) -> Self:
         """Returns the images at the given positions, (m,) int64."""

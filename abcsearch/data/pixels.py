@@ -147,4 +147,13 @@ def byte_data(
     own, validation, other = (
         Split(scale.apply(images).permute(0, 3, 1, 2), labels) for images, labels in [*parts, test]
     )
-    return Data(name=name, train=own, validation=validation, test=other, seed=how.seed, objective=how.objective)
+    return Data(
+        name=name,
+        train=own,
+        validation=validation,
+        test=other,
+        seed=how.seed,
+        objective=how.objective,
+        mean=scale.mean,
+        std=scale.std,
+    )

@@ -156,6 +156,8 @@ class Data:
         test: touched by fine-tuning and reports only.
         seed: of the split between train and validation; recorded in the run.
         objective: what networks are for, of `OBJECTIVES`: loss and metrics follow from it.
+        mean: what was subtracted from pixels in [0, 1], per channel; () where that is not known.
+        std: what they were divided by afterwards; likewise.
 
     Raises:
         DataError: if the splits hold images of different sizes, or labels are not those of a classification that is
@@ -168,6 +170,8 @@ class Data:
     test: Images
     seed: int = 0
     objective: str = "classification"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks that the splits fit together."""
@@ -264,6 +268,8 @@ class Data:
             test=test,
             seed=seed,
             objective=objective,
+            mean=train.normalised[0],
+            std=train.normalised[1],
         )
 
     @property

@@ -98,6 +98,11 @@ class Stream(Images):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return cores if self.workers is None else min(self.workers, cores)
 
+    @property
+    def normalised(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of `scale`."""
+        return self.scale.mean, self.scale.std
+
     def part(self, indices: torch.Tensor) -> Stream:
         """Returns the images at the given positions."""
         return replace(self, labels=self.labels[indices], indices=self._indices[indices])

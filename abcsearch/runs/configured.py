@@ -85,7 +85,8 @@ def prepare(
     Raises:
         AbcSearchError: of the kind that fits.
     """
-    model, data = config.model.build(config.seed), _load_data(config)
+    part = seeded_data(config.data, config.seed)
+    model, data = config.model.build(config.seed), load_data(part.name, **part.options)
     checkpoint = config.model.checkpoint
     if checkpoint is not None and not folder.base.exists() and (weights or Path(checkpoint).exists()):
         load_checkpoint(model, checkpoint)
@@ -191,12 +192,9 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         return run_search(folder, task, settings, parts, logged(folder, progress), watchers=watchers)
 
 
-def _load_data(config: RunConfig) -> Data:
-    """Returns the data of a config; the split follows the run's seed unless the data's options have their own."""
-    options = dict(config.data.options)
-    if takes_seed(config.data.name):
-        options.setdefault("seed", config.seed)
-    return load_data(config.data.name, **options)
+def seeded_data(data: Part, seed: int) -> Part:
+    """Returns the data of a config whose split follows the run's seed, unless the data's options have their own."""
+    return Part(name=data.name, options={"seed": seed, **data.options}) if takes_seed(data.name) else data
 
 
 def _base_network(folder: RunFolder, config: RunConfig, model: nn.Module, data: Data, progress: Progress) -> None:

@@ -2,31 +2,81 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from abcsearch.exporting import export
+import torch
+
+from abcsearch.exporting import Exported, export
+from abcsearch.runs.configured import seeded_data
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from abcsearch.data.splits import Data
     from abcsearch.runs.finished import FinishedRun
 
 
-def export_run(run: FinishedRun, directory: str | Path | None = None) -> tuple[Path, bool]:
-    """Exports the winner, fine-tuned if it has been; returns the folder, and whether it was fine-tuned."""
+def export_run(
+    run: FinishedRun,
+    path: str | Path | None = None,
+    *,
+    format: str | None = None,  # noqa: A002 - as of `export`
+) -> tuple[Exported, bool]:
+    """Exports the winner, fine-tuned if it has been.
+
+    Args:
+        run: the run.
+        path: folder or file; by default the run's folder export/, in which every format has files of its own.
+        format: see `export`.
+
+    Returns:
+        What was written, and whether the winner was fine-tuned.
+
+    Raises:
+        ExportError: see `export`.
+    """
     tuned = run.scores(run.winner) is not None
-    path = export(
+    made = export(
         run.network(run.winner, tuned=tuned),
-        directory or run.folder.path / "export",
+        path or run.folder.path / "export",
+        format=format,
         example_input=run.result.task.data.example,
         constructor=run.config.model.name,
         options=run.config.model.options,
-        info={
-            "candidate": list(run.winner.candidate),
-            "widths": {name: list(pair) for name, pair in run.result.widths.items()},
-            "macs": run.result.best.evaluation.macs,
-            "params": run.result.best.evaluation.params,
-            "fine_tuned": tuned,
-        },
+        info=_info(run),
     )
-    return path, tuned
+    return made, tuned
+
+
+def _info(run: FinishedRun) -> dict[str, Any]:
+    """Returns what an export says of its network: what it expects, what it is, where it comes from.
+
+    Costs are those of one image; mean and std are of pixels in [0, 1], per channel, null where that is not known.
+    """
+    result, config, data = run.result, run.config, run.result.task.data
+    scores = run.scores(run.winner)
+    part = seeded_data(config.data, config.seed)
+    return {
+        "model": config.model.name,
+        "data": {"name": part.name, **part.options},
+        "objective": data.objective,
+        "classes": _classes(data),
+        "input": {
+            "shape": list(data.example.shape[1:]),
+            "mean": list(data.mean) or None,
+            "std": list(data.std) or None,
+        },
+        "candidate": list(run.winner.candidate),
+        "widths": {name: list(pair) for name, pair in result.widths.items()},
+        "macs": result.best.evaluation.macs,
+        "params": result.best.evaluation.params,
+        "fine_tuned": scores is not None,
+        "metric": run.metric,
+        "test": None if scores is None else scores["after"],
+    }
+
+
+def _classes(data: Data) -> int | None:
+    """Returns the number of classes; None where labels are values."""
+    whole = all(part.labels.dtype == torch.int64 for part in (data.train, data.validation, data.test))
+    return data.classes if whole else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -14,8 +14,15 @@ from abcsearch.channels.graph import check_space
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.errors import ConfigError, RunError
 from abcsearch.execution.options import ExecutionOptions
+from abcsearch.exporting.plan import network_maker, read_sizes, with_sizes
 from abcsearch.models.registry import Constructor
 from abcsearch.training.loop import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import nn
 
 S = TypeVar("S", bound="SearchSettings")
 
@@ -150,9 +157,34 @@ class ModelSettings(Constructor):
     Attributes:
         checkpoint: trained weights: a .safetensors file, or a file of torch.save with a state dict (also under
             "state_dict" or "model", also with the prefix "module."). Without it the run trains the network first.
+        sizes: in what the network differs from the one that the constructor builds, where the run starts from an
+            export (see `with_sizes`); its weights are the checkpoint.
     """
 
     checkpoint: str | None = None
+    sizes: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of_export(cls, folder: Path) -> ModelSettings:
+        """Returns the network of an export, to be pruned again.
+
+        Raises:
+            ExportError: if there is none, or it is damaged.
+        """
+        record, sizes = read_sizes(folder)
+        weights = str(folder / "model.safetensors")
+        return cls(name=record.name, options=record.options, checkpoint=weights, sizes=sizes)
+
+    def build(self, seed: int = 0, make: Callable[..., nn.Module] | None = None) -> nn.Module:
+        """Returns a new network without trained weights; see `Constructor.build`.
+
+        Raises:
+            ModelError: see `Constructor.build`.
+            ExportError: if the run starts from an export and the constructor has changed since.
+        """
+        if self.sizes is None:
+            return super().build(seed, make)
+        return with_sizes(super().build(seed, make or network_maker(self)), self.sizes, f"model {self.name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A pruned network as files, and back: model.safetensors and plan.json.
+"""A pruned network as a folder, and back: model.safetensors and plan.json.
 
 The plan says how to build the original network (its constructor) and which of its layers and tensors are smaller; the
 weights fill them. Loading needs the constructor and nothing else: no tracing, no search, no pickle.
@@ -7,12 +7,8 @@ weights fill them. Loading needs the constructor and nothing else: no tracing, n
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import sys
-import tempfile
-import warnings
-from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -26,45 +22,25 @@ from abcsearch.models.registry import MODELS, Constructor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 FORMAT = 1
+FILES = ("model.safetensors", "plan.json")
 
 
-def export(
-    model: nn.Module,
-    directory: str | Path,
-    *,
-    example_input: torch.Tensor,
-    constructor: str | Callable[..., nn.Module] | None = None,
-    options: Mapping[str, Any] | None = None,
-    info: Mapping[str, Any] | None = None,
-) -> Path:
-    """Writes a pruned network to a folder and checks that it loads back with the same outputs.
+def write_plan(model: nn.Module, folder: Path, record: Constructor, facts: Mapping[str, Any]) -> None:
+    """Writes a network to a folder that is there.
 
     Args:
         model: the network.
-        directory: made if missing; model.safetensors and plan.json in it are replaced.
-        example_input: one batch; the loaded network must return exactly what the model returns on it and on random
-            numbers of that shape.
-        constructor: what builds the original network: a class or function, "package.module:callable", or the name of
-            a registered model. By default the model's class.
-        options: keyword arguments for it, plain JSON values.
-        info: plain JSON values to keep with it, e.g. where the network comes from.
-
-    Returns:
-        The folder.
+        folder: model.safetensors and plan.json in it are replaced.
+        record: what builds the original network.
+        facts: plain JSON values that the plan holds beside: input_shape and info.
 
     Raises:
-        ExportError: if the constructor builds another network, or the loaded network differs.
+        ExportError: if the constructor builds another network, or its options are no plain JSON values.
         ModelError: if the constructor cannot be found or called.
     """
-    if not isinstance(example_input, torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"example_input is one batch as a tensor, found {type(example_input).__name__}"
-        raise ExportError(msg)
-    record = Constructor.of(constructor or type(model), options or {})
-    if record.name.startswith("__main__:"):
-        where = f"{record.name} is part of this script and cannot be found from elsewhere"
-        warnings.warn(f"{where}; keep it in a module of its own, or load with constructor=", stacklevel=2)
     try:
         original = record.build()
     except ModelError as error:
@@ -78,53 +54,93 @@ def export(
         "layers": _changed_sizes(original, model),
         "tensors": _changed_shapes(original, tensors),
         "strides": _strides(tensors),
-        "input_shape": list(example_input.shape),
-        "info": dict(info or {}),
+        **facts,
     }
+    text = plain_json(plan, indent=1)
+    # Tied tensors share memory, which the format refuses: every name gets its own copy.
+    contiguous = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    (folder / "model.safetensors").write_bytes(save(contiguous))
+    (folder / "plan.json").write_text(text + "\n", encoding="utf-8")
+
+
+def plain_json(values: Mapping[str, Any], indent: int | None = None) -> str:
+    """Returns plain values as JSON.
+
+    Raises:
+        ExportError: if they are none.
+    """
     try:
-        text = json.dumps(plan, indent=1)
+        return json.dumps(values, indent=indent)
     except (TypeError, ValueError) as error:
         msg = f"options and info of an export are plain JSON values (numbers, texts, lists, tables): {error}"
         raise ExportError(msg) from error
-    folder = Path(directory)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Checked before it replaces an older export.
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
-            # Tied tensors share memory, which the format refuses: every name gets its own copy.
-            contiguous = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-            (Path(name) / "model.safetensors").write_bytes(save(contiguous))
-            (Path(name) / "plan.json").write_text(text + "\n", encoding="utf-8")
-            loaded = load(name, constructor=record.find())
-            _verify(model, loaded, example_input)
-            for file in ("model.safetensors", "plan.json"):
-                (Path(name) / file).replace(folder / file)
-    except OSError as error:
-        msg = f"export folder {folder} cannot be written: {error}"
-        raise ExportError(msg) from error
-    return folder
 
 
-def load(directory: str | Path, constructor: Callable[..., nn.Module] | None = None) -> nn.Module:
-    """Returns the network of an export, in evaluation mode on the CPU.
-
-    Args:
-        directory: what `export` wrote.
-        constructor: what builds the original network, where its import path has changed since. Without it the plan
-            decides what is imported and called: load exports of people whose code you would run.
+def load_plan(folder: Path, constructor: Callable[..., nn.Module] | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns the network of a folder (see `load`), and the facts that `write_plan` was given.
 
     Raises:
         ExportError: if files are missing or damaged, or the constructor builds another network.
         ModelError: if the constructor cannot be found or called.
     """
-    folder = Path(directory)
     plan, tensors = _read(folder)
     record = Constructor(name=plan["constructor"]["name"], options=plan["constructor"]["options"])
     try:
-        model = record.build(make=constructor or _network_maker(record))
+        model = record.build(make=constructor or network_maker(record))
     except ModelError as error:
         msg = f"{folder}: {error} (pass constructor=, what builds the network before pruning)"
         raise ModelError(msg) from error
+    _reshape(model, plan, tensors, f"{folder}: {record.name}")
+    return model.eval(), {key: plan[key] for key in ("input_shape", "info") if key in plan}
+
+
+def read_sizes(folder: Path) -> tuple[Constructor, dict[str, Any]]:
+    """Returns what builds the original network of a folder, and the sizes in which the exported one differs.
+
+    Returns:
+        Its constructor; and plain JSON values for `with_sizes`.
+
+    Raises:
+        ExportError: if files are missing or damaged.
+    """
+    plan, tensors = _read(folder)
+    sizes = {key: plan[key] for key in ("dropped", "layers", "strides")}
+    shapes = {name: [plan["tensors"][name], list(tensors[name].shape)] for name in plan["tensors"] if name in tensors}
+    return Constructor(**plan["constructor"]), {**sizes, "shapes": shapes}
+
+
+def with_sizes(model: nn.Module, sizes: Mapping[str, Any], where: str) -> nn.Module:
+    """Gives a new network the sizes of an exported one; its weights are then anything, to be loaded afterwards.
+
+    Args:
+        model: what the constructor builds; changed in place.
+        sizes: what `read_sizes` returned.
+        where: for messages.
+
+    Returns:
+        The same network.
+
+    Raises:
+        ExportError: if the constructor builds another network than it did for the export.
+    """
+    before = {name: shape for name, (shape, _) in sizes["shapes"].items()}
+    after = {name: shape for name, (_, shape) in sizes["shapes"].items()}
+    inside = tuple(f"{path}." for path in sizes["dropped"])
+    tensors = {
+        name: torch.zeros(after.get(name, t.shape), dtype=t.dtype)
+        for name, t in _tensors(model).items()
+        if not name.startswith(inside)
+    }
+    _reshape(model, {**sizes, "tensors": before}, tensors, where)
+    return model
+
+
+def _reshape(model: nn.Module, plan: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Drops blocks, changes sizes and fills tensors of a new network as a plan says.
+
+    Raises:
+        ExportError: if it is another network than the plan was written for.
+    """
     modules = dict(model.named_modules())
     problems = [f"{path} is missing" for path in (*plan["dropped"], *plan["layers"]) if path not in modules]
     problems += [
@@ -138,12 +154,11 @@ def load(directory: str | Path, constructor: Callable[..., nn.Module] | None = N
     problems += _fill(model, tensors, plan)
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        msg = f"{folder}: {record.name} does not build the network that was exported, has it changed? {shown}"
+        msg = f"{where} does not build the network that was exported, has it changed? {shown}"
         raise ExportError(msg)
     for path, sizes in plan["layers"].items():
         for attribute, value in sizes.items():
             setattr(modules[path], attribute, tuple(value) if isinstance(value, list) else value)
-    return model.eval()
 
 
 def _is_size(found: object, value: int | list[int]) -> bool:
@@ -158,7 +173,7 @@ def _are_sizes(found: object) -> bool:
     return type(found) is int or (isinstance(found, tuple) and all(type(item) is int for item in found))
 
 
-def _network_maker(record: Constructor) -> Callable[..., nn.Module]:
+def network_maker(record: Constructor) -> Callable[..., nn.Module]:
     """Returns the constructor that a plan names.
 
     A plan may come from anywhere, so it cannot call what certainly makes no networks: anything of the standard library,
@@ -300,33 +315,3 @@ def _strides(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
     strides = {name: torch.empty_like(t, device="meta").stride() for name, t in tensors.items()}
     plain = {name: torch.empty(t.shape, device="meta").stride() for name, t in tensors.items()}
     return {name: list(stride) for name, stride in strides.items() if stride != plain[name]}
-
-
-def _verify(model: nn.Module, loaded: nn.Module, example_input: torch.Tensor) -> None:
-    """Raises ExportError unless both networks return the same bits on the example and on random numbers."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    noise = torch.rand(example_input.shape, generator=torch.Generator().manual_seed(0)).to(example_input.dtype)
-    twin = copy.deepcopy(model).eval()  # forward may have side effects
-    with torch.inference_mode():
-        for batch in (example_input.to(device), noise.to(device)):
-            try:
-                expected = twin(batch)
-            except Exception as error:
-                msg = f"the network does not run on the example input {tuple(batch.shape)} {batch.dtype}: {error}"
-                raise ExportError(msg) from error
-            if not isinstance(expected, torch.Tensor) or not bool(torch.isfinite(expected).all()):
-                what = "numbers that are not finite" if isinstance(expected, torch.Tensor) else type(expected).__name__
-                msg = f"only networks that return one finite tensor can be exported, this one returns {what}"
-                raise ExportError(msg)
-            try:
-                found = loaded.to(device)(batch)
-            except Exception as error:  # the user's forward, on a network of other sizes
-                msg = f"the exported network loads but cannot be run: {error}; does the constructor build this network?"
-                raise ExportError(msg) from error
-            if not torch.equal(expected, found):
-                gap = float((expected - found).abs().max()) if expected.shape == found.shape else float("nan")
-                msg = (
-                    f"the exported network loads with other outputs, the largest difference is {gap:g}: "
-                    f"does the constructor build this network?"
-                )
-                raise ExportError(msg)

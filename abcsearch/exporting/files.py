@@ -1,0 +1,233 @@
+"""Export and load: one network, three formats."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from abcsearch.errors import ExportError, unknown_name
+from abcsearch.exporting.checking import Checks, Frozen, copied, noise
+from abcsearch.exporting.interchange import open_onnx, open_pt2, traced, write_onnx, write_pt2
+from abcsearch.exporting.plan import FILES, load_plan, plain_json, write_plan
+from abcsearch.models.registry import Constructor
+from abcsearch.training.scoring import device_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import nn
+
+FORMATS = ("safetensors", "onnx", "pt2")
+TOLERANCE = 1e-4  # of a file's outputs, as a share of the largest: float32 in another order of summation
+_SIZES = (2, 1, 5)  # of batches that files are checked on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported(os.PathLike[str]):
+    """What was written and how far it is from the network; itself a path.
+
+    Attributes:
+        path: the folder (safetensors) or file.
+        format: one of `FORMATS`.
+        difference: the largest absolute difference of its outputs to the network's; 0 of safetensors, always.
+        largest: the largest absolute output of the network on the same batches.
+        size: bytes of what was written.
+    """
+
+    path: Path
+    format: str
+    difference: float
+    largest: float
+    size: int
+
+    @property
+    def how_to_load(self) -> str:
+        """The call that loads it: of abcsearch for a folder, otherwise of whatever reads such files."""
+        readers = {"safetensors": "abcsearch.load", "onnx": "onnxruntime.InferenceSession", "pt2": "torch.export.load"}
+        return f"{readers[self.format]}({str(self.path)!r})"
+
+    def __fspath__(self) -> str:
+        """Returns the path."""
+        return str(self.path)
+
+    def __str__(self) -> str:
+        """Returns path, size and difference in one line."""
+        found = f"largest difference {self.difference:.2g} of outputs up to {self.largest:.3g}"
+        return f"{self.path} ({self.size:,} bytes; {found})"
+
+
+def export(  # noqa: PLR0913 - all but two are optional
+    model: nn.Module,
+    path: str | Path,
+    *,
+    example_input: torch.Tensor,
+    format: str | None = None,  # noqa: A002 - the option's name on the command line
+    constructor: str | Callable[..., nn.Module] | None = None,
+    options: Mapping[str, Any] | None = None,
+    info: Mapping[str, Any] | None = None,
+    tolerance: float = TOLERANCE,
+) -> Exported:
+    """Writes a pruned network and checks that it loads back with the same outputs; until then an older export stays.
+
+    safetensors: a folder with model.safetensors and plan.json, which `load` makes the very same module of: bit for bit
+    the same outputs. onnx and pt2: one file with the traced computation in evaluation mode, for batches of any size,
+    checked on three of them; it needs neither abcsearch nor the network's class.
+
+    Args:
+        model: the network, on any device; not changed. Files hold it as it is on the CPU.
+        path: of safetensors a folder; otherwise a file that ends in .onnx or .pt2, or a folder for model.onnx or
+            model.pt2. Made if missing.
+        example_input: one batch.
+        format: "safetensors", "onnx" or "pt2"; by default what the path ends in, else safetensors.
+        constructor: what builds the original network: a class or function, "package.module:callable", or the name of
+            a registered model. By default the model's class. For safetensors only.
+        options: keyword arguments for it, plain JSON values.
+        info: plain JSON values to keep with it, e.g. where the network comes from; see `open_export`.
+        tolerance: how much outputs of an .onnx or .pt2 file may differ, as a share of the network's largest. An int8
+            network in ONNX may round otherwise: 0.05.
+
+    Returns:
+        Path, largest difference and size.
+
+    Raises:
+        ExportError: if the network cannot be traced, the constructor builds another network, a package is missing, the
+            folder cannot be written, or what was written differs.
+        ModelError: if the constructor cannot be found or called.
+    """
+    if not isinstance(example_input, torch.Tensor) or example_input.ndim < 2:  # pyright: ignore[reportUnnecessaryIsInstance]
+        found = tuple(example_input.shape) if isinstance(example_input, torch.Tensor) else type(example_input).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"example_input is one batch as a tensor, found {found}"
+        raise ExportError(msg)
+    kind, target = check_target(Path(path), format)
+    facts = {"input_shape": list(example_input.shape), "info": dict(info or {})}
+    plain_json(facts)
+    record = _record(model, constructor, options or {}) if kind == "safetensors" else None
+    folder, files = (target.parent, (target.name,)) if record is None else (target, FILES)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Checked before it replaces an older export.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
+            place = Path(name)
+            if record is None:
+                found = _write_file(model, place / target.name, example_input, facts, tolerance)
+            else:
+                found = _write_folder(model, place, example_input, facts, record)
+            size = sum((place / file).stat().st_size for file in files)
+            for file in files:
+                (place / file).replace(folder / file)
+    except OSError as error:
+        msg = f"export folder {folder} cannot be written: {error}"
+        raise ExportError(msg) from error
+    return Exported(path=target, format=kind, difference=found[0], largest=found[1], size=size)
+
+
+def load(path: str | Path | os.PathLike[str], constructor: Callable[..., nn.Module] | None = None) -> nn.Module:
+    """Returns the network of an export, in evaluation mode on the CPU.
+
+    Args:
+        path: what `export` wrote: a folder gives the module itself, which can be trained and pruned again; of an .onnx
+            file comes a module that onnxruntime computes, of a .pt2 file one of the traced computation. These two have
+            one mode, and gradients of a .pt2 alone. Load files of people whose code you would run.
+        constructor: what builds the original network of a folder, where its import path has changed since. Without it
+            the plan decides what is imported and called.
+
+    Raises:
+        ExportError: if files are missing or damaged, a package is missing, or the constructor builds another network.
+        ModelError: if the constructor cannot be found or called.
+    """
+    return open_export(path, constructor)[0]
+
+
+def open_export(
+    path: str | Path | os.PathLike[str], constructor: Callable[..., nn.Module] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns the network of an export, as `load` does, and what the export says of itself.
+
+    Returns:
+        The network; and input_shape and info as `export` was given them, or {} out of a file that others wrote.
+
+    Raises:
+        ExportError, ModelError: see `load`.
+    """
+    place = Path(path)
+    if not place.is_file():
+        return load_plan(place, constructor)
+    readers = {".onnx": open_onnx, ".pt2": open_pt2}
+    if place.suffix.lower() not in readers:
+        msg = f"{path} is not an export: that is a folder with model.safetensors and plan.json, an .onnx or a .pt2 file"
+        raise ExportError(msg)
+    return readers[place.suffix.lower()](place)
+
+
+def check_target(path: Path, kind: str | None) -> tuple[str, Path]:
+    """Returns the format, and the folder or file to write.
+
+    Raises:
+        ExportError: if the format is unknown, or the path ends in another one's ending.
+    """
+    ending = path.suffix.lower().removeprefix(".")
+    ending = ending if ending in FORMATS[1:] else ""
+    kind = kind or ending or "safetensors"
+    if kind not in FORMATS:
+        raise ExportError(unknown_name("export format", kind, FORMATS))
+    if ending and ending != kind:
+        msg = f"{path} is to be written as {kind} but ends in .{ending}; give it another name, or format {ending!r}"
+        raise ExportError(msg)
+    return kind, path if ending or kind == "safetensors" else path / f"model.{kind}"
+
+
+def _record(
+    model: nn.Module, constructor: str | Callable[..., nn.Module] | None, options: Mapping[str, Any]
+) -> Constructor:
+    """Returns what builds the original network.
+
+    Raises:
+        ExportError: if the network comes out of a file, or is an int8 one: nothing builds these.
+        ModelError: if it cannot be named.
+    """
+    if isinstance(model, Frozen):
+        msg = "this network is a traced computation without a class: it is exported as onnx or pt2, not as safetensors"
+        raise ExportError(msg)
+    record = Constructor.of(constructor or type(model), options)
+    if record.name.startswith("__main__:"):
+        where = f"{record.name} is part of this script and cannot be found from elsewhere"
+        warnings.warn(f"{where}; keep it in a module of its own, or load with constructor=", stacklevel=3)
+    return record
+
+
+def _write_folder(
+    model: nn.Module, folder: Path, example_input: torch.Tensor, facts: Mapping[str, Any], record: Constructor
+) -> tuple[float, float]:
+    """Writes and checks a folder; returns the largest difference, which is 0, and the largest output."""
+    write_plan(model, folder, record, facts)
+    loaded, _ = load_plan(folder, record.find())
+    checks = Checks.of(copied(model), (example_input, noise(example_input, len(example_input))))
+    gap = checks.difference(loaded.to(device_of(model)))
+    if gap != 0:
+        msg = f"the exported network loads with other outputs, the largest difference is {gap:g}: "
+        msg += "does the constructor build this network?"
+        raise ExportError(msg)
+    return gap, checks.largest
+
+
+def _write_file(
+    model: nn.Module, path: Path, example_input: torch.Tensor, facts: dict[str, Any], tolerance: float
+) -> tuple[float, float]:
+    """Writes and checks an .onnx or .pt2 file; returns the largest difference and the largest output."""
+    twin = copied(model, "cpu")
+    batches = [example_input, *(noise(example_input, size) for size in _SIZES)]
+    checks = Checks.of(twin, batches)
+    write, read = (write_onnx, open_onnx) if path.suffix.lower() == ".onnx" else (write_pt2, open_pt2)
+    write(traced(twin, batches[1]), path, facts)
+    gap = checks.difference(read(path)[0])
+    if not gap <= tolerance * checks.largest:
+        msg = f"the {path.suffix} file computes other outputs: the largest difference is {gap:.3g} of outputs up to "
+        msg += f"{checks.largest:.3g}, allowed is a share of {tolerance:g} (tolerance)"
+        raise ExportError(msg)
+    return gap, checks.largest

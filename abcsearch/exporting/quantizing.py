@@ -1,0 +1,87 @@
+"""Networks in int8, by torchao."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from abcsearch.errors import ExportError, one_line
+from abcsearch.exporting.checking import Frozen, copied
+from abcsearch.exporting.interchange import quiet, torchao, traced
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from abcsearch.data.splits import Data
+
+_BATCH = 64  # images per pass
+
+
+def quantize(model: nn.Module, data: Data, *, images: int = 256) -> nn.Module:
+    """Returns a network that computes in int8: weights per channel, activations by ranges seen on training images.
+
+    Static quantisation after training: batch norms are folded into convolutions, ranges are observed on unaugmented
+    training images, evenly spread over the split, and nothing is trained. What comes back has no class: `export` it
+    as .pt2, or as .onnx with `tolerance=0.05`; onnxruntime then computes in integers. As a module of PyTorch, also
+    out of a .pt2 file, it computes the same numbers in float32 arithmetic; `torch.compile` makes integer code of it.
+
+    Args:
+        model: a trained network, on any device; not changed.
+        data: its training images are looked at.
+        images: how many.
+
+    Returns:
+        The int8 network, on the CPU, in evaluation mode.
+
+    Raises:
+        ExportError: if torchao is not installed, the network cannot be traced, or it cannot quantise it.
+
+    Source: Jacob et al., Quantization and training of neural networks for efficient integer-arithmetic-only inference
+    (CVPR 2018); torchao's pt2e flow with its quantiser for x86.
+    """
+    torchao()
+    with quiet():
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    if images < 1:
+        msg = f"int8 ranges are observed on at least 1 image, found images = {images}"
+        raise ExportError(msg)
+    chosen = torch.linspace(0, len(data.train) - 1, min(images, len(data.train))).round().long()
+    seen = data.train.part(chosen)
+    program = traced(copied(model, "cpu"), torch.cat([data.example, data.example]))
+    graph = cast("torch.fx.GraphModule", program.module())
+    _tell_calls_apart(graph)
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    try:
+        with quiet(), torch.no_grad():
+            observed = prepare_pt2e(graph, quantizer)
+            for batch, _ in seen.batches(_BATCH):
+                observed(batch)
+            made = convert_pt2e(observed)
+    except Exception as error:  # of many kinds
+        msg = f"torchao cannot quantise the network: {type(error).__name__}: {one_line(str(error), 300)}"
+        raise ExportError(msg) from error
+    _drop_unused(made)
+    return Frozen(made)
+
+
+def _tell_calls_apart(graph: torch.fx.GraphModule) -> None:
+    """Gives every operation a module path of its own.
+
+    The quantiser looks for patterns module by module and refuses one that is called twice, as activations often are.
+    """
+    for node in graph.graph.nodes:
+        path = node.meta.get("nn_module_stack")
+        if node.op == "call_function" and path:
+            key, (name, kind) = list(path.items())[-1]
+            node.meta["nn_module_stack"] = {**path, key: (f"{name}.{node.name}", kind)}
+
+
+def _drop_unused(graph: torch.fx.GraphModule) -> None:
+    """Removes parameters and buffers that nothing reads: the weights in float32, which a file would hold as well."""
+    read = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*graph.named_parameters(), *graph.named_buffers()]:
+        if name not in read:
+            owner, _, own = name.rpartition(".")
+            delattr(graph.get_submodule(owner), own)

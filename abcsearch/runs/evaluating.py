@@ -1,0 +1,178 @@
+"""How good, how fast and how large an exported network is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from abcsearch.channels.latency import measure_latency, torch_threads
+from abcsearch.data.registry import load_data
+from abcsearch.errors import ConfigError, ExportError, ModelError, one_line
+from abcsearch.exporting import open_export
+from abcsearch.exporting.plan import FILES
+from abcsearch.runs.settings import Part
+from abcsearch.training.computing import find_device
+from abcsearch.training.objectives import metric_text
+from abcsearch.training.scoring import score
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from abcsearch.data.splits import Data
+
+SPLITS = ("test", "validation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """How an export is evaluated.
+
+    Attributes:
+        batch: images per pass when time is measured, beside single ones.
+        split: "test", or "validation": that of the search.
+        device: "auto", "cpu" or "cuda:0"; files run on the CPU.
+        threads: of the CPU, when time is measured.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    batch: int = 64
+    split: str = "test"
+    device: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name, value in (("batch", self.batch), ("threads", self.threads)):
+            if value < 1:
+                msg = f"{name} is at least 1, found {value}"
+                raise ConfigError(msg)
+        if self.split not in SPLITS:
+            msg = f"split is {' or '.join(SPLITS)}, found {self.split!r}"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What an export is worth.
+
+    Attributes:
+        path: its folder or file.
+        data: name of the data set.
+        split: which part of it.
+        images: how many there are.
+        metrics: by name, means over the images, as in the report.
+        latency_ms: median forward time, by batch size.
+        threads: of the CPU, when that was measured.
+        device: where it ran.
+        bytes: of its files.
+        macs: of one image, where the export says it.
+        params: number of parameters, likewise.
+    """
+
+    path: str
+    data: str
+    split: str
+    images: int
+    metrics: dict[str, float]
+    latency_ms: dict[int, float]
+    threads: int
+    device: str
+    bytes: int
+    macs: int | None
+    params: int | None
+
+    def lines(self) -> list[str]:
+        """Returns what people read."""
+        scores = ", ".join(f"{name} {metric_text(name, value)}" for name, value in self.metrics.items())
+        times = ", ".join(f"{ms:.2f} ms for a batch of {size}" for size, ms in self.latency_ms.items())
+        costs = [f"{value:,} {name}" for name, value in (("MACs", self.macs), ("params", self.params)) if value]
+        return [
+            f"{self.data}, {self.images} {self.split} images: {scores}",
+            f"latency: {times} ({self.device}, {self.threads} thread(s))",
+            f"size: {', '.join([f'{self.bytes:,} bytes', *costs])}",
+        ]
+
+
+def evaluate_export(path: str | Path, data: Part | None = None, options: EvaluationOptions | None = None) -> Measured:
+    """Scores an export on a split of its data and measures its forward time.
+
+    Args:
+        path: what `export` wrote: a folder, an .onnx or a .pt2 file.
+        data: the data set; by default that of the run that the export comes from, as the export says.
+        options: how.
+
+    Raises:
+        ExportError: if there is no export, it is damaged, or says nothing of its data and none is given.
+        DataError, ModelError: if the data cannot be read, or do not fit the network.
+    """
+    place, options = Path(path), options or EvaluationOptions()
+    _refuse_run(place)
+    with torch_threads(options.threads):
+        model, facts = open_export(place)
+    device = find_device(options.device)
+    if place.is_file() and device.type != "cpu":
+        msg = f"{place} runs on the CPU, found device {options.device!r}; the format safetensors runs on others"
+        raise ConfigError(msg)
+    info = facts.get("info", {})
+    found = _load_data_of(place, info) if data is None else load_data(data.name, **data.options)
+    _check_fit(model, found, place)
+    images = found.test if options.split == "test" else found.validation
+    metrics = score(model.to(device), images, objective=found.objective)
+    if "top5" in metrics and found.objective == "classification" and found.classes <= 5:
+        del metrics["top5"]  # always 1
+    batches = {size: found.example.repeat(size, 1, 1, 1).to(device) for size in sorted({1, options.batch})}
+    latency = {n: measure_latency([model], batch, threads=options.threads)[0] for n, batch in batches.items()}
+    counted = sum(parameter.numel() for parameter in model.parameters()) if place.is_dir() else None
+    return Measured(
+        path=str(place),
+        data=found.name,
+        split=options.split,
+        images=len(images),
+        metrics=metrics,
+        latency_ms=latency,
+        threads=options.threads,
+        device=str(device),
+        bytes=sum(file.stat().st_size for file in ([place / n for n in FILES] if place.is_dir() else [place])),
+        macs=info.get("macs"),
+        params=info.get("params", counted),
+    )
+
+
+def _refuse_run(place: Path) -> None:
+    """Raises ExportError for a run folder, which is not the export in it."""
+    if (place / "run.json").is_file() and not (place / "plan.json").is_file():
+        there = (place / "export" / "plan.json").is_file()
+        todo = "" if there else f"first: abcsearch export {place}; then: "
+        msg = f"{place} is a run folder, evaluated is an export of it; {todo}abcsearch evaluate {place / 'export'}"
+        raise ExportError(msg)
+
+
+def _load_data_of(place: Path, info: Mapping[str, Any]) -> Data:
+    """Returns the data that an export says its run had.
+
+    Raises:
+        ExportError: if it says nothing of them.
+    """
+    part = info.get("data")
+    if not isinstance(part, Mapping) or not isinstance(part.get("name"), str):
+        msg = f"{place} does not say what data it is for; give them: --data, a config, a run folder or a data set"
+        raise ExportError(msg)
+    data = Part.of(part)
+    return load_data(data.name, **data.options)
+
+
+def _check_fit(model: nn.Module, data: Data, place: Path) -> None:
+    """Raises ModelError unless a network takes the images of some data."""
+    try:
+        with torch.inference_mode():
+            model(data.example)
+    except Exception as error:  # of the network, or of what runs the file
+        shape = tuple(data.example.shape[1:])
+        msg = f"{place} does not take the images of {data.name}, {shape}: {one_line(str(error), 300)}; see --data"
+        raise ModelError(msg) from error

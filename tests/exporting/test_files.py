@@ -1,0 +1,288 @@
+"""Files .onnx and .pt2: they compute what the network does, need nothing of ours, and are refused where they do not."""
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from abcsearch.data.splits import Split
+from abcsearch.errors import ExportError
+from abcsearch.exporting import export, files, interchange, load, open_export
+from abcsearch.rng import torch_seeded
+from abcsearch.training.loop import Recipe, train
+from tests.exporting.test_plan import assert_same, built, example, sliced
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+FORMATS = ("onnx", "pt2")
+ROOT = Path(__file__).parents[2]
+
+
+class Small(nn.Module):
+    """Little to trace: most tests are about files."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.linear = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.linear(torch.relu(self.bn(self.conv(x))).mean(dim=(2, 3)))
+
+
+def small():
+    with torch_seeded(0, "init"):
+        return Small().eval()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", ["small_resnet", "depthwise", "vgg"])
+def test_a_file_computes_what_the_sliced_network_does_for_any_batch(tmp_path, kind, name):
+    network = sliced(built(name), 1)
+    made = export(network, tmp_path / f"net.{kind}", example_input=example(1))
+    assert (made.path, made.format, made.size) == (tmp_path / f"net.{kind}", kind, Path(made).stat().st_size)
+    assert [path.name for path in tmp_path.iterdir()] == [f"net.{kind}"]
+    found = load(made)
+    for size in (1, 2, 3, 7):
+        images = torch.randn(size, 3, 16, 16, generator=torch.Generator().manual_seed(size))
+        with torch.inference_mode():
+            expected = network(images)
+            assert torch.allclose(found(images), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert 0 <= made.difference <= 1e-5 * made.largest
+    assert f"{made.size:,} bytes; largest difference {made.difference:.2g} of outputs" in str(made)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_network_is_left_alone(tmp_path, kind):
+    network = small()
+    network.train()
+    network.bn.eval()
+    called = []
+    network.register_forward_hook(lambda *_: called.append(1))
+    before, state = copy.deepcopy(network), torch.get_rng_state()
+    export(network, tmp_path, example_input=example(), format=kind)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in network.modules()] == [m.training for m in before.modules()]
+    assert len(network._forward_hooks) == 1
+    for one, other in zip(network.state_dict().values(), before.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+SCRIPT = """
+import importlib.util, sys
+sys.path.append(sys.argv[1])
+import numpy, torch
+assert all(importlib.util.find_spec(name) is None for name in ("abcsearch", "tests"))
+network = torch.export.load("net.pt2").module()
+print(float(abs(network(torch.from_numpy(numpy.load("x.npy"))) - torch.from_numpy(numpy.load("y.npy"))).max()))
+"""
+
+
+def test_a_pt2_file_loads_where_there_is_neither_abcsearch_nor_the_class(tmp_path):
+    network, images = sliced(built("depthwise"), 0), example(3)
+    export(network, tmp_path / "net.pt2", example_input=example())
+    np.save(tmp_path / "x.npy", images.numpy())
+    np.save(tmp_path / "y.npy", network(images).detach().numpy())
+    # -S: without the .pth files that make abcsearch importable in its own environment.
+    command = [sys.executable, "-I", "-S", "-c", SCRIPT, sysconfig.get_path("purelib")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == 0
+
+
+def test_a_pt2_file_holds_no_pickle_and_no_path_of_this_machine(tmp_path):
+    made = export(small(), tmp_path, example_input=example(), format="pt2")
+    with zipfile.ZipFile(made) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    assert len(contents) > 10
+    for name, content in contents.items():
+        assert not name.endswith(".pkl")
+        assert not content.startswith((b"PK", b"\x80")), name
+        assert str(ROOT).encode() not in content, name
+
+
+def test_a_traced_network_learns_no_mode_and_can_be_written_in_the_other_format(tmp_path):
+    network = small()
+    found = load(export(network, tmp_path, example_input=example(), format="pt2"))
+    assert found.train() is found
+    again = load(export(found, tmp_path, example_input=example(), format="onnx"))
+    assert torch.allclose(again(example(5)), network(example(5)), atol=1e-5)
+    with pytest.raises(ExportError, match="without a class: it is exported as onnx or pt2"):
+        export(found, tmp_path, example_input=example(), format="safetensors")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", *FORMATS])
+def test_an_export_says_what_it_was_told(tmp_path, kind):
+    info = {"data": {"name": "digits"}, "note": "ä", "numbers": [1, 2.5, None]}
+    made = export(small(), tmp_path, example_input=example(1), format=kind, info=info)
+    assert open_export(made)[1] == {"input_shape": [1, 3, 16, 16], "info": info}
+    assert made.how_to_load.endswith(f"({str(made.path)!r})")
+    if kind == "onnx":
+        (prop,) = onnx.load(made.path).metadata_props
+        assert json.loads(prop.value)["info"] == info
+    if kind == "pt2":
+        extra = {"abcsearch.json": ""}
+        torch.export.load(made.path, extra_files=extra)
+        assert json.loads(extra["abcsearch.json"])["info"] == info
+    with pytest.raises(ExportError, match="plain JSON values"):
+        export(small(), tmp_path, example_input=example(1), format=kind, info={"x": torch.zeros(1)})
+
+
+def test_an_onnx_file_is_valid_whole_and_names_its_batch(tmp_path):
+    made = export(small(), tmp_path, example_input=example(), format="onnx")
+    proto = onnx.load(made.path, load_external_data=False)
+    onnx.checker.check_model(proto, full_check=True)
+    sizes = [value.type.tensor_type.shape.dim[0].dim_param for value in (*proto.graph.input, *proto.graph.output)]
+    assert sizes == ["batch", "batch"]
+    assert not any(tensor.external_data for tensor in proto.graph.initializer)
+    session = ort.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: example(4).numpy()})
+    assert found.shape == (4, 4)
+
+
+class Maps(nn.Module):
+    """Returns its output beside another one, as torchvision's segmentation networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        return {"out": self.conv(x), "aux": x}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", *FORMATS])
+def test_of_several_outputs_the_one_that_counts_is_exported(tmp_path, kind):
+    network = Maps().eval()
+    found = load(export(network, tmp_path, example_input=example(), format=kind))(example(3))
+    found = found["out"] if kind == "safetensors" else found
+    assert torch.allclose(found, network(example(3))["out"], atol=1e-6)
+
+
+class Fixed(nn.Module):
+    """Takes batches of two."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(768, 4)
+
+    def forward(self, x):
+        return self.linear(x.reshape(2, 768))
+
+
+class Deciding(nn.Module):
+    """Computes otherwise for larger batches."""
+
+    def forward(self, x):
+        return x.mean(dim=(2, 3)) if x.shape[0] < 4 else x.amax(dim=(2, 3))
+
+
+class Untraceable(nn.Module):
+    def forward(self, x):
+        return x.mean(dim=(2, 3)) if float(x.sum()) > 0 else x.amax(dim=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Fixed, r"does not run on a batch \(1, 3, 16, 16\).*batches of any size: read it off the input"),
+        (Deciding, "fixes the size of the batch.*read it off the input"),
+        (Untraceable, "torch.export cannot follow the network.*safetensors needs no tracing"),
+    ],
+)
+def test_what_cannot_be_traced_for_any_batch_is_one_clear_error(tmp_path, network, words):
+    with pytest.raises(ExportError, match=words):
+        export(network(), tmp_path, example_input=example(), format="pt2")
+    assert not list(tmp_path.iterdir())
+    assert export(network(), tmp_path, example_input=example()).difference == 0  # as safetensors it can
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_that_computes_something_else_is_refused_and_the_older_one_stays(tmp_path, kind, monkeypatch):
+    made = export(small(), tmp_path, example_input=example(), format=kind)
+    before = made.path.read_bytes()
+    other = small()
+    with torch.no_grad():
+        other.linear.bias[1] += 0.01
+    program = interchange.traced(other, example())
+    monkeypatch.setattr(files, "traced", lambda *_: program)
+    with pytest.raises(ExportError, match=r"computes other outputs: the largest difference is 0.01"):
+        export(small(), tmp_path, example_input=example(), format=kind)
+    assert made.path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [made.path.name]
+    assert export(small(), tmp_path, example_input=example(), format=kind, tolerance=0.5).difference > 0.009
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "words"),
+    [
+        ("x.onnx", "pt2", r"written as pt2 but ends in \.onnx"),
+        ("x.pt2", "safetensors", r"written as safetensors but ends in \.pt2"),
+        ("x", "onx", "unknown export format 'onx'; did you mean 'onnx'"),
+    ],
+)
+def test_formats_and_endings_that_contradict_are_refused(tmp_path, path, kind, words):
+    with pytest.raises(ExportError, match=words):
+        export(small(), tmp_path / path, example_input=example(), format=kind)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ExportError, match=rf"\({package}\): pip install 'abcsearch\[onnx\]'"):
+        export(small(), tmp_path / "x.onnx", example_input=example())
+
+
+@pytest.fixture(scope="module")
+def two_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    return {kind: export(small(), folder, example_input=example(), format=kind).path.read_bytes() for kind in FORMATS}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("damage", ["empty", "text", "half", "pickle", "state dict", "other format"])
+def test_a_damaged_file_is_one_clear_error(tmp_path, two_files, kind, damage, capfd):
+    path, whole = tmp_path / f"net.{kind}", two_files[kind]
+    if damage == "state dict":
+        torch.save(small().state_dict(), path)
+    else:
+        other = two_files["pt2" if kind == "onnx" else "onnx"]
+        contents = {"empty": b"", "text": b"no network", "half": whole[: len(whole) // 2], "pickle": pickle.dumps([1])}
+        path.write_bytes(contents.get(damage, other))
+    with pytest.raises(ExportError) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_of_another_kind_is_one_clear_error(tmp_path):
+    torch.save(small().state_dict(), tmp_path / "net.pt")
+    with pytest.raises(ExportError, match=r"net\.pt is not an export: that is a folder with"):
+        load(tmp_path / "net.pt")
+
+
+def test_a_fine_tuned_export_goes_through_a_folder_unchanged(tmp_path):
+    network = small()
+    train(network, Split(example(32), torch.arange(32) % 4), Recipe(epochs=1, batch_size=16), seed=0, part="finetune")
+    made = export(network, tmp_path / "a", example_input=example())
+    assert_same(network, load(made))
+    assert made.difference == 0
+    assert made.size == sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["safetensors", *FORMATS])
+def test_a_network_on_a_gpu_is_exported_for_the_cpu_and_stays_where_it_is(tmp_path, kind):
+    network = small().cuda()
+    made = export(network, tmp_path, example_input=example(), format=kind)
+    assert all(tensor.is_cuda for tensor in network.state_dict().values())
+    assert torch.allclose(load(made)(example(3)), network.cpu()(example(3)), atol=1e-5)
