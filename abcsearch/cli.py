@@ -228,7 +228,9 @@ def export(
 
 @app.command("list", epilog="Example: abcsearch list searchers, or with all there is to say: list searchers bee_colony")
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="searchers, evaluators, criteria, models or datasets.")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="searchers, evaluators, criteria, models, datasets or recipes.")
+    ],
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One of them, whole.", show_default=False)
     ] = None,

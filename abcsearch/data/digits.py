@@ -9,7 +9,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from abcsearch.data.splits import Data
+from abcsearch.data.pixels import Scale
+from abcsearch.data.splits import Data, Split
 
 
 def digits(*, validation: float = 0.25, seed: int = 0) -> Data:
@@ -26,7 +27,13 @@ def digits(*, validation: float = 0.25, seed: int = 0) -> Data:
     images = torch.from_numpy(bunch.images.astype(np.float32))[:, None]
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels.numpy(), random_state=0)
-    images = (images - images[train].mean()) / images[train].std()
-    return Data.from_tensors(
-        (images[train], labels[train]), (images[test], labels[test]), validation=validation, seed=seed, name="digits"
+    mean, std = images[train].mean(), images[train].std()
+    images = (images - mean) / std
+    scale = Scale(mean=(float(mean) / 16,), std=(float(std) / 16,))  # pixels are 0 to 16
+    return Data.from_images(
+        Split(images[train], labels[train], scale),
+        Split(images[test], labels[test], scale),
+        validation=validation,
+        seed=seed,
+        name="digits",
     )

@@ -15,7 +15,7 @@ from abcsearch.channels.latency import LatencyOptions
 from abcsearch.errors import ConfigError, RunError
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.registry import Constructor
-from abcsearch.training.loop import Recipe
+from abcsearch.training.recipe import Recipe
 
 S = TypeVar("S", bound="SearchSettings")
 
