@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +56,6 @@ def _finetune(run: FinishedRun, structure: Structure, recipe: Recipe, progress: 
     """Fine-tunes one structure, and writes weights and scores."""
     folder, name, stage = run.folder, f"finetuned/{structure.name}", f"fine-tuning {structure.name}"
     checkpoint = checkpoint_path(folder.path / name, structure.candidate, asdict(recipe))
-    began = time.monotonic()
     tuned: FineTuned = finetune(
         run.network(structure, tuned=False),
         run.result.task.data,
@@ -81,7 +79,6 @@ def _finetune(run: FinishedRun, structure: Structure, recipe: Recipe, progress: 
         "losses": training.losses,
         "validation": training.scores,
         "best_epoch": training.best_epoch,
-        "seconds": time.monotonic() - began,
     }
     folder.write_json(f"{name}.json", scores)
     checkpoint.unlink(missing_ok=True)
