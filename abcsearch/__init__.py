@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from abcsearch.evaluation.tabular import Tabular as Tabular
     from abcsearch.execution.options import ExecutionOptions as ExecutionOptions
     from abcsearch.execution.ray_executor import RayExecutor as RayExecutor
+    from abcsearch.execution.ray_training import RayTraining as RayTraining
     from abcsearch.exporting import export as export
     from abcsearch.exporting import load as load
     from abcsearch.runs.configured import resume as resume
@@ -102,6 +103,7 @@ _HOME = {
     "Tabular": "abcsearch.evaluation.tabular",
     "ExecutionOptions": "abcsearch.execution.options",
     "RayExecutor": "abcsearch.execution.ray_executor",
+    "RayTraining": "abcsearch.execution.ray_training",
     "export": "abcsearch.exporting",
     "load": "abcsearch.exporting",
     "resume": "abcsearch.runs.configured",

@@ -116,3 +116,12 @@ def images_hash(split: Images) -> str:
     digest = hashlib.sha256()
     split.update(digest)
     return digest.hexdigest()[:16]
+
+
+def losses_so_far(path: Path) -> list[float]:
+    """Returns the mean losses of the epochs that a checkpoint holds; [] where there is none, or a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()[_KEY])["state"]["losses"]
+    except Exception:  # noqa: BLE001 - what is raised depends on the damage; who reads it whole says so
+        return []

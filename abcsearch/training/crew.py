@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import distributed
@@ -11,6 +11,9 @@ from torch import distributed
 from abcsearch.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from torch import nn
 
 
@@ -60,3 +63,22 @@ class Crew:
 
 
 ALONE = Crew()
+
+
+class Workers(Protocol):
+    """Who can run one function in several processes that torch.distributed connects, as `RayTraining` does."""
+
+    @property
+    def workers(self) -> int:
+        """The number of processes."""
+        ...
+
+    def run(self, task: Callable[[int, int], None], folder: Path, *, gpu: bool) -> None:
+        """Calls task(rank, size) in every process and waits for all; what one of them raises is raised.
+
+        Args:
+            task: may be pickled.
+            folder: that all processes can write to.
+            gpu: whether each may have a GPU of its own, where there are any.
+        """
+        ...

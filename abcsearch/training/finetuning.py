@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from abcsearch.data.splits import Data
 from abcsearch.errors import DataError
 from abcsearch.training.computing import computing, find_device
-from abcsearch.training.crew import ALONE, Crew
 from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe
 from abcsearch.training.scoring import device_of, score
+from abcsearch.training.together import train_together
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
 
+    from abcsearch.training.crew import Workers
     from abcsearch.training.loop import OnEpoch
     from abcsearch.training.state import Trained
 
@@ -49,7 +51,7 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
     on_epoch: OnEpoch | None = None,
     teacher: nn.Module | None = None,
     checkpoint: str | Path | None = None,
-    crew: Crew = ALONE,
+    workers: Workers | None = None,
 ) -> FineTuned:
     """Trains a copy of a pruned network on the training split and scores both on the test split.
 
@@ -64,7 +66,7 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
         on_epoch: progress, called with (epochs done, epochs in all, mean loss).
         teacher: the full network, if the recipe distils; not changed.
         checkpoint: a file that the training is saved to after every epoch and continued from, bit for bit; it stays.
-        crew: of the processes that have trained it, see `train`.
+        workers: several processes that train it together, `RayTraining(workers=4)`; by default this one alone.
 
     Raises:
         ConfigError, ModelError, DataError, CheckpointError: as `train` and `score`.
@@ -77,7 +79,8 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
     tuned, goal = copy.deepcopy(model).to(place), data.objective
     with computing(place, precision=recipe.precision, threads=recipe.threads):
         before = score(tuned, data.test, objective=goal)
-    training = train(
+    trained_by = train if workers is None else functools.partial(train_together, workers=workers)
+    training = trained_by(
         tuned,
         data.train,
         recipe,
@@ -88,7 +91,6 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
         teacher=teacher,
         validation=data.validation,
         checkpoint=checkpoint,
-        crew=crew,
     )
     with computing(place, precision=recipe.precision, threads=recipe.threads):
         after = score(tuned, data.test, objective=goal)
