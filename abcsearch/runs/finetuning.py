@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.errors import ConfigError
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.weights import checkpoint_path, tensors_writer, weights_writer
+from abcsearch.training.crew import Crew
 from abcsearch.training.finetuning import FineTuned, finetune
 from abcsearch.training.loop import check_training
 from abcsearch.training.recipe import KEPT, Recipe
 
 if TYPE_CHECKING:
     from abcsearch.runs.finished import FinishedRun, Structure
+    from abcsearch.training.crew import Workers
 
 
-def finetune_run(run: FinishedRun, recipe: Recipe | None = None, *, progress: Progress = silent) -> None:
+def finetune_run(
+    run: FinishedRun,
+    recipe: Recipe | None = None,
+    *,
+    workers: Workers | None = None,
+    progress: Progress = silent,
+) -> None:
     """Fine-tunes the winner, then what it is compared with, with one recipe; what is done already is left alone.
 
     A fine-tuning that was killed goes on after its last whole epoch, also if others, with another recipe, have been
@@ -27,6 +35,7 @@ def finetune_run(run: FinishedRun, recipe: Recipe | None = None, *, progress: Pr
     Args:
         run: the run.
         recipe: other than the run's.
+        workers: several processes that train each network together; all must reach the run folder.
         progress: shown after every epoch.
 
     Raises:
@@ -36,12 +45,14 @@ def finetune_run(run: FinishedRun, recipe: Recipe | None = None, *, progress: Pr
     recipe = recipe or run.config.finetune
     task = run.result.task
     check_training(recipe, task.data.train, task.data.objective, taught=bool(recipe.distillation), scored=True)
+    if workers is not None:
+        Crew(size=workers.workers).check(recipe.batch_size)
     progress = logged(run.folder, progress)
     with run.folder.locked():
         for structure in (run.winner, *run.structures[:-1]):
             done = run.scores(structure)
             if done is None or not _same(done["recipe"], recipe):
-                _finetune(run, structure, recipe, progress)
+                _finetune(run, structure, recipe, workers, progress)
 
 
 def _same(plain: Any, recipe: Recipe) -> bool:  # noqa: ANN401 - whatever the file holds
@@ -52,10 +63,13 @@ def _same(plain: Any, recipe: Recipe) -> bool:  # noqa: ANN401 - whatever the fi
         return False
 
 
-def _finetune(run: FinishedRun, structure: Structure, recipe: Recipe, progress: Progress) -> None:
+def _finetune(
+    run: FinishedRun, structure: Structure, recipe: Recipe, workers: Workers | None, progress: Progress
+) -> None:
     """Fine-tunes one structure, and writes weights and scores."""
     folder, name, stage = run.folder, f"finetuned/{structure.name}", f"fine-tuning {structure.name}"
-    checkpoint = checkpoint_path(folder.path / name, structure.candidate, asdict(recipe))
+    size = 1 if workers is None else workers.workers
+    checkpoint = checkpoint_path(folder.path / name, structure.candidate, asdict(recipe), size)
     tuned: FineTuned = finetune(
         run.network(structure, tuned=False),
         run.result.task.data,
@@ -64,6 +78,7 @@ def _finetune(run: FinishedRun, structure: Structure, recipe: Recipe, progress: 
         on_epoch=lambda d, total, loss: progress(stage, d, total, f"loss {loss:.4f}"),
         teacher=run.result.task.model if recipe.distillation else None,
         checkpoint=checkpoint,
+        workers=workers,
     )
     # Scores vouch for the weights beside them: the old ones go first.
     for old in ("json", *(f"{kept}.safetensors" for kept in KEPT)):

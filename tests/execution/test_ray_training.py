@@ -15,6 +15,7 @@ from tests.training.toys import network, stripes, weights
 
 pytest.importorskip("ray.train", reason="needs the extra train", exc_type=ImportError)
 
+from abcsearch.execution.ray_cluster import connect
 from abcsearch.execution.ray_training import RayTraining
 
 RECIPE = Recipe(epochs=4, batch_size=16, lr=0.1, shift=1, flip=True, ema=0.5, clip_norm=1.0, distillation=0.3)
@@ -45,6 +46,23 @@ class Dies(Plain):
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(x)
+
+
+class WrongInTraining(Plain):
+    """Scoring before it passes."""
+
+    def forward(self, x):
+        if self.training:
+            raise DataError("an image is torn")
+        return super().forward(x)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray():
+    """Ray as the first one starts it; all tests borrow it."""
+    cluster = connect(None, 2, 0, lambda line: None)
+    yield
+    cluster.close()
 
 
 def data():
@@ -83,26 +101,12 @@ def test_a_worker_that_is_killed_costs_an_epoch_at_most_and_changes_no_bit(tmp_p
     assert torch.equal(weights(again.model), weights(whole.model))
 
 
-class Wrong(Plain):
-    def forward(self, x):
-        raise DataError("an image is torn")
-
-
 def test_errors_of_workers_are_those_of_training():
     with pytest.raises(DataError, match="an image is torn"):
-        tuned(Recipe(epochs=1, batch_size=16), SlowlyWrong(), workers=RayTraining(workers=2))
+        tuned(Recipe(epochs=1, batch_size=16), WrongInTraining(), workers=RayTraining(workers=2))
 
 
-class SlowlyWrong(Plain):
-    """Wrong in training only, so that scoring before it passes."""
-
-    def forward(self, x):
-        if self.training:
-            raise DataError("an image is torn")
-        return super().forward(x)
-
-
-def test_what_cannot_be_shared_is_refused_before_ray_is_started():
+def test_what_cannot_be_shared_is_refused_before_workers_are_started():
     with pytest.raises(ConfigError, match="batch_size 16 is no multiple of 3 workers"):
         tuned(Recipe(epochs=1, batch_size=16), workers=RayTraining(workers=3))
     with pytest.raises(ConfigError, match="at least 1, found 0"):
