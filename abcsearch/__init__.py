@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from abcsearch.evaluation.tabular import Tabular as Tabular
     from abcsearch.execution.options import ExecutionOptions as ExecutionOptions
     from abcsearch.execution.ray_executor import RayExecutor as RayExecutor
+    from abcsearch.execution.ray_training import RayTraining as RayTraining
     from abcsearch.exporting.files import Exported as Exported
     from abcsearch.exporting.files import export as export
     from abcsearch.exporting.files import load as load
@@ -65,13 +66,14 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate as Candidate
     from abcsearch.space import Dimension as Dimension
     from abcsearch.space import SearchSpace as SearchSpace
-    from abcsearch.training.loop import FineTuned as FineTuned
-    from abcsearch.training.loop import Recipe as Recipe
-    from abcsearch.training.loop import finetune as finetune
+    from abcsearch.training.finetuning import FineTuned as FineTuned
+    from abcsearch.training.finetuning import finetune as finetune
     from abcsearch.training.loop import train as train
     from abcsearch.training.objectives import OBJECTIVES as OBJECTIVES
     from abcsearch.training.objectives import OUTPUTS as OUTPUTS
     from abcsearch.training.objectives import Objective as Objective
+    from abcsearch.training.recipe import PRESETS as PRESETS
+    from abcsearch.training.recipe import Recipe as Recipe
     from abcsearch.training.scoring import score as score
     from abcsearch.trial import Evaluation as Evaluation
     from abcsearch.trial import Trial as Trial
@@ -103,6 +105,7 @@ _HOME = {
     "Tabular": "abcsearch.evaluation.tabular",
     "ExecutionOptions": "abcsearch.execution.options",
     "RayExecutor": "abcsearch.execution.ray_executor",
+    "RayTraining": "abcsearch.execution.ray_training",
     "Exported": "abcsearch.exporting.files",
     "export": "abcsearch.exporting.files",
     "load": "abcsearch.exporting.files",
@@ -134,13 +137,14 @@ _HOME = {
     "Candidate": "abcsearch.space",
     "Dimension": "abcsearch.space",
     "SearchSpace": "abcsearch.space",
-    "FineTuned": "abcsearch.training.loop",
-    "Recipe": "abcsearch.training.loop",
-    "finetune": "abcsearch.training.loop",
+    "FineTuned": "abcsearch.training.finetuning",
+    "finetune": "abcsearch.training.finetuning",
     "train": "abcsearch.training.loop",
     "OBJECTIVES": "abcsearch.training.objectives",
     "OUTPUTS": "abcsearch.training.objectives",
     "Objective": "abcsearch.training.objectives",
+    "PRESETS": "abcsearch.training.recipe",
+    "Recipe": "abcsearch.training.recipe",
     "score": "abcsearch.training.scoring",
     "Evaluation": "abcsearch.trial",
     "Trial": "abcsearch.trial",

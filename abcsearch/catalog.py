@@ -12,6 +12,7 @@ from abcsearch.errors import ConfigError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.models.registry import MODELS
 from abcsearch.searchers.registry import SEARCHERS
+from abcsearch.training.recipe import PRESETS, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,6 +59,15 @@ def _criterion(name: str) -> Entry:
     return Entry(name=name, description=entry.description, options=(), source=entry.source, text=entry.description)
 
 
+def _recipe(name: str) -> Entry:
+    entry = PRESETS[name]
+    usual, own = vars(Recipe()), vars(entry.recipe)
+    changes = tuple(f"{key}={value!r}" for key, value in own.items() if value != usual[key])
+    listed = "\n".join(f"{key} = {value!r}" for key, value in own.items())
+    text = f"{entry.description}\n\n{entry.note}\n\nSource: {entry.source}\n\n{listed}\n\n{_doc(Recipe)}"
+    return Entry(name=name, description=entry.description, options=changes, source=entry.source, text=text)
+
+
 def _function(registry: Mapping[str, Callable[..., Any]]) -> Callable[[str], Entry]:
     def entry(name: str) -> Entry:
         text = _doc(registry[name])
@@ -92,6 +102,7 @@ _KINDS: dict[str, tuple[Mapping[str, Any], Callable[[str], Entry]]] = {
     "criteria": (CRITERIA, _criterion),
     "models": (MODELS, _function(MODELS)),
     "datasets": (DATASETS, _function(DATASETS)),
+    "recipes": (PRESETS, _recipe),
 }
 KINDS = tuple(_KINDS)
 

@@ -24,6 +24,9 @@ from abcsearch.terminal import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from abcsearch.execution.ray_training import RayTraining
     from abcsearch.runs.run import SearchResult
     from abcsearch.runs.settings import RunConfig
     from abcsearch.runs.watching import WatcherFactory
@@ -52,7 +55,8 @@ Anywhere on the line:
 
   --debug: the traceback of an error"""
 
-KINDS = ("searchers", "evaluators", "criteria", "models", "datasets")  # of `list`; the catalog would import torch
+# Of `list`; the catalog itself would import torch.
+KINDS = ("searchers", "evaluators", "criteria", "models", "datasets", "recipes")
 
 app = typer.Typer(
     help="Search-based structured pruning: the smallest network that still does the job.",
@@ -222,9 +226,21 @@ def status(
         show(RunWatch(run_dir), as_json=as_json)
 
 
-@app.command(epilog="Example: abcsearch finetune runs/digits --set epochs=20")
-def finetune(run_dir: RunDir, overrides: Set = None) -> None:
-    """Fine-tunes the winner and the baselines with one recipe; --set changes fields of the recipe."""
+@app.command(epilog="Example: abcsearch finetune runs/digits --set preset=cifar --set epochs=20 --workers 4")
+def finetune(
+    run_dir: RunDir,
+    overrides: Set = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of Ray Train that share every batch.", show_default=False)
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="Train on the Ray cluster there.", show_default=False)
+    ] = None,
+) -> None:
+    """Fine-tunes the winner and the baselines with one recipe; --set changes fields of the recipe. It continues.
+
+    --set preset=NAME takes a recipe of `abcsearch list recipes`, with further --set as changes to it.
+    """
     with answering(run_dir, "finetune"):
         from abcsearch.config import parse_recipe
         from abcsearch.runs.finetuning import finetune_run
@@ -232,12 +248,27 @@ def finetune(run_dir: RunDir, overrides: Set = None) -> None:
 
         run = open_run(run_dir)
         recipe = parse_recipe(overrides or (), run.config.finetune)
+        together = _together(workers, ray_address, run.folder.log)
         with progress_shown() as progress:
-            finetune_run(run, recipe, progress=progress)
+            finetune_run(run, recipe, workers=together, progress=progress)
         for structure in run.structures:
             scores = run.scores(structure)
             if scores is not None:
                 console.print(f"{structure.name}: test {run.metric} {run.change(scores)}")
+
+
+def _together(workers: int | None, ray_address: str | None, log: Callable[[str], object]) -> RayTraining | None:
+    """Returns who trains, where it is not this process alone."""
+    if ray_address is not None and workers is None:
+        from abcsearch.errors import ConfigError
+
+        msg = f"--ray-address {ray_address} without workers: say how many, e.g. --workers 4"
+        raise ConfigError(msg)
+    if workers is None or (workers == 1 and ray_address is None):
+        return None
+    from abcsearch.execution.ray_training import RayTraining
+
+    return RayTraining(workers=workers, address=ray_address, log=log)
 
 
 @app.command(epilog="Example: abcsearch report runs/digits")

@@ -3,14 +3,14 @@
 seed, n_trials, criterion, max_failures, baselines      top level
 [model]      name, checkpoint, and the constructor's own options; or export, a folder of `abcsearch export`
 [data]       name, and the data set's own options
-[pretrain]   training recipe of the base network
+[pretrain]   training recipe of the base network: preset, and changes to it
 [budget]     macs, params, flops
 [space]      alpha, step, lowest, levels, divisor, fixed
 [latency]    how forward time is measured
 [searcher]   name, and the searcher's own options
 [evaluator]  name, and the evaluator's own options
 [execution]  workers, ray_address, gpus, timeout, schedule, window
-[finetune]   training recipe of the winner
+[finetune]   training recipe of the winner: likewise
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.settings import LOWEST, ModelSettings, Part, RunConfig, SpaceOptions, check_base, check_lowest
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.searchers.warm_starts import listed_starts, start_problems
-from abcsearch.training.loop import Recipe
+from abcsearch.training.recipe import Recipe, find_preset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,9 +53,8 @@ _SECTIONS: dict[str, type] = {
     "space": SpaceOptions,
     "latency": LatencyOptions,
     "execution": ExecutionOptions,
-    "pretrain": Recipe,
-    "finetune": Recipe,
 }
+_RECIPES = ("pretrain", "finetune")
 _REQUIRED = ("n_trials", "model", "data", "budget")
 
 
@@ -125,16 +124,16 @@ def parse_recipe(overrides: Sequence[str], recipe: Recipe) -> Recipe:
     """Returns a training recipe with some fields changed.
 
     Args:
-        overrides: "epochs=5" or "finetune.epochs=5".
-        recipe: the other fields.
+        overrides: "epochs=5" or "finetune.epochs=5"; "preset=cifar" takes all other fields from that preset.
+        recipe: the other fields, without a preset.
 
     Raises:
         ConfigError: if a field is unknown or a value does not fit.
     """
-    plain: dict[str, Any] = {"finetune": dict(vars(recipe))}
+    plain: dict[str, Any] = {"finetune": {}}
     for override in overrides:
         _override(plain, override if override.startswith("finetune.") else f"finetune.{override}")
-    return _record(Recipe, plain["finetune"], "finetune")
+    return _recipe("finetune", plain["finetune"], recipe)
 
 
 def read_inspected(
@@ -178,6 +177,8 @@ def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a
     """Returns the record of a table, or a checked top-level value."""
     if key in ("model", "data", "searcher", "evaluator"):
         return _named(key, value)
+    if key in _RECIPES:
+        return _recipe(key, _table(key, value), Recipe())
     if key in _SECTIONS:
         return _record(_SECTIONS[key], _table(key, value), key)
     if key == "criterion" and value not in [*CRITERIA]:  # a list, since the value may be anything
@@ -209,6 +210,31 @@ def _table(key: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - a plain va
         msg = f"[{key}] is a table, found {value!r}"
         raise ConfigError(msg)
     return value
+
+
+def _recipe(where: str, table: dict[str, Any], base: Recipe) -> Recipe:
+    """Returns a recipe: that of the table's preset, or else the base, with the other keys as changes to it.
+
+    Raises:
+        ConfigError: if the preset is unknown, or with all mistakes in the other keys.
+    """
+    changes = dict(table)
+    name = changes.pop("preset", None)
+    problems: list[str] = []
+    if name is not None:
+        try:
+            base = find_preset(str(name)).recipe
+        except ConfigError as error:
+            problems.append(f"[{where}]: {error}")
+    close = difflib.get_close_matches("preset", changes, n=1, cutoff=0.8)
+    problems += [unknown_name(f"setting in [{where}]:", key, ["preset"]) for key in close]
+    try:
+        recipe = _record(Recipe, {**vars(base), **{k: v for k, v in changes.items() if k not in close}}, where)
+    except ConfigError as error:
+        raise ConfigError("\n".join([*problems, str(error)])) from error
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return recipe
 
 
 def _record(kind: type, plain: dict[str, Any], where: str) -> Any:  # noqa: ANN401 - the record

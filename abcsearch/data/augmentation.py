@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +29,11 @@ class Moves:
     shift: int
     offsets: torch.Tensor | None
     mirrored: torch.Tensor | None
+
+    def part(self, positions: slice) -> Moves:
+        """Returns the moves of some images of the batch."""
+        offsets = None if self.offsets is None else self.offsets[:, positions]
+        return replace(self, offsets=offsets, mirrored=None if self.mirrored is None else self.mirrored[positions])
 
     def apply(self, images: torch.Tensor, fill: float = 0) -> torch.Tensor:
         """Returns moved copies of (batch, height, width, channels) images; `fill` comes in at their edges."""

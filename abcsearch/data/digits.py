@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from abcsearch.data.splits import Data
+from abcsearch.data.pixels import Scale
+from abcsearch.data.splits import Data, Split
 
 
 def digits(*, validation: float = 0.25, seed: int = 0) -> Data:
@@ -29,7 +29,11 @@ def digits(*, validation: float = 0.25, seed: int = 0) -> Data:
     train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels.numpy(), random_state=0)
     mean, std = images[train].mean(), images[train].std()
     images = (images - mean) / std
-    data = Data.from_tensors(
-        (images[train], labels[train]), (images[test], labels[test]), validation=validation, seed=seed, name="digits"
+    scale = Scale(mean=(float(mean) / 16,), std=(float(std) / 16,))  # pixels are 0 to 16
+    return Data.from_images(
+        Split(images[train], labels[train], scale),
+        Split(images[test], labels[test], scale),
+        validation=validation,
+        seed=seed,
+        name="digits",
     )
-    return replace(data, mean=(float(mean) / 16,), std=(float(std) / 16,))  # pixels are 0 to 16

@@ -43,11 +43,6 @@ class Images(ABC):
     def shape(self) -> tuple[int, ...]:
         """Of every image: (channels, height, width)."""
 
-    @property
-    def normalised(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation that pixels in [0, 1] are normalised by, per channel; () where not known."""
-        return (), ()
-
     @abstractmethod
     def part(self, indices: torch.Tensor) -> Self:
         """Returns the images at the given positions, (m,) int64."""
@@ -77,6 +72,7 @@ class Images(ABC):
         shift: int = 0,
         flip: bool = False,
         device: torch.device | str = "cpu",
+        share: tuple[int, int] = (0, 1),
     ) -> Batches:
         """Yields one epoch of training: every image once, in a new order, augmented; no incomplete batch.
 
@@ -88,6 +84,7 @@ class Images(ABC):
             shift: random translation by up to so many pixels in both directions, zeros coming in.
             flip: random horizontal mirror image.
             device: where they are wanted.
+            share: (number, count): of every batch, only this one of so many equal parts; all draws stay the same.
 
         Yields:
             As `batches`.
@@ -128,6 +125,17 @@ def check_labels(labels: torch.Tensor, count: int) -> None:
         but = "" if labels.ndim == 1 else f", {IGNORED} for pixels that do not count"
         msg = f"labels count classes from 0{but}, found {low}"
         raise DataError(msg)
+
+
+def own_share(batch_size: int, share: tuple[int, int]) -> slice:
+    """Returns the positions in a batch of one of its equal parts.
+
+    Args:
+        batch_size: images in the batch, a multiple of the number of parts.
+        share: (number of the part from 0, number of parts).
+    """
+    number, count = share
+    return slice(number * batch_size // count, (number + 1) * batch_size // count)
 
 
 def check_classification(labels: torch.Tensor) -> None:

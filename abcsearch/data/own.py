@@ -74,8 +74,8 @@ def _read(source: Any, where: str) -> Split:  # noqa: ANN401 - the user's Datase
             return (image,)
 
     unknown = torch.zeros(len(source), dtype=torch.int64)
-    rows = Stream(source=Images(), labels=unknown, workers=0).loaded().rows
-    return Split(rows.permute(0, 3, 1, 2), _labels(labels[1:], where))  # the first item has been read twice
+    read = Stream(source=Images(), labels=unknown, workers=0).loaded()
+    return Split(read.images, _labels(labels[1:], where), read.scale)  # the first item has been read twice
 
 
 def _item(source: Any, index: int, where: str) -> tuple[Any, Any]:  # noqa: ANN401 - the user's Dataset

@@ -61,6 +61,12 @@ class Scale:
             values.sub_(_constant(self.mean, rows.device)).div_(_constant(self.std, rows.device))
         return values
 
+    def undo(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the values in [0, 1] that (n, height, width, channels) float32 inputs were made from."""
+        if not self.mean:
+            return rows
+        return rows * _constant(self.std, rows.device) + _constant(self.mean, rows.device)
+
 
 @functools.lru_cache(maxsize=64)
 def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
@@ -145,15 +151,6 @@ def byte_data(
     # Selected as bytes: of the training images, no second copy in floats is ever made.
     parts = [(train[0][own], train[1][own]) for own in (kept, held)]
     own, validation, other = (
-        Split(scale.apply(images).permute(0, 3, 1, 2), labels) for images, labels in [*parts, test]
+        Split(scale.apply(images).permute(0, 3, 1, 2), labels, scale) for images, labels in [*parts, test]
     )
-    return Data(
-        name=name,
-        train=own,
-        validation=validation,
-        test=other,
-        seed=how.seed,
-        objective=how.objective,
-        mean=scale.mean,
-        std=scale.std,
-    )
+    return Data(name=name, train=own, validation=validation, test=other, seed=how.seed, objective=how.objective)

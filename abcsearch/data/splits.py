@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abcsearch.data.augmentation import draw_moves
-from abcsearch.data.images import Images, check_classification, check_labels, held_out
+from abcsearch.data.images import Images, check_classification, check_labels, held_out, own_share
 from abcsearch.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from abcsearch.data.images import Batches
+    from abcsearch.data.pixels import Scale
 
 _HASHED = 1024  # images copied at a time to be hashed
 
@@ -33,6 +34,7 @@ class Split(Images):
         images: (n, channels, height, width) float32, normalised; kept channels_last, the layout that convolutions are
             fastest in (images of one channel, or in this layout already, are not copied).
         labels: see `Images`.
+        scale: how the images were made from values in [0, 1], where it is known; augmentation of colours needs it.
 
     Raises:
         DataError: if shapes, types or labels are others, if there is no image, or if images are not finite.
@@ -40,6 +42,7 @@ class Split(Images):
 
     images: torch.Tensor = field(repr=False)
     labels: torch.Tensor = field(repr=False)
+    scale: Scale | None = None
     _elsewhere: dict[torch.device, Split] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,10 +66,11 @@ class Split(Images):
             raise DataError(msg)
 
     @classmethod
-    def _of(cls, rows: torch.Tensor, labels: torch.Tensor) -> Split:
+    def _of(cls, rows: torch.Tensor, labels: torch.Tensor, scale: Scale | None = None) -> Split:
         """Returns the split of (n, height, width, channels) images that have been checked."""
         split = object.__new__(cls)
-        for name, value in (("images", rows.permute(0, 3, 1, 2)), ("labels", labels), ("_elsewhere", {})):
+        values = {"images": rows.permute(0, 3, 1, 2), "labels": labels, "scale": scale, "_elsewhere": {}}
+        for name, value in values.items():
             object.__setattr__(split, name, value)
         return split
 
@@ -83,7 +87,7 @@ class Split(Images):
     def part(self, indices: torch.Tensor) -> Split:
         """Returns the images at the given positions."""
         indices = indices.to(self.images.device)
-        return Split._of(self.rows.index_select(0, indices), self.labels.index_select(0, indices))
+        return Split._of(self.rows.index_select(0, indices), self.labels.index_select(0, indices), self.scale)
 
     def loaded(self) -> Split:
         """Returns this split: it is in memory."""
@@ -96,7 +100,7 @@ class Split(Images):
             return self
         if device not in self._elsewhere:
             with torch.inference_mode(mode=False):  # what is made in such a block cannot be trained on
-                self._elsewhere[device] = Split._of(self.rows.to(device), self.labels.to(device))
+                self._elsewhere[device] = Split._of(self.rows.to(device), self.labels.to(device), self.scale)
         return self._elsewhere[device]
 
     def batches(self, batch_size: int, *, device: torch.device | str = "cpu") -> Batches:
@@ -112,13 +116,17 @@ class Split(Images):
         shift: int = 0,
         flip: bool = False,
         device: torch.device | str = "cpu",
+        share: tuple[int, int] = (0, 1),
     ) -> Batches:
         """Yields one epoch of training; see `Images.shuffled`. Images are selected and augmented on the device."""
         own = self.to(device)
         count = len(self) // batch_size
         order = torch.randperm(len(self), generator=generator)[: count * batch_size].to(own.images.device)
         every = draw_moves(count, batch_size, generator, shift=shift, flip=flip, device=own.images.device)
+        positions = own_share(batch_size, share)
         for indices, moves in zip(order.split(batch_size), every, strict=True):
+            if share[1] > 1:
+                indices, moves = indices[positions], moves.part(positions)
             images = moves.apply(own.rows.index_select(0, indices)).permute(0, 3, 1, 2)
             yield images, moves.apply_to_labels(own.labels.index_select(0, indices), self.shape)
 
@@ -132,17 +140,17 @@ class Split(Images):
     def __reduce__(self) -> tuple[Callable[..., Split], tuple[Any, ...]]:
         """Pickles arrays: with protocol 5, Ray's, they stay where they are and all its workers read the same memory."""
         own = self.to("cpu")
-        return _from_arrays, (own.rows.numpy(), own.labels.contiguous().numpy())
+        return _from_arrays, (own.rows.numpy(), own.labels.contiguous().numpy(), own.scale)
 
 
-def _from_arrays(rows: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Split:
+def _from_arrays(rows: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], scale: Scale | None) -> Split:
     with warnings.catch_warnings():  # memory that is shared is read-only, and nobody here writes to images
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return Split._of(torch.from_numpy(rows), torch.from_numpy(labels))
+        return Split._of(torch.from_numpy(rows), torch.from_numpy(labels), scale)
 
 
 # Pickled for a process of Python's own, tensors are moved to shared memory once; so both sides read the same.
-ForkingPickler.register(Split, lambda split: (Split._of, (split.rows, split.labels)))
+ForkingPickler.register(Split, lambda split: (Split._of, (split.rows, split.labels, split.scale)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +164,6 @@ class Data:
         test: touched by fine-tuning and reports only.
         seed: of the split between train and validation; recorded in the run.
         objective: what networks are for, of `OBJECTIVES`: loss and metrics follow from it.
-        mean: what was subtracted from pixels in [0, 1], per channel; () where that is not known.
-        std: what they were divided by afterwards; likewise.
 
     Raises:
         DataError: if the splits hold images of different sizes, or labels are not those of a classification that is
@@ -170,8 +176,6 @@ class Data:
     test: Images
     seed: int = 0
     objective: str = "classification"
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks that the splits fit together."""
@@ -268,8 +272,6 @@ class Data:
             test=test,
             seed=seed,
             objective=objective,
-            mean=train.normalised[0],
-            std=train.normalised[1],
         )
 
     @property

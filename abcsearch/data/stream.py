@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from abcsearch.data.augmentation import draw_moves
-from abcsearch.data.images import Images, check_labels
+from abcsearch.data.images import Images, check_labels, own_share
 from abcsearch.data.paths import reading
 from abcsearch.data.pixels import Scale
 from abcsearch.data.splits import Split
@@ -98,11 +98,6 @@ class Stream(Images):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return cores if self.workers is None else min(self.workers, cores)
 
-    @property
-    def normalised(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of `scale`."""
-        return self.scale.mean, self.scale.std
-
     def part(self, indices: torch.Tensor) -> Stream:
         """Returns the images at the given positions."""
         return replace(self, labels=self.labels[indices], indices=self._indices[indices])
@@ -160,7 +155,9 @@ class Stream(Images):
 
     def loaded(self) -> Split:
         """Returns all images in memory, unaugmented."""
-        return Split(self.scale.apply(self.decoded()).permute(0, 3, 1, 2), self.labels)
+        rows = self.decoded()
+        known = self.scale if rows.dtype == torch.uint8 else None
+        return Split(self.scale.apply(rows).permute(0, 3, 1, 2), self.labels, known)
 
     def batches(self, batch_size: int, *, device: torch.device | str = "cpu") -> Batches:
         """Yields all images in order; see `Images.batches`."""
@@ -177,15 +174,19 @@ class Stream(Images):
         shift: int = 0,
         flip: bool = False,
         device: torch.device | str = "cpu",
+        share: tuple[int, int] = (0, 1),
     ) -> Batches:
         """Yields one epoch of training; see `Images.shuffled`. Shifts and mirror images come after `training`."""
         device, count = torch.device(device), len(self) // batch_size
         order = torch.randperm(len(self), generator=generator)[: count * batch_size]
         seeds = torch.randint(2**62, (len(self),), generator=generator)  # per image: no matter which worker has it
-        every = _Decoding(self, self.training or self.evaluation, seeds).rows(order, batch_size, device)
         moves = draw_moves(count, batch_size, generator, shift=shift, flip=flip, device=device)
-        labels = self.labels[order].to(device).split(batch_size)
+        positions = own_share(batch_size, share)
+        order = order.view(count, batch_size)[:, positions].flatten()
+        every = _Decoding(self, self.training or self.evaluation, seeds).rows(order, batch_size // share[1], device)
+        labels = self.labels[order].to(device).split(batch_size // share[1])
         for rows, own, move in zip(every, labels, moves, strict=True):
+            move = move.part(positions)
             images = move.apply(self.scale.apply(rows)).permute(0, 3, 1, 2)
             yield images, move.apply_to_labels(own, self.shape)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from abcsearch.evaluation.inheriting import Inheriting, ScoringOptions
-from abcsearch.training.loop import Recipe, check_images, train
+from abcsearch.training.loop import check_images, train
+from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +57,8 @@ class ShortTrainingOptions(ScoringOptions):
 
     def recipe(self, shrink: int = 1) -> Recipe:
         """Returns the recipe of the training loop, with the batch size divided by `shrink`."""
-        values: dict[str, Any] = {own.name: getattr(self, own.name) for own in fields(Recipe)}  # these have all of them
+        own = {option.name for option in fields(self)}
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Recipe) if f.name in own}
         values["batch_size"] = max(1, self.batch_size // shrink)
         return Recipe(**values)
 

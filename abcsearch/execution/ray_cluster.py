@@ -1,6 +1,6 @@
 """A connection to Ray: to a cluster, or to processes of this machine that nobody else can reach.
 
-Only this file and `ray_executor` import ray.
+Only this file, `ray_executor` and `ray_training` import ray.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.run import Parts, SearchResult, run_search
 from abcsearch.runs.settings import OBJECT, Part, RunConfig, SearchSettings, from_plain
 from abcsearch.runs.task import Task
-from abcsearch.runs.weights import load_checkpoint, weights_writer
-from abcsearch.training.loop import check_images, train
+from abcsearch.runs.weights import checkpoint_path, load_checkpoint, weights_writer
+from abcsearch.training.loop import check_training, train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,9 +94,10 @@ def prepare(
     parts = Parts.of(task, config)
     if not elsewhere and not folder.finished(config.n_trials):
         check_workers(config.execution)
-    for recipe in (config.pretrain, config.finetune):
-        if recipe is not None:
-            check_images(recipe, data.train)
+    if config.pretrain is not None:
+        check_training(config.pretrain, data.train, data.objective, taught=False, scored=True)
+    taught = bool(config.finetune.distillation)
+    check_training(config.finetune, data.train, data.objective, taught=taught, scored=True)
     return task, parts
 
 
@@ -201,6 +202,7 @@ def _base_network(folder: RunFolder, config: RunConfig, model: nn.Module, data: 
     """Gives the network its trained weights: from the folder, as they are (a checkpoint's), or by training it now."""
     if not folder.base.exists():
         if config.pretrain is not None:
+            parts = (asdict(config.pretrain), asdict(config.model), asdict(config.data), config.seed)
             train(
                 model,
                 data.train,
@@ -209,7 +211,11 @@ def _base_network(folder: RunFolder, config: RunConfig, model: nn.Module, data: 
                 part="pretrain",
                 objective=data.objective,
                 on_epoch=lambda done, total, loss: progress("base network", done, total, f"loss {loss:.4f}"),
+                validation=data.validation if config.pretrain.keep == "best" else None,
+                checkpoint=checkpoint_path(folder.base.with_suffix(""), *parts),
             )
         folder.write(folder.base.name, weights_writer(model))
+        for done in folder.path.glob(f"{folder.base.stem}-*.checkpoint"):  # also of settings that it has not become
+            done.unlink()
     load_checkpoint(model, folder.base)
     model.eval()

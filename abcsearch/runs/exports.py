@@ -56,6 +56,7 @@ def _info(run: FinishedRun) -> dict[str, Any]:
     result, config, data = run.result, run.config, run.result.task.data
     scores = run.scores(run.winner)
     part = seeded_data(config.data, config.seed)
+    scale = getattr(data.train, "scale", None)
     return {
         "model": config.model.name,
         "data": {"name": part.name, **part.options},
@@ -63,8 +64,8 @@ def _info(run: FinishedRun) -> dict[str, Any]:
         "classes": _classes(data),
         "input": {
             "shape": list(data.example.shape[1:]),
-            "mean": list(data.mean) or None,
-            "std": list(data.std) or None,
+            "mean": list(scale.mean) if scale and scale.mean else None,
+            "std": list(scale.std) if scale and scale.std else None,
         },
         "candidate": list(run.winner.candidate),
         "widths": {name: list(pair) for name, pair in result.widths.items()},

@@ -3,44 +3,98 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from abcsearch.errors import ConfigError
 from abcsearch.runs.loop import Progress, logged, silent
-from abcsearch.runs.weights import weights_writer
-from abcsearch.training.loop import FineTuned, Recipe, check_images, finetune
+from abcsearch.runs.weights import checkpoint_path, tensors_writer, weights_writer
+from abcsearch.training.crew import Crew
+from abcsearch.training.finetuning import FineTuned, finetune
+from abcsearch.training.loop import check_training
+from abcsearch.training.recipe import KEPT, Recipe
 
 if TYPE_CHECKING:
-    from abcsearch.runs.finished import FinishedRun
+    from abcsearch.runs.finished import FinishedRun, Structure
+    from abcsearch.training.crew import Workers
 
 
-def finetune_run(run: FinishedRun, recipe: Recipe | None = None, *, progress: Progress = silent) -> None:
-    """Fine-tunes the winner and the baselines with one recipe; what is done already is left alone.
+def finetune_run(
+    run: FinishedRun,
+    recipe: Recipe | None = None,
+    *,
+    workers: Workers | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Fine-tunes the winner, then what it is compared with, with one recipe; what is done already is left alone.
+
+    A fine-tuning that was killed goes on after its last whole epoch, also if others, with another recipe, have been
+    done since. The teacher, if the recipe distils, is the full
+    network as it was searched in. The folder holds, for every structure, in finetuned/: NAME.safetensors (the weights
+    that the recipe keeps), NAME.best.safetensors or NAME.last.safetensors (the others), and the scores in NAME.json.
 
     Args:
         run: the run.
         recipe: other than the run's.
+        workers: several processes that train each network together; all must reach the run folder.
         progress: shown after every epoch.
+
+    Raises:
+        ConfigError, DataError: if the recipe does not suit the data.
+        CheckpointError: if the file of a fine-tuning that was stopped is damaged.
     """
     recipe = recipe or run.config.finetune
-    check_images(recipe, run.result.task.data.train)
+    task = run.result.task
+    check_training(recipe, task.data.train, task.data.objective, taught=bool(recipe.distillation), scored=True)
+    if workers is not None:
+        Crew(size=workers.workers).check(recipe.batch_size)
     progress = logged(run.folder, progress)
     with run.folder.locked():
-        for structure in run.structures:
+        for structure in (run.winner, *run.structures[:-1]):
             done = run.scores(structure)
-            wanted = {"candidate": list(structure.candidate), "recipe": asdict(recipe)}
-            if done is not None and {key: done[key] for key in wanted} == wanted:
-                continue
-            stage = f"fine-tuning {structure.name}"
-            tuned: FineTuned = finetune(
-                run.network(structure, tuned=False),
-                run.result.task.data,
-                recipe,
-                seed=run.config.seed,
-                on_epoch=lambda d, total, loss, stage=stage: progress(stage, d, total, f"loss {loss:.4f}"),
-            )
-            # Scores vouch for the weights beside them: the old ones go first.
-            (run.folder.path / "finetuned" / f"{structure.name}.json").unlink(missing_ok=True)
-            run.folder.write(f"finetuned/{structure.name}.safetensors", weights_writer(tuned.model))
-            scores = {**wanted, "before": tuned.before, "after": tuned.after}
-            run.folder.write_json(f"finetuned/{structure.name}.json", scores)
-            run.folder.log(f"{stage}: test {run.metric} {run.change(scores)}")
+            if done is None or not _same(done["recipe"], recipe):
+                _finetune(run, structure, recipe, workers, progress)
+
+
+def _same(plain: Any, recipe: Recipe) -> bool:  # noqa: ANN401 - whatever the file holds
+    """Returns whether a recipe in a file is this one; older files lack what came later."""
+    try:
+        return Recipe(**plain) == recipe
+    except (TypeError, ConfigError):
+        return False
+
+
+def _finetune(
+    run: FinishedRun, structure: Structure, recipe: Recipe, workers: Workers | None, progress: Progress
+) -> None:
+    """Fine-tunes one structure, and writes weights and scores."""
+    folder, name, stage = run.folder, f"finetuned/{structure.name}", f"fine-tuning {structure.name}"
+    size = 1 if workers is None else workers.workers
+    checkpoint = checkpoint_path(folder.path / name, structure.candidate, asdict(recipe), size)
+    tuned: FineTuned = finetune(
+        run.network(structure, tuned=False),
+        run.result.task.data,
+        recipe,
+        seed=run.config.seed,
+        on_epoch=lambda d, total, loss: progress(stage, d, total, f"loss {loss:.4f}"),
+        teacher=run.result.task.model if recipe.distillation else None,
+        checkpoint=checkpoint,
+        workers=workers,
+    )
+    # Scores vouch for the weights beside them: the old ones go first.
+    for old in ("json", *(f"{kept}.safetensors" for kept in KEPT)):
+        (folder.path / f"{name}.{old}").unlink(missing_ok=True)
+    folder.write(f"{name}.safetensors", weights_writer(tuned.model))
+    other, training = ("last" if recipe.keep == "best" else "best"), tuned.training
+    folder.write(f"{name}.{other}.safetensors", tensors_writer(getattr(training, other)))
+    scores = {
+        "candidate": list(structure.candidate),
+        "recipe": asdict(recipe),
+        "before": tuned.before,
+        "after": tuned.after,
+        "losses": training.losses,
+        "validation": training.scores,
+        "best_epoch": training.best_epoch,
+    }
+    folder.write_json(f"{name}.json", scores)
+    checkpoint.unlink(missing_ok=True)
+    folder.log(f"{stage}: test {run.metric} {run.change(scores)}")

@@ -7,9 +7,9 @@ population.json    what the searcher works from, for people and scripts
 best.json          best structure so far
 progress.json      how it stands, for those who watch; at most a second old while something happens
 log.txt            progress as plain lines
-base.safetensors   trained network of a configured run
+base.safetensors   trained network of a configured run; base-*.checkpoint while it is being trained
 baselines/NAME/    run folders of the baselines
-finetuned/         fine-tuned networks and their scores
+finetuned/         fine-tuned networks and their scores; NAME-*.checkpoint while NAME is being fine-tuned
 report.md, report.json, export/, tensorboard/
 """
 
@@ -33,6 +33,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from abcsearch.errors import RunError
+from abcsearch.files import replace_file
 from abcsearch.runs.journal import cut_journal
 
 if TYPE_CHECKING:
@@ -79,22 +80,7 @@ class RunFolder:
             writer: writes the file to the path that it is given.
             lasting: whether it must survive the loss of power; without, it is cheaper.
         """
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sibling = target.with_name(f".{target.name}.tmp")
-        try:
-            writer(sibling)
-            if lasting:
-                with sibling.open("rb") as file:
-                    os.fsync(file.fileno())
-            sibling.replace(target)
-            if lasting:
-                sync_folder(target.parent)
-        except OSError as error:
-            error.filename = error.filename or str(target)  # a write to a full disk does not say where
-            raise
-        finally:
-            sibling.unlink(missing_ok=True)
+        replace_file(self.path / name, writer, lasting=lasting)
 
     def read_json(self, name: str) -> Any:  # noqa: ANN401 - plain JSON values and arrays
         """Returns a JSON file's value, or None if there is no such file.
@@ -228,16 +214,6 @@ class RunFolder:
             return True
         except OSError:  # a folder that cannot be written to is not being written to
             return False
-
-
-def sync_folder(path: Path) -> None:
-    """Puts the names in a folder on disk, where the system lets folders be opened (POSIX)."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(path, os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def environment() -> dict[str, Any]:

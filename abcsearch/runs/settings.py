@@ -16,7 +16,7 @@ from abcsearch.errors import ConfigError, RunError
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.plan import network_maker, read_sizes, with_sizes
 from abcsearch.models.registry import Constructor
-from abcsearch.training.loop import Recipe
+from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -173,15 +173,15 @@ def training_time(task: Task, network: nn.Module, recipe: Recipe, patience: floa
         recipe: how.
         patience: a timed part that takes longer than so many seconds is not made larger.
     """
-    split = task.data.train
+    split, teacher = task.data.train, task.model if recipe.distillation else None
     whole = len(split) // recipe.batch_size * recipe.epochs * recipe.batch_size
     batch = _batch(recipe.batch_size, recipe.device, full_macs(task))
 
     def timed(share: float) -> _Part:
         steps = max(1, round(share * whole / batch))
-        trained, own = copy.deepcopy(network), replace(recipe, batch_size=batch, lr=_TINY)
+        trained, own = copy.deepcopy(network), replace(recipe, batch_size=batch, lr=_TINY, keep="last")
         start = time.perf_counter()
-        train(trained, split, own, part="rehearsal", objective=task.data.objective, steps=steps)
+        train(trained, split, own, part="rehearsal", objective=task.data.objective, steps=steps, teacher=teacher)
         if find_device(recipe.device).type == "cuda":
             torch.cuda.synchronize(find_device(recipe.device))
         seconds = time.perf_counter() - start

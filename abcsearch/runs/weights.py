@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,9 +101,25 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     return content
 
 
+def checkpoint_path(stem: Path, *settings: Any) -> Path:  # noqa: ANN401 - plain JSON values
+    """Returns where a training is kept until it is finished: one with other settings is beside it, and not lost.
+
+    Args:
+        stem: path of what it leads to, without its suffix.
+        settings: that decide the training.
+    """
+    text = json.dumps(settings, sort_keys=True)
+    return stem.with_name(f"{stem.name}-{zlib.crc32(text.encode()):08x}.checkpoint")
+
+
 def weights_writer(model: nn.Module) -> Callable[[Path], None]:
     """Returns a function that writes a network's state to a path as safetensors."""
-    tensors = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in model.state_dict().items()}
+    return tensors_writer(model.state_dict())
+
+
+def tensors_writer(state: Mapping[str, torch.Tensor]) -> Callable[[Path], None]:
+    """Returns a function that writes tensors by name to a path as safetensors."""
+    tensors = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
 
     def write(path: Path) -> None:
         path.write_bytes(save(tensors))  # not save_file: its files are readable by their owner only

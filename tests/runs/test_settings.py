@@ -98,6 +98,8 @@ def test_a_change_of_any_field_of_a_recipe_is_a_difference(name):
             value = not flag
         case str(word):
             value = f"other {word}"
+        case tuple(numbers):
+            value = (*numbers, 0.9)
         case number:
             value = number + 0.125
     assert differences(before, {**before, name: value}) == [f"{name}: {before[name]!r} in the folder, {value!r} now"]

@@ -14,7 +14,10 @@ from abcsearch.data.splits import Data, Split
 from abcsearch.data.stream import Stream
 from abcsearch.errors import ConfigError, DataError, ModelError
 from abcsearch.rng import torch_stream
-from abcsearch.training.loop import FineTuned, Recipe, _schedule, finetune, train
+from abcsearch.training.finetuning import FineTuned, finetune
+from abcsearch.training.loop import train
+from abcsearch.training.optimization import rate_share
+from abcsearch.training.recipe import Recipe
 from abcsearch.training.scoring import score
 
 QUICK = Recipe(epochs=3, batch_size=16, lr=0.1, shift=1, flip=True)
@@ -157,7 +160,7 @@ def test_the_steps_are_those_of_sgd_written_out_by_hand():
         shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         gradient = (shares - targets).T @ x / 4 + 0.02 * weight
         velocity = 0.8 * velocity + gradient if epoch else gradient
-        weight -= 0.3 * _schedule(epoch, recipe) * (gradient + 0.8 * velocity)
+        weight -= 0.3 * rate_share(epoch, recipe) * (gradient + 0.8 * velocity)
     train(model, split, recipe, seed=0, part="pretrain")
     np.testing.assert_allclose(model[1].weight.detach().numpy(), weight, rtol=1e-4, atol=1e-6)
 
@@ -166,12 +169,12 @@ def test_the_steps_are_those_of_sgd_written_out_by_hand():
 def test_the_schedule_rises_linearly_to_one_and_falls_as_a_cosine_to_zero(epochs, warmup):
     recipe = Recipe(epochs=epochs, warmup_epochs=warmup)
     peak = min(warmup, epochs / 2)
-    rising = [_schedule(t, recipe) for t in np.linspace(0, peak, 9)[:-1]] if peak else []
-    falling = [_schedule(t, recipe) for t in np.linspace(peak, epochs, 9)]
+    rising = [rate_share(t, recipe) for t in np.linspace(0, peak, 9)[:-1]] if peak else []
+    falling = [rate_share(t, recipe) for t in np.linspace(peak, epochs, 9)]
     assert all(0 < share < 1 for share in rising)
     if peak:
         np.testing.assert_allclose(np.diff(rising), rising[1] - rising[0])
-        assert _schedule(peak - 1e-9, recipe) == pytest.approx(1)
+        assert rate_share(peak - 1e-9, recipe) == pytest.approx(1)
     np.testing.assert_allclose(falling, [0.5 + 0.5 * math.cos(math.pi * i / 8) for i in range(9)], atol=1e-12)
 
 
@@ -205,7 +208,7 @@ def test_steps_are_as_many_as_asked_for_and_span_the_schedule_of_all_epochs(step
 
     monkeypatch.setattr(torch.optim.SGD, "step", record)
     train(network(), stripes(), recipe, steps=steps, on_epoch=lambda *seen: progress.append(seen))  # 6 per epoch
-    assert rates == pytest.approx([_schedule(4 * i / steps, recipe) for i in range(steps)])
+    assert rates == pytest.approx([rate_share(4 * i / steps, recipe) for i in range(steps)])
     epochs = math.ceil(steps / 6)
     assert [seen[:2] for seen in progress] == [(epoch, epochs) for epoch in range(1, epochs + 1)]
     assert all(math.isfinite(seen[2]) for seen in progress)

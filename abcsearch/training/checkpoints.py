@@ -1,0 +1,127 @@
+"""A training on disk: all that it needs to go on exactly, replaced after every epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from abcsearch.errors import CheckpointError
+from abcsearch.files import replace_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from abcsearch.data.images import Images
+
+_KEY = "training"  # of the metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A training as it was after an epoch.
+
+    Attributes:
+        tensors: by name, on the CPU: weights, the optimiser's and generators' states ...
+        state: plain JSON values: epochs done, losses, scores ...
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    state: Mapping[str, Any]
+
+
+class Checkpoint:
+    """The file of a training, which nothing but the very same training is continued from.
+
+    Attributes:
+        path: a safetensors file, with the rest as JSON in its metadata.
+    """
+
+    def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
+        """Prepares to read and write.
+
+        Args:
+            path: the file; its folder is made if missing.
+            identity: plain JSON values: what makes the training this very one.
+        """
+        self.path = Path(path)
+        self._identity = json.loads(json.dumps(identity))
+
+    def read(self) -> Saved | None:
+        """Returns the training as it was left; None if there is no file.
+
+        Raises:
+            CheckpointError: if the file cannot be read, or is of another training.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                found = json.loads(file.metadata()[_KEY])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            identity, state = found["identity"], found["state"]
+        except Exception as error:  # what is raised depends on the damage
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            msg = f"{self.path} is no checkpoint of a training ({reason}); delete it to train from the beginning"
+            raise CheckpointError(msg) from error
+        if identity != self._identity:
+            changes = "; ".join(_changes(identity, self._identity))
+            msg = (
+                f"{self.path} holds another training, which has not been finished: {changes}. Finish that one with its "
+                "own settings, or delete the file to begin this one"
+            )
+            raise CheckpointError(msg)
+        return Saved(tensors=tensors, state=state)
+
+    def write(self, saved: Saved) -> None:
+        """Replaces the file, so that a kill at any instant leaves the old one or the new one."""
+        tensors = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in saved.tensors.items()
+        }
+        text = json.dumps({"identity": self._identity, "state": dict(saved.state)})
+        replace_file(self.path, lambda path: path.write_bytes(save(tensors, {_KEY: text})))
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
+    """Returns "name: old there, new now" for every value that differs."""
+    lines: list[str] = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += _changes(old, new, f"{where}{key}.")
+        elif old != new:
+            lines.append(f"{where}{key}: {old!r} there, {new!r} now")
+    return lines
+
+
+def network_hash(model: nn.Module) -> str:
+    """Returns a hash of a network's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def images_hash(split: Images) -> str:
+    """Returns a hash of images and labels: of all pixels in memory; of streamed ones as their fingerprint."""
+    digest = hashlib.sha256()
+    split.update(digest)
+    return digest.hexdigest()[:16]
+
+
+def losses_so_far(path: Path) -> list[float]:
+    """Returns the mean losses of the epochs that a checkpoint holds; [] where there is none, or a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()[_KEY])["state"]["losses"]
+    except Exception:  # noqa: BLE001 - what is raised depends on the damage; who reads it whole says so
+        return []

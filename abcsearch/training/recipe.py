@@ -1,0 +1,209 @@
+"""Recipes: how to train, and the ones that have a name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from abcsearch.errors import ConfigError, type_problems, unknown_name
+from abcsearch.training.computing import MAX_THREADS, check_precision, find_device
+
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("cosine", "step")
+KEPT = ("last", "best")
+MAX_MAGNITUDE = 30  # of RandAugment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the training images, at least 1.
+        batch_size: images per step, at least 1; an incomplete last batch is left out of its epoch. Several workers
+            share it.
+        lr: highest learning rate, > 0; reached after the warm-up, then lowered as `schedule` says.
+        momentum: in [0, 1): of SGD; the decay of AdamW's mean of gradients.
+        weight_decay: L2 penalty on weights (of AdamW: decoupled), not on biases and norm parameters.
+        warmup_epochs: epochs of linear warm-up, may be a fraction.
+        label_smoothing: in [0, 1).
+        shift: augmentation: random translation by up to so many pixels in both directions, zeros coming in.
+        flip: augmentation: random horizontal mirror image.
+        threads: torch threads on the CPU; part of the recipe since it decides the order of summation.
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
+        precision: "float32"; on CUDA also "tf32" or "bf16".
+        optimizer: "sgd" or "adamw".
+        nesterov: whether the momentum of SGD is Nesterov's.
+        schedule: "cosine" down to 0, or "step": times `gamma` at each of the `milestones`.
+        milestones: when, as shares of all epochs: rising, in (0, 1).
+        gamma: in (0, 1].
+        clip_norm: longest gradient, of all parameters together; longer ones are scaled down to it. 0: no limit.
+        ema: decay of the exponential moving average of weights and statistics, in [0, 1), that is scored and kept
+            instead of them; after step t it is at most (1 + t) / (10 + t), so that the beginning is forgotten. 0: none.
+        mixup: alpha of the Beta distribution that images and labels of a batch are blended by; 0: not. For
+            classification, as the next.
+        cutmix: alpha of the Beta distribution of the area that is pasted from another image; 0: not. With both, one of
+            them is drawn for every batch.
+        randaugment: magnitude, 0 to 30, of two random operations on every image's colours and geometry; 0: none.
+        distillation: weight in [0, 1] of the divergence from the full network's outputs; the loss on labels has the
+            rest. For classification.
+        temperature: > 0, that both outputs are divided by for it.
+        keep: which weights count in the end: "last", or "best" on search-validation after each epoch.
+
+    Raises:
+        ConfigError: if a value is out of range, or the device does not have the precision.
+    """
+
+    epochs: int = 30
+    batch_size: int = 64
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0
+    label_smoothing: float = 0.0
+    shift: int = 0
+    flip: bool = False
+    threads: int = 1
+    device: str = "auto"
+    precision: str = "float32"
+    optimizer: str = "sgd"
+    nesterov: bool = True
+    schedule: str = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    randaugment: int = 0
+    distillation: float = 0.0
+    temperature: float = 4.0
+    keep: str = "last"
+
+    def __post_init__(self) -> None:
+        """Checks the values, and turns a list of milestones (TOML, JSON) into a tuple."""
+        problems = type_problems(self) or [*self._unknown(), *self._out_of_range()]
+        if problems:
+            msg = f"training recipe: {'; '.join(problems)}"
+            raise ConfigError(msg)
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        check_precision(self.precision, find_device(self.device))
+
+    def _unknown(self) -> list[str]:
+        """Returns the message for every word that is none of its kind."""
+        known = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "keep": KEPT}
+        return [
+            unknown_name(name, getattr(self, name), words)
+            for name, words in known.items()
+            if getattr(self, name) not in words
+        ]
+
+    def _out_of_range(self) -> list[str]:
+        """Returns one message that names every number out of its range, if there is any."""
+        rules = {
+            "epochs": self.epochs >= 1,
+            "batch_size": self.batch_size >= 1,
+            "lr": self.lr > 0,
+            "momentum": 0 <= self.momentum < 1,
+            "weight_decay": self.weight_decay >= 0,
+            "warmup_epochs": self.warmup_epochs >= 0,
+            "label_smoothing": 0 <= self.label_smoothing < 1,
+            "shift": self.shift >= 0,
+            "threads": 1 <= self.threads <= MAX_THREADS,
+            "gamma": 0 < self.gamma <= 1,
+            "clip_norm": self.clip_norm >= 0,
+            "ema": 0 <= self.ema < 1,
+            "mixup": self.mixup >= 0,
+            "cutmix": self.cutmix >= 0,
+            "randaugment": 0 <= self.randaugment <= MAX_MAGNITUDE,
+            "distillation": 0 <= self.distillation <= 1,
+            "temperature": self.temperature > 0,
+        }
+        rules = {name: holds and math.isfinite(getattr(self, name)) for name, holds in rules.items()}
+        rules["milestones"] = _rising(self.milestones)
+        wrong = [f"{name} = {getattr(self, name)}" for name, holds in rules.items() if not holds]
+        return [f"out of range: {', '.join(wrong)} (see abcsearch.Recipe for the ranges)"] if wrong else []
+
+
+def _rising(values: object) -> bool:
+    """Returns whether these are rising numbers in (0, 1)."""
+    if not isinstance(values, Sequence) or not all(isinstance(v, int | float) for v in values):
+        return False
+    return all(low < high for low, high in zip((0, *values), (*values, 1), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A recipe with a name.
+
+    Attributes:
+        recipe: how to train.
+        description: one line.
+        source: whose it is.
+        note: what differs from the source, and what else there is to know.
+    """
+
+    recipe: Recipe
+    description: str
+    source: str
+    note: str
+
+
+PRESETS: dict[str, Preset] = {
+    "cifar": Preset(
+        recipe=Recipe(
+            epochs=150,
+            batch_size=256,
+            lr=0.01,
+            nesterov=False,
+            warmup_epochs=0,
+            schedule="step",
+            milestones=(1 / 3, 2 / 3),
+            shift=4,
+            flip=True,
+        ),
+        description="150 epochs of SGD at 0.01, a tenth of it after 50 and after 100",
+        source="Lin et al., ABCPruner (IJCAI 2020), section 4.1 and the defaults of the published code",
+        note=(
+            "For CIFAR-10 and CIFAR-100 in batches of 256, weight decay 5e-4 (the published code's; the paper's text "
+            "prints 5e-3), random crops of images padded by 4, and mirror images. Weight decay spares biases and norm "
+            "parameters here."
+        ),
+    ),
+    "imagenet": Preset(
+        recipe=Recipe(
+            epochs=90,
+            batch_size=256,
+            lr=0.1,
+            weight_decay=1e-4,
+            nesterov=False,
+            warmup_epochs=0,
+            schedule="step",
+            milestones=(1 / 3, 2 / 3),
+        ),
+        description="90 epochs of SGD at 0.1, a tenth of it after 30 and after 60",
+        source="torchvision, references/classification (ResNet); the same in Lin et al., ABCPruner (IJCAI 2020)",
+        note=(
+            "Batches of 256, weight decay 1e-4. Crops and mirror images are the data set's own (see imagenet among the "
+            "datasets). Weight decay spares biases and norm parameters here."
+        ),
+    ),
+    "digits": Preset(
+        recipe=Recipe(epochs=20, lr=0.02, shift=1),
+        description="20 epochs of SGD with Nesterov momentum at 0.02, a cosine down to 0",
+        source="ours: experiments/digits/config.toml",
+        note="For scikit-learn's digits, in seconds on a CPU; batches of 64, shifts by up to one pixel.",
+    ),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Returns a recipe by name.
+
+    Raises:
+        ConfigError: if the name is unknown, with the nearest valid one.
+    """
+    if name not in PRESETS:
+        raise ConfigError(unknown_name("preset", name, PRESETS))
+    return PRESETS[name]

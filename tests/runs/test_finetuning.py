@@ -1,0 +1,179 @@
+"""Fine-tuning of a run: best and last, recipes by name, the teacher, and trainings that are killed."""
+
+import dataclasses
+import json
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from abcsearch.cli import app
+from abcsearch.config import read_config
+from abcsearch.errors import ConfigError
+from abcsearch.runs.configured import run_config
+from abcsearch.runs.finetuning import finetune_run
+from abcsearch.runs.finished import open_run
+from abcsearch.training import checkpoints
+from abcsearch.training.finetuning import finetune
+from abcsearch.training.recipe import PRESETS, Recipe
+from tests.problems import forks
+
+SHORT = Recipe(epochs=3, batch_size=256, lr=0.05)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished search; every test copies it."""
+    from tests.conftest import TINY_CONFIG
+
+    path = tmp_path_factory.mktemp("finetuning")
+    (path / "tiny.toml").write_text(TINY_CONFIG)
+    run_config(read_config(path / "tiny.toml", ["n_trials=3", "baselines=['uniform']"]), path / "run")
+    return path
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    import shutil
+
+    shutil.copytree(made / "run", tmp_path / "run")
+    return open_run(tmp_path / "run")
+
+
+def left(run):
+    return sorted(entry.name for entry in (run.folder.path / "finetuned").iterdir())
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_best_and_last_lie_beside_each_other(run, keep):
+    recipe = dataclasses.replace(SHORT, keep=keep, lr=1.0)
+    finetune_run(run, recipe)
+    other = "last" if keep == "best" else "best"
+    names = ("bee_colony", "full", "uniform")
+    assert left(run) == sorted(f"{n}.{end}" for n in names for end in ("json", "safetensors", f"{other}.safetensors"))
+    again = finetune(run.network(run.winner, tuned=False), run.result.task.data, recipe, seed=run.config.seed)
+    folder = run.folder.path / "finetuned"
+    for file, state in (("bee_colony", keep), (f"bee_colony.{other}", other)):
+        found = load_file(folder / f"{file}.safetensors")
+        assert all(torch.equal(tensor, found[name]) for name, tensor in getattr(again.training, state).items())
+    scores = json.loads((folder / "bee_colony.json").read_text())
+    assert scores["after"] == again.after
+    assert scores["validation"] == list(again.training.scores)
+    assert scores["best_epoch"] == again.training.best_epoch
+    assert {"top1", "top5", "neg_loss"} == set(scores["before"]) == set(scores["after"])
+    finetune_run(run, dataclasses.replace(recipe, keep=other))
+    assert not (folder / f"bee_colony.{other}.safetensors").exists()
+
+
+def test_the_winner_comes_first(run):
+    stages = []
+    finetune_run(run, SHORT, progress=lambda stage, *_: stages.append(stage))
+    assert list(dict.fromkeys(stages)) == [f"fine-tuning {name}" for name in ("bee_colony", "full", "uniform")]
+
+
+def test_the_teacher_is_the_full_network_of_the_search(run):
+    recipe = dataclasses.replace(SHORT, distillation=0.7, temperature=2.0)
+    finetune_run(run, recipe)
+    task = run.result.task
+    sliced = run.network(run.winner, tuned=False)
+    again = finetune(
+        sliced, task.data, recipe, seed=run.config.seed, teacher=run.network(run.structures[0], tuned=False)
+    )
+    found = run.network(run.winner, tuned=True).state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in again.model.state_dict().items())
+
+
+def test_scores_of_before_count_as_those_of_the_same_recipe(run):
+    """Written by a version whose recipes had fewer fields."""
+    finetune_run(run, SHORT)
+    path = run.folder.path / "finetuned" / "full.json"
+    scores = json.loads(path.read_text())
+    old = [field.name for field in dataclasses.fields(Recipe)][:12]
+    scores["recipe"] = {name: scores["recipe"][name] for name in old}
+    path.write_text(json.dumps(scores))
+    before = path.stat().st_mtime_ns
+    finetune_run(run, SHORT)
+    assert path.stat().st_mtime_ns == before
+    finetune_run(run, dataclasses.replace(SHORT, ema=0.5))
+    assert path.stat().st_mtime_ns != before
+
+
+def test_what_does_not_suit_the_data_is_refused_before_anything_is_trained(run):
+    with pytest.raises(ConfigError, match="batch_size 5000 is larger"):
+        finetune_run(run, dataclasses.replace(SHORT, batch_size=5000))
+    assert not (run.folder.path / "finetuned").exists()
+
+
+def test_presets_on_the_command_line(run):
+    called = ["finetune", str(run.folder.path), "--set", "preset=digits", "--set", "epochs=1"]
+    done = CliRunner().invoke(app, called)
+    assert done.exit_code == 0, done.output
+    scores = run.scores(run.winner)
+    assert Recipe(**scores["recipe"]) == dataclasses.replace(PRESETS["digits"].recipe, epochs=1)
+    wrong = CliRunner().invoke(app, [*called[:2], "--ray-address", "auto"])
+    assert wrong.exit_code == 2
+    assert "say how many, e.g. --workers 4" in wrong.output
+
+
+def _killed_at(path, recipe, count):
+    """Dies in the middle of the count-th checkpoint."""
+    write, calls = checkpoints.replace_file, []
+
+    def killing(target, writer, **options):
+        calls.append(target)
+        write(target, writer if len(calls) < count else lambda sibling: signal.raise_signal(signal.SIGKILL), **options)
+
+    checkpoints.replace_file = killing
+    if recipe is None:
+        run_config(read_config(path.parent / "tiny.toml", ["n_trials=3", "pretrain.epochs=3"]), path)
+    else:
+        finetune_run(open_run(path), recipe)
+
+
+def _kill(path, recipe, count):
+    victim = forks().Process(target=_killed_at, args=(path, recipe, count))
+    victim.start()
+    victim.join()
+    assert victim.exitcode == -signal.SIGKILL
+
+
+def _weights(run):
+    folder = run.folder.path / "finetuned"
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".safetensors"}
+
+
+def test_killed_and_run_again_it_ends_with_the_same_bits_and_trains_no_epoch_twice(run, made, tmp_path):
+    import shutil
+
+    shutil.copytree(made / "run", tmp_path / "whole")
+    whole = open_run(tmp_path / "whole")
+    finetune_run(whole, SHORT)
+    _kill(run.folder.path, SHORT, 3)  # two epochs of the winner are written
+    assert [name.split("-")[0] for name in left(run) if name.endswith(".checkpoint")] == ["bee_colony"]
+    _kill(run.folder.path, SHORT, 3)  # its last epoch, and one of the full network
+    # Another recipe in between: nothing of the first one is lost.
+    finetune_run(run, dataclasses.replace(SHORT, epochs=1))
+    epochs = []
+    finetune_run(run, SHORT, progress=lambda stage, done, *_: epochs.append((stage.split()[-1], done)))
+    assert [done for name, done in epochs if name == "full"] == [2, 3]
+    assert _weights(run) == _weights(whole)
+    assert not any(name.endswith(".checkpoint") for name in left(run))
+    assert [run.scores(s) for s in run.structures] == [whole.scores(s) for s in whole.structures]
+
+
+def test_a_base_network_whose_training_is_killed_goes_on(made, tmp_path):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tiny.toml").write_text((made / "tiny.toml").read_text())
+    config = read_config(tmp_path / "whole" / "tiny.toml", ["n_trials=3", "pretrain.epochs=3"])
+    run_config(config, tmp_path / "whole" / "run")
+    path = tmp_path / "killed" / "run"
+    _kill(path, None, 2)
+    assert len(list(path.glob("base-*.checkpoint"))) == 1
+    epochs = []
+    run_config(config, path, progress=lambda stage, done, *_: epochs.append(done) if stage == "base network" else None)
+    assert epochs == [2, 3]
+    assert (path / "base.safetensors").read_bytes() == (tmp_path / "whole" / "run" / "base.safetensors").read_bytes()
+    assert not list(path.glob("*.checkpoint"))

@@ -1,0 +1,110 @@
+"""Recipes: their ranges, and the ones that have a name."""
+
+import math
+import tomllib
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from abcsearch.config import parse_config, parse_recipe
+from abcsearch.errors import ConfigError
+from abcsearch.training.optimization import rate_share
+from abcsearch.training.recipe import PRESETS, Recipe
+
+ROOT = Path(__file__).parents[2]
+PLAIN = {"n_trials": 1, "model": "small_resnet", "data": "digits", "pretrain": {}, "budget": {"macs": 0.5}}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"gamma": 0.0},
+        {"gamma": 1.5},
+        {"clip_norm": -1.0},
+        {"ema": 1.0},
+        {"mixup": -0.1},
+        {"cutmix": math.nan},
+        {"randaugment": 31},
+        {"distillation": 1.1},
+        {"temperature": 0.0},
+        {"temperature": math.inf},
+        {"milestones": (0.5, 0.5)},
+        {"milestones": (0.0, 0.5)},
+        {"milestones": (0.5, 1.0)},
+        {"milestones": ("a",)},
+        {"milestones": 0.5},
+        {"ema": 2.0, "clip_norm": -1.0, "milestones": (2.0,), "epochs": 0},
+    ],
+)
+def test_every_number_out_of_its_range_is_named(values):
+    with pytest.raises(ConfigError) as caught:
+        Recipe(**values)
+    for name, value in values.items():
+        assert f"{name} = {value}" in str(caught.value)
+
+
+def test_words_and_numbers_that_are_wrong_are_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        Recipe(optimizer="adam", schedule="steps", keep="worst", epochs=0)
+    for words in ("'adam'; did you mean 'adamw'", "did you mean 'step'", "unknown keep 'worst'", "epochs = 0"):
+        assert words in str(caught.value)
+
+
+def test_a_recipe_of_before_has_its_old_meaning():
+    old = {"epochs": 3, "batch_size": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "warmup_epochs": 1.0}
+    old |= {"label_smoothing": 0.0, "shift": 0, "flip": False, "threads": 1, "device": "auto", "precision": "float32"}
+    recipe = Recipe(**old)
+    assert {key: value for key, value in asdict(recipe).items() if key in old} == old
+    off = ("clip_norm", "ema", "mixup", "cutmix", "randaugment", "distillation")
+    assert (recipe.optimizer, recipe.schedule, recipe.nesterov, recipe.keep) == ("sgd", "cosine", True, "last")
+    assert not any(getattr(recipe, name) for name in off)
+    assert Recipe(milestones=[0.2, 0.4]) == Recipe(milestones=(0.2, 0.4))
+    assert hash(Recipe(milestones=[0.2, 0.4])) == hash(Recipe(milestones=(0.2, 0.4)))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_a_source_and_are_what_a_config_names(name):
+    preset = PRESETS[name]
+    assert preset.source
+    assert preset.note
+    config = parse_config({**PLAIN, "finetune": {"preset": name}, "pretrain": {"preset": name, "epochs": 2}})
+    assert config.finetune == preset.recipe
+    assert config.pretrain == replace(preset.recipe, epochs=2)
+    assert parse_recipe(["epochs=3", f"preset={name}"], Recipe(flip=True)) == replace(preset.recipe, epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("cifar", {0: 0.01, 49.99: 0.01, 50: 0.001, 99.99: 0.001, 100: 0.0001, 149.9: 0.0001}),
+        ("imagenet", {0: 0.1, 29.99: 0.1, 30: 0.01, 59.99: 0.01, 60: 0.001, 89.9: 0.001}),
+    ],
+)
+def test_published_presets_have_the_published_learning_rates(name, rates):
+    recipe = PRESETS[name].recipe
+    found = [recipe.lr * rate_share(epoch, recipe) for epoch in rates]
+    assert found == pytest.approx(list(rates.values()))
+    assert (recipe.momentum, recipe.nesterov, recipe.batch_size) == (0.9, False, 256)
+
+
+def test_the_preset_of_digits_is_that_of_the_experiment():
+    table = tomllib.loads((ROOT / "experiments/digits/config.toml").read_text())["finetune"]
+    assert PRESETS["digits"].recipe == Recipe(**table)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"preset": "cifr"}, "[finetune]: unknown preset 'cifr'; did you mean 'cifar'"),
+        ({"preset": 3}, "unknown preset '3'"),
+        ({"preset": ["cifar"]}, "unknown preset"),
+        ({"presets": "cifar"}, "unknown setting in [finetune]: 'presets'; did you mean 'preset'"),
+        ({"preset": "cifr", "epoch": 3}, "did you mean 'epochs'"),
+        ({"preset": "cifar", "milestones": ["x"]}, "finetune.milestones = ['x']"),
+    ],
+)
+def test_mistakes_beside_a_preset_are_named(table, words):
+    with pytest.raises(ConfigError) as caught:
+        parse_config({**PLAIN, "finetune": table})
+    assert words in str(caught.value)
