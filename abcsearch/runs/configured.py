@@ -53,7 +53,7 @@ def run_config(
         AbcSearchError: of the kind that fits.
     """
     folder = RunFolder(run_dir)
-    model, data = config.model.build(config.seed), _load_data(config)
+    model, data = config.model.build(config.seed), load_run_data(config)
     if config.model.checkpoint is not None and not folder.base.exists():
         load_checkpoint(model, config.model.checkpoint)
     # Refuse what cannot work before anything is written or trained: only the ranking depends on the weights.
@@ -167,7 +167,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         return run_search(folder, task, settings, parts, logged(folder, progress), watchers=watchers)
 
 
-def _load_data(config: RunConfig) -> Data:
+def load_run_data(config: RunConfig) -> Data:
     """Returns the data of a config; the split follows the run's seed unless the data's options have their own."""
     options = dict(config.data.options)
     if takes_seed(config.data.name):
