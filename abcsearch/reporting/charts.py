@@ -98,9 +98,9 @@ def pareto_chart(clouds: Sequence[Cloud], marks: Sequence[Mark], searcher: str) 
         own = _cloud_traces(cloud, marks, searcher)
         spans.append(range(len(traces), len(traces) + len(own)))
         traces += own
-    figure = figure_of(traces, _axis_title(clouds[0]), "fitness (higher is better)", 480)
-    for place, trace in enumerate(figure.data):
+    for place, trace in enumerate(traces):
         trace.visible = place in spans[0]
+    figure = figure_of(traces, _axis_title(clouds[0]), "fitness (higher is better)", 480)
     figure.update_layout(shapes=_bounds(clouds[0]))
     buttons = [
         {

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from abcsearch.reporting.curves import thinned
+from abcsearch.reporting.gathering import block_height
 from abcsearch.reporting.words import (
     BLACK,
     BLUE,
@@ -72,6 +73,11 @@ def styled(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+def legend_below(figure: Figure) -> None:
+    """Puts the legend below the axes, where it hides nothing."""
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+
+
 def plain(text: str) -> str:
     """Returns a text that matplotlib does not take for mathematics."""
     return text.replace("$", r"\$")
@@ -96,7 +102,7 @@ def draw_fitness(curves: Sequence[Curve]) -> Figure:
     axes.set_xlabel("trial")
     axes.set_ylabel("fitness (higher is better)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=8, frameon=False)
+    legend_below(figure)
     return figure
 
 
@@ -131,7 +137,7 @@ def draw_pareto(clouds: Sequence[Cloud], marks: Sequence[Mark]) -> Figure:
     return figure
 
 
-def _along(title: str, names: Sequence[str], height: float = 5.0) -> tuple[Figure, Axes]:
+def along_layers(title: str, names: Sequence[str], height: float = 5.0) -> tuple[Figure, Axes]:
     """Returns a figure whose x axis names the layers."""
     figure, axes = figure_of(title, max(7.0, min(16.0, 3 + 0.2 * len(names))), height)
     shown, step = short_names(list(names)), tick_step(len(names))
@@ -148,25 +154,29 @@ def draw_widths(widths: Widths) -> Figure:
     order = sorted(range(len(widths.layers)), key=lambda i: widths.layers[i].level == "block")
     wide = [i for i in order if widths.layers[i].level != "block"]
     *others, winner = widths.kept
-    figure, axes = _along("Widths along the network: full and kept", [widths.layers[i].name for i in order])
-    axes.bar(range(len(order)), [widths.layers[i].full for i in order], color="#dcdfe3", width=0.86, label="full")
+    figure, axes = along_layers("Widths along the network: full and kept", [widths.layers[i].name for i in order])
+    tall = block_height(widths)
+    full = [tall if widths.layers[i].level == "block" else widths.layers[i].full for i in order]
+    axes.bar(range(len(order)), full, color="#dcdfe3", width=0.86, label="full")
     for level in dict.fromkeys(widths.layers[i].level for i in order):
         own = [place for place, i in enumerate(order) if widths.layers[i].level == level]
-        label = plain(winner) + (f", {level} level" if level else "")
-        kept = [widths.kept[winner][order[place]] for place in own]
+        label = f"winner, {level} level" if level else "winner"
+        kept = [widths.kept[winner][order[place]] * (tall if level == "block" else 1) for place in own]
         axes.bar(own, kept, color=LEVELS[level], width=0.86, label=label)
     for name in others:
         kept = [widths.kept[name][i] for i in wide]
         style = {"color": network_color(name), "markersize": max(3.5, min(8.0, 240 / len(order))), "linestyle": ""}
         axes.plot(range(len(wide)), kept, marker=SYMBOLS[name][1], markeredgecolor="white", label=name, **style)
-    axes.set_ylabel("channels (blocks: 1 kept, 0 dropped)" if len(wide) < len(order) else "channels")
-    axes.legend(fontsize=8, frameon=False)
+    axes.set_ylabel("channels (blocks: coloured if kept)" if len(wide) < len(order) else "channels")
+    legend_below(figure)
     return figure
 
 
 def draw_sensitivity(found: Sensitivity) -> Figure:
     """Draws the effect of every layer with its interval."""
-    figure, axes = _along("Sensitivity: what one standard deviation more width does", [e.name for e in found.effects])
+    figure, axes = along_layers(
+        "Sensitivity: what one standard deviation more width does", [e.name for e in found.effects]
+    )
     for level in dict.fromkeys(effect.level for effect in found.effects):
         own = [place for place, effect in enumerate(found.effects) if effect.level == level]
         effects = [found.effects[place] for place in own]
@@ -184,13 +194,15 @@ def draw_sensitivity(found: Sensitivity) -> Figure:
         )
     axes.axhline(0, color="#555", linewidth=1)
     axes.set_ylabel("trials overtaken, % of all")
-    axes.legend(fontsize=8, frameon=False)
+    legend_below(figure)
     return figure
 
 
 def draw_parallel(found: BestTrials, layers: Sequence[Layer]) -> Figure:
     """Draws the best trials as lines over the layers, with the winner and all trials' median."""
-    figure, axes = _along(f"The best {len(found.numbers)} trials, layer by layer", [layer.name for layer in layers])
+    figure, axes = along_layers(
+        f"The best {len(found.numbers)} trials, layer by layer", [layer.name for layer in layers]
+    )
     for place in range(len(found.numbers) - 1, 0, -1):
         label = "best trials" if place == 1 else None
         axes.plot([100 * share for share in found.widths[place]], color=SKY, linewidth=1, alpha=0.75, label=label)
@@ -200,7 +212,7 @@ def draw_parallel(found: BestTrials, layers: Sequence[Layer]) -> Figure:
     axes.set_ylabel("kept, % of the full width")
     axes.set_ylim(-3, 103)
     axes.grid(visible=True, axis="x")
-    axes.legend(fontsize=8, frameon=False)
+    legend_below(figure)
     return figure
 
 
@@ -232,5 +244,5 @@ def draw_timeline(found: Timeline) -> Figure:
     axes.set_xlabel("seconds in which evaluations ran")
     axes.set_ylabel("side by side")
     axes.grid(visible=False, axis="y")
-    figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    legend_below(figure)
     return figure

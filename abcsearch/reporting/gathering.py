@@ -47,6 +47,11 @@ class Widths:
     kept: dict[str, tuple[int, ...]]
 
 
+def block_height(widths: Widths) -> float:
+    """Returns how tall a block is drawn among widths: half as tall as the widest layer."""
+    return max((layer.full for layer in widths.layers if layer.level != "block"), default=2) / 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gathered:
     """What a report shows.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from abcsearch.reporting.gathering import block_height
 from abcsearch.reporting.plotting import figure_of, layer_axis
 from abcsearch.reporting.words import BLACK, BLUE, LEVELS, ORANGE, SKY, SYMBOLS, network_color, width_text
 
@@ -24,6 +25,7 @@ def widths_chart(widths: Widths) -> go.Figure:
     blocks = [i for i, layer in enumerate(widths.layers) if layer.level == "block"]
     order = [*wide, *blocks]
     names = [widths.layers[i].name for i in order]
+    tall = block_height(widths)
     *others, winner = widths.kept
     x = list(range(len(order)))
     hover = [
@@ -32,7 +34,7 @@ def widths_chart(widths: Widths) -> go.Figure:
     traces: list[Any] = [
         go.Bar(
             x=x,
-            y=[widths.layers[i].full for i in order],
+            y=[tall if widths.layers[i].level == "block" else widths.layers[i].full for i in order],
             name="full",
             marker={"color": "#dcdfe3"},
             hoverinfo="skip",
@@ -41,11 +43,11 @@ def widths_chart(widths: Widths) -> go.Figure:
     ]
     for level in dict.fromkeys(widths.layers[i].level for i in order):
         own = [place for place in x if widths.layers[order[place]].level == level]
-        label = html.escape(winner) + (f", {level} level" if level else "")
+        label = f"winner, {level} level" if level else "winner"
         traces.append(
             go.Bar(
                 x=own,
-                y=[widths.kept[winner][order[place]] for place in own],
+                y=[widths.kept[winner][order[place]] * (tall if level == "block" else 1) for place in own],
                 name=label,
                 marker={"color": LEVELS[level]},
                 hovertext=[hover[place] for place in own],
@@ -62,7 +64,7 @@ def widths_chart(widths: Widths) -> go.Figure:
         places = list(range(len(wide)))
         trace = go.Scatter(x=places, y=kept, mode="markers", name=name, marker=line, hovertext=text, hoverinfo="text")
         traces.append(trace)
-    figure = figure_of(traces, "", "channels (blocks: 1 kept, 0 dropped)" if blocks else "channels", 520)
+    figure = figure_of(traces, "", "channels (blocks: coloured if kept)" if blocks else "channels", 520)
     figure.update_layout(barmode="overlay")
     layer_axis(figure, names)
     return figure

@@ -21,7 +21,7 @@ _STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 _SCRIPT = """
 (function () {
   const charts = JSON.parse(document.getElementById("charts").textContent);
-  const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+  const options = { responsive: true, displaylogo: false, displayModeBar: "hover" };
   for (const [name, figure] of Object.entries(charts)) Plotly.newPlot(name, figure.data, figure.layout, options);
 })();
 """
@@ -95,7 +95,7 @@ class Page:
     def _section(self, section: Section) -> str:
         """Returns a section as HTML."""
         chart = self.charts.get(section.chart)
-        height = chart.layout.height if chart is not None else 0
+        height = 0 if chart is None else chart.to_dict()["layout"]["height"]
         return "\n".join(
             [
                 f"<section><h2>{_safe(section.title)}</h2>",

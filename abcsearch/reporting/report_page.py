@@ -15,7 +15,10 @@ from abcsearch.runs.report import write_report
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from matplotlib.figure import Figure
 
     from abcsearch.reporting.gathering import Gathered
 
@@ -36,6 +39,11 @@ def write_page(found: Gathered) -> Path:
     text = report_page(found).html()
     folder.write(PAGE, lambda path: path.write_text(text, encoding="utf-8"))
     return folder.path / PAGE
+
+
+def _save(draw: Callable[[], Figure], path: Path) -> None:
+    """Draws a picture to a file."""
+    draw().savefig(path, format="png")
 
 
 def report_page(found: Gathered) -> Page:
@@ -115,7 +123,7 @@ def _networks(found: Gathered) -> Section | None:
     names = [row.network for row in found.report.rows]
     lead = (
         f"The full network, and what was made of it; {names[-1]} is the winner of the search. Small numbers compare "
-        f"with the full network. Fewer MACs are not always less time: forward time was measured here, for whole batches."
+        f"with the full network. Fewer MACs are not always less time: forward time is measured here, of whole batches."
     )
     body = network_table(names, network_lines(found.report))
     return Section(title="Networks", lead=lead, body=body + paragraph(found.report.notes[0], "note"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -101,8 +101,9 @@ def layer_sensitivity(trials: Sequence[Trial], layers: Sequence[Layer]) -> Sensi
         return Sensitivity(trials=len(used), effects=(), constant=constant, reason=reason)
     x = (widths[:, varied] - widths[:, varied].mean(axis=0)) / widths[:, varied].std(axis=0)
     y = (rankdata(fitness) - 0.5) / len(used)
-    model = RidgeCV(alphas=_PENALTIES).fit(x, y)
-    draws = _bootstrap(x, y, float(model.alpha_))
+    model: Any = RidgeCV(alphas=_PENALTIES).fit(x, y)
+    penalty = float(model.alpha_)
+    draws = _bootstrap(x, y, penalty)
     low, high = np.percentile(draws, _LEVEL, axis=0)
     effects = tuple(
         Effect(name=layers[index].name, level=layers[index].level, effect=float(e), low=float(lo), high=float(hi))
