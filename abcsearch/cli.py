@@ -29,6 +29,8 @@ EXAMPLES = """Examples:
 
   abcsearch report runs/digits
 
+  abcsearch compare runs/digits runs/digits-evolution
+
   abcsearch export runs/digits --out digits-pruned
 
 Add --debug to any command to see the traceback of an error."""

@@ -16,7 +16,7 @@ from abcsearch.runs.folder import RunFolder
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from abcsearch.reporting.comparison import Comparison, Winner
@@ -95,20 +95,21 @@ def winner_cells(winners: Sequence[Winner]) -> list[list[str]]:
     metrics = list(dict.fromkeys(name for winner in winners for name in winner.tests))
     head = ["run", "searcher", "seed", "trials (failed)", "fitness", "MACs", "params"]
     head += [f"ms, {time.where}" for time in times]
-    head += [f"{metric} {when}" for metric in metrics for when in ("before", "after")]
+    head += [f"{metric} before ⇒ after" for metric in metrics]
     rows: list[list[str]] = []
     for own in winners:
         row = [own.run, own.searcher, str(own.seed), f"{own.trials:,} ({own.failed:,})"]
         row.append("-" if own.fitness is None else f"{own.fitness:.4f}")
         row += [_cost("macs", own.macs, own.macs_share), _cost("params", own.params, own.params_share)]
         row += [f"{time.median_ms:#.3g}" for time in own.times] or ["-"] * len(times)
-        row += [
-            metric_text(metric, own.tests[metric][when]) if metric in own.tests else "-"
-            for metric in metrics
-            for when in ("before", "after")
-        ]
+        row += [_both(metric, own.tests[metric]) if metric in own.tests else "-" for metric in metrics]
         rows.append(row)
     return [head, *rows]
+
+
+def _both(metric: str, values: Mapping[str, float]) -> str:
+    """Returns a metric before and after fine-tuning in words."""
+    return " ⇒ ".join(metric_text(metric, values[when]) for when in ("before", "after"))
 
 
 def _cost(name: str, cost: int | None, share: float | None) -> str:
@@ -146,23 +147,21 @@ def _color(place: int) -> str:
     return SERIES[place % len(SERIES)]
 
 
+def _rgb(color: str) -> str:
+    """Returns the parts of a colour such as #0072B2 as numbers."""
+    return ", ".join(str(int(color[place : place + 2], 16)) for place in (1, 3, 5))
+
+
 def fitness_chart(found: Comparison) -> go.Figure:
     """Returns the best fitness over trials by group."""
     traces: list[Any] = []
     for place, group in enumerate(found.groups):
         color, name = _color(place), html.escape(group.name)
         if len(group.runs) > 1:
-            band = go.Scatter(
-                x=[*group.numbers, *reversed(group.numbers)],
-                y=[*group.high, *reversed(group.low)],
-                fill="toself",
-                line={"width": 0, "shape": "linear"},
-                fillcolor=color,
-                opacity=0.2,
-                name=f"{name}: range",
-                hoverinfo="skip",
-            )
-            traces.append(band)
+            edge = {"x": group.numbers, "mode": "lines", "line": {"width": 0, "shape": "hv"}, "hoverinfo": "skip"}
+            traces.append(go.Scatter(y=group.low, showlegend=False, **edge))
+            fill = {"fill": "tonexty", "fillcolor": f"rgba({_rgb(color)}, 0.2)"}
+            traces.append(go.Scatter(y=group.high, name=f"{name}: range", **edge, **fill))
         hover = f"{name}<br>after %{{x}} trials<br>best %{{y:.4f}}<extra></extra>"
         line = {"color": color, "width": 2.5, "shape": "hv"}
         traces.append(

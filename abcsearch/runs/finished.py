@@ -1,4 +1,4 @@
-"""A finished search of a config: the structures that are compared, their networks and scores."""
+"""A search of a config, finished or as far as it is: the structures that are compared, their networks and scores."""
 
 from __future__ import annotations
 

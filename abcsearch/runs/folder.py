@@ -10,7 +10,7 @@ log.txt            progress as plain lines
 base.safetensors   trained network of a configured run
 baselines/NAME/    run folders of the baselines
 finetuned/         fine-tuned networks and their scores
-report.md, report.json, export/, tensorboard/
+report.html, report/, report.md, report.json, export/, tensorboard/
 """
 
 from __future__ import annotations
