@@ -1,5 +1,6 @@
 """What the charts show, as numbers: checked against direct definitions."""
 
+import itertools
 import math
 import tomllib
 
@@ -123,7 +124,7 @@ def test_lanes_never_overlap_and_are_as_few_as_possible(spans):
     found = run_timeline([history(trials, {n: float(start + length) for n, (start, length) in enumerate(spans)})])
     for lane in range(found.lanes):
         own = sorted((bar.start, bar.end) for bar in found.bars if bar.lane == lane)
-        assert all(before[1] <= after[0] + 1e-9 for before, after in zip(own, own[1:], strict=False))
+        assert all(before[1] <= after[0] + 1e-9 for before, after in itertools.pairwise(own))
     instants = [start + 0.5 for start, _ in spans]
     deepest = max(sum(start < at < start + length for start, length in spans) for at in instants)
     assert found.lanes <= deepest
