@@ -207,19 +207,7 @@ def timeline_chart(found: Timeline) -> go.Figure:
                 hoverinfo="text",
             )
         )
-    lost = [bar for bar in found.bars if bar.lost]
-    if lost:
-        traces.append(
-            go.Scatter(
-                x=[bar.start for bar in lost],
-                y=[bar.lane + 1 for bar in lost],
-                mode="markers",
-                name="a worker was lost before",
-                marker={"symbol": "x", "size": 9, "color": BLACK},
-                hovertext=[f"trial {bar.trial}: {bar.lost} worker(s) lost" for bar in lost],
-                hoverinfo="text",
-            )
-        )
+    traces += _timeline_marks(found)
     figure = figure_of(
         traces, "seconds in which evaluations ran", "side by side", max(220, min(700, 170 + 34 * found.lanes))
     )
@@ -239,6 +227,29 @@ def timeline_chart(found: Timeline) -> go.Figure:
     if found.cuts:
         figure.update_layout(legend={"y": 1.12})
     return figure
+
+
+def _timeline_marks(found: Timeline) -> list[Any]:
+    """Returns marks where evaluations failed, which can be too quick to be seen, and where workers were lost."""
+    failed = [(bar.end, bar, "failed") for bar in found.bars if bar.state == "failed"]
+    lost = [(bar.start, bar, f"{bar.lost} worker(s) lost before") for bar in found.bars if bar.lost]
+    failed = [failed[i] for i in thinned(len(failed))]
+    return [
+        go.Scatter(
+            x=[x for x, _, _ in marks],
+            y=[bar.lane + 1 for _, bar, _ in marks],
+            mode="markers",
+            name=name,
+            marker={"symbol": symbol, "size": 9, "color": color, "line": {"color": "white", "width": 0.8}},
+            hovertext=[f"{html.escape(bar.search)}, trial {bar.trial}: {what}" for _, bar, what in marks],
+            hoverinfo="text",
+        )
+        for marks, name, symbol, color in (
+            (failed, "failed", "triangle-down", VERMILLION),
+            (lost, "a worker was lost before", "x", BLACK),
+        )
+        if marks
+    ]
 
 
 def _lanes(count: int) -> list[int]:

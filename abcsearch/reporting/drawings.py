@@ -232,10 +232,12 @@ def draw_timeline(found: Timeline) -> Figure:
             linewidth=0.3,
             label=plain(f"{search}: {state}"),
         )
-    lost = [bar for bar in found.bars if bar.lost]
-    if lost:
-        lanes = [bar.lane + 1 for bar in lost]
-        axes.plot([bar.start for bar in lost], lanes, "x", color=BLACK, label="a worker was lost before")
+    failed = [(bar.end, bar.lane + 1) for bar in found.bars if bar.state == "failed"]
+    lost = [(bar.start, bar.lane + 1) for bar in found.bars if bar.lost]
+    marks = ((failed, "v", VERMILLION, "failed"), (lost, "X", BLACK, "a worker was lost before"))
+    for places, sign, color, label in marks:
+        if places:
+            axes.plot(*zip(*places, strict=True), sign, color=color, markeredgecolor="white", label=label)
     for place, seconds in found.cuts:
         axes.axvline(place, color=BLACK, linestyle="--", linewidth=1)
         axes.text(place, 0.35, duration_text(seconds), fontsize=7, ha="center", va="bottom")

@@ -21,7 +21,8 @@ _STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 _SCRIPT = """
 (function () {
   const charts = JSON.parse(document.getElementById("charts").textContent);
-  const options = { responsive: true, displaylogo: false, displayModeBar: "hover" };
+  const options = { responsive: true, displaylogo: false, displayModeBar: "hover",
+    modeBarButtonsToRemove: ["select2d", "lasso2d"] };
   for (const [name, figure] of Object.entries(charts)) Plotly.newPlot(name, figure.data, figure.layout, options);
 })();
 """
@@ -98,12 +99,13 @@ class Page:
         height = 0 if chart is None else chart.to_dict()["layout"]["height"]
         return "\n".join(
             [
-                f"<section><h2>{_safe(section.title)}</h2>",
+                f'<section><div class="keep"><h2>{_safe(section.title)}</h2>',
                 paragraph(section.lead) if section.lead else "",
                 f'<div class="chart" id="{section.chart}" role="img" aria-label="{_safe(section.title)}"'
                 f' style="height:{height}px"></div>'
                 if chart is not None
                 else "",
+                "</div>",
                 section.body,
                 "</section>",
             ]

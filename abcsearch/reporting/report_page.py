@@ -207,18 +207,19 @@ def _timeline(found: Gathered) -> Section:
         lead += f" Of {own.untimed} trials the journal has no time."
     body = "<h3>Failures</h3>" + paragraph("No trial failed.")
     if own.failures:
-        rows = [[str(len(f.trials)), f.reason, _listed(f.trials)] for f in own.failures]
-        body = "<h3>Failures</h3>" + table([["trials", "reason (of the first)", "which"], *rows], [0])
+        prefix = f"{found.history.searcher} "
+        rows = [[f.reason, str(len(f.trials)), _listed(f.trials, prefix)] for f in own.failures]
+        body = "<h3>Failures</h3>" + table([["reason (of the first)", "trials", "which"], *rows], [1])
     lost = sum(sum(search.lost.values()) for search in found.history.searches)
     if lost:
         body += paragraph(f"Workers were lost {lost} time(s) during an evaluation, which was then run again.")
     return Section(title="Timeline and failures", lead=lead if own.bars else "", chart="timeline", body=body)
 
 
-def _listed(trials: tuple[str, ...], most: int = 12) -> str:
-    """Returns the first of many trials in words."""
+def _listed(trials: tuple[str, ...], prefix: str, most: int = 12) -> str:
+    """Returns the first of many trials in words, without the name of the run's own search."""
     more = f" and {len(trials) - most} more" if len(trials) > most else ""
-    return ", ".join(trials[:most]) + more
+    return ", ".join(trial.removeprefix(prefix) for trial in trials[:most]) + more
 
 
 def _load(found: Gathered) -> Section:
