@@ -43,6 +43,8 @@ EXAMPLES = """Examples:
 
   abcsearch report runs/digits
 
+  abcsearch compare runs/digits runs/digits-evolution
+
   abcsearch export runs/digits --out digits-pruned
 
   abcsearch evaluate digits-pruned
@@ -273,20 +275,41 @@ def _together(workers: int | None, ray_address: str | None, log: Callable[[str],
 
 @app.command(epilog="Example: abcsearch report runs/digits")
 def report(run_dir: RunDir) -> None:
-    """Prints the table full / uniform / random / winner and writes it to report.md and report.json."""
+    """Writes report.html: charts, and the table full / uniform / random / winner; also of an unfinished run."""
     with answering(run_dir, "report"):
-        from abcsearch.runs.finished import open_run
-        from abcsearch.runs.report import FRONT, make_report, write_report
+        from abcsearch.reporting.gathering import gather
+        from abcsearch.reporting.report_page import state_of, title_of, write_page
+        from abcsearch.runs.report import FRONT
 
-        run = open_run(run_dir)
-        made = make_report(run)
-        path = write_report(made, run)
-        console.print(made.title)
-        print_table(*made.cells(short=True))
-        for note in made.notes:
-            console.print(note)
-        console.print(FRONT)
-        print_table(*made.front_cells())
+        found = gather(run_dir)
+        path = write_page(found)
+        console.print(title_of(found))
+        if found.report is not None:
+            print_table(*found.report.cells(short=True))
+            for note in found.report.notes:
+                console.print(note)
+            console.print(FRONT)
+            print_table(*found.report.front_cells())
+        else:
+            console.print(f"{state_of(found)} No table of networks: {found.missing}")
+        console.print(f"written to {path}; the pictures as PNG files to {path.with_suffix('')}")
+
+
+@app.command(epilog="Example: abcsearch compare runs/digits runs/digits-random --out compare.html")
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN_DIR RUN_DIR ...")],
+    out: Annotated[Path, typer.Option(help="The page; pictures and numbers go beside it.")] = Path("compare.html"),
+) -> None:
+    """Puts several runs side by side: best fitness over trials, fronts, widths, and a table of the winners."""
+    with answering():
+        from abcsearch.reporting.compare_page import winner_cells, write_comparison
+        from abcsearch.reporting.comparison import compare_runs
+
+        found = compare_runs(run_dirs)
+        path = write_comparison(found, out)
+        print_table(*winner_cells(found.winners))
+        for warning in found.warnings:
+            console.print(f"note: {warning}")
         console.print(f"written to {path}")
 
 

@@ -23,7 +23,7 @@ from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.space import Dimension, SearchSpace
 from abcsearch.training.scoring import score
 
-COMMANDS = ("search", "resume", "status", "finetune", "report", "export", "inspect", "list")
+COMMANDS = ("search", "resume", "status", "finetune", "report", "compare", "export", "inspect", "list")
 
 
 def call(*arguments):
@@ -354,7 +354,7 @@ def test_unfinished_search_is_not_fine_tuned(tiny_config, tmp_path):
     header = json.loads((run / "run.json").read_text())
     header["settings"]["n_trials"] = 10
     RunFolder(run).write_json("run.json", header)
-    for command in ("finetune", "report", "export"):
+    for command in ("finetune", "export"):
         result = call(command, run)
         assert result.exit_code == 2
         assert "is not finished; continue it with: abcsearch resume" in result.output

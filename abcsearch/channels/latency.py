@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -43,7 +44,25 @@ def torch_threads(count: int) -> Iterator[None]:
 def measure_latency(
     models: Sequence[nn.Module], example_input: torch.Tensor, *, threads: int = 1, repeats: int = 30, warmup: int = 5
 ) -> list[float]:
-    """Returns the median forward time of each model in milliseconds.
+    """Returns the median forward time of each model in milliseconds; see `forward_times`.
+
+    Raises:
+        ModelError: if threads or repeats are below 1, or warmup below 0.
+    """
+    times = forward_times(models, example_input, threads=threads, repeats=repeats, warmup=warmup)
+    return [statistics.median(own) for own in times]
+
+
+def forward_times(
+    models: Sequence[nn.Module],
+    example_input: torch.Tensor,
+    *,
+    threads: int = 1,
+    repeats: int = 30,
+    warmup: int = 5,
+    seconds: float = math.inf,
+) -> list[list[float]]:
+    """Returns the forward times of each model in milliseconds, in the order of measuring.
 
     The models take turns, so that drift of the machine's speed hits all of them alike. They run in evaluation mode
     without gradients, on the device and at the batch size of `example_input`, and are left in the mode they were in.
@@ -53,7 +72,8 @@ def measure_latency(
         example_input: one batch.
         threads: torch threads (CPU).
         repeats: timed passes per model.
-        warmup: passes before them that do not count.
+        warmup: passes before them that do not count; one is enough where they take longer than a tenth of `seconds`.
+        seconds: after this time no new turn begins, once three have been timed.
 
     Raises:
         ModelError: if threads or repeats are below 1, or warmup below 0.
@@ -65,14 +85,25 @@ def measure_latency(
     times: list[list[float]] = [[] for _ in models]
     try:
         with torch.inference_mode(), torch_threads(threads):
-            for turn in range(warmup + repeats):
+            for counts in _turns(warmup, repeats, seconds):
                 for model, own in zip(models, times, strict=True):
-                    seconds = _timed(model.eval(), example_input)
-                    own += [seconds] if turn >= warmup else []
+                    passed = _timed(model.eval(), example_input)
+                    own += [1000 * passed] if counts else []
     finally:
         for module, mode in modes:
             module.training = mode
-    return [1000 * statistics.median(own) for own in times]
+    return times
+
+
+def _turns(warmup: int, repeats: int, seconds: float) -> Iterator[bool]:
+    """Yields once per turn, whether it counts; as many as are wanted, or as fit into a time."""
+    begun = time.perf_counter()
+    for turn in range(warmup):
+        if turn == 0 or time.perf_counter() - begun < seconds / 10:
+            yield False
+    for turn in range(repeats):
+        if turn < 3 or time.perf_counter() - begun < seconds:
+            yield True
 
 
 @dataclass(frozen=True, kw_only=True)

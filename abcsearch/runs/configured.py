@@ -85,8 +85,7 @@ def prepare(
     Raises:
         AbcSearchError: of the kind that fits.
     """
-    part = seeded_data(config.data, config.seed)
-    model, data = config.model.build(config.seed), load_data(part.name, **part.options)
+    model, data = config.model.build(config.seed), load_run_data(config)
     checkpoint = config.model.checkpoint
     if checkpoint is not None and not folder.base.exists() and (weights or Path(checkpoint).exists()):
         load_checkpoint(model, checkpoint)
@@ -196,6 +195,12 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
 def seeded_data(data: Part, seed: int) -> Part:
     """Returns the data of a config whose split follows the run's seed, unless the data's options have their own."""
     return Part(name=data.name, options={"seed": seed, **data.options}) if takes_seed(data.name) else data
+
+
+def load_run_data(config: RunConfig) -> Data:
+    """Returns the data of a config; the split follows the run's seed unless the data's options have their own."""
+    part = seeded_data(config.data, config.seed)
+    return load_data(part.name, **part.options)
 
 
 def _base_network(folder: RunFolder, config: RunConfig, model: nn.Module, data: Data, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""A finished search of a config: the structures that are compared, their networks and scores."""
+"""A search of a config, finished or as far as it is: the structures that are compared, their networks and scores."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from abcsearch.errors import RunError
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
-from abcsearch.runs.configured import run_config
+from abcsearch.runs.configured import load_run_data, run_config
 from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.header import identity
 from abcsearch.runs.journal import read_journal
+from abcsearch.runs.run import collected
 from abcsearch.runs.settings import RunConfig, from_plain
+from abcsearch.runs.task import Task
 from abcsearch.runs.weights import load_checkpoint
 from abcsearch.training.objectives import find_objective, metric_text
 from abcsearch.trial import best_trial
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.run import SearchResult
     from abcsearch.space import Candidate
+    from abcsearch.trial import Trial
 
 
 class Structure(NamedTuple):
@@ -38,7 +42,7 @@ class Structure(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """A configured run whose search is finished.
+    """A configured run whose search is finished, or what there is of it so far.
 
     Attributes:
         folder: its folder.
@@ -110,25 +114,66 @@ def open_run(run_dir: str | Path) -> FinishedRun:
         RunError: if the folder holds no configured run, or its search is not finished.
     """
     folder = RunFolder(run_dir)
-    header = folder.header()
-    if "model" not in header["settings"]:
-        msg = f"{run_dir} was started from Python; fine-tune and export its result there (finetune, export)"
-        raise RunError(msg)
-    config = from_plain(RunConfig, header["settings"])
+    config = _config(folder)
     parts = [folder, *(folder.baseline(name) for name in config.baselines if name == "random")]
     if not all(part.finished(config.n_trials) for part in parts):
         msg = f"the search in {folder.path} is not finished; continue it with: abcsearch resume {folder.path}"
         raise RunError(msg)
     result = run_config(config, run_dir, executor=SerialExecutor())  # nothing is left to evaluate
-    names = [Structure("full", result.task.space.full)]
+    if "random" in config.baselines and _best_random(folder, config) is None:
+        msg = f"no trial of the random baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
+        raise RunError(msg)
+    return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))
+
+
+def open_so_far(run_dir: str | Path) -> FinishedRun:
+    """Returns a configured run as far as it is: its search may be under way, or have been stopped.
+
+    The folder is only read. What the random baseline has not found yet is left out.
+
+    Raises:
+        RunError: if the folder holds no configured run, no trial has succeeded, or network or data are others now.
+        DataError, ModelError, ConfigError, CheckpointError: if data, network or evaluator are not on this machine.
+    """
+    folder = RunFolder(run_dir)
+    config = _config(folder)
+    model, data = config.model.build(config.seed), load_run_data(config)
+    load_checkpoint(model, folder.base)
+    task = Task.of(model.eval(), data, config, folder=folder)
+    recorded, now = folder.header()["identity"], identity(task.model, data)
+    others = [key for key in ("model", "data") if recorded.get(key, now[key]) != now[key]]
+    if others:
+        msg = f"{' and '.join(others)} of {folder.path} are others now than when it ran"
+        raise RunError(msg)
+    trials = read_journal(folder.journal).trials
+    mine = [trials[number] for number in sorted(trials) if number < config.n_trials]
+    own = config.evaluator
+    evaluator = make_evaluator(own.name, task.model, task.graph, task.ranking, data, **own.options)
+    result = collected(folder, task, config, mine, evaluator)
+    return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))
+
+
+def _config(folder: RunFolder) -> RunConfig:
+    """Returns the settings of a configured run; raises RunError for any other."""
+    header = folder.header()
+    if "model" not in header["settings"]:
+        msg = f"{folder.path} was started from Python; fine-tune and export its result there (finetune, export)"
+        raise RunError(msg)
+    return from_plain(RunConfig, header["settings"])
+
+
+def _best_random(folder: RunFolder, config: RunConfig) -> Trial | None:
+    """Returns the best trial of the random baseline, or None."""
+    trials = read_journal(folder.baseline("random").journal).trials
+    return best_trial([trial for number, trial in sorted(trials.items()) if number < config.n_trials])
+
+
+def _compared(folder: RunFolder, config: RunConfig, result: SearchResult) -> tuple[Structure, ...]:
+    """Returns the structures that are compared: full, the baselines that there are, and the winner."""
+    found = [Structure("full", result.task.space.full)]
     if "uniform" in config.baselines:
-        names.append(Structure("uniform", result.task.uniform()))
-    if "random" in config.baselines:
-        trials = read_journal(folder.baseline("random").journal).trials
-        best = best_trial([trial for number, trial in sorted(trials.items()) if number < config.n_trials])
-        if best is None:
-            msg = f"no trial of the random baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
-            raise RunError(msg)
-        names.append(Structure("random", best.candidate))
-    names.append(Structure(config.searcher.name, result.best.candidate))
-    return FinishedRun(folder=folder, config=config, result=result, structures=tuple(names))
+        found.append(Structure("uniform", result.task.uniform()))
+    best = _best_random(folder, config) if "random" in config.baselines else None
+    if best is not None:
+        found.append(Structure("random", best.candidate))
+    return (*found, Structure(config.searcher.name, result.best.candidate))

@@ -10,7 +10,7 @@ log.txt            progress as plain lines
 base.safetensors   trained network of a configured run; base-*.checkpoint while it is being trained
 baselines/NAME/    run folders of the baselines
 finetuned/         fine-tuned networks and their scores; NAME-*.checkpoint while NAME is being fine-tuned
-report.md, report.json, export/, tensorboard/
+report.html, report/, report.md, report.json, export/, tensorboard/
 """
 
 from __future__ import annotations

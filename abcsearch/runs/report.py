@@ -6,19 +6,21 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from abcsearch.bounds import amount
-from abcsearch.channels.latency import measure_latency
-from abcsearch.training.objectives import metric_text
+from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
+from abcsearch.training.objectives import find_objective, metric_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from torch import nn
 
     from abcsearch.runs.finished import FinishedRun
     from abcsearch.runs.run import SearchResult
 
-_LATENCY_BATCH = 64
 _POINTS = 10  # of the front that are shown, evenly spread
 FRONT = "Front: trials that no other one beats in both"
 
@@ -30,20 +32,28 @@ class Row:
     Attributes:
         network: its name.
         macs: multiply-accumulates, batch 1.
+        flops: the count of the surveys, see `CostModel.flops`, batch 1.
         params: number of parameters.
-        latency_ms: median forward time of the whole batch.
+        size_mb: all parameters and buffers as they are stored, in 10^6 bytes.
+        latency_ms: median forward time on the CPU of the largest batch, for the whole batch.
+        times: forward times by device and batch.
         fitness: on search-validation.
         before: the metric on the test split (of classifiers top1, in [0, 1]) before fine-tuning, or None without.
         after: the same after it.
+        tests: all such metrics by name, each with "before" and "after"; empty if it has not been fine-tuned.
     """
 
     network: str
     macs: int
+    flops: int
     params: int
+    size_mb: float
     latency_ms: float
+    times: tuple[ForwardTime, ...]
     fitness: float | None
     before: float | None
     after: float | None
+    tests: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +102,17 @@ class Report:
             short: counts as 1.65 M instead of 1,648,256.
         """
         full = self.rows[0]
-        table = [["network", "MACs", "params", "latency", "fitness", "before", "after"]]
+        times = [f"batch {time.batch}" for time in full.times if time.device == "CPU"]
+        table = [["network", "MACs", "params", "size", *times, "fitness", "before", "after"]]
         for row in self.rows:
-            macs, params = (_short(count) if short else f"{count:,}" for count in (row.macs, row.params))
+            macs, params = (short_count(count) if short else f"{count:,}" for count in (row.macs, row.params))
             table.append(
                 [
                     row.network,
                     f"{macs} ({100 * row.macs / full.macs:.3g} %)",
                     f"{params} ({100 * row.params / full.params:.3g} %)",
-                    f"{row.latency_ms:.2f} ms",
+                    f"{row.size_mb:.3g} MB",
+                    *(f"{time.median_ms:.3g} ms" for time in row.times if time.device == "CPU"),
                     "-" if row.fitness is None else f"{row.fitness:.4f}",
                     *("-" if v is None else metric_text(self.metric, v) for v in (row.before, row.after)),
                 ]
@@ -123,7 +135,7 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
 
-def _short(count: int) -> str:
+def short_count(count: int) -> str:
     """Returns a count with three digits and its unit: 950, 175 k, 1.65 M, 4.09 G."""
     for unit, name in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
         if count >= unit:
@@ -138,27 +150,27 @@ def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
 
 
 def make_report(run: FinishedRun) -> Report:
-    """Measures and collects the report of a finished run."""
+    """Measures and collects the report of a run, finished or not."""
     task, config = run.result.task, run.config
     threads = int(config.evaluator.options.get("threads", 1))
     scores = {structure.name: run.scores(structure) for structure in run.structures}
     networks = [run.network(structure, tuned=scores[structure.name] is not None) for structure in run.structures]
-    batch = task.data.example.expand(_LATENCY_BATCH, -1, -1, -1).clone()
-    times = measure_latency(networks, batch, threads=threads)
+    times = measure_forward(networks, task.data.example, threads=threads)
     candidates = [structure.candidate for structure in run.structures]
+    costs = {name: getattr(task.graph.costs, name)(candidates).tolist() for name in ("macs", "flops", "params")}
     rows = tuple(
         Row(
             network=structure.name,
-            macs=int(macs),
-            params=int(params),
-            latency_ms=latency,
+            **{name: counts[index] for name, counts in costs.items()},
+            size_mb=_megabytes(networks[index]),
+            latency_ms=next(time.median_ms for time in times[index] if time.batch == max(BATCHES)),
+            times=times[index],
             fitness=run.fitness(structure),
             before=_test(run, scores[structure.name], "before"),
             after=_test(run, scores[structure.name], "after"),
+            tests=_tests(run, scores[structure.name]),
         )
-        for structure, macs, params, latency in zip(
-            run.structures, task.graph.costs.macs(candidates), task.graph.costs.params(candidates), times, strict=True
-        )
+        for index, structure in enumerate(run.structures)
     )
     levels = [group.kind for group in task.graph.prunable] + ["block"] * len(task.graph.blocks)
     dimensions = zip(task.space.dimensions, levels, run.winner.candidate, strict=False)
@@ -176,10 +188,16 @@ def make_report(run: FinishedRun) -> Report:
     )
 
 
-def write_report(report: Report, run: FinishedRun) -> Path:
-    """Writes report.md and report.json into the run folder; returns the path of report.md."""
+def write_report(report: Report, run: FinishedRun, more: Mapping[str, Any] | None = None) -> Path:
+    """Writes report.md and report.json into the run folder; returns the path of report.md.
+
+    Args:
+        report: what is written.
+        run: into its folder.
+        more: further entries of report.json: plain JSON values.
+    """
     run.folder.write("report.md", lambda path: path.write_text(report.markdown(), encoding="utf-8"))
-    run.folder.write_json("report.json", asdict(report))
+    run.folder.write_json("report.json", {**asdict(report), **(more or {})})
     return run.folder.path / "report.md"
 
 
@@ -203,6 +221,22 @@ def _change(level: str, full: int, kept: int) -> str:
 def _test(run: FinishedRun, score: dict[str, Any] | None, when: str) -> float | None:
     """Returns the metric on the test split before or after fine-tuning, or None if there was none."""
     return None if score is None else float(score[when][run.metric])
+
+
+def _tests(run: FinishedRun, score: dict[str, Any] | None) -> dict[str, dict[str, float]]:
+    """Returns the metrics of the objective on the test split before and after fine-tuning; not the losses."""
+    if score is None:
+        return {}
+    names = [name for name in find_objective(run.result.task.data.objective).metrics if not name.endswith("loss")]
+    both = {when: score[when] for when in ("before", "after")}
+    known = [name for name in names if all(name in own for own in both.values())]
+    return {name: {when: float(own[name]) for when, own in both.items()} for name in known}
+
+
+def _megabytes(network: nn.Module) -> float:
+    """Returns the size of a network's parameters and buffers, in 10^6 bytes."""
+    tensors = [value for value in network.state_dict().values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
 
 
 def _title(run: FinishedRun) -> str:
@@ -230,7 +264,14 @@ def _notes(run: FinishedRun, threads: int, tuned: dict[str, Any] | None) -> tupl
         f"on {len(data.validation)} search-validation images. "
         f"Before and after fine-tuning: {run.metric} on {len(data.test)} test images. "
         f"Fine-tuned: {recipe}. "
-        f"Latency: median forward time of a batch of {_LATENCY_BATCH}, {threads} thread(s).",
-        f"{len(run.result.trials)} trials, {failed} failed, seed {config.seed}; {versions}; "
-        f"{header['environment']['platform']}.",
+        f"Forward time: median for a whole batch of {' and of '.join(map(str, BATCHES))} on the CPU, "
+        f"{threads} thread(s), the networks in turns.",
+        f"{_counted(run)}, {failed} failed, seed {config.seed}; {versions}; {header['environment']['platform']}.",
     )
+
+
+def _counted(run: FinishedRun) -> str:
+    """Returns how many trials there are, and whether more would come."""
+    done, all_ = len(run.result.trials), run.config.n_trials
+    over = done >= all_ or run.folder.exhausted()
+    return f"{done} trials" if over else f"{done} of {all_} trials so far"

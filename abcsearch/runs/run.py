@@ -268,13 +268,30 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         progress=progress,
         stage=stage,
     )
-    trials = loop.run()
+    return collected(folder, task, settings, loop.run(), parts.evaluator)
+
+
+def collected(
+    folder: RunFolder, task: Task, settings: SearchSettings, trials: Sequence[Trial], evaluator: Evaluator
+) -> SearchResult:
+    """Returns what trials found.
+
+    Args:
+        folder: the run's.
+        task: what is pruned.
+        settings: of the run.
+        trials: in the order of asking.
+        evaluator: what evaluated them.
+
+    Raises:
+        RunError: if no trial succeeded.
+    """
     best = best_trial(trials)
     if best is None:
         reasons = "; ".join(dict.fromkeys(str(t.evaluation.failure) for t in trials)) or "no structure was evaluated"
         msg = f"no trial of {folder.path} succeeded: {reasons}"
         raise RunError(msg)
-    builder = cache(lambda: _builder(task, parts.evaluator))  # made when first needed: it may read images
+    builder = cache(lambda: _builder(task, evaluator))  # made when first needed: it may read images
     return SearchResult(
         run_dir=folder.path,
         settings=settings,

@@ -1,0 +1,269 @@
+"""The charts of the page, by plotly. They draw what `gathering` has found; nothing is computed here."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from abcsearch.reporting.curves import SHOWN, thinned
+from abcsearch.reporting.layer_charts import parallel_chart, sensitivity_chart, widths_chart
+from abcsearch.reporting.plotting import figure_of
+from abcsearch.reporting.words import (
+    BLACK,
+    BLUE,
+    COSTS,
+    GREY,
+    SYMBOLS,
+    VERMILLION,
+    cost_text,
+    duration_text,
+    network_color,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from abcsearch.reporting.curves import Cloud, Curve, Mark
+    from abcsearch.reporting.gathering import Gathered
+    from abcsearch.reporting.timeline import Timeline
+
+
+def page_charts(found: Gathered) -> dict[str, go.Figure]:
+    """Returns the charts of a report by name; those that have nothing to show are left out."""
+    layers = list(found.widths.layers) if found.widths else []
+    made: dict[str, go.Figure | None] = {
+        "fitness": fitness_chart(found.curves) if found.curves else None,
+        "pareto": pareto_chart(found.clouds, found.marks, found.history.searcher) if found.clouds else None,
+        "widths": widths_chart(found.widths) if found.widths else None,
+        "sensitivity": sensitivity_chart(found.sensitivity) if found.sensitivity.effects else None,
+        "parallel": parallel_chart(found.best, layers) if found.best else None,
+        "timeline": timeline_chart(found.timeline) if found.timeline.bars else None,
+    }
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def fitness_chart(curves: Sequence[Curve]) -> go.Figure:
+    """Returns fitness over trials, with the best so far of every search."""
+    traces: list[Any] = []
+    for curve in curves:
+        color, name = network_color(curve.name), html.escape(curve.name)
+        values = [value for value in curve.fitness if value is not None]
+        rises = [i for i in range(1, len(curve.best)) if curve.best[i] != curve.best[i - 1]]
+        places = thinned(len(curve.numbers), [*rises, *(i - 1 for i in rises)])
+        numbers = [curve.numbers[i] for i in places]
+        dots = go.Scatter(
+            x=numbers,
+            y=[curve.fitness[i] for i in places],
+            mode="markers",
+            name=f"{name}: trials",
+            marker={"color": color, "size": 5, "opacity": 0.45},
+            hovertemplate="trial %{x}<br>fitness %{y:.4f}<extra></extra>",
+        )
+        best = go.Scatter(
+            x=numbers,
+            y=[curve.best[i] for i in places],
+            mode="lines",
+            name=f"{name}: best so far",
+            line={"color": color, "width": 2.5, "shape": "hv"},
+            hovertemplate="up to trial %{x}<br>best %{y:.4f}<extra></extra>",
+        )
+        traces += [dots, best]
+        failed = [n for n, value in zip(curve.numbers, curve.fitness, strict=True) if value is None]
+        if failed:
+            shown = [failed[i] for i in thinned(len(failed))]
+            traces.append(
+                go.Scatter(
+                    x=shown,
+                    y=[min(values, default=0.0)] * len(shown),
+                    mode="markers",
+                    name=f"{name}: failed ({len(failed)})",
+                    marker={
+                        "color": VERMILLION,
+                        "size": 7,
+                        "symbol": "x-thin",
+                        "line": {"width": 1.5, "color": VERMILLION},
+                    },
+                    hovertemplate="trial %{x} failed<extra></extra>",
+                )
+            )
+    return figure_of(traces, "trial", "fitness (higher is better)")
+
+
+def pareto_chart(clouds: Sequence[Cloud], marks: Sequence[Mark], searcher: str) -> go.Figure:
+    """Returns fitness against a cost, with buttons for the other costs."""
+    traces, spans = list[Any](), list[range]()
+    for cloud in clouds:
+        own = _cloud_traces(cloud, marks, searcher)
+        spans.append(range(len(traces), len(traces) + len(own)))
+        traces += own
+    for place, trace in enumerate(traces):
+        trace.visible = place in spans[0]
+    figure = figure_of(traces, _axis_title(clouds[0]), "fitness (higher is better)", 480)
+    figure.update_layout(shapes=_bounds(clouds[0]))
+    buttons = [
+        {
+            "label": _label(cloud),
+            "method": "update",
+            "args": [
+                {"visible": [place in span for place in range(len(traces))]},
+                {"xaxis.title.text": _axis_title(cloud), "shapes": _bounds(cloud), "xaxis.autorange": True},
+            ],
+        }
+        for cloud, span in zip(clouds, spans, strict=True)
+    ]
+    if len(clouds) > 1:
+        menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left", "y": 1.1}
+        figure.update_layout(updatemenus=[{**menu, "yanchor": "bottom", "showactive": True}], margin={"t": 90})
+    return figure
+
+
+def _label(cloud: Cloud) -> str:
+    """Returns the name of a cost without what is in brackets."""
+    return COSTS[cloud.cost].split(" (")[0]
+
+
+def _axis_title(cloud: Cloud) -> str:
+    """Returns the title of the axis of costs."""
+    unit = {"latency_ms": ", ms", "peak_activation": ", bytes"}.get(cloud.cost, "")
+    bounded = "; dotted: budget" if _bounds(cloud) else ""
+    return f"{COSTS[cloud.cost]}{unit} (lower is better{bounded})"
+
+
+def _bounds(cloud: Cloud) -> list[dict[str, Any]]:
+    """Returns the lines of the budget; an open end has none."""
+    ends = [end for end in cloud.bound or () if 0 < end < float("inf")]
+    line = {"color": BLACK, "width": 1.2, "dash": "dot"}
+    return [{"type": "line", "x0": end, "x1": end, "y0": 0, "y1": 1, "yref": "paper", "line": line} for end in ends]
+
+
+def _cloud_traces(cloud: Cloud, marks: Sequence[Mark], searcher: str) -> list[Any]:
+    """Returns the trials, the front, and the named networks."""
+    index = {number: place for place, number in enumerate(cloud.numbers)}
+    front = [index[number] for number in cloud.front]
+    shown = thinned(len(cloud.numbers), front)
+    hover = "trial %{customdata[0]}<br>%{customdata[1]}<br>fitness %{y:.4f}<extra></extra>"
+
+    def dots(places: Sequence[int], **style: Any) -> go.Scatter:  # noqa: ANN401 - plotly's own
+        data = [[cloud.numbers[i], cost_text(cloud.cost, cloud.costs[i])] for i in places]
+        x, y = [cloud.costs[i] for i in places], [cloud.fitness[i] for i in places]
+        return go.Scatter(x=x, y=y, customdata=data, hovertemplate=hover, **style)
+
+    name = html.escape(searcher)
+    made = [
+        dots(shown, mode="markers", name=f"trials of {name}", marker={"color": GREY, "size": 5, "opacity": 0.6}),
+        dots(
+            front,
+            mode="lines+markers",
+            name="front",
+            line={"color": BLUE, "width": 2, "shape": "hv"},
+            marker={"size": 6},
+        ),
+    ]
+    for mark in marks:
+        if cloud.cost not in mark.costs:
+            continue
+        text = html.escape(mark.name) + ("" if mark.name in SYMBOLS else " (winner)")
+        cost = mark.costs[cloud.cost]
+        made.append(
+            go.Scatter(
+                x=[cost],
+                y=[mark.fitness],
+                mode="markers",
+                name=text,
+                marker={
+                    "symbol": SYMBOLS.get(mark.name, ("star", "*"))[0],
+                    "size": 15 if mark.name not in SYMBOLS else 12,
+                    "color": network_color(mark.name),
+                    "line": {"color": "white", "width": 1},
+                },
+                hovertemplate=f"{text}<br>{cost_text(cloud.cost, cost)}<br>fitness %{{y:.4f}}<extra></extra>",
+            )
+        )
+    return made
+
+
+def timeline_chart(found: Timeline) -> go.Figure:
+    """Returns a bar per evaluation; gaps without any are cut out, with a dashed line where."""
+    traces: list[Any] = []
+    kinds = dict.fromkeys((bar.search, bar.state) for bar in found.bars)
+    for search, state in sorted(kinds, key=lambda kind: kind[1] != "succeeded"):
+        own = [bar for bar in found.bars if (bar.search, bar.state) == (search, state)]
+        own = [own[i] for i in thinned(len(own))]
+        color = network_color(search) if state == "succeeded" else VERMILLION
+        traces.append(
+            go.Bar(
+                base=[bar.start for bar in own],
+                x=[bar.end - bar.start for bar in own],
+                y=[bar.lane + 1 for bar in own],
+                orientation="h",
+                name=html.escape(f"{search}: {state}"),
+                marker={"color": color, "line": {"color": "white", "width": 0.4}},
+                hovertext=[
+                    f"{html.escape(search)}, trial {bar.trial}: {state}, {duration_text(bar.end - bar.start)}"
+                    for bar in own
+                ],
+                hoverinfo="text",
+            )
+        )
+    traces += _timeline_marks(found)
+    figure = figure_of(
+        traces, "seconds in which evaluations ran", "side by side", max(220, min(700, 170 + 34 * found.lanes))
+    )
+    figure.update_layout(barmode="overlay", bargap=0.15)
+    figure.update_yaxes(tickmode="array", tickvals=_lanes(found.lanes), range=[found.lanes + 0.6, 0.4], showgrid=False)
+    for place, seconds in found.cuts:
+        figure.add_vline(x=place, line={"color": BLACK, "width": 1.2, "dash": "dash"})
+        figure.add_annotation(
+            x=place,
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            text=duration_text(seconds),
+            showarrow=False,
+            font={"size": 11},
+        )
+    if found.cuts:
+        figure.update_layout(legend={"y": 1.12})
+    return figure
+
+
+def _timeline_marks(found: Timeline) -> list[Any]:
+    """Returns marks where evaluations failed, which can be too quick to be seen, and where workers were lost."""
+    failed = [(bar.end, bar, "failed") for bar in found.bars if bar.state == "failed"]
+    lost = [(bar.start, bar, f"{bar.lost} worker(s) lost before") for bar in found.bars if bar.lost]
+    failed = [failed[i] for i in thinned(len(failed))]
+    return [
+        go.Scatter(
+            x=[x for x, _, _ in marks],
+            y=[bar.lane + 1 for _, bar, _ in marks],
+            mode="markers",
+            name=name,
+            marker={"symbol": symbol, "size": 9, "color": color, "line": {"color": "white", "width": 0.8}},
+            hovertext=[f"{html.escape(bar.search)}, trial {bar.trial}: {what}" for _, bar, what in marks],
+            hoverinfo="text",
+        )
+        for marks, name, symbol, color in (
+            (failed, "failed", "triangle-down", VERMILLION),
+            (lost, "a worker was lost before", "x", BLACK),
+        )
+        if marks
+    ]
+
+
+def _lanes(count: int) -> list[int]:
+    """Returns which lanes have a number on the axis."""
+    step = max(1, -(-count // 16))
+    return [1, *range(step, count + 1, step)] if step > 1 else list(range(1, count + 1))
+
+
+def thinned_note(found: Gathered) -> str | None:
+    """Returns that charts do not show every point, where that is so."""
+    most = max((len(curve.numbers) for curve in found.curves), default=0)
+    if most <= SHOWN:
+        return None
+    return (
+        f"Of {most:,} trials about {SHOWN:,} are drawn, evenly spread, with all that count (fronts, new best ones); "
+        f"report.json has all of them."
+    )

@@ -1,0 +1,232 @@
+"""The page and the pictures of several runs side by side."""
+
+from __future__ import annotations
+
+import html
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from abcsearch.reporting.compare_drawings import compare_drawings
+from abcsearch.reporting.page import Page, Section, paragraph, table
+from abcsearch.reporting.plotting import figure_of, layer_axis
+from abcsearch.reporting.words import COSTS, SERIES, cost_text
+from abcsearch.runs.folder import RunFolder
+from abcsearch.training.objectives import metric_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from abcsearch.reporting.comparison import Comparison, Winner
+
+
+def write_comparison(found: Comparison, out: Path) -> Path:
+    """Writes the page, and beside it, by the same name, a folder of PNG files and a JSON file; returns the page's path.
+
+    Args:
+        found: what is shown.
+        out: the page, e.g. compare.html.
+    """
+    folder = RunFolder(out.parent)
+    for name, draw in compare_drawings(found).items():
+        folder.write(f"{out.stem}/{name}.png", partial(_save, draw), lasting=False)
+    folder.write_json(f"{out.stem}.json", found.plain())
+    text = compare_page(found).html()
+    folder.write(out.name, lambda path: path.write_text(text, encoding="utf-8"))
+    return out
+
+
+def _save(draw: Any, path: Path) -> None:  # noqa: ANN401 - a function that returns a figure
+    """Draws a picture to a file."""
+    draw().savefig(path, format="png")
+
+
+def compare_page(found: Comparison) -> Page:
+    """Returns the page of several runs."""
+    charts = {"fitness": fitness_chart(found)}
+    sections = [
+        Section(title="Winners", lead=_table_lead(found), body=table(winner_cells(found.winners), range(2, 30))),
+        Section(
+            title="Best fitness over trials",
+            lead="The best fitness after so many trials. Runs with the same settings but the seed are one line: their "
+            "mean, with a band from the lowest to the highest.",
+            chart="fitness",
+        ),
+    ]
+    costs = common_costs(found)
+    if costs:
+        charts["pareto"] = front_chart(found, costs)
+        lead = "Of each run the trials that no other one of it beats in both fitness and cost."
+        chosen = " The buttons choose the cost." if len(costs) > 1 else ""
+        sections.append(Section(title="Fronts", lead=lead + chosen, chart="pareto"))
+    if same_layers(found):
+        charts["widths"] = widths_chart(found)
+        lead = "What each winner keeps of each layer, in per cent of the full width (blocks: 100 kept, 0 dropped)."
+        body = table(width_cells(found), range(1, 30))
+        sections.append(Section(title="Widths of the winners", lead=lead, chart="widths", body=body))
+    else:
+        sections.append(Section(title="Widths of the winners", body=paragraph("Not shown: the layers differ.")))
+    return Page(
+        title=f"{len(found.runs)} runs compared",
+        subtitle=", ".join(found.labels),
+        warnings=found.warnings,
+        sections=sections,
+        charts=charts,
+    )
+
+
+def _table_lead(found: Comparison) -> str:
+    """Returns what the table of winners says, and how it was measured."""
+    if not any(winner.times for winner in found.winners):
+        return "The best structure of each run."
+    first = next(winner.times for winner in found.winners if winner.times)
+    where = " and ".join(time.where for time in first)
+    return (
+        f"The best structure of each run; costs also in per cent of the full network. Forward time: median for a whole "
+        f"batch ({where}), all winners in turns."
+    )
+
+
+def winner_cells(winners: Sequence[Winner]) -> list[list[str]]:
+    """Returns the table of winners as text; the header first."""
+    times = next((winner.times for winner in winners if winner.times), ())
+    metrics = list(dict.fromkeys(name for winner in winners for name in winner.tests))
+    head = ["run", "searcher", "seed", "trials (failed)", "fitness", "MACs", "params"]
+    head += [f"ms, {time.where}" for time in times]
+    head += [f"{metric} before ⇒ after" for metric in metrics]
+    rows: list[list[str]] = []
+    for own in winners:
+        row = [own.run, own.searcher, str(own.seed), f"{own.trials:,} ({own.failed:,})"]
+        row.append("-" if own.fitness is None else f"{own.fitness:.4f}")
+        row += [_cost("macs", own.macs, own.macs_share), _cost("params", own.params, own.params_share)]
+        row += [f"{time.median_ms:#.3g}" for time in own.times] or ["-"] * len(times)
+        row += [_both(metric, own.tests[metric]) if metric in own.tests else "-" for metric in metrics]
+        rows.append(row)
+    return [head, *rows]
+
+
+def _both(metric: str, values: Mapping[str, float]) -> str:
+    """Returns a metric before and after fine-tuning in words."""
+    return " ⇒ ".join(metric_text(metric, values[when]) for when in ("before", "after"))
+
+
+def _cost(name: str, cost: int | None, share: float | None) -> str:
+    """Returns a cost and its share in words."""
+    if cost is None:
+        return "-"
+    return cost_text(name, cost) + ("" if share is None else f" ({100 * share:.1f} %)")
+
+
+def common_costs(found: Comparison) -> list[str]:
+    """Returns the costs that are known of all runs that have a success."""
+    known = [[cloud.cost for cloud in run.clouds] for run in found.runs if run.clouds]
+    return [cost for cost in (known[0] if known else []) if all(cost in own for own in known)]
+
+
+def same_layers(found: Comparison) -> bool:
+    """Returns whether the winners of all runs have the same layers."""
+    layers = {run.widths.layers if run.widths else None for run in found.runs}
+    return len(layers) == 1 and None not in layers
+
+
+def width_cells(found: Comparison) -> list[list[str]]:
+    """Returns the widths of the winners as text; the header first."""
+    widths = [run.widths for run in found.runs if run.widths is not None]
+    kept = [[*own.kept.values()][-1] for own in widths]
+    rows: list[list[str]] = []
+    for index, layer in enumerate(widths[0].layers):
+        values = [str(own[index]) if layer.level != "block" else ("dropped", "kept")[own[index]] for own in kept]
+        rows.append([layer.name, "" if layer.level == "block" else str(layer.full), *values])
+    return [["layer", "full", *found.labels], *rows]
+
+
+def _color(place: int) -> str:
+    """Returns the colour of a run or a group."""
+    return SERIES[place % len(SERIES)]
+
+
+def _rgb(color: str) -> str:
+    """Returns the parts of a colour such as #0072B2 as numbers."""
+    return ", ".join(str(int(color[place : place + 2], 16)) for place in (1, 3, 5))
+
+
+def fitness_chart(found: Comparison) -> go.Figure:
+    """Returns the best fitness over trials by group."""
+    traces: list[Any] = []
+    for place, group in enumerate(found.groups):
+        color, name = _color(place), html.escape(group.name)
+        if len(group.runs) > 1:
+            edge = {"x": group.numbers, "mode": "lines", "line": {"width": 0, "shape": "hv"}, "hoverinfo": "skip"}
+            traces.append(go.Scatter(y=group.low, showlegend=False, **edge))
+            fill = {"fill": "tonexty", "fillcolor": f"rgba({_rgb(color)}, 0.2)"}
+            traces.append(go.Scatter(y=group.high, name=f"{name}: range", **edge, **fill))
+        hover = f"{name}<br>after %{{x}} trials<br>best %{{y:.4f}}<extra></extra>"
+        line = {"color": color, "width": 2.5, "shape": "hv"}
+        traces.append(
+            go.Scatter(x=group.numbers, y=group.mean, mode="lines", line=line, name=name, hovertemplate=hover)
+        )
+    return figure_of(traces, "trials", "best fitness so far (higher is better)", 460)
+
+
+def front_chart(found: Comparison, costs: Sequence[str]) -> go.Figure:
+    """Returns the fronts of all runs, with buttons for the costs."""
+    traces: list[Any] = []
+    hover = "%{customdata[0]}<br>%{customdata[1]}<br>fitness %{y:.4f}<extra></extra>"
+    for cost in costs:
+        for place, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
+            cloud = next((cloud for cloud in run.clouds if cloud.cost == cost), None)
+            if cloud is None:
+                continue
+            index = {number: i for i, number in enumerate(cloud.numbers)}
+            front = [index[number] for number in cloud.front]
+            name = html.escape(label)
+            trace = go.Scatter(
+                x=[cloud.costs[i] for i in front],
+                y=[cloud.fitness[i] for i in front],
+                customdata=[[cloud.numbers[i], cost_text(cost, cloud.costs[i])] for i in front],
+                mode="lines+markers",
+                line={"color": _color(place), "width": 2, "shape": "hv"},
+                name=name,
+                meta=cost,
+                visible=cost == costs[0],
+                hovertemplate=f"{name}, trial {hover}",
+            )
+            traces.append(trace)
+    figure = figure_of(traces, COSTS[costs[0]], "fitness (higher is better)", 480)
+    buttons = [
+        {
+            "label": COSTS[cost].split(" (")[0],
+            "method": "update",
+            "args": [{"visible": [trace.meta == cost for trace in traces]}, {"xaxis.title.text": COSTS[cost]}],
+        }
+        for cost in costs
+    ]
+    if len(costs) > 1:
+        menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left", "y": 1.1}
+        figure.update_layout(updatemenus=[{**menu, "yanchor": "bottom", "showactive": True}], margin={"t": 90})
+    return figure
+
+
+def widths_chart(found: Comparison) -> go.Figure:
+    """Returns what the winners keep of every layer."""
+    traces: list[Any] = []
+    layers = next(run.widths.layers for run in found.runs if run.widths is not None)
+    for place, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
+        kept = [*run.widths.kept.values()][-1] if run.widths else ()
+        text = [f"{html.escape(label)}: {value} of {layer.full}" for value, layer in zip(kept, layers, strict=True)]
+        trace = go.Scatter(
+            x=list(range(len(layers))),
+            y=[100 * value / layer.full for value, layer in zip(kept, layers, strict=True)],
+            mode="lines+markers",
+            line={"color": _color(place), "width": 1.5},
+            name=html.escape(label),
+            hovertext=text,
+            hoverinfo="text",
+        )
+        traces.append(trace)
+    figure = figure_of(traces, "", "kept, % of the full width", 480)
+    figure.update_yaxes(range=[-3, 103])
+    layer_axis(figure, [layer.name for layer in layers])
+    return figure

@@ -1,0 +1,255 @@
+"""Several runs side by side: what they found, and whether they can be compared at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from abcsearch.errors import RunError
+from abcsearch.reporting.gathering import gather
+from abcsearch.runs.forward import measure_forward
+from abcsearch.runs.settings import deciding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from abcsearch.reporting.gathering import Gathered
+    from abcsearch.runs.forward import ForwardTime
+
+_SAME = ("model", "data", "pretrain", "budget", "space", "criterion", "evaluator", "latency")  # or fitness is another
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs with the same settings but the seed.
+
+    Attributes:
+        name: of the searcher, and of the runs where that is not enough.
+        runs: their labels.
+        numbers: how many trials, from 1.
+        mean: mean over the runs of the best fitness after so many trials.
+        low: the lowest of them.
+        high: the highest of them.
+    """
+
+    name: str
+    runs: tuple[str, ...]
+    numbers: tuple[int, ...] = field(repr=False)
+    mean: tuple[float, ...] = field(repr=False)
+    low: tuple[float, ...] = field(repr=False)
+    high: tuple[float, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """The best of one run.
+
+    Attributes:
+        run: its label.
+        searcher: the name of its searcher.
+        seed: its seed.
+        trials: how many finished.
+        failed: how many of them failed.
+        trial: number of the best one, or None.
+        fitness: of the best one.
+        macs: of it.
+        params: of it.
+        macs_share: against the full network; None where that is not known.
+        params_share: likewise.
+        times: forward times of the network, measured in turns with the others; empty without it.
+        tests: metrics on the test split by name, each before and after fine-tuning; empty without.
+    """
+
+    run: str
+    searcher: str
+    seed: int
+    trials: int
+    failed: int
+    trial: int | None
+    fitness: float | None
+    macs: int | None
+    params: int | None
+    macs_share: float | None
+    params_share: float | None
+    times: tuple[ForwardTime, ...]
+    tests: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Several runs side by side.
+
+    Attributes:
+        labels: of the runs.
+        runs: what was gathered of each.
+        groups: runs with the same settings but the seed.
+        winners: the best of each run.
+        warnings: why the runs cannot be compared, or only in part.
+    """
+
+    labels: tuple[str, ...]
+    runs: tuple[Gathered, ...] = field(repr=False)
+    groups: tuple[Group, ...]
+    winners: tuple[Winner, ...]
+    warnings: tuple[str, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the numbers of all charts and tables as plain values."""
+        runs = {label: run.charts() for label, run in zip(self.labels, self.runs, strict=True)}
+        parts = {"groups": self.groups, "winners": self.winners}
+        return {name: [asdict(one) for one in many] for name, many in parts.items()} | {
+            "warnings": list(self.warnings),
+            "runs": runs,
+        }
+
+
+def compare_runs(run_dirs: Sequence[str | Path]) -> Comparison:
+    """Returns several runs side by side.
+
+    Args:
+        run_dirs: their folders, two or more.
+
+    Raises:
+        RunError: if there are fewer, or a folder holds no run.
+    """
+    if len(run_dirs) < 2:
+        msg = f"compare takes two run folders or more, found {len(run_dirs)}; of one run, see: abcsearch report"
+        raise RunError(msg)
+    runs = tuple(gather(path, measure=False) for path in run_dirs)
+    names = [Path(path).resolve().name for path in run_dirs]
+    labels = tuple(name if names.count(name) == 1 else str(path) for name, path in zip(names, run_dirs, strict=True))
+    if len(set(labels)) < len(labels):
+        msg = f"a run folder is there twice: {', '.join(labels)}; name each once"
+        raise RunError(msg)
+    return Comparison(
+        labels=labels,
+        runs=runs,
+        groups=_groups(labels, runs),
+        winners=_winners(labels, runs),
+        warnings=tuple(_warnings(labels, runs)),
+    )
+
+
+def _groups(labels: Sequence[str], runs: Sequence[Gathered]) -> tuple[Group, ...]:
+    """Returns the runs by settings."""
+    members: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        settings = deciding(run.history.settings)
+        members.setdefault(json.dumps({**settings, "seed": 0}, sort_keys=True), []).append(place)
+    searchers = [runs[places[0]].history.searcher for places in members.values()]
+    found: list[Group] = []
+    for places in members.values():
+        own = tuple(labels[place] for place in places)
+        searcher = runs[places[0]].history.searcher
+        several = f" ({len(own)} runs)" if len(own) > 1 else ""
+        same = f": {', '.join(own)}" if searchers.count(searcher) > 1 else several
+        found.append(_group(f"{searcher}{same}", own, [runs[place] for place in places]))
+    return tuple(found)
+
+
+def _group(name: str, labels: tuple[str, ...], runs: Sequence[Gathered]) -> Group:
+    """Returns the mean of the best so far, over as many trials as all of these runs have."""
+    curves = [list(run.curves[0].best) if run.curves else [] for run in runs]
+    length = min(map(len, curves))
+    best = np.array([curve[:length] for curve in curves], dtype=float).reshape(len(runs), length)
+    known = np.flatnonzero(~np.isnan(best).any(axis=0))
+    best = best[:, known]
+    return Group(
+        name=name,
+        runs=labels,
+        numbers=tuple((known + 1).tolist()),
+        mean=tuple(best.mean(axis=0).tolist()),
+        low=tuple(best.min(axis=0).tolist()),
+        high=tuple(best.max(axis=0).tolist()),
+    )
+
+
+def _winners(labels: Sequence[str], runs: Sequence[Gathered]) -> tuple[Winner, ...]:
+    """Returns the best of each run; networks of one input shape are measured in turns."""
+    times = _times(runs)
+    found: list[Winner] = []
+    for place, (label, run) in enumerate(zip(labels, runs, strict=True)):
+        own, best = run.history.own, run.history.own.best
+        shares = dict.fromkeys(("macs", "params"))
+        if run.run is not None and best is not None:
+            costs, full = run.run.result.task.graph.costs, run.run.result.task.space.full
+            pairs = {name: getattr(costs, name)([best.candidate, full]).tolist() for name in shares}
+            shares = {name: kept / before for name, (kept, before) in pairs.items()}
+        scores = None if run.run is None else run.run.scores(run.run.winner)
+        found.append(
+            Winner(
+                run=label,
+                searcher=own.name,
+                seed=int(run.history.settings["seed"]),
+                trials=len(own.trials),
+                failed=len(own.trials) - len(own.succeeded),
+                trial=None if best is None else best.number,
+                fitness=None if best is None else best.fitness,
+                macs=None if best is None else best.evaluation.macs,
+                params=None if best is None else best.evaluation.params,
+                macs_share=shares["macs"],
+                params_share=shares["params"],
+                times=times.get(place, ()),
+                tests=_tests(scores),
+            )
+        )
+    return tuple(found)
+
+
+def _tests(scores: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
+    """Returns the metrics on the test split, without losses."""
+    if scores is None:
+        return {}
+    names = [name for name in scores["before"] if name in scores["after"] and not name.endswith("loss")]
+    return {name: {when: float(scores[when][name]) for when in ("before", "after")} for name in names}
+
+
+def _times(runs: Sequence[Gathered]) -> dict[int, tuple[ForwardTime, ...]]:
+    """Returns the forward times of the winners, by place, of those that take the same images as the first one."""
+    opened = {place: run.run for place, run in enumerate(runs) if run.run is not None}
+    if not opened:
+        return {}
+    example = next(iter(opened.values())).result.task.data.example
+    alike = {place: run for place, run in opened.items() if run.result.task.data.example.shape == example.shape}
+    networks = [run.network(run.winner, tuned=run.scores(run.winner) is not None) for run in alike.values()]
+    threads = max(int(run.config.evaluator.options.get("threads", 1)) for run in alike.values())
+    return dict(zip(alike, measure_forward(networks, example, threads=threads), strict=True))
+
+
+def _warnings(labels: Sequence[str], runs: Sequence[Gathered]) -> Iterator[str]:
+    """Yields why the runs cannot be compared, or only in part."""
+    first = runs[0].history
+    for label, run in zip(labels[1:], runs[1:], strict=True):
+        other = run.history
+        found = [line for key in _SAME for line in _differences(first.settings.get(key), other.settings.get(key), key)]
+        if found:
+            yield (
+                f"{labels[0]} and {label} differ in more than the searcher, so that their fitness or costs cannot be "
+                f"compared directly: {'; '.join(found)}"
+            )
+        same_seed = first.settings["seed"] == other.settings["seed"]
+        hashes = [
+            key for key in ("model", "data") if first.header["identity"].get(key) != other.header["identity"].get(key)
+        ]
+        if hashes and same_seed and not found:
+            yield f"{labels[0]} and {label} have another {' and another '.join(hashes)}, by their hashes"
+    for label, run in zip(labels, runs, strict=True):
+        if not run.history.over:
+            yield f"the search of {label} is not finished: {len(run.history.own.trials)} trials so far"
+        if run.missing is not None:
+            yield f"of {label} only the run folder is at hand, not the network: {run.missing}"
+    if len({run.history.settings["seed"] for run in runs}) > 1:
+        yield "seeds differ: where a run trains its own network and splits its own data, these differ as well"
+
+
+def _differences(one: Any, other: Any, where: str) -> Iterator[str]:  # noqa: ANN401 - plain values
+    """Yields every plain value in which two settings differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            yield from _differences(one.get(key), other.get(key), f"{where}.{key}")
+    elif one != other:
+        yield f"{where} is {one!r} and {other!r}"

@@ -1,0 +1,250 @@
+"""The charts as PNG files, by matplotlib. They draw what `gathering` has found; nothing is computed here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from abcsearch.reporting.curves import thinned
+from abcsearch.reporting.gathering import block_height
+from abcsearch.reporting.words import (
+    BLACK,
+    BLUE,
+    COSTS,
+    GREY,
+    LEVELS,
+    ORANGE,
+    SKY,
+    SYMBOLS,
+    VERMILLION,
+    duration_text,
+    network_color,
+    short_names,
+    tick_step,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
+    from abcsearch.reporting.curves import BestTrials, Cloud, Curve, Layer, Mark
+    from abcsearch.reporting.gathering import Gathered, Widths
+    from abcsearch.reporting.sensitivity import Sensitivity
+    from abcsearch.reporting.timeline import Timeline
+
+
+def drawings(found: Gathered) -> Mapping[str, Callable[[], Figure]]:
+    """Returns what draws each chart, by name; those that have nothing to show are left out."""
+    made: dict[str, Callable[[], Figure]] = {}
+    if found.curves:
+        made["fitness"] = lambda: draw_fitness(found.curves)
+    if found.clouds:
+        made["pareto"] = lambda: draw_pareto(found.clouds, found.marks)
+    if found.widths is not None:
+        widths = found.widths
+        made["widths"] = lambda: draw_widths(widths)
+    if found.sensitivity.effects:
+        made["sensitivity"] = lambda: draw_sensitivity(found.sensitivity)
+    if found.best is not None and found.widths is not None:
+        best, layers = found.best, found.widths.layers
+        made["parallel"] = lambda: draw_parallel(best, layers)
+    if found.timeline.bars:
+        made["timeline"] = lambda: draw_timeline(found.timeline)
+    return made
+
+
+def figure_of(title: str, width: float = 9.0, height: float = 4.6) -> tuple[Figure, Axes]:
+    """Returns an empty figure with one pair of axes in the style of all."""
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=11, loc="left")
+    styled(axes)
+    return figure, axes
+
+
+def styled(axes: Axes) -> None:
+    """Gives axes the style of all."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def legend_below(figure: Figure) -> None:
+    """Puts the legend below the axes, where it hides nothing."""
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+
+
+def plain(text: str) -> str:
+    """Returns a text that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")
+
+
+def draw_fitness(curves: Sequence[Curve]) -> Figure:
+    """Draws fitness over trials, with the best so far of every search."""
+    figure, axes = figure_of("Fitness over trials")
+    for curve in curves:
+        color, name = network_color(curve.name), plain(curve.name)
+        rises = [i for i in range(1, len(curve.best)) if curve.best[i] != curve.best[i - 1]]
+        places = thinned(len(curve.numbers), [*rises, *(i - 1 for i in rises)])
+        numbers = [curve.numbers[i] for i in places]
+        fitness = np.array([curve.fitness[i] for i in places], dtype=float)
+        best = np.array([curve.best[i] for i in places], dtype=float)
+        axes.plot(numbers, fitness, ".", color=color, alpha=0.4, markersize=5, label=f"{name}: trials")
+        axes.step(numbers, best, where="post", color=color, linewidth=2, label=f"{name}: best so far")
+        failed = [n for n, value in zip(curve.numbers, curve.fitness, strict=True) if value is None]
+        if failed:
+            low = min((value for value in curve.fitness if value is not None), default=0.0)
+            axes.plot(failed, [low] * len(failed), "x", color=VERMILLION, markersize=5, label=f"{name}: failed")
+    axes.set_xlabel("trial")
+    axes.set_ylabel("fitness (higher is better)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend_below(figure)
+    return figure
+
+
+def draw_pareto(clouds: Sequence[Cloud], marks: Sequence[Mark]) -> Figure:
+    """Draws fitness against every cost, side by side."""
+    figure = Figure(figsize=(max(6.0, 5.4 * len(clouds)), 4.8), layout="constrained", dpi=130)
+    many = figure.subplots(1, len(clouds), sharey=True, squeeze=False)[0]
+    for axes, cloud in zip(many, clouds, strict=True):
+        styled(axes)
+        index = {number: place for place, number in enumerate(cloud.numbers)}
+        front = [index[number] for number in cloud.front]
+        places = thinned(len(cloud.numbers), front)
+        costs, fitness = np.array(cloud.costs), np.array(cloud.fitness)
+        axes.plot(costs[places], fitness[places], ".", color=GREY, alpha=0.6, label="trials")
+        axes.step(costs[front], fitness[front], where="post", color=BLUE, marker=".", label="front")
+        for end in cloud.bound or ():
+            if 0 < end < np.inf:
+                axes.axvline(end, color=BLACK, linestyle=":", linewidth=1.2, label="budget")
+        for mark in marks:
+            if cloud.cost in mark.costs:
+                sign, size = SYMBOLS.get(mark.name, ("star", "*"))[1], 8 if mark.name in SYMBOLS else 15
+                color, name = network_color(mark.name), plain(mark.name)
+                style = {"markersize": size, "markeredgecolor": "white", "color": color, "linestyle": ""}
+                axes.plot([mark.costs[cloud.cost]], [mark.fitness], marker=sign, label=name, **style)
+        axes.set_xlabel(COSTS[cloud.cost])
+        if cloud.cost != "latency_ms":
+            axes.xaxis.set_major_formatter(EngFormatter())
+    many[0].set_ylabel("fitness (higher is better)")
+    many[0].set_title("Front of fitness and cost", fontsize=11, loc="left")
+    handles, labels = many[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7), fontsize=8, frameon=False)
+    return figure
+
+
+def along_layers(title: str, names: Sequence[str], height: float = 5.0) -> tuple[Figure, Axes]:
+    """Returns a figure whose x axis names the layers."""
+    figure, axes = figure_of(title, max(7.0, min(16.0, 3 + 0.2 * len(names))), height)
+    shown, step = short_names(list(names)), tick_step(len(names))
+    places = list(range(0, len(names), step))
+    labels = [plain(shown[place]) for place in places]
+    axes.set_xticks(places, labels, rotation=90, fontsize=8 if len(names) <= 40 else 6.5)
+    axes.set_xlim(-0.7, len(names) - 0.3)
+    axes.grid(visible=False, axis="x")
+    return figure, axes
+
+
+def draw_widths(widths: Widths) -> Figure:
+    """Draws the widths of the winner within those of the full network, and those of the baselines."""
+    order = sorted(range(len(widths.layers)), key=lambda i: widths.layers[i].level == "block")
+    wide = [i for i in order if widths.layers[i].level != "block"]
+    *others, winner = widths.kept
+    figure, axes = along_layers("Widths along the network: full and kept", [widths.layers[i].name for i in order])
+    tall = block_height(widths)
+    full = [tall if widths.layers[i].level == "block" else widths.layers[i].full for i in order]
+    axes.bar(range(len(order)), full, color="#dcdfe3", width=0.86, label="full")
+    for level in dict.fromkeys(widths.layers[i].level for i in order):
+        own = [place for place, i in enumerate(order) if widths.layers[i].level == level]
+        label = f"winner, {level} level" if level else "winner"
+        kept = [widths.kept[winner][order[place]] * (tall if level == "block" else 1) for place in own]
+        axes.bar(own, kept, color=LEVELS[level], width=0.86, label=label)
+    for name in others:
+        kept = [widths.kept[name][i] for i in wide]
+        style = {"color": network_color(name), "markersize": max(3.5, min(8.0, 240 / len(order))), "linestyle": ""}
+        axes.plot(range(len(wide)), kept, marker=SYMBOLS[name][1], markeredgecolor="white", label=name, **style)
+    axes.set_ylabel("channels (blocks: coloured if kept)" if len(wide) < len(order) else "channels")
+    legend_below(figure)
+    return figure
+
+
+def draw_sensitivity(found: Sensitivity) -> Figure:
+    """Draws the effect of every layer with its interval."""
+    figure, axes = along_layers(
+        "Sensitivity: what one standard deviation more width does", [e.name for e in found.effects]
+    )
+    for level in dict.fromkeys(effect.level for effect in found.effects):
+        own = [place for place, effect in enumerate(found.effects) if effect.level == level]
+        effects = [found.effects[place] for place in own]
+        ends = np.array([[e.effect - e.low for e in effects], [e.high - e.effect for e in effects]])
+        label = f"{level} level" if level else "layers"
+        bars = axes.bar(own, [100 * e.effect for e in effects], color=LEVELS[level], width=0.7, label=label)
+        axes.errorbar(
+            [bar.get_x() + bar.get_width() / 2 for bar in bars],
+            [100 * e.effect for e in effects],
+            yerr=100 * np.maximum(ends, 0),
+            fmt="none",
+            ecolor=BLACK,
+            elinewidth=1,
+            capsize=2,
+        )
+    axes.axhline(0, color="#555", linewidth=1)
+    axes.set_ylabel("trials overtaken, % of all")
+    legend_below(figure)
+    return figure
+
+
+def draw_parallel(found: BestTrials, layers: Sequence[Layer]) -> Figure:
+    """Draws the best trials as lines over the layers, with the winner and all trials' median."""
+    figure, axes = along_layers(
+        f"The best {len(found.numbers)} trials, layer by layer", [layer.name for layer in layers]
+    )
+    for place in range(len(found.numbers) - 1, 0, -1):
+        label = "best trials" if place == 1 else None
+        axes.plot([100 * share for share in found.widths[place]], color=SKY, linewidth=1, alpha=0.75, label=label)
+    axes.plot([100 * share for share in found.median], "--", color=ORANGE, linewidth=1.8, label="median of all trials")
+    winner = [100 * share for share in found.widths[0]]
+    axes.plot(winner, "o-", color=BLUE, linewidth=2.4, markersize=4, label=f"winner: trial {found.numbers[0]}")
+    axes.set_ylabel("kept, % of the full width")
+    axes.set_ylim(-3, 103)
+    axes.grid(visible=True, axis="x")
+    legend_below(figure)
+    return figure
+
+
+def draw_timeline(found: Timeline) -> Figure:
+    """Draws a bar per evaluation; gaps without any are cut out, with a dashed line where."""
+    figure, axes = figure_of("Evaluations over time", 11.0, max(2.4, min(7.0, 1.8 + 0.3 * found.lanes)))
+    kinds = dict.fromkeys((bar.search, bar.state) for bar in found.bars)
+    for search, state in sorted(kinds, key=lambda kind: kind[1] != "succeeded"):
+        own = [bar for bar in found.bars if (bar.search, bar.state) == (search, state)]
+        own = [own[i] for i in thinned(len(own))]
+        axes.barh(
+            [bar.lane + 1 for bar in own],
+            [bar.end - bar.start for bar in own],
+            left=[bar.start for bar in own],
+            color=network_color(search) if state == "succeeded" else VERMILLION,
+            edgecolor="white",
+            linewidth=0.3,
+            label=plain(f"{search}: {state}"),
+        )
+    failed = [(bar.end, bar.lane + 1) for bar in found.bars if bar.state == "failed"]
+    lost = [(bar.start, bar.lane + 1) for bar in found.bars if bar.lost]
+    marks = ((failed, "v", VERMILLION, "failed"), (lost, "X", BLACK, "a worker was lost before"))
+    for places, sign, color, label in marks:
+        if places:
+            axes.plot(*zip(*places, strict=True), sign, color=color, markeredgecolor="white", label=label)
+    for place, seconds in found.cuts:
+        axes.axvline(place, color=BLACK, linestyle="--", linewidth=1)
+        axes.text(place, 0.35, duration_text(seconds), fontsize=7, ha="center", va="bottom")
+    axes.set_ylim(found.lanes + 0.6, 0.4)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+    axes.set_xlabel("seconds in which evaluations ran")
+    axes.set_ylabel("side by side")
+    axes.grid(visible=False, axis="y")
+    legend_below(figure)
+    return figure

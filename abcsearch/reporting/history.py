@@ -1,0 +1,119 @@
+"""What the files of a run folder say by themselves: no network, no data, nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.journal import read_journal
+from abcsearch.runs.watching import finish_times
+from abcsearch.trial import Trial, best_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchHistory:
+    """One search of a run: its own, or that of a baseline.
+
+    Attributes:
+        name: of the searcher.
+        trials: finished ones in the order of asking.
+        finished: when each was on disk, by number, in unix seconds; of old journals not all.
+        lost: how often its worker was lost, by number of the trial.
+    """
+
+    name: str
+    trials: tuple[Trial, ...] = field(repr=False)
+    finished: Mapping[int, float] = field(repr=False)
+    lost: Mapping[int, int] = field(default_factory=dict[int, int])
+
+    @property
+    def succeeded(self) -> tuple[Trial, ...]:
+        """The trials that have a fitness."""
+        return tuple(trial for trial in self.trials if trial.evaluation.failure is None)
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial of the highest fitness, or None."""
+        return best_trial(self.trials)
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """A run as its files tell it.
+
+    Attributes:
+        path: the folder.
+        header: run.json.
+        searches: its own search, then the random baseline, if it has begun.
+        over: whether its own search has all its trials, or has run out of structures.
+        names: of the dimensions, where a file has them.
+    """
+
+    path: Path
+    header: Mapping[str, Any] = field(repr=False)
+    searches: tuple[SearchHistory, ...]
+    over: bool
+    names: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        return self.header["settings"]
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, machine and command."""
+        return self.header["environment"]
+
+    @property
+    def own(self) -> SearchHistory:
+        """The run's own search."""
+        return self.searches[0]
+
+    @property
+    def searcher(self) -> str:
+        """The name of the searcher."""
+        return self.own.name
+
+    @property
+    def n_dims(self) -> int:
+        """How many numbers a structure has; 0 without a trial."""
+        return len(self.own.trials[0].candidate) if self.own.trials else 0
+
+
+def read_history(run_dir: str | Path) -> History:
+    """Returns what the files of a run folder say.
+
+    Raises:
+        RunError: if the folder holds no run, or a damaged one.
+    """
+    folder = RunFolder(run_dir)
+    header = folder.header()
+    settings = header["settings"]
+    searches = [_search(folder, str(settings["searcher"]["name"]), int(settings["n_trials"]))]
+    if "random" in settings.get("baselines", ()) and folder.baseline("random").journal.exists():
+        searches.append(_search(folder.baseline("random"), "random", int(settings["n_trials"])))
+    members = (folder.read_json("population.json") or {}).get("members") or [{}]
+    return History(
+        path=folder.path,
+        header=header,
+        searches=tuple(searches),
+        over=folder.finished(int(settings["n_trials"])),
+        names=tuple(members[0].get("widths", ())),
+    )
+
+
+def _search(folder: RunFolder, name: str, n_trials: int) -> SearchHistory:
+    """Returns one search; an earlier call may have asked for more than `n_trials`."""
+    contents = read_journal(folder.journal)
+    return SearchHistory(
+        name=name,
+        trials=tuple(contents.trials[number] for number in sorted(contents.trials) if number < n_trials),
+        finished=finish_times(folder.journal),
+        lost={number: len(reasons) for number, reasons in contents.lost.items()},
+    )

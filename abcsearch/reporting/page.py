@@ -1,0 +1,169 @@
+"""A self-contained HTML page with charts: one file, nothing is fetched, readable on paper."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plotly.offline import get_plotlyjs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import plotly.graph_objects as go
+
+    from abcsearch.reporting.tables import Line
+
+_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+_SCRIPT = """
+(function () {
+  const charts = JSON.parse(document.getElementById("charts").textContent);
+  const options = { responsive: true, displaylogo: false, displayModeBar: "hover",
+    modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+  for (const [name, figure] of Object.entries(charts)) Plotly.newPlot(name, figure.data, figure.layout, options);
+})();
+"""
+_ICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+    "%3Cpath fill='%230072B2' d='M1 9h3v6H1zM6 5h3v10H6zM11 1h3v14h-3z'/%3E%3C/svg%3E"
+)
+_NO_SCRIPT = "<noscript><p class='warning'>The charts need JavaScript; the PNG files beside do not.</p></noscript>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One part of a page.
+
+    Attributes:
+        title: its heading.
+        lead: what is to be seen, plain text; "" for nothing.
+        chart: name of its chart; "" for none.
+        body: HTML below the chart.
+    """
+
+    title: str
+    lead: str = ""
+    chart: str = ""
+    body: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A page.
+
+    Attributes:
+        title: plain text.
+        subtitle: plain text.
+        tiles: (number, what it is), plain texts.
+        warnings: plain texts.
+        sections: in their order.
+        charts: by name.
+    """
+
+    title: str
+    subtitle: str
+    sections: Sequence[Section]
+    charts: Mapping[str, go.Figure] = field(repr=False)
+    tiles: Sequence[tuple[str, str]] = ()
+    warnings: Sequence[str] = ()
+
+    def html(self) -> str:
+        """Returns the page as HTML."""
+        tiles = "".join(
+            f'<div class="tile"><b>{_safe(n)}</b><span>{_safe(what)}</span></div>' for n, what in self.tiles
+        )
+        parts = [
+            "<!DOCTYPE html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f'<title>{_safe(self.title)}</title><link rel="icon" href="{_ICON}">',
+            f"<style>{_STYLE}</style></head><body>",
+            f'<header><h1>{_safe(self.title)}</h1><p class="sub">{_safe(self.subtitle)}</p></header>',
+            f'<div class="tiles">{tiles}</div>' if tiles else "",
+            *(f'<p class="warning">{_safe(text)}</p>' for text in self.warnings),
+            _NO_SCRIPT,
+            *(self._section(section) for section in self.sections),
+            f'<script type="application/json" id="charts">{_embedded(self.charts)}</script>',
+            f"<script>{get_plotlyjs()}</script>",
+            f"<script>{_SCRIPT}</script>",
+            "</body></html>\n",
+        ]
+        return "\n".join(part for part in parts if part)
+
+    def _section(self, section: Section) -> str:
+        """Returns a section as HTML."""
+        chart = self.charts.get(section.chart)
+        height = 0 if chart is None else chart.to_dict()["layout"]["height"]
+        return "\n".join(
+            [
+                f'<section><div class="keep"><h2>{_safe(section.title)}</h2>',
+                paragraph(section.lead) if section.lead else "",
+                f'<div class="chart" id="{section.chart}" role="img" aria-label="{_safe(section.title)}"'
+                f' style="height:{height}px"></div>'
+                if chart is not None
+                else "",
+                "</div>",
+                section.body,
+                "</section>",
+            ]
+        )
+
+
+def _safe(text: str) -> str:
+    """Returns plain text as HTML."""
+    return html.escape(str(text))
+
+
+def _embedded(charts: Mapping[str, go.Figure]) -> str:
+    """Returns the charts as JSON that no text in them can break out of."""
+    plain: dict[str, Any] = {name: json.loads(figure.to_json() or "{}") for name, figure in charts.items()}
+    text = json.dumps(plain, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """Returns plain text as a paragraph."""
+    return f'<p class="{kind}">{_safe(text)}</p>' if kind else f"<p>{_safe(text)}</p>"
+
+
+def code(text: str) -> str:
+    """Returns lines of code or of a terminal."""
+    return f"<pre>{_safe(text)}</pre>"
+
+
+def table(cells: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """Returns a table of plain texts; the first row is the header.
+
+    Args:
+        cells: rows of equal length.
+        numbers: columns that are right-aligned.
+    """
+    head, *rows = cells
+    kinds = [' class="n"' if column in numbers else "" for column in range(len(head))]
+    top = "".join(f"<th{kind}>{_safe(cell)}</th>" for kind, cell in zip(kinds, head, strict=True))
+    body = "\n".join(
+        "<tr>" + "".join(f"<td{kind}>{_safe(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def network_table(names: Sequence[str], parts: Sequence[tuple[str, Sequence[Line]]]) -> str:
+    """Returns the table of networks: a column for each; below every number, what it is against the full network."""
+    top = "".join(f'<th class="n">{_safe(name)}</th>' for name in names)
+    rows: list[str] = []
+    for title, lines in parts:
+        rows.append(f'<tr class="part"><th colspan="{len(names) + 1}">{_safe(title)}</th></tr>')
+        for line in lines:
+            cells = "".join(
+                f'<td class="n">{_safe(text)}{f"<small>{_safe(change)}</small>" if change else ""}</td>'
+                for text, change in line.cells
+            )
+            rows.append(f"<tr><td>{_safe(line.name)}</td>{cells}</tr>")
+    body = "\n".join(rows)
+    return f'<div class="scroll"><table><thead><tr><th></th>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'

@@ -1,0 +1,244 @@
+"""The report of one run: the page, the pictures, and its files in the run folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abcsearch.reporting.charts import page_charts, thinned_note
+from abcsearch.reporting.drawings import drawings
+from abcsearch.reporting.page import Page, Section, code, network_table, paragraph, table
+from abcsearch.reporting.repeating import command_line, config_toml, facts, load_text
+from abcsearch.reporting.tables import network_lines, width_cells
+from abcsearch.reporting.words import change_text, duration_text
+from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.report import write_report
+from abcsearch.training.objectives import metric_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    from abcsearch.reporting.gathering import Gathered
+
+PAGE, PICTURES = "report.html", "report"
+
+
+def write_page(found: Gathered) -> Path:
+    """Writes report.html, report/*.png, report.json and (of networks) report.md; returns the page's path."""
+    folder = RunFolder(found.history.path)
+    for name, draw in drawings(found).items():
+        folder.write(
+            f"{PICTURES}/{name}.png", lambda path, draw=draw: draw().savefig(path, format="png"), lasting=False
+        )
+    if found.report is not None and found.run is not None:
+        write_report(found.report, found.run, {"charts": found.charts()})
+    else:
+        folder.write_json("report.json", {"title": title_of(found), "charts": found.charts()})
+    text = report_page(found).html()
+    folder.write(PAGE, lambda path: path.write_text(text, encoding="utf-8"))
+    return folder.path / PAGE
+
+
+def _save(draw: Callable[[], Figure], path: Path) -> None:
+    """Draws a picture to a file."""
+    draw().savefig(path, format="png")
+
+
+def report_page(found: Gathered) -> Page:
+    """Returns the page of a run."""
+    sections = [
+        _networks(found),
+        _fitness(found),
+        _front(found),
+        _widths(found),
+        _sensitivity(found),
+        _parallel(found),
+        _timeline(found),
+        _load(found),
+        _repeat(found),
+    ]
+    return Page(
+        title=title_of(found),
+        subtitle=f"{state_of(found)} Run folder: {found.history.path}",
+        tiles=_tiles(found),
+        warnings=_warnings(found),
+        sections=[section for section in sections if section is not None],
+        charts=page_charts(found),
+    )
+
+
+def title_of(found: Gathered) -> str:
+    """Returns what was searched, in one line."""
+    if found.report is not None:
+        return found.report.title
+    settings = found.history.settings
+    bounds = ", ".join(f"{name} {bound}" for name, bound in settings["budget"].items() if bound is not None)
+    return f"{found.history.searcher}: {settings['n_trials']} trials, budget {bounds or 'none'}"
+
+
+def state_of(found: Gathered) -> str:
+    """Returns how far the search is, in a sentence."""
+    own, wanted = found.history.own, found.history.settings["n_trials"]
+    failed = len(own.trials) - len(own.succeeded)
+    counts = f"{len(own.trials):,} trials" if found.history.over else f"{len(own.trials):,} of {wanted:,} trials so far"
+    return f"{counts}, {failed:,} failed, started {found.history.environment.get('started', 'at an unknown time')}."
+
+
+def _warnings(found: Gathered) -> list[str]:
+    """Returns what the reader must know first."""
+    warnings: list[str] = []
+    if not found.history.over:
+        again = f"abcsearch resume {found.history.path}"
+        warnings.append(f"The search is not finished: this is how far it is. Continue it with: {again}")
+    if found.missing is not None:
+        warnings.append(f"Shown is what the run folder itself holds, without the table of networks: {found.missing}")
+    note = thinned_note(found)
+    return [*warnings, *([note] if note else [])]
+
+
+def _tiles(found: Gathered) -> list[tuple[str, str]]:
+    """Returns the numbers at the top of the page."""
+    best = found.history.own.best
+    tiles = [] if best is None else [(f"{best.fitness:.4f}", f"best fitness, trial {best.number}")]
+    if found.report is None:
+        return tiles
+    full, winner, metric = found.report.rows[0], found.report.rows[-1], found.report.metric
+    tiles += [(change_text(full.macs, winner.macs), "MACs"), (change_text(full.params, winner.params), "parameters")]
+    tiles += [
+        (change_text(before.median_ms, after.median_ms), f"forward time, {before.where}")
+        for before, after in zip(full.times, winner.times, strict=True)
+    ]
+    if winner.after is not None:
+        beside = "" if full.after is None else f"; full {metric_text(metric, full.after)}"
+        tiles.insert(0, (metric_text(metric, winner.after), f"test {metric}, fine-tuned{beside}"))
+    return tiles
+
+
+def _networks(found: Gathered) -> Section | None:
+    """Returns the table of networks."""
+    if found.report is None:
+        return None
+    names = [row.network for row in found.report.rows]
+    lead = (
+        f"The full network, and what was made of it; {names[-1]} is the winner of the search. Small numbers compare "
+        f"with the full network. Fewer MACs are not always less time: forward time is measured here, of whole batches."
+    )
+    body = network_table(names, network_lines(found.report))
+    return Section(title="Networks", lead=lead, body=body + paragraph(found.report.notes[0], "note"))
+
+
+def _fitness(found: Gathered) -> Section:
+    """Returns fitness over trials."""
+    if not found.curves:
+        return Section(title="Fitness over trials", lead="No trial has finished yet.")
+    lead = "A point is a trial, a line the best so far. Fitness is measured on search-validation, before fine-tuning."
+    return Section(title="Fitness over trials", lead=lead, chart="fitness")
+
+
+def _front(found: Gathered) -> Section | None:
+    """Returns the front."""
+    if not found.clouds:
+        return None
+    lead = (
+        "Each point is a trial. The front are the trials of the search that no other one beats in both fitness and "
+        "cost. Names in the legend can be switched off: without full, the rest is larger."
+    )
+    chosen = " The buttons choose the cost." if len(found.clouds) > 1 else ""
+    return Section(title="Front: fitness and cost", lead=lead + chosen, chart="pareto")
+
+
+def _widths(found: Gathered) -> Section | None:
+    """Returns the widths, as a chart and as a table."""
+    if found.widths is None:
+        return None
+    unknown = "" if found.run is not None else " Without the network, full is the largest width that a trial had."
+    lead = f"Layer by layer, before ⇒ after. Grey is the full network, coloured what the winner keeps of it.{unknown}"
+    cells = width_cells(found.widths)
+    body = table(cells, range(2, len(cells[0])))
+    return Section(title="Widths along the network", lead=lead, chart="widths", body=body)
+
+
+def _sensitivity(found: Gathered) -> Section:
+    """Returns which layers matter."""
+    own, title = found.sensitivity, "Sensitivity: which layers matter"
+    if own.reason is not None:
+        return Section(title=title, lead=f"Not shown: {own.reason}.")
+    explained = own.explained or 0.0
+    worth = (
+        f"The model predicts {100 * explained:.0f} % of the variance of ranks of trials that it has not seen."
+        if explained > 0
+        else "The model does not predict trials that it has not seen: take nothing from this chart."
+    )
+    constant = f" Never varied: {', '.join(own.constant)}." if own.constant else ""
+    lead = (
+        "How much better a trial ranks where a layer is wider by one standard deviation of the widths that were tried, "
+        "all others being equal; layers with low bars can be cut without much harm. Lines are intervals: those across "
+        "zero say nothing for certain."
+    )
+    how = paragraph(f"{own.method} {worth}{constant}", "note")
+    return Section(title=title, lead=lead, chart="sensitivity", body=how)
+
+
+def _parallel(found: Gathered) -> Section | None:
+    """Returns the best trials."""
+    if found.best is None:
+        return None
+    count = len(found.best.numbers)
+    lead = (
+        f"What the best {count} trials ({100 * found.best.share:.3g} % of those that succeeded; 5 %, but 10 at least "
+        f"and 100 at most) keep of each layer. Where their lines run together, and away from the median of all trials, "
+        f"the layer mattered."
+    )
+    return Section(title="The best trials, layer by layer", lead=lead, chart="parallel")
+
+
+def _timeline(found: Gathered) -> Section:
+    """Returns when evaluations ran, and the failures."""
+    own = found.timeline
+    side = f"; at most {own.lanes} side by side" if own.lanes > 1 else ", one after the other"
+    lead = (
+        f"{duration_text(own.busy)} of evaluations in {duration_text(own.seconds)}{side}. A row is not a worker, which "
+        f"the journal does not name, but what ran at the same time. Time without any evaluation for more than "
+        f"30 seconds (a run that was stopped) is cut out."
+    )
+    if own.untimed:
+        lead += f" Of {own.untimed} trials the journal has no time."
+    body = "<h3>Failures</h3>" + paragraph("No trial failed.")
+    if own.failures:
+        prefix = f"{found.history.searcher} "
+        rows = [[f.reason, str(len(f.trials)), _listed(f.trials, prefix)] for f in own.failures]
+        body = "<h3>Failures</h3>" + table([["reason (of the first)", "trials", "which"], *rows], [1])
+    lost = sum(sum(search.lost.values()) for search in found.history.searches)
+    if lost:
+        body += paragraph(f"Workers were lost {lost} time(s) during an evaluation, which was then run again.")
+    return Section(title="Timeline and failures", lead=lead if own.bars else "", chart="timeline", body=body)
+
+
+def _listed(trials: tuple[str, ...], prefix: str, most: int = 12) -> str:
+    """Returns the first of many trials in words, without the name of the run's own search."""
+    more = f" and {len(trials) - most} more" if len(trials) > most else ""
+    return ", ".join(trial.removeprefix(prefix) for trial in trials[:most]) + more
+
+
+def _load(found: Gathered) -> Section:
+    """Returns how to load the network."""
+    body = code(load_text(found.history, configured="model" in found.history.settings))
+    return Section(title="How to load the network", body=body)
+
+
+def _repeat(found: Gathered) -> Section:
+    """Returns how to run it again."""
+    history = found.history
+    command = command_line(history)
+    body = code(command) if command else ""
+    if "model" in history.settings:
+        lead = "Settings, seed and versions decide the trials. The command that started it, and all its settings:"
+        again = "abcsearch search config.toml --run-dir NEW_FOLDER   # with this as config.toml:"
+        body += code(f"{again}\n\n{config_toml(history.settings)}")
+    else:
+        lead = "It was started from Python, with objects of your own; its settings were:"
+        body += code(config_toml(history.settings))
+    body += table([["made with", ""], *([name, value] for name, value in facts(history))])
+    return Section(title="How to repeat it", lead=lead, body=body)

@@ -1,0 +1,121 @@
+"""The tables of the page as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from abcsearch.reporting.words import change_text, cost_text, width_text
+from abcsearch.training.objectives import metric_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from abcsearch.reporting.gathering import Widths
+    from abcsearch.runs.report import Report, Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a table of networks.
+
+    Attributes:
+        name: what it is.
+        cells: per network the value, and what it is against the full network ("" for none).
+    """
+
+    name: str
+    cells: tuple[tuple[str, str], ...]
+
+
+def network_lines(report: Report) -> list[tuple[str, list[Line]]]:
+    """Returns the table of networks in parts: (title, lines). Changes are against the full network."""
+    rows = report.rows
+    parts = [
+        ("Size", [*_counts(rows), _line("weights", rows, [row.size_mb for row in rows], "{:.3g} MB")]),
+        ("Forward time, median (middle half of the passes)", _times(rows)),
+        ("Search-validation", [_points("fitness", rows, [row.fitness for row in rows], "")]),
+    ]
+    for metric in dict.fromkeys(name for row in rows for name in row.tests):
+        own = [row.tests.get(metric, {}) for row in rows]
+        both = ("before", "after")
+        lines = [_points(f"{when} fine-tuning", rows, [t.get(when) for t in own], metric) for when in both]
+        changes = tuple((_difference(metric, found["after"] - found["before"]) if found else "-", "") for found in own)
+        parts.append((f"Test, {metric}", [*lines, Line(name="change by fine-tuning", cells=changes)]))
+    return parts
+
+
+def _counts(rows: Sequence[Row]) -> list[Line]:
+    """Returns macs, flops and params."""
+    names = {"macs": "MACs", "flops": "FLOPs", "params": "parameters"}
+    return [
+        Line(
+            name=title,
+            cells=tuple(
+                (cost_text(name, getattr(row, name)), _change(row, rows[0], getattr(rows[0], name), getattr(row, name)))
+                for row in rows
+            ),
+        )
+        for name, title in names.items()
+    ]
+
+
+def _line(name: str, rows: Sequence[Row], values: Sequence[float], form: str) -> Line:
+    """Returns numbers with their changes in per cent."""
+    cells = [(form.format(v), _change(row, rows[0], values[0], v)) for row, v in zip(rows, values, strict=True)]
+    return Line(name=name, cells=tuple(cells))
+
+
+def _change(row: Row, full: Row, before: float, after: float) -> str:
+    """Returns a change in per cent; nothing for the full network itself."""
+    return "" if row is full else change_text(before, after)
+
+
+def _times(rows: Sequence[Row]) -> list[Line]:
+    """Returns the forward times."""
+    lines: list[Line] = []
+    for place, first in enumerate(rows[0].times):
+        own = [row.times[place] for row in rows]
+        threads = f", {first.threads} thread{'s' if first.threads > 1 else ''}" if first.threads else ""
+        cells = tuple(
+            (
+                f"{time.median_ms:#.3g} ms ({time.low_ms:#.3g} to {time.high_ms:#.3g})",
+                _change(row, rows[0], first.median_ms, time.median_ms),
+            )
+            for row, time in zip(rows, own, strict=True)
+        )
+        lines.append(Line(name=f"{first.where}{threads}", cells=cells))
+    return lines
+
+
+def _points(name: str, rows: Sequence[Row], values: Sequence[float | None], metric: str) -> Line:
+    """Returns a metric with its difference to the full network's."""
+    full = values[0]
+    cells = [
+        (
+            "-" if value is None else metric_text(metric, value),
+            "" if value is None or full is None or row is rows[0] else _difference(metric, value - full),
+        )
+        for row, value in zip(rows, values, strict=True)
+    ]
+    return Line(name=name, cells=tuple(cells))
+
+
+def _difference(metric: str, value: float) -> str:
+    """Returns a difference of a metric: shares in points."""
+    percent = metric_text(metric, 0.0).endswith("%")
+    text = f"{100 * value:+.2f} points" if percent else f"{value:+.4f}"
+    return text.replace("-", "\u2212")
+
+
+def width_cells(widths: Widths) -> list[list[str]]:
+    """Returns layer by layer what became of it in every structure, the winner first; the header first."""
+    names = [*reversed(widths.kept)]
+    head = ["layer", "level", *(f"{name}: full ⇒ kept" for name in names[:1]), *names[1:]]
+    rows: list[list[str]] = []
+    for index, layer in enumerate(widths.layers):
+        kept = [widths.kept[name][index] for name in names]
+        share = "" if layer.level == "block" else f" ({100 * kept[0] / layer.full:.0f} %)"
+        others = [str(value) if layer.level != "block" else width_text(layer, value) for value in kept[1:]]
+        rows.append([layer.name, layer.level, width_text(layer, kept[0]) + share, *others])
+    return [head, *rows]

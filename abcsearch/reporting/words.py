@@ -1,0 +1,90 @@
+"""Names, numbers and colours as charts and pages show them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abcsearch.bounds import amount
+
+if TYPE_CHECKING:
+    from abcsearch.reporting.curves import Layer
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart.
+BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#9AA0A6"
+SERIES = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, "#8C6D00", "#5B5B5B")
+LEVELS = {"filter": SKY, "stage": BLUE, "block": PURPLE, "": BLUE}
+NETWORKS = {"full": BLACK, "uniform": GREEN, "random": ORANGE}
+SYMBOLS = {"full": ("square", "s"), "uniform": ("diamond", "D"), "random": ("triangle-up", "^")}  # plotly, matplotlib
+
+COSTS = {
+    "macs": "MACs",
+    "params": "parameters",
+    "latency_ms": "forward time (estimate from layers)",
+    "flops": "FLOPs",
+    "peak_activation": "peak activation memory",
+}
+_LONGEST = 26
+
+
+def network_color(name: str) -> str:
+    """Returns the colour of a network; any that is not a baseline is the winner."""
+    return NETWORKS.get(name, BLUE)
+
+
+def short_name(name: str, longest: int = _LONGEST) -> str:
+    """Returns a name that is not too long for an axis: its middle is left out."""
+    if len(name) <= longest:
+        return name
+    head = (longest - 1) // 2
+    return f"{name[:head]}…{name[-(longest - 1 - head) :]}"
+
+
+def short_names(names: list[str]) -> list[str]:
+    """Returns names for an axis, all different: numbered where they are not when shortened."""
+    shown = [short_name(name) for name in names]
+    return [text if shown.count(text) == 1 else f"{text} ({place + 1})" for place, text in enumerate(shown)]
+
+
+def cost_text(name: str, cost: float) -> str:
+    """Returns a cost in words: 1.65 M, 12.3 KiB, 4.56 ms."""
+    if name == "peak_activation":
+        return f"{cost / 1024:,.3g} KiB"
+    if name == "latency_ms":
+        return amount(name, cost)
+    for unit, word in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if cost >= unit:
+            return f"{cost / unit:.3g}{word}"
+    return f"{cost:.0f}"
+
+
+def change_text(before: float, after: float) -> str:
+    """Returns a change in per cent of what was before: "-60.3 %", "+1.2 %", "0 %"."""
+    if before == 0:
+        return ""
+    change = 100 * (after - before) / before
+    return "0 %" if abs(change) < 0.05 else f"{change:+.1f} %".replace("-", "\u2212")  # a minus sign
+
+
+def width_text(layer: Layer, kept: int) -> str:
+    """Returns what became of a layer in words."""
+    if layer.level == "block":
+        return "kept" if kept else "dropped"
+    return f"{layer.full} ⇒ {kept}"
+
+
+def duration_text(seconds: float) -> str:
+    """Returns a duration: 4.2 s, 3 min 7 s, 2 h 13 min, 3 d 4 h."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    for unit, word, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // smaller
+            return f"{whole // unit} {word}" + (f" {rest} {small}" if rest else "")
+    return f"{whole} s"
+
+
+def tick_step(count: int, most: int = 90) -> int:
+    """Returns that every how-manieth of so many layers is named on an axis."""
+    return -(-count // most)

@@ -1,0 +1,283 @@
+"""report.html and compare.html of real runs: whole, self-contained, escaped; and in a browser where there is one."""
+
+import dataclasses
+import html
+import json
+import re
+import shutil
+import subprocess
+import warnings
+
+import numpy as np
+import pytest
+from plotly.offline import get_plotlyjs
+from typer.testing import CliRunner
+
+from abcsearch import Budget, Evaluation, cli, search
+from abcsearch.config import read_config
+from abcsearch.errors import RunError
+from abcsearch.reporting.charts import page_charts, thinned_note
+from abcsearch.reporting.comparison import compare_runs
+from abcsearch.reporting.curves import cost_cloud, fitness_curve
+from abcsearch.reporting.drawings import drawings
+from abcsearch.reporting.gathering import gather
+from abcsearch.reporting.history import read_history
+from abcsearch.reporting.report_page import report_page, write_page
+from abcsearch.runs.configured import run_config
+from abcsearch.runs.finetuning import finetune_run
+from abcsearch.runs.finished import open_run
+from abcsearch.runs.folder import RunFolder
+from abcsearch.trial import Trial
+
+CHARTS = {"fitness", "pareto", "widths", "sensitivity", "parallel", "timeline"}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A whole small run, fine-tuned, with its report."""
+    from tests.conftest import TINY_CONFIG
+
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "tiny.toml").write_text(TINY_CONFIG)
+    run_config(read_config(folder / "tiny.toml", ["n_trials=40"]), folder / "run")
+    finetune_run(open_run(folder / "run"))
+    result = call("report", folder / "run")
+    assert result.exit_code == 0, result.output
+    return folder / "run"
+
+
+def without_library(page):
+    """The page without plotly itself, whose code names addresses that it does not fetch for these charts."""
+    assert page.count(get_plotlyjs()) == 1
+    return page.replace(get_plotlyjs(), "")
+
+
+def embedded(page):
+    (text,) = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', page, flags=re.DOTALL)
+    return json.loads(text)
+
+
+def test_the_page_is_one_file_with_all_charts(run):
+    page = (run / "report.html").read_text()
+    own = without_library(page)
+    assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", own)
+    assert not re.findall(r"<(?:link|script|img|iframe)[^>]+(?:src|href)=[\"'](?!data:)", own)
+    assert set(embedded(page)) == CHARTS
+    assert set(re.findall(r'class="chart" id="(\w+)"', own)) == CHARTS
+    assert {path.stem for path in (run / "report").glob("*.png")} == CHARTS
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (run / "report").iterdir())
+
+
+def test_the_page_has_the_numbers_of_the_run(run):
+    text = html.unescape((run / "report.html").read_text())
+    made = json.loads((run / "report.json").read_text())
+    full, winner = made["rows"][0], made["rows"][-1]
+    change = 100 * (winner["macs"] - full["macs"]) / full["macs"]
+    for number in (
+        f"\u2212{-change:.1f} %",
+        f"{100 * winner['tests']['top1']['after']:.2f} %",
+        f"{100 * winner['tests']['top5']['before']:.2f} %",
+        f"{winner['fitness']:.4f}",
+        f"{winner['size_mb']:.3g} MB",
+        *(f"{time['median_ms']:#.3g} ms" for time in winner["times"]),
+        f"abcsearch export {run}",
+        'name = "bee_colony"',
+        "conv</td>",
+    ):
+        assert number in text, number
+    assert [(time["device"], time["batch"]) for time in winner["times"]][:2] == [("CPU", 1), ("CPU", 64)]
+    assert all(time["low_ms"] <= time["median_ms"] <= time["high_ms"] for time in winner["times"])
+
+
+def test_the_charts_show_what_the_journal_holds(run):
+    charts = embedded((run / "report.html").read_text())
+    made = json.loads((run / "report.json").read_text())["charts"]
+    own = next(trace for trace in charts["fitness"]["data"] if trace["name"] == "bee_colony: trials")
+    assert own["y"] == made["fitness"][0]["fitness"]
+    bars = [trace for trace in charts["timeline"]["data"] if trace["type"] == "bar"]
+    assert sum(len(trace["x"]) for trace in bars) == len(made["timeline"]["bars"])
+    shown = [trace for trace in charts["pareto"]["data"] if trace["visible"]]
+    assert {"front", "full", "uniform", "random", "bee_colony (winner)"} <= {trace["name"] for trace in shown}
+    (bound,) = charts["pareto"]["layout"]["shapes"]
+    assert bound["x0"] == made["pareto"]["clouds"][0]["bound"][1]
+    widths = {trace["name"]: trace["y"] for trace in charts["widths"]["data"]}
+    assert widths["full"] == [layer["full"] for layer in made["widths"]["layers"]]
+
+
+def test_a_run_is_reported_as_far_as_it_is(run, tmp_path):
+    """One trial, none fine-tuned, no random baseline yet: and the folder is only read."""
+    copy = tmp_path / "half"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "finetuned")
+    shutil.rmtree(copy / "baselines")
+    journal = (copy / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "journal.jsonl").write_bytes(b"".join(journal[:1]))
+    (copy / "searcher.json").unlink()
+    before = (copy / "run.json").read_bytes()
+    result = call("report", copy)
+    assert result.exit_code == 0, result.output
+    assert "1 of 40 trials so far" in result.output
+    page = html.unescape((copy / "report.html").read_text())
+    assert "The search is not finished" in page
+    assert "Not shown: " in page
+    assert set(embedded((copy / "report.html").read_text())) == CHARTS - {"sensitivity"}
+    assert [row["network"] for row in json.loads((copy / "report.json").read_text())["rows"]] == [
+        "full",
+        "uniform",
+        "bee_colony",
+    ]
+    assert (copy / "run.json").read_bytes() == before
+    assert (copy / "journal.jsonl").read_bytes() == journal[0]
+
+
+def test_what_is_not_at_hand_leaves_the_charts(run, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(run, copy)
+    (copy / "base.safetensors").unlink()
+    result = call("report", copy)
+    assert result.exit_code == 0, result.output
+    assert "base.safetensors does not exist" in result.output
+    found = gather(copy)
+    assert found.report is None
+    assert next(layer.name for layer in found.widths.layers) == "conv"
+    assert set(embedded((copy / "report.html").read_text())) == CHARTS
+
+
+def evil(candidate, seed):
+    if seed % 3 == 0:
+        raise ValueError("<script>alert(1)</script> & 'quotes' </script> $x_$")
+    return Evaluation(float(sum(candidate)))
+
+
+def test_a_run_from_python_with_failures_and_strange_names(tiny_model, tiny_data, tmp_path):
+    folder = tmp_path / "<img src=x onerror=alert(1)> $\\frac"
+    search(
+        tiny_model, tiny_data, budget=Budget(macs=0.6), n_trials=12, run_dir=folder, evaluator=evil, searcher="random"
+    )
+    found = gather(folder)
+    page = write_page(found).read_text()
+    own = without_library(page)
+    assert "<img src=x" not in own
+    assert "alert(1)</script>" not in own
+    assert own.count("</script>") == 3
+    assert "started from Python" in html.unescape(own)
+    (failures,) = found.timeline.failures
+    assert len(failures.trials) == sum(trial.evaluation.failure is not None for trial in found.history.own.trials) > 0
+    assert all(path.stat().st_size > 1000 for path in (folder / "report").iterdir())
+
+
+def test_a_run_in_which_every_trial_failed(tiny_model, tiny_data, tmp_path):
+    def failing(candidate, seed):
+        raise ValueError("no")
+
+    with pytest.raises(RunError, match="no trial of"):
+        search(tiny_model, tiny_data, budget=Budget(macs=0.6), n_trials=3, run_dir=tmp_path / "run", evaluator=failing)
+    result = call("report", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert set(embedded((tmp_path / "run" / "report.html").read_text())) == {"fitness", "timeline"}
+
+
+def test_ten_thousand_trials_stay_small_and_say_so(run):
+    found = gather(run, measure=False)
+    draws = np.random.default_rng(0)
+    own = found.history.own
+    trials = tuple(
+        Trial(n, own.trials[0].candidate, Evaluation(float(f), macs=int(100 * f) + 1, seconds=0.5))
+        for n, f in enumerate(draws.random(10_000))
+    )
+    large = dataclasses.replace(own, trials=trials, finished={n: float(n) for n in range(10_000)})
+    cloud = cost_cloud("macs", trials, [trial.evaluation.macs for trial in trials])
+    found = dataclasses.replace(
+        found,
+        history=dataclasses.replace(found.history, searches=(large,)),
+        curves=(fitness_curve(large),),
+        clouds=(cloud,),
+    )
+    assert "about 3,000 are drawn" in thinned_note(found)
+    charts = page_charts(found)
+    assert len(charts["fitness"].data[1].x) < 3100
+    assert max(charts["fitness"].data[1].y) == max(trial.fitness for trial in trials)
+    assert len(report_page(found).html()) - len(get_plotlyjs()) < 2_000_000
+
+
+def test_names_of_hundreds_of_layers_are_thinned_in_charts_and_pictures(run):
+    found = gather(run, measure=False)
+    layer = found.widths.layers[0]
+    layers = tuple(dataclasses.replace(layer, name=f"features.$denseblock.<b>{n}") for n in range(300))
+    widths = dataclasses.replace(found.widths, layers=layers, kept={"bee_colony": (1,) * 300})
+    found = dataclasses.replace(found, widths=widths)
+    axis = page_charts(found)["widths"].layout.xaxis
+    assert len(axis.ticktext) == 75
+    assert "<b>" not in "".join(axis.ticktext)
+    drawings(found)["widths"]().savefig("/dev/null", format="png")
+
+
+def test_runs_side_by_side(run, tmp_path):
+    config = read_config(run.parent / "tiny.toml", ["n_trials=40", "seed=1"])
+    run_config(config, tmp_path / "other-seed")
+    run_config(dataclasses.replace(config, budget=Budget(macs=0.6), n_trials=5), tmp_path / "other-budget")
+    out = tmp_path / "out" / "compare.html"
+    result = call("compare", run, tmp_path / "other-seed", tmp_path / "other-budget", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "budget.macs is 0.5 and 0.6" in result.output
+    assert "seeds differ" in result.output
+    page = out.read_text()
+    assert set(embedded(page)) == {"fitness", "pareto", "widths"}
+    assert {path.stem for path in out.with_suffix("").glob("*.png")} == {"fitness", "pareto", "widths"}
+    assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", without_library(page))
+    made = json.loads(out.with_suffix(".json").read_text())
+    both, alone = made["groups"]
+    assert both["runs"] == ["run", "other-seed"]
+    assert alone["runs"] == ["other-budget"]
+    best = [[t.fitness for t in read_history(path).own.trials] for path in (run, tmp_path / "other-seed")]
+    best = np.maximum.accumulate(np.array(best), axis=1)
+    assert both["mean"] == pytest.approx(best.mean(axis=0).tolist())
+    assert both["low"] == best.min(axis=0).tolist()
+    assert both["high"] == best.max(axis=0).tolist()
+    assert [winner["macs_share"] <= 0.5 for winner in made["winners"][:2]] == [True, True]
+    assert (
+        made["winners"][0]["tests"]["top1"]
+        == json.loads((run / "report.json").read_text())["rows"][-1]["tests"]["top1"]
+    )
+
+
+def test_compare_refuses_one_run_and_twice_the_same(run):
+    for folders, words in (([run], "two run folders or more"), ([run, run], "is there twice")):
+        with pytest.raises(RunError, match=words):
+            compare_runs(folders)
+    assert call("compare", run, run.parent).exit_code == 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_draws_all_charts_without_errors(run, tmp_path):
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+        "--virtual-time-budget=20000",
+    ]
+    address = (run / "report.html").resolve().as_uri()
+    done = subprocess.run(
+        [CHROMIUM, *options, "--enable-logging=stderr", "--v=0", "--dump-dom", address],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "CONSOLE" not in done.stderr
+    drawn = re.findall(r'class="chart js-plotly-plot" id="(\w+)"', done.stdout)
+    assert set(drawn) == CHARTS
+
+
+def test_reports_warn_of_nothing(run):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = gather(run)
+        assert found.missing is None
+        assert RunFolder(run).in_use() is False
