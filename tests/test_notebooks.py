@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom in its short form, and is stored without outputs."""
+"""Every notebook runs in its short form, draws, warns of nothing, and is stored without outputs."""
 
 from pathlib import Path
 
@@ -16,6 +16,10 @@ def test_notebook_runs(path, monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert [output.text for output in outputs if output.get("name") == "stderr"] == []  # no warning litters the page
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert pictures
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
