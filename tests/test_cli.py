@@ -23,7 +23,7 @@ from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.space import Dimension, SearchSpace
 from abcsearch.training.scoring import score
 
-COMMANDS = ("search", "resume", "status", "finetune", "report", "compare", "export", "inspect", "list")
+COMMANDS = ("search", "resume", "status", "finetune", "report", "compare", "export", "evaluate", "inspect", "list")
 
 
 def call(*arguments):

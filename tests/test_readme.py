@@ -23,6 +23,7 @@ from abcsearch.data.registry import DATASETS, load_data
 from abcsearch.errors import TraceError
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
+from abcsearch.exporting.files import FORMATS
 from abcsearch.models.registry import MODELS
 from abcsearch.runs.ranking import RANKING_IMAGES
 from abcsearch.searchers.registry import SEARCHERS
@@ -120,6 +121,19 @@ def test_objective_example_runs(tiny_model, monkeypatch):
     assert OBJECTIVES["angles"].loss(outputs, labels) > 0
 
 
+def test_int8_example_runs(tiny_model, tiny_data, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torchao")
+    monkeypatch.chdir(tmp_path)
+    exec(block("python", "quantize("), {"model": tiny_model, "data": tiny_data})
+    assert {path.name for path in tmp_path.iterdir()} == {"int8.pt2", "int8.onnx"}
+    assert abs(float(capsys.readouterr().out.split()[-1])) <= 0.1
+
+
+def test_every_export_format_is_in_the_table():
+    table = README.split("## Exports")[1].split("## ")[0]
+    assert all(f"| `{name}` |" in table for name in FORMATS)
+
+
 def test_every_evaluator_is_in_the_table_and_its_config_parses():
     section = README.split("## Fitness")[1].split("## ")[0]
     assert all(f"| `{name}` |" in section for name in EVALUATORS)
@@ -207,7 +221,7 @@ def test_data_example_runs(tmp_path, monkeypatch):
 
 
 def test_config_example_parses(tmp_path, monkeypatch):
-    text = block("toml", "[model]")
+    text = block("toml", "mypackage.nets:MyNet")
     package = tmp_path / "mypackage"
     package.mkdir()
     (package / "nets.py").write_text("def MyNet(classes): ...\n")

@@ -9,6 +9,7 @@ import torch
 from abcsearch.errors import ExportError, one_line
 from abcsearch.exporting.checking import Frozen, copied
 from abcsearch.exporting.interchange import quiet, torchao, traced
+from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +55,8 @@ def quantize(model: nn.Module, data: Data, *, images: int = 256) -> nn.Module:
     _tell_calls_apart(graph)
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
     try:
-        with quiet(), torch.no_grad():
+        # torchao draws inputs for its patterns from the global generator.
+        with quiet(), torch.no_grad(), torch_seeded(0, "quantize"):
             observed = prepare_pt2e(graph, quantizer)
             for batch, _ in seen.batches(_BATCH):
                 observed(batch)

@@ -1,0 +1,186 @@
+"""`abcsearch evaluate` and runs that start from an export."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from abcsearch import cli
+from abcsearch.data.registry import load_data
+from abcsearch.exporting import export, load, open_export
+from abcsearch.models.resnet import SmallResNet
+from abcsearch.runs.configured import resume
+from abcsearch.training.scoring import score
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A run whose winner has been exported in all formats."""
+    from tests.conftest import TINY_CONFIG
+
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "tiny.toml").write_text(TINY_CONFIG.replace('"uniform", "random"', ""))
+    assert call("search", folder / "tiny.toml", "--run-dir", folder / "run").exit_code == 0
+    assert call("finetune", folder / "run").exit_code == 0
+    for kind in ("safetensors", "onnx", "pt2"):
+        done = call("export", folder / "run", "--format", kind)
+        assert done.exit_code == 0, done.output
+        assert "largest difference" in done.output
+    return folder
+
+
+def measured(*arguments):
+    done = call("evaluate", *arguments, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.output)
+
+
+PLACES = ("", "model.onnx", "model.pt2")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_all_formats_score_as_the_module_does_and_as_the_report_says(exported, place):
+    pytest.importorskip("onnxruntime")
+    path, data = exported / "run" / "export" / place, load_data("digits", seed=0)
+    found = measured(path, "--batch", 3)
+    after = json.loads((exported / "run" / "finetuned" / "bee_colony.json").read_text())["after"]
+    expected = score(load(exported / "run" / "export"), data.test)
+    assert expected == pytest.approx(after)
+    assert found["metrics"] == pytest.approx(expected, abs=1e-5)
+    assert found["metrics"]["top1"] == expected["top1"]
+    assert list(found["latency_ms"]) == ["1", "3"]
+    assert all(ms > 0 for ms in found["latency_ms"].values())
+    best = json.loads((exported / "run" / "best.json").read_text())["evaluation"]
+    assert (found["macs"], found["params"]) == (best["macs"], best["params"])
+    files = [path] if place else [path / "model.safetensors", path / "plan.json"]
+    assert found["bytes"] == sum(file.stat().st_size for file in files)
+    info = open_export(path)[1]["info"]
+    assert (info["classes"], info["input"]["shape"], info["metric"], info["fine_tuned"]) == (
+        10,
+        [1, 8, 8],
+        "top1",
+        True,
+    )
+    pixels = data.test.images * info["input"]["std"][0] + info["input"]["mean"][0]
+    assert torch.allclose(16 * pixels, (16 * pixels).round(), atol=1e-3)  # of digits, whole numbers from 0 to 16
+
+
+def test_data_are_those_of_the_run_a_config_or_by_name(exported):
+    path = exported / "run" / "export"
+    own, validation = measured(path), measured(path, "--split", "validation")
+    assert (own["images"], validation["images"]) == (360, 360)
+    assert own["metrics"] != validation["metrics"]
+    for data in (exported / "run", exported / "tiny.toml", "digits"):
+        assert measured(path, "--data", data)["metrics"] == own["metrics"]
+        assert measured(path, "--data", data, "--split", "validation")["metrics"] == validation["metrics"]
+    other = measured(
+        path, "--data", "digits", "--set", "validation=100", "--set", "data.seed=3", "--split", "validation"
+    )
+    assert other["images"] == 100
+    text = call("evaluate", path).output
+    assert f"360 test images: top1 {100 * own['metrics']['top1']:.2f} %" in text
+    assert f"{own['params']:,} params" in text
+
+
+def test_mistakes_are_one_message_and_exit_status_2(exported, tmp_path):
+    run = exported / "run"
+    torch.save({}, tmp_path / "net.pt")
+    (tmp_path / "cut.pt2").write_bytes((run / "export" / "model.pt2").read_bytes()[:5000])
+    model = SmallResNet(3, 10, (4,), (1,))
+    bare = export(
+        model,
+        tmp_path / "bare",
+        example_input=torch.zeros(1, 3, 8, 8),
+        options={"in_channels": 3, "widths": [4], "depths": [1]},
+    )
+    few = export(
+        SmallResNet(1, 4, (4,), (1,)),
+        tmp_path / "few",
+        example_input=torch.zeros(1, 1, 8, 8),
+        options={"classes": 4, "widths": [4], "depths": [1]},
+    )
+    for arguments, words in [
+        ([run], f"is a run folder, evaluated is an export of it; abcsearch evaluate {run}/export"),
+        ([tmp_path / "net.pt"], "net.pt is not an export"),
+        ([tmp_path / "nothing"], "nothing is not an export"),
+        ([tmp_path / "cut.pt2"], "cut.pt2 is no file of torch.export.save"),
+        ([bare], "does not say what data it is for; give them: --data"),
+        ([bare, "--data", "digits"], "does not take the images of digits, (1, 8, 8)"),
+        ([few, "--data", "digits"], "label 9 has no output: the model has 4 classes"),
+        ([run / "export", "--data", "digit"], "did you mean 'digits'"),
+        ([run / "export", "--data", tmp_path], "run.json"),
+        ([run / "export", "--set", "seed=1"], "give both"),
+        ([run / "export", "--split", "train"], "split is test or validation, found 'train'"),
+        ([run / "export" / "model.pt2", "--device", "meta"], "device is"),
+    ]:
+        done = call("evaluate", *[str(getattr(a, "path", a)) for a in arguments])
+        assert done.exit_code == 2, (arguments, done.output)
+        assert words in done.output.replace("\n", " "), (arguments, done.output)
+        assert len(done.output.splitlines()) == 1
+
+
+AGAIN = """
+n_trials = 6
+baselines = []
+model = {export = "pruned"}
+data = {name = "digits"}
+budget = {macs = 0.7}
+searcher = {name = "random"}
+evaluator = {name = "adaptive_bn", calibration_images = 64, batch_size = 64}
+finetune = {epochs = 1, batch_size = 256, lr = 0.02}
+"""
+
+
+def test_an_export_is_pruned_again_from_the_command_line(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported / "run" / "export", "pruned")
+    (tmp_path / "again.toml").write_text(AGAIN)
+    done = call("search", "again.toml", "--run-dir", "again")
+    assert done.exit_code == 0, done.output
+    first, data = load("pruned"), load_data("digits", seed=0)
+    run = resume("again")
+    assert torch.equal(run.task.model(data.example), first(data.example))
+    weights = (tmp_path / "pruned" / "model.safetensors").read_bytes()
+    (tmp_path / "pruned" / "model.safetensors").write_bytes(weights[:-4] + b"\0\0\0\1")
+    refused = call("search", "again.toml", "--run-dir", "again")
+    assert refused.exit_code == 2
+    assert "the checkpoint file has changed" in refused.output
+    plan = json.loads((tmp_path / "pruned" / "plan.json").read_text())
+    shutil.rmtree("pruned")
+    for command in ("resume", "finetune", "export"):  # it keeps what it needs
+        done = call(command, "again")
+        assert done.exit_code == 0, done.output
+    second, again = load("again/export"), json.loads((tmp_path / "again" / "export" / "plan.json").read_text())
+    assert again["constructor"] == plan["constructor"]
+    assert sum(p.numel() for p in second.parameters()) < sum(p.numel() for p in first.parameters())
+    assert measured("again/export")["macs"] <= 0.7 * measured(exported / "run" / "export")["macs"]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('{export = "nowhere"}', "nowhere is not an export: plan.json is missing"),
+        ('{export = "nowhere", name = "resnet20"}', "found also name: leave them out"),
+        ("{export = 3}", "found 3"),
+    ],
+)
+def test_a_wrong_export_in_a_config_is_one_of_its_mistakes(tmp_path, table, words):
+    (tmp_path / "again.toml").write_text(AGAIN.replace('{export = "pruned"}', table) + "\n[space]\nalpa = 1\n")
+    done = call("search", tmp_path / "again.toml", "--run-dir", tmp_path / "run")
+    assert done.exit_code == 2
+    assert words in done.output
+    assert "did you mean 'alpha'" in done.output
+
+
+def test_an_older_run_folder_without_sizes_still_opens(exported, tmp_path):
+    shutil.copytree(exported / "run", tmp_path / "run")
+    header = json.loads((tmp_path / "run" / "run.json").read_text())
+    del header["settings"]["model"]["sizes"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(header))
+    assert len(resume(tmp_path / "run").trials) == 24
