@@ -86,6 +86,7 @@ def test_two_workers_agree_with_one_process_to_rounding(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.faults
 def test_a_worker_that_is_killed_costs_an_epoch_at_most_and_changes_no_bit(tmp_path):
     recipe = Recipe(epochs=3, batch_size=16, lr=0.1)
     (tmp_path / "never").touch()
