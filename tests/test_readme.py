@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from abcsearch.models.registry import MODELS
 from abcsearch.runs.ranking import RANKING_IMAGES
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.objectives import OBJECTIVES, OUTPUTS
+from abcsearch.training.recipe import PRESETS, Recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -234,3 +235,16 @@ def test_config_example_parses(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", sorted(ROOT.glob("abcsearch/**/*.py")), ids=lambda path: path.name)
 def test_files_stay_small_enough_to_read(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_every_recipe_and_every_setting_of_one_is_in_the_tables():
+    section = README.split("## Fine-tuning\n")[1].split("\n## ")[0]
+    for name, preset in PRESETS.items():
+        (row,) = re.findall(rf"^\| `{name}` \| (.*) \| (.*) \|$", section, flags=re.MULTILINE)
+        assert row[0].startswith(preset.description)
+        assert row[1] == preset.source
+    for own in fields(Recipe):
+        assert re.search(rf"`{own.name}[` ]", section), own.name
+    plain = tomllib.loads(block("toml", "[finetune]"))
+    config = {"n_trials": 1, "model": "small_resnet", "data": "digits", "pretrain": {}, "budget": {"macs": 0.5}}
+    assert parse_config({**config, **plain}).finetune == replace(PRESETS["cifar"].recipe, epochs=100, ema=0.999)

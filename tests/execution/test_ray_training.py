@@ -1,22 +1,18 @@
-"""Two workers of Ray Train do what one process does, also when one of them is killed."""
-
-import os
-import signal
+"""Two workers of Ray Train do what one process does."""
 
 import pytest
 import torch
 from torch import nn
 
 from abcsearch.data.splits import Data
-from abcsearch.errors import ConfigError, DataError, RunError
+from abcsearch.errors import ConfigError, DataError
+from abcsearch.execution.ray_cluster import connect
+from abcsearch.execution.ray_training import RayTraining
 from abcsearch.training.finetuning import finetune
 from abcsearch.training.recipe import Recipe
 from tests.training.toys import network, stripes, weights
 
 pytest.importorskip("ray.train", reason="needs the extra train", exc_type=ImportError)
-
-from abcsearch.execution.ray_cluster import connect
-from abcsearch.execution.ray_training import RayTraining
 
 RECIPE = Recipe(epochs=4, batch_size=16, lr=0.1, shift=1, flip=True, ema=0.5, clip_norm=1.0, distillation=0.3)
 
@@ -31,21 +27,6 @@ class Plain(nn.Module):
 
     def forward(self, x):
         return self.linear(torch.relu(self.conv(x)).mean(dim=(2, 3)))
-
-
-class Dies(Plain):
-    """Its process is killed once, in the second epoch."""
-
-    def __init__(self, marker):
-        super().__init__()
-        self.marker, self.calls = marker, 0
-
-    def forward(self, x):
-        self.calls += self.training
-        if self.calls == 8 and not self.marker.exists():
-            self.marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().forward(x)
 
 
 class WrongInTraining(Plain):
@@ -84,21 +65,6 @@ def test_two_workers_agree_with_one_process_to_rounding(tmp_path):
     assert [found[2] for found in seen] == list(two.training.losses)
     assert two.training.scores == pytest.approx(alone.training.scores)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_worker_that_is_killed_costs_an_epoch_at_most_and_changes_no_bit(tmp_path):
-    recipe = Recipe(epochs=3, batch_size=16, lr=0.1)
-    (tmp_path / "never").touch()
-    whole = tuned(recipe, network(Dies, marker=tmp_path / "never"), workers=RayTraining(workers=2))
-    file = tmp_path / "training.checkpoint"
-    model, seen = network(Dies, marker=tmp_path / "once"), []
-    with pytest.raises(RunError, match="run it again to go on"):
-        tuned(recipe, model, workers=RayTraining(workers=2), checkpoint=file)
-    again = tuned(
-        recipe, model, workers=RayTraining(workers=2), checkpoint=file, on_epoch=lambda done, *_: seen.append(done)
-    )
-    assert seen == [2, 3]
-    assert torch.equal(weights(again.model), weights(whole.model))
 
 
 def test_errors_of_workers_are_those_of_training():
