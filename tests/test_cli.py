@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from abcsearch import UnsupportedOpWarning, cli, load
 from abcsearch import __version__ as abcsearch_version
 from abcsearch.catalog import KINDS, catalog
+from abcsearch.cli import looking
 from abcsearch.data.registry import load_data
 from abcsearch.runs.folder import RunFolder
 from abcsearch.searchers.registry import SEARCHERS
@@ -412,7 +413,7 @@ def test_the_shell_completes_commands_and_kinds(tmp_path):
             check=False,
         ).stdout.split()
     assert done == {"abcsearch fin": ["finetune"], "abcsearch list cri": ["criteria"]}
-    assert cli.KINDS == KINDS
+    assert looking.KINDS == KINDS
 
 
 def test_help_imports_no_torch(tmp_path):

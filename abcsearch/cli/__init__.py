@@ -1,0 +1,71 @@
+"""The command line. torch and the rest are imported by the commands that need them, so that help is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from abcsearch.cli import finishing, looking, searching
+from abcsearch.terminal import console, set_up
+
+EXAMPLES = """Examples:
+
+  abcsearch inspect resnet56
+
+  abcsearch list searchers
+
+  abcsearch search experiments/digits/config.toml --run-dir runs/digits
+
+  abcsearch finetune runs/digits
+
+  abcsearch report runs/digits
+
+  abcsearch compare runs/digits runs/digits-evolution
+
+  abcsearch export runs/digits --out digits-pruned
+
+  abcsearch evaluate digits-pruned
+
+Anywhere on the line:
+
+  -q, --quiet: no progress
+
+  -v, --verbose: also what a run writes to its log
+
+  --debug: the traceback of an error"""
+
+app = typer.Typer(
+    help="Search-based structured pruning: the smallest network that still does the job.",
+    epilog=EXAMPLES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for commands in (searching, finishing, looking):
+    app.add_typer(commands.app)
+
+
+def main() -> None:
+    """Runs the command line; the entry point of the `abcsearch` script."""
+    set_up()
+    sys.path.insert(0, str(Path.cwd()))  # so that "package.module:callable" finds the user's own model
+    app()
+
+
+def _version(*, asked: bool) -> None:
+    """Prints the version and ends."""
+    if asked:
+        from importlib.metadata import version
+
+        console.print(version("abcsearch"))
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _: Annotated[bool, typer.Option("--version", callback=lambda v: _version(asked=v), is_eager=True)] = False,  # noqa: FBT002 - an option
+) -> None:
+    """Search-based structured pruning: the smallest network that still does the job."""

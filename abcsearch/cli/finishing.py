@@ -1,0 +1,165 @@
+"""What follows a search: finetune, report, compare, export and evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from abcsearch.cli.options import AsJson, RunDir, Set
+from abcsearch.terminal import answering, console, print_json, print_table, progress_shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from abcsearch.execution.ray_training import RayTraining
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: abcsearch finetune runs/digits --set preset=cifar --set epochs=20 --workers 4")
+def finetune(
+    run_dir: RunDir,
+    overrides: Set = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of Ray Train that share every batch.", show_default=False)
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="Train on the Ray cluster there.", show_default=False)
+    ] = None,
+) -> None:
+    """Fine-tunes the winner and the baselines with one recipe; --set changes fields of the recipe. It continues.
+
+    --set preset=NAME takes a recipe of `abcsearch list recipes`, with further --set as changes to it.
+    """
+    with answering(run_dir, "finetune"):
+        from abcsearch.config import parse_recipe
+        from abcsearch.runs.finetuning import finetune_run
+        from abcsearch.runs.finished import open_run
+
+        run = open_run(run_dir)
+        recipe = parse_recipe(overrides or (), run.config.finetune)
+        together = _together(workers, ray_address, run.folder.log)
+        with progress_shown() as progress:
+            finetune_run(run, recipe, workers=together, progress=progress)
+        for structure in run.structures:
+            scores = run.scores(structure)
+            if scores is not None:
+                console.print(f"{structure.name}: test {run.metric} {run.change(scores)}")
+
+
+def _together(workers: int | None, ray_address: str | None, log: Callable[[str], object]) -> RayTraining | None:
+    """Returns who trains, where it is not this process alone."""
+    if ray_address is not None and workers is None:
+        from abcsearch.errors import ConfigError
+
+        msg = f"--ray-address {ray_address} without workers: say how many, e.g. --workers 4"
+        raise ConfigError(msg)
+    if workers is None or (workers == 1 and ray_address is None):
+        return None
+    from abcsearch.execution.ray_training import RayTraining
+
+    return RayTraining(workers=workers, address=ray_address, log=log)
+
+
+@app.command(epilog="Example: abcsearch report runs/digits")
+def report(run_dir: RunDir) -> None:
+    """Writes report.html: charts, and the table full / uniform / random / winner; also of an unfinished run."""
+    with answering(run_dir, "report"):
+        from abcsearch.reporting.gathering import gather
+        from abcsearch.reporting.report_page import state_of, title_of, write_page
+        from abcsearch.runs.report import FRONT
+
+        found = gather(run_dir)
+        path = write_page(found)
+        console.print(title_of(found))
+        if found.report is not None:
+            print_table(*found.report.cells(short=True))
+            for note in found.report.notes:
+                console.print(note)
+            console.print(FRONT)
+            print_table(*found.report.front_cells())
+        else:
+            console.print(f"{state_of(found)} No table of networks: {found.missing}")
+        console.print(f"written to {path}; the pictures as PNG files to {path.with_suffix('')}")
+
+
+@app.command(epilog="Example: abcsearch compare runs/digits runs/digits-random --out compare.html")
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN_DIR RUN_DIR ...")],
+    out: Annotated[Path, typer.Option(help="The page; pictures and numbers go beside it.")] = Path("compare.html"),
+) -> None:
+    """Puts several runs side by side: best fitness over trials, fronts, widths, and a table of the winners."""
+    with answering():
+        from abcsearch.reporting.compare_page import winner_cells, write_comparison
+        from abcsearch.reporting.comparison import compare_runs
+
+        found = compare_runs(run_dirs)
+        path = write_comparison(found, out)
+        print_table(*winner_cells(found.winners))
+        for warning in found.warnings:
+            console.print(f"note: {warning}")
+        console.print(f"written to {path}")
+
+
+@app.command(epilog="Example: abcsearch export runs/digits --format onnx --out digits.onnx")
+def export(
+    run_dir: RunDir,
+    format: Annotated[  # noqa: A002 - the option's name
+        str | None,
+        typer.Option(
+            help="safetensors: a folder for abcsearch.load; onnx; pt2: for torch.export.load. "
+            "By default what --out ends in, else safetensors.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder or file; by default in RUN_DIR/export.", show_default=False)
+    ] = None,
+) -> None:
+    """Exports the winner (fine-tuned if it has been) and checks that it loads back with the same outputs."""
+    with answering(run_dir, "export"):
+        from abcsearch.exporting.files import check_target
+        from abcsearch.runs.exports import export_run
+        from abcsearch.runs.finished import open_run
+
+        check_target(out or run_dir, format)
+        made, tuned = export_run(open_run(run_dir), out, format=format)
+        console.print(f"exported to {made}")
+        state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {run_dir})"
+        console.print(f"{state}; try it with: abcsearch evaluate {made.path}; load it with: {made.how_to_load}")
+
+
+@app.command(epilog="Example: abcsearch evaluate digits.onnx --data runs/digits")
+def evaluate(  # noqa: PLR0913 - one argument per option
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="What export wrote: a folder, an .onnx or a .pt2 file.", metavar="MODEL", show_default=False
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="CONFIG|RUN_DIR|NAME", help="Its data; by default those of its run.", show_default=False),
+    ] = None,
+    overrides: Set = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per pass when time is measured.")] = 64,
+    split: Annotated[str, typer.Option(help="test or validation (that of the search).")] = "test",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto; .onnx and .pt2 run on the CPU.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU when time is measured.")] = 1,
+    as_json: AsJson = False,  # noqa: FBT002 - an option
+) -> None:
+    """Prints metrics on the test images, forward time and size of an export; --set changes options of --data."""
+    with answering():
+        from abcsearch.config import read_data
+        from abcsearch.runs.evaluating import EvaluationOptions, evaluate_export
+
+        options = EvaluationOptions(batch=batch, split=split, device=device, threads=threads)
+        found = evaluate_export(model, read_data(data, overrides or ()), options)
+        if as_json:
+            print_json(asdict(found))
+            return
+        for line in found.lines():
+            console.print(line)

@@ -1,0 +1,88 @@
+"""list and inspect: what there is, and what can be pruned."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from abcsearch.cli.options import AsJson, Set
+from abcsearch.terminal import answering, console, print_json, print_table
+
+# Of `list`; the catalog itself would import torch.
+KINDS = ("searchers", "evaluators", "criteria", "models", "datasets", "recipes")
+
+app = typer.Typer()
+
+
+@app.command("list", epilog="Example: abcsearch list searchers, or with all there is to say: list searchers bee_colony")
+def list_(
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.", autocompletion=lambda: KINDS),
+    ],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of them, whole.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,  # noqa: FBT002 - an option
+) -> None:
+    """Lists what a config can name, with options and their defaults."""
+    with answering():
+        from abcsearch.catalog import catalog
+
+        entries = catalog(kind, name)
+        if as_json:
+            print_json([asdict(entry) for entry in entries])
+            return
+        if name is not None:
+            console.print(entries[0].text)
+            return
+        for entry in entries:
+            console.print(f"{entry.name}: {entry.description}" + (f" ({entry.source})" if entry.source else ""))
+            if entry.options:
+                console.print(f"    {', '.join(entry.options)}")
+
+
+@app.command(epilog="Example: abcsearch inspect torchvision.models:resnet50 --input 3x224x224 --png widths.png")
+def inspect(
+    target: Annotated[
+        str,
+        typer.Argument(help="Name of a model, package.module:callable, or config file.", metavar="MODEL|CONFIG"),
+    ],
+    shape: Annotated[
+        str | None, typer.Option("--input", metavar="CxHxW", help="One input of a MODEL; by default what suits it.")
+    ] = None,
+    overrides: Set = None,
+    png: Annotated[Path | None, typer.Option(help="Draws the widths along the network.", show_default=False)] = None,
+    as_json: AsJson = False,  # noqa: FBT002 - an option
+) -> None:
+    """Prints what can be pruned: groups, blocks, choices, shares of macs and params; and why the rest stays.
+
+    For a MODEL, --set changes its options (classes=100) and the space (space.alpha=1).
+    """
+    with answering():
+        from abcsearch.config import read_inspected
+        from abcsearch.runs.inspection import Inspection, inspect_model
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what has no rule is printed below the table
+            found = inspect_model(*read_inspected(target, shape, overrides or ()))
+        if png is not None:
+            found.draw(png)
+        if as_json:
+            print_json(asdict(found))
+            return
+        print_table(Inspection.HEAD, *(group.cells() for group in found.groups))
+        for line in found.totals:
+            console.print(line)
+        if found.unsupported:
+            console.print(
+                "Operations without a rule; what they touch is fixed. Your own rule: see README, Rules of your own."
+            )
+        for line in found.unsupported:
+            console.print(f"  {line}")
+        if png is not None:
+            console.print(f"drawn in {png}")

@@ -1,0 +1,154 @@
+"""search, resume and status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from abcsearch.cli.options import AsJson, DryRun, OptunaStorage, RayAddress, RunDir, Set, UseTensorBoard, Workers
+from abcsearch.terminal import EXHAUSTED, answering, console, print_json, print_status, progress_shown, watch
+
+if TYPE_CHECKING:
+    from abcsearch.runs.run import SearchResult
+    from abcsearch.runs.settings import RunConfig
+    from abcsearch.runs.watching import WatcherFactory
+
+app = typer.Typer()
+
+SEARCH_EXAMPLE = """Example: abcsearch search experiments/digits/config.toml --set n_trials=50 --set budget.macs=0.5
+
+Before: abcsearch search experiments/digits/config.toml --dry-run"""
+
+
+@app.command(epilog=SEARCH_EXAMPLE)
+def search(  # noqa: PLR0913 - one argument per option
+    config: Annotated[Path, typer.Argument(help="Config file (TOML).", metavar="CONFIG", show_default=False)],
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Run folder; by default runs/ and the config's name.", show_default=False)
+    ] = None,
+    overrides: Set = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    tensorboard: UseTensorBoard = False,  # noqa: FBT002 - an option
+    optuna_storage: OptunaStorage = None,
+    dry_run: DryRun = False,  # noqa: FBT002 - an option
+    as_json: AsJson = False,  # noqa: FBT002 - an option
+) -> None:
+    """Trains the base network if needed, searches, and runs the baselines. Run again, it continues."""
+    name = config.parent.resolve().name if config.stem == "config" else config.stem
+    folder = run_dir or Path("runs") / name
+    with answering(folder):
+        from abcsearch.config import read_config
+        from abcsearch.runs.configured import run_config
+
+        given = _execution(workers, ray_address)
+        own = [f"execution.{key}={json.dumps(value)}" for key, value in given.items()]
+        settings = read_config(config, [*(overrides or ()), *own])
+        if dry_run or as_json:
+            _rehearse(settings, folder, dry_run=dry_run, as_json=as_json)
+            return
+        watchers = _watchers(optuna_storage, tensorboard=tensorboard)
+        with progress_shown() as progress:
+            result = run_config(settings, folder, progress=progress, **watchers)
+        _print_best(result)
+
+
+def _rehearse(settings: RunConfig, folder: Path, *, dry_run: bool, as_json: bool) -> None:
+    """Prints what a search would do."""
+    from abcsearch.errors import ConfigError
+    from abcsearch.runs.rehearsal import rehearse
+
+    if not dry_run:
+        msg = "--json belongs to --dry-run: add that, or leave --json out"
+        raise ConfigError(msg)
+    found = rehearse(settings, folder)
+    if as_json:
+        print_json(found.to_plain())
+        return
+    for line in found.lines:
+        console.print(line)
+
+
+@app.command(epilog="Example: abcsearch resume runs/digits --workers 4")
+def resume(  # noqa: PLR0913 - one argument per option
+    run_dir: RunDir,
+    n_trials: Annotated[
+        int | None, typer.Option(min=1, help="Structures to evaluate in all, other than before.", show_default=False)
+    ] = None,
+    until: Annotated[
+        int | None, typer.Option(min=0, help="Keep only the first lines of a damaged journal.", show_default=False)
+    ] = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    tensorboard: UseTensorBoard = False,  # noqa: FBT002 - an option
+    optuna_storage: OptunaStorage = None,
+) -> None:
+    """Continues a run that was stopped or killed; a finished one is only shown."""
+    with answering(run_dir):
+        from abcsearch.runs.configured import resume as resume_run
+
+        changes = _given(n_trials=n_trials, until=until, execution=_execution(workers, ray_address) or None)
+        watchers = _watchers(optuna_storage, tensorboard=tensorboard)
+        with progress_shown() as progress:
+            result = resume_run(run_dir, progress=progress, **changes, **watchers)
+        _print_best(result)
+
+
+def _given(**options: Any) -> dict[str, Any]:  # noqa: ANN401 - of any option
+    """Returns the options that the user gave."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _execution(workers: int | None, ray_address: str | None) -> dict[str, Any]:
+    """Returns the settings of the execution that the user gave."""
+    return _given(workers=workers, ray_address=ray_address)
+
+
+def _watchers(optuna_storage: str | None, *, tensorboard: bool) -> dict[str, Any]:
+    """Returns who watches the search, as an argument, if anybody does."""
+    found: list[WatcherFactory] = []
+    if tensorboard:
+        from abcsearch.runs.watching import tensorboard_watcher
+
+        found.append(tensorboard_watcher())
+    if optuna_storage is not None:
+        from abcsearch.runs.mirror import optuna_watcher
+
+        found.append(optuna_watcher(optuna_storage))
+    return {"watchers": found} if found else {}
+
+
+@app.command(epilog="Example: abcsearch status runs/digits --watch")
+def status(
+    run_dir: RunDir,
+    watching: Annotated[bool, typer.Option("--watch", help="Look every second until it is finished.")] = False,  # noqa: FBT002
+    as_json: AsJson = False,  # noqa: FBT002 - an option
+) -> None:
+    """Shows how far a run is, while it runs or afterwards. --watch --json prints a line whenever something changes."""
+    with answering():
+        from abcsearch.runs.status import RunWatch
+
+        show = watch if watching else print_status
+        show(RunWatch(run_dir), as_json=as_json)
+
+
+def _print_best(result: SearchResult) -> None:
+    """Prints the winner of a search: layer before => after, and its costs."""
+    from abcsearch.runs.folder import RunFolder
+
+    task, best = result.task, result.best
+    full = task.space.full
+    console.print(f"run folder: {result.run_dir}")
+    if RunFolder(result.run_dir).exhausted():
+        console.print(EXHAUSTED.format(len(result.trials)))
+    console.print(f"best of {len(result.trials)} trials: trial {best.number}, fitness {best.fitness:.4f}")
+    for dimension, (name, (kept, channels)) in zip(task.space.dimensions, result.widths.items(), strict=True):
+        change = ("kept" if kept else "dropped") if dimension.kind == "block" else f"{channels} => {kept}"
+        console.print(f"  {name}: {change}")
+    for name in ("macs", "params"):
+        cost = getattr(task.graph.costs, name)
+        before, after = int(cost([full])[0]), int(cost([best.candidate])[0])
+        console.print(f"  {name}: {before:,} => {after:,} ({after / before:.1%})")
