@@ -19,6 +19,7 @@ from abcsearch.reporting.words import (
     VERMILLION,
     cost_text,
     duration_text,
+    lane_ticks,
     network_color,
 )
 
@@ -212,7 +213,9 @@ def timeline_chart(found: Timeline) -> go.Figure:
         traces, "seconds in which evaluations ran", "side by side", max(220, min(700, 170 + 34 * found.lanes))
     )
     figure.update_layout(barmode="overlay", bargap=0.15)
-    figure.update_yaxes(tickmode="array", tickvals=_lanes(found.lanes), range=[found.lanes + 0.6, 0.4], showgrid=False)
+    figure.update_yaxes(
+        tickmode="array", tickvals=lane_ticks(found.lanes), range=[found.lanes + 0.6, 0.4], showgrid=False
+    )
     for place, seconds in found.cuts:
         figure.add_vline(x=place, line={"color": BLACK, "width": 1.2, "dash": "dash"})
         figure.add_annotation(
@@ -250,12 +253,6 @@ def _timeline_marks(found: Timeline) -> list[Any]:
         )
         if marks
     ]
-
-
-def _lanes(count: int) -> list[int]:
-    """Returns which lanes have a number on the axis."""
-    step = max(1, -(-count // 16))
-    return [1, *range(step, count + 1, step)] if step > 1 else list(range(1, count + 1))
 
 
 def thinned_note(found: Gathered) -> str | None:

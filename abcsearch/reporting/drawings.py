@@ -21,6 +21,7 @@ from abcsearch.reporting.words import (
     SYMBOLS,
     VERMILLION,
     duration_text,
+    lane_ticks,
     network_color,
     short_names,
     tick_step,
@@ -242,7 +243,7 @@ def draw_timeline(found: Timeline) -> Figure:
         axes.axvline(place, color=BLACK, linestyle="--", linewidth=1)
         axes.text(place, 0.35, duration_text(seconds), fontsize=7, ha="center", va="bottom")
     axes.set_ylim(found.lanes + 0.6, 0.4)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+    axes.set_yticks(lane_ticks(found.lanes))
     axes.set_xlabel("seconds in which evaluations ran")
     axes.set_ylabel("side by side")
     axes.grid(visible=False, axis="y")

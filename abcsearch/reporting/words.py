@@ -88,3 +88,9 @@ def duration_text(seconds: float) -> str:
 def tick_step(count: int, most: int = 90) -> int:
     """Returns that every how-manieth of so many layers is named on an axis."""
     return -(-count // most)
+
+
+def lane_ticks(count: int) -> list[int]:
+    """Returns which lanes have a number on the axis."""
+    step = max(1, -(-count // 16))
+    return [1, *range(step, count + 1, step)] if step > 1 else list(range(1, count + 1))
