@@ -91,11 +91,11 @@ class Shared(nn.Module):
     def __init__(self):
         super().__init__()
         self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=4)
-        self.bn, self.relu, self.head = nn.BatchNorm2d(8), nn.ReLU(), nn.Linear(8, 2)
+        self.relu, self.head = nn.ReLU(), nn.Linear(8, 2)
 
     def forward(self, x):
         x = self.relu(self.a(x))
-        x = self.bn(torch.cat([x, self.relu(self.b(x) + x)], dim=1))
+        x = torch.cat([x, self.relu(self.b(x) + x)], dim=1)
         return self.head(self.relu(x).flatten(2).mean(dim=2))
 
 
