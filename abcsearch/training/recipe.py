@@ -83,10 +83,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Checks the values, and turns a list of milestones (TOML, JSON) into a tuple."""
-        problems = type_problems(self) or [*self._unknown(), *self._out_of_range()]
+        wrong = type_problems(self)
+        problems = [f": {text}" for text in wrong or self._unknown()] + ([] if wrong else self._out_of_range())
         if problems:
-            msg = f"training recipe: {'; '.join(problems)}"
-            raise ConfigError(msg)
+            raise ConfigError("; ".join(f"training recipe{text}" for text in problems))
         object.__setattr__(self, "milestones", tuple(self.milestones))
         check_precision(self.precision, find_device(self.device))
 
@@ -123,7 +123,7 @@ class Recipe:
         rules = {name: holds and math.isfinite(getattr(self, name)) for name, holds in rules.items()}
         rules["milestones"] = _rising(self.milestones)
         wrong = [f"{name} = {getattr(self, name)}" for name, holds in rules.items() if not holds]
-        return [f"out of range: {', '.join(wrong)} (see abcsearch.Recipe for the ranges)"] if wrong else []
+        return [f" out of range: {', '.join(wrong)} (see abcsearch.Recipe for the ranges)"] if wrong else []
 
 
 def _rising(values: object) -> bool:
