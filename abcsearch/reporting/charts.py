@@ -99,8 +99,9 @@ def pareto_chart(clouds: Sequence[Cloud], marks: Sequence[Mark], searcher: str) 
         own = _cloud_traces(cloud, marks, searcher)
         spans.append(range(len(traces), len(traces) + len(own)))
         traces += own
+    at_first = [trace.visible or True for trace in traces]
     for place, trace in enumerate(traces):
-        trace.visible = place in spans[0]
+        trace.visible = at_first[place] if place in spans[0] else False
     figure = figure_of(traces, _axis_title(clouds[0]), "fitness (higher is better)", 480)
     figure.update_layout(shapes=_bounds(clouds[0]))
     buttons = [
@@ -108,7 +109,7 @@ def pareto_chart(clouds: Sequence[Cloud], marks: Sequence[Mark], searcher: str) 
             "label": _label(cloud),
             "method": "update",
             "args": [
-                {"visible": [place in span for place in range(len(traces))]},
+                {"visible": [seen if place in span else False for place, seen in enumerate(at_first)]},
                 {"xaxis.title.text": _axis_title(cloud), "shapes": _bounds(cloud), "xaxis.autorange": True},
             ],
         }
@@ -173,6 +174,7 @@ def _cloud_traces(cloud: Cloud, marks: Sequence[Mark], searcher: str) -> list[An
                 y=[mark.fitness],
                 mode="markers",
                 name=text,
+                visible="legendonly" if cloud.is_far(cost) else True,
                 marker={
                     "symbol": SYMBOLS.get(mark.name, ("star", "*"))[0],
                     "size": 15 if mark.name not in SYMBOLS else 12,

@@ -115,6 +115,10 @@ class Cloud:
     front: tuple[int, ...]
     bound: tuple[float, float] | None = None
 
+    def is_far(self, cost: float) -> bool:
+        """Returns whether a network costs so much more than every trial that drawing it would squeeze them."""
+        return cost > 1.5 * max(self.costs)
+
 
 def cost_cloud(
     cost: str, trials: Sequence[Trial], costs: Sequence[float], bound: tuple[float, float] | None = None

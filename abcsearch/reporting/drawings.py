@@ -123,7 +123,7 @@ def draw_pareto(clouds: Sequence[Cloud], marks: Sequence[Mark]) -> Figure:
             if 0 < end < np.inf:
                 axes.axvline(end, color=BLACK, linestyle=":", linewidth=1.2, label="budget")
         for mark in marks:
-            if cloud.cost in mark.costs:
+            if cloud.cost in mark.costs and not cloud.is_far(mark.costs[cloud.cost]):
                 sign, size = SYMBOLS.get(mark.name, ("star", "*"))[1], 8 if mark.name in SYMBOLS else 15
                 color, name = network_color(mark.name), plain(mark.name)
                 style = {"markersize": size, "markeredgecolor": "white", "color": color, "linestyle": ""}

@@ -143,7 +143,7 @@ def _front(found: Gathered) -> Section | None:
         return None
     lead = (
         "Each point is a trial. The front are the trials of the search that no other one beats in both fitness and "
-        "cost. Names in the legend can be switched off: without full, the rest is larger."
+        "cost. Names in the legend switch networks on and off; one that costs far more than the trials is off at first."
     )
     chosen = " The buttons choose the cost." if len(found.clouds) > 1 else ""
     return Section(title="Front: fitness and cost", lead=lead + chosen, chart="pareto")

@@ -154,7 +154,7 @@ PRESETS: dict[str, Preset] = {
     "cifar": Preset(
         recipe=Recipe(
             epochs=150,
-            batch_size=256,
+            batch_size=128,
             lr=0.01,
             nesterov=False,
             warmup_epochs=0,
@@ -164,11 +164,10 @@ PRESETS: dict[str, Preset] = {
             flip=True,
         ),
         description="150 epochs of SGD at 0.01, a tenth of it after 50 and after 100",
-        source="Lin et al., ABCPruner (IJCAI 2020), section 4.1 and the defaults of the published code",
+        source="the published code of ABCPruner (Lin et al., IJCAI 2020): the defaults in its README",
         note=(
-            "For CIFAR-10 and CIFAR-100 in batches of 256, weight decay 5e-4 (the published code's; the paper's text "
-            "prints 5e-3), random crops of images padded by 4, and mirror images. Weight decay spares biases and norm "
-            "parameters here."
+            "For CIFAR-10 and CIFAR-100 in batches of 128, weight decay 5e-4; random crops of images padded by 4, and "
+            "mirror images. Weight decay spares biases and norm parameters here."
         ),
     ),
     "imagenet": Preset(
@@ -183,7 +182,7 @@ PRESETS: dict[str, Preset] = {
             milestones=(1 / 3, 2 / 3),
         ),
         description="90 epochs of SGD at 0.1, a tenth of it after 30 and after 60",
-        source="torchvision, references/classification (ResNet); the same in Lin et al., ABCPruner (IJCAI 2020)",
+        source="torchvision, references/classification (ResNet)",
         note=(
             "Batches of 256, weight decay 1e-4. Crops and mirror images are the data set's own (see imagenet among the "
             "datasets). Weight decay spares biases and norm parameters here."

@@ -103,6 +103,10 @@ def test_the_charts_show_what_the_journal_holds(run):
     assert sum(len(trace["x"]) for trace in bars) == len(made["timeline"]["bars"])
     shown = [trace for trace in charts["pareto"]["data"] if trace["visible"]]
     assert {"front", "full", "uniform", "random", "bee_colony (winner)"} <= {trace["name"] for trace in shown}
+    for trace in shown:  # what would squeeze the rest is off at first
+        far = trace["x"][0] > 1.5 * max(made["pareto"]["clouds"][0]["costs"])
+        assert trace["visible"] == ("legendonly" if far else True)
+        assert far == (trace["name"] == "full")
     (bound,) = charts["pareto"]["layout"]["shapes"]
     assert bound["x0"] == made["pareto"]["clouds"][0]["bound"][1]
     widths = {trace["name"]: trace["y"] for trace in charts["widths"]["data"]}

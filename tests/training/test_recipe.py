@@ -75,17 +75,17 @@ def test_presets_have_a_source_and_are_what_a_config_names(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "rates"),
+    ("name", "batch_size", "rates"),
     [
-        ("cifar", {0: 0.01, 49.99: 0.01, 50: 0.001, 99.99: 0.001, 100: 0.0001, 149.9: 0.0001}),
-        ("imagenet", {0: 0.1, 29.99: 0.1, 30: 0.01, 59.99: 0.01, 60: 0.001, 89.9: 0.001}),
+        ("cifar", 128, {0: 0.01, 49.99: 0.01, 50: 0.001, 99.99: 0.001, 100: 0.0001, 149.9: 0.0001}),
+        ("imagenet", 256, {0: 0.1, 29.99: 0.1, 30: 0.01, 59.99: 0.01, 60: 0.001, 89.9: 0.001}),
     ],
 )
-def test_published_presets_have_the_published_learning_rates(name, rates):
+def test_published_presets_have_the_published_learning_rates(name, batch_size, rates):
     recipe = PRESETS[name].recipe
     found = [recipe.lr * rate_share(epoch, recipe) for epoch in rates]
     assert found == pytest.approx(list(rates.values()))
-    assert (recipe.momentum, recipe.nesterov, recipe.batch_size) == (0.9, False, 256)
+    assert (recipe.momentum, recipe.nesterov, recipe.batch_size) == (0.9, False, batch_size)
 
 
 def test_the_preset_of_digits_is_that_of_the_experiment():
