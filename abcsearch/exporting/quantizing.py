@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -12,6 +12,8 @@ from abcsearch.exporting.interchange import quiet, torchao, traced
 from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
     from abcsearch.data.splits import Data
@@ -23,9 +25,11 @@ def quantize(model: nn.Module, data: Data, *, images: int = 256) -> nn.Module:
     """Returns a network that computes in int8: weights per channel, activations by ranges seen on training images.
 
     Static quantisation after training: batch norms are folded into convolutions, ranges are observed on unaugmented
-    training images, evenly spread over the split, and nothing is trained. What comes back has no class: `export` it
-    as .pt2, or as .onnx with `tolerance=0.05`; onnxruntime then computes in integers. As a module of PyTorch, also
-    out of a .pt2 file, it computes the same numbers in float32 arithmetic; `torch.compile` makes integer code of it.
+    training images, evenly spread over the split, and nothing is trained. Outputs of convolutions and of additions are
+    rounded, too, without which onnxruntime would compute those in front of additions and means in float32. What comes
+    back has no class: `export` it as .pt2, or as .onnx with `tolerance=0.05`; onnxruntime then computes in integers. As
+    a module of PyTorch, also out of a .pt2 file, it computes the same numbers in float32 arithmetic; `torch.compile`
+    makes integer code of it.
 
     Args:
         model: a trained network, on any device; not changed.
@@ -39,12 +43,11 @@ def quantize(model: nn.Module, data: Data, *, images: int = 256) -> nn.Module:
         ExportError: if torchao is not installed, the network cannot be traced, or it cannot quantise it.
 
     Source: Jacob et al., Quantization and training of neural networks for efficient integer-arithmetic-only inference
-    (CVPR 2018); torchao's pt2e flow with its quantiser for x86.
+    (CVPR 2018); torchao's pt2e flow with its quantiser for x86, which leaves such outputs as they are.
     """
     torchao()
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     if images < 1:
         msg = f"int8 ranges are observed on at least 1 image, found images = {images}"
         raise ExportError(msg)
@@ -53,11 +56,10 @@ def quantize(model: nn.Module, data: Data, *, images: int = 256) -> nn.Module:
     program = traced(copied(model, "cpu"), torch.cat([data.example, data.example]))
     graph = cast("torch.fx.GraphModule", program.module())
     _tell_calls_apart(graph)
-    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
     try:
         # torchao draws inputs for its patterns from the global generator.
         with quiet(), torch.no_grad(), torch_seeded(0, "quantize"):
-            observed = prepare_pt2e(graph, quantizer)
+            observed = prepare_pt2e(graph, _quantizer())
             for batch, _ in seen.batches(_BATCH):
                 observed(batch)
             made = convert_pt2e(observed)
@@ -66,6 +68,40 @@ def quantize(model: nn.Module, data: Data, *, images: int = 256) -> nn.Module:
         raise ExportError(msg) from error
     _drop_unused(made)
     return Frozen(made)
+
+
+def _quantizer() -> Any:  # noqa: ANN401 - a class of torchao, which may be missing
+    """Returns torchao's quantiser for x86, which then has outputs of convolutions and of additions rounded as well."""
+    with quiet():
+        from torchao.quantization.pt2e import quantizer as pt2e
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    config = x86.get_default_x86_inductor_quantization_config()
+
+    class Rounding(x86.X86InductorQuantizer):
+        def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+            found = super().annotate(model)
+            for node in _outputs(found):
+                note = node.meta.setdefault("quantization_annotation", pt2e.QuantizationAnnotation(_annotated=True))
+                note.output_qspec = note.output_qspec or config.input_activation
+            return found
+
+    return Rounding().set_global(config)
+
+
+def _outputs(graph: torch.fx.GraphModule) -> Iterator[torch.fx.Node]:
+    """Yields what convolutions and additions of tensors hand on: after their ReLU; not the network's own output."""
+    aten = torch.ops.aten
+    relus = {aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default}
+    for node in graph.graph.nodes:
+        both = all(isinstance(value, torch.fx.Node) for value in node.args[:2])
+        if node.target is not aten.conv2d.default and not (
+            both and node.target in {aten.add.Tensor, aten.add_.Tensor} and node.meta["val"].is_floating_point()
+        ):
+            continue
+        users = [*node.users]
+        last = users[0] if len(users) == 1 and users[0].target in relus else node
+        if all(user.op != "output" for user in last.users):
+            yield last
 
 
 def _tell_calls_apart(graph: torch.fx.GraphModule) -> None:

@@ -17,7 +17,9 @@ from abcsearch.exporting.quantizing import quantize
 from abcsearch.models.registry import Constructor
 from abcsearch.rng import torch_seeded
 from abcsearch.runs.run import search
-from abcsearch.training.loop import Recipe, finetune, train
+from abcsearch.training.finetuning import finetune
+from abcsearch.training.loop import train
+from abcsearch.training.recipe import Recipe
 from abcsearch.training.scoring import score
 
 pytest.importorskip("torchao", reason="torchao is not installed: pip install 'abcsearch[quantize]'")
@@ -83,6 +85,21 @@ def test_an_int8_network_in_onnx_is_checked_with_a_wider_tolerance(pruned, quant
     _, data = pruned
     made = export(quantised, tmp_path / "int8.onnx", example_input=data.example, tolerance=0.05)
     assert score(load(made), data.test)["top1"] == pytest.approx(score(quantised, data.test)["top1"], abs=0.01)
+
+
+def test_onnxruntime_computes_every_convolution_in_integers(pruned, quantised, tmp_path):
+    """Also those in front of residual additions and of the mean, whose outputs torchao would leave unrounded."""
+    onnxruntime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+    network, data = pruned
+    export(quantised, tmp_path / "int8.onnx", example_input=data.example, tolerance=0.05)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(tmp_path / "int8.onnx", options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+    assert kinds.count("QLinearConv") == convolutions
+    assert not {"Conv", "FusedConv", "Add"} & {*kinds}
 
 
 class Shared(nn.Module):
