@@ -28,8 +28,8 @@ def quantize(model: nn.Module, data: Data, *, images: int = 256) -> nn.Module:
     training images, evenly spread over the split, and nothing is trained. Outputs of convolutions and of additions are
     rounded, too, without which onnxruntime would compute those in front of additions and means in float32. What comes
     back has no class: `export` it as .pt2, or as .onnx with `tolerance=0.05`; onnxruntime then computes in integers. As
-    a module of PyTorch, also out of a .pt2 file, it computes the same numbers in float32 arithmetic; `torch.compile`
-    makes integer code of it.
+    a module of PyTorch, also out of a .pt2 file, it computes the same numbers in float32 arithmetic. `torch.compile`
+    makes integer code of what is returned if `torch._inductor.config.freezing` is set; of a loaded file it does not.
 
     Args:
         model: a trained network, on any device; not changed.
