@@ -177,7 +177,7 @@ def test_options_of_search_reach_the_run(tiny_config, tmp_path, monkeypatch):
     read, ran = [], []
     monkeypatch.setattr("abcsearch.config.read_config", lambda path, overrides: read.append(overrides) or "settings")
     monkeypatch.setattr("abcsearch.runs.configured.run_config", lambda *given, **named: ran.append((given, named)))
-    monkeypatch.setattr(cli, "_print_best", lambda result: None)
+    monkeypatch.setattr(cli.searching, "_print_best", lambda result: None)
     assert call("search", tiny_config, "--run-dir", tmp_path / "run").exit_code == 0
     arguments = ["--set", "n_trials=5", *EXECUTION, "--tensorboard", "--optuna-storage", tmp_path / "studies.log"]
     result = call("search", tiny_config, "--run-dir", tmp_path / "run", *arguments)
@@ -194,7 +194,7 @@ def test_options_of_search_reach_the_run(tiny_config, tmp_path, monkeypatch):
 def test_options_of_resume_reach_the_run(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr("abcsearch.runs.configured.resume", lambda *given, **named: ran.append((given, named)))
-    monkeypatch.setattr(cli, "_print_best", lambda result: None)
+    monkeypatch.setattr(cli.searching, "_print_best", lambda result: None)
     assert call("resume", tmp_path).exit_code == 0
     given = [*EXECUTION, "--until", "0", "--n-trials", "9", "--tensorboard", "--optuna-storage", tmp_path / "s.log"]
     assert call("resume", tmp_path, *given).exit_code == 0
