@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import operator
+import re
 import threading
 import traceback
 from dataclasses import dataclass, field
@@ -143,7 +144,7 @@ def trace_operations(
     with torch.inference_mode(mode=False), torch_seeded(0, "trace"):
         twin = _twin(model)
         tracer, graph, watched = _trace(twin.train(training))
-        recorder = _record(fx.GraphModule(twin.eval(), graph, class_name=type(model).__name__), inputs)
+        recorder = _record(_module(twin.eval(), graph, type(model).__name__), inputs)
     modules = dict(twin.named_modules())
     paths = {id(module): path for path, module in modules.items()}
     leaves = {id(module) for path, module in modules.items() if tracer.is_leaf_module(module, path)}
@@ -239,6 +240,19 @@ def _trace(twin: nn.Module) -> tuple[_Tracer, fx.Graph, _Watched]:
         )
         raise TraceError(msg)
     return tracer, graph, watched
+
+
+def _module(twin: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+    """Returns what runs the graph; raises TraceError if torch.fx cannot write its code."""
+    try:
+        return fx.GraphModule(twin, graph, class_name=name)
+    except SyntaxError as error:
+        odd = [path for path, _ in twin.named_modules() if not re.fullmatch(r"[\w.]*", path)]
+        msg = (
+            f"torch.fx cannot write the code of {name}: {error.msg}; give layers names of letters, digits and _ "
+            f"instead of {', '.join(map(repr, odd))}"
+        )
+        raise TraceError(msg) from error
 
 
 def _state(twin: nn.Module) -> dict[str, object]:

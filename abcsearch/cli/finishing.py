@@ -93,9 +93,10 @@ def compare(
 ) -> None:
     """Puts several runs side by side: best fitness over trials, fronts, widths, and a table of the winners."""
     with answering():
-        from abcsearch.reporting.compare_page import winner_cells, write_comparison
+        from abcsearch.reporting.compare_page import check_page, winner_cells, write_comparison
         from abcsearch.reporting.comparison import compare_runs
 
+        check_page(out)
         found = compare_runs(run_dirs)
         path = write_comparison(found, out)
         print_table(*winner_cells(found.winners))

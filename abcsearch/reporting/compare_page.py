@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from abcsearch.errors import ConfigError
 from abcsearch.reporting.compare_drawings import compare_drawings
 from abcsearch.reporting.page import Page, Section, paragraph, table
 from abcsearch.reporting.plotting import figure_of, layer_axis
@@ -22,13 +23,31 @@ if TYPE_CHECKING:
     from abcsearch.reporting.comparison import Comparison, Winner
 
 
+def check_page(out: Path) -> None:
+    """Raises ConfigError unless this can be the page of a comparison, with its numbers and pictures beside it."""
+    problem = ""
+    if out.suffix != ".html":
+        problem = "does not end in .html"
+    elif out.is_dir():
+        problem = "is a folder"
+    elif (out.parent / "run.json").exists():
+        problem = "is in a run folder, whose own report it could replace"
+    if problem:
+        msg = f"--out {out} {problem}; name a page elsewhere, e.g. compare.html"
+        raise ConfigError(msg)
+
+
 def write_comparison(found: Comparison, out: Path) -> Path:
     """Writes the page, and beside it, by the same name, a folder of PNG files and a JSON file; returns the page's path.
 
     Args:
         found: what is shown.
         out: the page, e.g. compare.html.
+
+    Raises:
+        ConfigError: if that cannot be the page, see `check_page`.
     """
+    check_page(out)
     folder = RunFolder(out.parent)
     for name, draw in compare_drawings(found).items():
         folder.write(f"{out.stem}/{name}.png", partial(_save, draw), lasting=False)

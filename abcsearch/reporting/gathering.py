@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from abcsearch.errors import AbcSearchError
+from abcsearch.errors import AbcSearchError, RunError
 from abcsearch.reporting.curves import (
     BestTrials,
     Cloud,
@@ -105,6 +105,9 @@ def gather(run_dir: str | Path, *, measure: bool = True) -> Gathered:
         RunError: if the folder holds no run, a damaged one, or one without a finished trial.
     """
     history = read_history(run_dir)
+    if not history.own.trials:
+        msg = f"no trial in {run_dir} has finished yet; see: abcsearch status {run_dir}"
+        raise RunError(msg)
     run, missing = _opened(run_dir)
     report = make_report(run) if run is not None and measure else None
     trials = history.own.succeeded

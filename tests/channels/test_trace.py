@@ -175,3 +175,11 @@ def test_forward_that_assigns_a_buffer_is_refused_by_name():
 
     with pytest.raises(TraceError, match="forward of Averages assigns ema anew"):
         trace_channels(Averages(), torch.zeros(1, 1, 8, 8))
+
+
+def test_a_name_that_breaks_the_code_of_torch_fx_is_named():
+    net = nn.Sequential()
+    net.add_module('a"b', nn.Conv2d(3, 4, 3))
+    net.add_module("head", nn.Conv2d(4, 2, 3))
+    with pytest.raises(TraceError, match=re.escape("give layers names of letters, digits and _ instead of 'a\"b'")):
+        trace_channels(net, images())

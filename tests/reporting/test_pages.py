@@ -250,6 +250,36 @@ def test_runs_side_by_side(run, tmp_path):
     )
 
 
+def test_compare_replaces_nothing_of_a_run_and_no_folder(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    before = {path: path.stat().st_mtime_ns for path in [*run.rglob("*"), *other.rglob("*")]}
+    (tmp_path / "folder.html").mkdir()
+    for out, words in (
+        (run / "report.html", "is in a run folder"),
+        (tmp_path / "page.txt", "does not end in .html"),
+        (tmp_path / "folder.html", "is a folder"),
+    ):
+        result = call("compare", run, other, "--out", out)
+        assert result.exit_code == 2
+        assert words in result.output
+    assert before == {path: path.stat().st_mtime_ns for path in [*run.rglob("*"), *other.rglob("*")]}
+    assert {path.name for path in tmp_path.iterdir()} == {"other", "folder.html"}
+
+
+def test_a_run_without_a_finished_trial_is_not_reported(run, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(run / "run.json", begun)
+    for empty in (False, True):
+        if empty:
+            (begun / "journal.jsonl").touch()
+        result = call("report", begun)
+        assert result.exit_code == 2
+        assert "no trial in" in result.output
+        assert "has finished yet" in result.output
+
+
 def test_compare_refuses_one_run_and_twice_the_same(run):
     for folders, words in (([run], "two run folders or more"), ([run, run], "is there twice")):
         with pytest.raises(RunError, match=words):
