@@ -142,7 +142,19 @@ class Rehearsal:
 
     def to_plain(self) -> dict[str, Any]:
         """Returns all of it as plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "total": self.total}
+
+    @property
+    def tuning(self) -> float:
+        """Seconds of all fine-tunings."""
+        full, pruned = self.finetuning
+        return full.seconds + self.finetuned * pruned.seconds
+
+    @property
+    def total(self) -> float:
+        """Seconds of all that is estimated."""
+        pretraining = self.pretraining.seconds if self.pretraining else 0.0
+        return pretraining + self.search + (self.baseline or 0.0) + self.tuning
 
     @property
     def lines(self) -> list[str]:
@@ -169,14 +181,16 @@ class Rehearsal:
         """Returns the lines of estimated times."""
         several = f" with {self.workers} workers, {about(self.alone)} with one" if self.workers > 1 else ""
         full, pruned = self.finetuning
-        tuning = full.seconds + self.finetuned * pruned.seconds
         lines = [f"search: about {about(self.search)}{several}"]
         if self.baseline is not None:
             lines.append(f"random baseline: about {about(self.baseline)}")
         if self.pretraining is not None:
             lines.insert(0, f"base network: about {_estimated(self.pretraining)}")
-        each = f"full network {_estimated(full)}, each of {self.finetuned} pruned ones {_estimated(pruned)}"
-        return [*lines, f"fine-tuning: about {about(tuning)}: {each}"]
+        others = "the pruned one" if self.finetuned == 1 else f"each of {self.finetuned} pruned ones"
+        lines.append(
+            f"fine-tuning: about {about(self.tuning)}: full network {_estimated(full)}, {others} {_estimated(pruned)}"
+        )
+        return [*lines, f"in all: about {about(self.total)}"]
 
 
 def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIENCE) -> Rehearsal:

@@ -305,6 +305,7 @@ def test_dry_run_prints_it_and_writes_nothing(tiny_config, tmp_path, monkeypatch
         "random baseline: about ",
         "base network: about ",
         "fine-tuning: about ",
+        "in all: about ",
         "nothing was written",
     ):
         assert words in printed.output
@@ -312,7 +313,10 @@ def test_dry_run_prints_it_and_writes_nothing(tiny_config, tmp_path, monkeypatch
     found = json.loads(plain.stdout)
     assert found["structures"] == "225"
     assert found["evaluation"]["seconds"] > 0
-    assert set(found) == {field.name for field in dataclasses.fields(rehearsal.Rehearsal)}
+    assert set(found) == {"total", *(field.name for field in dataclasses.fields(rehearsal.Rehearsal))}
+    tuning = found["finetuning"][0]["seconds"] + found["finetuned"] * found["finetuning"][1]["seconds"]
+    parts = found["pretraining"]["seconds"], found["search"], found["baseline"], tuning
+    assert found["total"] == pytest.approx(sum(parts))
     assert files(tmp_path) == before
 
 
