@@ -93,12 +93,12 @@ def compare(
 ) -> None:
     """Puts several runs side by side: best fitness over trials, fronts, widths, and a table of the winners."""
     with answering():
-        from abcsearch.reporting.compare_page import winner_cells, write_comparison
+        from abcsearch.reporting.compare_page import short_cells, write_comparison
         from abcsearch.reporting.comparison import compare_runs
 
         found = compare_runs(run_dirs)
         path = write_comparison(found, out)
-        print_table(*winner_cells(found.winners))
+        print_table(*short_cells(found.winners))
         for warning in found.warnings:
             console.print(f"note: {warning}")
         console.print(f"written to {path}")
