@@ -79,7 +79,9 @@ def again_text(history: History, recipe: Mapping[str, Any] | None = None) -> str
         recipe: that its winner was fine-tuned with, if it was.
     """
     lines = ["abcsearch search config.toml --run-dir NEW_FOLDER   # with the settings below as config.toml"]
-    return "\n".join(lines + ([finetune_command("NEW_FOLDER", recipe, history.settings["finetune"])] if recipe else []))
+    return "\n".join(
+        lines + ([finetune_command("NEW_FOLDER", recipe, history.settings.get("finetune", {}))] if recipe else [])
+    )
 
 
 def load_text(history: History, recipe: Mapping[str, Any] | None = None, *, configured: bool) -> str:
@@ -100,7 +102,7 @@ def load_text(history: History, recipe: Mapping[str, Any] | None = None, *, conf
         )
     exported = str(history.path / "export")
     return (
-        f"{finetune_command(folder, recipe, history.settings['finetune'])}   # unless it has been\n"
+        f"{finetune_command(folder, recipe, history.settings.get('finetune', {}))}   # unless it has been\n"
         f"abcsearch export {shlex.quote(folder)}     # to {shlex.quote(exported)}\n\n"
         "# then, in Python:\n"
         "from abcsearch import load\n\n"

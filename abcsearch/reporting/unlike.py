@@ -39,7 +39,11 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
         found[key] = {**part, "options": {**_defaults(registry, part["name"]), **part["options"]}}
     options = found["evaluator"]["options"]
     if "metric" in options and options["metric"] is None:
-        found["evaluator"]["options"] = {**options, "metric": metric}
+        options["metric"] = metric
+    if found["evaluator"]["name"] == "cascade":
+        for stage in ("adaptive_bn", "short_training"):
+            usual = {key: value for key, value in _defaults(EVALUATORS, stage).items() if key != "metric"}
+            options[stage] = {**usual, **options[stage]}
     return found
 
 

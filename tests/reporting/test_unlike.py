@@ -33,6 +33,14 @@ def differences(one, other, metric="top1"):
     return unlike(complete(one, metric), complete(other, metric), KEYS)
 
 
+def test_the_stages_of_a_cascade_have_defaults_as_well():
+    plain = settings(evaluator={"name": "cascade"})
+    written = settings(evaluator={"name": "cascade", "metric": "top1", "adaptive_bn": {"batch_size": 128}})
+    other = settings(evaluator={"name": "cascade", "adaptive_bn": {"batch_size": 64}})
+    assert differences(plain, written) == []
+    assert differences(plain, other) == ["evaluator.adaptive_bn.batch_size is 128 and 64"]
+
+
 @pytest.mark.parametrize(
     "written",
     [
