@@ -203,7 +203,10 @@ def timeline_chart(found: Timeline) -> go.Figure:
                 y=[bar.lane + 1 for bar in own],
                 orientation="h",
                 name=html.escape(f"{search}: {state}"),
-                marker={"color": color, "line": {"color": "white", "width": outline(found.bars, found.seconds)}},
+                marker={
+                    "color": color,
+                    "line": {"color": "white", "width": [outline(bar, found.seconds) for bar in own]},
+                },
                 hovertext=[
                     f"{html.escape(search)}, trial {bar.trial}: {state}, {duration_text(bar.end - bar.start)}"
                     for bar in own

@@ -231,7 +231,7 @@ def draw_timeline(found: Timeline) -> Figure:
             left=[bar.start for bar in own],
             color=network_color(search) if state == "succeeded" else VERMILLION,
             edgecolor="white",
-            linewidth=outline(found.bars, found.seconds),
+            linewidth=[outline(bar, found.seconds) for bar in own],
             label=plain(f"{search}: {state}"),
         )
     failed = [(bar.end, bar.lane + 1) for bar in found.bars if bar.state == "failed"]

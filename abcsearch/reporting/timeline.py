@@ -77,14 +77,14 @@ class Timeline:
     failures: tuple[Failures, ...]
 
 
-def outline(bars: Sequence[Bar], seconds: float) -> float:
-    """Returns how wide the white outline of bars is, in points: 0 where it would hide the shorter ones.
+def outline(bar: Bar, seconds: float) -> float:
+    """Returns how wide the white outline of a bar is, in points: 0 where it would hide a short one.
 
     Args:
-        bars: that are drawn alike.
-        seconds: length of the axis.
+        bar: of a timeline.
+        seconds: length of its axis.
     """
-    return _OUTLINE if all(bar.end - bar.start >= _OUTLINED * seconds for bar in bars) else 0.0
+    return _OUTLINE if bar.end - bar.start >= _OUTLINED * seconds else 0.0
 
 
 def run_timeline(searches: Sequence[SearchHistory]) -> Timeline:

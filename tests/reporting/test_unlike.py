@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 
 from abcsearch.config import parse_config
+from abcsearch.reporting.charts import timeline_chart
 from abcsearch.reporting.compare_page import short_cells
 from abcsearch.reporting.comparison import Winner
+from abcsearch.reporting.drawings import draw_timeline
 from abcsearch.reporting.tables import network_lines
-from abcsearch.reporting.timeline import Bar, outline
+from abcsearch.reporting.timeline import Bar, Timeline, outline
 from abcsearch.reporting.unlike import complete, unlike
 from abcsearch.reporting.words import time_change
 from abcsearch.runs.forward import ForwardTime
@@ -120,8 +122,13 @@ def test_bars_of_a_few_pixels_have_no_outline():
     def bar(length):
         return Bar(search="s", trial=0, lane=0, start=0, end=length, state="succeeded")
 
-    assert outline([bar(10.0), bar(50.0)], 100.0) > 0
-    assert outline([bar(10.0), bar(0.1)], 100.0) == 0
+    assert outline(bar(10.0), 100.0) > 0
+    assert outline(bar(0.1), 100.0) == 0
+    found = Timeline(bars=(bar(10.0), bar(0.1)), lanes=1, cuts=(), seconds=100.0, busy=10.1, untimed=0, failures=())
+    widths = timeline_chart(found).data[0].marker.line.width
+    assert widths[0] > 0 == widths[1]
+    drawn = [patch.get_linewidth() for patch in draw_timeline(found).axes[0].patches]
+    assert drawn[0] > 0 == drawn[1]
 
 
 def test_two_runs_fit_on_a_terminal():
