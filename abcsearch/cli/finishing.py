@@ -93,13 +93,13 @@ def compare(
 ) -> None:
     """Puts several runs side by side: best fitness over trials, fronts, widths, and a table of the winners."""
     with answering():
-        from abcsearch.reporting.compare_page import check_page, winner_cells, write_comparison
+        from abcsearch.reporting.compare_page import check_page, short_cells, write_comparison
         from abcsearch.reporting.comparison import compare_runs
 
         check_page(out)
         found = compare_runs(run_dirs)
         path = write_comparison(found, out)
-        print_table(*winner_cells(found.winners))
+        print_table(*short_cells(found.winners))
         for warning in found.warnings:
             console.print(f"note: {warning}")
         console.print(f"written to {path}")

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from abcsearch.reporting.curves import SHOWN, thinned
 from abcsearch.reporting.layer_charts import parallel_chart, sensitivity_chart, widths_chart
 from abcsearch.reporting.plotting import figure_of
+from abcsearch.reporting.timeline import outline
 from abcsearch.reporting.words import (
     BLACK,
     BLUE,
@@ -202,7 +203,10 @@ def timeline_chart(found: Timeline) -> go.Figure:
                 y=[bar.lane + 1 for bar in own],
                 orientation="h",
                 name=html.escape(f"{search}: {state}"),
-                marker={"color": color, "line": {"color": "white", "width": 0.4}},
+                marker={
+                    "color": color,
+                    "line": {"color": "white", "width": [outline(bar, found.seconds) for bar in own]},
+                },
                 hovertext=[
                     f"{html.escape(search)}, trial {bar.trial}: {state}, {duration_text(bar.end - bar.start)}"
                     for bar in own

@@ -12,7 +12,7 @@ from abcsearch.errors import ConfigError
 from abcsearch.reporting.compare_drawings import compare_drawings
 from abcsearch.reporting.page import Page, Section, paragraph, table
 from abcsearch.reporting.plotting import figure_of, layer_axis
-from abcsearch.reporting.words import COSTS, SERIES, cost_text
+from abcsearch.reporting.words import COSTS, SERIES, cost_text, short_name, short_names
 from abcsearch.runs.folder import RunFolder
 from abcsearch.training.objectives import metric_text
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from abcsearch.reporting.comparison import Comparison, Winner
+
+_RUN, _SEARCHER = 16, 14  # characters of names on a terminal
 
 
 def check_page(out: Path) -> None:
@@ -66,7 +68,9 @@ def compare_page(found: Comparison) -> Page:
     """Returns the page of several runs."""
     charts = {"fitness": fitness_chart(found)}
     sections = [
-        Section(title="Winners", lead=_table_lead(found), body=table(winner_cells(found.winners), range(2, 30))),
+        Section(
+            title="Winners", lead=_table_lead(found), body=table(winner_cells(found.winners), range(2, 30), "dense")
+        ),
         Section(
             title="Best fitness over trials",
             lead="The best fitness after so many trials. Runs with the same settings but the seed are one line: their "
@@ -78,8 +82,8 @@ def compare_page(found: Comparison) -> Page:
     if costs:
         charts["pareto"] = front_chart(found, costs)
         lead = "Of each run the trials that no other one of it beats in both fitness and cost."
-        chosen = " The buttons choose the cost." if len(costs) > 1 else ""
-        sections.append(Section(title="Fronts", lead=lead + chosen, chart="pareto"))
+        hint = "The buttons choose the cost." if len(costs) > 1 else ""
+        sections.append(Section(title="Fronts", lead=lead, hint=hint, chart="pareto"))
     if same_layers(found):
         charts["widths"] = widths_chart(found)
         lead = "What each winner keeps of each layer, in per cent of the full width (blocks: 100 kept, 0 dropped)."
@@ -124,6 +128,41 @@ def winner_cells(winners: Sequence[Winner]) -> list[list[str]]:
         row += [_both(metric, own.tests[metric]) if metric in own.tests else "-" for metric in metrics]
         rows.append(row)
     return [head, *rows]
+
+
+def short_cells(winners: Sequence[Winner]) -> list[list[str]]:
+    """Returns the table of winners for a terminal, the header first: two runs fit in 120 columns.
+
+    Long names are shortened; of the metrics on the test split there is the first one only.
+    """
+    times = next((winner.times for winner in winners if winner.times), ())
+    metric = next((winner.metric for winner in winners if winner.metric in winner.tests), None)
+    head = ["run", "searcher", "seed", "trials", "fitness", "MACs", "params"]
+    head += [f"ms, {'' if time.device == 'CPU' else 'GPU '}b{time.batch}" for time in times]
+    head += [] if metric is None else [f"{metric}, tuned"]
+    rows: list[list[str]] = []
+    for name, own in zip(short_names([own.run for own in winners], _RUN), winners, strict=True):
+        row = [name, short_name(own.searcher, _SEARCHER), str(own.seed), str(own.trials)]
+        row[-1] += f" ({own.failed} failed)" if own.failed else ""
+        row.append("-" if own.fitness is None else f"{own.fitness:.4f}")
+        row += [_brief("macs", own.macs, own.macs_share), _brief("params", own.params, own.params_share)]
+        row += [f"{time.median_ms:#.3g}" for time in own.times] or ["-"] * len(times)
+        if metric is not None:
+            row.append(_tight(_both(metric, own.tests[metric])) if metric in own.tests else "-")
+        rows.append(row)
+    return [head, *rows]
+
+
+def _tight(change: str) -> str:
+    """Returns a metric before and after in few characters: 80.00⇒85.00%."""
+    return change.replace(" %", "%").replace("% ⇒ ", "⇒").replace(" ", "")
+
+
+def _brief(name: str, cost: int | None, share: float | None) -> str:
+    """Returns a cost and its share in few characters: 658 k, 40%."""
+    if cost is None:
+        return "-"
+    return cost_text(name, cost) + ("" if share is None else f", {100 * share:.3g}%")
 
 
 def _both(metric: str, values: Mapping[str, float]) -> str:

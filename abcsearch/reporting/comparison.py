@@ -11,7 +11,9 @@ import numpy as np
 
 from abcsearch.errors import RunError
 from abcsearch.reporting.gathering import gather
+from abcsearch.reporting.unlike import complete, unlike
 from abcsearch.runs.forward import measure_forward
+from abcsearch.runs.recipes import changed, finetune_command
 from abcsearch.runs.settings import deciding
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ class Winner:
         params_share: likewise.
         times: forward times of the network, measured in turns with the others; empty without it.
         tests: metrics on the test split by name, each before and after fine-tuning; empty without.
+        recipe: that it was fine-tuned with, plain values; None without.
+        metric: of `tests`, what comes first in tables; None without the network.
     """
 
     run: str
@@ -77,6 +81,8 @@ class Winner:
     params_share: float | None
     times: tuple[ForwardTime, ...]
     tests: Mapping[str, Mapping[str, float]]
+    recipe: Mapping[str, Any] | None = None
+    metric: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +131,13 @@ def compare_runs(run_dirs: Sequence[str | Path]) -> Comparison:
     if len(set(labels)) < len(labels):
         msg = f"a run folder is there twice: {', '.join(labels)}; name each once"
         raise RunError(msg)
+    winners = _winners(labels, runs)
     return Comparison(
         labels=labels,
         runs=runs,
         groups=_groups(labels, runs),
-        winners=_winners(labels, runs),
-        warnings=tuple(_warnings(labels, runs)),
+        winners=winners,
+        warnings=(*_warnings(labels, runs), *_recipe_warnings(winners, runs)),
     )
 
 
@@ -138,7 +145,7 @@ def _groups(labels: Sequence[str], runs: Sequence[Gathered]) -> tuple[Group, ...
     """Returns the runs by settings."""
     members: dict[str, list[int]] = {}
     for place, run in enumerate(runs):
-        settings = deciding(run.history.settings)
+        settings = deciding(_complete(run))
         members.setdefault(json.dumps({**settings, "seed": 0}, sort_keys=True), []).append(place)
     searchers = [runs[places[0]].history.searcher for places in members.values()]
     found: list[Group] = []
@@ -195,6 +202,8 @@ def _winners(labels: Sequence[str], runs: Sequence[Gathered]) -> tuple[Winner, .
                 params_share=shares["params"],
                 times=times.get(place, ()),
                 tests=_tests(scores),
+                recipe=None if scores is None else scores["recipe"],
+                metric=None if run.run is None else run.run.metric,
             )
         )
     return tuple(found)
@@ -225,7 +234,7 @@ def _warnings(labels: Sequence[str], runs: Sequence[Gathered]) -> Iterator[str]:
     first = runs[0].history
     for label, run in zip(labels[1:], runs[1:], strict=True):
         other = run.history
-        found = [line for key in _SAME for line in _differences(first.settings.get(key), other.settings.get(key), key)]
+        found = unlike(_complete(runs[0]), _complete(run), _SAME)
         if found:
             yield (
                 f"{labels[0]} and {label} differ in more than the searcher, so that their fitness or costs cannot be "
@@ -246,10 +255,22 @@ def _warnings(labels: Sequence[str], runs: Sequence[Gathered]) -> Iterator[str]:
         yield "seeds differ: where a run trains its own network and splits its own data, these differ as well"
 
 
-def _differences(one: Any, other: Any, where: str) -> Iterator[str]:  # noqa: ANN401 - plain values
-    """Yields every plain value in which two settings differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in dict.fromkeys([*one, *other]):
-            yield from _differences(one.get(key), other.get(key), f"{where}.{key}")
-    elif one != other:
-        yield f"{where} is {one!r} and {other!r}"
+def _complete(run: Gathered) -> dict[str, Any]:
+    """Returns the settings of a run with what they leave out."""
+    return complete(run.history.settings, None if run.run is None else run.run.metric)
+
+
+def _recipe_warnings(winners: Sequence[Winner], runs: Sequence[Gathered]) -> Iterator[str]:
+    """Yields which winners were fine-tuned with another recipe than the first one that was, and how to change that."""
+    first: Winner | None = None
+    for own, run in zip(winners, runs, strict=True):
+        if own.recipe is None or run.run is None:
+            continue
+        first = first or own
+        odd = changed(own.recipe, first.recipe or {})
+        if odd:
+            again = finetune_command(run.history.path, first.recipe, asdict(run.run.config.finetune))
+            yield (
+                f"the winners of {first.run} and {own.run} were fine-tuned by different recipes, so that their test "
+                f"metrics after it cannot be compared: {own.run} has {'; '.join(odd)}. Make them equal with: {again}"
+            )

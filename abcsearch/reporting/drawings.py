@@ -10,6 +10,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from abcsearch.reporting.curves import thinned
 from abcsearch.reporting.gathering import block_height
+from abcsearch.reporting.timeline import outline
 from abcsearch.reporting.words import (
     BLACK,
     BLUE,
@@ -230,7 +231,7 @@ def draw_timeline(found: Timeline) -> Figure:
             left=[bar.start for bar in own],
             color=network_color(search) if state == "succeeded" else VERMILLION,
             edgecolor="white",
-            linewidth=0.3,
+            linewidth=[outline(bar, found.seconds) for bar in own],
             label=plain(f"{search}: {state}"),
         )
     failed = [(bar.end, bar.lane + 1) for bar in found.bars if bar.state == "failed"]

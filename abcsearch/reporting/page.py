@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,12 +41,14 @@ class Section:
     Attributes:
         title: its heading.
         lead: what is to be seen, plain text; "" for nothing.
+        hint: how to use the chart, plain text, not on paper; "" for nothing.
         chart: name of its chart; "" for none.
         body: HTML below the chart.
     """
 
     title: str
     lead: str = ""
+    hint: str = ""
     chart: str = ""
     body: str = ""
 
@@ -73,7 +76,8 @@ class Page:
     def html(self) -> str:
         """Returns the page as HTML."""
         tiles = "".join(
-            f'<div class="tile"><b>{_safe(n)}</b><span>{_safe(what)}</span></div>' for n, what in self.tiles
+            f'<div class="tile"><b>{_safe(_bound(n))}</b><span>{_safe(_bound(what))}</span></div>'
+            for n, what in self.tiles
         )
         parts = [
             "<!DOCTYPE html>",
@@ -99,8 +103,9 @@ class Page:
         height = 0 if chart is None else chart.to_dict()["layout"]["height"]
         return "\n".join(
             [
-                f'<section><div class="keep"><h2>{_safe(section.title)}</h2>',
+                f'<section><div class="keep{"" if chart is not None else " head"}"><h2>{_safe(section.title)}</h2>',
                 paragraph(section.lead) if section.lead else "",
+                paragraph(section.hint, "no-print") if section.hint else "",
                 f'<div class="chart" id="{section.chart}" role="img" aria-label="{_safe(section.title)}"'
                 f' style="height:{height}px"></div>'
                 if chart is not None
@@ -117,6 +122,11 @@ def _safe(text: str) -> str:
     return html.escape(str(text))
 
 
+def _bound(text: str) -> str:
+    """Returns a text in which units and signs of per cent stay with their numbers."""
+    return re.sub(r"(?<=\d) (?=%|[kMG]\b)", "\u00a0", text)
+
+
 def _embedded(charts: Mapping[str, go.Figure]) -> str:
     """Returns the charts as JSON that no text in them can break out of."""
     plain: dict[str, Any] = {name: json.loads(figure.to_json() or "{}") for name, figure in charts.items()}
@@ -131,18 +141,20 @@ def paragraph(text: str, kind: str = "") -> str:
     return f'<p class="{kind}">{_safe(text)}</p>' if kind else f"<p>{_safe(text)}</p>"
 
 
-def code(text: str) -> str:
+def code(text: str, kind: str = "") -> str:
     """Returns lines of code or of a terminal."""
-    return f"<pre>{_safe(text)}</pre>"
+    return f'<pre class="{kind}">{_safe(text)}</pre>' if kind else f"<pre>{_safe(text)}</pre>"
 
 
-def table(cells: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+def table(cells: Sequence[Sequence[str]], numbers: Sequence[int] = (), kind: str = "") -> str:
     """Returns a table of plain texts; the first row is the header.
 
     Args:
         cells: rows of equal length.
         numbers: columns that are right-aligned.
+        kind: class of the table: "dense" for many columns, whose cells are broken between numbers where they must.
     """
+    cells = [[_bound(cell) for cell in row] for row in cells]
     head, *rows = cells
     kinds = [' class="n"' if column in numbers else "" for column in range(len(head))]
     top = "".join(f"<th{kind}>{_safe(cell)}</th>" for kind, cell in zip(kinds, head, strict=True))
@@ -150,7 +162,8 @@ def table(cells: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
         "<tr>" + "".join(f"<td{kind}>{_safe(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    opened = f'<table class="{kind}">' if kind else "<table>"
+    return f'<div class="scroll">{opened}<thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
 def network_table(names: Sequence[str], parts: Sequence[tuple[str, Sequence[Line]]]) -> str:

@@ -8,6 +8,8 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.runs.recipes import finetune_command
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -69,8 +71,27 @@ def command_line(history: History) -> str | None:
     return shlex.join(["abcsearch", *given[1:]])
 
 
-def load_text(history: History, *, configured: bool) -> str:
-    """Returns how to get at the network that a run found: commands and Python."""
+def again_text(history: History, recipe: Mapping[str, Any] | None = None) -> str:
+    """Returns the commands that run it again with its settings as config.toml.
+
+    Args:
+        history: of a run of a config file.
+        recipe: that its winner was fine-tuned with, if it was.
+    """
+    lines = ["abcsearch search config.toml --run-dir NEW_FOLDER   # with the settings below as config.toml"]
+    return "\n".join(
+        lines + ([finetune_command("NEW_FOLDER", recipe, history.settings.get("finetune", {}))] if recipe else [])
+    )
+
+
+def load_text(history: History, recipe: Mapping[str, Any] | None = None, *, configured: bool) -> str:
+    """Returns how to get at the network that a run found: commands and Python.
+
+    Args:
+        history: of the run.
+        recipe: that its winner was fine-tuned with, if it was not the run's own.
+        configured: whether it is a run of a config file.
+    """
     folder = str(history.path)
     if not configured:
         return (
@@ -81,7 +102,7 @@ def load_text(history: History, *, configured: bool) -> str:
         )
     exported = str(history.path / "export")
     return (
-        f"abcsearch finetune {shlex.quote(folder)}   # unless it has been\n"
+        f"{finetune_command(folder, recipe, history.settings.get('finetune', {}))}   # unless it has been\n"
         f"abcsearch export {shlex.quote(folder)}     # to {shlex.quote(exported)}\n\n"
         "# then, in Python:\n"
         "from abcsearch import load\n\n"

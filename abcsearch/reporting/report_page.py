@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from abcsearch.reporting.charts import page_charts, thinned_note
 from abcsearch.reporting.drawings import drawings
 from abcsearch.reporting.page import Page, Section, code, network_table, paragraph, table
-from abcsearch.reporting.repeating import command_line, config_toml, facts, load_text
+from abcsearch.reporting.repeating import again_text, command_line, config_toml, facts, load_text
 from abcsearch.reporting.tables import network_lines, width_cells
-from abcsearch.reporting.words import change_text, duration_text
+from abcsearch.reporting.words import change_text, duration_text, time_change
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.report import write_report
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from matplotlib.figure import Figure
@@ -107,7 +107,7 @@ def _tiles(found: Gathered) -> list[tuple[str, str]]:
     full, winner, metric = found.report.rows[0], found.report.rows[-1], found.report.metric
     tiles += [(change_text(full.macs, winner.macs), "MACs"), (change_text(full.params, winner.params), "parameters")]
     tiles += [
-        (change_text(before.median_ms, after.median_ms), f"forward time, {before.where}")
+        (time_change(before, after), f"forward time, {before.where}{'' if after.apart(before) else ': see the note'}")
         for before, after in zip(full.times, winner.times, strict=True)
     ]
     if winner.after is not None:
@@ -143,10 +143,11 @@ def _front(found: Gathered) -> Section | None:
         return None
     lead = (
         "Each point is a trial. The front are the trials of the search that no other one beats in both fitness and "
-        "cost. Names in the legend switch networks on and off; one that costs far more than the trials is off at first."
+        "cost."
     )
+    hint = "Names in the legend switch networks on and off; one that costs far more than the trials is off at first."
     chosen = " The buttons choose the cost." if len(found.clouds) > 1 else ""
-    return Section(title="Front: fitness and cost", lead=lead + chosen, chart="pareto")
+    return Section(title="Front: fitness and cost", lead=lead, hint=hint + chosen, chart="pareto")
 
 
 def _widths(found: Gathered) -> Section | None:
@@ -224,8 +225,13 @@ def _listed(trials: tuple[str, ...], prefix: str, most: int = 12) -> str:
 
 def _load(found: Gathered) -> Section:
     """Returns how to load the network."""
-    body = code(load_text(found.history, configured="model" in found.history.settings))
+    body = code(load_text(found.history, _recipe(found), configured="model" in found.history.settings))
     return Section(title="How to load the network", body=body)
+
+
+def _recipe(found: Gathered) -> Mapping[str, Any] | None:
+    """Returns what the winner was fine-tuned with, as far as that is known."""
+    return None if found.report is None else found.report.recipe
 
 
 def _repeat(found: Gathered) -> Section:
@@ -235,10 +241,9 @@ def _repeat(found: Gathered) -> Section:
     body = code(command) if command else ""
     if "model" in history.settings:
         lead = "Settings, seed and versions decide the trials. The command that started it, and all its settings:"
-        again = "abcsearch search config.toml --run-dir NEW_FOLDER   # with this as config.toml:"
-        body += code(f"{again}\n\n{config_toml(history.settings)}")
+        body += code(again_text(history, _recipe(found))) + code(config_toml(history.settings), "settings")
     else:
         lead = "It was started from Python, with objects of your own; its settings were:"
-        body += code(config_toml(history.settings))
+        body += code(config_toml(history.settings), "settings")
     body += table([["made with", ""], *([name, value] for name, value in facts(history))])
     return Section(title="How to repeat it", lead=lead, body=body)

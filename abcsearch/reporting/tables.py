@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from abcsearch.reporting.words import change_text, cost_text, width_text
+from abcsearch.reporting.words import change_text, cost_text, time_change, width_text
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from abcsearch.reporting.gathering import Widths
     from abcsearch.runs.report import Report, Row
@@ -37,12 +37,22 @@ def network_lines(report: Report) -> list[tuple[str, list[Line]]]:
         ("Search-validation", [_points("fitness", rows, [row.fitness for row in rows], "")]),
     ]
     for metric in dict.fromkeys(name for row in rows for name in row.tests):
-        own = [row.tests.get(metric, {}) for row in rows]
+        own = [_comparable(row, row.tests.get(metric, {})) for row in rows]
         both = ("before", "after")
         lines = [_points(f"{when} fine-tuning", rows, [t.get(when) for t in own], metric) for when in both]
-        changes = tuple((_difference(metric, found["after"] - found["before"]) if found else "-", "") for found in own)
+        changes = tuple((_tuning(metric, found), "") for found in own)
         parts.append((f"Test, {metric}", [*lines, Line(name="change by fine-tuning", cells=changes)]))
     return parts
+
+
+def _comparable(row: Row, found: Mapping[str, float]) -> Mapping[str, float]:
+    """Returns a metric before and after fine-tuning; only before, if its recipe was not the winner's."""
+    return {when: value for when, value in found.items() if when == "before" or not row.otherwise}
+
+
+def _tuning(metric: str, found: Mapping[str, float]) -> str:
+    """Returns what fine-tuning made of a metric, or "-"."""
+    return _difference(metric, found["after"] - found["before"]) if "after" in found else "-"
 
 
 def _counts(rows: Sequence[Row]) -> list[Line]:
@@ -80,7 +90,7 @@ def _times(rows: Sequence[Row]) -> list[Line]:
         cells = tuple(
             (
                 f"{time.median_ms:#.3g} ms ({time.low_ms:#.3g} to {time.high_ms:#.3g})",
-                _change(row, rows[0], first.median_ms, time.median_ms),
+                "" if row is rows[0] else time_change(first, time),
             )
             for row, time in zip(rows, own, strict=True)
         )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 State = Literal["succeeded", "failed"]
 _GAP = 30.0  # seconds without any evaluation; longer ones are cut out
 _CUT = 0.01  # of the time that is shown: how wide a cut is drawn
+_OUTLINE = 0.4
+_OUTLINED = 0.006  # of the axis, about 5 pixels: shorter bars have no outline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,16 @@ class Timeline:
     busy: float
     untimed: int
     failures: tuple[Failures, ...]
+
+
+def outline(bar: Bar, seconds: float) -> float:
+    """Returns how wide the white outline of a bar is, in points: 0 where it would hide a short one.
+
+    Args:
+        bar: of a timeline.
+        seconds: length of its axis.
+    """
+    return _OUTLINE if bar.end - bar.start >= _OUTLINED * seconds else 0.0
 
 
 def run_timeline(searches: Sequence[SearchHistory]) -> Timeline:

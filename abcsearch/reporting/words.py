@@ -8,6 +8,7 @@ from abcsearch.bounds import amount
 
 if TYPE_CHECKING:
     from abcsearch.reporting.curves import Layer
+    from abcsearch.runs.forward import ForwardTime
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -40,9 +41,9 @@ def short_name(name: str, longest: int = _LONGEST) -> str:
     return f"{name[:head]}…{name[-(longest - 1 - head) :]}"
 
 
-def short_names(names: list[str]) -> list[str]:
+def short_names(names: list[str], longest: int = _LONGEST) -> list[str]:
     """Returns names for an axis, all different: numbered where they are not when shortened."""
-    shown = [short_name(name) for name in names]
+    shown = [short_name(name, longest) for name in names]
     return [text if shown.count(text) == 1 else f"{text} ({place + 1})" for place, text in enumerate(shown)]
 
 
@@ -64,6 +65,11 @@ def change_text(before: float, after: float) -> str:
         return ""
     change = 100 * (after - before) / before
     return "0 %" if abs(change) < 0.05 else f"{change:+.1f} %".replace("-", "\u2212")  # a minus sign
+
+
+def time_change(before: ForwardTime, after: ForwardTime) -> str:
+    """Returns the change of a forward time in per cent, or that there is none to be told from chance."""
+    return change_text(before.median_ms, after.median_ms) if after.apart(before) else "not told apart"
 
 
 def width_text(layer: Layer, kept: int) -> str:

@@ -46,6 +46,10 @@ class ForwardTime:
         """Device and batch in words."""
         return f"{self.device}, batch {self.batch}"
 
+    def apart(self, other: ForwardTime) -> bool:
+        """Returns whether the middle halves of both do not overlap; else the difference may be chance."""
+        return self.high_ms < other.low_ms or other.high_ms < self.low_ms
+
 
 def measure_forward(
     networks: Sequence[nn.Module], example: torch.Tensor, *, threads: int

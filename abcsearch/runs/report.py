@@ -10,6 +10,7 @@ import torch
 
 from abcsearch.bounds import amount
 from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
+from abcsearch.runs.recipes import changed, finetune_command
 from abcsearch.training.objectives import find_objective, metric_text
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ class Row:
         times: forward times by device and batch.
         fitness: on search-validation.
         before: the metric on the test split (of classifiers top1, in [0, 1]) before fine-tuning, or None without.
-        after: the same after it.
+        after: the same after it; None also if it was fine-tuned with another recipe than the winner.
         tests: all such metrics by name, each with "before" and "after"; empty if it has not been fine-tuned.
+        otherwise: in what its recipe differs from the winner's, whereupon what is after cannot be compared.
     """
 
     network: str
@@ -54,6 +56,7 @@ class Row:
     before: float | None
     after: float | None
     tests: Mapping[str, Mapping[str, float]]
+    otherwise: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,7 @@ class Report:
         against: the cost of the front: what the searcher weighs fitness against, for most of them macs.
         front: trials that no other one beats in both cost and fitness, by ascending cost; ten of them at most.
         metric: what `before` and `after` of the rows are.
+        recipe: that the winner was fine-tuned with, plain values; None if it was not.
     """
 
     title: str
@@ -94,6 +98,7 @@ class Report:
     against: str
     front: tuple[Point, ...]
     metric: str
+    recipe: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def cells(self, *, short: bool = False) -> list[list[str]]:
         """Returns the table as text, one list per row, the header first; costs also in per cent of the full network.
@@ -157,6 +162,8 @@ def make_report(run: FinishedRun) -> Report:
     networks = [run.network(structure, tuned=scores[structure.name] is not None) for structure in run.structures]
     times = measure_forward(networks, task.data.example, threads=threads)
     candidates = [structure.candidate for structure in run.structures]
+    recipe = (scores[run.winner.name] or {}).get("recipe")
+    otherwise = {name: _otherwise(score, recipe) for name, score in scores.items()}
     costs = {name: getattr(task.graph.costs, name)(candidates).tolist() for name in ("macs", "flops", "params")}
     rows = tuple(
         Row(
@@ -167,24 +174,25 @@ def make_report(run: FinishedRun) -> Report:
             times=times[index],
             fitness=run.fitness(structure),
             before=_test(run, scores[structure.name], "before"),
-            after=_test(run, scores[structure.name], "after"),
+            after=None if otherwise[structure.name] else _test(run, scores[structure.name], "after"),
             tests=_tests(run, scores[structure.name]),
+            otherwise=otherwise[structure.name],
         )
         for index, structure in enumerate(run.structures)
     )
     levels = [group.kind for group in task.graph.prunable] + ["block"] * len(task.graph.blocks)
     dimensions = zip(task.space.dimensions, levels, run.winner.candidate, strict=False)
     widths = tuple((d.name, level, d.full, value) for d, level, value in dimensions)
-    tuned = next((score for score in scores.values() if score is not None), None)
     against = str(config.searcher.options.get("against", "macs"))
     return Report(
         title=_title(run),
         rows=rows,
         widths=widths,
-        notes=_notes(run, threads, tuned),
+        notes=_notes(run, threads, _fine_tuned(run, rows, recipe), _overlapping(run, rows)),
         against=against,
         front=_front(run.result, against),
         metric=run.metric,
+        recipe=recipe,
     )
 
 
@@ -248,13 +256,47 @@ def _title(run: FinishedRun) -> str:
     )
 
 
-def _notes(run: FinishedRun, threads: int, tuned: dict[str, Any] | None) -> tuple[str, ...]:
-    """Returns how the numbers were measured."""
-    recipe = (
-        f"{tuned['recipe']['epochs']} epochs with one recipe for all"
-        if tuned
-        else f"not yet (abcsearch finetune {run.folder.path})"
+def _otherwise(score: dict[str, Any] | None, recipe: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Returns in what the recipe of a structure differs from the winner's; nothing where one has none."""
+    return () if score is None or recipe is None else changed(score["recipe"], recipe)
+
+
+def _fine_tuned(run: FinishedRun, rows: Sequence[Row], recipe: Mapping[str, Any] | None) -> str:
+    """Returns how the networks were fine-tuned, and which of them otherwise than the winner or not at all."""
+    again = finetune_command(run.folder.path, recipe, asdict(run.config.finetune))
+    missing = [row.network for row in rows if not row.tests]
+    if recipe is None:
+        others = f"; {', '.join(row.network for row in rows if row.tests)} may be of other recipes"
+        return f"{rows[-1].network} not yet ({again}){others if len(missing) < len(rows) else ''}"
+    epochs = f"{recipe['epochs']} epoch{'s' if recipe['epochs'] != 1 else ''}"
+    odd = [f"{row.network}: {'; '.join(row.otherwise)}" for row in rows if row.otherwise]
+    odd += [f"{name}: not yet" for name in missing]
+    if not odd:
+        return f"{epochs} with one recipe for all"
+    return (
+        f"{rows[-1].network} {epochs}; not with this recipe, so that what is after cannot be compared: "
+        f"{'. '.join(odd)}. Make them equal first ({again})"
     )
+
+
+def _overlapping(run: FinishedRun, rows: Sequence[Row]) -> str:
+    """Returns which forward times cannot be told apart from the full network's, and what to do; "" if all can."""
+    full, *others = rows
+    near = {
+        before.where: [row.network for row in others if not row.times[place].apart(before)]
+        for place, before in enumerate(full.times)
+    }
+    found = [f"{where} of {', '.join(names)}" for where, names in near.items() if names]
+    if not found:
+        return ""
+    return (
+        f" Not told apart from the full network's: {'; '.join(found)}: the middle halves of the times overlap. "
+        f"If this machine was busy, repeat it when it is quiet: abcsearch report {run.folder.path}"
+    )
+
+
+def _notes(run: FinishedRun, threads: int, recipe: str, near: str) -> tuple[str, ...]:
+    """Returns how the numbers were measured."""
     header, config = run.folder.header(), run.config
     versions = ", ".join(f"{name} {version}" for name, version in header["environment"]["versions"].items())
     failed = sum(trial.evaluation.failure is not None for trial in run.result.trials)
@@ -265,7 +307,7 @@ def _notes(run: FinishedRun, threads: int, tuned: dict[str, Any] | None) -> tupl
         f"Before and after fine-tuning: {run.metric} on {len(data.test)} test images. "
         f"Fine-tuned: {recipe}. "
         f"Forward time: median for a whole batch of {' and of '.join(map(str, BATCHES))} on the CPU, "
-        f"{threads} thread(s), the networks in turns.",
+        f"{threads} thread(s), the networks in turns.{near}",
         f"{_counted(run)}, {failed} failed, seed {config.seed}; {versions}; {header['environment']['platform']}.",
     )
 

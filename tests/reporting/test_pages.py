@@ -22,6 +22,8 @@ from abcsearch.reporting.curves import cost_cloud, fitness_curve
 from abcsearch.reporting.drawings import drawings
 from abcsearch.reporting.gathering import gather
 from abcsearch.reporting.history import read_history
+from abcsearch.reporting.page import Page, Section, table
+from abcsearch.reporting.plotting import figure_of
 from abcsearch.reporting.report_page import report_page, write_page
 from abcsearch.runs.configured import run_config
 from abcsearch.runs.finetuning import finetune_run
@@ -278,6 +280,29 @@ def test_a_run_without_a_finished_trial_is_not_reported(run, tmp_path):
         assert result.exit_code == 2
         assert "no trial in" in result.output
         assert "has finished yet" in result.output
+
+
+def test_on_paper_there_are_no_hints_and_headings_stay_with_what_they_head():
+    page = Page(
+        title="t",
+        subtitle="",
+        tiles=[("91.67 %", "test; full 93.61 %")],
+        charts={"c": figure_of([], "x", "y")},
+        sections=[
+            Section(title="drawn", lead="seen", hint="Press the buttons.", chart="c"),
+            Section(title="written", body=table([["run", "MACs"], ["abc", "657 k (39.8 %)"]], [1], "dense")),
+        ],
+    )
+    text = without_library(page.html())
+    assert '<p class="no-print">Press the buttons.</p>' in text
+    assert '<div class="keep"><h2>drawn' in text
+    assert '<div class="keep head"><h2>written' in text
+    assert "<b>91.67\u00a0%</b><span>test; full 93.61\u00a0%</span>" in text
+    assert '<table class="dense">' in text
+    assert "657\u00a0k (39.8\u00a0%)" in text
+    (paper,) = re.findall(r"@media print \{(.*?)\n\}", text, flags=re.DOTALL)
+    assert re.search(r"h1, h2, h3, \.head, tr\.part \{ break-after: avoid", paper)
+    assert re.search(r"\.no-print[^{]*\{ display: none", paper)
 
 
 def test_compare_refuses_one_run_and_twice_the_same(run):

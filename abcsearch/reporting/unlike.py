@@ -1,0 +1,95 @@
+"""In what the settings of two runs differ: defaults filled in, one short text for each difference."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from abcsearch.channels.latency import LatencyOptions
+from abcsearch.evaluation.registry import EVALUATORS
+from abcsearch.execution.options import ExecutionOptions
+from abcsearch.runs.recipes import filled
+from abcsearch.runs.settings import SpaceOptions
+from abcsearch.searchers.registry import SEARCHERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_LONGEST = 40  # of a value that is shown
+_MOST = 12  # differences that are listed
+
+
+def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str, Any]:
+    """Returns plain settings with the defaults of what they leave out, so that a default written out is none other.
+
+    Args:
+        settings: as `to_plain` has them; also those of an older version.
+        metric: what fitness is where the evaluator's metric is left open; None: not known.
+    """
+    found = dict(settings)
+    records = {"space": SpaceOptions(), "latency": LatencyOptions(), "execution": ExecutionOptions()}
+    for key, usual in records.items():
+        found[key] = json.loads(json.dumps({**asdict(usual), **(found.get(key) or {})}))
+    for key in ("pretrain", "finetune"):
+        if found.get(key):
+            found[key] = filled(found[key])
+    for key, registry in (("searcher", SEARCHERS), ("evaluator", EVALUATORS)):
+        part = found[key]
+        found[key] = {**part, "options": {**_defaults(registry, part["name"]), **part["options"]}}
+    options = found["evaluator"]["options"]
+    if "metric" in options and options["metric"] is None:
+        options["metric"] = metric
+    if found["evaluator"]["name"] == "cascade":
+        for stage in ("adaptive_bn", "short_training"):
+            usual = {key: value for key, value in _defaults(EVALUATORS, stage).items() if key != "metric"}
+            options[stage] = {**usual, **options[stage]}
+    return found
+
+
+def _defaults(registry: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns the default options of a registered part; {} of any other, and of one that is not installed."""
+    try:
+        kind: Any = registry[name].options if name in registry else None
+    except ImportError:
+        return {}
+    return {} if kind is None else json.loads(json.dumps(asdict(kind())))
+
+
+def unlike(one: Mapping[str, Any], other: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
+    """Returns in what settings differ: "budget.macs is 0.5 and 0.6"; a long value is not shown.
+
+    Args:
+        one: complete settings.
+        other: likewise.
+        keys: which of them count.
+    """
+    found = [line for key in keys for line in _lines(one.get(key), other.get(key), key)]
+    found = list(dict.fromkeys(found))
+    return found[:_MOST] + ([f"and {len(found) - _MOST} more"] if len(found) > _MOST else [])
+
+
+def _lines(one: Any, other: Any, where: str) -> Iterator[str]:  # noqa: ANN401 - plain values
+    """Yields a text for every plain value in which two settings differ."""
+    if one == other:
+        return
+    if where == "model.sizes":
+        yield "another starting network (an export)"
+    elif isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            inner = where if key == "options" else f"{where}.{key}"  # options stand beside the name in a config
+            yield from _lines(one.get(key), other.get(key), inner)
+    else:
+        first, second = _short(one), _short(other)
+        known = first is not None and second is not None and first != second
+        yield f"{where} is {first} and {second}" if known else f"{where} differs"
+
+
+def _short(value: Any) -> str | None:  # noqa: ANN401 - a plain value
+    """Returns a value in a few words, or None if it is too long for that."""
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return _short(value.get("name", "set"))
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _LONGEST else None

@@ -1,0 +1,49 @@
+"""Recipes that networks were fine-tuned with: in what they differ, and the command that asks for one."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from abcsearch.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def filled(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a recipe as plain JSON values, with the defaults of what older files lack."""
+    return json.loads(json.dumps({**asdict(Recipe()), **recipe}))
+
+
+def changed(recipe: Mapping[str, Any], usual: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the settings in which a recipe differs from another one: "epochs 20, not 30"."""
+    one, other = filled(recipe), filled(usual)
+    return tuple(
+        f"{key} {_text(value)}, not {_text(other.get(key))}" for key, value in one.items() if _other(key, one, other)
+    )
+
+
+def finetune_command(run_dir: object, recipe: Mapping[str, Any] | None, usual: Mapping[str, Any]) -> str:
+    """Returns the command that fine-tunes a run with a recipe, so that nothing is done again that has it already.
+
+    Args:
+        run_dir: the folder.
+        recipe: how; None: with the run's own.
+        usual: the run's own, from its table [finetune].
+    """
+    one, other = filled(usual if recipe is None else recipe), filled(usual)
+    options = [f"--set {shlex.quote(f'{key}={_text(value)}')}" for key, value in one.items() if _other(key, one, other)]
+    return " ".join(["abcsearch finetune", shlex.quote(str(run_dir)), *options])
+
+
+def _other(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Returns whether a setting differs; 1 and 1.0 do not."""
+    return one[key] != other.get(key)
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - a plain JSON value
+    """Returns a value as --set takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
