@@ -6,15 +6,17 @@ import signal
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from abcsearch.cli import app
 from abcsearch.config import read_config
 from abcsearch.errors import ConfigError
 from abcsearch.runs.configured import run_config
+from abcsearch.runs.exports import export_run
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import open_run
+from abcsearch.runs.report import make_report
 from abcsearch.training import checkpoints
 from abcsearch.training.finetuning import finetune
 from abcsearch.training.recipe import PRESETS, Recipe
@@ -98,6 +100,71 @@ def test_scores_of_before_count_as_those_of_the_same_recipe(run):
     assert path.stat().st_mtime_ns == before
     finetune_run(run, dataclasses.replace(SHORT, ema=0.5))
     assert path.stat().st_mtime_ns != before
+
+
+SCORES = [b"{", b"5", b"[]", b'{"top1":"x"}', b"\xff", ("after", {}), ("before", 5), ("recipe", {})]
+SCORES += [("after", {"top1": "x"})]
+DAMAGES = [("json", how) for how in SCORES] + [("safetensors", how) for how in (None, b"", b"torn", 0.5, "another")]
+
+
+def damage(path, how):
+    """Spoils a file."""
+    if how is None:
+        path.unlink()
+    elif how == "another":
+        save_file({"weight": torch.zeros(3)}, path)
+    elif isinstance(how, tuple):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {how[0]: how[1]}))
+    elif isinstance(how, float):
+        path.write_bytes(path.read_bytes()[: int(how * path.stat().st_size)])
+    else:
+        path.write_bytes(how)
+
+
+@pytest.fixture(scope="module")
+def tuned(made):
+    """The search, fine-tuned."""
+    import shutil
+
+    shutil.copytree(made / "run", made / "tuned")
+    finetune_run(open_run(made / "tuned"), SHORT)
+    return made / "tuned"
+
+
+@pytest.mark.parametrize(("end", "how"), DAMAGES)
+def test_a_damaged_file_counts_as_none_and_is_made_again(tuned, tmp_path, end, how):
+    import shutil
+
+    shutil.copytree(tuned, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    wanted, scores = _weights(run), run.scores(run.winner)
+    path = run.folder.path / "finetuned" / f"{run.winner.name}.{end}"
+    damage(path, how)
+    said = rf"{path.name} (is missing|is damaged: .+|does not fit .+); .* run: abcsearch finetune {run.folder.path}$"
+    with pytest.warns(UserWarning, match=said):
+        assert run.scores(run.winner) is None
+    assert all(run.scores(other) is not None for other in run.structures[:-1])
+    stages = []
+    with pytest.warns(UserWarning, match=said):
+        finetune_run(run, SHORT, progress=lambda stage, *_: stages.append(stage))
+    assert set(stages) == {"fine-tuning bee_colony"}
+    assert _weights(run) == wanted
+    assert run.scores(run.winner) == scores
+
+
+@pytest.mark.parametrize(("end", "how"), [("json", b"{"), ("json", ("after", {})), ("safetensors", 0.5)])
+def test_report_and_export_say_that_a_file_is_damaged(tuned, tmp_path, end, how):
+    import shutil
+
+    shutil.copytree(tuned, tmp_path / "run")
+    path = tmp_path / "run" / "finetuned" / f"bee_colony.{end}"
+    damage(path, how)
+    with pytest.warns(UserWarning, match=rf"{path.name} is damaged"):
+        report = make_report(open_run(tmp_path / "run"))
+    assert [row.after is None for row in report.rows] == [False, False, True]
+    with pytest.warns(UserWarning, match=rf"{path.name} is damaged"):
+        _, fine_tuned = export_run(open_run(tmp_path / "run"), tmp_path / "out")
+    assert not fine_tuned
 
 
 def test_what_does_not_suit_the_data_is_refused_before_anything_is_trained(run):
