@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -130,8 +131,20 @@ def duration(seconds: float) -> str:
 
 
 def print_json(value: Any, *, indent: int | None = 1) -> None:  # noqa: ANN401 - plain JSON values
-    """Prints plain values for scripts, and nothing else; without an indent on one line."""
-    console.print(json.dumps(value, indent=indent))
+    """Prints plain values for scripts, and nothing else; without an indent on one line.
+
+    JSON has no numbers that are not finite: they become null.
+    """
+    console.print(json.dumps(_finite(value), indent=indent, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - plain JSON values
+    """Returns plain values with None for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(head: Iterable[str], *rows: Iterable[str]) -> None:
