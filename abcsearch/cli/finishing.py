@@ -54,7 +54,10 @@ def finetune(
 
     --set preset=NAME takes a recipe of `abcsearch list recipes`, with further --set as changes to it.
     """
-    with answering(run_dir, "finetune"):
+    options = [word for own in overrides or () for word in ("--set", own)]
+    options += [] if workers is None else ["--workers", str(workers)]
+    options += [] if ray_address is None else ["--ray-address", ray_address]
+    with answering(run_dir, "finetune", options):
         from abcsearch.config import parse_recipe
         from abcsearch.runs.finetuning import finetune_run
         from abcsearch.runs.finished import open_run
@@ -63,7 +66,7 @@ def finetune(
         recipe = parse_recipe(overrides or (), run.config.finetune)
         together = _together(workers, ray_address, run.folder.log)
         with progress_shown() as progress:
-            finetune_run(run, recipe, workers=together, progress=progress)
+            finetune_run(run, recipe, workers=together, progress=progress, tell=console.print)
         for structure in run.structures:
             scores = run.scores(structure)
             if scores is not None:

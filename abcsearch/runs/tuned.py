@@ -1,13 +1,18 @@
-"""What fine-tuning has left of a structure: its scores, which count only with the weights that they vouch for."""
+"""What fine-tuning has left in a run folder: scores, which count only with their weights, and trainings cut short."""
 
 from __future__ import annotations
 
+import json
+import shlex
 import warnings
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
 from abcsearch.errors import RunError
+from abcsearch.training.checkpoints import begun
+from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,6 +73,54 @@ def weights_there(folder: RunFolder, name: str, network: nn.Module) -> bool:
     if wrong:
         _warn(folder, name, f"{path} {wrong}")
     return not wrong
+
+
+def differences(recipe: Any, other: Any) -> dict[str, tuple[Any, Any]]:  # noqa: ANN401 - whatever files hold
+    """Returns the fields of two recipes in files that differ, each with its two values; older files lack some."""
+    usual = asdict(Recipe())
+    one, two = (json.loads(json.dumps(usual | (own if isinstance(own, dict) else {}))) for own in (recipe, other))
+    return {key: (one[key], two.get(key)) for key in one if one[key] != two.get(key)}
+
+
+def in_words(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """Returns differences of recipes: "epochs 30, not 3"."""
+    return "; ".join(f"{key} {one}, not {two}" for key, (one, two) in changes.items())
+
+
+def unfinished(folder: RunFolder, name: str) -> list[Path]:
+    """Returns the checkpoints of fine-tunings of a structure that were stopped."""
+    return sorted((folder.path / FOLDER).glob(f"{name}-*.checkpoint"))
+
+
+def command(folder: RunFolder, identity: Mapping[str, Any], recipe: Any) -> str:  # noqa: ANN401 - whatever run.json holds
+    """Returns the command line that goes on with a fine-tuning.
+
+    Args:
+        folder: of the run.
+        identity: of its checkpoint.
+        recipe: of the run; what differs from it is given by --set.
+    """
+    changes = differences(identity.get("recipe"), recipe)
+    options = [word for key, (own, _) in changes.items() for word in ("--set", f"{key}={json.dumps(own)}")]
+    if identity.get("workers", 1) > 1:
+        options += ["--workers", str(identity["workers"])]
+    return shlex.join(["abcsearch", "finetune", str(folder.path), *options])
+
+
+def interrupted(folder: RunFolder, recipe: Any) -> str | None:  # noqa: ANN401 - whatever run.json holds
+    """Returns the command that goes on with the last fine-tuning, or None if it was not stopped.
+
+    Args:
+        folder: of the run, to which nobody writes.
+        recipe: of the run.
+    """
+    times = {path: path.stat().st_mtime_ns for path in (folder.path / FOLDER).glob("*-*.checkpoint")}
+    done = max((path.stat().st_mtime_ns for path in (folder.path / FOLDER).glob("*.json")), default=0)
+    last = max(times, key=lambda path: times[path], default=None)
+    if last is None or times[last] < done:  # another recipe has been taken since
+        return None
+    found = begun(last)
+    return command(folder, {"recipe": recipe} if found is None else found[0], recipe)
 
 
 def _warn(folder: RunFolder, name: str, wrong: str) -> None:

@@ -45,8 +45,8 @@ class Recipe:
         clip_norm: longest gradient, of all parameters together; longer ones are scaled down to it. 0: no limit.
         ema: decay of the exponential moving average of weights and statistics, in [0, 1), that is scored and kept
             instead of them; after step t it is at most (1 + t) / (10 + t), so that the beginning is forgotten. 0: none.
-        mixup: alpha of the Beta distribution that images and labels of a batch are blended by, 0.001 to 1000; 0: not. For
-            classification, as the next.
+        mixup: alpha of the Beta distribution that images and labels of a batch are blended by, 0.001 to 1000; 0: not.
+            For classification, as the next.
         cutmix: alpha of the Beta distribution of the area that is pasted from another image; 0: not. With both, one of
             them is drawn for every batch.
         randaugment: magnitude, 0 to 30, of two random operations on every image's colours and geometry; 0: none.
