@@ -126,7 +126,7 @@ def interrupted(folder: RunFolder, recipe: Any) -> str | None:  # noqa: ANN401 -
 def _warn(folder: RunFolder, name: str, wrong: str) -> None:
     """Warns of a damaged file."""
     warnings.warn(
-        f"{wrong}; {name} counts as not fine-tuned, run: abcsearch finetune {folder.path}", UserWarning, stacklevel=4
+        f"{wrong}; {name} counts as not fine-tuned, run: abcsearch finetune {folder.path}", UserWarning, stacklevel=2
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shlex
 import signal
+import warnings
 
 import pytest
 import torch
@@ -166,6 +167,10 @@ def test_report_and_export_say_that_a_file_is_damaged(tuned, tmp_path, end, how)
     with pytest.warns(UserWarning, match=rf"{path.name} is damaged"):
         _, fine_tuned = export_run(open_run(tmp_path / "run"), tmp_path / "out")
     assert not fine_tuned
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")  # as for users, who read it once
+        export_run(open_run(tmp_path / "run"), tmp_path / "out")
+    assert len([own for own in said if path.name in str(own.message)]) == 1
 
 
 def test_what_does_not_suit_the_data_is_refused_before_anything_is_trained(run):
@@ -291,12 +296,20 @@ def test_an_unreadable_checkpoint_still_says_that_it_was_interrupted(run):
     assert state_of(run)[1]["interrupted"] == f"abcsearch finetune {run.folder.path}"
 
 
-@pytest.mark.parametrize("options", [[], ["--set", "preset=digits", "--set", "milestones=[0.2, 0.4]"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--set", "preset=digits", "--set", "milestones=[0.2, 0.4]"],
+        ["--set", "epochs=3", "--workers", "2", "--ray-address", "auto"],
+    ],
+)
 def test_ctrl_c_names_the_whole_command(run, monkeypatch, options):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("abcsearch.runs.finetuning.finetune_run", interrupted)
+    monkeypatch.setattr("abcsearch.cli.finishing._together", lambda *_: None)
     command = ["finetune", str(run.folder.path), *options]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 130
