@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,8 @@ def _criterion(name: str) -> Entry:
 def _recipe(name: str) -> Entry:
     entry = PRESETS[name]
     usual, own = vars(Recipe()), vars(entry.recipe)
-    changes = tuple(f"{key}={value!r}" for key, value in own.items() if value != usual[key])
-    listed = "\n".join(f"{key} = {value!r}" for key, value in own.items())
+    changes = tuple(f"{key}={_toml(value)}" for key, value in own.items() if value != usual[key])
+    listed = "\n".join(f"{key} = {_toml(value)}" for key, value in own.items())
     text = f"{entry.description}\n\n{entry.note}\n\nSource: {entry.source}\n\n{listed}\n\n{_doc(Recipe)}"
     return Entry(name=name, description=entry.description, options=changes, source=entry.source, text=text)
 
@@ -83,16 +84,25 @@ def _doc(described: object) -> str:
     return inspect.getdoc(described) or ""
 
 
+def _toml(value: object) -> str:
+    """Returns a value as a config has it, numbers in lists with three digits; None, which TOML has not, as Python."""
+    if isinstance(value, bool | str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(f'{own:.3g}' if isinstance(own, float) else _toml(own) for own in value)}]"
+    return repr(value)
+
+
 def _defaults(made: Callable[..., Any]) -> tuple[str, ...]:
     """Returns the options of a record or a function."""
     if is_dataclass(made):
         defaults = {
             f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(made)
         }
-        return tuple(name if value is MISSING else f"{name}={value!r}" for name, value in defaults.items())
+        return tuple(name if value is MISSING else f"{name}={_toml(value)}" for name, value in defaults.items())
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = [p for p in inspect.signature(made).parameters.values() if p.kind in named]
-    return tuple(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
+    return tuple(p.name if p.default is p.empty else f"{p.name}={_toml(p.default)}" for p in parameters)
 
 
 # Kind -> (what its names are, how one of them is described).

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -27,7 +29,7 @@ from rich.text import Text
 from abcsearch.errors import AbcSearchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from rich.progress import Task
@@ -67,8 +69,14 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 @contextlib.contextmanager
-def answering(run_dir: Path | None = None, again: str = "resume") -> Iterator[None]:
-    """Turns errors into one clear message and an exit status: 2 the user's, 1 ours, 130 Ctrl-C after saving."""
+def answering(run_dir: Path | None = None, again: str = "resume", options: Sequence[str] = ()) -> Iterator[None]:
+    """Turns errors into one clear message and an exit status: 2 the user's, 1 ours, 130 Ctrl-C after saving.
+
+    Args:
+        run_dir: where finished work is saved.
+        again: the command that goes on after Ctrl-C.
+        options: of it.
+    """
     try:
         with _stopping():
             yield
@@ -76,7 +84,9 @@ def answering(run_dir: Path | None = None, again: str = "resume") -> Iterator[No
         raise
     except KeyboardInterrupt as error:
         started = run_dir is not None and (run_dir / "run.json").exists()
-        hint = f"everything finished is saved, continue with: abcsearch {again} {run_dir}"
+        hint = (
+            f"everything finished is saved, continue with: {shlex.join(['abcsearch', again, str(run_dir), *options])}"
+        )
         _err.print(f"stopped; {hint if started else 'nothing was started yet'}")
         raise typer.Exit(130) from error
     except Exception as error:
@@ -130,8 +140,20 @@ def duration(seconds: float) -> str:
 
 
 def print_json(value: Any, *, indent: int | None = 1) -> None:  # noqa: ANN401 - plain JSON values
-    """Prints plain values for scripts, and nothing else; without an indent on one line."""
-    console.print(json.dumps(value, indent=indent))
+    """Prints plain values for scripts, and nothing else; without an indent on one line.
+
+    JSON has no numbers that are not finite: they become null.
+    """
+    console.print(json.dumps(_finite(value), indent=indent, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - plain JSON values
+    """Returns plain values with None for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(head: Iterable[str], *rows: Iterable[str]) -> None:
@@ -258,7 +280,8 @@ def _watch_json(watched: RunWatch, every: float) -> None:
     shown = None
     while True:
         status = watched.look()
-        now = [(search.done, search.failed) for search in status.searches], status.running, status.log
+        stage = status.pulse.stage if status.pulse and status.pulse.tuning else None
+        now = [(search.done, search.failed) for search in status.searches], status.running, status.log, stage
         if now != shown:
             print_json(asdict(status), indent=None)
         if status.finished:
@@ -275,7 +298,8 @@ def _watch_lines(watched: RunWatch, every: float) -> None:
         status = watched.look()
         now = {search.name: f"{search.name}: {_counts(search)}" for search in status.searches}
         left = {search.name: f", {duration(search.left)} left" for search in status.searches if search.left}
-        now[""] = "running now" if status.running else _state(status, watched)
+        plain = status.running and not (status.pulse and status.pulse.tuning)  # how many are busy changes all the time
+        now[""] = "running now" if plain else _state(status, watched)
         for name, line in now.items():
             if shown.get(name) != line:
                 console.print(line + left.get(name, ""))
@@ -323,7 +347,11 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
     """Returns whether a run runs, is finished or was stopped."""
     if status.running:
         pulse = status.pulse
+        if pulse and pulse.tuning:
+            return f"running now: {pulse.stage}"
         return f"running now: {pulse.stage}, {pulse.busy} of {pulse.workers} workers busy" if pulse else "running now"
     if not status.finished:
         return f"not running; continue with: abcsearch resume {watched.path}"
+    if status.interrupted is not None:
+        return f"search finished; fine-tuning was interrupted: continue with: {status.interrupted}"
     return "finished" + (f": {EXHAUSTED.format(status.searches[0].done)}" if status.exhausted else "")

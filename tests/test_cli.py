@@ -1,5 +1,6 @@
 """The command line: a whole job, every mistake, Ctrl-C, terminal and log."""
 
+import dataclasses
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from abcsearch.data.registry import load_data
 from abcsearch.runs.folder import RunFolder
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.space import Dimension, SearchSpace
+from abcsearch.training.recipe import PRESETS, Recipe
 from abcsearch.training.scoring import score
 
 COMMANDS = ("search", "resume", "status", "finetune", "report", "compare", "export", "evaluate", "inspect", "list")
@@ -584,6 +586,33 @@ def test_inspect_says_what_is_wrong(arguments, message):
     result = call("inspect", *arguments)
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"), [("--epochs", "epochs"), ("--weight-decay", "weight_decay"), ("--preset", "preset")]
+)
+def test_settings_of_the_recipe_given_as_options_are_named(given, hint):
+    result = call("finetune", "run", given, "3")
+    assert result.exit_code == 2
+    assert f"setting of the recipe: --set {hint}=VALUE" in " ".join(re.findall(r"[^\s│╭╮╰╯─]+", result.output))
+    assert "--set" not in call("finetune", "run", "--nothing", "3").output.split("No such option")[1]
+
+
+def test_list_alone_names_the_kinds():
+    shown = call("list")
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.split() == [word for kind in KINDS for word in ("abcsearch", "list", kind)]
+    assert json.loads(call("list", "--json").output) == list(KINDS)
+
+
+def test_recipes_are_listed_as_a_config_has_them():
+    shown = call("list", "recipes").output
+    assert 'flip=true, nesterov=false, schedule="step", milestones=[0.333, 0.667]' in shown
+    for name, preset in PRESETS.items():
+        listed = [line for line in call("list", "recipes", name).output.splitlines() if re.match(r"\w+ = ", line)]
+        found = Recipe(**tomllib.loads("\n".join(listed)))
+        assert found.milestones == pytest.approx(preset.recipe.milestones, abs=1e-3)
+        assert dataclasses.replace(found, milestones=preset.recipe.milestones) == preset.recipe
 
 
 def test_list_names_everything_with_its_options():

@@ -182,7 +182,7 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_valid_names():
         "unknown setting in [searcher]: 'n_source'; did you mean 'n_sources'",
         "searcher.abandonment_limit = 2.5: input should be a valid integer",
         "unknown evaluator 'adaptive_bm'; did you mean 'adaptive_bn'",
-        "training recipe out of range: epochs = 0, shift = -1",
+        "training recipe out of range: epochs = 0 (>= 1), shift = -1 (>= 0)",
     )
 
 

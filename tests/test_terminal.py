@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import time
 
@@ -46,6 +47,22 @@ def add(folder, numbers):
             found = Evaluation(None if failure else number / 10, macs=812_345 + number, failure=failure)
             journal.append(Trial(number, (1,), found))
     folder.write_json("searcher.json", {"told": max(numbers) + 1, "exhausted": False})
+
+
+def test_json_for_scripts_has_no_numbers_that_are_not_finite(shown, run):
+    """Also of a whole run: no parser but Python's own reads NaN and Infinity."""
+    text = shown(80, is_terminal=False)
+    with Journal(run.journal) as journal:
+        metrics = {"a": float("nan"), "b": float("inf"), "c": 0.5, "d": -float("inf")}
+        journal.append(Trial(0, (1,), Evaluation(0.5, metrics=metrics)))
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    terminal.print_status(RunWatch(run.path), as_json=True)
+    found = json.loads(text.getvalue(), parse_constant=refuse)
+    own = found["searches"][0]["best"]["evaluation"]["metrics"]
+    assert own == {"a": None, "b": None, "c": 0.5, "d": None}
 
 
 NOTE = "best 0.9312, 2 failed, 3 of 4 workers busy"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from abcsearch.cli.options import AsJson, RunDir, Set
 from abcsearch.terminal import answering, console, print_json, print_table, progress_shown
@@ -19,7 +20,26 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="Example: abcsearch finetune runs/digits --set preset=cifar --set epochs=20 --workers 4")
+class _WithRecipe(TyperCommand):
+    """Says how a setting of the recipe is given, where it is given as an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - of click, which typer may bring along
+        """Parses the command line."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # NoSuchOption of click, see above
+            from abcsearch.training.recipe import Recipe
+
+            name = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
+            if name in {"preset", *(own.name for own in fields(Recipe))}:
+                vars(error)["message"] += f"; it is a setting of the recipe: --set {name}=VALUE"
+                vars(error)["possibilities"] = []
+            raise
+
+
+@app.command(
+    cls=_WithRecipe, epilog="Example: abcsearch finetune runs/digits --set preset=cifar --set epochs=20 --workers 4"
+)
 def finetune(
     run_dir: RunDir,
     overrides: Set = None,
@@ -34,7 +54,10 @@ def finetune(
 
     --set preset=NAME takes a recipe of `abcsearch list recipes`, with further --set as changes to it.
     """
-    with answering(run_dir, "finetune"):
+    options = [word for own in overrides or () for word in ("--set", own)]
+    options += [] if workers is None else ["--workers", str(workers)]
+    options += [] if ray_address is None else ["--ray-address", ray_address]
+    with answering(run_dir, "finetune", options):
         from abcsearch.config import parse_recipe
         from abcsearch.runs.finetuning import finetune_run
         from abcsearch.runs.finished import open_run
@@ -43,7 +66,7 @@ def finetune(
         recipe = parse_recipe(overrides or (), run.config.finetune)
         together = _together(workers, ray_address, run.folder.log)
         with progress_shown() as progress:
-            finetune_run(run, recipe, workers=together, progress=progress)
+            finetune_run(run, recipe, workers=together, progress=progress, tell=console.print)
         for structure in run.structures:
             scores = run.scores(structure)
             if scores is not None:

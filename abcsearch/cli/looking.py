@@ -21,9 +21,14 @@ app = typer.Typer()
 @app.command("list", epilog="Example: abcsearch list searchers, or with all there is to say: list searchers bee_colony")
 def list_(
     kind: Annotated[
-        str,
-        typer.Argument(metavar="KIND", help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.", autocompletion=lambda: KINDS),
-    ],
+        str | None,
+        typer.Argument(
+            metavar="[KIND]",
+            help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}; without one, these are listed.",
+            autocompletion=lambda: KINDS,
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One of them, whole.", show_default=False)
     ] = None,
@@ -31,6 +36,9 @@ def list_(
 ) -> None:
     """Lists what a config can name, with options and their defaults."""
     with answering():
+        if kind is None:
+            print_json(KINDS) if as_json else console.print("\n".join(f"abcsearch list {own}" for own in KINDS))
+            return
         from abcsearch.catalog import catalog
 
         entries = catalog(kind, name)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import shutil
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import ConfigError
 from abcsearch.runs.loop import Progress, logged, silent
+from abcsearch.runs.status import TUNING
+from abcsearch.runs.tuned import FOLDER, command, differences, in_words, unfinished
 from abcsearch.runs.weights import checkpoint_path, tensors_writer, weights_writer
+from abcsearch.training.checkpoints import begun, losses_so_far
 from abcsearch.training.crew import Crew
 from abcsearch.training.finetuning import FineTuned, finetune
 from abcsearch.training.loop import check_training
 from abcsearch.training.recipe import KEPT, Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
     from abcsearch.runs.finished import FinishedRun, Structure
     from abcsearch.training.crew import Workers
+
+
+def _drop(line: str) -> None:
+    """Takes a line and does nothing with it."""
+    del line
 
 
 def finetune_run(
@@ -24,6 +39,7 @@ def finetune_run(
     *,
     workers: Workers | None = None,
     progress: Progress = silent,
+    tell: Callable[[str], object] = _drop,
 ) -> None:
     """Fine-tunes the winner, then what it is compared with, with one recipe; what is done already is left alone.
 
@@ -37,6 +53,8 @@ def finetune_run(
         recipe: other than the run's.
         workers: several processes that train each network together; all must reach the run folder.
         progress: shown after every epoch.
+        tell: takes a line, before anything is trained, for every fine-tuning by another recipe: what is replaced, and
+            what was stopped and waits.
 
     Raises:
         ConfigError, DataError: if the recipe does not suit the data.
@@ -48,11 +66,48 @@ def finetune_run(
     if workers is not None:
         Crew(size=workers.workers).check(recipe.batch_size)
     progress = logged(run.folder, progress)
+    size = 1 if workers is None else workers.workers
     with run.folder.locked():
+        for stale in (run.folder.path / FOLDER).glob(".ray-*"):  # of workers whose driver was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        due: list[Structure] = []
         for structure in (run.winner, *run.structures[:-1]):
             done = run.scores(structure)
             if done is None or not _same(done["recipe"], recipe):
-                _finetune(run, structure, recipe, workers, progress)
+                due.append(structure)
+                for line in _others(run, structure, recipe, done, size):
+                    tell(line)
+                    run.folder.log(line)
+        for structure in due:
+            _finetune(run, structure, recipe, workers, progress)
+
+
+def _others(
+    run: FinishedRun, structure: Structure, recipe: Recipe, done: dict[str, Any] | None, size: int
+) -> Iterator[str]:
+    """Yields what there is of a structure by other recipes: what will be replaced, and what was stopped."""
+    name, own = structure.name, _checkpoint(run, structure, recipe, size)
+    if done is not None:
+        changes = in_words(differences(done["recipe"], asdict(recipe)))
+        yield f"{name} was fine-tuned by another recipe ({changes}): replaced"
+    for path in unfinished(run.folder, name):
+        found = None if path == own else begun(path)
+        if found is None:
+            continue
+        identity, losses = found
+        now = asdict(recipe) | {"workers": size}
+        before = {**identity.get("recipe", {}), "workers": identity.get("workers", 1)}
+        yield (
+            f"{name}: a fine-tuning with other settings ({in_words(differences(before, now)) or 'another structure'}) "
+            f"was stopped after epoch {len(losses)}; it stays, continue it with: "
+            f"{command(run.folder, identity, asdict(run.config.finetune))}"
+        )
+
+
+def _checkpoint(run: FinishedRun, structure: Structure, recipe: Recipe, size: int) -> Path:
+    """Returns where the fine-tuning of a structure by some recipe and number of processes is kept."""
+    stem = run.folder.path / FOLDER / structure.name
+    return checkpoint_path(stem, structure.candidate, asdict(recipe), size)
 
 
 def _same(plain: Any, recipe: Recipe) -> bool:  # noqa: ANN401 - whatever the file holds
@@ -67,15 +122,21 @@ def _finetune(
     run: FinishedRun, structure: Structure, recipe: Recipe, workers: Workers | None, progress: Progress
 ) -> None:
     """Fine-tunes one structure, and writes weights and scores."""
-    folder, name, stage = run.folder, f"finetuned/{structure.name}", f"fine-tuning {structure.name}"
+    folder, name, stage = run.folder, f"{FOLDER}/{structure.name}", f"{TUNING} {structure.name}"
     size = 1 if workers is None else workers.workers
-    checkpoint = checkpoint_path(folder.path / name, structure.candidate, asdict(recipe), size)
+    checkpoint = _checkpoint(run, structure, recipe, size)
+
+    def on_epoch(done: int, total: int, loss: float) -> None:
+        _write_progress(run, structure.name, done, total, size)
+        progress(stage, done, total, f"loss {loss:.4f}")
+
+    _write_progress(run, structure.name, len(losses_so_far(checkpoint)), recipe.epochs, size)
     tuned: FineTuned = finetune(
         run.network(structure, tuned=False),
         run.result.task.data,
         recipe,
         seed=run.config.seed,
-        on_epoch=lambda d, total, loss: progress(stage, d, total, f"loss {loss:.4f}"),
+        on_epoch=on_epoch,
         teacher=run.result.task.model if recipe.distillation else None,
         checkpoint=checkpoint,
         workers=workers,
@@ -98,3 +159,20 @@ def _finetune(
     folder.write_json(f"{name}.json", scores)
     checkpoint.unlink(missing_ok=True)
     folder.log(f"{stage}: test {run.metric} {run.change(scores)}")
+
+
+def _write_progress(run: FinishedRun, name: str, done: int, total: int, workers: int) -> None:
+    """Writes progress.json for those who watch from outside, as searches do."""
+    state = {
+        "stage": f"{TUNING} {name}, epoch {min(done + 1, total)} of {total}",
+        "done": done,
+        "total": total,
+        "failed": 0,
+        "best": None,
+        "busy": workers,
+        "workers": workers,
+        "time": time.time(),
+        "pid": os.getpid(),
+        "host": platform.node(),
+    }
+    run.folder.write_json("progress.json", state, lasting=False)

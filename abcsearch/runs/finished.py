@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import RunError
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
@@ -18,6 +19,7 @@ from abcsearch.runs.journal import read_journal
 from abcsearch.runs.run import collected
 from abcsearch.runs.settings import RunConfig, from_plain
 from abcsearch.runs.task import Task
+from abcsearch.runs.tuned import read_scores, weights_path, weights_there
 from abcsearch.runs.weights import load_checkpoint
 from abcsearch.training.objectives import find_objective, metric_text
 from abcsearch.trial import best_trial
@@ -71,9 +73,11 @@ class FinishedRun:
         full = structure.candidate == task.space.full
         network = copy.deepcopy(task.model) if full else self.result.build(structure.candidate)
         if tuned:
-            path = self.folder.path / "finetuned" / f"{structure.name}.safetensors"
+            path = weights_path(self.folder, structure.name)
             if not path.exists():
-                msg = f"{structure.name} has not been fine-tuned; run: abcsearch finetune {self.folder.path}"
+                scored = path.with_suffix(".json").exists()
+                what = f"{path} is missing" if scored else f"{structure.name} has not been fine-tuned"
+                msg = f"{what}; run: abcsearch finetune {self.folder.path}"
                 raise RunError(msg)
             load_checkpoint(network, path)
         return network.eval()
@@ -101,10 +105,18 @@ class FinishedRun:
         return " -> ".join(metric_text(self.metric, scores[when][self.metric]) for when in ("before", "after"))
 
     def scores(self, structure: Structure) -> dict[str, Any] | None:
-        """Returns recipe and test metrics before and after, or None if this structure has not been fine-tuned."""
-        found = self.folder.read_json(f"finetuned/{structure.name}.json")
-        same = isinstance(found, dict) and found.get("candidate") == list(structure.candidate)
-        return found if same and {"recipe", "before", "after"} <= found.keys() else None
+        """Returns recipe and test metrics before and after, or None if this structure has not been fine-tuned.
+
+        Warns:
+            UserWarning: if the file of scores or that of the weights is damaged, or the latter is missing: then it
+                counts as not fine-tuned.
+        """
+        found = read_scores(self.folder, structure.name, structure.candidate, self.metric)
+        if found is None:
+            return None
+        task = self.result.task
+        shapes = slice_model(task.model, task.graph, structure.candidate, task.ranking)
+        return found if weights_there(self.folder, structure.name, shapes) else None
 
 
 def open_run(run_dir: str | Path) -> FinishedRun:

@@ -5,7 +5,7 @@ journal.jsonl      finished trials and other events, append-only
 searcher.json      snapshot of the searcher; without it, it is told again from the journal
 population.json    what the searcher works from, for people and scripts
 best.json          best structure so far
-progress.json      how it stands, for those who watch; at most a second old while something happens
+progress.json      how it stands, and how fine-tuning does, for those who watch; at most a second old
 log.txt            progress as plain lines
 base.safetensors   trained network of a configured run; base-*.checkpoint while it is being trained
 baselines/NAME/    run folders of the baselines

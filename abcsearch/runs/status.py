@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.errors import RunError
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import decode_line, read_journal
+from abcsearch.runs.tuned import interrupted
 from abcsearch.trial import Trial, best_trial
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _RECENT, _FEWEST = 300, 50
 # A longer time between two trials, in seconds and in evaluations, is a stop of the run.
 _PAUSE, _EVALUATIONS = 60, 3
 _LOG_LINES = 5
+TUNING = "fine-tuning"  # what the stages of fine-tuning begin with
 
 
 class Pace:
@@ -129,7 +131,7 @@ class JournalTail:
 
 @dataclass(frozen=True)
 class Pulse:
-    """What a running search says of itself in progress.json.
+    """What a running search, or a fine-tuning, says of itself in progress.json.
 
     Attributes:
         stage: what is being done.
@@ -142,6 +144,11 @@ class Pulse:
     busy: int
     workers: int
     time: float
+
+    @property
+    def tuning(self) -> bool:
+        """Whether it is that of fine-tuning."""
+        return str(self.stage).startswith(TUNING)
 
     @classmethod
     def of(cls, folder: RunFolder) -> Pulse | None:
@@ -187,6 +194,7 @@ class RunStatus:
         running: whether a process writes to the folder now.
         finished: whether nothing is left to search, and nobody writes.
         exhausted: whether the search ended because there are no other structures.
+        interrupted: the command that continues a fine-tuning which was stopped, once nobody writes; else None.
         pulse: what the running process says of itself; None if it says nothing.
         log: the last lines of the log.
     """
@@ -195,6 +203,7 @@ class RunStatus:
     running: bool
     finished: bool
     exhausted: bool
+    interrupted: str | None
     pulse: Pulse | None
     log: tuple[str, ...]
 
@@ -233,19 +242,20 @@ class RunWatch:
             folders[f"baseline {name}"] = self._folder.baseline(name)
         running = self._folder.in_use()  # before the journals: what is finished after that is seen at the next look
         ended, exhausted = self._ended(list(folders.values()), settings["n_trials"])
-        # What is left of a search that was killed, or is over (the folder is fine-tuned now), says nothing.
-        pulses = [pulse for pulse in map(Pulse.of, folders.values()) if pulse and running and not ended]
+        # What is left of a search or a fine-tuning that was killed, or is over, says nothing.
+        pulses = [p for p in map(Pulse.of, folders.values()) if p and running and p.tuning == ended]
         pulse = max(pulses, key=lambda found: found.time, default=None)
         written = {name: folder.journal.stat().st_mtime for name, folder in folders.items() if folder.journal.exists()}
         active = max(written, key=lambda name: written[name]) if running and written else None
         return RunStatus(
             searches=tuple(
-                self._search(name, folder, settings["n_trials"], pulse, active=name == active)
+                self._search(name, folder, settings["n_trials"], None if ended else pulse, active=name == active)
                 for name, folder in folders.items()
             ),
             running=running,
             finished=ended and not running,
             exhausted=exhausted,
+            interrupted=interrupted(self._folder, settings.get("finetune")) if ended and not running else None,
             pulse=pulse,
             log=_last_lines(self.path / "log.txt"),
         )

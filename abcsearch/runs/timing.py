@@ -38,7 +38,6 @@ _TRAINED = 3  # forward passes that a training step of an image costs
 _TINY = 1e-6  # learning rate: what is timed need not learn, and must not diverge
 _FASTER = 8  # parts grow by so much at most
 _SLOWER = 1.5  # and at least
-_AGAIN = 5  # the first part is timed again unless it took so many times the patience
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +192,8 @@ def training_time(task: Task, network: nn.Module, recipe: Recipe, patience: floa
 def _grown(timed: Callable[[float], _Part], full: float, patience: float) -> Estimate:
     """Returns the time of the whole from that of parts that grow until one takes long enough.
 
-    The first is timed twice, as what happens for the first time takes longer. Beyond the last one time grows as it did
+    The first is timed twice, however long it took: what happens for the first time in a process takes longer, on a
+    busy machine many times. Beyond the last one time grows as it did
     between the last two.
 
     Args:
@@ -202,9 +202,8 @@ def _grown(timed: Callable[[float], _Part], full: float, patience: float) -> Est
         patience: seconds that a part may take, with what it needs, before it is not made larger.
     """
     share = 1e-9  # one batch
+    timed(share)
     before, last = None, timed(share)
-    if last.waited < _AGAIN * patience:
-        last = timed(share)
     while last.work < full:
         factor = min(_FASTER, patience / max(last.waited, 1e-6))
         if factor < _SLOWER:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from abcsearch.data.images import Images
 
-_KEY = "training"  # of the metadata
+_KEY, _CHECK = "training", "crc32"  # of the metadata; older files have no checksum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,10 @@ class Checkpoint:
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
-                found = json.loads(file.metadata()[_KEY])
+                metadata = file.metadata()
+                found = json.loads(metadata[_KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            _verify(metadata, tensors)
             identity, state = found["identity"], found["state"]
         except Exception as error:  # what is raised depends on the damage
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -87,7 +90,38 @@ class Checkpoint:
             for name, tensor in saved.tensors.items()
         }
         text = json.dumps({"identity": self._identity, "state": dict(saved.state)})
-        replace_file(self.path, lambda path: path.write_bytes(save(tensors, {_KEY: text})))
+        metadata = {_KEY: text, _CHECK: _checksum(text, tensors)}
+        replace_file(self.path, lambda path: path.write_bytes(save(tensors, metadata)))
+
+
+def _verify(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError if the content of a file is not what was written."""
+    known = metadata.keys() - {_KEY}
+    if known and known != {_CHECK}:
+        msg = f"unknown entries: {', '.join(sorted(known))}"
+        raise ValueError(msg)
+    if known and metadata[_CHECK] != _checksum(metadata[_KEY], tensors):
+        msg = "damaged: its checksum is not that of its content"
+        raise ValueError(msg)
+
+
+def _checksum(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Returns the CRC-32 of a text and of named tensors as eight hex digits."""
+    check = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        check = zlib.crc32(_header(name, tensors[name]), check)
+        check = zlib.crc32(_content(tensors[name]), check)
+    return f"{check:08x}"
+
+
+def _header(name: str, tensor: torch.Tensor) -> bytes:
+    """Returns name, shape and type of a tensor."""
+    return f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode()
+
+
+def _content(tensor: torch.Tensor) -> bytes:
+    """Returns the numbers of a tensor as they lie in memory."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
@@ -106,8 +140,8 @@ def network_hash(model: nn.Module) -> str:
     """Returns a hash of a network's weights and buffers."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(_header(name, tensor))
+        digest.update(_content(tensor))
     return digest.hexdigest()[:16]
 
 
@@ -118,10 +152,20 @@ def images_hash(split: Images) -> str:
     return digest.hexdigest()[:16]
 
 
-def losses_so_far(path: Path) -> list[float]:
-    """Returns the mean losses of the epochs that a checkpoint holds; [] where there is none, or a damaged one."""
+def begun(path: Path) -> tuple[dict[str, Any], list[float]] | None:
+    """Returns what training a checkpoint is of, and the mean losses of its epochs; None where it cannot be read.
+
+    Only the file's first bytes are read, so that damage behind them is not seen: who reads it whole says so.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()[_KEY])["state"]["losses"]
-    except Exception:  # noqa: BLE001 - what is raised depends on the damage; who reads it whole says so
-        return []
+            found = json.loads(file.metadata()[_KEY])
+            return dict(found["identity"]), list(found["state"]["losses"])
+    except Exception:  # noqa: BLE001 - what is raised depends on the damage
+        return None
+
+
+def losses_so_far(path: Path) -> list[float]:
+    """Returns the mean losses of the epochs that a checkpoint holds; [] where there is none, or a damaged one."""
+    found = begun(path)
+    return [] if found is None else found[1]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from abcsearch.errors import ConfigError, type_problems, unknown_name
 from abcsearch.training.computing import MAX_THREADS, check_precision, find_device
@@ -13,6 +14,9 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step")
 KEPT = ("last", "best")
 MAX_MAGNITUDE = 30  # of RandAugment
+MAX_LR, MAX_DECAY = 1e30, 100.0
+ALPHAS = "0, or 0.001 to 1000"
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +27,9 @@ class Recipe:
         epochs: passes over the training images, at least 1.
         batch_size: images per step, at least 1; an incomplete last batch is left out of its epoch. Several workers
             share it.
-        lr: highest learning rate, > 0; reached after the warm-up, then lowered as `schedule` says.
+        lr: highest learning rate, > 0 and at most 1e30; reached after the warm-up, then lowered as `schedule` says.
         momentum: in [0, 1): of SGD; the decay of AdamW's mean of gradients.
-        weight_decay: L2 penalty on weights (of AdamW: decoupled), not on biases and norm parameters.
+        weight_decay: L2 penalty on weights (of AdamW: decoupled), not on biases and norm parameters; 0 to 100.
         warmup_epochs: epochs of linear warm-up, may be a fraction.
         label_smoothing: in [0, 1).
         shift: augmentation: random translation by up to so many pixels in both directions, zeros coming in.
@@ -41,14 +45,14 @@ class Recipe:
         clip_norm: longest gradient, of all parameters together; longer ones are scaled down to it. 0: no limit.
         ema: decay of the exponential moving average of weights and statistics, in [0, 1), that is scored and kept
             instead of them; after step t it is at most (1 + t) / (10 + t), so that the beginning is forgotten. 0: none.
-        mixup: alpha of the Beta distribution that images and labels of a batch are blended by; 0: not. For
-            classification, as the next.
+        mixup: alpha of the Beta distribution that images and labels of a batch are blended by, 0.001 to 1000; 0: not.
+            For classification, as the next.
         cutmix: alpha of the Beta distribution of the area that is pasted from another image; 0: not. With both, one of
             them is drawn for every batch.
         randaugment: magnitude, 0 to 30, of two random operations on every image's colours and geometry; 0: none.
         distillation: weight in [0, 1] of the divergence from the full network's outputs; the loss on labels has the
             rest. For classification.
-        temperature: > 0, that both outputs are divided by for it.
+        temperature: 0.01 to 1000, that both outputs are divided by for it.
         keep: which weights count in the end: "last", or "best" on search-validation after each epoch.
 
     Raises:
@@ -101,29 +105,41 @@ class Recipe:
 
     def _out_of_range(self) -> list[str]:
         """Returns one message that names every number out of its range, if there is any."""
-        rules = {
-            "epochs": self.epochs >= 1,
-            "batch_size": self.batch_size >= 1,
-            "lr": self.lr > 0,
-            "momentum": 0 <= self.momentum < 1,
-            "weight_decay": self.weight_decay >= 0,
-            "warmup_epochs": self.warmup_epochs >= 0,
-            "label_smoothing": 0 <= self.label_smoothing < 1,
-            "shift": self.shift >= 0,
-            "threads": 1 <= self.threads <= MAX_THREADS,
-            "gamma": 0 < self.gamma <= 1,
-            "clip_norm": self.clip_norm >= 0,
-            "ema": 0 <= self.ema < 1,
-            "mixup": self.mixup >= 0,
-            "cutmix": self.cutmix >= 0,
-            "randaugment": 0 <= self.randaugment <= MAX_MAGNITUDE,
-            "distillation": 0 <= self.distillation <= 1,
-            "temperature": self.temperature > 0,
-        }
-        rules = {name: holds and math.isfinite(getattr(self, name)) for name, holds in rules.items()}
-        rules["milestones"] = _rising(self.milestones)
-        wrong = [f"{name} = {getattr(self, name)}" for name, holds in rules.items() if not holds]
-        return [f" out of range: {', '.join(wrong)} (see abcsearch.Recipe for the ranges)"] if wrong else []
+        wrong = [
+            f"{name} = {getattr(self, name)} ({words})"
+            for name, (holds, words) in _RANGES.items()
+            if not (holds(own := getattr(self, name)) and math.isfinite(own))
+        ]
+        if not _rising(self.milestones):
+            wrong.append(f"milestones = {self.milestones} (rising, > 0 and < 1)")
+        return [f" out of range: {', '.join(wrong)}"] if wrong else []
+
+
+def _is_alpha(value: float) -> bool:
+    """Returns whether a Beta distribution can be drawn from with this, or need not be."""
+    return value == 0 or 1e-3 <= value <= 1e3
+
+
+# Beyond the highest ones, float32 has no such numbers, or a step is infinite: no training would come to its end.
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "epochs": (lambda v: v >= 1, ">= 1"),
+    "batch_size": (lambda v: v >= 1, ">= 1"),
+    "lr": (lambda v: 0 < v <= MAX_LR, f"> 0, at most {MAX_LR:g}"),
+    "momentum": (lambda v: 0 <= v < 1, ">= 0 and < 1"),
+    "weight_decay": (lambda v: 0 <= v <= MAX_DECAY, f">= 0, at most {MAX_DECAY:g}"),
+    "warmup_epochs": (lambda v: v >= 0, ">= 0"),
+    "label_smoothing": (lambda v: 0 <= v < 1, ">= 0 and < 1"),
+    "shift": (lambda v: v >= 0, ">= 0"),
+    "threads": (lambda v: 1 <= v <= MAX_THREADS, f">= 1, at most {MAX_THREADS}"),
+    "gamma": (lambda v: 0 < v <= 1, "> 0, at most 1"),
+    "clip_norm": (lambda v: v >= 0, ">= 0"),
+    "ema": (lambda v: 0 <= v < 1, ">= 0 and < 1"),
+    "mixup": (_is_alpha, ALPHAS),
+    "cutmix": (_is_alpha, ALPHAS),
+    "randaugment": (lambda v: 0 <= v <= MAX_MAGNITUDE, f">= 0, at most {MAX_MAGNITUDE}"),
+    "distillation": (lambda v: 0 <= v <= 1, ">= 0, at most 1"),
+    "temperature": (lambda v: MIN_TEMPERATURE <= v <= MAX_TEMPERATURE, f"{MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"),
+}
 
 
 def _rising(values: object) -> bool:

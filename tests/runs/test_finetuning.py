@@ -2,19 +2,23 @@
 
 import dataclasses
 import json
+import shlex
 import signal
+import warnings
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from abcsearch.cli import app
 from abcsearch.config import read_config
 from abcsearch.errors import ConfigError
 from abcsearch.runs.configured import run_config
+from abcsearch.runs.exports import export_run
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import open_run
+from abcsearch.runs.report import make_report
 from abcsearch.training import checkpoints
 from abcsearch.training.finetuning import finetune
 from abcsearch.training.recipe import PRESETS, Recipe
@@ -100,6 +104,75 @@ def test_scores_of_before_count_as_those_of_the_same_recipe(run):
     assert path.stat().st_mtime_ns != before
 
 
+SCORES = [b"{", b"5", b"[]", b'{"top1":"x"}', b"\xff", ("after", {}), ("before", 5), ("recipe", {})]
+SCORES += [("after", {"top1": "x"})]
+DAMAGES = [("json", how) for how in SCORES] + [("safetensors", how) for how in (None, b"", b"torn", 0.5, "another")]
+
+
+def damage(path, how):
+    """Spoils a file."""
+    if how is None:
+        path.unlink()
+    elif how == "another":
+        save_file({"weight": torch.zeros(3)}, path)
+    elif isinstance(how, tuple):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {how[0]: how[1]}))
+    elif isinstance(how, float):
+        path.write_bytes(path.read_bytes()[: int(how * path.stat().st_size)])
+    else:
+        path.write_bytes(how)
+
+
+@pytest.fixture(scope="module")
+def tuned(made):
+    """The search, fine-tuned."""
+    import shutil
+
+    shutil.copytree(made / "run", made / "tuned")
+    finetune_run(open_run(made / "tuned"), SHORT)
+    return made / "tuned"
+
+
+@pytest.mark.parametrize(("end", "how"), DAMAGES)
+def test_a_damaged_file_counts_as_none_and_is_made_again(tuned, tmp_path, end, how):
+    import shutil
+
+    shutil.copytree(tuned, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    wanted, scores = _weights(run), run.scores(run.winner)
+    path = run.folder.path / "finetuned" / f"{run.winner.name}.{end}"
+    damage(path, how)
+    said = rf"{path.name} (is missing|is damaged: .+|does not fit .+); .* run: abcsearch finetune {run.folder.path}$"
+    with pytest.warns(UserWarning, match=said):
+        assert run.scores(run.winner) is None
+    assert all(run.scores(other) is not None for other in run.structures[:-1])
+    stages = []
+    with pytest.warns(UserWarning, match=said):
+        finetune_run(run, SHORT, progress=lambda stage, *_: stages.append(stage))
+    assert set(stages) == {"fine-tuning bee_colony"}
+    assert _weights(run) == wanted
+    assert run.scores(run.winner) == scores
+
+
+@pytest.mark.parametrize(("end", "how"), [("json", b"{"), ("json", ("after", {})), ("safetensors", 0.5)])
+def test_report_and_export_say_that_a_file_is_damaged(tuned, tmp_path, end, how):
+    import shutil
+
+    shutil.copytree(tuned, tmp_path / "run")
+    path = tmp_path / "run" / "finetuned" / f"bee_colony.{end}"
+    damage(path, how)
+    with pytest.warns(UserWarning, match=rf"{path.name} is damaged"):
+        report = make_report(open_run(tmp_path / "run"))
+    assert [row.after is None for row in report.rows] == [False, False, True]
+    with pytest.warns(UserWarning, match=rf"{path.name} is damaged"):
+        _, fine_tuned = export_run(open_run(tmp_path / "run"), tmp_path / "out")
+    assert not fine_tuned
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")  # as for users, who read it once
+        export_run(open_run(tmp_path / "run"), tmp_path / "out")
+    assert len([own for own in said if path.name in str(own.message)]) == 1
+
+
 def test_what_does_not_suit_the_data_is_refused_before_anything_is_trained(run):
     with pytest.raises(ConfigError, match="batch_size 5000 is larger"):
         finetune_run(run, dataclasses.replace(SHORT, batch_size=5000))
@@ -161,6 +234,94 @@ def test_killed_and_run_again_it_ends_with_the_same_bits_and_trains_no_epoch_twi
     assert _weights(run) == _weights(whole)
     assert not any(name.endswith(".checkpoint") for name in left(run))
     assert [run.scores(s) for s in run.structures] == [whole.scores(s) for s in whole.structures]
+
+
+def state_of(run):
+    """What status shows, as text and as JSON."""
+    shown = [CliRunner().invoke(app, ["status", str(run.folder.path), *more]) for more in ([], ["--json"])]
+    assert [done.exit_code for done in shown] == [0, 0]
+    return shown[0].output.splitlines()[-1], json.loads(shown[1].output)
+
+
+def test_status_shows_fine_tuning_under_way(run):
+    seen, names = [state_of(run)], ("bee_colony", "full", "uniform")
+
+    def progress(stage, done, total, note):
+        seen.append(state_of(run))
+
+    finetune_run(run, SHORT, progress=progress)
+    seen.append(state_of(run))
+    texts = [text for text, _ in seen]
+    stages = [f"fine-tuning {name}, epoch {epoch} of 3" for name in names for epoch in (2, 3, 3)]
+    assert texts == ["finished", *(f"running now: {stage}" for stage in stages), "finished"]
+    assert [plain["pulse"]["stage"] for _, plain in seen[1:-1]] == stages
+    assert [plain["finished"] for _, plain in seen] == [True, *[False] * 9, True]
+    assert seen[-1][1]["pulse"] is seen[-1][1]["interrupted"] is None
+    # The next writer is no fine-tuning, or has not said so yet.
+    (run.folder.path / "progress.json").write_text('{"stage": 3, "busy": 1, "workers": 1, "time": 0}')
+    with run.folder.locked():
+        assert state_of(run)[0] == "running now"
+
+
+def test_a_fine_tuning_that_was_killed_is_continued_by_the_command_that_status_names(run):
+    recipe = dataclasses.replace(SHORT, schedule="step", milestones=(0.25, 0.5), flip=True)
+    _kill(run.folder.path, recipe, 3)
+    text, plain = state_of(run)
+    assert text == f"search finished; fine-tuning was interrupted: continue with: {plain['interrupted']}"
+    assert plain["finished"]
+    command = shlex.split(plain["interrupted"])
+    assert command[:3] == ["abcsearch", "finetune", str(run.folder.path)]
+    assert "epochs=3" in command
+    assert "batch_size=256" not in command  # as in the run's own recipe
+    waiting = CliRunner().invoke(app, ["finetune", str(run.folder.path)])
+    assert waiting.exit_code == 0, waiting.output
+    first = waiting.output.splitlines()[0]
+    assert first.startswith("bee_colony: a fine-tuning with other settings (epochs 3, not 1; lr 0.05, not 0.02; ")
+    assert first.endswith(f" was stopped after epoch 2; it stays, continue it with: {plain['interrupted']}")
+    assert state_of(run)[0] == "finished"  # what was stopped before that is not the last one
+    done = CliRunner().invoke(app, command[1:])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0].startswith("bee_colony was fine-tuned by another recipe (epochs 1, not 3; lr 0.02, not 0.05; ")
+    assert [line.endswith("): replaced") for line in lines[:4]] == [True, True, True, False]
+    assert "fine-tuning bee_colony: 3/3" in lines[3]
+    assert Recipe(**run.scores(run.winner)["recipe"]) == recipe
+    assert state_of(run)[0] == "finished"
+
+
+def test_an_unreadable_checkpoint_still_says_that_it_was_interrupted(run):
+    _kill(run.folder.path, SHORT, 2)
+    (path,) = (run.folder.path / "finetuned").glob("*.checkpoint")
+    path.write_bytes(b"torn")
+    assert state_of(run)[1]["interrupted"] == f"abcsearch finetune {run.folder.path}"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--set", "preset=digits", "--set", "milestones=[0.2, 0.4]"],
+        ["--set", "epochs=3", "--workers", "2", "--ray-address", "auto"],
+    ],
+)
+def test_ctrl_c_names_the_whole_command(run, monkeypatch, options):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("abcsearch.runs.finetuning.finetune_run", interrupted)
+    monkeypatch.setattr("abcsearch.cli.finishing._together", lambda *_: None)
+    command = ["finetune", str(run.folder.path), *options]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 130
+    assert shlex.split(done.output.split("continue with: ")[1]) == ["abcsearch", *command]
+
+
+def test_what_killed_workers_have_left_is_removed(run):
+    stale = run.folder.path / "finetuned" / ".ray-abc" / "training"
+    stale.mkdir(parents=True)
+    (stale / "state.json").write_text("{}")
+    finetune_run(run, dataclasses.replace(SHORT, epochs=1))
+    assert not any(name.startswith(".ray-") for name in left(run))
 
 
 def test_a_base_network_whose_training_is_killed_goes_on(made, tmp_path):

@@ -150,8 +150,9 @@ def test_a_time_that_grows_in_proportion_is_found_exactly(fixed, pace, full, pat
         assert found.seconds >= fixed + pace * full
 
 
-def test_a_first_time_that_takes_longer_does_not_count():
-    timed = iter([(1, 5.0), (1, 0.1), (8, 0.8), (20, 1.6)])  # 20: 2 s of patience allow 2.5 times as much again
+@pytest.mark.parametrize("first", [5.0, 30.0, 1000.0])
+def test_a_first_time_that_takes_longer_does_not_count(first):
+    timed = iter([(1, first), (1, 0.1), (8, 0.8), (20, 1.6)])  # 20: 2 s of patience allow 2.5 times as much again
 
     def part(share):
         work, seconds = next(timed)

@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from abcsearch.data.registry import load_data
 from abcsearch.data.splits import Data
@@ -188,6 +189,35 @@ def test_a_damaged_file_is_said_to_be_so(tmp_path, damage):
         CheckpointError, match=r"is no checkpoint of a training .*delete it to train from the beginning"
     ):
         begun(file)
+
+
+def test_one_flipped_bit_anywhere_is_found(tmp_path):
+    file = tmp_path / "training.checkpoint"
+    with pytest.raises(Stopped):
+        begun(file, on_epoch=stop_after(1))
+    whole, wanted, places = file.read_bytes(), weights(begun(None)), np.random.default_rng()
+    first = 8 + int.from_bytes(whole[:8], "little")  # of the tensors
+    for place in [first, len(whole) - 1, *places.integers(first, len(whole), 10), *places.integers(first, size=10)]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << places.integers(8)
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"training\.checkpoint .*delete"):
+            begun(file)
+        assert file.read_bytes() == damaged
+        file.unlink()
+    assert torch.equal(weights(begun(file)), wanted)  # as the message says
+
+
+def test_checkpoints_of_before_have_no_checksum(tmp_path):
+    file = tmp_path / "training.checkpoint"
+    with pytest.raises(Stopped):
+        begun(file, on_epoch=stop_after(1))
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file(load_file(file), file, {"training": metadata["training"]})
+    seen = []
+    assert torch.equal(weights(begun(file, on_epoch=lambda done, *_: seen.append(done))), weights(begun(None)))
+    assert seen == [2, 3]
 
 
 def test_it_holds_no_pickle_and_is_replaced_every_epoch(tmp_path):

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from abcsearch.config import parse_config, parse_recipe
-from abcsearch.errors import ConfigError
+from abcsearch.errors import ConfigError, ModelError
+from abcsearch.training.loop import train
 from abcsearch.training.optimization import rate_share
 from abcsearch.training.recipe import PRESETS, Recipe
+from tests.training.toys import network, stripes
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"n_trials": 1, "model": "small_resnet", "data": "digits", "pretrain": {}, "budget": {"macs": 0.5}}
@@ -24,10 +26,16 @@ PLAIN = {"n_trials": 1, "model": "small_resnet", "data": "digits", "pretrain": {
         {"clip_norm": -1.0},
         {"ema": 1.0},
         {"mixup": -0.1},
+        {"mixup": 1e-300},
+        {"cutmix": 1e300},
         {"cutmix": math.nan},
         {"randaugment": 31},
         {"distillation": 1.1},
         {"temperature": 0.0},
+        {"temperature": 1e30},
+        {"weight_decay": 1e300},
+        {"lr": 1e300},
+        {"lr": -1.0},
         {"temperature": math.inf},
         {"milestones": (0.5, 0.5)},
         {"milestones": (0.0, 0.5)},
@@ -41,7 +49,38 @@ def test_every_number_out_of_its_range_is_named(values):
     with pytest.raises(ConfigError) as caught:
         Recipe(**values)
     for name, value in values.items():
-        assert f"{name} = {value}" in str(caught.value)
+        assert f"{name} = {value} (" in str(caught.value)
+
+
+def test_the_range_is_in_the_message():
+    with pytest.raises(ConfigError, match=r"^training recipe out of range: lr = -1.0 \(> 0, at most 1e\+30\)$"):
+        Recipe(lr=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("lr", (1e-300, 1e30)),
+        ("weight_decay", (100,)),
+        ("temperature", (0.01, 1000)),
+        ("mixup", (1e-3, 1e3)),
+        ("cutmix", (1e-3, 1e3)),
+        ("clip_norm", (1e-300, 1e300)),
+        ("warmup_epochs", (1e300,)),
+        ("gamma", (1e-300,)),
+        ("ema", (1 - 1e-16,)),
+    ],
+)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_ends_of_the_ranges_train_or_say_that_the_loss_is_not_finite(name, values, optimizer):
+    taught = {"distillation": 0.5} if name == "temperature" else {}
+    for value in values:
+        recipe = Recipe(epochs=2, batch_size=16, optimizer=optimizer, **{"lr": 1e-3, name: value, **taught})
+        teacher = network(seed=5) if taught else None
+        try:
+            assert len(train(network(), stripes(), recipe, teacher=teacher).losses) == 2
+        except ModelError:
+            assert name == "lr"
 
 
 def test_words_and_numbers_that_are_wrong_are_named_at_once():
