@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ from abcsearch.models.registry import Constructor
 from abcsearch.training.scoring import device_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from torch import nn
 
@@ -50,7 +52,7 @@ class Exported(os.PathLike[str]):
     def how_to_load(self) -> str:
         """The call that loads it: of abcsearch for a folder, otherwise of whatever reads such files."""
         readers = {"safetensors": "abcsearch.load", "onnx": "onnxruntime.InferenceSession", "pt2": "torch.export.load"}
-        return f"{readers[self.format]}({str(self.path)!r})"
+        return f"{readers[self.format]}({str(self.path)!r}){'.module()' if self.format == 'pt2' else ''}"
 
     def __fspath__(self) -> str:
         """Returns the path."""
@@ -96,14 +98,11 @@ def export(  # noqa: PLR0913 - all but two are optional
         Path, largest difference and size.
 
     Raises:
-        ExportError: if the network cannot be traced, the constructor builds another network, a package is missing, the
-            path is taken or cannot be written (see `check_target`), or what was written differs.
+        ExportError: if an argument is wrong, the network cannot be copied or traced, the constructor builds another
+            network, a package is missing, the path is taken or cannot be written (see `check_target`), or what was written differs.
         ModelError: if the constructor cannot be found or called.
     """
-    if not isinstance(example_input, torch.Tensor) or example_input.ndim < 2:  # pyright: ignore[reportUnnecessaryIsInstance]
-        found = tuple(example_input.shape) if isinstance(example_input, torch.Tensor) else type(example_input).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"example_input is one batch as a tensor, found {found}"
-        raise ExportError(msg)
+    _check_arguments(example_input, options, info, tolerance)
     kind, target = check_target(path, format)
     facts = {"input_shape": list(example_input.shape), "info": dict(info or {})}
     plain_json(facts)
@@ -124,6 +123,23 @@ def export(  # noqa: PLR0913 - all but two are optional
         msg = f"export folder {folder} cannot be written: {error}; choose another one"
         raise ExportError(msg) from error
     return Exported(path=target, format=kind, difference=found[0], largest=found[1], size=size)
+
+
+def _check_arguments(example_input: object, options: object, info: object, tolerance: object) -> None:
+    """Raises ExportError unless what `export` is given is of the kinds that it takes."""
+    shape = tuple(example_input.shape) if isinstance(example_input, torch.Tensor) else ()
+    if len(shape) < 2 or 0 in shape:
+        found = shape if isinstance(example_input, torch.Tensor) else type(example_input).__name__
+        msg = f"example_input is one batch as a tensor, of at least one input, found {found}"
+        raise ExportError(msg)
+    for name, value in (("options", options), ("info", info)):
+        if value is not None and not isinstance(value, Mapping):
+            msg = f"{name} is a table (a dict) of plain JSON values, found {type(value).__name__}"
+            raise ExportError(msg)
+    number = math.nan if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) else tolerance
+    if not 0 <= number < math.inf:
+        msg = f"tolerance is a share of the largest output, a number from 0 (1e-4, 0.05), found {tolerance!r}"
+        raise ExportError(msg)
 
 
 def load(path: str | Path | os.PathLike[str], constructor: Callable[..., nn.Module] | None = None) -> nn.Module:
