@@ -99,7 +99,8 @@ def export(  # noqa: PLR0913 - all but two are optional
 
     Raises:
         ExportError: if an argument is wrong, the network cannot be copied or traced, the constructor builds another
-            network, a package is missing, the path is taken or cannot be written (see `check_target`), or what was written differs.
+            network, a package is missing, the path is taken or cannot be written (see `check_target`), or what was
+            written differs.
         ModelError: if the constructor cannot be found or called.
     """
     _check_arguments(example_input, options, info, tolerance)

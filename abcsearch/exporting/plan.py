@@ -7,6 +7,7 @@ weights fill them. Loading needs the constructor and nothing else: no tracing, n
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import sys
 from types import FunctionType
@@ -204,7 +205,9 @@ def network_maker(record: Constructor) -> Callable[..., nn.Module]:
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Returns plan and tensors of an export."""
-    for name in ("plan.json", "model.safetensors"):
+    if not folder.exists():
+        raise ExportError(_missing(folder))
+    for name in FILES:
         if not (folder / name).is_file():
             msg = f"{folder} is not an export: {name} is missing; write one with: abcsearch export RUN_DIR"
             raise ExportError(msg)
@@ -223,6 +226,16 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if problem is not None:
         raise ExportError(_DAMAGED.format(folder, f"in plan.json, {problem}"))
     return {**plan, "constructor": {key: plan["constructor"][key] for key in ("name", "options")}}, tensors
+
+
+def _missing(path: Path) -> str:
+    """Returns the message for an export that does not exist, with the nearest one beside it."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    exports = [p.name for p in beside if p.suffix.lower() in {".onnx", ".pt2"} or (p / "plan.json").is_file()]
+    close = difflib.get_close_matches(path.name, exports, n=1, cutoff=0.6)
+    if close:
+        return f"export {path} does not exist; did you mean {str(path.with_name(close[0]))!r}?"
+    return f"export {path} does not exist; write one with: abcsearch export RUN_DIR"
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -236,7 +236,8 @@ def edit(folder, change):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (shutil.rmtree, "plan.json is missing; write one with: abcsearch export"),
+        (shutil.rmtree, "x does not exist; write one with: abcsearch export"),
+        (lambda f: (f / "plan.json").unlink(), "plan.json is missing; write one with: abcsearch export"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda f: (f / "plan.json").write_text("{"), "is damaged"),
         (lambda f: (f / "plan.json").write_text("[]"), "is damaged"),
@@ -326,6 +327,17 @@ def test_any_damage_to_the_plan_is_an_error_of_ours(exported):
             load(exported)
         except (ExportError, ModelError):
             continue
+
+
+def test_of_an_export_that_is_not_there_the_nearest_one_is_named(exported, tmp_path):
+    (tmp_path / "digits.onnx").write_text("")
+    (tmp_path / "digit.txt").write_text("")
+    exported.rename(tmp_path / "pruned")
+    for asked, meant in (("digit.onnx", "digits.onnx"), ("digits.onx", "digits.onnx"), ("prune", "pruned")):
+        with pytest.raises(ExportError, match=rf"{asked} does not exist; did you mean '.*/{meant}'\?"):
+            load(tmp_path / asked)
+    with pytest.raises(ExportError, match="nothing does not exist; write one with"):
+        load(tmp_path / "nowhere" / "nothing")
 
 
 class Other(Depthwise):
