@@ -183,9 +183,13 @@ def test_an_export_is_pruned_again_from_the_command_line(exported, tmp_path, mon
     (tmp_path / "pruned" / "model.safetensors").write_bytes(weights[:-4] + b"\0\0\0\1")
     refused = call("search", "again.toml", "--run-dir", "again")
     assert refused.exit_code == 2
-    assert "the checkpoint file has changed" in refused.output
+    assert f"the export that model.export names has changed: {tmp_path / 'pruned'} (hash" in refused.output
+    assert "checkpoint" not in refused.output
     plan = json.loads((tmp_path / "pruned" / "plan.json").read_text())
     shutil.rmtree("pruned")
+    refused = call("search", "again.toml", "--run-dir", "again")
+    assert refused.exit_code == 2
+    assert "pruned does not exist" in refused.output
     for command in ("resume", "finetune", "export"):  # it keeps what it needs
         done = call(command, "again")
         assert done.exit_code == 0, done.output
