@@ -23,7 +23,7 @@ from abcsearch.data.registry import DATASETS, load_data
 from abcsearch.errors import TraceError
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
-from abcsearch.exporting.files import FORMATS
+from abcsearch.exporting.targets import FORMATS
 from abcsearch.models.registry import MODELS
 from abcsearch.runs.ranking import RANKING_IMAGES
 from abcsearch.searchers.registry import SEARCHERS

@@ -140,16 +140,17 @@ def export(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder or file; by default in RUN_DIR/export.", show_default=False)
+        str | None,
+        typer.Option(metavar="PATH", help="Folder or file; by default in RUN_DIR/export.", show_default=False),
     ] = None,
 ) -> None:
     """Exports the winner (fine-tuned if it has been) and checks that it loads back with the same outputs."""
     with answering(run_dir, "export"):
-        from abcsearch.exporting.files import check_target
+        from abcsearch.exporting.targets import check_target
         from abcsearch.runs.exports import export_run
         from abcsearch.runs.finished import open_run
 
-        check_target(out or run_dir, format)
+        check_target(run_dir / "export" if out is None else out, format)
         made, tuned = export_run(open_run(run_dir), out, format=format)
         console.print(f"exported to {made}")
         state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {run_dir})"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from abcsearch.errors import ExportError, ModelError
+from abcsearch.errors import ExportError, ModelError, one_line
 from abcsearch.rng import torch_stream
 from abcsearch.training.objectives import output_of
 from abcsearch.training.scoring import device_of
@@ -63,8 +63,18 @@ def copied(model: nn.Module, device: torch.device | str | None = None) -> nn.Mod
     Args:
         model: not changed.
         device: where the copy is; None leaves it where the network is.
+
+    Raises:
+        ExportError: if it cannot be copied.
     """
-    return OutputOnly(copy.deepcopy(model).to(device)).eval()
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as error:  # tensors with a history, locks, open files
+        msg = f"the network cannot be copied (copy.deepcopy), which exporting needs: {one_line(str(error), 200)}; "
+        msg += "it keeps something besides parameters, buffers and plain values. After torch.nn.utils.weight_norm or "
+        msg += "spectral_norm: remove_weight_norm(layer), or the one in torch.nn.utils.parametrizations"
+        raise ExportError(msg) from error
+    return OutputOnly(twin.to(device)).eval()
 
 
 def noise(example_input: torch.Tensor, size: int) -> torch.Tensor:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abcsearch.errors import ExportError, unknown_name
+from abcsearch.errors import ExportError
 from abcsearch.exporting.checking import Checks, Frozen, copied, noise
 from abcsearch.exporting.interchange import open_onnx, open_pt2, traced, write_onnx, write_pt2
 from abcsearch.exporting.plan import FILES, load_plan, plain_json, write_plan
+from abcsearch.exporting.targets import check_target, made_folder
 from abcsearch.models.registry import Constructor
 from abcsearch.training.scoring import device_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from torch import nn
 
-FORMATS = ("safetensors", "onnx", "pt2")
 TOLERANCE = 1e-4  # of a file's outputs, as a share of the largest: float32 in another order of summation
 _SIZES = (2, 1, 5)  # of batches that files are checked on
 
@@ -34,7 +36,7 @@ class Exported(os.PathLike[str]):
 
     Attributes:
         path: the folder (safetensors) or file.
-        format: one of `FORMATS`.
+        format: one of `targets.FORMATS`.
         difference: the largest absolute difference of its outputs to the network's; 0 of safetensors, always.
         largest: the largest absolute output of the network on the same batches.
         size: bytes of what was written.
@@ -50,7 +52,7 @@ class Exported(os.PathLike[str]):
     def how_to_load(self) -> str:
         """The call that loads it: of abcsearch for a folder, otherwise of whatever reads such files."""
         readers = {"safetensors": "abcsearch.load", "onnx": "onnxruntime.InferenceSession", "pt2": "torch.export.load"}
-        return f"{readers[self.format]}({str(self.path)!r})"
+        return f"{readers[self.format]}({str(self.path)!r}){'.module()' if self.format == 'pt2' else ''}"
 
     def __fspath__(self) -> str:
         """Returns the path."""
@@ -96,23 +98,20 @@ def export(  # noqa: PLR0913 - all but two are optional
         Path, largest difference and size.
 
     Raises:
-        ExportError: if the network cannot be traced, the constructor builds another network, a package is missing, the
-            folder cannot be written, or what was written differs.
+        ExportError: if an argument is wrong, the network cannot be copied or traced, the constructor builds another
+            network, a package is missing, the path is taken or cannot be written (see `check_target`), or what was
+            written differs.
         ModelError: if the constructor cannot be found or called.
     """
-    if not isinstance(example_input, torch.Tensor) or example_input.ndim < 2:  # pyright: ignore[reportUnnecessaryIsInstance]
-        found = tuple(example_input.shape) if isinstance(example_input, torch.Tensor) else type(example_input).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"example_input is one batch as a tensor, found {found}"
-        raise ExportError(msg)
-    kind, target = check_target(Path(path), format)
+    _check_arguments(example_input, options, info, tolerance)
+    kind, target = check_target(path, format)
     facts = {"input_shape": list(example_input.shape), "info": dict(info or {})}
     plain_json(facts)
     record = _record(model, constructor, options or {}) if kind == "safetensors" else None
     folder, files = (target.parent, (target.name,)) if record is None else (target, FILES)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         # Checked before it replaces an older export.
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
+        with made_folder(folder), tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
             place = Path(name)
             if record is None:
                 found = _write_file(model, place / target.name, example_input, facts, tolerance)
@@ -122,9 +121,26 @@ def export(  # noqa: PLR0913 - all but two are optional
             for file in files:
                 (place / file).replace(folder / file)
     except OSError as error:
-        msg = f"export folder {folder} cannot be written: {error}"
+        msg = f"export folder {folder} cannot be written: {error}; choose another one"
         raise ExportError(msg) from error
     return Exported(path=target, format=kind, difference=found[0], largest=found[1], size=size)
+
+
+def _check_arguments(example_input: object, options: object, info: object, tolerance: object) -> None:
+    """Raises ExportError unless what `export` is given is of the kinds that it takes."""
+    shape = tuple(example_input.shape) if isinstance(example_input, torch.Tensor) else ()
+    if len(shape) < 2 or 0 in shape:
+        found = shape if isinstance(example_input, torch.Tensor) else type(example_input).__name__
+        msg = f"example_input is one batch as a tensor, of at least one input, found {found}"
+        raise ExportError(msg)
+    for name, value in (("options", options), ("info", info)):
+        if value is not None and not isinstance(value, Mapping):
+            msg = f"{name} is a table (a dict) of plain JSON values, found {type(value).__name__}"
+            raise ExportError(msg)
+    number = math.nan if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) else tolerance
+    if not 0 <= number < math.inf:
+        msg = f"tolerance is a share of the largest output, a number from 0 (1e-4, 0.05), found {tolerance!r}"
+        raise ExportError(msg)
 
 
 def load(path: str | Path | os.PathLike[str], constructor: Callable[..., nn.Module] | None = None) -> nn.Module:
@@ -163,23 +179,6 @@ def open_export(
         msg = f"{path} is not an export: that is a folder with model.safetensors and plan.json, an .onnx or a .pt2 file"
         raise ExportError(msg)
     return readers[place.suffix.lower()](place)
-
-
-def check_target(path: Path, kind: str | None) -> tuple[str, Path]:
-    """Returns the format, and the folder or file to write.
-
-    Raises:
-        ExportError: if the format is unknown, or the path ends in another one's ending.
-    """
-    ending = path.suffix.lower().removeprefix(".")
-    ending = ending if ending in FORMATS[1:] else ""
-    kind = kind or ending or "safetensors"
-    if kind not in FORMATS:
-        raise ExportError(unknown_name("export format", kind, FORMATS))
-    if ending and ending != kind:
-        msg = f"{path} is to be written as {kind} but ends in .{ending}; give it another name, or format {ending!r}"
-        raise ExportError(msg)
-    return kind, path if ending or kind == "safetensors" else path / f"model.{kind}"
 
 
 def _record(

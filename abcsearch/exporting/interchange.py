@@ -16,6 +16,7 @@ import torch
 
 from abcsearch.errors import ExportError, one_line
 from abcsearch.exporting.checking import Frozen
+from abcsearch.exporting.plan_checks import facts_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -212,4 +213,9 @@ def _facts(text: str | None, path: Path) -> dict[str, Any]:
     except ValueError as error:
         msg = f"{path} is damaged: its metadata are no JSON: {error}"
         raise ExportError(msg) from error
-    return found if isinstance(found, dict) else {}
+    facts = found if isinstance(found, dict) else {}
+    problem = next(facts_problems(facts), None)
+    if problem is not None:
+        msg = f"{path} is damaged: in its metadata, {problem}; write it again with: abcsearch export RUN_DIR"
+        raise ExportError(msg)
+    return facts

@@ -7,6 +7,7 @@ weights fill them. Loading needs the constructor and nothing else: no tracing, n
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import sys
 from types import FunctionType
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from abcsearch.errors import ExportError, ModelError
+from abcsearch.exporting.plan_checks import plan_problems, unfit_sizes
 from abcsearch.models.registry import MODELS, Constructor
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 1
-FILES = ("model.safetensors", "plan.json")
+FILES = ("plan.json", "model.safetensors")  # in the order of writing: a plan alone is known as ours
+_DAMAGED = "export {} is damaged: {}; write it again with: abcsearch export RUN_DIR"
 
 
 def write_plan(model: nn.Module, folder: Path, record: Constructor, facts: Mapping[str, Any]) -> None:
@@ -139,7 +142,7 @@ def _reshape(model: nn.Module, plan: Mapping[str, Any], tensors: Mapping[str, to
     """Drops blocks, changes sizes and fills tensors of a new network as a plan says.
 
     Raises:
-        ExportError: if it is another network than the plan was written for.
+        ExportError: if it is another network than the plan was written for, or its numbers contradict its tensors.
     """
     modules = dict(model.named_modules())
     problems = [f"{path} is missing" for path in (*plan["dropped"], *plan["layers"]) if path not in modules]
@@ -159,6 +162,10 @@ def _reshape(model: nn.Module, plan: Mapping[str, Any], tensors: Mapping[str, to
     for path, sizes in plan["layers"].items():
         for attribute, value in sizes.items():
             setattr(modules[path], attribute, tuple(value) if isinstance(value, list) else value)
+    unfit = [problem for path, sizes in plan["layers"].items() for problem in unfit_sizes(path, modules[path], sizes)]
+    if unfit:
+        msg = f"{where}: the plan of the export is damaged: {'; '.join(unfit[:3])}; write it again"
+        raise ExportError(msg)
 
 
 def _is_size(found: object, value: int | list[int]) -> bool:
@@ -198,24 +205,37 @@ def network_maker(record: Constructor) -> Callable[..., nn.Module]:
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Returns plan and tensors of an export."""
-    for name in ("plan.json", "model.safetensors"):
+    if not folder.exists():
+        raise ExportError(_missing(folder))
+    for name in FILES:
         if not (folder / name).is_file():
             msg = f"{folder} is not an export: {name} is missing; write one with: abcsearch export RUN_DIR"
             raise ExportError(msg)
     try:
-        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        plan: Any = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "model.safetensors")
-        if plan["format"] > FORMAT:
-            msg = f"export {folder} has format {plan['format']}, this version reads up to {FORMAT}; update abcsearch"
-            raise ExportError(msg)
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise ExportError(_DAMAGED.format(folder, repr(error))) from error
+    newer = plan.get("format") if isinstance(plan, dict) else None
+    if type(newer) is int and newer > FORMAT:
+        msg = f"export {folder} has format {newer}, this version reads up to {FORMAT}; update abcsearch"
+        raise ExportError(msg)
+    if isinstance(plan, dict):
         plan.setdefault("dropped", [])
-        if not all(isinstance(plan[key], dict) for key in ("constructor", "layers", "tensors", "strides")):
-            msg = "plan.json does not hold what it should"
-            raise TypeError(msg)
-        return {**plan, "constructor": {key: plan["constructor"][key] for key in ("name", "options")}}, tensors
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        msg = f"export {folder} is damaged: {error!r}; write it again with: abcsearch export RUN_DIR"
-        raise ExportError(msg) from error
+    problem = next(plan_problems(plan, tensors), None)
+    if problem is not None:
+        raise ExportError(_DAMAGED.format(folder, f"in plan.json, {problem}"))
+    return {**plan, "constructor": {key: plan["constructor"][key] for key in ("name", "options")}}, tensors
+
+
+def _missing(path: Path) -> str:
+    """Returns the message for an export that does not exist, with the nearest one beside it."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    exports = [p.name for p in beside if p.suffix.lower() in {".onnx", ".pt2"} or (p / "plan.json").is_file()]
+    close = difflib.get_close_matches(path.name, exports, n=1, cutoff=0.6)
+    if close:
+        return f"export {path} does not exist; did you mean {str(path.with_name(close[0]))!r}?"
+    return f"export {path} does not exist; write one with: abcsearch export RUN_DIR"
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

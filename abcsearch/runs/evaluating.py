@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abcsearch.channels.latency import measure_latency, torch_threads
+from abcsearch.channels.latency import forward_times, torch_threads
 from abcsearch.data.registry import load_data
 from abcsearch.errors import ConfigError, ExportError, ModelError, one_line
 from abcsearch.exporting import open_export
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from abcsearch.data.splits import Data
 
 SPLITS = ("test", "validation")
+_NO_SCALE = "the export does not say how its pixels were normalised; these are the data set's"
+_SECONDS = 20.0  # for timing one size of batch, beyond which three passes do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,7 @@ class Measured:
         bytes: of its files.
         macs: of one image, where the export says it.
         params: number of parameters, likewise.
+        notes: what to know about these numbers.
     """
 
     path: str
@@ -86,6 +90,7 @@ class Measured:
     bytes: int
     macs: int | None
     params: int | None
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Returns what people read."""
@@ -96,6 +101,7 @@ class Measured:
             f"{self.data}, {self.images} {self.split} images: {scores}",
             f"latency: {times} ({self.device}, {self.threads} thread(s))",
             f"size: {', '.join([f'{self.bytes:,} bytes', *costs])}",
+            *(f"note: {note}" for note in self.notes),
         ]
 
 
@@ -120,6 +126,7 @@ def evaluate_export(path: str | Path, data: Part | None = None, options: Evaluat
         msg = f"{place} runs on the CPU, found device {options.device!r}; the format safetensors runs on others"
         raise ConfigError(msg)
     info = facts.get("info", {})
+    _check_costs(info, place)
     found = _load_data_of(place, info) if data is None else load_data(data.name, **data.options)
     _check_fit(model, found, place)
     images = found.test if options.split == "test" else found.validation
@@ -127,7 +134,7 @@ def evaluate_export(path: str | Path, data: Part | None = None, options: Evaluat
     if "top5" in metrics and found.objective == "classification" and found.classes <= 5:
         del metrics["top5"]  # always 1
     batches = {size: found.example.repeat(size, 1, 1, 1).to(device) for size in sorted({1, options.batch})}
-    latency = {n: measure_latency([model], batch, threads=options.threads)[0] for n, batch in batches.items()}
+    latency = {n: _median_ms(model, batch, options.threads) for n, batch in batches.items()}
     counted = sum(parameter.numel() for parameter in model.parameters()) if place.is_dir() else None
     return Measured(
         path=str(place),
@@ -141,7 +148,27 @@ def evaluate_export(path: str | Path, data: Part | None = None, options: Evaluat
         bytes=sum(file.stat().st_size for file in ([place / n for n in FILES] if place.is_dir() else [place])),
         macs=info.get("macs"),
         params=info.get("params", counted),
+        notes=() if data is None or _says_scale(info) else (_NO_SCALE,),
     )
+
+
+def _median_ms(model: nn.Module, batch: torch.Tensor, threads: int) -> float:
+    """Returns the median forward time in milliseconds: of 30 passes, or as many as fit into the time, but of three."""
+    return statistics.median(forward_times([model], batch, threads=threads, seconds=_SECONDS)[0])
+
+
+def _says_scale(info: Mapping[str, Any]) -> bool:
+    """Returns whether an export says how its pixels were normalised."""
+    table = info.get("input")
+    return isinstance(table, Mapping) and table.get("mean") is not None
+
+
+def _check_costs(info: Mapping[str, Any], place: Path) -> None:
+    """Raises ExportError where an export says of its costs what is no number."""
+    for name in ("macs", "params"):
+        if type(info.get(name, 0)) not in (int, type(None)):
+            msg = f"export {place} is damaged: info.{name} is a whole number, found {info[name]!r:.80}; write it again"
+            raise ExportError(msg)
 
 
 def _refuse_run(place: Path) -> None:

@@ -38,7 +38,7 @@ def export_run(
     tuned = run.scores(run.winner) is not None
     made = export(
         run.network(run.winner, tuned=tuned),
-        path or run.folder.path / "export",
+        run.folder.path / "export" if path is None else path,
         format=format,
         example_input=run.result.task.data.example,
         constructor=run.config.model.name,

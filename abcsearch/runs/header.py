@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from abcsearch.errors import RunError
 from abcsearch.runs.folder import FORMAT, RunFolder, environment
-from abcsearch.runs.settings import SearchSettings, deciding, differences, from_plain, to_plain
+from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, differences, from_plain, to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from torch import nn
 
@@ -44,6 +44,14 @@ _OTHERS = {
 }
 
 
+def _other(key: str, settings: SearchSettings) -> str:
+    """Returns what differs, in words."""
+    model = settings.model if isinstance(settings, RunConfig) else None
+    if key == "checkpoint" and model is not None and model.sizes is not None:
+        return f"the export that model.export names has changed: {Path(model.checkpoint or '').parent}"
+    return _OTHERS[key]
+
+
 def held_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any]) -> dict[str, Any] | None:
     """Returns run.json of the run that a folder holds and these settings continue; None where a new one begins.
 
@@ -57,7 +65,7 @@ def held_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any
     same_kind = to_plain(from_plain(type(settings), before["settings"]))  # with defaults for what is new since
     found = differences(deciding(same_kind), deciding(to_plain(settings)))
     found += [
-        f"{_OTHERS[key]} (hash {value} in the folder, {same[key]} now)"
+        f"{_other(key, settings)} (hash {value} in the folder, {same[key]} now)"
         for key, value in before["identity"].items()
         if key in _OTHERS and same.get(key, value) != value
     ]

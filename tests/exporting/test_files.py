@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import sysconfig
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def test_an_export_says_what_it_was_told(tmp_path, kind):
     info = {"data": {"name": "digits"}, "note": "ä", "numbers": [1, 2.5, None]}
     made = export(small(), tmp_path, example_input=example(1), format=kind, info=info)
     assert open_export(made)[1] == {"input_shape": [1, 3, 16, 16], "info": info}
-    assert made.how_to_load.endswith(f"({str(made.path)!r})")
+    assert made.how_to_load.endswith(f"({str(made.path)!r}){'.module()' if kind == 'pt2' else ''}")
     if kind == "onnx":
         (prop,) = onnx.load(made.path).metadata_props
         assert json.loads(prop.value)["info"] == info
@@ -232,6 +233,51 @@ def test_a_file_that_computes_something_else_is_refused_and_the_older_one_stays(
 def test_formats_and_endings_that_contradict_are_refused(tmp_path, path, kind, words):
     with pytest.raises(ExportError, match=words):
         export(small(), tmp_path / path, example_input=example(), format=kind)
+
+
+class Normed(nn.Module):
+    """Keeps a computed weight after a forward pass: torch does not copy it."""
+
+    def __init__(self):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.conv = nn.utils.weight_norm(nn.Conv2d(3, 4, 1))
+
+    def forward(self, x):
+        return self.conv(x).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt2"])
+def test_a_network_that_cannot_be_copied_is_one_clear_error(tmp_path, kind):
+    network = Normed()
+    network(example())
+    with pytest.raises(ExportError, match=r"cannot be copied.*remove_weight_norm\(layer\)"):
+        export(network, tmp_path / "new", example_input=example(), format=kind)
+    assert not list(tmp_path.iterdir())
+    nn.utils.remove_weight_norm(network.conv)
+    assert export(network, tmp_path / "net.pt2", example_input=example()).difference == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"example_input": example(2)[:0]}, r"of at least one input, found \(0, 3, 16, 16\)"),
+        ({"example_input": torch.zeros(3)}, r"one batch as a tensor.*found \(3,\)"),
+        ({"example_input": [1]}, "one batch as a tensor.*found list"),
+        ({"tolerance": "a"}, "tolerance is a share .* found 'a'"),
+        ({"tolerance": float("nan")}, "tolerance is .* found nan"),
+        ({"tolerance": -1e-3}, "tolerance is .* found -0.001"),
+        ({"tolerance": True}, "tolerance is .* found True"),
+        ({"info": [1, 2]}, "info is a table .* found list"),
+        ({"options": "x"}, "options is a table .* found str"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["safetensors", *FORMATS])
+def test_wrong_arguments_are_one_clear_error(tmp_path, arguments, words, kind):
+    with pytest.raises(ExportError, match=words):
+        export(small(), tmp_path / "new", format=kind, **{"example_input": example(), **arguments})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])

@@ -236,7 +236,8 @@ def edit(folder, change):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (shutil.rmtree, "plan.json is missing; write one with: abcsearch export"),
+        (shutil.rmtree, "x does not exist; write one with: abcsearch export"),
+        (lambda f: (f / "plan.json").unlink(), "plan.json is missing; write one with: abcsearch export"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda f: (f / "plan.json").write_text("{"), "is damaged"),
         (lambda f: (f / "plan.json").write_text("[]"), "is damaged"),
@@ -266,6 +267,55 @@ def test_damaged_and_changed_exports_are_one_clear_error(exported, spoil, words)
     assert str(exported) in str(caught.value)
 
 
+def wrong_layer(**values):
+    return lambda plan: plan["layers"]["point"].update(values)
+
+
+def wrong_stride(value):
+    return lambda plan: plan["strides"].update({"point.weight": value})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda plan: plan.update(dropped=5), "dropped is 5"),
+        (lambda plan: plan.update(dropped=None), "dropped is None"),
+        (lambda plan: plan.update(dropped=[""]), "dropped holds ''"),
+        (lambda plan: plan.update(dropped=[3]), "dropped holds 3"),
+        (lambda plan: plan.update(dropped=["stem", "stem.x"]), "dropped holds 'stem.x'"),
+        (lambda plan: plan["layers"].update(stem=5), "layers: stem is 5"),
+        (wrong_layer(out_channels="x"), "point.out_channels is 'x'"),
+        (wrong_layer(out_channels=True), "point.out_channels is True"),
+        (wrong_layer(out_channels=[1, "x"]), "point.out_channels is"),
+        (wrong_layer(out_channels=99), "point.out_channels is 99, its weight of shape"),
+        (wrong_layer(in_channels=-1), "point.in_channels is -1, its weight of shape"),
+        (wrong_layer(groups=2), "point.in_channels is .* its weight of shape"),
+        (wrong_stride([1, 1]), r"strides: point.weight is \[1, 1\]"),
+        (wrong_stride([0, 0, 0, 0]), "strides: point.weight is"),
+        (wrong_stride([-1, 1, 1, 1]), "strides: point.weight is"),
+        (wrong_stride("1111"), "strides: point.weight is '1111'"),
+        (wrong_stride([1, "1", 1, 1]), "strides: point.weight is"),
+        (wrong_stride([10**12, 1, 1, 1]), "strides: point.weight is"),
+        (wrong_stride([1, 1, 10**30, 1]), "strides: point.weight is"),
+        (lambda plan: plan["strides"].update(gone=[1]), "strides: gone is not in model.safetensors"),
+        (lambda plan: plan["tensors"].update({"point.weight": [1, "x"]}), "tensors: point.weight is"),
+        (lambda plan: plan["constructor"].update(name=5), "constructor.name is 5"),
+        (lambda plan: plan["constructor"].update(options=[1]), r"constructor.options is \[1\]"),
+        (lambda plan: plan.update(info=5), "info is 5"),
+        (lambda plan: plan.update(input_shape="x"), "input_shape is 'x'"),
+        (lambda plan: plan.update(format=0), "format is 0"),
+        (lambda plan: plan.update(format=True), "format is True"),
+        (lambda plan: plan.update(format="1"), "format is '1'"),
+    ],
+)
+def test_a_plan_with_wrong_values_is_damaged(exported, change, words):
+    load(exported)
+    edit(exported, change)
+    with pytest.raises(ExportError, match=f"is damaged: .*{words}.*write it again") as caught:
+        load(exported)
+    assert str(exported) in str(caught.value)
+
+
 def test_any_damage_to_the_plan_is_an_error_of_ours(exported):
     text = (exported / "plan.json").read_bytes()
     draws = np.random.default_rng(0)
@@ -277,6 +327,17 @@ def test_any_damage_to_the_plan_is_an_error_of_ours(exported):
             load(exported)
         except (ExportError, ModelError):
             continue
+
+
+def test_of_an_export_that_is_not_there_the_nearest_one_is_named(exported, tmp_path):
+    (tmp_path / "digits.onnx").write_text("")
+    (tmp_path / "digit.txt").write_text("")
+    exported.rename(tmp_path / "pruned")
+    for asked, meant in (("digit.onnx", "digits.onnx"), ("digits.onx", "digits.onnx"), ("prune", "pruned")):
+        with pytest.raises(ExportError, match=rf"{asked} does not exist; did you mean '.*/{meant}'\?"):
+            load(tmp_path / asked)
+    with pytest.raises(ExportError, match="nothing does not exist; write one with"):
+        load(tmp_path / "nowhere" / "nothing")
 
 
 class Other(Depthwise):

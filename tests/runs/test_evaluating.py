@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from abcsearch import cli
 from abcsearch.data.registry import load_data
 from abcsearch.exporting import export, load, open_export
 from abcsearch.models.resnet import SmallResNet
+from abcsearch.runs import evaluating
 from abcsearch.runs.configured import resume
 from abcsearch.training.scoring import score
 
@@ -108,7 +110,7 @@ def test_mistakes_are_one_message_and_exit_status_2(exported, tmp_path):
     for arguments, words in [
         ([run], f"is a run folder, evaluated is an export of it; abcsearch evaluate {run}/export"),
         ([tmp_path / "net.pt"], "net.pt is not an export"),
-        ([tmp_path / "nothing"], "nothing is not an export"),
+        ([tmp_path / "nothing"], "nothing does not exist"),
         ([tmp_path / "cut.pt2"], "cut.pt2 is no file of torch.export.save"),
         ([bare], "does not say what data it is for; give them: --data"),
         ([bare, "--data", "digits"], "does not take the images of digits, (1, 8, 8)"),
@@ -123,6 +125,37 @@ def test_mistakes_are_one_message_and_exit_status_2(exported, tmp_path):
         assert done.exit_code == 2, (arguments, done.output)
         assert words in done.output.replace("\n", " "), (arguments, done.output)
         assert len(done.output.splitlines()) == 1
+
+
+def test_what_an_export_does_not_say_is_noted_and_not_made_up(exported, tmp_path):
+    place, options = tmp_path / "bare", {"widths": [4], "depths": [1]}
+    model = SmallResNet(1, 10, (4,), (1,))
+    export(model, place, example_input=torch.zeros(1, 1, 8, 8), options=options)
+    lines = call("evaluate", place, "--data", "digits").output.splitlines()
+    assert lines[-1] == f"note: {evaluating._NO_SCALE}"
+    assert not any("MACs" in line for line in lines)
+    assert measured(place, "--data", "digits")["notes"] == [evaluating._NO_SCALE]
+    assert measured(exported / "run" / "export", "--data", "digits")["notes"] == []
+    plan = json.loads((place / "plan.json").read_text())
+    (place / "plan.json").write_text(json.dumps({**plan, "info": {"macs": "many"}}))
+    done = call("evaluate", place, "--data", "digits")
+    assert done.exit_code == 2
+    assert "is damaged: info.macs is a whole number, found 'many'" in done.output
+
+
+def test_large_batches_are_timed_few_times(monkeypatch):
+    class Slow(torch.nn.Module):
+        passes = 0
+
+        def forward(self, x):
+            self.passes += 1
+            time.sleep(0.02)
+            return x
+
+    slow = Slow()
+    monkeypatch.setattr(evaluating, "_SECONDS", 0.05)
+    assert evaluating._median_ms(slow, torch.zeros(1, 1), 1) >= 20
+    assert slow.passes == 4  # the first does not count
 
 
 AGAIN = """
@@ -150,9 +183,13 @@ def test_an_export_is_pruned_again_from_the_command_line(exported, tmp_path, mon
     (tmp_path / "pruned" / "model.safetensors").write_bytes(weights[:-4] + b"\0\0\0\1")
     refused = call("search", "again.toml", "--run-dir", "again")
     assert refused.exit_code == 2
-    assert "the checkpoint file has changed" in refused.output
+    assert f"the export that model.export names has changed: {tmp_path / 'pruned'} (hash" in refused.output
+    assert "checkpoint" not in refused.output
     plan = json.loads((tmp_path / "pruned" / "plan.json").read_text())
     shutil.rmtree("pruned")
+    refused = call("search", "again.toml", "--run-dir", "again")
+    assert refused.exit_code == 2
+    assert "pruned does not exist" in refused.output
     for command in ("resume", "finetune", "export"):  # it keeps what it needs
         done = call(command, "again")
         assert done.exit_code == 0, done.output
@@ -165,7 +202,7 @@ def test_an_export_is_pruned_again_from_the_command_line(exported, tmp_path, mon
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ('{export = "nowhere"}', "nowhere is not an export: plan.json is missing"),
+        ('{export = "nowhere"}', "nowhere does not exist; write one with"),
         ('{export = "nowhere", name = "resnet20"}', "found also name: leave them out"),
         ("{export = 3}", "found 3"),
     ],

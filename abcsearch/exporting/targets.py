@@ -1,0 +1,115 @@
+"""Where an export goes: format, path, and what must not be overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from abcsearch.errors import ExportError, unknown_name
+from abcsearch.exporting.plan import FILES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FORMATS = ("safetensors", "onnx", "pt2")
+_FILES = FORMATS[1:]  # formats that are one file, and its ending
+# Of files of models, so that a folder of such a name is a mistake; names like run-1.2 are none.
+_FOREIGN = {
+    *(
+        "bin",
+        "ckpt",
+        "engine",
+        "h5",
+        "hdf5",
+        "keras",
+        "mlmodel",
+        "npz",
+        "pb",
+        "pickle",
+        "pkl",
+        "pt",
+        "pt1",
+        "pt3",
+        "pte",
+    ),
+    *("pth", "safetensors", "tar", "tflite", "torchscript", "ts", "weights", "zip"),
+}
+
+
+def check_target(path: str | Path, kind: str | None) -> tuple[str, Path]:
+    """Returns the format, and the folder or file to write; called before anything slow is done.
+
+    Raises:
+        ExportError: if the format is unknown, the path ends in another one's ending or in that of no export, a folder
+            is where a file is to be or the other way round, or the folder holds files of others under our names.
+    """
+    if not str(path):
+        msg = "the path of an export is empty; give a folder, or a file that ends in .onnx or .pt2"
+        raise ExportError(msg)
+    path = Path(path)
+    ending = path.suffix.lower().removeprefix(".")
+    if ending not in _FILES:
+        _refuse_unknown(path, ending)
+        ending = ""
+    kind = kind or ending or FORMATS[0]
+    if kind not in FORMATS:
+        raise ExportError(unknown_name("export format", kind, FORMATS))
+    if ending and ending != kind:
+        msg = f"{path} is to be written as {kind} but ends in .{ending}; give it another name, or format {ending!r}"
+        raise ExportError(msg)
+    target = path if ending or kind == FORMATS[0] else path / f"model.{kind}"
+    _refuse_taken(kind, target)
+    return kind, target
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder, and removes what it made of it again where the block fails, unless something else is in it."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for place in new:
+                place.rmdir()
+        raise
+
+
+def _refuse_unknown(path: Path, ending: str) -> None:
+    """Raises ExportError for an ending that looks like a file's but is that of no export."""
+    if path.is_dir() or not (ending in _FOREIGN or difflib.get_close_matches(ending, _FILES, n=1, cutoff=0.75)):
+        return
+    close = difflib.get_close_matches(ending, _FILES, n=1, cutoff=0.5)
+    advice = f"did you mean '.{close[0]}'?" if close else "an export is a folder, or a file that ends in .onnx or .pt2;"
+    msg = f"{path}: unknown ending {path.suffix!r}; {advice} a folder has none"
+    raise ExportError(msg)
+
+
+def _refuse_taken(kind: str, target: Path) -> None:
+    """Raises ExportError where something else is in the place of an export."""
+    whole = kind == FORMATS[0]
+    if not whole and target.is_dir():
+        msg = f"{target} is a folder, but {kind} is one file; give another name, or remove the folder"
+        raise ExportError(msg)
+    folder = target if whole else target.parent
+    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        msg = f"export folder {folder} cannot be written: {there} is a file; give another name"
+        raise ExportError(msg + (", or one that ends in .onnx or .pt2 for a file" if whole else ""))
+    taken = [folder / name for name in FILES if (folder / name).exists()] if whole else []
+    if taken and not _is_ours(folder / "plan.json"):
+        msg = f"{taken[0]} would be overwritten, and {folder} is not an export of abcsearch; choose a new folder, or "
+        raise ExportError(f"{msg}remove the file")
+
+
+def _is_ours(plan: Path) -> bool:
+    """Returns whether a file is the plan of an export; a damaged one is not."""
+    try:
+        found = json.loads(plan.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"format", "constructor", "layers", "tensors"} <= found.keys()
