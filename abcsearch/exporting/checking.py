@@ -83,6 +83,15 @@ def noise(example_input: torch.Tensor, size: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch_stream(0, "export", size)).to(example_input.dtype)
 
 
+def _advice(twin: nn.Module, example: torch.Tensor) -> str:
+    """Returns what to do about a network that runs on its example but not on every other batch."""
+    try:
+        twin(noise(example, len(example)).to(device_of(twin)))
+    except Exception:  # noqa: BLE001 - the user's forward
+        return "; it runs on the example, but not on standard normal numbers in its place, on which exports are checked"
+    return "; it has to take batches of any size: read it off the input (x.shape[0], flatten(1))"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checks:
     """What a network returns on some batches.
@@ -117,8 +126,7 @@ class Checks:
                     raise ExportError(msg) from error
                 except Exception as error:  # the user's forward
                     msg = f"the network does not run on a batch {tuple(batch.shape)} {batch.dtype}: {error}"
-                    if outputs:  # it did on the example
-                        msg += "; it has to take batches of any size: read it off the input (x.shape[0], flatten(1))"
+                    msg += _advice(twin, batches[0]) if outputs else ""
                     raise ExportError(msg) from error
                 if not bool(torch.isfinite(outputs[-1]).all()):
                     msg = "only networks that return one finite tensor can be exported, "

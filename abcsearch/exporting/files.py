@@ -224,7 +224,15 @@ def _write_file(
     checks = Checks.of(twin, batches)
     write, read = (write_onnx, open_onnx) if path.suffix.lower() == ".onnx" else (write_pt2, open_pt2)
     write(traced(twin, batches[1]), path, facts)
-    gap = checks.difference(read(path)[0])
+    try:
+        found, _ = read(path)
+    except ExportError as error:
+        # Its path is a temporary one.
+        msg = f"the {path.suffix} file is written but cannot be read back: {str(error).replace(str(path), path.name)}"
+        if example_input.dtype == torch.float64:
+            msg += "; the network is in double precision, which not everything computes: export it as model.float()"
+        raise ExportError(msg) from error
+    gap = checks.difference(found)
     if not gap <= tolerance * checks.largest:
         msg = f"the {path.suffix} file computes other outputs: the largest difference is {gap:.3g} of outputs up to "
         msg += f"{checks.largest:.3g}, allowed is a share of {tolerance:g} (tolerance)"

@@ -6,6 +6,7 @@ Both hold the traced computation with a batch of any size, and under the name `a
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import warnings
@@ -53,7 +54,9 @@ def traced(model: nn.Module, example_input: torch.Tensor) -> torch.export.Export
     """
     sizes = ({0: torch.export.Dim("batch")},)
     try:
-        with quiet():
+        # torch prints the graph as far as it came, to either, before it raises.
+        hidden = io.StringIO()
+        with quiet(), contextlib.redirect_stdout(hidden), contextlib.redirect_stderr(hidden):
             program = torch.export.export(model, (example_input,), dynamic_shapes=sizes)
     except Exception as error:  # of many kinds
         text = str(error)

@@ -235,6 +235,33 @@ def test_formats_and_endings_that_contradict_are_refused(tmp_path, path, kind, w
         export(small(), tmp_path / path, example_input=example(), format=kind)
 
 
+class Looking(nn.Module):
+    """Takes numbers as indices."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(2, 3)
+
+    def forward(self, x):
+        return self.table((x.flatten(1) * 1.5).abs().long()).sum(1)
+
+
+def test_what_does_not_depend_on_the_batch_is_not_explained_with_it(tmp_path, capfd):
+    with pytest.raises(ExportError, match="but not on standard normal numbers in its place") as caught:
+        export(Looking(), tmp_path / "x.pt2", example_input=example())
+    assert "any size" not in str(caught.value)
+    with pytest.raises(ExportError, match="cannot follow the network"):
+        export(Untraceable(), tmp_path / "x.pt2", example_input=example())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_double_precision_that_onnxruntime_has_not_is_said_without_temporary_paths(tmp_path):
+    with pytest.raises(ExportError, match=r"cannot be read back: x.onnx is .*export it as model.float\(\)") as caught:
+        export(small().double(), tmp_path / "x.onnx", example_input=example().double())
+    assert ".export-" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
 class Normed(nn.Module):
     """Keeps a computed weight after a forward pass: torch does not copy it."""
 
