@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import ConfigError
 from abcsearch.runs.loop import Progress, logged, silent
+from abcsearch.runs.recipes import changed
 from abcsearch.runs.status import TUNING
-from abcsearch.runs.tuned import FOLDER, command, differences, in_words, unfinished
+from abcsearch.runs.tuned import FOLDER, command, unfinished
 from abcsearch.runs.weights import checkpoint_path, tensors_writer, weights_writer
 from abcsearch.training.checkpoints import begun, losses_so_far
 from abcsearch.training.crew import Crew
@@ -88,7 +89,7 @@ def _others(
     """Yields what there is of a structure by other recipes: what will be replaced, and what was stopped."""
     name, own = structure.name, _checkpoint(run, structure, recipe, size)
     if done is not None:
-        changes = in_words(differences(done["recipe"], asdict(recipe)))
+        changes = "; ".join(changed(done["recipe"], asdict(recipe)))
         yield f"{name} was fine-tuned by another recipe ({changes}): replaced"
     for path in unfinished(run.folder, name):
         found = None if path == own else begun(path)
@@ -98,7 +99,7 @@ def _others(
         now = asdict(recipe) | {"workers": size}
         before = {**identity.get("recipe", {}), "workers": identity.get("workers", 1)}
         yield (
-            f"{name}: a fine-tuning with other settings ({in_words(differences(before, now)) or 'another structure'}) "
+            f"{name}: a fine-tuning with other settings ({'; '.join(changed(before, now)) or 'another structure'}) "
             f"was stopped after epoch {len(losses)}; it stays, continue it with: "
             f"{command(run.folder, identity, asdict(run.config.finetune))}"
         )

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def filled(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def filled(recipe: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever files hold
     """Returns a recipe as plain JSON values, with the defaults of what older files lack."""
-    return json.loads(json.dumps({**asdict(Recipe()), **recipe}))
+    return json.loads(json.dumps({**asdict(Recipe()), **(recipe if isinstance(recipe, dict) else {})}))
 
 
-def changed(recipe: Mapping[str, Any], usual: Mapping[str, Any]) -> tuple[str, ...]:
+def changed(recipe: Any, usual: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever files hold
     """Returns the settings in which a recipe differs from another one: "epochs 20, not 30"."""
     one, other = filled(recipe), filled(usual)
     return tuple(
@@ -26,16 +26,18 @@ def changed(recipe: Mapping[str, Any], usual: Mapping[str, Any]) -> tuple[str, .
     )
 
 
-def finetune_command(run_dir: object, recipe: Mapping[str, Any] | None, usual: Mapping[str, Any]) -> str:
+def finetune_command(run_dir: object, recipe: Any, usual: Any, workers: int = 1) -> str:  # noqa: ANN401 - whatever files hold
     """Returns the command that fine-tunes a run with a recipe, so that nothing is done again that has it already.
 
     Args:
         run_dir: the folder.
         recipe: how; None: with the run's own.
         usual: the run's own, from its table [finetune].
+        workers: processes that train together.
     """
     one, other = filled(usual if recipe is None else recipe), filled(usual)
     options = [f"--set {shlex.quote(f'{key}={_text(value)}')}" for key, value in one.items() if _other(key, one, other)]
+    options += [f"--workers {workers}"] if workers > 1 else []
     return " ".join(["abcsearch finetune", shlex.quote(str(run_dir)), *options])
 
 

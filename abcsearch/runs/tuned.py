@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import warnings
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
 from abcsearch.errors import RunError
+from abcsearch.runs.recipes import finetune_command
 from abcsearch.training.checkpoints import begun
-from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,18 +72,6 @@ def weights_there(folder: RunFolder, name: str, network: nn.Module) -> bool:
     return not wrong
 
 
-def differences(recipe: Any, other: Any) -> dict[str, tuple[Any, Any]]:  # noqa: ANN401 - whatever files hold
-    """Returns the fields of two recipes in files that differ, each with its two values; older files lack some."""
-    usual = asdict(Recipe())
-    one, two = (json.loads(json.dumps(usual | (own if isinstance(own, dict) else {}))) for own in (recipe, other))
-    return {key: (one[key], two.get(key)) for key in one if one[key] != two.get(key)}
-
-
-def in_words(changes: Mapping[str, tuple[Any, Any]]) -> str:
-    """Returns differences of recipes: "epochs 30, not 3"."""
-    return "; ".join(f"{key} {one}, not {two}" for key, (one, two) in changes.items())
-
-
 def unfinished(folder: RunFolder, name: str) -> list[Path]:
     """Returns the checkpoints of fine-tunings of a structure that were stopped."""
     return sorted((folder.path / FOLDER).glob(f"{name}-*.checkpoint"))
@@ -100,11 +85,7 @@ def command(folder: RunFolder, identity: Mapping[str, Any], recipe: Any) -> str:
         identity: of its checkpoint.
         recipe: of the run; what differs from it is given by --set.
     """
-    changes = differences(identity.get("recipe"), recipe)
-    options = [word for key, (own, _) in changes.items() for word in ("--set", f"{key}={json.dumps(own)}")]
-    if identity.get("workers", 1) > 1:
-        options += ["--workers", str(identity["workers"])]
-    return shlex.join(["abcsearch", "finetune", str(folder.path), *options])
+    return finetune_command(folder.path, identity.get("recipe"), recipe, int(identity.get("workers", 1)))
 
 
 def interrupted(folder: RunFolder, recipe: Any) -> str | None:  # noqa: ANN401 - whatever run.json holds
