@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -120,7 +121,7 @@ class FinishedRun:
 
 
 def open_run(run_dir: str | Path) -> FinishedRun:
-    """Returns a configured run whose search is finished.
+    """Returns a configured run whose search is finished; one in a folder that cannot be written to is only read.
 
     Raises:
         RunError: if the folder holds no configured run, or its search is not finished.
@@ -131,7 +132,10 @@ def open_run(run_dir: str | Path) -> FinishedRun:
     if not all(part.finished(config.n_trials) for part in parts):
         msg = f"the search in {folder.path} is not finished; continue it with: abcsearch resume {folder.path}"
         raise RunError(msg)
-    result = run_config(config, run_dir, executor=SerialExecutor())  # nothing is left to evaluate
+    if os.access(folder.path, os.W_OK):
+        result = run_config(config, run_dir, executor=SerialExecutor())  # nothing is left to evaluate
+    else:  # nothing is left to write, either
+        result = open_so_far(run_dir).result
     if "random" in config.baselines and _best_random(folder, config) is None:
         msg = f"no trial of the random baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
         raise RunError(msg)

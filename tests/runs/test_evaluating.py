@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from abcsearch import cli
 from abcsearch.data.registry import load_data
 from abcsearch.exporting import export, load, open_export
 from abcsearch.models.resnet import SmallResNet
-from abcsearch.runs import evaluating
+from abcsearch.runs import evaluating, finished
 from abcsearch.runs.configured import resume
+from abcsearch.runs.folder import RunFolder
 from abcsearch.training.scoring import score
 
 
@@ -141,6 +143,24 @@ def test_what_an_export_does_not_say_is_noted_and_not_made_up(exported, tmp_path
     done = call("evaluate", place, "--data", "digits")
     assert done.exit_code == 2
     assert "is damaged: info.macs is a whole number, found 'many'" in done.output
+
+
+def test_a_run_folder_that_cannot_be_written_to_is_exported_elsewhere(exported, tmp_path, monkeypatch):
+    run, expected = exported / "run", load(exported / "run" / "export").state_dict()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def refused(*_arguments, **_options):
+        raise PermissionError
+
+    monkeypatch.setattr(finished, "os", SimpleNamespace(access=lambda *_: False, W_OK=2))
+    for name in ("locked", "write", "log"):
+        monkeypatch.setattr(RunFolder, name, refused)
+    done = call("export", run, "--out", tmp_path / "pruned")
+    assert done.exit_code == 0, done.output
+    found = load(tmp_path / "pruned").state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_large_batches_are_timed_few_times(monkeypatch):
