@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from abcsearch.data.splits import Data
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.rng import torch_seeded
+
+settings.register_profile("abcsearch", deadline=None)  # a busy machine is no mistake
+settings.load_profile("abcsearch")
 
 
 @pytest.fixture(autouse=True, scope="session")
