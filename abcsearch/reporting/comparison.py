@@ -14,6 +14,7 @@ from abcsearch.reporting.gathering import gather
 from abcsearch.reporting.unlike import complete, unlike
 from abcsearch.runs.forward import measure_forward
 from abcsearch.runs.recipes import changed, finetune_command
+from abcsearch.runs.report import tested_metrics
 from abcsearch.runs.settings import deciding
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from abcsearch.reporting.gathering import Gathered
     from abcsearch.runs.forward import ForwardTime
+
+    Scores = dict[str, Any] | None
 
 _SAME = ("model", "data", "pretrain", "budget", "space", "criterion", "evaluator", "latency")  # or fitness is another
 
@@ -131,7 +134,8 @@ def compare_runs(run_dirs: Sequence[str | Path]) -> Comparison:
     if len(set(labels)) < len(labels):
         msg = f"a run folder is there twice: {', '.join(labels)}; name each once"
         raise RunError(msg)
-    winners = _winners(labels, runs)
+    scores = [None if run.run is None else run.run.scores(run.run.winner) for run in runs]
+    winners = _winners(labels, runs, scores)
     return Comparison(
         labels=labels,
         runs=runs,
@@ -175,18 +179,23 @@ def _group(name: str, labels: tuple[str, ...], runs: Sequence[Gathered]) -> Grou
     )
 
 
-def _winners(labels: Sequence[str], runs: Sequence[Gathered]) -> tuple[Winner, ...]:
-    """Returns the best of each run; networks of one input shape are measured in turns."""
-    times = _times(runs)
+def _winners(labels: Sequence[str], runs: Sequence[Gathered], scores: Sequence[Scores]) -> tuple[Winner, ...]:
+    """Returns the best of each run; networks of one input shape are measured in turns.
+
+    Args:
+        labels: of the runs.
+        runs: what was gathered of each.
+        scores: of the winner of each, see `FinishedRun.scores`; None also without its network.
+    """
+    times = _times(runs, scores)
     found: list[Winner] = []
-    for place, (label, run) in enumerate(zip(labels, runs, strict=True)):
+    for place, (label, run, tested) in enumerate(zip(labels, runs, scores, strict=True)):
         own, best = run.history.own, run.history.own.best
         shares = dict.fromkeys(("macs", "params"))
         if run.run is not None and best is not None:
             costs, full = run.run.result.task.graph.costs, run.run.result.task.space.full
             pairs = {name: getattr(costs, name)([best.candidate, full]).tolist() for name in shares}
             shares = {name: kept / before for name, (kept, before) in pairs.items()}
-        scores = None if run.run is None else run.run.scores(run.run.winner)
         found.append(
             Winner(
                 run=label,
@@ -201,30 +210,22 @@ def _winners(labels: Sequence[str], runs: Sequence[Gathered]) -> tuple[Winner, .
                 macs_share=shares["macs"],
                 params_share=shares["params"],
                 times=times.get(place, ()),
-                tests=_tests(scores),
-                recipe=None if scores is None else scores["recipe"],
+                tests={} if run.run is None else tested_metrics(run.run, tested),
+                recipe=None if tested is None else tested["recipe"],
                 metric=None if run.run is None else run.run.metric,
             )
         )
     return tuple(found)
 
 
-def _tests(scores: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
-    """Returns the metrics on the test split, without losses."""
-    if scores is None:
-        return {}
-    names = [name for name in scores["before"] if name in scores["after"] and not name.endswith("loss")]
-    return {name: {when: float(scores[when][name]) for when in ("before", "after")} for name in names}
-
-
-def _times(runs: Sequence[Gathered]) -> dict[int, tuple[ForwardTime, ...]]:
+def _times(runs: Sequence[Gathered], scores: Sequence[Scores]) -> dict[int, tuple[ForwardTime, ...]]:
     """Returns the forward times of the winners, by place, of those that take the same images as the first one."""
     opened = {place: run.run for place, run in enumerate(runs) if run.run is not None}
     if not opened:
         return {}
     example = next(iter(opened.values())).result.task.data.example
     alike = {place: run for place, run in opened.items() if run.result.task.data.example.shape == example.shape}
-    networks = [run.network(run.winner, tuned=run.scores(run.winner) is not None) for run in alike.values()]
+    networks = [run.network(run.winner, tuned=scores[place] is not None) for place, run in alike.items()]
     threads = max(int(run.config.evaluator.options.get("threads", 1)) for run in alike.values())
     return dict(zip(alike, measure_forward(networks, example, threads=threads), strict=True))
 

@@ -10,6 +10,7 @@ from abcsearch.exporting import Exported, export
 from abcsearch.runs.configured import seeded_data
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from abcsearch.data.splits import Data
@@ -35,26 +36,25 @@ def export_run(
     Raises:
         ExportError: see `export`.
     """
-    tuned = run.scores(run.winner) is not None
+    scores = run.scores(run.winner)
     made = export(
-        run.network(run.winner, tuned=tuned),
+        run.network(run.winner, tuned=scores is not None),
         run.folder.path / "export" if path is None else path,
         format=format,
         example_input=run.result.task.data.example,
         constructor=run.config.model.name,
         options=run.config.model.options,
-        info=_info(run),
+        info=_info(run, scores),
     )
-    return made, tuned
+    return made, scores is not None
 
 
-def _info(run: FinishedRun) -> dict[str, Any]:
+def _info(run: FinishedRun, scores: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns what an export says of its network: what it expects, what it is, where it comes from.
 
     Costs are those of one image; mean and std are of pixels in [0, 1], per channel, null where that is not known.
     """
     result, config, data = run.result, run.config, run.result.task.data
-    scores = run.scores(run.winner)
     part = seeded_data(config.data, config.seed)
     scale = getattr(data.train, "scale", None)
     return {

@@ -175,7 +175,7 @@ def make_report(run: FinishedRun) -> Report:
             fitness=run.fitness(structure),
             before=_test(run, scores[structure.name], "before"),
             after=None if otherwise[structure.name] else _test(run, scores[structure.name], "after"),
-            tests=_tests(run, scores[structure.name]),
+            tests=tested_metrics(run, scores[structure.name]),
             otherwise=otherwise[structure.name],
         )
         for index, structure in enumerate(run.structures)
@@ -231,7 +231,7 @@ def _test(run: FinishedRun, score: dict[str, Any] | None, when: str) -> float | 
     return None if score is None else float(score[when][run.metric])
 
 
-def _tests(run: FinishedRun, score: dict[str, Any] | None) -> dict[str, dict[str, float]]:
+def tested_metrics(run: FinishedRun, score: dict[str, Any] | None) -> dict[str, dict[str, float]]:
     """Returns the metrics of the objective on the test split before and after fine-tuning; not the losses."""
     if score is None:
         return {}
