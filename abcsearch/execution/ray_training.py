@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 _SETTINGS = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 
 
-def _drop(line: str) -> None:
-    """Takes a line and does nothing with it."""
-    del line
-
-
 @dataclass(frozen=True, kw_only=True)
 class RayTraining:
     """Processes of Ray Train that train one network together, connected by torch.distributed.
@@ -44,7 +39,7 @@ class RayTraining:
 
     workers: int
     address: str | None = None
-    log: Callable[[str], object] = field(default=_drop, repr=False)
+    log: Callable[[str], object] = field(default=str, repr=False)  # drops it
 
     def __post_init__(self) -> None:
         """Checks the number, and that Ray Train is there."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -29,25 +26,20 @@ if TYPE_CHECKING:
     from abcsearch.training.crew import Workers
 
 
-def _drop(line: str) -> None:
-    """Takes a line and does nothing with it."""
-    del line
-
-
 def finetune_run(
     run: FinishedRun,
     recipe: Recipe | None = None,
     *,
     workers: Workers | None = None,
     progress: Progress = silent,
-    tell: Callable[[str], object] = _drop,
+    tell: Callable[[str], object] = str,  # drops it
 ) -> None:
     """Fine-tunes the winner, then what it is compared with, with one recipe; what is done already is left alone.
 
     A fine-tuning that was killed goes on after its last whole epoch, also if others, with another recipe, have been
-    done since. The teacher, if the recipe distils, is the full
-    network as it was searched in. The folder holds, for every structure, in finetuned/: NAME.safetensors (the weights
-    that the recipe keeps), NAME.best.safetensors or NAME.last.safetensors (the others), and the scores in NAME.json.
+    done since. The teacher, if the recipe distils, is the full network as it was searched in. The folder holds, for
+    every structure, in finetuned/: NAME.safetensors (the weights that the recipe keeps), NAME.best.safetensors or
+    NAME.last.safetensors (the others), and the scores in NAME.json.
 
     Args:
         run: the run.
@@ -127,11 +119,15 @@ def _finetune(
     size = 1 if workers is None else workers.workers
     checkpoint = _checkpoint(run, structure, recipe, size)
 
+    def show(done: int) -> None:
+        now = f"{stage}, epoch {min(done + 1, recipe.epochs)} of {recipe.epochs}"
+        folder.write_progress(now, done, recipe.epochs, busy=size, workers=size)
+
     def on_epoch(done: int, total: int, loss: float) -> None:
-        _write_progress(run, structure.name, done, total, size)
+        show(done)
         progress(stage, done, total, f"loss {loss:.4f}")
 
-    _write_progress(run, structure.name, len(losses_so_far(checkpoint)), recipe.epochs, size)
+    show(len(losses_so_far(checkpoint)))
     tuned: FineTuned = finetune(
         run.network(structure, tuned=False),
         run.result.task.data,
@@ -160,20 +156,3 @@ def _finetune(
     folder.write_json(f"{name}.json", scores)
     checkpoint.unlink(missing_ok=True)
     folder.log(f"{stage}: test {run.metric} {run.change(scores)}")
-
-
-def _write_progress(run: FinishedRun, name: str, done: int, total: int, workers: int) -> None:
-    """Writes progress.json for those who watch from outside, as searches do."""
-    state = {
-        "stage": f"{TUNING} {name}, epoch {min(done + 1, total)} of {total}",
-        "done": done,
-        "total": total,
-        "failed": 0,
-        "best": None,
-        "busy": workers,
-        "workers": workers,
-        "time": time.time(),
-        "pid": os.getpid(),
-        "host": platform.node(),
-    }
-    run.folder.write_json("progress.json", state, lasting=False)

@@ -97,6 +97,42 @@ class RunFolder:
             msg = f"{path} is damaged: {error!r}; restore it from a copy, or start a new run"
             raise RunError(msg) from error
 
+    def write_progress(  # noqa: PLR0913 - a file with so many entries
+        self,
+        stage: str,
+        done: int,
+        total: int,
+        *,
+        busy: int,
+        workers: int,
+        failed: int = 0,
+        best: float | None = None,
+    ) -> None:
+        """Writes progress.json, for those who watch from outside.
+
+        Args:
+            stage: what is being done.
+            done: trials or epochs.
+            total: of so many.
+            busy: evaluations or trainings that run now.
+            workers: how many can run at a time.
+            failed: trials.
+            best: fitness so far.
+        """
+        state = {
+            "stage": stage,
+            "done": done,
+            "total": total,
+            "failed": failed,
+            "best": best,
+            "busy": busy,
+            "workers": workers,
+            "time": time.time(),
+            "pid": os.getpid(),
+            "host": platform.node(),
+        }
+        self.write_json("progress.json", state, lasting=False)
+
     def header(self) -> dict[str, Any]:
         """Returns run.json.
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 import time
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -111,19 +109,10 @@ class Standing:
     def _write_progress(self, busy: int, there: int) -> None:
         """Writes progress.json."""
         self._written = time.monotonic()
-        state = {
-            "stage": self.stage,
-            "done": self._done,
-            "total": self.n_trials,
-            "failed": self._failed,
-            "best": None if self.best is None else self.best.fitness,
-            "busy": busy,
-            "workers": there,
-            "time": time.time(),
-            "pid": os.getpid(),
-            "host": platform.node(),
-        }
-        self.folder.write_json("progress.json", state, lasting=False)
+        best = None if self.best is None else self.best.fitness
+        self.folder.write_progress(
+            self.stage, self._done, self.n_trials, busy=busy, workers=there, failed=self._failed, best=best
+        )
 
     def write_population(self, searcher: Searcher, told: int) -> None:
         """Writes population.json: what the searcher works from, or the best trials where it has no population (yet)."""

@@ -193,8 +193,7 @@ def _grown(timed: Callable[[float], _Part], full: float, patience: float) -> Est
     """Returns the time of the whole from that of parts that grow until one takes long enough.
 
     The first is timed twice, however long it took: what happens for the first time in a process takes longer, on a
-    busy machine many times. Beyond the last one time grows as it did
-    between the last two.
+    busy machine many times. Beyond the last one time grows as it did between the last two.
 
     Args:
         timed: a share in (0, 1] of the work -> that part.
