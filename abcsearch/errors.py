@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -109,6 +110,25 @@ def one_line(text: str, longest: int = 1000) -> str:
     """
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * longest]).split())
     return line if len(line) <= longest else f"{line[:longest]} ..."
+
+
+def differences(before: Any, now: Any, place: str = "in the folder", where: str = "") -> list[str]:  # noqa: ANN401
+    """Returns "path: old in the folder, new now" for every plain JSON value that differs.
+
+    Args:
+        before: plain values.
+        now: likewise.
+        place: where the old ones are.
+        where: path of both.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        before, now = cast("dict[str, Any]", before), cast("dict[str, Any]", now)
+        keys = dict.fromkeys([*before, *now])
+        pairs = ((f"{where}.{key}".lstrip("."), before.get(key), now.get(key)) for key in keys)
+        return [line for path, old, new in pairs for line in differences(old, new, place, path)]
+    # As text: 1 and 1.0 are different budgets, tuples and lists are the same.
+    same = json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True)
+    return [] if same else [f"{where}: {before!r} {place}, {now!r} now"]
 
 
 def type_problems(record: Any) -> list[str]:  # noqa: ANN401 - any dataclass

@@ -24,7 +24,7 @@ from ray._private.authentication.authentication_token_setup import maybe_enable_
 from abcsearch.errors import RunError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 _PRINT = ray_worker.print_to_stdstream
 _MISSED = 3  # looks at which the head does not answer, after which it is gone: long before Ray ends the process
@@ -173,14 +173,23 @@ def reach(address: str) -> None:
 @contextlib.contextmanager
 def _only_here() -> Iterator[None]:
     """Has Ray listen on localhost only."""
-    before = {name: os.environ.get(name) for name in _LOCAL}
     constant = ray_constants.ENABLE_RAY_CLUSTER
-    os.environ.update(_LOCAL)
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    with environment(_LOCAL):
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = constant
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Runs a block with environment variables, and puts them back."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = constant
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import warnings
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from abcsearch.errors import AbcSearchError, ConfigError, RunError, one_line
-from abcsearch.execution.ray_cluster import connect
+from abcsearch.execution.ray_cluster import connect, environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,7 +73,7 @@ class RayTraining:
             storage = stack.enter_context(
                 tempfile.TemporaryDirectory(dir=folder, prefix=".ray-", ignore_cleanup_errors=True)
             )
-            stack.enter_context(_set(_SETTINGS))
+            stack.enter_context(environment(_SETTINGS))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # Ray warns of itself
             self._fit(task, storage, cluster, gpu=gpus > 0)
@@ -108,18 +107,6 @@ class RayTraining:
                 with contextlib.suppress(Exception):  # it ends with the connection at the latest
                     ray.get(trainer.controller.abort.remote(), timeout=30)
             raise
-
-
-@contextlib.contextmanager
-def _set(values: dict[str, str]) -> Iterator[None]:
-    """Runs a block with environment variables, and puts them back."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
 def _work(config: dict[str, Any]) -> None:

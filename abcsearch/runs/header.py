@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from abcsearch.errors import RunError
+from abcsearch.errors import RunError, differences
 from abcsearch.runs.folder import FORMAT, RunFolder, environment
-from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, differences, from_plain, to_plain
+from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, from_plain, to_plain
+from abcsearch.training.checkpoints import network_hash
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,12 +20,7 @@ if TYPE_CHECKING:
 
 def identity(model: nn.Module, data: Data) -> dict[str, Any]:
     """Returns hashes of the trained network and the data, to recognise them when a run is continued."""
-    digest = hashlib.sha256()
-    tensors = {k: value for k, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {"model": digest.hexdigest()[:16], **data_identity(data)}
+    return {"model": network_hash(model), **data_identity(data)}
 
 
 def data_identity(data: Data) -> dict[str, Any]:

@@ -275,15 +275,3 @@ def from_plain(kind: type[S], plain: Mapping[str, Any]) -> S:
     except TypeError as error:
         msg = f"the run has settings that this version does not know: {error}; was it written by another version?"
         raise RunError(msg) from error
-
-
-def differences(before: Any, now: Any, where: str = "") -> list[str]:  # noqa: ANN401 - plain JSON values
-    """Returns "path: old in the folder, new now" for every plain value that differs."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        keys = [*before, *(key for key in now if key not in before)]
-        return [
-            line for key in keys for line in differences(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))
-        ]
-    # As text: 1 and 1.0 are different budgets, tuples and lists are the same.
-    same = json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True)
-    return [] if same else [f"{where}: {before!r} in the folder, {now!r} now"]

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from abcsearch.errors import CheckpointError
+from abcsearch.errors import CheckpointError, differences
 from abcsearch.files import replace_file
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Checkpoint:
             msg = f"{self.path} is no checkpoint of a training ({reason}); delete it to train from the beginning"
             raise CheckpointError(msg) from error
         if identity != self._identity:
-            changes = "; ".join(_changes(identity, self._identity))
+            changes = "; ".join(differences(identity, self._identity, "there"))
             msg = (
                 f"{self.path} holds another training, which has not been finished: {changes}. Finish that one with its "
                 "own settings, or delete the file to begin this one"
@@ -124,22 +124,11 @@ def _content(tensor: torch.Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
-    """Returns "name: old there, new now" for every value that differs."""
-    lines: list[str] = []
-    for key in dict.fromkeys([*before, *now]):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            lines += _changes(old, new, f"{where}{key}.")
-        elif old != new:
-            lines.append(f"{where}{key}: {old!r} there, {new!r} now")
-    return lines
-
-
 def network_hash(model: nn.Module) -> str:
     """Returns a hash of a network's weights and buffers."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    for name, tensor in sorted(tensors.items()):
         digest.update(_header(name, tensor))
         digest.update(_content(tensor))
     return digest.hexdigest()[:16]

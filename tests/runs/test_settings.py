@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abcsearch.budget import Budget
-from abcsearch.errors import AbcSearchError, ConfigError, RunError
+from abcsearch.errors import AbcSearchError, ConfigError, RunError, differences
 from abcsearch.runs.settings import (
     ModelSettings,
     Part,
     RunConfig,
     SearchSettings,
     SpaceOptions,
-    differences,
     from_plain,
     to_plain,
 )
