@@ -17,26 +17,11 @@ if TYPE_CHECKING:
 FORMATS = ("safetensors", "onnx", "pt2")
 _FILES = FORMATS[1:]  # formats that are one file, and its ending
 # Of files of models, so that a folder of such a name is a mistake; names like run-1.2 are none.
-_FOREIGN = {
-    *(
-        "bin",
-        "ckpt",
-        "engine",
-        "h5",
-        "hdf5",
-        "keras",
-        "mlmodel",
-        "npz",
-        "pb",
-        "pickle",
-        "pkl",
-        "pt",
-        "pt1",
-        "pt3",
-        "pte",
-    ),
-    *("pth", "safetensors", "tar", "tflite", "torchscript", "ts", "weights", "zip"),
-}
+_FOREIGN = (
+    {"bin", "ckpt", "pickle", "pkl", "pt", "pt1", "pt3", "pte", "pth", "safetensors", "torchscript", "ts", "weights"}
+    | {"engine", "h5", "hdf5", "keras", "mlmodel", "pb", "tflite"}
+    | {"npz", "tar", "zip"}
+)
 
 
 def check_target(path: str | Path, kind: str | None) -> tuple[str, Path]:

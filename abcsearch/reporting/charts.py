@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from abcsearch.reporting.curves import SHOWN, thinned
 from abcsearch.reporting.layer_charts import parallel_chart, sensitivity_chart, widths_chart
-from abcsearch.reporting.plotting import figure_of
+from abcsearch.reporting.plotting import cost_buttons, figure_of
 from abcsearch.reporting.timeline import outline
 from abcsearch.reporting.words import (
     BLACK,
@@ -105,26 +105,15 @@ def pareto_chart(clouds: Sequence[Cloud], marks: Sequence[Mark], searcher: str) 
         trace.visible = at_first[place] if place in spans[0] else False
     figure = figure_of(traces, _axis_title(clouds[0]), "fitness (higher is better)", 480)
     figure.update_layout(shapes=_bounds(clouds[0]))
-    buttons = [
-        {
-            "label": _label(cloud),
-            "method": "update",
-            "args": [
-                {"visible": [seen if place in span else False for place, seen in enumerate(at_first)]},
-                {"xaxis.title.text": _axis_title(cloud), "shapes": _bounds(cloud), "xaxis.autorange": True},
-            ],
-        }
+    choices = [
+        (
+            [seen if place in span else False for place, seen in enumerate(at_first)],
+            {"xaxis.title.text": _axis_title(cloud), "shapes": _bounds(cloud), "xaxis.autorange": True},
+        )
         for cloud, span in zip(clouds, spans, strict=True)
     ]
-    if len(clouds) > 1:
-        menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left", "y": 1.1}
-        figure.update_layout(updatemenus=[{**menu, "yanchor": "bottom", "showactive": True}], margin={"t": 90})
+    cost_buttons(figure, [cloud.cost for cloud in clouds], choices)
     return figure
-
-
-def _label(cloud: Cloud) -> str:
-    """Returns the name of a cost without what is in brackets."""
-    return COSTS[cloud.cost].split(" (")[0]
 
 
 def _axis_title(cloud: Cloud) -> str:
@@ -143,8 +132,7 @@ def _bounds(cloud: Cloud) -> list[dict[str, Any]]:
 
 def _cloud_traces(cloud: Cloud, marks: Sequence[Mark], searcher: str) -> list[Any]:
     """Returns the trials, the front, and the named networks."""
-    index = {number: place for place, number in enumerate(cloud.numbers)}
-    front = [index[number] for number in cloud.front]
+    front = cloud.front_places
     shown = thinned(len(cloud.numbers), front)
     hover = "trial %{customdata[0]}<br>%{customdata[1]}<br>fitness %{y:.4f}<extra></extra>"
 

@@ -51,8 +51,7 @@ def draw_fronts(found: Comparison) -> Figure:
         cloud = next((cloud for cloud in run.clouds if cloud.cost == cost), None)
         if cloud is None:
             continue
-        index = {number: i for i, number in enumerate(cloud.numbers)}
-        front = [index[number] for number in cloud.front]
+        front = cloud.front_places
         x, y = [cloud.costs[i] for i in front], [cloud.fitness[i] for i in front]
         axes.step(x, y, where="post", marker=".", color=SERIES[place % len(SERIES)], label=plain(label))
     axes.set_xlabel(COSTS[cost])

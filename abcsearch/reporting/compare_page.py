@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from abcsearch.errors import ConfigError
 from abcsearch.reporting.compare_drawings import compare_drawings
 from abcsearch.reporting.page import Page, Section, paragraph, table
-from abcsearch.reporting.plotting import figure_of, layer_axis
+from abcsearch.reporting.plotting import cost_buttons, figure_of, layer_axis
 from abcsearch.reporting.words import COSTS, SERIES, cost_text, short_name, short_names
 from abcsearch.runs.folder import RunFolder
 from abcsearch.training.objectives import metric_text
@@ -237,8 +237,7 @@ def front_chart(found: Comparison, costs: Sequence[str]) -> go.Figure:
             cloud = next((cloud for cloud in run.clouds if cloud.cost == cost), None)
             if cloud is None:
                 continue
-            index = {number: i for i, number in enumerate(cloud.numbers)}
-            front = [index[number] for number in cloud.front]
+            front = cloud.front_places
             name = html.escape(label)
             trace = go.Scatter(
                 x=[cloud.costs[i] for i in front],
@@ -253,17 +252,8 @@ def front_chart(found: Comparison, costs: Sequence[str]) -> go.Figure:
             )
             traces.append(trace)
     figure = figure_of(traces, COSTS[costs[0]], "fitness (higher is better)", 480)
-    buttons = [
-        {
-            "label": COSTS[cost].split(" (")[0],
-            "method": "update",
-            "args": [{"visible": [trace.meta == cost for trace in traces]}, {"xaxis.title.text": COSTS[cost]}],
-        }
-        for cost in costs
-    ]
-    if len(costs) > 1:
-        menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left", "y": 1.1}
-        figure.update_layout(updatemenus=[{**menu, "yanchor": "bottom", "showactive": True}], margin={"t": 90})
+    choices = [([trace.meta == cost for trace in traces], {"xaxis.title.text": COSTS[cost]}) for cost in costs]
+    cost_buttons(figure, costs, choices)
     return figure
 
 

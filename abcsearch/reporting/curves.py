@@ -115,6 +115,12 @@ class Cloud:
     front: tuple[int, ...]
     bound: tuple[float, float] | None = None
 
+    @property
+    def front_places(self) -> list[int]:
+        """Places of the front's trials among all of them."""
+        index = {number: place for place, number in enumerate(self.numbers)}
+        return [index[number] for number in self.front]
+
     def is_far(self, cost: float) -> bool:
         """Returns whether a network costs so much more than every trial that drawing it would squeeze them."""
         return cost > 1.5 * max(self.costs)

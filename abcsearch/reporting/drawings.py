@@ -114,8 +114,7 @@ def draw_pareto(clouds: Sequence[Cloud], marks: Sequence[Mark]) -> Figure:
     many = figure.subplots(1, len(clouds), sharey=True, squeeze=False)[0]
     for axes, cloud in zip(many, clouds, strict=True):
         styled(axes)
-        index = {number: place for place, number in enumerate(cloud.numbers)}
-        front = [index[number] for number in cloud.front]
+        front = cloud.front_places
         places = thinned(len(cloud.numbers), front)
         costs, fitness = np.array(cloud.costs), np.array(cloud.fitness)
         axes.plot(costs[places], fitness[places], ".", color=GREY, alpha=0.6, label="trials")

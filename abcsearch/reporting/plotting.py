@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from abcsearch.reporting.words import BLACK, short_names, tick_step
+from abcsearch.reporting.words import BLACK, cost_name, short_names, tick_step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,24 @@ def figure_of(traces: Sequence[Any], x: str, y: str, height: int = 420) -> go.Fi
         plot_bgcolor="white",
     )
     return figure
+
+
+def cost_buttons(figure: go.Figure, costs: Sequence[str], choices: Sequence[tuple[list[Any], dict[str, Any]]]) -> None:
+    """Adds a button per cost above a chart, unless there is only one.
+
+    Args:
+        figure: changed in place.
+        costs: their names.
+        choices: of each, which traces are visible and what changes in the layout.
+    """
+    if len(costs) < 2:
+        return
+    buttons = [
+        {"label": cost_name(cost), "method": "update", "args": [{"visible": visible}, layout]}
+        for cost, (visible, layout) in zip(costs, choices, strict=True)
+    ]
+    menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left", "y": 1.1}
+    figure.update_layout(updatemenus=[{**menu, "yanchor": "bottom", "showactive": True}], margin={"t": 90})
 
 
 def layer_axis(figure: go.Figure, names: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from abcsearch.bounds import amount
+from abcsearch.runs.report import short_count
 
 if TYPE_CHECKING:
     from abcsearch.reporting.curves import Layer
@@ -47,16 +48,18 @@ def short_names(names: list[str], longest: int = _LONGEST) -> list[str]:
     return [text if shown.count(text) == 1 else f"{text} ({place + 1})" for place, text in enumerate(shown)]
 
 
+def cost_name(cost: str) -> str:
+    """Returns the name of a cost in words, without what is in brackets."""
+    return COSTS[cost].split(" (")[0]
+
+
 def cost_text(name: str, cost: float) -> str:
     """Returns a cost in words: 1.65 M, 12.3 KiB, 4.56 ms."""
     if name == "peak_activation":
         return f"{cost / 1024:,.3g} KiB"
     if name == "latency_ms":
         return amount(name, cost)
-    for unit, word in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if cost >= unit:
-            return f"{cost / unit:.3g}{word}"
-    return f"{cost:.0f}"
+    return short_count(round(cost))
 
 
 def change_text(before: float, after: float) -> str:

@@ -21,6 +21,7 @@ from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import held_header
 from abcsearch.runs.inspection import counted
 from abcsearch.runs.timing import PATIENCE, Estimate, evaluation_time, full_macs, training_time
+from abcsearch.runs.weights import state_bytes
 from abcsearch.training.computing import find_device
 
 if TYPE_CHECKING:
@@ -323,13 +324,9 @@ def _weights_notes(config: RunConfig, folder: RunFolder) -> list[str]:
 
 def _disk(task: Task, pruned: nn.Module, config: RunConfig) -> int:
     """Returns the bytes of a run folder: the base network, the fine-tuned ones, and what is kept of every trial."""
-    full, small = (
-        sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-        for network in (task.model, pruned)
-    )
     searches = 1 + ("random" in config.baselines)
     trials = searches * config.n_trials * (_JOURNAL + 6 * len(task.space))
-    return 2 * full + (1 + len(config.baselines)) * small + trials
+    return 2 * state_bytes(task.model) + (1 + len(config.baselines)) * state_bytes(pruned) + trials
 
 
 def _machine(config: RunConfig) -> str:

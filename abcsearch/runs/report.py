@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from abcsearch.bounds import amount
 from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
@@ -17,10 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from torch import nn
-
     from abcsearch.runs.finished import FinishedRun
     from abcsearch.runs.run import SearchResult
+from abcsearch.runs.weights import state_bytes
 
 _POINTS = 10  # of the front that are shown, evenly spread
 FRONT = "Front: trials that no other one beats in both"
@@ -169,7 +167,7 @@ def make_report(run: FinishedRun) -> Report:
         Row(
             network=structure.name,
             **{name: counts[index] for name, counts in costs.items()},
-            size_mb=_megabytes(networks[index]),
+            size_mb=state_bytes(networks[index]) / 1e6,
             latency_ms=next(time.median_ms for time in times[index] if time.batch == max(BATCHES)),
             times=times[index],
             fitness=run.fitness(structure),
@@ -239,12 +237,6 @@ def tested_metrics(run: FinishedRun, score: dict[str, Any] | None) -> dict[str, 
     both = {when: score[when] for when in ("before", "after")}
     known = [name for name in names if all(name in own for own in both.values())]
     return {name: {when: float(own[name]) for when, own in both.items()} for name in known}
-
-
-def _megabytes(network: nn.Module) -> float:
-    """Returns the size of a network's parameters and buffers, in 10^6 bytes."""
-    tensors = [value for value in network.state_dict().values() if isinstance(value, torch.Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
 
 
 def _title(run: FinishedRun) -> str:

@@ -112,6 +112,12 @@ def checkpoint_path(stem: Path, *settings: Any) -> Path:  # noqa: ANN401 - plain
     return stem.with_name(f"{stem.name}-{zlib.crc32(text.encode()):08x}.checkpoint")
 
 
+def state_bytes(model: nn.Module) -> int:
+    """Returns the bytes of a network's parameters and buffers."""
+    tensors = [value for value in model.state_dict().values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def weights_writer(model: nn.Module) -> Callable[[Path], None]:
     """Returns a function that writes a network's state to a path as safetensors."""
     return tensors_writer(model.state_dict())
