@@ -41,7 +41,7 @@ class ScoringOptions:
             maps (outputs, labels) of a batch to one number per image.
         validation_images: how many of the search-validation images are looked at; None: all.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
-        precision: "float32"; on CUDA also "tf32" or "bf16".
+        precision: "float32", "bf16", or on CUDA "tf32".
         threads: torch threads on the CPU; recorded, since they decide the order of summation.
 
     Raises:

@@ -36,7 +36,7 @@ class Recipe:
         flip: augmentation: random horizontal mirror image.
         threads: torch threads on the CPU; part of the recipe since it decides the order of summation.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
-        precision: "float32"; on CUDA also "tf32" or "bf16".
+        precision: "float32", "bf16", or on CUDA "tf32".
         optimizer: "sgd" or "adamw".
         nesterov: whether the momentum of SGD is Nesterov's.
         schedule: "cosine" down to 0, or "step": times `gamma` at each of the `milestones`.

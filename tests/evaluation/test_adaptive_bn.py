@@ -357,7 +357,7 @@ def test_by_name_with_options(model, data):
         ("adaptive_bn", {"calibration_images": -1}, "calibration_images is at least 0, found -1"),
         ("adaptive_bn", {"validation_images": 0}, "validation_images is at least 1, found 0"),
         ("adaptive_bn", {"precision": "float31"}, "unknown precision 'float31'; did you mean 'float32'"),
-        ("adaptive_bn", {"precision": "bf16", "device": "cpu"}, "precision bf16 is for CUDA, but the device is cpu"),
+        ("adaptive_bn", {"precision": "tf32", "device": "cpu"}, "precision tf32 is for CUDA, but the device is cpu"),
         ("adaptive_bn", {"device": "cqu"}, 'device is "auto", "cpu".*found \'cqu\''),
         ("adaptive_bn", {"metric": "os:nothing"}, "metric 'os:nothing' cannot be imported"),
         ("adaptive_bn", {"metric": "os:sep"}, "metric 'os:sep' is not a class or function"),
@@ -369,3 +369,15 @@ def test_names_and_options_that_do_not_exist_are_refused(model, data, name, opti
     graph = trace_channels(model, data.example)
     with pytest.raises(ConfigError, match=words):
         make_evaluator(name, model, graph, rank_channels(model, graph), data, **options)
+
+
+def test_bf16_says_nearly_what_float32_says(model, data):
+    exact, rounded = evaluator(model, data), evaluator(model, data, precision="bf16")
+    for candidate in candidates(model, data):
+        one, other = (each(candidate, 0).metrics["neg_loss"] for each in (exact, rounded))
+        assert one != other
+        assert one == pytest.approx(other, abs=0.02)
+        for name, tensor in exact.build(candidate).state_dict().items():
+            near = rounded.build(candidate).state_dict()[name]
+            assert near.dtype == tensor.dtype
+            torch.testing.assert_close(near, tensor, rtol=0.05, atol=0.02)

@@ -273,20 +273,33 @@ def test_other_objectives_are_trained_with_their_loss():
 
 
 def test_device_and_precision_are_checked():
-    with pytest.raises(ConfigError, match="precision bf16 is for CUDA, but the device is cpu"):
-        Recipe(precision="bf16", device="cpu")
+    with pytest.raises(ConfigError, match="precision tf32 is for CUDA, but the device is cpu"):
+        Recipe(precision="tf32", device="cpu")
     with pytest.raises(ConfigError, match="device is"):
         Recipe(device="gpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_on_cuda_it_learns_in_every_precision(precision):
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [
+        ("cpu", "bf16"),
+        *(
+            pytest.param("cuda", name, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))
+            for name in ("float32", "tf32", "bf16")
+        ),
+    ],
+)
+def test_it_learns_in_every_precision(device, precision):
     model, split = network(), stripes()
-    train(model, split, Recipe(epochs=6, batch_size=16, lr=0.1, shift=1, device="cuda", precision=precision))
+    types = set()
+    model.conv.register_forward_hook(lambda _module, _given, output: types.add(output.dtype))
+    recipe = Recipe(epochs=6, batch_size=16, lr=0.1, shift=1, device=device, precision=precision)
+    train(model, split, recipe, validation=stripes(seed=2))
+    assert types == {torch.bfloat16 if precision == "bf16" else torch.float32}
     assert not next(model.parameters()).is_cuda  # it is back where it was
-    assert next(model.parameters()).dtype == torch.float32
-    assert split.to("cuda") is split.to("cuda:0")
+    assert {value.dtype for value in model.state_dict().values()} <= {torch.float32, torch.int64}
+    if device == "cuda":
+        assert split.to("cuda") is split.to("cuda:0")
     assert score(model, stripes(seed=1))["top1"] > 0.95
 
 
