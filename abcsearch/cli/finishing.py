@@ -49,6 +49,10 @@ def finetune(
     ray_address: Annotated[
         str | None, typer.Option(metavar="ADDR", help="Train on the Ray cluster there.", show_default=False)
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this network, e.g. bee_colony or full; repeatable.", show_default=False),
+    ] = None,
 ) -> None:
     """Fine-tunes the winner and the baselines with one recipe; --set changes fields of the recipe. It continues.
 
@@ -57,6 +61,7 @@ def finetune(
     options = [word for own in overrides or () for word in ("--set", own)]
     options += [] if workers is None else ["--workers", str(workers)]
     options += [] if ray_address is None else ["--ray-address", ray_address]
+    options += [word for own in only or () for word in ("--only", own)]
     with answering(run_dir, "finetune", options):
         from abcsearch.config import parse_recipe
         from abcsearch.runs.finetuning import finetune_run
@@ -66,7 +71,7 @@ def finetune(
         recipe = parse_recipe(overrides or (), run.config.finetune)
         together = _together(workers, ray_address, run.folder.log)
         with progress_shown() as progress:
-            finetune_run(run, recipe, workers=together, progress=progress, tell=console.print)
+            finetune_run(run, recipe, workers=together, progress=progress, tell=console.print, only=only or ())
         for structure in run.structures:
             scores = run.scores(structure)
             if scores is not None:

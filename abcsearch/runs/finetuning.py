@@ -6,7 +6,7 @@ import shutil
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import ConfigError
+from abcsearch.errors import ConfigError, unknown_name
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.recipes import changed
 from abcsearch.runs.status import TUNING
@@ -19,7 +19,7 @@ from abcsearch.training.loop import check_training
 from abcsearch.training.recipe import KEPT, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from abcsearch.runs.finished import FinishedRun, Structure
@@ -33,6 +33,7 @@ def finetune_run(
     workers: Workers | None = None,
     progress: Progress = silent,
     tell: Callable[[str], object] = str,  # drops it
+    only: Collection[str] = (),
 ) -> None:
     """Fine-tunes the winner, then what it is compared with, with one recipe; what is done already is left alone.
 
@@ -48,13 +49,18 @@ def finetune_run(
         progress: shown after every epoch.
         tell: takes a line, before anything is trained, for every fine-tuning by another recipe: what is replaced, and
             what was stopped and waits.
+        only: names of the structures to fine-tune; none: all.
 
     Raises:
-        ConfigError, DataError: if the recipe does not suit the data.
+        ConfigError, DataError: if the recipe does not suit the data, or there is no structure of a name in `only`.
         CheckpointError: if the file of a fine-tuning that was stopped is damaged.
     """
     recipe = recipe or run.config.finetune
     task = run.result.task
+    names = [structure.name for structure in run.structures]
+    for name in only:
+        if name not in names:
+            raise ConfigError(unknown_name("network", name, names))
     check_training(recipe, task.data.train, task.data.objective, taught=bool(recipe.distillation), scored=True)
     if workers is not None:
         Crew(size=workers.workers).check(recipe.batch_size)
@@ -65,6 +71,8 @@ def finetune_run(
             shutil.rmtree(stale, ignore_errors=True)
         due: list[Structure] = []
         for structure in (run.winner, *run.structures[:-1]):
+            if only and structure.name not in only:
+                continue
             done = run.scores(structure)
             if done is None or not _same(done["recipe"], recipe):
                 due.append(structure)

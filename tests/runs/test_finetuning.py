@@ -77,6 +77,17 @@ def test_the_winner_comes_first(run):
     assert list(dict.fromkeys(stages)) == [f"fine-tuning {name}" for name in ("bee_colony", "full", "uniform")]
 
 
+def test_only_those_that_are_named(run):
+    finetune_run(run, SHORT, only=["full", "bee_colony"])
+    assert {name.split(".")[0] for name in left(run)} == {"bee_colony", "full"}
+    bytes_of = {name: (run.folder.path / "finetuned" / name).read_bytes() for name in left(run)}
+    finetune_run(run, SHORT)
+    assert {name.split(".")[0] for name in left(run)} == {"bee_colony", "full", "uniform"}
+    assert all((run.folder.path / "finetuned" / name).read_bytes() == old for name, old in bytes_of.items())
+    with pytest.raises(ConfigError, match="unknown network 'unifrom'; did you mean 'uniform'"):
+        finetune_run(run, SHORT, only=["unifrom"])
+
+
 def test_the_teacher_is_the_full_network_of_the_search(run):
     recipe = dataclasses.replace(SHORT, distillation=0.7, temperature=2.0)
     finetune_run(run, recipe)
