@@ -51,7 +51,9 @@ def finetune(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only this network, e.g. bee_colony or full; repeatable.", show_default=False),
+        typer.Option(
+            metavar="NAME", help="Only this network, e.g. bee_colony or full; repeatable.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Fine-tunes the winner and the baselines with one recipe; --set changes fields of the recipe. It continues.
