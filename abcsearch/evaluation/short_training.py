@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import nn
+
 from abcsearch.evaluation.inheriting import Inheriting, ScoringOptions
 from abcsearch.training.loop import check_images, train
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.ranking import Ranking
     from abcsearch.data.splits import Data
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class ShortTrainingOptions(ScoringOptions):
         label_smoothing: in [0, 1).
         shift: augmentation: random translation by up to so many pixels.
         flip: augmentation: random horizontal mirror image.
+        fresh_norms: batch norms begin anew instead of inheriting, as in ABCPruner's published code.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -47,6 +50,7 @@ class ShortTrainingOptions(ScoringOptions):
     label_smoothing: float = 0.0
     shift: int = 0
     flip: bool = False
+    fresh_norms: bool = False
 
     LOWEST: ClassVar[dict[str, float]] = {**ScoringOptions.LOWEST, "steps": 1, "batch_size": 1}
 
@@ -72,7 +76,7 @@ class ShortTraining(Inheriting):
 
     Differences from the paper:
         - Weights are inherited with everything that belongs to them, batch norms included; the published code
-          initialises these anew.
+          initialises these anew: `fresh_norms`.
         - Search-validation is held out of the training images; the published code selects on the test set.
         - The learning rate follows a cosine down to 0, so that a short training ends settled.
     """
@@ -98,6 +102,10 @@ class ShortTraining(Inheriting):
 
     def _prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
         """Trains the network."""
+        if self.options.fresh_norms:
+            for module in network.modules():
+                if isinstance(module, _NORMS):
+                    module.reset_parameters()
         train(
             network,
             self._data.train,

@@ -57,10 +57,7 @@ def finetune_run(
     """
     recipe = recipe or run.config.finetune
     task = run.result.task
-    names = [structure.name for structure in run.structures]
-    for name in only:
-        if name not in names:
-            raise ConfigError(unknown_name("network", name, names))
+    chosen = _chosen(run, only)
     check_training(recipe, task.data.train, task.data.objective, taught=bool(recipe.distillation), scored=True)
     if workers is not None:
         Crew(size=workers.workers).check(recipe.batch_size)
@@ -70,9 +67,7 @@ def finetune_run(
         for stale in (run.folder.path / FOLDER).glob(".ray-*"):  # of workers whose driver was killed
             shutil.rmtree(stale, ignore_errors=True)
         due: list[Structure] = []
-        for structure in (run.winner, *run.structures[:-1]):
-            if only and structure.name not in only:
-                continue
+        for structure in chosen:
             done = run.scores(structure)
             if done is None or not _same(done["recipe"], recipe):
                 due.append(structure)
@@ -81,6 +76,15 @@ def finetune_run(
                     run.folder.log(line)
         for structure in due:
             _finetune(run, structure, recipe, workers, progress)
+
+
+def _chosen(run: FinishedRun, only: Collection[str]) -> list[Structure]:
+    """Returns the structures of these names, or all without any; the winner first."""
+    found = {structure.name: structure for structure in (run.winner, *run.structures[:-1])}
+    for name in only:
+        if name not in found:
+            raise ConfigError(unknown_name("network", name, found))
+    return [structure for name, structure in found.items() if not only or name in only]
 
 
 def _others(

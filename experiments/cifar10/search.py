@@ -18,7 +18,6 @@ import os
 import platform
 import statistics
 import sys
-import tomllib
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from abcsearch.runs.configured import run_config
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import FinishedRun, open_run
 from abcsearch.runs.forward import measure_forward
-from abcsearch.training.objectives import metric_text
 
 HERE = Path(__file__).parent
 PUBLISHED = (

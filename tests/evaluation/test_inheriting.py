@@ -378,6 +378,24 @@ def test_workers_of_one_machine_share_the_images(parts):
         assert pool.submit(_shared, AdaptiveBN(*parts)).result() == [True] * 3
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_norms_are_inherited_or_begin_anew(parts, fresh):
+    model = copy.deepcopy(parts[0])
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 2)
+            nn.init.constant_(module.bias, 3)
+    options = {"steps": 1, "batch_size": 32, "lr": 1e-9, "weight_decay": 0.0, "fresh_norms": fresh}
+    network = make_evaluator("short_training", model, *parts[1:], **options).build(parts[1].space(alpha=1.0).full)
+    for name, module in network.named_modules():
+        inherited = model.get_submodule(name)
+        if isinstance(module, nn.BatchNorm2d):
+            torch.testing.assert_close(module.weight, torch.ones_like(module.weight) if fresh else inherited.weight)
+            torch.testing.assert_close(module.bias, torch.zeros_like(module.bias) if fresh else inherited.bias)
+        elif isinstance(module, nn.Conv2d):
+            torch.testing.assert_close(module.weight, inherited.weight)
+
+
 @pytest.mark.parametrize("name", ["adaptive_bn", "short_training", "cascade"])
 def test_nothing_is_left_of_an_evaluation(parts, name):
     options = (
@@ -392,5 +410,6 @@ def test_nothing_is_left_of_an_evaluation(parts, name):
     counts = []
     for number in range(12):
         evaluator(space.sample(draws), number)
-        counts.append(living())
-    assert len(set(counts[2:])) == 1
+        if number in (2, 11):  # later ones may need what the first ones have made
+            counts.append(living())
+    assert counts[0] == counts[1]
