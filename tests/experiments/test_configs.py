@@ -39,6 +39,7 @@ PUBLISHED = {
     "metapruning/imagenet_mobilenet_v1.toml": (569, 316, 14),
     "metapruning/imagenet_mobilenet_v2.toml": (585, 303, 25),
 }
+NETWORKS = ("resnet20", "resnet56", "resnet110", "vgg16_cifar", "googlenet_cifar")
 SIZE = 128 / 224  # of images here: those of ImageNet are smaller than published, and convolutions cost its square
 # Few images: batches of one, and one step of training.
 SMALL = {
@@ -57,6 +58,12 @@ def stand_in(tmp_path_factory):
     for file in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
         content = {"data": draws.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]}
         (cifar / file).write_bytes(pickle.dumps(content, protocol=2))
+    for part, count in (("train", 10), ("test", 2)):
+        for name in range(10):
+            place = folder / "cifar10-jpeg" / part / f"class{name}"
+            place.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(draws.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{number}.jpg")
     for part, count in (("train", 4), ("val", 1)):
         for wnid in ("n01440764", "n01443537"):
             place = folder / "imagenet" / part / wnid
@@ -74,6 +81,9 @@ def overrides(path, folder):
     match config.data.name:
         case "cifar10":
             return [*own, f"data.path={folder}"]
+        case "image_folder":
+            trained = config.pretrain is not None
+            return [*own, f"data.path={folder / 'cifar10-jpeg'}", *(["pretrain.batch_size=1"] if trained else [])]
         case "imagenet":
             small = ["data.validation=2", "data.workers=0", "data.size=128", "data.resize=128"]
             if isinstance(config.budget.macs, int):
@@ -83,7 +93,8 @@ def overrides(path, folder):
 
 
 def test_every_published_setting_has_a_config():
-    assert set(CONFIGS) == {"digits/config.toml", *PUBLISHED}
+    ours = {"digits/config.toml", *(f"cifar10/{name}.toml" for name in NETWORKS)}
+    assert set(CONFIGS) == ours | set(PUBLISHED)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
