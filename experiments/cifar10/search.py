@@ -19,7 +19,7 @@ import platform
 import statistics
 import sys
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -189,8 +189,11 @@ def main() -> None:
             for name, changes in variants.items()
         ]
         with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
-            for folder in pool.map(run, jobs):
-                sys.stderr.write(f"{folder}: done\n")
+            tasks = {pool.submit(run, job): job for job in jobs}
+            for task in as_completed(tasks):
+                sys.stderr.write(f"{tasks[task].folder}: {task.exception() or 'done'}\n")
+        if any(task.exception() for task in tasks):
+            sys.exit("what failed is named above; the same command goes on")
         seeds = {str(seed): measured([job for job in jobs if job.seed == seed]) for seed in arguments.seeds}
         environment = json.loads((jobs[0].folder / "run.json").read_text())["environment"]
         versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())

@@ -12,7 +12,7 @@ from abcsearch.runs.configured import resume, run_config
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
 
-KILLS = 12
+KILLS = 6
 
 
 def _run(path, folder):
@@ -44,7 +44,7 @@ def forks():
     return context
 
 
-def test_killed_at_a_dozen_random_instants_is_as_uninterrupted(tiny_config, tmp_path, forks):
+def test_killed_at_random_instants_it_is_as_uninterrupted(tiny_config, tmp_path, forks):
     first = forks.Process(target=int)  # the server starts, and imports torch, with its first process
     first.start()
     first.join()

@@ -87,7 +87,7 @@ def test_killed_at_any_instant_it_ends_with_the_same_bits(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.test_checkpoints", "abcsearch.training.loop", "torchvision"])
     duration, whole, instants = 0.0, call(RECIPES["all of it"]), np.random.default_rng()
-    for number in range(3):
+    for number in range(2):
         file, kills = tmp_path / f"killed-{number}", 0
         for attempt in range(50):
             began, victim = time.monotonic(), context.Process(target=_drive, args=(file, "all of it"))
