@@ -9,7 +9,7 @@ DATA ?= data
 # One thread per process: pytest runs one process per core.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-digits bench-evaluation bench-fitness bench-scaling bench-searchers bench-slicing bench-zoo clean
+.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-digits bench-evaluation bench-fitness bench-scaling bench-searchers bench-slicing bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -75,6 +75,9 @@ $(VENV)/.installed-zoo: $(VENV)/.installed-dev
 test-zoo: $(VENV)/.installed-zoo ## slicing is exact on 175 networks of all families (20 minutes, 5 GB; not part of test)
 	@echo "== zoo"
 	@$(THREADS) $(BIN)/python -m pytest -m zoo tests/zoo -n 1
+
+bench-cifar10: $(VENV)/.installed ## searchers on CIFAR-10 at equal budget, with its images and weights (hours); ARGS="searchers --help"
+	@$(THREADS) $(BIN)/python -m experiments.cifar10.search $(ARGS)
 
 bench-digits: $(VENV)/.installed ## the table of experiments/digits/README.md: the demo with seeds 0 to 4
 	@$(BIN)/python experiments/digits/seeds.py

@@ -1,13 +1,14 @@
 """Does a fitness rank structures as fine-tuning would? Kendall's tau and top-5 recall of each, and what it costs.
 
     python -m experiments.benchmarks.fitness [--config experiments/digits/config.toml] [--seeds 0 1 2]
-        [--structures 40] [--workers 2] [--runs runs/bench-fitness] [--set key=value ...]
+        [--structures 40] [--macs 0.05 0.4] [--fitness NAME ...] [--turns 2] [--workers 2] [--runs runs/bench-fitness]
+        [--set key=value ...]
 
-The base network of a config is trained (or loaded), random structures of 5 to 40 % of its MACs are fine-tuned with the
+The base network of a config is trained (or loaded), random structures of some share of its MACs are fine-tuned with the
 config's recipe, twice with different seeds, and scored on the test images: the mean is the truth. Every fitness sees
 search-validation only. Criteria: the same structures, sliced, scored by the default fitness and fine-tuned (once) with
 each.
-Finished parts are kept in --runs; a stopped call goes on.
+Finished structures are kept in --runs; a stopped call goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import platform
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -58,21 +59,74 @@ SCORED: dict[str, tuple[str, dict[str, Any]]] = {
 STAGES = ("AdaptiveBN, 1024 images", "short training, 2 epochs")  # of the cascade
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)  # equal to itself alone: a config has no hash
 class Part:
-    """One seed with one criterion."""
+    """The structures of one seed with one criterion.
+
+    Attributes:
+        config: network, data, space and recipe.
+        seed: of the base network, the split, the structures and the fine-tuning.
+        criterion: ranks channels; fitnesses other than `AdaptiveBN` are for the first one, l1.
+        structures: how many.
+        macs: lowest and highest share of the full network's.
+        turns: how often each is fine-tuned.
+        scored: names in `SCORED`.
+    """
 
     config: RunConfig
     seed: int
     criterion: str
     structures: int
+    macs: tuple[float, float]
+    turns: int
+    scored: tuple[str, ...]
+
+
+class Bench:
+    """What all structures of a part are built from, and scored with."""
+
+    def __init__(self, part: Part) -> None:
+        """Loads the data, and trains or loads the base network."""
+        self.config = config = replace(part.config, seed=part.seed)
+        self.data = load_data(config.data.name, **{"seed": part.seed, **config.data.options})
+        self.model = config.model.build(part.seed)
+        if config.model.checkpoint is not None:
+            load_checkpoint(self.model, config.model.checkpoint)
+        elif config.pretrain is not None:
+            train(self.model, self.data.train, config.pretrain, seed=part.seed, part="pretrain")
+        self.model.eval()
+        graph = trace_channels(self.model, self.data.example)
+        order = torch.randperm(len(self.data.train), generator=torch_stream(part.seed, "ranking images"))
+        chosen = self.data.train.part(order[:256]).loaded()
+        ranking = rank_channels(self.model, graph, part.criterion, data=(chosen.images, chosen.labels), seed=part.seed)
+        self.costs = graph.costs
+        self.candidates = structures(part, graph)
+        parts = (self.model, graph, ranking, self.data)
+        self.builder = AdaptiveBN(*parts, AdaptiveBNOptions(calibration_images=1024))
+        # neg_kl as the metric: the others come with it.
+        self.evaluators = {
+            name: make_evaluator(SCORED[name][0], *parts, metric="neg_kl", **SCORED[name][1]) for name in part.scored
+        }
+        self.full = score(self.model, self.data.test)["top1"]
+
+
+_benches: dict[tuple[int, str], Bench] = {}  # the last one of this process
+
+
+def bench(part: Part) -> Bench:
+    """Returns what a part needs, made once per process."""
+    key = part.seed, part.criterion
+    if key not in _benches:
+        _benches.clear()
+        _benches[key] = Bench(part)
+    return _benches[key]
 
 
 def structures(part: Part, graph: Any) -> list[tuple[int, ...]]:  # noqa: ANN401 - a graph
-    """Returns random structures of 5 to 40 % of the MACs, the same for every criterion."""
+    """Returns random structures inside the shares of MACs, the same for every criterion."""
     options = part.config.space
     space = graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
-    constraint = Budget(macs=(0.05, 0.4)).bind(space, graph.costs)
+    constraint = Budget(macs=part.macs).bind(space, graph.costs)
     draws = numpy_stream(part.seed, "structures")
     found: dict[tuple[int, ...], None] = {}
     while len(found) < part.structures:
@@ -80,51 +134,46 @@ def structures(part: Part, graph: Any) -> list[tuple[int, ...]]:  # noqa: ANN401
     return list(found)
 
 
-def measured(part: Part) -> dict[str, Any]:
-    """Returns truth (structures, 2), macs, and (values, seconds per structure) of every fitness."""
+def measured(part: Part, number: int) -> dict[str, Any]:
+    """Returns truth (turns,), macs, and metrics and seconds by fitness, of one structure; also `full`'s score."""
     torch.set_num_threads(1)
-    config = replace(part.config, seed=part.seed)
-    data = load_data(config.data.name, **{"seed": part.seed, **config.data.options})
-    model = config.model.build(part.seed)
-    if config.model.checkpoint is not None:
-        load_checkpoint(model, config.model.checkpoint)
-    elif config.pretrain is not None:
-        train(model, data.train, config.pretrain, seed=part.seed, part="pretrain")
-    model.eval()
-    graph = trace_channels(model, data.example)
-    order = torch.randperm(len(data.train), generator=torch_stream(part.seed, "ranking images"))
-    chosen = data.train.part(order[:256]).loaded()
-    ranking = rank_channels(model, graph, part.criterion, data=(chosen.images, chosen.labels), seed=part.seed)
-    candidates = structures(part, graph)
-    found: dict[str, Any] = {"macs": graph.costs.macs(candidates).tolist(), "fitness": {}}
-    found["full"] = finetune_score(model, data, None)
-    parts = (model, graph, ranking, data)
-    wanted = SCORED if part.criterion == "l1" else {"AdaptiveBN, 1024 images": SCORED["AdaptiveBN, 1024 images"]}
-    for name, (evaluator, options) in wanted.items():
-        evaluate = make_evaluator(evaluator, *parts, metric="neg_kl", **options)  # the others come with it
+    own = bench(part)
+    candidate = own.candidates[number]
+    found: dict[str, Any] = {"full": own.full, "macs": int(own.costs.macs([candidate])[0]), "fitness": {}}
+    for name, evaluate in own.evaluators.items():
         start = time.process_time()
-        values = [evaluate(candidate, number) for number, candidate in enumerate(candidates)]
-        seconds = (time.process_time() - start) / len(candidates)
-        for metric in METRICS:
-            found["fitness"][f"{name}: {metric}"] = ([value.metrics[metric] for value in values], seconds)
-    turns = (0, 1) if part.criterion == "l1" else (0,)
-    builder = AdaptiveBN(*parts, AdaptiveBNOptions(calibration_images=1024))
+        metrics = evaluate(candidate, number).metrics
+        found["fitness"][name] = {"metrics": dict(metrics), "seconds": time.process_time() - start}
     found["truth"] = [
-        [finetune_score(builder.build(c), data, replace(config, seed=part.seed + 1000 * turn)) for turn in turns]
-        for c in candidates
+        finetune(own.builder.build(candidate), own.data, own.config.finetune, seed=part.seed + 1000 * turn).after[
+            "top1"
+        ]
+        for turn in range(part.turns)
     ]
     return found
 
 
-def finetune_score(model: torch.nn.Module, data: Any, config: RunConfig | None) -> float:  # noqa: ANN401 - Data
-    """Returns test accuracy, after fine-tuning if there is a config."""
-    if config is None:
-        return score(model, data.test)["top1"]
-    return finetune(model, data, config.finetune, seed=config.seed).after["top1"]
+def gathered(files: list[Path]) -> dict[str, Any]:
+    """Returns a part: truth (structures, turns), macs, and (values, seconds per structure) of every fitness."""
+    each = [json.loads(file.read_text()) for file in files]
+    fitness = {
+        f"{name}: {metric}": (
+            [own["fitness"][name]["metrics"][metric] for own in each],
+            statistics.mean(own["fitness"][name]["seconds"] for own in each),
+        )
+        for name in each[0]["fitness"]
+        for metric in METRICS
+    }
+    return {key: [own[key] for own in each] for key in ("macs", "truth")} | {
+        "full": each[0]["full"],
+        "fitness": fitness,
+    }
 
 
 def add_cascade(found: dict[str, Any], fraction: float = 0.2) -> None:
-    """Adds the cascade: the first stage for all, the second for the best fraction."""
+    """Adds the cascade: the first stage for all, the second for the best fraction; unless a stage is missing."""
+    if not all(f"{name}: {METRICS[0]}" in found["fitness"] for name in STAGES):
+        return
     for metric in METRICS:
         (first, cost), (second, more) = (found["fitness"][f"{name}: {metric}"] for name in STAGES)
         cascade = object.__new__(Cascade)  # its stages are known already
@@ -170,8 +219,9 @@ def report(found: dict[tuple[int, str], dict[str, Any]], seeds: list[int]) -> st
     for name in ours[0]["fitness"]:
         values, seconds = zip(*(one["fitness"][name] for one in ours), strict=True)
         lines.append(line(name, list(values), f"{statistics.mean(seconds):.3f}"))
-    again = [kendalltau(*np.transpose(one["truth"])).statistic for one in ours]
-    lines.append(f"| fine-tuning against fine-tuning with another seed | {cell(again)} | | |")
+    if len(ours[0]["truth"][0]) > 1:
+        again = [kendalltau(*np.transpose(one["truth"])[:2]).statistic for one in ours]
+        lines.append(f"| fine-tuning against fine-tuning with another seed | {cell(again)} | | |")
     lines += [
         "",
         "| criterion | tau of AdaptiveBN: top1 | tau of AdaptiveBN: neg_loss | fine-tuned, % | best of 40, % |",
@@ -206,6 +256,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--criterion-seeds", type=int, default=2, help="how many of the seeds criteria get besides l1")
     parser.add_argument("--structures", type=int, default=40)
+    parser.add_argument("--macs", type=float, nargs=2, default=(0.05, 0.4), help="lowest and highest share")
+    parser.add_argument("--turns", type=int, default=2, help="how often each structure is fine-tuned")
+    parser.add_argument("--fitness", nargs="+", choices=SCORED, default=list(SCORED), metavar="NAME")
     parser.add_argument("--criteria", nargs="*", default=list(CRITERIA), help="besides l1")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/bench-fitness"))
@@ -214,17 +267,37 @@ def main() -> None:
     config = read_config(arguments.config, arguments.set)
     arguments.runs.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(["l1", *arguments.criteria]))
-    wanted = {
-        (seed, c): arguments.runs / f"{seed}-{c}-{arguments.structures}.json"
-        for c in names
-        for seed in arguments.seeds[: None if c == "l1" else arguments.criterion_seeds]
+    parts = [
+        Part(
+            config=config,
+            seed=seed,
+            criterion=criterion,
+            structures=arguments.structures,
+            macs=tuple(arguments.macs),
+            turns=arguments.turns if criterion == "l1" else 1,
+            scored=tuple(arguments.fitness if criterion == "l1" else STAGES[:1]),
+        )
+        for criterion in names
+        for seed in arguments.seeds[: None if criterion == "l1" else arguments.criterion_seeds]
+    ]
+    files = {
+        part: [
+            arguments.runs / f"{part.seed}-{part.criterion}-{n}-of-{part.structures}.json"
+            for n in range(part.structures)
+        ]
+        for part in parts
     }
-    missing = [Part(config, seed, c, arguments.structures) for (seed, c), path in wanted.items() if not path.exists()]
     with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
-        for part, made in zip(missing, pool.map(measured, missing), strict=True):
-            wanted[part.seed, part.criterion].write_text(json.dumps(made))
-            sys.stderr.write(f"seed {part.seed}, {part.criterion}: done\n")
-    found = {key: json.loads(path.read_text()) for key, path in wanted.items()}
+        tasks = {
+            pool.submit(measured, part, number): file
+            for part in parts
+            for number, file in enumerate(files[part])
+            if not file.exists()
+        }
+        for task in as_completed(tasks):
+            tasks[task].write_text(json.dumps(task.result()))
+            sys.stderr.write(f"{tasks[task]}: done\n")
+    found = {(part.seed, part.criterion): gathered(own) for part, own in files.items()}
     sys.stdout.write(report(found, arguments.seeds) + "\n")
 
 

@@ -1,6 +1,6 @@
 """The benchmark of fitness: its statistics, and a run of it on a tiny network."""
 
-import json
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -39,13 +39,28 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path / "runs")])
         fitness.main()
         printed.append(capsys.readouterr())
-        monkeypatch.setattr(fitness, "measured", lambda _: pytest.fail("it is known"))
+        monkeypatch.setattr(fitness, "measured", lambda *_: pytest.fail("it is known"))
     assert printed[0].out == printed[1].out
     for words in ("MACs alone", "AdaptiveBN, 1024 images: neg_kl", "cascade, best 20%", "| l2 |", "Full network"):
         assert words in printed[0].out
-    assert printed[0].err.splitlines() == ["seed 0, l1: done", "seed 0, l2: done"]
-    made = json.loads((tmp_path / "runs" / "0-l1-6.json").read_text())
+    files = [
+        tmp_path / "runs" / f"0-{criterion}-{number}-of-6.json" for criterion in ("l1", "l2") for number in range(6)
+    ]
+    assert sorted(printed[0].err.splitlines()) == sorted(f"{file}: done" for file in files)
+    made = fitness.gathered(files[:6])
     assert np.shape(made["truth"]) == (6, 2)
+    # Two are measured again, by a process that has not measured the others: the same, but for the time it took.
+    monkeypatch.undo()
+    for file in files[4:6]:
+        file.unlink()
+    fitness._benches.clear()
+    monkeypatch.setattr(fitness, "SCORED", {name: fitness.SCORED[name] for name in fitness.STAGES})
+    monkeypatch.setattr(fitness, "ProcessPoolExecutor", lambda *_: InProcess())
+    monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path / "runs")])
+    fitness.main()
+    again = fitness.gathered(files[:6])
+    assert again["truth"] == made["truth"]
+    assert all(values == made["fitness"][name][0] for name, (values, _) in again["fitness"].items())
 
 
 class InProcess:
@@ -55,8 +70,10 @@ class InProcess:
     def __exit__(self, *_):
         return False
 
-    def map(self, function, parts):
-        return map(function, parts)
+    def submit(self, function, *given):
+        done = Future()
+        done.set_result(function(*given))
+        return done
 
 
 def test_evaluations_are_compared_with_bare_passes(monkeypatch, capsys):
