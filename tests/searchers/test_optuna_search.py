@@ -38,7 +38,7 @@ def played(searcher, n):
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in ("tpe", "gp")], scope="class")
 class TestContract(SearcherContract):
-    """Less deep than with TPE, which enters the contract as the searcher optuna: what surrounds the samplers is the same."""
+    """Less deep than with TPE, which is in the contract as the searcher optuna: what surrounds them is the same."""
 
     rounds, trials = 200, 150
 
