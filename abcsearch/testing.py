@@ -77,7 +77,7 @@ class SearcherContract:
     """
 
     rounds = 500
-    trials = 300
+    trials = 200
     window = 16
 
     def make(self, space: SearchSpace, constraint: Constraint | None, seed: int) -> Searcher:

@@ -43,6 +43,14 @@ def test_importing_the_package_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_what_workers_import_is_little_more_than_torch():
+    """Libraries that take seconds to import are imported where they are used."""
+    slow = ("sklearn", "pandas", "optuna", "ray", "torchvision", "plotly", "matplotlib")
+    code = f"import sys, abcsearch.runs.configured; print([m for m in {slow} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_no_public_name_is_hidden_by_a_module_of_that_name():
     folder = Path(abcsearch.__file__).parent
     modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.isotonic import isotonic_regression
 
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
@@ -226,6 +225,9 @@ def _ascending(
     work: NDArray[np.int64], times: NDArray[np.float64], *, from_zero: bool
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns distinct work, ascending, and the time of each, never falling; no work takes no time if `from_zero`."""
+    # Here, as elsewhere: scikit-learn takes two seconds to import, which no worker needs.
+    from sklearn.isotonic import isotonic_regression
+
     amounts = np.unique(work)
     # Noise is averaged out by the nearest times that never fall.
     medians = [max(0.0, float(np.median(times[work == amount]))) for amount in amounts]

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from abcsearch.data.pixels import Scale
 from abcsearch.data.splits import Data, Split
@@ -23,6 +21,9 @@ def digits(*, validation: float = 0.25, seed: int = 0) -> Data:
         validation: share of the 1 437 training images that is held out, or their number.
         seed: of that choice.
     """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     bunch: Any = load_digits()
     images = torch.from_numpy(bunch.images.astype(np.float32))[:, None]
     labels = torch.from_numpy(bunch.target.astype(np.int64))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 
 from abcsearch.errors import DataError
 from abcsearch.rng import derived_seed
@@ -162,6 +161,8 @@ def held_out(
     Raises:
         DataError: if the share or the seed is out of range, or there are too few images of a class.
     """
+    from sklearn.model_selection import train_test_split
+
     whole = isinstance(validation, int) and not isinstance(validation, bool)
     if not (0 < validation < len(labels) if whole else 0 < validation < 1):
         msg = (
