@@ -6,8 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/digits
 DATA ?= data
-# One thread per process: pytest runs one process per core.
+# One thread per process: pytest runs one process per core, and one more, as many tests wait for other processes.
 THREADS := OMP_NUM_THREADS=1
+JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
 .PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-digits bench-evaluation bench-fitness bench-scaling bench-searchers bench-slicing bench-zoo clean
 .DEFAULT_GOAL := help
@@ -61,7 +62,7 @@ layers: $(VENV)/.installed-dev ## which module may import which
 
 tests: $(VENV)/.installed-dev ## tests, README examples and notebooks, warnings as errors
 	@echo "== tests"
-	@$(THREADS) $(BIN)/python -m pytest -n auto --dist worksteal
+	@$(THREADS) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-faults: $(VENV)/.installed-dev ## searches survive whatever is killed, at more than 50 random instants (15 minutes; not part of test)
 	@echo "== faults"
