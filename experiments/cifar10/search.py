@@ -175,10 +175,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="searches side by side, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/cifar10"))
+    parser.add_argument("--results", type=Path, default=HERE, help="folder of the file of results")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config")
     parser.add_argument("--redraw", action="store_true", help="only print the table of the results that are there")
     arguments = parser.parse_args()
-    file = HERE / f"{arguments.network}-{arguments.table}.json"
+    file = arguments.results / f"{arguments.network}-{arguments.table}.json"
     if not arguments.redraw:
         variants = {
             n: own for n, own in TABLES[arguments.table].items() if n in (arguments.only or TABLES[arguments.table])
