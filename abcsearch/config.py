@@ -259,7 +259,10 @@ def _record(kind: type, plain: dict[str, Any], where: str) -> Any:  # noqa: ANN4
             except ConfigError as error:
                 problems.append(str(error))
     if not problems:
-        return kind(**values)
+        try:
+            return kind(**values)
+        except ConfigError as error:
+            problems = [f"[{where}]: {line}" for line in str(error).split("\n")]
     raise ConfigError("\n".join(problems))
 
 

@@ -354,4 +354,5 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
         return f"not running; continue with: abcsearch resume {watched.path}"
     if status.interrupted is not None:
         return f"search finished; fine-tuning was interrupted: continue with: {status.interrupted}"
-    return "finished" + (f": {EXHAUSTED.format(status.searches[0].done)}" if status.exhausted else "")
+    tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""
+    return "finished" + (f": {EXHAUSTED.format(status.searches[0].done)}" if status.exhausted else "") + tuned

@@ -133,7 +133,7 @@ def test_status_reads_a_finished_and_a_running_folder(finished):
     run, _, printed = finished
     assert "bee_colony: 24 of 24 trials, 0 failed, best" in printed["status"].output
     assert "baseline random: 24 of 24 trials" in printed["status"].output
-    assert printed["status"].output.splitlines()[-1] == "finished"
+    assert printed["status"].output.splitlines()[-1] == "finished; fine-tuned: bee_colony, full, random, uniform"
     with RunFolder(run).locked():
         assert "running now" in call("status", run).output
         refused = call("resume", run)
@@ -169,7 +169,7 @@ def test_watching_a_finished_run_ends_by_itself(finished):
     assert watched.exit_code == 0
     lines = watched.output.splitlines()
     assert re.match(r"bee_colony: 24 of 24 trials, 0 failed, best [\d.]+ \(trial \d+, [\d,]+ MACs\)$", lines[1])
-    assert lines[-1] == "finished"
+    assert lines[-1] == "finished; fine-tuned: bee_colony, full, random, uniform"
 
 
 EXECUTION = ["--workers", "0", "--ray-address", 'ray://head:10001/"x"']

@@ -75,7 +75,7 @@ def finetune(
         with progress_shown() as progress:
             finetune_run(run, recipe, workers=together, progress=progress, tell=console.print, only=only or ())
         for structure in run.structures:
-            scores = run.scores(structure)
+            scores = None if only and structure.name not in only else run.scores(structure)
             if scores is not None:
                 console.print(f"{structure.name}: test {run.metric} {run.change(scores)}")
 

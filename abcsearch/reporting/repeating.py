@@ -84,13 +84,13 @@ def again_text(history: History, recipe: Mapping[str, Any] | None = None) -> str
     )
 
 
-def load_text(history: History, recipe: Mapping[str, Any] | None = None, *, configured: bool) -> str:
+def load_text(history: History, *, configured: bool, tuned: bool = False) -> str:
     """Returns how to get at the network that a run found: commands and Python.
 
     Args:
         history: of the run.
-        recipe: that its winner was fine-tuned with, if it was not the run's own.
         configured: whether it is a run of a config file.
+        tuned: whether its winner has been fine-tuned.
     """
     folder = str(history.path)
     if not configured:
@@ -102,7 +102,7 @@ def load_text(history: History, recipe: Mapping[str, Any] | None = None, *, conf
         )
     exported = str(history.path / "export")
     return (
-        f"{finetune_command(folder, recipe, history.settings.get('finetune', {}))}   # unless it has been\n"
+        f"{'' if tuned else finetune_command(folder, None, None) + chr(10)}"
         f"abcsearch export {shlex.quote(folder)}     # to {shlex.quote(exported)}\n\n"
         "# then, in Python:\n"
         "from abcsearch import load\n\n"

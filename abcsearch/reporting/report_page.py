@@ -225,7 +225,7 @@ def _listed(trials: tuple[str, ...], prefix: str, most: int = 12) -> str:
 
 def _load(found: Gathered) -> Section:
     """Returns how to load the network."""
-    body = code(load_text(found.history, _recipe(found), configured="model" in found.history.settings))
+    body = code(load_text(found.history, configured="model" in found.history.settings, tuned=bool(_recipe(found))))
     return Section(title="How to load the network", body=body)
 
 

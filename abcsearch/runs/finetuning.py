@@ -105,7 +105,7 @@ def _others(
         yield (
             f"{name}: a fine-tuning with other settings ({'; '.join(changed(before, now)) or 'another structure'}) "
             f"was stopped after epoch {len(losses)}; it stays, continue it with: "
-            f"{command(run.folder, identity, asdict(run.config.finetune))}"
+            f"{command(run.folder, name, identity, asdict(run.config.finetune))}"
         )
 
 

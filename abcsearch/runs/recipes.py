@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 def filled(recipe: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever files hold
@@ -26,7 +26,13 @@ def changed(recipe: Any, usual: Any) -> tuple[str, ...]:  # noqa: ANN401 - whate
     )
 
 
-def finetune_command(run_dir: object, recipe: Any, usual: Any, workers: int = 1) -> str:  # noqa: ANN401 - whatever files hold
+def finetune_command(
+    run_dir: object,
+    recipe: Any,  # noqa: ANN401 - whatever files hold
+    usual: Any,  # noqa: ANN401
+    workers: int = 1,
+    only: Sequence[str] = (),
+) -> str:
     """Returns the command that fine-tunes a run with a recipe, so that nothing is done again that has it already.
 
     Args:
@@ -34,10 +40,12 @@ def finetune_command(run_dir: object, recipe: Any, usual: Any, workers: int = 1)
         recipe: how; None: with the run's own.
         usual: the run's own, from its table [finetune].
         workers: processes that train together.
+        only: networks that are to be trained; none: all.
     """
     one, other = filled(usual if recipe is None else recipe), filled(usual)
     options = [f"--set {shlex.quote(f'{key}={_text(value)}')}" for key, value in one.items() if _other(key, one, other)]
     options += [f"--workers {workers}"] if workers > 1 else []
+    options += [f"--only {shlex.quote(name)}" for name in only]
     return " ".join(["abcsearch finetune", shlex.quote(str(run_dir)), *options])
 
 

@@ -262,12 +262,12 @@ def _fine_tuned(run: FinishedRun, rows: Sequence[Row], recipe: Mapping[str, Any]
         return f"{rows[-1].network} not yet ({again}){others if len(missing) < len(rows) else ''}"
     epochs = f"{recipe['epochs']} epoch{'s' if recipe['epochs'] != 1 else ''}"
     odd = [f"{row.network}: {'; '.join(row.otherwise)}" for row in rows if row.otherwise]
-    odd += [f"{name}: not yet" for name in missing]
     if not odd:
-        return f"{epochs} with one recipe for all"
+        rest = f"; not yet: {', '.join(missing)} ({again})" if missing else ""
+        return f"{epochs} with one recipe{rest or ' for all'}"
     return (
         f"{rows[-1].network} {epochs}; not with this recipe, so that what is after cannot be compared: "
-        f"{'. '.join(odd)}. Make them equal first ({again})"
+        f"{'. '.join([*odd, *(f'{name}: not yet' for name in missing)])}. Make them equal first ({again})"
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.errors import RunError
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import decode_line, read_journal
-from abcsearch.runs.tuned import interrupted
+from abcsearch.runs.tuned import interrupted, tuned_names
 from abcsearch.trial import Trial, best_trial
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ class RunStatus:
         running: whether a process writes to the folder now.
         finished: whether nothing is left to search, and nobody writes.
         exhausted: whether the search ended because there are no other structures.
+        tuned: names of the structures that have been fine-tuned.
         interrupted: the command that continues a fine-tuning which was stopped, once nobody writes; else None.
         pulse: what the running process says of itself; None if it says nothing.
         log: the last lines of the log.
@@ -203,6 +204,7 @@ class RunStatus:
     running: bool
     finished: bool
     exhausted: bool
+    tuned: tuple[str, ...]
     interrupted: str | None
     pulse: Pulse | None
     log: tuple[str, ...]
@@ -255,6 +257,7 @@ class RunWatch:
             running=running,
             finished=ended and not running,
             exhausted=exhausted,
+            tuned=tuple(tuned_names(self._folder)),
             interrupted=interrupted(self._folder, settings.get("finetune")) if ended and not running else None,
             pulse=pulse,
             log=_last_lines(self.path / "log.txt"),

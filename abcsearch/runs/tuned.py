@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from abcsearch.errors import RunError
-from abcsearch.runs.recipes import finetune_command
+from abcsearch.runs.recipes import changed, finetune_command
 from abcsearch.training.checkpoints import begun
 
 if TYPE_CHECKING:
@@ -77,15 +77,25 @@ def unfinished(folder: RunFolder, name: str) -> list[Path]:
     return sorted((folder.path / FOLDER).glob(f"{name}-*.checkpoint"))
 
 
-def command(folder: RunFolder, identity: Mapping[str, Any], recipe: Any) -> str:  # noqa: ANN401 - whatever run.json holds
-    """Returns the command line that goes on with a fine-tuning.
+def tuned_names(folder: RunFolder) -> list[str]:
+    """Returns the names of the structures that have been fine-tuned."""
+    return sorted(path.stem for path in (folder.path / FOLDER).glob("*.json"))
+
+
+def command(folder: RunFolder, name: str, identity: Mapping[str, Any], recipe: Any) -> str:  # noqa: ANN401 - whatever run.json holds
+    """Returns the command line that goes on with a fine-tuning, and replaces none that is done.
 
     Args:
         folder: of the run.
+        name: of the structure.
         identity: of its checkpoint.
         recipe: of the run; what differs from it is given by --set.
     """
-    return finetune_command(folder.path, identity.get("recipe"), recipe, int(identity.get("workers", 1)))
+    own = identity.get("recipe")
+    done = [folder.read_json(f"{FOLDER}/{other}.json") for other in tuned_names(folder) if other != name]
+    others = any(isinstance(found, dict) and changed(found.get("recipe"), own) for found in done)
+    workers = int(identity.get("workers", 1))
+    return finetune_command(folder.path, own, recipe, workers, only=[name] if others else [])
 
 
 def interrupted(folder: RunFolder, recipe: Any) -> str | None:  # noqa: ANN401 - whatever run.json holds
@@ -101,7 +111,8 @@ def interrupted(folder: RunFolder, recipe: Any) -> str | None:  # noqa: ANN401 -
     if last is None or times[last] < done:  # another recipe has been taken since
         return None
     found = begun(last)
-    return command(folder, {"recipe": recipe} if found is None else found[0], recipe)
+    name = last.name.rpartition("-")[0]
+    return command(folder, name, {"recipe": recipe} if found is None else found[0], recipe)
 
 
 def _warn(folder: RunFolder, name: str, wrong: str) -> None:

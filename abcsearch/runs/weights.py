@@ -79,7 +79,7 @@ def _shortened(names: list[str]) -> str:
 def _read(path: Path) -> dict[str, torch.Tensor]:
     """Returns the tensors of a checkpoint by name."""
     if not path.is_file():
-        msg = f"checkpoint {path} does not exist"
+        msg = f"checkpoint {path} {'is a folder, not a file' if path.is_dir() else 'does not exist'}"
         raise CheckpointError(msg)
     try:
         if path.suffix == ".safetensors":

@@ -77,7 +77,8 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
         raise DataError(msg)
     home, place = device_of(model), find_device(recipe.device)
     tuned, goal = copy.deepcopy(model).to(place), data.objective
-    with computing(place, precision=recipe.precision, threads=recipe.threads):
+    # In float32 whatever the recipe trains in: what a network scores does not depend on how it is trained next.
+    with computing(place, threads=recipe.threads):
         before = score(tuned, data.test, objective=goal)
     trained_by = train if workers is None else functools.partial(train_together, workers=workers)
     training = trained_by(
@@ -92,6 +93,6 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
         validation=data.validation,
         checkpoint=checkpoint,
     )
-    with computing(place, precision=recipe.precision, threads=recipe.threads):
+    with computing(place, threads=recipe.threads):
         after = score(tuned, data.test, objective=goal)
     return FineTuned(model=tuned.eval().to(home), before=before, after=after, training=training)

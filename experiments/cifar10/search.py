@@ -200,6 +200,8 @@ def main() -> None:
         versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
         machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {environment['python']}; {versions}"
         file.write_text(json.dumps({"machine": machine, "seeds": seeds}, indent=1) + "\n")
+    if not file.exists():
+        sys.exit(f"{file} does not exist; without --redraw it is made")
     found = json.loads(file.read_text())
     sys.stdout.write(f"{table(found['seeds'])}\n\n{found['machine']}; seeds {', '.join(found['seeds'])}.\n")
 

@@ -22,6 +22,7 @@ from abcsearch.runs.report import make_report
 from abcsearch.training import checkpoints
 from abcsearch.training.finetuning import finetune
 from abcsearch.training.recipe import PRESETS, Recipe
+from abcsearch.training.scoring import score
 from tests.problems import forks
 
 SHORT = Recipe(epochs=3, batch_size=256, lr=0.05)
@@ -264,7 +265,8 @@ def test_status_shows_fine_tuning_under_way(run):
     seen.append(state_of(run))
     texts = [text for text, _ in seen]
     stages = [f"fine-tuning {name}, epoch {epoch} of 3" for name in names for epoch in (2, 3, 3)]
-    assert texts == ["finished", *(f"running now: {stage}" for stage in stages), "finished"]
+    done = "finished; fine-tuned: bee_colony, full, uniform"
+    assert texts == ["finished", *(f"running now: {stage}" for stage in stages), done]
     assert [plain["pulse"]["stage"] for _, plain in seen[1:-1]] == stages
     assert [plain["finished"] for _, plain in seen] == [True, *[False] * 9, True]
     assert seen[-1][1]["pulse"] is seen[-1][1]["interrupted"] is None
@@ -289,7 +291,7 @@ def test_a_fine_tuning_that_was_killed_is_continued_by_the_command_that_status_n
     first = waiting.output.splitlines()[0]
     assert first.startswith("bee_colony: a fine-tuning with other settings (epochs 3, not 1; lr 0.05, not 0.02; ")
     assert first.endswith(f" was stopped after epoch 2; it stays, continue it with: {plain['interrupted']}")
-    assert state_of(run)[0] == "finished"  # what was stopped before that is not the last one
+    assert state_of(run)[0].startswith("finished;")  # what was stopped before that is not the last one
     done = CliRunner().invoke(app, command[1:])
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
@@ -297,7 +299,31 @@ def test_a_fine_tuning_that_was_killed_is_continued_by_the_command_that_status_n
     assert [line.endswith("): replaced") for line in lines[:4]] == [True, True, True, False]
     assert "fine-tuning bee_colony: 3/3" in lines[3]
     assert Recipe(**run.scores(run.winner)["recipe"]) == recipe
-    assert state_of(run)[0] == "finished"
+    assert state_of(run)[0].startswith("finished;")
+
+
+def test_the_command_that_continues_one_network_replaces_no_other(run):
+    finetune_run(run, dataclasses.replace(SHORT, epochs=1), only=["full"])
+    _kill(run.folder.path, SHORT, 2)
+    command = state_of(run)[1]["interrupted"]
+    assert command.endswith(" --only bee_colony")
+    done = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert done.exit_code == 0, done.output
+    assert run.scores(run.structures[0])["recipe"]["epochs"] == 1
+    assert run.scores(run.winner)["recipe"]["epochs"] == 3
+
+
+def test_scores_do_not_depend_on_the_precision_of_the_training(run):
+    before = {}
+    for precision in ("float32", "bf16"):
+        finetune_run(run, dataclasses.replace(SHORT, epochs=1, precision=precision), only=["bee_colony"])
+        scores = run.scores(run.winner)
+        before[precision] = scores["before"]
+        network = run.network(run.winner, tuned=True)
+        assert score(network, run.result.task.data.test)["neg_loss"] == pytest.approx(
+            scores["after"]["neg_loss"], abs=1e-5
+        )
+    assert before["float32"] == before["bf16"]
 
 
 def test_an_unreadable_checkpoint_still_says_that_it_was_interrupted(run):

@@ -85,13 +85,27 @@ def test_one_recipe_for_all_is_said_only_where_it_is_so(tuned, tmp_path):
     assert note in report.markdown()
 
 
+def test_networks_that_are_not_fine_tuned_are_no_mistake(tuned, tmp_path):
+    folder = tmp_path / "one"
+    shutil.copytree(tuned, folder)
+    for name in ("full", "uniform"):
+        (folder / "finetuned" / f"{name}.json").unlink()
+    note = make_report(open_run(folder)).notes[0]
+    assert f"Fine-tuned: 1 epoch with one recipe; not yet: full, uniform (abcsearch finetune {folder})." in note
+    done = CliRunner().invoke(cli.app, ["finetune", str(folder), "--only", "full"])
+    assert done.exit_code == 0, done.output
+    assert "full: test top1" in done.output
+    assert "bee_colony: test" not in done.output
+
+
 def test_the_page_names_the_recipe_that_was_used(tuned, tmp_path):
     folder = stopped(tuned, tmp_path / "half", "bee_colony", "full", "random")
     result = CliRunner().invoke(cli.app, ["report", str(folder)])
     assert result.exit_code == 0, result.output
     page = (folder / "report.html").read_text()
     assert "abcsearch finetune NEW_FOLDER --set epochs=2" in page
-    assert f"abcsearch finetune {folder} --set epochs=2   # unless" in page
+    loading = page[page.index("How to load the network") :]
+    assert "abcsearch finetune" not in loading[: loading.index("from abcsearch import load")]  # it has been
     assert "uniform: epochs 1, not 2" in page
     assert "uniform: epochs 1, not 2" in result.output
     made = json.loads((folder / "report.json").read_text())
@@ -103,6 +117,8 @@ def test_a_winner_that_is_not_fine_tuned_is_said(tuned, tmp_path):
     folder = stopped(tuned, tmp_path / "none")
     (folder / "finetuned" / "bee_colony.json").unlink()
     note = make_report(open_run(folder)).notes[0]
+    status = CliRunner().invoke(cli.app, ["status", str(folder)]).output
+    assert "finished; fine-tuned: full, random, uniform" in " ".join(status.split())
     assert f"bee_colony not yet (abcsearch finetune {folder})" in note
     assert "one recipe" not in note
 

@@ -158,8 +158,8 @@ def test_what_is_no_state_dict_is_refused(tmp_path, content, words):
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):
-    for path in (tmp_path / "none.pth", tmp_path):
-        with pytest.raises(CheckpointError, match="does not exist"):
+    for path, wrong in ((tmp_path / "none.pth", "does not exist"), (tmp_path, "is a folder, not a file")):
+        with pytest.raises(CheckpointError, match=wrong):
             load_checkpoint(network(), path)
 
 

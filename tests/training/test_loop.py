@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from abcsearch.config import parse_config
 from abcsearch.data.images import IGNORED
 from abcsearch.data.splits import Data, Split
 from abcsearch.data.stream import Stream
@@ -275,6 +276,8 @@ def test_other_objectives_are_trained_with_their_loss():
 def test_device_and_precision_are_checked():
     with pytest.raises(ConfigError, match="precision tf32 is for CUDA, but the device is cpu"):
         Recipe(precision="tf32", device="cpu")
+    with pytest.raises(ConfigError, match=r"- \[pretrain\]: precision tf32 is for CUDA"):
+        parse_config({"pretrain": {"precision": "tf32", "device": "cpu"}})
     with pytest.raises(ConfigError, match="device is"):
         Recipe(device="gpu")
 
