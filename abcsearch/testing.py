@@ -212,7 +212,7 @@ class SearcherContract:
             told = order.permutation(len(late))[: int(order.integers(0 if new else 1, len(late) + 1))]
             searcher.tell([late[i] for i in told])
             late = [trial for i, trial in enumerate(late) if i not in told]
-            if step % 50 == 0 or step > self.rounds - 4:
+            if step % 75 == 0 or step > self.rounds - 4:
                 state = _through_json(searcher.state_dict())
                 searcher = self.make(space, constraint, step)
                 searcher.load_state_dict(state)

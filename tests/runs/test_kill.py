@@ -12,7 +12,7 @@ from abcsearch.runs.configured import resume, run_config
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
 
-KILLS = 6
+KILLS = 4
 
 
 def _run(path, folder):

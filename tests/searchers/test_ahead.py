@@ -231,7 +231,7 @@ def test_optunas_samplers_continue_bit_for_bit(options):
         searcher.load_state_dict(state)
         return searcher
 
-    n = 40 if options["sampler"] == "gp" else 120
+    n = 40 if options["sampler"] == "gp" else 80
     runs = [SearcherContract().slide(make(5), n, _any(1), between) for between in (lambda s: s, reloaded)]
     assert runs[0] == runs[1]
 

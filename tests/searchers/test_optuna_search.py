@@ -40,7 +40,7 @@ def played(searcher, n):
 class TestContract(SearcherContract):
     """Less deep than with TPE, which is in the contract as the searcher optuna: what surrounds them is the same."""
 
-    rounds, trials = 200, 150
+    rounds, trials = 100, 100
 
     @pytest.fixture(autouse=True)
     def _sampler(self, sampler):
