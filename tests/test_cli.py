@@ -131,6 +131,7 @@ def test_fine_tuning_again_does_nothing_and_another_recipe_does_it_again(finishe
 
 def test_status_reads_a_finished_and_a_running_folder(finished):
     run, _, printed = finished
+    assert (run / "log.txt").read_text().count("search finished") == 1  # whatever has read the run since
     assert "bee_colony: 24 of 24 trials, 0 failed, best" in printed["status"].output
     assert "baseline random: 24 of 24 trials" in printed["status"].output
     assert printed["status"].output.splitlines()[-1] == "finished; fine-tuned: bee_colony, full, random, uniform"

@@ -61,9 +61,13 @@ def run_config(
         task = task.reranked(config)
         with workers_for(config, folder, executor) as where:
             parts = replace(Parts.of(task, config), executor=where)
+            known = folder.finished(config.n_trials)
             result = run_search(folder, task, config, parts, progress, config.searcher.name, watchers=watchers)
             best = result.best
-            folder.log(f"search finished: {len(result.trials)} trials, best {best.fitness:.4f} (trial {best.number})")
+            if not known:
+                folder.log(
+                    f"search finished: {len(result.trials)} trials, best {best.fitness:.4f} (trial {best.number})"
+                )
             if "random" in config.baselines:
                 _random_baseline(folder, config, result, parts, progress)
     return result
