@@ -81,7 +81,7 @@ bench-cifar10: $(VENV)/.installed ## searchers on CIFAR-10 at equal budget, with
 	@$(THREADS) $(BIN)/python -m experiments.cifar10.search $(ARGS)
 
 bench-digits: $(VENV)/.installed ## the table of experiments/digits/README.md: the demo with seeds 0 to 4
-	@$(BIN)/python experiments/digits/seeds.py
+	@$(BIN)/python -m experiments.digits.seeds
 
 bench-evaluation: $(VENV)/.installed ## what an evaluation costs above its forward passes; ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.evaluation $(ARGS)

@@ -174,7 +174,7 @@ def reach(address: str) -> None:
 def _only_here() -> Iterator[None]:
     """Has Ray listen on localhost only."""
     constant = ray_constants.ENABLE_RAY_CLUSTER
-    with environment(_LOCAL):
+    with variables(_LOCAL):
         ray_constants.ENABLE_RAY_CLUSTER = False
         try:
             yield
@@ -183,7 +183,7 @@ def _only_here() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
+def variables(values: Mapping[str, str]) -> Iterator[None]:
     """Runs a block with environment variables, and puts them back."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from abcsearch.errors import AbcSearchError, ConfigError, RunError, one_line
-from abcsearch.execution.ray_cluster import connect, environment
+from abcsearch.execution.ray_cluster import connect, variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,7 +73,7 @@ class RayTraining:
             storage = stack.enter_context(
                 tempfile.TemporaryDirectory(dir=folder, prefix=".ray-", ignore_cleanup_errors=True)
             )
-            stack.enter_context(environment(_SETTINGS))
+            stack.enter_context(variables(_SETTINGS))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # Ray warns of itself
             self._fit(task, storage, cluster, gpu=gpus > 0)

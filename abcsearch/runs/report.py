@@ -10,6 +10,7 @@ import numpy as np
 from abcsearch.bounds import amount
 from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
 from abcsearch.runs.recipes import changed, finetune_command
+from abcsearch.runs.weights import state_bytes
 from abcsearch.training.objectives import find_objective, metric_text
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from abcsearch.runs.finished import FinishedRun
     from abcsearch.runs.run import SearchResult
-from abcsearch.runs.weights import state_bytes
 
 _POINTS = 10  # of the front that are shown, evenly spread
 FRONT = "Front: trials that no other one beats in both"

@@ -78,8 +78,9 @@ def unfinished(folder: RunFolder, name: str) -> list[Path]:
 
 
 def tuned_names(folder: RunFolder) -> list[str]:
-    """Returns the names of the structures that have been fine-tuned."""
-    return sorted(path.stem for path in (folder.path / FOLDER).glob("*.json"))
+    """Returns the names of the structures that have been fine-tuned: of which there are scores and weights."""
+    names = sorted(path.stem for path in (folder.path / FOLDER).glob("*.json"))
+    return [name for name in names if weights_path(folder, name).exists()]
 
 
 def command(folder: RunFolder, name: str, identity: Mapping[str, Any], recipe: Any) -> str:  # noqa: ANN401 - whatever run.json holds
@@ -91,11 +92,19 @@ def command(folder: RunFolder, name: str, identity: Mapping[str, Any], recipe: A
         identity: of its checkpoint.
         recipe: of the run; what differs from it is given by --set.
     """
-    own = identity.get("recipe")
-    done = [folder.read_json(f"{FOLDER}/{other}.json") for other in tuned_names(folder) if other != name]
-    others = any(isinstance(found, dict) and changed(found.get("recipe"), own) for found in done)
-    workers = int(identity.get("workers", 1))
+    own, workers = identity.get("recipe"), int(identity.get("workers", 1))
+    done = (_recipe(folder, other) for other in tuned_names(folder) if other != name)
+    others = any(changed(found, own) for found in done if found is not None)
     return finetune_command(folder.path, own, recipe, workers, only=[name] if others else [])
+
+
+def _recipe(folder: RunFolder, name: str) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Returns the recipe of a fine-tuning that is done, or None if the file is damaged."""
+    try:
+        found = folder.read_json(f"{FOLDER}/{name}.json")
+    except RunError:
+        return None
+    return found.get("recipe") if isinstance(found, dict) else None
 
 
 def interrupted(folder: RunFolder, recipe: Any) -> str | None:  # noqa: ANN401 - whatever run.json holds

@@ -34,12 +34,15 @@ from scipy.stats import kendalltau
 from abcsearch import AdaptiveBN, AdaptiveBNOptions, Budget, finetune, rank_channels, score, trace_channels, train
 from abcsearch.config import read_config
 from abcsearch.data.registry import load_data
+from abcsearch.errors import differences
 from abcsearch.evaluation.cascade import Cascade, cheap, trained
 from abcsearch.evaluation.registry import make_evaluator
+from abcsearch.files import replace_file
 from abcsearch.rng import numpy_stream, torch_stream
-from abcsearch.runs.settings import RunConfig
+from abcsearch.runs.settings import RunConfig, to_plain
 from abcsearch.runs.weights import load_checkpoint
 from abcsearch.trial import Evaluation
+from experiments.tables import cell
 
 METRICS = ("top1", "neg_loss", "neg_kl")
 CRITERIA = ("l1", "random", "l2", "bn_gamma", "fpgm", "taylor")
@@ -153,6 +156,12 @@ def measured(part: Part, number: int) -> dict[str, Any]:
     return found
 
 
+def keep(part: Part, number: int, file: Path) -> None:
+    """Measures a structure, and writes what was found."""
+    found = json.dumps(measured(part, number))
+    replace_file(file, lambda path: path.write_text(found))
+
+
 def gathered(files: list[Path]) -> dict[str, Any]:
     """Returns a part: truth (structures, turns), macs, and (values, seconds per structure) of every fitness."""
     each = [json.loads(file.read_text()) for file in files]
@@ -195,12 +204,6 @@ def compared(values: list[float], truth: list[float]) -> tuple[float, float]:
     """Returns Kendall's tau-b and the top-5 recall."""
     a, b = np.array(values), np.array(truth)
     return float(kendalltau(a, b).statistic), recall(a, b)
-
-
-def cell(values: list[float]) -> str:
-    """Returns mean and standard deviation over seeds."""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
 
 
 def report(found: dict[tuple[int, str], dict[str, Any]], seeds: list[int]) -> str:
@@ -256,7 +259,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--criterion-seeds", type=int, default=2, help="how many of the seeds criteria get besides l1")
     parser.add_argument("--structures", type=int, default=40)
-    parser.add_argument("--macs", type=float, nargs=2, default=(0.05, 0.4), help="lowest and highest share")
+    parser.add_argument("--macs", type=float, nargs=2, default=[0.05, 0.4], help="lowest and highest share")
     parser.add_argument("--turns", type=int, default=2, help="how often each structure is fine-tuned")
     parser.add_argument("--fitness", nargs="+", choices=SCORED, default=list(SCORED), metavar="NAME")
     parser.add_argument("--criteria", nargs="*", default=list(CRITERIA), help="besides l1")
@@ -265,7 +268,14 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config")
     arguments = parser.parse_args()
     config = read_config(arguments.config, arguments.set)
+    scored = list(dict.fromkeys([STAGES[0], *arguments.fitness]))  # the first one is what criteria are compared by
     arguments.runs.mkdir(parents=True, exist_ok=True)
+    settings = arguments.runs / "settings.json"
+    now = {"config": to_plain(config), "fitness": scored, "macs": arguments.macs, "turns": arguments.turns}
+    before = json.loads(settings.read_text()) if settings.exists() else now
+    if others := differences(before, now):
+        sys.exit(f"{arguments.runs} holds other measurements: {'; '.join(others)}; give another --runs")
+    settings.write_text(json.dumps(now))
     names = list(dict.fromkeys(["l1", *arguments.criteria]))
     parts = [
         Part(
@@ -275,7 +285,7 @@ def main() -> None:
             structures=arguments.structures,
             macs=tuple(arguments.macs),
             turns=arguments.turns if criterion == "l1" else 1,
-            scored=tuple(arguments.fitness if criterion == "l1" else STAGES[:1]),
+            scored=tuple(scored if criterion == "l1" else STAGES[:1]),
         )
         for criterion in names
         for seed in arguments.seeds[: None if criterion == "l1" else arguments.criterion_seeds]
@@ -289,14 +299,15 @@ def main() -> None:
     }
     with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
         tasks = {
-            pool.submit(measured, part, number): file
+            pool.submit(keep, part, number, file): file
             for part in parts
             for number, file in enumerate(files[part])
             if not file.exists()
         }
         for task in as_completed(tasks):
-            tasks[task].write_text(json.dumps(task.result()))
-            sys.stderr.write(f"{tasks[task]}: done\n")
+            sys.stderr.write(f"{tasks[task]}: {task.exception() or 'done'}\n")
+    if any(task.exception() for task in tasks):
+        sys.exit("what failed is named above; the same command goes on")
     found = {(part.seed, part.criterion): gathered(own) for part, own in files.items()}
     sys.stdout.write(report(found, arguments.seeds) + "\n")
 

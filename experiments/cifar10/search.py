@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 from collections import defaultdict
@@ -26,10 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from abcsearch.config import read_config
+from abcsearch.errors import AbcSearchError, unknown_name
 from abcsearch.runs.configured import run_config
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import FinishedRun, open_run
 from abcsearch.runs.forward import measure_forward
+from abcsearch.runs.settings import RunConfig
+from experiments.tables import cell, machine_of
 
 HERE = Path(__file__).parent
 PUBLISHED = (
@@ -78,12 +79,16 @@ class Job:
         """Its run folder."""
         return self.runs / self.network / f"{self.name}-{self.seed}"
 
+    def config(self) -> RunConfig:
+        """Returns its settings."""
+        baselines = json.dumps(["uniform"] if self.name in COMPARED else [])
+        changes = [f"seed={self.seed}", f"baselines={baselines}", *self.changes]
+        return read_config(HERE / f"{self.network}.toml", changes)
+
 
 def run(job: Job) -> Path:
     """Searches and fine-tunes; what is done already is left alone."""
-    baselines = json.dumps(["uniform"] if job.name in COMPARED else [])
-    config = read_config(HERE / f"{job.network}.toml", [f"seed={job.seed}", f"baselines={baselines}", *job.changes])
-    run_config(config, job.folder)
+    run_config(job.config(), job.folder)
     found = open_run(job.folder)
     finetune_run(found, only=[found.winner.name, *COMPARED.get(job.name, ())])
     return job.folder
@@ -161,9 +166,8 @@ def table(seeds: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def _cell(values: list[float], digits: int = 2) -> str:
-    """Returns mean and standard deviation."""
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 and len(set(values)) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
+    """Returns mean and standard deviation; where all are equal, the value."""
+    return cell(values if len(set(values)) > 1 else values[:1], digits)
 
 
 def main() -> None:
@@ -181,14 +185,19 @@ def main() -> None:
     arguments = parser.parse_args()
     file = arguments.results / f"{arguments.network}-{arguments.table}.json"
     if not arguments.redraw:
-        variants = {
-            n: own for n, own in TABLES[arguments.table].items() if n in (arguments.only or TABLES[arguments.table])
-        }
-        jobs = [
-            Job(arguments.network, name, seed, (*changes, *arguments.set), arguments.runs)
-            for seed in arguments.seeds
-            for name, changes in variants.items()
-        ]
+        variants = TABLES[arguments.table]
+        try:
+            jobs = [
+                Job(arguments.network, name, seed, (*variants[name], *arguments.set), arguments.runs)
+                for seed in arguments.seeds
+                for name in arguments.only or variants
+            ]
+            for job in jobs:
+                job.config()  # a mistake is said before anything is searched
+        except KeyError as error:
+            parser.error(unknown_name("search", error.args[0], variants))
+        except AbcSearchError as error:
+            sys.exit(f"error: {error}")
         with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
             tasks = {pool.submit(run, job): job for job in jobs}
             for task in as_completed(tasks):
@@ -196,9 +205,7 @@ def main() -> None:
         if any(task.exception() for task in tasks):
             sys.exit("what failed is named above; the same command goes on")
         seeds = {str(seed): measured([job for job in jobs if job.seed == seed]) for seed in arguments.seeds}
-        environment = json.loads((jobs[0].folder / "run.json").read_text())["environment"]
-        versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-        machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {environment['python']}; {versions}"
+        machine = "; ".join(machine_of(jobs[0].folder))
         file.write_text(json.dumps({"machine": machine, "seeds": seeds}, indent=1) + "\n")
     if not file.exists():
         sys.exit(f"{file} does not exist; without --redraw it is made")

@@ -1,6 +1,6 @@
 """Runs the digits experiment with several seeds and prints its table: mean and spread over seeds.
 
-    python experiments/digits/seeds.py [--seeds 0 1 2 3 4] [--runs runs/digits-seeds]
+    python -m experiments.digits.seeds [--seeds 0 1 2 3 4] [--runs runs/digits-seeds]
 
 Every seed is a run folder of its own, so that a stopped call continues where it was. Writes results.json beside itself.
 """
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 from dataclasses import asdict
@@ -22,6 +20,7 @@ from abcsearch.runs.configured import run_config
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import open_run
 from abcsearch.runs.report import make_report, write_report
+from experiments.tables import machine_of
 
 HERE = Path(__file__).parent
 COLUMNS = {
@@ -66,9 +65,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/digits-seeds"))
     arguments = parser.parse_args()
     rows = {seed: run_seed(seed, arguments.runs) for seed in arguments.seeds}
-    environment = json.loads((arguments.runs / f"seed-{arguments.seeds[0]}" / "run.json").read_text())["environment"]
-    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {environment['python']}"
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    machine, versions = machine_of(arguments.runs / f"seed-{arguments.seeds[0]}")
     result = {"machine": machine, "versions": versions, "seeds": rows}
     (HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     sys.stdout.write(f"{table(rows)}\n\n{machine}; {versions}; seeds {', '.join(map(str, rows))}\n")

@@ -1,10 +1,9 @@
 """The benchmark of fitness: its statistics, and a run of it on a tiny network."""
 
-from concurrent.futures import Future
-
 import numpy as np
 import pytest
 
+from abcsearch.execution.serial import SerialExecutor
 from abcsearch.models.resnet import SmallResNet
 from experiments.benchmarks import evaluation, fitness
 
@@ -32,7 +31,7 @@ def test_a_cascade_is_both_stages_at_its_fraction():
 
 def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fitness, "SCORED", {name: fitness.SCORED[name] for name in fitness.STAGES})
-    monkeypatch.setattr(fitness, "ProcessPoolExecutor", lambda *_: InProcess())
+    monkeypatch.setattr(fitness, "ProcessPoolExecutor", lambda *_: SerialExecutor())
     call = ["fitness", "--config", str(tiny_config), "--structures", "6", "--seeds", "0", "--criteria", "l2"]
     printed = []
     for _ in range(2):
@@ -55,25 +54,16 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
         file.unlink()
     fitness._benches.clear()
     monkeypatch.setattr(fitness, "SCORED", {name: fitness.SCORED[name] for name in fitness.STAGES})
-    monkeypatch.setattr(fitness, "ProcessPoolExecutor", lambda *_: InProcess())
+    monkeypatch.setattr(fitness, "ProcessPoolExecutor", lambda *_: SerialExecutor())
     monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path / "runs")])
     fitness.main()
     again = fitness.gathered(files[:6])
     assert again["truth"] == made["truth"]
     assert all(values == made["fitness"][name][0] for name, (values, _) in again["fitness"].items())
-
-
-class InProcess:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
-
-    def submit(self, function, *given):
-        done = Future()
-        done.set_result(function(*given))
-        return done
+    # What was measured with other settings is not taken for the same.
+    monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path / "runs"), "--macs", "0.4", "0.5"])
+    with pytest.raises(SystemExit, match=r"macs: \[0.05, 0.4\] in the folder, \[0.4, 0.5\] now; give another --runs"):
+        fitness.main()
 
 
 def test_evaluations_are_compared_with_bare_passes(monkeypatch, capsys):

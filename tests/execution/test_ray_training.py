@@ -69,7 +69,7 @@ def test_two_workers_agree_with_one_process_to_rounding(tmp_path):
 
 def test_errors_of_workers_are_those_of_training():
     with pytest.raises(DataError, match="an image is torn"):
-        tuned(Recipe(epochs=1, batch_size=16), WrongInTraining(), workers=RayTraining(workers=1))
+        tuned(Recipe(epochs=1, batch_size=16), WrongInTraining(), workers=RayTraining(workers=2))
 
 
 def test_what_cannot_be_shared_is_refused_before_workers_are_started():

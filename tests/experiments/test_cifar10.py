@@ -2,31 +2,13 @@
 
 import json
 import re
-from concurrent.futures import Future
 
 import pytest
 import torch
 
+from abcsearch.execution.serial import SerialExecutor
 from abcsearch.models.resnet import resnet20
 from experiments.cifar10 import search
-
-
-class InProcess:
-    """Runs at once what is submitted."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
-
-    def submit(self, function, *given):
-        done = Future()
-        try:
-            done.set_result(function(*given))
-        except OSError as error:
-            done.set_exception(error)
-        return done
 
 
 @pytest.fixture
@@ -42,7 +24,7 @@ def call(stand_in, tmp_path, monkeypatch):
     ]
     places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]
     own = [*places, *(word for setting in settings for word in ("--set", setting))]
-    monkeypatch.setattr(search, "ProcessPoolExecutor", lambda *_: InProcess())
+    monkeypatch.setattr(search, "ProcessPoolExecutor", lambda *_: SerialExecutor())
     monkeypatch.setattr("abcsearch.runs.forward._SECONDS", 0.1)
 
     def called(*words):
@@ -96,6 +78,21 @@ def test_what_fails_is_named_and_the_rest_is_done(call, tmp_path, capsys, monkey
     assert "random-0: disk full" in said
     assert "greedy-0: done" in said
     assert not (tmp_path / "resnet20-searchers.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "bee_colonny"], "unknown search 'bee_colonny'; did you mean 'bee_colony'"),
+        (["--network", "resnet21"], "resnet21.toml cannot be read"),
+        (["--set", "n_trails=3"], "unknown setting 'n_trails'; did you mean 'n_trials'"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_searched(call, tmp_path, capsys, words, said):
+    with pytest.raises(SystemExit) as stopped:
+        call("searchers", *words)
+    assert said in f"{stopped.value.code} {capsys.readouterr().err}"
+    assert not (tmp_path / "runs").exists()
 
 
 def test_every_search_is_a_config_that_can_be_read():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import signal
 import warnings
@@ -307,6 +308,12 @@ def test_the_command_that_continues_one_network_replaces_no_other(run):
     _kill(run.folder.path, SHORT, 2)
     command = state_of(run)[1]["interrupted"]
     assert command.endswith(" --only bee_colony")
+    scores = run.folder.path / "finetuned" / "full.json"
+    sound = scores.read_text()
+    scores.write_text("{torn")  # made again, so it is no reason to leave the others out
+    os.utime(scores, (0, 0))  # before the checkpoint
+    assert state_of(run)[1]["interrupted"] == command.removesuffix(" --only bee_colony")
+    scores.write_text(sound)
     done = CliRunner().invoke(app, shlex.split(command)[1:])
     assert done.exit_code == 0, done.output
     assert run.scores(run.structures[0])["recipe"]["epochs"] == 1
