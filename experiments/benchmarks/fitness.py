@@ -2,13 +2,14 @@
 
     python -m experiments.benchmarks.fitness [--config experiments/digits/config.toml] [--seeds 0 1 2]
         [--structures 40] [--macs 0.05 0.4] [--fitness NAME ...] [--turns 2] [--workers 2] [--runs runs/bench-fitness]
-        [--set key=value ...]
+        [--set key=value ...] [--results FILE]
+    python -m experiments.benchmarks.fitness --redraw --results FILE   # the tables again, from the file of results
 
 The base network of a config is trained (or loaded), random structures of some share of its MACs are fine-tuned with the
 config's recipe, twice with different seeds, and scored on the test images: the mean is the truth. Every fitness sees
 search-validation only. Criteria: the same structures, sliced, scored by the default fitness and fine-tuned (once) with
 each.
-Finished structures are kept in --runs; a stopped call goes on.
+Finished structures are kept in --runs; a stopped call goes on. What was found is written to --results.
 """
 
 from __future__ import annotations
@@ -107,8 +108,9 @@ class Bench:
         parts = (self.model, graph, ranking, self.data)
         self.builder = AdaptiveBN(*parts, AdaptiveBNOptions(calibration_images=1024))
         # neg_kl as the metric: the others come with it.
+        common = {"metric": "neg_kl", "precision": config.evaluator.options.get("precision", "float32")}
         self.evaluators = {
-            name: make_evaluator(SCORED[name][0], *parts, metric="neg_kl", **SCORED[name][1]) for name in part.scored
+            name: make_evaluator(SCORED[name][0], *parts, **common, **SCORED[name][1]) for name in part.scored
         }
         self.full = score(self.model, self.data.test)["top1"]
 
@@ -206,9 +208,10 @@ def compared(values: list[float], truth: list[float]) -> tuple[float, float]:
     return float(kendalltau(a, b).statistic), recall(a, b)
 
 
-def report(found: dict[tuple[int, str], dict[str, Any]], seeds: list[int]) -> str:
+def report(found: dict[str, Any]) -> str:
     """Returns the tables in Markdown."""
-    ours = [found[seed, "l1"] for seed in seeds]
+    criteria: dict[str, list[dict[str, Any]]] = found["criteria"]
+    ours = criteria["l1"]
     for one in ours:
         add_cascade(one)
     truths = [np.mean(one["truth"], axis=1).tolist() for one in ours]
@@ -225,35 +228,43 @@ def report(found: dict[tuple[int, str], dict[str, Any]], seeds: list[int]) -> st
     if len(ours[0]["truth"][0]) > 1:
         again = [kendalltau(*np.transpose(one["truth"])[:2]).statistic for one in ours]
         lines.append(f"| fine-tuning against fine-tuning with another seed | {cell(again)} | | |")
-    lines += [
-        "",
-        "| criterion | tau of AdaptiveBN: top1 | tau of AdaptiveBN: neg_loss | fine-tuned, % | best of 40, % |",
-    ]
+    if len(criteria) > 1:
+        lines += ["", *_criteria(criteria)]
+    truth = np.array(truths)
+    lines += ["", f"Full network: {cell([100 * one['full'] for one in ours])} %; fine-tuned structures"]
+    lines[-1] += f" {100 * truth.min():.1f} to {100 * truth.max():.1f} %. {found['machine']}."
+    return "\n".join(lines)
+
+
+def _criteria(criteria: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Returns the table of criteria, line by line."""
+    lines = ["| criterion | tau of AdaptiveBN: top1 | tau of AdaptiveBN: neg_loss | fine-tuned, % | best, % |"]
     lines.append("| --- | --- | --- | --- | --- |")
-    for criterion in dict.fromkeys(criterion for _, criterion in found):
-        own = [found[seed, criterion] for seed in seeds if (seed, criterion) in found]
+    for criterion, own in criteria.items():
         true = [np.mean(one["truth"], axis=1) for one in own]
         taus = [
             cell(
                 [
-                    compared(o["fitness"][f"AdaptiveBN, 1024 images: {m}"][0], t.tolist())[0]
+                    compared(o["fitness"][f"{STAGES[0]}: {metric}"][0], t.tolist())[0]
                     for o, t in zip(own, true, strict=True)
                 ]
             )
-            for m in ("top1", "neg_loss")
+            for metric in ("top1", "neg_loss")
         ]
         means, bests = cell([100 * float(t.mean()) for t in true]), cell([100 * float(t.max()) for t in true])
         lines.append(f"| {criterion} | {taus[0]} | {taus[1]} | {means} | {bests} |")
-    lines += ["", f"Full network: {cell([100 * one['full'] for one in ours])} %. Seeds {', '.join(map(str, seeds))}; "]
-    truth = np.array(truths)
-    lines[-1] += f"fine-tuned structures {100 * truth.min():.1f} to {100 * truth.max():.1f} %. "
-    lines[-1] += f"{os.cpu_count()} CPU cores ({platform.machine()}), one thread per process; Python "
-    lines[-1] += f"{platform.python_version()}, torch {importlib.metadata.version('torch')}."
-    return "\n".join(lines)
+    return lines
+
+
+def _machine(seeds: list[int]) -> str:
+    """Returns what it was measured with."""
+    versions = f"Python {platform.python_version()}, torch {importlib.metadata.version('torch')}"
+    processors = f"{os.cpu_count()} CPU cores ({platform.machine()}), one thread per process"
+    return f"Seeds {', '.join(map(str, seeds))}; {processors}; {versions}"
 
 
 def main() -> None:
-    """Makes what is missing and prints the tables."""
+    """Makes what is missing, writes the results and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="experiments/digits/config.toml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -266,7 +277,21 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/bench-fitness"))
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config")
+    parser.add_argument("--results", type=Path, help="file of results; default: results.json in --runs")
+    parser.add_argument("--redraw", action="store_true", help="only print the tables of the results that are there")
     arguments = parser.parse_args()
+    file = arguments.results or arguments.runs / "results.json"
+    if not arguments.redraw:
+        criteria = measure(arguments)
+        found = {"machine": _machine(arguments.seeds), "criteria": criteria}
+        replace_file(file, lambda path: path.write_text(json.dumps(found)))
+    if not file.exists():
+        sys.exit(f"{file} does not exist; without --redraw it is made")
+    sys.stdout.write(report(json.loads(file.read_text())) + "\n")
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Makes what is missing; returns by criterion what was found with each seed."""
     config = read_config(arguments.config, arguments.set)
     scored = list(dict.fromkeys([STAGES[0], *arguments.fitness]))  # the first one is what criteria are compared by
     arguments.runs.mkdir(parents=True, exist_ok=True)
@@ -308,8 +333,7 @@ def main() -> None:
             sys.stderr.write(f"{tasks[task]}: {task.exception() or 'done'}\n")
     if any(task.exception() for task in tasks):
         sys.exit("what failed is named above; the same command goes on")
-    found = {(part.seed, part.criterion): gathered(own) for part, own in files.items()}
-    sys.stdout.write(report(found, arguments.seeds) + "\n")
+    return {name: [gathered(own) for part, own in files.items() if part.criterion == name] for name in names}
 
 
 if __name__ == "__main__":

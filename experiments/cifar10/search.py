@@ -125,7 +125,7 @@ def _row(found: FinishedRun, candidate: tuple[int, ...], scores: dict[str, Any],
         "losses": scores["losses"],
     }
     if searched:
-        best, seconds = found.result.best, [trial.evaluation.seconds for trial in trials]
+        best, seconds = found.result.best, statistics.median(trial.evaluation.seconds for trial in trials)
         row |= {"trials": len(trials), "fitness": best.fitness, "best_trial": best.number, "seconds": seconds}
     return row
 
@@ -137,8 +137,8 @@ def table(seeds: dict[str, dict[str, dict[str, Any]]]) -> str:
         for name, row in own.items():
             rows[name].append(row)
     batches = list(dict.fromkeys(batch for many in rows.values() for row in many for batch in row["ms"]))
-    head = ["network", "seeds", "MACs, M", "params, k", *(f"ms, {batch}" for batch in batches), "trials", "s per trial"]
-    head += ["fitness, %", "test before, %", "test after, %", "after - uniform"]
+    head = ["network", "seeds", "MACs, M", "params, k", *(f"ms, {batch}" for batch in batches)]
+    head += ["trials", "s per trial", "search, min", "fitness, %", "test before, %", "test after, %", "after - uniform"]
     lines = [head, ["---"] * len(head)]
     order = ("full", "uniform")
     for name in sorted(rows, key=lambda name: order.index(name) if name in order else len(order)):
@@ -152,7 +152,9 @@ def table(seeds: dict[str, dict[str, dict[str, Any]]]) -> str:
         cells += [_cell([row["ms"][batch] for row in many]) for batch in batches]
         searched = all("trials" in row for row in many)
         cells.append(str(many[0]["trials"]) if searched else "")
-        cells.append(_cell([statistics.median(row["seconds"]) for row in many]) if searched else "")
+        cells.append(_cell([row["seconds"] for row in many]) if searched else "")
+        # Of the evaluations; by the median, since a search that was stopped and went on has trials that waited.
+        cells.append(_cell([row["trials"] * row["seconds"] / 60 for row in many], 1) if searched else "")
         cells.append(_cell([100 * row["fitness"] for row in many]) if searched else "")
         cells += [_cell([100 * row[when] for row in many]) for when in ("before", "after")]
         gains = [

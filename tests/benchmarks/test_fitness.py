@@ -48,6 +48,9 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     assert sorted(printed[0].err.splitlines()) == sorted(f"{file}: done" for file in files)
     made = fitness.gathered(files[:6])
     assert np.shape(made["truth"]) == (6, 2)
+    monkeypatch.setattr("sys.argv", ["fitness", "--redraw", "--results", str(tmp_path / "runs" / "results.json")])
+    fitness.main()
+    assert capsys.readouterr().out == printed[0].out
     # Two are measured again, by a process that has not measured the others: the same, but for the time it took.
     monkeypatch.undo()
     for file in files[4:6]:

@@ -49,7 +49,8 @@ def test_a_table_is_made_once_and_drawn_again(call, tmp_path, capsys, monkeypatc
     assert set(found) == {"0", "1"}
     row = found["1"]["bee_colony"]
     assert row["macs"] <= 0.5 * found["1"]["full"]["macs"]
-    assert row["trials"] == len(row["seconds"]) == 2
+    assert row["trials"] == 2
+    assert row["seconds"] > 0
     scores = json.loads((tmp_path / "runs" / "resnet20" / "bee_colony-1" / "finetuned" / "bee_colony.json").read_text())
     assert row["after"] == scores["after"]["top1"]
     # Again: nothing is searched or trained; the table from the file is the same.
