@@ -53,6 +53,7 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
         "ddpg": ("searcher=ddpg",),
         "optuna_tpe": ("searcher=optuna",),
         "greedy": ("searcher=greedy",),
+        "response_surface": ("searcher=response_surface",),
     },
     "ways": {
         "published": (*PUBLISHED, FILTER),

@@ -94,8 +94,8 @@ def test_episodes_end_inside_the_budget_and_spend_it(budget, warmup):
         assert (limit.cost(rows) <= limit.high).all()
     if len(constraint.limits) == 1:
         limit = constraint.limits[0]
-        assert (limit.cost(rows) >= (limit.low or 0.8 * limit.high)).all()
-    assert len(np.unique(rows, axis=0)) > (100 if warmup else 20)
+        assert (limit.cost(rows) >= (limit.low or searcher.options.fill * limit.high)).all()
+    assert len(np.unique(rows, axis=0)) > (100 if warmup else 15)
 
 
 def test_without_fill_small_structures_are_allowed():
