@@ -153,9 +153,9 @@ def table(seeds: dict[str, dict[str, dict[str, Any]]]) -> str:
         cells += [_cell([row["ms"][batch] for row in many]) for batch in batches]
         searched = all("trials" in row for row in many)
         cells.append(str(many[0]["trials"]) if searched else "")
-        cells.append(_cell([row["seconds"] for row in many]) if searched else "")
-        # Of the evaluations; by the median, since a search that was stopped and went on has trials that waited.
-        cells.append(_cell([row["trials"] * row["seconds"] / 60 for row in many], 1) if searched else "")
+        # Medians, also over seeds: a search that was stopped, or shared its machine, has trials that waited.
+        seconds = statistics.median_low(row["seconds"] for row in many) if searched else 0.0
+        cells += [f"{seconds:.2f}", f"{many[0]['trials'] * seconds / 60:.1f}"] if searched else ["", ""]
         cells.append(_cell([100 * row["fitness"] for row in many]) if searched else "")
         cells += [_cell([100 * row[when] for row in many]) for when in ("before", "after")]
         gains = [
