@@ -18,7 +18,7 @@ from abcsearch.importing import import_callable
 from abcsearch.rng import torch_seeded, torch_stream
 from abcsearch.training.computing import MAX_THREADS, check_precision, computing, find_device
 from abcsearch.training.objectives import OBJECTIVES, Objective, find_objective
-from abcsearch.training.scoring import SCORING_BATCH, predict, score
+from abcsearch.training.scoring import predict, score, scoring_batch
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class Inheriting(ABC):
                 self._validation,
                 objective=self._objective,
                 full=self._full,
-                batch_size=SCORING_BATCH // shrink,
+                batch_size=scoring_batch(self.device) // shrink,
             )
         costs = self._graph.costs
         macs, params = int(costs.macs([candidate])[0]), int(costs.params([candidate])[0])

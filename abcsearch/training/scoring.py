@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from abcsearch.data.images import Images
     from abcsearch.training.objectives import Metric
 
-SCORING_BATCH = 512  # images per pass
+
+def scoring_batch(device: torch.device) -> int:
+    """Returns how many images a pass takes: as many as keep a GPU busy, or as leave activations in a CPU's caches."""
+    return 512 if device.type == "cuda" else 64
 
 
 def score(
@@ -27,7 +30,7 @@ def score(
     *,
     objective: str | Objective = "classification",
     full: torch.Tensor | None = None,
-    batch_size: int = SCORING_BATCH,
+    batch_size: int | None = None,
 ) -> dict[str, float]:
     """Returns all metrics of a network on a split, means over its images; higher is better.
 
@@ -40,7 +43,7 @@ def score(
         objective: one of `OBJECTIVES` by name, or your own.
         full: outputs of the full network on the split (see `predict`); with them neg_kl is among the metrics: minus
             the Kullback-Leibler divergence to the full network.
-        batch_size: images per pass.
+        batch_size: images per pass; by default `scoring_batch` of the device.
 
     Raises:
         ModelError: if the model does not return logits.
@@ -82,7 +85,7 @@ def _values(name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Tens
     raise ConfigError(msg)
 
 
-def predict(model: nn.Module, split: Images, *, batch_size: int = SCORING_BATCH) -> torch.Tensor:
+def predict(model: nn.Module, split: Images, *, batch_size: int | None = None) -> torch.Tensor:
     """Returns the outputs of a network on all images of a split, on its device: (n, ...).
 
     Raises:
@@ -91,12 +94,12 @@ def predict(model: nn.Module, split: Images, *, batch_size: int = SCORING_BATCH)
     return torch.cat([outputs for outputs, _ in _passes(model, split, batch_size)])
 
 
-def _passes(model: nn.Module, split: Images, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _passes(model: nn.Module, split: Images, batch_size: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields outputs and labels, batch by batch, in evaluation mode without gradients."""
     device = device_of(model)
     with modes_kept(model), torch.inference_mode():
         model.eval()
-        for images, labels in split.batches(batch_size, device=device):
+        for images, labels in split.batches(batch_size or scoring_batch(device), device=device):
             yield output_of(model, model(images)), labels
 
 

@@ -42,7 +42,7 @@ from abcsearch.channels.ranking import Ranking
 from abcsearch.data.splits import Split
 from abcsearch.models.resnet import resnet56
 from abcsearch.training.computing import computing, find_device
-from abcsearch.training.scoring import SCORING_BATCH
+from abcsearch.training.scoring import scoring_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def bare_evaluation(bench: Bench) -> Callable[[], object]:
             for batch in calibration.split(bench.case.batch):
                 network(batch)
             network.eval()
-            for batch in validation.split(SCORING_BATCH):
+            for batch in validation.split(scoring_batch(bench.device)):
                 network(batch)
 
     return run
