@@ -36,6 +36,7 @@ def run_config(
     config: RunConfig,
     run_dir: str | Path,
     *,
+    data: Data | None = None,
     executor: Executor | None = None,
     progress: Progress = silent,
     watchers: Sequence[WatcherFactory] = (),
@@ -45,6 +46,7 @@ def run_config(
     Args:
         config: the run.
         run_dir: its folder; made if missing.
+        data: what `load_run_data` returned for the config, where that has been called.
         executor: where evaluations run, instead of what the config says.
         progress: shown after every step.
         watchers: functions of (task, folder) that return who hears of every trial of the search.
@@ -53,7 +55,7 @@ def run_config(
         AbcSearchError: of the kind that fits.
     """
     folder = RunFolder(run_dir)
-    task, _ = prepare(config, folder, elsewhere=executor is not None)
+    task, _ = prepare(config, folder, data=data, elsewhere=executor is not None)
     with folder.locked():
         progress = logged(folder, progress)
         write_header(folder, config, config_identity(config, task.data))
@@ -74,7 +76,7 @@ def run_config(
 
 
 def prepare(
-    config: RunConfig, folder: RunFolder, *, elsewhere: bool = False, weights: bool = True
+    config: RunConfig, folder: RunFolder, *, data: Data | None = None, elsewhere: bool = False, weights: bool = True
 ) -> tuple[Task, Parts]:
     """Returns what a configured run works on and who does it, as far as that is known before its network is trained.
 
@@ -83,13 +85,15 @@ def prepare(
     Args:
         config: the run.
         folder: its folder, which need not exist yet; nothing is written.
+        data: its data, if they are loaded already.
         elsewhere: whether the caller says where evaluations run, so that it does not matter whether workers can start.
         weights: whether the checkpoint is needed; without it a missing one is none.
 
     Raises:
         AbcSearchError: of the kind that fits.
     """
-    model, data = config.model.build(config.seed), load_run_data(config)
+    model = config.model.build(config.seed)
+    data = load_run_data(config) if data is None else data
     checkpoint = config.model.checkpoint
     if checkpoint is not None and not folder.base.exists() and (weights or Path(checkpoint).exists()):
         load_checkpoint(model, checkpoint)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.run import SearchResult
     from abcsearch.space import Candidate
@@ -120,8 +121,12 @@ class FinishedRun:
         return found if weights_there(self.folder, structure.name, shapes) else None
 
 
-def open_run(run_dir: str | Path) -> FinishedRun:
+def open_run(run_dir: str | Path, *, data: Data | None = None) -> FinishedRun:
     """Returns a configured run whose search is finished; one in a folder that cannot be written to is only read.
+
+    Args:
+        run_dir: its folder.
+        data: of the run, if they are loaded already; they are loaded otherwise.
 
     Raises:
         RunError: if the folder holds no configured run, or its search is not finished.
@@ -133,19 +138,23 @@ def open_run(run_dir: str | Path) -> FinishedRun:
         msg = f"the search in {folder.path} is not finished; continue it with: abcsearch resume {folder.path}"
         raise RunError(msg)
     if os.access(folder.path, os.W_OK):
-        result = run_config(config, run_dir, executor=SerialExecutor())  # nothing is left to evaluate
+        result = run_config(config, run_dir, data=data, executor=SerialExecutor())  # nothing is left to evaluate
     else:  # nothing is left to write, either
-        result = open_so_far(run_dir).result
+        result = open_so_far(run_dir, data=data).result
     if "random" in config.baselines and _best_random(folder, config) is None:
         msg = f"no trial of the random baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
         raise RunError(msg)
     return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))
 
 
-def open_so_far(run_dir: str | Path) -> FinishedRun:
+def open_so_far(run_dir: str | Path, *, data: Data | None = None) -> FinishedRun:
     """Returns a configured run as far as it is: its search may be under way, or have been stopped.
 
     The folder is only read. What the random baseline has not found yet is left out.
+
+    Args:
+        run_dir: its folder.
+        data: as of `open_run`.
 
     Raises:
         RunError: if the folder holds no configured run, no trial has succeeded, or network or data are others now.
@@ -153,7 +162,8 @@ def open_so_far(run_dir: str | Path) -> FinishedRun:
     """
     folder = RunFolder(run_dir)
     config = _config(folder)
-    model, data = config.model.build(config.seed), load_run_data(config)
+    model = config.model.build(config.seed)
+    data = load_run_data(config) if data is None else data
     load_checkpoint(model, folder.base)
     task = Task.of(model.eval(), data, config, folder=folder)
     recorded, now = folder.header()["identity"], identity(task.model, data)

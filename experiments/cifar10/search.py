@@ -13,6 +13,7 @@ shows each. What was found is written to NETWORK-TABLE.json beside this file.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -24,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from abcsearch.config import read_config
+from abcsearch.data.registry import load_data
+from abcsearch.data.splits import Data
 from abcsearch.errors import AbcSearchError, unknown_name
-from abcsearch.runs.configured import run_config
+from abcsearch.runs.configured import run_config, seeded_data
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import FinishedRun, open_run
 from abcsearch.runs.forward import measure_forward
@@ -91,10 +94,23 @@ class Job:
 
 def run(job: Job) -> Path:
     """Searches and fine-tunes; what is done already is left alone."""
-    run_config(job.config(), job.folder)
-    found = open_run(job.folder)
+    config = job.config()
+    data = _data(config)
+    run_config(config, job.folder, data=data)
+    found = open_run(job.folder, data=data)
     finetune_run(found, only=[found.winner.name, *COMPARED.get(job.name, ())])
     return job.folder
+
+
+def _data(config: RunConfig) -> Data:
+    """Returns the data of a run; searches with one seed share them."""
+    part = seeded_data(config.data, config.seed)
+    return _loaded(part.name, json.dumps(part.options))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(name: str, options: str) -> Data:
+    return load_data(name, **json.loads(options))
 
 
 def measured(jobs: list[Job]) -> dict[str, dict[str, Any]]:
@@ -102,7 +118,7 @@ def measured(jobs: list[Job]) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     networks = []
     for job in jobs:
-        found = open_run(job.folder)
+        found = open_run(job.folder, data=_data(job.config()))
         for structure in found.structures:
             scores = found.scores(structure)
             if scores is None:

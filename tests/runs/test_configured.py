@@ -12,16 +12,16 @@ import torch
 from abcsearch import Budget, Data, load
 from abcsearch.config import parse_config, read_config
 from abcsearch.errors import BudgetError, CheckpointError, ConfigError, RunError
-from abcsearch.runs.configured import resume, run_config
+from abcsearch.runs.configured import load_run_data, resume, run_config
 from abcsearch.runs.exports import export_run
 from abcsearch.runs.finetuning import finetune_run
-from abcsearch.runs.finished import open_run
+from abcsearch.runs.finished import open_run, open_so_far
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.report import make_report
 
 
-def structures(folder):
-    return {s.name: s.candidate for s in open_run(folder).structures}
+def structures(folder, **given):
+    return {s.name: s.candidate for s in open_run(folder, **given).structures}
 
 
 def test_fewer_trials_are_fewer_for_winner_and_random_alike(tiny_config, tmp_path):
@@ -40,6 +40,19 @@ def test_random_search_is_its_own_baseline(tiny_config, tmp_path):
     assert config.baselines == ("uniform",)
     run_config(config, tmp_path / "run")
     assert list(structures(tmp_path / "run")) == ["full", "uniform", "random"]
+
+
+def test_data_that_are_loaded_are_not_loaded_again_but_must_be_the_same(tiny_config, tmp_path, monkeypatch):
+    config = read_config(tiny_config, ["n_trials=3"])
+    run_config(config, tmp_path / "run")
+    data, others = load_run_data(config), load_run_data(dataclasses.replace(config, seed=1))
+    monkeypatch.setattr("abcsearch.runs.configured.load_data", lambda *_, **__: pytest.fail("loaded again"))
+    run_config(config, tmp_path / "again", data=data)
+    assert structures(tmp_path / "again", data=data) == structures(tmp_path / "run", data=data)
+    for opened in (open_run, open_so_far):
+        assert opened(tmp_path / "run", data=data).result.task.data is data
+        with pytest.raises(RunError, match="data"):
+            opened(tmp_path / "run", data=others)
 
 
 def test_weights_are_not_taken_for_those_of_older_scores(tiny_config, tmp_path, monkeypatch):
