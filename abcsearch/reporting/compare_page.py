@@ -87,7 +87,7 @@ def compare_page(found: Comparison) -> Page:
     if same_layers(found):
         charts["widths"] = widths_chart(found)
         lead = "What each winner keeps of each layer, in per cent of the full width (blocks: 100 kept, 0 dropped)."
-        body = table(width_cells(found), range(1, 30))
+        body = table(width_cells(found), range(1, 30), "dense")
         sections.append(Section(title="Widths of the winners", lead=lead, chart="widths", body=body))
     else:
         sections.append(Section(title="Widths of the winners", body=paragraph("Not shown: the layers differ.")))

@@ -12,6 +12,7 @@ import numpy as np
 from abcsearch.errors import RunError
 from abcsearch.reporting.gathering import gather
 from abcsearch.reporting.unlike import complete, unlike
+from abcsearch.runs.configured import LoadedOnce
 from abcsearch.runs.forward import measure_forward
 from abcsearch.runs.recipes import changed, finetune_command
 from abcsearch.runs.report import tested_metrics
@@ -128,7 +129,8 @@ def compare_runs(run_dirs: Sequence[str | Path]) -> Comparison:
     if len(run_dirs) < 2:
         msg = f"compare takes two run folders or more, found {len(run_dirs)}; of one run, see: abcsearch report"
         raise RunError(msg)
-    runs = tuple(gather(path, measure=False) for path in run_dirs)
+    load = LoadedOnce()
+    runs = tuple(gather(path, load=load, measure=False) for path in run_dirs)
     names = [Path(path).resolve().name for path in run_dirs]
     labels = tuple(name if names.count(name) == 1 else str(path) for name, path in zip(names, run_dirs, strict=True))
     if len(set(labels)) < len(labels):

@@ -21,6 +21,7 @@ from abcsearch.reporting.curves import (
 from abcsearch.reporting.history import History, read_history
 from abcsearch.reporting.sensitivity import Sensitivity, layer_sensitivity
 from abcsearch.reporting.timeline import Timeline, run_timeline
+from abcsearch.runs.configured import load_run_data
 from abcsearch.runs.finished import open_so_far
 from abcsearch.runs.report import Report, make_report
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from abcsearch.runs.configured import LoadData
     from abcsearch.runs.finished import FinishedRun
     from abcsearch.trial import Trial
 
@@ -94,11 +96,12 @@ class Gathered:
         }
 
 
-def gather(run_dir: str | Path, *, measure: bool = True) -> Gathered:
+def gather(run_dir: str | Path, *, load: LoadData = load_run_data, measure: bool = True) -> Gathered:
     """Reads a run, finished or not, and measures its networks where they are at hand.
 
     Args:
         run_dir: the folder.
+        load: returns the data of its config.
         measure: whether the networks are measured and evaluated for the table.
 
     Raises:
@@ -108,7 +111,7 @@ def gather(run_dir: str | Path, *, measure: bool = True) -> Gathered:
     if not history.own.trials:
         msg = f"no trial in {run_dir} has finished yet; see: abcsearch status {run_dir}"
         raise RunError(msg)
-    run, missing = _opened(run_dir)
+    run, missing = _opened(run_dir, load)
     report = make_report(run) if run is not None and measure else None
     trials = history.own.succeeded
     layers = _layers(history, run)
@@ -128,10 +131,10 @@ def gather(run_dir: str | Path, *, measure: bool = True) -> Gathered:
     )
 
 
-def _opened(run_dir: str | Path) -> tuple[FinishedRun | None, str | None]:
+def _opened(run_dir: str | Path, load: LoadData) -> tuple[FinishedRun | None, str | None]:
     """Returns the run with its network and data, or why they are not at hand: then the files alone must do."""
     try:
-        return open_so_far(run_dir), None
+        return open_so_far(run_dir, load=load), None
     except (AbcSearchError, ImportError, OSError) as error:
         return None, str(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from abcsearch.runs.weights import checkpoint_path, load_checkpoint, weights_wri
 from abcsearch.training.loop import check_training, train
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
     from torch import nn
@@ -31,12 +32,41 @@ if TYPE_CHECKING:
     from abcsearch.runs.watching import WatcherFactory
     from abcsearch.searchers.base import Searcher
 
+    LoadData = Callable[[RunConfig], Data]
+
+
+def seeded_data(data: Part, seed: int) -> Part:
+    """Returns the data of a config whose split follows the run's seed, unless the data's options have their own."""
+    return Part(name=data.name, options={"seed": seed, **data.options}) if takes_seed(data.name) else data
+
+
+def load_run_data(config: RunConfig) -> Data:
+    """Returns the data of a config; the split follows the run's seed unless the data's options have their own."""
+    part = seeded_data(config.data, config.seed)
+    return load_data(part.name, **part.options)
+
+
+class LoadedOnce:
+    """Loads the data of runs like `load_run_data`; where several have the same, they share it."""
+
+    def __init__(self) -> None:
+        """Begins with none."""
+        self._known: dict[str, Data] = {}
+
+    def __call__(self, config: RunConfig) -> Data:
+        """Returns the data of a config."""
+        part = seeded_data(config.data, config.seed)
+        key = json.dumps([part.name, part.options], sort_keys=True, default=str)
+        if key not in self._known:
+            self._known[key] = load_run_data(config)
+        return self._known[key]
+
 
 def run_config(
     config: RunConfig,
     run_dir: str | Path,
     *,
-    data: Data | None = None,
+    load: LoadData = load_run_data,
     executor: Executor | None = None,
     progress: Progress = silent,
     watchers: Sequence[WatcherFactory] = (),
@@ -46,7 +76,7 @@ def run_config(
     Args:
         config: the run.
         run_dir: its folder; made if missing.
-        data: what `load_run_data` returned for the config, where that has been called.
+        load: returns the data of a config; `LoadedOnce` for several runs.
         executor: where evaluations run, instead of what the config says.
         progress: shown after every step.
         watchers: functions of (task, folder) that return who hears of every trial of the search.
@@ -55,7 +85,7 @@ def run_config(
         AbcSearchError: of the kind that fits.
     """
     folder = RunFolder(run_dir)
-    task, _ = prepare(config, folder, data=data, elsewhere=executor is not None)
+    task, _ = prepare(config, folder, load=load, elsewhere=executor is not None)
     with folder.locked():
         progress = logged(folder, progress)
         write_header(folder, config, config_identity(config, task.data))
@@ -76,7 +106,12 @@ def run_config(
 
 
 def prepare(
-    config: RunConfig, folder: RunFolder, *, data: Data | None = None, elsewhere: bool = False, weights: bool = True
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    load: LoadData = load_run_data,
+    elsewhere: bool = False,
+    weights: bool = True,
 ) -> tuple[Task, Parts]:
     """Returns what a configured run works on and who does it, as far as that is known before its network is trained.
 
@@ -85,15 +120,14 @@ def prepare(
     Args:
         config: the run.
         folder: its folder, which need not exist yet; nothing is written.
-        data: its data, if they are loaded already.
+        load: returns its data.
         elsewhere: whether the caller says where evaluations run, so that it does not matter whether workers can start.
         weights: whether the checkpoint is needed; without it a missing one is none.
 
     Raises:
         AbcSearchError: of the kind that fits.
     """
-    model = config.model.build(config.seed)
-    data = load_run_data(config) if data is None else data
+    model, data = config.model.build(config.seed), load(config)
     checkpoint = config.model.checkpoint
     if checkpoint is not None and not folder.base.exists() and (weights or Path(checkpoint).exists()):
         load_checkpoint(model, checkpoint)
@@ -198,17 +232,6 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     with folder.locked(), workers_for(settings, folder, executor) as where:
         parts = replace(parts, executor=where)
         return run_search(folder, task, settings, parts, logged(folder, progress), watchers=watchers)
-
-
-def seeded_data(data: Part, seed: int) -> Part:
-    """Returns the data of a config whose split follows the run's seed, unless the data's options have their own."""
-    return Part(name=data.name, options={"seed": seed, **data.options}) if takes_seed(data.name) else data
-
-
-def load_run_data(config: RunConfig) -> Data:
-    """Returns the data of a config; the split follows the run's seed unless the data's options have their own."""
-    part = seeded_data(config.data, config.seed)
-    return load_data(part.name, **part.options)
 
 
 def _base_network(folder: RunFolder, config: RunConfig, model: nn.Module, data: Data, progress: Progress) -> None:

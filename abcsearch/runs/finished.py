@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
+    from abcsearch.runs.configured import LoadData
     from abcsearch.runs.run import SearchResult
     from abcsearch.space import Candidate
     from abcsearch.trial import Trial
@@ -121,12 +121,12 @@ class FinishedRun:
         return found if weights_there(self.folder, structure.name, shapes) else None
 
 
-def open_run(run_dir: str | Path, *, data: Data | None = None) -> FinishedRun:
+def open_run(run_dir: str | Path, *, load: LoadData = load_run_data) -> FinishedRun:
     """Returns a configured run whose search is finished; one in a folder that cannot be written to is only read.
 
     Args:
         run_dir: its folder.
-        data: of the run, if they are loaded already; they are loaded otherwise.
+        load: returns its data; `LoadedOnce` for several runs.
 
     Raises:
         RunError: if the folder holds no configured run, or its search is not finished.
@@ -138,23 +138,23 @@ def open_run(run_dir: str | Path, *, data: Data | None = None) -> FinishedRun:
         msg = f"the search in {folder.path} is not finished; continue it with: abcsearch resume {folder.path}"
         raise RunError(msg)
     if os.access(folder.path, os.W_OK):
-        result = run_config(config, run_dir, data=data, executor=SerialExecutor())  # nothing is left to evaluate
+        result = run_config(config, run_dir, load=load, executor=SerialExecutor())  # nothing is left to evaluate
     else:  # nothing is left to write, either
-        result = open_so_far(run_dir, data=data).result
+        result = open_so_far(run_dir, load=load).result
     if "random" in config.baselines and _best_random(folder, config) is None:
         msg = f"no trial of the random baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
         raise RunError(msg)
     return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))
 
 
-def open_so_far(run_dir: str | Path, *, data: Data | None = None) -> FinishedRun:
+def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data) -> FinishedRun:
     """Returns a configured run as far as it is: its search may be under way, or have been stopped.
 
     The folder is only read. What the random baseline has not found yet is left out.
 
     Args:
         run_dir: its folder.
-        data: as of `open_run`.
+        load: as of `open_run`.
 
     Raises:
         RunError: if the folder holds no configured run, no trial has succeeded, or network or data are others now.
@@ -162,8 +162,7 @@ def open_so_far(run_dir: str | Path, *, data: Data | None = None) -> FinishedRun
     """
     folder = RunFolder(run_dir)
     config = _config(folder)
-    model = config.model.build(config.seed)
-    data = load_run_data(config) if data is None else data
+    model, data = config.model.build(config.seed), load(config)
     load_checkpoint(model, folder.base)
     task = Task.of(model.eval(), data, config, folder=folder)
     recorded, now = folder.header()["identity"], identity(task.model, data)

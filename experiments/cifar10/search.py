@@ -25,10 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from abcsearch.config import read_config
-from abcsearch.data.registry import load_data
-from abcsearch.data.splits import Data
 from abcsearch.errors import AbcSearchError, unknown_name
-from abcsearch.runs.configured import run_config, seeded_data
+from abcsearch.runs.configured import LoadedOnce, run_config
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import FinishedRun, open_run
 from abcsearch.runs.forward import measure_forward
@@ -94,23 +92,16 @@ class Job:
 
 def run(job: Job) -> Path:
     """Searches and fine-tunes; what is done already is left alone."""
-    config = job.config()
-    data = _data(config)
-    run_config(config, job.folder, data=data)
-    found = open_run(job.folder, data=data)
+    run_config(job.config(), job.folder, load=_loader(job.seed))
+    found = open_run(job.folder, load=_loader(job.seed))
     finetune_run(found, only=[found.winner.name, *COMPARED.get(job.name, ())])
     return job.folder
 
 
-def _data(config: RunConfig) -> Data:
-    """Returns the data of a run; searches with one seed share them."""
-    part = seeded_data(config.data, config.seed)
-    return _loaded(part.name, json.dumps(part.options))
-
-
 @functools.lru_cache(maxsize=1)
-def _loaded(name: str, options: str) -> Data:
-    return load_data(name, **json.loads(options))
+def _loader(_seed: int) -> LoadedOnce:
+    """Returns what loads data; searches with one seed share them."""
+    return LoadedOnce()
 
 
 def measured(jobs: list[Job]) -> dict[str, dict[str, Any]]:
@@ -118,7 +109,7 @@ def measured(jobs: list[Job]) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     networks = []
     for job in jobs:
-        found = open_run(job.folder, data=_data(job.config()))
+        found = open_run(job.folder, load=_loader(job.seed))
         for structure in found.structures:
             scores = found.scores(structure)
             if scores is None:

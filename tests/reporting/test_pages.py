@@ -312,6 +312,11 @@ def test_compare_refuses_one_run_and_twice_the_same(run):
     assert call("compare", run, run.parent).exit_code == 2
 
 
+def test_runs_that_are_compared_share_their_data(run, tmp_path):
+    one, other = compare_runs([run, shutil.copytree(run, tmp_path / "other")]).runs
+    assert one.run.result.task.data is other.run.result.task.data
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_a_browser_draws_all_charts_without_errors(run, tmp_path):
     options = [

@@ -11,8 +11,9 @@ import torch
 
 from abcsearch import Budget, Data, load
 from abcsearch.config import parse_config, read_config
+from abcsearch.data.registry import load_data
 from abcsearch.errors import BudgetError, CheckpointError, ConfigError, RunError
-from abcsearch.runs.configured import load_run_data, resume, run_config
+from abcsearch.runs.configured import LoadedOnce, resume, run_config
 from abcsearch.runs.exports import export_run
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import open_run, open_so_far
@@ -42,17 +43,19 @@ def test_random_search_is_its_own_baseline(tiny_config, tmp_path):
     assert list(structures(tmp_path / "run")) == ["full", "uniform", "random"]
 
 
-def test_data_that_are_loaded_are_not_loaded_again_but_must_be_the_same(tiny_config, tmp_path, monkeypatch):
-    config = read_config(tiny_config, ["n_trials=3"])
-    run_config(config, tmp_path / "run")
-    data, others = load_run_data(config), load_run_data(dataclasses.replace(config, seed=1))
-    monkeypatch.setattr("abcsearch.runs.configured.load_data", lambda *_, **__: pytest.fail("loaded again"))
-    run_config(config, tmp_path / "again", data=data)
-    assert structures(tmp_path / "again", data=data) == structures(tmp_path / "run", data=data)
-    for opened in (open_run, open_so_far):
-        assert opened(tmp_path / "run", data=data).result.task.data is data
-        with pytest.raises(RunError, match="data"):
-            opened(tmp_path / "run", data=others)
+def test_runs_share_data_that_are_the_same(tiny_config, tmp_path, monkeypatch):
+    config, loads = read_config(tiny_config, ["n_trials=3"]), []
+    monkeypatch.setattr("abcsearch.runs.configured.load_data", lambda *a, **o: loads.append(a) or load_data(*a, **o))
+    load = LoadedOnce()
+    for name, seed in (("run", 0), ("again", 0), ("other", 1)):
+        run_config(dataclasses.replace(config, seed=seed), tmp_path / name, load=load)
+    assert structures(tmp_path / "again", load=load) == structures(tmp_path / "run", load=load)
+    assert len(loads) == 2
+    assert open_so_far(tmp_path / "run", load=load).result.task.data is load(config)
+    other = open_run(tmp_path / "other", load=load).result.task.data
+    assert other is not load(config)
+    with pytest.raises(RunError, match="data"):
+        open_so_far(tmp_path / "run", load=lambda _: other)
 
 
 def test_weights_are_not_taken_for_those_of_older_scores(tiny_config, tmp_path, monkeypatch):
