@@ -19,8 +19,13 @@ def cell(values: Sequence[float], digits: int = 2) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
+def processors() -> str:
+    """Returns what this machine computes with."""
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
 def machine_of(run: Path) -> tuple[str, str]:
     """Returns this machine, and the versions that a run folder was made with."""
     environment = json.loads((run / "run.json").read_text())["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {environment['python']}", versions
+    return f"{processors()}, Python {environment['python']}", versions

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import os
 import platform
 import statistics
 import sys
@@ -34,16 +33,16 @@ from scipy.stats import kendalltau
 
 from abcsearch import AdaptiveBN, AdaptiveBNOptions, Budget, finetune, rank_channels, score, trace_channels, train
 from abcsearch.config import read_config
-from abcsearch.data.registry import load_data
 from abcsearch.errors import differences
 from abcsearch.evaluation.cascade import Cascade, cheap, trained
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.files import replace_file
 from abcsearch.rng import numpy_stream, torch_stream
+from abcsearch.runs.configured import load_run_data
 from abcsearch.runs.settings import RunConfig, to_plain
 from abcsearch.runs.weights import load_checkpoint
 from abcsearch.trial import Evaluation
-from experiments.tables import cell
+from experiments.tables import cell, processors
 
 METRICS = ("top1", "neg_loss", "neg_kl")
 CRITERIA = ("l1", "random", "l2", "bn_gamma", "fpgm", "taylor")
@@ -92,7 +91,7 @@ class Bench:
     def __init__(self, part: Part) -> None:
         """Loads the data, and trains or loads the base network."""
         self.config = config = replace(part.config, seed=part.seed)
-        self.data = load_data(config.data.name, **{"seed": part.seed, **config.data.options})
+        self.data = load_run_data(config)
         self.model = config.model.build(part.seed)
         if config.model.checkpoint is not None:
             load_checkpoint(self.model, config.model.checkpoint)
@@ -259,8 +258,7 @@ def _criteria(criteria: dict[str, list[dict[str, Any]]]) -> list[str]:
 def _machine(seeds: list[int]) -> str:
     """Returns what it was measured with."""
     versions = f"Python {platform.python_version()}, torch {importlib.metadata.version('torch')}"
-    processors = f"{os.cpu_count()} CPU cores ({platform.machine()}), one thread per process"
-    return f"Seeds {', '.join(map(str, seeds))}; {processors}; {versions}"
+    return f"Seeds {', '.join(map(str, seeds))}; {processors()}, one thread per process; {versions}"
 
 
 def main() -> None:
@@ -281,6 +279,8 @@ def main() -> None:
     parser.add_argument("--redraw", action="store_true", help="only print the tables of the results that are there")
     arguments = parser.parse_args()
     file = arguments.results or arguments.runs / "results.json"
+    if file.is_dir():
+        parser.error(f"--results is a file, found the folder {file}")
     if not arguments.redraw:
         criteria = measure(arguments)
         found = {"machine": _machine(arguments.seeds), "criteria": criteria}
@@ -294,13 +294,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Makes what is missing; returns by criterion what was found with each seed."""
     config = read_config(arguments.config, arguments.set)
     scored = list(dict.fromkeys([STAGES[0], *arguments.fitness]))  # the first one is what criteria are compared by
-    arguments.runs.mkdir(parents=True, exist_ok=True)
     settings = arguments.runs / "settings.json"
     now = {"config": to_plain(config), "fitness": scored, "macs": arguments.macs, "turns": arguments.turns}
     before = json.loads(settings.read_text()) if settings.exists() else now
     if others := differences(before, now):
         sys.exit(f"{arguments.runs} holds other measurements: {'; '.join(others)}; give another --runs")
-    settings.write_text(json.dumps(now))
+    replace_file(settings, lambda path: path.write_text(json.dumps(now)))
     names = list(dict.fromkeys(["l1", *arguments.criteria]))
     parts = [
         Part(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import collections
 import importlib.util
-import os
 import platform
 import re
 import sys
@@ -24,6 +23,7 @@ import torchvision
 
 from abcsearch.channels.groups import ChannelGraph, UnsupportedOpWarning, trace_channels
 from experiments.benchmarks.families import FAMILIES, build, usual_size
+from experiments.tables import processors
 
 OUTPUT = "the network's output"  # every network's last layer keeps its channels for this reason: not worth a word
 
@@ -149,7 +149,7 @@ def main() -> None:
         import timm
 
         versions.append(f"timm {timm.__version__}")
-    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), one thread, Python {platform.python_version()}"
+    machine = f"{processors()}, one thread, Python {platform.python_version()}"
     sys.stdout.write(f"{table(found, detail=arguments.detail)}\n\n{machine}; {', '.join(versions)}\n")
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError, unknown_name
+from abcsearch.files import replace_file
 from abcsearch.runs.configured import LoadedOnce, run_config
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import FinishedRun, open_run
@@ -160,12 +161,13 @@ def table(seeds: dict[str, dict[str, dict[str, Any]]]) -> str:
             _cell([r["params"] / 1e3 for r in many], 0),
         ]
         cells += [_cell([row["ms"][batch] for row in many]) for batch in batches]
-        searched = all("trials" in row for row in many)
-        cells.append(str(many[0]["trials"]) if searched else "")
-        # Medians, also over seeds: a search that was stopped, or shared its machine, has trials that waited.
-        seconds = statistics.median_low(row["seconds"] for row in many) if searched else 0.0
-        cells += [f"{seconds:.2f}", f"{many[0]['trials'] * seconds / 60:.1f}"] if searched else ["", ""]
-        cells.append(_cell([100 * row["fitness"] for row in many]) if searched else "")
+        if name in order:
+            cells += [""] * 4
+        else:
+            # Medians, also over seeds: a search that was stopped, or shared its machine, has trials that waited.
+            seconds, trials = statistics.median_low(row["seconds"] for row in many), many[0]["trials"]
+            cells += [str(trials), f"{seconds:.2f}", f"{trials * seconds / 60:.1f}"]
+            cells.append(_cell([100 * row["fitness"] for row in many]))
         cells += [_cell([100 * row[when] for row in many]) for when in ("before", "after")]
         gains = [
             100 * (own[name]["after"] - own["uniform"]["after"])
@@ -218,7 +220,8 @@ def main() -> None:
             sys.exit("what failed is named above; the same command goes on")
         seeds = {str(seed): measured([job for job in jobs if job.seed == seed]) for seed in arguments.seeds}
         machine = "; ".join(machine_of(jobs[0].folder))
-        file.write_text(json.dumps({"machine": machine, "seeds": seeds}, indent=1) + "\n")
+        text = json.dumps({"machine": machine, "seeds": seeds}, indent=1) + "\n"
+        replace_file(file, lambda path: path.write_text(text))
     if not file.exists():
         sys.exit(f"{file} does not exist; without --redraw it is made")
     found = json.loads(file.read_text())

@@ -51,6 +51,10 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["fitness", "--redraw", "--results", str(tmp_path / "runs" / "results.json")])
     fitness.main()
     assert capsys.readouterr().out == printed[0].out
+    monkeypatch.setattr("sys.argv", ["fitness", "--redraw", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        fitness.main()
+    assert f"--results is a file, found the folder {tmp_path}" in capsys.readouterr().err
     # Two are measured again, by a process that has not measured the others: the same, but for the time it took.
     monkeypatch.undo()
     for file in files[4:6]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from experiments.benchmarks.searchers import problems
 from experiments.benchmarks.searchers.bench import Found
 from experiments.benchmarks.searchers.plots import draw
 from experiments.benchmarks.searchers.tables import MARKS, Summary, overview, summary, task_table
+from experiments.tables import processors
 
 BEGIN, END = "<!-- tables begin: made by make bench-searchers -->", "<!-- tables end -->"
 TITLES = {
@@ -74,8 +74,7 @@ def machine() -> str:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    cores = f"{os.cpu_count()} CPU cores ({platform.machine()}), one thread per process"
-    return f"{cores}; Python {platform.python_version()}, {', '.join(versions)}."
+    return f"{processors()}, one thread per process; Python {platform.python_version()}, {', '.join(versions)}."
 
 
 def _kinds(found: list[Found]) -> dict[str, list[Found]]:
