@@ -8,6 +8,8 @@ import platform
 import statistics
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -21,7 +23,7 @@ def cell(values: Sequence[float], digits: int = 2) -> str:
 
 def processors() -> str:
     """Returns what this machine computes with."""
-    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
 
 
 def machine_of(run: Path) -> tuple[str, str]:

@@ -6,8 +6,9 @@
     python -m experiments.cifar10.search searchers --redraw   # the table again, from the file of results
 
 `searchers`: one fitness, every searcher. `ways`: one searcher; as ABCPruner was published, and step by step as it is by
-default here. Every search is a run folder of its own, so that a stopped call goes on where it was; `abcsearch report`
-shows each. What was found is written to NETWORK-TABLE.json beside this file.
+default here. What was found is added to NETWORK.json beside this file as soon as it is known, and not searched again;
+`--results FOLDER` begins another such file. Every search is a run folder of its own, so that a stopped call goes on
+where it was; `abcsearch report` shows each.
 """
 
 from __future__ import annotations
@@ -22,17 +23,23 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from abcsearch import rank_channels, slice_model, trace_channels
 from abcsearch.config import read_config
-from abcsearch.errors import AbcSearchError, unknown_name
+from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
 from abcsearch.files import replace_file
 from abcsearch.runs.configured import LoadedOnce, run_config
 from abcsearch.runs.finetuning import finetune_run
-from abcsearch.runs.finished import FinishedRun, open_run
+from abcsearch.runs.finished import FinishedRun, Structure, open_run
 from abcsearch.runs.forward import measure_forward
 from abcsearch.runs.settings import RunConfig
-from experiments.tables import cell, machine_of
+from experiments.tables import cell, machine_of, processors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 HERE = Path(__file__).parent
 PUBLISHED = (
@@ -66,7 +73,11 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
         "bee_colony": (),
     },
 }
-COMPARED = {"random": ("full", "uniform")}  # which run fine-tunes what all are compared with
+ALWAYS = ("full", "uniform")  # what all are compared with
+COMPARED = {"random": ALWAYS}  # which run fine-tunes it
+ORDER = list(dict.fromkeys([*ALWAYS, *(name for variants in TABLES.values() for name in variants)]))
+CHANGES = {change for variants in TABLES.values() for changes in variants.values() for change in changes}
+Row = dict[str, Any]  # what is known of one network of one seed
 
 
 @dataclass(frozen=True)
@@ -91,12 +102,23 @@ class Job:
         return read_config(HERE / f"{self.network}.toml", changes)
 
 
-def run(job: Job) -> Path:
-    """Searches and fine-tunes; what is done already is left alone."""
-    run_config(job.config(), job.folder, load=_loader(job.seed))
-    found = open_run(job.folder, load=_loader(job.seed))
+def run(job: Job) -> list[Row]:
+    """Searches and fine-tunes, and returns what came of it; what is in the run folder already is left alone."""
+    load = _loader(job.seed)
+    run_config(job.config(), job.folder, load=load)
+    found = open_run(job.folder, load=load)
     finetune_run(found, only=[found.winner.name, *COMPARED.get(job.name, ())])
-    return job.folder
+    own = {"seed": job.seed, "changes": list(job.changes), "machine": "; ".join(machine_of(job.folder))}
+    rows = []
+    for structure in found.structures:
+        scores = found.scores(structure)
+        if scores is not None:
+            mine = structure == found.winner
+            result = _searched(found) if mine else {}
+            rows.append(
+                {"name": job.name if mine else structure.name, **own, **_network(found, structure, scores), **result}
+            )
+    return rows
 
 
 @functools.lru_cache(maxsize=1)
@@ -105,83 +127,131 @@ def _loader(_seed: int) -> LoadedOnce:
     return LoadedOnce()
 
 
-def measured(jobs: list[Job]) -> dict[str, dict[str, Any]]:
-    """Returns the networks of one seed by name; forward times are measured in turns."""
-    rows: dict[str, dict[str, Any]] = {}
-    networks = []
-    for job in jobs:
-        found = open_run(job.folder, load=_loader(job.seed))
-        for structure in found.structures:
-            scores = found.scores(structure)
-            if scores is None:
-                continue
-            own = structure == found.winner
-            rows[job.name if own else structure.name] = _row(found, structure.candidate, scores, searched=own)
-            networks.append(found.network(structure, tuned=False))
-    times = measure_forward(networks, found.result.task.data.example, threads=1)
-    for row, own in zip(rows.values(), times, strict=True):
-        row["ms"] = {time.where: time.median_ms for time in own}
-    return rows
-
-
-def _row(found: FinishedRun, candidate: tuple[int, ...], scores: dict[str, Any], *, searched: bool) -> dict[str, Any]:
-    """Returns what is known of one network."""
-    task, trials = found.result.task, found.result.trials
-    row = {
-        "candidate": list(candidate),
-        "macs": int(task.graph.costs.macs([candidate])[0]),
-        "params": int(task.graph.costs.params([candidate])[0]),
+def _network(found: FinishedRun, structure: Structure, scores: dict[str, Any]) -> Row:
+    """Returns what is known of a network that was fine-tuned."""
+    costs = found.result.task.graph.costs
+    return {
+        "candidate": list(structure.candidate),
+        "macs": int(costs.macs([structure.candidate])[0]),
+        "params": int(costs.params([structure.candidate])[0]),
         "before": scores["before"]["top1"],
         "after": scores["after"]["top1"],
         "losses": scores["losses"],
     }
-    if searched:
-        best, seconds = found.result.best, statistics.median(trial.evaluation.seconds for trial in trials)
-        row |= {"trials": len(trials), "fitness": best.fitness, "best_trial": best.number, "seconds": seconds}
-    return row
 
 
-def table(seeds: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Returns the table in Markdown: mean and standard deviation over seeds."""
-    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for own in seeds.values():
-        for name, row in own.items():
-            rows[name].append(row)
-    batches = list(dict.fromkeys(batch for many in rows.values() for row in many for batch in row["ms"]))
+def _searched(found: FinishedRun) -> Row:
+    """Returns what is known of a search."""
+    best, trials = found.result.best, found.result.trials
+    seconds = statistics.median(trial.evaluation.seconds for trial in trials)
+    return {"trials": len(trials), "fitness": best.fitness, "best_trial": best.number, "seconds": seconds}
+
+
+class Results:
+    """The networks that are known, in a file: each is a row."""
+
+    def __init__(self, file: Path) -> None:
+        """Reads the file, if it is there."""
+        self._file = file
+        found = json.loads(file.read_text()) if file.exists() else {"timed on": "", "rows": []}
+        self.timed_on: str = found["timed on"]
+        self.rows: list[Row] = found["rows"]
+
+    def missing(self, jobs: list[Job]) -> list[Job]:
+        """Returns the jobs whose network is not known.
+
+        Raises:
+            ConfigError: if it is, and was searched with other settings.
+        """
+        known = {(row["name"], row["seed"]): row["changes"] for row in self.rows}
+        for job in jobs:
+            changes = known.get((job.name, job.seed), list(job.changes))
+            if changes != list(job.changes):
+                was, now = (" ".join(own) or "no changes" for own in (changes, job.changes))
+                msg = (
+                    f"{self._file} has {job.name} with seed {job.seed}, searched with {was}, now {now}: "
+                    "begin other results with --results and --runs"
+                )
+                raise ConfigError(msg)
+        return [job for job in jobs if (job.name, job.seed) not in known]
+
+    def add(self, rows: list[Row]) -> None:
+        """Adds networks and writes the file; they replace those of the same name and seed."""
+        new = {(row["name"], row["seed"]) for row in rows}
+        self.rows = sorted(
+            [*(row for row in self.rows if (row["name"], row["seed"]) not in new), *rows],
+            key=lambda row: (row["seed"], ORDER.index(row["name"])),
+        )
+        self._write()
+
+    def measure(self, config: RunConfig) -> None:
+        """Measures the forward times of all networks, which take turns, and writes the file."""
+        model, example = config.model.build(config.seed).eval(), torch.zeros(1, 3, 32, 32)
+        graph = trace_channels(model, example)
+        ranking = rank_channels(model, graph)
+        networks = [slice_model(model, graph, row["candidate"], ranking) for row in self.rows]
+        for row, times in zip(self.rows, measure_forward(networks, example, threads=1), strict=True):
+            row["ms"] = {time.where: time.median_ms for time in times}
+        self.timed_on = f"{processors()}, torch {torch.__version__.partition('+')[0]}"
+        self._write()
+
+    def _write(self) -> None:
+        """Writes the file, whole."""
+        text = json.dumps({"timed on": self.timed_on, "rows": self.rows}, indent=1) + "\n"
+        replace_file(self._file, lambda path: path.write_text(text))
+
+
+def table(rows: list[Row], names: Iterable[str]) -> str:
+    """Returns the table of some networks in Markdown: mean and standard deviation over seeds."""
+    known: dict[str, dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        known[row["name"]][row["seed"]] = row
+    batches = list(dict.fromkeys(batch for row in rows for batch in row.get("ms", ())))
     head = ["network", "seeds", "MACs, M", "params, k", *(f"ms, {batch}" for batch in batches)]
     head += ["trials", "s per trial", "search, min", "fitness, %", "test before, %", "test after, %", "after - uniform"]
     lines = [head, ["---"] * len(head)]
-    order = ("full", "uniform")
-    for name in sorted(rows, key=lambda name: order.index(name) if name in order else len(order)):
-        many = rows[name]
-        cells = [
-            name,
-            str(len(many)),
-            _cell([r["macs"] / 1e6 for r in many]),
-            _cell([r["params"] / 1e3 for r in many], 0),
-        ]
-        cells += [_cell([row["ms"][batch] for row in many]) for batch in batches]
-        if name in order:
-            cells += [""] * 4
-        else:
-            # Medians, also over seeds: a search that was stopped, or shared its machine, has trials that waited.
-            seconds, trials = statistics.median_low(row["seconds"] for row in many), many[0]["trials"]
-            cells += [str(trials), f"{seconds:.2f}", f"{trials * seconds / 60:.1f}"]
-            cells.append(_cell([100 * row["fitness"] for row in many]))
+    for name in (name for name in names if name in known):
+        many = list(known[name].values())
+        cells = [name, str(len(many))]
+        cells += [_cell([row["macs"] / 1e6 for row in many]), _cell([row["params"] / 1e3 for row in many], 0)]
+        cells += [_cell([row["ms"][batch] for row in many if "ms" in row]) for batch in batches]
+        cells += _costs(many) if "trials" in many[0] else [""] * 4
         cells += [_cell([100 * row[when] for row in many]) for when in ("before", "after")]
-        gains = [
-            100 * (own[name]["after"] - own["uniform"]["after"])
-            for own in seeds.values()
-            if {name, "uniform"} <= set(own)
-        ]
-        cells.append(_cell(gains) if gains and name not in order else "")
+        uniform = known["uniform"] if name not in ALWAYS else {}
+        cells.append(
+            _cell([100 * (row["after"] - uniform[row["seed"]]["after"]) for row in many if row["seed"] in uniform])
+        )
         lines.append(cells)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def _costs(many: list[Row]) -> list[str]:
+    """Returns the cells of a searcher's searches: trials, seconds, minutes, fitness."""
+    # Medians, also over seeds: a search that was stopped, or shared its machine, has trials that waited.
+    seconds, trials = statistics.median_low(row["seconds"] for row in many), many[0]["trials"]
+    return [
+        str(trials),
+        f"{seconds:.2f}",
+        f"{trials * seconds / 60:.1f}",
+        _cell([100 * row["fitness"] for row in many]),
+    ]
+
+
+def footer(results: Results) -> str:
+    """Returns where and with what the searches of a table ran."""
+    lines = [f"Forward times: {results.timed_on}."] if results.timed_on else []
+    machines: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for row in results.rows:
+        given = [change for change in row["changes"] if change not in CHANGES]
+        machines[row["machine"], f" with {' '.join(given)}" if given else ""].add(row["seed"])
+    for (machine, given), seeds in machines.items():
+        lines.append(f"Searches, seed {', '.join(map(str, sorted(seeds)))}{given}: {machine}.")
+    return "\n".join(lines)
+
+
 def _cell(values: list[float], digits: int = 2) -> str:
-    """Returns mean and standard deviation; where all are equal, the value."""
-    return cell(values if len(set(values)) > 1 else values[:1], digits)
+    """Returns mean and standard deviation; where all are equal, the value; of none, nothing."""
+    return cell(values if len(set(values)) > 1 else values[:1], digits) if values else ""
 
 
 def main() -> None:
@@ -197,35 +267,39 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config")
     parser.add_argument("--redraw", action="store_true", help="only print the table of the results that are there")
     arguments = parser.parse_args()
-    file = arguments.results / f"{arguments.network}-{arguments.table}.json"
+    file = arguments.results / f"{arguments.network}.json"
+    variants = TABLES[arguments.table]
+    results = Results(file)
     if not arguments.redraw:
-        variants = TABLES[arguments.table]
         try:
             jobs = [
                 Job(arguments.network, name, seed, (*variants[name], *arguments.set), arguments.runs)
                 for seed in arguments.seeds
                 for name in arguments.only or variants
             ]
-            for job in jobs:
-                job.config()  # a mistake is said before anything is searched
+            configs = [job.config() for job in jobs]  # a mistake is said before anything is searched
+            jobs = results.missing(jobs)
         except KeyError as error:
             parser.error(unknown_name("search", error.args[0], variants))
         except AbcSearchError as error:
             sys.exit(f"error: {error}")
-        with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
-            tasks = {pool.submit(run, job): job for job in jobs}
-            for task in as_completed(tasks):
-                sys.stderr.write(f"{tasks[task].folder}: {task.exception() or 'done'}\n")
-        if any(task.exception() for task in tasks):
-            sys.exit("what failed is named above; the same command goes on")
-        seeds = {str(seed): measured([job for job in jobs if job.seed == seed]) for seed in arguments.seeds}
-        machine = "; ".join(machine_of(jobs[0].folder))
-        text = json.dumps({"machine": machine, "seeds": seeds}, indent=1) + "\n"
-        replace_file(file, lambda path: path.write_text(text))
-    if not file.exists():
+        _make(jobs, arguments.workers, results)
+        results.measure(configs[0])
+    if not results.rows:
         sys.exit(f"{file} does not exist; without --redraw it is made")
-    found = json.loads(file.read_text())
-    sys.stdout.write(f"{table(found['seeds'])}\n\n{found['machine']}; seeds {', '.join(found['seeds'])}.\n")
+    sys.stdout.write(f"{table(results.rows, [*ALWAYS, *variants])}\n\n{footer(results)}\n")
+
+
+def _make(jobs: list[Job], workers: int, results: Results) -> None:
+    """Searches and fine-tunes side by side; every network is in the file as soon as it is known."""
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        tasks = {pool.submit(run, job): job for job in jobs}
+        for task in as_completed(tasks):
+            if task.exception() is None:
+                results.add(task.result())
+            sys.stderr.write(f"{tasks[task].folder}: {task.exception() or 'done'}\n")
+    if any(task.exception() for task in tasks):
+        sys.exit("what failed is named above; the same command goes on")
 
 
 if __name__ == "__main__":

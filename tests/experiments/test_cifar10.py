@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -45,23 +46,39 @@ def test_a_table_is_made_once_and_drawn_again(call, tmp_path, capsys, monkeypatc
     assert len({len(row) for row in rows}) == 1
     assert rows[2][1:4] == ["2", "40.55", "270"]
     assert len(re.findall("done", said)) == 4
-    found = json.loads((tmp_path / "resnet20-searchers.json").read_text())["seeds"]
-    assert set(found) == {"0", "1"}
-    row = found["1"]["bee_colony"]
-    assert row["macs"] <= 0.5 * found["1"]["full"]["macs"]
+    found = {(row["name"], row["seed"]): row for row in known(tmp_path)}
+    assert list(found) == [(name, seed) for seed in (0, 1) for name in ("full", "uniform", "random", "bee_colony")]
+    row = found["bee_colony", 1]
+    assert row["macs"] <= 0.5 * found["full", 1]["macs"]
     assert row["trials"] == 2
     assert row["seconds"] > 0
     scores = json.loads((tmp_path / "runs" / "resnet20" / "bee_colony-1" / "finetuned" / "bee_colony.json").read_text())
     assert row["after"] == scores["after"]["top1"]
-    # Again: nothing is searched or trained; the table from the file is the same.
-    monkeypatch.setattr("abcsearch.runs.finetuning._finetune", lambda *_: pytest.fail("it is known"))
     call(*words, "--redraw")
     assert capsys.readouterr().out == printed
+    # Again, without the run folders: nothing is searched or trained; forward times are measured anew.
+    shutil.rmtree(tmp_path / "runs")
     call(*words)
-    again = json.loads((tmp_path / "resnet20-searchers.json").read_text())["seeds"]
-    assert [again[seed][name]["after"] for seed in found for name in found[seed]] == [
-        found[seed][name]["after"] for seed in found for name in found[seed]
-    ]
+    assert not (tmp_path / "runs").exists()
+    assert [without_times(row) for row in known(tmp_path)] == [without_times(row) for row in found.values()]
+
+
+def known(folder):
+    return json.loads((folder / "resnet20.json").read_text())["rows"]
+
+
+def without_times(row):
+    return {key: value for key, value in row.items() if key != "ms"}
+
+
+def test_what_was_searched_with_other_settings_is_not_mixed_in(call, tmp_path):
+    call("searchers", "--only", "greedy", "--seeds", "0")
+    before = (tmp_path / "resnet20.json").read_bytes()
+    said = r"resnet20.json has greedy with seed 0, searched with searcher=greedy .* n_trials=3.* --results"
+    with pytest.raises(SystemExit, match=said):
+        call("searchers", "--only", "random", "greedy", "--seeds", "0", "--set", "n_trials=3")
+    assert (tmp_path / "resnet20.json").read_bytes() == before
+    assert not (tmp_path / "runs" / "resnet20" / "random-0").exists()
 
 
 def test_what_fails_is_named_and_the_rest_is_done(call, tmp_path, capsys, monkeypatch):
@@ -78,7 +95,9 @@ def test_what_fails_is_named_and_the_rest_is_done(call, tmp_path, capsys, monkey
     said = capsys.readouterr().err
     assert "random-0: disk full" in said
     assert "greedy-0: done" in said
-    assert not (tmp_path / "resnet20-searchers.json").exists()
+    assert [row["name"] for row in known(tmp_path)] == ["greedy"]
+    call("searchers", "--redraw")  # also without uniform
+    assert "| greedy | 1 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
