@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
+from abcsearch.channels.pointwise import PointwiseSafely
 from abcsearch.errors import AbcSearchError, RankingError
 from abcsearch.rng import torch_seeded
 
@@ -313,7 +314,7 @@ def gradient_scores(
 
     def step(batch: Batch) -> None:
         nonlocal count
-        with torch.enable_grad():  # the caller may be in a block without
+        with torch.enable_grad(), PointwiseSafely():  # the caller may be in a block without gradients
             loss = _loss(twin(*batch.inputs), batch)
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         images = len(batch.inputs[0])
