@@ -127,7 +127,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     budget: Budget,
     n_trials: int,
     run_dir: str | Path,
-    searcher: str | Mapping[str, Any] | SearcherFactory | Searcher = "bee_colony",
+    searcher: str | Mapping[str, Any] | SearcherFactory | Searcher = "response_surface",
     evaluator: str | Mapping[str, Any] | Evaluator = "adaptive_bn",
     executor: Executor | None = None,
     execution: ExecutionOptions | None = None,

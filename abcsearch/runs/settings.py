@@ -132,7 +132,7 @@ class SearchSettings:
 
     budget: Budget
     n_trials: int
-    searcher: Part = Part(name="bee_colony")
+    searcher: Part = Part(name="response_surface")
     evaluator: Part = Part(name="adaptive_bn")
     space: SpaceOptions = SpaceOptions()
     criterion: str = "l1"

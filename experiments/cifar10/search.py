@@ -5,10 +5,10 @@
     python -m experiments.cifar10.search ways
     python -m experiments.cifar10.search searchers --redraw   # the table again, from the file of results
 
-`searchers`: one fitness, every searcher. `ways`: one searcher; as ABCPruner was published, and step by step as it is by
-default here. What was found is added to NETWORK.json beside this file as soon as it is known, and not searched again;
-`--results FOLDER` begins another such file. Every search is a run folder of its own, so that a stopped call goes on
-where it was; `abcsearch report` shows each.
+`searchers`: one fitness, every searcher. `ways`: as ABCPruner was published, and step by step as it is by default here.
+What was found is added to NETWORK.json beside this file as soon as it is known, and not searched again; `--results
+FOLDER` begins another such file. Every search is a run folder of its own, so that a stopped call goes on where it was;
+`abcsearch report` shows each.
 """
 
 from __future__ import annotations
@@ -52,25 +52,27 @@ PUBLISHED = (
     "evaluator.fresh_norms=true",
     "evaluator.precision=bf16",
 )
+BEES = "searcher=bee_colony"
 FILTER = 'space.levels=["filter"]'
 # As published, an evaluation trains for two epochs: 200 would take half a day on a core. On a GPU: --set n_trials=200.
 FEW = "n_trials=10"
-# By table: what each run changes in the config. `bee_colony` is in both, and searched once.
+# By table: what each run changes in the config. What is in both is searched once.
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "searchers": {
         "random": ("searcher=random",),
-        "bee_colony": (),
+        "bee_colony": (BEES,),
         "evolution": ("searcher=evolution",),
         "ddpg": ("searcher=ddpg",),
         "optuna_tpe": ("searcher=optuna",),
         "greedy": ("searcher=greedy",),
-        "response_surface": ("searcher=response_surface",),
+        "response_surface": (),
     },
     "ways": {
-        "published": (*PUBLISHED, FILTER, FEW),
-        "published_inherited": (*PUBLISHED, "evaluator.fresh_norms=false", FILTER, FEW),
-        "adaptive_bn_filter": (FILTER,),
-        "bee_colony": (),
+        "published": (BEES, *PUBLISHED, FILTER, FEW),
+        "published_inherited": (BEES, *PUBLISHED, "evaluator.fresh_norms=false", FILTER, FEW),
+        "adaptive_bn_filter": (BEES, FILTER),
+        "bee_colony": (BEES,),
+        "response_surface": (),
     },
 }
 ALWAYS = ("full", "uniform")  # what all are compared with
