@@ -77,7 +77,7 @@ def test_a_small_config_and_its_defaults(small):
         ),
         data=Part(name="digits"),
         budget=Budget(macs=0.5),
-        searcher=Part(name="bee_colony"),
+        searcher=Part(name="response_surface"),
         evaluator=Part(name="adaptive_bn"),
         finetune=Recipe(lr=0.02),
     )

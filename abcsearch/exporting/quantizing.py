@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,6 +24,9 @@ _BATCH = 64  # images per pass
 
 def quantize(model: nn.Module, data: Data, *, images: int = 256) -> nn.Module:
     """Returns a network that computes in int8: weights per channel, activations by ranges seen on training images.
+
+    Weights take 7 of the 8 bits: CPUs without VNNI add two products in 16 bits, where those of 8 bits overflow.
+    With digits and AVX2, outputs of up to 11 were 0.55 off on average in onnxruntime; in 7 bits it is 0.01.
 
     Static quantisation after training: batch norms are folded into convolutions, ranges are observed on unaugmented
     training images, evenly spread over the split, and nothing is trained. Outputs of convolutions and of additions are
@@ -76,6 +80,7 @@ def _quantizer() -> Any:  # noqa: ANN401 - a class of torchao, which may be miss
         from torchao.quantization.pt2e import quantizer as pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     config = x86.get_default_x86_inductor_quantization_config()
+    config = replace(config, weight=replace(config.weight, quant_min=-64, quant_max=63))
 
     class Rounding(x86.X86InductorQuantizer):
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:

@@ -47,7 +47,7 @@ def test_the_stages_of_a_cascade_have_defaults_as_well():
     "written",
     [
         {"evaluator": {"name": "adaptive_bn", "metric": "top1", "calibration_images": 512}},
-        {"searcher": {"name": "bee_colony", "n_sources": 10}},
+        {"searcher": {"name": "response_surface", "batch": 8}},
     ],
 )
 def test_a_default_written_out_is_no_difference(written):

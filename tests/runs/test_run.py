@@ -14,8 +14,8 @@ from abcsearch import AbcSearchError, Budget, Evaluation, SpaceOptions, make_sea
 from abcsearch.errors import ConfigError, FailuresError, RunError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.runs.journal import read_journal
-from abcsearch.searchers.bee_colony import BeeColony
 from abcsearch.searchers.random_search import RandomSearch
+from abcsearch.searchers.response_surface import ResponseSurface
 
 
 def by_sum(candidate, seed):
@@ -205,8 +205,8 @@ def test_small_space_ends_when_everything_is_evaluated(tiny_model, tiny_data, tm
     [
         ({"seed": 1}, "seed: 0 in the folder, 1 now"),
         ({"budget": Budget(macs=0.5)}, "budget.macs: 0.6 in the folder, 0.5 now"),
-        ({"searcher": "random"}, "searcher.name: 'bee_colony' in the folder, 'random' now"),
-        ({"searcher": {"name": "bee_colony", "n_sources": 5}}, "searcher.options.n_sources: None in the folder, 5 now"),
+        ({"searcher": "random"}, "searcher.name: 'response_surface' in the folder, 'random' now"),
+        ({"searcher": {"name": "response_surface", "batch": 5}}, "searcher.options.batch: None in the folder, 5 now"),
         ({"evaluator": seedless}, "evaluator.name"),
         ({"criterion": "l2"}, "criterion"),
         ({"space": SpaceOptions(alpha=0.8)}, "space.alpha"),
@@ -287,7 +287,7 @@ def test_an_evaluator_that_returns_no_evaluation_is_a_mistake_of_its_code(tiny_m
 def test_own_searcher_as_object_and_as_function(tiny_model, tiny_data, tmp_path):
     named = run(tiny_model, tiny_data, tmp_path / "named")
     made = run(
-        tiny_model, tiny_data, tmp_path / "made", searcher=lambda space, budget: BeeColony(space, budget, seed=0)
+        tiny_model, tiny_data, tmp_path / "made", searcher=lambda space, budget: ResponseSurface(space, budget, seed=0)
     )
     assert outcome(made) == outcome(named)
     used = make_searcher("random", named.task.space, named.task.constraint)
