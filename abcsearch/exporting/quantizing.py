@@ -80,7 +80,7 @@ def _quantizer() -> Any:  # noqa: ANN401 - a class of torchao, which may be miss
         from torchao.quantization.pt2e import quantizer as pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     config = x86.get_default_x86_inductor_quantization_config()
-    config = replace(config, weight=replace(config.weight, quant_min=-64, quant_max=63))
+    config = replace(config, weight=replace(cast("Any", config.weight), quant_min=-64, quant_max=63))
 
     class Rounding(x86.X86InductorQuantizer):
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
