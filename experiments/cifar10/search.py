@@ -191,9 +191,11 @@ class Results:
         model, example = config.model.build(config.seed).eval(), torch.zeros(1, 3, 32, 32)
         graph = trace_channels(model, example)
         ranking = rank_channels(model, graph)
-        networks = [slice_model(model, graph, row["candidate"], ranking) for row in self.rows]
-        for row, times in zip(self.rows, measure_forward(networks, example, threads=1), strict=True):
-            row["ms"] = {time.where: time.median_ms for time in times}
+        known = {tuple(row["candidate"]) for row in self.rows}
+        networks = [slice_model(model, graph, candidate, ranking) for candidate in known]
+        times = dict(zip(known, measure_forward(networks, example, threads=1), strict=True))
+        for row in self.rows:
+            row["ms"] = {time.where: time.median_ms for time in times[tuple(row["candidate"])]}
         self.timed_on = f"{processors()}, torch {torch.__version__.partition('+')[0]}"
         self._write()
 
