@@ -110,7 +110,6 @@ def slid(name, seed, n=300, **options):
     return asked, np.array([toy_fitness(SPACE, candidate) for candidate in asked])
 
 
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -118,10 +117,13 @@ def slid(name, seed, n=300, **options):
         *(("optuna", {"sampler": sampler}) for sampler in ("cmaes", "nsga2", "tpe")),
     ],
 )
-def test_asked_ahead_it_beats_random_search(name, options, seed):
-    late, drawn = (slid(n, seed, **o)[1][200:] for n, o in ((name, options), ("random", {})))
-    # TPE's proposals depend on the CPU (the last bits of sums); of seeds 0 to 3 the least was 0.29, with AVX2.
-    assert late.mean() > drawn.mean() + 0.15 * drawn.std()
+def test_asked_ahead_it_beats_random_search(name, options):
+    # Of two seeds together: TPE's proposals depend on the CPU (the last bits of sums), and one seed alone varies.
+    ahead = []
+    for seed in range(2):
+        late, drawn = (slid(n, seed, **o)[1][200:] for n, o in ((name, options), ("random", {})))
+        ahead.append((late.mean() - drawn.mean()) / drawn.std())
+    assert np.mean(ahead) > 0.3
 
 
 @pytest.mark.parametrize("seed", range(2))
