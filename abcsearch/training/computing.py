@@ -50,7 +50,6 @@ def check_precision(precision: str, device: torch.device) -> None:
         msg = f"precision {precision} is for CUDA, but the device is {device}; set precision to float32 or bf16"
         raise ConfigError(msg)
     if precision == "bf16" and device.type == "cpu" and slow_in_bf16():
-        # Measured with ResNet-20 on AVX2: 12 times as long in training, 8 times in scoring.
         kind = torch.backends.cpu.get_cpu_capability()
         msg = f"precision bf16 is about ten times slower than float32 on this CPU ({kind}); set precision to float32"
         warnings.warn(msg, stacklevel=3)

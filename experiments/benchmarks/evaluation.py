@@ -1,7 +1,7 @@
 """What an evaluation costs above the passes that it consists of, and how many run at a time.
 
     python -m experiments.benchmarks.evaluation [--networks resnet56 resnet50] [--repeats 7] [--device auto]
-        [--workers 1 2] [--evaluations 500]
+        [--workers 1 2] [--evaluations 500] [--precision float32]
 
 - AdaptiveBN (slice, calibrate, score) against a bare hand-written loop over the same sliced network and images:
   calibration images with batch norms in training mode, validation images in evaluation mode, channels_last.
@@ -94,7 +94,7 @@ def images(count: int, size: int, classes: int = 10) -> Split:
     return Split(torch.randn(count, 3, size, size, generator=generator), torch.arange(count) % classes)
 
 
-def prepare(name: str, device: str) -> Bench:
+def prepare(name: str, device: str, precision: str = "float32") -> Bench:
     """Returns a network with random weights, and what evaluates its structure of half the width."""
     case = CASES[name]
     torch.manual_seed(0)
@@ -108,7 +108,9 @@ def prepare(name: str, device: str) -> Bench:
     )
     graph = trace_channels(model, data.example)
     ranking = rank_channels(model, graph)
-    options = AdaptiveBNOptions(calibration_images=calibration, batch_size=case.batch, device=device)
+    options = AdaptiveBNOptions(
+        calibration_images=calibration, batch_size=case.batch, device=device, precision=precision
+    )
     evaluator = AdaptiveBN(model, graph, ranking, data, options)
     candidate = graph.space().uniform(0.5)
     return Bench(evaluator, candidate, model, graph, ranking, data, case, find_device(device))
@@ -156,7 +158,7 @@ def bare_training(bench: Bench, split: Split) -> Callable[[], object]:
 def our_training(bench: Bench, split: Split) -> Callable[[], object]:
     """Returns one epoch of the training loop over the same network and images."""
     network = slice_model(bench.model, bench.graph, bench.candidate, bench.ranking).to(bench.device)
-    recipe = Recipe(epochs=1, batch_size=bench.case.batch, lr=0.01)
+    recipe = Recipe(epochs=1, batch_size=bench.case.batch, lr=0.01, precision=bench.evaluator.options.precision)
     placed = split.to(bench.device)
     return lambda: train(network, placed, recipe)
 
@@ -225,9 +227,9 @@ def growth(bench: Bench, count: int) -> float:
 _WORKER: list[Bench] = []
 
 
-def _start(name: str, device: str) -> None:
+def _start(name: str, device: str, precision: str) -> None:
     torch.set_num_threads(1)
-    _WORKER.append(prepare(name, device))
+    _WORKER.append(prepare(name, device, precision))
     _WORKER[0].evaluator(_WORKER[0].candidate, 0)
 
 
@@ -236,9 +238,10 @@ def _work(count: int) -> None:
         _WORKER[0].evaluator(_WORKER[0].candidate, number)
 
 
-def throughput(name: str, device: str, workers: int, each: int = 4) -> float:
+def throughput(name: str, device: str, precision: str, workers: int, each: int = 4) -> float:
     """Returns evaluations per second of several processes on one device, start-up not counted."""
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(name, device)) as pool:
+    given = (name, device, precision)
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=given) as pool:
         list(pool.map(_work, [1] * 4 * workers))  # all of them are up
         start = time.perf_counter()
         list(pool.map(_work, [1] * each * workers))
@@ -259,13 +262,14 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, nargs="*", default=None, help="default 1 2, on CUDA 1 2 4 8 16")
     parser.add_argument("--evaluations", type=int, default=500, help="for what is left after them; 0 leaves it out")
+    parser.add_argument("--precision", default="float32", help="of AdaptiveBN and train; bare loops stay in float32")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = find_device(arguments.device)
     speed: list[list[str]] = []
     for name in arguments.networks:
         sys.stderr.write(f"{name}\n")
-        bench = prepare(name, arguments.device)
+        bench = prepare(name, arguments.device, arguments.precision)
         split = images(bench.case.images[2], bench.case.size)
         evaluation, bare = (lambda b=bench: b.evaluator(b.candidate, 0)), bare_evaluation(bench)
         memory = [peak(work, device) for work in (bare, evaluation)]
@@ -276,14 +280,14 @@ def main() -> None:
     header = ["network", "images", "bare passes, s", "AdaptiveBN, s", "ratio", "bare epoch, s", "train, s", "ratio"]
     parts = [table([*header, "bare peak, MB", "AdaptiveBN peak, MB"], speed)]
     if arguments.evaluations:
-        grown = growth(prepare_small(arguments.device), arguments.evaluations)
+        grown = growth(prepare_small(arguments.device, arguments.precision), arguments.evaluations)
         parts.append(f"Memory after {arguments.evaluations} evaluations against a tenth of them: {grown:+.1f} MB.")
     counts = (
         arguments.workers if arguments.workers is not None else ([1, 2, 4, 8, 16] if device.type == "cuda" else [1, 2])
     )
     name = arguments.networks[0]
     if counts:
-        rates = {count: throughput(name, arguments.device, count) for count in counts}
+        rates = {count: throughput(name, arguments.device, arguments.precision, count) for count in counts}
         rows = [[str(c), f"{rate:.2f}", f"{rate / rates[counts[0]]:.2f}"] for c, rate in rates.items()]
         parts.append(table([f"workers ({name})", "evaluations per second", "against the first"], rows))
     what = (
@@ -293,10 +297,10 @@ def main() -> None:
     sys.stdout.write("\n\n".join(parts) + "\n")
 
 
-def prepare_small(device: str) -> Bench:
+def prepare_small(device: str, precision: str) -> Bench:
     """Returns a small case, for many evaluations."""
     CASES["small"] = Case(build=resnet56, size=8, images=(32, 32, 32), batch=32)
-    return prepare("small", device)
+    return prepare("small", device, precision)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,6 @@ PUBLISHED = (
     "evaluator.shift=4",
     "evaluator.flip=true",
     "evaluator.fresh_norms=true",
-    "evaluator.precision=bf16",
 )
 BEES = "searcher=bee_colony"
 FILTER = 'space.levels=["filter"]'
@@ -153,11 +152,21 @@ class Results:
     """The networks that are known, in a file: each is a row."""
 
     def __init__(self, file: Path) -> None:
-        """Reads the file, if it is there."""
+        """Reads the file, if it is there.
+
+        Raises:
+            ConfigError: if it holds something else.
+        """
         self._file = file
-        found = json.loads(file.read_text()) if file.exists() else {"timed on": "", "rows": []}
-        self.timed_on: str = found["timed on"]
-        self.rows: list[Row] = found["rows"]
+        self.timed_on: str = ""
+        self.rows: list[Row] = []
+        if file.exists():
+            try:
+                found = json.loads(file.read_text())
+                self.timed_on, self.rows = found["timed on"], found["rows"]
+            except (ValueError, KeyError, TypeError) as error:
+                msg = f"{file} is damaged ({error!r}); restore it, or begin other results with --results"
+                raise ConfigError(msg) from error
 
     def missing(self, jobs: list[Job]) -> list[Job]:
         """Returns the jobs whose network is not known.
@@ -273,20 +282,20 @@ def main() -> None:
     arguments = parser.parse_args()
     file = arguments.results / f"{arguments.network}.json"
     variants = TABLES[arguments.table]
-    results = Results(file)
+    try:
+        results = Results(file)
+        jobs = [
+            Job(arguments.network, name, seed, (*variants[name], *arguments.set), arguments.runs)
+            for seed in arguments.seeds
+            for name in arguments.only or variants
+        ]
+        configs = [job.config() for job in jobs]  # a mistake is said before anything is searched
+        jobs = [] if arguments.redraw else results.missing(jobs)
+    except KeyError as error:
+        parser.error(unknown_name("search", error.args[0], variants))
+    except AbcSearchError as error:
+        sys.exit(f"error: {error}")
     if not arguments.redraw:
-        try:
-            jobs = [
-                Job(arguments.network, name, seed, (*variants[name], *arguments.set), arguments.runs)
-                for seed in arguments.seeds
-                for name in arguments.only or variants
-            ]
-            configs = [job.config() for job in jobs]  # a mistake is said before anything is searched
-            jobs = results.missing(jobs)
-        except KeyError as error:
-            parser.error(unknown_name("search", error.args[0], variants))
-        except AbcSearchError as error:
-            sys.exit(f"error: {error}")
         _make(jobs, arguments.workers, results)
         results.measure(configs[0])
     if not results.rows:

@@ -81,6 +81,16 @@ def test_what_was_searched_with_other_settings_is_not_mixed_in(call, tmp_path):
     assert not (tmp_path / "runs" / "resnet20" / "random-0").exists()
 
 
+@pytest.mark.parametrize("words", [["--only", "greedy", "--seeds", "0"], ["--redraw"]])
+@pytest.mark.parametrize("text", ['{"timed on": "", "ro', '{"timed on": ""}', "[]"])
+def test_a_damaged_file_of_results_is_named_and_kept(call, tmp_path, words, text):
+    (tmp_path / "resnet20.json").write_text(text)
+    with pytest.raises(SystemExit, match=r"resnet20.json is damaged .*; restore it, or begin other results"):
+        call("searchers", *words)
+    assert (tmp_path / "resnet20.json").read_text() == text
+    assert not (tmp_path / "runs").exists()
+
+
 def test_what_fails_is_named_and_the_rest_is_done(call, tmp_path, capsys, monkeypatch):
     run = search.run
 
