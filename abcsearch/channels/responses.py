@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
-from abcsearch.channels.pointwise import PointwiseSafely
+from abcsearch.channels.pointwise import pointwise_safely
 from abcsearch.errors import AbcSearchError, RankingError
 from abcsearch.rng import torch_seeded
 
@@ -314,7 +314,7 @@ def gradient_scores(
 
     def step(batch: Batch) -> None:
         nonlocal count
-        with torch.enable_grad(), PointwiseSafely():  # the caller may be in a block without gradients
+        with torch.enable_grad(), pointwise_safely(twin):  # the caller may be in a block without gradients
             loss = _loss(twin(*batch.inputs), batch)
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         images = len(batch.inputs[0])

@@ -243,6 +243,7 @@ class ResponseSurface(Searcher):
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
+        self._inside = None  # its columns are those of the surfaces before
         self._told = list(state["told"].copy())
         self._fitness = state["fitness"].tolist()
         self._estimated = int(state["estimated"])

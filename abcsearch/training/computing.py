@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,18 @@ def check_precision(precision: str, device: torch.device) -> None:
     if precision == "bf16" and device.type == "cpu" and slow_in_bf16():
         kind = torch.backends.cpu.get_cpu_capability()
         msg = f"precision bf16 is about ten times slower than float32 on this CPU ({kind}); set precision to float32"
-        warnings.warn(msg, stacklevel=3)
+        warnings.warn(msg, stacklevel=_callers())
+
+
+def _callers() -> int:
+    """Returns how many calls away the code is that uses this package, as `warnings.warn` counts in the caller's place.
+
+    Options are checked by a dataclass, some by one that extends another, so that no number is right for all.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("abcsearch."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def slow_in_bf16() -> bool:

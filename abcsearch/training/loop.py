@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abcsearch.channels.pointwise import PointwiseSafely
+from abcsearch.channels.pointwise import pointwise_safely
 from abcsearch.data.images import Images
 from abcsearch.errors import ConfigError, DataError, ModelError
 from abcsearch.rng import torch_seeded, torch_stream
@@ -95,7 +95,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
         _lent(model),
         _lent(teacher),
         computing(place, precision=recipe.precision, threads=recipe.threads),
-        PointwiseSafely(),
+        pointwise_safely(model),
         torch_seeded(seed, f"{part}-forward"),
     ):
         model.to(place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it

@@ -38,7 +38,7 @@ from torch import nn
 
 from abcsearch import AdaptiveBN, AdaptiveBNOptions, Data, Recipe, rank_channels, slice_model, trace_channels, train
 from abcsearch.channels.graph import ChannelGraph
-from abcsearch.channels.pointwise import PointwiseSafely
+from abcsearch.channels.pointwise import pointwise_safely
 from abcsearch.channels.ranking import Ranking
 from abcsearch.data.splits import Split
 from abcsearch.models.resnet import resnet56
@@ -145,7 +145,7 @@ def bare_training(bench: Bench, split: Split) -> Callable[[], object]:
     pictures, labels = split.to(bench.device).images, split.labels.to(bench.device)
 
     def run() -> None:
-        with computing(bench.device), PointwiseSafely():
+        with computing(bench.device), pointwise_safely(network):
             for chosen in torch.randperm(len(labels)).to(bench.device).split(bench.case.batch):
                 loss = F.cross_entropy(network(pictures[chosen]), labels[chosen])
                 optimizer.zero_grad(set_to_none=True)

@@ -15,15 +15,14 @@ Finished structures are kept in --runs; a stopped call goes on. What was found i
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import platform
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,9 @@ import torch
 from scipy.stats import kendalltau
 
 from abcsearch import AdaptiveBN, AdaptiveBNOptions, Budget, finetune, rank_channels, score, trace_channels, train
+from abcsearch.channels.criteria import CRITERIA as KNOWN_CRITERIA
 from abcsearch.config import read_config
-from abcsearch.errors import differences
+from abcsearch.errors import AbcSearchError, ConfigError, differences, unknown_name
 from abcsearch.evaluation.cascade import Cascade, cheap, trained
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.files import replace_file
@@ -42,8 +42,10 @@ from abcsearch.runs.configured import load_run_data
 from abcsearch.runs.settings import RunConfig, to_plain
 from abcsearch.runs.weights import load_checkpoint
 from abcsearch.trial import Evaluation
+from experiments.processes import at_least_one, side_by_side
 from experiments.tables import cell, processors
 
+DRAWS = 1000  # for each structure wanted, before the band is said to hold too few
 METRICS = ("top1", "neg_loss", "neg_kl")
 CRITERIA = ("l1", "random", "l2", "bn_gamma", "fpgm", "taylor")
 SCORED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -127,15 +129,22 @@ def bench(part: Part) -> Bench:
 
 
 def structures(part: Part, graph: Any) -> list[tuple[int, ...]]:  # noqa: ANN401 - a graph
-    """Returns random structures inside the shares of MACs, the same for every criterion."""
+    """Returns random structures inside the shares of MACs, the same for every criterion.
+
+    Raises:
+        ConfigError: if the network has too few of them.
+    """
     options = part.config.space
     space = graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
     constraint = Budget(macs=part.macs).bind(space, graph.costs)
     draws = numpy_stream(part.seed, "structures")
     found: dict[tuple[int, ...], None] = {}
-    while len(found) < part.structures:
+    for _ in range(DRAWS * part.structures):
         found[constraint.repair(space.sample(draws), draws)] = None
-    return list(found)
+        if len(found) == part.structures:
+            return list(found)
+    msg = f"--structures {part.structures}: {len(found)} found with --macs {part.macs[0]} {part.macs[1]}; widen it"
+    raise ConfigError(msg)
 
 
 def measured(part: Part, number: int) -> dict[str, Any]:
@@ -165,7 +174,7 @@ def keep(part: Part, number: int, file: Path) -> None:
 
 def gathered(files: list[Path]) -> dict[str, Any]:
     """Returns a part: truth (structures, turns), macs, and (values, seconds per structure) of every fitness."""
-    each = [json.loads(file.read_text()) for file in files]
+    each = [_read(file) for file in files]
     fitness = {
         f"{name}: {metric}": (
             [own["fitness"][name]["metrics"][metric] for own in each],
@@ -178,6 +187,19 @@ def gathered(files: list[Path]) -> dict[str, Any]:
         "full": each[0]["full"],
         "fitness": fitness,
     }
+
+
+def _read(file: Path) -> Any:  # noqa: ANN401 - whatever it holds
+    """Returns what a file of this benchmark holds.
+
+    Raises:
+        ConfigError: if it is damaged.
+    """
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        msg = f"{file} is damaged ({error}); delete it, and it is made again"
+        raise ConfigError(msg) from error
 
 
 def add_cascade(found: dict[str, Any], fraction: float = 0.2) -> None:
@@ -198,6 +220,7 @@ def add_cascade(found: dict[str, Any], fraction: float = 0.2) -> None:
 
 def recall(values: np.ndarray, truth: np.ndarray, count: int = 5) -> float:
     """Returns the share of the truly best that are among those of highest fitness."""
+    count = min(count, len(values))
     return len(set(np.argsort(-values, kind="stable")[:count]) & set(np.argsort(-truth, kind="stable")[:count])) / count
 
 
@@ -267,12 +290,12 @@ def main() -> None:
     parser.add_argument("--config", default="experiments/digits/config.toml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--criterion-seeds", type=int, default=2, help="how many of the seeds criteria get besides l1")
-    parser.add_argument("--structures", type=int, default=40)
+    parser.add_argument("--structures", type=at_least_one, default=40)
     parser.add_argument("--macs", type=float, nargs=2, default=[0.05, 0.4], help="lowest and highest share")
-    parser.add_argument("--turns", type=int, default=2, help="how often each structure is fine-tuned")
+    parser.add_argument("--turns", type=at_least_one, default=2, help="how often each structure is fine-tuned")
     parser.add_argument("--fitness", nargs="+", choices=SCORED, default=list(SCORED), metavar="NAME")
     parser.add_argument("--criteria", nargs="*", default=list(CRITERIA), help="besides l1")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=at_least_one, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/bench-fitness"))
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config")
     parser.add_argument("--results", type=Path, help="file of results; default: results.json in --runs")
@@ -281,22 +304,33 @@ def main() -> None:
     file = arguments.results or arguments.runs / "results.json"
     if file.is_dir():
         parser.error(f"--results is a file, found the folder {file}")
-    if not arguments.redraw:
-        criteria = measure(arguments)
-        found = {"machine": _machine(arguments.seeds), "criteria": criteria}
-        replace_file(file, lambda path: path.write_text(json.dumps(found)))
-    if not file.exists():
-        sys.exit(f"{file} does not exist; without --redraw it is made")
-    sys.stdout.write(report(json.loads(file.read_text())) + "\n")
+    try:
+        if not arguments.redraw:
+            criteria = measure(arguments)
+            found = {"machine": _machine(arguments.seeds), "criteria": criteria}
+            replace_file(file, lambda path: path.write_text(json.dumps(found)))
+        if not file.exists():
+            sys.exit(f"{file} does not exist; without --redraw it is made")
+        sys.stdout.write(report(_read(file)) + "\n")
+    except AbcSearchError as error:
+        sys.exit(f"error: {error}")
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Makes what is missing; returns by criterion what was found with each seed."""
+    """Makes what is missing; returns by criterion what was found with each seed.
+
+    Raises:
+        AbcSearchError: if an argument or a file is wrong.
+    """
     config = read_config(arguments.config, arguments.set)
+    Budget(macs=tuple(arguments.macs))  # says what is wrong with it before a base network is trained
+    for name in arguments.criteria:
+        if name not in KNOWN_CRITERIA:
+            raise ConfigError(unknown_name("criterion", name, KNOWN_CRITERIA))
     scored = list(dict.fromkeys([STAGES[0], *arguments.fitness]))  # the first one is what criteria are compared by
     settings = arguments.runs / "settings.json"
     now = {"config": to_plain(config), "fitness": scored, "macs": arguments.macs, "turns": arguments.turns}
-    before = json.loads(settings.read_text()) if settings.exists() else now
+    before = _read(settings) if settings.exists() else now
     if others := differences(before, now):
         sys.exit(f"{arguments.runs} holds other measurements: {'; '.join(others)}; give another --runs")
     replace_file(settings, lambda path: path.write_text(json.dumps(now)))
@@ -321,17 +355,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         ]
         for part in parts
     }
-    with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
-        tasks = {
-            pool.submit(keep, part, number, file): file
-            for part in parts
-            for number, file in enumerate(files[part])
-            if not file.exists()
-        }
-        for task in as_completed(tasks):
-            sys.stderr.write(f"{tasks[task]}: {task.exception() or 'done'}\n")
-    if any(task.exception() for task in tasks):
-        sys.exit("what failed is named above; the same command goes on")
+    pieces = {
+        str(file): functools.partial(keep, part, number, file)
+        for part in parts
+        for number, file in enumerate(files[part])
+        if not file.exists()
+    }
+    side_by_side(pieces, arguments.workers)
     return {name: [gathered(own) for part, own in files.items() if part.criterion == name] for name in names}
 
 

@@ -8,24 +8,25 @@
 `searchers`: one fitness, every searcher. `ways`: as ABCPruner was published, and step by step as it is by default here.
 What was found is added to NETWORK.json beside this file as soon as it is known, and not searched again; `--results
 FOLDER` begins another such file. Every search is a run folder of its own, so that a stopped call goes on where it was;
-`abcsearch report` shows each.
+`abcsearch status FOLDER --watch` shows one that is under way, `abcsearch report` one that has ended. `random`
+fine-tunes the full network and uniform widths as well, which all others are compared with.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import statistics
 import sys
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock
 
 from abcsearch import rank_channels, slice_model, trace_channels
 from abcsearch.config import read_config
@@ -36,10 +37,11 @@ from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import FinishedRun, Structure, open_run
 from abcsearch.runs.forward import measure_forward
 from abcsearch.runs.settings import RunConfig
+from experiments.processes import at_least_one, side_by_side
 from experiments.tables import cell, machine_of, processors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 HERE = Path(__file__).parent
 PUBLISHED = (
@@ -76,6 +78,7 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 ALWAYS = ("full", "uniform")  # what all are compared with
 COMPARED = {"random": ALWAYS}  # which run fine-tunes it
+EXPECTED = {"name", "seed", "changes", "machine", "candidate", "macs", "params", "before", "after"}  # of a row
 ORDER = list(dict.fromkeys([*ALWAYS, *(name for variants in TABLES.values() for name in variants)]))
 CHANGES = {change for variants in TABLES.values() for changes in variants.values() for change in changes}
 Row = dict[str, Any]  # what is known of one network of one seed
@@ -160,13 +163,7 @@ class Results:
         self._file = file
         self.timed_on: str = ""
         self.rows: list[Row] = []
-        if file.exists():
-            try:
-                found = json.loads(file.read_text())
-                self.timed_on, self.rows = found["timed on"], found["rows"]
-            except (ValueError, KeyError, TypeError) as error:
-                msg = f"{file} is damaged ({error!r}); restore it, or begin other results with --results"
-                raise ConfigError(msg) from error
+        self._read()
 
     def missing(self, jobs: list[Job]) -> list[Job]:
         """Returns the jobs whose network is not known.
@@ -177,7 +174,7 @@ class Results:
         known = {(row["name"], row["seed"]): row["changes"] for row in self.rows}
         for job in jobs:
             changes = known.get((job.name, job.seed), list(job.changes))
-            if changes != list(job.changes):
+            if sorted(changes) != sorted(job.changes):
                 was, now = (" ".join(own) or "no changes" for own in (changes, job.changes))
                 msg = (
                     f"{self._file} has {job.name} with seed {job.seed}, searched with {was}, now {now}: "
@@ -187,13 +184,17 @@ class Results:
         return [job for job in jobs if (job.name, job.seed) not in known]
 
     def add(self, rows: list[Row]) -> None:
-        """Adds networks and writes the file; they replace those of the same name and seed."""
+        """Adds networks and writes the file; they replace those of the same name and seed.
+
+        Raises:
+            ConfigError: if the file cannot be written, or was damaged meanwhile.
+        """
         new = {(row["name"], row["seed"]) for row in rows}
-        self.rows = sorted(
-            [*(row for row in self.rows if (row["name"], row["seed"]) not in new), *rows],
-            key=lambda row: (row["seed"], ORDER.index(row["name"])),
-        )
-        self._write()
+        with self._changed():
+            self.rows = sorted(
+                [*(row for row in self.rows if (row["name"], row["seed"]) not in new), *rows],
+                key=lambda row: (row["seed"], ORDER.index(row["name"])),
+            )
 
     def measure(self, config: RunConfig) -> None:
         """Measures the forward times of all networks, which take turns, and writes the file."""
@@ -203,15 +204,38 @@ class Results:
         known = {tuple(row["candidate"]) for row in self.rows}
         networks = [slice_model(model, graph, candidate, ranking) for candidate in known]
         times = dict(zip(known, measure_forward(networks, example, threads=1), strict=True))
-        for row in self.rows:
-            row["ms"] = {time.where: time.median_ms for time in times[tuple(row["candidate"])]}
-        self.timed_on = f"{processors()}, torch {torch.__version__.partition('+')[0]}"
-        self._write()
+        with self._changed():
+            for row in self.rows:
+                if tuple(row["candidate"]) in times:  # all but what another call has added meanwhile
+                    row["ms"] = {time.where: time.median_ms for time in times[tuple(row["candidate"])]}
+            self.timed_on = f"{processors()}, torch {torch.__version__.partition('+')[0]}"
 
-    def _write(self) -> None:
-        """Writes the file, whole."""
-        text = json.dumps({"timed on": self.timed_on, "rows": self.rows}, indent=1) + "\n"
-        replace_file(self._file, lambda path: path.write_text(text))
+    @contextlib.contextmanager
+    def _changed(self) -> Iterator[None]:
+        """Reads the file, for other calls may have added to it, and writes it after the block."""
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._file.with_name(f".{self._file.name}.lock")):
+                self._read()
+                yield
+                text = json.dumps({"timed on": self.timed_on, "rows": self.rows}, indent=1) + "\n"
+                replace_file(self._file, lambda path: path.write_text(text))
+        except OSError as error:
+            msg = f"{self._file} cannot be written: {error}"
+            raise ConfigError(msg) from error
+
+    def _read(self) -> None:
+        if not self._file.exists():
+            return
+        try:
+            found = json.loads(self._file.read_text())
+            self.timed_on, self.rows = found["timed on"], found["rows"]
+            if not all(row.keys() >= EXPECTED and row["name"] in ORDER for row in self.rows):
+                msg = "a row is not that of a network"
+                raise ValueError(msg)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            msg = f"{self._file} is damaged ({error!r}); restore it, or begin other results with --results"
+            raise ConfigError(msg) from error
 
 
 def table(rows: list[Row], names: Iterable[str]) -> str:
@@ -274,45 +298,37 @@ def main() -> None:
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--only", nargs="+", help="names of searches; default: all of the table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2, help="searches side by side, one thread each")
+    parser.add_argument("--workers", type=at_least_one, default=2, help="searches side by side, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--results", type=Path, default=HERE, help="folder of the file of results")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config")
-    parser.add_argument("--redraw", action="store_true", help="only print the table of the results that are there")
+    parser.add_argument("--redraw", action="store_true", help="only print the table, of all seeds that are there")
     arguments = parser.parse_args()
     file = arguments.results / f"{arguments.network}.json"
     variants = TABLES[arguments.table]
+    names = arguments.only or list(variants)
+    if unknown := [name for name in names if name not in variants]:
+        parser.error(unknown_name("search", unknown[0], variants))
     try:
         results = Results(file)
         jobs = [
             Job(arguments.network, name, seed, (*variants[name], *arguments.set), arguments.runs)
             for seed in arguments.seeds
-            for name in arguments.only or variants
+            for name in names
         ]
         configs = [job.config() for job in jobs]  # a mistake is said before anything is searched
         jobs = [] if arguments.redraw else results.missing(jobs)
-    except KeyError as error:
-        parser.error(unknown_name("search", error.args[0], variants))
+        if not arguments.redraw:
+            results.add([])  # a file that cannot be written is said now
+            for job in jobs:
+                sys.stderr.write(f"to do: {job.folder}\n")
+            side_by_side({str(job.folder): functools.partial(run, job) for job in jobs}, arguments.workers, results.add)
+            results.measure(configs[0])
     except AbcSearchError as error:
         sys.exit(f"error: {error}")
-    if not arguments.redraw:
-        _make(jobs, arguments.workers, results)
-        results.measure(configs[0])
     if not results.rows:
-        sys.exit(f"{file} does not exist; without --redraw it is made")
-    sys.stdout.write(f"{table(results.rows, [*ALWAYS, *variants])}\n\n{footer(results)}\n")
-
-
-def _make(jobs: list[Job], workers: int, results: Results) -> None:
-    """Searches and fine-tunes side by side; every network is in the file as soon as it is known."""
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        tasks = {pool.submit(run, job): job for job in jobs}
-        for task in as_completed(tasks):
-            if task.exception() is None:
-                results.add(task.result())
-            sys.stderr.write(f"{tasks[task].folder}: {task.exception() or 'done'}\n")
-    if any(task.exception() for task in tasks):
-        sys.exit("what failed is named above; the same command goes on")
+        sys.exit(f"{file} has no networks yet; without --redraw they are searched")
+    sys.stdout.write(f"{table(results.rows, [*ALWAYS, *names])}\n\n{footer(results)}\n")
 
 
 if __name__ == "__main__":

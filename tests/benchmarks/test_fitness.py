@@ -1,10 +1,13 @@
 """The benchmark of fitness: its statistics, and a run of it on a tiny network."""
 
+import re
+
 import numpy as np
 import pytest
 
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.models.resnet import SmallResNet
+from experiments import processes
 from experiments.benchmarks import evaluation, fitness
 
 
@@ -17,6 +20,7 @@ def test_rank_statistics_of_orders_that_are_known():
     assert tau == pytest.approx(1 - 2 * 7 / 45)
     assert recall == 1
     assert fitness.recall(np.array([9.0, *truth[1:]]), np.array(truth)) == 0.8
+    assert fitness.recall(np.array(truth[:3]), np.array(truth[:3])) == 1
 
 
 def test_a_cascade_is_both_stages_at_its_fraction():
@@ -31,7 +35,7 @@ def test_a_cascade_is_both_stages_at_its_fraction():
 
 def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fitness, "SCORED", {name: fitness.SCORED[name] for name in fitness.STAGES})
-    monkeypatch.setattr(fitness, "ProcessPoolExecutor", lambda *_: SerialExecutor())
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
     call = ["fitness", "--config", str(tiny_config), "--structures", "6", "--seeds", "0", "--criteria", "l2"]
     printed = []
     for _ in range(2):
@@ -45,7 +49,9 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     files = [
         tmp_path / "runs" / f"0-{criterion}-{number}-of-6.json" for criterion in ("l1", "l2") for number in range(6)
     ]
-    assert sorted(printed[0].err.splitlines()) == sorted(f"{file}: done" for file in files)
+    assert sorted(line.partition(" ")[2] for line in printed[0].err.splitlines()) == sorted(
+        f"{file}: done" for file in files
+    )
     made = fitness.gathered(files[:6])
     assert np.shape(made["truth"]) == (6, 2)
     monkeypatch.setattr("sys.argv", ["fitness", "--redraw", "--results", str(tmp_path / "runs" / "results.json")])
@@ -61,7 +67,7 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
         file.unlink()
     fitness._benches.clear()
     monkeypatch.setattr(fitness, "SCORED", {name: fitness.SCORED[name] for name in fitness.STAGES})
-    monkeypatch.setattr(fitness, "ProcessPoolExecutor", lambda *_: SerialExecutor())
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
     monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path / "runs")])
     fitness.main()
     again = fitness.gathered(files[:6])
@@ -70,6 +76,42 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     # What was measured with other settings is not taken for the same.
     monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path / "runs"), "--macs", "0.4", "0.5"])
     with pytest.raises(SystemExit, match=r"macs: \[0.05, 0.4\] in the folder, \[0.4, 0.5\] now; give another --runs"):
+        fitness.main()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--structures", "0"], "argument --structures: at least 1, found '0'"),
+        (["--turns", "0"], "argument --turns: at least 1"),
+        (["--macs", "0.4", "0.05"], "error: budget"),
+        (["--criteria", "l3"], "error: unknown criterion 'l3'; choose one of: apoz, bn_gamma"),
+        (["--config", "nope.toml"], "error: config nope.toml cannot be read"),
+    ],
+)
+def test_mistakes_are_said_first(words, said, tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["fitness", "--config", str(tiny_config), "--runs", str(tmp_path / "runs"), *words])
+    with pytest.raises(SystemExit) as stopped:
+        fitness.main()
+    assert said in f"{stopped.value.code} {capsys.readouterr().err}"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_band_with_too_few_structures_is_said(tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
+    monkeypatch.setattr(fitness, "DRAWS", 3)
+    fitness._benches.clear()
+    call = ["--config", str(tiny_config), "--runs", str(tmp_path), "--seeds", "0", "--criteria", "l1"]
+    monkeypatch.setattr("sys.argv", ["fitness", *call, "--macs", "0.605", "0.609", "--structures", "50"])
+    with pytest.raises(SystemExit, match="when that is mended"):
+        fitness.main()
+    assert re.search(r"--structures 50: \d+ found with --macs 0.605 0.609; widen it", capsys.readouterr().err)
+
+
+def test_a_damaged_file_is_named(tmp_path, monkeypatch):
+    (tmp_path / "results.json").write_text('{"machine": ')
+    monkeypatch.setattr("sys.argv", ["fitness", "--redraw", "--runs", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"error: .*results.json is damaged .* delete it"):
         fitness.main()
 
 

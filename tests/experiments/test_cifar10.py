@@ -9,6 +9,7 @@ import torch
 
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.models.resnet import resnet20
+from experiments import processes
 from experiments.cifar10 import search
 
 
@@ -24,12 +25,12 @@ def call(stand_in, tmp_path, monkeypatch):
         "finetune.batch_size=16",
     ]
     places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]
-    own = [*places, *(word for setting in settings for word in ("--set", setting))]
-    monkeypatch.setattr(search, "ProcessPoolExecutor", lambda *_: SerialExecutor())
+    own = [word for setting in settings for word in ("--set", setting)]
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
     monkeypatch.setattr("abcsearch.runs.forward._SECONDS", 0.1)
 
     def called(*words):
-        monkeypatch.setattr("sys.argv", ["search", *words, *own])
+        monkeypatch.setattr("sys.argv", ["search", *places, *words, *own])
         search.main()
 
     return called
@@ -82,13 +83,51 @@ def test_what_was_searched_with_other_settings_is_not_mixed_in(call, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--only", "greedy", "--seeds", "0"], ["--redraw"]])
-@pytest.mark.parametrize("text", ['{"timed on": "", "ro', '{"timed on": ""}', "[]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"timed on": "", "ro',
+        '{"timed on": ""}',
+        "[]",
+        '{"timed on": "", "rows": null}',
+        '{"timed on": "", "rows": [1]}',
+        '{"timed on": "", "rows": [{"name": "greedy"}]}',
+    ],
+)
 def test_a_damaged_file_of_results_is_named_and_kept(call, tmp_path, words, text):
     (tmp_path / "resnet20.json").write_text(text)
     with pytest.raises(SystemExit, match=r"resnet20.json is damaged .*; restore it, or begin other results"):
         call("searchers", *words)
     assert (tmp_path / "resnet20.json").read_text() == text
     assert not (tmp_path / "runs").exists()
+
+
+def test_results_that_cannot_be_written_are_said_first(call, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"error: .*resnet20.json cannot be written: .*File exists"):
+        call("searchers", "--only", "greedy", "--results", str(tmp_path / "file"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_calls_side_by_side_keep_what_the_other_found(tmp_path):
+    file = tmp_path / "resnet20.json"
+    one, other = search.Results(file), search.Results(file)
+
+    def row(name, seed):
+        return {**dict.fromkeys(search.EXPECTED), "name": name, "seed": seed}
+
+    one.add([row("random", 0)])
+    other.add([row("random", 1)])
+    one.add([row("greedy", 0), row("random", 0)])
+    rows = [(row["name"], row["seed"]) for row in json.loads(file.read_text())["rows"]]
+    assert rows == [("random", 0), ("greedy", 0), ("random", 1)]
+
+
+def test_the_order_of_settings_does_not_matter(call, tmp_path):
+    call("searchers", "--only", "greedy", "--seeds", "0", "--set", "space.step=0.2", "--set", "evaluator.metric=top5")
+    before = known(tmp_path)
+    call("searchers", "--only", "greedy", "--seeds", "0", "--set", "evaluator.metric=top5", "--set", "space.step=0.2")
+    assert [without_times(row) for row in known(tmp_path)] == [without_times(row) for row in before]
 
 
 def test_what_fails_is_named_and_the_rest_is_done(call, tmp_path, capsys, monkeypatch):
@@ -100,7 +139,7 @@ def test_what_fails_is_named_and_the_rest_is_done(call, tmp_path, capsys, monkey
         return run(job)
 
     monkeypatch.setattr(search, "run", failing)
-    with pytest.raises(SystemExit, match="the same command goes on"):
+    with pytest.raises(SystemExit, match="when that is mended, the same command goes on"):
         call("searchers", "--only", "random", "greedy", "--seeds", "0")
     said = capsys.readouterr().err
     assert "random-0: disk full" in said
@@ -115,6 +154,7 @@ def test_what_fails_is_named_and_the_rest_is_done(call, tmp_path, capsys, monkey
     [
         (["--only", "bee_colonny"], "unknown search 'bee_colonny'; did you mean 'bee_colony'"),
         (["--network", "resnet21"], "resnet21.toml cannot be read"),
+        (["--workers", "0"], "argument --workers: at least 1, found '0'"),
         (["--set", "n_trails=3"], "unknown setting 'n_trails'; did you mean 'n_trials'"),
     ],
 )

@@ -280,6 +280,16 @@ def test_saved_and_loaded_at_every_step_until_nothing_is_left(name):
     assert searcher.ask(1) == []
 
 
+@everyone
+def test_a_searcher_goes_back_to_a_state_of_its_own(name):
+    searcher = make(name)
+    play(searcher, 3)
+    state = _through_json(searcher.state_dict())
+    asked = play(searcher, 2)
+    searcher.load_state_dict(state)
+    assert play(searcher, 2) == asked
+
+
 SCRIPT = """
 import sys, warnings
 from test_attacks import SEARCHERS, make, play, toy_space

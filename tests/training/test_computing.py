@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions
 from abcsearch.training.computing import slow_in_bf16
 from abcsearch.training.recipe import Recipe
 from tests.training.toys import network, stripes
@@ -15,10 +16,12 @@ def test_a_precision_that_would_take_ten_times_as_long_is_warned_of(slow, monkey
     monkeypatch.setattr("abcsearch.training.computing.slow_in_bf16", lambda: slow)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        Recipe(precision="bf16", device="cpu")
-        Recipe(precision="float32", device="cpu")
-    assert len(said) == slow
+        for options in (Recipe, AdaptiveBNOptions):
+            options(precision="bf16", device="cpu")
+            options(precision="float32", device="cpu")
+    assert len(said) == 2 * slow
     assert all("set precision to float32" in str(one.message) for one in said)
+    assert all(one.filename == __file__ for one in said)
 
 
 def test_whether_bf16_is_slow_is_what_torch_does():
