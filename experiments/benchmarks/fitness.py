@@ -94,18 +94,18 @@ class Bench:
         """Loads the data, and trains or loads the base network."""
         self.config = config = replace(part.config, seed=part.seed)
         self.data = load_run_data(config)
-        self.model = config.model.build(part.seed)
+        self.model = config.model.build(part.seed).eval()
+        graph = trace_channels(self.model, self.data.example)
+        self.candidates = structures(part, graph)  # before training, for there may be too few
         if config.model.checkpoint is not None:
             load_checkpoint(self.model, config.model.checkpoint)
         elif config.pretrain is not None:
             train(self.model, self.data.train, config.pretrain, seed=part.seed, part="pretrain")
         self.model.eval()
-        graph = trace_channels(self.model, self.data.example)
         order = torch.randperm(len(self.data.train), generator=torch_stream(part.seed, "ranking images"))
         chosen = self.data.train.part(order[:256]).loaded()
         ranking = rank_channels(self.model, graph, part.criterion, data=(chosen.images, chosen.labels), seed=part.seed)
         self.costs = graph.costs
-        self.candidates = structures(part, graph)
         parts = (self.model, graph, ranking, self.data)
         self.builder = AdaptiveBN(*parts, AdaptiveBNOptions(calibration_images=1024))
         # neg_kl as the metric: the others come with it.

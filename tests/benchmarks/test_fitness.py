@@ -102,10 +102,10 @@ def test_a_band_with_too_few_structures_is_said(tiny_config, tmp_path, monkeypat
     monkeypatch.setattr(fitness, "DRAWS", 3)
     fitness._benches.clear()
     call = ["--config", str(tiny_config), "--runs", str(tmp_path), "--seeds", "0", "--criteria", "l1"]
-    monkeypatch.setattr("sys.argv", ["fitness", *call, "--macs", "0.605", "0.609", "--structures", "50"])
+    monkeypatch.setattr("sys.argv", ["fitness", *call, "--macs", "0.605", "0.609", "--structures", "9"])
     with pytest.raises(SystemExit, match="when that is mended"):
         fitness.main()
-    assert re.search(r"--structures 50: \d+ found with --macs 0.605 0.609; widen it", capsys.readouterr().err)
+    assert re.search(r"--structures 9: \d+ found with --macs 0.605 0.609; widen it", capsys.readouterr().err)
 
 
 def test_a_damaged_file_is_named(tmp_path, monkeypatch):
