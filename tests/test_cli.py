@@ -393,6 +393,7 @@ def test_quiet_shows_no_progress_and_verbose_the_log(tiny_config, tmp_path):
     assert printed["--quiet"][1] == ""
     output, log = printed["-v"]
     assert output.startswith("run folder: v\nbest of 6 trials")
+    assert output.endswith("\nnext: abcsearch finetune v\n")
     assert log.count("bee_colony: 6/6") == 1
     assert "search finished: 6 trials" in log
     assert [line[20:] for line in (tmp_path / "v" / "log.txt").read_text().splitlines()] == log.splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,3 +153,4 @@ def _print_best(result: SearchResult) -> None:
         cost = getattr(task.graph.costs, name)
         before, after = int(cost([full])[0]), int(cost([best.candidate])[0])
         console.print(f"  {name}: {before:,} => {after:,} ({after / before:.1%})")
+    console.print(f"next: abcsearch finetune {shlex.quote(str(result.run_dir))}")

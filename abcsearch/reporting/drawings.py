@@ -133,7 +133,9 @@ def draw_pareto(clouds: Sequence[Cloud], marks: Sequence[Mark]) -> Figure:
             axes.xaxis.set_major_formatter(EngFormatter())
     many[0].set_ylabel("fitness (higher is better)")
     many[0].set_title("Front of fitness and cost", fontsize=11, loc="left")
-    handles, labels = many[0].get_legend_handles_labels()
+    every = (axes.get_legend_handles_labels() for axes in many)  # a network may be far outside of one panel
+    shown = {label: handle for own in every for handle, label in zip(*own, strict=True)}
+    handles, labels = list(shown.values()), list(shown)
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7), fontsize=8, frameon=False)
     return figure
 

@@ -8,7 +8,8 @@ from abcsearch.config import parse_config
 from abcsearch.reporting.charts import timeline_chart
 from abcsearch.reporting.compare_page import short_cells
 from abcsearch.reporting.comparison import Winner
-from abcsearch.reporting.drawings import draw_timeline
+from abcsearch.reporting.curves import Cloud, Mark
+from abcsearch.reporting.drawings import draw_pareto, draw_timeline
 from abcsearch.reporting.tables import network_lines
 from abcsearch.reporting.timeline import Bar, Timeline, outline
 from abcsearch.reporting.unlike import complete, unlike
@@ -154,3 +155,14 @@ def test_two_runs_fit_on_a_terminal():
     assert sum(widths) + 2 * len(widths) <= 120
     assert len({row[0] for row in short_cells([winner, winner])}) == 3
     assert cells[1][-1] == "80.00\u21d2100.00%"
+
+
+def test_a_network_in_one_panel_alone_is_in_the_legend():
+    clouds = [
+        Cloud(cost=cost, numbers=(0, 1), costs=(10.0, 20.0), fitness=(0.1, 0.2), front=(0, 1))
+        for cost in ("macs", "params")
+    ]
+    costs = {"full": {"macs": 100.0, "params": 25.0}, "uniform": {"macs": 15.0, "params": 15.0}}
+    marks = [Mark(name=name, fitness=0.1, costs=own) for name, own in costs.items()]
+    (legend,) = draw_pareto(clouds, marks).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["trials", "front", "uniform", "full"]
