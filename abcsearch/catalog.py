@@ -16,7 +16,7 @@ from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.recipe import PRESETS, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +38,24 @@ class Entry:
     text: str
 
 
+def _whole(texts: Iterable[str], options: tuple[str, ...]) -> str:
+    """Returns all there is to say, defaults last."""
+    return "\n\n".join([*texts, *([f"Defaults: {', '.join(options)}"] if options else [])])
+
+
 def _searcher(name: str) -> Entry:
     entry = SEARCHERS[name]
-    text = f"{_doc(entry.searcher)}\n\n{_doc(entry.options)}"
-    return Entry(
-        name=name, description=entry.description, options=_defaults(entry.options), source=entry.source, text=text
-    )
+    options = _defaults(entry.options)
+    text = _whole([_doc(entry.searcher), _doc(entry.options)], options)
+    return Entry(name=name, description=entry.description, options=options, source=entry.source, text=text)
 
 
 def _evaluator(name: str) -> Entry:
     entry = EVALUATORS[name]
     records = [kind for kind in entry.options.__mro__ if is_dataclass(kind)]  # options that evaluators share come last
-    text = "\n\n".join(map(_doc, [entry.make, *records]))
-    return Entry(
-        name=name, description=entry.description, options=_defaults(entry.options), source=entry.source, text=text
-    )
+    options = _defaults(entry.options)
+    text = _whole(map(_doc, [entry.make, *records]), options)
+    return Entry(name=name, description=entry.description, options=options, source=entry.source, text=text)
 
 
 def _criterion(name: str) -> Entry:
@@ -71,9 +74,9 @@ def _recipe(name: str) -> Entry:
 
 def _function(registry: Mapping[str, Callable[..., Any]]) -> Callable[[str], Entry]:
     def entry(name: str) -> Entry:
-        text = _doc(registry[name])
+        text, options = _doc(registry[name]), _defaults(registry[name])
         return Entry(
-            name=name, description=text.split("\n")[0], options=_defaults(registry[name]), source="", text=text
+            name=name, description=text.split("\n")[0], options=options, source="", text=_whole([text], options)
         )
 
     return entry

@@ -628,7 +628,9 @@ def test_list_names_everything_with_its_options():
         assert listed.exit_code == 0, listed.output
         assert len(re.findall(r"^\w+: \S", listed.output, re.MULTILINE)) == len(catalog(kind))
         assert call("list", kind, catalog(kind)[0].name).output.strip() == catalog(kind)[0].text.strip()
-    assert "Differences from the paper:" in call("list", "searchers", "bee_colony").output
+    whole = call("list", "searchers", "bee_colony").output
+    assert "Differences from the paper:" in whole
+    assert whole.endswith("\nDefaults: n_sources=10, abandonment_limit=5, genes_changed=2\n")
 
 
 @pytest.mark.parametrize(
