@@ -71,7 +71,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     plain = _plain(path)
     for override in overrides:
         _override(plain, override)
-    return parse_config(plain, str(path))
+    return parse_config(plain, f"{path} with --set {' --set '.join(overrides)}" if overrides else str(path))
 
 
 def _plain(path: str | Path) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def _record(kind: type, plain: dict[str, Any], where: str) -> Any:  # noqa: ANN4
         try:
             return kind(**values)
         except ConfigError as error:
-            problems = [f"[{where}]: {line}" for line in str(error).split("\n")]
+            problems = [f"[{where}]: {line.removeprefix(f'{where}: ')}" for line in str(error).split("\n")]
     raise ConfigError("\n".join(problems))
 
 

@@ -333,6 +333,15 @@ def test_a_wrong_override_is_named(small, override, words):
     assert words in str(caught.value)
 
 
+def test_a_mistake_names_the_overrides_it_may_come_from(small):
+    with pytest.raises(ConfigError) as caught:
+        read_config(small, ["evaluator.name=adaptive_bn", "evaluator.calibration_images=64"])
+    assert str(caught.value).split("\n") == [
+        f"{small} with --set evaluator.name=adaptive_bn --set evaluator.calibration_images=64 has 1 mistake(s):",
+        "  - [evaluator]: calibration_images is at least one batch, batch_size = 128, found 64",
+    ]
+
+
 def test_recipes_are_changed_field_by_field():
     recipe = Recipe(epochs=3, lr=0.5)
     assert parse_recipe([], recipe) == recipe
