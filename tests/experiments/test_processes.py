@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
-import functools, sys, time
+import functools, signal, sys, time
 from pathlib import Path
 from experiments.processes import side_by_side
 
@@ -25,6 +25,7 @@ def work(folder, number):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     folder = Path(sys.argv[1])
     side_by_side({f"piece {n}": functools.partial(work, folder, n) for n in range(4)}, 2, print)
 """
