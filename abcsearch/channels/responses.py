@@ -314,7 +314,7 @@ def gradient_scores(
 
     def step(batch: Batch) -> None:
         nonlocal count
-        with torch.enable_grad(), pointwise_safely(twin):  # the caller may be in a block without gradients
+        with torch.enable_grad():  # the caller may be in a block without gradients
             loss = _loss(twin(*batch.inputs), batch)
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         images = len(batch.inputs[0])
@@ -331,7 +331,8 @@ def gradient_scores(
                     if own == name:
                         total += images * values.movedim(axis, 0).reshape(len(total), -1).sum(dim=1).cpu()
 
-    run_batches(twin, data, seed, step)
+    with pointwise_safely(twin):
+        run_batches(twin, data, seed, step)
     return {place: total / count for place, total in totals.items()}
 
 
