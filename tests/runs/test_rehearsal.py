@@ -55,6 +55,22 @@ def test_all_but_the_times_follows_from_the_config(tiny_config, tmp_path):
     assert one.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "noted"),
+    [
+        (["n_trials=10"], True),
+        (["n_trials=11"], False),
+        (["n_trials=10", "execution.schedule=asynchronous"], False),
+        (["n_trials=10", "searcher=random"], False),
+        (["n_trials=10", "searcher=greedy"], False),
+    ],
+)
+def test_a_search_that_ends_before_its_searcher_has_learned_is_noted(tiny_config, tmp_path, overrides, noted):
+    config = read_config(tiny_config, ["searcher=bee_colony", "execution.workers=0", *overrides])
+    note = "bee_colony proposes all 10 trials before it has a result to learn from"
+    assert rehearse(config, tmp_path / "run", patience=0).notes == ((note,) if noted else ())
+
+
 def test_a_rehearsal_writes_nothing(tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = files(tmp_path)
@@ -62,7 +78,7 @@ def test_a_rehearsal_writes_nothing(tiny_config, tmp_path, monkeypatch):
     rehearse(read_config(tiny_config, ["budget={latency_ms = 1.0}"]), "run", patience=0)
     assert files(tmp_path) == before
     assert not (tmp_path / "run").exists()
-    config = read_config(tiny_config, ["n_trials=3"])
+    config = read_config(tiny_config, ["n_trials=5"])
     run_config(config, "run")
     before = files(tmp_path)
     found = rehearse(config, "run", patience=0)
