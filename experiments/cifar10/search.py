@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
+from scipy.stats import kendalltau
 
 from abcsearch import rank_channels, slice_model, trace_channels
 from abcsearch.config import read_config
@@ -274,11 +275,26 @@ def _costs(many: list[Row]) -> list[str]:
     ]
 
 
-def footer(results: Results) -> str:
-    """Returns where and with what the searches of a table ran."""
-    lines = [f"Forward times: {results.timed_on}."] if results.timed_on else []
+def agreement(rows: list[Row]) -> list[str]:
+    """Returns a line on how far fitness ranks what the searchers found as fine-tuning does; none if there are few."""
+    pairs: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        if row["name"] in TABLES["searchers"] and "fitness" in row:
+            pairs[row["seed"]].append((row["fitness"], row["after"]))
+    taus: dict[int, float] = {
+        seed: kendalltau(*zip(*own, strict=True)).statistic for seed, own in sorted(pairs.items()) if len(own) > 2
+    }
+    if not taus:
+        return []
+    values, seeds = ", ".join(f"{tau:.2f}" for tau in taus.values()), ", ".join(map(str, taus))
+    return [f"Kendall's tau of the searchers' fitness with test accuracy after fine-tuning: {values} (seed {seeds})."]
+
+
+def footer(rows: list[Row], timed_on: str) -> str:
+    """Returns how far fitness agrees with what it stands for, and where and with what the searches of a table ran."""
+    lines = [*agreement(rows), *([f"Forward times: {timed_on}."] if timed_on else [])]
     machines: dict[tuple[str, str], set[int]] = defaultdict(set)
-    for row in results.rows:
+    for row in rows:
         given = [change for change in row["changes"] if change not in CHANGES]
         machines[row["machine"], f" with {' '.join(given)}" if given else ""].add(row["seed"])
     for (machine, given), seeds in machines.items():
@@ -302,7 +318,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--results", type=Path, default=HERE, help="folder of the file of results")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config")
-    parser.add_argument("--redraw", action="store_true", help="only print the table, of all seeds that are there")
+    parser.add_argument("--redraw", action="store_true", help="only print the table, of what is there")
     arguments = parser.parse_args()
     file = arguments.results / f"{arguments.network}.json"
     variants = TABLES[arguments.table]
@@ -326,9 +342,11 @@ def main() -> None:
             results.measure(configs[0])
     except AbcSearchError as error:
         sys.exit(f"error: {error}")
-    if not results.rows:
-        sys.exit(f"{file} has no networks yet; without --redraw they are searched")
-    sys.stdout.write(f"{table(results.rows, [*ALWAYS, *names])}\n\n{footer(results)}\n")
+    names = [*ALWAYS, *names]
+    rows = [row for row in results.rows if row["seed"] in arguments.seeds and row["name"] in names]
+    if not rows:
+        sys.exit(f"{file} has no such networks yet; without --redraw they are searched")
+    sys.stdout.write(f"{table(rows, names)}\n\n{footer(rows, results.timed_on)}\n")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,12 @@ def test_a_table_is_made_once_and_drawn_again(call, tmp_path, capsys, monkeypatc
     assert row["after"] == scores["after"]["top1"]
     call(*words, "--redraw")
     assert capsys.readouterr().out == printed
+    call("searchers", "--only", "bee_colony", "--seeds", "1", "--redraw")
+    one = capsys.readouterr().out
+    assert re.findall(r"^\| (\w+) \| (\d)", one, re.MULTILINE) == [("full", "1"), ("uniform", "1"), ("bee_colony", "1")]
+    assert "Searches, seed 1 with" in one
+    with pytest.raises(SystemExit, match="has no such networks yet"):
+        call("searchers", "--seeds", "7", "--redraw")
     # Again, without the run folders: nothing is searched or trained; forward times are measured anew.
     shutil.rmtree(tmp_path / "runs")
     call(*words)
@@ -121,6 +127,21 @@ def test_calls_side_by_side_keep_what_the_other_found(tmp_path):
     one.add([row("greedy", 0), row("random", 0)])
     rows = [(row["name"], row["seed"]) for row in json.loads(file.read_text())["rows"]]
     assert rows == [("random", 0), ("greedy", 0), ("random", 1)]
+
+
+def test_agreement_is_that_of_the_searchers_of_each_seed():
+    def row(name, seed, fitness, after):
+        return {"name": name, "seed": seed, "fitness": fitness, "after": after}
+
+    names = ["random", "bee_colony", "evolution", "greedy"]
+    rows = [row(name, 1, 0.5 + 0.1 * place, 0.8 + place) for place, name in enumerate(names)]
+    rows += [row(name, 0, 0.5 + 0.1 * place, 0.8 - place) for place, name in enumerate(names)]
+    rows[-1]["after"] = 1  # the best fitness is the best after all: three pairs in order, three not
+    rows += [row("published", 1, 0.9, 0.1), {"name": "full", "seed": 1, "after": 0.9}]
+    rows += [row("random", 2, 0.5, 0.5), row("greedy", 2, 0.6, 0.6)]  # two tell nothing
+    (line,) = search.agreement(rows)
+    assert line.endswith(": 0.00, 1.00 (seed 0, 1).")
+    assert search.agreement(rows[-2:]) == []
 
 
 def test_the_order_of_settings_does_not_matter(call, tmp_path):
