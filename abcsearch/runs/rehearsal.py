@@ -213,7 +213,8 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
     held = held_header(folder, config, config_identity(config, task.data)) if folder.path.exists() else None
     rounds = parts.searcher.needs_results and config.execution.schedule == "rounds" and not config.execution.window
     candidate, batch = _first(parts.searcher, config.n_trials if rounds else 1)
-    unled = rounds and batch == config.n_trials
+    unheard = f"{config.searcher.name} proposes all {batch} trials before it has a result to learn from"
+    learns = not rounds or batch < config.n_trials
     batch = batch if rounds else config.n_trials
     workers, crowded = _workers(config)
     evaluation = evaluation_time(task, config, candidate, patience)
@@ -223,7 +224,7 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
     notes = [
         *_weights_notes(config, folder),
         *crowded,
-        *([f"{config.searcher.name} proposes all {batch} trials before it has a result to learn from"] * unled),
+        *([] if learns else [unheard]),
         *(["the run folder holds this run, which would be continued; times are of a whole one"] if held else []),
         *([f"the timed evaluation failed: {evaluation.failure}"] if evaluation.failure else []),
     ]
