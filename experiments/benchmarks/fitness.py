@@ -9,7 +9,8 @@ The base network of a config is trained (or loaded), random structures of some s
 config's recipe, twice with different seeds, and scored on the test images: the mean is the truth. Every fitness sees
 search-validation only. Criteria: the same structures, sliced, scored by the default fitness and fine-tuned (once) with
 each.
-Finished structures are kept in --runs; a stopped call goes on. What was found is written to --results.
+Finished structures are kept in --runs; a stopped call goes on, also with more of them. What was found is written to
+--results.
 """
 
 from __future__ import annotations
@@ -116,12 +117,12 @@ class Bench:
         self.full = score(self.model, self.data.test)["top1"]
 
 
-_benches: dict[tuple[int, str], Bench] = {}  # the last one of this process
+_benches: dict[tuple[int, str, int], Bench] = {}  # the last one of this process
 
 
 def bench(part: Part) -> Bench:
     """Returns what a part needs, made once per process."""
-    key = part.seed, part.criterion
+    key = part.seed, part.criterion, part.structures
     if key not in _benches:
         _benches.clear()
         _benches[key] = Bench(part)
@@ -129,7 +130,7 @@ def bench(part: Part) -> Bench:
 
 
 def structures(part: Part, graph: Any) -> list[tuple[int, ...]]:  # noqa: ANN401 - a graph
-    """Returns random structures inside the shares of MACs, the same for every criterion.
+    """Returns random structures inside the shares of MACs, the same for every criterion; of more, these come first.
 
     Raises:
         ConfigError: if the network has too few of them.
@@ -253,8 +254,9 @@ def report(found: dict[str, Any]) -> str:
     if len(criteria) > 1:
         lines += ["", *_criteria(criteria)]
     truth = np.array(truths)
-    lines += ["", f"Full network: {cell([100 * one['full'] for one in ours])} %; fine-tuned structures"]
-    lines[-1] += f" {100 * truth.min():.1f} to {100 * truth.max():.1f} %. {found['machine']}."
+    full, count = cell([100 * one["full"] for one in ours]), truth.shape[1]
+    lines += ["", f"Full network: {full} %; {count} structures, fine-tuned {100 * truth.min():.1f} to"]
+    lines[-1] += f" {100 * truth.max():.1f} %. {found['machine']}."
     return "\n".join(lines)
 
 
@@ -349,10 +351,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         for seed in arguments.seeds[: None if criterion == "l1" else arguments.criterion_seeds]
     ]
     files = {
-        part: [
-            arguments.runs / f"{part.seed}-{part.criterion}-{n}-of-{part.structures}.json"
-            for n in range(part.structures)
-        ]
+        part: [arguments.runs / f"{part.seed}-{part.criterion}-{n}.json" for n in range(part.structures)]
         for part in parts
     }
     pieces = {

@@ -46,9 +46,7 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     assert printed[0].out == printed[1].out
     for words in ("MACs alone", "AdaptiveBN, 1024 images: neg_kl", "cascade, best 20%", "| l2 |", "Full network"):
         assert words in printed[0].out
-    files = [
-        tmp_path / "runs" / f"0-{criterion}-{number}-of-6.json" for criterion in ("l1", "l2") for number in range(6)
-    ]
+    files = [tmp_path / "runs" / f"0-{criterion}-{number}.json" for criterion in ("l1", "l2") for number in range(6)]
     assert sorted(line.partition(" ")[2] for line in printed[0].err.splitlines()) == sorted(
         f"{file}: done" for file in files
     )
@@ -61,15 +59,17 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         fitness.main()
     assert f"--results is a file, found the folder {tmp_path}" in capsys.readouterr().err
-    # Two are measured again, by a process that has not measured the others: the same, but for the time it took.
+    # Two are measured again, the first of them as the last of five, by a process that has not measured the others: the
+    # same, but for the time it took.
     monkeypatch.undo()
     for file in files[4:6]:
         file.unlink()
     fitness._benches.clear()
     monkeypatch.setattr(fitness, "SCORED", {name: fitness.SCORED[name] for name in fitness.STAGES})
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
-    monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path / "runs")])
-    fitness.main()
+    for more in (["--structures", "5"], []):
+        monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path / "runs"), *more])
+        fitness.main()
     again = fitness.gathered(files[:6])
     assert again["truth"] == made["truth"]
     assert all(values == made["fitness"][name][0] for name, (values, _) in again["fitness"].items())
