@@ -72,6 +72,7 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "ways": {
         "published": (BEES, *PUBLISHED, FILTER, FEW),
         "published_inherited": (BEES, *PUBLISHED, "evaluator.fresh_norms=false", FILTER, FEW),
+        "adaptive_bn_filter_few": (BEES, FILTER, FEW),  # chooses among the structures that the published ways have
         "adaptive_bn_filter": (BEES, FILTER),
         "bee_colony": (BEES,),
         "response_surface": (),
