@@ -10,7 +10,7 @@ DATA ?= data
 THREADS := OMP_NUM_THREADS=1
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-digits bench-evaluation bench-fitness bench-scaling bench-searchers bench-slicing bench-zoo clean
+.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-digits bench-evaluation bench-fitness bench-scaling bench-searchers bench-slicing bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,7 +30,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	@echo "== torch-pruning, for comparison"
+	@echo "== torch-pruning and ONNX Runtime, for comparison"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
@@ -77,7 +77,7 @@ test-zoo: $(VENV)/.installed-zoo ## slicing is exact on 175 networks of all fami
 	@echo "== zoo"
 	@$(THREADS) $(BIN)/python -m pytest -m zoo tests/zoo -n 1
 
-bench-cifar10: $(VENV)/.installed ## searchers on CIFAR-10 at equal budget, with its images and weights (hours); ARGS="searchers --help"
+bench-cifar10: $(VENV)/.installed-bench ## searchers on CIFAR-10 at equal budget, with its images and weights (hours); ARGS="searchers --help"
 	@$(THREADS) $(BIN)/python -m experiments.cifar10.search $(ARGS)
 
 bench-digits: $(VENV)/.installed ## the table of experiments/digits/README.md: the demo with seeds 0 to 4
@@ -103,6 +103,9 @@ bench-searchers: $(VENV)/.installed ## how many evaluations every searcher needs
 
 bench-slicing: $(VENV)/.installed-bench ## time of one candidate against copy.deepcopy and torch-pruning, and of tracing
 	@$(THREADS) $(BIN)/python experiments/benchmarks/slicing.py
+
+bench-widths: $(VENV)/.installed-bench ## forward times at equal MACs by what multiples widths are of; ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.widths $(ARGS)
 
 clean: ## removes the virtual environment and the runs
 	rm -rf $(VENV) runs

@@ -120,6 +120,10 @@ class SearchSpace:
         """The unpruned network: every channel and every block kept (allowed even where alpha < 1 excludes it)."""
         return tuple(dimension.full for dimension in self.dimensions)
 
+    def widths(self, candidate: Candidate) -> dict[str, tuple[int, int]]:
+        """Returns kept and full channels by name of dimension; of a block, whether it is kept (1 or 0) and 1."""
+        return {d.name: (value, d.full) for d, value in zip(self.dimensions, candidate, strict=True)}
+
     @cached_property
     def size(self) -> int:
         """The exact number of structures, a Python int."""

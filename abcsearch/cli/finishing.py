@@ -150,15 +150,19 @@ def export(
         str | None,
         typer.Option(metavar="PATH", help="Folder or file; by default in RUN_DIR/export.", show_default=False),
     ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Another than the winner, e.g. full or uniform.", show_default=False),
+    ] = None,
 ) -> None:
-    """Exports the winner (fine-tuned if it has been) and checks that it loads back with the same outputs."""
+    """Exports a network, fine-tuned if it has been, and checks that it loads back with the same outputs."""
     with answering(run_dir, "export"):
         from abcsearch.exporting.targets import check_target
-        from abcsearch.runs.exports import export_run
+        from abcsearch.runs.exports import export_folder, export_run
         from abcsearch.runs.finished import open_run
 
-        check_target(run_dir / "export" if out is None else out, format)
-        made, tuned = export_run(open_run(run_dir), out, format=format)
+        check_target(export_folder(run_dir, network) if out is None else out, format)
+        made, tuned = export_run(open_run(run_dir), out, format=format, network=network)
         console.print(f"exported to {made}")
         state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {run_dir})"
         console.print(f"{state}; try it with: abcsearch evaluate {made.path}; load it with: {made.how_to_load}")

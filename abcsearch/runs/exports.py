@@ -1,4 +1,4 @@
-"""The winner of a run as files."""
+"""Networks of a run as files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from abcsearch.data.splits import Data
-    from abcsearch.runs.finished import FinishedRun
+    from abcsearch.runs.finished import FinishedRun, Structure
 
 
 def export_run(
@@ -22,39 +22,48 @@ def export_run(
     path: str | Path | None = None,
     *,
     format: str | None = None,  # noqa: A002 - as of `export`
+    network: str | None = None,
 ) -> tuple[Exported, bool]:
-    """Exports the winner, fine-tuned if it has been.
+    """Exports the winner or what it is compared with, fine-tuned if it has been.
 
     Args:
         run: the run.
-        path: folder or file; by default the run's folder export/, in which every format has files of its own.
+        path: folder or file; by default `export_folder`, in which every format has files of its own.
         format: see `export`.
+        network: name of a structure of the run, e.g. full or uniform; by default the winner.
 
     Returns:
-        What was written, and whether the winner was fine-tuned.
+        What was written, and whether the network was fine-tuned.
 
     Raises:
+        ConfigError: if the run has no structure of that name.
         ExportError: see `export`.
     """
-    scores = run.scores(run.winner)
+    structure = run.winner if network is None else run.named(network)
+    scores = run.scores(structure)
     made = export(
-        run.network(run.winner, tuned=scores is not None),
-        run.folder.path / "export" if path is None else path,
+        run.network(structure, tuned=scores is not None),
+        export_folder(run.folder.path, network) if path is None else path,
         format=format,
         example_input=run.result.task.data.example,
         constructor=run.config.model.name,
         options=run.config.model.options,
-        info=_info(run, scores),
+        info=_info(run, structure, scores),
     )
     return made, scores is not None
 
 
-def _info(run: FinishedRun, scores: Mapping[str, Any] | None) -> dict[str, Any]:
+def export_folder(run_dir: Path, network: str | None = None) -> Path:
+    """Returns where a run keeps its exports: of the winner, or of another network by name."""
+    return run_dir / "export" / (network or "")
+
+
+def _info(run: FinishedRun, structure: Structure, scores: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns what an export says of its network: what it expects, what it is, where it comes from.
 
     Costs are those of one image; mean and std are of pixels in [0, 1], per channel, null where that is not known.
     """
-    result, config, data = run.result, run.config, run.result.task.data
+    config, task, data = run.config, run.result.task, run.result.task.data
     part = seeded_data(config.data, config.seed)
     scale = getattr(data.train, "scale", None)
     return {
@@ -67,10 +76,10 @@ def _info(run: FinishedRun, scores: Mapping[str, Any] | None) -> dict[str, Any]:
             "mean": list(scale.mean) if scale and scale.mean else None,
             "std": list(scale.std) if scale and scale.std else None,
         },
-        "candidate": list(run.winner.candidate),
-        "widths": {name: list(pair) for name, pair in result.widths.items()},
-        "macs": result.best.evaluation.macs,
-        "params": result.best.evaluation.params,
+        "candidate": list(structure.candidate),
+        "widths": {name: list(pair) for name, pair in task.space.widths(structure.candidate).items()},
+        "macs": int(task.graph.costs.macs([structure.candidate])[0]),
+        "params": int(task.graph.costs.params([structure.candidate])[0]),
         "fine_tuned": scores is not None,
         "metric": run.metric,
         "test": None if scores is None else scores["after"],

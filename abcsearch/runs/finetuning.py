@@ -6,7 +6,7 @@ import shutil
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.errors import ConfigError
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.recipes import changed
 from abcsearch.runs.status import TUNING
@@ -80,11 +80,8 @@ def finetune_run(
 
 def _chosen(run: FinishedRun, only: Collection[str]) -> list[Structure]:
     """Returns the structures of these names, or all without any; the winner first."""
-    found = {structure.name: structure for structure in (run.winner, *run.structures[:-1])}
-    for name in only:
-        if name not in found:
-            raise ConfigError(unknown_name("network", name, found))
-    return [structure for name, structure in found.items() if not only or name in only]
+    chosen = [run.named(name) for name in only] or run.structures
+    return [structure for structure in (run.winner, *run.structures[:-1]) if structure in chosen]
 
 
 def _others(

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from abcsearch.channels.slicing import slice_model
-from abcsearch.errors import RunError
+from abcsearch.errors import ConfigError, RunError, unknown_name
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
@@ -64,6 +64,17 @@ class FinishedRun:
     def winner(self) -> Structure:
         """The searched structure."""
         return self.structures[-1]
+
+    def named(self, name: str) -> Structure:
+        """Returns a structure by its name.
+
+        Raises:
+            ConfigError: if there is none.
+        """
+        found = {structure.name: structure for structure in self.structures}
+        if name not in found:
+            raise ConfigError(unknown_name("network", name, found))
+        return found[name]
 
     def network(self, structure: Structure, *, tuned: bool) -> nn.Module:
         """Returns a structure's network: sliced and calibrated, or as fine-tuned.

@@ -111,9 +111,8 @@ class SearchResult:
 
     @cached_property
     def widths(self) -> dict[str, tuple[int, int]]:
-        """Kept and full channels of the best structure by group name; of a block, whether it is kept (1 or 0) and 1."""
-        dimensions = self.task.space.dimensions
-        return {d.name: (value, d.full) for d, value in zip(dimensions, self.best.candidate, strict=True)}
+        """Kept and full channels of the best structure; see `SearchSpace.widths`."""
+        return self.task.space.widths(self.best.candidate)
 
     def model(self) -> nn.Module:
         """Returns the best network: sliced, statistics of its batch norms re-estimated, in evaluation mode."""

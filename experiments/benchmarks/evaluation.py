@@ -17,7 +17,6 @@ ratios. On the CPU times are those of the processor for this process, with one t
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import platform
 import statistics
@@ -44,6 +43,7 @@ from abcsearch.data.splits import Split
 from abcsearch.models.resnet import resnet56
 from abcsearch.training.computing import computing, find_device
 from abcsearch.training.scoring import scoring_batch
+from experiments.tables import versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +293,7 @@ def main() -> None:
     what = (
         torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, {os.cpu_count()} cores"
     )
-    parts.append(f"{what}; Python {platform.python_version()}, torch {importlib.metadata.version('torch')}.")
+    parts.append(f"{what}; Python {platform.python_version()}, {versions('torch')}.")
     sys.stdout.write("\n\n".join(parts) + "\n")
 
 

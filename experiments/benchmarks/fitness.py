@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.metadata
 import json
 import platform
 import statistics
@@ -44,7 +43,7 @@ from abcsearch.runs.settings import RunConfig, to_plain
 from abcsearch.runs.weights import load_checkpoint
 from abcsearch.trial import Evaluation
 from experiments.processes import at_least_one, side_by_side
-from experiments.tables import cell, processors
+from experiments.tables import cell, processors, versions
 
 DRAWS = 1000  # for each structure wanted, before the band is said to hold too few
 METRICS = ("top1", "neg_loss", "neg_kl")
@@ -282,8 +281,8 @@ def _criteria(criteria: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def _machine(seeds: list[int]) -> str:
     """Returns what it was measured with."""
-    versions = f"Python {platform.python_version()}, torch {importlib.metadata.version('torch')}"
-    return f"Seeds {', '.join(map(str, seeds))}; {processors()}, one thread per process; {versions}"
+    made_with = f"Python {platform.python_version()}, {versions('torch')}"
+    return f"Seeds {', '.join(map(str, seeds))}; {processors()}, one thread per process; {made_with}"
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import importlib.metadata
 import os
 import platform
 import statistics
@@ -40,6 +39,7 @@ from experiments.benchmarks import evaluation
 from experiments.benchmarks.evaluation import Case, table
 from experiments.benchmarks.resuming import loop_of, problem, resumed
 from experiments.benchmarks.sleeping import Sleeping
+from experiments.tables import versions
 
 PARTS = ("throughput", "resume", "evaluations")
 _START = 600.0  # seconds that workers may take to start
@@ -266,9 +266,9 @@ def main() -> None:
     torch.set_num_threads(1)
     made = {"throughput": throughput, "resume": resume, "evaluations": evaluations}
     parts = [text for name in arguments.parts for text in made[name](arguments)]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ray", "numpy", "torch"))
     seeds = ", ".join(map(str, range(arguments.repeats)))
-    what = f"{platform.machine()} CPU, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}."
+    made_with = f"Python {platform.python_version()}, {versions('ray', 'numpy', 'torch')}"
+    what = f"{platform.machine()} CPU, {os.cpu_count()} cores; {made_with}."
     sys.stdout.write("\n\n".join([*parts, f"{what} Seeds {seeds}."]) + "\n")
 
 

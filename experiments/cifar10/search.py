@@ -3,9 +3,11 @@
     python -m experiments.cifar10.search searchers [--network resnet20] [--seeds 0 1 2] [--workers 2]
         [--runs runs/cifar10] [--set key=value ...]
     python -m experiments.cifar10.search ways
+    python -m experiments.cifar10.search divisors
     python -m experiments.cifar10.search searchers --redraw   # the table again, from the file of results
 
 `searchers`: one fitness, every searcher. `ways`: as ABCPruner was published, and step by step as it is by default here.
+`divisors`: any widths, and multiples of 8.
 What was found is added to NETWORK.json beside this file as soon as it is known, and not searched again; `--results
 FOLDER` begins another such file. Every search is a run folder of its own, so that a stopped call goes on where it was;
 `abcsearch status FOLDER --watch` shows one that is under way, `abcsearch report` one that has ended. `random`
@@ -25,24 +27,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from filelock import FileLock
 from scipy.stats import kendalltau
 
 from abcsearch import rank_channels, slice_model, trace_channels
+from abcsearch.channels.latency import forward_times
 from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
 from abcsearch.files import replace_file
 from abcsearch.runs.configured import LoadedOnce, run_config
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import FinishedRun, Structure, open_run
-from abcsearch.runs.forward import measure_forward
+from abcsearch.runs.forward import BATCHES, measure_forward
 from abcsearch.runs.settings import RunConfig
 from experiments.processes import at_least_one, side_by_side
-from experiments.tables import cell, machine_of, processors
+from experiments.tables import cell, check_onnx, in_onnxruntime, machine_of, processors, versions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from torch import nn
 
 HERE = Path(__file__).parent
 PUBLISHED = (
@@ -77,12 +83,18 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
         "bee_colony": (BEES,),
         "response_surface": (),
     },
+    "divisors": {
+        "response_surface": (),
+        "divisor_8": ("space.divisor=8",),
+    },
 }
 ALWAYS = ("full", "uniform")  # what all are compared with
+DIFFERENCES = ("uniform", "random")  # columns: how much better a network of the same seed is
 COMPARED = {"random": ALWAYS}  # which run fine-tunes it
 EXPECTED = {"name", "seed", "changes", "machine", "candidate", "macs", "params", "before", "after"}  # of a row
 ORDER = list(dict.fromkeys([*ALWAYS, *(name for variants in TABLES.values() for name in variants)]))
 CHANGES = {change for variants in TABLES.values() for changes in variants.values() for change in changes}
+_SECONDS = 20.0  # for timing all networks with one size of batch
 Row = dict[str, Any]  # what is known of one network of one seed
 
 
@@ -205,12 +217,12 @@ class Results:
         ranking = rank_channels(model, graph)
         known = {tuple(row["candidate"]) for row in self.rows}
         networks = [slice_model(model, graph, candidate, ranking) for candidate in known]
-        times = dict(zip(known, measure_forward(networks, example, threads=1), strict=True))
+        times = dict(zip(known, _times(networks, example), strict=True))
         with self._changed():
             for row in self.rows:
                 if tuple(row["candidate"]) in times:  # all but what another call has added meanwhile
-                    row["ms"] = {time.where: time.median_ms for time in times[tuple(row["candidate"])]}
-            self.timed_on = f"{processors()}, torch {torch.__version__.partition('+')[0]}"
+                    row["ms"] = times[tuple(row["candidate"])]
+            self.timed_on = f"{processors()}, {versions('torch', 'onnxruntime')}"
 
     @contextlib.contextmanager
     def _changed(self) -> Iterator[None]:
@@ -240,6 +252,17 @@ class Results:
             raise ConfigError(msg) from error
 
 
+def _times(networks: list[nn.Module], example: torch.Tensor) -> list[dict[str, float]]:
+    """Returns the median forward times of networks in milliseconds: in PyTorch, and as ONNX files on a CPU."""
+    found = [{time.where: time.median_ms for time in own} for own in measure_forward(networks, example, threads=1)]
+    files = in_onnxruntime(networks, example)
+    for batch in BATCHES:
+        times = forward_times(files, example.repeat(batch, 1, 1, 1), threads=1, seconds=_SECONDS)
+        for own, new in zip(found, times, strict=True):
+            own[f"ONNX, batch {batch}"] = statistics.median(new)
+    return found
+
+
 def table(rows: list[Row], names: Iterable[str]) -> str:
     """Returns the table of some networks in Markdown: mean and standard deviation over seeds."""
     known: dict[str, dict[int, Row]] = defaultdict(dict)
@@ -247,7 +270,9 @@ def table(rows: list[Row], names: Iterable[str]) -> str:
         known[row["name"]][row["seed"]] = row
     batches = list(dict.fromkeys(batch for row in rows for batch in row.get("ms", ())))
     head = ["network", "seeds", "MACs, M", "params, k", *(f"ms, {batch}" for batch in batches)]
-    head += ["trials", "s per trial", "search, min", "fitness, %", "test before, %", "test after, %", "after - uniform"]
+    head += ["trials", "s per trial", "search, min", "fitness, %", "test before, %", "test after, %"]
+    baselines = [name for name in DIFFERENCES if name in known]
+    head += [f"after - {baseline}" for baseline in baselines]
     lines = [head, ["---"] * len(head)]
     for name in (name for name in names if name in known):
         many = list(known[name].values())
@@ -256,10 +281,11 @@ def table(rows: list[Row], names: Iterable[str]) -> str:
         cells += [_cell([row["ms"][batch] for row in many if "ms" in row]) for batch in batches]
         cells += _costs(many) if "trials" in many[0] else [""] * 4
         cells += [_cell([100 * row[when] for row in many]) for when in ("before", "after")]
-        uniform = known["uniform"] if name not in ALWAYS else {}
-        cells.append(
-            _cell([100 * (row["after"] - uniform[row["seed"]]["after"]) for row in many if row["seed"] in uniform])
-        )
+        for baseline in baselines:
+            own = known[baseline] if name not in (*ALWAYS, baseline) else {}
+            cells.append(
+                _cell([100 * (row["after"] - own[row["seed"]]["after"]) for row in many if row["seed"] in own])
+            )
         lines.append(cells)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
@@ -278,17 +304,25 @@ def _costs(many: list[Row]) -> list[str]:
 
 def agreement(rows: list[Row]) -> list[str]:
     """Returns a line on how far fitness ranks what the searchers found as fine-tuning does; none if there are few."""
-    pairs: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    pairs: dict[int, dict[str, tuple[float, float]]] = defaultdict(dict)
     for row in rows:
         if row["name"] in TABLES["searchers"] and "fitness" in row:
-            pairs[row["seed"]].append((row["fitness"], row["after"]))
-    taus: dict[int, float] = {
-        seed: kendalltau(*zip(*own, strict=True)).statistic for seed, own in sorted(pairs.items()) if len(own) > 2
-    }
-    if not taus:
+            pairs[row["seed"]][row["name"]] = row["fitness"], row["after"]
+    pairs = {seed: own for seed, own in sorted(pairs.items()) if len(own) > 2}
+    if not pairs:
         return []
-    values, seeds = ", ".join(f"{tau:.2f}" for tau in taus.values()), ", ".join(map(str, taus))
-    return [f"Kendall's tau of the searchers' fitness with test accuracy after fine-tuning: {values} (seed {seeds})."]
+    taus, seeds = ", ".join(f"{_tau(own):.2f}" for own in pairs.values()), ", ".join(map(str, pairs))
+    line = f"Kendall's tau of the searchers' fitness with test accuracy after fine-tuning: {taus} (seed {seeds})"
+    common = set.intersection(*map(set, pairs.values()))
+    if len(pairs) > 1 and len(common) > 2:
+        means = {name: tuple(np.mean([own[name] for own in pairs.values()], axis=0)) for name in common}
+        line += f"; of their means over seeds: {_tau(means):.2f}"
+    return [f"{line}."]
+
+
+def _tau(pairs: Mapping[str, tuple[float, ...]]) -> float:
+    """Returns Kendall's tau of what is known of networks by name, as pairs."""
+    return kendalltau(*zip(*pairs.values(), strict=True)).statistic
 
 
 def footer(rows: list[Row], timed_on: str) -> str:
@@ -336,6 +370,7 @@ def main() -> None:
         configs = [job.config() for job in jobs]  # a mistake is said before anything is searched
         jobs = [] if arguments.redraw else results.missing(jobs)
         if not arguments.redraw:
+            check_onnx()
             results.add([])  # a file that cannot be written is said now
             for job in jobs:
                 sys.stderr.write(f"to do: {job.folder}\n")

@@ -28,6 +28,8 @@ def call(stand_in, tmp_path, monkeypatch):
     own = [word for setting in settings for word in ("--set", setting)]
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
     monkeypatch.setattr("abcsearch.runs.forward._SECONDS", 0.1)
+    monkeypatch.setattr(search, "_SECONDS", 0.1)
+    monkeypatch.setattr(search, "in_onnxruntime", lambda networks, example: networks)  # else seconds for each
 
     def called(*words):
         monkeypatch.setattr("sys.argv", ["search", *places, *words, *own])
@@ -53,6 +55,7 @@ def test_a_table_is_made_once_and_drawn_again(call, tmp_path, capsys, monkeypatc
     assert row["macs"] <= 0.5 * found["full", 1]["macs"]
     assert row["trials"] == 2
     assert row["seconds"] > 0
+    assert set(row["ms"]) >= {f"{how}, batch {size}" for how in ("CPU", "ONNX") for size in (1, 64)}
     scores = json.loads((tmp_path / "runs" / "resnet20" / "bee_colony-1" / "finetuned" / "bee_colony.json").read_text())
     assert row["after"] == scores["after"]["top1"]
     call(*words, "--redraw")
@@ -134,13 +137,15 @@ def test_agreement_is_that_of_the_searchers_of_each_seed():
         return {"name": name, "seed": seed, "fitness": fitness, "after": after}
 
     names = ["random", "bee_colony", "evolution", "greedy"]
-    rows = [row(name, 1, 0.5 + 0.1 * place, 0.8 + place) for place, name in enumerate(names)]
+    rows = [row(name, 1, 0.5 + 0.1 * place, 0.8 + 2 * place) for place, name in enumerate(names)]
     rows += [row(name, 0, 0.5 + 0.1 * place, 0.8 - place) for place, name in enumerate(names)]
     rows[-1]["after"] = 1  # the best fitness is the best after all: three pairs in order, three not
     rows += [row("published", 1, 0.9, 0.1), {"name": "full", "seed": 1, "after": 0.9}]
     rows += [row("random", 2, 0.5, 0.5), row("greedy", 2, 0.6, 0.6)]  # two tell nothing
     (line,) = search.agreement(rows)
-    assert line.endswith(": 0.00, 1.00 (seed 0, 1).")
+    assert line.endswith(": 0.00, 1.00 (seed 0, 1); of their means over seeds: 1.00.")
+    (line,) = search.agreement([own for own in rows if own["seed"] != 1])
+    assert line.endswith(": 0.00 (seed 0).")
     assert search.agreement(rows[-2:]) == []
 
 
@@ -190,7 +195,8 @@ def test_every_search_is_a_config_that_can_be_read():
     for variants in search.TABLES.values():
         for changes in variants.values():
             config = search.read_config(search.HERE / "resnet20.toml", changes)
-            assert config.n_trials == (10 if config.evaluator.name == "short_training" else 200)
+            if config.evaluator.name == "short_training":
+                assert config.n_trials == 10
     published = search.read_config(search.HERE / "resnet20.toml", search.TABLES["ways"]["published"])
     assert published.evaluator.name == "short_training"
     assert published.evaluator.options["fresh_norms"] is True

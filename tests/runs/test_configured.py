@@ -89,6 +89,10 @@ def test_what_was_fine_tuned_of_another_structure_is_not_exported_as_the_winner(
     assert not tuned
     assert sum(p.numel() for p in load(path).parameters()) == run.result.best.evaluation.params
     assert make_report(run).rows[-1].after is None
+    uniform, tuned = export_run(run, network="uniform")
+    assert tuned
+    assert uniform.path == run.folder.path / "export" / "uniform"
+    assert sum(p.numel() for p in load(uniform.path).parameters()) == make_report(run).rows[1].params
 
 
 @pytest.mark.parametrize(

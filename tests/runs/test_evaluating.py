@@ -75,6 +75,26 @@ def test_all_formats_score_as_the_module_does_and_as_the_report_says(exported, p
     assert torch.allclose(16 * pixels, (16 * pixels).round(), atol=1e-3)  # of digits, whole numbers from 0 to 16
 
 
+@pytest.mark.parametrize("name", ["", "model.onnx"])
+def test_what_the_winner_is_compared_with_is_exported_beside_it(exported, name):
+    pytest.importorskip("onnxruntime")
+    folder = exported / "run" / "export"
+    before = (folder / (name or "model.safetensors")).read_bytes()
+    kind = "onnx" if name else "safetensors"
+    done = call("export", exported / "run", "--network", "full", "--format", kind)
+    assert done.exit_code == 0, done.output
+    found, info = measured(folder / "full" / name), open_export(folder / "full" / name)[1]["info"]
+    after = json.loads((exported / "run" / "finetuned" / "full.json").read_text())["after"]
+    assert found["metrics"] == pytest.approx(after, abs=1e-5)
+    assert found["params"] == sum(p.numel() for p in load(folder / "full").parameters())
+    assert all(kept == full for kept, full in info["widths"].values())
+    assert info["test"] == after
+    assert (folder / (name or "model.safetensors")).read_bytes() == before
+    wrong = call("export", exported / "run", "--network", "../ful")
+    assert wrong.exit_code == 2
+    assert "unknown network '../ful'; did you mean 'full'?" in wrong.output
+
+
 def test_data_are_those_of_the_run_a_config_or_by_name(exported):
     path = exported / "run" / "export"
     own, validation = measured(path), measured(path, "--split", "validation")
