@@ -235,6 +235,11 @@ def progress_shown() -> Iterator[Callable[[str, int, int, str], None]]:
         yield _Bar(progress)
 
 
+def wait_shown(text: str) -> contextlib.AbstractContextManager[object]:
+    """Shows what a command is at while no progress can be told, on a terminal; nothing with --quiet."""
+    return contextlib.nullcontext() if "quiet" in _switches else console.status(text)
+
+
 def print_status(watched: RunWatch, *, as_json: bool = False) -> None:
     """Prints how far a run is, as a table or as JSON."""
     status = watched.look()

@@ -65,6 +65,17 @@ def test_json_for_scripts_has_no_numbers_that_are_not_finite(shown, run):
     assert own == {"a": None, "b": None, "c": 0.5, "d": None}
 
 
+@pytest.mark.parametrize(
+    ("is_terminal", "switches", "seen"), [(True, (), True), (True, ("quiet",), False), (False, (), False)]
+)
+def test_a_wait_is_shown_on_a_terminal_alone(shown, monkeypatch, is_terminal, switches, seen):
+    text = shown(80, is_terminal=is_terminal)
+    monkeypatch.setattr(terminal, "_switches", set(switches))
+    with terminal.wait_shown("measuring"):
+        pass
+    assert ("measuring" in text.getvalue()) == seen
+
+
 NOTE = "best 0.9312, 2 failed, 3 of 4 workers busy"
 
 

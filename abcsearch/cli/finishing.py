@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from abcsearch.cli.options import AsJson, RunDir, Set
-from abcsearch.terminal import answering, console, print_json, print_table, progress_shown
+from abcsearch.terminal import answering, console, print_json, print_table, progress_shown, wait_shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +102,8 @@ def report(run_dir: RunDir) -> None:
         from abcsearch.reporting.report_page import state_of, title_of, write_page
         from abcsearch.runs.report import FRONT
 
-        found = gather(run_dir)
+        with wait_shown("measuring and evaluating what is compared"):
+            found = gather(run_dir)
         path = write_page(found)
         console.print(title_of(found))
         if found.report is not None:
@@ -127,7 +128,8 @@ def compare(
         from abcsearch.reporting.comparison import compare_runs
 
         check_page(out)
-        found = compare_runs(run_dirs)
+        with wait_shown("measuring the winners"):
+            found = compare_runs(run_dirs)
         path = write_comparison(found, out)
         print_table(*short_cells(found.winners))
         for warning in found.warnings:

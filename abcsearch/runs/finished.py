@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from abcsearch.trial import Trial
 
 
+_FITNESS = "fitness.json"  # of compared structures that are no trials
+
+
 class Structure(NamedTuple):
     """A structure that the report compares."""
 
@@ -96,11 +99,30 @@ class FinishedRun:
         return network.eval()
 
     def fitness(self, structure: Structure) -> float | None:
-        """Returns the fitness of a structure on search-validation, evaluated as in the search."""
-        for trial in self.result.trials:
+        """Returns the fitness of a structure on search-validation, evaluated as in the search.
+
+        One that is no trial is evaluated once, which may be a training: the folder keeps its fitness.
+        """
+        for trial in (*self.result.trials, *_random_trials(self.folder, self.config)):
             if trial.candidate == structure.candidate:
                 return trial.evaluation.fitness
-        return evaluate(self._evaluator, structure.candidate, 0).fitness
+        known = self._known()
+        key = ",".join(map(str, structure.candidate))
+        if key not in known:
+            fitness = evaluate(self._evaluator, structure.candidate, 0).fitness
+            if fitness is None or not os.access(self.folder.path, os.W_OK):
+                return fitness
+            known[key] = fitness
+            self.folder.write_json(_FITNESS, known)
+        return known[key]
+
+    def _known(self) -> dict[str, float]:
+        """Returns the fitness that the folder keeps, by candidate; nothing if the file is damaged."""
+        try:
+            found = self.folder.read_json(_FITNESS)
+        except RunError:
+            return {}
+        return found if isinstance(found, dict) and all(isinstance(one, float) for one in found.values()) else {}
 
     @cached_property
     def _evaluator(self) -> Evaluator:
@@ -152,7 +174,7 @@ def open_run(run_dir: str | Path, *, load: LoadData = load_run_data) -> Finished
         result = run_config(config, run_dir, load=load, executor=SerialExecutor())  # nothing is left to evaluate
     else:  # nothing is left to write, either
         result = open_so_far(run_dir, load=load).result
-    if "random" in config.baselines and _best_random(folder, config) is None:
+    if "random" in config.baselines and best_trial(_random_trials(folder, config)) is None:
         msg = f"no trial of the random baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
         raise RunError(msg)
     return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))
@@ -198,10 +220,12 @@ def _config(folder: RunFolder) -> RunConfig:
     return from_plain(RunConfig, header["settings"])
 
 
-def _best_random(folder: RunFolder, config: RunConfig) -> Trial | None:
-    """Returns the best trial of the random baseline, or None."""
+def _random_trials(folder: RunFolder, config: RunConfig) -> list[Trial]:
+    """Returns the trials of the random baseline that there are, by number."""
+    if "random" not in config.baselines:
+        return []
     trials = read_journal(folder.baseline("random").journal).trials
-    return best_trial([trial for number, trial in sorted(trials.items()) if number < config.n_trials])
+    return [trial for number, trial in sorted(trials.items()) if number < config.n_trials]
 
 
 def _compared(folder: RunFolder, config: RunConfig, result: SearchResult) -> tuple[Structure, ...]:
@@ -209,7 +233,7 @@ def _compared(folder: RunFolder, config: RunConfig, result: SearchResult) -> tup
     found = [Structure("full", result.task.space.full)]
     if "uniform" in config.baselines:
         found.append(Structure("uniform", result.task.uniform()))
-    best = _best_random(folder, config) if "random" in config.baselines else None
+    best = best_trial(_random_trials(folder, config))
     if best is not None:
         found.append(Structure("random", best.candidate))
     return (*found, Structure(config.searcher.name, result.best.candidate))

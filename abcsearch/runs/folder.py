@@ -5,6 +5,7 @@ journal.jsonl      finished trials and other events, append-only
 searcher.json      snapshot of the searcher; without it, it is told again from the journal
 population.json    what the searcher works from, for people and scripts
 best.json          best structure so far
+fitness.json       fitness of compared structures that are no trials, by widths: evaluated once, by the report
 progress.json      how it stands, and how fine-tuning does, for those who watch; at most a second old
 log.txt            progress as plain lines
 base.safetensors   trained network of a configured run; base-*.checkpoint while it is being trained

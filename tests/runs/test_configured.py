@@ -13,11 +13,13 @@ from abcsearch import Budget, Data, load
 from abcsearch.config import parse_config, read_config
 from abcsearch.data.registry import load_data
 from abcsearch.errors import BudgetError, CheckpointError, ConfigError, RunError
+from abcsearch.evaluation.base import evaluate
 from abcsearch.runs.configured import LoadedOnce, resume, run_config
 from abcsearch.runs.exports import export_run
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import open_run, open_so_far
 from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.journal import read_journal
 from abcsearch.runs.report import make_report
 
 
@@ -93,6 +95,28 @@ def test_what_was_fine_tuned_of_another_structure_is_not_exported_as_the_winner(
     assert tuned
     assert uniform.path == run.folder.path / "export" / "uniform"
     assert sum(p.numel() for p in load(uniform.path).parameters()) == make_report(run).rows[1].params
+
+
+def test_a_report_evaluates_a_network_once(tiny_config, tmp_path, monkeypatch):
+    """It may mean to train the full network for as long as a trial."""
+    run_config(read_config(tiny_config, ["n_trials=3", 'baselines=["uniform", "random"]']), tmp_path / "run")
+    evaluated, kept = [], tmp_path / "run" / "fitness.json"
+    monkeypatch.setattr(
+        "abcsearch.runs.finished.evaluate", lambda own, c, n: evaluated.append(c) or evaluate(own, c, n)
+    )
+    run = open_run(tmp_path / "run")
+    rows = [row.fitness for row in make_report(run).rows]
+    assert [run.structures[0].candidate, run.structures[1].candidate] == evaluated
+    assert [row.fitness for row in make_report(open_run(tmp_path / "run")).rows] == rows
+    assert len(evaluated) == 2
+    for damage in ("{", "[1]", '{"1": "2"}'):
+        kept.write_text(damage)
+        assert [row.fitness for row in make_report(open_run(tmp_path / "run")).rows] == rows
+    assert len(evaluated) == 8
+    random = {
+        t.candidate: t.fitness for t in read_journal(tmp_path / "run/baselines/random/journal.jsonl").trials.values()
+    }
+    assert rows[2] == max(random.values())
 
 
 @pytest.mark.parametrize(
