@@ -9,6 +9,7 @@ The base network of a config is trained (or loaded), random structures of some s
 config's recipe, twice with different seeds, and scored on the test images: the mean is the truth. Every fitness sees
 search-validation only. Criteria: the same structures, sliced, scored by the default fitness and fine-tuned (once) with
 each.
+± is the spread over seeds; of one seed, parentheses have 95 % intervals: the structures drawn anew with replacement.
 Finished structures are kept in --runs; a stopped call goes on, also with more of them. What was found is written to
 --results.
 """
@@ -42,6 +43,7 @@ from abcsearch.runs.configured import load_run_data
 from abcsearch.runs.settings import RunConfig, to_plain
 from abcsearch.runs.weights import load_checkpoint
 from abcsearch.trial import Evaluation
+from experiments.benchmarks.agreement import compared, interval, resampled
 from experiments.processes import at_least_one, side_by_side
 from experiments.tables import cell, processors, versions
 
@@ -61,7 +63,12 @@ SCORED: dict[str, tuple[str, dict[str, Any]]] = {
     "short training, 2 epochs, lr 0.05": ("short_training", {"epochs": 2, "batch_size": 64, "lr": 0.05}),
     "short training, 4 epochs": ("short_training", {"epochs": 4, "batch_size": 64}),
 }
-STAGES = ("AdaptiveBN, 1024 images", "short training, 2 epochs")  # of the cascade
+SCREEN = "AdaptiveBN, 1024 images"  # what criteria are compared by, and the first stage of the cascade
+TRAINED = (
+    "short training, 2 epochs",
+    "short training, 1 epoch",
+)  # its second stage: the first of these that was scored
+DEFAULT = "AdaptiveBN, 512 images: top1"  # what a search takes for fitness unless told otherwise
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)  # equal to itself alone: a config has no hash
@@ -204,10 +211,11 @@ def _read(file: Path) -> Any:  # noqa: ANN401 - whatever it holds
 
 def add_cascade(found: dict[str, Any], fraction: float = 0.2) -> None:
     """Adds the cascade: the first stage for all, the second for the best fraction; unless a stage is missing."""
-    if not all(f"{name}: {METRICS[0]}" in found["fitness"] for name in STAGES):
+    stages = [name for name in (SCREEN, *TRAINED) if f"{name}: {METRICS[0]}" in found["fitness"]][:2]
+    if len(stages) < 2 or stages[0] != SCREEN:
         return
     for metric in METRICS:
-        (first, cost), (second, more) = (found["fitness"][f"{name}: {metric}"] for name in STAGES)
+        (first, cost), (second, more) = (found["fitness"][f"{name}: {metric}"] for name in stages)
         cascade = object.__new__(Cascade)  # its stages are known already
         cascade.fraction = fraction
         cheaply = {n: cheap(Evaluation(fitness=value)) for n, value in enumerate(first)}
@@ -215,19 +223,7 @@ def add_cascade(found: dict[str, Any], fraction: float = 0.2) -> None:
         values = [
             trained(cheaply[n], Evaluation(fitness=second[n])).fitness if n in best else v for n, v in enumerate(first)
         ]
-        found["fitness"][f"cascade, best {fraction:.0%}: {metric}"] = (values, cost + fraction * more)
-
-
-def recall(values: np.ndarray, truth: np.ndarray, count: int = 5) -> float:
-    """Returns the share of the truly best that are among those of highest fitness."""
-    count = min(count, len(values))
-    return len(set(np.argsort(-values, kind="stable")[:count]) & set(np.argsort(-truth, kind="stable")[:count])) / count
-
-
-def compared(values: list[float], truth: list[float]) -> tuple[float, float]:
-    """Returns Kendall's tau-b and the top-5 recall."""
-    a, b = np.array(values), np.array(truth)
-    return float(kendalltau(a, b).statistic), recall(a, b)
+        found["fitness"][f"cascade to {stages[1]}, best {fraction:.0%}: {metric}"] = (values, cost + fraction * more)
 
 
 def report(found: dict[str, Any]) -> str:
@@ -237,19 +233,7 @@ def report(found: dict[str, Any]) -> str:
     for one in ours:
         add_cascade(one)
     truths = [np.mean(one["truth"], axis=1).tolist() for one in ours]
-    lines = ["| fitness | Kendall's tau | top-5 recall | s per structure |", "| --- | --- | --- | --- |"]
-
-    def line(name: str, values: list[list[float]], seconds: str = "") -> str:
-        both = [compared(own, truth) for own, truth in zip(values, truths, strict=True)]
-        return f"| {name} | {cell([t for t, _ in both])} | {cell([r for _, r in both])} | {seconds} |"
-
-    lines.append(line("MACs alone", [one["macs"] for one in ours]))
-    for name in ours[0]["fitness"]:
-        values, seconds = zip(*(one["fitness"][name] for one in ours), strict=True)
-        lines.append(line(name, list(values), f"{statistics.mean(seconds):.3f}"))
-    if len(ours[0]["truth"][0]) > 1:
-        again = [kendalltau(*np.transpose(one["truth"])[:2]).statistic for one in ours]
-        lines.append(f"| fine-tuning against fine-tuning with another seed | {cell(again)} | | |")
+    lines = ["| " + " | ".join(cells) + " |" for cells in _fitness(ours, truths)]
     if len(criteria) > 1:
         lines += ["", *_criteria(criteria)]
     truth = np.array(truths)
@@ -257,6 +241,31 @@ def report(found: dict[str, Any]) -> str:
     lines += ["", f"Full network: {full} %; {count} structures, fine-tuned {100 * truth.min():.1f} to"]
     lines[-1] += f" {100 * truth.max():.1f} %. {found['machine']}."
     return "\n".join(lines)
+
+
+def _fitness(ours: list[dict[str, Any]], truths: list[list[float]]) -> list[list[str]]:
+    """Returns the table of fitnesses; with one seed, which has no spread over seeds, with intervals over structures."""
+    values = {"MACs alone": ([one["macs"] for one in ours], "")}
+    for name in ours[0]["fitness"]:
+        own, seconds = zip(*(one["fitness"][name] for one in ours), strict=True)
+        values[name] = list(own), f"{statistics.mean(seconds):.3f}"
+    drawn = {name: resampled(own[0], truths[0]) for name, (own, _) in values.items()} if len(ours) == 1 else {}
+    differ = [] if DEFAULT not in drawn else ["- that of the default"]
+    head = ["fitness", "Kendall's tau", *differ, "top-5 recall", "s per structure"]
+    lines = [head, ["---"] * len(head)]
+    for name, (own, seconds) in values.items():
+        both = [compared(one, truth) for one, truth in zip(own, truths, strict=True)]
+        cells = [name, cell([tau for tau, _ in both])]
+        if drawn:
+            cells[1] += f" ({interval(drawn[name])})"
+        if differ:
+            less = both[0][0] - compared(values[DEFAULT][0][0], truths[0])[0]
+            cells.append("" if name == DEFAULT else f"{less:+.2f} ({interval(drawn[name] - drawn[DEFAULT], '+')})")
+        lines.append([*cells, cell([recalled for _, recalled in both]), seconds])
+    if len(ours[0]["truth"][0]) > 1:
+        again = [kendalltau(*np.transpose(one["truth"])[:2]).statistic for one in ours]
+        lines.append(["fine-tuning against fine-tuning with another seed", cell(again), *([""] * (len(head) - 2))])
+    return lines
 
 
 def _criteria(criteria: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -268,7 +277,7 @@ def _criteria(criteria: dict[str, list[dict[str, Any]]]) -> list[str]:
         taus = [
             cell(
                 [
-                    compared(o["fitness"][f"{STAGES[0]}: {metric}"][0], t.tolist())[0]
+                    compared(o["fitness"][f"{SCREEN}: {metric}"][0], t.tolist())[0]
                     for o, t in zip(own, true, strict=True)
                 ]
             )
@@ -309,7 +318,7 @@ def main() -> None:
         if not arguments.redraw:
             criteria = measure(arguments)
             found = {"machine": _machine(arguments.seeds), "criteria": criteria}
-            replace_file(file, lambda path: path.write_text(json.dumps(found)))
+            replace_file(file, lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
         if not file.exists():
             sys.exit(f"{file} does not exist; without --redraw it is made")
         sys.stdout.write(report(_read(file)) + "\n")
@@ -328,7 +337,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     for name in arguments.criteria:
         if name not in KNOWN_CRITERIA:
             raise ConfigError(unknown_name("criterion", name, KNOWN_CRITERIA))
-    scored = list(dict.fromkeys([STAGES[0], *arguments.fitness]))  # the first one is what criteria are compared by
+    scored = list(dict.fromkeys([SCREEN, *arguments.fitness]))  # the first one is what criteria are compared by
     settings = arguments.runs / "settings.json"
     now = {"config": to_plain(config), "fitness": scored, "macs": arguments.macs, "turns": arguments.turns}
     before = _read(settings) if settings.exists() else now
@@ -344,7 +353,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
             structures=arguments.structures,
             macs=tuple(arguments.macs),
             turns=arguments.turns if criterion == "l1" else 1,
-            scored=tuple(scored if criterion == "l1" else STAGES[:1]),
+            scored=tuple(scored if criterion == "l1" else (SCREEN,)),
         )
         for criterion in names
         for seed in arguments.seeds[: None if criterion == "l1" else arguments.criterion_seeds]

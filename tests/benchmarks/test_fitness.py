@@ -4,37 +4,71 @@ import re
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.models.resnet import SmallResNet
 from experiments import processes
-from experiments.benchmarks import evaluation, fitness
+from experiments.benchmarks import agreement, evaluation, fitness
 
 
 def test_rank_statistics_of_orders_that_are_known():
     truth = [float(n) for n in range(10)]
-    assert fitness.compared(truth, truth) == pytest.approx((1, 1))
-    assert fitness.compared([-value for value in truth], truth) == pytest.approx((-1, 0))
+    assert agreement.compared(truth, truth) == pytest.approx((1, 1))
+    assert agreement.compared([-value for value in truth], truth) == pytest.approx((-1, 0))
     swapped = [*truth[:5], 9.0, 6.0, 7.0, 8.0, 5.0]
-    tau, recall = fitness.compared(swapped, truth)
+    tau, recall = agreement.compared(swapped, truth)
     assert tau == pytest.approx(1 - 2 * 7 / 45)
     assert recall == 1
-    assert fitness.recall(np.array([9.0, *truth[1:]]), np.array(truth)) == 0.8
-    assert fitness.recall(np.array(truth[:3]), np.array(truth[:3])) == 1
+    assert agreement.recall(np.array([9.0, *truth[1:]]), np.array(truth)) == 0.8
+    assert agreement.recall(np.array(truth[:3]), np.array(truth[:3])) == 1
 
 
 def test_a_cascade_is_both_stages_at_its_fraction():
     first, second = [0.1, 0.5, 0.3, 0.4, 0.2], [0.9, 0.6, 0.95, 0.55, 0.85]
-    both = (fitness.STAGES[0], first, 1.0), (fitness.STAGES[1], second, 10.0)
+    both = (fitness.SCREEN, first, 1.0), ("short training, 1 epoch", second, 10.0)
     found = {"fitness": {f"{name}: {m}": (values, cost) for name, values, cost in both for m in fitness.METRICS}}
     fitness.add_cascade(found, 0.4)
-    values, cost = found["fitness"]["cascade, best 40%: top1"]
+    values, cost = found["fitness"]["cascade to short training, 1 epoch, best 40%: top1"]
     assert values == [0.1, 0.6, 0.3, 0.55, 0.2]
     assert cost == 5
+    alone = {"fitness": {name: own for name, own in found["fitness"].items() if "AdaptiveBN" in name}}
+    fitness.add_cascade(alone)
+    assert len(alone["fitness"]) == len(fitness.METRICS)
+
+
+def test_resampled_tau_is_that_of_the_structures_drawn():
+    draws = np.random.default_rng(0)
+    truth = [0.0, *draws.normal(size=9)]
+    values = [0.0, 0.0, *draws.normal(size=8)]  # with a tie
+    found = agreement.resampled(values, truth)
+    drawn = agreement.numpy_stream(0, "resampled structures").integers(10, size=(agreement.RESAMPLES, 10))
+    for own, tau in zip(drawn[:50], found, strict=False):
+        assert tau == pytest.approx(kendalltau(np.array(values)[own], np.array(truth)[own]).statistic)
+    assert np.mean(found) == pytest.approx(agreement.compared(values, truth)[0], abs=0.05)
+    assert agreement.interval(agreement.resampled(truth, truth)) == "1.00 to 1.00"
+
+
+def test_fitnesses_of_one_seed_are_held_against_the_default():
+    truth = [0.5 + 0.01 * n for n in range(20)]
+    worse = truth[10:] + truth[:10]
+    own = {"macs": worse, "truth": [[one] for one in truth], "full": 0.9}
+    own["fitness"] = {fitness.DEFAULT: (truth, 7.0), "good too": (truth, 7.0), "worse": (worse, 90.0)}
+    rows = [line.split(" | ") for line in fitness.report({"criteria": {"l1": [own]}, "machine": ""}).splitlines()]
+    assert len({len(row) for row in rows[:6]}) == 1
+    assert "- that of the default" in rows[0]
+    assert rows[3][1:3] == ["1.00 (1.00 to 1.00)", ""]
+    assert rows[4][1:3] == ["1.00 (1.00 to 1.00)", "+0.00 (+0.00 to +0.00)"]
+    assert rows[5][2].startswith(f"{2 * -100 / 190:+.2f} (-1.")
+    several = fitness.report({"criteria": {"l1": [own, own]}, "machine": ""}).splitlines()
+    assert several[0] == "| fitness | Kendall's tau | top-5 recall | s per structure |"
+    assert several[3].startswith(f"| {fitness.DEFAULT} | 1.00 ± 0.00 | 1.00 ± 0.00 |")
 
 
 def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fitness, "SCORED", {name: fitness.SCORED[name] for name in fitness.STAGES})
+    monkeypatch.setattr(
+        fitness, "SCORED", {name: fitness.SCORED[name] for name in (fitness.SCREEN, fitness.TRAINED[0])}
+    )
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
     call = ["fitness", "--config", str(tiny_config), "--structures", "6", "--seeds", "0", "--criteria", "l2"]
     printed = []
@@ -44,7 +78,13 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
         printed.append(capsys.readouterr())
         monkeypatch.setattr(fitness, "measured", lambda *_: pytest.fail("it is known"))
     assert printed[0].out == printed[1].out
-    for words in ("MACs alone", "AdaptiveBN, 1024 images: neg_kl", "cascade, best 20%", "| l2 |", "Full network"):
+    for words in (
+        "MACs alone",
+        "AdaptiveBN, 1024 images: neg_kl",
+        "cascade to short training, 2 epochs, best 20%",
+        "| l2 |",
+        "Full network",
+    ):
         assert words in printed[0].out
     files = [tmp_path / "runs" / f"0-{criterion}-{number}.json" for criterion in ("l1", "l2") for number in range(6)]
     assert sorted(line.partition(" ")[2] for line in printed[0].err.splitlines()) == sorted(
@@ -65,7 +105,9 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     for file in files[4:6]:
         file.unlink()
     fitness._benches.clear()
-    monkeypatch.setattr(fitness, "SCORED", {name: fitness.SCORED[name] for name in fitness.STAGES})
+    monkeypatch.setattr(
+        fitness, "SCORED", {name: fitness.SCORED[name] for name in (fitness.SCREEN, fitness.TRAINED[0])}
+    )
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
     for more in (["--structures", "5"], []):
         monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path / "runs"), *more])
