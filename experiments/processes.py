@@ -22,24 +22,29 @@ def side_by_side(
 ) -> None:
     """Does pieces of work, and names each on the error stream as it ends.
 
-    A piece that fails is named with the cause, and ends the program with status 1 after the others. Ctrl-C ends the
-    program and its processes at once (status 130), as kill does: pieces keep what they have in files.
+    A piece that fails is named with the cause, and ends the program with status 1 after the others; if the first two
+    fail of the same cause (a folder that is missing, say), the others are not begun. Ctrl-C ends the program and its
+    processes at once (status 130), as kill does: pieces keep what they have in files.
 
     Args:
         pieces: what to do by name; goes to another process, so it can be pickled.
         workers: how many processes.
         done: gets what a piece returned, in this process.
     """
-    failed = False
+    causes: list[str] = []
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin) as pool:
         try:
             tasks = {pool.submit(piece): name for name, piece in pieces.items()}
             for number, task in enumerate(as_completed(tasks), 1):
                 error = task.exception()
-                failed |= error is not None
                 sys.stderr.write(f"{number}/{len(tasks)} {tasks[task]}: {error or 'done'}\n")
                 if error is None:
                     done(task.result())
+                    continue
+                causes.append(str(error))
+                if number == 2 and causes == causes[:1] * 2:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    break
         except BaseException as error:
             for process in active_children():  # not to wait for what they have begun
                 process.kill()
@@ -47,7 +52,7 @@ def side_by_side(
                 sys.stderr.write("stopped; the same command goes on\n")
                 raise SystemExit(130) from None
             raise
-    if failed:
+    if causes:
         sys.exit("what failed is named above; when that is mended, the same command goes on")
 
 

@@ -76,6 +76,16 @@ def test_what_fails_is_named_and_the_rest_is_done(begin):
     assert lines[4:] == ["what failed is named above; when that is mended, the same command goes on"]
 
 
+def test_what_all_would_fail_of_is_said_twice(begin, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("number == 1", "True").replace("range(4)", "range(40)"))
+    _, said = (program := begin(0)).communicate(timeout=60)
+    assert program.returncode == 1
+    lines = said.splitlines()
+    assert [line.endswith(": disk full") for line in lines] == [True, True, False]
+    assert lines[2].startswith("what failed is named above")
+
+
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_the_program(begin, tmp_path, by):
     program = begin(1000)
