@@ -23,7 +23,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ from abcsearch.runs.configured import LoadedOnce, run_config
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import FinishedRun, Structure, open_run
 from abcsearch.runs.forward import BATCHES, measure_forward
-from abcsearch.runs.settings import RunConfig
+from abcsearch.runs.settings import Part, RunConfig
 from experiments.processes import at_least_one, side_by_side
 from experiments.tables import cell, check_onnx, in_onnxruntime, machine_of, processors, versions
 
@@ -123,7 +123,10 @@ class Job:
 def run(job: Job) -> list[Row]:
     """Searches and fine-tunes, and returns what came of it; what is in the run folder already is left alone."""
     load = _loader(job.seed)
-    run_config(job.config(), job.folder, load=load)
+    config = job.config()
+    if config.pretrain is not None:
+        config = _trained(config, job.folder.with_name(f"base-{job.seed}"), load)
+    run_config(config, job.folder, load=load)
     found = open_run(job.folder, load=load)
     finetune_run(found, only=[found.winner.name, *COMPARED.get(job.name, ())])
     own = {"seed": job.seed, "changes": list(job.changes), "machine": "; ".join(machine_of(job.folder))}
@@ -137,6 +140,14 @@ def run(job: Job) -> list[Row]:
                 {"name": job.name if mine else structure.name, **own, **_network(found, structure, scores), **result}
             )
     return rows
+
+
+def _trained(config: RunConfig, folder: Path, load: LoadedOnce) -> RunConfig:
+    """Returns settings that start from the base network of a folder, trained once for all searches with one seed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock-base"):  # the others wait
+        run_config(replace(config, searcher=Part(name="random"), n_trials=1, baselines=()), folder, load=load)
+    return replace(config, pretrain=None, model=replace(config.model, checkpoint=str(folder / "base.safetensors")))
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ import torch
 
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.models.resnet import resnet20
+from abcsearch.training.loop import train
 from experiments import processes
 from experiments.cifar10 import search
 
@@ -147,6 +148,29 @@ def test_agreement_is_that_of_the_searchers_of_each_seed():
     (line,) = search.agreement([own for own in rows if own["seed"] != 1])
     assert line.endswith(": 0.00 (seed 0).")
     assert search.agreement(rows[-2:]) == []
+
+
+def test_searches_with_one_seed_share_the_base_network_that_they_train(stand_in, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "abcsearch.runs.configured.train", lambda *args, **options: made.append(1) or train(*args, **options)
+    )
+    settings = ["searcher=random", f"data.path={stand_in / 'cifar10-jpeg'}", "n_trials=2", "pretrain.epochs=1"]
+    settings += ["pretrain.batch_size=16", "finetune.epochs=1", "finetune.batch_size=16"]
+    settings += ["evaluator.calibration_images=8", "pretrain.precision=float32", "finetune.precision=float32"]
+    settings += ["evaluator.precision=float32", "evaluator.batch_size=8"]
+    tiny = (search.HERE / "vgg16_cifar.toml").read_text().replace('"vgg16_cifar"', '"small_resnet"\nin_channels = 3')
+    (tmp_path / "tiny.toml").write_text(tiny)
+    monkeypatch.setattr(search, "HERE", tmp_path)
+    rows = [
+        row
+        for name, changes in (("random", ()), ("greedy", ("searcher=greedy",)))
+        for row in search.run(search.Job("tiny", name, 0, (*settings, *changes), tmp_path / "runs"))
+    ]
+    assert [row["name"] for row in rows] == ["full", "uniform", "random", "greedy"]
+    assert len(made) == 1
+    bases = {file.read_bytes() for file in (tmp_path / "runs" / "tiny").glob("*/base.safetensors")}
+    assert len(bases) == 1
 
 
 def test_the_order_of_settings_does_not_matter(call, tmp_path):
