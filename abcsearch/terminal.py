@@ -60,12 +60,20 @@ class _LogLines(logging.Handler):
     """Prints what a run writes to its log, above the bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _err.print(record.getMessage())
+        _say(record.getMessage())
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Prints a warning as one line."""
-    _err.print(f"warning: {message}")
+    _say(f"warning: {message}")
+
+
+def _say(text: str) -> None:
+    """Prints on the error stream; on a terminal above the bar or spinner that it shows, which rich has of streams."""
+    if _err.is_terminal:
+        sys.stderr.write(f"{text}\n")
+    else:
+        _err.print(text)
 
 
 @contextlib.contextmanager

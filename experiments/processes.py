@@ -23,7 +23,7 @@ def side_by_side(
     """Does pieces of work, and names each on the error stream as it ends.
 
     A piece that fails is named with the cause, and ends the program with status 1 after the others; if the first two
-    fail of the same cause (a folder that is missing, say), the others are not begun. Ctrl-C ends the program and its
+    fail of the same cause (a folder that is missing, say), the others are left. Ctrl-C ends the program and its
     processes at once (status 130), as kill does: pieces keep what they have in files.
 
     Args:
@@ -37,14 +37,15 @@ def side_by_side(
             tasks = {pool.submit(piece): name for name, piece in pieces.items()}
             for number, task in enumerate(as_completed(tasks), 1):
                 error = task.exception()
-                sys.stderr.write(f"{number}/{len(tasks)} {tasks[task]}: {error or 'done'}\n")
+                cause = "done" if error is None else str(error) or repr(error)
+                sys.stderr.write(f"{number}/{len(tasks)} {tasks[task]}: {cause}\n")
                 if error is None:
                     done(task.result())
                     continue
-                causes.append(str(error))
-                if number == 2 and causes == causes[:1] * 2:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    break
+                causes.append(cause)
+                if number == 2 and causes == [cause] * 2 and len(tasks) > 2:
+                    left = len(tasks) - 2
+                    sys.exit(f"the other {left} would fail of this, too; when that is mended, the same command goes on")
         except BaseException as error:
             for process in active_children():  # not to wait for what they have begun
                 process.kill()

@@ -76,6 +76,15 @@ def test_a_wait_is_shown_on_a_terminal_alone(shown, monkeypatch, is_terminal, sw
     assert ("measuring" in text.getvalue()) == seen
 
 
+def test_a_warning_stands_above_the_spinner(shown, monkeypatch):
+    text = shown(80, is_terminal=True)
+    monkeypatch.setattr(terminal, "_err", Console(stderr=True, force_terminal=True))
+    with terminal.wait_shown("measuring"):
+        terminal._show_warning("odd [red]")
+    lines = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", text.getvalue()).replace("\r", "\n").splitlines()
+    assert "warning: odd [red]" in lines
+
+
 NOTE = "best 0.9312, 2 failed, 3 of 4 workers busy"
 
 

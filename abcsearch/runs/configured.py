@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.data.registry import load_data, takes_seed
 from abcsearch.errors import RunError
+from abcsearch.files import replace_file
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import data_identity, write_header
@@ -89,7 +90,7 @@ def run_config(
     with folder.locked():
         progress = logged(folder, progress)
         write_header(folder, config, config_identity(config, task.data))
-        _base_network(folder, config, task.model, task.data, progress)
+        train_base(config, folder.base, task.model, task.data, progress)
         task = task.reranked(config)
         with workers_for(config, folder, executor) as where:
             parts = replace(Parts.of(task, config), executor=where)
@@ -234,9 +235,20 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         return run_search(folder, task, settings, parts, logged(folder, progress), watchers=watchers)
 
 
-def _base_network(folder: RunFolder, config: RunConfig, model: nn.Module, data: Data, progress: Progress) -> None:
-    """Gives the network its trained weights: from the folder, as they are (a checkpoint's), or by training it now."""
-    if not folder.base.exists():
+def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, progress: Progress = silent) -> None:
+    """Gives the network its trained weights: from a file, or as they are (a checkpoint's), or by training it now.
+
+    Args:
+        config: the run.
+        file: of the weights, .safetensors; written if missing. A training that was stopped goes on from beside it.
+        model: the config's network, changed in place.
+        data: the config's.
+        progress: of the training.
+
+    Raises:
+        AbcSearchError: of the kind that fits, as `train`.
+    """
+    if not file.exists():
         if config.pretrain is not None:
             parts = (asdict(config.pretrain), asdict(config.model), asdict(config.data), config.seed)
             train(
@@ -248,10 +260,10 @@ def _base_network(folder: RunFolder, config: RunConfig, model: nn.Module, data: 
                 objective=data.objective,
                 on_epoch=lambda done, total, loss: progress("base network", done, total, f"loss {loss:.4f}"),
                 validation=data.validation if config.pretrain.keep == "best" else None,
-                checkpoint=checkpoint_path(folder.base.with_suffix(""), *parts),
+                checkpoint=checkpoint_path(file.with_suffix(""), *parts),
             )
-        folder.write(folder.base.name, weights_writer(model))
-        for done in folder.path.glob(f"{folder.base.stem}-*.checkpoint"):  # also of settings that it has not become
+        replace_file(file, weights_writer(model))
+        for done in file.parent.glob(f"{file.stem}-*.checkpoint"):  # also of settings that it has not become
             done.unlink()
-    load_checkpoint(model, folder.base)
+    load_checkpoint(model, file)
     model.eval()

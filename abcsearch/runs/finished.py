@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,9 +37,6 @@ if TYPE_CHECKING:
     from abcsearch.runs.run import SearchResult
     from abcsearch.space import Candidate
     from abcsearch.trial import Trial
-
-
-_FITNESS = "fitness.json"  # of compared structures that are no trials
 
 
 class Structure(NamedTuple):
@@ -103,26 +102,28 @@ class FinishedRun:
 
         One that is no trial is evaluated once, which may be a training: the folder keeps its fitness.
         """
-        for trial in (*self.result.trials, *_random_trials(self.folder, self.config)):
-            if trial.candidate == structure.candidate:
-                return trial.evaluation.fitness
+        trials = (*self.result.trials, *_random_trials(self.folder, self.config))
+        if found := [trial.evaluation.fitness for trial in trials if trial.candidate == structure.candidate]:
+            return next((fitness for fitness in found if fitness is not None), None)
         known = self._known()
         key = ",".join(map(str, structure.candidate))
         if key not in known:
             fitness = evaluate(self._evaluator, structure.candidate, 0).fitness
-            if fitness is None or not os.access(self.folder.path, os.W_OK):
-                return fitness
+            if fitness is None:
+                return None
             known[key] = fitness
-            self.folder.write_json(_FITNESS, known)
+            with contextlib.suppress(OSError):  # where it cannot be kept, it is evaluated again
+                self.folder.write_json(self.folder.fitness.name, known)
         return known[key]
 
     def _known(self) -> dict[str, float]:
         """Returns the fitness that the folder keeps, by candidate; nothing if the file is damaged."""
         try:
-            found = self.folder.read_json(_FITNESS)
-        except RunError:
+            found = self.folder.read_json(self.folder.fitness.name)
+        except (RunError, OSError):
             return {}
-        return found if isinstance(found, dict) and all(isinstance(one, float) for one in found.values()) else {}
+        values = found.values() if isinstance(found, dict) else [None]
+        return found if all(isinstance(one, float) and math.isfinite(one) for one in values) else {}
 
     @cached_property
     def _evaluator(self) -> Evaluator:

@@ -64,6 +64,11 @@ class RunFolder:
         """The path of the trained network's weights (configured runs)."""
         return self.path / "base.safetensors"
 
+    @property
+    def fitness(self) -> Path:
+        """The path of what the report has evaluated."""
+        return self.path / "fitness.json"
+
     def baseline(self, name: str) -> RunFolder:
         """Returns the run folder of a baseline."""
         return RunFolder(self.path / "baselines" / name)
@@ -94,7 +99,7 @@ class RunFolder:
             return None
         try:
             return json.loads(path.read_text(encoding="utf-8"), object_hook=_decode_array)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             msg = f"{path} is damaged: {error!r}; restore it from a copy, or start a new run"
             raise RunError(msg) from error
 

@@ -82,6 +82,7 @@ def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, An
     before, now = held_header(folder, settings, same), to_plain(settings)
     if before is None:
         start = {"format": FORMAT, "settings": now, "identity": same, "environment": environment()}
+        folder.fitness.unlink(missing_ok=True)  # of another run, whose trials are gone
         folder.write_json("run.json", start)
         return
     continued = {**before, "format": FORMAT, "settings": now, "identity": {**before["identity"], **same}}

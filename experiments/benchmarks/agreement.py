@@ -17,9 +17,9 @@ def recall(values: np.ndarray, truth: np.ndarray, count: int = 5) -> float:
 
 
 def compared(values: list[float], truth: list[float]) -> tuple[float, float]:
-    """Returns Kendall's tau-b and the top-5 recall."""
+    """Returns Kendall's tau-b, 0 where all tie, and the top-5 recall."""
     a, b = np.array(values), np.array(truth)
-    return float(kendalltau(a, b).statistic), recall(a, b)
+    return float(np.nan_to_num(kendalltau(a, b).statistic)), recall(a, b)
 
 
 def resampled(values: list[float], truth: list[float]) -> np.ndarray:
@@ -29,7 +29,7 @@ def resampled(values: list[float], truth: list[float]) -> np.ndarray:
     """
     draws = numpy_stream(0, "resampled structures").integers(len(truth), size=(RESAMPLES, len(truth)))
     times = np.stack([np.bincount(own, minlength=len(truth)) for own in draws]).astype(float)
-    a, b = (np.sign(np.subtract.outer(own, own)) for own in (np.array(values), np.array(truth)))
+    a, b = (np.greater.outer(own, own) - 1.0 * np.less.outer(own, own) for own in (np.array(values), np.array(truth)))
 
     def summed(pairs: np.ndarray) -> np.ndarray:
         return np.einsum("rn,nm,rm->r", times, pairs, times, optimize=True)

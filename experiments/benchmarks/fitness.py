@@ -321,7 +321,10 @@ def main() -> None:
             replace_file(file, lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
         if not file.exists():
             sys.exit(f"{file} does not exist; without --redraw it is made")
-        sys.stdout.write(report(_read(file)) + "\n")
+        found = _read(file)
+        if not (isinstance(found, dict) and found.keys() == {"machine", "criteria"} and found["criteria"]):
+            sys.exit(f"{file} holds something else than results of this benchmark")
+        sys.stdout.write(report(found) + "\n")
     except AbcSearchError as error:
         sys.exit(f"error: {error}")
 

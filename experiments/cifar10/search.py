@@ -37,11 +37,12 @@ from abcsearch.channels.latency import forward_times
 from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
 from abcsearch.files import replace_file
-from abcsearch.runs.configured import LoadedOnce, run_config
+from abcsearch.runs.configured import LoadedOnce, run_config, train_base
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import FinishedRun, Structure, open_run
 from abcsearch.runs.forward import BATCHES, measure_forward
-from abcsearch.runs.settings import Part, RunConfig
+from abcsearch.runs.settings import RunConfig
+from abcsearch.runs.weights import checkpoint_path
 from experiments.processes import at_least_one, side_by_side
 from experiments.tables import cell, check_onnx, in_onnxruntime, machine_of, processors, versions
 
@@ -123,10 +124,7 @@ class Job:
 def run(job: Job) -> list[Row]:
     """Searches and fine-tunes, and returns what came of it; what is in the run folder already is left alone."""
     load = _loader(job.seed)
-    config = job.config()
-    if config.pretrain is not None:
-        config = _trained(config, job.folder.with_name(f"base-{job.seed}"), load)
-    run_config(config, job.folder, load=load)
+    run_config(_trained(job.config(), job.folder.with_name(f"base-{job.seed}"), load), job.folder, load=load)
     found = open_run(job.folder, load=load)
     finetune_run(found, only=[found.winner.name, *COMPARED.get(job.name, ())])
     own = {"seed": job.seed, "changes": list(job.changes), "machine": "; ".join(machine_of(job.folder))}
@@ -136,18 +134,20 @@ def run(job: Job) -> list[Row]:
         if scores is not None:
             mine = structure == found.winner
             result = _searched(found) if mine else {}
-            rows.append(
-                {"name": job.name if mine else structure.name, **own, **_network(found, structure, scores), **result}
-            )
+            name = job.name if mine else structure.name
+            rows.append({"name": name, **own, **_network(found, structure, scores), **result})
     return rows
 
 
-def _trained(config: RunConfig, folder: Path, load: LoadedOnce) -> RunConfig:
-    """Returns settings that start from the base network of a folder, trained once for all searches with one seed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock-base"):  # the others wait
-        run_config(replace(config, searcher=Part(name="random"), n_trials=1, baselines=()), folder, load=load)
-    return replace(config, pretrain=None, model=replace(config.model, checkpoint=str(folder / "base.safetensors")))
+def _trained(config: RunConfig, stem: Path, load: LoadedOnce) -> RunConfig:
+    """Returns settings that start from a file of weights, which are trained once for all searches with one seed."""
+    if config.pretrain is None:
+        return config
+    file = checkpoint_path(stem.absolute(), repr((config.pretrain, config.model, config.data)))
+    file = file.with_suffix(".safetensors")
+    with FileLock(file.with_name(f".{stem.name}.lock")):  # the others wait; its folder is made if missing
+        train_base(config, file, config.model.build(config.seed), load(config))
+    return replace(config, pretrain=None, model=replace(config.model, checkpoint=str(file)))
 
 
 @functools.lru_cache(maxsize=1)

@@ -47,6 +47,11 @@ def test_resampled_tau_is_that_of_the_structures_drawn():
         assert tau == pytest.approx(kendalltau(np.array(values)[own], np.array(truth)[own]).statistic)
     assert np.mean(found) == pytest.approx(agreement.compared(values, truth)[0], abs=0.05)
     assert agreement.interval(agreement.resampled(truth, truth)) == "1.00 to 1.00"
+    worst = [-np.inf, *truth[1:]]
+    assert agreement.resampled([-np.inf, -np.inf, *truth[2:]], worst) == pytest.approx(
+        agreement.resampled([-9, -9, *truth[2:]], worst)
+    )
+    assert agreement.compared([1.0] * 10, truth)[0] == agreement.resampled([1.0] * 10, truth).max() == 0
 
 
 def test_fitnesses_of_one_seed_are_held_against_the_default():
@@ -155,6 +160,10 @@ def test_a_damaged_file_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["fitness", "--redraw", "--runs", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"error: .*results.json is damaged .* delete it"):
         fitness.main()
+    for text in ("{}", "[]", "null", '{"machine": "x", "criteria": {}}'):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(SystemExit, match=r"results.json holds something else than results of this benchmark"):
+            fitness.main()
 
 
 def test_evaluations_are_compared_with_bare_passes(monkeypatch, capsys):

@@ -164,13 +164,16 @@ def test_searches_with_one_seed_share_the_base_network_that_they_train(stand_in,
     monkeypatch.setattr(search, "HERE", tmp_path)
     rows = [
         row
-        for name, changes in (("random", ()), ("greedy", ("searcher=greedy",)))
+        for name, changes in (("random", ()), ("greedy", ("searcher=greedy", "space.divisor=2", "criterion=l2")))
         for row in search.run(search.Job("tiny", name, 0, (*settings, *changes), tmp_path / "runs"))
     ]
     assert [row["name"] for row in rows] == ["full", "uniform", "random", "greedy"]
     assert len(made) == 1
-    bases = {file.read_bytes() for file in (tmp_path / "runs" / "tiny").glob("*/base.safetensors")}
-    assert len(bases) == 1
+    files = sorted((tmp_path / "runs" / "tiny").rglob("base*"))
+    assert [file.suffix for file in files] == [".safetensors"] * 3  # one beside those of the run folders
+    assert len({file.read_bytes() for file in files}) == 1
+    search.run(search.Job("tiny", "anew", 0, (*settings, "pretrain.lr=0.01"), tmp_path / "runs"))
+    assert len(made) == 2
 
 
 def test_the_order_of_settings_does_not_matter(call, tmp_path):

@@ -76,14 +76,26 @@ def test_what_fails_is_named_and_the_rest_is_done(begin):
     assert lines[4:] == ["what failed is named above; when that is mended, the same command goes on"]
 
 
-def test_what_all_would_fail_of_is_said_twice(begin, tmp_path):
+def test_what_all_would_fail_of_ends_the_program(begin, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.replace("number == 1", "True").replace("range(4)", "range(40)"))
-    _, said = (program := begin(0)).communicate(timeout=60)
+    script.write_text(SCRIPT.replace("number == 1", "number < 2").replace("range(4)", "range(9)"))
+    _, said = (program := begin(1000)).communicate(timeout=60)
     assert program.returncode == 1
     lines = said.splitlines()
     assert [line.endswith(": disk full") for line in lines] == [True, True, False]
-    assert lines[2].startswith("what failed is named above")
+    assert lines[2] == "the other 7 would fail of this, too; when that is mended, the same command goes on"
+    assert len(list((tmp_path / "pieces").iterdir())) <= 2
+
+
+def test_failures_without_words_are_told_apart(begin, tmp_path):
+    script = tmp_path / "script.py"
+    kinds = "raise (AssertionError, MemoryError)[number]"
+    script.write_text(SCRIPT.replace("number == 1", "number < 2").replace('raise OSError("disk full")', kinds))
+    out, said = (program := begin(0)).communicate(timeout=60)
+    assert program.returncode == 1
+    assert sorted(out.split()) == ["2", "3"]
+    assert "piece 0: AssertionError()" in said
+    assert "piece 1: MemoryError()" in said
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])

@@ -109,10 +109,15 @@ def test_a_report_evaluates_a_network_once(tiny_config, tmp_path, monkeypatch):
     assert [run.structures[0].candidate, run.structures[1].candidate] == evaluated
     assert [row.fitness for row in make_report(open_run(tmp_path / "run")).rows] == rows
     assert len(evaluated) == 2
-    for damage in ("{", "[1]", '{"1": "2"}'):
+    key = next(iter(json.loads(kept.read_text())))
+    for damage in ("{", "[1]", '{"1": "2"}', f'{{"{key}": NaN}}', "[" * 200_000):
         kept.write_text(damage)
         assert [row.fitness for row in make_report(open_run(tmp_path / "run")).rows] == rows
-    assert len(evaluated) == 8
+    assert len(evaluated) == 12
+    kept.unlink()
+    kept.mkdir()  # nothing can be kept there
+    assert [row.fitness for row in make_report(open_run(tmp_path / "run")).rows] == rows
+    kept.rmdir()
     random = {
         t.candidate: t.fitness for t in read_journal(tmp_path / "run/baselines/random/journal.jsonl").trials.values()
     }
