@@ -222,6 +222,18 @@ def test_a_folder_with_another_run_is_refused_and_kept(tiny_model, tiny_data, tm
     assert outcome(run(tiny_model, tiny_data, tmp_path / "run", n_trials=5)) == outcome(first)
 
 
+def test_a_run_that_takes_a_folder_over_takes_no_fitness_of_the_one_before(tiny_model, tiny_data, tmp_path):
+    run(tiny_model, tiny_data, tmp_path / "run", n_trials=2)
+    (tmp_path / "run" / "journal.jsonl").unlink()
+    kept = tmp_path / "run" / "fitness.json"
+    kept.write_text("{}")
+    run(tiny_model, tiny_data, tmp_path / "run", n_trials=3)  # the same run
+    assert kept.exists()
+    (tmp_path / "run" / "journal.jsonl").unlink()
+    run(tiny_model, tiny_data, tmp_path / "run", n_trials=2, seed=1)
+    assert not kept.exists()
+
+
 def test_other_weights_or_data_are_another_run(tiny_model, tiny_data, tmp_path):
     run(tiny_model, tiny_data, tmp_path / "run", n_trials=3)
     other = dataclasses.replace(tiny_data, test=tiny_data.train)
