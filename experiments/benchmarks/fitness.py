@@ -4,6 +4,7 @@
         [--structures 40] [--macs 0.05 0.4] [--fitness NAME ...] [--turns 2] [--workers 2] [--runs runs/bench-fitness]
         [--set key=value ...] [--results FILE]
     python -m experiments.benchmarks.fitness --redraw --results FILE   # the tables again, from the file of results
+        [--truth FILE]   # of the first of the same structures, fine-tuned in another way, e.g. for longer
 
 The base network of a config is trained (or loaded), random structures of some share of its MACs are fine-tuned with the
 config's recipe, twice with different seeds, and scored on the test images: the mean is the truth. Every fitness sees
@@ -27,28 +28,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.stats import kendalltau
 
 from abcsearch import AdaptiveBN, AdaptiveBNOptions, Budget, finetune, rank_channels, score, trace_channels, train
 from abcsearch.channels.criteria import CRITERIA as KNOWN_CRITERIA
 from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError, ConfigError, differences, unknown_name
-from abcsearch.evaluation.cascade import Cascade, cheap, trained
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.files import replace_file
 from abcsearch.rng import numpy_stream, torch_stream
 from abcsearch.runs.configured import load_run_data
 from abcsearch.runs.settings import RunConfig, to_plain
 from abcsearch.runs.weights import load_checkpoint
-from abcsearch.trial import Evaluation
-from experiments.benchmarks.agreement import compared, interval, resampled
+from experiments.benchmarks.fitness_tables import METRICS, SCREEN, judged_by, report
 from experiments.processes import at_least_one, side_by_side
-from experiments.tables import cell, processors, versions
+from experiments.tables import processors, versions
 
 DRAWS = 1000  # for each structure wanted, before the band is said to hold too few
-METRICS = ("top1", "neg_loss", "neg_kl")
 CRITERIA = ("l1", "random", "l2", "bn_gamma", "fpgm", "taylor")
 SCORED: dict[str, tuple[str, dict[str, Any]]] = {
     "as sliced": ("adaptive_bn", {"calibration_images": 0}),
@@ -63,12 +59,6 @@ SCORED: dict[str, tuple[str, dict[str, Any]]] = {
     "short training, 2 epochs, lr 0.05": ("short_training", {"epochs": 2, "batch_size": 64, "lr": 0.05}),
     "short training, 4 epochs": ("short_training", {"epochs": 4, "batch_size": 64}),
 }
-SCREEN = "AdaptiveBN, 1024 images"  # what criteria are compared by, and the first stage of the cascade
-TRAINED = (
-    "short training, 2 epochs",
-    "short training, 1 epoch",
-)  # its second stage: the first of these that was scored
-DEFAULT = "AdaptiveBN, 512 images: top1"  # what a search takes for fitness unless told otherwise
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)  # equal to itself alone: a config has no hash
@@ -209,85 +199,6 @@ def _read(file: Path) -> Any:  # noqa: ANN401 - whatever it holds
         raise ConfigError(msg) from error
 
 
-def add_cascade(found: dict[str, Any], fraction: float = 0.2) -> None:
-    """Adds the cascade: the first stage for all, the second for the best fraction; unless a stage is missing."""
-    stages = [name for name in (SCREEN, *TRAINED) if f"{name}: {METRICS[0]}" in found["fitness"]][:2]
-    if len(stages) < 2 or stages[0] != SCREEN:
-        return
-    for metric in METRICS:
-        (first, cost), (second, more) = (found["fitness"][f"{name}: {metric}"] for name in stages)
-        cascade = object.__new__(Cascade)  # its stages are known already
-        cascade.fraction = fraction
-        cheaply = {n: cheap(Evaluation(fitness=value)) for n, value in enumerate(first)}
-        best = cascade.promoted([], cheaply)
-        values = [
-            trained(cheaply[n], Evaluation(fitness=second[n])).fitness if n in best else v for n, v in enumerate(first)
-        ]
-        found["fitness"][f"cascade to {stages[1]}, best {fraction:.0%}: {metric}"] = (values, cost + fraction * more)
-
-
-def report(found: dict[str, Any]) -> str:
-    """Returns the tables in Markdown."""
-    criteria: dict[str, list[dict[str, Any]]] = found["criteria"]
-    ours = criteria["l1"]
-    for one in ours:
-        add_cascade(one)
-    truths = [np.mean(one["truth"], axis=1).tolist() for one in ours]
-    lines = ["| " + " | ".join(cells) + " |" for cells in _fitness(ours, truths)]
-    if len(criteria) > 1:
-        lines += ["", *_criteria(criteria)]
-    truth = np.array(truths)
-    full, count = cell([100 * one["full"] for one in ours]), truth.shape[1]
-    lines += ["", f"Full network: {full} %; {count} structures, fine-tuned {100 * truth.min():.1f} to"]
-    lines[-1] += f" {100 * truth.max():.1f} %. {found['machine']}."
-    return "\n".join(lines)
-
-
-def _fitness(ours: list[dict[str, Any]], truths: list[list[float]]) -> list[list[str]]:
-    """Returns the table of fitnesses; with one seed, which has no spread over seeds, with intervals over structures."""
-    values = {"MACs alone": ([one["macs"] for one in ours], "")}
-    for name in ours[0]["fitness"]:
-        own, seconds = zip(*(one["fitness"][name] for one in ours), strict=True)
-        values[name] = list(own), f"{statistics.mean(seconds):.3f}"
-    drawn = {name: resampled(own[0], truths[0]) for name, (own, _) in values.items()} if len(ours) == 1 else {}
-    differ = [] if DEFAULT not in drawn else ["- that of the default"]
-    head = ["fitness", "Kendall's tau", *differ, "top-5 recall", "s per structure"]
-    lines = [head, ["---"] * len(head)]
-    for name, (own, seconds) in values.items():
-        both = [compared(one, truth) for one, truth in zip(own, truths, strict=True)]
-        cells = [name, cell([tau for tau, _ in both])]
-        if drawn:
-            cells[1] += f" ({interval(drawn[name])})"
-        if differ:
-            less = both[0][0] - compared(values[DEFAULT][0][0], truths[0])[0]
-            cells.append("" if name == DEFAULT else f"{less:+.2f} ({interval(drawn[name] - drawn[DEFAULT], '+')})")
-        lines.append([*cells, cell([recalled for _, recalled in both]), seconds])
-    if len(ours[0]["truth"][0]) > 1:
-        again = [kendalltau(*np.transpose(one["truth"])[:2]).statistic for one in ours]
-        lines.append(["fine-tuning against fine-tuning with another seed", cell(again), *([""] * (len(head) - 2))])
-    return lines
-
-
-def _criteria(criteria: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Returns the table of criteria, line by line."""
-    lines = ["| criterion | tau of AdaptiveBN: top1 | tau of AdaptiveBN: neg_loss | fine-tuned, % | best, % |"]
-    lines.append("| --- | --- | --- | --- | --- |")
-    for criterion, own in criteria.items():
-        true = [np.mean(one["truth"], axis=1) for one in own]
-        taus = [
-            cell(
-                [
-                    compared(o["fitness"][f"{SCREEN}: {metric}"][0], t.tolist())[0]
-                    for o, t in zip(own, true, strict=True)
-                ]
-            )
-            for metric in ("top1", "neg_loss")
-        ]
-        means, bests = cell([100 * float(t.mean()) for t in true]), cell([100 * float(t.max()) for t in true])
-        lines.append(f"| {criterion} | {taus[0]} | {taus[1]} | {means} | {bests} |")
-    return lines
-
-
 def _machine(seeds: list[int]) -> str:
     """Returns what it was measured with."""
     made_with = f"Python {platform.python_version()}, {versions('torch')}"
@@ -310,6 +221,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config")
     parser.add_argument("--results", type=Path, help="file of results; default: results.json in --runs")
     parser.add_argument("--redraw", action="store_true", help="only print the tables of the results that are there")
+    parser.add_argument("--truth", type=Path, help="other results, whose fine-tuning is taken for the truth")
     arguments = parser.parse_args()
     file = arguments.results or arguments.runs / "results.json"
     if file.is_dir():
@@ -319,14 +231,28 @@ def main() -> None:
             criteria = measure(arguments)
             found = {"machine": _machine(arguments.seeds), "criteria": criteria}
             replace_file(file, lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
-        if not file.exists():
-            sys.exit(f"{file} does not exist; without --redraw it is made")
-        found = _read(file)
-        if not (isinstance(found, dict) and found.keys() == {"machine", "criteria"} and found["criteria"]):
-            sys.exit(f"{file} holds something else than results of this benchmark")
+        found = results(file)
+        if arguments.truth is not None:
+            found = judged_by(found, results(arguments.truth))
         sys.stdout.write(report(found) + "\n")
     except AbcSearchError as error:
         sys.exit(f"error: {error}")
+
+
+def results(file: Path) -> dict[str, Any]:
+    """Returns what a file of results holds.
+
+    Raises:
+        ConfigError: if it is missing or damaged, or holds something else.
+    """
+    if not file.exists():
+        msg = f"{file} does not exist; without --redraw it is made"
+        raise ConfigError(msg)
+    found = _read(file)
+    if not (isinstance(found, dict) and found.keys() == {"machine", "criteria"} and found["criteria"]):
+        msg = f"{file} holds something else than results of this benchmark"
+        raise ConfigError(msg)
+    return found
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:

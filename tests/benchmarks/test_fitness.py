@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
+from abcsearch.errors import ConfigError
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.models.resnet import SmallResNet
 from experiments import processes
-from experiments.benchmarks import agreement, evaluation, fitness
+from experiments.benchmarks import agreement, evaluation, fitness, fitness_tables
 
 
 def test_rank_statistics_of_orders_that_are_known():
@@ -26,15 +27,15 @@ def test_rank_statistics_of_orders_that_are_known():
 
 def test_a_cascade_is_both_stages_at_its_fraction():
     first, second = [0.1, 0.5, 0.3, 0.4, 0.2], [0.9, 0.6, 0.95, 0.55, 0.85]
-    both = (fitness.SCREEN, first, 1.0), ("short training, 1 epoch", second, 10.0)
-    found = {"fitness": {f"{name}: {m}": (values, cost) for name, values, cost in both for m in fitness.METRICS}}
-    fitness.add_cascade(found, 0.4)
+    both = (fitness_tables.SCREEN, first, 1.0), ("short training, 1 epoch", second, 10.0)
+    found = {"fitness": {f"{name}: {m}": (values, cost) for name, values, cost in both for m in fitness_tables.METRICS}}
+    fitness_tables.add_cascade(found, 0.4)
     values, cost = found["fitness"]["cascade to short training, 1 epoch, best 40%: top1"]
     assert values == [0.1, 0.6, 0.3, 0.55, 0.2]
     assert cost == 5
     alone = {"fitness": {name: own for name, own in found["fitness"].items() if "AdaptiveBN" in name}}
-    fitness.add_cascade(alone)
-    assert len(alone["fitness"]) == len(fitness.METRICS)
+    fitness_tables.add_cascade(alone)
+    assert len(alone["fitness"]) == len(fitness_tables.METRICS)
 
 
 def test_resampled_tau_is_that_of_the_structures_drawn():
@@ -58,21 +59,39 @@ def test_fitnesses_of_one_seed_are_held_against_the_default():
     truth = [0.5 + 0.01 * n for n in range(20)]
     worse = truth[10:] + truth[:10]
     own = {"macs": worse, "truth": [[one] for one in truth], "full": 0.9}
-    own["fitness"] = {fitness.DEFAULT: (truth, 7.0), "good too": (truth, 7.0), "worse": (worse, 90.0)}
-    rows = [line.split(" | ") for line in fitness.report({"criteria": {"l1": [own]}, "machine": ""}).splitlines()]
+    own["fitness"] = {fitness_tables.DEFAULT: (truth, 7.0), "good too": (truth, 7.0), "worse": (worse, 90.0)}
+    rows = [
+        line.split(" | ") for line in fitness_tables.report({"criteria": {"l1": [own]}, "machine": ""}).splitlines()
+    ]
     assert len({len(row) for row in rows[:6]}) == 1
     assert "- that of the default" in rows[0]
     assert rows[3][1:3] == ["1.00 (1.00 to 1.00)", ""]
     assert rows[4][1:3] == ["1.00 (1.00 to 1.00)", "+0.00 (+0.00 to +0.00)"]
     assert rows[5][2].startswith(f"{2 * -100 / 190:+.2f} (-1.")
-    several = fitness.report({"criteria": {"l1": [own, own]}, "machine": ""}).splitlines()
+    several = fitness_tables.report({"criteria": {"l1": [own, own]}, "machine": ""}).splitlines()
     assert several[0] == "| fitness | Kendall's tau | top-5 recall | s per structure |"
-    assert several[3].startswith(f"| {fitness.DEFAULT} | 1.00 ± 0.00 | 1.00 ± 0.00 |")
+    assert several[3].startswith(f"| {fitness_tables.DEFAULT} | 1.00 ± 0.00 | 1.00 ± 0.00 |")
+
+
+def test_other_fine_tuning_can_be_the_truth():
+    def made(count, truth):
+        one = {"macs": list(range(count)), "truth": [[value] for value in truth], "full": 0.9}
+        one["fitness"] = {fitness_tables.DEFAULT: (list(range(count)), 7.0)}
+        return {"criteria": {"l1": [one]}, "machine": "here"}
+
+    found = fitness_tables.judged_by(made(5, [0.5, 0.4, 0.3, 0.2, 0.9]), made(4, [0.1, 0.2, 0.3, 0.4]))
+    lines = fitness_tables.report(found).splitlines()
+    assert lines[3].startswith(f"| {fitness_tables.DEFAULT} | 1.00 (1.00 to 1.00) |")
+    assert lines[4].startswith("| fine-tuning as in --results | -1.00 (-1.00 to -1.00) |")
+    assert lines[4].endswith("|  |")
+    assert "4 structures, fine-tuned 10.0 to 40.0 %" in lines[-1]
+    with pytest.raises(ConfigError, match="the 4 structures there are not the first"):
+        fitness_tables.judged_by(found, {"criteria": {"l1": [{"macs": [3, 2, 1, 0], "truth": []}]}})
 
 
 def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        fitness, "SCORED", {name: fitness.SCORED[name] for name in (fitness.SCREEN, fitness.TRAINED[0])}
+        fitness, "SCORED", {name: fitness.SCORED[name] for name in (fitness_tables.SCREEN, fitness_tables.TRAINED[0])}
     )
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
     call = ["fitness", "--config", str(tiny_config), "--structures", "6", "--seeds", "0", "--criteria", "l2"]
@@ -111,7 +130,7 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
         file.unlink()
     fitness._benches.clear()
     monkeypatch.setattr(
-        fitness, "SCORED", {name: fitness.SCORED[name] for name in (fitness.SCREEN, fitness.TRAINED[0])}
+        fitness, "SCORED", {name: fitness.SCORED[name] for name in (fitness_tables.SCREEN, fitness_tables.TRAINED[0])}
     )
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
     for more in (["--structures", "5"], []):
