@@ -64,7 +64,7 @@ def _fitness(ours: list[dict[str, Any]], truths: list[list[float]]) -> list[list
         values[name] = list(own), f"{statistics.mean(seconds):.3f}".replace("nan", "")
     drawn = {name: resampled(own[0], truths[0]) for name, (own, _) in values.items()} if len(ours) == 1 else {}
     differ = [] if DEFAULT not in drawn else ["- that of the default"]
-    head = ["fitness", "Kendall's tau", *differ, "top-5 recall", "s per structure"]
+    head = ["fitness", "Kendall's tau", *differ, "top-5 recall", "chosen, %", "s per structure"]
     lines = [head, ["---"] * len(head)]
     for name, (own, seconds) in values.items():
         both = [compared(one, truth) for one, truth in zip(own, truths, strict=True)]
@@ -74,7 +74,8 @@ def _fitness(ours: list[dict[str, Any]], truths: list[list[float]]) -> list[list
         if differ:
             less = both[0][0] - compared(values[DEFAULT][0][0], truths[0])[0]
             cells.append("" if name == DEFAULT else f"{less:+.2f} ({interval(drawn[name] - drawn[DEFAULT], '+')})")
-        lines.append([*cells, cell([recalled for _, recalled in both]), seconds])
+        chosen = [100 * truth[int(np.argmax(one))] for one, truth in zip(own, truths, strict=True)]
+        lines.append([*cells, cell([recalled for _, recalled in both]), cell(chosen), seconds])
     if len(ours[0]["truth"][0]) > 1:
         again = [kendalltau(*np.transpose(one["truth"])[:2]).statistic for one in ours]
         lines.append(["fine-tuning against fine-tuning with another seed", cell(again), *([""] * (len(head) - 2))])
