@@ -102,8 +102,7 @@ class FinishedRun:
 
         One that is no trial is evaluated once, which may be a training: the folder keeps its fitness.
         """
-        trials = (*self.result.trials, *_random_trials(self.folder, self.config))
-        if found := [trial.evaluation.fitness for trial in trials if trial.candidate == structure.candidate]:
+        if found := [trial.evaluation.fitness for trial in self._trials if trial.candidate == structure.candidate]:
             return next((fitness for fitness in found if fitness is not None), None)
         known = self._known()
         key = ",".join(map(str, structure.candidate))
@@ -124,6 +123,11 @@ class FinishedRun:
             return {}
         values = found.values() if isinstance(found, dict) else [None]
         return found if all(isinstance(one, float) and math.isfinite(one) for one in values) else {}
+
+    @cached_property
+    def _trials(self) -> tuple[Trial, ...]:
+        """The trials of the search and of its random baseline, which are in a journal of their own."""
+        return (*self.result.trials, *_random_trials(self.folder, self.config))
 
     @cached_property
     def _evaluator(self) -> Evaluator:

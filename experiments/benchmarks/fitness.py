@@ -10,6 +10,7 @@ The base network of a config is trained (or loaded), random structures of some s
 config's recipe, twice with different seeds, and scored on the test images: the mean is the truth. Every fitness sees
 search-validation only. Criteria: the same structures, sliced, scored by the default fitness and fine-tuned (once) with
 each.
+Chosen: the truth of the structure of highest fitness.
 ± is the spread over seeds; of one seed, parentheses have 95 % intervals: the structures drawn anew with replacement.
 Finished structures are kept in --runs; a stopped call goes on, also with more of them. What was found is written to
 --results.
@@ -227,13 +228,14 @@ def main() -> None:
     if file.is_dir():
         parser.error(f"--results is a file, found the folder {file}")
     try:
+        truth = None if arguments.truth is None else results(arguments.truth)  # what is wrong with it is said first
         if not arguments.redraw:
             criteria = measure(arguments)
             found = {"machine": _machine(arguments.seeds), "criteria": criteria}
             replace_file(file, lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
         found = results(file)
-        if arguments.truth is not None:
-            found = judged_by(found, results(arguments.truth))
+        if truth is not None:
+            found = judged_by(found, truth)
         sys.stdout.write(report(found) + "\n")
     except AbcSearchError as error:
         sys.exit(f"error: {error}")
@@ -245,11 +247,12 @@ def results(file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it is missing or damaged, or holds something else.
     """
-    if not file.exists():
-        msg = f"{file} does not exist; without --redraw it is made"
+    if not file.is_file():
+        msg = f"{file} does not exist, or is a folder; a call without --redraw makes it"
         raise ConfigError(msg)
     found = _read(file)
-    if not (isinstance(found, dict) and found.keys() == {"machine", "criteria"} and found["criteria"]):
+    criteria = found.get("criteria") if isinstance(found, dict) else None
+    if not (isinstance(criteria, dict) and criteria.get("l1") and "machine" in found):
         msg = f"{file} holds something else than results of this benchmark"
         raise ConfigError(msg)
     return found

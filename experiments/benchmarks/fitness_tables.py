@@ -88,8 +88,12 @@ def judged_by(found: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: if they are others.
     """
+    ours, theirs = found["criteria"]["l1"], other["criteria"]["l1"]
+    if len(ours) != len(theirs):
+        msg = f"--truth: {len(theirs)} seed(s) there, {len(ours)} in --results"
+        raise ConfigError(msg)
     judged = []
-    for own, given in zip(found["criteria"]["l1"], other["criteria"]["l1"], strict=True):
+    for own, given in zip(ours, theirs, strict=True):
         count = len(given["macs"])
         if own["macs"][:count] != given["macs"]:
             msg = f"--truth: the {count} structures there are not the first of those in --results"

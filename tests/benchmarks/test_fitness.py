@@ -88,6 +88,8 @@ def test_other_fine_tuning_can_be_the_truth():
     assert "4 structures, fine-tuned 10.0 to 40.0 %" in lines[-1]
     with pytest.raises(ConfigError, match="the 4 structures there are not the first"):
         fitness_tables.judged_by(found, {"criteria": {"l1": [{"macs": [3, 2, 1, 0], "truth": []}]}})
+    with pytest.raises(ConfigError, match=r"--truth: 2 seed\(s\) there, 1 in --results"):
+        fitness_tables.judged_by(found, {"criteria": {"l1": [{}, {}]}})
 
 
 def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
@@ -154,6 +156,8 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
         (["--macs", "0.4", "0.05"], "error: budget"),
         (["--criteria", "l3"], "error: unknown criterion 'l3'; choose one of: apoz, bn_gamma"),
         (["--config", "nope.toml"], "error: config nope.toml cannot be read"),
+        (["--truth", "nope.json"], "error: nope.json does not exist"),
+        (["--truth", "tests"], "error: tests does not exist, or is a folder"),
     ],
 )
 def test_mistakes_are_said_first(words, said, tiny_config, tmp_path, monkeypatch, capsys):
@@ -180,7 +184,7 @@ def test_a_damaged_file_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["fitness", "--redraw", "--runs", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"error: .*results.json is damaged .* delete it"):
         fitness.main()
-    for text in ("{}", "[]", "null", '{"machine": "x", "criteria": {}}'):
+    for text in ("{}", "[]", "null", '{"machine": "x", "criteria": {}}', '{"criteria": {"l2": [1]}}'):
         (tmp_path / "results.json").write_text(text)
         with pytest.raises(SystemExit, match=r"results.json holds something else than results of this benchmark"):
             fitness.main()
