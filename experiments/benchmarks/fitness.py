@@ -196,7 +196,7 @@ def _read(file: Path) -> Any:  # noqa: ANN401 - whatever it holds
     try:
         return json.loads(file.read_text())
     except ValueError as error:
-        msg = f"{file} is damaged ({error}); delete it, and it is made again"
+        msg = f"{file} is damaged ({error}); restore it, or delete it and it is made again"
         raise ConfigError(msg) from error
 
 
