@@ -1,13 +1,22 @@
-"""Files that are replaced whole: a kill at any instant leaves the old one or the new one, never a part."""
+"""Files that are replaced whole, and records in them that tell when they are damaged.
+
+A kill at any instant leaves the old file or the new one, never a part.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+CHECKSUM = "checksum"  # the last entry of a sealed record, and in the metadata of our files of weights
+_SEAL = re.compile(rf',?\n "{CHECKSUM}": "([0-9a-f]{{16}})"\n}}\n\Z')
 
 
 def replace_file(target: Path, writer: Callable[[Path], object], *, lasting: bool = True) -> None:
@@ -43,3 +52,41 @@ def sync_folder(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def sealed(record: Mapping[str, Any], encode: Callable[[Any], Any] | None = None) -> str:
+    """Returns a record as JSON whose last entry is a checksum of the text before it.
+
+    Args:
+        record: plain JSON values.
+        encode: what json calls for anything else.
+    """
+    text = json.dumps(record, indent=1, default=encode)
+    body = text.removesuffix("}").rstrip("\n")
+    return f'{body}{"," if record else ""}\n "{CHECKSUM}": "{_digest(body)}"\n}}\n'
+
+
+def unsealed(text: str, decode: Callable[[dict[str, Any]], Any] | None = None) -> tuple[Any, bool]:
+    """Returns the value of JSON that `sealed` wrote, and whether it has a checksum; old files have none.
+
+    Args:
+        text: of the file.
+        decode: the object hook of json.
+
+    Raises:
+        ValueError: if it is no JSON, or its checksum is not that of its content.
+    """
+    value = json.loads(text, object_hook=decode)
+    if not isinstance(value, dict) or CHECKSUM not in value:
+        return value, False
+    seal = _SEAL.search(text)
+    if seal is None or _digest(text[: seal.start()]) != seal[1]:
+        msg = "its checksum is not that of its content"
+        raise ValueError(msg)
+    del value[CHECKSUM]
+    return value, True
+
+
+def _digest(text: str) -> str:
+    """Returns the checksum of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

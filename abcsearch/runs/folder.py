@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import logging
 import os
 import platform
@@ -34,11 +33,11 @@ import torch
 from filelock import FileLock, Timeout
 
 from abcsearch.errors import RunError
-from abcsearch.files import replace_file
+from abcsearch.files import replace_file, sealed, unsealed
 from abcsearch.runs.journal import cut_journal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 _OWNER = ".owner"  # of the lock, for messages
 FORMAT = 2  # 1: no events but finished trials in the journal, no settings of execution
@@ -73,10 +72,10 @@ class RunFolder:
         """Returns the run folder of a baseline."""
         return RunFolder(self.path / "baselines" / name)
 
-    def write_json(self, name: str, value: Any, *, lasting: bool = True) -> None:  # noqa: ANN401 - plain JSON values and arrays
-        """Replaces a JSON file as `write` does; numpy arrays are kept bit for bit."""
-        text = json.dumps(value, indent=1, default=_encode_array)
-        self.write(name, lambda path: path.write_text(text + "\n", encoding="utf-8"), lasting=lasting)
+    def write_json(self, name: str, value: Mapping[str, Any], *, lasting: bool = True) -> None:
+        """Replaces a JSON file as `write` does, with a checksum; numpy arrays are kept bit for bit."""
+        text = sealed(value, _encode_array)
+        self.write(name, lambda path: path.write_text(text, encoding="utf-8"), lasting=lasting)
 
     def write(self, name: str, writer: Callable[[Path], object], *, lasting: bool = True) -> None:
         """Replaces a file atomically: temporary sibling, fsync, rename.
@@ -92,13 +91,13 @@ class RunFolder:
         """Returns a JSON file's value, or None if there is no such file.
 
         Raises:
-            RunError: if it is not JSON.
+            RunError: if it is not JSON, or its checksum is not that of its content.
         """
         path = self.path / name
         if not path.exists():
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"), object_hook=_decode_array)
+            return unsealed(path.read_text(encoding="utf-8"), _decode_array)[0]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             msg = f"{path} is damaged: {error!r}; restore it from a copy, or start a new run"
             raise RunError(msg) from error

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 
 from abcsearch.errors import CheckpointError
+from abcsearch.files import CHECKSUM
 from abcsearch.models.renaming import own_names
+from abcsearch.training.checkpoints import tensors_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -83,7 +86,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(msg)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_tensors(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is raised depends on the damage; pickled code is an error as well
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -99,6 +102,22 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         msg = f"checkpoint {path} holds no state dict (names and tensors, also under state_dict or model): {found}"
         raise CheckpointError(msg)
     return content
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a .safetensors file by name.
+
+    Raises:
+        CheckpointError: if the file is one of ours, and holds something else than was written.
+        SafetensorError, OSError: if it cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        written = (file.metadata() or {}).get(CHECKSUM)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    if written not in (None, tensors_hash(tensors)):  # files of others, and old ones, have none
+        msg = "damaged: its checksum is not that of its content"
+        raise CheckpointError(msg)
+    return tensors
 
 
 def checkpoint_path(stem: Path, *settings: Any) -> Path:  # noqa: ANN401 - plain JSON values
@@ -124,10 +143,11 @@ def weights_writer(model: nn.Module) -> Callable[[Path], None]:
 
 
 def tensors_writer(state: Mapping[str, torch.Tensor]) -> Callable[[Path], None]:
-    """Returns a function that writes tensors by name to a path as safetensors."""
-    tensors = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
+    """Returns a function that writes tensors by name to a path as safetensors with a checksum."""
+    tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
+    metadata = {CHECKSUM: tensors_hash(tensors)}
 
     def write(path: Path) -> None:
-        path.write_bytes(save(tensors))  # not save_file: its files are readable by their owner only
+        path.write_bytes(save(tensors, metadata))  # not save_file: its files are readable by their owner only
 
     return write

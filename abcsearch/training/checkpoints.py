@@ -126,8 +126,12 @@ def _content(tensor: torch.Tensor) -> bytes:
 
 def network_hash(model: nn.Module) -> str:
     """Returns a hash of a network's weights and buffers."""
+    return tensors_hash({name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)})
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Returns a hash of named tensors: names, shapes, types and numbers."""
     digest = hashlib.sha256()
-    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     for name, tensor in sorted(tensors.items()):
         digest.update(_header(name, tensor))
         digest.update(_content(tensor))
