@@ -1,7 +1,7 @@
 """Config files: TOML in, `RunConfig` out, all mistakes at once.
 
 seed, n_trials, criterion, max_failures, baselines      top level
-[model]      name, checkpoint, and the constructor's own options; or export, a folder of `abcsearch export`
+[model]      name, checkpoint, and the constructor's own options; or export, a folder of `abcsearch export`, and trust
 [data]       name, and the data set's own options
 [pretrain]   training recipe of the base network: preset, and changes to it
 [budget]     macs, params, flops
@@ -29,12 +29,13 @@ from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.graph import LEVELS
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.registry import check_data_options, load_data
-from abcsearch.errors import AbcSearchError, ConfigError, RunError, SearcherError, unknown_name
+from abcsearch.errors import AbcSearchError, ConfigError, ModelError, RunError, SearcherError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
 from abcsearch.runs.configured import seeded_data
 from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.header import trusted_header
 from abcsearch.runs.settings import LOWEST, ModelSettings, Part, RunConfig, SpaceOptions, check_base, check_lowest
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.searchers.warm_starts import listed_starts, start_problems
@@ -283,24 +284,32 @@ def _model(name: str, table: dict[str, Any]) -> ModelSettings:
 
 def _exported(table: Mapping[str, Any]) -> ModelSettings:
     """Returns the record of [model] for a network that has been exported, to be pruned again."""
-    others = ", ".join(key for key in table if key != "export")
+    others = ", ".join(key for key in table if key not in ("export", "trust"))
+    trust = _typed("model.trust", bool, table.get("trust", False))
     if others or not isinstance(table["export"], str):
         msg = "model.export is a folder that abcsearch export wrote, and says name, options and weights itself; found "
         raise ConfigError(msg + (f"also {others}: leave them out" if others else repr(table["export"])))
-    settings = ModelSettings.of_export(Path(table["export"]).absolute())
+    folder = Path(table["export"]).absolute()
+    try:
+        settings = ModelSettings.of_export(folder, trust=trust)
+    except ModelError as error:
+        msg = f"{folder} comes from elsewhere: {error}; in a config: model.trust = true"
+        raise ConfigError(msg) from error
     settings.build()  # with its sizes: an export may be of a network that is another one by now
     return settings
 
 
-def read_data(target: str | None, overrides: Sequence[str]) -> Part | None:
+def read_data(target: str | None, overrides: Sequence[str], *, trust: bool = False) -> Part | None:
     """Returns the data set that `evaluate` is asked for.
 
     Args:
         target: a config file, a run folder, or the name of a data set; None: that of the export.
         overrides: "path=..." or "data.path=...", options of the data set.
+        trust: whether a run folder from elsewhere is taken at its word.
 
     Raises:
         ConfigError, DataError, RunError: if it cannot be read, or options are wrong.
+        TrustError: if the data are those of a run folder from elsewhere and name code or paths.
     """
     if target is None and overrides:
         msg = "--set changes options of the data set that --data names: give both"
@@ -309,7 +318,7 @@ def read_data(target: str | None, overrides: Sequence[str]) -> Part | None:
         return None
     plain: dict[str, Any] = {"data": {"name": target}}
     if Path(target).is_dir():
-        header = RunFolder(target).header()["settings"]
+        header = trusted_header(RunFolder(target), trust=trust)["settings"]
         if "data" not in header:
             msg = f"{target} was started from Python: its data have no name; score the network there (load, score)"
             raise RunError(msg)

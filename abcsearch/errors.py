@@ -63,6 +63,10 @@ class RunError(AbcSearchError):
     """A run folder is missing, damaged, locked, or holds a different run."""
 
 
+class TrustError(RunError):
+    """A run folder from elsewhere names code, files or addresses, and nobody has said that it is to be trusted."""
+
+
 class FailuresError(RunError):
     """More evaluations failed in a row than `max_failures` allows; the reasons are in the message."""
 

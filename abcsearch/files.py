@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 CHECKSUM = "checksum"  # the last entry of a sealed record, and in the metadata of our files of weights
@@ -90,3 +90,15 @@ def unsealed(text: str, decode: Callable[[dict[str, Any]], Any] | None = None) -
 def _digest(text: str) -> str:
     """Returns the checksum of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:  # noqa: ANN401
+    """Yields every value of plain JSON that is neither a table nor a list, after the names that lead to it."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, (*path, name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner, path)
+    else:
+        yield path, value

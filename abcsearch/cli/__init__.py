@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from abcsearch.cli import finishing, looking, searching
+from abcsearch.importing import use_working_folder
 from abcsearch.terminal import console, set_up
 
 EXAMPLES = """Examples:
@@ -51,7 +50,7 @@ for commands in (searching, finishing, looking):
 def main() -> None:
     """Runs the command line; the entry point of the `abcsearch` script."""
     set_up()
-    sys.path.insert(0, str(Path.cwd()))  # so that "package.module:callable" finds the user's own model
+    use_working_folder()  # so that "package.module:callable" finds the user's own model
     app()
 
 

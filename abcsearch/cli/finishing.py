@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from abcsearch.cli.options import AsJson, RunDir, Set
+from abcsearch.cli.options import AsJson, RunDir, Set, Trust
 from abcsearch.terminal import answering, console, print_json, print_table, progress_shown, wait_shown
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def finetune(
             metavar="NAME", help="Only this network, e.g. bee_colony or full; repeatable.", show_default=False
         ),
     ] = None,
+    trust: Trust = False,  # noqa: FBT002 - an option
 ) -> None:
     """Fine-tunes the winner and the baselines with one recipe; --set changes fields of the recipe. It continues.
 
@@ -69,7 +70,7 @@ def finetune(
         from abcsearch.runs.finetuning import finetune_run
         from abcsearch.runs.finished import open_run
 
-        run = open_run(run_dir)
+        run = open_run(run_dir, trust=trust)
         recipe = parse_recipe(overrides or (), run.config.finetune)
         together = _together(workers, ray_address, run.folder.log)
         with progress_shown() as progress:
@@ -95,7 +96,7 @@ def _together(workers: int | None, ray_address: str | None, log: Callable[[str],
 
 
 @app.command(epilog="Example: abcsearch report runs/digits")
-def report(run_dir: RunDir) -> None:
+def report(run_dir: RunDir, trust: Trust = False) -> None:  # noqa: FBT002 - an option
     """Writes report.html: charts, and the table full / uniform / random / winner; also of an unfinished run."""
     with answering(run_dir, "report"):
         from abcsearch.reporting.gathering import gather
@@ -103,7 +104,7 @@ def report(run_dir: RunDir) -> None:
         from abcsearch.runs.report import FRONT
 
         with wait_shown("measuring and evaluating what is compared"):
-            found = gather(run_dir)
+            found = gather(run_dir, trust=trust)
         path = write_page(found)
         console.print(title_of(found))
         if found.report is not None:
@@ -121,6 +122,7 @@ def report(run_dir: RunDir) -> None:
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN_DIR RUN_DIR ...")],
     out: Annotated[Path, typer.Option(help="The page; pictures and numbers go beside it.")] = Path("compare.html"),
+    trust: Trust = False,  # noqa: FBT002 - an option
 ) -> None:
     """Puts several runs side by side: best fitness over trials, fronts, widths, and a table of the winners."""
     with answering():
@@ -129,7 +131,7 @@ def compare(
 
         check_page(out)
         with wait_shown("measuring the winners"):
-            found = compare_runs(run_dirs)
+            found = compare_runs(run_dirs, trust=trust)
         path = write_comparison(found, out)
         print_table(*short_cells(found.winners))
         for warning in found.warnings:
@@ -156,6 +158,7 @@ def export(
         str | None,
         typer.Option(metavar="NAME", help="Another than the winner, e.g. full or uniform.", show_default=False),
     ] = None,
+    trust: Trust = False,  # noqa: FBT002 - an option
 ) -> None:
     """Exports a network, fine-tuned if it has been, and checks that it loads back with the same outputs."""
     with answering(run_dir, "export"):
@@ -164,7 +167,7 @@ def export(
         from abcsearch.runs.finished import open_run
 
         check_target(export_folder(run_dir, network) if out is None else out, format)
-        made, tuned = export_run(open_run(run_dir), out, format=format, network=network)
+        made, tuned = export_run(open_run(run_dir, trust=trust), out, format=format, network=network)
         console.print(f"exported to {made}")
         state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {run_dir})"
         console.print(f"{state}; try it with: abcsearch evaluate {made.path}; load it with: {made.how_to_load}")
@@ -187,6 +190,7 @@ def evaluate(  # noqa: PLR0913 - one argument per option
     split: Annotated[str, typer.Option(help="test or validation (that of the search).")] = "test",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto; .onnx and .pt2 run on the CPU.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Of the CPU when time is measured.")] = 1,
+    trust: Trust = False,  # noqa: FBT002 - an option
     as_json: AsJson = False,  # noqa: FBT002 - an option
 ) -> None:
     """Prints metrics on the test images, forward time and size of an export; --set changes options of --data."""
@@ -195,7 +199,7 @@ def evaluate(  # noqa: PLR0913 - one argument per option
         from abcsearch.runs.evaluating import EvaluationOptions, evaluate_export
 
         options = EvaluationOptions(batch=batch, split=split, device=device, threads=threads)
-        found = evaluate_export(model, read_data(data, overrides or ()), options)
+        found = evaluate_export(model, read_data(data, overrides or (), trust=trust), options, trust=trust)
         if as_json:
             print_json(asdict(found))
             return

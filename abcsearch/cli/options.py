@@ -24,4 +24,10 @@ OptunaStorage = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead, for scripts.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done, and how long it would take.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Take what comes from elsewhere at its word: what it names is imported, read and run."
+    ),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Changes one setting; repeatable.")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abcsearch.cli.options import AsJson, DryRun, OptunaStorage, RayAddress, RunDir, Set, UseTensorBoard, Workers
+from abcsearch.cli.options import AsJson, DryRun, OptunaStorage, RayAddress, RunDir, Set, Trust, UseTensorBoard, Workers
 from abcsearch.terminal import EXHAUSTED, answering, console, print_json, print_status, progress_shown, watch
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def resume(  # noqa: PLR0913 - one argument per option
     ray_address: RayAddress = None,
     tensorboard: UseTensorBoard = False,  # noqa: FBT002 - an option
     optuna_storage: OptunaStorage = None,
+    trust: Trust = False,  # noqa: FBT002 - an option
 ) -> None:
     """Continues a run that was stopped or killed; a finished one is only shown."""
     with answering(run_dir):
@@ -94,7 +95,7 @@ def resume(  # noqa: PLR0913 - one argument per option
         changes = _given(n_trials=n_trials, until=until, execution=_execution(workers, ray_address) or None)
         watchers = _watchers(optuna_storage, tensorboard=tensorboard)
         with progress_shown() as progress:
-            result = resume_run(run_dir, progress=progress, **changes, **watchers)
+            result = resume_run(run_dir, trust=trust, progress=progress, **changes, **watchers)
         _print_best(result)
 
 

@@ -78,6 +78,15 @@ def takes_seed(name: str) -> bool:
     return ":" in name or "seed" in _parameters(_find(name))
 
 
+def reads_files(name: str) -> bool:
+    """Returns whether a data set is imported by name, or reads files that its options name.
+
+    Raises:
+        DataError: if the name is unknown.
+    """
+    return ":" in name or "path" in _parameters(_find(name))
+
+
 def _find(name: str) -> Callable[..., Data]:
     if ":" in name:
         return import_callable("data set", name, DataError)

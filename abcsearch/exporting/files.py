@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -143,42 +143,64 @@ def _check_arguments(example_input: object, options: object, info: object, toler
         raise ExportError(msg)
 
 
-def load(path: str | Path | os.PathLike[str], constructor: Callable[..., nn.Module] | None = None) -> nn.Module:
+class Opened(NamedTuple):
+    """An export that has been read.
+
+    Attributes:
+        network: in evaluation mode.
+        facts: input_shape and info as `export` was given them, or {} out of a file that others wrote.
+        own: whether this user has written it: it is signed with the user's key.
+    """
+
+    network: nn.Module
+    facts: dict[str, Any]
+    own: bool
+
+
+def load(
+    path: str | Path | os.PathLike[str],
+    constructor: Callable[..., nn.Module] | None = None,
+    *,
+    trust: bool = False,
+) -> nn.Module:
     """Returns the network of an export, in evaluation mode on the CPU.
 
     Args:
         path: what `export` wrote: a folder gives the module itself, which can be trained and pruned again; of an .onnx
             file comes a module that onnxruntime computes, of a .pt2 file one of the traced computation. These two have
-            one mode, and gradients of a .pt2 alone. Load files of people whose code you would run.
-        constructor: what builds the original network of a folder, where its import path has changed since. Without it
-            the plan decides what is imported and called.
+            one mode, and gradients of a .pt2 alone.
+        constructor: what builds the original network of a folder. Without it the plan says so: any import path in one
+            that you have written yourself, and in others a registered model, one of torchvision or timm, or a class of
+            networks (see `Constructor.find_outside`).
+        trust: takes a file from elsewhere at its word, as if you had written it: whatever it names is imported and
+            called, and whatever it holds is read.
 
     Raises:
         ExportError: if files are missing or damaged, a package is missing, or the constructor builds another network.
         ModelError: if the constructor cannot be found or called.
     """
-    return open_export(path, constructor)[0]
+    return open_export(path, constructor, trust=trust).network
 
 
 def open_export(
-    path: str | Path | os.PathLike[str], constructor: Callable[..., nn.Module] | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
+    path: str | Path | os.PathLike[str],
+    constructor: Callable[..., nn.Module] | None = None,
+    *,
+    trust: bool = False,
+) -> Opened:
     """Returns the network of an export, as `load` does, and what the export says of itself.
-
-    Returns:
-        The network; and input_shape and info as `export` was given them, or {} out of a file that others wrote.
 
     Raises:
         ExportError, ModelError: see `load`.
     """
     place = Path(path)
     if not place.is_file():
-        return load_plan(place, constructor)
+        return Opened(*load_plan(place, constructor, trust=trust))
     readers = {".onnx": open_onnx, ".pt2": open_pt2}
     if place.suffix.lower() not in readers:
         msg = f"{path} is not an export: that is a folder with model.safetensors and plan.json, an .onnx or a .pt2 file"
         raise ExportError(msg)
-    return readers[place.suffix.lower()](place)
+    return Opened(*readers[place.suffix.lower()](place, trust=trust))
 
 
 def _record(
@@ -205,7 +227,7 @@ def _write_folder(
 ) -> tuple[float, float]:
     """Writes and checks a folder; returns the largest difference, which is 0, and the largest output."""
     write_plan(model, folder, record, facts)
-    loaded, _ = load_plan(folder, record.find())
+    loaded, _, _ = load_plan(folder, record.find())
     checks = Checks.of(copied(model), (example_input, noise(example_input, len(example_input))))
     gap = checks.difference(loaded.to(device_of(model)))
     if gap != 0:
@@ -225,7 +247,7 @@ def _write_file(
     write, read = (write_onnx, open_onnx) if path.suffix.lower() == ".onnx" else (write_pt2, open_pt2)
     write(traced(twin, batches[1]), path, facts)
     try:
-        found, _ = read(path)
+        found, _, _ = read(path)
     except ExportError as error:
         # Its path is a temporary one.
         msg = f"the {path.suffix} file is written but cannot be read back: {str(error).replace(str(path), path.name)}"

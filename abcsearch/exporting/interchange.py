@@ -6,18 +6,20 @@ Both hold the traced computation with a batch of any size, and under the name `a
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
-import json
 import logging
 import warnings
-import zipfile
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from abcsearch.errors import ExportError, one_line
+from abcsearch.exporting.archives import checked_archive
 from abcsearch.exporting.checking import Frozen
 from abcsearch.exporting.plan_checks import facts_problems
+from abcsearch.files import sealed, unsealed
+from abcsearch.signing import SIGNATURE, is_own, signed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FACTS = "abcsearch"  # key of the metadata in either file
+_CONTENT = "content"  # of the facts of an .onnx: length and hash of what is before them
 _INT8 = b"quantized_decomposed."  # operations that torch knows once torchao is imported
 
 
@@ -76,7 +79,7 @@ def traced(model: nn.Module, example_input: torch.Tensor) -> torch.export.Export
 def write_pt2(program: torch.export.ExportedProgram, path: Path, facts: dict[str, Any]) -> None:
     """Writes a traced network as .pt2, the facts as extra file abcsearch.json."""
     with quiet():
-        torch.export.save(program, path, extra_files={f"{FACTS}.json": json.dumps(facts)})
+        torch.export.save(program, path, extra_files={f"{FACTS}.json": sealed(signed("file", facts))})
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict[str, Any]) -> None:
@@ -95,9 +98,10 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict[st
         msg = f"torch.onnx cannot write the network: {type(error).__name__}: {one_line(str(error), 400)}"
         raise ExportError(msg) from error
     _named_batch(proto)
-    onnx.helper.set_model_props(proto, {FACTS: json.dumps(facts)})
     try:
-        path.write_bytes(proto.SerializeToString())
+        content = proto.SerializeToString()
+        text = sealed(signed("file", {**facts, _CONTENT: _content(content)}))
+        path.write_bytes(content + _appended(text))
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # more than 2 GB, or a graph that is none
         msg = f"the network is no valid ONNX file: {one_line(str(error), 400)}"
@@ -131,18 +135,43 @@ def _onnx() -> tuple[Any, Any]:
     return onnx, onnxruntime
 
 
-def open_onnx(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns the network of an .onnx file, run by onnxruntime on the CPU, and its facts.
+def _appended(text: str) -> bytes:
+    """Returns the metadata of an .onnx file as bytes: behind a model without, they make one that has them."""
+    onnx, _ = _onnx()
+    proto = onnx.ModelProto()
+    onnx.helper.set_model_props(proto, {FACTS: text})
+    return proto.SerializeToString()
+
+
+def _content(content: bytes) -> list[Any]:
+    """Returns length and hash of bytes."""
+    return [len(content), hashlib.sha256(content).hexdigest()[:16]]
+
+
+def open_onnx(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, Any], bool]:
+    """Returns the network of an .onnx file, run by onnxruntime on the CPU, its facts, and whether it is one's own.
+
+    Args:
+        path: of the file.
+        trust: whether it is read although something has changed it since it was written, or it names other files.
 
     Raises:
-        ExportError: if a package is missing, or the file is none of a network with one input and one output.
+        ExportError: if a package is missing, the file is none of a network with one input and one output, it is not
+            what was written, or it would have other files read.
     """
     _, onnxruntime = _onnx()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
+    content = path.read_bytes()
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        if not trust:
+            _refuse_references(content, path)
+        session = onnxruntime.InferenceSession(
+            str(path) if trust else content, options, providers=["CPUExecutionProvider"]
+        )
+    except ExportError:
+        raise
     except Exception as error:  # of many kinds
         msg = f"{path} is no ONNX file that onnxruntime can read: {one_line(str(error), 300)}"
         raise ExportError(msg) from error
@@ -154,41 +183,56 @@ def open_onnx(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     def run(x: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(session.run(None, {inputs[0].name: x.numpy()})[0])
 
-    return Frozen(run), _facts(session.get_modelmeta().custom_metadata_map.get(FACTS), path)
+    text = session.get_modelmeta().custom_metadata_map.get(FACTS)
+    facts, own = _facts(text, path)
+    written = facts.pop(_CONTENT, None)
+    if written is not None and not trust:
+        known = content[: written[0]]
+        if _content(known) != written or known + _appended(text) != content:
+            msg = f"{path} is not what was written: it is damaged, or another program has changed it; write it again, "
+            raise ExportError(f"{msg}or have it taken as it is: trust=True, --trust")
+    return Frozen(run), facts, own
 
 
-def open_pt2(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns the network of a .pt2 file, on the device that it was traced on, and its facts.
+def _refuse_references(content: bytes, path: Path) -> None:
+    """Raises ExportError if an .onnx file would have other files read: tensors may lie in any that it names."""
+    onnx, _ = _onnx()
+    todo: list[Any] = [onnx.load_model_from_string(content)]
+    while todo:
+        message = todo.pop()
+        if isinstance(message, onnx.TensorProto):
+            if message.external_data or message.data_location == onnx.TensorProto.EXTERNAL:
+                msg = f"{path} is not read: it would have other files read, for {message.name!r:.60}; write it as one "
+                raise ExportError(f"{msg}file, or trust it: trust=True, --trust")
+            continue
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                todo.extend(value if hasattr(value, "extend") else [value])
+
+
+def open_pt2(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, Any], bool]:
+    """Returns the network of a .pt2 file, on the device that it was traced on, its facts, and whether it is one's own.
+
+    Args:
+        path: of the file.
+        trust: whether it is read although it holds what could run code.
 
     Raises:
         ExportError: if the file is no traced network, or an int8 one and torchao is not installed.
     """
     extra = {f"{FACTS}.json": ""}
     try:
-        _know_operations(path)
+        packed = io.BytesIO(path.read_bytes()) if trust else checked_archive(path)
+        if _INT8 in packed.getvalue():
+            torchao()
         with quiet():
-            program = torch.export.load(path, extra_files=extra)
-            return Frozen(program.module()), _facts(extra[f"{FACTS}.json"], path)
+            program = torch.export.load(packed, extra_files=extra)
+            return Frozen(program.module()), *_facts(extra[f"{FACTS}.json"], path)
     except ExportError:
         raise
     except Exception as error:  # of many kinds
         msg = f"{path} is no file of torch.export.save that can be read: {one_line(str(error), 300)}"
         raise ExportError(msg) from error
-
-
-def _know_operations(path: Path) -> None:
-    """Imports torchao where a .pt2 file needs its operations.
-
-    Raises:
-        ExportError: if it is not installed, or the file is no traced network.
-    """
-    with zipfile.ZipFile(path) as archive:
-        graphs = [name for name in archive.namelist() if "/models/" in name and name.endswith(".json")]
-        if not graphs:
-            msg = f"{path} holds no traced network (a .pt2 is written by torch.export.save)"
-            raise ExportError(msg)
-        if any(_INT8 in archive.read(name) for name in graphs):
-            torchao()
 
 
 def torchao() -> None:
@@ -205,20 +249,25 @@ def torchao() -> None:
         raise ExportError(msg) from error
 
 
-def _facts(text: str | None, path: Path) -> dict[str, Any]:
-    """Returns the facts in a file, or none in one that was not written here.
+def _facts(text: str | None, path: Path) -> tuple[dict[str, Any], bool]:
+    """Returns the facts in a file, none in one that was not written here, and whether they are the user's.
 
     Raises:
         ExportError: if they are damaged.
     """
     try:
-        found = json.loads(text or "{}")
-    except ValueError as error:
-        msg = f"{path} is damaged: its metadata are no JSON: {error}"
+        value = unsealed(text or "{}")[0]
+    except (ValueError, RecursionError) as error:
+        msg = f"{path} is damaged: its metadata are not what was written: {error}; write it again"
         raise ExportError(msg) from error
-    facts = found if isinstance(found, dict) else {}
+    facts: dict[str, Any] = value if isinstance(value, dict) else {}
+    content = facts.get(_CONTENT, [0, ""])
     problem = next(facts_problems(facts), None)
+    if not isinstance(content, list) or [type(item) for item in content] != [int, str]:
+        problem = f"{_CONTENT} is {content!r:.80}"
     if problem is not None:
         msg = f"{path} is damaged: in its metadata, {problem}; write it again with: abcsearch export RUN_DIR"
         raise ExportError(msg)
-    return facts
+    own = is_own("file", facts)
+    facts.pop(SIGNATURE, None)
+    return facts, own

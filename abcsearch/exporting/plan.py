@@ -6,12 +6,9 @@ weights fill them. Loading needs the constructor and nothing else: no tracing, n
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
-import sys
-from types import FunctionType
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +17,10 @@ from torch import nn
 
 from abcsearch.errors import ExportError, ModelError
 from abcsearch.exporting.plan_checks import plan_problems, unfit_sizes
-from abcsearch.models.registry import MODELS, Constructor
+from abcsearch.files import CHECKSUM, sealed, unsealed
+from abcsearch.models.registry import Constructor
+from abcsearch.signing import is_own, signed
+from abcsearch.training.checkpoints import tensors_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,57 +59,69 @@ def write_plan(model: nn.Module, folder: Path, record: Constructor, facts: Mappi
         "strides": _strides(tensors),
         **facts,
     }
-    text = plain_json(plan, indent=1)
+    plain_json(plan)
     # Tied tensors share memory, which the format refuses: every name gets its own copy.
     contiguous = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-    (folder / "model.safetensors").write_bytes(save(contiguous))
-    (folder / "plan.json").write_text(text + "\n", encoding="utf-8")
+    weights = tensors_hash(contiguous)
+    (folder / "model.safetensors").write_bytes(save(contiguous, {CHECKSUM: weights}))
+    plan = signed("export", {**plan, "weights": weights})
+    (folder / "plan.json").write_text(sealed(plan), encoding="utf-8")
 
 
-def plain_json(values: Mapping[str, Any], indent: int | None = None) -> str:
+def plain_json(values: Mapping[str, Any]) -> str:
     """Returns plain values as JSON.
 
     Raises:
         ExportError: if they are none.
     """
     try:
-        return json.dumps(values, indent=indent)
+        return json.dumps(values)
     except (TypeError, ValueError) as error:
         msg = f"options and info of an export are plain JSON values (numbers, texts, lists, tables): {error}"
         raise ExportError(msg) from error
 
 
-def load_plan(folder: Path, constructor: Callable[..., nn.Module] | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns the network of a folder (see `load`), and the facts that `write_plan` was given.
+def load_plan(
+    folder: Path, constructor: Callable[..., nn.Module] | None = None, *, trust: bool = False
+) -> tuple[nn.Module, dict[str, Any], bool]:
+    """Returns the network of a folder (see `load`), the facts that `write_plan` was given, and whether it is one's own.
 
     Raises:
         ExportError: if files are missing or damaged, or the constructor builds another network.
         ModelError: if the constructor cannot be found or called.
     """
-    plan, tensors = _read(folder)
+    plan, tensors, own = _read(folder)
     record = Constructor(name=plan["constructor"]["name"], options=plan["constructor"]["options"])
     try:
-        model = record.build(make=constructor or network_maker(record))
+        model = record.build(make=constructor or (record.check() if own or trust else record.find_outside()))
     except ModelError as error:
         msg = f"{folder}: {error} (pass constructor=, what builds the network before pruning)"
         raise ModelError(msg) from error
     _reshape(model, plan, tensors, f"{folder}: {record.name}")
-    return model.eval(), {key: plan[key] for key in ("input_shape", "info") if key in plan}
+    return model.eval(), {key: plan[key] for key in ("input_shape", "info") if key in plan}, own
 
 
-def read_sizes(folder: Path) -> tuple[Constructor, dict[str, Any]]:
+def read_sizes(folder: Path, *, trust: bool = False) -> tuple[Constructor, dict[str, Any]]:
     """Returns what builds the original network of a folder, and the sizes in which the exported one differs.
+
+    Args:
+        folder: of the export.
+        trust: whether its constructor is taken at its word although it comes from elsewhere.
 
     Returns:
         Its constructor; and plain JSON values for `with_sizes`.
 
     Raises:
         ExportError: if files are missing or damaged.
+        ModelError: if it is from elsewhere and its constructor is not one that such a file may name.
     """
-    plan, tensors = _read(folder)
+    plan, tensors, own = _read(folder)
     sizes = {key: plan[key] for key in ("dropped", "layers", "strides")}
     shapes = {name: [plan["tensors"][name], list(tensors[name].shape)] for name in plan["tensors"] if name in tensors}
-    return Constructor(**plan["constructor"]), {**sizes, "shapes": shapes}
+    record = Constructor(**plan["constructor"])
+    if not (own or trust):
+        record.find_outside()
+    return record, {**sizes, "shapes": shapes}
 
 
 def with_sizes(model: nn.Module, sizes: Mapping[str, Any], where: str) -> nn.Module:
@@ -180,42 +192,9 @@ def _are_sizes(found: object) -> bool:
     return type(found) is int or (isinstance(found, tuple) and all(type(item) is int for item in found))
 
 
-def network_maker(record: Constructor) -> Callable[..., nn.Module]:
-    """Returns the constructor that a plan names.
-
-    A plan may come from anywhere, so it cannot call what certainly makes no networks: anything of the standard library,
-    classes that are no modules, and functions annotated to return something else.
-
-    Raises:
-        ModelError: if it is one of these.
-    """
-    found = record.find()
-    made: object = found
-    if isinstance(found, FunctionType):
-        made = nn.Module
-        with contextlib.suppress(NameError, TypeError, AttributeError):  # annotations that cannot be resolved
-            made = get_type_hints(found).get("return", nn.Module)
-    package = record.name.partition(":")[0].partition(".")[0]
-    standard = package in sys.stdlib_module_names and package != "__main__"
-    if record.name in MODELS or (not standard and isinstance(made, type) and issubclass(made, nn.Module)):
-        return found
-    msg = f"{record.name} is not called: it does not make networks"
-    raise ModelError(msg)
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Returns plan and tensors of an export."""
-    if not folder.exists():
-        raise ExportError(_missing(folder))
-    for name in FILES:
-        if not (folder / name).is_file():
-            msg = f"{folder} is not an export: {name} is missing; write one with: abcsearch export RUN_DIR"
-            raise ExportError(msg)
-    try:
-        plan: Any = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "model.safetensors")
-    except (ValueError, RecursionError, SafetensorError) as error:
-        raise ExportError(_DAMAGED.format(folder, repr(error))) from error
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], bool]:
+    """Returns plan and tensors of an export, and whether the user has written it."""
+    plan, tensors = _read_files(folder)
     newer = plan.get("format") if isinstance(plan, dict) else None
     if type(newer) is int and newer > FORMAT:
         msg = f"export {folder} has format {newer}, this version reads up to {FORMAT}; update abcsearch"
@@ -225,7 +204,25 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     problem = next(plan_problems(plan, tensors), None)
     if problem is not None:
         raise ExportError(_DAMAGED.format(folder, f"in plan.json, {problem}"))
-    return {**plan, "constructor": {key: plan["constructor"][key] for key in ("name", "options")}}, tensors
+    constructor = {key: plan["constructor"][key] for key in ("name", "options")}
+    return {**plan, "constructor": constructor}, tensors, is_own("export", plan)
+
+
+def _read_files(folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Returns what the files of an export hold."""
+    if not folder.exists():
+        raise ExportError(_missing(folder))
+    for name in FILES:
+        if not (folder / name).is_file():
+            msg = f"{folder} is not an export: {name} is missing; write one with: abcsearch export RUN_DIR"
+            raise ExportError(msg)
+    reading = FILES[0]
+    try:
+        plan: Any = unsealed((folder / reading).read_text(encoding="utf-8"))[0]
+        reading = FILES[1]
+        return plan, load_file(folder / reading)
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise ExportError(_DAMAGED.format(folder, f"{reading} cannot be read, {error!r}")) from error
 
 
 def _missing(path: Path) -> str:

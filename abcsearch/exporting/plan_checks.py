@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from abcsearch.training.checkpoints import tensors_hash
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -39,6 +41,8 @@ def plan_problems(plan: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[st
         yield from _dropped(plan["dropped"])
         yield from _layers(plan["layers"])
         yield from _tensors(plan, tensors)
+        if plan.get("weights", "older") not in ("older", tensors_hash(tensors)):
+            yield "weights is the hash of others than model.safetensors holds: one of the two is damaged or changed"
         yield from facts_problems(plan)
 
 

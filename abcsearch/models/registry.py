@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from abcsearch.errors import ModelError, option_problems, unknown_name
-from abcsearch.importing import import_callable
+from abcsearch.importing import import_callable, import_class
 from abcsearch.models.densenet import DenseNet
 from abcsearch.models.googlenet import GoogLeNet
 from abcsearch.models.mobile import MobileNetV1, mobilenet_v1_cifar, mobilenet_v2_cifar, shufflenet_v2_x0_5_cifar
@@ -42,6 +44,9 @@ INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
 }
 IMAGENET_SHAPE = (3, 224, 224)
 
+_PACKAGES = frozenset({"abcsearch", "timm", "torch", "torchvision"})  # where networks of files from elsewhere come from
+_LOADING = ("weights", "pretrained", "checkpoint", "cache", "trust")  # options that begin so load files, or code
+
 
 @dataclass(frozen=True, kw_only=True)
 class Constructor:
@@ -67,6 +72,36 @@ class Constructor:
                 raise ModelError(unknown_name("model", self.name, MODELS) + hint)
             return MODELS[self.name]
         return import_callable("model", self.name, ModelError)
+
+    def find_outside(self) -> Callable[..., nn.Module]:
+        """Returns the callable for a record out of a file from elsewhere, which must not decide what code runs.
+
+        That is a registered model, a registered factory of torchvision or timm, or a class of networks. What the name
+        leads to decides, not how it is spelt; what is certainly none is not even imported (see `import_class`).
+
+        Raises:
+            ModelError: if it is nothing of these, or an option would have weights or code loaded.
+        """
+        if self.name in MODELS:
+            return MODELS[self.name]
+        advice = "; pass constructor=, or say that the file is to be trusted: trust=True, --trust"
+        loading = [name for name, value in self.options.items() if name.startswith(_LOADING) and value]
+        if loading:
+            msg = f"{self.name} is not called: its option {loading[0]} would have something loaded{advice}"
+            raise ModelError(msg)
+        try:
+            made = import_class(self.name, _PACKAGES)
+        except ValueError as error:
+            msg = f"{self.name} is not imported: {error}{advice}"
+            raise ModelError(msg) from error
+        if isinstance(made, type) and issubclass(made, nn.Module):
+            return made
+        if callable(made) and _is_factory(made):
+            downloads = "weights_backbone" in inspect.signature(made).parameters
+            if not downloads or self.options.get("weights_backbone", "the usual") is None:
+                return cast("Callable[..., nn.Module]", made)
+        msg = f"{self.name} is not called: it is no class of networks and no registered model{advice}"
+        raise ModelError(msg)
 
     def check(self) -> Callable[..., nn.Module]:
         """Returns the callable if the options fit it, without calling it.
@@ -117,3 +152,20 @@ class Constructor:
             msg = f"{name} cannot be imported by name; define it at the top level of a module"
             raise ModelError(msg)
         return cls(name=f"{target.__module__}:{name}", options=dict(options))
+
+
+def _is_factory(made: Callable[..., object]) -> bool:
+    """Returns whether a function is a model that this package, torchvision or timm has registered."""
+    if any(made is known for known in MODELS.values()):
+        return True
+    name = getattr(made, "__name__", "")
+    if "torchvision" in sys.modules:
+        from torchvision.models import get_model_builder, list_models
+
+        if any(get_model_builder(known) is made for known in list_models()):
+            return True
+    if "timm" in sys.modules:
+        from timm.models import is_model, model_entrypoint  # pyright: ignore[reportMissingImports] - an extra
+
+        return bool(is_model(name)) and model_entrypoint(name) is made
+    return False

@@ -117,11 +117,12 @@ class Comparison:
         }
 
 
-def compare_runs(run_dirs: Sequence[str | Path]) -> Comparison:
+def compare_runs(run_dirs: Sequence[str | Path], *, trust: bool = False) -> Comparison:
     """Returns several runs side by side.
 
     Args:
         run_dirs: their folders, two or more.
+        trust: as of `gather`.
 
     Raises:
         RunError: if there are fewer, or a folder holds no run.
@@ -130,7 +131,7 @@ def compare_runs(run_dirs: Sequence[str | Path]) -> Comparison:
         msg = f"compare takes two run folders or more, found {len(run_dirs)}; of one run, see: abcsearch report"
         raise RunError(msg)
     load = LoadedOnce()
-    runs = tuple(gather(path, load=load, measure=False) for path in run_dirs)
+    runs = tuple(gather(path, load=load, measure=False, trust=trust) for path in run_dirs)
     names = [Path(path).resolve().name for path in run_dirs]
     labels = tuple(name if names.count(name) == 1 else str(path) for name, path in zip(names, run_dirs, strict=True))
     if len(set(labels)) < len(labels):

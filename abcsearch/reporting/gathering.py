@@ -96,13 +96,16 @@ class Gathered:
         }
 
 
-def gather(run_dir: str | Path, *, load: LoadData = load_run_data, measure: bool = True) -> Gathered:
+def gather(
+    run_dir: str | Path, *, load: LoadData = load_run_data, measure: bool = True, trust: bool = False
+) -> Gathered:
     """Reads a run, finished or not, and measures its networks where they are at hand.
 
     Args:
         run_dir: the folder.
         load: returns the data of its config.
         measure: whether the networks are measured and evaluated for the table.
+        trust: takes a folder from elsewhere at its word (see `open_run`); without, it is shown from its files alone.
 
     Raises:
         RunError: if the folder holds no run, a damaged one, or one without a finished trial.
@@ -111,7 +114,7 @@ def gather(run_dir: str | Path, *, load: LoadData = load_run_data, measure: bool
     if not history.own.trials:
         msg = f"no trial in {run_dir} has finished yet; see: abcsearch status {run_dir}"
         raise RunError(msg)
-    run, missing = _opened(run_dir, load)
+    run, missing = _opened(run_dir, load, trust=trust)
     report = make_report(run) if run is not None and measure else None
     trials = history.own.succeeded
     layers = _layers(history, run)
@@ -131,10 +134,10 @@ def gather(run_dir: str | Path, *, load: LoadData = load_run_data, measure: bool
     )
 
 
-def _opened(run_dir: str | Path, load: LoadData) -> tuple[FinishedRun | None, str | None]:
+def _opened(run_dir: str | Path, load: LoadData, *, trust: bool) -> tuple[FinishedRun | None, str | None]:
     """Returns the run with its network and data, or why they are not at hand: then the files alone must do."""
     try:
-        return open_so_far(run_dir, load=load), None
+        return open_so_far(run_dir, load=load, trust=trust), None
     except (AbcSearchError, ImportError, OSError) as error:
         return None, str(error)
 

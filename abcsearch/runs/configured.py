@@ -13,7 +13,7 @@ from abcsearch.errors import RunError
 from abcsearch.files import replace_file
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.header import data_identity, write_header
+from abcsearch.runs.header import data_identity, trusted_header, write_header
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.run import Parts, SearchResult, run_search
 from abcsearch.runs.settings import OBJECT, Part, RunConfig, SearchSettings, from_plain
@@ -171,6 +171,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     n_trials: int | None = None,
     execution: Mapping[str, Any] | None = None,
     until: int | None = None,
+    trust: bool = False,
     searcher: SearcherFactory | Searcher | None = None,
     evaluator: Evaluator | None = None,
     executor: Executor | None = None,
@@ -188,6 +189,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         data: the same data.
         n_trials: another number of trials than the run was started with.
         execution: other workers, ray_address, gpus or timeout than before, e.g. {"workers": 8}.
+        trust: takes a folder from elsewhere at its word: what its settings name is imported, read and reached.
         until: keeps only so many lines of a journal that is damaged behind them; a copy of all is put beside it.
         searcher: the same searcher.
         evaluator: the same evaluator.
@@ -197,9 +199,10 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
 
     Raises:
         RunError: if the folder holds no run, an object is missing, or one differs from what the run was started with.
+        TrustError: if it is from elsewhere, names code, files or addresses, and is not to be trusted.
     """
     folder = RunFolder(run_dir)
-    plain = folder.header()["settings"]
+    plain = trusted_header(folder, trust=trust)["settings"]
     configured = "model" in plain
     settings = from_plain(RunConfig if configured else SearchSettings, plain)
     settings = replace(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abcsearch.channels.latency import forward_times, torch_threads
-from abcsearch.data.registry import load_data
+from abcsearch.data.registry import load_data, reads_files
 from abcsearch.errors import ConfigError, ExportError, ModelError, one_line
 from abcsearch.exporting import open_export
 from abcsearch.exporting.plan import FILES
@@ -105,29 +105,34 @@ class Measured:
         ]
 
 
-def evaluate_export(path: str | Path, data: Part | None = None, options: EvaluationOptions | None = None) -> Measured:
+def evaluate_export(
+    path: str | Path, data: Part | None = None, options: EvaluationOptions | None = None, *, trust: bool = False
+) -> Measured:
     """Scores an export on a split of its data and measures its forward time.
 
     Args:
         path: what `export` wrote: a folder, an .onnx or a .pt2 file.
         data: the data set; by default that of the run that the export comes from, as the export says.
         options: how.
+        trust: takes a file from elsewhere at its word (see `load`), also of its data.
 
     Raises:
-        ExportError: if there is no export, it is damaged, or says nothing of its data and none is given.
+        ExportError: if there is no export, it is damaged, or says nothing of its data and none is given; or if it is
+            from elsewhere and its data would be imported by name, or read from a path.
         DataError, ModelError: if the data cannot be read, or do not fit the network.
     """
     place, options = Path(path), options or EvaluationOptions()
     _refuse_run(place)
     with torch_threads(options.threads):
-        model, facts = open_export(place)
+        model, facts, own = open_export(place, trust=trust)
     device = find_device(options.device)
     if place.is_file() and device.type != "cpu":
         msg = f"{place} runs on the CPU, found device {options.device!r}; the format safetensors runs on others"
         raise ConfigError(msg)
     info = facts.get("info", {})
     _check_costs(info, place)
-    found = _load_data_of(place, info) if data is None else load_data(data.name, **data.options)
+    part = _data_of(place, info, vouched=own or trust) if data is None else data
+    found = load_data(part.name, **part.options)
     _check_fit(model, found, place)
     images = found.test if options.split == "test" else found.validation
     metrics = score(model.to(device), images, objective=found.objective)
@@ -180,18 +185,23 @@ def _refuse_run(place: Path) -> None:
         raise ExportError(msg)
 
 
-def _load_data_of(place: Path, info: Mapping[str, Any]) -> Data:
-    """Returns the data that an export says its run had.
+def _data_of(place: Path, info: Mapping[str, Any], *, vouched: bool) -> Part:
+    """Returns the name and options of the data that an export says its run had.
 
     Raises:
-        ExportError: if it says nothing of them.
+        ExportError: if it says nothing of them; or if nobody vouches for it, and they would be imported by name or read
+            from a path.
     """
     part = info.get("data")
     if not isinstance(part, Mapping) or not isinstance(part.get("name"), str):
         msg = f"{place} does not say what data it is for; give them: --data, a config, a run folder or a data set"
         raise ExportError(msg)
     data = Part.of(part)
-    return load_data(data.name, **data.options)
+    if not vouched and reads_files(data.name):
+        msg = f"{place} comes from elsewhere and says that its data are {data.name!r}, {dict(data.options)!r:.200}; an "
+        msg += "export does not decide what is imported or read: give them (--data), or trust it (--trust)"
+        raise ExportError(msg)
+    return data
 
 
 def _check_fit(model: nn.Module, data: Data, place: Path) -> None:

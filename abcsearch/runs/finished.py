@@ -17,7 +17,7 @@ from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.runs.configured import load_run_data, run_config
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.header import identity
+from abcsearch.runs.header import identity, trusted_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.run import collected
 from abcsearch.runs.settings import RunConfig, from_plain
@@ -159,18 +159,20 @@ class FinishedRun:
         return found if weights_there(self.folder, structure.name, shapes) else None
 
 
-def open_run(run_dir: str | Path, *, load: LoadData = load_run_data) -> FinishedRun:
+def open_run(run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool = False) -> FinishedRun:
     """Returns a configured run whose search is finished; one in a folder that cannot be written to is only read.
 
     Args:
         run_dir: its folder.
         load: returns its data; `LoadedOnce` for several runs.
+        trust: takes a folder from elsewhere at its word: what its settings name is imported and read.
 
     Raises:
         RunError: if the folder holds no configured run, or its search is not finished.
+        TrustError: if it is from elsewhere, names code or files, and is not to be trusted.
     """
     folder = RunFolder(run_dir)
-    config = _config(folder)
+    config = _config(folder, trust=trust)
     parts = [folder, *(folder.baseline(name) for name in config.baselines if name == "random")]
     if not all(part.finished(config.n_trials) for part in parts):
         msg = f"the search in {folder.path} is not finished; continue it with: abcsearch resume {folder.path}"
@@ -178,14 +180,14 @@ def open_run(run_dir: str | Path, *, load: LoadData = load_run_data) -> Finished
     if os.access(folder.path, os.W_OK):
         result = run_config(config, run_dir, load=load, executor=SerialExecutor())  # nothing is left to evaluate
     else:  # nothing is left to write, either
-        result = open_so_far(run_dir, load=load).result
+        result = open_so_far(run_dir, load=load, trust=trust).result
     if "random" in config.baselines and best_trial(_random_trials(folder, config)) is None:
         msg = f"no trial of the random baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
         raise RunError(msg)
     return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))
 
 
-def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data) -> FinishedRun:
+def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool = False) -> FinishedRun:
     """Returns a configured run as far as it is: its search may be under way, or have been stopped.
 
     The folder is only read. What the random baseline has not found yet is left out.
@@ -193,13 +195,15 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data) -> Finis
     Args:
         run_dir: its folder.
         load: as of `open_run`.
+        trust: as of `open_run`.
 
     Raises:
         RunError: if the folder holds no configured run, no trial has succeeded, or network or data are others now.
+        TrustError: as of `open_run`.
         DataError, ModelError, ConfigError, CheckpointError: if data, network or evaluator are not on this machine.
     """
     folder = RunFolder(run_dir)
-    config = _config(folder)
+    config = _config(folder, trust=trust)
     model, data = config.model.build(config.seed), load(config)
     load_checkpoint(model, folder.base)
     task = Task.of(model.eval(), data, config, folder=folder)
@@ -216,9 +220,9 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data) -> Finis
     return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))
 
 
-def _config(folder: RunFolder) -> RunConfig:
+def _config(folder: RunFolder, *, trust: bool) -> RunConfig:
     """Returns the settings of a configured run; raises RunError for any other."""
-    header = folder.header()
+    header = trusted_header(folder, trust=trust)
     if "model" not in header["settings"]:
         msg = f"{folder.path} was started from Python; fine-tune and export its result there (finetune, export)"
         raise RunError(msg)

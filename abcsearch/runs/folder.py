@@ -93,14 +93,26 @@ class RunFolder:
         Raises:
             RunError: if it is not JSON, or its checksum is not that of its content.
         """
+        return self._read_json(name)[0]
+
+    def _read_json(self, name: str) -> tuple[Any, bool]:
+        """Returns a JSON file's value, and whether it has a checksum."""
         path = self.path / name
         if not path.exists():
-            return None
+            return None, False
         try:
-            return unsealed(path.read_text(encoding="utf-8"), _decode_array)[0]
+            return unsealed(path.read_text(encoding="utf-8"), _decode_array)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             msg = f"{path} is damaged: {error!r}; restore it from a copy, or start a new run"
             raise RunError(msg) from error
+
+    def sealed(self, name: str) -> bool:
+        """Returns whether a JSON file has a checksum; those of older versions have none.
+
+        Raises:
+            RunError: as `read_json`.
+        """
+        return self._read_json(name)[1]
 
     def write_progress(  # noqa: PLR0913 - a file with so many entries
         self,

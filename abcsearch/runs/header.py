@@ -2,20 +2,73 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import RunError, differences
+from abcsearch.errors import RunError, TrustError, differences
+from abcsearch.files import leaves
 from abcsearch.runs.folder import FORMAT, RunFolder, environment
 from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, from_plain, to_plain
+from abcsearch.signing import is_own, signed
 from abcsearch.training.checkpoints import network_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
 
     from abcsearch.data.splits import Data
+
+
+_KIND = "run"
+_PATHS = ("path", "checkpoint")
+_IMPORT_PATH = re.compile(r"[\w.]+:[\w.]+")
+
+
+def trusted_header(folder: RunFolder, *, trust: bool = False) -> dict[str, Any]:
+    """Returns run.json for one who means to do what it says: to import, read and reach what its settings name.
+
+    Args:
+        folder: of the run.
+        trust: whether a folder from elsewhere is taken at its word.
+
+    Raises:
+        RunError: as `RunFolder.header`.
+        TrustError: if the user has not written it and its settings name code, files or addresses.
+
+    Warns:
+        UserWarning: if it is of an older version, and nothing of it has a checksum.
+    """
+    header = folder.header()
+    if not folder.sealed("run.json"):
+        msg = f"{folder.path} was written by an older version: its files have no checksums yet, damage may go unseen"
+        warnings.warn(msg, stacklevel=3)
+    if trust or is_own(_KIND, header):
+        return header
+    reached = [*_reached(header["settings"])]
+    if reached:
+        msg = (
+            f"{folder.path} comes from elsewhere (or from before folders were signed): it would have "
+            f"{', '.join(dict.fromkeys(reached))}. If you trust it, say so: --trust, or trust=True; "
+            f"without code it is shown by: abcsearch status {folder.path}, and by report and compare"
+        )
+        raise TrustError(msg)
+    return header
+
+
+def _reached(settings: dict[str, Any]) -> Iterator[str]:
+    """Yields what settings would have imported, read, or reached: any of their texts that is a path of some kind."""
+    for path, leaf in leaves(settings):
+        if not isinstance(leaf, str):
+            continue
+        if path[-1] == "ray_address":
+            yield f"Ray reached at {leaf!r}"
+        elif _IMPORT_PATH.fullmatch(leaf):
+            yield f"{leaf!r} imported"
+        elif path[-1] in _PATHS or "/" in leaf or "\\" in leaf:
+            yield f"{leaf!r} read"
 
 
 def identity(model: nn.Module, data: Data) -> dict[str, Any]:
@@ -83,9 +136,10 @@ def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, An
     if before is None:
         start = {"format": FORMAT, "settings": now, "identity": same, "environment": environment()}
         folder.fitness.unlink(missing_ok=True)  # of another run, whose trials are gone
-        folder.write_json("run.json", start)
+        folder.write_json("run.json", signed(_KIND, start))
         return
     continued = {**before, "format": FORMAT, "settings": now, "identity": {**before["identity"], **same}}
+    continued = signed(_KIND, continued)  # who continues a run takes its settings as their own
     if continued != before:
         folder.write_json("run.json", continued)
 

@@ -14,7 +14,7 @@ from abcsearch.channels.graph import check_space
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.errors import ConfigError, RunError
 from abcsearch.execution.options import ExecutionOptions
-from abcsearch.exporting.plan import network_maker, read_sizes, with_sizes
+from abcsearch.exporting.plan import read_sizes, with_sizes
 from abcsearch.models.registry import Constructor
 from abcsearch.training.recipe import Recipe
 
@@ -165,13 +165,18 @@ class ModelSettings(Constructor):
     sizes: Mapping[str, Any] | None = None
 
     @classmethod
-    def of_export(cls, folder: Path) -> ModelSettings:
+    def of_export(cls, folder: Path, *, trust: bool = False) -> ModelSettings:
         """Returns the network of an export, to be pruned again.
+
+        Args:
+            folder: of the export.
+            trust: whether its constructor is taken at its word although it comes from elsewhere.
 
         Raises:
             ExportError: if there is none, or it is damaged.
+            ModelError: if it is from elsewhere and its constructor is not one that such a file may name.
         """
-        record, sizes = read_sizes(folder)
+        record, sizes = read_sizes(folder, trust=trust)
         weights = str(folder / "model.safetensors")
         return cls(name=record.name, options=record.options, checkpoint=weights, sizes=sizes)
 
@@ -184,7 +189,7 @@ class ModelSettings(Constructor):
         """
         if self.sizes is None:
             return super().build(seed, make)
-        return with_sizes(super().build(seed, make or network_maker(self)), self.sizes, f"model {self.name!r}")
+        return with_sizes(super().build(seed, make), self.sizes, f"model {self.name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
