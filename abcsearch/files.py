@@ -30,6 +30,7 @@ def replace_file(target: Path, writer: Callable[[Path], object], *, lasting: boo
     target.parent.mkdir(parents=True, exist_ok=True)
     sibling = target.with_name(f".{target.name}.tmp")
     try:
+        sibling.unlink(missing_ok=True)  # it may be a link, which would be followed
         writer(sibling)
         if lasting:
             with sibling.open("rb") as file:

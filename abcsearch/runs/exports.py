@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,6 @@ from abcsearch.runs.configured import seeded_data
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from abcsearch.data.splits import Data
     from abcsearch.runs.finished import FinishedRun, Structure
@@ -37,8 +37,11 @@ def export_run(
 
     Raises:
         ConfigError: if the run has no structure of that name.
+        RunError: if that is a link in the run folder.
         ExportError: see `export`.
     """
+    if path is None:
+        run.folder.inside(str(export_folder(Path(), network)))
     structure = run.winner if network is None else run.named(network)
     scores = run.scores(structure)
     made = export(

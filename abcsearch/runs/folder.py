@@ -40,6 +40,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 _OWNER = ".owner"  # of the lock, for messages
+# What is ours in the folder; anything else may be what the user has put there.
+_FOLDERS = frozenset({"baselines", "finetuned", "report", "export", "tensorboard"})
+_FILES = (
+    *("run.", "journal.", "searcher.", "population.", "best.", "fitness.", "latency.", "progress.", "log.", "base"),
+    *("report.", "."),
+)
 FORMAT = 2  # 1: no events but finished trials in the journal, no settings of execution
 
 
@@ -85,7 +91,22 @@ class RunFolder:
             writer: writes the file to the path that it is given.
             lasting: whether it must survive the loss of power; without, it is cheaper.
         """
-        replace_file(self.path / name, writer, lasting=lasting)
+        replace_file(self.inside(name), writer, lasting=lasting)
+
+    def inside(self, name: str) -> Path:
+        """Returns the path of what is to be written into the folder.
+
+        Raises:
+            RunError: if it leads over a link: a folder from elsewhere could have other files written so.
+        """
+        path = self.path
+        for step in Path(name).parts:
+            path /= step
+            if path.is_symlink():
+                msg = f"{path} is a link, and links in a run folder are not followed for writing; replace it by what "
+                msg += "it leads to, or make the run folder itself the link"
+                raise RunError(msg)
+        return path
 
     def read_json(self, name: str) -> Any:  # noqa: ANN401 - plain JSON values and arrays
         """Returns a JSON file's value, or None if there is no such file.
@@ -204,7 +225,7 @@ class RunFolder:
     def log(self, line: str) -> None:
         """Appends a line with the time to log.txt; Python's logging hears of it too, as information of "abcsearch"."""
         logging.getLogger("abcsearch").info("%s", line)
-        path = self.path / "log.txt"
+        path = self.inside("log.txt")
         try:
             with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
@@ -227,6 +248,7 @@ class RunFolder:
         except OSError as error:
             msg = f"run folder {self.path} cannot be made: {error}"
             raise RunError(msg) from error
+        self._refuse_links()
         # A lock of the system or, where a network file system has none, a file that names its owner.
         lock = FileLock(self.path / ".lock")
         try:
@@ -247,6 +269,16 @@ class RunFolder:
         finally:
             (self.path / _OWNER).unlink(missing_ok=True)
             lock.release()
+
+    def _refuse_links(self) -> None:
+        """Raises RunError if anything in the folder that is ours to write is a link."""
+        for parent, folders, files in os.walk(self.path):
+            above = Path(parent).relative_to(self.path)
+            if above == Path():
+                folders[:] = [name for name in folders if name in _FOLDERS]
+                files = [name for name in files if name.startswith(_FILES)]
+            for name in (*folders, *files):
+                self.inside(str(above / name))
 
     def _owner(self) -> str:
         """Returns who has the lock, in words."""

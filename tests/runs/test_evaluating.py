@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 from abcsearch import cli
 from abcsearch.data.registry import load_data
 from abcsearch.exporting import export, load, open_export
+from abcsearch.files import unsealed
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.runs import evaluating, finished
 from abcsearch.runs.configured import resume
 from abcsearch.runs.folder import RunFolder
 from abcsearch.training.scoring import score
+from tests.records import aged, rewrite
 
 
 def call(*arguments):
@@ -133,7 +135,7 @@ def test_mistakes_are_one_message_and_exit_status_2(exported, tmp_path):
         ([run], f"is a run folder, evaluated is an export of it; abcsearch evaluate {run}/export"),
         ([tmp_path / "net.pt"], "net.pt is not an export"),
         ([tmp_path / "nothing"], "nothing does not exist"),
-        ([tmp_path / "cut.pt2"], "cut.pt2 is no file of torch.export.save"),
+        ([tmp_path / "cut.pt2"], "cut.pt2 is damaged, or no archive"),
         ([bare], "does not say what data it is for; give them: --data"),
         ([bare, "--data", "digits"], "does not take the images of digits, (1, 8, 8)"),
         ([few, "--data", "digits"], "label 9 has no output: the model has 4 classes"),
@@ -158,8 +160,7 @@ def test_what_an_export_does_not_say_is_noted_and_not_made_up(exported, tmp_path
     assert not any("MACs" in line for line in lines)
     assert measured(place, "--data", "digits")["notes"] == [evaluating._NO_SCALE]
     assert measured(exported / "run" / "export", "--data", "digits")["notes"] == []
-    plan = json.loads((place / "plan.json").read_text())
-    (place / "plan.json").write_text(json.dumps({**plan, "info": {"macs": "many"}}))
+    rewrite(place / "plan.json", {"info": {"macs": "many"}})
     done = call("evaluate", place, "--data", "digits")
     assert done.exit_code == 2
     assert "is damaged: info.macs is a whole number, found 'many'" in done.output
@@ -223,9 +224,16 @@ def test_an_export_is_pruned_again_from_the_command_line(exported, tmp_path, mon
     (tmp_path / "pruned" / "model.safetensors").write_bytes(weights[:-4] + b"\0\0\0\1")
     refused = call("search", "again.toml", "--run-dir", "again")
     assert refused.exit_code == 2
+    assert "pruned is damaged: in plan.json, weights is the hash of others" in refused.output
+    with torch.no_grad():
+        next(first.parameters()).zero_()
+    plan = unsealed((tmp_path / "pruned" / "plan.json").read_text())[0]
+    options = plan["constructor"]["options"]
+    export(first, "pruned", example_input=data.example, constructor="small_resnet", options=options)
+    refused = call("search", "again.toml", "--run-dir", "again")
+    assert refused.exit_code == 2
     assert f"the export that model.export names has changed: {tmp_path / 'pruned'} (hash" in refused.output
     assert "checkpoint" not in refused.output
-    plan = json.loads((tmp_path / "pruned" / "plan.json").read_text())
     shutil.rmtree("pruned")
     refused = call("search", "again.toml", "--run-dir", "again")
     assert refused.exit_code == 2
@@ -257,7 +265,7 @@ def test_a_wrong_export_in_a_config_is_one_of_its_mistakes(tmp_path, table, word
 
 def test_an_older_run_folder_without_sizes_still_opens(exported, tmp_path):
     shutil.copytree(exported / "run", tmp_path / "run")
-    header = json.loads((tmp_path / "run" / "run.json").read_text())
-    del header["settings"]["model"]["sizes"]
-    (tmp_path / "run" / "run.json").write_text(json.dumps(header))
-    assert len(resume(tmp_path / "run").trials) == 24
+    rewrite(tmp_path / "run" / "run.json", lambda header: header["settings"]["model"].pop("sizes"))
+    aged(tmp_path / "run" / "run.json")
+    with pytest.warns(UserWarning, match="was written by an older version: its files have no checksums"):
+        assert len(resume(tmp_path / "run").trials) == 24

@@ -25,6 +25,7 @@ from abcsearch.training.finetuning import finetune
 from abcsearch.training.recipe import PRESETS, Recipe
 from abcsearch.training.scoring import score
 from tests.problems import forks
+from tests.records import rewrite
 
 SHORT = Recipe(epochs=3, batch_size=256, lr=0.05)
 
@@ -106,10 +107,8 @@ def test_scores_of_before_count_as_those_of_the_same_recipe(run):
     """Written by a version whose recipes had fewer fields."""
     finetune_run(run, SHORT)
     path = run.folder.path / "finetuned" / "full.json"
-    scores = json.loads(path.read_text())
     old = [field.name for field in dataclasses.fields(Recipe)][:12]
-    scores["recipe"] = {name: scores["recipe"][name] for name in old}
-    path.write_text(json.dumps(scores))
+    rewrite(path, lambda scores: scores.update(recipe={name: scores["recipe"][name] for name in old}))
     before = path.stat().st_mtime_ns
     finetune_run(run, SHORT)
     assert path.stat().st_mtime_ns == before
@@ -129,7 +128,7 @@ def damage(path, how):
     elif how == "another":
         save_file({"weight": torch.zeros(3)}, path)
     elif isinstance(how, tuple):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {how[0]: how[1]}))
+        rewrite(path, {how[0]: how[1]})
     elif isinstance(how, float):
         path.write_bytes(path.read_bytes()[: int(how * path.stat().st_size)])
     else:

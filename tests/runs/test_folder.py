@@ -40,17 +40,18 @@ def test_arrays_come_back_bit_for_bit(tmp_path_factory, array, flip):
 @settings(max_examples=40, deadline=None)
 def test_floats_and_numpy_numbers_come_back_exactly(tmp_path_factory, value):
     folder = RunFolder(tmp_path_factory.mktemp("run"))
-    folder.write_json("x.json", [value, np.float64(value), np.float32(0.1), np.int64(2**62), np.bool_(True)])
-    assert folder.read_json("x.json") == [value, value, float(np.float32(0.1)), 2**62, True]
+    values = [value, np.float64(value), np.float32(0.1), np.int64(2**62), np.bool_(True)]
+    folder.write_json("x.json", {"values": values})
+    assert folder.read_json("x.json") == {"values": [value, value, float(np.float32(0.1)), 2**62, True]}
 
 
 @pytest.mark.parametrize("value", [{1, 2}, np.array([{}, None]), object()])
 def test_what_is_not_plain_is_refused_and_the_old_file_stays(tmp_path, value):
     folder = RunFolder(tmp_path)
-    folder.write_json("x.json", 1)
+    folder.write_json("x.json", {"old": 1})
     with pytest.raises(TypeError, match="not a plain JSON value"):
         folder.write_json("x.json", {"value": value})
-    assert folder.read_json("x.json") == 1
+    assert folder.read_json("x.json") == {"old": 1}
     assert os.listdir(tmp_path) == ["x.json"]  # noqa: PTH208 - names
 
 
@@ -70,7 +71,7 @@ def test_a_writer_that_raises_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.write_json("x.json", "old")
+    folder.write_json("x.json", {"old": 1})
     seen = []
 
     def writer(path):
@@ -79,7 +80,7 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
         path.write_text('"new"')
 
     folder.write("x.json", writer)
-    assert (seen, folder.read_json("x.json")) == (["old"], "new")
+    assert (seen, folder.read_json("x.json")) == ([{"old": 1}], "new")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_killed_one_is_free(tmp_pat
 
 def test_a_full_disk_is_named_and_the_file_is_as_before(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.write_json("best.json", 1)
+    folder.write_json("best.json", {"old": 1})
 
     def full(path):
         path.write_text("half of it")
@@ -189,7 +190,7 @@ def test_a_full_disk_is_named_and_the_file_is_as_before(tmp_path):
 
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/best.json'"):
         folder.write("best.json", full)
-    assert folder.read_json("best.json") == 1
+    assert folder.read_json("best.json") == {"old": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["best.json"]
 
 

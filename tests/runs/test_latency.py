@@ -1,7 +1,5 @@
 """A budget of forward time: measured once, kept, and met."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -10,6 +8,7 @@ from abcsearch import Budget, SpaceOptions, resume, search
 from abcsearch.channels.latency import LatencyModel, LatencyOptions
 from abcsearch.data.splits import Data
 from abcsearch.errors import RunError
+from abcsearch.files import unsealed
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def test_a_run_measures_once_and_keeps_what_it_measured(task, tmp_path, monkeypa
     model, data = task
     run = {"budget": Budget(latency_ms=1.0, macs=0.8), "latency": QUICK, "searcher": "random"}
     first = search(model, data, n_trials=3, run_dir=tmp_path / "run", **run)
-    kept = json.loads((tmp_path / "run" / "latency.json").read_text())
+    kept = unsealed((tmp_path / "run" / "latency.json").read_text())[0]
     assert set(kept) == {"(rest)", "0.weight", "3.weight", "8.weight"}
     assert first.task.constraint.costs.to_plain() == kept
     assert not first.task.constraint.violation([trial.candidate for trial in first.trials]).any()

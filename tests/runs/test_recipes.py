@@ -20,6 +20,7 @@ from abcsearch.runs.recipes import changed, filled, finetune_command
 from abcsearch.runs.report import make_report
 from abcsearch.training.recipe import Recipe
 from tests.conftest import TINY_CONFIG
+from tests.records import rewrite
 
 recipes = st.builds(
     Recipe,
@@ -46,9 +47,7 @@ def stopped(tuned, folder, *names):
     shutil.copytree(tuned, folder)
     for name in names:
         path = folder / "finetuned" / f"{name}.json"
-        scores = json.loads(path.read_text())
-        scores["recipe"] |= {"epochs": 2}
-        path.write_text(json.dumps(scores))
+        rewrite(path, lambda scores: scores["recipe"].update(epochs=2))
     return folder
 
 
