@@ -23,8 +23,6 @@ def use_working_folder() -> None:
     They are found for names that the user gives, not for names in files from elsewhere.
     """
     folder = str(Path.cwd())
-    if sys.path and sys.path[0] in ("", folder):  # python -m puts it there
-        del sys.path[0]
     if folder not in sys.path:
         sys.path.append(folder)
         _working[:] = [folder]

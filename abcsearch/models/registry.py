@@ -82,13 +82,13 @@ class Constructor:
         Raises:
             ModelError: if it is nothing of these, or an option would have weights or code loaded.
         """
-        if self.name in MODELS:
-            return MODELS[self.name]
         advice = "; pass constructor=, or say that the file is to be trusted: trust=True, --trust"
         loading = [name for name, value in self.options.items() if name.startswith(_LOADING) and value]
         if loading:
             msg = f"{self.name} is not called: its option {loading[0]} would have something loaded{advice}"
             raise ModelError(msg)
+        if self.name in MODELS:
+            return MODELS[self.name]
         try:
             made = import_class(self.name, _PACKAGES)
         except ValueError as error:
