@@ -22,7 +22,10 @@ def use_working_folder() -> None:
 
     They are found for names that the user gives, not for names in files from elsewhere.
     """
-    folder = str(Path.cwd())
+    try:
+        folder = str(Path.cwd())
+    except OSError:  # it has been deleted: nothing lies there
+        return
     if folder not in sys.path:
         sys.path.append(folder)
         _working[:] = [folder]
