@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import unicodedata
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
@@ -114,6 +115,29 @@ def one_line(text: str, longest: int = 1000) -> str:
     """
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * longest]).split())
     return line if len(line) <= longest else f"{line[:longest]} ..."
+
+
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode's categories of what steers and is not seen
+
+
+def escaped(text: str) -> str:
+    r"""Returns a text whose characters all show: a control character as \x1b, one that turns the line as \u202e.
+
+    A name or a message out of a file could otherwise move the cursor, colour or hide what stands beside it. Newlines
+    and tabs stay; what cannot be encoded (bytes in a file's name that are no UTF-8) is escaped as well.
+
+    Args:
+        text: any text.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escape(c) if c not in "\n\t" and unicodedata.category(c) in _UNSEEN else c for c in text)
+
+
+def _escape(character: str) -> str:
+    """Returns a character's number as Python writes it in a text."""
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def differences(before: Any, now: Any, place: str = "in the folder", where: str = "") -> list[str]:  # noqa: ANN401

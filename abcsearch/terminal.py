@@ -25,14 +25,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
+from typer import rich_utils
 
-from abcsearch.errors import AbcSearchError
+from abcsearch.errors import AbcSearchError, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from rich.console import ConsoleOptions, RenderableType
     from rich.progress import Task
+    from rich.segment import Segment
 
     from abcsearch.runs.status import RunStatus, RunWatch, SearchStatus
 
@@ -40,8 +43,25 @@ EXHAUSTED = "all {} structures inside the budget are evaluated"
 
 _ANYWHERE = {"--debug": "debug", "--quiet": "quiet", "-q": "quiet", "--verbose": "verbose", "-v": "verbose"}
 
-console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-_err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+class EscapingConsole(Console):
+    """A console on which every character of a text shows: only rich itself moves the cursor and colours.
+
+    Names, reasons and notes come out of files that anybody may have written.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - of rich
+        """Returns a text for the terminal: escaped before it is measured, so that nothing is cut."""
+        return super().render_str(escaped(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yields what is written; here what did not come as a text is escaped, too."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=escaped(segment.text))
+
+
+console = EscapingConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
+_err = EscapingConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 _switches: set[str] = set()  # of the whole process
 
 
@@ -50,6 +70,7 @@ def set_up() -> None:
     _switches.update(_ANYWHERE[argument] for argument in sys.argv if argument in _ANYWHERE)
     sys.argv = [argument for argument in sys.argv if argument not in _ANYWHERE]
     warnings.showwarning = _show_warning
+    rich_utils.Console = EscapingConsole  # what typer says of arguments, which may be names of files
     if "verbose" in _switches:
         logger = logging.getLogger("abcsearch")
         logger.setLevel(logging.INFO)
@@ -71,7 +92,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 def _say(text: str) -> None:
     """Prints on the error stream; on a terminal above the bar or spinner that it shows, which rich has of streams."""
     if _err.is_terminal:
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{escaped(text)}\n")
     else:
         _err.print(text)
 
@@ -99,7 +120,7 @@ def answering(run_dir: Path | None = None, again: str = "resume", options: Seque
         raise typer.Exit(130) from error
     except Exception as error:
         if "debug" in _switches:
-            traceback.print_exc()
+            _err.print(traceback.format_exc())
         text, status = _explained(error)
         _err.print(text)
         raise typer.Exit(status) from error
@@ -152,7 +173,8 @@ def print_json(value: Any, *, indent: int | None = 1) -> None:  # noqa: ANN401 -
 
     JSON has no numbers that are not finite: they become null.
     """
-    console.print(json.dumps(_finite(value), indent=indent, allow_nan=False))
+    text = json.dumps(_finite(value), indent=indent, allow_nan=False)
+    console.print(text.replace("\x7f", "\\u007f"))  # the one control character that json leaves as it is
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - plain JSON values
@@ -169,7 +191,7 @@ def print_table(head: Iterable[str], *rows: Iterable[str]) -> None:
     table = Table(*head, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    wide = Console(width=1000, highlight=False, markup=False, emoji=False)
+    wide = EscapingConsole(width=1000, highlight=False, markup=False, emoji=False)
     wide.width = wide.measure(table).maximum
     wide.print(table)
 
@@ -189,6 +211,7 @@ class _Bar:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        stage, note = escaped(stage), escaped(note)
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, note=note)
             self._progress.reset(self._tasks[stage], completed=max(done - 1, 0), total=total)
@@ -232,10 +255,10 @@ def progress_shown() -> Iterator[Callable[[str, int, int, str], None]]:
         yield _Lines()
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=min(40, max(8, console.width - 95))),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[note]}", table_column=Column()),  # wrapped where it must be
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column()),  # wrapped where it must be
         _Left(table_column=Column(no_wrap=True)),
     )
     # An hour, not rich's 30 seconds, within which many a search finishes no trial; of the last 1000 steps at most.
@@ -245,7 +268,7 @@ def progress_shown() -> Iterator[Callable[[str, int, int, str], None]]:
 
 def wait_shown(text: str) -> contextlib.AbstractContextManager[object]:
     """Shows what a command is at while no progress can be told, on a terminal; nothing with --quiet."""
-    return contextlib.nullcontext() if "quiet" in _switches else console.status(text)
+    return contextlib.nullcontext() if "quiet" in _switches else console.status(escaped(text))
 
 
 def print_status(watched: RunWatch, *, as_json: bool = False) -> None:
@@ -331,9 +354,9 @@ def _screen(status: RunStatus, watched: RunWatch) -> Group:
         count = f"{search.done:>{len(str(search.total))}}/{search.total}"
         line.add_row(bar, count, f"{duration(search.left)} left" if search.left else "")
         pace = f", {_pace(search.interval)}" if search.interval else ""
-        table.add_row(search.name, Group(line, Text(_result(search) + pace)))
-    log = [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in status.log]
-    return Group(Text(watched.title), table, *log, Text(_state(status, watched)))
+        table.add_row(escaped(search.name), Group(line, Text(_result(search) + pace)))
+    log = [Text(escaped(line), style="dim", no_wrap=True, overflow="ellipsis") for line in status.log]
+    return Group(Text(escaped(watched.title)), table, *log, Text(escaped(_state(status, watched))))
 
 
 def _counts(search: SearchStatus) -> str:

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from abcsearch.errors import RunError
+from abcsearch.errors import RunError, escaped
 from abcsearch.files import replace_file, sealed, unsealed
 from abcsearch.runs.journal import cut_journal
 
@@ -223,7 +223,11 @@ class RunFolder:
             self.log(f"journal: kept the first {until} lines; all of it is in {copy.name}")
 
     def log(self, line: str) -> None:
-        """Appends a line with the time to log.txt; Python's logging hears of it too, as information of "abcsearch"."""
+        """Appends a line with the time to log.txt, every character of which shows.
+
+        Python's logging hears of it too, as information of "abcsearch".
+        """
+        line = escaped(line)
         logging.getLogger("abcsearch").info("%s", line)
         path = self.inside("log.txt")
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abcsearch.bounds import amount
+from abcsearch.errors import escaped
 from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
 from abcsearch.runs.recipes import changed, finetune_command
 from abcsearch.runs.weights import state_bytes
@@ -131,11 +132,11 @@ class Report:
         return [["trial", self.against, "fitness"], *rows]
 
     def markdown(self) -> str:
-        """Returns the report as Markdown."""
+        """Returns the report as Markdown, every character of which shows."""
         widths = [["layer", "level", "channels"], *([g, level, _change(level, c, k)] for g, level, c, k in self.widths)]
         parts = [f"# {self.title}", _markdown_table(self.cells()), *self.notes, f"## {FRONT}"]
         parts += [_markdown_table(self.front_cells()), "## Widths", _markdown_table(widths)]
-        return "\n\n".join(parts) + "\n"
+        return escaped("\n\n".join(parts) + "\n")
 
 
 def short_count(count: int) -> str:

@@ -1,0 +1,19 @@
+"""Files of a run and of its exports, damaged in every way: the same result, or a message that says what to do."""
+
+import sys
+
+import pytest
+
+from tests import mutations
+
+pytestmark = pytest.mark.faults
+
+
+def test_no_damage_changes_a_result_in_silence(tmp_path, capsys):
+    undisturbed = mutations.Undisturbed(mutations.made(tmp_path), tmp_path)
+    with mutations.quick():
+        outcomes = [(case, mutations.tried(case, undisturbed, tmp_path)) for case in mutations.cases(500)]
+    assert len(outcomes) >= 500
+    with capsys.disabled():
+        sys.stdout.write(f"\n{mutations.table(outcomes)}\n")
+    assert not mutations.wrong(outcomes)
