@@ -67,12 +67,20 @@ class FailuresError(RunError):
     """More evaluations failed in a row than `max_failures` allows; the reasons are in the message."""
 
 
+class ShortageError(RunError):
+    """A machine ran short of memory, file descriptors or disk space, or lost its GPU: no result of any candidate."""
+
+
 class WorkerLostError(AbcSearchError):
     """A worker died or hung while it evaluated; a run evaluates the candidate once more, then gives it up."""
 
 
 class NodeLostError(WorkerLostError):
     """A worker was lost with its machine: no fault of the candidate, which is evaluated once more."""
+
+
+class WorkerStoppedError(WorkerLostError):
+    """A worker was stopped since its machine ran out of memory: once more, then the run stops."""
 
 
 class ExportError(AbcSearchError):

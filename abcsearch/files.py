@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CHECKSUM = "checksum"  # the last entry of a sealed record, and in the metadata of our files of weights
+_FLOAT = "__float__"  # the only entry of what stands for a number that is not finite
 _SEAL = re.compile(rf',?\n "{CHECKSUM}": "([0-9a-f]{{16}})"\n}}\n\Z')
 
 
@@ -57,11 +59,18 @@ def sync_folder(path: Path) -> None:
 def sealed(record: Mapping[str, Any], encode: Callable[[Any], Any] | None = None) -> str:
     """Returns a record as JSON whose last entry is a checksum of the text before it.
 
+    JSON has no numbers that are not finite: they are written as {"__float__": "nan"}, "inf" or "-inf".
+
     Args:
         record: plain JSON values.
         encode: what json calls for anything else.
     """
-    text = json.dumps(record, indent=1, default=encode)
+    try:
+        text = json.dumps(record, indent=1, default=encode, allow_nan=False)
+    except ValueError:
+        text = json.dumps(
+            _finite(record), indent=1, default=encode and (lambda own: _finite(encode(own))), allow_nan=False
+        )
     body = text.removesuffix("}").rstrip("\n")
     return f'{body}{"," if record else ""}\n "{CHECKSUM}": "{_digest(body)}"\n}}\n'
 
@@ -76,7 +85,7 @@ def unsealed(text: str, decode: Callable[[dict[str, Any]], Any] | None = None) -
     Raises:
         ValueError: if it is no JSON, or its checksum is not that of its content.
     """
-    value = json.loads(text, object_hook=decode)
+    value = json.loads(text, object_hook=lambda own: _number(own) if _FLOAT in own else (decode or dict)(own))
     if not isinstance(value, dict) or CHECKSUM not in value:
         return value, False
     seal = _SEAL.search(text)
@@ -85,6 +94,20 @@ def unsealed(text: str, decode: Callable[[dict[str, Any]], Any] | None = None) -
         raise ValueError(msg)
     del value[CHECKSUM]
     return value, True
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - plain JSON values and what `encode` takes
+    """Returns a value in which numbers that are not finite are objects of their text."""
+    if isinstance(value, dict):
+        return {key: _finite(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(own) for own in value]
+    return {_FLOAT: str(float(value))} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: dict[str, Any]) -> float:
+    """Returns the number of its object."""
+    return float(value[_FLOAT])
 
 
 def _digest(text: str) -> str:

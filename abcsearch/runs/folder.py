@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "journal.jsonl"
 
     @property
+    def run(self) -> Path:
+        """The folder that commands are given: of a baseline that of its run."""
+        return self.path.parent.parent if self.path.parent.name == "baselines" else self.path
+
+    @property
     def base(self) -> Path:
         """The path of the trained network's weights (configured runs)."""
         return self.path / "base.safetensors"
