@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CHECKSUM = "checksum"  # the last entry of a sealed record, and in the metadata of our files of weights
 _FLOAT = "__float__"  # the only entry of what stands for a number that is not finite
-_SEAL = re.compile(rf',?\n "{CHECKSUM}": "([0-9a-f]{{16}})"\n}}\n\Z')
+_SEAL = re.compile(rf'\n "{CHECKSUM}": "([0-9a-f]{{16}})"\n}}\n\Z')
 
 
 def replace_file(target: Path, writer: Callable[[Path], object], *, lasting: bool = True) -> None:
@@ -88,8 +88,8 @@ def unsealed(text: str, decode: Callable[[dict[str, Any]], Any] | None = None) -
     value = json.loads(text, object_hook=lambda own: _number(own) if _FLOAT in own else (decode or dict)(own))
     if not isinstance(value, dict) or CHECKSUM not in value:
         return value, False
-    seal = _SEAL.search(text)
-    if seal is None or _digest(text[: seal.start()]) != seal[1]:
+    seal = _SEAL.match(text, max(text.rfind(f'\n "{CHECKSUM}"'), 0))
+    if seal is None or _digest(text[: seal.start()].removesuffix(",")) != seal[1]:
         msg = "its checksum is not that of its content"
         raise ValueError(msg)
     del value[CHECKSUM]

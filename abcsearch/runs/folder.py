@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import logging
 import os
 import platform
@@ -29,7 +30,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 
 from abcsearch.errors import RunError
@@ -39,6 +39,7 @@ from abcsearch.runs.journal import cut_journal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+_HEAD = 2**20  # bytes of a snapshot in which its first entries are
 _OWNER = ".owner"  # of the lock, for messages
 FORMAT = 2  # 1: no events but finished trials in the journal, no settings of execution
 
@@ -177,11 +178,21 @@ class RunFolder:
     def _ended(self) -> dict[str, Any]:
         """Returns the snapshot of the searcher, or {} where it is damaged, or the journal has shrunk since."""
         try:
-            state = self.read_json("searcher.json")
+            state = self._snapshot_head() or self.read_json("searcher.json")
             length, _ = state.get("journal", (0, 0))
             return state if self.journal.stat().st_size >= length else {}
         except (RunError, AttributeError, TypeError, ValueError, OSError):
             return {}
+
+    def _snapshot_head(self) -> dict[str, Any] | None:
+        """Returns the first entries of the searcher's snapshot, whose state can be large; None where that needs all."""
+        with (self.path / "searcher.json").open("rb") as file:
+            head = file.read(_HEAD)
+        for entry in (b'\n "open":', b'\n "state":'):
+            text, there, _ = head.partition(entry)
+            if there and b'\n "exhausted":' in text:
+                return json.loads(text.rstrip(b", ") + b"}")
+        return None
 
     def cut(self, until: int) -> None:
         """Keeps the first lines of the journal only; a copy of all of it is put beside it.
@@ -264,6 +275,8 @@ class RunFolder:
 
 def environment() -> dict[str, Any]:
     """Returns versions, machine and, if the working directory is in a git repository, its commit."""
+    import torch  # only here: who looks at a run need not wait for it
+
     packages = ("abcsearch", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "optuna", "cmaes")
     return {
         "python": sys.version.split()[0],

@@ -303,8 +303,8 @@ class _Search:
             "told": self._told,
             "asked": self._asked,
             "replayed": self._replayed,
+            "exhausted": self._exhausted,  # and those before it can be read without the rest
             "open": [[number, list(candidate)] for number, candidate in self._open.items()],
-            "exhausted": self._exhausted,
             "state": self._searcher.state_dict(),
         }
         self._loop.folder.write_json("searcher.json", state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from dataclasses import InitVar, dataclass, field
@@ -119,8 +120,8 @@ class Standing:
         own = searcher.population()
         trials = [self._trials[candidate] for candidate in own if candidate in self._trials]
         if not own:
-            ranked = sorted(self._trials.values(), key=lambda trial: (-trial.fitness, trial.number))
-            trials = [trial for trial in ranked if trial.evaluation.failure is None][:_BEST]
+            succeeded = (trial for trial in self._trials.values() if trial.evaluation.failure is None)
+            trials = heapq.nsmallest(_BEST, succeeded, key=lambda trial: (-trial.fitness, trial.number))
         names = [dimension.name for dimension in searcher.space.dimensions]
         what = f"population of {searcher.name}" if own else f"best trials ({searcher.name} has no population now)"
         members: list[dict[str, Any]] = [
