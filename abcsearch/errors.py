@@ -63,6 +63,10 @@ class RunError(AbcSearchError):
     """A run folder is missing, damaged, locked, or holds a different run."""
 
 
+class FolderGoneError(RunError):
+    """A folder was renamed or deleted while it was written to."""
+
+
 class FailuresError(RunError):
     """More evaluations failed in a row than `max_failures` allows; the reasons are in the message."""
 

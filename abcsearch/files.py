@@ -10,11 +10,14 @@ import json
 import math
 import os
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from abcsearch.errors import FolderGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 CHECKSUM = "checksum"  # the last entry of a sealed record, and in the metadata of our files of weights
 _FLOAT = "__float__"  # the only entry of what stands for a number that is not finite
@@ -44,6 +47,85 @@ def replace_file(target: Path, writer: Callable[[Path], object], *, lasting: boo
         raise
     finally:
         sibling.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A folder that is written to again and again, and must be the same one all the time.
+
+    Attributes:
+        path: the folder.
+        identity: what the system tells it from others by, whatever their names.
+    """
+
+    path: Path
+    identity: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> Anchor:
+        """Returns that of a folder, or of the nearest one above it that is there."""
+        there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+        return cls(there, _identity(there) or (0, 0))
+
+    @property
+    def holds(self) -> bool:
+        """Whether the folder is where it was."""
+        return self.path.is_dir() and _identity(self.path) == self.identity
+
+    def check(self) -> None:
+        """Raises FolderGoneError if the folder was renamed or deleted, whatever has its name now."""
+        if not self.holds:
+            raise gone(self.path)
+
+
+def gone(path: Path, descriptor: int | None = None) -> FolderGoneError:
+    """Returns the error for a file or folder that was renamed or deleted while it was written to.
+
+    Args:
+        path: where it was.
+        descriptor: of the open file, by which some systems know where it is now.
+    """
+    try:
+        now = None if descriptor is None else Path(f"/proc/self/fd/{descriptor}").readlink()
+    except OSError:
+        now = None
+    if now is None:
+        msg = (
+            f"{path} is not there any more: it was renamed or deleted while it was written to. What is finished is in "
+            "the renamed folder: give the command again with its name (a search goes on with: abcsearch resume "
+            "NEW_NAME). Nothing was written in its place"
+        )
+    elif now.name.endswith(" (deleted)"):
+        msg = (
+            f"{path} was deleted while it was written to, and what was finished with it; restore the folder from a "
+            f"copy and continue with: abcsearch resume {_run(path)}, or start anew"
+        )
+    else:
+        msg = (
+            f"{path} was renamed while it was written to. It is {now} now, with all that is finished; "
+            f"continue with: abcsearch resume {_run(now)}"
+        )
+    return FolderGoneError(msg)
+
+
+def _run(journal: Path) -> Path:
+    """Returns the run folder that a journal is in; that of a baseline is two folders deeper."""
+    return journal.parents[2] if journal.parents[1].name == "baselines" else journal.parent
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Returns device and inode of a file or folder, None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def same_file(path: Path, descriptor: int) -> bool:
+    """Returns whether an open file is the one of this name."""
+    status = os.fstat(descriptor)
+    return _identity(path) == (status.st_dev, status.st_ino)
 
 
 def sync_folder(path: Path) -> None:

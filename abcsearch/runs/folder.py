@@ -33,7 +33,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from abcsearch.errors import RunError
-from abcsearch.files import replace_file, sealed, unsealed
+from abcsearch.files import Anchor, gone, replace_file, sealed, unsealed
 from abcsearch.runs.journal import cut_journal
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._anchor: Anchor | None = None  # once it is written to
 
     @property
     def journal(self) -> Path:
@@ -90,8 +91,26 @@ class RunFolder:
             name: path inside the folder.
             writer: writes the file to the path that it is given.
             lasting: whether it must survive the loss of power; without, it is cheaper.
+
+        Raises:
+            FolderGoneError: if the folder itself is not there any more.
         """
+        self.check()
         replace_file(self.path / name, writer, lasting=lasting)
+
+    def settle(self) -> None:
+        """Remembers which folder this is: nothing is written into another one that takes its name."""
+        self._anchor = self._anchor or Anchor.of(self.path)
+
+    @property
+    def there(self) -> bool:
+        """Whether the folder is there, and the one that it was."""
+        return self.path.is_dir() if self._anchor is None else self._anchor.holds
+
+    def check(self) -> None:
+        """Raises FolderGoneError unless the folder is there, and the one that it was: it is never made again."""
+        if not self.there:
+            raise gone(self.path)
 
     def read_json(self, name: str) -> Any:  # noqa: ANN401 - plain JSON values and arrays
         """Returns a JSON file's value, or None if there is no such file.
@@ -208,6 +227,7 @@ class RunFolder:
     def log(self, line: str) -> None:
         """Appends a line with the time to log.txt; Python's logging hears of it too, as information of "abcsearch"."""
         logging.getLogger("abcsearch").info("%s", line)
+        self.check()
         path = self.path / "log.txt"
         try:
             with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
@@ -245,11 +265,14 @@ class RunFolder:
             msg = f"run folder {self.path} cannot be locked: {error}"
             raise RunError(msg) from error
         try:
+            self.settle()
             me = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             self.write_json(_OWNER, me, lasting=False)
             yield
         finally:
-            (self.path / _OWNER).unlink(missing_ok=True)
+            if self.there:
+                (self.path / _OWNER).unlink(missing_ok=True)
+            self._anchor = None
             lock.release()
 
     def _owner(self) -> str:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import AbcSearchError, RunError
+from abcsearch.files import gone, same_file
 from abcsearch.runs.lines import Chain, OutOfChainError, Success, encode_line, many_objects
 from abcsearch.trial import Evaluation, Trial
 
@@ -232,6 +233,7 @@ class Journal:
         """Writes a finished trial to disk before it returns.
 
         Raises:
+            FolderGoneError: if the file, or a folder that it is in, was renamed or deleted.
             RunError: if somebody else has written to the file.
             OSError: if it cannot be written; then it is as before.
         """
@@ -243,6 +245,8 @@ class Journal:
 
     def _write(self, event: dict[str, Any]) -> None:
         line = encode_line(event, self.contents.chain.last)
+        if not same_file(self._path, self._file.fileno()):
+            raise gone(self._path, self._file.fileno())
         size = os.fstat(self._file.fileno()).st_size
         if size != self.contents.sound:
             msg = (

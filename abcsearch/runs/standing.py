@@ -137,9 +137,10 @@ class Standing:
         self.folder.write_json("population.json", {"what": what, "told": told, "members": members})
 
     def end(self) -> None:
-        """Leaves everything current; always called."""
-        self._write_best()
-        self._write_progress(0, (self._workers or (1, 1))[1])
+        """Leaves everything current; always called, also where the folder is gone."""
+        if self.folder.there:
+            self._write_best()
+            self._write_progress(0, (self._workers or (1, 1))[1])
         self._watching.end()
 
     def _count(self, trial: Trial) -> bool:

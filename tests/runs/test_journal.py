@@ -131,7 +131,7 @@ def moved(lines, i, j):
 SHUFFLES = {
     "lost": lambda lines, i, j: lines[:i] + lines[i + 1 :],
     "doubled": lambda lines, i, j: lines[: i + 1] + lines[i:],
-    "moved": lambda lines, i, j: moved(lines, i, j),
+    "moved": moved,
     "swapped": lambda lines, i, j: [lines[{i: j, j: i}.get(n, n)] for n in range(len(lines))],
     "several lost": lambda lines, i, j: lines[: min(i, j)] + lines[max(i, j) + 1 :],
     "doubled elsewhere": lambda lines, i, j: [*lines[:j], lines[i], *lines[j:]],
