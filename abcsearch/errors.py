@@ -68,8 +68,16 @@ class TrustError(RunError):
     """A run folder from elsewhere names code, files or addresses, and nobody has said that it is to be trusted."""
 
 
+class FolderGoneError(RunError):
+    """A folder was renamed or deleted while it was written to."""
+
+
 class FailuresError(RunError):
     """More evaluations failed in a row than `max_failures` allows; the reasons are in the message."""
+
+
+class ShortageError(RunError):
+    """A machine ran short of memory, file descriptors or disk space, or lost its GPU: no result of any candidate."""
 
 
 class WorkerLostError(AbcSearchError):
@@ -78,6 +86,10 @@ class WorkerLostError(AbcSearchError):
 
 class NodeLostError(WorkerLostError):
     """A worker was lost with its machine: no fault of the candidate, which is evaluated once more."""
+
+
+class WorkerStoppedError(WorkerLostError):
+    """A worker was stopped since its machine ran out of memory: once more, then the run stops."""
 
 
 class ExportError(AbcSearchError):

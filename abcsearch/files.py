@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from abcsearch.errors import FolderGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
 CHECKSUM = "checksum"  # the last entry of a sealed record, and in the metadata of our files of weights
-_SEAL = re.compile(rf',?\n "{CHECKSUM}": "([0-9a-f]{{16}})"\n}}\n\Z')
+_FLOAT = "__float__"  # the only entry of what stands for a number that is not finite
+_SEAL = re.compile(rf'\n "{CHECKSUM}": "([0-9a-f]{{16}})"\n}}\n\Z')
 
 
 def replace_file(target: Path, writer: Callable[[Path], object], *, lasting: bool = True) -> None:
@@ -45,6 +50,85 @@ def replace_file(target: Path, writer: Callable[[Path], object], *, lasting: boo
         sibling.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Anchor:
+    """A folder that is written to again and again, and must be the same one all the time.
+
+    Attributes:
+        path: the folder.
+        identity: what the system tells it from others by, whatever their names.
+    """
+
+    path: Path
+    identity: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> Anchor:
+        """Returns that of a folder, or of the nearest one above it that is there."""
+        there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+        return cls(there, _identity(there) or (0, 0))
+
+    @property
+    def holds(self) -> bool:
+        """Whether the folder is where it was."""
+        return self.path.is_dir() and _identity(self.path) == self.identity
+
+    def check(self) -> None:
+        """Raises FolderGoneError if the folder was renamed or deleted, whatever has its name now."""
+        if not self.holds:
+            raise gone(self.path)
+
+
+def gone(path: Path, descriptor: int | None = None) -> FolderGoneError:
+    """Returns the error for a file or folder that was renamed or deleted while it was written to.
+
+    Args:
+        path: where it was.
+        descriptor: of the open file, by which some systems know where it is now.
+    """
+    try:
+        now = None if descriptor is None else Path(f"/proc/self/fd/{descriptor}").readlink()
+    except OSError:
+        now = None
+    if now is None:
+        msg = (
+            f"{path} is not there any more: it was renamed or deleted while it was written to. What is finished is in "
+            "the renamed folder: give the command again with its name (a search goes on with: abcsearch resume "
+            "NEW_NAME). Nothing was written in its place"
+        )
+    elif now.name.endswith(" (deleted)"):
+        msg = (
+            f"{path} was deleted while it was written to, and what was finished with it; restore the folder from a "
+            f"copy and continue with: abcsearch resume {_run(path)}, or start anew"
+        )
+    else:
+        msg = (
+            f"{path} was renamed while it was written to. It is {now} now, with all that is finished; "
+            f"continue with: abcsearch resume {_run(now)}"
+        )
+    return FolderGoneError(msg)
+
+
+def _run(journal: Path) -> Path:
+    """Returns the run folder that a journal is in; that of a baseline is two folders deeper."""
+    return journal.parents[2] if journal.parents[1].name == "baselines" else journal.parent
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Returns device and inode of a file or folder, None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def same_file(path: Path, descriptor: int) -> bool:
+    """Returns whether an open file is the one of this name."""
+    status = os.fstat(descriptor)
+    return _identity(path) == (status.st_dev, status.st_ino)
+
+
 def sync_folder(path: Path) -> None:
     """Puts the names in a folder on disk, where the system lets folders be opened (POSIX)."""
     if hasattr(os, "O_DIRECTORY"):
@@ -58,11 +142,18 @@ def sync_folder(path: Path) -> None:
 def sealed(record: Mapping[str, Any], encode: Callable[[Any], Any] | None = None) -> str:
     """Returns a record as JSON whose last entry is a checksum of the text before it.
 
+    JSON has no numbers that are not finite: they are written as {"__float__": "nan"}, "inf" or "-inf".
+
     Args:
         record: plain JSON values.
         encode: what json calls for anything else.
     """
-    text = json.dumps(record, indent=1, default=encode)
+    try:
+        text = json.dumps(record, indent=1, default=encode, allow_nan=False)
+    except ValueError:
+        text = json.dumps(
+            _finite(record), indent=1, default=encode and (lambda own: _finite(encode(own))), allow_nan=False
+        )
     body = text.removesuffix("}").rstrip("\n")
     return f'{body}{"," if record else ""}\n "{CHECKSUM}": "{_digest(body)}"\n}}\n'
 
@@ -77,15 +168,29 @@ def unsealed(text: str, decode: Callable[[dict[str, Any]], Any] | None = None) -
     Raises:
         ValueError: if it is no JSON, or its checksum is not that of its content.
     """
-    value = json.loads(text, object_hook=decode)
+    value = json.loads(text, object_hook=lambda own: _number(own) if _FLOAT in own else (decode or dict)(own))
     if not isinstance(value, dict) or CHECKSUM not in value:
         return value, False
-    seal = _SEAL.search(text)
-    if seal is None or _digest(text[: seal.start()]) != seal[1]:
+    seal = _SEAL.match(text, max(text.rfind(f'\n "{CHECKSUM}"'), 0))
+    if seal is None or _digest(text[: seal.start()].removesuffix(",")) != seal[1]:
         msg = "its checksum is not that of its content"
         raise ValueError(msg)
     del value[CHECKSUM]
     return value, True
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - plain JSON values and what `encode` takes
+    """Returns a value in which numbers that are not finite are objects of their text."""
+    if isinstance(value, dict):
+        return {key: _finite(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(own) for own in value]
+    return {_FLOAT: str(float(value))} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: dict[str, Any]) -> float:
+    """Returns the number of its object."""
+    return float(value[_FLOAT])
 
 
 def _digest(text: str) -> str:

@@ -7,7 +7,7 @@ import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import AbcSearchError
+from abcsearch.errors import AbcSearchError, SearcherError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +29,7 @@ class Evaluation:
 
     Raises:
         AbcSearchError: if fitness and failure are both set or both missing, or if the fitness is not finite.
+        SearcherError: if the fitness is true or false: a mistake in an evaluator, not in a candidate.
     """
 
     fitness: float | None
@@ -45,6 +46,9 @@ class Evaluation:
             raise AbcSearchError(msg)
         if self.fitness is None:
             return
+        if is_truth(self.fitness):
+            msg = f"a fitness is a number, found {self.fitness!r}; where it counts one thing only, return 1.0 or 0.0"
+            raise SearcherError(msg)
         try:
             finite = math.isfinite(self.fitness)
         except (TypeError, ValueError, OverflowError) as error:
@@ -54,6 +58,23 @@ class Evaluation:
             msg = f"a fitness must be finite, found {self.fitness}; report it as a failure"
             raise AbcSearchError(msg)
         object.__setattr__(self, "fitness", float(self.fitness))  # of any type, such as numpy's: a state is plain
+
+    def to_plain(self) -> dict[str, Any]:
+        """Returns the evaluation as plain JSON values; metrics that are not finite are the texts nan, inf and -inf."""
+        metrics = {name: value if math.isfinite(value) else str(value) for name, value in self.metrics.items()}
+        return {**vars(self), "metrics": metrics}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Evaluation:
+        """Returns the evaluation that `to_plain` described."""
+        values = dict(plain)
+        values["metrics"] = {name: float(value) for name, value in plain.get("metrics", {}).items()}
+        return cls(**values)
+
+
+def is_truth(value: object) -> bool:
+    """Returns whether a value is true or false, as Python, numpy or torch has it, which all would take for a number."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool"
 
 
 @dataclass(frozen=True)
@@ -88,17 +109,16 @@ class Trial:
 
     def to_plain(self) -> dict[str, Any]:
         """Returns the trial as plain JSON values; `Trial.from_plain` is the inverse."""
-        evaluation = self.evaluation
         return {
             "number": self.number,
             "candidate": list(self.candidate),
-            "evaluation": {**vars(evaluation), "metrics": dict(evaluation.metrics)},
+            "evaluation": self.evaluation.to_plain(),
         }
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Trial:
         """Returns the trial that `to_plain` described."""
-        return cls(plain["number"], tuple(plain["candidate"]), Evaluation(**plain["evaluation"]))
+        return cls(plain["number"], tuple(plain["candidate"]), Evaluation.from_plain(plain["evaluation"]))
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:

@@ -76,6 +76,10 @@ def nonsense(candidate, seed):
     return 3
 
 
+def without_memory(candidate, seed):
+    raise MemoryError
+
+
 def divide(number, by):
     return number / by
 

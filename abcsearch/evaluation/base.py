@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from abcsearch.errors import SearcherError, one_line
+from abcsearch.errors import SearcherError, ShortageError, one_line
+from abcsearch.evaluation.shortages import described, shortage, words
 from abcsearch.space import Candidate
-from abcsearch.trial import Evaluation
+from abcsearch.trial import Evaluation, is_truth
 
 # (candidate, seed) -> evaluation. The seed comes from (run seed, trial number), so that a trial always gets its own.
 Evaluator = Callable[[Candidate, int], Evaluation]
@@ -17,7 +20,8 @@ Evaluator = Callable[[Candidate, int], Evaluation]
 def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int, stage: str | None = None) -> Evaluation:
     """Runs an evaluator, times it, and turns whatever it raises into a failed evaluation with the reason.
 
-    Ctrl-C and the like pass through.
+    Ctrl-C passes through, and so does what is no result of the candidate: a shortage of the machine, a mistake in the
+    evaluator. An end of the process that the evaluator asks for (sys.exit) is a failure like any other.
 
     Args:
         evaluator: runs here.
@@ -29,25 +33,45 @@ def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int, stage: str |
     Raises:
         SearcherError: if the evaluator returns something else than an Evaluation of numbers: a mistake in its code,
             not in the candidate.
+        ShortageError: if the machine runs short of memory, file descriptors or disk space, or loses its GPU.
     """
     start = time.perf_counter()
     try:
         found = (evaluator if stage is None else getattr(evaluator, stage))(candidate, seed)
-    except Exception as error:  # noqa: BLE001 - any failure of a candidate is recorded and the search goes on
-        found = Evaluation(fitness=None, failure=": ".join(filter(None, [type(error).__name__, str(error)])))
+    except (KeyboardInterrupt, SearcherError, ShortageError):
+        raise
+    except BaseException as error:  # noqa: BLE001 - any failure of a candidate is recorded and the search goes on
+        what = shortage(error)
+        if what is not None:
+            msg = f"{platform.node()} ran short of {what}: {one_line(described(error))}"
+            raise ShortageError(msg) from None  # it must be pickled, which what it was raised from need not survive
+        found = Evaluation(fitness=None, failure=described(error))
+    return _plain(found, time.perf_counter() - start)
+
+
+def _plain(found: Evaluation, seconds: float) -> Evaluation:
+    """Returns an evaluation of plain numbers, as the journal needs them: the user's may be numpy's or torch's."""
     if not isinstance(found, Evaluation):  # pyright: ignore[reportUnnecessaryIsInstance] - the user's own function
         msg = f"an evaluator returns an Evaluation, found {type(found).__name__}"
         raise SearcherError(msg)
-    try:  # plain numbers, as the journal needs them: the user's may be numpy's or torch's
+    try:
         return replace(
             found,
             fitness=None if found.fitness is None else float(found.fitness),
-            metrics={name: float(value) for name, value in found.metrics.items()},
-            macs=int(found.macs),
-            params=int(found.params),
-            failure=None if found.failure is None else one_line(str(found.failure)),
-            seconds=time.perf_counter() - start,
+            metrics={str(name): float(value) for name, value in found.metrics.items()},
+            macs=_cost(found.macs),
+            params=_cost(found.params),
+            failure=None if found.failure is None else one_line(words(found.failure)),
+            seconds=seconds,
         )
-    except (AttributeError, TypeError, ValueError) as error:
-        msg = f"an evaluator returns an Evaluation of numbers, found {found}: {error}"
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        msg = f"an evaluator returns an Evaluation of numbers, found {words(found)}: {error}"
         raise SearcherError(msg) from error
+
+
+def _cost(value: Any) -> int:  # noqa: ANN401 - a number of any type
+    """Returns macs or params as an int; raises ValueError if it is true, false or negative."""
+    if is_truth(value) or int(value) < 0:
+        msg = f"macs and params are whole numbers, at least 0, found {value!r}"
+        raise ValueError(msg)
+    return int(value)

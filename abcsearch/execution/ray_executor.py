@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import ray
 from ray.exceptions import ActorUnavailableError, RayTaskError, TaskCancelledError
 
-from abcsearch.errors import ConfigError, NodeLostError, RunError, WorkerLostError, one_line
+from abcsearch.errors import ConfigError, NodeLostError, RunError, WorkerLostError, WorkerStoppedError, one_line
 from abcsearch.execution.ray_cluster import Cluster, connect
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _PATIENCE = 30.0  # seconds without any worker after which the log says so
 _VERDICT = 60.0  # seconds within which Ray finds out that a machine is gone
 _STARTS = 3  # workers that may fail to start, one after the other, before the executor gives up
 _LONGEST_PAUSE = 60.0  # seconds before another worker is started
+_NO_MEMORY = "its worker was stopped because the machine ran out of memory"
 
 Part = tuple[bool, Any]  # of a call: whether it is kept in the object store, and the value or the reference to it
 
@@ -293,7 +294,8 @@ class RayExecutor(Executor):
             if not lost_node and time.monotonic() < until:
                 continue
             self._unclear.remove(entry)
-            kind, what = (NodeLostError, "its machine was lost") if lost_node else (WorkerLostError, what)
+            kind = WorkerStoppedError if what == _NO_MEMORY else WorkerLostError
+            kind, what = (NodeLostError, "its machine was lost") if lost_node else (kind, what)
             self._say(f"worker lost: {what}")
             task.future.set_exception(kind(what))
 
@@ -357,7 +359,7 @@ def _reason(error: Exception) -> str:
         return f"{type(error.cause).__name__}: {error.cause}"
     text = str(error)
     if "memory" in text.lower() and "low on memory" in text.lower():
-        return "its worker was stopped because the machine ran out of memory"
+        return _NO_MEMORY
     if "USER_EXIT" in text or "USER_ERROR" in text:
         return "its worker process has ended itself (sys.exit?)"
     if "SYSTEM_ERROR" in text:

@@ -50,6 +50,7 @@ def write_comparison(found: Comparison, out: Path) -> Path:
         ConfigError: if that cannot be the page, see `check_page`.
     """
     check_page(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(out.parent)
     for name, draw in compare_drawings(found).items():
         folder.write(f"{out.stem}/{name}.png", partial(_save, draw), lasting=False)

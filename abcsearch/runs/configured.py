@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.data.registry import load_data, takes_seed
 from abcsearch.errors import RunError
-from abcsearch.files import replace_file
+from abcsearch.files import Anchor, replace_file
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import data_identity, trusted_header, write_header
@@ -157,6 +157,7 @@ def _random_baseline(
     """Runs the random search that the winner is compared with, by the same evaluator."""
     own = replace(config, searcher=Part(name="random"), baselines=())
     baseline = folder.baseline("random")
+    folder.check()
     baseline.path.mkdir(parents=True, exist_ok=True)
     parts = replace(Parts.of(result.task, own, evaluator=parts.evaluator), executor=parts.executor)
     known = {trial.candidate: trial.evaluation for trial in result.trials}
@@ -252,6 +253,7 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
         AbcSearchError: of the kind that fits, as `train`.
     """
     if not file.exists():
+        anchor = Anchor.of(file.parent)
         if config.pretrain is not None:
             parts = (asdict(config.pretrain), asdict(config.model), asdict(config.data), config.seed)
             train(
@@ -265,6 +267,7 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
                 validation=data.validation if config.pretrain.keep == "best" else None,
                 checkpoint=checkpoint_path(file.with_suffix(""), *parts),
             )
+        anchor.check()
         replace_file(file, weights_writer(model))
         for done in file.parent.glob(f"{file.stem}-*.checkpoint"):  # also of settings that it has not become
             done.unlink()

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from abcsearch.errors import AbcSearchError, NodeLostError, RunError, WorkerLostError
+from abcsearch.errors import (
+    AbcSearchError,
+    NodeLostError,
+    RunError,
+    ShortageError,
+    WorkerLostError,
+    WorkerStoppedError,
+)
 from abcsearch.evaluation.base import Evaluator, evaluate
 from abcsearch.evaluation.cascade import Cascade, Verdict, cheap, trained
 from abcsearch.rng import derived_seed
@@ -57,6 +63,8 @@ class Flights:
         self._queue: deque[tuple[int, str | None]] = deque()
         self._pending: dict[Future[Evaluation], tuple[int, str | None]] = {}
         self._ready: list[tuple[int, Evaluation]] = []
+        self._stopped: set[int] = set()  # in this session, for want of memory
+        self._ending: ShortageError | None = None  # what the run ends with
         self._given = 0  # how many were under way when work was last handed out
 
     @property
@@ -92,9 +100,10 @@ class Flights:
 
         Raises:
             RunError: if the executor cannot run evaluations at all.
+            ShortageError: if a machine ran short of something, of which no candidate is to blame.
             SearcherError: if the evaluator returns something that is no evaluation.
         """
-        while not self._ready and (self._queue or self._pending):
+        while not self._ready and self._ending is None and (self._queue or self._pending):
             while self._queue and len(self._pending) < self._slots:
                 self._submit(*self._queue.popleft())
             self._given = len(self._pending)
@@ -102,6 +111,8 @@ class Flights:
             for future in sorted(done, key=lambda finished: self._pending[finished][0]):
                 self._landed(*self._pending.pop(future), future)
         ready, self._ready = self._ready, []
+        if self._ending is not None and not ready:
+            raise self._ending
         return ready
 
     def close(self) -> None:
@@ -132,6 +143,9 @@ class Flights:
         except WorkerLostError as error:
             self._lost(number, stage, error)
             return
+        except ShortageError as error:
+            self._short(number, error)
+            return
         except AbcSearchError:
             raise
         except Exception as error:
@@ -140,7 +154,7 @@ class Flights:
 
     def _found(self, number: int, stage: str | None, found: Evaluation) -> None:
         if stage == "first" and self._stages is not None:
-            self._journal.note("first", number, evaluation=asdict(cheap(found)))
+            self._journal.note("first", number, evaluation=cheap(found).to_plain())
             self._stages.arrived(number)
             self._decide(self._stages)
         elif stage == "second":
@@ -165,9 +179,23 @@ class Flights:
     def _lost(self, number: int, stage: str | None, error: WorkerLostError) -> None:
         """Has a candidate evaluated once more."""
         self._folder.log(f"trial {number}: {error}")
-        if not isinstance(error, NodeLostError):
+        if isinstance(error, WorkerStoppedError):
+            if number in self._stopped:
+                self._short(number, error, " for the second time")
+                return
+            self._stopped.add(number)
+        elif not isinstance(error, NodeLostError):
             self._journal.note("lost", number, reason=str(error))
         self._queue.appendleft((number, stage))
+
+    def _short(self, number: int, error: AbcSearchError, again: str = "") -> None:
+        """Takes that a machine is short of something: the run ends once what else has finished is passed on."""
+        msg = (
+            f"trial {number} could not be evaluated: {error}{again}. Nothing was written down for it, finished trials "
+            f"are kept; free what is short, or use fewer workers, and continue with: "
+            f"abcsearch resume {self._folder.run}"
+        )
+        self._ending = self._ending or ShortageError(msg)
 
     def _broken(self, error: Exception) -> RunError:
         msg = (

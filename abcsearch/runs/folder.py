@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import logging
 import os
 import platform
@@ -29,16 +30,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 
 from abcsearch.errors import RunError, escaped
-from abcsearch.files import replace_file, sealed, unsealed
+from abcsearch.files import Anchor, gone, replace_file, sealed, unsealed
 from abcsearch.runs.journal import cut_journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+_HEAD = 2**20  # bytes of a snapshot in which its first entries are
 _OWNER = ".owner"  # of the lock, for messages
 # What is ours in the folder; anything else may be what the user has put there.
 _FOLDERS = frozenset({"baselines", "finetuned", "report", "export", "tensorboard"})
@@ -58,11 +59,17 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._anchor: Anchor | None = None  # once it is written to
 
     @property
     def journal(self) -> Path:
         """The journal's path."""
         return self.path / "journal.jsonl"
+
+    @property
+    def run(self) -> Path:
+        """The folder that commands are given: of a baseline that of its run."""
+        return self.path.parent.parent if self.path.parent.name == "baselines" else self.path
 
     @property
     def base(self) -> Path:
@@ -90,6 +97,9 @@ class RunFolder:
             name: path inside the folder.
             writer: writes the file to the path that it is given.
             lasting: whether it must survive the loss of power; without, it is cheaper.
+
+        Raises:
+            FolderGoneError: if the folder itself is not there any more.
         """
         replace_file(self.inside(name), writer, lasting=lasting)
 
@@ -97,8 +107,10 @@ class RunFolder:
         """Returns the path of what is to be written into the folder.
 
         Raises:
+            FolderGoneError: if the folder itself is not there any more.
             RunError: if it leads over a link: a folder from elsewhere could have other files written so.
         """
+        self.check()
         path = self.path
         for step in Path(name).parts:
             path /= step
@@ -107,6 +119,20 @@ class RunFolder:
                 msg += "it leads to, or make the run folder itself the link"
                 raise RunError(msg)
         return path
+
+    def settle(self) -> None:
+        """Remembers which folder this is: nothing is written into another one that takes its name."""
+        self._anchor = self._anchor or Anchor.of(self.path)
+
+    @property
+    def there(self) -> bool:
+        """Whether the folder is there, and the one that it was."""
+        return self.path.is_dir() if self._anchor is None else self._anchor.holds
+
+    def check(self) -> None:
+        """Raises FolderGoneError unless the folder is there, and the one that it was: it is never made again."""
+        if not self.there:
+            raise gone(self.path)
 
     def read_json(self, name: str) -> Any:  # noqa: ANN401 - plain JSON values and arrays
         """Returns a JSON file's value, or None if there is no such file.
@@ -205,11 +231,21 @@ class RunFolder:
     def _ended(self) -> dict[str, Any]:
         """Returns the snapshot of the searcher, or {} where it is damaged, or the journal has shrunk since."""
         try:
-            state = self.read_json("searcher.json")
+            state = self._snapshot_head() or self.read_json("searcher.json")
             length, _ = state.get("journal", (0, 0))
             return state if self.journal.stat().st_size >= length else {}
         except (RunError, AttributeError, TypeError, ValueError, OSError):
             return {}
+
+    def _snapshot_head(self) -> dict[str, Any] | None:
+        """Returns the first entries of the searcher's snapshot, whose state can be large; None where that needs all."""
+        with (self.path / "searcher.json").open("rb") as file:
+            head = file.read(_HEAD)
+        for entry in (b'\n "open":', b'\n "state":'):
+            text, there, _ = head.partition(entry)
+            if there and b'\n "exhausted":' in text:
+                return json.loads(text.rstrip(b", ") + b"}")
+        return None
 
     def cut(self, until: int) -> None:
         """Keeps the first lines of the journal only; a copy of all of it is put beside it.
@@ -267,11 +303,14 @@ class RunFolder:
             msg = f"run folder {self.path} cannot be locked: {error}"
             raise RunError(msg) from error
         try:
+            self.settle()
             me = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             self.write_json(_OWNER, me, lasting=False)
             yield
         finally:
-            (self.path / _OWNER).unlink(missing_ok=True)
+            if self.there:
+                (self.path / _OWNER).unlink(missing_ok=True)
+            self._anchor = None
             lock.release()
 
     def _refuse_links(self) -> None:
@@ -307,6 +346,8 @@ class RunFolder:
 
 def environment() -> dict[str, Any]:
     """Returns versions, machine and, if the working directory is in a git repository, its commit."""
+    import torch  # only here: who looks at a run need not wait for it
+
     packages = ("abcsearch", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "optuna", "cmaes")
     return {
         "python": sys.version.split()[0],

@@ -1,8 +1,8 @@
 """The journal: one line per event, on disk before anybody is told.
 
-A line is the CRC-32 of the rest as eight hex digits, a space, and a JSON object. Lines are appended and fsynced. A last
-line that is torn (the process was killed while writing) is cut off when the journal is opened for writing; damage
-anywhere else is an error.
+A line is a checksum, which continues that of the line before, and a JSON object: see `lines`. Lines are appended and
+fsynced. A last line that is torn (the process was killed while writing) is cut off when the journal is opened for
+writing; damage anywhere else is an error, and so is a line that was lost, doubled or moved.
 
 The order of the lines is the order of events:
 
@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import AbcSearchError, RunError
+from abcsearch.files import gone, same_file
+from abcsearch.runs.lines import Chain, OutOfChainError, Success, encode_line, many_objects
 from abcsearch.trial import Evaluation, Trial
 
 if TYPE_CHECKING:
@@ -30,20 +32,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from abcsearch.space import Candidate
-
-
-def encode_line(event: dict[str, object]) -> bytes:
-    """Returns the line of an event."""
-    text = json.dumps(event).encode()  # metrics that are not finite are written as Python reads them: NaN, Infinity
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def decode_line(line: bytes) -> dict[str, Any] | None:
-    """Returns the event of a line, or None if the line is damaged."""
-    check, _, text = line.rstrip(b"\n").partition(b" ")
-    if not line.endswith(b"\n") or check != b"%08x" % zlib.crc32(text):
-        return None
-    return json.loads(text)
 
 
 @dataclass
@@ -59,6 +47,7 @@ class Contents:
         lost: reasons why workers were lost, by number of the trial.
         sound: length in bytes of the undamaged part.
         check: CRC-32 of these bytes.
+        chain: what the next line follows.
     """
 
     trials: dict[int, Trial] = field(default_factory=dict[int, Trial])
@@ -69,6 +58,7 @@ class Contents:
     lost: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
     sound: int = 0
     check: int = 0
+    chain: Chain = field(default_factory=Chain, compare=False)
 
     def take(self, event: dict[str, Any]) -> None:
         """Takes the next event.
@@ -82,7 +72,7 @@ class Contents:
             self.asked[number] = tuple(event["candidate"])
             self.order.append(number)
         elif kind == "first":
-            self.first[number] = Evaluation(**event["evaluation"])
+            self.first[number] = Evaluation.from_plain(event["evaluation"])
             self.staged.append(number)
         elif kind == "lost":
             self.lost.setdefault(number, []).append(event["reason"])
@@ -90,14 +80,40 @@ class Contents:
             msg = f"event {kind!r} is unknown to this version"
             raise ValueError(msg)
         else:
-            trial = Trial.from_plain(event)
-            if number in self.trials:
-                msg = f"trial {number} is there twice; two processes may have written"
-                raise ValueError(msg)
-            self.trials[number] = trial
-            self.order.append(~number)
-            if number not in self.first:
-                self.staged.append(number)
+            self.add(Trial.from_plain(event))
+
+    def add(self, trial: Trial) -> None:
+        """Takes a finished trial.
+
+        Raises:
+            ValueError: if it is there already.
+        """
+        number = trial.number
+        if number in self.trials:
+            msg = f"trial {number} is there twice; two processes may have written"
+            raise ValueError(msg)
+        self.trials[number] = trial
+        self.order.append(~number)
+        if number not in self.first:
+            self.staged.append(number)
+
+    def line(self, line: bytes) -> bool:
+        """Takes the next line; returns False, and takes nothing, if it is damaged.
+
+        Raises:
+            ValueError: if it does not follow the line before it.
+            KeyError, TypeError, AttributeError, AbcSearchError: if it is no event.
+        """
+        text = self.chain.text(line)
+        if text is None:
+            return False
+        success = Success.of(text)
+        if success is None:
+            self.take(json.loads(text))
+        else:
+            self.add(success.trial())
+        self.passed(line)
+        return True
 
     def passed(self, line: bytes) -> None:
         """Takes that a line is on disk."""
@@ -105,7 +121,8 @@ class Contents:
         self.check = zlib.crc32(line, self.check)
 
 
-def _lines(path: Path) -> list[bytes]:
+def lines_of(path: Path) -> list[bytes]:
+    """Returns the lines of a journal, [] where there is none; the last one may be torn."""
     return re.findall(rb"[^\n]*\n|[^\n]+", path.read_bytes()) if path.exists() else []
 
 
@@ -113,24 +130,25 @@ def read_journal(path: Path) -> Contents:
     """Returns what a journal holds.
 
     Raises:
-        RunError: if a line other than the last is damaged, or a number occurs twice.
+        RunError: if a line other than the last is damaged, one does not follow the line before it, or a number occurs
+            twice.
     """
     contents = Contents()
-    lines = _lines(path)
-    for number, line in enumerate(lines, start=1):
-        event = decode_line(line)
-        if event is None and number == len(lines):
-            break
-        try:
-            if event is None:
-                msg = "is damaged"
-                raise ValueError(msg)
-            contents.take(event)
-        except (KeyError, TypeError, ValueError, AttributeError, AbcSearchError) as error:
-            reason = str(error) if event is None else f"is not an event of a run: {error}"
-            msg = f"{path}, line {number} of {len(lines)} {reason}; {_advice(path, number - 1)}"
-            raise RunError(msg) from error
-        contents.passed(line)
+    with many_objects():
+        lines = lines_of(path)
+        for number, line in enumerate(lines, start=1):
+            try:
+                taken = contents.line(line)
+                reason = "is damaged"
+            except OutOfChainError as error:
+                taken, reason = False, str(error)
+            except (KeyError, TypeError, ValueError, AttributeError, AbcSearchError) as error:
+                taken, reason = False, f"is not an event of a run: {error}"
+            if not taken and reason == "is damaged" and number == len(lines):
+                break  # torn
+            if not taken:
+                msg = f"{path}, line {number} of {len(lines)} {reason}; {_advice(path, number - 1)}"
+                raise RunError(msg)
     return contents
 
 
@@ -157,7 +175,7 @@ def cut_journal(path: Path, until: int) -> Path | None:
     Raises:
         RunError: if it has fewer lines.
     """
-    lines = _lines(path)
+    lines = lines_of(path)
     if not 0 <= until <= len(lines):
         msg = f"--until {until}: {path} has {len(lines)} lines; give a number from 0 to {len(lines)}"
         raise RunError(msg)
@@ -215,6 +233,7 @@ class Journal:
         """Writes a finished trial to disk before it returns.
 
         Raises:
+            FolderGoneError: if the file, or a folder that it is in, was renamed or deleted.
             RunError: if somebody else has written to the file.
             OSError: if it cannot be written; then it is as before.
         """
@@ -225,7 +244,9 @@ class Journal:
         self._write({"event": kind, "number": number, **values})
 
     def _write(self, event: dict[str, Any]) -> None:
-        line = encode_line(event)
+        line = encode_line(event, self.contents.chain.last)
+        if not same_file(self._path, self._file.fileno()):
+            raise gone(self._path, self._file.fileno())
         size = os.fstat(self._file.fileno()).st_size
         if size != self.contents.sound:
             msg = (
@@ -241,8 +262,7 @@ class Journal:
         except OSError as error:
             self._file.truncate(size)  # part of the line may be there
             raise OSError(error.errno, error.strerror, str(self._path)) from error
-        self.contents.take(event)
-        self.contents.passed(line)
+        self.contents.line(line)
 
     def __enter__(self) -> Journal:
         return self

@@ -102,8 +102,11 @@ class Loop:
 
         Raises:
             FailuresError: if too many evaluations fail in a row.
+            ShortageError: if a machine runs short of memory or the like.
+            FolderGoneError: if the folder was renamed or deleted.
             RunError: if the journal holds other structures than the searcher proposes.
         """
+        self.folder.settle()
         with Journal(self.folder.journal) as journal:
             if journal.repaired:
                 self.folder.log(f"journal: cut off a torn last line of {journal.repaired} bytes")
@@ -120,6 +123,7 @@ class Loop:
                 _Search(self, journal, standing).run()
             finally:
                 standing.end()
+            self.folder.check()  # what was found last may not be in it
             return self._mine(journal)
 
     def _mine(self, journal: Journal) -> list[Trial]:
@@ -169,7 +173,7 @@ class _Search:
                 self._save_now_and_then()
         finally:
             self._flights.close()
-            if self._settled and self._changed:
+            if self._settled and self._changed and self._loop.folder.there:
                 self._save()
 
     def _ask(self) -> bool:
@@ -303,8 +307,8 @@ class _Search:
             "told": self._told,
             "asked": self._asked,
             "replayed": self._replayed,
+            "exhausted": self._exhausted,  # and those before it can be read without the rest
             "open": [[number, list(candidate)] for number, candidate in self._open.items()],
-            "exhausted": self._exhausted,
             "state": self._searcher.state_dict(),
         }
         self._loop.folder.write_json("searcher.json", state)

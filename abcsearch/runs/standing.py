@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from dataclasses import InitVar, dataclass, field
@@ -119,8 +120,8 @@ class Standing:
         own = searcher.population()
         trials = [self._trials[candidate] for candidate in own if candidate in self._trials]
         if not own:
-            ranked = sorted(self._trials.values(), key=lambda trial: (-trial.fitness, trial.number))
-            trials = [trial for trial in ranked if trial.evaluation.failure is None][:_BEST]
+            succeeded = (trial for trial in self._trials.values() if trial.evaluation.failure is None)
+            trials = heapq.nsmallest(_BEST, succeeded, key=lambda trial: (-trial.fitness, trial.number))
         names = [dimension.name for dimension in searcher.space.dimensions]
         what = f"population of {searcher.name}" if own else f"best trials ({searcher.name} has no population now)"
         members: list[dict[str, Any]] = [
@@ -136,9 +137,10 @@ class Standing:
         self.folder.write_json("population.json", {"what": what, "told": told, "members": members})
 
     def end(self) -> None:
-        """Leaves everything current; always called."""
-        self._write_best()
-        self._write_progress(0, (self._workers or (1, 1))[1])
+        """Leaves everything current; always called, also where the folder is gone."""
+        if self.folder.there:
+            self._write_best()
+            self._write_progress(0, (self._workers or (1, 1))[1])
         self._watching.end()
 
     def _count(self, trial: Trial) -> bool:

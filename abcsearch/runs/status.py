@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import RunError
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import decode_line, read_journal
+from abcsearch.runs.journal import read_journal
+from abcsearch.runs.lines import Chain, OutOfChainError, Success, many_objects
 from abcsearch.runs.tuned import interrupted, tuned_names
 from abcsearch.trial import Trial, best_trial
 
@@ -82,7 +84,7 @@ class JournalTail:
 
     def _start_over(self) -> None:
         """Forgets everything."""
-        self._offset, self._last = 0, b""
+        self._offset, self._last, self._chain = 0, b"", Chain()
         self._numbers: set[int] = set()
         self.done, self.failed, self.seconds = 0, 0, 0.0
         self.best: Trial | None = None
@@ -94,14 +96,17 @@ class JournalTail:
         Raises:
             RunError: if the journal is damaged.
         """
-        for line in self._appended():
-            event = decode_line(line)
-            if event is None:
-                read_journal(self._path)  # says what is wrong, unless this is a last line that is torn
-                return
-            self._offset, self._last = self._offset + len(line), line
-            if "event" not in event:
-                self._take(event)
+        with many_objects():
+            for line in self._appended():
+                try:
+                    text = self._chain.text(line)
+                except OutOfChainError:
+                    text = None
+                if text is None:
+                    read_journal(self._path)  # says what is wrong, unless this is a last line that is torn
+                    return
+                self._offset, self._last = self._offset + len(line), line
+                self._take(text)
 
     def _appended(self) -> Iterator[bytes]:
         """Yields the whole lines behind those read before; all lines where the journal was cut or replaced since."""
@@ -114,19 +119,38 @@ class JournalTail:
                 file.seek(0)
             yield from (line for line in file if line.endswith(b"\n"))
 
-    def _take(self, event: dict[str, Any]) -> None:
-        """Counts a trial."""
+    def _take(self, text: bytes) -> None:
+        """Takes the JSON of a line."""
+        success = Success.of(text)
+        if success is not None:
+            self._count(success.number, success.seconds, success.time)
+            if success.number < self.n_trials and (self._better(success)):
+                self.best = success.trial()
+            return
+        event: dict[str, Any] = json.loads(text)
+        if "event" in event:
+            return
         trial = Trial.from_plain(event)
-        if trial.number in self._numbers:
+        self._count(trial.number, trial.evaluation.seconds, event["time"], failed=trial.evaluation.failure is not None)
+        if trial.number < self.n_trials:
+            self.best = best_trial([trial] if self.best is None else [self.best, trial])
+
+    def _better(self, success: Success) -> bool:
+        """Returns whether a trial is better than the best so far: as `best_trial` says."""
+        best = self.best
+        return best is None or (-success.fitness, success.number) < (-best.fitness, best.number)
+
+    def _count(self, number: int, seconds: float, time: float, *, failed: bool = False) -> None:
+        """Counts a trial."""
+        if number in self._numbers:
             read_journal(self._path)  # says so
-        self._numbers.add(trial.number)
-        if trial.number >= self.n_trials:
+        self._numbers.add(number)
+        if number >= self.n_trials:
             return
         self.done += 1
-        self.failed += trial.evaluation.failure is not None
-        self.seconds += trial.evaluation.seconds
-        self.best = best_trial([trial] if self.best is None else [self.best, trial])
-        self.pace.add(event["time"], trial.evaluation.seconds)
+        self.failed += failed
+        self.seconds += seconds
+        self.pace.add(time, seconds)
 
 
 @dataclass(frozen=True)

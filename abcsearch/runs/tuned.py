@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from abcsearch.errors import RunError
-from abcsearch.runs.recipes import changed, finetune_command
-from abcsearch.training.checkpoints import begun
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,6 +90,8 @@ def command(folder: RunFolder, name: str, identity: Mapping[str, Any], recipe: A
         identity: of its checkpoint.
         recipe: of the run; what differs from it is given by --set.
     """
+    from abcsearch.runs.recipes import changed, finetune_command  # they load torch
+
     own, workers = identity.get("recipe"), int(identity.get("workers", 1))
     done = (_recipe(folder, other) for other in tuned_names(folder) if other != name)
     others = any(changed(found, own) for found in done if found is not None)
@@ -119,6 +119,8 @@ def interrupted(folder: RunFolder, recipe: Any) -> str | None:  # noqa: ANN401 -
     last = max(times, key=lambda path: times[path], default=None)
     if last is None or times[last] < done:  # another recipe has been taken since
         return None
+    from abcsearch.training.checkpoints import begun  # it loads torch
+
     found = begun(last)
     name = last.name.rpartition("-")[0]
     return command(folder, name, {"recipe": recipe} if found is None else found[0], recipe)

@@ -8,10 +8,10 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from abcsearch.errors import ConfigError
-from abcsearch.runs.journal import decode_line
+from abcsearch.runs.lines import decode_line
 from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
@@ -108,9 +108,12 @@ def finish_times(journal: Path | None) -> dict[int, float]:
     """Returns when each trial of a journal finished, in unix seconds; of a line that is damaged nothing."""
     if journal is None or not journal.exists():
         return {}
-    events = [decode_line(line) or {} for line in journal.read_bytes().splitlines(keepends=True)]
-    found: list[dict[str, Any]] = [event for event in events if {"number", "time"} <= event.keys()]
-    return {event["number"]: event["time"] for event in found}
+    found: dict[int, float] = {}
+    for line in journal.read_bytes().splitlines(keepends=True):
+        event = decode_line(line) or {}
+        if {"number", "time"} <= event.keys():
+            found[event["number"]] = event["time"]
+    return found
 
 
 def tensorboard_watcher() -> WatcherFactory:

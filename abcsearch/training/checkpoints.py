@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from abcsearch.errors import CheckpointError, differences
-from abcsearch.files import replace_file
+from abcsearch.files import Anchor, replace_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +53,7 @@ class Checkpoint:
             identity: plain JSON values: what makes the training this very one.
         """
         self.path = Path(path)
+        self._anchor = Anchor.of(self.path.parent)
         self._identity = json.loads(json.dumps(identity))
 
     def read(self) -> Saved | None:
@@ -84,7 +85,12 @@ class Checkpoint:
         return Saved(tensors=tensors, state=state)
 
     def write(self, saved: Saved) -> None:
-        """Replaces the file, so that a kill at any instant leaves the old one or the new one."""
+        """Replaces the file, so that a kill at any instant leaves the old one or the new one.
+
+        Raises:
+            FolderGoneError: if the folder was renamed or deleted since the training began.
+        """
+        self._anchor.check()
         tensors = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in saved.tensors.items()

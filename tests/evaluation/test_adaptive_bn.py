@@ -315,7 +315,7 @@ def test_an_evaluator_that_returns_something_else_is_a_mistake_in_its_code(resul
         evaluate(lambda _candidate, _seed: result, (1,), 0)
 
 
-@pytest.mark.parametrize("error", [MemoryError("no more"), RuntimeError("CUDA out of memory"), AbcSearchError("x")])
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), AbcSearchError("x"), SystemExit(3)])
 def test_what_an_evaluator_raises_is_the_reason(error):
     def mine(_candidate, _seed):
         raise error
@@ -324,12 +324,11 @@ def test_what_an_evaluator_raises_is_the_reason(error):
     assert (found.fitness, found.failure) == (None, f"{type(error).__name__}: {error}")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_control_c_passes_through(error):
+def test_control_c_passes_through():
     def mine(_candidate, _seed):
-        raise error
+        raise KeyboardInterrupt
 
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         evaluate(mine, (1,), 0)
 
 

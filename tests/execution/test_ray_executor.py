@@ -10,10 +10,12 @@ import pytest
 from ray._private import worker as ray_worker
 
 from abcsearch import Budget, search
-from abcsearch.errors import ConfigError, RunError, SearcherError, WorkerLostError
+from abcsearch.errors import ConfigError, RunError, SearcherError, ShortageError, WorkerLostError, WorkerStoppedError
+from abcsearch.evaluation.base import evaluate
+from abcsearch.execution import ray_executor
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.ray_executor import RayExecutor
-from tests.evaluators import Counted, Explosive, Troubled, die, divide, has_torch, nonsense
+from tests.evaluators import Counted, Explosive, Troubled, die, divide, has_torch, nonsense, without_memory
 from tests.problems import PATIENCE, PROC, assert_same_as, descendants, forks, loop, outcome, undisturbed, until_gone
 
 needs_proc = pytest.mark.skipif(not (PROC / "self" / "net").exists(), reason="looks at processes in /proc (Linux)")
@@ -68,6 +70,19 @@ def test_a_worker_that_is_killed_is_lost_and_the_next_call_gets_another(executor
     with pytest.raises(WorkerLostError, match="died"):
         executor.submit(die).result(PATIENCE)
     assert executor.submit(os.getpid).result(PATIENCE) != before or executor.alive
+
+
+def test_a_shortage_of_a_worker_comes_back_as_one(executor):
+    with pytest.raises(ShortageError, match="ran short of memory: MemoryError"):
+        executor.submit(evaluate, without_memory, (1,), 0, None).result(PATIENCE)
+
+
+def test_a_worker_that_ray_stops_for_want_of_memory_is_told_from_one_that_died(executor, monkeypatch):
+    reason = ray_executor._reason
+    words = "Task was killed due to the node running low on memory."
+    monkeypatch.setattr(ray_executor, "_reason", lambda _: reason(RuntimeError(words)))
+    with pytest.raises(WorkerStoppedError, match="the machine ran out of memory"):
+        executor.submit(die).result(PATIENCE)
 
 
 def test_a_call_that_takes_too_long_loses_its_worker():

@@ -188,7 +188,8 @@ def test_asynchronous_a_trial_that_was_never_asked_for_is_damage(tmp_path):
     loop(tmp_path, n_trials=3, schedule="asynchronous").run()
     trial = read_journal(tmp_path / "journal.jsonl").trials[2]
     with (tmp_path / "journal.jsonl").open("ab") as file:
-        file.write(encode_line({**trial.to_plain(), "number": 7}))
+        last = read_journal(tmp_path / "journal.jsonl").chain.last
+        file.write(encode_line({**trial.to_plain(), "number": 7}, last))
     (tmp_path / "searcher.json").unlink()
     with pytest.raises(RunError, match="trial 7 has finished, but was never asked for"):
         loop(tmp_path, n_trials=9, schedule="asynchronous").run()

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import time
 
 import pytest
@@ -9,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abcsearch.errors import RunError
-from abcsearch.runs import status
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import Journal, encode_line, read_journal
+from abcsearch.runs.lines import Chain
 from abcsearch.runs.status import JournalTail, Pace, RunWatch
 from abcsearch.trial import Evaluation, Trial, best_trial
 
@@ -67,8 +69,8 @@ def test_a_journal_that_was_cut_and_grew_again_is_read_anew(tmp_path_factory, ke
 
 def test_a_look_decodes_only_what_was_appended(tmp_path, monkeypatch):
     path, decoded = tmp_path / "journal.jsonl", []
-    original = status.decode_line
-    monkeypatch.setattr(status, "decode_line", lambda text: decoded.append(text) or original(text))
+    original = Chain.text
+    monkeypatch.setattr(Chain, "text", lambda self, text: decoded.append(text) or original(self, text))
     tail = JournalTail(path, 1000)
     path.write_bytes(b"".join(map(line, range(500))))
     tail.look()
@@ -241,15 +243,41 @@ def test_a_large_state_of_a_searcher_is_read_once(run, monkeypatch):
     finish(run, range(2))
     watched = RunWatch(run.path)
     reads = []
-    original = RunFolder.read_json
-    monkeypatch.setattr(RunFolder, "read_json", lambda self, name: reads.append(name) or original(self, name))
+    original = RunFolder._ended
+    monkeypatch.setattr(RunFolder, "_ended", lambda self: reads.append(self.path) or original(self))
     watched.look()
-    first = reads.count("searcher.json")
+    first = len(reads)
     watched.look()
-    assert reads.count("searcher.json") == first > 0
+    assert len(reads) == first > 0
     finish(run, range(2, 5))
     watched.look()
-    assert reads.count("searcher.json") > first
+    assert len(reads) > first
+
+
+@pytest.mark.parametrize("large", [0, 10, 300_000])
+@pytest.mark.parametrize("order", ["now", "before", "old"])
+def test_of_a_large_state_the_first_entries_are_enough(run, monkeypatch, large, order):
+    head = {"journal": [0, 0], "n_trials": 5, "told": 3, "asked": 5, "replayed": 0}
+    open_ = {"open": [[4, [1, 2, 3]]] * large}
+    state = {
+        "now": {**head, "exhausted": True, **open_, "state": {"told": 99}},
+        "before": {**head, **open_, "exhausted": True, "state": {"told": 99}},
+        "old": {"told": 3, "exhausted": True, "state": {"told": 99}},
+    }[order]
+    run.write_json("searcher.json", state)
+    run.journal.touch()
+    assert (run.finished(3), run.finished(4), run.exhausted()) == (True, True, True)
+    run.write_json("searcher.json", {**state, "exhausted": False})
+    assert (run.finished(3), run.finished(4), run.exhausted()) == (True, False, False)
+
+
+def test_looking_at_a_run_does_not_load_torch(run):
+    finish(run, range(2))
+    code = (
+        "import sys, abcsearch.cli, abcsearch.runs.status; "
+        f"abcsearch.runs.status.RunWatch({str(run.path)!r}).look(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_no_run_is_an_error(tmp_path):
