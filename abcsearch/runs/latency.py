@@ -38,11 +38,15 @@ def run_costs(
     """Returns the costs that a run's budget needs: with times of layers, from the folder or measured now.
 
     Raises:
-        RunError: if the folder's times are damaged or of another network.
+        RunError: if the folder's times are damaged, of another network, or missing although there are trials.
     """
     if "latency_ms" not in settings.budget.bounds:
         return graph.costs
     kept = None if folder is None else folder.read_json(_FILE)
+    if kept is None and folder is not None and folder.journal.exists() and folder.journal.stat().st_size:
+        msg = f"{folder.path / _FILE} is missing: the trials there are were chosen by the times in it, and new ones would "
+        msg += "be others; restore it from a copy, or start a new run in another folder"
+        raise RunError(msg)
     if kept is None:
         return LatencyModel.measure(model, graph, data.example, settings.latency)
     try:
