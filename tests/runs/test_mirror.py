@@ -133,6 +133,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 def test_runs_have_studies_of_their_own(tmp_path, monkeypatch):
     def name(path, started):
         folder = RunFolder(tmp_path / path)
+        folder.path.mkdir(parents=True, exist_ok=True)
         header = {"format": 1, "settings": {}, "identity": {}, "environment": {"started": started}}
         folder.write_json("run.json", header)
         return default_study_name(folder)
@@ -146,6 +147,7 @@ def test_runs_have_studies_of_their_own(tmp_path, monkeypatch):
 
 def test_the_watcher_of_a_run(tmp_path):
     folder = RunFolder(tmp_path / "digits")
+    folder.path.mkdir()
     header = {"format": 1, "settings": {}, "identity": {}, "environment": {"started": "now"}}
     folder.write_json("run.json", header)
 
