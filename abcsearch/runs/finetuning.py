@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.errors import ConfigError
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.recipes import changed, finetune_command
-from abcsearch.runs.shelf import Home, keep, look_up, put, shelf_of, take
+from abcsearch.runs.shelf import Home, keep, look_up, put, shelf_of, take, tidy
 from abcsearch.runs.status import TUNING
 from abcsearch.runs.tuned import FOLDER, command, problems, read_tuned, unfinished, weights_names
 from abcsearch.runs.weights import checkpoint_path, tensors_writer
@@ -114,7 +114,7 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
         for structure in chosen:
             tuned = run.tuned(structure)
             if tuned.scores is not None and not tuned.beside and _same(tuned.scores["recipe"], recipe):
-                wanted.checkpoint(structure).unlink(missing_ok=True)  # it was killed just before that
+                _tidy(wanted, structure, tuned.scores)
                 continue
             shelf = look_up(run.folder, structure.name, wanted.scores(structure), run.metric)
             due.append((structure, shelf))
@@ -176,6 +176,13 @@ def _same(plain: Any, recipe: Recipe) -> bool:  # noqa: ANN401 - whatever the fi
         return False
 
 
+def _tidy(wanted: _Wanted, structure: Structure, scores: dict[str, Any]) -> None:
+    """Removes what led to a fine-tuning that is in its place, where a kill has come before that."""
+    tidy(wanted.run.folder, structure.name, scores)
+    if scores.get("workers") == wanted.size:
+        wanted.checkpoint(structure).unlink(missing_ok=True)
+
+
 def _put_in_place(wanted: _Wanted, structure: Structure, shelf: str) -> None:
     """Puts a fine-tuning that lies whole on its shelf in its place, and keeps what is there, if that is another one."""
     folder, name = wanted.run.folder, structure.name
@@ -215,6 +222,7 @@ def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: H
         checkpoint=checkpoint,
         workers=wanted.workers,
     )
+    home.check()
     training = tuned.training
     file, *others = weights_names(structure.name)
     other = next(own for own in others if f".{recipe.keep}." not in own)
@@ -227,5 +235,4 @@ def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: H
         "best_epoch": training.best_epoch,
         "weights": {name: tensors_hash(state) for name, state in states.items()},
     }
-    home.check()
     return put(folder, structure.name, scores, {name: tensors_writer(state) for name, state in states.items()})

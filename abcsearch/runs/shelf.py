@@ -205,6 +205,19 @@ def drop(folder: RunFolder, name: str, shelf: str) -> None:
         (folder.path / shelf).rmdir()
 
 
+def tidy(folder: RunFolder, name: str, scores: Mapping[str, Any]) -> None:
+    """Removes from its shelf what lies whole in its place: a kill came between.
+
+    Args:
+        folder: of the run.
+        name: of the structure.
+        scores: what NAME.json holds.
+    """
+    shelf = shelf_of(folder, name, scores)
+    if (folder.path / shelf).exists():
+        drop(folder, name, shelf)
+
+
 def _remove(shelf: Path, name: str) -> None:
     """Removes the files of a structure, the scores first."""
     for file in (f"{name}.json", *weights_names(name)):
@@ -215,6 +228,7 @@ def _link(source: Path, target: Path) -> None:
     """Gives a file a second name, or copies it where it cannot have two."""
 
     def write(path: Path) -> None:
+        path.unlink(missing_ok=True)  # it may be the same file by another name: nothing is written into that
         try:
             path.hardlink_to(source)
         except OSError:
