@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import FolderGoneError
+from abcsearch.scratch import sibling_of, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,18 +25,22 @@ _FLOAT = "__float__"  # the only entry of what stands for a number that is not f
 _SEAL = re.compile(rf'\n "{CHECKSUM}": "([0-9a-f]{{16}})"\n}}\n\Z')
 
 
-def replace_file(target: Path, writer: Callable[[Path], object], *, lasting: bool = True) -> None:
-    """Replaces a file atomically: temporary sibling, fsync, rename. Its folder is made if missing.
+def replace_file(
+    target: Path, writer: Callable[[Path], object], *, lasting: bool = True, make_folder: bool = True
+) -> None:
+    """Replaces a file atomically: temporary sibling, fsync, rename. Siblings that dead processes have left go.
 
     Args:
         target: the file.
         writer: writes the file to the path that it is given.
         lasting: whether it must survive the loss of power; without, it is cheaper.
+        make_folder: whether its folder is made if missing.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sibling = target.with_name(f".{target.name}.tmp")
+    if make_folder:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent, target.name)
+    sibling = sibling_of(target)
     try:
-        sibling.unlink(missing_ok=True)  # it may be a link, which would be followed
         writer(sibling)
         if lasting:
             with sibling.open("rb") as file:

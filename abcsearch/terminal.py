@@ -391,4 +391,5 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
     if status.interrupted is not None:
         return f"search finished; fine-tuning was interrupted: continue with: {status.interrupted}"
     tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""
+    tuned += f"; by other recipes, in finetuned: {', '.join(status.kept)}" if status.kept else ""
     return "finished" + (f": {EXHAUSTED.format(status.searches[0].done)}" if status.exhausted else "") + tuned

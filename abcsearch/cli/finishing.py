@@ -40,7 +40,7 @@ class _WithRecipe(TyperCommand):
 @app.command(
     cls=_WithRecipe, epilog="Example: abcsearch finetune runs/digits --set preset=cifar --set epochs=20 --workers 4"
 )
-def finetune(
+def finetune(  # noqa: PLR0913 - one argument per option
     run_dir: RunDir,
     overrides: Set = None,
     workers: Annotated[
@@ -56,15 +56,20 @@ def finetune(
         ),
     ] = None,
     trust: Trust = False,  # noqa: FBT002 - an option
+    replace: Annotated[  # noqa: FBT002 - an option
+        bool, typer.Option("--replace", help="Drop what another recipe has made, instead of keeping it beside.")
+    ] = False,
 ) -> None:
     """Fine-tunes the winner and the baselines with one recipe; --set changes fields of the recipe. It continues.
 
-    --set preset=NAME takes a recipe of `abcsearch list recipes`, with further --set as changes to it.
+    --set preset=NAME takes a recipe of `abcsearch list recipes`, with further --set as changes to it. What another
+    recipe has made is kept in RUN_DIR/finetuned/recipe-*, and put back when that recipe is asked for again.
     """
     options = [word for own in overrides or () for word in ("--set", own)]
     options += [] if workers is None else ["--workers", str(workers)]
     options += [] if ray_address is None else ["--ray-address", ray_address]
     options += [word for own in only or () for word in ("--only", own)]
+    options += ["--replace"] if replace else []
     with answering(run_dir, "finetune", options):
         from abcsearch.config import parse_recipe
         from abcsearch.runs.finetuning import finetune_run
@@ -74,7 +79,9 @@ def finetune(
         recipe = parse_recipe(overrides or (), run.config.finetune)
         together = _together(workers, ray_address, run.folder.log)
         with progress_shown() as progress:
-            finetune_run(run, recipe, workers=together, progress=progress, tell=console.print, only=only or ())
+            finetune_run(
+                run, recipe, workers=together, progress=progress, tell=console.print, only=only or (), replace=replace
+            )
         for structure in run.structures:
             scores = None if only and structure.name not in only else run.scores(structure)
             if scores is not None:

@@ -12,6 +12,7 @@ import ray
 
 from abcsearch.errors import AbcSearchError, ConfigError, RunError, one_line
 from abcsearch.execution.ray_cluster import connect, variables
+from abcsearch.scratch import owner, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,8 +71,9 @@ class RayTraining:
             if 0 < gpus < self.workers:
                 msg = f"{self.workers} workers need a GPU each, found {gpus}; take fewer, or set device to cpu"
                 raise RunError(msg)
+            sweep(folder)
             storage = stack.enter_context(
-                tempfile.TemporaryDirectory(dir=folder, prefix=".ray-", ignore_cleanup_errors=True)
+                tempfile.TemporaryDirectory(dir=folder, prefix=f".ray-{owner()}-", ignore_cleanup_errors=True)
             )
             stack.enter_context(variables(_SETTINGS))
             stack.enter_context(warnings.catch_warnings())

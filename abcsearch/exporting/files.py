@@ -19,6 +19,7 @@ from abcsearch.exporting.interchange import open_onnx, open_pt2, traced, write_o
 from abcsearch.exporting.plan import FILES, load_plan, plain_json, write_plan
 from abcsearch.exporting.targets import check_target, made_folder
 from abcsearch.models.registry import Constructor
+from abcsearch.scratch import owner, sweep
 from abcsearch.training.scoring import device_of
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def export(  # noqa: PLR0913 - all but two are optional
     folder, files = (target.parent, (target.name,)) if record is None else (target, FILES)
     try:
         # Checked before it replaces an older export.
-        with made_folder(folder), tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
+        with made_folder(folder), tempfile.TemporaryDirectory(prefix=f".export-{owner()}-", dir=folder) as name:
+            sweep(folder)  # of what exports that were killed have left
             place = Path(name)
             if record is None:
                 found = _write_file(model, place / target.name, example_input, facts, tolerance)

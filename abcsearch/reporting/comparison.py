@@ -17,6 +17,7 @@ from abcsearch.runs.forward import measure_forward
 from abcsearch.runs.recipes import changed, finetune_command
 from abcsearch.runs.report import tested_metrics
 from abcsearch.runs.settings import deciding
+from abcsearch.runs.tuned import problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -137,14 +138,14 @@ def compare_runs(run_dirs: Sequence[str | Path], *, trust: bool = False) -> Comp
     if len(set(labels)) < len(labels):
         msg = f"a run folder is there twice: {', '.join(labels)}; name each once"
         raise RunError(msg)
-    scores = [None if run.run is None else run.run.scores(run.run.winner) for run in runs]
+    scores = [None if run.run is None else run.run.tuned(run.run.winner).scores for run in runs]
     winners = _winners(labels, runs, scores)
     return Comparison(
         labels=labels,
         runs=runs,
         groups=_groups(labels, runs),
         winners=winners,
-        warnings=(*_warnings(labels, runs), *_recipe_warnings(winners, runs)),
+        warnings=(*_warnings(labels, runs), *_damages(runs), *_recipe_warnings(winners, runs)),
     )
 
 
@@ -257,6 +258,13 @@ def _warnings(labels: Sequence[str], runs: Sequence[Gathered]) -> Iterator[str]:
             yield f"of {label} only the run folder is at hand, not the network: {run.missing}"
     if len({run.history.settings["seed"] for run in runs}) > 1:
         yield "seeds differ: where a run trains its own network and splits its own data, these differ as well"
+
+
+def _damages(runs: Sequence[Gathered]) -> Iterator[str]:
+    """Yields which files of the fine-tuned winners are missing or damaged."""
+    for run in (own.run for own in runs):
+        if run is not None:
+            yield from problems(run.folder, run.winner.name, run.tuned(run.winner))
 
 
 def _complete(run: Gathered) -> dict[str, Any]:

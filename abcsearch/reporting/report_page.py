@@ -94,6 +94,7 @@ def _warnings(found: Gathered) -> list[str]:
         warnings.append(f"The search is not finished: this is how far it is. Continue it with: {again}")
     if found.missing is not None:
         warnings.append(f"Shown is what the run folder itself holds, without the table of networks: {found.missing}")
+    warnings += found.report.damaged if found.report is not None else ()
     note = thinned_note(found)
     return [*warnings, *([note] if note else [])]
 

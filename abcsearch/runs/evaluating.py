@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("test", "validation")
 _NO_SCALE = "the export does not say how its pixels were normalised; these are the data set's"
+_NOT_TUNED = "this network had not been fine-tuned when it was exported"
 _SECONDS = 20.0  # for timing one size of batch, beyond which three passes do
 
 
@@ -153,13 +154,24 @@ def evaluate_export(
         bytes=sum(file.stat().st_size for file in ([place / n for n in FILES] if place.is_dir() else [place])),
         macs=info.get("macs"),
         params=info.get("params", counted),
-        notes=() if data is None or _says_scale(info) else (_NO_SCALE,),
+        notes=_notes(info, given=data is not None),
     )
 
 
 def _median_ms(model: nn.Module, batch: torch.Tensor, threads: int) -> float:
     """Returns the median forward time in milliseconds: of 30 passes, or as many as fit into the time, but of three."""
     return statistics.median(forward_times([model], batch, threads=threads, seconds=_SECONDS)[0])
+
+
+def _notes(info: Mapping[str, Any], *, given: bool) -> tuple[str, ...]:
+    """Returns what to know about the numbers of an export.
+
+    Args:
+        info: what it says of itself.
+        given: whether its data were given, instead of those that it names.
+    """
+    notes = (_NO_SCALE,) if given and not _says_scale(info) else ()
+    return (*notes, _NOT_TUNED) if info.get("fine_tuned") is False else notes
 
 
 def _says_scale(info: Mapping[str, Any]) -> bool:

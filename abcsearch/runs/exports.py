@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from abcsearch.errors import RunError
 from abcsearch.exporting import Exported, export
 from abcsearch.runs.configured import seeded_data
+from abcsearch.runs.tuned import problems, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,14 +41,27 @@ def export_run(
     Raises:
         ConfigError: if the run has no structure of that name.
         RunError: if that is a link in the run folder.
+        RunError: if it has been fine-tuned and what there is of that is damaged: it is not passed over.
         ExportError: see `export`.
+
+    Warns:
+        UserWarning: if the weights that are not kept are damaged.
     """
     if path is None:
         run.folder.inside(str(export_folder(Path(), network)))
     structure = run.winner if network is None else run.named(network)
-    scores = run.scores(structure)
+    tuned = run.tuned(structure)
+    if tuned.wrong:
+        raise RunError(refusal(run.folder, structure.name, tuned))
+    for line in problems(run.folder, structure.name, tuned):
+        warnings.warn(line, UserWarning, stacklevel=2)
+    scores = tuned.scores
+    model = run.network(structure, tuned=scores is not None)
+    if run.tuned(structure) != tuned:
+        msg = f"{structure.name} has been fine-tuned anew while it was exported; run it again"
+        raise RunError(msg)
     made = export(
-        run.network(structure, tuned=scores is not None),
+        model,
         export_folder(run.folder.path, network) if path is None else path,
         format=format,
         example_input=run.result.task.data.example,

@@ -3,30 +3,66 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+import warnings
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import ConfigError
 from abcsearch.runs.loop import Progress, logged, silent
-from abcsearch.runs.recipes import changed
+from abcsearch.runs.recipes import changed, finetune_command
+from abcsearch.runs.shelf import Home, keep, look_up, put, shelf_of, take, tidy
 from abcsearch.runs.status import TUNING
-from abcsearch.runs.tuned import FOLDER, command, unfinished
-from abcsearch.runs.weights import checkpoint_path, tensors_writer, weights_writer
-from abcsearch.training.checkpoints import begun, losses_so_far
+from abcsearch.runs.tuned import FOLDER, command, problems, read_tuned, unfinished, weights_names
+from abcsearch.runs.weights import checkpoint_path, tensors_writer
+from abcsearch.training.begun import begun, losses_so_far
+from abcsearch.training.checkpoints import tensors_hash
 from abcsearch.training.crew import Crew
 from abcsearch.training.finetuning import FineTuned, finetune
 from abcsearch.training.loop import check_training
-from abcsearch.training.recipe import KEPT, Recipe
+from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from abcsearch.runs.finished import FinishedRun, Structure
+    from abcsearch.runs.tuned import Tuned
     from abcsearch.training.crew import Workers
 
 
-def finetune_run(
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """A fine-tuning that is asked for.
+
+    Attributes:
+        run: the run.
+        recipe: how.
+        workers: who trains together; None for this process alone.
+        replace: whether what is replaced is dropped.
+    """
+
+    run: FinishedRun
+    recipe: Recipe
+    workers: Workers | None
+    replace: bool
+
+    @property
+    def size(self) -> int:
+        """How many processes train together."""
+        return 1 if self.workers is None else self.workers.workers
+
+    def scores(self, structure: Structure) -> dict[str, Any]:
+        """Returns what a file of scores says of where they come from."""
+        plain = {"candidate": list(structure.candidate), "recipe": asdict(self.recipe), "workers": self.size}
+        return {**plain, "model": self.run.folder.header()["identity"].get("model")}
+
+    def checkpoint(self, structure: Structure) -> Path:
+        """Returns where the training of a structure is kept until it is finished."""
+        stem = self.run.folder.path / FOLDER / structure.name
+        return checkpoint_path(stem, structure.candidate, asdict(self.recipe), self.size)
+
+
+def finetune_run(  # noqa: PLR0913 - all but the first have a default
     run: FinishedRun,
     recipe: Recipe | None = None,
     *,
@@ -34,48 +70,61 @@ def finetune_run(
     progress: Progress = silent,
     tell: Callable[[str], object] = str,  # drops it
     only: Collection[str] = (),
+    replace: bool = False,
 ) -> None:
     """Fine-tunes the winner, then what it is compared with, with one recipe; what is done already is left alone.
 
     A fine-tuning that was killed goes on after its last whole epoch, also if others, with another recipe, have been
     done since. The teacher, if the recipe distils, is the full network as it was searched in. The folder holds, for
     every structure, in finetuned/: NAME.safetensors (the weights that the recipe keeps), NAME.best.safetensors or
-    NAME.last.safetensors (the others), and the scores in NAME.json.
+    NAME.last.safetensors (the others), and the scores in NAME.json, which vouch for both. What another recipe has made
+    is kept in a folder of its own, finetuned/recipe-*, and put back in its place when it is asked for again.
 
     Args:
         run: the run.
         recipe: other than the run's.
         workers: several processes that train each network together; all must reach the run folder.
         progress: shown after every epoch.
-        tell: takes a line, before anything is trained, for every fine-tuning by another recipe: what is replaced, and
-            what was stopped and waits.
+        tell: takes a line, before anything is trained, for every fine-tuning by another recipe: what is replaced and
+            where it is kept, what is taken from there, and what was stopped and waits.
         only: names of the structures to fine-tune; none: all.
+        replace: whether what is replaced is dropped instead of kept.
 
     Raises:
         ConfigError, DataError: if the recipe does not suit the data, or there is no structure of a name in `only`.
         CheckpointError: if the file of a fine-tuning that was stopped is damaged.
+        RunError: if finetuned/ is lost meanwhile, or cannot be written to.
+
+    Warns:
+        UserWarning: of files that are damaged, and are made again.
     """
-    recipe = recipe or run.config.finetune
-    task = run.result.task
+    wanted = _Wanted(run=run, recipe=recipe or run.config.finetune, workers=workers, replace=replace)
+    recipe, task = wanted.recipe, run.result.task
     chosen = _chosen(run, only)
     check_training(recipe, task.data.train, task.data.objective, taught=bool(recipe.distillation), scored=True)
     if workers is not None:
         Crew(size=workers.workers).check(recipe.batch_size)
     progress = logged(run.folder, progress)
-    size = 1 if workers is None else workers.workers
+    again = finetune_command(run.folder.path, asdict(recipe), asdict(run.config.finetune), wanted.size, list(only))
     with run.folder.locked():
-        for stale in (run.folder.path / FOLDER).glob(".ray-*"):  # of workers whose driver was killed
+        home = Home(run.folder, again)
+        for stale in home.path.glob(".ray-*"):  # of workers whose driver was killed
             shutil.rmtree(stale, ignore_errors=True)
-        due: list[Structure] = []
+        due: list[tuple[Structure, str | None]] = []
         for structure in chosen:
-            done = run.scores(structure)
-            if done is None or not _same(done["recipe"], recipe):
-                due.append(structure)
-                for line in _others(run, structure, recipe, done, size):
-                    tell(line)
-                    run.folder.log(line)
-        for structure in due:
-            _finetune(run, structure, recipe, workers, progress)
+            tuned = run.tuned(structure)
+            if tuned.scores is not None and not tuned.beside and _same(tuned.scores["recipe"], recipe):
+                _tidy(wanted, structure, tuned.scores)
+                continue
+            shelf = look_up(run.folder, structure.name, wanted.scores(structure), run.metric)
+            due.append((structure, shelf))
+            for line in _others(wanted, structure, tuned, shelf):
+                tell(line)
+                run.folder.log(line)
+        for structure, shelf in due:
+            with home.kept():
+                home.check()
+                _put_in_place(wanted, structure, shelf or _finetune(wanted, structure, progress, home))
 
 
 def _chosen(run: FinishedRun, only: Collection[str]) -> list[Structure]:
@@ -84,32 +133,39 @@ def _chosen(run: FinishedRun, only: Collection[str]) -> list[Structure]:
     return [structure for structure in (run.winner, *run.structures[:-1]) if structure in chosen]
 
 
-def _others(
-    run: FinishedRun, structure: Structure, recipe: Recipe, done: dict[str, Any] | None, size: int
-) -> Iterator[str]:
-    """Yields what there is of a structure by other recipes: what will be replaced, and what was stopped."""
-    name, own = structure.name, _checkpoint(run, structure, recipe, size)
-    if done is not None:
-        changes = "; ".join(changed(done["recipe"], asdict(recipe)))
-        yield f"{name} was fine-tuned by another recipe ({changes}): replaced"
+def _others(wanted: _Wanted, structure: Structure, tuned: Tuned, shelf: str | None) -> Iterator[str]:
+    """Yields what there is of a structure: what will be replaced, what is taken, and what was stopped.
+
+    Warns:
+        UserWarning: of what is damaged, unless the same lies on a shelf.
+    """
+    run, name, recipe = wanted.run, structure.name, asdict(wanted.recipe)
+    for line in problems(run.folder, name, tuned) if shelf is None else ():
+        warnings.warn(line, UserWarning, stacklevel=3)
+    scores = read_tuned(run.folder, name).scores
+    if scores is not None and not _is_it(wanted, structure, scores):
+        changes = "; ".join(changed(scores["recipe"], recipe)) or "as another structure"
+        where = "replaced" if wanted.replace else f"kept in {shelf_of(run.folder, name, scores)}"
+        yield f"{name} was fine-tuned by another recipe ({changes}): {where}"
+    if shelf is not None:
+        yield f"{name} has been fine-tuned by this recipe: taken from {shelf}"
     for path in unfinished(run.folder, name):
-        found = None if path == own else begun(path)
-        if found is None:
+        told = None if path == wanted.checkpoint(structure) else begun(path)
+        if told is None:
             continue
-        identity, losses = found
-        now = asdict(recipe) | {"workers": size}
+        identity, losses = told
         before = {**identity.get("recipe", {}), "workers": identity.get("workers", 1)}
+        changes = "; ".join(changed(before, recipe | {"workers": wanted.size})) or "another structure"
         yield (
-            f"{name}: a fine-tuning with other settings ({'; '.join(changed(before, now)) or 'another structure'}) "
+            f"{name}: a fine-tuning with other settings ({changes}) "
             f"was stopped after epoch {len(losses)}; it stays, continue it with: "
             f"{command(run.folder, name, identity, asdict(run.config.finetune))}"
         )
 
 
-def _checkpoint(run: FinishedRun, structure: Structure, recipe: Recipe, size: int) -> Path:
-    """Returns where the fine-tuning of a structure by some recipe and number of processes is kept."""
-    stem = run.folder.path / FOLDER / structure.name
-    return checkpoint_path(stem, structure.candidate, asdict(recipe), size)
+def _is_it(wanted: _Wanted, structure: Structure, scores: dict[str, Any]) -> bool:
+    """Returns whether scores are those of what is asked for."""
+    return scores["candidate"] == list(structure.candidate) and _same(scores["recipe"], wanted.recipe)
 
 
 def _same(plain: Any, recipe: Recipe) -> bool:  # noqa: ANN401 - whatever the file holds
@@ -120,19 +176,38 @@ def _same(plain: Any, recipe: Recipe) -> bool:  # noqa: ANN401 - whatever the fi
         return False
 
 
-def _finetune(
-    run: FinishedRun, structure: Structure, recipe: Recipe, workers: Workers | None, progress: Progress
-) -> None:
-    """Fine-tunes one structure, and writes weights and scores."""
-    folder, name, stage = run.folder, f"{FOLDER}/{structure.name}", f"{TUNING} {structure.name}"
-    size = 1 if workers is None else workers.workers
-    checkpoint = _checkpoint(run, structure, recipe, size)
+def _tidy(wanted: _Wanted, structure: Structure, scores: dict[str, Any]) -> None:
+    """Removes what led to a fine-tuning that is in its place, where a kill has come before that."""
+    tidy(wanted.run.folder, structure.name, scores)
+    if scores.get("workers") == wanted.size:
+        wanted.checkpoint(structure).unlink(missing_ok=True)
+
+
+def _put_in_place(wanted: _Wanted, structure: Structure, shelf: str) -> None:
+    """Puts a fine-tuning that lies whole on its shelf in its place, and keeps what is there, if that is another one."""
+    folder, name = wanted.run.folder, structure.name
+    scores = read_tuned(folder, name).scores
+    if scores is not None and not wanted.replace and not _is_it(wanted, structure, scores):
+        keep(folder, name, scores)
+    take(folder, name, shelf)
+    wanted.checkpoint(structure).unlink(missing_ok=True)
+    scores = wanted.run.tuned(structure).scores
+    if scores is not None:
+        folder.log(f"{TUNING} {name}: test {wanted.run.metric} {wanted.run.change(scores)}")
+
+
+def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: Home) -> str:
+    """Fine-tunes one structure, writes weights and scores onto its shelf, and returns that."""
+    run, recipe, size = wanted.run, wanted.recipe, wanted.size
+    folder, stage = run.folder, f"{TUNING} {structure.name}"
+    checkpoint = wanted.checkpoint(structure)
 
     def show(done: int) -> None:
         now = f"{stage}, epoch {min(done + 1, recipe.epochs)} of {recipe.epochs}"
         folder.write_progress(now, done, recipe.epochs, busy=size, workers=size)
 
     def on_epoch(done: int, total: int, loss: float) -> None:
+        home.check()
         show(done)
         progress(stage, done, total, f"loss {loss:.4f}")
 
@@ -145,23 +220,19 @@ def _finetune(
         on_epoch=on_epoch,
         teacher=run.result.task.model if recipe.distillation else None,
         checkpoint=checkpoint,
-        workers=workers,
+        workers=wanted.workers,
     )
-    # Scores vouch for the weights beside them: the old ones go first.
-    for old in ("json", *(f"{kept}.safetensors" for kept in KEPT)):
-        (folder.path / f"{name}.{old}").unlink(missing_ok=True)
-    folder.write(f"{name}.safetensors", weights_writer(tuned.model))
-    other, training = ("last" if recipe.keep == "best" else "best"), tuned.training
-    folder.write(f"{name}.{other}.safetensors", tensors_writer(getattr(training, other)))
-    scores = {
-        "candidate": list(structure.candidate),
-        "recipe": asdict(recipe),
+    home.check()
+    training = tuned.training
+    file, *others = weights_names(structure.name)
+    other = next(own for own in others if f".{recipe.keep}." not in own)
+    states = {file: tuned.model.state_dict(), other: training.last if recipe.keep == "best" else training.best}
+    scores = wanted.scores(structure) | {
         "before": tuned.before,
         "after": tuned.after,
         "losses": training.losses,
         "validation": training.scores,
         "best_epoch": training.best_epoch,
+        "weights": {name: tensors_hash(state) for name, state in states.items()},
     }
-    folder.write_json(f"{name}.json", scores)
-    checkpoint.unlink(missing_ok=True)
-    folder.log(f"{stage}: test {run.metric} {run.change(scores)}")
+    return put(folder, structure.name, scores, {name: tensors_writer(state) for name, state in states.items()})

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,8 +23,9 @@ from abcsearch.runs.journal import read_journal
 from abcsearch.runs.run import collected
 from abcsearch.runs.settings import RunConfig, from_plain
 from abcsearch.runs.task import Task
-from abcsearch.runs.tuned import read_scores, weights_path, weights_there
+from abcsearch.runs.tuned import problems, read_tuned, refusal, weights_path
 from abcsearch.runs.weights import load_checkpoint
+from abcsearch.training.checkpoints import network_hash
 from abcsearch.training.objectives import find_objective, metric_text
 from abcsearch.trial import best_trial
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.configured import LoadData
     from abcsearch.runs.run import SearchResult
+    from abcsearch.runs.tuned import Tuned
     from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
@@ -82,19 +85,22 @@ class FinishedRun:
         """Returns a structure's network: sliced and calibrated, or as fine-tuned.
 
         Raises:
-            RunError: if it is to be fine-tuned and has not been.
+            RunError: if it is to be fine-tuned and has not been, or what there is of that is damaged.
         """
         task = self.result.task
         full = structure.candidate == task.space.full
         network = copy.deepcopy(task.model) if full else self.result.build(structure.candidate)
         if tuned:
+            now = self.tuned(structure)
+            if now.scores is None:
+                folder = self.folder.path
+                msg = f"{structure.name} has not been fine-tuned; run: abcsearch finetune {folder}"
+                raise RunError(refusal(self.folder, structure.name, now) if now.wrong else msg)
             path = weights_path(self.folder, structure.name)
-            if not path.exists():
-                scored = path.with_suffix(".json").exists()
-                what = f"{path} is missing" if scored else f"{structure.name} has not been fine-tuned"
-                msg = f"{what}; run: abcsearch finetune {self.folder.path}"
-                raise RunError(msg)
             load_checkpoint(network, path)
+            if now.scores.get("weights", {}).get(path.name, network_hash(network)) != network_hash(network):
+                msg = f"{path} has been replaced while it was read; run it again"
+                raise RunError(msg)
         return network.eval()
 
     def fitness(self, structure: Structure) -> float | None:
@@ -144,19 +150,28 @@ class FinishedRun:
         """Returns what fine-tuning made of that metric, in words."""
         return " -> ".join(metric_text(self.metric, scores[when][self.metric]) for when in ("before", "after"))
 
+    def tuned(self, structure: Structure) -> Tuned:
+        """Returns what there is of the fine-tuning of a structure, see `read_tuned`."""
+        task = self.result.task
+        return read_tuned(
+            self.folder,
+            structure.name,
+            candidate=structure.candidate,
+            metric=self.metric,
+            network=lambda: slice_model(task.model, task.graph, structure.candidate, task.ranking),
+        )
+
     def scores(self, structure: Structure) -> dict[str, Any] | None:
         """Returns recipe and test metrics before and after, or None if this structure has not been fine-tuned.
 
         Warns:
-            UserWarning: if the file of scores or that of the weights is damaged, or the latter is missing: then it
-                counts as not fine-tuned.
+            UserWarning: if the file of scores or one of weights is damaged, missing, or not the one that belongs to the
+                other: unless that is the weights that are not kept, it counts as not fine-tuned.
         """
-        found = read_scores(self.folder, structure.name, structure.candidate, self.metric)
-        if found is None:
-            return None
-        task = self.result.task
-        shapes = slice_model(task.model, task.graph, structure.candidate, task.ranking)
-        return found if weights_there(self.folder, structure.name, shapes) else None
+        tuned = self.tuned(structure)
+        for line in problems(self.folder, structure.name, tuned):
+            warnings.warn(line, UserWarning, stacklevel=2)
+        return tuned.scores
 
 
 def open_run(run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool = False) -> FinishedRun:

@@ -11,6 +11,7 @@ log.txt            progress as plain lines
 base.safetensors   trained network of a configured run; base-*.checkpoint while it is being trained
 baselines/NAME/    run folders of the baselines
 finetuned/         fine-tuned networks and their scores; NAME-*.checkpoint while NAME is being fine-tuned
+finetuned/recipe-* what was fine-tuned by other recipes, each in a folder
 report.html, report/, report.md, report.json, export/, tensorboard/
 """
 
@@ -35,6 +36,7 @@ from filelock import FileLock, Timeout
 from abcsearch.errors import RunError, escaped
 from abcsearch.files import Anchor, gone, replace_file, sealed, unsealed
 from abcsearch.runs.journal import cut_journal
+from abcsearch.scratch import sweep_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -306,6 +308,7 @@ class RunFolder:
             self.settle()
             me = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             self.write_json(_OWNER, me, lasting=False)
+            sweep_all(self.path)  # of what processes that were killed have left
             yield
         finally:
             if self.there:

@@ -44,8 +44,10 @@ def run_costs(
         return graph.costs
     kept = None if folder is None else folder.read_json(_FILE)
     if kept is None and folder is not None and folder.journal.exists() and folder.journal.stat().st_size:
-        msg = f"{folder.path / _FILE} is missing: the trials there are were chosen by the times in it, and new ones would "
-        msg += "be others; restore it from a copy, or start a new run in another folder"
+        msg = (
+            f"{folder.path / _FILE} is missing: trials were chosen by the times in it, and new times would be others; "
+        )
+        msg += "restore it from a copy, or start a new run in another folder"
         raise RunError(msg)
     if kept is None:
         return LatencyModel.measure(model, graph, data.example, settings.latency)

@@ -7,20 +7,20 @@ import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.training.recipe import Recipe
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
 def filled(recipe: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever files hold
     """Returns a recipe as plain JSON values, with the defaults of what older files lack."""
+    from abcsearch.training.recipe import Recipe  # imports torch, which status does without
+
     return json.loads(json.dumps({**asdict(Recipe()), **(recipe if isinstance(recipe, dict) else {})}))
 
 
 def changed(recipe: Any, usual: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever files hold
     """Returns the settings in which a recipe differs from another one: "epochs 20, not 30"."""
-    one, other = filled(recipe), filled(usual)
+    one, other = _filled_alike(recipe, usual)
     return tuple(
         f"{key} {_text(value)}, not {_text(other.get(key))}" for key, value in one.items() if _other(key, one, other)
     )
@@ -42,11 +42,18 @@ def finetune_command(
         workers: processes that train together.
         only: networks that are to be trained; none: all.
     """
-    one, other = filled(usual if recipe is None else recipe), filled(usual)
+    one, other = _filled_alike(usual if recipe is None else recipe, usual)
     options = [f"--set {shlex.quote(f'{key}={_text(value)}')}" for key, value in one.items() if _other(key, one, other)]
     options += [f"--workers {workers}"] if workers > 1 else []
     options += [f"--only {shlex.quote(name)}" for name in only]
     return " ".join(["abcsearch finetune", shlex.quote(str(run_dir)), *options])
+
+
+def _filled_alike(recipe: Any, usual: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401
+    """Returns two recipes, filled only where one lacks what the other has: the defaults take long to import."""
+    if isinstance(recipe, dict) and isinstance(usual, dict) and recipe.keys() == usual.keys():
+        return json.loads(json.dumps(recipe)), json.loads(json.dumps(usual))
+    return filled(recipe), filled(usual)
 
 
 def _other(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from abcsearch.bounds import amount
 from abcsearch.errors import escaped
 from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
 from abcsearch.runs.recipes import changed, finetune_command
+from abcsearch.runs.tuned import FOLDER, kept, problems
 from abcsearch.runs.weights import state_bytes
 from abcsearch.training.objectives import find_objective, metric_text
 
@@ -88,6 +90,7 @@ class Report:
         front: trials that no other one beats in both cost and fitness, by ascending cost; ten of them at most.
         metric: what `before` and `after` of the rows are.
         recipe: that the winner was fine-tuned with, plain values; None if it was not.
+        damaged: which files of fine-tuning are missing or damaged, and what to do.
     """
 
     title: str
@@ -98,6 +101,7 @@ class Report:
     front: tuple[Point, ...]
     metric: str
     recipe: Mapping[str, Any] | None = field(default=None, repr=False)
+    damaged: tuple[str, ...] = ()
 
     def cells(self, *, short: bool = False) -> list[list[str]]:
         """Returns the table as text, one list per row, the header first; costs also in per cent of the full network.
@@ -134,7 +138,8 @@ class Report:
     def markdown(self) -> str:
         """Returns the report as Markdown, every character of which shows."""
         widths = [["layer", "level", "channels"], *([g, level, _change(level, c, k)] for g, level, c, k in self.widths)]
-        parts = [f"# {self.title}", _markdown_table(self.cells()), *self.notes, f"## {FRONT}"]
+        warned = [f"Warning: {text}" for text in self.damaged]
+        parts = [f"# {self.title}", *warned, _markdown_table(self.cells()), *self.notes, f"## {FRONT}"]
         parts += [_markdown_table(self.front_cells()), "## Widths", _markdown_table(widths)]
         return escaped("\n\n".join(parts) + "\n")
 
@@ -154,10 +159,18 @@ def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
 
 
 def make_report(run: FinishedRun) -> Report:
-    """Measures and collects the report of a run, finished or not."""
+    """Measures and collects the report of a run, finished or not.
+
+    Warns:
+        UserWarning: of files of fine-tuning that are damaged or missing; the report says so, too.
+    """
     task, config = run.result.task, run.config
     threads = int(config.evaluator.options.get("threads", 1))
-    scores = {structure.name: run.scores(structure) for structure in run.structures}
+    tuned = {structure.name: run.tuned(structure) for structure in run.structures}
+    damaged = tuple(line for name, own in tuned.items() for line in problems(run.folder, name, own))
+    for line in damaged:
+        warnings.warn(line, UserWarning, stacklevel=2)
+    scores = {name: own.scores for name, own in tuned.items()}
     networks = [run.network(structure, tuned=scores[structure.name] is not None) for structure in run.structures]
     times = measure_forward(networks, task.data.example, threads=threads)
     candidates = [structure.candidate for structure in run.structures]
@@ -192,6 +205,7 @@ def make_report(run: FinishedRun) -> Report:
         front=_front(run.result, against),
         metric=run.metric,
         recipe=recipe,
+        damaged=damaged,
     )
 
 
@@ -272,6 +286,12 @@ def _fine_tuned(run: FinishedRun, rows: Sequence[Row], recipe: Mapping[str, Any]
     )
 
 
+def _kept(run: FinishedRun) -> str:
+    """Returns where there are networks that were fine-tuned by other recipes; "" if there are none."""
+    names = [path.name for path in kept(run.folder)]
+    return f"; by other recipes, in {run.folder.path / FOLDER}: {', '.join(names)}" if names else ""
+
+
 def _overlapping(run: FinishedRun, rows: Sequence[Row]) -> str:
     """Returns which forward times cannot be told apart from the full network's, and what to do; "" if all can."""
     full, *others = rows
@@ -298,7 +318,7 @@ def _notes(run: FinishedRun, threads: int, recipe: str, near: str) -> tuple[str,
         f"Fitness: {config.evaluator.name} ({config.evaluator.options.get('metric') or run.metric}) "
         f"on {len(data.validation)} search-validation images. "
         f"Before and after fine-tuning: {run.metric} on {len(data.test)} test images. "
-        f"Fine-tuned: {recipe}. "
+        f"Fine-tuned: {recipe}{_kept(run)}. "
         f"Forward time: median for a whole batch of {' and of '.join(map(str, BATCHES))} on the CPU, "
         f"{threads} thread(s), the networks in turns.{near}",
         f"{_counted(run)}, {failed} failed, seed {config.seed}; {versions}; {header['environment']['platform']}.",

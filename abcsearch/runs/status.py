@@ -13,7 +13,7 @@ from abcsearch.errors import RunError
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.lines import Chain, OutOfChainError, Success, many_objects
-from abcsearch.runs.tuned import interrupted, tuned_names
+from abcsearch.runs.tuned import interrupted, kept, tuned_names
 from abcsearch.trial import Trial, best_trial
 
 if TYPE_CHECKING:
@@ -218,7 +218,8 @@ class RunStatus:
         running: whether a process writes to the folder now.
         finished: whether nothing is left to search, and nobody writes.
         exhausted: whether the search ended because there are no other structures.
-        tuned: names of the structures that have been fine-tuned.
+        tuned: names of the structures that have been fine-tuned: what export and report take as such.
+        kept: names of the folders in finetuned/ with what was fine-tuned by other recipes.
         interrupted: the command that continues a fine-tuning which was stopped, once nobody writes; else None.
         pulse: what the running process says of itself; None if it says nothing.
         log: the last lines of the log.
@@ -229,6 +230,7 @@ class RunStatus:
     finished: bool
     exhausted: bool
     tuned: tuple[str, ...]
+    kept: tuple[str, ...]
     interrupted: str | None
     pulse: Pulse | None
     log: tuple[str, ...]
@@ -273,15 +275,19 @@ class RunWatch:
         pulse = max(pulses, key=lambda found: found.time, default=None)
         written = {name: folder.journal.stat().st_mtime for name, folder in folders.items() if folder.journal.exists()}
         active = max(written, key=lambda name: written[name]) if running and written else None
+        searches = tuple(
+            self._search(name, folder, settings["n_trials"], None if ended else pulse, active=name == active)
+            for name, folder in folders.items()
+        )
+        winners = {search.name.removeprefix("baseline "): search.best for search in searches}
+        best = {name: None if trial is None else trial.candidate for name, trial in winners.items()}
         return RunStatus(
-            searches=tuple(
-                self._search(name, folder, settings["n_trials"], None if ended else pulse, active=name == active)
-                for name, folder in folders.items()
-            ),
+            searches=searches,
             running=running,
             finished=ended and not running,
             exhausted=exhausted,
-            tuned=tuple(tuned_names(self._folder)),
+            tuned=tuple(tuned_names(self._folder, settings, best)),
+            kept=tuple(path.name for path in kept(self._folder)),
             interrupted=interrupted(self._folder, settings.get("finetune")) if ended and not running else None,
             pulse=pulse,
             log=_last_lines(self.path / "log.txt"),

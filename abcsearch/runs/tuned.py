@@ -1,16 +1,22 @@
-"""What fine-tuning has left in a run folder: scores, which count only with their weights, and trainings cut short."""
+"""What fine-tuning has left in a run folder: scores, which vouch for their weights, and trainings cut short.
+
+One function, `read_tuned`, decides what counts as fine-tuned: for `status`, `export` and `report` alike. Without torch:
+`status` looks every second.
+"""
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-
 from abcsearch.errors import RunError
+from abcsearch.files import CHECKSUM
+from abcsearch.runs.recipes import changed, finetune_command
+from abcsearch.stored import content_hash, read_header
+from abcsearch.training.begun import begun
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -18,6 +24,24 @@ if TYPE_CHECKING:
     from abcsearch.runs.folder import RunFolder
 
 FOLDER = "finetuned"
+SHELVES = "recipe-*"  # folders in it: what was fine-tuned by other recipes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What there is of the fine-tuning of one structure.
+
+    Attributes:
+        scores: what its file of scores holds; None where the structure does not count as fine-tuned.
+        wrong: which file is missing or damaged, so that it does not count; "" without such a one.
+        beside: what is wrong with the weights that the recipe does not keep: it counts all the same.
+        recorded: the scores as far as they can be read, whatever has become of the weights.
+    """
+
+    scores: dict[str, Any] | None = None
+    wrong: str = ""
+    beside: str = ""
+    recorded: dict[str, Any] | None = None
 
 
 def weights_path(folder: RunFolder, name: str) -> Path:
@@ -25,49 +49,98 @@ def weights_path(folder: RunFolder, name: str) -> Path:
     return folder.path / FOLDER / f"{name}.safetensors"
 
 
-def read_scores(folder: RunFolder, name: str, candidate: Sequence[int], metric: str) -> dict[str, Any] | None:
-    """Returns recipe and test metrics before and after, or None where there are none of this structure.
+def weights_names(name: str) -> tuple[str, ...]:
+    """Returns the names that files of weights of a structure may have, those that count first."""
+    return (f"{name}.safetensors", f"{name}.best.safetensors", f"{name}.last.safetensors")
+
+
+def read_tuned(
+    folder: RunFolder,
+    name: str,
+    *,
+    candidate: Sequence[int] | None = None,
+    metric: str | None = None,
+    network: Callable[[], nn.Module] | None = None,
+    where: str = FOLDER,
+) -> Tuned:
+    """Returns what there is of a structure's fine-tuning: whether it counts, and what is wrong.
+
+    It counts if the scores are whole, of this structure and this run, and the weights beside them are whole and those
+    that the scores vouch for. Scores of another candidate, as those of a winner that has been beaten since, are no
+    mistake: the structure has not been fine-tuned.
 
     Args:
         folder: of the run.
         name: of the structure.
-        candidate: that was fine-tuned; the scores of another one do not count.
-        metric: that both must have.
-
-    Warns:
-        UserWarning: if the file is damaged, which counts as if it were not there.
+        candidate: what the structure is now; None if that is not known.
+        metric: of which there must be scores before and after.
+        network: makes one of its shapes, which the weights of older versions must have: their scores vouch for none.
+        where: the folder with scores and weights, in the run folder.
     """
-    file = f"{FOLDER}/{name}.json"
+    file = folder.path / where / f"{name}.json"
     try:
-        found = folder.read_json(file)
-    except RunError as error:
-        _warn(folder, name, f"{folder.path / file} is damaged: {error.__cause__}")
-        return None
-    if found is None:
-        return None
-    wrong = _wrong_scores(found, metric)
+        plain = folder.read_json(f"{where}/{name}.json")
+    except (RunError, OSError) as error:
+        return Tuned(wrong=f"{file} is damaged: {error.__cause__ or error}")
+    weights = file.with_name(f"{name}.safetensors")
+    if plain is None:
+        return Tuned(wrong=f"{weights} is there without its scores: {file.name} is missing" if weights.exists() else "")
+    wrong = _wrong_scores(plain, metric) or _wrong_origin(folder, name, plain)
     if wrong:
-        _warn(folder, name, f"{folder.path / file} is damaged: {wrong}")
-        return None
-    return found if found["candidate"] == list(candidate) else None
-
-
-def weights_there(folder: RunFolder, name: str, network: nn.Module) -> bool:
-    """Returns whether the weights of a fine-tuned structure can be loaded, as far as their header says.
-
-    Args:
-        folder: of the run.
-        name: of the structure.
-        network: of its shapes.
-
-    Warns:
-        UserWarning: if they cannot.
-    """
-    path = weights_path(folder, name)
-    wrong = _wrong_weights(path, network)
+        return Tuned(wrong=f"{file} is damaged: {wrong}")
+    if candidate is not None and plain["candidate"] != list(candidate):
+        return Tuned(recorded=plain)
+    vouched = plain.get("weights", {})
+    wrong = _wrong_weights(weights, vouched.get(weights.name), network)
     if wrong:
-        _warn(folder, name, f"{path} {wrong}")
-    return not wrong
+        return Tuned(wrong=f"{weights} {wrong}", recorded=plain)
+    beside = [file.with_name(other) for other in weights_names(name)[1:] if file.with_name(other).exists()]
+    told = ((path, _wrong_weights(path, vouched.get(path.name, "none"))) for path in beside if vouched)
+    return Tuned(scores=plain, recorded=plain, beside="; ".join(f"{path} {what}" for path, what in told if what))
+
+
+def problems(folder: RunFolder, name: str, tuned: Tuned) -> list[str]:
+    """Returns what has to be said of a structure's fine-tuning, each with what to do."""
+    again = _again(folder, name, tuned)
+    told = [f"{tuned.wrong}; {name} counts as not fine-tuned, run: {again}"] if tuned.wrong else []
+    return told + ([f"{tuned.beside}; it is made again by: {again}"] if tuned.beside else [])
+
+
+def refusal(folder: RunFolder, name: str, tuned: Tuned) -> str:
+    """Returns why a structure that has been fine-tuned cannot be taken as such, and all that can be done about it."""
+    files = folder.path / FOLDER / f"{name}.*"
+    others = "; ".join(_kept_text(folder, name, shelf) for shelf in kept(folder, name))
+    return (
+        f"{tuned.wrong}. It is not passed over, as {name} has been fine-tuned: train it again with: "
+        f"{_again(folder, name, tuned)}; or take another network (--network); or move {files} elsewhere to have {name} "
+        f"as it was before fine-tuning{f'; or take what was fine-tuned by another recipe: {others}' if others else ''}"
+    )
+
+
+def _again(folder: RunFolder, name: str, tuned: Tuned) -> str:
+    """Returns the command that makes damaged files again: with their recipe, or if that is lost with that of others."""
+    usual = folder.header()["settings"].get("finetune")
+    stopped = None if tuned.recorded else interrupted(folder, usual)
+    others = next((scores for _, scores in _all_scores(folder)), {"recipe": usual})
+    return stopped or command(folder, name, tuned.recorded or others, usual)
+
+
+def kept(folder: RunFolder, name: str | None = None) -> list[Path]:
+    """Returns the folders of what was fine-tuned by other recipes, of one structure or of any."""
+    shelves = sorted((folder.path / FOLDER).glob(SHELVES))
+    return [shelf for shelf in shelves if any(shelf.glob("*.json") if name is None else [_there(shelf, name)])]
+
+
+def _there(shelf: Path, name: str) -> bool:
+    """Returns whether there are scores of a structure."""
+    return (shelf / f"{name}.json").exists()
+
+
+def _kept_text(folder: RunFolder, name: str, shelf: Path) -> str:
+    """Returns which one it is, and the command that puts it in its place."""
+    usual = folder.header()["settings"].get("finetune")
+    recorded = read_tuned(folder, name, where=f"{FOLDER}/{shelf.name}").recorded
+    return f"{shelf.name}: {'damaged, too' if recorded is None else command(folder, name, recorded, usual)}"
 
 
 def unfinished(folder: RunFolder, name: str) -> list[Path]:
@@ -75,10 +148,17 @@ def unfinished(folder: RunFolder, name: str) -> list[Path]:
     return sorted((folder.path / FOLDER).glob(f"{name}-*.checkpoint"))
 
 
-def tuned_names(folder: RunFolder) -> list[str]:
-    """Returns the names of the structures that have been fine-tuned: of which there are scores and weights."""
-    names = sorted(path.stem for path in (folder.path / FOLDER).glob("*.json"))
-    return [name for name in names if weights_path(folder, name).exists()]
+def tuned_names(folder: RunFolder, settings: Mapping[str, Any], best: Mapping[str, Sequence[int] | None]) -> list[str]:
+    """Returns the names of the structures of a run that have been fine-tuned, as `read_tuned` decides.
+
+    Args:
+        folder: of the run.
+        settings: of the run, plain. Whoever changes what full and uniform are begins another run.
+        best: what the best structures of the searches are now, by name.
+    """
+    names = {"full", *settings.get("baselines", ()), settings["searcher"]["name"]}
+    there = sorted(name for name in names if name not in best or best[name] is not None)
+    return [name for name in there if read_tuned(folder, name, candidate=best.get(name)).scores is not None]
 
 
 def command(folder: RunFolder, name: str, identity: Mapping[str, Any], recipe: Any) -> str:  # noqa: ANN401 - whatever run.json holds
@@ -87,24 +167,21 @@ def command(folder: RunFolder, name: str, identity: Mapping[str, Any], recipe: A
     Args:
         folder: of the run.
         name: of the structure.
-        identity: of its checkpoint.
+        identity: of its checkpoint, or its scores.
         recipe: of the run; what differs from it is given by --set.
     """
-    from abcsearch.runs.recipes import changed, finetune_command  # they load torch
-
     own, workers = identity.get("recipe"), int(identity.get("workers", 1))
-    done = (_recipe(folder, other) for other in tuned_names(folder) if other != name)
-    others = any(changed(found, own) for found in done if found is not None)
+    done = (scores["recipe"] for other, scores in _all_scores(folder) if other != name)
+    others = any(changed(recipe_done, own) for recipe_done in done)
     return finetune_command(folder.path, own, recipe, workers, only=[name] if others else [])
 
 
-def _recipe(folder: RunFolder, name: str) -> Any:  # noqa: ANN401 - whatever the file holds
-    """Returns the recipe of a fine-tuning that is done, or None if the file is damaged."""
-    try:
-        found = folder.read_json(f"{FOLDER}/{name}.json")
-    except RunError:
-        return None
-    return found.get("recipe") if isinstance(found, dict) else None
+def _all_scores(folder: RunFolder) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the names of all fine-tunings that are whole, of any structure, with their scores."""
+    for path in sorted((folder.path / FOLDER).glob("*.json")):
+        scores = read_tuned(folder, path.stem).scores
+        if scores is not None:
+            yield path.stem, scores
 
 
 def interrupted(folder: RunFolder, recipe: Any) -> str | None:  # noqa: ANN401 - whatever run.json holds
@@ -119,38 +196,39 @@ def interrupted(folder: RunFolder, recipe: Any) -> str | None:  # noqa: ANN401 -
     last = max(times, key=lambda path: times[path], default=None)
     if last is None or times[last] < done:  # another recipe has been taken since
         return None
-    from abcsearch.training.checkpoints import begun  # it loads torch
-
-    found = begun(last)
+    told = begun(last)
     name = last.name.rpartition("-")[0]
-    return command(folder, name, {"recipe": recipe} if found is None else found[0], recipe)
+    return command(folder, name, {"recipe": recipe} if told is None else told[0], recipe)
 
 
-def _warn(folder: RunFolder, name: str, wrong: str) -> None:
-    """Warns of a damaged file."""
-    warnings.warn(
-        f"{wrong}; {name} counts as not fine-tuned, run: abcsearch finetune {folder.path}", UserWarning, stacklevel=2
-    )
-
-
-def _wrong_scores(found: Any, metric: str) -> str:  # noqa: ANN401 - any JSON value
+def _wrong_scores(plain: Any, metric: str | None) -> str:  # noqa: ANN401 - any JSON value
     """Returns what is wrong with the content of a file of scores, or ""."""
-    if not isinstance(found, dict):
-        return f"it holds no scores but {found!r:.40}"
-    missing = [key for key in ("candidate", "recipe", "before", "after") if key not in found]
+    if not isinstance(plain, dict):
+        return f"it holds no scores but {plain!r:.40}"
+    missing = [key for key in ("candidate", "recipe", "before", "after") if key not in plain]
     if missing:
         return f"{', '.join(missing)} missing"
-    recipe = found["recipe"]
+    recipe, vouched = plain["recipe"], plain.get("weights", {})
     if not isinstance(recipe, dict) or not _is_number(recipe.get("epochs")):
         return "recipe is none"
+    if not isinstance(vouched, dict) or not all(isinstance(value, str) for value in vouched.values()):
+        return "weights are no hashes by name"
     for when in ("before", "after"):
-        own = found[when]
-        if not isinstance(own, dict) or metric not in own:
-            return f"{when} has no {metric}"
-        wrong = [key for key, value in own.items() if not _is_number(value)]
+        scores = plain[when]
+        if not isinstance(scores, dict) or metric not in (None, *scores):
+            return f"{when} has no {metric or 'scores'}"
+        wrong = [key for key, value in scores.items() if not _is_number(value)]
         if wrong:
             return f"{when}: {', '.join(wrong)} is no number"
     return ""
+
+
+def _wrong_origin(folder: RunFolder, name: str, plain: Mapping[str, Any]) -> str:
+    """Returns whose scores a file holds, if they are of another structure or another run; older files do not say."""
+    vouched, model = plain.get("weights"), folder.header()["identity"].get("model")
+    if vouched is not None and f"{name}.safetensors" not in vouched:
+        return f"its scores are those of {', '.join(vouched) or 'no weights'}"
+    return "it is of another run, whose full network has other weights" if plain.get("model", model) != model else ""
 
 
 def _is_number(value: Any) -> bool:  # noqa: ANN401 - any JSON value
@@ -158,16 +236,20 @@ def _is_number(value: Any) -> bool:  # noqa: ANN401 - any JSON value
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _wrong_weights(path: Path, network: nn.Module) -> str:
+def _wrong_weights(path: Path, vouched: str | None, network: Callable[[], nn.Module] | None = None) -> str:
     """Returns what is wrong with a file of weights, or ""."""
     if not path.is_file():
         return "is missing"
     try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except Exception as error:  # noqa: BLE001 - what is raised depends on the damage
-        return f"is damaged: {(str(error) or type(error).__name__).splitlines()[0]}"
-    others = _others(shapes, network)
+        header, content = read_header(path), content_hash(path)
+    except (ValueError, OSError) as error:
+        return f"is damaged: {error}"
+    if header.metadata.get(CHECKSUM, content) != content:
+        return "is damaged: its checksum is not that of its content"
+    if vouched is not None:
+        return "" if vouched == content else f"is another file than that of its scores (hash {content}, not {vouched})"
+    shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
+    others = [] if network is None else _others(shapes, network())
     return f"does not fit the network: {', '.join(others[:3])}" if others else ""
 
 

@@ -16,13 +16,14 @@ from safetensors.torch import save
 
 from abcsearch.errors import CheckpointError, differences
 from abcsearch.files import Anchor, replace_file
+from abcsearch.training.begun import KEY
 
 if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.data.images import Images
 
-_KEY, _CHECK = "training", "crc32"  # of the metadata; older files have no checksum
+_CHECK = "crc32"  # of the metadata; older files have no checksum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,25 +50,28 @@ class Checkpoint:
         """Prepares to read and write.
 
         Args:
-            path: the file; its folder is made if missing.
+            path: the file; its folder is made if missing, but not once more: one that is lost meanwhile is an error.
             identity: plain JSON values: what makes the training this very one.
         """
         self.path = Path(path)
         self._anchor = Anchor.of(self.path.parent)
         self._identity = json.loads(json.dumps(identity))
+        self._made = False
 
     def read(self) -> Saved | None:
-        """Returns the training as it was left; None if there is no file.
+        """Returns the training as it was left; None if there is no file. Makes its folder if missing.
 
         Raises:
             CheckpointError: if the file cannot be read, or is of another training.
         """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._made = True
         if not self.path.exists():
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata()
-                found = json.loads(metadata[_KEY])
+                found = json.loads(metadata[KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             _verify(metadata, tensors)
             identity, state = found["identity"], found["state"]
@@ -89,6 +93,7 @@ class Checkpoint:
 
         Raises:
             FolderGoneError: if the folder was renamed or deleted since the training began.
+            OSError: if it cannot be written, or its folder has been lost since it was made.
         """
         self._anchor.check()
         tensors = {
@@ -96,17 +101,18 @@ class Checkpoint:
             for name, tensor in saved.tensors.items()
         }
         text = json.dumps({"identity": self._identity, "state": dict(saved.state)})
-        metadata = {_KEY: text, _CHECK: _checksum(text, tensors)}
-        replace_file(self.path, lambda path: path.write_bytes(save(tensors, metadata)))
+        metadata = {KEY: text, _CHECK: _checksum(text, tensors)}
+        replace_file(self.path, lambda path: path.write_bytes(save(tensors, metadata)), make_folder=not self._made)
+        self._made = True
 
 
 def _verify(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> None:
     """Raises ValueError if the content of a file is not what was written."""
-    known = metadata.keys() - {_KEY}
+    known = metadata.keys() - {KEY}
     if known and known != {_CHECK}:
         msg = f"unknown entries: {', '.join(sorted(known))}"
         raise ValueError(msg)
-    if known and metadata[_CHECK] != _checksum(metadata[_KEY], tensors):
+    if known and metadata[_CHECK] != _checksum(metadata[KEY], tensors):
         msg = "damaged: its checksum is not that of its content"
         raise ValueError(msg)
 
@@ -149,22 +155,3 @@ def images_hash(split: Images) -> str:
     digest = hashlib.sha256()
     split.update(digest)
     return digest.hexdigest()[:16]
-
-
-def begun(path: Path) -> tuple[dict[str, Any], list[float]] | None:
-    """Returns what training a checkpoint is of, and the mean losses of its epochs; None where it cannot be read.
-
-    Only the file's first bytes are read, so that damage behind them is not seen: who reads it whole says so.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = json.loads(file.metadata()[_KEY])
-            return dict(found["identity"]), list(found["state"]["losses"])
-    except Exception:  # noqa: BLE001 - what is raised depends on the damage
-        return None
-
-
-def losses_so_far(path: Path) -> list[float]:
-    """Returns the mean losses of the epochs that a checkpoint holds; [] where there is none, or a damaged one."""
-    found = begun(path)
-    return [] if found is None else found[1]

@@ -10,7 +10,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.training.checkpoints import losses_so_far
+from abcsearch.errors import CheckpointError
+from abcsearch.training.begun import losses_so_far
 from abcsearch.training.crew import Crew, Workers
 from abcsearch.training.loop import check_training, train
 
@@ -69,6 +70,9 @@ def train_together(  # noqa: PLR0913 - as `train`
                 workers.run(
                     functools.partial(_share, own, split, recipe, options), file.parent, gpu=recipe.device != "cpu"
                 )
+            if not losses_so_far(file):
+                msg = f"{file} is gone or damaged, though the workers have trained to the end; run it again to go on"
+                raise CheckpointError(msg)
             on_epoch = None
         return train(model, split, recipe, crew=crew, on_epoch=on_epoch, **options)
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from abcsearch.cli import app
 from abcsearch.config import read_config
-from abcsearch.errors import ConfigError
+from abcsearch.errors import ConfigError, RunError
 from abcsearch.runs.configured import run_config
 from abcsearch.runs.exports import export_run
 from abcsearch.runs.finetuning import finetune_run
@@ -154,7 +154,8 @@ def test_a_damaged_file_counts_as_none_and_is_made_again(tuned, tmp_path, end, h
     wanted, scores = _weights(run), run.scores(run.winner)
     path = run.folder.path / "finetuned" / f"{run.winner.name}.{end}"
     damage(path, how)
-    said = rf"{path.name} (is missing|is damaged: .+|does not fit .+); .* run: abcsearch finetune {run.folder.path}$"
+    again = f"abcsearch finetune {run.folder.path} --set epochs=3 --set lr=0.05"
+    said = rf"{path.name} (is missing|is damaged: .+|is another file .+); .* run: {again}$"
     with pytest.warns(UserWarning, match=said):
         assert run.scores(run.winner) is None
     assert all(run.scores(other) is not None for other in run.structures[:-1])
@@ -176,12 +177,12 @@ def test_report_and_export_say_that_a_file_is_damaged(tuned, tmp_path, end, how)
     with pytest.warns(UserWarning, match=rf"{path.name} is damaged"):
         report = make_report(open_run(tmp_path / "run"))
     assert [row.after is None for row in report.rows] == [False, False, True]
-    with pytest.warns(UserWarning, match=rf"{path.name} is damaged"):
-        _, fine_tuned = export_run(open_run(tmp_path / "run"), tmp_path / "out")
-    assert not fine_tuned
+    with pytest.raises(RunError, match=rf"{path.name} is damaged.* train it again with: abcsearch finetune"):
+        export_run(open_run(tmp_path / "run"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("default")  # as for users, who read it once
-        export_run(open_run(tmp_path / "run"), tmp_path / "out")
+        make_report(open_run(tmp_path / "run"))
     assert len([own for own in said if path.name in str(own.message)]) == 1
 
 
@@ -296,7 +297,7 @@ def test_a_fine_tuning_that_was_killed_is_continued_by_the_command_that_status_n
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert lines[0].startswith("bee_colony was fine-tuned by another recipe (epochs 1, not 3; lr 0.02, not 0.05; ")
-    assert [line.endswith("): replaced") for line in lines[:4]] == [True, True, True, False]
+    assert ["): kept in finetuned/recipe-" in line for line in lines[:4]] == [True, True, True, False]
     assert "fine-tuning bee_colony: 3/3" in lines[3]
     assert Recipe(**run.scores(run.winner)["recipe"]) == recipe
     assert state_of(run)[0].startswith("finished;")
