@@ -172,7 +172,9 @@ def export(
         from abcsearch.exporting.targets import check_target
         from abcsearch.runs.exports import export_folder, export_run
         from abcsearch.runs.finished import open_run
+        from abcsearch.runs.folder import RunFolder
 
+        RunFolder(run_dir).header()  # before its folder is taken for that of an export
         check_target(export_folder(run_dir, network) if out is None else out, format)
         made, tuned = export_run(open_run(run_dir, trust=trust), out, format=format, network=network)
         console.print(f"exported to {made}")

@@ -43,8 +43,12 @@ def search(  # noqa: PLR0913 - one argument per option
     folder = run_dir or Path("runs") / name
     with answering(folder):
         from abcsearch.config import read_config
+        from abcsearch.errors import ConfigError
         from abcsearch.runs.configured import run_config
 
+        if (config / "run.json").is_file():
+            msg = f"{config} is a run folder, not a config; continue its run with: abcsearch resume {config}"
+            raise ConfigError(msg)
         given = _execution(workers, ray_address)
         own = [f"execution.{key}={json.dumps(value)}" for key, value in given.items()]
         settings = read_config(config, [*(overrides or ()), *own])

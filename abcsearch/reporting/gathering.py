@@ -125,7 +125,7 @@ def gather(
         report=report,
         missing=missing,
         curves=tuple(fitness_curve(search) for search in history.searches if search.trials),
-        clouds=_clouds(trials, run, str(history.settings["searcher"]["options"].get("against", "macs"))),
+        clouds=_clouds(trials, run, str(history.settings["searcher"].get("options", {}).get("against", "macs"))),
         marks=_marks(history, run, report),
         widths=widths,
         best=best_trials(trials, layers) if trials else None,

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.errors import RunError
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
+from abcsearch.runs.shapes import shown_header
 from abcsearch.runs.watching import finish_times
 from abcsearch.trial import Trial, best_trial
 
@@ -93,19 +95,26 @@ def read_history(run_dir: str | Path) -> History:
         RunError: if the folder holds no run, or a damaged one.
     """
     folder = RunFolder(run_dir)
-    header = folder.header()
+    header = shown_header(folder)
     settings = header["settings"]
     searches = [_search(folder, str(settings["searcher"]["name"]), int(settings["n_trials"]))]
     if "random" in settings.get("baselines", ()) and folder.baseline("random").journal.exists():
         searches.append(_search(folder.baseline("random"), "random", int(settings["n_trials"])))
-    members = (folder.read_json("population.json") or {}).get("members") or [{}]
     return History(
         path=folder.path,
         header=header,
         searches=tuple(searches),
         over=folder.finished(int(settings["n_trials"])),
-        names=tuple(members[0].get("widths", ())),
+        names=_names(folder),
     )
+
+
+def _names(folder: RunFolder) -> tuple[str, ...]:
+    """Returns the names of the dimensions; none where the file that has them is missing or damaged."""
+    try:
+        return tuple(str(name) for name in folder.read_json("population.json")["members"][0]["widths"])
+    except (RunError, AttributeError, IndexError, KeyError, TypeError):
+        return ()
 
 
 def _search(folder: RunFolder, name: str, n_trials: int) -> SearchHistory:

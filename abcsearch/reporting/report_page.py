@@ -74,7 +74,7 @@ def title_of(found: Gathered) -> str:
     if found.report is not None:
         return found.report.title
     settings = found.history.settings
-    bounds = ", ".join(f"{name} {bound}" for name, bound in settings["budget"].items() if bound is not None)
+    bounds = ", ".join(f"{name} {bound}" for name, bound in settings.get("budget", {}).items() if bound is not None)
     return f"{found.history.searcher}: {settings['n_trials']} trials, budget {bounds or 'none'}"
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.data.registry import load_data, takes_seed
-from abcsearch.errors import RunError
+from abcsearch.errors import CheckpointError, RunError
 from abcsearch.files import Anchor, replace_file
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.header import data_identity, trusted_header, write_header
+from abcsearch.runs.header import AGAIN, data_identity, trusted_header, write_header
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.run import Parts, SearchResult, run_search
 from abcsearch.runs.settings import OBJECT, Part, RunConfig, SearchSettings, from_plain
@@ -205,7 +205,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     folder = RunFolder(run_dir)
     plain = trusted_header(folder, trust=trust)["settings"]
     configured = "model" in plain
-    settings = from_plain(RunConfig if configured else SearchSettings, plain)
+    settings = from_plain(RunConfig if configured else SearchSettings, plain, folder.path / "run.json")
     settings = replace(
         settings,
         n_trials=n_trials or settings.n_trials,
@@ -271,5 +271,25 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
         replace_file(file, weights_writer(model))
         for done in file.parent.glob(f"{file.stem}-*.checkpoint"):  # also of settings that it has not become
             done.unlink()
-    load_checkpoint(model, file)
+    load_base(model, file)
     model.eval()
+
+
+def load_base(model: nn.Module, file: Path) -> None:
+    """Loads the weights of a run's network, which the run can make again.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or does not fit the network.
+    """
+    try:
+        load_checkpoint(model, file)
+    except CheckpointError as error:
+        if not file.exists():
+            msg = f"{file}, the weights of the trained network, is missing; {AGAIN} abcsearch resume {file.parent}"
+        elif error.__cause__ is None:
+            msg = f"{error}; restore {file.name} from a copy, or delete it: {AGAIN} abcsearch resume {file.parent}"
+        else:
+            reason = (str(error.__cause__) or type(error.__cause__).__name__).splitlines()[0].removeprefix("damaged: ")
+            msg = f"{file} is damaged: {reason}; restore it from a copy, or delete it: {AGAIN} abcsearch resume "
+            msg += str(file.parent)
+        raise CheckpointError(msg) from error

@@ -16,9 +16,9 @@ from abcsearch.errors import ConfigError, RunError, unknown_name
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
-from abcsearch.runs.configured import load_run_data, run_config
+from abcsearch.runs.configured import load_base, load_run_data, run_config
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.header import identity, trusted_header
+from abcsearch.runs.header import AGAIN, identity, trusted_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.run import collected
 from abcsearch.runs.settings import RunConfig, from_plain
@@ -30,6 +30,7 @@ from abcsearch.training.objectives import find_objective, metric_text
 from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import nn
@@ -190,7 +191,10 @@ def open_run(run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool
     config = _config(folder, trust=trust)
     parts = [folder, *(folder.baseline(name) for name in config.baselines if name == "random")]
     if not all(part.finished(config.n_trials) for part in parts):
-        msg = f"the search in {folder.path} is not finished; continue it with: abcsearch resume {folder.path}"
+        lacking = "; ".join(text for part in parts for text in _unfinished(part, config.n_trials))
+        msg = (
+            f"the search in {folder.path} is not finished; continue it with: abcsearch resume {folder.path} ({lacking})"
+        )
         raise RunError(msg)
     if os.access(folder.path, os.W_OK):
         result = run_config(config, run_dir, load=load, executor=SerialExecutor())  # nothing is left to evaluate
@@ -220,12 +224,14 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: b
     folder = RunFolder(run_dir)
     config = _config(folder, trust=trust)
     model, data = config.model.build(config.seed), load(config)
-    load_checkpoint(model, folder.base)
+    load_base(model, folder.base)
     task = Task.of(model.eval(), data, config, folder=folder)
     recorded, now = folder.header()["identity"], identity(task.model, data)
     others = [key for key in ("model", "data") if recorded.get(key, now[key]) != now[key]]
     if others:
         msg = f"{' and '.join(others)} of {folder.path} are others now than when it ran"
+        if "model" in others:
+            msg += f"; restore {folder.base} from a copy, or delete it: {AGAIN} abcsearch resume {folder.path}"
         raise RunError(msg)
     trials = read_journal(folder.journal).trials
     mine = [trials[number] for number in sorted(trials) if number < config.n_trials]
@@ -241,7 +247,18 @@ def _config(folder: RunFolder, *, trust: bool) -> RunConfig:
     if "model" not in header["settings"]:
         msg = f"{folder.path} was started from Python; fine-tune and export its result there (finetune, export)"
         raise RunError(msg)
-    return from_plain(RunConfig, header["settings"])
+    return from_plain(RunConfig, header["settings"], folder.path / "run.json")
+
+
+def _unfinished(folder: RunFolder, n_trials: int) -> Iterator[str]:
+    """Yields what a search lacks that is not finished, with the file that says so."""
+    if folder.finished(n_trials):
+        return
+    done = len(read_journal(folder.journal).trials)
+    if done < n_trials:
+        yield f"{done} of {n_trials} trials are in {folder.journal}"
+    else:
+        yield f"{folder.path / 'searcher.json'} is missing or damaged, which resuming mends"
 
 
 def _random_trials(folder: RunFolder, config: RunConfig) -> list[Trial]:

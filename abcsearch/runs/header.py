@@ -90,6 +90,10 @@ _OTHERS = {
 }
 
 
+# What comes of a base network's file that has been deleted.
+AGAIN = "it is then loaded from the checkpoint, or trained again with the same result, by:"
+
+
 def _other(key: str, settings: SearchSettings) -> str:
     """Returns what differs, in words."""
     model = settings.model if isinstance(settings, RunConfig) else None
@@ -108,7 +112,9 @@ def held_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any
         _refuse_foreign(folder.path)
         return None
     before = folder.header()
-    same_kind = to_plain(from_plain(type(settings), before["settings"]))  # with defaults for what is new since
+    same_kind = to_plain(
+        from_plain(type(settings), before["settings"], folder.path / "run.json")
+    )  # with defaults for what is new since
     found = differences(deciding(same_kind), deciding(to_plain(settings)))
     found += [
         f"{_other(key, settings)} (hash {value} in the folder, {same[key]} now)"
@@ -117,6 +123,12 @@ def held_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any
     ]
     if found and not folder.base.exists() and not (folder.journal.exists() and folder.journal.stat().st_size):
         return None  # nothing to lose yet
+    if [text.split(" (hash ")[0] for text in found] == [_OTHERS["model"]] and folder.base.exists():
+        msg = (
+            f"the weights in {folder.base} are others than those that the run began with; restore the file from a "
+            f"copy, or delete it: {AGAIN} abcsearch resume {folder.path}"
+        )
+        raise RunError(msg)
     if found:
         msg = (
             f"{folder.path} already holds a different run: {'; '.join(found)}. "
@@ -148,6 +160,12 @@ def _refuse_foreign(path: Path) -> None:
     """Raises RunError if a folder without run.json holds files that no run has put there."""
     there = path.iterdir() if path.exists() else ()
     others: Sequence[str] = sorted(entry.name for entry in there if not entry.name.startswith("."))
+    if others and path.parent.name == "baselines":
+        msg = (
+            f"{path} is a baseline whose run.json is missing; restore that from a copy, or delete {path}: this "
+            f"baseline is then searched again"
+        )
+        raise RunError(msg)
     if others:
         msg = f"{path} is not empty and holds no run ({', '.join(others[:3])}); choose a new folder"
         raise RunError(msg)

@@ -311,9 +311,10 @@ def _overlapping(run: FinishedRun, rows: Sequence[Row]) -> str:
 def _notes(run: FinishedRun, threads: int, recipe: str, near: str) -> tuple[str, ...]:
     """Returns how the numbers were measured."""
     header, config = run.folder.header(), run.config
-    versions = ", ".join(f"{name} {version}" for name, version in header["environment"]["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in header["environment"].get("versions", {}).items())
     failed = sum(trial.evaluation.failure is not None for trial in run.result.trials)
     data = run.result.task.data
+    platform = header["environment"].get("platform", "an unknown platform")
     return (
         f"Fitness: {config.evaluator.name} ({config.evaluator.options.get('metric') or run.metric}) "
         f"on {len(data.validation)} search-validation images. "
@@ -321,7 +322,7 @@ def _notes(run: FinishedRun, threads: int, recipe: str, near: str) -> tuple[str,
         f"Fine-tuned: {recipe}{_kept(run)}. "
         f"Forward time: median for a whole batch of {' and of '.join(map(str, BATCHES))} on the CPU, "
         f"{threads} thread(s), the networks in turns.{near}",
-        f"{_counted(run)}, {failed} failed, seed {config.seed}; {versions}; {header['environment']['platform']}.",
+        f"{_counted(run)}, {failed} failed, seed {config.seed}; {versions}; {platform}.",
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from abcsearch.budget import Budget
 from abcsearch.channels.graph import check_space
 from abcsearch.channels.latency import LatencyOptions
-from abcsearch.errors import ConfigError, RunError
+from abcsearch.errors import AbcSearchError, ConfigError, RunError, type_problems
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.plan import read_sizes, with_sizes
 from abcsearch.models.registry import Constructor
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="SearchSettings")
 
 
+BASELINES = ("uniform", "random")
 OBJECT = " (object)"  # ends the names of parts that the caller brought: they cannot be made from a name
 
 
@@ -53,6 +54,9 @@ class Part:
 
     def __post_init__(self) -> None:
         """Makes numbers plain."""
+        if not isinstance(self.name, str) or not isinstance(self.options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"a part is a name and a table of options, found {self.name!r:.80} and {self.options!r:.80}"
+            raise ConfigError(msg)
         object.__setattr__(self, "options", _plain(self.options))
 
     @classmethod
@@ -164,6 +168,14 @@ class ModelSettings(Constructor):
     checkpoint: str | None = None
     sizes: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        """Checks the kinds of values, which may come out of a file."""
+        kinds = {"name": str, "options": Mapping, "checkpoint": str | None, "sizes": Mapping | None}
+        wrong = {name: getattr(self, name) for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)}
+        if wrong:
+            msg = f"a model is a name, a table of options, and a checkpoint or none, found {wrong!r:.200}"
+            raise ConfigError(msg)
+
     @classmethod
     def of_export(cls, folder: Path, *, trust: bool = False) -> ModelSettings:
         """Returns the network of an export, to be pruned again.
@@ -204,7 +216,7 @@ class RunConfig(SearchSettings):
         baselines: what the winner is compared with: "uniform", "random".
 
     Raises:
-        ConfigError: if there is neither a checkpoint nor a recipe for pre-training.
+        ConfigError: if there is neither a checkpoint nor a recipe for pre-training, or a baseline is unknown.
     """
 
     model: ModelSettings
@@ -216,6 +228,10 @@ class RunConfig(SearchSettings):
     def __post_init__(self) -> None:
         """Checks that there will be a trained network."""
         super().__post_init__()
+        unknown = [] if isinstance(self.baselines, str) else [b for b in self.baselines if b not in BASELINES]
+        if unknown or isinstance(self.baselines, str):
+            msg = f"baselines are some of {', '.join(BASELINES)}, found {self.baselines!r:.80}"
+            raise ConfigError(msg)
         # A random search is its own random baseline.
         others = tuple(b for b in self.baselines if b != self.searcher.name)
         object.__setattr__(self, "baselines", others)
@@ -265,18 +281,36 @@ def to_plain(settings: SearchSettings) -> dict[str, Any]:
         raise ConfigError(msg) from error
 
 
-def from_plain(kind: type[S], plain: Mapping[str, Any]) -> S:
+def from_plain(kind: type[S], plain: Mapping[str, Any], file: Path | None = None) -> S:
     """Returns the settings that `to_plain` described.
 
+    Args:
+        kind: of settings.
+        plain: their values.
+        file: that holds them, for messages.
+
     Raises:
-        RunError: if they are not settings of this version.
-        ConfigError, BudgetError: if a value is out of range.
+        RunError: if they are not settings of this version, or a value is out of range.
     """
+    where = "the run" if file is None else str(file)
+    values: dict[str, Any] = {}
+    key: str = "settings"
     try:
-        values: dict[str, Any] = {
-            k: _RECORDS[k](**v) if k in _RECORDS and v is not None else v for k, v in plain.items()
-        }
-        return kind(**values)
-    except TypeError as error:
-        msg = f"the run has settings that this version does not know: {error}; was it written by another version?"
+        for key, value in plain.items():
+            table: Any = value  # whatever the file holds
+            empty = value is None and key == "pretrain"
+            values[key] = _RECORDS[key](**table) if key in _RECORDS and not empty else value
+        key = "settings"
+        settings = kind(**values)
+        problems = type_problems(settings)
+    except (AbcSearchError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).replace(f"{kind.__name__}.__init__() ", "")
+        msg = (
+            f"{where} has settings that this version does not know: {key}: {reason}; was it written by another "
+            f"version? If not, restore it from a copy, or start a new run"
+        )
         raise RunError(msg) from error
+    if problems:
+        msg = f"{where} has settings of another kind: {'; '.join(problems)}; restore it from a copy"
+        raise RunError(msg)
+    return settings

@@ -13,6 +13,7 @@ from abcsearch.errors import RunError
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.lines import Chain, OutOfChainError, Success, many_objects
+from abcsearch.runs.shapes import shown_header
 from abcsearch.runs.tuned import interrupted, kept, tuned_names
 from abcsearch.trial import Trial, best_trial
 
@@ -252,7 +253,7 @@ class RunWatch:
     @property
     def title(self) -> str:
         """What is run, and since when."""
-        header = self._folder.header()
+        header = shown_header(self._folder)
         settings, started = header["settings"], header["environment"]["started"]
         return f"{self.path}: {settings['searcher']['name']}, seed {settings['seed']}, started {started}"
 
@@ -262,7 +263,7 @@ class RunWatch:
         Raises:
             RunError: if the folder holds no run, or a damaged one.
         """
-        settings = self._folder.header()["settings"]
+        settings = shown_header(self._folder)["settings"]
         folders = {settings["searcher"]["name"]: self._folder}
         begun = {path.parent.name for path in self.path.glob("baselines/*/run.json")}
         due = {"random"} & set(settings.get("baselines", ()))  # the only one that is a search

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests import mutations
+from tests import headers, mutations
 
 pytestmark = pytest.mark.faults
 
@@ -17,3 +17,10 @@ def test_no_damage_changes_a_result_in_silence(tmp_path, capsys):
     with capsys.disabled():
         sys.stdout.write(f"\n{mutations.table(outcomes)}\n")
     assert not mutations.wrong(outcomes)
+
+
+def test_no_wrong_key_of_a_header_is_an_error_of_ours(tmp_path):
+    run, header = headers.made(tmp_path)
+    cases = [(path, value) for path in headers.keys(header) for value in headers.wrong(header, path)]
+    with mutations.quick():
+        assert not headers.failures(run, header, cases, headers.COMMANDS)

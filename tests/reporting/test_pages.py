@@ -147,7 +147,7 @@ def test_what_is_not_at_hand_leaves_the_charts(run, tmp_path):
     (copy / "base.safetensors").unlink()
     result = call("report", copy)
     assert result.exit_code == 0, result.output
-    assert "base.safetensors does not exist" in result.output
+    assert "base.safetensors, the weights of the trained network, is missing" in result.output
     found = gather(copy)
     assert found.report is None
     assert next(layer.name for layer in found.widths.layers) == "conv"
