@@ -86,18 +86,29 @@ def resume(  # noqa: PLR0913 - one argument per option
     until: Annotated[
         int | None, typer.Option(min=0, help="Keep only the first lines of a damaged journal.", show_default=False)
     ] = None,
+    retry_failed: Annotated[  # noqa: FBT002 - an option
+        bool, typer.Option("--retry-failed", help="Evaluate failed trials again, and what depends on them.")
+    ] = False,
+    shorten: Annotated[  # noqa: FBT002 - an option
+        bool, typer.Option("--shorten", help="Let --n-trials be less than what is done.")
+    ] = False,
     workers: Workers = None,
     ray_address: RayAddress = None,
     tensorboard: UseTensorBoard = False,  # noqa: FBT002 - an option
     optuna_storage: OptunaStorage = None,
     trust: Trust = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Continues a run that was stopped or killed; a finished one is only shown."""
+    """Continues a run that was stopped or killed; a finished one is only shown.
+
+    --retry-failed is for failures that have passed, such as those of a full cluster: the run ends as if they had not
+    been. Trials before the first failure stay, later ones are evaluated again only where they come out differently.
+    """
     with answering(run_dir):
         from abcsearch.runs.configured import resume as resume_run
 
         changes = _given(n_trials=n_trials, until=until, execution=_execution(workers, ray_address) or None)
         watchers = _watchers(optuna_storage, tensorboard=tensorboard)
+        changes |= {"retry_failed": retry_failed, "shorten": shorten}
         with progress_shown() as progress:
             result = resume_run(run_dir, trust=trust, progress=progress, **changes, **watchers)
         _print_best(result)

@@ -14,12 +14,15 @@ from abcsearch.files import Anchor, replace_file
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import AGAIN, data_identity, trusted_header, write_header
+from abcsearch.runs.journal import read_journal
 from abcsearch.runs.loop import Progress, logged, silent
+from abcsearch.runs.retrying import set_back
 from abcsearch.runs.run import Parts, SearchResult, run_search
 from abcsearch.runs.settings import OBJECT, Part, RunConfig, SearchSettings, from_plain
 from abcsearch.runs.task import Task
 from abcsearch.runs.weights import checkpoint_path, load_checkpoint, weights_writer
 from abcsearch.training.loop import check_training, train
+from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.run import SearcherFactory
     from abcsearch.runs.watching import WatcherFactory
     from abcsearch.searchers.base import Searcher
+    from abcsearch.trial import Trial
 
     LoadData = Callable[[RunConfig], Data]
 
@@ -172,6 +176,8 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     n_trials: int | None = None,
     execution: Mapping[str, Any] | None = None,
     until: int | None = None,
+    retry_failed: bool = False,
+    shorten: bool = False,
     trust: bool = False,
     searcher: SearcherFactory | Searcher | None = None,
     evaluator: Evaluator | None = None,
@@ -192,6 +198,9 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         execution: other workers, ray_address, gpus or timeout than before, e.g. {"workers": 8}.
         trust: takes a folder from elsewhere at its word: what its settings name is imported, read and reached.
         until: keeps only so many lines of a journal that is damaged behind them; a copy of all is put beside it.
+        retry_failed: evaluates failed trials again, also those of the random baseline; the run then ends as one in
+            which they did not fail. Evaluations of other trials are used again where the same trials come up.
+        shorten: whether `n_trials` may be less than what is done; the winner is then that of the first trials.
         searcher: the same searcher.
         evaluator: the same evaluator.
         executor: where evaluations run, instead of what the run's settings say.
@@ -199,21 +208,22 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         watchers: functions of (task, folder) that return who hears of every trial.
 
     Raises:
-        RunError: if the folder holds no run, an object is missing, or one differs from what the run was started with.
+        RunError: if the folder holds no run, an object is missing, or one differs from what the run was started with;
+            if more trials are done than `n_trials`, without `shorten`.
         TrustError: if it is from elsewhere, names code, files or addresses, and is not to be trusted.
     """
     folder = RunFolder(run_dir)
     plain = trusted_header(folder, trust=trust)["settings"]
     configured = "model" in plain
     settings = from_plain(RunConfig if configured else SearchSettings, plain, folder.path / "run.json")
+    if n_trials is not None and not shorten:
+        _check_shortened(folder, settings.n_trials, n_trials)
     settings = replace(
         settings,
         n_trials=n_trials or settings.n_trials,
         execution=changed_execution(settings.execution, execution or {}),
     )
-    if until is not None:
-        with folder.locked():
-            folder.cut(until)
+    _go_back(folder, until, retry_failed=retry_failed)
     if isinstance(settings, RunConfig):
         return run_config(settings, run_dir, executor=executor, progress=progress, watchers=watchers)
     missing = [name for name, value in (("model", model), ("data", data)) if value is None]
@@ -237,6 +247,44 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     with folder.locked(), workers_for(settings, folder, executor) as where:
         parts = replace(parts, executor=where)
         return run_search(folder, task, settings, parts, logged(folder, progress), watchers=watchers)
+
+
+def _check_shortened(folder: RunFolder, before: int, now: int) -> None:
+    """Raises RunError if more trials are done than a run would have now: their best is the winner."""
+    if now >= before:
+        return
+    trials = read_journal(folder.journal).trials.values()
+    done = [trial for trial in trials if trial.number < before]
+    left = [trial for trial in done if trial.number < now]
+    if len(left) == len(done):
+        return
+    winner, other = best_trial(done), best_trial(left)
+    change = f"the winner would stay {_named(winner)}"
+    if winner is not other:
+        change = f"the winner would be {_named(other)} instead of {_named(winner)}"
+    msg = (
+        f"{folder.path}: {len(done)} trials are done, and n_trials = {now} would leave out {len(done) - len(left)} of "
+        f"them; {change}. If that is meant: abcsearch resume {folder.path} --n-trials {now} --shorten "
+        f"(from Python shorten=True)"
+    )
+    raise RunError(msg)
+
+
+def _named(trial: Trial | None) -> str:
+    """Returns a trial in words."""
+    return "none" if trial is None else f"trial {trial.number} (fitness {trial.fitness:.4f})"
+
+
+def _go_back(folder: RunFolder, until: int | None, *, retry_failed: bool) -> None:
+    """Cuts the journal as the caller asks; copies of all of it are put beside it."""
+    if until is None and not retry_failed:
+        return
+    with folder.locked():
+        if until is not None:
+            folder.cut(until)
+        if retry_failed:
+            failed = set_back(folder)
+            folder.log(f"{failed} failed trials are evaluated again" if failed else "no trial has failed")
 
 
 def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, progress: Progress = silent) -> None:

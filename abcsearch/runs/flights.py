@@ -17,6 +17,7 @@ from abcsearch.errors import (
 from abcsearch.evaluation.base import Evaluator, evaluate
 from abcsearch.evaluation.cascade import Cascade, Verdict, cheap, trained
 from abcsearch.rng import derived_seed
+from abcsearch.runs.retrying import ATTEMPTS
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.journal import Journal
     from abcsearch.space import Candidate
-
-ATTEMPTS = 2  # a candidate that loses so many workers has failed
 
 
 def slots(executor: Executor) -> int:

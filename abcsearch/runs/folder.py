@@ -254,15 +254,16 @@ class RunFolder:
                 return json.loads(text.rstrip(b", ") + b"}")
         return None
 
-    def cut(self, until: int) -> None:
-        """Keeps the first lines of the journal only; a copy of all of it is put beside it.
+    def cut(self, until: int, name: str = "before-cut") -> None:
+        """Keeps the first lines of the journal only; a copy of all of it is put beside it, named so and numbered.
 
         Raises:
             RunError: if there are fewer lines.
         """
-        copy = cut_journal(self.journal, until)
+        copy = cut_journal(self.journal, until, name)
         if copy is not None:
-            (self.path / "searcher.json").unlink(missing_ok=True)  # it may have been told of what is cut off
+            for file in ("searcher.json", "best.json"):  # they may be of what is cut off
+                (self.path / file).unlink(missing_ok=True)
             self.log(f"journal: kept the first {until} lines; all of it is in {copy.name}")
 
     def log(self, line: str) -> None:

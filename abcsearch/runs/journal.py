@@ -162,12 +162,13 @@ def _advice(path: Path, sound: int) -> str:
     )
 
 
-def cut_journal(path: Path, until: int) -> Path | None:
+def cut_journal(path: Path, until: int, name: str = "before-cut") -> Path | None:
     """Keeps the first lines of a journal; the whole file as it was is put beside it.
 
     Args:
         path: the journal.
         until: how many lines stay.
+        name: of the copy, to which a number is added.
 
     Returns:
         The path of the copy, or None if there is nothing to cut off.
@@ -181,7 +182,7 @@ def cut_journal(path: Path, until: int) -> Path | None:
         raise RunError(msg)
     if until == len(lines):
         return None
-    copies = (path.with_name(f"{path.name}.before-cut-{number}") for number in range(1, 10_000))
+    copies = (path.with_name(f"{path.name}.{name}-{number}") for number in range(1, 10_000))
     copy = next(copy for copy in copies if not copy.exists())
     for target, kept in ((copy, lines), (path, lines[:until])):
         sibling = target.with_name(f".{target.name}.tmp")

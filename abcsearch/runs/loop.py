@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from abcsearch.errors import RunError, SearcherError
+from abcsearch.evaluation.cascade import Cascade
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.runs.flights import Flights, slots
 from abcsearch.runs.journal import Journal
+from abcsearch.runs.retrying import earlier
 from abcsearch.runs.standing import Standing
 from abcsearch.trial import Trial
 
@@ -152,6 +154,8 @@ class _Search:
         self._changed = False  # since the last snapshot
         self._settled = True  # the searcher is between two calls, and all that follows from the last one is done
         self._saved, self._saving = time.monotonic(), 0.0  # when the last snapshot was made, and how long it took
+        # A cascade promotes trial by trial in comparison with others, which may be others now.
+        self._earlier = {} if isinstance(loop.evaluator, Cascade) else earlier(loop.folder)
         self._seen = {**loop.known, **{t.candidate: t.evaluation for t in journal.trials.values()}}
 
     def run(self) -> None:
@@ -213,7 +217,7 @@ class _Search:
         return asked
 
     def _send(self, asked: Mapping[int, Candidate]) -> None:
-        """Has structures evaluated, unless the journal or another trial has them."""
+        """Has structures evaluated, unless the journal, another trial or a journal before a retry has them."""
         for number, candidate in asked.items():
             trial = self._journal.trials.get(number)
             self._check(number, candidate, None if trial is None else trial.candidate)
@@ -224,8 +228,9 @@ class _Search:
         for number, candidate in list(group.items()):
             if number in self._journal.trials:
                 continue
-            if candidate in self._seen:
-                self._finish(number, replace(self._seen[candidate], seconds=0.0))
+            known = self._known(number, candidate)
+            if known is not None:
+                self._finish(number, known)
             elif candidate in self._twins:
                 self._twins[candidate].append(number)
                 del group[number]
@@ -234,6 +239,12 @@ class _Search:
         groups = [{number: candidate} for number, candidate in group.items()] if self._window else [group]
         for part in filter(None, groups):
             self._flights.add(part, range(min(part)))
+
+    def _known(self, number: int, candidate: Candidate) -> Evaluation | None:
+        """Returns what another trial of the structure found, or this very one before the run was set back, or None."""
+        if candidate in self._seen:
+            return replace(self._seen[candidate], seconds=0.0)
+        return self._earlier.get((number, candidate))
 
     def _check(self, number: int, proposed: Candidate, known: Candidate | None) -> None:
         """Raises RunError if the journal holds another structure under a number."""

@@ -288,7 +288,10 @@ def collected(
     best = best_trial(trials)
     if best is None:
         reasons = "; ".join(dict.fromkeys(str(t.evaluation.failure) for t in trials)) or "no structure was evaluated"
-        msg = f"no trial of {folder.path} succeeded: {reasons}"
+        msg = (
+            f"no trial of {folder.path} succeeded: {reasons}; once that is mended, evaluate them again with: "
+            f"abcsearch resume {folder.run} --retry-failed"
+        )
         raise RunError(msg)
     builder = cache(lambda: _builder(task, evaluator))  # made when first needed: it may read images
     return SearchResult(

@@ -87,7 +87,8 @@ class Standing:
             reasons = "; ".join(dict.fromkeys(self._in_a_row))
             msg = (
                 f"{len(self._in_a_row)} evaluations failed in a row (max_failures = {self.max_failures}): {reasons}. "
-                f"Finished trials are kept in {self.folder.path}"
+                f"Finished trials are kept in {self.folder.path}; once that is mended, evaluate the failed ones again "
+                f"with: abcsearch resume {self.folder.run} --retry-failed"
             )
             raise FailuresError(msg)
 
