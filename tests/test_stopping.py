@@ -46,7 +46,7 @@ def on_terminal(path, seconds, *, nohup):
         signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
 
     line = [sys.executable, "-c", COMMAND, str(path), str(seconds)]
-    process = subprocess.Popen(line, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=lead)
+    process = subprocess.Popen(line, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=lead)  # noqa: PLW1509
     os.close(theirs)
     os.set_blocking(ours, False)
     return process, ours

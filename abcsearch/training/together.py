@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.training.checkpoints import losses_so_far
 from abcsearch.training.crew import Crew, Workers
 from abcsearch.training.loop import check_training, train
+from abcsearch.training.objectives import registered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,7 @@ def train_together(  # noqa: PLR0913 - as `train`
         split: likewise; passed to every process.
         recipe: its batch is shared by the workers, and counts as a whole.
         workers: who trains.
-        objective: of `OBJECTIVES`; the workers must know it, too.
+        objective: of `OBJECTIVES`.
         checkpoint: a file that all processes can reach; without it, one in this machine's temporary folder.
         on_epoch: progress, seen with half a second's delay.
         options: others of `train`.
@@ -66,9 +67,8 @@ def train_together(  # noqa: PLR0913 - as `train`
         if crew.size > 1 and len(losses_so_far(file)) < recipe.epochs:
             own = copy.deepcopy(model).cpu()
             with _watched(file, recipe.epochs, on_epoch):
-                workers.run(
-                    functools.partial(_share, own, split, recipe, options), file.parent, gpu=recipe.device != "cpu"
-                )
+                share = functools.partial(_share, own, split, recipe, options)
+                workers.run(share, file.parent, gpu=recipe.device != "cpu", setup=registered())
             on_epoch = None
         return train(model, split, recipe, crew=crew, on_epoch=on_epoch, **options)
 

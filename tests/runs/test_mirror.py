@@ -173,7 +173,7 @@ def opened_together(url, barrier, results):
             mirror.begin([trial(n) for n in range(2)], 9)
             mirror.trial(trial(2), None)
             mirror.end()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - of whatever kind
             results.put(f"{number}: {error!r}")
     results.put(None)
 
