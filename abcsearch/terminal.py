@@ -6,11 +6,8 @@ import contextlib
 import json
 import logging
 import math
-import os
 import shlex
-import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
@@ -28,6 +25,7 @@ from rich.text import Text
 from typer import rich_utils
 
 from abcsearch.errors import AbcSearchError, escaped
+from abcsearch.stopping import stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -107,7 +105,7 @@ def answering(run_dir: Path | None = None, again: str = "resume", options: Seque
         options: of it.
     """
     try:
-        with _stopping():
+        with stopping():
             yield
     except typer.Exit:
         raise
@@ -124,29 +122,6 @@ def answering(run_dir: Path | None = None, again: str = "resume", options: Seque
         text, status = _explained(error)
         _err.print(text)
         raise typer.Exit(status) from error
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[None]:
-    """Has the first Ctrl-C (or SIGTERM) drop what is under way and save, and the second one end the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def first(*_: object) -> None:
-        for number in numbers:
-            signal.signal(number, lambda *_: os._exit(130))
-        # Not through the console: it may be in the middle of writing.
-        os.write(2, b"\nstopping: what is under way is dropped, the rest is saved; Ctrl-C again stops at once\n")
-        raise KeyboardInterrupt
-
-    before = [signal.signal(number, first) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _explained(error: Exception) -> tuple[str, int]:

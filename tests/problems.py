@@ -179,9 +179,9 @@ def finished(process, status=0):
         process.kill()
 
 
-def until(condition, what):
+def until(condition, what, patience=PATIENCE):
     """Waits until something holds; returns it."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while not (found := condition()):
         assert time.monotonic() < end, f"waited for ever: {what}"
         time.sleep(0.02)
@@ -230,6 +230,5 @@ def alive(pid):
 
 
 def until_gone(family):
-    """Waits until none of these processes runs, but for Ray's two agents, which seek their head for a minute."""
-    pids = [pid for pid, line in family.items() if "Agent" not in line]
-    until(lambda: not any(map(alive, pids)), f"the end of {pids}")
+    """Waits until none of these processes runs."""
+    until(lambda: not any(map(alive, family)), f"the end of {family}")

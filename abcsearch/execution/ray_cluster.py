@@ -20,13 +20,17 @@ import ray
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray.job_config import JobConfig
 
 from abcsearch.errors import RunError, one_line
+from abcsearch.execution.ray_sessions import RaySession, begin_session
+from abcsearch.execution.worker_paths import first_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 _PRINT = ray_worker.print_to_stdstream
+NO_MEMORY = "its worker was stopped because the machine ran out of memory"
 _MISSED = 3  # looks at which the head does not answer, after which it is gone: long before Ray ends the process
 # Without these Ray reports usage to its makers, hides the GPUs from workers that take none of them with a warning, and
 # listens on all interfaces: it does so unless it is told that this system cannot have clusters.
@@ -45,11 +49,13 @@ class Cluster:
         head: host and port of its head.
         node: id of this process's node.
         borrowed: whether the caller was connected before us, and stays so. Else it is `close` that ends it.
+        session: the folder of a Ray that was started here, if it has one of its own.
     """
 
     head: tuple[str, int]
     node: str
     borrowed: bool
+    session: RaySession | None = None
     missed: int = field(default=0, init=False)
 
     def trouble(self) -> str | None:
@@ -77,6 +83,8 @@ class Cluster:
         """Leaves Ray as it was found: stopped, unless the caller was connected before us."""
         if not self.borrowed:
             _stop()
+        if self.session is not None:
+            self.session.close()
 
     @staticmethod
     def alive(node: str) -> bool:
@@ -96,13 +104,13 @@ def connect(address: str | None, cpus: int, gpus: float, log: Callable[[str], ob
     Raises:
         RunError: if that fails, or there is no GPU where one is needed.
     """
-    borrowed = ray.is_initialized()
+    borrowed, session = ray.is_initialized(), None
     if not borrowed:
-        options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-        with _quiet(log), _kept_signal(signal.SIGTERM):
+        options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "job_config": _Job()}
+        with _quiet(log), _kept_signal(signal.SIGTERM), _kept_from_children("SIGHUP"):
             try:
                 if address is None:
-                    _start(log, num_cpus=max(os.cpu_count() or 1, cpus), **options)
+                    session = _start(log, num_cpus=max(os.cpu_count() or 1, cpus), **options)
                 else:
                     reach(address)
                     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # Ray itself: for "auto" only
@@ -121,7 +129,7 @@ def connect(address: str | None, cpus: int, gpus: float, log: Callable[[str], ob
                 raise RunError(msg) from error
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
-    cluster = Cluster((host, int(port)), context.get_node_id(), borrowed)
+    cluster = Cluster((host, int(port)), context.get_node_id(), borrowed, session)
     if address is None and gpus and not ray.cluster_resources().get("GPU"):
         cluster.close()
         msg = f"execution.gpus = {gpus:g}, but Ray sees no GPU on this machine; leave it out, or name a cluster"
@@ -129,23 +137,72 @@ def connect(address: str | None, cpus: int, gpus: float, log: Callable[[str], ob
     return cluster
 
 
-def _start(log: Callable[[str], object], **options: Any) -> None:  # noqa: ANN401 - of ray.init
+class _Job(JobConfig):
+    """Has workers import abcsearch, and find no file of the working folder before an installed package."""
+
+    def _get_proto_job_config(self) -> Any:  # noqa: ANN401 - Ray's
+        # Ray has put the driver's and the working folder here, which would come first; see `take_paths`.
+        self._py_driver_sys_path = first_paths()
+        return super()._get_proto_job_config()
+
+
+def _start(log: Callable[[str], object], **options: Any) -> RaySession | None:  # noqa: ANN401 - of ray.init
     """Starts Ray on this machine; once more if it fails, as it does where its processes take half a minute to start."""
-    with _only_here():
-        try:
-            ray.init(address="local", include_dashboard=False, **options)
-        except Exception as error:  # noqa: BLE001 - Ray has no kind of its own for it
-            log(f"Ray did not start, trying once more: {error}")
-            ray.shutdown()
-            ray.init(address="local", include_dashboard=False, **options)
+    session = begin_session()
+    if session is not None:
+        options["_temp_dir"] = str(session.path)
+    try:
+        with _only_here():
+            try:
+                ray.init(address="local", include_dashboard=False, **options)
+            except Exception as error:  # noqa: BLE001 - Ray has no kind of its own for it
+                log(f"Ray did not start, trying once more: {error}")
+                ray.shutdown()
+                ray.init(address="local", include_dashboard=False, **{**options, "job_config": _Job()})
+    except BaseException:
+        _stop()
+        if session is not None:
+            session.close(keep=True)  # the error names files in it
+        raise
     with contextlib.suppress(OSError):  # Ray writes it for all to read
         (Path.home() / ".ray" / "auth_token").chmod(0o600)
+    return session
+
+
+def sent(value: Any, what: str, advice: str) -> Any:  # noqa: ANN401 - any object, and Ray's reference to it
+    """Returns a reference to a value that is in the object store from now on.
+
+    Args:
+        value: any object.
+        what: it is, for the message.
+        advice: what to do where it cannot be pickled.
+
+    Raises:
+        RunError: if it cannot be pickled.
+    """
+    try:
+        return ray.put(value)
+    except Exception as error:
+        why = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]  # Ray's own fills a screen
+        msg = f"{what} cannot be sent to workers: {why[0]}; {advice}"
+        raise RunError(msg) from error
 
 
 def _stop() -> None:
     """Leaves the cluster, or stops it where it was started here; what Ray prints is printed again."""
     ray.shutdown()
     ray_worker.print_to_stdstream = _PRINT
+
+
+def lost(text: str) -> str | None:
+    """Returns in a few words how a worker was lost that Ray says in many, or None if that is not what it says."""
+    if "low on memory" in text.lower():
+        return NO_MEMORY
+    if "USER_EXIT" in text or "USER_ERROR" in text:
+        return "its worker process has ended itself (sys.exit?)"
+    if "SYSTEM_ERROR" in text:
+        return "its worker process died (killed, out of memory, or a crash in native code)"
+    return None
 
 
 def reach(address: str) -> None:
@@ -215,6 +272,20 @@ def _quiet(log: Callable[[str], object]) -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _kept_from_children(name: str) -> Iterator[None]:
+    """Has processes that are started meanwhile never get a signal, by its name: the driver alone decides about it."""
+    number = getattr(signal, name, None)
+    if number is None:  # of another system
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

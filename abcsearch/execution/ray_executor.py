@@ -16,10 +16,12 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayTaskError, TaskCancelledError
 
 from abcsearch.errors import ConfigError, NodeLostError, RunError, WorkerLostError, WorkerStoppedError, one_line
-from abcsearch.execution.ray_cluster import Cluster, connect
+from abcsearch.execution.ray_cluster import NO_MEMORY, Cluster, connect, lost, sent
+from abcsearch.execution.setup import sent_setup
+from abcsearch.execution.worker_paths import own_paths, take_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,7 +32,6 @@ _PATIENCE = 30.0  # seconds without any worker after which the log says so
 _VERDICT = 60.0  # seconds within which Ray finds out that a machine is gone
 _STARTS = 3  # workers that may fail to start, one after the other, before the executor gives up
 _LONGEST_PAUSE = 60.0  # seconds before another worker is started
-_NO_MEMORY = "its worker was stopped because the machine ran out of memory"
 
 Part = tuple[bool, Any]  # of a call: whether it is kept in the object store, and the value or the reference to it
 
@@ -41,15 +42,16 @@ class _Host:
     def __init__(self) -> None:
         self._kept: dict[str, Any] = {}
 
-    def begin(self, parts: list[Part]) -> str:
+    def begin(self, paths: list[str], parts: list[Part]) -> str:
         """Loads what the first call needs, so that its time is not the call's; returns the id of the node."""
+        take_paths(paths)
         for part in parts:
             self._value(part)
         return ray.get_runtime_context().get_node_id()
 
     def run(self, parts: list[Part]) -> Any:  # noqa: ANN401 - what the function returns
-        """Calls a function with arguments."""
-        function, *arguments = map(self._value, parts)
+        """Calls a function with arguments, after the setup."""
+        _, function, *arguments = map(self._value, parts)
         return function(*arguments)
 
     def _value(self, part: Part) -> Any:  # noqa: ANN401 - any object
@@ -122,6 +124,7 @@ class RayExecutor(Executor):
         self._log = log
         self._cluster: Cluster | None = None
         self._kept: dict[int, tuple[Any, Any]] = {}  # by id: the object, so that it stays this one, and its reference
+        self._setup: Mapping[str, Callable[[], object]] = {}
         self._open: set[Future[Any]] = set()
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._manage, name="abcsearch-ray", daemon=True)
@@ -137,6 +140,14 @@ class RayExecutor(Executor):
     def alive(self) -> int:
         """How many workers have started and are there."""
         return sum(worker.node != "" for worker in list(self._workers))
+
+    def prepare(self, setup: Mapping[str, Callable[[], object]]) -> None:
+        """Has every worker make some calls, once, before those that are submitted from now on.
+
+        Args:
+            setup: the calls, by what they are called in messages; they are pickled with the next submitted call.
+        """
+        self._setup = setup
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Returns the future of a call.
@@ -156,7 +167,7 @@ class RayExecutor(Executor):
         if self._cluster is None:
             self._cluster = connect(self._address, self._max_workers * self._threads, self._gpus, self._log)
             self._thread.start()
-        task = _Task([self._part(value) for value in (fn, *args)], Future())
+        task = _Task([self._prepared(), *map(self._part, (fn, *args))], Future())
         self._open.add(task.future)
         task.future.add_done_callback(self._open.discard)
         self._events.put(lambda: self._accept(task))
@@ -183,13 +194,16 @@ class RayExecutor(Executor):
         if not callable(value):
             return False, value
         if id(value) not in self._kept:
-            try:
-                self._kept[id(value)] = value, ray.put(value)
-            except Exception as error:
-                why = str(error.__cause__ or error).splitlines()[0]  # Ray's own text fills a screen
-                msg = f"{value!r} cannot be sent to workers: {why}; what an evaluator holds must be picklable"
-                raise RunError(msg) from error
+            self._kept[id(value)] = value, sent(value, repr(value), "what an evaluator holds must be picklable")
         return True, self._kept[id(value)][1]
+
+    def _prepared(self) -> Part:
+        """Returns the setup as it is sent, once."""
+        if not self._setup:
+            return False, None
+        if id(self._setup) not in self._kept:
+            self._kept[id(self._setup)] = self._setup, sent_setup(self._setup)
+        return True, self._kept[id(self._setup)][1]
 
     # -- the thread
 
@@ -244,7 +258,7 @@ class RayExecutor(Executor):
         worker = _Worker(ray.remote(_Host).options(**options).remote())
         self._workers.append(worker)
         kept = [part for part in task.parts if part[0]]
-        self._when_done(worker.actor.begin.remote(kept), lambda done: self._began(worker, done))
+        self._when_done(worker.actor.begin.remote(own_paths(), kept), lambda done: self._began(worker, done))
 
     def _when_done(self, reference: Any, then: Callable[[Future[Any]], None]) -> None:  # noqa: ANN401 - Ray's
         reference.future().add_done_callback(lambda done: self._events.put(lambda: then(done)))
@@ -294,7 +308,7 @@ class RayExecutor(Executor):
             if not lost_node and time.monotonic() < until:
                 continue
             self._unclear.remove(entry)
-            kind = WorkerStoppedError if what == _NO_MEMORY else WorkerLostError
+            kind = WorkerStoppedError if what == NO_MEMORY else WorkerLostError
             kind, what = (NodeLostError, "its machine was lost") if lost_node else (kind, what)
             self._say(f"worker lost: {what}")
             task.future.set_exception(kind(what))
@@ -358,10 +372,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RayTaskError):
         return f"{type(error.cause).__name__}: {error.cause}"
     text = str(error)
-    if "memory" in text.lower() and "low on memory" in text.lower():
-        return _NO_MEMORY
-    if "USER_EXIT" in text or "USER_ERROR" in text:
-        return "its worker process has ended itself (sys.exit?)"
-    if "SYSTEM_ERROR" in text:
-        return "its worker process died (killed, out of memory, or a crash in native code)"
-    return one_line(text, 300)
+    return lost(text) or one_line(text, 300)

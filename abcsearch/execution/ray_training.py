@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from abcsearch.errors import AbcSearchError, ConfigError, RunError, one_line
-from abcsearch.execution.ray_cluster import connect, variables
+from abcsearch.errors import AbcSearchError, ConfigError, RunError
+from abcsearch.execution.ray_cluster import connect, lost, sent, variables
+from abcsearch.execution.setup import sent_setup
+from abcsearch.execution.worker_paths import own_paths, take_paths
 from abcsearch.scratch import owner, sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from abcsearch.execution.ray_cluster import Cluster
 
 # Workers stay in the driver's folder, and write no metrics for a dashboard that there is not.
 _SETTINGS = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
+
+# What torch.distributed says in the workers that are left when one is gone: not why that one is.
+_ECHOES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +57,21 @@ class RayTraining:
             msg = "several workers train with Ray Train, which is not installed: pip install 'abcsearch[train]'"
             raise ConfigError(msg) from error
 
-    def run(self, task: Callable[[int, int], None], folder: Path, *, gpu: bool) -> None:
+    def run(
+        self,
+        task: Callable[[int, int], None],
+        folder: Path,
+        *,
+        gpu: bool,
+        setup: Mapping[str, Callable[[], object]] | None = None,
+    ) -> None:
         """Calls task(rank, size) in every process and waits for all.
 
         Args:
             task: may be pickled.
             folder: that all processes can write to; nothing stays in it.
             gpu: whether each may have a GPU of its own, where there are any.
+            setup: calls that every process makes before, by what they are called in messages.
 
         Raises:
             AbcSearchError: that the task raised in a worker.
@@ -78,9 +91,14 @@ class RayTraining:
             stack.enter_context(variables(_SETTINGS))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # Ray warns of itself
-            self._fit(task, storage, cluster, gpu=gpus > 0)
+            config = {
+                "paths": own_paths(),
+                "setup": sent_setup(setup) if setup else None,
+                "task": sent(task, "what is trained", "network and data must be picklable"),
+            }
+            self._fit(config, storage, cluster, gpu=gpus > 0)
 
-    def _fit(self, task: Callable[[int, int], None], storage: str, cluster: Cluster, *, gpu: bool) -> None:
+    def _fit(self, config: dict[str, Any], storage: str, cluster: Cluster, *, gpu: bool) -> None:
         """Runs the workers to their end."""
         from ray.train import RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -103,7 +121,7 @@ class RayTraining:
 
         trainer = Trainer(
             _work,
-            train_loop_config={"task": ray.put(task)},
+            train_loop_config=config,
             scaling_config=ScalingConfig(num_workers=self.workers, use_gpu=gpu, resources_per_worker={"CPU": 1}),
             run_config=RunConfig(name="training", storage_path=storage),
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
@@ -121,6 +139,7 @@ class RayTraining:
 
 def _work(config: dict[str, Any]) -> None:
     """Is run by every worker."""
+    take_paths(config["paths"])
     import torch
     from ray.train import get_context
     from ray.train.torch import get_device
@@ -128,19 +147,41 @@ def _work(config: dict[str, Any]) -> None:
     if (device := get_device()).type == "cuda":
         torch.cuda.set_device(device)
     own = get_context()
+    if config["setup"] is not None:
+        ray.get(config["setup"])  # makes its calls
     task: Any = ray.get(config["task"])
-    task(own.get_world_rank(), own.get_world_size())
+    try:
+        task(own.get_world_rank(), own.get_world_size())
+    except AbcSearchError:
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - Ray would cut its text, or fail where it has none
+        raise _failed(_described(error)) from None
+
+
+def _described(error: BaseException) -> str:
+    """Returns kind and text of any error, the text whole."""
+    try:
+        text = str(error).strip()
+    except Exception as second:  # noqa: BLE001 - the user's own class
+        text = f"(its text cannot be had: {type(second).__name__})"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _failed(why: str) -> RunError:
+    return RunError(f"a worker of the training failed: {why}; run it again to go on")
 
 
 def _cause(error: Exception) -> Exception:
     """Returns what a training failed of: our own error of a worker, or else one with Ray's words."""
-    found: list[BaseException] = list(getattr(error, "worker_failures", {}).values()) or [error]
-    for own in found:
-        for cause in _chain(own):
-            if isinstance(cause, AbcSearchError):
-                return cause
-    last = [line for line in str(found[0]).splitlines() if line.strip()][-1:]
-    return RunError(f"a worker of the training failed: {one_line(''.join(last) or repr(error))}; run it again to go on")
+    failures: list[BaseException] = list(getattr(error, "worker_failures", {}).values()) or [error]
+    causes = [next((c for c in _chain(own) if isinstance(c, AbcSearchError)), _lost(own)) for own in failures]
+    return min(causes, key=lambda cause: any(words in str(cause) for words in _ECHOES))
+
+
+def _lost(error: BaseException) -> RunError:
+    """Returns an error for a worker that could not say what it failed of."""
+    text = _described(error)
+    return _failed(lost(text) or text)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

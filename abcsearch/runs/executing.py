@@ -13,6 +13,7 @@ import torch
 from abcsearch.errors import ConfigError, RunError, unknown_name
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.serial import SerialExecutor
+from abcsearch.training.objectives import registered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,6 +34,7 @@ def workers_for(settings: SearchSettings, folder: RunFolder, given: Executor | N
     """
     own = settings.execution
     if given is not None or own.workers == 0:
+        _prepare(given)
         yield given or SerialExecutor()
         return
     from abcsearch.execution.ray_executor import RayExecutor
@@ -50,10 +52,18 @@ def workers_for(settings: SearchSettings, folder: RunFolder, given: Executor | N
         timeout=own.timeout,
         log=folder.log,
     )
+    _prepare(executor)
     try:
         yield executor
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _prepare(executor: Executor | None) -> None:
+    """Has workers of Ray know what a script has registered; other executors have their own ways."""
+    prepare = getattr(executor, "prepare", None)
+    if prepare is not None:
+        prepare(registered())
 
 
 def check_workers(options: ExecutionOptions) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 import re
 import time
 from datetime import datetime, timedelta
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
     from abcsearch.runs.watching import WatcherFactory
     from abcsearch.space import Dimension, SearchSpace
     from abcsearch.trial import Trial
+
+
+# What a database says where two processes make its tables: one of them has, so that the other finds them the next time.
+_MEANWHILE = re.compile("already exists|unique|duplicate|locked", re.IGNORECASE)
+_TRIES = 50
 
 
 def optuna_watcher(storage: str, study_name: str | None = None) -> WatcherFactory:
@@ -77,7 +83,7 @@ def open_storage(storage: str) -> BaseStorage:
     with quiet():
         try:
             if re.match(r"[\w+]{2,}:", storage):  # two letters: C: is a drive
-                return RDBStorage(storage)
+                return _database(storage)
             return JournalStorage(JournalFileBackend(storage))
         except Exception as error:  # every database and driver has its own
             reason = str(error).partition("\n")[0].rstrip(".")
@@ -87,6 +93,20 @@ def open_storage(storage: str) -> BaseStorage:
                 f"or the path of a journal file"
             )
             raise ConfigError(msg) from error
+
+
+def _database(url: str) -> RDBStorage:
+    """Returns the storage of a database, whose tables other processes may be making at the same time."""
+    # A search writes for milliseconds, but others may wait in line; SQLite gives up after five seconds by itself.
+    patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") and "timeout=" not in url else {}
+    for _ in range(_TRIES):
+        try:
+            return RDBStorage(url, engine_kwargs=dict(patient))
+        except Exception as error:
+            if not _MEANWHILE.search(str(error)):
+                raise
+        time.sleep((os.getpid() % 10 + 1) / 50)  # not all at once again
+    return RDBStorage(url, engine_kwargs=dict(patient))
 
 
 class OptunaMirror:

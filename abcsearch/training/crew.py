@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from abcsearch.errors import ConfigError
+from abcsearch.training.objectives import output_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
-
-    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +48,15 @@ class Crew:
             raise ConfigError(msg)
 
     def joined(self, model: nn.Module) -> nn.Module:
-        """Returns the network as it is called in training."""
+        """Returns the network as it is called in training; of several processes it returns its output alone.
+
+        Parameters without a gradient in a step, such as those of a head that the loss does not see or of a branch that
+        is not taken, keep none, as with one process. Looking for them takes 0.8 ms of a step of 9 ms of a small
+        residual network (two processes on CPUs), and what cannot be measured of one of 300 ms.
+        """
         if self.size == 1:
             return model
-        return torch.nn.parallel.DistributedDataParallel(model)
+        return nn.parallel.DistributedDataParallel(_Output(model), find_unused_parameters=True)
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Returns the mean of a number over all processes."""
@@ -60,6 +64,17 @@ class Crew:
             distributed.all_reduce(value)
             value /= self.size
         return value
+
+
+class _Output(nn.Module):
+    """A network without what else it returns: what gets no gradient is looked for from its output."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return output_of(self.network, self.network(images))
 
 
 ALONE = Crew()
@@ -73,12 +88,20 @@ class Workers(Protocol):
         """The number of processes."""
         ...
 
-    def run(self, task: Callable[[int, int], None], folder: Path, *, gpu: bool) -> None:
+    def run(
+        self,
+        task: Callable[[int, int], None],
+        folder: Path,
+        *,
+        gpu: bool,
+        setup: Mapping[str, Callable[[], object]] | None = None,
+    ) -> None:
         """Calls task(rank, size) in every process and waits for all; what one of them raises is raised.
 
         Args:
             task: may be pickled.
             folder: that all processes can write to.
             gpu: whether each may have a GPU of its own, where there are any.
+            setup: calls that every process makes before, by what they are called in messages.
         """
         ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -152,6 +153,9 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+_BUILT_IN = dict(OBJECTIVES)
+
+
 def find_objective(name: str) -> Objective:
     """Returns an objective by name.
 
@@ -165,6 +169,26 @@ def find_objective(name: str) -> Objective:
 
 # Class of a network -> which part of what it returns is its output; holds for its subclasses as well.
 OUTPUTS: dict[type, Callable[[Any], torch.Tensor]] = {}
+
+
+def registered() -> dict[str, Callable[[], object]]:
+    """Returns calls that register in another process what has been added to `OBJECTIVES` and `OUTPUTS` in this one.
+
+    They are named as messages name them, and may be pickled if what has been added can be.
+    """
+    added = {name: own for name, own in OBJECTIVES.items() if _BUILT_IN.get(name) is not own}
+    return {
+        **{f"OBJECTIVES[{name!r}]": partial(_add_objective, name, own) for name, own in added.items()},
+        **{f"OUTPUTS[{kind.__qualname__}]": partial(_add_output, kind, own) for kind, own in OUTPUTS.items()},
+    }
+
+
+def _add_objective(name: str, objective: Objective) -> None:
+    OBJECTIVES[name] = objective
+
+
+def _add_output(kind: type, select: Callable[[Any], torch.Tensor]) -> None:
+    OUTPUTS[kind] = select
 
 
 def output_of(model: nn.Module, returned: object) -> torch.Tensor:

@@ -14,6 +14,7 @@ from abcsearch.errors import CheckpointError
 from abcsearch.training.begun import losses_so_far
 from abcsearch.training.crew import Crew, Workers
 from abcsearch.training.loop import check_training, train
+from abcsearch.training.objectives import registered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +47,7 @@ def train_together(  # noqa: PLR0913 - as `train`
         split: likewise; passed to every process.
         recipe: its batch is shared by the workers, and counts as a whole.
         workers: who trains.
-        objective: of `OBJECTIVES`; the workers must know it, too.
+        objective: of `OBJECTIVES`.
         checkpoint: a file that all processes can reach; without it, one in this machine's temporary folder.
         on_epoch: progress, seen with half a second's delay.
         options: others of `train`.
@@ -67,9 +68,8 @@ def train_together(  # noqa: PLR0913 - as `train`
         if crew.size > 1 and len(losses_so_far(file)) < recipe.epochs:
             own = copy.deepcopy(model).cpu()
             with _watched(file, recipe.epochs, on_epoch):
-                workers.run(
-                    functools.partial(_share, own, split, recipe, options), file.parent, gpu=recipe.device != "cpu"
-                )
+                share = functools.partial(_share, own, split, recipe, options)
+                workers.run(share, file.parent, gpu=recipe.device != "cpu", setup=registered())
             if not losses_so_far(file):
                 msg = f"{file} is gone or damaged, though the workers have trained to the end; run it again to go on"
                 raise CheckpointError(msg)

@@ -1,11 +1,14 @@
 """Two workers of Ray Train do what one process does."""
 
+import os
+import signal
+
 import pytest
 import torch
 from torch import nn
 
 from abcsearch.data.splits import Data
-from abcsearch.errors import ConfigError, DataError
+from abcsearch.errors import ConfigError, DataError, RunError
 from abcsearch.execution.ray_cluster import connect
 from abcsearch.execution.ray_training import RayTraining
 from abcsearch.training.finetuning import finetune
@@ -29,12 +32,57 @@ class Plain(nn.Module):
         return self.linear(torch.relu(self.conv(x)).mean(dim=(2, 3)))
 
 
+class WithHead(Plain):
+    """Returns what the loss does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        out = super().forward(x)
+        return {"out": out, "aux": self.head(out)}
+
+
+class Frozen(Plain):
+    """Its first layer stays, with a bias that is not used at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.ones(3))
+        self.conv.requires_grad_(False)
+
+
+class Sometimes(Plain):
+    """Takes a branch in every other step."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch, self.calls = nn.Linear(3, 3), 0
+
+    def forward(self, x):
+        self.calls += self.training
+        out = super().forward(x)
+        return self.branch(out) if self.training and self.calls % 2 else out
+
+
+class Wordless(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
+
 class WrongInTraining(Plain):
     """Scoring before it passes."""
 
+    def __init__(self, error=None):
+        super().__init__()
+        self.error = error or DataError("an image is torn")
+
     def forward(self, x):
-        if self.training:
-            raise DataError("an image is torn")
+        if self.training and self.error == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.training and (not isinstance(self.error, SystemExit) or torch.distributed.get_rank() == 1):
+            raise self.error
         return super().forward(x)
 
 
@@ -65,6 +113,32 @@ def test_two_workers_agree_with_one_process_to_rounding(tmp_path):
     assert [found[2] for found in seen] == list(two.training.losses)
     assert two.training.scores == pytest.approx(alone.training.scores)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [WithHead, Frozen, Sometimes])
+def test_parameters_without_gradient_change_as_with_one_process(kind):
+    recipe = Recipe(epochs=2, batch_size=16, lr=0.1, momentum=0.9, weight_decay=0.1, clip_norm=1.0)
+    alone = tuned(recipe, network(kind))
+    two = tuned(recipe, network(kind), workers=RayTraining(workers=2))
+    torch.testing.assert_close(weights(two.model), weights(alone.model), rtol=1e-4, atol=1e-5)
+    assert two.training.losses == pytest.approx(alone.training.losses, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("first line\n  second: 2"), "ValueError: first line\n  second: 2"),
+        (Wordless(), "Wordless: (its text cannot be had: ValueError)"),
+        (SystemExit(3), "SystemExit: 3"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "OutOfMemoryError: CUDA out of memory.\nTried"),
+        ("kill", "its worker process died (killed, out of memory, or a crash in native code)"),
+    ],
+    ids=["lines", "wordless", "exit of one", "memory", "kill"],
+)
+def test_what_a_worker_failed_of_is_said_whole(error, words):
+    with pytest.raises(RunError) as failed:
+        tuned(Recipe(epochs=1, batch_size=16), WrongInTraining(error), workers=RayTraining(workers=2))
+    assert str(failed.value) == f"a worker of the training failed: {words}; run it again to go on"
 
 
 def test_errors_of_workers_are_those_of_training():

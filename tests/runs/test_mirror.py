@@ -1,5 +1,7 @@
 """The Optuna study of a search: all trials once, as they were."""
 
+import multiprocessing
+import os
 import random
 from datetime import datetime
 
@@ -162,3 +164,42 @@ def test_the_watcher_of_a_run(tmp_path):
     watcher.begin([trial(0)], 1)
     watcher.end()
     assert len(study(url, default_study_name(folder)).trials) == 1
+
+
+def opened_together(url, barrier, results):
+    """Opens a storage at the same instant as others, and writes into it."""
+    for number in range(ROUNDS):
+        barrier.wait(60)
+        try:
+            mirror = OptunaMirror(url.format(number), f"search {os.getpid()}", SPACE)
+            mirror.begin([trial(n) for n in range(2)], 9)
+            mirror.trial(trial(2), None)
+            mirror.end()
+        except Exception as error:  # noqa: BLE001 - of whatever kind
+            results.put(f"{number}: {error!r}")
+    results.put(None)
+
+
+ROUNDS, TOGETHER = 8, 4
+
+
+@pytest.mark.parametrize("kind", ["sqlite:///{}/{}.db", "{}/{}.log"])
+def test_searches_that_make_a_storage_at_the_same_instant_all_live(kind, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.runs.test_mirror"])
+    barrier, results = context.Barrier(TOGETHER), context.Queue()
+    url = kind.replace("{}", str(tmp_path), 1)
+    searches = [context.Process(target=opened_together, args=(url, barrier, results)) for _ in range(TOGETHER)]
+    for search in searches:
+        search.start()
+    answers = [results.get(timeout=120)]
+    while answers.count(None) < TOGETHER:
+        answers.append(results.get(timeout=120))
+    for search in searches:
+        search.join(60)
+    assert [answer for answer in answers if answer is not None] == []
+    for number in range(ROUNDS):
+        names = optuna.get_all_study_names(open_storage(url.format(number)))
+        assert sorted(names) == sorted(f"search {search.pid}" for search in searches)
+        for name in names:
+            assert [t.user_attrs["number"] for t in study(url.format(number), name).trials] == [0, 1, 2]
