@@ -29,7 +29,7 @@ from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.graph import LEVELS
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.registry import check_data_options, load_data
-from abcsearch.errors import AbcSearchError, ConfigError, ModelError, RunError, SearcherError, unknown_name
+from abcsearch.errors import AbcSearchError, ConfigError, RunError, SearcherError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
@@ -81,14 +81,13 @@ def _plain(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it is missing or not TOML.
     """
-    file = Path(path)
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
-        msg = f"config {file} cannot be read: {error.strerror}; give the path of a TOML file"
+        msg = f"config {path} cannot be read: {error.strerror}; give the path of a TOML file"
         raise ConfigError(msg) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        msg = f"config {file} is not TOML: {error}"
+        msg = f"config {path} is not TOML: {error}"
         raise ConfigError(msg) from error
 
 
@@ -153,8 +152,7 @@ def read_inspected(
     """
     if target.endswith(".toml") or Path(target).is_file():
         config = read_config(target, overrides)
-        given = None if shape is None else _example(shape)
-        example = load_data(config.data.name, **config.data.options).example if given is None else given
+        example = load_data(config.data.name, **config.data.options).example if shape is None else _example(shape)
         return config.model.build(config.seed).eval(), example, config.space
     plain: dict[str, Any] = {"model": {"name": target}, "space": {"levels": list(LEVELS)}}
     for override in overrides:
@@ -285,16 +283,11 @@ def _model(name: str, table: dict[str, Any]) -> ModelSettings:
 def _exported(table: Mapping[str, Any]) -> ModelSettings:
     """Returns the record of [model] for a network that has been exported, to be pruned again."""
     others = ", ".join(key for key in table if key not in ("export", "trust"))
-    trust = _typed("model.trust", bool, table.get("trust", False))
     if others or not isinstance(table["export"], str):
         msg = "model.export is a folder that abcsearch export wrote, and says name, options and weights itself; found "
         raise ConfigError(msg + (f"also {others}: leave them out" if others else repr(table["export"])))
-    folder = Path(table["export"]).absolute()
-    try:
-        settings = ModelSettings.of_export(folder, trust=trust)
-    except ModelError as error:
-        msg = f"{folder} comes from elsewhere: {error}; in a config: model.trust = true"
-        raise ConfigError(msg) from error
+    trust = _typed("model.trust", bool, table.get("trust", False))
+    settings = ModelSettings.of_export(Path(table["export"]).absolute(), trust=trust)
     settings.build()  # with its sizes: an export may be of a network that is another one by now
     return settings
 
@@ -308,8 +301,7 @@ def read_data(target: str | None, overrides: Sequence[str], *, trust: bool = Fal
         trust: whether a run folder from elsewhere is taken at its word.
 
     Raises:
-        ConfigError, DataError, RunError: if it cannot be read, or options are wrong.
-        TrustError: if the data are those of a run folder from elsewhere and name code or paths.
+        ConfigError, DataError, RunError: if it cannot be read, options are wrong, or it is from elsewhere (TrustError).
     """
     if target is None and overrides:
         msg = "--set changes options of the data set that --data names: give both"
@@ -328,8 +320,7 @@ def read_data(target: str | None, overrides: Sequence[str], *, trust: bool = Fal
     for override in overrides:
         _override(plain, override if override.startswith("data.") else f"data.{override}")
     if "data" not in plain:
-        msg = f"config {target} has no table [data]"
-        raise ConfigError(msg)
+        raise ConfigError(f"config {target} has no table [data]")
     return seeded_data(_section("data", plain["data"]), plain.get("seed", 0))
 
 

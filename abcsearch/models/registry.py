@@ -82,7 +82,7 @@ class Constructor:
         Raises:
             ModelError: if it is nothing of these, or an option would have weights or code loaded.
         """
-        advice = "; pass constructor=, or say that the file is to be trusted: trust=True, --trust"
+        advice = "; pass constructor=, or trust the file: trust=True, --trust, in a config model.trust = true"
         loading = [name for name, value in self.options.items() if name.startswith(_LOADING) and value]
         if loading:
             msg = f"{self.name} is not called: its option {loading[0]} would have something loaded{advice}"

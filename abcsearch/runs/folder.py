@@ -23,10 +23,7 @@ import json
 import logging
 import os
 import platform
-import subprocess
-import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -368,41 +365,6 @@ def _no_run(path: Path) -> str:
     if (path / "journal.jsonl").exists():
         new = "it was a run: restore run.json from a copy, or start a new run in another folder"
     return f"is not a run folder (it has no run.json){inside}; {new}"
-
-
-def environment() -> dict[str, Any]:
-    """Returns versions, machine and, if the working directory is in a git repository, its commit."""
-    import torch  # only here: who looks at a run need not wait for it
-
-    packages = ("abcsearch", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "optuna", "cmaes")
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {name: _version(name) for name in packages},
-        "git": _git("rev-parse", "HEAD"),
-        "git_changed": bool(_git("status", "--porcelain")),
-        "command": sys.argv,
-        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
-
-
-def _version(package: str) -> str | None:
-    """Returns the installed version of a package; None where it runs from a source folder."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git(*arguments: str) -> str | None:
-    """Returns what git prints, or None where there is no git or no repository."""
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _encode_array(value: Any) -> Any:  # noqa: ANN401 - what json cannot write

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import RunError, TrustError, differences
 from abcsearch.files import leaves
-from abcsearch.runs.folder import FORMAT, RunFolder, environment
+from abcsearch.runs.environment import environment
+from abcsearch.runs.folder import FORMAT, RunFolder
 from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, from_plain, to_plain
 from abcsearch.signing import is_own, signed
 from abcsearch.training.checkpoints import network_hash

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from abcsearch.errors import RunError
-from abcsearch.runs.folder import FORMAT, RunFolder, environment
+from abcsearch.runs.environment import environment
+from abcsearch.runs.folder import FORMAT, RunFolder
 
 arrays = npst.arrays(
     st.one_of(npst.integer_dtypes(endianness="?"), npst.floating_dtypes(endianness="?"), npst.boolean_dtypes()),
