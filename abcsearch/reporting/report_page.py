@@ -94,8 +94,8 @@ def _warnings(found: Gathered) -> list[str]:
         warnings.append(f"The search is not finished: this is how far it is. Continue it with: {again}")
     if found.missing is not None:
         warnings.append(f"Shown is what the run folder itself holds, without the table of networks: {found.missing}")
-    note = thinned_note(found)
-    return [*warnings, *([note] if note else [])]
+    notes = (found.history.note, thinned_note(found))
+    return [*warnings, *(note for note in notes if note)]
 
 
 def _tiles(found: Gathered) -> list[tuple[str, str]]:

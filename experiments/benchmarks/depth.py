@@ -3,8 +3,8 @@
     python -m experiments.benchmarks.depth --layers 500 2000
 
 The network is one stage of residual blocks of two 3x3 convolutions of 8 channels each, on scikit-learn's digits. It is
-searched for a few trials, fine-tuned, reported and exported, each by the command, in a process of its own. Prints a table
-of processor seconds; exit status 1 if a command fails.
+searched for a few trials, fine-tuned, reported and exported, each by the command, in a process of its own. Prints a
+table of processor seconds; exit status 1 if a command fails.
 """
 
 from __future__ import annotations
