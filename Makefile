@@ -10,7 +10,7 @@ DATA ?= data
 THREADS := OMP_NUM_THREADS=1
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-digits bench-evaluation bench-fitness bench-scaling bench-searchers bench-slicing bench-widths bench-zoo clean
+.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-depth bench-digits bench-evaluation bench-fitness bench-scaling bench-searchers bench-slicing bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -82,6 +82,9 @@ bench-cifar10: $(VENV)/.installed-bench ## searchers on CIFAR-10 at equal budget
 
 bench-digits: $(VENV)/.installed ## the table of experiments/digits/README.md: the demo with seeds 0 to 4
 	@$(BIN)/python -m experiments.digits.seeds
+
+bench-depth: $(VENV)/.installed ## what every command takes with networks of 500 and 2000 layers (half an hour); ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.depth $(ARGS)
 
 bench-evaluation: $(VENV)/.installed ## what an evaluation costs above its forward passes; ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.evaluation $(ARGS)

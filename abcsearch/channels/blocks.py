@@ -60,14 +60,14 @@ def find_blocks(operations: OperationGraph, training: OperationGraph | None = No
         for path in _prefixes(operations.scopes[node]):
             inside.setdefault(path, []).append(node)
     index = {node: i for i, node in enumerate(operations.nodes)}
-    ownership = _Ownership(operations)
+    ownership, signs = _Ownership(operations), _Signs(operations)
     found: list[Block] = []
     for path, nodes in inside.items():
         ends = _ends(operations, path, nodes)
         if ends is None or (training is not None and _call(training, path) is None):
             continue
         source, result = ends
-        adds = _Identity(operations, source, frozenset(nodes)).holds(result)
+        adds = _Identity(operations, signs, source, nodes).holds(result)
         if adds and _unchanged(operations, source, result, nodes) and ownership.alone(path, set(nodes)):
             found.append(Block(name=path, source=index[source], result=index[result]))
     inner = [b for b in found if not any(other.name.startswith(f"{b.name}.") for other in found)]
@@ -146,61 +146,82 @@ def _below(name: str, path: str) -> bool:
 class _Identity:
     """Whether a result would be the block's input if nothing were added to it."""
 
-    def __init__(self, operations: OperationGraph, source: fx.Node, own: frozenset[fx.Node]) -> None:
-        self._operations, self._source, self._own = operations, source, own
-        self._known: dict[fx.Node, bool] = {source: True}  # several paths lead to most nodes
-        self._positive: dict[fx.Node, bool] = {}
+    def __init__(self, operations: OperationGraph, signs: _Signs, source: fx.Node, nodes: list[fx.Node]) -> None:
+        self._operations, self._signs, self._source = operations, signs, source
+        # Whether a path of additions, and of what returns its input, leads back to the block's input. In the order of
+        # execution, so that what goes into a node is known before: a call for each would be as deep as the network.
+        self._reached = {source}
+        self._reached.update(node for node in nodes if self._passes(node))
 
     def holds(self, result: fx.Node) -> bool:
         """Returns whether the result is the input plus something."""
-        return result in self._own and self._reaches(result) and self._adds(result)
-
-    def _reaches(self, node: fx.Node) -> bool:
-        """Returns whether a path of additions, and of what returns its input, leads back to the block's input."""
-        if node not in self._known:
-            self._known[node] = node in self._own and self._passes(node)
-        return self._known[node]
+        return result is not self._source and result in self._reached and self._adds(result)
 
     def _passes(self, node: fx.Node) -> bool:
-        kind, sides = _kind(self._operations, node), self._tensors(node)
+        kind, sides = _kind(self._operations, node), _tensors(self._operations, node)
         if _adds_two(kind, node, sides):
-            return self._reaches(sides[0]) != self._reaches(sides[1])
-        if not sides or not self._reaches(sides[0]):
+            return (sides[0] in self._reached) != (sides[1] in self._reached)
+        if not sides or sides[0] not in self._reached:
             return False
         if kind in (F.dropout, F.dropout2d) or getattr(kind, "__module__", "") == _STOCHASTIC_DEPTH:
             place = 2 if kind in (F.dropout, F.dropout2d) else 3  # on by default
             return (node.args[place] if len(node.args) > place else node.kwargs.get("training", True)) is False
-        return kind in _PASSING or (kind in _RELUS and self._nonnegative(self._source))
+        return kind in _PASSING or (kind in _RELUS and self._signs.nonnegative(self._source))
 
     def _adds(self, node: fx.Node) -> bool:
         """Returns whether there is an addition on the path (there must be: else nothing can be dropped)."""
         while node is not self._source:
             if _kind(self._operations, node) in _ADDITIONS:
                 return True
-            node = self._tensors(node)[0]
+            node = _tensors(self._operations, node)[0]
         return False
 
-    def _tensors(self, node: fx.Node) -> list[fx.Node]:
-        """Returns the tensors among a node's arguments, in order, repeated where they are."""
-        found = [arg for arg in node.args if isinstance(arg, fx.Node)]
-        return [arg for arg in found if isinstance(self._operations.values[arg], torch.Size)]
 
-    def _nonnegative(self, node: fx.Node) -> bool:
+class _Signs:
+    """Which tensors have no negative entries."""
+
+    def __init__(self, operations: OperationGraph) -> None:
+        self._operations = operations
+        self._order = {node: i for i, node in enumerate(operations.nodes)}
+        self._known: dict[fx.Node, bool] = {}
+        self._changes: dict[object, list[fx.Node]] = {}  # operations in place, by what they change
+        for node, storages in operations.changes.items():
+            for storage in storages:
+                self._changes.setdefault(storage, []).append(node)
+
+    def nonnegative(self, node: fx.Node) -> bool:
         """Returns whether a tensor certainly has no negative entries, whatever is done to it in place."""
-        if node not in self._positive:
-            own = self._operations.storages[node]
-            changed = [n for n, found in self._operations.changes.items() if not set(found).isdisjoint(own)]
-            kind, sides = _kind(self._operations, node) if node.op != "get_attr" else None, self._tensors(node)
-            keeps = kind in _NONNEGATIVE or kind in _PASSING or _adds_two(kind, node, sides)
-            good = kind in _RELUS or (keeps and bool(sides) and all(self._nonnegative(side) for side in sides))
+        waiting = [node]  # each waits for those above it: calls in its place would be as deep as the network
+        while waiting:
+            last = waiting[-1]
+            kind = _kind(self._operations, last) if last.op != "get_attr" else None
+            sides = _tensors(self._operations, last)
+            keeps = kind in _NONNEGATIVE or kind in _PASSING or _adds_two(kind, last, sides)
+            needed = sides if keeps and kind not in _RELUS else []
+            missing = [side for side in needed if side not in self._known]
+            if missing:
+                waiting += missing
+                continue
+            good = kind in _RELUS or (bool(needed) and all(self._known[side] for side in needed))
             # A ReLU in place, and what comes before it, does no harm; nor does adding what is not negative.
-            self._positive[node] = good and all(self._harmless(n, node) for n in changed)
-        return self._positive[node]
+            self._known[last] = good and all(self._harmless(change, last) for change in self._changing(last))
+            waiting.pop()
+        return self._known[node]
+
+    def _changing(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Yields the operations that change a tensor in place."""
+        for storage in self._operations.storages[node]:
+            yield from self._changes.get(storage, ())
 
     def _harmless(self, change: fx.Node, node: fx.Node) -> bool:
         """Returns whether an operation in place leaves a tensor without negative entries so, or comes before it."""
-        order = {n: i for i, n in enumerate(self._operations.nodes)}
-        return order[change] <= order[node] or _kind(self._operations, change) in _RELUS
+        return self._order[change] <= self._order[node] or _kind(self._operations, change) in _RELUS
+
+
+def _tensors(operations: OperationGraph, node: fx.Node) -> list[fx.Node]:
+    """Returns the tensors among a node's arguments, in order, repeated where they are."""
+    found = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    return [arg for arg in found if isinstance(operations.values[arg], torch.Size)]
 
 
 def _adds_two(kind: object, node: fx.Node, sides: list[fx.Node]) -> bool:

@@ -122,6 +122,8 @@ def report(run_dir: RunDir, trust: Trust = False) -> None:  # noqa: FBT002 - an 
             print_table(*found.report.front_cells())
         else:
             console.print(f"{state_of(found)} No table of networks: {found.missing}")
+        if found.history.note:
+            console.print(found.history.note)
         console.print(f"written to {path}; the pictures as PNG files to {path.with_suffix('')}")
 
 

@@ -14,7 +14,7 @@ from abcsearch.runs.watching import finish_times
 from abcsearch.trial import Trial, best_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ class History:
         searches: its own search, then the random baseline, if it has begun.
         over: whether its own search has all its trials, or has run out of structures.
         names: of the dimensions, where a file has them.
+        note: that the search is finished, but its random baseline is not; "" otherwise.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class History:
     searches: tuple[SearchHistory, ...]
     over: bool
     names: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -106,7 +108,18 @@ def read_history(run_dir: str | Path) -> History:
         searches=tuple(searches),
         over=folder.finished(int(settings["n_trials"])),
         names=_names(folder),
+        note=_baseline_note(folder, settings, searches),
     )
+
+
+def _baseline_note(folder: RunFolder, settings: Mapping[str, Any], searches: Sequence[SearchHistory]) -> str:
+    """Returns that the random baseline of a finished search is not finished, or ""."""
+    wanted = int(settings["n_trials"])
+    done = len(searches[1].trials) if len(searches) > 1 else 0
+    due = "random" in settings.get("baselines", ()) and folder.finished(wanted)
+    if not due or done >= wanted or folder.baseline("random").finished(wanted):
+        return ""
+    return f"The random baseline is not finished, {done} of {wanted} trials: abcsearch resume {folder.path}"
 
 
 def _names(folder: RunFolder) -> tuple[str, ...]:

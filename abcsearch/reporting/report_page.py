@@ -95,8 +95,8 @@ def _warnings(found: Gathered) -> list[str]:
     if found.missing is not None:
         warnings.append(f"Shown is what the run folder itself holds, without the table of networks: {found.missing}")
     warnings += found.report.damaged if found.report is not None else ()
-    note = thinned_note(found)
-    return [*warnings, *([note] if note else [])]
+    notes = (found.history.note, thinned_note(found))
+    return [*warnings, *(note for note in notes if note)]
 
 
 def _tiles(found: Gathered) -> list[tuple[str, str]]:

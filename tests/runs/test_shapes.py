@@ -1,9 +1,12 @@
 """Incomplete and wrong settings in run.json: a message that names what is missing, never an error of ours."""
 
 import re
+import shutil
 
 import pytest
+from safetensors.torch import save
 
+from abcsearch.runs.weights import load_tensors
 from tests import headers
 from tests.mutations import call, quick
 
@@ -107,3 +110,60 @@ def test_a_run_folder_is_no_config(run):
     status, text = call("search", run[0])
     assert status == 2
     assert f"{run[0]} is a run folder, not a config; continue its run with: abcsearch resume {run[0]}" in text
+
+
+def test_a_report_says_that_the_random_baseline_is_not_finished(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    with quick():
+        assert "not finished" not in call("report", folder)[1]
+        journal = folder / "baselines/random/journal.jsonl"
+        journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+        note = f"The random baseline is not finished, 3 of 4 trials: abcsearch resume {folder}"
+        status, text = call("report", folder)
+    assert status == 0
+    assert note in text
+    assert note in (folder / "report.html").read_text()
+
+
+def test_damaged_base_weights_are_told_with_what_deleting_them_leads_to(run, tmp_path):
+    """Also without a checksum, as in old files: the run knows the hash of what it began with."""
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    base = folder / "base.safetensors"
+    whole, weights = base.read_bytes(), load_tensors(base)
+    weights["conv.weight"][0, 0, 0, 0] += 1
+    again = (
+        "delete it: it is then loaded from the checkpoint, or trained again with the same result, by: abcsearch resume"
+    )
+    for damaged, words in (
+        (whole[:-1], "is damaged: "),
+        (whole[:-1] + bytes([whole[-1] ^ 1]), "is damaged: its checksum is not that of its content; "),
+        (save(weights), "are others than those that the run began with; "),
+    ):
+        base.write_bytes(damaged)
+        for command in ("resume", "finetune", "export"):
+            status, text = call(command, folder)
+            assert status == 2, text
+            assert f"{base} {words}" in text
+            assert f"{again} {folder}" in text
+        with quick():
+            assert str(base) in call("report", folder)[1]
+    base.unlink()
+    assert call("resume", folder)[0] == 0
+    assert base.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_baseline_without_its_header_says_that_it_can_be_searched_again(run, tmp_path, damage):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    baseline = folder / "baselines" / "random"
+    header, journal = baseline / "run.json", (baseline / "journal.jsonl").read_bytes()
+    header.unlink() if damage == "missing" else header.write_text(header.read_text().replace("4", "5", 1))
+    status, text = call("resume", folder)
+    assert status == 2
+    assert f"delete {baseline}: this baseline is then searched again" in text
+    shutil.rmtree(baseline)
+    assert call("resume", folder)[0] == 0
+    assert len((baseline / "journal.jsonl").read_bytes().splitlines()) == len(journal.splitlines())
