@@ -206,6 +206,7 @@ def test_workers_are_those_of_a_run_that_runs(run):
         found = watched.look().pulse
         assert (found.stage, found.busy, found.workers) == ("bee_colony", 3, 4)
         baseline = RunFolder(run.path / "baselines" / "random")
+        baseline.path.mkdir(parents=True)
         baseline.write_json("progress.json", progress(stage="random baseline", time=time.time() + 1))
         assert watched.look().pulse.stage == "random baseline"
         for text in ('{"stage": ', "[]", "{}", json.dumps({"stage": "x"})):
