@@ -10,7 +10,7 @@ DATA ?= data
 THREADS := OMP_NUM_THREADS=1
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-depth bench-digits bench-evaluation bench-fitness bench-scaling bench-searchers bench-slicing bench-widths bench-zoo clean
+.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-scaling bench-searchers bench-slicing bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -91,6 +91,9 @@ bench-evaluation: $(VENV)/.installed ## what an evaluation costs above its forwa
 
 bench-fitness: $(VENV)/.installed ## how well each fitness ranks structures as fine-tuning would (half an hour); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.fitness $(ARGS)
+
+bench-old-runs: $(VENV)/.installed ## how soon a run of 200 000 trials is looked at and goes on (3 minutes); ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.old_runs $(ARGS)
 
 bench-scaling: $(VENV)/.installed ## how busy many workers are kept, and how soon a long run goes on (an hour); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.scaling $(ARGS)

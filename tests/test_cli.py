@@ -202,11 +202,13 @@ def test_options_of_resume_reach_the_run(tmp_path, monkeypatch):
     given = [*EXECUTION, "--until", "0", "--n-trials", "9", "--tensorboard", "--optuna-storage", tmp_path / "s.log"]
     assert call("resume", tmp_path, *given).exit_code == 0
     assert call("resume", tmp_path, "--workers", "3").exit_code == 0
-    assert [given for given, _ in ran] == [(tmp_path,)] * 3
+    assert call("resume", tmp_path, "--retry-failed", "--shorten").exit_code == 0
+    assert [given for given, _ in ran] == [(tmp_path,)] * 4
     named = [{key: value for key, value in options.items() if key != "progress"} for _, options in ran]
     assert_watchers(named[1].pop("watchers"), tmp_path)
     execution = {"workers": 0, "ray_address": 'ray://head:10001/"x"'}
-    assert named == [{}, {"n_trials": 9, "until": 0, "execution": execution}, {"execution": {"workers": 3}}]
+    last = {"retry_failed": True, "shorten": True}
+    assert named == [{}, {"n_trials": 9, "until": 0, "execution": execution}, {"execution": {"workers": 3}}, last]
 
 
 def assert_watchers(factories, path):
@@ -216,6 +218,7 @@ def assert_watchers(factories, path):
         space = SearchSpace((Dimension("a", "width", (1, 2)),))
 
     folder = RunFolder(path / "watched")
+    folder.path.mkdir(exist_ok=True)
     folder.write_json("run.json", {"format": 1, "settings": {}, "identity": {}, "environment": {}})
     assert [type(make(Task(), folder)).__name__ for make in factories] == ["TensorBoard", "OptunaMirror"]
 

@@ -106,9 +106,14 @@ def resume(  # noqa: PLR0913 - one argument per option
     with answering(run_dir):
         from abcsearch.runs.configured import resume as resume_run
 
-        changes = _given(n_trials=n_trials, until=until, execution=_execution(workers, ray_address) or None)
+        changes = _given(
+            n_trials=n_trials,
+            until=until,
+            retry_failed=retry_failed or None,
+            shorten=shorten or None,
+            execution=_execution(workers, ray_address) or None,
+        )
         watchers = _watchers(optuna_storage, tensorboard=tensorboard)
-        changes |= {"retry_failed": retry_failed, "shorten": shorten}
         with progress_shown() as progress:
             result = resume_run(run_dir, trust=trust, progress=progress, **changes, **watchers)
         _print_best(result)

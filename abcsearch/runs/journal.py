@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import AbcSearchError, RunError
 from abcsearch.files import gone, same_file
-from abcsearch.runs.lines import Chain, OutOfChainError, Success, encode_line, many_objects
+from abcsearch.runs.lines import Chain, OutOfChainError, encode_line, many_objects, successful_trial
 from abcsearch.trial import Evaluation, Trial
 
 if TYPE_CHECKING:
@@ -107,11 +107,11 @@ class Contents:
         text = self.chain.text(line)
         if text is None:
             return False
-        success = Success.of(text)
-        if success is None:
+        trial = successful_trial(text)
+        if trial is None:
             self.take(json.loads(text))
         else:
-            self.add(success.trial())
+            self.add(trial)
         self.passed(line)
         return True
 

@@ -28,7 +28,7 @@ _SUCCESS = re.compile(
     rb'\{"number": (\d+), "candidate": \[([\d, ]+)\], "evaluation": \{"fitness": ([-+.e\d]+), "metrics": (\{[^{}]*\}), '
     rb'"macs": (\d+), "params": (\d+), "seconds": ([-+.e\d]+), "failure": null\}, "time": ([-+.e\d]+)\}'
 )
-_DECODER = json.JSONDecoder()
+_scan = json.JSONDecoder().scan_once  # without looking for white space around
 
 
 def encode_line(event: dict[str, object], before: int | None = None) -> bytes:
@@ -120,26 +120,34 @@ class Success(NamedTuple):
         return cls(int(number), float(fitness), float(seconds), float(time), (candidate, metrics, macs, params))
 
     def trial(self) -> Trial:
-        """Returns the trial.
+        """Returns the trial."""
+        return _trial(self.number, self.fitness, self.seconds, *self.rest)
 
-        The checks of the records are left out: they passed before the line was written, and the line is whole.
-        """
-        candidate, metrics, macs, params = self.rest
-        values: dict[str, Any] = _DECODER.raw_decode(metrics.decode())[0]
-        for name, value in values.items():
-            if type(value) is not float:
-                values[name] = float(value)  # nan and inf are texts
-        evaluation, trial = object.__new__(Evaluation), object.__new__(Trial)
-        vars(evaluation).update(
-            fitness=self.fitness,
-            metrics=values,
-            macs=int(macs),
-            params=int(params),
-            seconds=self.seconds,
-            failure=None,
-        )
-        vars(trial).update(number=self.number, candidate=tuple(map(int, candidate.split(b","))), evaluation=evaluation)
-        return trial
+
+def successful_trial(text: bytes) -> Trial | None:
+    """Returns the trial that the JSON of a line holds; None if it is anything else than a trial that succeeded."""
+    match = _SUCCESS.fullmatch(text)
+    if match is None:
+        return None
+    number, candidate, fitness, metrics, macs, params, seconds, _ = match.groups()
+    return _trial(int(number), float(fitness), float(seconds), candidate, metrics, macs, params)
+
+
+def _trial(  # noqa: PLR0913 - a record's
+    number: int, fitness: float, seconds: float, candidate: bytes, metrics: bytes, macs: bytes, params: bytes
+) -> Trial:
+    """Returns a trial without the checks of its records: they passed before the line was written, which is whole."""
+    values: dict[str, Any] = _scan(metrics.decode(), 0)[0]
+    for name, value in values.items():
+        if type(value) is not float:
+            values[name] = float(value)  # nan and inf are texts
+    evaluation, trial = object.__new__(Evaluation), object.__new__(Trial)
+    own = evaluation.__dict__
+    own["fitness"], own["metrics"], own["macs"], own["params"] = fitness, values, int(macs), int(params)
+    own["seconds"], own["failure"] = seconds, None
+    own = trial.__dict__
+    own["number"], own["candidate"], own["evaluation"] = number, tuple(map(int, candidate.split(b","))), evaluation
+    return trial
 
 
 @contextlib.contextmanager

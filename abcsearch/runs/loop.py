@@ -11,6 +11,7 @@ from abcsearch.evaluation.cascade import Cascade
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.runs.flights import Flights, slots
 from abcsearch.runs.journal import Journal
+from abcsearch.runs.lines import many_objects
 from abcsearch.runs.retrying import earlier
 from abcsearch.runs.standing import Standing
 from abcsearch.trial import Trial
@@ -120,9 +121,11 @@ class Loop:
                 progress=self.progress,
                 stage=self.stage,
             )
-            standing.begin(self._mine(journal))
+            with many_objects():
+                standing.begin(self._mine(journal))
+                session = _Search(self, journal, standing)
             try:
-                _Search(self, journal, standing).run()
+                session.run()
             finally:
                 standing.end()
             self.folder.check()  # what was found last may not be in it
@@ -160,9 +163,10 @@ class _Search:
 
     def run(self) -> None:
         """Asks, evaluates and tells until all is done; leaves a snapshot also where it is interrupted."""
-        self._restore()
-        if self._asynchronous:
-            self._replay()
+        with many_objects():
+            self._restore()
+            if self._asynchronous:
+                self._replay()
         self._send(self._open)
         if self._told < self._loop.n_trials and getattr(self._loop.executor, "alive", None) == 0:
             self._standing.announce(f"starting up to {slots(self._loop.executor)} workers")

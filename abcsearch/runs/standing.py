@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import FailuresError
 from abcsearch.runs.watching import Watcher, Watchers
-from abcsearch.trial import Trial, best_trial
+from abcsearch.trial import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,7 +149,9 @@ class Standing:
         self._trials[trial.candidate] = trial
         self._done += 1
         self._failed += trial.evaluation.failure is not None
-        better = best_trial([trial] if self.best is None else [self.best, trial]) is trial
+        # As `best_trial` says, without its lists: a long run that goes on counts all of its trials.
+        rank, best = (-trial.fitness, trial.number), self.best
+        better = trial.evaluation.failure is None and (best is None or rank < (-best.fitness, best.number))
         self.best = trial if better else self.best
         return better
 

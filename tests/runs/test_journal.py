@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from abcsearch.errors import RunError
 from abcsearch.runs.journal import Contents, Journal, cut_journal, read_journal
-from abcsearch.runs.lines import Success, encode_line
+from abcsearch.runs.lines import Success, encode_line, successful_trial
 from abcsearch.runs.status import JournalTail
 from abcsearch.runs.watching import finish_times
 from abcsearch.trial import Evaluation, Trial, best_trial
@@ -200,7 +200,9 @@ def test_a_line_is_read_fast_as_json_reads_it(evaluation, candidate):
     text = encode_line({**trial.to_plain(), "time": 1e9}, 0)[18:-1]
     fast = Success.of(text)
     assert repr(Trial.from_plain(json.loads(text))) == repr(trial)
+    assert (successful_trial(text) is None) == (fast is None)
     if fast is not None:
+        assert repr(successful_trial(text)) == repr(trial)
         assert repr(fast.trial()) == repr(trial)
         assert (fast.number, fast.fitness, fast.seconds, fast.time) == (3, trial.fitness, evaluation.seconds, 1e9)
     simple = evaluation.failure is None and candidate and min(candidate) >= 0 and not evaluation.metrics
