@@ -128,7 +128,7 @@ def test_status_and_export_agree_whatever_is_damaged_and_it_is_made_again(run, e
     if gone and words:
         assert done.exit_code == 2
         assert words in done.output
-        assert "train it again with: abcsearch finetune" in done.output
+        assert f"train it again with: abcsearch finetune {folder} --set epochs=2 --set lr=0.05" in done.output
         assert not (folder / "export").exists()
         with pytest.raises(RunError, match="It is not passed over"):
             run.network(run.winner, tuned=True)
@@ -149,6 +149,15 @@ def test_a_report_goes_on_and_says_what_is_damaged(run, ending, how, gone, words
         assert words in (run.folder.path / name).read_text()
     rows = json.loads((run.folder.path / "report.json").read_text())["rows"]
     assert {row["network"] for row in rows if not row["tests"]} == gone
+
+
+def test_a_comparison_says_what_is_damaged(run, tuned, tmp_path):
+    flipped(run.folder.path / "finetuned" / "bee_colony.safetensors")
+    done = call("compare", run.folder.path, tuned, "--out", tmp_path / "compare.html")
+    assert done.exit_code == 0, done.output
+    assert "note: " in done.output
+    assert "bee_colony.safetensors is damaged: its checksum" in done.output
+    assert "bee_colony.safetensors is damaged: its checksum" in (tmp_path / "compare.html").read_text()
 
 
 @warned
