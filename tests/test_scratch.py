@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from abcsearch import scratch
 from abcsearch.files import replace_file
+from abcsearch.runs.folder import RunFolder
 from abcsearch.scratch import owner, sibling_of, sweep, sweep_all
 
 MADE = """
 import sys, tempfile
 from pathlib import Path
+from abcsearch.runs.folder import RunFolder
 from abcsearch.scratch import owner, sibling_of
 folder = Path(sys.argv[1])
 sibling_of(folder / "best.json").write_text("half")
@@ -81,6 +83,26 @@ def test_folders_below_are_swept_and_links_are_not_followed(tmp_path):
     assert not list(deep.iterdir())
     assert list(outside.iterdir())
     sweep_all(tmp_path / "nowhere")
+
+
+def test_whoever_writes_to_a_run_folder_removes_what_killed_ones_have_left(tmp_path, other):
+    other.kill()
+    until_over(other)
+    names = [path.name for path in tmp_path.iterdir()]
+    run = tmp_path / "run"
+    places = [
+        run,
+        run / "finetuned",
+        run / "finetuned" / "recipe-1",
+        run / "export" / "full",
+        run / "baselines" / "random",
+    ]
+    for place in places:
+        place.mkdir(parents=True)
+        for name in names:
+            (place / name).touch()
+    with RunFolder(run).locked():
+        assert not [path for path in run.rglob(".*") if path.name in names]
 
 
 def test_of_another_machine_only_what_is_a_day_old_goes(tmp_path, monkeypatch):

@@ -169,7 +169,10 @@ def export(
     ] = None,
     trust: Trust = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Exports a network, fine-tuned if it has been, and checks that it loads back with the same outputs."""
+    """Exports a network, fine-tuned if it has been, and checks that it loads back with the same outputs.
+
+    Where the files of fine-tuning are damaged, that is an error: they are not passed over.
+    """
     with answering(run_dir, "export"):
         from abcsearch.exporting.targets import check_target
         from abcsearch.runs.exports import export_folder, export_run

@@ -61,11 +61,11 @@ class Home:
         """
         try:
             yield
-        except OSError as error:
-            if not _inside(error.filename, self.path):
-                raise
+        except (OSError, RunError) as error:
             if hasattr(self, "_identity"):
-                self.check()
+                self.check()  # says more, if that is why
+            if isinstance(error, RunError) or not _inside(error.filename, self.path):
+                raise
             msg = f"{error.filename} cannot be written: {error.strerror or error}; mend that"
             raise RunError(f"{msg}, then go on after the last whole epoch with: {self._again}") from error
 

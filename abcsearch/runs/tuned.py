@@ -118,11 +118,16 @@ def refusal(folder: RunFolder, name: str, tuned: Tuned) -> str:
 
 
 def _again(folder: RunFolder, name: str, tuned: Tuned) -> str:
-    """Returns the command that makes damaged files again: with their recipe, or if that is lost with that of others."""
+    """Returns the command that makes damaged files again.
+
+    With their recipe; if that is lost, with that of a training that was stopped, perhaps as it was put in their place;
+    else with that of other structures.
+    """
     usual = folder.header()["settings"].get("finetune")
-    stopped = None if tuned.recorded else interrupted(folder, usual)
-    others = next((scores for _, scores in _all_scores(folder)), {"recipe": usual})
-    return stopped or command(folder, name, tuned.recorded or others, usual)
+    stopped = sorted(unfinished(folder, name), key=lambda path: path.stat().st_mtime_ns)
+    told = [identity for identity, _ in filter(None, map(begun, reversed(stopped)))]
+    others = (scores for _, scores in _all_scores(folder))
+    return command(folder, name, tuned.recorded or next(iter(told), None) or next(others, {"recipe": usual}), usual)
 
 
 def kept(folder: RunFolder, name: str | None = None) -> list[Path]:

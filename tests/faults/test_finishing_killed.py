@@ -21,7 +21,7 @@ from tests.conftest import TINY_CONFIG
 pytestmark = pytest.mark.faults
 ONE = Recipe(epochs=1, batch_size=64, lr=0.05)
 TWO = Recipe(epochs=2, batch_size=64, lr=0.05, keep="best")
-KILLS = 12
+KILLS = 8
 
 
 @pytest.fixture(scope="module")

@@ -346,6 +346,7 @@ def test_an_unreadable_checkpoint_still_says_that_it_was_interrupted(run):
         [],
         ["--set", "preset=digits", "--set", "milestones=[0.2, 0.4]"],
         ["--set", "epochs=3", "--workers", "2", "--ray-address", "auto"],
+        ["--only", "full", "--replace"],
     ],
 )
 def test_ctrl_c_names_the_whole_command(run, monkeypatch, options):

@@ -17,7 +17,7 @@ from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import open_run
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.status import RunWatch
-from abcsearch.runs.tuned import read_tuned
+from abcsearch.runs.tuned import read_tuned, refusal
 from abcsearch.training import checkpoints
 from abcsearch.training.recipe import Recipe
 from tests.conftest import TINY_CONFIG
@@ -222,6 +222,8 @@ def test_killed_at_any_instant_the_old_or_the_new_is_whole_and_is_had_again(run,
         assert wholes(run), count
         now = run.tuned(run.winner)
         assert now.scores or now.wrong, count  # it is never taken for one that has not been fine-tuned
+        if now.wrong:  # the command of the new recipe goes on
+            assert "--set epochs=2 --set lr=0.05 --set keep=best" in refusal(run.folder, "bee_colony", now)
         assert RunWatch(run.folder.path).look().tuned == (("bee_colony",) if now.scores else ())
         if not replace and count % 2:
             assert not tune(run, ONE), count

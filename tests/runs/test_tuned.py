@@ -128,7 +128,7 @@ def test_status_and_export_agree_whatever_is_damaged_and_it_is_made_again(run, e
     if gone and words:
         assert done.exit_code == 2
         assert words in done.output
-        assert "train it again with: abcsearch finetune" in done.output
+        assert f"train it again with: abcsearch finetune {folder} --set epochs=2 --set lr=0.05" in done.output
         assert not (folder / "export").exists()
         with pytest.raises(RunError, match="It is not passed over"):
             run.network(run.winner, tuned=True)
@@ -149,6 +149,15 @@ def test_a_report_goes_on_and_says_what_is_damaged(run, ending, how, gone, words
         assert words in (run.folder.path / name).read_text()
     rows = json.loads((run.folder.path / "report.json").read_text())["rows"]
     assert {row["network"] for row in rows if not row["tests"]} == gone
+
+
+def test_a_comparison_says_what_is_damaged(run, tuned, tmp_path):
+    flipped(run.folder.path / "finetuned" / "bee_colony.safetensors")
+    done = call("compare", run.folder.path, tuned, "--out", tmp_path / "compare.html")
+    assert done.exit_code == 0, done.output
+    assert "note: " in done.output
+    assert "bee_colony.safetensors is damaged: its checksum" in done.output
+    assert "bee_colony.safetensors is damaged: its checksum" in (tmp_path / "compare.html").read_text()
 
 
 @warned
@@ -184,9 +193,13 @@ def test_a_winner_that_has_been_beaten_is_not_fine_tuned(tuned, tmp_path):
     assert {path.name: path.read_bytes() for path in shelf.iterdir()} == {
         name: content for name, content in old.items() if name.split(".")[0] in stale
     }
-    resume(tmp_path / "run", n_trials=3)
-    finetune_run(open_run(tmp_path / "run"), SHORT)
-    assert files_of(before) == old
+    shutil.copytree(tuned, tmp_path / "back")  # where the older winner is the winner
+    shutil.rmtree(tmp_path / "back" / "finetuned")
+    shutil.copytree(tmp_path / "run" / "finetuned", tmp_path / "back" / "finetuned")
+    stages, back = [], open_run(tmp_path / "back")
+    finetune_run(back, SHORT, progress=lambda stage, *_: stages.append(stage))
+    assert not stages
+    assert files_of(back) == old
 
 
 def test_a_search_under_way_has_no_fine_tuned_winner_before_its_first_trial(run):
