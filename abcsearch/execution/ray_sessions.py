@@ -77,8 +77,8 @@ def _home() -> Path | None:
             continue
         with contextlib.suppress(OSError):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = path.lstat()
-            if stat.S_ISDIR(found.st_mode) and found.st_uid == user:  # anybody may have put something there
+            status = path.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == user:  # anybody may have put something there
                 path.chmod(0o700)
                 return path
     return None

@@ -146,12 +146,12 @@ def _work(config: dict[str, Any]) -> None:
 
     if (device := get_device()).type == "cuda":
         torch.cuda.set_device(device)
-    own = get_context()
-    if config["setup"] is not None:
-        ray.get(config["setup"])  # makes its calls
-    task: Any = ray.get(config["task"])
+    context = get_context()
     try:
-        task(own.get_world_rank(), own.get_world_size())
+        if config["setup"] is not None:
+            ray.get(config["setup"])  # makes its calls
+        task: Any = ray.get(config["task"])
+        task(context.get_world_rank(), context.get_world_size())
     except AbcSearchError:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - Ray would cut its text, or fail where it has none
@@ -174,7 +174,7 @@ def _failed(why: str) -> RunError:
 def _cause(error: Exception) -> Exception:
     """Returns what a training failed of: our own error of a worker, or else one with Ray's words."""
     failures: list[BaseException] = list(getattr(error, "worker_failures", {}).values()) or [error]
-    causes = [next((c for c in _chain(own) if isinstance(c, AbcSearchError)), _lost(own)) for own in failures]
+    causes = [next((c for c in _chain(one) if isinstance(c, AbcSearchError)), _lost(one)) for one in failures]
     return min(causes, key=lambda cause: any(words in str(cause) for words in _ECHOES))
 
 

@@ -176,10 +176,10 @@ def registered() -> dict[str, Callable[[], object]]:
 
     They are named as messages name them, and may be pickled if what has been added can be.
     """
-    added = {name: own for name, own in OBJECTIVES.items() if _BUILT_IN.get(name) is not own}
+    added = {name: entry for name, entry in OBJECTIVES.items() if _BUILT_IN.get(name) is not entry}
     return {
-        **{f"OBJECTIVES[{name!r}]": partial(_add_objective, name, own) for name, own in added.items()},
-        **{f"OUTPUTS[{kind.__qualname__}]": partial(_add_output, kind, own) for kind, own in OUTPUTS.items()},
+        **{f"OBJECTIVES[{name!r}]": partial(_add_objective, name, entry) for name, entry in added.items()},
+        **{f"OUTPUTS[{kind.__qualname__}]": partial(_add_output, kind, entry) for kind, entry in OUTPUTS.items()},
     }
 
 

@@ -32,38 +32,21 @@ class Plain(nn.Module):
         return self.linear(torch.relu(self.conv(x)).mean(dim=(2, 3)))
 
 
-class WithHead(Plain):
-    """Returns what the loss does not see."""
+class Uneven(Plain):
+    """Has a head that the loss does not see, a frozen layer, and branches: one of every other step, one never taken."""
 
     def __init__(self):
         super().__init__()
-        self.head = nn.Linear(3, 2)
-
-    def forward(self, x):
-        out = super().forward(x)
-        return {"out": out, "aux": self.head(out)}
-
-
-class Frozen(Plain):
-    """Its first layer stays, with a bias that is not used at all."""
-
-    def __init__(self):
-        super().__init__()
-        self.unused = nn.Parameter(torch.ones(3))
+        self.head, self.branch, self.never = nn.Linear(3, 2), nn.Linear(3, 3), nn.Linear(3, 3)
         self.conv.requires_grad_(False)
-
-
-class Sometimes(Plain):
-    """Takes a branch in every other step."""
-
-    def __init__(self):
-        super().__init__()
-        self.branch, self.calls = nn.Linear(3, 3), 0
+        self.calls = 0
 
     def forward(self, x):
         self.calls += self.training
         out = super().forward(x)
-        return self.branch(out) if self.training and self.calls % 2 else out
+        if self.training and self.calls % 2:
+            out = self.branch(out)
+        return {"out": out, "aux": self.head(out)}
 
 
 class Wordless(Exception):
@@ -115,22 +98,28 @@ def test_two_workers_agree_with_one_process_to_rounding(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", [WithHead, Frozen, Sometimes])
-def test_parameters_without_gradient_change_as_with_one_process(kind):
+def test_parameters_without_gradient_change_as_with_one_process():
     recipe = Recipe(epochs=2, batch_size=16, lr=0.1, momentum=0.9, weight_decay=0.1, clip_norm=1.0)
-    alone = tuned(recipe, network(kind))
-    two = tuned(recipe, network(kind), workers=RayTraining(workers=2))
+    alone = tuned(recipe, network(Uneven))
+    two = tuned(recipe, network(Uneven), workers=RayTraining(workers=2))
+    assert not torch.equal(alone.model.branch.weight, network(Uneven).branch.weight)
+    assert torch.equal(two.model.never.weight, network(Uneven).never.weight)
     torch.testing.assert_close(weights(two.model), weights(alone.model), rtol=1e-4, atol=1e-5)
     assert two.training.losses == pytest.approx(alone.training.losses, rel=1e-4)
+
+
+def faults(*values):
+    """Returns a case that is too slow for every day."""
+    return pytest.param(*values, marks=pytest.mark.faults)
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
         (ValueError("first line\n  second: 2"), "ValueError: first line\n  second: 2"),
-        (Wordless(), "Wordless: (its text cannot be had: ValueError)"),
-        (SystemExit(3), "SystemExit: 3"),
-        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "OutOfMemoryError: CUDA out of memory.\nTried"),
+        faults(Wordless(), "Wordless: (its text cannot be had: ValueError)"),
+        faults(SystemExit(3), "SystemExit: 3"),
+        faults(torch.OutOfMemoryError("CUDA out of memory.\nTried"), "OutOfMemoryError: CUDA out of memory.\nTried"),
         ("kill", "its worker process died (killed, out of memory, or a crash in native code)"),
     ],
     ids=["lines", "wordless", "exit of one", "memory", "kill"],

@@ -55,8 +55,10 @@ def data(tiny_data):
     )
 
 
-@pytest.mark.parametrize("evaluator", ["adaptive_bn", {"name": "short_training", "steps": 2, "batch_size": 32}])
-@pytest.mark.parametrize("given", [False, True])
+SHORT = {"name": "short_training", "steps": 2, "batch_size": 32}
+
+
+@pytest.mark.parametrize(("evaluator", "given"), [(SHORT, False), ("adaptive_bn", True)])
 def test_a_search_finds_them_in_its_workers(added, tiny_data, tmp_path, evaluator, given):
     options = {"budget": Budget(params=0.6), "n_trials": 2, "searcher": "random", "evaluator": evaluator}
     here = search(Two(), data(tiny_data), **options, run_dir=tmp_path / "here")

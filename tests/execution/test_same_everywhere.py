@@ -1,0 +1,34 @@
+"""The same trials, bit for bit, whatever the number of workers, the hash seed and the threads of the surroundings."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Workers, PYTHONHASHSEED, OMP_NUM_THREADS, torch.set_num_threads.
+HERE = (0, 0, 1, 1)
+OTHERS = [(0, 1, 2, 2)]
+WITH_WORKERS = [(1, 2, 1, 3), (2, 3, 2, 1), (3, 4, 3, 2)]
+
+
+def trials(workers, seed, omp, threads):
+    """Returns digests of many searches by name; the last line, since other tools may print, too."""
+    environment = {**os.environ, "PYTHONHASHSEED": str(seed), "OMP_NUM_THREADS": str(omp)}
+    line = [sys.executable, "-m", "tests.execution.same_everywhere", str(workers), str(threads)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return trials(*HERE)
+
+
+@pytest.mark.parametrize(
+    "surroundings", [*OTHERS, *(pytest.param(case, marks=pytest.mark.faults) for case in WITH_WORKERS)]
+)
+def test_trials_are_the_same_everywhere(expected, surroundings):
+    assert trials(*surroundings) == expected
