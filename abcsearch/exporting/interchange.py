@@ -145,6 +145,7 @@ def open_onnx(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of many kinds
         msg = f"{path} is no ONNX file that onnxruntime can read: {one_line(str(error), 300)}"
+        msg += "; write it again with: abcsearch export RUN_DIR --format onnx"
         raise ExportError(msg) from error
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(session.get_outputs()) != 1:
