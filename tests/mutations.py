@@ -310,7 +310,8 @@ def tried(case, undisturbed, path):
 
 def _verdict(command, status, text, case, run, target, undisturbed):
     """Returns (what came of it, see `table`; the text)."""
-    named = str(target.parent) in text and (target.name in text or target.name == "run.json")
+    gone = target.name in ("run.json", "plan.json") and not target.exists()  # then the folder is no longer one
+    named = str(target.parent) in text and (target.name in text or gone or target.name == "run.json")
     if status == 2:
         right = named and _ADVICE.search(text) and text.count("error: ") == 1 and "Traceback" not in text
         return ("refused" if right else "unclear"), text
