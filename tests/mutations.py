@@ -310,7 +310,8 @@ def tried(case, undisturbed, path):
 
 def _verdict(command, status, text, case, run, target, undisturbed):
     """Returns (what came of it, see `table`; the text)."""
-    named = str(target) in text or (target.name == "run.json" and str(target.parent) in text)
+    gone = target.name in ("run.json", "plan.json") and not target.exists()  # then the folder is no longer one
+    named = str(target.parent) in text and (target.name in text or gone or target.name == "run.json")
     if status == 2:
         right = named and _ADVICE.search(text) and text.count("error: ") == 1 and "Traceback" not in text
         return ("refused" if right else "unclear"), text
@@ -331,7 +332,7 @@ def _verdict(command, status, text, case, run, target, undisturbed):
     return ("warned" if named and "warning: " in text else "different"), f"{text}\ndifferent: {keys}"
 
 
-_ADVICE = re.compile(r"delete|restore|write it again|abcsearch (resume|finetune|export|search)")
+_ADVICE = re.compile(r"delete|remove|restore|write it again|abcsearch (resume|finetune|export|search)")
 
 
 def _so_far(result, expected, trials):

@@ -174,6 +174,7 @@ def open_onnx(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, 
         raise
     except Exception as error:  # of many kinds
         msg = f"{path} is no ONNX file that onnxruntime can read: {one_line(str(error), 300)}"
+        msg += "; write it again with: abcsearch export RUN_DIR --format onnx"
         raise ExportError(msg) from error
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(session.get_outputs()) != 1:

@@ -112,7 +112,8 @@ def gather(
     """
     history = read_history(run_dir)
     if not history.own.trials:
-        msg = f"no trial in {run_dir} has finished yet; see: abcsearch status {run_dir}"
+        msg = f"no trial in {run_dir} has finished yet: {history.path / 'journal.jsonl'} holds none; "
+        msg += f"see: abcsearch status {run_dir}, or continue it with: abcsearch resume {run_dir}"
         raise RunError(msg)
     run, missing = _opened(run_dir, load, trust=trust)
     report = make_report(run) if run is not None and measure else None

@@ -117,7 +117,7 @@ def _baseline_note(folder: RunFolder, settings: Mapping[str, Any], searches: Seq
     wanted = int(settings["n_trials"])
     done = len(searches[1].trials) if len(searches) > 1 else 0
     due = "random" in settings.get("baselines", ()) and folder.finished(wanted)
-    if not due or done >= wanted or folder.baseline("random").finished(wanted):
+    if not due or done >= wanted or folder.baseline("random").exhausted():
         return ""
     return f"The random baseline is not finished, {done} of {wanted} trials: abcsearch resume {folder.path}"
 
