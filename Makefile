@@ -10,7 +10,7 @@ DATA ?= data
 THREADS := OMP_NUM_THREADS=1
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-scaling bench-searchers bench-slicing bench-widths bench-zoo clean
+.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -109,6 +109,9 @@ bench-searchers: $(VENV)/.installed ## how many evaluations every searcher needs
 
 bench-slicing: $(VENV)/.installed-bench ## time of one candidate against copy.deepcopy and torch-pruning, and of tracing
 	@$(THREADS) $(BIN)/python experiments/benchmarks/slicing.py
+
+bench-wide: $(VENV)/.installed ## what searchers cost with 300 dimensions of 1000 choices (10 minutes); ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.wide $(ARGS)
 
 bench-widths: $(VENV)/.installed-bench ## forward times at equal MACs by what multiples widths are of; ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.widths $(ARGS)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from abcsearch.trial import Trial
 
 _PATIENCE = 4  # neighbours that turn out to be known before the next ones are drawn from farther away
+_LONG, _MARKS = 10_000, 100  # steps of a way that is too long to be looked at whole, and looks at it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,12 @@ class Greedy(Searcher):
         share = (count - offsets[:, None]) / np.maximum(here, 1)[:, None] + is_block[:, None]
         share[count > here[:, None]] = np.inf
         order = np.argsort(share, axis=None, kind="stable")[: int(here.sum())] // len(count)
+        if len(order) > _LONG:  # where the budget is met is looked for in one stretch of the way
+            marks = np.linspace(0, len(order), _MARKS + 1).round().astype(np.int64)
+            rows = here - np.stack([np.bincount(order[:mark], minlength=len(here)) for mark in marks[1:]])
+            stretch = int(np.argmin(self.constraint.violation(self.space.values(rows))))
+            here = here - np.bincount(order[: marks[stretch]], minlength=len(here))
+            order = order[marks[stretch] : marks[stretch + 1]]
         rows = here - np.cumsum(np.eye(len(here), dtype=np.int64)[order], axis=0)
         first = int(np.argmin(self.constraint.violation(self.space.values(rows))))
         return self.constraint.repair(self.space.at(rows[first]), self.rng)

@@ -5,6 +5,7 @@ import pytest
 
 from abcsearch.budget import Budget
 from abcsearch.errors import SearcherError
+from abcsearch.searchers import greedy
 from abcsearch.searchers.greedy import Greedy, GreedyOptions
 from abcsearch.space import Dimension, SearchSpace
 from abcsearch.testing import ToyCosts, toy_fitness, toy_space
@@ -52,6 +53,19 @@ def test_one_pass_without_budget_gives_the_best_structure_of_every_size(seed):
     for size in range(4, 21):
         found = max(trial.fitness for trial in trials if sum(trial.candidate) == size)
         assert found == pytest.approx(optimum(size))
+
+
+@pytest.mark.parametrize("marks", [1, 2, 7, 50])
+@pytest.mark.parametrize("budget", [Budget(macs=0.3), Budget(macs=0.7), Budget(params=0.4, macs=0.5)])
+def test_a_long_way_into_the_budget_ends_where_a_short_one_does(monkeypatch, budget, marks):
+    """It is looked at in one stretch only; costs fall all the way, so that is where the first one inside is."""
+    space = toy_space()
+    whole = Greedy(space, budget.bind(space, ToyCosts()))
+    stretches = Greedy(space, budget.bind(space, ToyCosts()))
+    expected = play(whole, 60, lambda c: toy_fitness(space, c))
+    monkeypatch.setattr(greedy, "_LONG", 0)
+    monkeypatch.setattr(greedy, "_MARKS", marks)
+    assert play(stretches, 60, lambda c: toy_fitness(space, c)) == expected
 
 
 @pytest.mark.parametrize("bound", [1.0, 10**30])
