@@ -333,7 +333,10 @@ class RunFolder:
         """Returns who has the lock, in words."""
         try:
             owner = self.read_json(_OWNER)
-            return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+            # A process of this machine that died has left no lock, or one that is taken over.
+            there = f" (if that machine is gone for good, delete {self.path / '.lock'})"
+            elsewhere = there if owner["host"] != platform.node() else ""
+            return f"process {owner['pid']} on {owner['host']} since {owner['since']}{elsewhere}"
         except (RunError, KeyError, TypeError, OSError):
             return "another process"
 

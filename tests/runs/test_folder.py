@@ -9,12 +9,13 @@ import threading
 
 import numpy as np
 import pytest
-from filelock import FileLock
+from filelock import FileLock, SoftFileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from abcsearch.errors import RunError
+from abcsearch.runs import folder as folder_module
 from abcsearch.runs.environment import environment
 from abcsearch.runs.folder import FORMAT, RunFolder
 
@@ -261,3 +262,23 @@ def test_the_environment_says_versions_machine_and_commit(tmp_path, monkeypatch)
     assert clean["git_changed"] is False
     (tmp_path / "new").write_text("")
     assert environment()["git_changed"] is True
+
+
+def test_a_lock_of_another_machine_says_what_frees_it(tmp_path, monkeypatch):
+    """On a file system without locks, a file stands for one; whether its process lives, only its machine knows."""
+    monkeypatch.setattr(folder_module, "FileLock", SoftFileLock)
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        pass
+    with SoftFileLock(folder.path / ".lock"):
+        folder.write_json(".owner", {"pid": 7, "host": "node-7", "since": "2026-11-01 10:00:00"})
+        with pytest.raises(RunError, match=r"process 7 on node-7 since .*if that machine is gone for good, delete"):
+            folder.locked().__enter__()
+        folder.write_json(".owner", {"pid": 7, "host": platform.node(), "since": "2026-11-01 10:00:00"})
+        with pytest.raises(RunError, match="in use by process 7") as caught:
+            folder.locked().__enter__()
+        assert "delete" not in str(caught.value)
+        assert folder.in_use()
+        (folder.path / ".lock").unlink()
+        with folder.locked():
+            pass
