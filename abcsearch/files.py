@@ -152,7 +152,13 @@ def sealed(record: Mapping[str, Any], encode: Callable[[Any], Any] | None = None
     Args:
         record: plain JSON values.
         encode: what json calls for anything else.
+
+    Raises:
+        ValueError: if it has a checksum of its own.
     """
+    if CHECKSUM in record:
+        msg = f"a record that is sealed has no entry {CHECKSUM!r} of its own"
+        raise ValueError(msg)
     try:
         text = json.dumps(record, indent=1, default=encode, allow_nan=False)
     except ValueError:

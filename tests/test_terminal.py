@@ -33,6 +33,7 @@ def shown(monkeypatch):
 @pytest.fixture
 def run(tmp_path):
     folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
     settings = {"searcher": {"name": "bee_colony"}, "n_trials": 6, "seed": 0}
     environment = {"started": "2026-01-01 10:00:00"}
     folder.write_json("run.json", {"format": 1, "settings": settings, "identity": {}, "environment": environment})
@@ -188,6 +189,7 @@ def test_without_a_terminal_a_line_says_what_changed_until_the_run_is_finished(s
 def test_the_screen_of_a_run_fits(shown, run, width):
     text = shown(width, is_terminal=True)
     baseline = RunFolder(run.path / "baselines" / "random")
+    baseline.path.mkdir(parents=True)
     baseline.write_json("run.json", {})
     add(run, range(5))
     add(baseline, range(2))

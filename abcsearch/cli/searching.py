@@ -111,11 +111,12 @@ def resume(  # noqa: PLR0913 - one argument per option
             until=until,
             retry_failed=retry_failed or None,
             shorten=shorten or None,
+            trust=trust or None,
             execution=_execution(workers, ray_address) or None,
         )
         watchers = _watchers(optuna_storage, tensorboard=tensorboard)
         with progress_shown() as progress:
-            result = resume_run(run_dir, trust=trust, progress=progress, **changes, **watchers)
+            result = resume_run(run_dir, progress=progress, **changes, **watchers)
         _print_best(result)
 
 

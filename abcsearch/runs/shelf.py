@@ -41,13 +41,14 @@ class Home:
             folder: of the run.
             again: the command that goes on.
         """
-        self.path, self._again = folder.path / FOLDER, again
+        self.path, self._folder, self._again = folder.path / FOLDER, folder, again
         with self.kept():
             self.path.mkdir(exist_ok=True)
             self._identity = self._now()
 
     def check(self) -> None:
-        """Raises RunError if it is not there any more, or another one."""
+        """Raises RunError if it is not there any more, or another one; FolderGoneError if that is so of the run."""
+        self._folder.check()
         if self._now() != self._identity:
             msg = f"{self.path} has been moved, removed or replaced while it was written to; put it back"
             raise RunError(f"{msg}, then go on after the last whole epoch with: {self._again}")

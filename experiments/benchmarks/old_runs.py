@@ -36,6 +36,7 @@ from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import Journal
 from abcsearch.runs.lines import encode_line
 from abcsearch.runs.task import Task
+from abcsearch.signing import signed
 
 if TYPE_CHECKING:
     from abcsearch import Candidate, Searcher
@@ -93,7 +94,7 @@ def make(path: Path, n_trials: int, dimensions: int, *, old: bool) -> None:
     folder = RunFolder(path)
     header = folder.header()
     header["settings"]["n_trials"] = n_trials
-    folder.write_json("run.json", header)
+    folder.write_json("run.json", signed("run", header))
     task = Task.of(settings.model.build(settings.seed), load_run_data(settings), settings, folder=folder)
     searcher = make_searcher("random", task.space, task.constraint, seed=settings.seed)
     choices = [dimension.choices for dimension in task.space.dimensions]

@@ -257,7 +257,10 @@ def test_a_folder_that_is_lost_meanwhile_is_one_message_and_is_not_made_again(ru
         if done == when:
             lost(kind, home)
 
-    with pytest.raises(RunError, match=f"{home} has been moved, removed or replaced .* abcsearch finetune"):
+    words = f"{home} has been moved, removed or replaced .* abcsearch finetune"
+    if kind == "run renamed":
+        words = f"{home.parent} is not there any more.* give the command again with its name"
+    with pytest.raises(RunError, match=words):
         finetune_run(run, TWO, only=["bee_colony"], progress=progress)
     if kind == "another":
         assert [path.suffix for path in home.iterdir()] in ([], [".checkpoint"])

@@ -343,10 +343,10 @@ def test_state_is_a_few_megabytes_and_comes_back_from_a_file(tmp_path):
     searcher = make_searcher("ddpg", space, warmup=8)
     play(searcher, 120)
     folder = RunFolder(tmp_path)
-    folder.write_json("searcher.json", searcher.state_dict())
+    folder.write_json("searcher.json", {"state": searcher.state_dict()})
     assert (tmp_path / "searcher.json").stat().st_size < 5e6
     other = make_searcher("ddpg", space, warmup=8, seed=3)
-    other.load_state_dict(folder.read_json("searcher.json"))
+    other.load_state_dict(folder.read_json("searcher.json")["state"])
     assert play(other, 16)[1] == play(searcher, 16)[1]
 
 
