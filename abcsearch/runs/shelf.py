@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import RunError
-from abcsearch.files import replace_file
+from abcsearch.files import Anchor, replace_file
 from abcsearch.runs.recipes import filled
 from abcsearch.runs.tuned import FOLDER, SHELVES, read_tuned, weights_names
 
@@ -44,12 +44,12 @@ class Home:
         self.path, self._folder, self._again = folder.path / FOLDER, folder, again
         with self.kept():
             self.path.mkdir(exist_ok=True)
-            self._identity = self._now()
+            self._anchor = Anchor.of(self.path)
 
     def check(self) -> None:
         """Raises RunError if it is not there any more, or another one; FolderGoneError if that is so of the run."""
         self._folder.check()
-        if self._now() != self._identity:
+        if not self._anchor.holds:
             msg = f"{self.path} has been moved, removed or replaced while it was written to; put it back"
             raise RunError(f"{msg}, then go on after the last whole epoch with: {self._again}")
 
@@ -63,20 +63,12 @@ class Home:
         try:
             yield
         except (OSError, RunError) as error:
-            if hasattr(self, "_identity"):
+            if hasattr(self, "_anchor"):
                 self.check()  # says more, if that is why
             if isinstance(error, RunError) or not _inside(error.filename, self.path):
                 raise
             msg = f"{error.filename} cannot be written: {error.strerror or error}; mend that"
             raise RunError(f"{msg}, then go on after the last whole epoch with: {self._again}") from error
-
-    def _now(self) -> tuple[int, int] | None:
-        """Returns which folder it is, or None where there is none."""
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
 
 
 def _inside(name: object, folder: Path) -> bool:

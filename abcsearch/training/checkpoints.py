@@ -56,7 +56,6 @@ class Checkpoint:
         self.path = Path(path)
         self._anchor = Anchor.of(self.path.parent)
         self._identity = json.loads(json.dumps(identity))
-        self._made = False
 
     def read(self) -> Saved | None:
         """Returns the training as it was left; None if there is no file. Makes its folder if missing.
@@ -64,8 +63,9 @@ class Checkpoint:
         Raises:
             CheckpointError: if the file cannot be read, or is of another training.
         """
+        self._anchor.check()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._made = True
+        self._anchor = Anchor.of(self.path.parent)
         if not self.path.exists():
             return None
         try:
@@ -93,7 +93,7 @@ class Checkpoint:
 
         Raises:
             FolderGoneError: if the folder was renamed or deleted since the training began.
-            OSError: if it cannot be written, or its folder has been lost since it was made.
+            OSError: if it cannot be written.
         """
         self._anchor.check()
         tensors = {
@@ -102,8 +102,8 @@ class Checkpoint:
         }
         text = json.dumps({"identity": self._identity, "state": dict(saved.state)})
         metadata = {KEY: text, _CHECK: _checksum(text, tensors)}
-        replace_file(self.path, lambda path: path.write_bytes(save(tensors, metadata)), make_folder=not self._made)
-        self._made = True
+        replace_file(self.path, lambda path: path.write_bytes(save(tensors, metadata)))
+        self._anchor = Anchor.of(self.path.parent)
 
 
 def _verify(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> None:
