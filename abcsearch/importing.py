@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import importlib.util
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -14,21 +16,22 @@ if TYPE_CHECKING:
 
     from abcsearch.errors import AbcSearchError
 
-_working: list[str] = []  # the working folder, once the command line has it among the folders of modules
+_working: list[Path] = []  # the working folder, where the command line looks for modules that the user names
 
 
 def use_working_folder() -> None:
-    """Has modules in the working folder found, after all others: a torch.py beside the user is not torch.
+    """Has modules that the user names found in the working folder, where they are nowhere else.
 
-    They are found for names that the user gives, not for names in files from elsewhere.
+    Nothing else is found there: many a package tries to import others that need not be installed, and a file of such a
+    name may lie in a folder that somebody has sent.
     """
-    try:
-        folder = str(Path.cwd())
-    except OSError:  # it has been deleted: nothing lies there
-        return
-    if folder not in sys.path:
-        sys.path.append(folder)
-        _working[:] = [folder]
+    with contextlib.suppress(OSError):  # it has been deleted: nothing lies there
+        _working[:] = [Path.cwd()]
+
+
+def leave_working_folder() -> None:
+    """Has nothing more found in the working folder: names are those of a file that was written in another one."""
+    _working.clear()
 
 
 def import_callable(what: str, path: str, kind: type[AbcSearchError]) -> Callable[..., Any]:
@@ -44,9 +47,20 @@ def import_callable(what: str, path: str, kind: type[AbcSearchError]) -> Callabl
     """
     module, _, attribute = path.partition(":")
     try:
+        _check_spelling(module, attribute)
+        _look_in_working_folder(module.partition(".")[0])
         reached: Any = importlib.import_module(module)
         for name in attribute.split("."):
             reached = getattr(reached, name)
+    except ModuleNotFoundError as error:
+        if error.name not in (module, module.partition(".")[0]):
+            msg = f"{what} {path!r} cannot be imported: {error!r}"
+            raise kind(msg) from error
+        msg = (
+            f"{what} {path!r} cannot be imported: there is no module {error.name} where Python looks; give the command "
+        )
+        msg += "in the folder that has it, or put that folder on PYTHONPATH"
+        raise kind(msg) from error
     except Exception as error:  # the user's module runs here: anything can go wrong in it
         msg = f"{what} {path!r} cannot be imported: {error!r}; write package.module:callable"
         raise kind(msg) from error
@@ -74,24 +88,54 @@ def import_class(path: str, packages: frozenset[str]) -> object:
         ValueError: if it is not imported, with the reason.
     """
     module, _, attribute = path.partition(":")
-    names = attribute.split(".")
-    if not all(name.isidentifier() for name in (*module.split("."), *names)):
-        msg = "it is no import path"
-        raise ValueError(msg)
-    if module not in sys.modules:
-        _check_source(module, names[0], packages)
-    try:
-        reached: object = getattr(importlib.import_module(module), names[0])
-    except Exception as error:  # installed, but it may be damaged, or need what is missing
-        msg = f"it cannot be imported: {error!r}"
-        raise ValueError(msg) from error
-    for name in names[1:]:  # classes inside classes; whatever else an attribute is, it is not asked for
+    _check_spelling(module, attribute)
+    first, *inner = attribute.split(".")
+    with _without_working_folder():
+        if module not in sys.modules:
+            _check_source(module, first, packages)
+        try:
+            reached: object = getattr(importlib.import_module(module), first)
+        except (Exception, SystemExit) as error:  # installed, but it may be damaged, or need what is missing
+            msg = f"it cannot be imported: {error!r}"
+            raise ValueError(msg) from error
+    for name in inner:  # classes inside classes; whatever else an attribute is, it is not asked for
         inside = vars(reached).get(name) if isinstance(reached, type) else None
         if inside is None:
             msg = f"there is no class {name} in {reached!r:.50}"
             raise ValueError(msg)
         reached = inside
     return reached
+
+
+def _check_spelling(module: str, attribute: str) -> None:
+    """Raises ValueError unless both sides of an import path are names with dots between them."""
+    if not all(name.isidentifier() for name in (*module.split("."), *attribute.split("."))):
+        msg = "it is no import path"
+        raise ValueError(msg)
+
+
+def _look_in_working_folder(top: str) -> None:
+    """Puts the working folder behind all others that modules come from, where it alone has one of this name."""
+    folder = next((str(folder) for folder in _working), None)
+    if folder is None or folder in sys.path or top in sys.modules or importlib.util.find_spec(top) is not None:
+        return
+    if PathFinder.find_spec(top, [folder]) is not None:
+        sys.path.append(folder)
+
+
+@contextlib.contextmanager
+def _without_working_folder() -> Iterator[None]:
+    """Runs a block in which nothing is found in the working folder, however it came among the others."""
+    before = list(sys.path)
+    try:
+        here = Path.cwd().resolve()
+    except OSError:  # it has been deleted
+        here = None
+    sys.path[:] = [folder for folder in before if Path(folder or "/").resolve() != here and (folder or here is None)]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _check_source(module: str, name: str, packages: frozenset[str]) -> None:
@@ -102,7 +146,7 @@ def _check_source(module: str, name: str, packages: frozenset[str]) -> None:
         raise ValueError(msg)
     if top in packages:
         return
-    folders: Any = [folder for folder in sys.path if folder not in _working]
+    folders: Any = list(sys.path)
     origin = None
     for depth in range(len(rest) + 1):
         spec = PathFinder.find_spec(".".join([top, *rest][: depth + 1]), folders)
@@ -112,7 +156,7 @@ def _check_source(module: str, name: str, packages: frozenset[str]) -> None:
         folders, origin = spec.submodule_search_locations or [], spec.origin
     try:
         tree = ast.parse(Path(origin or "").read_bytes())
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:
         msg = f"{module} has no source that can be looked at"
         raise ValueError(msg) from error
     if name not in {bound for statement in tree.body for bound in _classes(statement)}:
@@ -127,7 +171,6 @@ def _classes(statement: ast.stmt) -> Iterator[str]:
     elif isinstance(statement, ast.ImportFrom):
         yield from (alias.asname or alias.name for alias in statement.names)
     elif isinstance(statement, ast.If | ast.Try):
-        blocks = [*ast.iter_child_nodes(statement)]
-        for inner in blocks:
+        for inner in ast.iter_child_nodes(statement):
             if isinstance(inner, ast.stmt):
                 yield from _classes(inner)

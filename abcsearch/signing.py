@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SIGNATURE = "signature"
+_WRITTEN_IN = "written_in"  # what stands for the working folder in which a record was signed
 _BYTES = 32
 
 
@@ -43,13 +44,14 @@ def signed(kind: str, record: Mapping[str, Any]) -> dict[str, Any]:
         kind: of the record: a signature counts for no other kind.
         record: plain JSON values; an older signature is replaced.
     """
-    plain = {name: value for name, value in record.items() if name != SIGNATURE}
+    plain = unsigned(record)
     try:
         key = _key() or _new_key()
     except (OSError, RuntimeError, ValueError) as error:
         msg = f"what is written cannot be marked as your own ({error}), so that --trust will be asked for later"
         warnings.warn(msg, stacklevel=2)
         return plain
+    plain[_WRITTEN_IN] = _place(key)
     return {**plain, SIGNATURE: _signature(key, kind, plain)}
 
 
@@ -62,6 +64,32 @@ def is_own(kind: str, record: Mapping[str, Any]) -> bool:
         return False
     given = record.get(SIGNATURE)
     return key is not None and isinstance(given, str) and given.isascii() and _same(key, kind, plain, given)
+
+
+def unsigned(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record as it was before it was signed."""
+    return {name: value for name, value in record.items() if name not in (SIGNATURE, _WRITTEN_IN)}
+
+
+def written_here(record: Mapping[str, Any]) -> bool:
+    """Returns whether a record that is the user's own was signed in this working folder, or one of the same path.
+
+    Names in it are then those of modules that lie there; elsewhere, somebody may have put others of the same name.
+    """
+    try:
+        key = _key()
+    except (OSError, RuntimeError, ValueError):
+        return False
+    return key is not None and record.get(_WRITTEN_IN) == _place(key)
+
+
+def _place(key: bytes) -> str:
+    """Returns what stands for the working folder: its path is told to nobody who has not the key."""
+    try:
+        folder = str(Path.cwd().resolve())
+    except OSError:  # it has been deleted
+        folder = ""
+    return hmac.new(key, folder.encode(errors="surrogateescape"), hashlib.sha256).hexdigest()[:16]
 
 
 def _same(key: bytes, kind: str, plain: Mapping[str, Any], given: str) -> bool:

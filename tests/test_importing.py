@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from abcsearch.importing import import_class
+from abcsearch.errors import ModelError
+from abcsearch.importing import import_callable, import_class
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,14 +68,18 @@ def test_packages_around_a_module_are_not_run_to_find_it(folder):
         import_class("loud_package.quiet:Net", frozenset())
 
 
-def run(folder, *arguments, code=None):
+def run(folder, *arguments, code=None, home=None):
     """Runs the command line in a folder, as the script that is installed or with -m."""
     program = [sys.executable, "-m", "abcsearch", *arguments] if code is None else [sys.executable, "-c", code]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder / "home")}
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": home or str(folder / "home")}
     return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("name", ["torch", "numpy", "typer", "rich", "json", "safetensors", "ray", "optuna"])
+PACKAGES = ["torch", "numpy", "typer", "rich", "json", "safetensors", "ray", "optuna"]
+MISSING = ["dill", "pynvml", "scikits", "torchcomms", "cython", "lz4"]  # what packages try to import, and do without
+
+
+@pytest.mark.parametrize("name", [*PACKAGES, *MISSING])
 def test_a_file_beside_the_user_does_not_stand_for_a_package(tmp_path, name):
     write(tmp_path, name, "raise RuntimeError('the file beside the user was imported')")
     done = run(tmp_path, "list", "models")
@@ -117,3 +122,40 @@ def test_a_module_beside_the_user_does_not_count_for_a_file_from_elsewhere(tmp_p
     done = run(tmp_path, "evaluate", "net", "--trust")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "imported").exists()
+
+
+def test_a_name_of_ones_own_file_is_not_that_of_a_module_elsewhere(tmp_path):
+    """Somebody sends a folder back as it was, and puts another module beside it."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "sent").mkdir()
+    for folder in ("mine", "sent"):
+        write(tmp_path / folder, "mynet", NET)
+    environment = {"home": str(tmp_path)}
+    assert run(tmp_path / "mine", code=EXPORT, **environment).returncode == 0
+    (tmp_path / "mine" / "net").rename(tmp_path / "sent" / "net")
+    done = run(tmp_path / "sent", "evaluate", "net", **environment)
+    assert done.returncode == 2
+    assert "there is no module mynet" in done.stderr
+    assert not (tmp_path / "sent" / "imported").exists()
+    assert run(tmp_path / "mine", "evaluate", "../sent/net", **environment).returncode == 0
+    assert run(tmp_path / "sent", "evaluate", "net", "--trust", **environment).returncode == 0
+
+
+@pytest.mark.parametrize("how", ["import abcsearch", "import sys; sys.path.insert(0, '.'); import abcsearch"])
+def test_python_does_not_look_in_the_working_folder_for_such_a_file_either(tmp_path, how):
+    write(tmp_path, "mynet", NET)
+    assert run(tmp_path, code=EXPORT).returncode == 0
+    (tmp_path / "imported").unlink()
+    (tmp_path / "home").rename(tmp_path / "home-of-somebody-else")
+    done = run(tmp_path, code=f"{how}; abcsearch.load('net')")
+    assert "mynet:Net is not imported: mynet is not installed" in done.stderr
+    assert not (tmp_path / "imported").exists()
+    assert run(tmp_path, code=f"{how}; import mynet; abcsearch.load('net')").returncode == 0  # it is loaded already
+
+
+@pytest.mark.parametrize("path", ["loud:", "loud", ":Net", "loud:(x)", "loud: Net", "loud:Net,x", ".loud:Net"])
+def test_what_is_no_import_path_imports_nothing(folder, path):
+    write(folder, "loud", LOUD)
+    with pytest.raises(ModelError, match="is no import path"):
+        import_callable("model", path, ModelError)
+    assert "loud" not in sys.modules

@@ -175,4 +175,8 @@ def _print_best(result: SearchResult) -> None:
         cost = getattr(task.graph.costs, name)
         before, after = int(cost([full])[0]), int(cost([best.candidate])[0])
         console.print(f"  {name}: {before:,} => {after:,} ({after / before:.1%})")
+    failed = sum(trial.evaluation.failure is not None for trial in result.trials)
+    if failed:
+        again = f"abcsearch resume {shlex.quote(str(result.run_dir))} --retry-failed"
+        console.print(f"{failed} trials failed, the reasons are in log.txt; to evaluate them again: {again}")
     console.print(f"next: abcsearch finetune {shlex.quote(str(result.run_dir))}")

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abcsearch.errors import ExportError, one_line
-from abcsearch.exporting.archives import checked_archive
+from abcsearch.exporting.archives import FACTS, checked_archive, content_of, facts_in, read_entries
 from abcsearch.exporting.checking import Frozen
 from abcsearch.exporting.plan_checks import facts_problems
 from abcsearch.files import sealed, unsealed
-from abcsearch.signing import SIGNATURE, is_own, signed
+from abcsearch.signing import is_own, signed, unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-FACTS = "abcsearch"  # key of the metadata in either file
-_CONTENT = "content"  # of the facts of an .onnx: length and hash of what is before them
+_CONTENT = "content"  # of the facts: length and hash of the network beside them
+_CHANGED = (
+    "{} is not what was written: it is damaged, or another program has changed it; write it again with: abcsearch export "
+    "RUN_DIR. If that program was meant to change it, have it remove the entry 'abcsearch' of the metadata as well"
+)
 _INT8 = b"quantized_decomposed."  # operations that torch knows once torchao is imported
 
 
@@ -79,7 +82,10 @@ def traced(model: nn.Module, example_input: torch.Tensor) -> torch.export.Export
 def write_pt2(program: torch.export.ExportedProgram, path: Path, facts: dict[str, Any]) -> None:
     """Writes a traced network as .pt2, the facts as extra file abcsearch.json."""
     with quiet():
-        torch.export.save(program, path, extra_files={f"{FACTS}.json": sealed(signed("file", facts))})
+        torch.export.save(program, path)
+        content = content_of(read_entries(path))
+        text = sealed(signed("file", {**facts, _CONTENT: content}))
+        torch.export.save(program, path, extra_files={f"{FACTS}.json": text})
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict[str, Any]) -> None:
@@ -153,7 +159,7 @@ def open_onnx(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, 
 
     Args:
         path: of the file.
-        trust: whether it is read although something has changed it since it was written, or it names other files.
+        trust: whether it is read although it would have other files read.
 
     Raises:
         ExportError: if a package is missing, the file is none of a network with one input and one output, it is not
@@ -187,12 +193,11 @@ def open_onnx(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, 
     text = session.get_modelmeta().custom_metadata_map.get(FACTS)
     facts, own = _facts(text, path)
     written = facts.pop(_CONTENT, None)
-    if written is not None and not trust:
+    if written is not None:
         known = content[: written[0]]
         if _content(known) != written or known + _appended(text) != content:
-            msg = f"{path} is not what was written: it is damaged, or another program has changed it; write it again, "
-            raise ExportError(f"{msg}or have it taken as it is: trust=True, --trust")
-    return Frozen(run), facts, own
+            raise ExportError(_CHANGED.format(path))
+    return Frozen(run), facts, own and written is not None
 
 
 def _refuse_references(content: bytes, path: Path) -> None:
@@ -221,14 +226,18 @@ def open_pt2(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, A
     Raises:
         ExportError: if the file is no traced network, or an int8 one and torchao is not installed.
     """
-    extra = {f"{FACTS}.json": ""}
+    entries = read_entries(path)
+    facts, own = _facts(facts_in(entries), path)
+    written = facts.pop(_CONTENT, None)
+    own = own and written is not None
+    if written is not None and content_of(entries) != written:
+        raise ExportError(_CHANGED.format(path))
     try:
-        packed = io.BytesIO(path.read_bytes()) if trust else checked_archive(path)
-        if _INT8 in packed.getvalue():
+        if any(_INT8 in entry for entry in entries.values()):
             torchao()
+        packed = io.BytesIO(path.read_bytes()) if own or trust else checked_archive(entries, path)
         with quiet():
-            program = torch.export.load(packed, extra_files=extra)
-            return Frozen(program.module()), *_facts(extra[f"{FACTS}.json"], path)
+            return Frozen(torch.export.load(packed).module()), facts, own
     except ExportError:
         raise
     except Exception as error:  # of many kinds
@@ -269,6 +278,4 @@ def _facts(text: str | None, path: Path) -> tuple[dict[str, Any], bool]:
     if problem is not None:
         msg = f"{path} is damaged: in its metadata, {problem}; write it again with: abcsearch export RUN_DIR"
         raise ExportError(msg)
-    own = is_own("file", facts)
-    facts.pop(SIGNATURE, None)
-    return facts, own
+    return unsigned(facts), is_own("file", facts)

@@ -18,8 +18,9 @@ from torch import nn
 from abcsearch.errors import ExportError, ModelError
 from abcsearch.exporting.plan_checks import plan_problems, unfit_sizes
 from abcsearch.files import CHECKSUM, sealed, unsealed
+from abcsearch.importing import leave_working_folder
 from abcsearch.models.registry import Constructor
-from abcsearch.signing import is_own, signed
+from abcsearch.signing import is_own, signed, written_here
 from abcsearch.training.checkpoints import tensors_hash
 
 if TYPE_CHECKING:
@@ -92,8 +93,11 @@ def load_plan(
     """
     plan, tensors, own = _read(folder)
     record = Constructor(name=plan["constructor"]["name"], options=plan["constructor"]["options"])
+    if not (trust or written_here(plan)):
+        leave_working_folder()
+    make = constructor or (None if own or trust else record.find_outside())
     try:
-        model = record.build(make=constructor or (record.check() if own or trust else record.find_outside()))
+        model = record.build(make=make)
     except ModelError as error:
         msg = f"{folder}: {error} (pass constructor=, what builds the network before pruning)"
         raise ModelError(msg) from error
@@ -119,6 +123,8 @@ def read_sizes(folder: Path, *, trust: bool = False) -> tuple[Constructor, dict[
     sizes = {key: plan[key] for key in ("dropped", "layers", "strides")}
     shapes = {name: [plan["tensors"][name], list(tensors[name].shape)] for name in plan["tensors"] if name in tensors}
     record = Constructor(**plan["constructor"])
+    if not (trust or written_here(plan)):
+        leave_working_folder()
     if not (own or trust):
         record.find_outside()
     return record, {**sizes, "shapes": shapes}

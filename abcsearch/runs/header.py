@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import RunError, TrustError, differences
 from abcsearch.files import leaves
+from abcsearch.importing import leave_working_folder
 from abcsearch.runs.environment import environment
 from abcsearch.runs.folder import FORMAT, RunFolder
 from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, from_plain, to_plain
-from abcsearch.signing import is_own, signed
+from abcsearch.signing import is_own, signed, written_here
 from abcsearch.training.checkpoints import network_hash
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _KIND = "run"
 _PATHS = ("path", "checkpoint")
-_IMPORT_PATH = re.compile(r"[\w.]+:[\w.]+")
 
 
 def trusted_header(folder: RunFolder, *, trust: bool = False) -> dict[str, Any]:
@@ -46,7 +45,10 @@ def trusted_header(folder: RunFolder, *, trust: bool = False) -> dict[str, Any]:
     if not folder.sealed("run.json"):
         msg = f"{folder.path} was written by an older version: its files have no checksums yet, damage may go unseen"
         warnings.warn(msg, stacklevel=3)
-    if trust or is_own(_KIND, header):
+    own = is_own(_KIND, header)
+    if not trust and not (own and written_here(header)):
+        leave_working_folder()
+    if trust or own:
         return header
     reached = [*_reached(header["settings"])]
     if reached:
@@ -66,7 +68,7 @@ def _reached(settings: dict[str, Any]) -> Iterator[str]:
             continue
         if path[-1] == "ray_address":
             yield f"Ray reached at {leaf!r}"
-        elif _IMPORT_PATH.fullmatch(leaf):
+        elif ":" in leaf:
             yield f"{leaf!r} imported"
         elif path[-1] in _PATHS or "/" in leaf or "\\" in leaf:
             yield f"{leaf!r} read"

@@ -21,8 +21,8 @@ class Command:
         return os.system, (self.command,)
 
 
-def pickled(marker):
-    return pickle.dumps(Command(f"touch {marker}"))
+def pickled(marker, protocol=None):
+    return pickle.dumps(Command(f"touch {marker}"), protocol)
 
 
 def torch_pickled(marker):
@@ -197,7 +197,7 @@ def with_onnx_reference(source, target, location):
     target.write_bytes(model.SerializeToString())
 
 
-def repacked(source, target, *, change=None, add=()):
+def repacked(source, target, *, change=None, add=(), facts=None, packing=zipfile.ZIP_STORED):
     """Copies an archive.
 
     Args:
@@ -205,10 +205,16 @@ def repacked(source, target, *, change=None, add=()):
         target: of the copy.
         change: maps name and content of an entry to its content.
         add: further entries: (name, content).
+        facts: what the copy says of itself; without, nothing: what the archive said is not true of it.
+        packing: of the entries.
     """
-    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as copy:
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w", packing) as copy:
         for name in archive.namelist():
             content = archive.read(name)
+            if name.endswith("extra/abcsearch.json"):
+                if facts is None:
+                    continue
+                content = facts
             copy.writestr(name, content if change is None else change(name, content))
         for name, content in add:
             copy.writestr(name, content)

@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_an_export_does_not_say_what_data_are_loaded(made, tmp_path, marker, nam
         files.with_onnx_data(made / name, path, data)
     else:
         facts = json.dumps({"info": {"data": data}}).encode()
-        files.repacked(made / name, path, change=lambda n, c: facts if n.endswith("abcsearch.json") else c)
+        files.repacked(made / name, path, facts=facts)
     done = evaluated(path)
     assert done.exit_code == 2
     assert "an export does not decide what is imported or read" in done.output
@@ -133,6 +134,18 @@ ARCHIVES = {
     "a pickle beside": {"add": [("net/evil.pkl", "pickle")]},
     "a pickle without an ending": {"add": [("net/data/weights/evil", "pickle")]},
     "a pickled constant": {"add": [("net/data/constants/opaque_value_0", "pickle")]},
+    "a pickled constant of the oldest protocol": {"add": [("net/data/constants/opaque_obj_0", "oldest")]},
+    "a pickle under a name like a weight's": {
+        "add": [("net/models/weight_x.json", b"{}"), ("net/data/weights/weight_x.pt", "torch")]
+    },
+    "inputs in capital letters": {"add": [("net/data/sample_inputs/model.PT", "torch")]},
+    "a second network": {"add": [("net/models/other.json", b"{}")]},
+    "commands for a compiler": {
+        "add": [
+            ("net/data/aotinductor/model/x.wrapper.cpp", b"int x;"),
+            ("net/data/aotinductor/model/x_compile_flags.json", b'{"compiler": "touch MARKER -- "}'),
+        ]
+    },
     "a pickled old constant": {"add": [("serialized_constants.pt", "torch")]},
     "a pickled old state": {"add": [("serialized_state_dict.pt", "torch")]},
     "old inputs as JSON that are none": {"add": [("serialized_example_inputs.json", "torch")]},
@@ -145,6 +158,15 @@ ARCHIVES = {
     "an operation of sys": {"steps": (*NODES, 0, "target"), "value": "torch.sys.exit"},
     "an operation that loads": {"steps": (*NODES, 0, "target"), "value": "torch.ops.load_library"},
     "an operation that unpickles": {"steps": (*NODES, 0, "target"), "value": "torch.load"},
+    "an operation that reads a file": {"steps": (*NODES, 0, "target"), "value": "torch.ops.aten.from_file.default"},
+    "an operation that writes one": {"steps": (*NODES, 0, "target"), "value": "torch.ops.aten.save.default"},
+    "an operation that is an attribute": {
+        "steps": (*NODES, 0, "target"),
+        "value": "torch.ops.aten.__getattr__.__globals__",
+    },
+    "an operation of a higher order": {"steps": (*NODES, 0, "target"), "value": "torch.ops.higher_order.print"},
+    "an operation of another network": {"steps": (*NODES, 0, "target"), "value": "torch.ops.c10d.send.default"},
+    "an operation that is none": {"steps": (*NODES, 0, "target"), "value": "torch.ops.aten.nothing.default"},
     "an operation of operator": {"steps": (*NODES, 0, "target"), "value": "_operator.methodcaller"},
     "an operation of math": {"steps": (*NODES, 0, "target"), "value": "math.__loader__.load_module"},
     "an operation as argument": {
@@ -163,6 +185,22 @@ ARCHIVES = {
     "a size that calls": {
         "steps": (*VALUES, "x", "sizes", 0),
         "value": {"as_expr": {"expr_str": "exit(1)", "hint": None}},
+    },
+    "a size that never ends": {
+        "steps": (*VALUES, "x", "sizes", 0),
+        "value": {"as_expr": {"expr_str": "9**9**9**9", "hint": None}},
+    },
+    "a size that never ends, in words": {
+        "steps": (*VALUES, "x", "sizes", 0),
+        "value": {"as_expr": {"expr_str": "Pow(9, Pow(9, 9))", "hint": None}},
+    },
+    "a size that is shifted": {
+        "steps": (*VALUES, "x", "sizes", 0),
+        "value": {"as_expr": {"expr_str": "1 << 999999999", "hint": None}},
+    },
+    "a size of a value that is named like a note": {
+        "steps": (*VALUES, "stack_trace"),
+        "value": {"sizes": [{"as_expr": {"expr_str": CODE, "hint": None}}]},
     },
     "a size in brackets": {
         "steps": (*VALUES, "x", "sizes", 0),
@@ -201,6 +239,7 @@ ARCHIVES = {
 def test_a_pt2_archive_holds_tensors_and_graphs_and_nothing_else(made, tmp_path, marker, how):
     path = tmp_path / "net.pt2"
     contents = {"torch": files.torch_pickled(marker), "pickle": files.pickled(marker)}
+    contents["oldest"] = files.pickled(marker, protocol=0)
     add = [(name, contents.get(content, content)) for name, content in how.get("add", ())]
     change = files.in_graph(*how["steps"], value=filled(how["value"], marker)) if "steps" in how else None
     with warnings.catch_warnings():
@@ -222,6 +261,30 @@ def test_a_pickled_weight_is_refused_although_torch_would_read_it(made, tmp_path
 
     files.repacked(made / "net.pt2", tmp_path / "net.pt2", change=change)
     with pytest.raises(ExportError, match="says that a tensor is pickled"):
+        load(tmp_path / "net.pt2")
+
+
+def test_a_compressed_archive_is_not_unpacked(made, tmp_path):
+    files.repacked(made / "net.pt2", tmp_path / "net.pt2", packing=zipfile.ZIP_DEFLATED)
+    with pytest.raises(ExportError, match="its entries are compressed"):
+        load(tmp_path / "net.pt2")
+
+
+def test_an_archive_of_somebody_else_is_read_where_it_only_computes(made, tmp_path):
+    files.repacked(made / "net.pt2", tmp_path / "net.pt2")
+    batch = torch.rand(3, 1, 8, 8)
+    assert torch.equal(load(tmp_path / "net.pt2")(batch), load(made / "net.pt2")(batch))
+
+
+def test_what_an_archive_says_of_itself_counts_for_no_other_network(made, tmp_path):
+    with zipfile.ZipFile(made / "net.pt2") as archive:
+        facts = archive.read("net/extra/abcsearch.json")
+
+    def other(name, content):
+        return content[:-1] + bytes([content[-1] ^ 1]) if name.endswith("weight_0") else content
+
+    files.repacked(made / "net.pt2", tmp_path / "net.pt2", change=other, facts=facts)
+    with pytest.raises(ExportError, match="is not what was written"):
         load(tmp_path / "net.pt2")
 
 
