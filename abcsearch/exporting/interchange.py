@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _CONTENT = "content"  # of the facts: length and hash of the network beside them
 _CHANGED = (
     "{} is not what was written: it is damaged, or another program has changed it; write it again with: abcsearch "
-    "export RUN_DIR. If that program was meant to change it, have it remove the entry 'abcsearch' of the metadata as well"
+    "export RUN_DIR. If that program was meant to change it, have it remove the metadata 'abcsearch' as well"
 )
 _INT8 = b"quantized_decomposed."  # operations that torch knows once torchao is imported
 
