@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from abcsearch.cli.options import AsJson, DryRun, OptunaStorage, RayAddress, RunDir, Set, Trust, UseTensorBoard, Workers
+from abcsearch.errors import quoted
 from abcsearch.terminal import EXHAUSTED, answering, console, print_json, print_status, progress_shown, watch
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def search(  # noqa: PLR0913 - one argument per option
         from abcsearch.runs.configured import run_config
 
         if (config / "run.json").is_file():
-            msg = f"{config} is a run folder, not a config; continue its run with: abcsearch resume {config}"
+            msg = f"{config} is a run folder, not a config; continue its run with: abcsearch resume {quoted(config)}"
             raise ConfigError(msg)
         given = _execution(workers, ray_address)
         own = [f"execution.{key}={json.dumps(value)}" for key, value in given.items()]
@@ -175,4 +175,4 @@ def _print_best(result: SearchResult) -> None:
         cost = getattr(task.graph.costs, name)
         before, after = int(cost([full])[0]), int(cost([best.candidate])[0])
         console.print(f"  {name}: {before:,} => {after:,} ({after / before:.1%})")
-    console.print(f"next: abcsearch finetune {shlex.quote(str(result.run_dir))}")
+    console.print(f"next: abcsearch finetune {quoted(result.run_dir)}")

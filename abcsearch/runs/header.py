@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import RunError, TrustError, differences
+from abcsearch.errors import RunError, TrustError, differences, quoted
 from abcsearch.files import leaves
 from abcsearch.runs.environment import environment
 from abcsearch.runs.folder import FORMAT, RunFolder
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from abcsearch.data.splits import Data
 
 
-_KIND = "run"
+KIND = "run"
 _PATHS = ("path", "checkpoint")
 _IMPORT_PATH = re.compile(r"[\w.]+:[\w.]+")
 
@@ -46,20 +46,20 @@ def trusted_header(folder: RunFolder, *, trust: bool = False) -> dict[str, Any]:
     if not folder.sealed("run.json"):
         msg = f"{folder.path} was written by an older version: its files have no checksums yet, damage may go unseen"
         warnings.warn(msg, stacklevel=3)
-    if trust or is_own(_KIND, header):
+    if trust or is_own(KIND, header):
         return header
-    reached = [*_reached(header["settings"])]
+    reached = [*reached_by(header["settings"])]
     if reached:
         msg = (
             f"{folder.path} comes from elsewhere (or from before folders were signed): it would have "
             f"{', '.join(dict.fromkeys(reached))}. If you trust it, say so: --trust, or trust=True; "
-            f"without code it is shown by: abcsearch status {folder.path}, and by report and compare"
+            f"without code it is shown by: abcsearch status {quoted(folder.path)}, and by report and compare"
         )
         raise TrustError(msg)
     return header
 
 
-def _reached(settings: dict[str, Any]) -> Iterator[str]:
+def reached_by(settings: dict[str, Any]) -> Iterator[str]:
     """Yields what settings would have imported, read, or reached: any of their texts that is a path of some kind."""
     for path, leaf in leaves(settings):
         if not isinstance(leaf, str):
@@ -127,7 +127,7 @@ def held_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any
     if [text.split(" (hash ")[0] for text in found] == [_OTHERS["model"]] and folder.base.exists():
         msg = (
             f"the weights in {folder.base} are others than those that the run began with; restore the file from a "
-            f"copy, or delete it: {AGAIN} abcsearch resume {folder.path}"
+            f"copy, or delete it: {AGAIN} abcsearch resume {quoted(folder.path)}"
         )
         raise RunError(msg)
     if found:
@@ -149,10 +149,10 @@ def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, An
     if before is None:
         start = {"format": FORMAT, "settings": now, "identity": same, "environment": environment()}
         folder.fitness.unlink(missing_ok=True)  # of another run, whose trials are gone
-        folder.write_json("run.json", signed(_KIND, start))
+        folder.write_json("run.json", signed(KIND, start))
         return
     continued = {**before, "format": FORMAT, "settings": now, "identity": {**before["identity"], **same}}
-    continued = signed(_KIND, continued)  # who continues a run takes its settings as their own
+    continued = signed(KIND, continued)  # who continues a run takes its settings as their own
     if continued != before:
         folder.write_json("run.json", continued)
 
