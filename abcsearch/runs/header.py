@@ -152,6 +152,10 @@ def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, An
         folder.write_json("run.json", signed(KIND, start))
         return
     continued = {**before, "format": FORMAT, "settings": now, "identity": {**before["identity"], **same}}
+    if "command" in before["environment"] and not is_own(KIND, before):
+        # The command that is said to have started it is nobody's word, and reports show what is signed.
+        kept = {name: value for name, value in before["environment"].items() if name != "command"}
+        continued["environment"] = {**kept, "command_elsewhere": before["environment"]["command"]}
     continued = signed(KIND, continued)  # who continues a run takes its settings as their own
     if continued != before:
         folder.write_json("run.json", continued)

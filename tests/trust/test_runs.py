@@ -240,3 +240,14 @@ def test_a_report_of_a_folder_from_elsewhere_that_reaches_nothing_shows_no_comma
     assert "evil.toml" not in text
     assert "comes from elsewhere" in text
     assert "nothing imported or read" in text
+
+
+def test_who_continues_a_run_does_not_take_its_command_as_their_own(run):
+    planted = ["x", "search", "evil.toml"]
+    rewrite(run / "run.json", lambda header: header["environment"].update(command=planted))
+    assert call("resume", run).exit_code == 0
+    text = repeated(run)
+    assert "elsewhere" not in text  # the settings are theirs now
+    assert "evil.toml" not in text
+    assert call("resume", run).exit_code == 0
+    assert RunFolder(run).header()["environment"]["command_elsewhere"] == planted
