@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import shlex
 import unicodedata
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
@@ -150,6 +151,17 @@ def _escape(character: str) -> str:
     """Returns a character's number as Python writes it in a text."""
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def quoted(word: object) -> str:
+    """Returns a path, a name or a value as one word of a command line, for a command that a message suggests.
+
+    A folder may be called `$(rm x)` or have spaces in its name, and what a message says is pasted into a shell.
+
+    Args:
+        word: what the command is given; an ordinary path stays as it is.
+    """
+    return shlex.quote(str(word))
 
 
 def differences(before: Any, now: Any, place: str = "in the folder", where: str = "") -> list[str]:  # noqa: ANN401

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import FolderGoneError
+from abcsearch.errors import FolderGoneError, quoted
 from abcsearch.scratch import sibling_of, sweep
 
 if TYPE_CHECKING:
@@ -104,12 +104,12 @@ def gone(path: Path, descriptor: int | None = None) -> FolderGoneError:
     elif now.name.endswith(" (deleted)"):
         msg = (
             f"{path} was deleted while it was written to, and what was finished with it; restore the folder from a "
-            f"copy and continue with: abcsearch resume {_run(path)}, or start anew"
+            f"copy and continue with: abcsearch resume {quoted(_run(path))}, or start anew"
         )
     else:
         msg = (
             f"{path} was renamed while it was written to. It is {now} now, with all that is finished; "
-            f"continue with: abcsearch resume {_run(now)}"
+            f"continue with: abcsearch resume {quoted(_run(now))}"
         )
     return FolderGoneError(msg)
 

@@ -18,6 +18,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.errors import quoted
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -114,7 +116,7 @@ def _key() -> bytes | None:
     except FileNotFoundError:
         return None
     if os.name == "posix" and (status.st_uid not in (os.getuid(), 0) or stat.S_IMODE(status.st_mode) & 0o077):
-        msg = f"{path} can be read or changed by others; run: chmod 600 {path}, or delete it for a new one"
+        msg = f"{path} can be read or changed by others; run: chmod 600 {quoted(path)}, or delete it for a new one"
         raise ValueError(msg)
     key = bytes.fromhex(path.read_text(encoding="ascii"))
     if len(key) != _BYTES:

@@ -24,7 +24,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from typer import rich_utils
 
-from abcsearch.errors import AbcSearchError, escaped
+from abcsearch.errors import AbcSearchError, escaped, quoted
 from abcsearch.stopping import stopping
 
 if TYPE_CHECKING:
@@ -362,7 +362,7 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
             return f"running now: {pulse.stage}"
         return f"running now: {pulse.stage}, {pulse.busy} of {pulse.workers} workers busy" if pulse else "running now"
     if not status.finished:
-        return f"not running; continue with: abcsearch resume {watched.path}"
+        return f"not running; continue with: abcsearch resume {quoted(watched.path)}"
     if status.interrupted is not None:
         return f"search finished; fine-tuning was interrupted: continue with: {status.interrupted}"
     tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""

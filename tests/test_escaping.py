@@ -1,12 +1,17 @@
 """What files hold is shown with every character to be seen: nothing in them steers a terminal."""
 
+import functools
+import html
 import json
 import os
 import pty
+import re
 import select
+import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import unicodedata
 import warnings
 from unittest import mock
@@ -15,6 +20,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plotly.offline import get_plotlyjs
 from typer.testing import CliRunner
 
 from abcsearch import cli, terminal
@@ -22,6 +28,10 @@ from abcsearch.budget import Budget
 from abcsearch.errors import escaped
 from abcsearch.files import CHECKSUM
 from abcsearch.reporting import report_page
+from abcsearch.reporting.page import Page, Section, code, network_table, paragraph, table
+from abcsearch.reporting.plotting import figure_of
+from abcsearch.reporting.repeating import config_toml
+from abcsearch.reporting.tables import Line
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.run import search
 from abcsearch.trial import Evaluation
@@ -68,6 +78,50 @@ def plant(value, path):
     for key in path[:-1]:
         value = value[key]
     value[path[-1]] += PLANT
+
+
+def own_text(page):
+    """Returns a page without the library that draws its charts, and with the texts of the charts as they are shown.
+
+    "" where there is none.
+    """
+    if not page.exists():
+        return ""
+    text = page.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
+    (charts,) = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', text, re.DOTALL)
+    plain = json.loads(charts)
+    shown = [functools.reduce(lambda value, key: value[key], path, plain) for path in texts(plain)]
+    return html.unescape(text) + "\n".join(shown)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), st.sampled_from(["\x1b[31m", "\u202e", "\x9b"]))
+def test_every_text_of_a_page_shows(text, steering):
+    """Of the page itself, wherever it is put, and of a chart."""
+    text += steering
+    figure = figure_of([{"type": "scatter", "y": [1.0], "name": html.escape(text), "customdata": [[text]]}], text, text)
+    body = (
+        code(text) + table([[text], [text]]) + network_table([text], [(text, [Line(name=text, cells=((text, text),))])])
+    )
+    section = Section(title=text, lead=text, hint=text, chart="one", body=body + paragraph(text))
+    page = Page(
+        title=text, subtitle=text, tiles=[(text, text)], warnings=[text], sections=[section], charts={"one": figure}
+    )
+    with mock.patch("abcsearch.reporting.page.get_plotlyjs", return_value=""):
+        shown = page.html()
+    assert not unseen(html.unescape(shown))
+    (charts,) = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', shown, re.DOTALL)
+    assert not unseen("".join(json.loads(charts)["one"]["data"][0]["customdata"][0]))
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"]))
+    )
+)
+def test_settings_show_whole_and_are_read_again(settings):
+    text = config_toml({"space": settings})
+    assert not unseen(text)
+    assert tomllib.loads(text) == {"space": settings}
 
 
 @given(st.text(st.characters(), max_size=30))
@@ -150,12 +204,15 @@ def test_every_text_of_the_header(run):
         assert "started 20" in clean("status", run)
         clean("report", run)
         assert not unseen((run / "report.md").read_text())
+        assert not unseen(own_text(run / "report.html"))
         for where in [("settings", *where) for where in texts(header["settings"])]:
             changed = json.loads(json.dumps(header))
             plant(changed, where)
             RunFolder(run).write_json("run.json", changed)
+            (run / "report.html").unlink(missing_ok=True)
             for arguments in (["status", run], ["resume", run], ["report", run]):
                 clean(*arguments)
+            assert not unseen(own_text(run / "report.html"))
         for damaged in (PLANT, json.dumps(PLANT), json.dumps({"format": PLANT})):
             path.write_text(damaged)
             for arguments in commands_of(run):
@@ -186,7 +243,11 @@ def test_failures_and_log_lines_and_what_a_running_search_says_of_itself(tiny_mo
         assert_clean_on_a_terminal(path, "running now: \\x1b]0;title")
     folder.write_json("searcher.json", state)
     clean("report", path, status=(0,))
-    clean("compare", path, path, "--out", tmp_path / "page.html")
+    assert "x1b]0;title" in own_text(path / "report.html")  # the reason, and the folder's name
+    shutil.copytree(path, tmp_path / f"other{PLANT}")
+    clean("compare", path, tmp_path / f"other{PLANT}", "--out", tmp_path / "page.html", status=(0,))
+    for page in (path / "report.html", tmp_path / "page.html"):
+        assert not unseen(own_text(page))
     assert_clean_on_a_terminal(path, "finished")
 
 

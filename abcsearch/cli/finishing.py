@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from abcsearch.cli.options import AsJson, RunDir, Set, Trust
+from abcsearch.errors import quoted
 from abcsearch.terminal import answering, console, print_json, print_table, progress_shown, wait_shown
 
 if TYPE_CHECKING:
@@ -183,8 +184,8 @@ def export(
         check_target(export_folder(run_dir, network) if out is None else out, format)
         made, tuned = export_run(open_run(run_dir, trust=trust), out, format=format, network=network)
         console.print(f"exported to {made}")
-        state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {run_dir})"
-        console.print(f"{state}; try it with: abcsearch evaluate {made.path}; load it with: {made.how_to_load}")
+        state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {quoted(run_dir)})"
+        console.print(f"{state}; try it with: abcsearch evaluate {quoted(made.path)}; load it with: {made.how_to_load}")
 
 
 @app.command(epilog="Example: abcsearch evaluate digits.onnx --data runs/digits")

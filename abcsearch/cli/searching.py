@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from abcsearch.cli.options import AsJson, DryRun, OptunaStorage, RayAddress, RunDir, Set, Trust, UseTensorBoard, Workers
+from abcsearch.errors import quoted
 from abcsearch.terminal import EXHAUSTED, answering, console, print_json, print_status, progress_shown, watch
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def search(  # noqa: PLR0913 - one argument per option
         from abcsearch.runs.configured import run_config
 
         if (config / "run.json").is_file():
-            msg = f"{config} is a run folder, not a config; continue its run with: abcsearch resume {config}"
+            msg = f"{config} is a run folder, not a config; continue its run with: abcsearch resume {quoted(config)}"
             raise ConfigError(msg)
         given = _execution(workers, ray_address)
         own = [f"execution.{key}={json.dumps(value)}" for key, value in given.items()]
@@ -177,6 +177,6 @@ def _print_best(result: SearchResult) -> None:
         console.print(f"  {name}: {before:,} => {after:,} ({after / before:.1%})")
     failed = sum(trial.evaluation.failure is not None for trial in result.trials)
     if failed:
-        again = f"abcsearch resume {shlex.quote(str(result.run_dir))} --retry-failed"
+        again = f"abcsearch resume {quoted(result.run_dir)} --retry-failed"
         console.print(f"{failed} trials failed, the reasons are in log.txt; to evaluate them again: {again}")
-    console.print(f"next: abcsearch finetune {shlex.quote(str(result.run_dir))}")
+    console.print(f"next: abcsearch finetune {quoted(result.run_dir)}")

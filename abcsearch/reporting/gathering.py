@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from abcsearch.errors import AbcSearchError, RunError
+from abcsearch.errors import AbcSearchError, RunError, quoted
 from abcsearch.reporting.curves import (
     BestTrials,
     Cloud,
@@ -113,7 +113,7 @@ def gather(
     history = read_history(run_dir)
     if not history.own.trials:
         msg = f"no trial in {run_dir} has finished yet: {history.path / 'journal.jsonl'} holds none; "
-        msg += f"see: abcsearch status {run_dir}, or continue it with: abcsearch resume {run_dir}"
+        msg += f"see: abcsearch status {quoted(run_dir)}, or continue it with: abcsearch resume {quoted(run_dir)}"
         raise RunError(msg)
     run, missing = _opened(run_dir, load, trust=trust)
     report = make_report(run) if run is not None and measure else None

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import RunError
+from abcsearch.errors import RunError, quoted
 from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.header import KIND
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.shapes import shown_header
 from abcsearch.runs.watching import finish_times
+from abcsearch.signing import is_own
 from abcsearch.trial import Trial, best_trial
 
 if TYPE_CHECKING:
@@ -75,6 +77,11 @@ class History:
         return self.header["environment"]
 
     @property
+    def vouched(self) -> bool:
+        """Whether the user has written run.json; one from elsewhere may say anything."""
+        return is_own(KIND, self.header)
+
+    @property
     def own(self) -> SearchHistory:
         """The run's own search."""
         return self.searches[0]
@@ -119,7 +126,7 @@ def _baseline_note(folder: RunFolder, settings: Mapping[str, Any], searches: Seq
     due = "random" in settings.get("baselines", ()) and folder.finished(wanted)
     if not due or done >= wanted or folder.baseline("random").exhausted():
         return ""
-    return f"The random baseline is not finished, {done} of {wanted} trials: abcsearch resume {folder.path}"
+    return f"The random baseline is not finished, {done} of {wanted} trials: abcsearch resume {quoted(folder.path)}"
 
 
 def _names(folder: RunFolder) -> tuple[str, ...]:

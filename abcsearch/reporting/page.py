@@ -7,9 +7,11 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from plotly.offline import get_plotlyjs
+
+from abcsearch.errors import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,8 +120,8 @@ class Page:
 
 
 def _safe(text: str) -> str:
-    """Returns plain text as HTML."""
-    return html.escape(str(text))
+    """Returns plain text as HTML, with every character of it to be seen."""
+    return html.escape(escaped(str(text)))
 
 
 def _bound(text: str) -> str:
@@ -128,12 +130,21 @@ def _bound(text: str) -> str:
 
 
 def _embedded(charts: Mapping[str, go.Figure]) -> str:
-    """Returns the charts as JSON that no text in them can break out of."""
-    plain: dict[str, Any] = {name: json.loads(figure.to_json() or "{}") for name, figure in charts.items()}
+    """Returns the charts as JSON that no text in them can break out of, with every character of it to be seen."""
+    plain = {name: _seen(json.loads(figure.to_json() or "{}")) for name, figure in charts.items()}
     text = json.dumps(plain, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
+    for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
+
+
+def _seen(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Returns a JSON value whose texts are escaped; they are HTML already."""
+    if isinstance(value, str):
+        return escaped(value)
+    if isinstance(value, dict):
+        return {key: _seen(own) for key, own in cast("dict[str, Any]", value).items()}
+    return [_seen(own) for own in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
 def paragraph(text: str, kind: str = "") -> str:

@@ -8,6 +8,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.errors import escaped, quoted
 from abcsearch.runs.recipes import finetune_command
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def _key(name: str) -> str:
 
 
 def _text(value: str) -> str:
-    """Returns a text as TOML has it, which is as JSON has it, but for one control character."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """Returns a text as TOML has it, which is as JSON has it; what is not seen is escaped as TOML reads it again."""
+    return escaped(re.sub("[\x7f-\x9f\xad]", lambda c: f"\\u{ord(c[0]):04x}", json.dumps(value, ensure_ascii=False)))
 
 
 def _value(value: Any) -> str:  # noqa: ANN401 - a plain JSON value
@@ -64,9 +65,9 @@ def _value(value: Any) -> str:  # noqa: ANN401 - a plain JSON value
 
 
 def command_line(history: History) -> str | None:
-    """Returns the command that started a run, or None if that was no command of ours."""
+    """Returns the command that started a run, or None if that was no command of ours, or is not the user's."""
     given = [str(part) for part in history.environment.get("command") or []]
-    if len(given) < 2 or given[1] not in ("search", "resume"):
+    if len(given) < 2 or given[1] not in ("search", "resume") or not history.vouched:
         return None
     return shlex.join(["abcsearch", *given[1:]])
 
@@ -103,7 +104,7 @@ def load_text(history: History, *, configured: bool, tuned: bool = False) -> str
     exported = str(history.path / "export")
     return (
         f"{'' if tuned else finetune_command(folder, None, None) + chr(10)}"
-        f"abcsearch export {shlex.quote(folder)}     # to {shlex.quote(exported)}\n\n"
+        f"abcsearch export {quoted(folder)}     # to the folder export in it\n\n"
         "# then, in Python:\n"
         "from abcsearch import load\n\n"
         f"network = load({exported!r})  # a torch.nn.Module in evaluation mode; an ordinary, smaller network\n"

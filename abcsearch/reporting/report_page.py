@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.errors import quoted
 from abcsearch.reporting.charts import page_charts, thinned_note
 from abcsearch.reporting.drawings import drawings
 from abcsearch.reporting.page import Page, Section, code, network_table, paragraph, table
@@ -11,6 +12,7 @@ from abcsearch.reporting.repeating import again_text, command_line, config_toml,
 from abcsearch.reporting.tables import network_lines, width_cells
 from abcsearch.reporting.words import change_text, duration_text, time_change
 from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.header import reached_by
 from abcsearch.runs.report import write_report
 from abcsearch.training.objectives import metric_text
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from abcsearch.reporting.gathering import Gathered
+    from abcsearch.reporting.history import History
 
 PAGE, PICTURES = "report.html", "report"
 
@@ -90,7 +93,7 @@ def _warnings(found: Gathered) -> list[str]:
     """Returns what the reader must know first."""
     warnings: list[str] = []
     if not found.history.over:
-        again = f"abcsearch resume {found.history.path}"
+        again = f"abcsearch resume {quoted(found.history.path)}"
         warnings.append(f"The search is not finished: this is how far it is. Continue it with: {again}")
     if found.missing is not None:
         warnings.append(f"Shown is what the run folder itself holds, without the table of networks: {found.missing}")
@@ -235,16 +238,29 @@ def _recipe(found: Gathered) -> Mapping[str, Any] | None:
     return None if found.report is None else found.report.recipe
 
 
+def _elsewhere(history: History) -> str:
+    """Returns that a folder is not the user's, and what its settings would do as a config of theirs."""
+    reached = ", ".join(dict.fromkeys(reached_by(history.settings)))
+    return (
+        "This folder comes from elsewhere (or from before folders were signed), so that the command which started it "
+        "is not shown. Run its settings as a config of your own only if you trust whoever wrote them: they would have "
+        f"{reached or 'nothing imported or read but what abcsearch brings along'}."
+    )
+
+
 def _repeat(found: Gathered) -> Section:
     """Returns how to run it again."""
     history = found.history
     command = command_line(history)
     body = code(command) if command else ""
     if "model" in history.settings:
-        lead = "Settings, seed and versions decide the trials. The command that started it, and all its settings:"
+        lead = "Settings, seed and versions decide the trials. "
+        lead += "The command that started it, and all its settings:" if command else "All its settings:"
         body += code(again_text(history, _recipe(found))) + code(config_toml(history.settings), "settings")
     else:
         lead = "It was started from Python, with objects of your own; its settings were:"
         body += code(config_toml(history.settings), "settings")
+    if not history.vouched:
+        lead = f"{_elsewhere(history)} {lead}"
     body += table([["made with", ""], *([name, value] for name, value in facts(history))])
     return Section(title="How to repeat it", lead=lead, body=body)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.data.registry import load_data, takes_seed
-from abcsearch.errors import CheckpointError, RunError
+from abcsearch.errors import CheckpointError, RunError, quoted
 from abcsearch.files import Anchor, replace_file
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
@@ -264,7 +264,7 @@ def _check_shortened(folder: RunFolder, before: int, now: int) -> None:
         change = f"the winner would be {_named(other)} instead of {_named(winner)}"
     msg = (
         f"{folder.path}: {len(done)} trials are done, and n_trials = {now} would leave out {len(done) - len(left)} of "
-        f"them; {change}. If that is meant: abcsearch resume {folder.path} --n-trials {now} --shorten "
+        f"them; {change}. If that is meant: abcsearch resume {quoted(folder.path)} --n-trials {now} --shorten "
         f"(from Python shorten=True)"
     )
     raise RunError(msg)
@@ -332,12 +332,12 @@ def load_base(model: nn.Module, file: Path) -> None:
     try:
         load_checkpoint(model, file)
     except CheckpointError as error:
+        again = f"{AGAIN} abcsearch resume {quoted(file.parent)}"
         if not file.exists():
-            msg = f"{file}, the weights of the trained network, is missing; {AGAIN} abcsearch resume {file.parent}"
+            msg = f"{file}, the weights of the trained network, is missing; {again}"
         elif error.__cause__ is None:
-            msg = f"{error}; restore {file.name} from a copy, or delete it: {AGAIN} abcsearch resume {file.parent}"
+            msg = f"{error}; restore {file.name} from a copy, or delete it: {again}"
         else:
             reason = (str(error.__cause__) or type(error.__cause__).__name__).splitlines()[0].removeprefix("damaged: ")
-            msg = f"{file} is damaged: {reason}; restore it from a copy, or delete it: {AGAIN} abcsearch resume "
-            msg += str(file.parent)
+            msg = f"{file} is damaged: {reason}; restore it from a copy, or delete it: {again}"
         raise CheckpointError(msg) from error

@@ -12,7 +12,7 @@ import torch
 
 from abcsearch.channels.latency import forward_times, torch_threads
 from abcsearch.data.registry import load_data, reads_files
-from abcsearch.errors import ConfigError, ExportError, ModelError, one_line
+from abcsearch.errors import ConfigError, ExportError, ModelError, one_line, quoted
 from abcsearch.exporting import open_export
 from abcsearch.exporting.plan import FILES
 from abcsearch.runs.settings import Part
@@ -192,8 +192,9 @@ def _refuse_run(place: Path) -> None:
     """Raises ExportError for a run folder, which is not the export in it."""
     if (place / "run.json").is_file() and not (place / "plan.json").is_file():
         there = (place / "export" / "plan.json").is_file()
-        todo = "" if there else f"first: abcsearch export {place}; then: "
-        msg = f"{place} is a run folder, evaluated is an export of it; {todo}abcsearch evaluate {place / 'export'}"
+        todo = "" if there else f"first: abcsearch export {quoted(place)}; then: "
+        todo += f"abcsearch evaluate {quoted(place / 'export')}"
+        msg = f"{place} is a run folder, evaluated is an export of it; {todo}"
         raise ExportError(msg)
 
 

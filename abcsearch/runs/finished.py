@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from abcsearch.channels.slicing import slice_model
-from abcsearch.errors import ConfigError, RunError, unknown_name
+from abcsearch.errors import ConfigError, RunError, quoted, unknown_name
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
@@ -95,7 +95,7 @@ class FinishedRun:
             now = self.tuned(structure)
             if now.scores is None:
                 folder = self.folder.path
-                msg = f"{structure.name} has not been fine-tuned; run: abcsearch finetune {folder}"
+                msg = f"{structure.name} has not been fine-tuned; run: abcsearch finetune {quoted(folder)}"
                 raise RunError(refusal(self.folder, structure.name, now) if now.wrong else msg)
             path = weights_path(self.folder, structure.name)
             load_checkpoint(network, path)
@@ -193,7 +193,8 @@ def open_run(run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool
     if not all(part.finished(config.n_trials) for part in parts):
         lacking = "; ".join(text for part in parts for text in _unfinished(part, config.n_trials))
         msg = (
-            f"the search in {folder.path} is not finished; continue it with: abcsearch resume {folder.path} ({lacking})"
+            f"the search in {folder.path} is not finished; continue it with: abcsearch resume {quoted(folder.path)} "
+            f"({lacking})"
         )
         raise RunError(msg)
     if os.access(folder.path, os.W_OK):
@@ -231,7 +232,7 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: b
     if others:
         msg = f"{' and '.join(others)} of {folder.path} are others now than when it ran"
         if "model" in others:
-            msg += f"; restore {folder.base} from a copy, or delete it: {AGAIN} abcsearch resume {folder.path}"
+            msg += f"; restore {folder.base} from a copy, or delete it: {AGAIN} abcsearch resume {quoted(folder.path)}"
         raise RunError(msg)
     trials = read_journal(folder.journal).trials
     mine = [trials[number] for number in sorted(trials) if number < config.n_trials]

@@ -13,6 +13,7 @@ from abcsearch.errors import (
     ShortageError,
     WorkerLostError,
     WorkerStoppedError,
+    quoted,
 )
 from abcsearch.evaluation.base import Evaluator, evaluate
 from abcsearch.evaluation.cascade import Cascade, Verdict, cheap, trained
@@ -192,7 +193,7 @@ class Flights:
         msg = (
             f"trial {number} could not be evaluated: {error}{again}. Nothing was written down for it, finished trials "
             f"are kept; free what is short, or use fewer workers, and continue with: "
-            f"abcsearch resume {self._folder.run}"
+            f"abcsearch resume {quoted(self._folder.run)}"
         )
         self._ending = self._ending or ShortageError(msg)
 

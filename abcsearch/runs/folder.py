@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from abcsearch.errors import RunError, escaped
+from abcsearch.errors import RunError, escaped, quoted
 from abcsearch.files import Anchor, gone, replace_file, sealed, unsealed
 from abcsearch.runs.journal import cut_journal
 from abcsearch.scratch import sweep_all
@@ -301,7 +301,7 @@ class RunFolder:
         except Timeout as error:
             msg = (
                 f"{self.path} is in use by {self._owner()}; wait for it, or watch it with: "
-                f"abcsearch status {self.path} --watch"
+                f"abcsearch status {quoted(self.path)} --watch"
             )
             raise RunError(msg) from error
         except OSError as error:
@@ -357,14 +357,14 @@ def _no_run(path: Path) -> str:
     """Returns what something is that holds no run, and which command takes it."""
     inside = "" if not (path.parent / "run.json").is_file() else f"; the run folder is {path.parent}"
     if path.suffix == ".toml" and path.is_file():
-        return f"is a config, not a run folder; start or continue its run with: abcsearch search {path}"
+        return f"is a config, not a run folder; start or continue its run with: abcsearch search {quoted(path)}"
     if path.suffix in (".onnx", ".pt2") or (path / "plan.json").is_file():
-        return f"is an export, not a run folder{inside}; measure it with: abcsearch evaluate {path}"
+        return f"is an export, not a run folder{inside}; measure it with: abcsearch evaluate {quoted(path)}"
     if path.is_file():
         return f"is a file, not a run folder{inside}; a run is started by: abcsearch search CONFIG"
     if not path.is_dir():
-        return f"does not exist; start a run with: abcsearch search CONFIG --run-dir {path}"
-    new = f"start a run with: abcsearch search CONFIG --run-dir {path}"
+        return f"does not exist; start a run with: abcsearch search CONFIG --run-dir {quoted(path)}"
+    new = f"start a run with: abcsearch search CONFIG --run-dir {quoted(path)}"
     if (path / "journal.jsonl").exists():
         new = "it was a run: restore run.json from a copy, or start a new run in another folder"
     return f"is not a run folder (it has no run.json){inside}; {new}"

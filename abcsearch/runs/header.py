@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import RunError, TrustError, differences
+from abcsearch.errors import RunError, TrustError, differences, quoted
 from abcsearch.files import leaves
 from abcsearch.importing import leave_working_folder
 from abcsearch.runs.environment import environment
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from abcsearch.data.splits import Data
 
 
-_KIND = "run"
+KIND = "run"
 _PATHS = ("path", "checkpoint")
 
 
@@ -45,23 +45,23 @@ def trusted_header(folder: RunFolder, *, trust: bool = False) -> dict[str, Any]:
     if not folder.sealed("run.json"):
         msg = f"{folder.path} was written by an older version: its files have no checksums yet, damage may go unseen"
         warnings.warn(msg, stacklevel=3)
-    own = is_own(_KIND, header)
+    own = is_own(KIND, header)
     if not trust and not (own and written_here(header)):
         leave_working_folder()
     if trust or own:
         return header
-    reached = [*_reached(header["settings"])]
+    reached = [*reached_by(header["settings"])]
     if reached:
         msg = (
             f"{folder.path} comes from elsewhere (or from before folders were signed): it would have "
             f"{', '.join(dict.fromkeys(reached))}. If you trust it, say so: --trust, or trust=True; "
-            f"without code it is shown by: abcsearch status {folder.path}, and by report and compare"
+            f"without code it is shown by: abcsearch status {quoted(folder.path)}, and by report and compare"
         )
         raise TrustError(msg)
     return header
 
 
-def _reached(settings: dict[str, Any]) -> Iterator[str]:
+def reached_by(settings: dict[str, Any]) -> Iterator[str]:
     """Yields what settings would have imported, read, or reached: any of their texts that is a path of some kind."""
     for path, leaf in leaves(settings):
         if not isinstance(leaf, str):
@@ -129,7 +129,7 @@ def held_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any
     if [text.split(" (hash ")[0] for text in found] == [_OTHERS["model"]] and folder.base.exists():
         msg = (
             f"the weights in {folder.base} are others than those that the run began with; restore the file from a "
-            f"copy, or delete it: {AGAIN} abcsearch resume {folder.path}"
+            f"copy, or delete it: {AGAIN} abcsearch resume {quoted(folder.path)}"
         )
         raise RunError(msg)
     if found:
@@ -151,10 +151,14 @@ def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, An
     if before is None:
         start = {"format": FORMAT, "settings": now, "identity": same, "environment": environment()}
         folder.fitness.unlink(missing_ok=True)  # of another run, whose trials are gone
-        folder.write_json("run.json", signed(_KIND, start))
+        folder.write_json("run.json", signed(KIND, start))
         return
     continued = {**before, "format": FORMAT, "settings": now, "identity": {**before["identity"], **same}}
-    continued = signed(_KIND, continued)  # who continues a run takes its settings as their own
+    if "command" in before["environment"] and not is_own(KIND, before):
+        # The command that is said to have started it is nobody's word, and reports show what is signed.
+        kept = {name: value for name, value in before["environment"].items() if name != "command"}
+        continued["environment"] = {**kept, "command_elsewhere": before["environment"]["command"]}
+    continued = signed(KIND, continued)  # who continues a run takes its settings as their own
     if continued != before:
         folder.write_json("run.json", continued)
 

@@ -22,7 +22,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import AbcSearchError, RunError
+from abcsearch.errors import AbcSearchError, RunError, quoted
 from abcsearch.files import gone, same_file
 from abcsearch.runs.lines import Chain, OutOfChainError, encode_line, many_objects, successful_trial
 from abcsearch.trial import Evaluation, Trial
@@ -158,7 +158,7 @@ def _advice(path: Path, sound: int) -> str:
         return f"restore the file from a copy, or delete {path.parent}: this baseline is then searched again"
     return (
         f"restore the file from a copy, or keep the {sound} lines before it (the others are put aside) with: "
-        f"abcsearch resume {path.parent} --until {sound}"
+        f"abcsearch resume {quoted(path.parent)} --until {sound}"
     )
 
 

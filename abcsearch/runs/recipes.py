@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from abcsearch.errors import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,10 +44,10 @@ def finetune_command(
         only: networks that are to be trained; none: all.
     """
     one, other = _filled_alike(usual if recipe is None else recipe, usual)
-    options = [f"--set {shlex.quote(f'{key}={_text(value)}')}" for key, value in one.items() if _other(key, one, other)]
+    options = [f"--set {quoted(f'{key}={_text(value)}')}" for key, value in one.items() if _other(key, one, other)]
     options += [f"--workers {workers}"] if workers > 1 else []
-    options += [f"--only {shlex.quote(name)}" for name in only]
-    return " ".join(["abcsearch finetune", shlex.quote(str(run_dir)), *options])
+    options += [f"--only {quoted(name)}" for name in only]
+    return " ".join(["abcsearch finetune", quoted(run_dir), *options])
 
 
 def _filled_alike(recipe: Any, usual: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abcsearch.bounds import amount
-from abcsearch.errors import escaped
+from abcsearch.errors import escaped, quoted
 from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
 from abcsearch.runs.recipes import changed, finetune_command
 from abcsearch.runs.tuned import FOLDER, kept, problems
@@ -304,7 +304,7 @@ def _overlapping(run: FinishedRun, rows: Sequence[Row]) -> str:
         return ""
     return (
         f" Not told apart from the full network's: {'; '.join(found)}: the middle halves of the times overlap. "
-        f"If this machine was busy, repeat it when it is quiet: abcsearch report {run.folder.path}"
+        f"If this machine was busy, repeat it when it is quiet: abcsearch report {quoted(run.folder.path)}"
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from abcsearch.bounds import COSTS
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.splits import Data
-from abcsearch.errors import ConfigError, RunError, SearcherError
+from abcsearch.errors import ConfigError, RunError, SearcherError, quoted
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 from abcsearch.evaluation.cascade import Cascade
 from abcsearch.evaluation.registry import make_evaluator
@@ -290,7 +290,7 @@ def collected(
         reasons = "; ".join(dict.fromkeys(str(t.evaluation.failure) for t in trials)) or "no structure was evaluated"
         msg = (
             f"no trial of {folder.path} succeeded: {reasons}; once that is mended, evaluate them again with: "
-            f"abcsearch resume {folder.run} --retry-failed"
+            f"abcsearch resume {quoted(folder.run)} --retry-failed"
         )
         raise RunError(msg)
     builder = cache(lambda: _builder(task, evaluator))  # made when first needed: it may read images

@@ -8,7 +8,7 @@ import time
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import FailuresError
+from abcsearch.errors import FailuresError, quoted
 from abcsearch.runs.watching import Watcher, Watchers
 from abcsearch.trial import Trial
 
@@ -88,7 +88,7 @@ class Standing:
             msg = (
                 f"{len(self._in_a_row)} evaluations failed in a row (max_failures = {self.max_failures}): {reasons}. "
                 f"Finished trials are kept in {self.folder.path}; once that is mended, evaluate the failed ones again "
-                f"with: abcsearch resume {self.folder.run} --retry-failed"
+                f"with: abcsearch resume {quoted(self.folder.run)} --retry-failed"
             )
             raise FailuresError(msg)
 

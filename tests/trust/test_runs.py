@@ -1,5 +1,7 @@
 """Run folders from elsewhere: shown without code, and continued only by somebody who says that they are trusted."""
 
+import html
+import re
 import shutil
 import sys
 
@@ -201,3 +203,56 @@ def test_a_run_folder_that_is_itself_a_link_is_the_users_choice(run):
     assert len(resume(run.parent / "link").trials) == 6
     with pytest.raises(RunError, match="is a link"):
         RunFolder(run).write_json("notes/x.json", {})
+
+
+def repeated(run):
+    """Returns the part of a report that says how to repeat the run."""
+    done = call("report", run)
+    assert done.exit_code == 0, done.output
+    page = (run / "report.html").read_text(encoding="utf-8")
+    (section,) = re.findall(r"<h2>How to repeat it</h2>(.*?)</section>", page, re.DOTALL)
+    return html.unescape(section)
+
+
+def test_a_report_of_a_run_of_the_user_has_the_command_and_no_warning(run):
+    rewrite(run / "run.json", lambda header: header["environment"].update(command=["x", "search", "mine.toml"]), "run")
+    text = repeated(run)
+    assert "abcsearch search mine.toml" in text
+    assert "elsewhere" not in text
+
+
+@pytest.mark.parametrize(("settings", "words"), OUTSIDE, ids=[words for _, words in OUTSIDE])
+def test_a_report_of_a_folder_from_elsewhere_says_what_its_settings_would_do(run, settings, words):
+    named(run, **settings)
+    planted = ["x", "search", "https://evil.example/config.toml"]
+    rewrite(run / "run.json", lambda header: header["environment"].update(command=planted))
+    text = repeated(run)
+    before, _, config = text.partition('<pre class="settings">')
+    assert "comes from elsewhere" in before
+    assert words in before
+    assert "evil.example" not in text
+    assert "[searcher]" in config
+    page = run.parent / "compare.html"
+    shutil.copytree(run, run.parent / "other")
+    assert call("compare", run, run.parent / "other", "--out", page).exit_code == 0
+    assert "evil.example" not in page.read_text(encoding="utf-8")
+    assert not (run.parent / "imported").exists()
+
+
+def test_a_report_of_a_folder_from_elsewhere_that_reaches_nothing_shows_no_command_either(run):
+    rewrite(run / "run.json", lambda header: header["environment"].update(command=["x", "search", "evil.toml"]))
+    text = repeated(run)
+    assert "evil.toml" not in text
+    assert "comes from elsewhere" in text
+    assert "nothing imported or read" in text
+
+
+def test_who_continues_a_run_does_not_take_its_command_as_their_own(run):
+    planted = ["x", "search", "evil.toml"]
+    rewrite(run / "run.json", lambda header: header["environment"].update(command=planted))
+    assert call("resume", run).exit_code == 0
+    text = repeated(run)
+    assert "elsewhere" not in text  # the settings are theirs now
+    assert "evil.toml" not in text
+    assert call("resume", run).exit_code == 0
+    assert RunFolder(run).header()["environment"]["command_elsewhere"] == planted
