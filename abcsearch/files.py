@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import FolderGoneError, quoted
+from abcsearch.errors import FolderGoneError, RunError, quoted
 from abcsearch.scratch import sibling_of, sweep
 
 if TYPE_CHECKING:
@@ -132,6 +132,21 @@ def same_file(path: Path, descriptor: int) -> bool:
     """Returns whether an open file is the one of this name."""
     status = os.fstat(descriptor)
     return _identity(path) == (status.st_dev, status.st_ino)
+
+
+def is_there(path: Path) -> bool:
+    """Returns whether a file is there to be read.
+
+    Raises:
+        RunError: if it is no regular file: a pipe would be waited for, a device read without end.
+    """
+    if path.is_file():
+        return True
+    if path.exists():
+        what = "folder" if path.is_dir() else "pipe, device or socket"
+        msg = f"{path} is a {what}, not a file; restore it from a copy, or move it elsewhere"
+        raise RunError(msg)
+    return False
 
 
 def sync_folder(path: Path) -> None:

@@ -65,7 +65,10 @@ def is_own(kind: str, record: Mapping[str, Any]) -> bool:
     except (OSError, RuntimeError, ValueError):
         return False
     given = record.get(SIGNATURE)
-    return key is not None and isinstance(given, str) and given.isascii() and _same(key, kind, plain, given)
+    try:
+        return key is not None and isinstance(given, str) and given.isascii() and _same(key, kind, plain, given)
+    except (TypeError, ValueError, RecursionError):  # arrays and the like: nothing that `signed` has written
+        return False
 
 
 def unsigned(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,9 @@ def read_header(path: Path) -> Stored:
         ValueError: if it is none, or the file is longer or shorter than it says.
         OSError: if it cannot be read.
     """
+    if path.exists() and not path.is_file():
+        msg = "it is no regular file"
+        raise ValueError(msg)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = 8 + int.from_bytes(file.read(8), "little")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from abcsearch.errors import RunError, quoted
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import KIND
 from abcsearch.runs.journal import read_journal
-from abcsearch.runs.shapes import shown_header
+from abcsearch.runs.shapes import other_baseline, shown_header
 from abcsearch.runs.watching import finish_times
 from abcsearch.signing import is_own
 from abcsearch.trial import Trial, best_trial
@@ -102,12 +103,19 @@ def read_history(run_dir: str | Path) -> History:
 
     Raises:
         RunError: if the folder holds no run, or a damaged one.
+
+    Warns:
+        UserWarning: if the random baseline in it is that of another run: it is left out.
     """
     folder = RunFolder(run_dir)
     header = shown_header(folder)
     settings = header["settings"]
     searches = [_search(folder, str(settings["searcher"]["name"]), int(settings["n_trials"]))]
-    if "random" in settings.get("baselines", ()) and folder.baseline("random").journal.exists():
+    wanted = "random" in settings.get("baselines", ()) and folder.baseline("random").journal.exists()
+    other = other_baseline(folder, "random", header) if wanted else ""
+    if other:
+        warnings.warn(f"{other}. It is left out", UserWarning, stacklevel=2)
+    elif wanted:
         searches.append(_search(folder.baseline("random"), "random", int(settings["n_trials"])))
     return History(
         path=folder.path,

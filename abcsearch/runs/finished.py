@@ -20,8 +20,10 @@ from abcsearch.runs.configured import load_base, load_run_data, run_config
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import AGAIN, identity, trusted_header
 from abcsearch.runs.journal import read_journal
+from abcsearch.runs.lines import run_id
 from abcsearch.runs.run import collected
 from abcsearch.runs.settings import RunConfig, from_plain
+from abcsearch.runs.shapes import other_baseline
 from abcsearch.runs.task import Task
 from abcsearch.runs.tuned import problems, read_tuned, refusal, weights_path
 from abcsearch.runs.weights import load_checkpoint
@@ -119,17 +121,18 @@ class FinishedRun:
                 return None
             known[key] = fitness
             with contextlib.suppress(OSError):  # where it cannot be kept, it is evaluated again
-                self.folder.write_json(self.folder.fitness.name, known)
+                self.folder.write_json(self.folder.fitness.name, {**known, "id": run_id(self.folder.path)})
         return known[key]
 
     def _known(self) -> dict[str, float]:
-        """Returns the fitness that the folder keeps, by candidate; nothing if the file is damaged."""
+        """Returns the fitness that the folder keeps, by candidate; nothing if the file is damaged or another run's."""
         try:
             found = self.folder.read_json(self.folder.fitness.name)
         except (RunError, OSError):
             return {}
-        values = found.values() if isinstance(found, dict) else [None]
-        return found if all(isinstance(one, float) and math.isfinite(one) for one in values) else {}
+        if not isinstance(found, dict) or found.pop("id", None) != run_id(self.folder.path):
+            return {}
+        return found if all(isinstance(one, float) and math.isfinite(one) for one in found.values()) else {}
 
     @cached_property
     def _trials(self) -> tuple[Trial, ...]:
@@ -265,6 +268,10 @@ def _unfinished(folder: RunFolder, n_trials: int) -> Iterator[str]:
 def _random_trials(folder: RunFolder, config: RunConfig) -> list[Trial]:
     """Returns the trials of the random baseline that there are, by number."""
     if "random" not in config.baselines:
+        return []
+    other = other_baseline(folder, "random", folder.header())
+    if other:
+        warnings.warn(f"{other}. It is left out", UserWarning, stacklevel=2)
         return []
     trials = read_journal(folder.baseline("random").journal).trials
     return [trial for number, trial in sorted(trials.items()) if number < config.n_trials]

@@ -31,8 +31,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from abcsearch.errors import RunError, escaped, quoted
-from abcsearch.files import Anchor, gone, replace_file, sealed, unsealed
-from abcsearch.runs.journal import cut_journal
+from abcsearch.files import Anchor, gone, is_there, replace_file, sealed, unsealed
+from abcsearch.runs.journal import cut_journal, is_mark
+from abcsearch.runs.shapes import unsound
 from abcsearch.scratch import sweep_all
 
 if TYPE_CHECKING:
@@ -137,14 +138,14 @@ class RunFolder:
         """Returns a JSON file's value, or None if there is no such file.
 
         Raises:
-            RunError: if it is not JSON, or its checksum is not that of its content.
+            RunError: if it is no regular file or not JSON, or its checksum is not that of its content.
         """
         return self._read_json(name)[0]
 
     def _read_json(self, name: str) -> tuple[Any, bool]:
         """Returns a JSON file's value, and whether it has a checksum."""
         path = self.path / name
-        if not path.exists():
+        if not is_there(path):
             return None, False
         try:
             return unsealed(path.read_text(encoding="utf-8"), _decode_array)
@@ -221,6 +222,9 @@ class RunFolder:
         wrong = [key for key in ("settings", "identity", "environment") if not isinstance(header.get(key), dict)]
         if wrong:
             raise RunError(damaged.format(", ".join(wrong)))
+        if wrong := unsound(header):
+            msg = f"{self.path / 'run.json'} is damaged: {wrong}; restore it from a copy, or {self._otherwise()}"
+            raise RunError(msg)
         return header
 
     def finished(self, n_trials: int) -> bool:
@@ -233,17 +237,20 @@ class RunFolder:
         return bool(self._ended().get("exhausted", False))
 
     def _ended(self) -> dict[str, Any]:
-        """Returns the snapshot of the searcher, or {} where it is damaged, or the journal has shrunk since."""
+        """Returns the snapshot of the searcher, or {} where it is damaged, or not of this journal."""
         try:
             state = self._snapshot_head() or self.read_json("searcher.json")
-            length, _ = state.get("journal", (0, 0))
-            return state if self.journal.stat().st_size >= length else {}
+            old = "journal" not in state and self.journal.is_file()
+            return state if old or is_mark(self.journal, state.get("journal")) else {}
         except (RunError, AttributeError, TypeError, ValueError, OSError):
             return {}
 
     def _snapshot_head(self) -> dict[str, Any] | None:
         """Returns the first entries of the searcher's snapshot, whose state can be large; None where that needs all."""
-        with (self.path / "searcher.json").open("rb") as file:
+        path = self.path / "searcher.json"
+        if not is_there(path):
+            return {}
+        with path.open("rb") as file:
             head = file.read(_HEAD)
         for entry in (b'\n "open":', b'\n "state":'):
             text, there, _ = head.partition(entry)
@@ -271,6 +278,7 @@ class RunFolder:
         line = escaped(line)
         logging.getLogger("abcsearch").info("%s", line)
         path = self.inside("log.txt")
+        is_there(path)  # a pipe would be waited for
         try:
             with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")

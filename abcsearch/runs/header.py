@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +150,8 @@ def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, An
     """
     before, now = held_header(folder, settings, same), to_plain(settings)
     if before is None:
-        start = {"format": FORMAT, "settings": now, "identity": same, "environment": environment()}
+        start = {"format": FORMAT, "id": secrets.token_hex(16), "settings": now, "identity": same}
+        start["environment"] = environment()
         folder.fitness.unlink(missing_ok=True)  # of another run, whose trials are gone
         folder.write_json("run.json", signed(KIND, start))
         return

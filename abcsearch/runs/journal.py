@@ -14,7 +14,6 @@ The order of the lines is the order of events:
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -23,15 +22,27 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import AbcSearchError, RunError, quoted
-from abcsearch.files import gone, same_file
-from abcsearch.runs.lines import Chain, OutOfChainError, encode_line, many_objects, successful_trial
-from abcsearch.trial import Evaluation, Trial
+from abcsearch.files import gone, is_there, same_file
+from abcsearch.runs.lines import (
+    Chain,
+    OutOfChainError,
+    candidate_of,
+    decode_event,
+    encode_line,
+    evaluation_of,
+    many_objects,
+    number_of,
+    successful_trial,
+    trial_of,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
     from abcsearch.space import Candidate
+    from abcsearch.trial import Evaluation, Trial
 
 
 @dataclass
@@ -46,14 +57,14 @@ class Contents:
         staged: numbers in the order in which their first stages, or else they themselves, finished.
         lost: reasons why workers were lost, by number of the trial.
         sound: length in bytes of the undamaged part.
-        check: CRC-32 of these bytes.
+        check: CRC-32 of these bytes, which continues what the first line follows.
         chain: what the next line follows.
     """
 
-    trials: dict[int, Trial] = field(default_factory=dict[int, Trial])
+    trials: dict[int, Trial] = field(default_factory=dict[int, "Trial"])
     asked: dict[int, Candidate] = field(default_factory=dict[int, "Candidate"])
     order: list[int] = field(default_factory=list[int])
-    first: dict[int, Evaluation] = field(default_factory=dict[int, Evaluation])
+    first: dict[int, Evaluation] = field(default_factory=dict[int, "Evaluation"])
     staged: list[int] = field(default_factory=list[int])
     lost: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
     sound: int = 0
@@ -65,22 +76,22 @@ class Contents:
 
         Raises:
             ValueError: if a trial is there twice.
-            KeyError, TypeError, AbcSearchError: if it is no event.
+            ValueError, AbcSearchError: if it is no event.
         """
-        number, kind = int(event["number"]), event.get("event")
+        number, kind = number_of(event), event.get("event")
         if kind == "asked":
-            self.asked[number] = tuple(event["candidate"])
+            self.asked[number] = candidate_of(event)
             self.order.append(number)
         elif kind == "first":
-            self.first[number] = Evaluation.from_plain(event["evaluation"])
+            self.first[number] = evaluation_of(event.get("evaluation"))
             self.staged.append(number)
         elif kind == "lost":
-            self.lost.setdefault(number, []).append(event["reason"])
+            self.lost.setdefault(number, []).append(str(event["reason"]))
         elif kind is not None:
             msg = f"event {kind!r} is unknown to this version"
             raise ValueError(msg)
         else:
-            self.add(Trial.from_plain(event))
+            self.add(trial_of(event))
 
     def add(self, trial: Trial) -> None:
         """Takes a finished trial.
@@ -109,7 +120,7 @@ class Contents:
             return False
         trial = successful_trial(text)
         if trial is None:
-            self.take(json.loads(text))
+            self.take(decode_event(text))
         else:
             self.add(trial)
         self.passed(line)
@@ -122,18 +133,23 @@ class Contents:
 
 
 def lines_of(path: Path) -> list[bytes]:
-    """Returns the lines of a journal, [] where there is none; the last one may be torn."""
-    return re.findall(rb"[^\n]*\n|[^\n]+", path.read_bytes()) if path.exists() else []
+    """Returns the lines of a journal, [] where there is none; the last one may be torn.
+
+    Raises:
+        RunError: if it is no regular file.
+    """
+    return re.findall(rb"[^\n]*\n|[^\n]+", path.read_bytes()) if is_there(path) else []
 
 
 def read_journal(path: Path) -> Contents:
     """Returns what a journal holds.
 
     Raises:
-        RunError: if a line other than the last is damaged, one does not follow the line before it, or a number occurs
-            twice.
+        RunError: if a line other than the last is damaged, one does not follow the line before it, a number occurs
+            twice, or the journal is that of another run than run.json beside it.
     """
-    contents = Contents()
+    chain = Chain.of(path)
+    contents = Contents(check=chain.last, chain=chain)
     with many_objects():
         lines = lines_of(path)
         for number, line in enumerate(lines, start=1):
@@ -160,6 +176,15 @@ def _advice(path: Path, sound: int) -> str:
         f"restore the file from a copy, or keep the {sound} lines before it (the others are put aside) with: "
         f"abcsearch resume {quoted(path.parent)} --until {sound}"
     )
+
+
+def is_mark(path: Path, mark: Sequence[int]) -> bool:
+    """Returns whether a mark, see `Journal.mark`, is of this journal as it is, or was when it was shorter."""
+    length, check = mark
+    if not is_there(path) or not 0 <= length <= path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        return zlib.crc32(file.read(length), Chain.of(path).last) == check
 
 
 def cut_journal(path: Path, until: int, name: str = "before-cut") -> Path | None:
@@ -226,9 +251,7 @@ class Journal:
 
     def passes(self, mark: list[int]) -> bool:
         """Returns whether a mark is of this journal, now or earlier."""
-        length, check = mark
-        with self._path.open("rb") as file:
-            return 0 <= length <= self.contents.sound and zlib.crc32(file.read(length)) == check
+        return mark[0] <= self.contents.sound and is_mark(self._path, mark)
 
     def append(self, trial: Trial) -> None:
         """Writes a finished trial to disk before it returns.

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from abcsearch.errors import AbcSearchError
 from abcsearch.runs.journal import lines_of, read_journal
-from abcsearch.runs.lines import decode_line, many_objects
-from abcsearch.trial import Trial
+from abcsearch.runs.lines import Chain, OutOfChainError, decode_line, many_objects, trial_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,20 +81,33 @@ def _of_failure(line: bytes, failed: set[int]) -> bool:
     return event.get("event") == "lost" or event["evaluation"]["failure"] is not None
 
 
+def _of_run(lines: list[bytes], journal: Path) -> list[bytes]:
+    """Returns the lines of a copy of a run's journal; [] if it is that of another run."""
+    try:
+        for line in lines[:1]:
+            Chain.of(journal).text(line)
+    except OutOfChainError:
+        return []
+    return lines
+
+
 def earlier(folder: RunFolder) -> dict[tuple[int, Candidate], Evaluation]:
     """Returns evaluations of trials that a run was set back over, by number and structure: those that were made.
 
     What was taken over from another trial is left out: whether it would be again shows when the trial comes up. Lines
-    that are damaged are left out, too: such a trial is evaluated again.
+    that are damaged are left out, too, and copies of the journal of another run: such trials are evaluated again.
     """
     known: dict[tuple[int, Candidate], Evaluation] = {}
     with many_objects():
         for path in sorted(folder.path.glob(f"{folder.journal.name}.{_COPY}-*")):
-            for line in lines_of(path):
+            for line in _of_run(lines_of(path), folder.journal):
                 event = decode_line(line) or {"event": "damaged"}
                 if "event" in event:
                     continue
-                trial = Trial.from_plain(event)
+                try:
+                    trial = trial_of(event)
+                except (ValueError, AbcSearchError):
+                    continue
                 if trial.evaluation.failure is None and trial.evaluation.seconds > 0:
                     known[trial.number, trial.candidate] = trial.evaluation
     return known

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import RunError
-from abcsearch.files import Anchor, replace_file
+from abcsearch.files import Anchor, is_there, replace_file
 from abcsearch.runs.recipes import filled
 from abcsearch.runs.tuned import FOLDER, SHELVES, read_tuned, weights_names
 
@@ -232,5 +232,6 @@ def _link(source: Path, target: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     """Copies a file: its time tells when it was put there."""
+    is_there(source)  # a pipe would be waited for
     content = source.read_bytes()
     replace_file(target, lambda path: path.write_bytes(content), make_folder=False)

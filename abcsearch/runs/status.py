@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from dataclasses import dataclass, fields
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from abcsearch.errors import RunError
+from abcsearch.errors import AbcSearchError, RunError
+from abcsearch.files import is_there
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
-from abcsearch.runs.lines import Chain, OutOfChainError, Success, many_objects
-from abcsearch.runs.shapes import shown_header
+from abcsearch.runs.lines import Chain, OutOfChainError, Success, decode_event, many_objects, trial_of
+from abcsearch.runs.shapes import other_baseline, shown_header
 from abcsearch.runs.tuned import interrupted, kept, tuned_names
 from abcsearch.trial import Trial, best_trial
 
@@ -107,16 +107,24 @@ class JournalTail:
                     read_journal(self._path)  # says what is wrong, unless this is a last line that is torn
                     return
                 self._offset, self._last = self._offset + len(line), line
-                self._take(text)
+                try:
+                    self._take(text)
+                except (ValueError, AbcSearchError) as error:
+                    read_journal(self._path)  # says so
+                    msg = f"{self._path} holds a line that is damaged: {error}; restore it from a copy"
+                    raise RunError(msg) from error
 
     def _appended(self) -> Iterator[bytes]:
         """Yields the whole lines behind those read before; all lines where the journal was cut or replaced since."""
-        if not self._path.exists():
+        if not is_there(self._path):
             return
+        if not self._offset:
+            self._chain = Chain.of(self._path)
         with self._path.open("rb") as file:
             file.seek(self._offset - len(self._last))
             if file.read(len(self._last)) != self._last:
                 self._start_over()
+                self._chain = Chain.of(self._path)
                 file.seek(0)
             yield from (line for line in file if line.endswith(b"\n"))
 
@@ -128,11 +136,13 @@ class JournalTail:
             if success.number < self.n_trials and (self._better(success)):
                 self.best = success.trial()
             return
-        event: dict[str, Any] = json.loads(text)
+        event = decode_event(text)
         if "event" in event:
             return
-        trial = Trial.from_plain(event)
-        self._count(trial.number, trial.evaluation.seconds, event["time"], failed=trial.evaluation.failure is not None)
+        trial = trial_of(event)
+        self._count(
+            trial.number, trial.evaluation.seconds, event.get("time", 0), failed=trial.evaluation.failure is not None
+        )
         if trial.number < self.n_trials:
             self.best = best_trial([trial] if self.best is None else [self.best, trial])
 
@@ -263,11 +273,14 @@ class RunWatch:
         Raises:
             RunError: if the folder holds no run, or a damaged one.
         """
-        settings = shown_header(self._folder)["settings"]
+        header = shown_header(self._folder)
+        settings = header["settings"]
         folders = {settings["searcher"]["name"]: self._folder}
         begun = {path.parent.name for path in self.path.glob("baselines/*/run.json")}
         due = {"random"} & set(settings.get("baselines", ()))  # the only one that is a search
         for name in sorted(begun | due):
+            if other := other_baseline(self._folder, name, header):
+                raise RunError(other)
             folders[f"baseline {name}"] = self._folder.baseline(name)
         running = self._folder.in_use()  # before the journals: what is finished after that is seen at the next look
         ended, exhausted = self._ended(list(folders.values()), settings["n_trials"])
@@ -329,7 +342,7 @@ class RunWatch:
 
 def _last_lines(path: Path) -> tuple[str, ...]:
     """Returns the last lines of a log."""
-    if not path.exists():
+    if not path.is_file():
         return ()
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - 4096, 0))

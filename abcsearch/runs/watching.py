@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from abcsearch.errors import ConfigError
+from abcsearch.files import is_there
 from abcsearch.runs.lines import decode_line
 from abcsearch.trial import best_trial
 
@@ -106,7 +107,7 @@ class Watchers:
 
 def finish_times(journal: Path | None) -> dict[int, float]:
     """Returns when each trial of a journal finished, in unix seconds; of a line that is damaged nothing."""
-    if journal is None or not journal.exists():
+    if journal is None or not is_there(journal):
         return {}
     found: dict[int, float] = {}
     for line in journal.read_bytes().splitlines(keepends=True):

@@ -82,7 +82,8 @@ def _shortened(names: list[str]) -> str:
 def _read(path: Path) -> dict[str, torch.Tensor]:
     """Returns the tensors of a checkpoint by name."""
     if not path.is_file():
-        msg = f"checkpoint {path} {'is a folder, not a file' if path.is_dir() else 'does not exist'}"
+        what = "is a folder, not a file" if path.is_dir() else "is no file" if path.exists() else "does not exist"
+        msg = f"checkpoint {path} {what}"
         raise CheckpointError(msg)
     try:
         if path.suffix == ".safetensors":

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from abcsearch.errors import CheckpointError, differences
-from abcsearch.files import Anchor, replace_file
+from abcsearch.files import Anchor, is_there, replace_file
 from abcsearch.training.begun import KEY
 
 if TYPE_CHECKING:
@@ -62,11 +62,12 @@ class Checkpoint:
 
         Raises:
             CheckpointError: if the file cannot be read, or is of another training.
+            RunError: if it is no regular file.
         """
         self._anchor.check()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._anchor = Anchor.of(self.path.parent)
-        if not self.path.exists():
+        if not is_there(self.path):
             return None
         try:
             with safe_open(self.path, framework="pt") as file:

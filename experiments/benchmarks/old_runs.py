@@ -34,7 +34,7 @@ from abcsearch.data.splits import Data
 from abcsearch.runs.configured import load_run_data, run_config
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import Journal
-from abcsearch.runs.lines import encode_line
+from abcsearch.runs.lines import Chain, encode_line
 from abcsearch.runs.task import Task
 from abcsearch.signing import signed
 
@@ -94,6 +94,8 @@ def make(path: Path, n_trials: int, dimensions: int, *, old: bool) -> None:
     folder = RunFolder(path)
     header = folder.header()
     header["settings"]["n_trials"] = n_trials
+    if old:
+        del header["id"]
     folder.write_json("run.json", signed("run", header))
     task = Task.of(settings.model.build(settings.seed), load_run_data(settings), settings, folder=folder)
     searcher = make_searcher("random", task.space, task.constraint, seed=settings.seed)
@@ -109,7 +111,7 @@ def make(path: Path, n_trials: int, dimensions: int, *, old: bool) -> None:
 
 def _write_journal(path: Path, candidates: list[Candidate], *, old: bool) -> None:
     """Writes trials of these structures."""
-    last = 0
+    last = Chain.of(path).last
     with path.open("wb") as file:
         for number, candidate in enumerate(candidates):
             trial = Trial(number, candidate, evaluation(candidate, number))

@@ -165,9 +165,10 @@ def test_lines_that_are_lost_doubled_or_moved_are_told(tmp_path_factory, what, n
         return
     with pytest.raises(RunError) as raised:
         read_journal(path)
-    assert f"line {first + 1} of {len(changed)} does not follow the line before it" in str(raised.value)
+    rule = "follow the line before it" if first else "begin the journal of this run"
+    assert f"line {first + 1} of {len(changed)} does not {rule}" in str(raised.value)
     assert str(raised.value).endswith(f"--until {first}")
-    with pytest.raises(RunError, match="does not follow"):
+    with pytest.raises(RunError, match=r"does not (follow|begin)"):
         tail.look()
     cut_journal(path, first)
     with Journal(path) as journal:
@@ -206,7 +207,7 @@ def test_a_line_is_read_fast_as_json_reads_it(evaluation, candidate):
         assert repr(fast.trial()) == repr(trial)
         assert (fast.number, fast.fitness, fast.seconds, fast.time) == (3, trial.fitness, evaluation.seconds, 1e9)
     simple = evaluation.failure is None and candidate and min(candidate) >= 0 and not evaluation.metrics
-    assert fast is not None or not simple
+    assert fast is not None or not simple or abs(evaluation.fitness) > 1e279
 
 
 def test_an_older_journal_with_numbers_that_are_no_json_is_read(tmp_path):
