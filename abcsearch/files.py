@@ -171,7 +171,7 @@ def sealed(record: Mapping[str, Any], encode: Callable[[Any], Any] | None = None
     Raises:
         ValueError: if it has a checksum of its own.
     """
-    if CHECKSUM in record:
+    if isinstance(record, dict) and CHECKSUM in record:
         msg = f"a record that is sealed has no entry {CHECKSUM!r} of its own"
         raise ValueError(msg)
     try:

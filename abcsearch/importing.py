@@ -59,7 +59,7 @@ def import_callable(what: str, path: str, kind: type[AbcSearchError]) -> Callabl
         msg = (
             f"{what} {path!r} cannot be imported: there is no module {error.name} where Python looks; give the command "
         )
-        msg += "in the folder that has it, or put that folder on PYTHONPATH"
+        msg += "in the folder that has it, or put that folder on PYTHONPATH (package.module:callable)"
         raise kind(msg) from error
     except Exception as error:  # the user's module runs here: anything can go wrong in it
         msg = f"{what} {path!r} cannot be imported: {error!r}; write package.module:callable"
