@@ -32,7 +32,8 @@ from filelock import FileLock, Timeout
 
 from abcsearch.errors import RunError, escaped, quoted
 from abcsearch.files import Anchor, gone, is_there, replace_file, sealed, unsealed
-from abcsearch.runs.journal import cut_journal, is_mark
+from abcsearch.runs.journal import cut_journal
+from abcsearch.runs.lines import run_id
 from abcsearch.runs.shapes import unsound
 from abcsearch.scratch import sweep_all
 
@@ -240,8 +241,9 @@ class RunFolder:
         """Returns the snapshot of the searcher, or {} where it is damaged, or not of this journal."""
         try:
             state = self._snapshot_head() or self.read_json("searcher.json")
-            old = "journal" not in state and self.journal.is_file()
-            return state if old or is_mark(self.journal, state.get("journal")) else {}
+            length, _ = state.get("journal", (0, 0))
+            mine = state.get("run") == run_id(self.path)  # that its journal is, too, who reads that sees
+            return state if mine and self.journal.stat().st_size >= length else {}
         except (RunError, AttributeError, TypeError, ValueError, OSError):
             return {}
 

@@ -37,7 +37,6 @@ from abcsearch.runs.lines import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -178,15 +177,6 @@ def _advice(path: Path, sound: int) -> str:
     )
 
 
-def is_mark(path: Path, mark: Sequence[int]) -> bool:
-    """Returns whether a mark, see `Journal.mark`, is of this journal as it is, or was when it was shorter."""
-    length, check = mark
-    if not is_there(path) or not 0 <= length <= path.stat().st_size:
-        return False
-    with path.open("rb") as file:
-        return zlib.crc32(file.read(length), Chain.of(path).last) == check
-
-
 def cut_journal(path: Path, until: int, name: str = "before-cut") -> Path | None:
     """Keeps the first lines of a journal; the whole file as it was is put beside it.
 
@@ -235,6 +225,7 @@ class Journal:
         """
         self._path = path
         self.contents = read_journal(path)
+        self._start = Chain.of(path).last
         self.repaired = path.stat().st_size - self.contents.sound if path.exists() else 0
         self._file = path.open("ab", buffering=0)
         if self.repaired:
@@ -251,7 +242,9 @@ class Journal:
 
     def passes(self, mark: list[int]) -> bool:
         """Returns whether a mark is of this journal, now or earlier."""
-        return mark[0] <= self.contents.sound and is_mark(self._path, mark)
+        length, check = mark
+        with self._path.open("rb") as file:
+            return 0 <= length <= self.contents.sound and zlib.crc32(file.read(length), self._start) == check
 
     def append(self, trial: Trial) -> None:
         """Writes a finished trial to disk before it returns.

@@ -31,11 +31,11 @@ _OUT_OF_CHAIN = "does not follow the line before it: one is missing between them
 _OTHER_RUN = "does not begin the journal of this run: it is that of another one (or its first lines are missing)"
 # A trial that succeeded, as it is written here, of numbers that are finite by their length: `trial_of` would take all
 # that matches. What else a line may be, json reads, and `trial_of` decides.
-_WHOLE = rb"(?:0|[1-9]\d{0,18})"
-_NUMBER = rb"-?" + _WHOLE + rb"(?:\.\d+)?(?:e(?:-\d{2,3}|\+(?:1?\d\d|2[0-7]\d)))?"
-_METRIC = rb'"[ !#-\[\]-~]*": (?:' + _NUMBER + rb'|"nan"|"-?inf"|true|false)'
+_WHOLE = rb"\d{1,19}+"
+_NUMBER = rb"-?\d{1,18}+(?:\.\d++)?(?:e(?:-\d{2,3}|\+(?:1?\d\d|2[0-7]\d)))?"
+_METRIC = rb'"[ !#-\[\]-~]*+": (?:' + _NUMBER + rb'|"nan"|"-?inf"|true|false)'
 _SUCCESS = re.compile(
-    rb'\{"number": (%(whole)s), "candidate": \[(%(whole)s(?:, %(whole)s)*+)\], "evaluation": \{'
+    rb'\{"number": (%(whole)s), "candidate": \[((?:\d{1,9}+, )*+\d{1,9}+)\], "evaluation": \{'
     rb'"fitness": (%(number)s), "metrics": (\{(?:%(metric)s(?:, %(metric)s)*+)?\}), '
     rb'"macs": (%(whole)s), "params": (%(whole)s), "seconds": (%(number)s), "failure": null\}, "time": (%(number)s)\}'
     % {b"whole": _WHOLE, b"number": _NUMBER, b"metric": _METRIC}
@@ -179,7 +179,7 @@ class Chain:
     def __init__(self, run: str | None = None) -> None:
         """Begins before the first line of the journal of a run with an id, or of an older one."""
         self.last, self.chained = (0, False) if run is None else (zlib.crc32(run.encode()), True)
-        self._begun = False
+        self._start = self.last
 
     @classmethod
     def of(cls, journal: Path) -> Chain:
@@ -195,15 +195,15 @@ class Chain:
         text = line[18:-1]
         check = zlib.crc32(text, self.last)
         if line[:18] == b"%08x-%08x " % (self.last, check) and line[-1:] == b"\n":
-            self.last, self.chained, self._begun = check, True, True
+            self.last, self.chained = check, True
             return text
         old = line[9:-1]
         check = zlib.crc32(old)
         if not self.chained and line[:9] == b"%08x " % check and line[-1:] == b"\n":
-            self.last, self._begun = check, True
+            self.last = check
             return old
         if _is_whole(line):
-            raise OutOfChainError(_OUT_OF_CHAIN if self._begun else _OTHER_RUN)
+            raise OutOfChainError(_OTHER_RUN if self.last == self._start else _OUT_OF_CHAIN)
         return None
 
 

@@ -11,7 +11,7 @@ from abcsearch.evaluation.cascade import Cascade
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.runs.flights import Flights, slots
 from abcsearch.runs.journal import Journal
-from abcsearch.runs.lines import many_objects
+from abcsearch.runs.lines import many_objects, run_id
 from abcsearch.runs.retrying import earlier
 from abcsearch.runs.standing import Standing
 from abcsearch.trial import Trial
@@ -317,6 +317,7 @@ class _Search:
         """Writes the searcher's state, and its population for people and scripts."""
         start = time.monotonic()
         state = {
+            "run": run_id(self._loop.folder.path),
             "journal": self._journal.mark(),
             "n_trials": self._loop.n_trials,
             "told": self._told,

@@ -34,7 +34,7 @@ from abcsearch.data.splits import Data
 from abcsearch.runs.configured import load_run_data, run_config
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import Journal
-from abcsearch.runs.lines import Chain, encode_line
+from abcsearch.runs.lines import Chain, encode_line, run_id
 from abcsearch.runs.task import Task
 from abcsearch.signing import signed
 
@@ -126,7 +126,8 @@ def _write_snapshot(folder: RunFolder, searcher: Searcher, candidates: list[Cand
     with Journal(folder.journal) as journal:
         mark = journal.mark()
     count = len(candidates)
-    head = {"journal": mark, "n_trials": count, "told": count, "asked": count, "replayed": 0, "exhausted": False}
+    head: dict[str, Any] = {"run": run_id(folder.path), "journal": mark, "n_trials": count}
+    head |= {"told": count, "asked": count, "replayed": 0, "exhausted": False}
     folder.write_json("searcher.json", {**head, "open": [], "state": searcher.state_dict()})
 
 
