@@ -110,18 +110,19 @@ def read_history(run_dir: str | Path) -> History:
     folder = RunFolder(run_dir)
     header = shown_header(folder)
     settings = header["settings"]
-    searches = [_search(folder, str(settings["searcher"]["name"]), int(settings["n_trials"]))]
+    n_trials = int(settings["n_trials"])
+    searches = [_search(folder, str(settings["searcher"]["name"]), n_trials)]
     wanted = "random" in settings.get("baselines", ()) and folder.baseline("random").journal.exists()
     other = other_baseline(folder, "random", header) if wanted else ""
     if other:
         warnings.warn(f"{other}. It is left out", UserWarning, stacklevel=2)
     elif wanted:
-        searches.append(_search(folder.baseline("random"), "random", int(settings["n_trials"])))
+        searches.append(_search(folder.baseline("random"), "random", n_trials))
     return History(
         path=folder.path,
         header=header,
         searches=tuple(searches),
-        over=folder.finished(int(settings["n_trials"])),
+        over=folder.finished(n_trials) and (folder.exhausted() or len(searches[0].trials) >= n_trials),
         names=_names(folder),
         note=_baseline_note(folder, settings, searches),
     )

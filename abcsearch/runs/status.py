@@ -293,16 +293,19 @@ class RunWatch:
             self._search(name, folder, settings["n_trials"], None if ended else pulse, active=name == active)
             for name, folder in folders.items()
         )
+        # Of a trial whose line is damaged the snapshot says that it is done; it has to be evaluated again.
+        lacking = not exhausted and any(search.done < search.total for search in searches)
+        over = ended and not running and not lacking
         winners = {search.name.removeprefix("baseline "): search.best for search in searches}
         best = {name: None if trial is None else trial.candidate for name, trial in winners.items()}
         return RunStatus(
             searches=searches,
             running=running,
-            finished=ended and not running,
+            finished=over,
             exhausted=exhausted,
             tuned=tuple(tuned_names(self._folder, settings, best)),
             kept=tuple(path.name for path in kept(self._folder)),
-            interrupted=interrupted(self._folder, settings.get("finetune")) if ended and not running else None,
+            interrupted=interrupted(self._folder, settings.get("finetune")) if over else None,
             pulse=pulse,
             log=_last_lines(self.path / "log.txt"),
         )

@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from abcsearch.config import read_config
 from abcsearch.errors import RunError
+from abcsearch.reporting.history import read_history
+from abcsearch.runs.configured import resume, run_config
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import Journal, encode_line, read_journal
 from abcsearch.runs.lines import Chain
@@ -284,3 +287,20 @@ def test_looking_at_a_run_does_not_load_torch(run):
 def test_no_run_is_an_error(tmp_path):
     with pytest.raises(RunError, match="is not a run folder"):
         RunWatch(tmp_path).look()
+
+
+def test_a_run_whose_last_line_is_damaged_is_not_finished(tiny_config, tmp_path):
+    """Its trial is not there, be it the winner; who goes on with the run has it evaluated again."""
+    path = tmp_path / "run"
+    before = run_config(read_config(tiny_config, ["n_trials=4", "baselines=[]"]), path).trials
+    assert RunWatch(path).look().finished
+    assert read_history(path).over
+    journal = path / "journal.jsonl"
+    content = bytearray(journal.read_bytes())
+    content[-20] ^= 1
+    journal.write_bytes(content)
+    looked = RunWatch(path).look()
+    assert (looked.finished, looked.searches[0].done) == (False, 3)
+    assert not read_history(path).over
+    assert resume(path).trials[:3] == before[:3]
+    assert RunWatch(path).look().finished
