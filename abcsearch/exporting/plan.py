@@ -144,6 +144,10 @@ def with_sizes(model: nn.Module, sizes: Mapping[str, Any], where: str) -> nn.Mod
     Raises:
         ExportError: if the constructor builds another network than it did for the export.
     """
+    missing = {"dropped", "layers", "shapes", "strides"} - sizes.keys()
+    if missing:
+        msg = f"{where}: the sizes of the export that it starts from are damaged: {', '.join(sorted(missing))} missing"
+        raise ExportError(msg)
     before = {name: shape for name, (shape, _) in sizes["shapes"].items()}
     after = {name: shape for name, (_, shape) in sizes["shapes"].items()}
     inside = tuple(f"{path}." for path in sizes["dropped"])
