@@ -190,7 +190,7 @@ def test_the_screen_of_a_run_fits(shown, run, width):
     text = shown(width, is_terminal=True)
     baseline = RunFolder(run.path / "baselines" / "random")
     baseline.path.mkdir(parents=True)
-    baseline.write_json("run.json", {})
+    baseline.write_json("run.json", run.read_json("run.json"))
     add(run, range(5))
     add(baseline, range(2))
     run.log("long " * 60)

@@ -105,7 +105,7 @@ def test_labels_are_what_the_objective_needs(labels, objective, dtype):
     ("name", "options", "words"),
     [
         ("ownimages:gone", {}, "data set 'ownimages:gone' cannot be imported: AttributeError"),
-        ("nomodule:pair", {}, "cannot be imported: ModuleNotFoundError"),
+        ("nomodule:pair", {}, "cannot be imported: there is no module nomodule"),
         ("ownimages:value", {}, "is not a class or function but 5"),
         ("ownimages:pair", {"siz": 5}, "did you mean 'size'?"),
         ("ownimages:split", {"validation": 0.1, "stream": True}, "split already: it has no option stream, validation"),
