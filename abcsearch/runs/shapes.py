@@ -18,7 +18,6 @@ _NOWHERE = ("", ".", "..")
 _NEEDED: dict[str, type] = {
     "settings.searcher": dict,
     "settings.searcher.name": str,
-    "settings.searcher.options": dict,
     "settings.n_trials": int,
     "settings.seed": int,
     "environment.started": str,
