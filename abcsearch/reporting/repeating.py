@@ -29,7 +29,7 @@ def config_toml(settings: Mapping[str, Any]) -> str:
     for key, value in settings.items():
         if key in _PARTS:
             kept = {name: own for name, own in value.items() if name != "options"}
-            plain[key] = {**kept, **value["options"]}
+            plain[key] = {**kept, **(value.get("options") or {})}
         else:
             plain[key] = value
     singles = {key: value for key, value in plain.items() if not isinstance(value, dict) and value is not None}

@@ -36,7 +36,7 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
             found[key] = filled(found[key])
     for key, registry in (("searcher", SEARCHERS), ("evaluator", EVALUATORS)):
         part = found[key]
-        found[key] = {**part, "options": {**_defaults(registry, part["name"]), **part["options"]}}
+        found[key] = {**part, "options": {**_defaults(registry, part["name"]), **(part.get("options") or {})}}
     options = found["evaluator"]["options"]
     if "metric" in options and options["metric"] is None:
         options["metric"] = metric
