@@ -89,8 +89,8 @@ def content_of(entries: Mapping[str, bytes]) -> list[Any]:
 
 def facts_in(entries: Mapping[str, bytes]) -> str | None:
     """Returns what an archive says of itself, or None."""
-    found = [entry for name, entry in entries.items() if name.endswith((f"extra/{FACTS}.json", f"files/{FACTS}.json"))]
-    return found[0].decode(errors="replace") if found else None
+    facts = [entry for name, entry in entries.items() if name.endswith((f"extra/{FACTS}.json", f"files/{FACTS}.json"))]
+    return facts[0].decode(errors="replace") if facts else None
 
 
 def checked_archive(entries: Mapping[str, bytes], path: Path) -> io.BytesIO:

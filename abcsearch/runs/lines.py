@@ -214,8 +214,8 @@ def run_id(folder: Path) -> str | None:
         header = unsealed(path.read_text(encoding="utf-8"))[0] if path.is_file() else None
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    own = header.get("id") if isinstance(header, dict) else None
-    return own if isinstance(own, str) and own.isascii() else None
+    name = header.get("id") if isinstance(header, dict) else None
+    return name if isinstance(name, str) and name.isascii() else None
 
 
 class Success(NamedTuple):
@@ -267,11 +267,11 @@ def _trial(  # noqa: PLR0913 - a record's
         if type(value) is not float:
             values[name] = float(value)  # nan and inf are texts
     evaluation, trial = object.__new__(Evaluation), object.__new__(Trial)
-    own = evaluation.__dict__
-    own["fitness"], own["metrics"], own["macs"], own["params"] = fitness, values, int(macs), int(params)
-    own["seconds"], own["failure"] = seconds, None
-    own = trial.__dict__
-    own["number"], own["candidate"], own["evaluation"] = number, tuple(map(int, candidate.split(b","))), evaluation
+    fields = evaluation.__dict__
+    fields["fitness"], fields["metrics"], fields["macs"], fields["params"] = fitness, values, int(macs), int(params)
+    fields["seconds"], fields["failure"] = seconds, None
+    structure = tuple(map(int, candidate.split(b",")))
+    trial.__dict__.update(number=number, candidate=structure, evaluation=evaluation)
     return trial
 
 
