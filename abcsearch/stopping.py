@@ -30,11 +30,12 @@ def stopping() -> Iterator[None]:
     _outlive_terminal()
 
     def first(*_: object) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            # Not through the console: it may be in the middle of writing. And before the other handler stands: a
+            # second signal right behind the first would end the process without a word.
+            os.write(2, b"\nstopping: what is under way is dropped, the rest is saved; Ctrl-C again stops at once\n")
         for number in numbers:
             signal.signal(number, lambda *_: os._exit(130))
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            # Not through the console: it may be in the middle of writing.
-            os.write(2, b"\nstopping: what is under way is dropped, the rest is saved; Ctrl-C again stops at once\n")
         raise KeyboardInterrupt
 
     before = [signal.signal(number, first) for number in numbers]
