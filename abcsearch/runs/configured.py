@@ -94,7 +94,7 @@ def run_config(
     with folder.locked():
         progress = logged(folder, progress)
         write_header(folder, config, config_identity(config, task.data))
-        train_base(config, folder.base, task.model, task.data, progress)
+        train_base(config, folder.base, task.source.model, task.data, progress)
         task = task.reranked(config)
         with workers_for(config, folder, executor) as where:
             parts = replace(Parts.of(task, config), executor=where)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import ConfigError, RunError, quoted, unknown_name
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
@@ -92,7 +91,7 @@ class FinishedRun:
         """
         task = self.result.task
         full = structure.candidate == task.space.full
-        network = copy.deepcopy(task.model) if full else self.result.build(structure.candidate)
+        network = copy.deepcopy(task.source.model) if full else self.result.build(structure.candidate)
         if tuned:
             now = self.tuned(structure)
             if now.scores is None:
@@ -143,7 +142,7 @@ class FinishedRun:
     def _evaluator(self) -> Evaluator:
         """The evaluator of the search."""
         task, part = self.result.task, self.config.evaluator
-        return make_evaluator(part.name, task.model, task.graph, task.ranking, task.data, **part.options)
+        return make_evaluator(part.name, task.source, task.data, **part.options)
 
     @property
     def metric(self) -> str:
@@ -162,7 +161,7 @@ class FinishedRun:
             structure.name,
             candidate=structure.candidate,
             metric=self.metric,
-            network=lambda: slice_model(task.model, task.graph, structure.candidate, task.ranking),
+            network=lambda: task.source.network(structure.candidate),
         )
 
     def scores(self, structure: Structure) -> dict[str, Any] | None:
@@ -230,7 +229,7 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: b
     model, data = config.model.build(config.seed), load(config)
     load_base(model, folder.base)
     task = Task.of(model.eval(), data, config, folder=folder)
-    recorded, now = folder.header()["identity"], identity(task.model, data)
+    recorded, now = folder.header()["identity"], identity(task.source, data)
     others = [key for key in ("model", "data") if recorded.get(key, now[key]) != now[key]]
     if others:
         msg = f"{' and '.join(others)} of {folder.path} are others now than when it ran"
@@ -240,7 +239,7 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: b
     trials = read_journal(folder.journal).trials
     mine = [trials[number] for number in sorted(trials) if number < config.n_trials]
     own = config.evaluator
-    evaluator = make_evaluator(own.name, task.model, task.graph, task.ranking, data, **own.options)
+    evaluator = make_evaluator(own.name, task.source, data, **own.options)
     result = collected(folder, task, config, mine, evaluator)
     return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))
 
