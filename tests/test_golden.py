@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from abcsearch import load, load_data
 from abcsearch.runs.finished import open_run
 from abcsearch.training.scoring import score
+from tests.records import rewrite
 from tests.test_cli import call
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -91,3 +92,35 @@ def test_a_kept_export_is_loaded_and_scores_as_it_did(golden):
     run = open_run(golden / "run")
     tuned = run.network(run.winner, tuned=True)
     assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), network.parameters(), strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_run_of_a_gpu_goes_on_without_one(golden):
+    run = golden / "run"
+
+    def moved(header):
+        header["settings"]["evaluator"]["options"]["device"] = "cuda"
+        for recipe in ("pretrain", "finetune"):
+            header["settings"][recipe]["device"] = "cuda"
+
+    for folder in (run, run / "baselines/random"):
+        rewrite(folder / "run.json", moved)
+    lack = "this machine has no device 'cuda'"
+    assert call("status", run).exit_code == 0
+    result = call("resume", run, "--n-trials", "14")
+    assert result.exit_code == 2
+    assert lack in result.output
+    assert "abcsearch resume --device cpu" in result.output.replace("\n", " ")
+    with pytest.warns(UserWarning, match=lack):
+        tuned = open_run(run)
+    assert tuned.network(tuned.winner, tuned=True) is not None
+    for command in (("report", run), ("export", run, "--out", golden / "new")):
+        with pytest.warns(UserWarning, match=lack):
+            result = call(*command)
+        assert result.exit_code == 0, result.output
+    assert lack in call("finetune", run, "--replace", "--set", "epochs=2").output
+    result = call("resume", run, "--device", "cpu", "--n-trials", "14")
+    assert result.exit_code == 0, result.output
+    assert decided(run / "journal.jsonl")[:12] == decided(GOLDEN / "run/journal.jsonl")
+    result = call("finetune", run, "--replace", "--set", "device=cpu", "--only", "bee_colony")
+    assert result.exit_code == 0, result.output

@@ -15,7 +15,7 @@ import torch
 from abcsearch.errors import ConfigError, type_problems, unknown_name
 from abcsearch.importing import import_callable
 from abcsearch.rng import torch_seeded, torch_stream
-from abcsearch.training.computing import MAX_THREADS, check_precision, computing, find_device
+from abcsearch.training.computing import MAX_THREADS, check_computing, computing, find_device
 from abcsearch.training.objectives import OBJECTIVES, Objective, find_objective
 from abcsearch.training.scoring import predict, score, scoring_batch
 from abcsearch.trial import Evaluation
@@ -43,7 +43,7 @@ class ScoringOptions:
         threads: torch threads on the CPU; recorded, since they decide the order of summation.
 
     Raises:
-        ConfigError: if the metric is unknown, a number out of range, or the precision not one of the device.
+        ConfigError: if the metric, the device or the precision is unknown, or a number out of range.
     """
 
     metric: str | None = None
@@ -68,7 +68,7 @@ class ScoringOptions:
             if value is not None and not lowest <= value < math.inf:
                 msg = f"evaluator: {name} is at least {lowest}, found {value}"
                 raise ConfigError(msg)
-        check_precision(self.precision, find_device(self.device))
+        check_computing(self.device, self.precision)
         known = {name for objective in OBJECTIVES.values() for name in (*objective.metrics, *objective.to_full)}
         if self.metric is not None and ":" not in self.metric and self.metric not in known:
             raise ConfigError(unknown_name("metric", self.metric, known))
@@ -103,7 +103,7 @@ class SlicedEvaluator(ABC):
             options: see `ScoringOptions`.
 
         Raises:
-            ConfigError: if the metric is unknown, or is none.
+            ConfigError: if the metric is unknown, or is none; if this machine has no such device.
             ModelError: if the network does not return what the objective needs.
             DataError: if a label has no output.
         """
@@ -133,7 +133,7 @@ class SlicedEvaluator(ABC):
 
     def _settle(self) -> None:
         """Moves network and images to the device of the options."""
-        self.device = find_device(self.options.device)
+        self.device = find_device(self.options.device, self.options.precision)
         self.source = self.source.to(self.device)
         self._validation = self._validation.to(self.device)
 

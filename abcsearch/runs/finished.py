@@ -7,7 +7,7 @@ import copy
 import math
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +27,7 @@ from abcsearch.runs.task import Task
 from abcsearch.runs.tuned import problems, read_tuned, refusal, weights_path
 from abcsearch.runs.weights import load_checkpoint
 from abcsearch.training.checkpoints import network_hash
+from abcsearch.training.computing import find_device
 from abcsearch.training.objectives import find_objective, metric_text
 from abcsearch.trial import best_trial
 
@@ -199,7 +200,8 @@ def open_run(run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool
             f"({lacking})"
         )
         raise RunError(msg)
-    if os.access(folder.path, os.W_OK):
+    here = _here(config)
+    if here is config and os.access(folder.path, os.W_OK):
         result = run_config(config, run_dir, load=load, executor=SerialExecutor())  # nothing is left to evaluate
     else:  # nothing is left to write, either
         result = open_so_far(run_dir, load=load, trust=trust).result
@@ -226,6 +228,7 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: b
     """
     folder = RunFolder(run_dir)
     config = _config(folder, trust=trust)
+    config = _here(config)
     model, data = config.model.build(config.seed), load(config)
     load_base(model, folder.base)
     task = Task.of(model.eval(), data, config, folder=folder)
@@ -251,6 +254,22 @@ def _config(folder: RunFolder, *, trust: bool) -> RunConfig:
         msg = f"{folder.path} was started from Python; fine-tune and export its result there (finetune, export)"
         raise RunError(msg)
     return from_plain(RunConfig, header["settings"], folder.path / "run.json")
+
+
+def _here(config: RunConfig) -> RunConfig:
+    """Returns the settings for what a finished run still needs: the CPU stands in for a device that is not here.
+
+    Warns:
+        UserWarning: if it does.
+    """
+    for device in config.evaluator.devices:
+        try:
+            find_device(device)
+        except ConfigError as error:
+            msg = f"{str(error).split(';')[0]}: what is computed here is computed on the CPU, and may round otherwise"
+            warnings.warn(msg, stacklevel=3)
+            return replace(config, evaluator=config.evaluator.on("cpu"))
+    return config
 
 
 def _unfinished(folder: RunFolder, n_trials: int) -> Iterator[str]:

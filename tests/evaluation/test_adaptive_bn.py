@@ -10,8 +10,8 @@ from torch import nn
 
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
-from abcsearch.channels.source import Sliced
 from abcsearch.channels.slicing import slice_model
+from abcsearch.channels.source import Sliced
 from abcsearch.data.splits import Data
 from abcsearch.errors import AbcSearchError, ConfigError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions, calibrate, calibration_images
