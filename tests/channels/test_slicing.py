@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from abcsearch.channels import slicing
+from abcsearch.channels import outline
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
@@ -307,14 +307,14 @@ def test_a_candidate_is_made_from_the_weights_as_they_are_now():
 
 def test_what_is_known_of_a_graph_goes_with_it():
     model = PLAIN.build()
-    before = len(slicing._PLANS)
+    before = len(outline._PLANS)
     graph, _ = traced(model)
     ranking = rank_channels(model, graph)
     slice_model(model, graph, tuple(1 for _ in graph.prunable), ranking)
-    assert len(slicing._PLANS) == before + 1
+    assert len(outline._PLANS) == before + 1
     del graph
     gc.collect()
-    assert len(slicing._PLANS) == before
+    assert len(outline._PLANS) == before
 
 
 def test_parameters_that_have_been_tied_since_are_refused():
