@@ -14,7 +14,7 @@ FIXED = (
     *("Evaluation", "Searcher", "BeeColony", "RandomSearch", "make_searcher", "AdaptiveBN", "search", "resume"),
     *("SearchResult", "finetune", "export", "load", "AbcSearchError", "Evolution", "RegularizedEvolution", "Greedy"),
     *("NSGA2", "BeeColonyOfficial", "DDPG", "OptunaSearch", "ResponseSurface", "Tabular", "ShortTraining", "Cascade"),
-    *("Objective", "OBJECTIVES", "OUTPUTS", "Data", "Split", "Stream", "load_data"),
+    *("Objective", "OBJECTIVES", "OUTPUTS", "Data", "Split", "Stream", "load_data", "share", "gate"),
 )
 
 

@@ -182,7 +182,7 @@ def _make_plan(graph: ChannelGraph) -> Plan:
     ]
     return Plan(
         channels=channels,
-        patterns=tuple(np.frombuffer(pattern, dtype=np.int64) for pattern in patterns),
+        patterns=tuple(np.frombuffer(pattern, dtype=np.int64).copy() for pattern in patterns),
         targets=tuple(targets),
     )
 

@@ -21,6 +21,7 @@ from abcsearch.errors import CandidateError, RankingError, TraceError, Unsupport
 from tests.channels.expected import NAMED, PRUNES
 from tests.channels.networks import MODULES, UNARY, Program, Step, programs, strange_network
 from tests.channels.oracle import assert_close, counted, counted_flops, few, images, random_candidate, zeroed
+from tests.channels.sharing import check_gates, check_shared
 from tests.channels.strange import NOT_COUNTED, STRANGE
 
 SEEDS = st.integers(0, 2**16)
@@ -58,6 +59,14 @@ def check_oracle(model, graph, rng, tries=2):
             assert_close(sliced(x.clone()), zeroed(model, graph, candidate, ranking)(x.clone()))
         check_attributes(sliced)
     return sliced
+
+
+def check_primitives(model, graph):
+    """Gates of 0 and 1, and a shared slice, equal slicing."""
+    ranking = rank_channels(model, graph, "random", seed=0)
+    candidate = random_candidate(graph, np.random.default_rng(0))
+    check_gates(model, graph, candidate, ranking, images(4))
+    check_shared(model, graph, candidate, ranking, images())
 
 
 def check_costs(model, graph, rng):
@@ -146,6 +155,7 @@ def test_an_odd_operation_is_sliced_right_or_refused_by_name(name):
         with pytest.raises(UnsupportedOpError, match=re.escape(NAMED[name].partition(":")[0])):
             trace_channels(model, images(batch=1), unknown="raise")
     check_oracle(model, graph, np.random.default_rng(0), tries=3)
+    check_primitives(model, graph)
     if name not in NOT_COUNTED:
         check_costs(model, graph, np.random.default_rng(0))
 
