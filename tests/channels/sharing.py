@@ -51,10 +51,10 @@ def assert_near(a, b, rounding, where=""):
     assert float((a - b).abs().max() if b.numel() else 0) <= rounding * max(scale, 1e-30), where
 
 
-def check_gates(model, graph, candidate, ranking, x, rounding=ROUNDING):
+def check_gates(model, graph, candidate, ranking, x, rounding=ROUNDING, modes=(False, True)):
     """Gates of 0 and 1 equal slicing: outputs, and statistics of the channels that stay."""
     gates = hard_gates(graph, candidate, ranking)
-    for training in (False, True):
+    for training in modes:
         full = moded(model, training)
         small = slice_model(full, graph, candidate, ranking)
         gated = gate(full, graph, gates)
