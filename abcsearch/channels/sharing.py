@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from abcsearch.channels.cutting import cut
+from abcsearch.channels.cutting import cut, cut_into, is_large, left_shape
+from abcsearch.channels.memory import Memory, room
 from abcsearch.channels.outline import outlined
 from abcsearch.channels.slicing import assembled, no_collection, parameter_of
 from abcsearch.errors import ModelError, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from abcsearch.channels.cutting import Cuts
     from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.outline import Target
     from abcsearch.channels.ranking import Ranking
 
 
@@ -65,34 +67,75 @@ def share(
         outline = outlined(model, graph, candidate, ranking)
         given = dict(tensors or {})
         _check(model, graph, given)
-        cuts = {target.name: (target, axes) for target, axes in outline.cuts}
-        moved = _Moved()
+        full = {name: given.get(name, tensor) for name, tensor in outline.tensors.items()}
+        slices = _slices(full, outline.cuts)
         empty = _Empty()
         shared: dict[str, torch.Tensor] = {}
         hollow: dict[int, torch.Tensor] = {}
         for name, tensor in outline.tensors.items():
             trained = type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter)  # the first is quicker
-            left = given.get(name, tensor)
-            if name in cuts:
-                target, axes = cuts[name]
-                left = target.merged(cut(target.divided(left), axes if left.is_cpu else moved(axes, left.device)))
-            elif not trained:
-                left = left.clone()
+            left = slices.get(name)
+            if left is None:
+                left = full[name] if trained else full[name].clone()
             shared[name] = left
             nothing = empty[left.shape, left.dtype]
             hollow[id(tensor)] = parameter_of(nothing, tensor.requires_grad) if trained else nothing.detach()
         return assembled(model, graph, outline, hollow), shared
 
 
+def _slices(tensors: Mapping[str, torch.Tensor], every: Sequence[tuple[Target, Cuts]]) -> dict[str, torch.Tensor]:
+    """Returns by name what is left of every tensor that becomes shorter; gradients reach the tensor."""
+    slices: dict[str, torch.Tensor] = {}
+    matrices: list[tuple[Target, torch.Tensor, Cuts]] = []
+    moved = _Moved()
+    for target, cuts in every:
+        whole = target.divided(tensors[target.name])
+        # One axis of a large tensor after another would take several times as long.
+        if len(cuts) == 2 and cuts[0][0] == 0 and cuts[1][0] == 1 and is_large(whole):
+            matrices.append((target, whole, cuts))
+        else:
+            slices[target.name] = target.merged(cut(whole, cuts if whole.is_cpu else moved.cuts(cuts, whole.device)))
+    memory = Memory(sum(room(left_shape(whole, cuts), whole.dtype) for _, whole, cuts in matrices))
+    for target, whole, cuts in matrices:
+        slices[target.name] = target.merged(_cut_matrix(memory, whole, *(kept for _, kept in cuts)))
+    return slices
+
+
 class _Moved(dict[tuple[int, torch.device], torch.Tensor]):
     """Entries to keep, on other devices: most axes share theirs with others, and each is moved once."""
 
-    def __call__(self, axes: Cuts, device: torch.device) -> Cuts:
+    def cuts(self, cuts: Cuts, device: torch.device) -> Cuts:
         """Returns the cuts with their entries on a device."""
-        for _, kept in axes:
+        for _, kept in cuts:
             if (id(kept), device) not in self:
                 self[id(kept), device] = kept.to(device)
-        return [(axis, self[id(kept), device]) for axis, kept in axes]
+        return [(axis, self[id(kept), device]) for axis, kept in cuts]
+
+
+class _MatrixCut(torch.autograd.Function):
+    """`cut_into` and its gradient: that of what is left, among zeros."""
+
+    @staticmethod
+    def forward(memory: Memory, tensor: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        cuts = [(0, rows), (1, columns)]
+        left = memory.empty(left_shape(tensor, cuts), tensor.dtype)
+        cut_into(left, tensor, cuts)
+        return left
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:  # noqa: ANN401, ARG004 - torch's
+        _, tensor, ctx.rows, ctx.columns = inputs
+        ctx.shape = tensor.shape
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:  # noqa: ANN401 - torch's
+        (gradient,) = gradients
+        full = gradient.new_zeros(ctx.shape)
+        full[ctx.rows[:, None], ctx.columns] = gradient
+        return None, full, None, None
+
+
+_cut_matrix: Callable[..., torch.Tensor] = _MatrixCut.apply
 
 
 class _Empty(dict[tuple[torch.Size, torch.dtype], torch.Tensor]):

@@ -65,10 +65,10 @@ def check_gates(model, graph, candidate, ranking, x, rounding=ROUNDING, modes=(F
             assert_near(statistics.double(), own.double(), rounding, name)
 
 
-def check_shared(model, graph, candidate, ranking, x):
+def check_shared(model, graph, candidate, ranking, x, modes=(False, True)):
     """A shared slice equals the sliced network bit for bit, before and after a step; the model stays as it is."""
     mode = model.training
-    for training in (False, True):
+    for training in modes:
         model.train(training)
         before = fingerprint(model)
         small = slice_model(model, graph, candidate, ranking)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
+from abcsearch.channels import sharing
+from abcsearch.channels.cutting import is_large
 from abcsearch.channels.gates import gate
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.sharing import share
@@ -94,6 +96,29 @@ def test_dropped_blocks(residual, kept):
         candidate = (*(max(1, group.channels // 2) for group in graph.prunable), *blocks)
         check_shared(model, graph, candidate, ranking, images(batch=4))
         check_gradients(model, graph, candidate, ranking, images())
+
+
+def test_large_tensors_are_cut_alike(monkeypatch):
+    """Both ways of cutting give the same numbers, gradients and gradients of gradients."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 20, 1), nn.Flatten(), nn.Linear(320, 420), nn.SiLU(), nn.Linear(420, 320))
+        model.extend([nn.SiLU(), nn.Linear(320, 2)])
+    graph, _ = traced(scrambled(model))
+    ranking = rank_channels(model, graph, "random", seed=1)
+    candidate = tuple(group.channels // 2 for group in graph.prunable)
+    check_shared(model, graph, candidate, ranking, images())
+    check_gradients(model, graph, candidate, ranking, images())
+    slopes = []
+    for large in (is_large, lambda tensor: False):
+        monkeypatch.setattr(sharing, "is_large", large)
+        skeleton, tensors = share(model, graph, candidate, ranking)
+        assert ("_MatrixCut" in type(tensors["4.weight"].grad_fn).__name__) == (large is is_large)
+        first = loss(functional_call(skeleton, tensors, (images(),)).square())
+        first = torch.autograd.grad(first, list(model.parameters()), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), list(model.parameters()))
+        slopes.append([*first, *second])
+    assert all(torch.equal(a, b) for a, b in zip(*slopes, strict=True))
 
 
 def test_keeping_everything_shares_the_parameters_themselves(residual):
