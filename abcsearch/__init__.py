@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from abcsearch.budget import Budget as Budget
     from abcsearch.budget import Constraint as Constraint
     from abcsearch.channels.blocks import Block as Block
+    from abcsearch.channels.gates import gate as gate
     from abcsearch.channels.graph import ChannelGraph as ChannelGraph
     from abcsearch.channels.graph import ChannelGroup as ChannelGroup
     from abcsearch.channels.groups import UnsupportedOpWarning as UnsupportedOpWarning
     from abcsearch.channels.groups import trace_channels as trace_channels
     from abcsearch.channels.ranking import Ranking as Ranking
     from abcsearch.channels.ranking import rank_channels as rank_channels
+    from abcsearch.channels.sharing import share as share
     from abcsearch.channels.slicing import slice_model as slice_model
     from abcsearch.channels.source import Sliced as Sliced
     from abcsearch.channels.source import Source as Source
@@ -88,12 +90,14 @@ _HOME = {
     "Budget": "abcsearch.budget",
     "Constraint": "abcsearch.budget",
     "Block": "abcsearch.channels.blocks",
+    "gate": "abcsearch.channels.gates",
     "ChannelGraph": "abcsearch.channels.graph",
     "ChannelGroup": "abcsearch.channels.graph",
     "UnsupportedOpWarning": "abcsearch.channels.groups",
     "trace_channels": "abcsearch.channels.groups",
     "Ranking": "abcsearch.channels.ranking",
     "rank_channels": "abcsearch.channels.ranking",
+    "share": "abcsearch.channels.sharing",
     "slice_model": "abcsearch.channels.slicing",
     "Sliced": "abcsearch.channels.source",
     "Source": "abcsearch.channels.source",
