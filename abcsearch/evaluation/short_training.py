@@ -111,7 +111,7 @@ class ShortTraining(Inheriting):
             self._data.train,
             self.options.recipe(shrink),
             seed=seed,
-            part="short training",
+            stream="short training",
             objective=self._data.objective,
             steps=self.options.steps,
         )

@@ -309,7 +309,7 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
                 data.train,
                 config.pretrain,
                 seed=config.seed,
-                part="pretrain",
+                stream="pretrain",
                 objective=data.objective,
                 on_epoch=lambda done, total, loss: progress("base network", done, total, f"loss {loss:.4f}"),
                 validation=data.validation if config.pretrain.keep == "best" else None,

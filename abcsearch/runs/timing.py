@@ -180,7 +180,7 @@ def training_time(task: Task, network: nn.Module, recipe: Recipe, patience: floa
         steps = max(1, round(share * whole / batch))
         trained, own = copy.deepcopy(network), replace(recipe, batch_size=batch, lr=_TINY, keep="last")
         start = time.perf_counter()
-        train(trained, split, own, part="rehearsal", objective=task.data.objective, steps=steps, teacher=teacher)
+        train(trained, split, own, stream="rehearsal", objective=task.data.objective, steps=steps, teacher=teacher)
         if find_device(recipe.device).type == "cuda":
             torch.cuda.synchronize(find_device(recipe.device))
         seconds = time.perf_counter() - start

@@ -42,7 +42,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
     recipe: Recipe,
     *,
     seed: int = 0,
-    part: str = "train",
+    stream: str = "train",
     objective: str = "classification",
     steps: int | None = None,
     on_epoch: OnEpoch | None = None,
@@ -59,7 +59,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
         split: training images. Those in memory are copied to the device once and stay there.
         recipe: how.
         seed: the run's seed.
-        part: name of the random stream, so that different trainings of a run differ.
+        stream: name of the random stream, so that different trainings of a run differ.
         objective: of `OBJECTIVES`: what the loss is.
         steps: optimiser steps, at least 1, instead of the recipe's epochs, whose schedule is then squeezed into these.
         on_epoch: progress.
@@ -84,7 +84,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
     shares = step_shares(recipe, len(split) // recipe.batch_size, steps)
     file = None
     if checkpoint is not None:
-        same: dict[str, Any] = {"seed": seed, "part": part, "objective": objective, "steps": steps}
+        same: dict[str, Any] = {"seed": seed, "part": stream, "objective": objective, "steps": steps}
         same |= {"recipe": asdict(recipe), "workers": crew.size}
         networks, images = {"network": model, "teacher": teacher}, {"images": split, "validation": validation}
         same |= {name: None if own is None else network_hash(own) for name, own in networks.items()}
@@ -96,17 +96,17 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
         _lent(teacher),
         computing(place, precision=recipe.precision, threads=recipe.threads),
         pointwise_safely(model),
-        torch_seeded(seed, f"{part}-forward"),
+        torch_seeded(seed, f"{stream}-forward"),
     ):
         model.to(place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
         model.train()
         lessons = _Lessons(split, recipe, find_objective(objective), teacher, place, crew)
-        training = Training(model, recipe, torch_stream(seed, f"{part}-batches"))
+        training = Training(model, recipe, torch_stream(seed, f"{stream}-batches"))
         if file is not None and (saved := file.read()) is not None:
             training.load(saved)
         network = crew.joined(model) if training.done < len(shares) else model
         while training.done < len(shares):
-            with _draws_of(crew, seed, part, training.done):
+            with _draws_of(crew, seed, stream, training.done):
                 loss = lessons.epoch(network, training, shares[training.done])
             if not math.isfinite(loss):
                 _diverged(loss, training.done + 1, recipe, file)
@@ -132,9 +132,9 @@ def _lent(model: nn.Module | None) -> Iterator[None]:
             model.to(home)
 
 
-def _draws_of(crew: Crew, seed: int, part: str, done: int) -> contextlib.AbstractContextManager[None]:
+def _draws_of(crew: Crew, seed: int, stream: str, done: int) -> contextlib.AbstractContextManager[None]:
     """Returns a block in which each of several processes has global generators of its own, anew in every epoch."""
-    return torch_seeded(seed, f"{part}-forward-{crew.rank}", done) if crew.size > 1 else contextlib.nullcontext()
+    return torch_seeded(seed, f"{stream}-forward-{crew.rank}", done) if crew.size > 1 else contextlib.nullcontext()
 
 
 def _diverged(loss: float, epoch: int, recipe: Recipe, file: Checkpoint | None) -> None:

@@ -154,7 +154,7 @@ def begun(path, **changes):
         ({"recipe": Recipe(epochs=4, batch_size=4, lr=0.1)}, "recipe.epochs: 3 there, 4 now"),
         ({"recipe": Recipe(epochs=3, batch_size=4, lr=0.2, ema=0.5)}, "recipe.lr: 0.1 there, 0.2 now; recipe.ema: 0.0"),
         ({"seed": 1}, "seed: 0 there, 1 now"),
-        ({"part": "finetune"}, "part: 'train' there, 'finetune' now"),
+        ({"stream": "finetune"}, "part: 'train' there, 'finetune' now"),
         ({"steps": 2}, "steps: None there, 2 now"),
         ({"model": linear(seed=1)}, "network: '"),
         ({"split": points(seed=1)}, "images: '"),
