@@ -1,5 +1,7 @@
 """Contract tests, usable by strangers: subclass, say how to make yours, and let pytest collect the class.
 
+Of searchers, `SearcherContract`, and of lessons, `LessonContract`.
+
     class TestMySearcher(SearcherContract):
         def make(self, space, constraint, seed):
             return MySearcher(space, constraint, seed=seed)
@@ -21,6 +23,7 @@ import numpy as np
 from abcsearch.budget import Budget, Constraint
 from abcsearch.errors import SearcherError
 from abcsearch.space import Dimension, SearchSpace
+from abcsearch.training.contract import LessonContract as LessonContract
 from abcsearch.trial import Evaluation, Trial, best_trial
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from abcsearch.evaluation.inheriting import Inheriting, ScoringOptions
-from abcsearch.training.loop import check_images, train
+from abcsearch.training.checks import check_images
+from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:

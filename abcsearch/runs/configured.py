@@ -21,7 +21,8 @@ from abcsearch.runs.run import Parts, SearchResult, run_search
 from abcsearch.runs.settings import OBJECT, Part, RunConfig, SearchSettings, from_plain
 from abcsearch.runs.task import Task
 from abcsearch.runs.weights import checkpoint_path, load_checkpoint, weights_writer
-from abcsearch.training.loop import check_training, train
+from abcsearch.training.checks import check_training
+from abcsearch.training.loop import train
 from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:

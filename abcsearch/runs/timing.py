@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
     from abcsearch.space import Candidate
-    from abcsearch.training.loop import Recipe
+    from abcsearch.training.recipe import Recipe
 
 PATIENCE = 2.0  # seconds; a part that takes longer is not made larger
 # On a CPU, batches are of so many images, and of more while their forward passes have so few MACs: larger ones would

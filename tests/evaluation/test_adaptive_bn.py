@@ -17,7 +17,8 @@ from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions, cali
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import EVALUATORS, make_evaluator
 from abcsearch.models.resnet import SmallResNet
-from abcsearch.training.loop import Recipe, train
+from abcsearch.training.loop import train
+from abcsearch.training.recipe import Recipe
 from abcsearch.training.scoring import score
 from abcsearch.trial import Evaluation
 

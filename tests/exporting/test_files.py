@@ -19,7 +19,8 @@ from abcsearch.data.splits import Split
 from abcsearch.errors import ExportError
 from abcsearch.exporting import export, files, interchange, load, open_export
 from abcsearch.rng import torch_seeded
-from abcsearch.training.loop import Recipe, train
+from abcsearch.training.loop import train
+from abcsearch.training.recipe import Recipe
 from tests.exporting.test_plan import assert_same, built, example, sliced
 
 onnx = pytest.importorskip("onnx")

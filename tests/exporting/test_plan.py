@@ -18,7 +18,8 @@ from abcsearch.data.splits import Split
 from abcsearch.errors import ExportError, ModelError
 from abcsearch.exporting import export, load
 from abcsearch.models.resnet import SmallResNet
-from abcsearch.training.loop import Recipe, train
+from abcsearch.training.loop import train
+from abcsearch.training.recipe import Recipe
 from tests.records import rewrite
 
 # What fixes channels is the business of other tests.
