@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from abcsearch.testing.searchers import ToyCosts as ToyCosts
     from abcsearch.testing.searchers import toy_fitness as toy_fitness
     from abcsearch.testing.searchers import toy_space as toy_space
+    from abcsearch.training.contract import LessonContract as LessonContract
 
 _HOME = {
     "EvaluatorContract": "abcsearch.testing.evaluators",
     "ExecutorContract": "abcsearch.testing.executors",
+    "LessonContract": "abcsearch.training.contract",
     "SearcherContract": "abcsearch.testing.searchers",
     "ToyCosts": "abcsearch.testing.searchers",
     "toy_fitness": "abcsearch.testing.searchers",
