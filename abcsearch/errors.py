@@ -61,6 +61,10 @@ class LessonError(AbcSearchError):
     """What a training is to teach does not keep what `abcsearch.Lesson` says."""
 
 
+class PreparationError(AbcSearchError):
+    """What is trained before a search cannot be, or does not keep what `Preparation` says."""
+
+
 class CheckpointError(AbcSearchError):
     """A weights file is missing, unreadable, or does not fit the model."""
 

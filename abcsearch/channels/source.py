@@ -26,8 +26,7 @@ class Source(ABC):
     Sources are immutable, and pickle: evaluations take place in other processes.
 
     Attributes:
-        model: the full network, trained, in evaluation mode. It is what candidates are compared with, and the teacher
-            of a distillation; lent, never changed.
+        model: the full network, trained, in evaluation mode; lent, never changed.
         graph: its channel groups.
         ranking: which channels a candidate keeps.
     """
@@ -49,6 +48,17 @@ class Source(ABC):
         """
 
     @property
+    def full(self) -> nn.Module:
+        """What candidates are compared with: the network as it was brought, which `model` is unless it was prepared."""
+        return vars(self).get("_full", self.model)
+
+    def beside(self, full: nn.Module) -> Self:
+        """Returns the source, its candidates compared with another network: what `model` was before it was prepared."""
+        other = copy.copy(self)
+        vars(other)["_full"] = full
+        return other
+
+    @property
     def modules(self) -> Mapping[str, nn.Module]:
         """All that its networks are made of, by name: what a checkpoint of it saves, and a run recognises it by."""
         return {"network": self.model}
@@ -56,11 +66,12 @@ class Source(ABC):
     def to(self, device: torch.device | str) -> Self:
         """Returns the source on a device, where its networks are then made: itself if it is there."""
         where = torch.device(device)
-        if all(tensor.device == where for module in self.modules.values() for tensor in module.state_dict().values()):
+        every = [*self.modules.values(), self.full]
+        if all(tensor.device == where for module in every for tensor in module.state_dict().values()):
             return self
         shared = {id(lent): lent for lent in (self.graph, self.ranking)}  # they know no device
         moved = copy.deepcopy(self, shared)
-        for module in moved.modules.values():
+        for module in (*moved.modules.values(), moved.full):
             module.to(where)
         return moved
 

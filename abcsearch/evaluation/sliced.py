@@ -174,7 +174,7 @@ class SlicedEvaluator(ABC):
         """Outputs of the full network on the validation images, where the metric needs them."""
         if self.metric not in self._objective.to_full:
             return None
-        return predict(copy.deepcopy(self.source.model), self._validation)
+        return predict(copy.deepcopy(self.source.full), self._validation)
 
     def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
         """Returns fitness and metrics on search-validation; a metric that is not finite is a failure."""

@@ -58,6 +58,11 @@ SEARCHERS: dict[str, SearcherEntry] = {
         description="mutations and crossovers of the best structures found so far",
         source="Liu et al., MetaPruning, ICCV 2019",
     ),
+    "given": SearcherEntry(
+        home="abcsearch.searchers.given:Given",
+        description="the structures of initial and of a preparation, in their order, and no others",
+        source="ours",
+    ),
     "greedy": SearcherEntry(
         home="abcsearch.searchers.greedy:Greedy",
         description="slimming from the largest structure by the least harmful steps, then local search",

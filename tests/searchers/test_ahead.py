@@ -249,7 +249,9 @@ class Unread(dict):
     keys = values = items = __iter__
 
 
-@pytest.mark.parametrize("name", sorted(set(SEARCHERS) - {"response_surface"}))  # it scores all that is known
+@pytest.mark.parametrize(
+    "name", sorted(set(SEARCHERS) - {"response_surface", "given"})
+)  # it scores all that is known; has nothing to go through
 def test_no_call_goes_through_all_that_is_known(name):
     searcher = make_searcher(name, SPACE, BOUND, **SMALL.get(name, {}))
     searcher._known = Unread()

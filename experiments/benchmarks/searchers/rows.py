@@ -52,7 +52,7 @@ def all_rows() -> list[Row]:
     """Returns the rows of all registered searchers, in alphabetical order."""
     return [
         Row(name=name, searcher=searcher, options=options, seeds=SEEDS.get(name, Row.seeds))
-        for searcher in sorted(SEARCHERS)
+        for searcher in sorted(set(SEARCHERS) - {"given"})  # it searches nothing
         for name, options in VARIANTS.get(searcher, {searcher: {}}).items()
     ]
 

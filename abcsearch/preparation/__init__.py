@@ -1,0 +1,1 @@
+"""What is trained before a search: weights that candidates come from, and structures to begin with."""
