@@ -1,6 +1,5 @@
 """Network Slimming: exact on a problem with a known answer, and refused where there is nothing to penalise."""
 
-import copy
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ import torch
 from torch import nn
 
 from abcsearch.channels.groups import trace_channels
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.splits import Split
 from abcsearch.errors import ConfigError
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.preparation.slimming import SparseScales, gamma_scores, penalised
