@@ -34,6 +34,7 @@ from abcsearch.errors import RunError, escaped, quoted
 from abcsearch.files import Anchor, gone, is_there, replace_file, sealed, unsealed
 from abcsearch.runs.journal import cut_journal
 from abcsearch.runs.lines import run_id
+from abcsearch.runs.missing import again, no_run
 from abcsearch.runs.shapes import unsound
 from abcsearch.scratch import sweep_all
 
@@ -151,7 +152,7 @@ class RunFolder:
         try:
             return unsealed(path.read_text(encoding="utf-8"), _decode_array)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            msg = f"{path} is damaged: {error!r}; restore it from a copy, or {self._otherwise()}"
+            msg = f"{path} is damaged: {error!r}; restore it from a copy, or {self._otherwise(name)}"
             raise RunError(msg) from error
 
     def sealed(self, name: str) -> bool:
@@ -162,11 +163,11 @@ class RunFolder:
         """
         return self._read_json(name)[1]
 
-    def _otherwise(self) -> str:
+    def _otherwise(self, name: str) -> str:
         """Returns what to do where no copy of a file is at hand."""
         if self.path.parent.name == "baselines":
             return f"delete {self.path}: this baseline is then searched again"
-        return "start a new run"
+        return again(self.path) if name == "run.json" else "start a new run"
 
     def write_progress(  # noqa: PLR0913 - a file with so many entries
         self,
@@ -212,7 +213,7 @@ class RunFolder:
         """
         header = self.read_json("run.json")
         if header is None:
-            msg = f"{self.path} {_no_run(self.path)}"
+            msg = f"{self.path} {no_run(self.path)}"
             raise RunError(msg)
         damaged = f"{self.path / 'run.json'} is damaged: {{}} missing or wrong; restore it from a copy"
         if not isinstance(header, dict) or not isinstance(header.get("format"), int):
@@ -224,7 +225,7 @@ class RunFolder:
         if wrong:
             raise RunError(damaged.format(", ".join(wrong)))
         if wrong := unsound(header):
-            msg = f"{self.path / 'run.json'} is damaged: {wrong}; restore it from a copy, or {self._otherwise()}"
+            msg = f"{self.path / 'run.json'} is damaged: {wrong}; restore it from a copy, or {self._otherwise('')}"
             raise RunError(msg)
         return header
 
@@ -361,23 +362,6 @@ class RunFolder:
             return True
         except OSError:  # a folder that cannot be written to is not being written to
             return False
-
-
-def _no_run(path: Path) -> str:
-    """Returns what something is that holds no run, and which command takes it."""
-    inside = "" if not (path.parent / "run.json").is_file() else f"; the run folder is {path.parent}"
-    if path.suffix == ".toml" and path.is_file():
-        return f"is a config, not a run folder; start or continue its run with: abcsearch search {quoted(path)}"
-    if path.suffix in (".onnx", ".pt2") or (path / "plan.json").is_file():
-        return f"is an export, not a run folder{inside}; measure it with: abcsearch evaluate {quoted(path)}"
-    if path.is_file():
-        return f"is a file, not a run folder{inside}; a run is started by: abcsearch search CONFIG"
-    if not path.is_dir():
-        return f"does not exist; start a run with: abcsearch search CONFIG --run-dir {quoted(path)}"
-    new = f"start a run with: abcsearch search CONFIG --run-dir {quoted(path)}"
-    if (path / "journal.jsonl").exists():
-        new = "it was a run: restore run.json from a copy, or start a new run in another folder"
-    return f"is not a run folder (it has no run.json){inside}; {new}"
 
 
 def _encode_array(value: Any) -> Any:  # noqa: ANN401 - what json cannot write

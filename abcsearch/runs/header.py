@@ -12,6 +12,7 @@ from abcsearch.files import leaves
 from abcsearch.importing import leave_working_folder
 from abcsearch.runs.environment import environment
 from abcsearch.runs.folder import FORMAT, RunFolder
+from abcsearch.runs.missing import again
 from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, from_plain, to_plain
 from abcsearch.signing import is_own, signed, written_here
 from abcsearch.training.checkpoints import network_hash
@@ -177,4 +178,6 @@ def _refuse_foreign(path: Path) -> None:
         raise RunError(msg)
     if others:
         msg = f"{path} is not empty and holds no run ({', '.join(others[:3])}); choose a new folder"
+        if "journal.jsonl" in others:
+            msg = f"run.json of {path} is missing; restore it from a copy, or {again(path)}"
         raise RunError(msg)
