@@ -362,7 +362,10 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
             return f"running now: {pulse.stage}"
         return f"running now: {pulse.stage}, {pulse.busy} of {pulse.workers} workers busy" if pulse else "running now"
     if not status.finished:
-        return f"not running; continue with: abcsearch resume {quoted(watched.path)}"
+        own = status.searches[0]
+        only = own.done >= own.total or status.exhausted  # it can be exported and reported
+        what = "search finished, its random baseline is not" if only else "not running"
+        return f"{what}; continue with: abcsearch resume {quoted(watched.path)}"
     if status.interrupted is not None:
         return f"search finished; fine-tuning was interrupted: continue with: {status.interrupted}"
     tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""

@@ -191,7 +191,8 @@ def export(
 
         RunFolder(run_dir).header()  # before its folder is taken for that of an export
         check_target(export_folder(run_dir, network) if out is None else out, format)
-        made, tuned = export_run(open_run(run_dir, trust=trust), out, format=format, network=network)
+        run = open_run(run_dir, trust=trust, baselines=network == "random")
+        made, tuned = export_run(run, out, format=format, network=network)
         console.print(f"exported to {made}")
         state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {quoted(run_dir)})"
         console.print(f"{state}; try it with: abcsearch evaluate {quoted(made.path)}; load it with: {made.how_to_load}")

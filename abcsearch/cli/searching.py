@@ -64,7 +64,7 @@ def search(  # noqa: PLR0913 - one argument per option
             return
         watchers = _watchers(optuna_storage, tensorboard=tensorboard)
         with progress_shown() as progress:
-            result = run_config(settings, folder, progress=progress, rebuild=rebuild, **watchers)
+            result = run_config(settings, folder, progress=progress, **_given(rebuild=rebuild or None), **watchers)
         _print_best(result)
 
 

@@ -263,3 +263,25 @@ def test_a_network_that_is_fine_tuned_anew_while_it_is_exported_is_refused(run, 
     monkeypatch.setattr(type(run), "network", meanwhile)
     with pytest.raises(RunError, match="fine-tuned anew while it was exported"):
         export_run(run)
+
+
+@pytest.mark.parametrize("state", ["unfinished", "deleted"])
+def test_the_winner_is_exported_whatever_has_become_of_the_random_baseline(run, tmp_path, state):
+    path = run.folder.path
+    baseline = run.folder.baseline("random")
+    if state == "deleted":
+        shutil.rmtree(path / "baselines")
+    else:
+        baseline.cut(2)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != ".lock"}
+    for name in ("full", "uniform", None):
+        more = [] if name is None else ["--network", name]
+        made = call("export", path, "--out", tmp_path / str(name), *more)
+        assert made.exit_code == 0, made.output
+        assert "fine-tuned; try it" in made.output
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != ".lock"} == before
+    refused = call("export", path, "--network", "random")
+    assert refused.exit_code == 2
+    assert f"continue it with: abcsearch resume {path}" in refused.output
+    said = call("status", path).output.splitlines()[-1]
+    assert said == f"search finished, its random baseline is not; continue with: abcsearch resume {path}"
