@@ -13,9 +13,10 @@ from abcsearch.errors import CheckpointError, RunError, quoted
 from abcsearch.files import Anchor, replace_file
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.header import AGAIN, data_identity, trusted_header, write_header
+from abcsearch.runs.header import data_identity, trusted_header, write_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.loop import Progress, logged, silent
+from abcsearch.runs.missing import AGAIN
 from abcsearch.runs.rebuilding import Remains
 from abcsearch.runs.retrying import set_back
 from abcsearch.runs.run import Parts, SearchResult, run_search

@@ -18,9 +18,10 @@ from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.runs.configured import load_base, load_run_data, run_config
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.header import AGAIN, identity, trusted_header
+from abcsearch.runs.header import identity, trusted_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.lines import run_id
+from abcsearch.runs.missing import AGAIN
 from abcsearch.runs.run import collected
 from abcsearch.runs.settings import RunConfig, from_plain
 from abcsearch.runs.shapes import other_baseline

@@ -6,6 +6,7 @@ searcher.json      snapshot of the searcher; without it, it is told again from t
 population.json    what the searcher works from, for people and scripts
 best.json          best structure so far
 fitness.json       fitness of compared structures that are no trials, by widths: evaluated once, by the report
+finetuning.json    what fine-tuning was asked for, until all of it is done
 progress.json      how it stands, and how fine-tuning does, for those who watch; at most a second old
 log.txt            progress as plain lines
 base.safetensors   trained network of a configured run; base-*.checkpoint while it is being trained
@@ -46,7 +47,19 @@ _OWNER = ".owner"  # of the lock, for messages
 # What is ours in the folder; anything else may be what the user has put there.
 _FOLDERS = frozenset({"baselines", "finetuned", "report", "export", "tensorboard"})
 _FILES = (
-    *("run.", "journal.", "searcher.", "population.", "best.", "fitness.", "latency.", "progress.", "log.", "base"),
+    *(
+        "run.",
+        "journal.",
+        "searcher.",
+        "population.",
+        "best.",
+        "fitness.",
+        "latency.",
+        "progress.",
+        "log.",
+        "base",
+        "finetuning.",
+    ),
     *("report.", "."),
 )
 FORMAT = 2  # 1: no events but finished trials in the journal, no settings of execution

@@ -12,7 +12,7 @@ from abcsearch.files import leaves
 from abcsearch.importing import leave_working_folder
 from abcsearch.runs.environment import environment
 from abcsearch.runs.folder import FORMAT, RunFolder
-from abcsearch.runs.missing import again
+from abcsearch.runs.missing import AGAIN, again
 from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, from_plain, to_plain
 from abcsearch.signing import is_own, signed, written_here
 from abcsearch.training.checkpoints import network_hash
@@ -93,10 +93,6 @@ _OTHERS = {
     "data": "the data have other images or labels",
     "checkpoint": "the checkpoint file has changed",
 }
-
-
-# What comes of a base network's file that has been deleted.
-AGAIN = "it is then loaded from the checkpoint, or trained again with the same result, by:"
 
 
 def _other(key: str, settings: SearchSettings) -> str:

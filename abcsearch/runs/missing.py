@@ -9,6 +9,9 @@ from abcsearch.errors import quoted
 if TYPE_CHECKING:
     from pathlib import Path
 
+# What comes of a base network's file that has been deleted.
+AGAIN = "it is then loaded from the checkpoint, or trained again with the same result, by:"
+
 
 def again(path: Path) -> str:
     """Returns how run.json of a run is made again."""
