@@ -130,8 +130,10 @@ class RunFolder:
         for step in Path(name).parts:
             path /= step
             if path.is_symlink():
+                there, copy = quoted(path), quoted(f"{path}.copy")
+                again = f"cp -RL {there} {copy} && rm {there} && mv {copy} {there}" if path.exists() else f"rm {there}"
                 msg = f"{path} is a link, and links in a run folder are not followed for writing; replace it by what "
-                msg += "it leads to, or make the run folder itself the link"
+                msg += f"it leads to, if that is yours ({again}), or make the run folder itself the link"
                 raise RunError(msg)
         return path
 
