@@ -580,7 +580,7 @@ def test_inspect_a_model_and_a_config_and_draw_it(finished, tmp_path):
     [
         (["resnet21"], "unknown model 'resnet21'; did you mean"),
         (["resnet20", "--input", "3x"], "--input is the shape of one input, such as 3x224x224, found '3x'"),
-        (["resnet20", "--input", "4x32x32"], "does not run on the example input (1, 4, 32, 32)"),
+        (["resnet20", "--input", "4x32x32"], "resnet20 does not run on one input of 4x32x32; say "),
         (["resnet20", "--set", "clases=3"], "unknown option 'clases'; did you mean 'classes'?"),
         (["resnet20", "--set", "space.alfa=3"], "unknown setting in [space]: 'alfa'; did you mean 'alpha'?"),
         (["nowhere.toml"], "config nowhere.toml cannot be read"),

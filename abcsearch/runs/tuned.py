@@ -102,6 +102,8 @@ def read_tuned(
 
 def problems(folder: RunFolder, name: str, tuned: Tuned) -> list[str]:
     """Returns what has to be said of a structure's fine-tuning, each with what to do."""
+    if not (tuned.wrong or tuned.beside):
+        return []
     again = _again(folder, name, tuned)
     told = [f"{tuned.wrong}; {name} counts as not fine-tuned, run: {again}"] if tuned.wrong else []
     return told + ([f"{tuned.beside}; it is made again by: {again}"] if tuned.beside else [])
