@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from abcsearch.channels.ranking import rank_channels as rank_channels
     from abcsearch.channels.sharing import share as share
     from abcsearch.channels.slicing import slice_model as slice_model
+    from abcsearch.channels.source import Sliced as Sliced
+    from abcsearch.channels.source import Source as Source
     from abcsearch.data.registry import load_data as load_data
     from abcsearch.data.splits import Data as Data
     from abcsearch.data.splits import Split as Split
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from abcsearch.evaluation.cascade import CascadeOptions as CascadeOptions
     from abcsearch.evaluation.short_training import ShortTraining as ShortTraining
     from abcsearch.evaluation.short_training import ShortTrainingOptions as ShortTrainingOptions
+    from abcsearch.evaluation.sliced import ScoringOptions as ScoringOptions
+    from abcsearch.evaluation.sliced import SlicedEvaluator as SlicedEvaluator
     from abcsearch.evaluation.tabular import Tabular as Tabular
     from abcsearch.execution.options import ExecutionOptions as ExecutionOptions
     from abcsearch.execution.ray_executor import RayExecutor as RayExecutor
@@ -95,6 +99,8 @@ _HOME = {
     "rank_channels": "abcsearch.channels.ranking",
     "share": "abcsearch.channels.sharing",
     "slice_model": "abcsearch.channels.slicing",
+    "Sliced": "abcsearch.channels.source",
+    "Source": "abcsearch.channels.source",
     "load_data": "abcsearch.data.registry",
     "Data": "abcsearch.data.splits",
     "Split": "abcsearch.data.splits",
@@ -106,6 +112,8 @@ _HOME = {
     "CascadeOptions": "abcsearch.evaluation.cascade",
     "ShortTraining": "abcsearch.evaluation.short_training",
     "ShortTrainingOptions": "abcsearch.evaluation.short_training",
+    "ScoringOptions": "abcsearch.evaluation.sliced",
+    "SlicedEvaluator": "abcsearch.evaluation.sliced",
     "Tabular": "abcsearch.evaluation.tabular",
     "ExecutionOptions": "abcsearch.execution.options",
     "RayExecutor": "abcsearch.execution.ray_executor",

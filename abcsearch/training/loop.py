@@ -90,7 +90,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
         same |= {name: None if own is None else network_hash(own) for name, own in networks.items()}
         same |= {name: None if own is None else images_hash(own) for name, own in images.items()}
         file = Checkpoint(checkpoint, same)
-    place = find_device(recipe.device)
+    place = find_device(recipe.device, recipe.precision)
     with (
         _lent(model),
         _lent(teacher),
