@@ -49,7 +49,7 @@ def check_place(run_dir: Path, out: Path | None) -> None:
 
 def _with_out(run_dir: Path) -> str:
     """Returns the command that writes the report of a run into the working folder."""
-    return f"abcsearch report {quoted(run_dir)} --out {PAGE}"
+    return f"abcsearch report {quoted(run_dir)} --out {quoted(PAGE)}"
 
 
 def write_page(found: Gathered, out: Path | None = None) -> Path:
