@@ -1,11 +1,20 @@
-"""`python -m abcsearch` is the command line."""
+"""`python -m abcsearch` and the script `abcsearch` are the command line."""
 
 import os
+import signal
 import sys
 
-if sys.path and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109 - pathlib.py may lie there, too
-    del sys.path[0]  # what lies beside the user must not stand for a package; `main` puts the folder at the end
 
-from abcsearch.cli import main
+def main() -> None:
+    """Runs the command line; Ctrl-C ends it without a word while it is being imported, and nothing has begun."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # under nohup and the like it is ignored
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from abcsearch.cli import main as run
 
-main()
+    run()
+
+
+if __name__ == "__main__":
+    if sys.path and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109 - pathlib.py may lie there, too
+        del sys.path[0]  # what lies beside the user must not stand for a package; `main` puts the folder at the end
+    main()

@@ -37,6 +37,10 @@ class TraceError(AbcSearchError):
     """A model cannot be traced into an operation graph, or nothing in it can be pruned."""
 
 
+class ExampleError(TraceError):
+    """A model does not run on the example input."""
+
+
 class UnsupportedOpError(TraceError):
     """An operation has no rule for channels and the caller asked for `unknown="raise"`."""
 

@@ -255,6 +255,8 @@ def print_status(watched: RunWatch, *, as_json: bool = False) -> None:
     console.print(watched.title)
     for search in status.searches:
         console.print(f"{search.name}: {_counts(search)}; {duration(search.seconds)} of evaluations")
+    for line in _notes(status):
+        console.print(line)
     console.print(_state(status, watched))
 
 
@@ -331,7 +333,8 @@ def _screen(status: RunStatus, watched: RunWatch) -> Group:
         pace = f", {_pace(search.interval)}" if search.interval else ""
         table.add_row(escaped(search.name), Group(line, Text(_result(search) + pace)))
     log = [Text(escaped(line), style="dim", no_wrap=True, overflow="ellipsis") for line in status.log]
-    return Group(Text(escaped(watched.title)), table, *log, Text(escaped(_state(status, watched))))
+    notes = [Text(escaped(line)) for line in _notes(status)]
+    return Group(Text(escaped(watched.title)), table, *log, *notes, Text(escaped(_state(status, watched))))
 
 
 def _counts(search: SearchStatus) -> str:
@@ -345,6 +348,19 @@ def _result(search: SearchStatus) -> str:
     if best is None:
         return f"{search.failed} failed"
     return f"{search.failed} failed, best {best.fitness:.4f} (trial {best.number}, {best.evaluation.macs:,} MACs)"
+
+
+def _notes(status: RunStatus) -> list[str]:
+    """Returns which fine-tunings are not by the run's own recipe, or are kept, and which files are damaged."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, changes in status.recipes.items():
+        if changes or "/" in name:
+            groups.setdefault(changes, []).append(name)
+    tuned = [
+        f"fine-tuned with {'; '.join(changes) or 'the recipe of the run'}: {', '.join(names)}"
+        for changes, names in groups.items()
+    ]
+    return [*tuned, *(f"warning: {line}" for line in status.damaged)]
 
 
 def _pace(interval: float) -> str:
@@ -362,7 +378,13 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
             return f"running now: {pulse.stage}"
         return f"running now: {pulse.stage}, {pulse.busy} of {pulse.workers} workers busy" if pulse else "running now"
     if not status.finished:
-        return f"not running; continue with: abcsearch resume {quoted(watched.path)}"
+        if status.gave_up:
+            again = f"abcsearch resume {quoted(watched.path)} --retry-failed"
+            return f"stopped: too many evaluations failed in a row (see log.txt); once that is mended: {again}"
+        own = status.searches[0]
+        only = own.done >= own.total or status.exhausted  # it can be exported and reported
+        what = "search finished, its random baseline is not" if only else "not running"
+        return f"{what}; continue with: abcsearch resume {quoted(watched.path)}"
     if status.interrupted is not None:
         return f"search finished; fine-tuning was interrupted: continue with: {status.interrupted}"
     tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""

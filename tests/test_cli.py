@@ -580,7 +580,7 @@ def test_inspect_a_model_and_a_config_and_draw_it(finished, tmp_path):
     [
         (["resnet21"], "unknown model 'resnet21'; did you mean"),
         (["resnet20", "--input", "3x"], "--input is the shape of one input, such as 3x224x224, found '3x'"),
-        (["resnet20", "--input", "4x32x32"], "does not run on the example input (1, 4, 32, 32)"),
+        (["resnet20", "--input", "4x32x32"], "resnet20 does not run on one input of 4x32x32; say "),
         (["resnet20", "--set", "clases=3"], "unknown option 'clases'; did you mean 'classes'?"),
         (["resnet20", "--set", "space.alfa=3"], "unknown setting in [space]: 'alfa'; did you mean 'alpha'?"),
         (["nowhere.toml"], "config nowhere.toml cannot be read"),
@@ -648,3 +648,57 @@ def test_list_says_what_is_wrong(arguments, message):
     result = call("list", *arguments)
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize("shape", [None, "3x8x8"])
+def test_inspect_asks_for_the_input_of_a_network_of_yours(shape):
+    target = ["torch.nn:Conv2d", "--set", "in_channels=1", "--set", "out_channels=4", "--set", "kernel_size=3"]
+    refused = call("inspect", *target, *([] if shape is None else ["--input", shape]))
+    assert refused.exit_code == 2
+    said = (
+        f"torch.nn:Conv2d does not run on one input of {shape or '3x224x224'}; say what one of its inputs is: --input"
+    )
+    assert said in refused.output
+    assert "--input 1x28x28" in refused.output
+    assert "forward" not in refused.output
+    assert call("inspect", *target, "--input", "1x28x28").exit_code == 0
+
+
+def test_ctrl_c_while_the_command_line_is_imported_ends_it_without_a_word():
+    for module in ("typer", "abcsearch.terminal", "rich.console"):
+        code = (
+            "import builtins, os, signal; before = builtins.__import__\n"
+            f"def find(name, *given, **named):\n    if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+            "    return before(name, *given, **named)\n"
+            "from abcsearch.__main__ import main; builtins.__import__ = find; main()"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_script_is_what_can_be_interrupted_from_its_first_line():
+    from pathlib import Path
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"abcsearch": "abcsearch.__main__:main"}
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_link_in_finetuned_is_named_with_the_command_that_replaces_it(finished, tmp_path, leads):
+    import shutil
+
+    run = tmp_path / "a run"
+    shutil.copytree(finished[0], run)
+    link = run / "finetuned" / "full.safetensors"
+    if leads:
+        link.rename(tmp_path / "elsewhere")
+    else:
+        link.unlink()
+    link.symlink_to(tmp_path / "elsewhere")
+    refused = call("export", run, "--out", tmp_path / "out")
+    assert refused.exit_code == 2
+    command = re.search(r"if that is yours \((.*)\), or", refused.output.replace("\n", ""))[1]
+    subprocess.run(command, shell=True, check=True)
+    assert not link.is_symlink()
+    assert link.exists() == leads
+    assert call("export", run, "--out", tmp_path / "out").exit_code == 0

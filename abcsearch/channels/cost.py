@@ -212,13 +212,13 @@ class CostModel:
         device = next((row.device for row in orders if row.device.type != "cpu"), torch.device("cpu"))
         empty = torch.zeros(most, 0, dtype=torch.float64, device=device)
         rows = torch.stack([row.to(device) for row in orders], dim=1) if orders else empty
-        own, fixed = weights[cost]
-        used = np.flatnonzero(own)
+        weight, fixed = weights[cost]
+        used = np.flatnonzero(weight)
         elements = expected_products(self._factors[:, used], self._constant[used], rows[:, :widths])
         missing = rows.new_ones(1 + widths + self._blocks - len(orders))  # blocks without a word on them, and no block
         kept = torch.cat([rows[0, widths:], missing])
         every = elements * kept[torch.from_numpy(self._block_of[used]).to(device)]
-        return every @ torch.from_numpy(own[used]).to(device) + kept @ torch.from_numpy(fixed).to(device)
+        return every @ torch.from_numpy(weight[used]).to(device) + kept @ torch.from_numpy(fixed).to(device)
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -109,11 +109,11 @@ def _certain(width: torch.Tensor, most: int) -> torch.Tensor:
 
 def _of_moments(moments: torch.Tensor) -> torch.Tensor:
     """Returns the cumulants, (most, ...), that belong to the moments E[w], E[w^2] ... along the first axis."""
-    found: list[torch.Tensor] = []
+    orders: list[torch.Tensor] = []
     for n, moment in enumerate(moments):
-        lower = (math.comb(n, k) * found[k] * moments[n - 1 - k] for k in range(n))
-        found.append(moment - sum(lower, torch.zeros_like(moment)))
-    return torch.stack(found)
+        lower = (math.comb(n, k) * orders[k] * moments[n - 1 - k] for k in range(n))
+        orders.append(moment - sum(lower, torch.zeros_like(moment)))
+    return torch.stack(orders)
 
 
 def _numbers(values: object, device: torch.device) -> torch.Tensor | None:

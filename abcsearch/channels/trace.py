@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from abcsearch.channels.recording import Recorder
 from abcsearch.channels.rules import RULES
-from abcsearch.errors import TraceError
+from abcsearch.errors import ExampleError, TraceError
 from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def _record(traced: fx.GraphModule, inputs: tuple[Any, ...]) -> Recorder:
             f"{traced._get_name()} does not run on the example input {shapes or inputs}: {_first_line(error)} "
             f"(at {recorder.current}); pass one batch as forward takes it (its weights are {own})"
         )
-        raise TraceError(msg) from error
+        raise ExampleError(msg) from error
     return recorder
 
 

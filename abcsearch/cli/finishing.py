@@ -104,16 +104,24 @@ def _together(workers: int | None, ray_address: str | None, log: Callable[[str],
 
 
 @app.command(epilog="Example: abcsearch report runs/digits")
-def report(run_dir: RunDir, trust: Trust = False) -> None:  # noqa: FBT002 - an option
+def report(
+    run_dir: RunDir,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page, elsewhere; pictures and numbers go beside it.", show_default=False),
+    ] = None,
+    trust: Trust = False,  # noqa: FBT002 - an option
+) -> None:
     """Writes report.html: charts, and the table full / uniform / random / winner; also of an unfinished run."""
     with answering(run_dir, "report"):
         from abcsearch.reporting.gathering import gather
-        from abcsearch.reporting.report_page import state_of, title_of, write_page
+        from abcsearch.reporting.report_page import check_place, state_of, title_of, write_page
         from abcsearch.runs.report import FRONT
 
+        check_place(run_dir, out)
         with wait_shown("measuring and evaluating what is compared"):
             found = gather(run_dir, trust=trust)
-        path = write_page(found)
+        path = write_page(found, out)
         console.print(title_of(found))
         if found.report is not None:
             print_table(*found.report.cells(short=True))
@@ -136,10 +144,11 @@ def compare(
 ) -> None:
     """Puts several runs side by side: best fitness over trials, fronts, widths, and a table of the winners."""
     with answering():
-        from abcsearch.reporting.compare_page import check_page, short_cells, write_comparison
+        from abcsearch.reporting.compare_page import short_cells, write_comparison
         from abcsearch.reporting.comparison import compare_runs
+        from abcsearch.reporting.page import check_page
 
-        check_page(out)
+        check_page(out, "compare.html")
         with wait_shown("measuring the winners"):
             found = compare_runs(run_dirs, trust=trust)
         path = write_comparison(found, out)
@@ -182,7 +191,8 @@ def export(
 
         RunFolder(run_dir).header()  # before its folder is taken for that of an export
         check_target(export_folder(run_dir, network) if out is None else out, format)
-        made, tuned = export_run(open_run(run_dir, trust=trust), out, format=format, network=network)
+        run = open_run(run_dir, trust=trust, baselines=network == "random")
+        made, tuned = export_run(run, out, format=format, network=network)
         console.print(f"exported to {made}")
         state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {quoted(run_dir)})"
         console.print(f"{state}; try it with: abcsearch evaluate {quoted(made.path)}; load it with: {made.how_to_load}")

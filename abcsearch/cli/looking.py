@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from abcsearch.cli.options import AsJson, Set
+from abcsearch.errors import ExampleError
 from abcsearch.terminal import answering, console, print_json, print_table
 
 # Of `list`; the catalog itself would import torch.
@@ -77,7 +78,11 @@ def inspect(
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what has no rule is printed below the table
-            found = inspect_model(*read_inspected(target, shape, overrides or ()))
+            model, example, space = read_inspected(target, shape, overrides or ())
+            try:
+                found = inspect_model(model, example, space)
+            except ExampleError as error:
+                raise _with_input(error, target, tuple(example.shape[1:])) from error
         if png is not None:
             found.draw(png)
         if as_json:
@@ -94,3 +99,12 @@ def inspect(
             console.print(f"  {line}")
         if png is not None:
             console.print(f"drawn in {png}")
+
+
+def _with_input(error: ExampleError, target: str, shape: tuple[int, ...]) -> ExampleError:
+    """Returns the error of a network that does not run on an input, in words of the command line."""
+    reason = str(error).partition(": ")[2].partition("; pass one batch")[0]
+    return ExampleError(
+        f"{target} does not run on one input of {'x'.join(map(str, shape))}; say what one of its inputs is: --input "
+        f"CHANNELSxHEIGHTxWIDTH, e.g. --input 1x28x28, or --input 12 for 12 numbers (it says: {reason})"
+    )

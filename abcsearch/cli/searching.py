@@ -37,8 +37,15 @@ def search(  # noqa: PLR0913 - one argument per option
     optuna_storage: OptunaStorage = None,
     dry_run: DryRun = False,  # noqa: FBT002 - an option
     as_json: AsJson = False,  # noqa: FBT002 - an option
+    rebuild: Annotated[  # noqa: FBT002 - an option
+        bool,
+        typer.Option("--rebuild", help="This is the config of the run whose run.json is lost, though none shows it."),
+    ] = False,
 ) -> None:
-    """Trains the base network if needed, searches, and runs the baselines. Run again, it continues."""
+    """Trains the base network if needed, searches, and runs the baselines. Run again, it continues.
+
+    Where run.json of the run folder is lost, it is made again, if the journal shows that this is the run's config.
+    """
     name = config.parent.resolve().name if config.stem == "config" else config.stem
     folder = run_dir or Path("runs") / name
     with answering(folder):
@@ -57,7 +64,7 @@ def search(  # noqa: PLR0913 - one argument per option
             return
         watchers = _watchers(optuna_storage, tensorboard=tensorboard)
         with progress_shown() as progress:
-            result = run_config(settings, folder, progress=progress, **watchers)
+            result = run_config(settings, folder, progress=progress, **_given(rebuild=rebuild or None), **watchers)
         _print_best(result)
 
 

@@ -74,7 +74,7 @@ def read_entries(path: Path) -> dict[str, bytes]:
                 raise ExportError(f"{msg}or fill the memory, and which no exported network needs")
             return {name: archive.read(name) for name in names}
     except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, NotImplementedError, ValueError) as error:
-        msg = f"{path} is damaged, or no archive: {error}; write it again"
+        msg = f"{path} is damaged, or no archive: {error}; write it again with: abcsearch export RUN_DIR --format pt2"
         raise ExportError(msg) from error
 
 

@@ -268,8 +268,8 @@ def _facts(text: str | None, path: Path) -> tuple[dict[str, Any], bool]:
     try:
         value = unsealed(text or "{}")[0]
     except (ValueError, RecursionError) as error:
-        msg = f"{path} is damaged: its metadata are not what was written: {error}; write it again"
-        raise ExportError(msg) from error
+        msg = f"{path} is damaged: its metadata are not what was written: {error}"
+        raise ExportError(f"{msg}; write it again with: abcsearch export RUN_DIR") from error
     facts: dict[str, Any] = value if isinstance(value, dict) else {}
     content = facts.get(_CONTENT, [0, ""])
     problem = next(facts_problems(facts), None)

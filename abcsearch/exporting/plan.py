@@ -186,8 +186,8 @@ def _reshape(model: nn.Module, plan: Mapping[str, Any], tensors: Mapping[str, to
             setattr(modules[path], attribute, tuple(value) if isinstance(value, list) else value)
     unfit = [problem for path, sizes in plan["layers"].items() for problem in unfit_sizes(path, modules[path], sizes)]
     if unfit:
-        msg = f"{where}: the plan of the export is damaged: {'; '.join(unfit[:3])}; write it again"
-        raise ExportError(msg)
+        msg = f"{where}: the plan of the export is damaged: {'; '.join(unfit[:3])}"
+        raise ExportError(f"{msg}; write it again with: abcsearch export RUN_DIR")
 
 
 def _is_size(found: object, value: int | list[int]) -> bool:

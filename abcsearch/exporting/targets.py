@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from abcsearch.errors import ExportError, unknown_name
 from abcsearch.exporting.plan import FILES
+from abcsearch.files import CHECKSUM
+from abcsearch.stored import content_hash, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +88,7 @@ def _refuse_taken(kind: str, target: Path) -> None:
         msg = f"export folder {folder} cannot be written: {there} is a file; give another name"
         raise ExportError(msg + (", or one that ends in .onnx or .pt2 for a file" if whole else ""))
     taken = [folder / name for name in FILES if (folder / name).exists()] if whole else []
-    if taken and not _is_ours(folder / "plan.json"):
+    if taken and not (_is_ours(folder / "plan.json") or _has_lost_its_plan(folder)):
         msg = f"{taken[0]} would be overwritten, and {folder} is not an export of abcsearch; choose a new folder, or "
         raise ExportError(f"{msg}remove the file")
 
@@ -98,3 +100,12 @@ def _is_ours(plan: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and {"format", "constructor", "layers", "tensors"} <= found.keys()
+
+
+def _has_lost_its_plan(folder: Path) -> bool:
+    """Returns whether a folder holds the weights of an export, whole and with our checksum, without a plan."""
+    weights = folder / "model.safetensors"
+    try:
+        return not (folder / "plan.json").exists() and read_header(weights).metadata[CHECKSUM] == content_hash(weights)
+    except (OSError, ValueError, KeyError):
+        return False

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from abcsearch.errors import ConfigError
 from abcsearch.reporting.compare_drawings import compare_drawings
-from abcsearch.reporting.page import Page, Section, paragraph, table
+from abcsearch.reporting.page import Page, Section, check_page, paragraph, table
 from abcsearch.reporting.plotting import cost_buttons, figure_of, layer_axis
 from abcsearch.reporting.words import COSTS, SERIES, cost_text, short_name, short_names
 from abcsearch.runs.folder import RunFolder
@@ -25,20 +24,6 @@ if TYPE_CHECKING:
 _RUN, _SEARCHER = 16, 14  # characters of names on a terminal
 
 
-def check_page(out: Path) -> None:
-    """Raises ConfigError unless this can be the page of a comparison, with its numbers and pictures beside it."""
-    problem = ""
-    if out.suffix != ".html":
-        problem = "does not end in .html"
-    elif out.is_dir():
-        problem = "is a folder"
-    elif (out.parent / "run.json").exists():
-        problem = "is in a run folder, whose own report it could replace"
-    if problem:
-        msg = f"--out {out} {problem}; name a page elsewhere, e.g. compare.html"
-        raise ConfigError(msg)
-
-
 def write_comparison(found: Comparison, out: Path) -> Path:
     """Writes the page, and beside it, by the same name, a folder of PNG files and a JSON file; returns the page's path.
 
@@ -49,7 +34,7 @@ def write_comparison(found: Comparison, out: Path) -> Path:
     Raises:
         ConfigError: if that cannot be the page, see `check_page`.
     """
-    check_page(out)
+    check_page(out, "compare.html")
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(out.parent)
     for name, draw in compare_drawings(found).items():

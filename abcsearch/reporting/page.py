@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from plotly.offline import get_plotlyjs
 
-from abcsearch.errors import escaped
+from abcsearch.errors import ConfigError, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -191,3 +191,22 @@ def network_table(names: Sequence[str], parts: Sequence[tuple[str, Sequence[Line
             rows.append(f"<tr><td>{_safe(line.name)}</td>{cells}</tr>")
     body = "\n".join(rows)
     return f'<div class="scroll"><table><thead><tr><th></th>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def check_page(out: Path, usual: str) -> None:
+    """Raises ConfigError unless this can be a page, with its numbers and pictures beside it.
+
+    Args:
+        out: the page.
+        usual: a name that does, for the message.
+    """
+    problem = ""
+    if out.suffix != ".html":
+        problem = "does not end in .html"
+    elif out.is_dir():
+        problem = "is a folder"
+    elif (out.parent / "run.json").exists():
+        problem = "is in a run folder, whose own report it could replace"
+    if problem:
+        msg = f"--out {out} {problem}; name a page elsewhere, e.g. {usual}"
+        raise ConfigError(msg)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import quoted
+from abcsearch.errors import RunError, quoted
 from abcsearch.reporting.charts import page_charts, thinned_note
 from abcsearch.reporting.drawings import drawings
-from abcsearch.reporting.page import Page, Section, code, network_table, paragraph, table
+from abcsearch.reporting.page import Page, Section, check_page, code, network_table, paragraph, table
 from abcsearch.reporting.repeating import again_text, command_line, config_toml, facts, load_text
 from abcsearch.reporting.tables import network_lines, width_cells
 from abcsearch.reporting.words import change_text, duration_text, time_change
@@ -25,23 +26,67 @@ if TYPE_CHECKING:
     from abcsearch.reporting.gathering import Gathered
     from abcsearch.reporting.history import History
 
-PAGE, PICTURES = "report.html", "report"
+PAGE = "report.html"
 
 
-def write_page(found: Gathered) -> Path:
-    """Writes report.html, report/*.png, report.json and (of networks) report.md; returns the page's path."""
-    folder = RunFolder(found.history.path)
-    for name, draw in drawings(found).items():
-        folder.write(
-            f"{PICTURES}/{name}.png", lambda path, draw=draw: draw().savefig(path, format="png"), lasting=False
-        )
-    if found.report is not None and found.run is not None:
-        write_report(found.report, found.run, {"charts": found.charts()})
+def check_place(run_dir: Path, out: Path | None) -> None:
+    """Finds out before anything is measured whether a report can be written.
+
+    Args:
+        run_dir: the run folder.
+        out: the page, where it is not to be in there.
+
+    Raises:
+        ConfigError: if that cannot be the page, see `check_page`.
+        RunError: if it is to be in a run folder that cannot be written to.
+    """
+    if out is not None:
+        check_page(out, PAGE)
+    elif run_dir.is_dir() and not os.access(run_dir, os.W_OK):
+        msg = f"{run_dir} cannot be written to; write the report elsewhere: {_with_out(run_dir)}"
+        raise RunError(msg)
+
+
+def _with_out(run_dir: Path) -> str:
+    """Returns the command that writes the report of a run into the working folder."""
+    return f"abcsearch report {quoted(run_dir)} --out {quoted(PAGE)}"
+
+
+def write_page(found: Gathered, out: Path | None = None) -> Path:
+    """Writes report.html, report/*.png, report.json and (of networks) report.md; returns the page's path.
+
+    Args:
+        found: what is shown.
+        out: the page; pictures and numbers are written beside it, by the same name. By default in the run folder.
+
+    Raises:
+        RunError: if the run folder, or a file of an older report in it, cannot be written to.
+        ConfigError: if `out` cannot be the page.
+    """
+    check_place(found.history.path, out)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return _written(found, out)
+    try:
+        return _written(found, found.history.path / PAGE)
+    except PermissionError as error:
+        again = _with_out(found.history.path)
+        msg = f"{error.filename} cannot be written: {error.strerror}; write the report elsewhere: {again}"
+        raise RunError(msg) from error
+
+
+def _written(found: Gathered, page: Path) -> Path:
+    """Writes the page, and what is beside it."""
+    folder, name = RunFolder(page.parent), page.stem
+    for picture, draw in drawings(found).items():
+        folder.write(f"{name}/{picture}.png", lambda path, draw=draw: draw().savefig(path, format="png"), lasting=False)
+    if found.report is not None:
+        write_report(found.report, folder, {"charts": found.charts()}, name)
     else:
-        folder.write_json("report.json", {"title": title_of(found), "charts": found.charts()})
+        folder.write_json(f"{name}.json", {"title": title_of(found), "charts": found.charts()})
     text = report_page(found).html()
-    folder.write(PAGE, lambda path: path.write_text(text, encoding="utf-8"))
-    return folder.path / PAGE
+    folder.write(page.name, lambda path: path.write_text(text, encoding="utf-8"))
+    return page
 
 
 def _save(draw: Callable[[], Figure], path: Path) -> None:

@@ -13,9 +13,11 @@ from abcsearch.errors import CheckpointError, ConfigError, RunError, quoted
 from abcsearch.files import Anchor, replace_file
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.header import AGAIN, data_identity, trusted_header, write_header
+from abcsearch.runs.header import data_identity, trusted_header, write_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.loop import Progress, logged, silent
+from abcsearch.runs.missing import AGAIN
+from abcsearch.runs.rebuilding import Remains
 from abcsearch.runs.retrying import set_back
 from abcsearch.runs.run import Parts, SearchResult, run_search
 from abcsearch.runs.settings import OBJECT, Part, RunConfig, SearchSettings, from_plain
@@ -68,7 +70,7 @@ class LoadedOnce:
         return self._known[key]
 
 
-def run_config(
+def run_config(  # noqa: PLR0913 - all but the first two have a default
     config: RunConfig,
     run_dir: str | Path,
     *,
@@ -76,6 +78,7 @@ def run_config(
     executor: Executor | None = None,
     progress: Progress = silent,
     watchers: Sequence[WatcherFactory] = (),
+    rebuild: bool = False,
 ) -> SearchResult:
     """Runs a configured search, or continues it where the folder holds it already.
 
@@ -86,17 +89,29 @@ def run_config(
         executor: where evaluations run, instead of what the config says.
         progress: shown after every step.
         watchers: functions of (task, folder) that return who hears of every trial of the search.
+        rebuild: whether the caller says that this is the config of a run whose run.json is lost, where what is left
+            of it cannot show that (see `rebuilding`).
 
     Raises:
         AbcSearchError: of the kind that fits.
+
+    Warns:
+        UserWarning: if run.json was lost, and has been made again.
     """
     folder = RunFolder(run_dir)
-    task, _ = prepare(config, folder, load=load, elsewhere=executor is not None)
+    task, parts = prepare(config, folder, load=load, elsewhere=executor is not None)
     with folder.locked():
         progress = logged(folder, progress)
-        write_header(folder, config, config_identity(config, task.data))
+        same = config_identity(config, task.data)
+        remains = Remains.of(folder)
+        if remains is None:
+            write_header(folder, config, same)
+        else:
+            remains = remains.check(config, task, parts)
         train_base(config, folder.base, task.source.model, task.data, progress)
         task = task.reranked(config)
+        if remains is not None:
+            remains.rebuild(config, Parts.of(task, config).evaluator, same, sure=rebuild)
         with workers_for(config, folder, executor) as where:
             parts = replace(Parts.of(task, config), executor=where)
             known = folder.finished(config.n_trials)

@@ -184,8 +184,8 @@ def _check_costs(info: Mapping[str, Any], place: Path) -> None:
     """Raises ExportError where an export says of its costs what is no number."""
     for name in ("macs", "params"):
         if type(info.get(name, 0)) not in (int, type(None)):
-            msg = f"export {place} is damaged: info.{name} is a whole number, found {info[name]!r:.80}; write it again"
-            raise ExportError(msg)
+            msg = f"export {place} is damaged: info.{name} is a whole number, found {info[name]!r:.80}"
+            raise ExportError(f"{msg}; write it again with: abcsearch export RUN_DIR")
 
 
 def _refuse_run(place: Path) -> None:

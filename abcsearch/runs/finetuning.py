@@ -12,7 +12,7 @@ from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.recipes import changed, finetune_command
 from abcsearch.runs.shelf import Home, keep, look_up, put, shelf_of, take, tidy
 from abcsearch.runs.status import TUNING
-from abcsearch.runs.tuned import FOLDER, command, problems, read_tuned, unfinished, weights_names
+from abcsearch.runs.tuned import ASKED, FOLDER, command, read_tuned, unfinished, weights_names
 from abcsearch.runs.weights import checkpoint_path, tensors_writer
 from abcsearch.training.begun import begun, losses_so_far
 from abcsearch.training.checkpoints import tensors_hash
@@ -105,11 +105,15 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
     if workers is not None:
         Crew(size=workers.workers).check(recipe.batch_size)
     progress = logged(run.folder, progress)
-    again = finetune_command(run.folder.path, asdict(recipe), asdict(run.config.finetune), wanted.size, list(only))
+    again = finetune_command(
+        run.folder.path, asdict(recipe), asdict(run.config.finetune), wanted.size, list(only), replace=replace
+    )
     with run.folder.locked():
         home = Home(run.folder, again)
         for stale in home.path.glob(".ray-*"):  # of workers whose driver was killed
             shutil.rmtree(stale, ignore_errors=True)
+        asked = {"recipe": asdict(recipe), "workers": wanted.size, "only": list(only), "replace": replace}
+        run.folder.write_json(ASKED, asked)
         due: list[tuple[Structure, str | None]] = []
         for structure in chosen:
             tuned = run.tuned(structure)
@@ -125,6 +129,7 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
             with home.kept():
                 home.check()
                 _put_in_place(wanted, structure, shelf or _finetune(wanted, structure, progress, home))
+        run.folder.inside(ASKED).unlink(missing_ok=True)
 
 
 def _chosen(run: FinishedRun, only: Collection[str]) -> list[Structure]:
@@ -140,8 +145,8 @@ def _others(wanted: _Wanted, structure: Structure, tuned: Tuned, shelf: str | No
         UserWarning: of what is damaged, unless the same lies on a shelf.
     """
     run, name, recipe = wanted.run, structure.name, asdict(wanted.recipe)
-    for line in problems(run.folder, name, tuned) if shelf is None else ():
-        warnings.warn(line, UserWarning, stacklevel=3)
+    for wrong in filter(None, (tuned.wrong, tuned.beside)) if shelf is None else ():
+        warnings.warn(f"{wrong}; {name} is fine-tuned again", UserWarning, stacklevel=3)
     scores = read_tuned(run.folder, name).scores
     if scores is not None and not _is_it(wanted, structure, scores):
         changes = "; ".join(changed(scores["recipe"], recipe)) or "as another structure"

@@ -17,9 +17,10 @@ from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.runs.configured import load_base, load_run_data, run_config
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.header import AGAIN, identity, trusted_header
+from abcsearch.runs.header import identity, trusted_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.lines import run_id
+from abcsearch.runs.missing import AGAIN
 from abcsearch.runs.run import collected
 from abcsearch.runs.settings import RunConfig, from_plain
 from abcsearch.runs.shapes import other_baseline
@@ -178,13 +179,16 @@ class FinishedRun:
         return tuned.scores
 
 
-def open_run(run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool = False) -> FinishedRun:
+def open_run(
+    run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool = False, baselines: bool = True
+) -> FinishedRun:
     """Returns a configured run whose search is finished; one in a folder that cannot be written to is only read.
 
     Args:
         run_dir: its folder.
         load: returns its data; `LoadedOnce` for several runs.
         trust: takes a folder from elsewhere at its word: what its settings name is imported and read.
+        baselines: whether its random baseline must be finished as well; without, it is there as far as it is.
 
     Raises:
         RunError: if the folder holds no configured run, or its search is not finished.
@@ -193,19 +197,19 @@ def open_run(run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool
     folder = RunFolder(run_dir)
     config = _config(folder, trust=trust)
     parts = [folder, *(folder.baseline(name) for name in config.baselines if name == "random")]
-    if not all(part.finished(config.n_trials) for part in parts):
+    over = all(part.finished(config.n_trials) for part in parts)
+    if not (over if baselines else folder.finished(config.n_trials)):
         lacking = "; ".join(text for part in parts for text in _unfinished(part, config.n_trials))
         msg = (
             f"the search in {folder.path} is not finished; continue it with: abcsearch resume {quoted(folder.path)} "
             f"({lacking})"
         )
         raise RunError(msg)
-    here = _here(config)
-    if here is config and os.access(folder.path, os.W_OK):
+    if over and _here(config) is config and os.access(folder.path, os.W_OK):
         result = run_config(config, run_dir, load=load, executor=SerialExecutor())  # nothing is left to evaluate
-    else:  # nothing is left to write, either
+    else:  # nothing is left to write, either; a baseline is left to those who continue the run
         result = open_so_far(run_dir, load=load, trust=trust).result
-    if "random" in config.baselines and best_trial(_random_trials(folder, config)) is None:
+    if baselines and "random" in config.baselines and best_trial(_random_trials(folder, config)) is None:
         msg = f"no trial of the random baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
         raise RunError(msg)
     return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))

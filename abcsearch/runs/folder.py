@@ -6,6 +6,7 @@ searcher.json      snapshot of the searcher; without it, it is told again from t
 population.json    what the searcher works from, for people and scripts
 best.json          best structure so far
 fitness.json       fitness of compared structures that are no trials, by widths: evaluated once, by the report
+finetuning.json    what fine-tuning was asked for, until all of it is done
 progress.json      how it stands, and how fine-tuning does, for those who watch; at most a second old
 log.txt            progress as plain lines
 base.safetensors   trained network of a configured run; base-*.checkpoint while it is being trained
@@ -17,7 +18,6 @@ report.html, report/, report.md, report.json, export/, tensorboard/
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import logging
@@ -27,13 +27,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from abcsearch.errors import RunError, escaped, quoted
 from abcsearch.files import Anchor, gone, is_there, replace_file, sealed, unsealed
+from abcsearch.runs.arrays import decode_array, encode_array
 from abcsearch.runs.journal import cut_journal
 from abcsearch.runs.lines import run_id
+from abcsearch.runs.missing import again, no_run
 from abcsearch.runs.shapes import unsound
 from abcsearch.scratch import sweep_all
 
@@ -45,7 +46,19 @@ _OWNER = ".owner"  # of the lock, for messages
 # What is ours in the folder; anything else may be what the user has put there.
 _FOLDERS = frozenset({"baselines", "finetuned", "report", "export", "tensorboard"})
 _FILES = (
-    *("run.", "journal.", "searcher.", "population.", "best.", "fitness.", "latency.", "progress.", "log.", "base"),
+    *(
+        "run.",
+        "journal.",
+        "searcher.",
+        "population.",
+        "best.",
+        "fitness.",
+        "latency.",
+        "progress.",
+        "log.",
+        "base",
+        "finetuning.",
+    ),
     *("report.", "."),
 )
 FORMAT = 2  # 1: no events but finished trials in the journal, no settings of execution
@@ -88,7 +101,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Mapping[str, Any], *, lasting: bool = True) -> None:
         """Replaces a JSON file as `write` does, with a checksum; numpy arrays are kept bit for bit."""
-        text = sealed(value, _encode_array)
+        text = sealed(value, encode_array)
         self.write(name, lambda path: path.write_text(text, encoding="utf-8"), lasting=lasting)
 
     def write(self, name: str, writer: Callable[[Path], object], *, lasting: bool = True) -> None:
@@ -116,8 +129,10 @@ class RunFolder:
         for step in Path(name).parts:
             path /= step
             if path.is_symlink():
+                there, copy = quoted(path), quoted(f"{path}.copy")
+                again = f"cp -RL {there} {copy} && rm {there} && mv {copy} {there}" if path.exists() else f"rm {there}"
                 msg = f"{path} is a link, and links in a run folder are not followed for writing; replace it by what "
-                msg += "it leads to, or make the run folder itself the link"
+                msg += f"it leads to, if that is yours ({again}), or make the run folder itself the link"
                 raise RunError(msg)
         return path
 
@@ -149,9 +164,9 @@ class RunFolder:
         if not is_there(path):
             return None, False
         try:
-            return unsealed(path.read_text(encoding="utf-8"), _decode_array)
+            return unsealed(path.read_text(encoding="utf-8"), decode_array)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            msg = f"{path} is damaged: {error!r}; restore it from a copy, or {self._otherwise()}"
+            msg = f"{path} is damaged: {error!r}; restore it from a copy, or {self._otherwise(name)}"
             raise RunError(msg) from error
 
     def sealed(self, name: str) -> bool:
@@ -162,11 +177,11 @@ class RunFolder:
         """
         return self._read_json(name)[1]
 
-    def _otherwise(self) -> str:
+    def _otherwise(self, name: str) -> str:
         """Returns what to do where no copy of a file is at hand."""
         if self.path.parent.name == "baselines":
             return f"delete {self.path}: this baseline is then searched again"
-        return "start a new run"
+        return again(self.path) if name == "run.json" else "start a new run"
 
     def write_progress(  # noqa: PLR0913 - a file with so many entries
         self,
@@ -212,7 +227,7 @@ class RunFolder:
         """
         header = self.read_json("run.json")
         if header is None:
-            msg = f"{self.path} {_no_run(self.path)}"
+            msg = f"{self.path} {no_run(self.path)}"
             raise RunError(msg)
         damaged = f"{self.path / 'run.json'} is damaged: {{}} missing or wrong; restore it from a copy"
         if not isinstance(header, dict) or not isinstance(header.get("format"), int):
@@ -224,7 +239,7 @@ class RunFolder:
         if wrong:
             raise RunError(damaged.format(", ".join(wrong)))
         if wrong := unsound(header):
-            msg = f"{self.path / 'run.json'} is damaged: {wrong}; restore it from a copy, or {self._otherwise()}"
+            msg = f"{self.path / 'run.json'} is damaged: {wrong}; restore it from a copy, or {self._otherwise('')}"
             raise RunError(msg)
         return header
 
@@ -361,38 +376,3 @@ class RunFolder:
             return True
         except OSError:  # a folder that cannot be written to is not being written to
             return False
-
-
-def _no_run(path: Path) -> str:
-    """Returns what something is that holds no run, and which command takes it."""
-    inside = "" if not (path.parent / "run.json").is_file() else f"; the run folder is {path.parent}"
-    if path.suffix == ".toml" and path.is_file():
-        return f"is a config, not a run folder; start or continue its run with: abcsearch search {quoted(path)}"
-    if path.suffix in (".onnx", ".pt2") or (path / "plan.json").is_file():
-        return f"is an export, not a run folder{inside}; measure it with: abcsearch evaluate {quoted(path)}"
-    if path.is_file():
-        return f"is a file, not a run folder{inside}; a run is started by: abcsearch search CONFIG"
-    if not path.is_dir():
-        return f"does not exist; start a run with: abcsearch search CONFIG --run-dir {quoted(path)}"
-    new = f"start a run with: abcsearch search CONFIG --run-dir {quoted(path)}"
-    if (path / "journal.jsonl").exists():
-        new = "it was a run: restore run.json from a copy, or start a new run in another folder"
-    return f"is not a run folder (it has no run.json){inside}; {new}"
-
-
-def _encode_array(value: Any) -> Any:  # noqa: ANN401 - what json cannot write
-    """Returns the JSON form of a numpy array or number."""
-    if isinstance(value, np.generic) and not value.dtype.hasobject:
-        return value.item()
-    if not isinstance(value, np.ndarray) or value.dtype.hasobject:
-        msg = f"not a plain JSON value or an array of numbers: {value!r}"
-        raise TypeError(msg)
-    data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
-    return {"__array__": value.dtype.str, "shape": list(value.shape), "data": data}
-
-
-def _decode_array(value: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON value
-    """Returns the numpy array of its JSON form, and anything else as it is."""
-    if "__array__" not in value:
-        return value
-    return np.frombuffer(base64.b64decode(value["data"]), value["__array__"]).reshape(value["shape"]).copy()

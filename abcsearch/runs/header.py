@@ -12,6 +12,7 @@ from abcsearch.files import leaves
 from abcsearch.importing import leave_working_folder
 from abcsearch.runs.environment import environment
 from abcsearch.runs.folder import FORMAT, RunFolder
+from abcsearch.runs.missing import AGAIN, again
 from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, from_plain, to_plain
 from abcsearch.signing import is_own, signed, written_here
 from abcsearch.training.checkpoints import network_hash
@@ -93,10 +94,6 @@ _OTHERS = {
 }
 
 
-# What comes of a base network's file that has been deleted.
-AGAIN = "it is then loaded from the checkpoint, or trained again with the same result, by:"
-
-
 def _other(key: str, settings: SearchSettings) -> str:
     """Returns what differs, in words."""
     model = settings.model if isinstance(settings, RunConfig) else None
@@ -176,4 +173,6 @@ def _refuse_foreign(path: Path) -> None:
         raise RunError(msg)
     if others:
         msg = f"{path} is not empty and holds no run ({', '.join(others[:3])}); choose a new folder"
+        if "journal.jsonl" in others:
+            msg = f"run.json of {path} is missing; restore it from a copy, or {again(path)}"
         raise RunError(msg)

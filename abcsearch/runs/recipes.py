@@ -33,6 +33,8 @@ def finetune_command(
     usual: Any,  # noqa: ANN401
     workers: int = 1,
     only: Sequence[str] = (),
+    *,
+    replace: bool = False,
 ) -> str:
     """Returns the command that fine-tunes a run with a recipe, so that nothing is done again that has it already.
 
@@ -42,11 +44,13 @@ def finetune_command(
         usual: the run's own, from its table [finetune].
         workers: processes that train together.
         only: networks that are to be trained; none: all.
+        replace: whether what another recipe has made is dropped.
     """
     one, other = _filled_alike(usual if recipe is None else recipe, usual)
     options = [f"--set {quoted(f'{key}={_text(value)}')}" for key, value in one.items() if _other(key, one, other)]
     options += [f"--workers {workers}"] if workers > 1 else []
     options += [f"--only {quoted(name)}" for name in only]
+    options += ["--replace"] if replace else []
     return " ".join(["abcsearch finetune", quoted(run_dir), *options])
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from abcsearch.runs.finished import FinishedRun
+    from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.run import SearchResult
 
 _POINTS = 10  # of the front that are shown, evenly spread
@@ -209,17 +210,20 @@ def make_report(run: FinishedRun) -> Report:
     )
 
 
-def write_report(report: Report, run: FinishedRun, more: Mapping[str, Any] | None = None) -> Path:
-    """Writes report.md and report.json into the run folder; returns the path of report.md.
+def write_report(
+    report: Report, folder: RunFolder, more: Mapping[str, Any] | None = None, name: str = "report"
+) -> Path:
+    """Writes report.md and report.json into a folder; returns the path of report.md.
 
     Args:
         report: what is written.
-        run: into its folder.
+        folder: that of the run, or another one.
         more: further entries of report.json: plain JSON values.
+        name: other than report.
     """
-    run.folder.write("report.md", lambda path: path.write_text(report.markdown(), encoding="utf-8"))
-    run.folder.write_json("report.json", {**asdict(report), **(more or {})})
-    return run.folder.path / "report.md"
+    folder.write(f"{name}.md", lambda path: path.write_text(report.markdown(), encoding="utf-8"))
+    folder.write_json(f"{name}.json", {**asdict(report), **(more or {})})
+    return folder.path / f"{name}.md"
 
 
 def _front(result: SearchResult, against: str) -> tuple[Point, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from abcsearch.errors import AbcSearchError, RunError
 from abcsearch.files import is_there
+from abcsearch.runs.damage import damaged
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.lines import Chain, OutOfChainError, Success, decode_event, many_objects, trial_of
 from abcsearch.runs.shapes import other_baseline, shown_header
-from abcsearch.runs.tuned import interrupted, kept, tuned_names
+from abcsearch.runs.tuned import interrupted, kept, recipes, tunings
 from abcsearch.trial import Trial, best_trial
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ class JournalTail:
         n_trials: trials from this number on are left out, as the search leaves them out.
         done: number of trials.
         failed: number of those that failed.
+        failing: of these, the last ones without a success after them.
         seconds: sum of the evaluations' times.
         best: the best trial.
         pace: how fast they finish.
@@ -87,7 +90,7 @@ class JournalTail:
         """Forgets everything."""
         self._offset, self._last, self._chain = 0, b"", Chain()
         self._numbers: set[int] = set()
-        self.done, self.failed, self.seconds = 0, 0, 0.0
+        self.done, self.failed, self.failing, self.seconds = 0, 0, 0, 0.0
         self.best: Trial | None = None
         self.pace = Pace()
 
@@ -160,6 +163,7 @@ class JournalTail:
             return
         self.done += 1
         self.failed += failed
+        self.failing = self.failing + 1 if failed else 0
         self.seconds += seconds
         self.pace.add(time, seconds)
 
@@ -204,6 +208,7 @@ class SearchStatus:
         done: number of finished trials.
         total: of so many.
         failed: number of failed ones.
+        failing: of these, the last ones without a success after them.
         best: the best trial.
         seconds: sum of the evaluations' times.
         interval: seconds from one finished trial to the next; None if it does not run, or nothing tells.
@@ -214,6 +219,7 @@ class SearchStatus:
     done: int
     total: int
     failed: int
+    failing: int
     best: Trial | None
     seconds: float
     interval: float | None = None
@@ -228,9 +234,12 @@ class RunStatus:
         searches: the search, then the baselines.
         running: whether a process writes to the folder now.
         finished: whether nothing is left to search, and nobody writes.
+        gave_up: whether failures in a row have stopped it: more of them than max_failures.
         exhausted: whether the search ended because there are no other structures.
         tuned: names of the structures that have been fine-tuned: what export and report take as such.
         kept: names of the folders in finetuned/ with what was fine-tuned by other recipes.
+        recipes: in what the recipe of a fine-tuning differs from the run's own, by name, or folder/name of those kept.
+        damaged: files of weights or scores that are damaged or missing, with what to do, once nobody writes.
         interrupted: the command that continues a fine-tuning which was stopped, once nobody writes; else None.
         pulse: what the running process says of itself; None if it says nothing.
         log: the last lines of the log.
@@ -239,9 +248,12 @@ class RunStatus:
     searches: tuple[SearchStatus, ...]
     running: bool
     finished: bool
+    gave_up: bool
     exhausted: bool
     tuned: tuple[str, ...]
     kept: tuple[str, ...]
+    recipes: dict[str, tuple[str, ...]]
+    damaged: tuple[str, ...]
     interrupted: str | None
     pulse: Pulse | None
     log: tuple[str, ...]
@@ -298,13 +310,19 @@ class RunWatch:
         over = ended and not running and not lacking
         winners = {search.name.removeprefix("baseline "): search.best for search in searches}
         best = {name: None if trial is None else trial.candidate for name, trial in winners.items()}
+        most = settings.get("max_failures")
+        most = most if isinstance(most, int) else math.inf
+        made = tunings(self._folder, settings, best)
         return RunStatus(
             searches=searches,
             running=running,
             finished=over,
+            gave_up=not (running or over) and any(search.failing > most for search in searches),
             exhausted=exhausted,
-            tuned=tuple(tuned_names(self._folder, settings, best)),
+            tuned=tuple(name for name, tuned in made.items() if tuned.scores is not None),
             kept=tuple(path.name for path in kept(self._folder)),
+            recipes=recipes(self._folder, made, settings.get("finetune")),
+            damaged=() if running else damaged(self._folder, header, made),
             interrupted=interrupted(self._folder, settings.get("finetune")) if over else None,
             pulse=pulse,
             log=_last_lines(self.path / "log.txt"),
@@ -324,6 +342,7 @@ class RunWatch:
             done=tail.done,
             total=n_trials,
             failed=tail.failed,
+            failing=tail.failing,
             best=tail.best,
             seconds=tail.seconds,
             interval=tail.pace.interval(workers) if active else None,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.folder import RunFolder
 
 FOLDER = "finetuned"
+ASKED = "finetuning.json"  # in the run folder: what was asked for, until all of it is done
 SHELVES = "recipe-*"  # folders in it: what was fine-tuned by other recipes
 
 
@@ -101,6 +102,8 @@ def read_tuned(
 
 def problems(folder: RunFolder, name: str, tuned: Tuned) -> list[str]:
     """Returns what has to be said of a structure's fine-tuning, each with what to do."""
+    if not (tuned.wrong or tuned.beside):
+        return []
     again = _again(folder, name, tuned)
     told = [f"{tuned.wrong}; {name} counts as not fine-tuned, run: {again}"] if tuned.wrong else []
     return told + ([f"{tuned.beside}; it is made again by: {again}"] if tuned.beside else [])
@@ -154,7 +157,14 @@ def unfinished(folder: RunFolder, name: str) -> list[Path]:
 
 
 def tuned_names(folder: RunFolder, settings: Mapping[str, Any], best: Mapping[str, Sequence[int] | None]) -> list[str]:
-    """Returns the names of the structures of a run that have been fine-tuned, as `read_tuned` decides.
+    """Returns the names of the structures of a run that have been fine-tuned, as `tunings`."""
+    return [name for name, tuned in tunings(folder, settings, best).items() if tuned.scores is not None]
+
+
+def tunings(
+    folder: RunFolder, settings: Mapping[str, Any], best: Mapping[str, Sequence[int] | None]
+) -> dict[str, Tuned]:
+    """Returns what there is of the fine-tunings of a run, by the name of the structure, as `read_tuned` decides.
 
     Args:
         folder: of the run.
@@ -163,7 +173,26 @@ def tuned_names(folder: RunFolder, settings: Mapping[str, Any], best: Mapping[st
     """
     names = {"full", *settings.get("baselines", ()), settings["searcher"]["name"]}
     there = sorted(name for name in names if name not in best or best[name] is not None)
-    return [name for name in there if read_tuned(folder, name, candidate=best.get(name)).scores is not None]
+    return {name: read_tuned(folder, name, candidate=best.get(name)) for name in there}
+
+
+def recipes(folder: RunFolder, tuned: Mapping[str, Tuned], usual: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
+    """Returns in what recipes of fine-tunings differ from the run's own, by the files of scores without their endings.
+
+    Args:
+        folder: of the run.
+        tuned: what counts, by the name of the structure; what lies on shelves is looked up.
+        usual: the run's own, from its table [finetune].
+    """
+    made = {name: one.scores["recipe"] for name, one in tuned.items() if one.scores is not None}
+    for path in sorted((folder.path / FOLDER).glob(f"{SHELVES}/*.json")):
+        try:
+            plain = folder.read_json(str(path.relative_to(folder.path)))
+        except (RunError, OSError):  # whoever takes it says so
+            continue
+        recipe = plain.get("recipe") if isinstance(plain, dict) else None
+        made |= {f"{path.parent.name}/{path.stem}": recipe} if isinstance(recipe, dict) else {}
+    return {name: changed(recipe, usual) for name, recipe in made.items()}
 
 
 def command(folder: RunFolder, name: str, identity: Mapping[str, Any], recipe: Any) -> str:  # noqa: ANN401 - whatever run.json holds
@@ -190,12 +219,14 @@ def _all_scores(folder: RunFolder) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def interrupted(folder: RunFolder, recipe: Any) -> str | None:  # noqa: ANN401 - whatever run.json holds
-    """Returns the command that goes on with the last fine-tuning, or None if it was not stopped.
+    """Returns the command that goes on with the last fine-tuning, as it was asked for, or None if it was not stopped.
 
     Args:
         folder: of the run, to which nobody writes.
         recipe: of the run.
     """
+    if asked := _asked(folder, recipe):
+        return asked
     times = {path: path.stat().st_mtime_ns for path in (folder.path / FOLDER).glob("*-*.checkpoint")}
     done = max((path.stat().st_mtime_ns for path in (folder.path / FOLDER).glob("*.json")), default=0)
     last = max(times, key=lambda path: times[path], default=None)
@@ -204,6 +235,19 @@ def interrupted(folder: RunFolder, recipe: Any) -> str | None:  # noqa: ANN401 -
     told = begun(last)
     name = last.name.rpartition("-")[0]
     return command(folder, name, {"recipe": recipe} if told is None else told[0], recipe)
+
+
+def _asked(folder: RunFolder, usual: Any) -> str | None:  # noqa: ANN401 - whatever run.json holds
+    """Returns the command of a fine-tuning that has not done all that it was asked for; older versions left none."""
+    try:
+        plain = folder.read_json(ASKED)
+        recipe, workers, only, replace = (plain[key] for key in ("recipe", "workers", "only", "replace"))
+    except (RunError, OSError, KeyError, TypeError):
+        return None
+    names = isinstance(only, list) and all(isinstance(name, str) for name in only)
+    if not (isinstance(recipe, dict) and isinstance(workers, int) and names):
+        return None
+    return finetune_command(folder.path, recipe, usual, workers, only, replace=replace is True)
 
 
 def _wrong_scores(plain: Any, metric: str | None) -> str:  # noqa: ANN401 - any JSON value

@@ -40,7 +40,7 @@ def run_seed(seed: int, runs: Path) -> dict[str, dict[str, Any]]:
     run = open_run(folder)
     finetune_run(run)
     report = make_report(run)
-    write_report(report, run)
+    write_report(report, run.folder)
     sys.stderr.write(f"seed {seed} done\n")
     return {row.network: asdict(row) for row in report.rows}
 

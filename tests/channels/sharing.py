@@ -58,11 +58,11 @@ def check_gates(model, graph, candidate, ranking, x, rounding=ROUNDING, modes=(F
         full = moded(model, training)
         small = slice_model(full, graph, candidate, ranking)
         gated = gate(full, graph, gates)
-        found = seeded(lambda: functional_call(full, gated, (x.clone(),)))  # noqa: B023 - called at once
-        assert_near(found, seeded(lambda: small(x.clone())), rounding, f"training {training}")  # noqa: B023
+        actual = seeded(lambda: functional_call(full, gated, (x.clone(),)))  # noqa: B023 - called at once
+        assert_near(actual, seeded(lambda: small(x.clone())), rounding, f"training {training}")  # noqa: B023
         after = slice_model(full, graph, candidate, ranking)
-        for (name, statistics), own in zip(after.named_buffers(), small.buffers(), strict=True):
-            assert_near(statistics.double(), own.double(), rounding, name)
+        for (name, statistics), expected in zip(after.named_buffers(), small.buffers(), strict=True):
+            assert_near(statistics.double(), expected.double(), rounding, name)
 
 
 def check_shared(model, graph, candidate, ranking, x, modes=(False, True)):
@@ -74,8 +74,8 @@ def check_shared(model, graph, candidate, ranking, x, modes=(False, True)):
         small = slice_model(model, graph, candidate, ranking)
         skeleton, tensors = share(model, graph, candidate, ranking)
         assert_same_tensors(small, skeleton, tensors)
-        found = seeded(lambda: functional_call(skeleton, tensors, (x.clone(),)))  # noqa: B023 - called at once
-        assert torch.equal(found, seeded(lambda: small(x.clone())))  # noqa: B023
+        actual = seeded(lambda: functional_call(skeleton, tensors, (x.clone(),)))  # noqa: B023 - called at once
+        assert torch.equal(actual, seeded(lambda: small(x.clone())))  # noqa: B023
         assert_same_tensors(small, skeleton, tensors)
         assert fingerprint(model) == before
     model.train(mode)

@@ -62,11 +62,11 @@ def distribution(rng, n):
 def test_distributions_over_widths_are_enumerated(squared, cost):
     rng = np.random.default_rng(0)
     choices = [(1, 2, 4), (1, 3), (2, 3, 4, 5)]
-    given = [(own, distribution(rng, len(own))) for own in choices]
-    found = float(squared.costs.expected(given, cost))
-    assert found == pytest.approx(enumerated(squared, choices, [p.tolist() for _, p in given], cost), rel=1e-13)
-    means = [float(torch.tensor(own, dtype=torch.double) @ p) for own, p in given]
-    assert found > float(squared.costs.expected(means, cost)) * 1.01  # E[w^2] is not E[w]^2
+    given = [(options, distribution(rng, len(options))) for options in choices]
+    actual = float(squared.costs.expected(given, cost))
+    assert actual == pytest.approx(enumerated(squared, choices, [p.tolist() for _, p in given], cost), rel=1e-13)
+    means = [float(torch.tensor(options, dtype=torch.double) @ p) for options, p in given]
+    assert actual > float(squared.costs.expected(means, cost)) * 1.01  # E[w^2] is not E[w]^2
 
 
 @pytest.mark.parametrize("cost", COSTS)
@@ -74,10 +74,10 @@ def test_keep_probabilities_of_channels_are_enumerated(squared, cost):
     rng = np.random.default_rng(1)
     kept = [torch.from_numpy(rng.uniform(0.2, 0.9, group.channels)) for group in squared.prunable]
     every = [list(itertools.product((0, 1), repeat=len(p))) for p in kept]
-    widths = [[sum(flags) for flags in own] for own in every]
+    widths = [[sum(flags) for flags in options] for options in every]
     weights = [
-        [math.prod(q if on else 1 - q for q, on in zip(p.tolist(), flags, strict=True)) for flags in own]
-        for p, own in zip(kept, every, strict=True)
+        [math.prod(q if on else 1 - q for q, on in zip(p.tolist(), flags, strict=True)) for flags in options]
+        for p, options in zip(kept, every, strict=True)
     ]
     expected = 0.0
     for structure, weight in zip(itertools.product(*widths), itertools.product(*weights), strict=True):
@@ -108,11 +108,11 @@ def test_random_networks(program, seed):
             assert float(graph.costs.expected(certain, cost)) == value
         choices = [tuple(sorted(set(pair))) for pair in zip(*candidates, strict=True)][:8]
         rest = list(candidates[0][8:])
-        drawn = [distribution(rng, len(own)) for own in choices]
-        found = graph.costs.expected([*zip(choices, drawn, strict=True), *map(float, rest)], cost)
+        drawn = [distribution(rng, len(options)) for options in choices]
+        actual = graph.costs.expected([*zip(choices, drawn, strict=True), *map(float, rest)], cost)
         every = [*choices, *((w,) for w in rest)]
         weights = [*(p.tolist() for p in drawn), *([1.0] for _ in rest)]
-        assert float(found) == pytest.approx(enumerated(graph, every, weights, cost), rel=1e-12)
+        assert float(actual) == pytest.approx(enumerated(graph, every, weights, cost), rel=1e-12)
 
 
 def test_blocks_are_kept_with_a_probability():
@@ -155,8 +155,8 @@ def test_one_group_on_three_axes_needs_the_third_moment():
     expected = sum(
         odds[0][a - 1] * odds[1][b - 1] * a * (a + 1) * (8 - 3 - 4 + a + 2 * b) for a in (1, 2, 3) for b in (1, 2)
     )
-    found = costs.expected([((1, 2, 3), odds[0]), ((1, 2), odds[1])], "params")
-    assert float(found) == pytest.approx(float(expected), rel=1e-13)
+    actual = costs.expected([((1, 2, 3), odds[0]), ((1, 2), odds[1])], "params")
+    assert float(actual) == pytest.approx(float(expected), rel=1e-13)
 
 
 WRONG = {

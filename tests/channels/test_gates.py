@@ -93,8 +93,8 @@ def test_a_gate_scales_what_is_read_of_its_channel(training):
     gates = [torch.randn(group.channels).double() for group in graph.prunable]
     a, b, c = gates[0].reshape(1, 4, 1, 1), gates[1].reshape(1, 6, 1, 1), gates[2]
     twin = copy.deepcopy(model)
-    found = functional_call(model, gate(model, graph, gates), (images(),))
-    torch.testing.assert_close(found, twin.inner(images(), a, b, c), rtol=1e-12, atol=1e-12)
+    actual = functional_call(model, gate(model, graph, gates), (images(),))
+    torch.testing.assert_close(actual, twin.inner(images(), a, b, c), rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_are_those_of_the_formula():

@@ -212,9 +212,9 @@ def test_generated_tensors_are_sliced_in_place_of_the_models(residual):
     other = copy.deepcopy(model)
     other.load_state_dict({**model.state_dict(), **generated})
     skeleton, tensors = share(model, graph, candidate, ranking, generated)
-    found = functional_call(skeleton, tensors, (images(),))
-    assert torch.equal(found, slice_model(other, graph, candidate, ranking)(images()))
-    (slope,) = torch.autograd.grad(loss(found), code)
+    actual = functional_call(skeleton, tensors, (images(),))
+    assert torch.equal(actual, slice_model(other, graph, candidate, ranking)(images()))
+    (slope,) = torch.autograd.grad(loss(actual), code)
     assert float(slope) != 0
 
 
@@ -227,9 +227,9 @@ def test_gates_and_shared_slices_compose():
     wide = tuple(max(1, 2 * group.channels // 3) for group in graph.prunable)
     gates = [values.requires_grad_() for values in hard_gates(graph, narrow, ranking)]
     skeleton, tensors = share(model, graph, wide, ranking, gate(model, graph, gates))
-    found = functional_call(skeleton, tensors, (images(),))
-    assert_near(found, slice_model(model, graph, narrow, ranking)(images()), 1e-12)
-    slopes = torch.autograd.grad(loss(found), gates)
+    actual = functional_call(skeleton, tensors, (images(),))
+    assert_near(actual, slice_model(model, graph, narrow, ranking)(images()), 1e-12)
+    slopes = torch.autograd.grad(loss(actual), gates)
     for index, slope in enumerate(slopes):
         gone = np.setdiff1d(np.arange(graph.prunable[index].channels), ranking.kept(index, wide[index]))
         assert not bool(slope[gone].any())

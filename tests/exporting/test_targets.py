@@ -47,6 +47,20 @@ def test_an_older_export_is_replaced_also_where_it_is_half_there(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_an_export_whose_plan_is_lost_is_written_again(tmp_path):
+    written(tmp_path)
+    (tmp_path / "plan.json").unlink()
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # whose it is, nothing says
+    with pytest.raises(ExportError, match="would be overwritten"):
+        written(tmp_path)
+    weights.write_bytes(whole)
+    written(tmp_path)
+    assert (tmp_path / "plan.json").is_file()
+    load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -3,10 +3,12 @@
 import dataclasses
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -267,6 +269,34 @@ def test_compare_replaces_nothing_of_a_run_and_no_folder(run, tmp_path):
         assert words in result.output
     assert before == {path: path.stat().st_mtime_ns for path in [*run.rglob("*"), *other.rglob("*")]}
     assert {path.name for path in tmp_path.iterdir()} == {"other", "folder.html"}
+
+
+def test_the_report_of_a_folder_that_cannot_be_written_to_goes_elsewhere(run, tmp_path, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: mode != os.W_OK or Path(path) != run)
+    refused = call("report", run)
+    assert refused.exit_code == 2
+    assert f"error: {run} cannot be written to" in refused.output
+    assert f"abcsearch report {run} --out report.html" in refused.output
+    out = tmp_path / "new" / "page.html"
+    done = call("report", run, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert f"written to {out}" in done.output
+    assert {path.name for path in out.parent.iterdir()} == {"page", "page.html", "page.json", "page.md"}
+    assert set(embedded(out.read_text())) == CHARTS
+    there, here = (json.loads(path.read_text())["rows"] for path in (run / "report.json", out.parent / "page.json"))
+    assert [row["after"] for row in there] == [row["after"] for row in here]
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_file_of_an_older_report_that_cannot_be_written_is_named(run, monkeypatch):
+    def refuse(_, name, *__, **___):
+        raise PermissionError(13, "Permission denied", str(run / name))
+
+    found = gather(run, measure=False)
+    monkeypatch.setattr(RunFolder, "write", refuse)
+    with pytest.raises(RunError, match=rf"{run}/report.* cannot be written: Permission denied; .*--out report.html"):
+        write_page(found)
 
 
 def test_a_run_without_a_finished_trial_is_not_reported(run, tmp_path):

@@ -303,9 +303,46 @@ def test_a_fine_tuning_that_was_killed_is_continued_by_the_command_that_status_n
     assert state_of(run)[0].startswith("finished;")
 
 
+@pytest.mark.parametrize("more", [{}, {"only": ["uniform"]}, {"only": ["full", "uniform"], "replace": True}])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_status_names_the_command_that_does_what_was_asked_for(run, more, epoch):
+    finetune_run(run, dataclasses.replace(SHORT, epochs=1), only=["full", "uniform"])
+
+    def stop(stage, done, total, note):
+        if (stage.endswith("uniform") and done == epoch) or not epoch:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune_run(run, SHORT, progress=stop, **more)
+    command = state_of(run)[1]["interrupted"]
+    options = [word for name in more.get("only", []) for word in ("--only", name)] + ["--replace"] * ("replace" in more)
+    words = shlex.split(command)
+    assert words[-len(options) :] == options or not options
+    assert words.count("--only") == len(more.get("only", []))
+    done = CliRunner().invoke(app, words[1:])
+    assert done.exit_code == 0, done.output
+    for structure in run.structures:
+        tuned = run.scores(structure)
+        asked = structure.name in more.get("only", [structure.name])
+        assert (None if tuned is None else tuned["recipe"]["epochs"]) == (
+            3 if asked else {"full": 1}.get(structure.name)
+        )
+    assert state_of(run)[0].startswith("finished;")
+
+
+def test_what_is_damaged_is_said_to_be_trained_again_by_the_command_that_does_it(run):
+    recipe = dataclasses.replace(SHORT, epochs=1, keep="best")
+    finetune_run(run, recipe, only=["full"])
+    for ending in ("safetensors", "json", "last.safetensors"):
+        (run.folder.path / "finetuned" / f"full.{ending}").write_text("torn")
+        with pytest.warns(UserWarning, match=r"full\..*; full is fine-tuned again$"):
+            finetune_run(run, recipe, only=["full"])
+
+
 def test_the_command_that_continues_one_network_replaces_no_other(run):
     finetune_run(run, dataclasses.replace(SHORT, epochs=1), only=["full"])
     _kill(run.folder.path, SHORT, 2)
+    (run.folder.path / "finetuning.json").unlink()  # as of older versions: what was asked for is not known
     command = state_of(run)[1]["interrupted"]
     assert command.endswith(" --only bee_colony")
     scores = run.folder.path / "finetuned" / "full.json"

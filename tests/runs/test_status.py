@@ -9,7 +9,9 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from abcsearch.cli import app
 from abcsearch.config import read_config
 from abcsearch.errors import RunError
 from abcsearch.reporting.history import read_history
@@ -304,3 +306,23 @@ def test_a_run_whose_last_line_is_damaged_is_not_finished(tiny_config, tmp_path)
     assert not read_history(path).over
     assert resume(path).trials[:3] == before[:3]
     assert RunWatch(path).look().finished
+
+
+@pytest.mark.parametrize(("last", "gave_up"), [(2, False), (3, True)])
+def test_a_search_that_failures_have_stopped_is_to_be_tried_again(tmp_path, last, gave_up):
+    folder = RunFolder(tmp_path / "run")
+    settings = {"n_trials": 9, "searcher": {"name": "random"}, "seed": 0, "max_failures": 2}
+    environment = {"started": "2026-01-01 10:00:00"}
+    folder.path.mkdir()
+    folder.write_json("run.json", {"format": 2, "settings": settings, "identity": {}, "environment": environment})
+    with Journal(folder.journal) as journal:
+        journal.append(Trial(0, (1,), Evaluation(None, failure="no")))
+        journal.append(Trial(1, (2,), Evaluation(0.5)))
+        for number in range(2, 2 + last):
+            journal.append(Trial(number, (3 + number,), Evaluation(None, failure="no")))
+    found = RunWatch(folder.path).look()
+    assert (found.gave_up, found.searches[0].failing) == (gave_up, last)
+    said = CliRunner().invoke(app, ["status", str(folder.path)]).output.splitlines()[-1]
+    assert said.endswith(f"abcsearch resume {folder.path}" + (" --retry-failed" if gave_up else ""))
+    with folder.locked():
+        assert not RunWatch(folder.path).look().gave_up

@@ -17,6 +17,7 @@ from abcsearch.runs.exports import export_run
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import open_run, open_so_far
 from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.missing import AGAIN
 from abcsearch.runs.status import RunWatch
 from abcsearch.runs.tuned import read_tuned, tuned_names
 from abcsearch.runs.weights import tensors_writer
@@ -108,7 +109,9 @@ DAMAGES = [
     ("last.safetensors", lambda path: path.unlink(), NONE, ""),
     ("json", claiming("candidate", [1, 1, 1, 1]), WINNER, ""),
 ]
-warned = pytest.mark.filterwarnings("ignore:.*counts as not fine-tuned", "ignore:.*it is made again by")
+warned = pytest.mark.filterwarnings(
+    "ignore:.*counts as not fine-tuned", "ignore:.*it is made again by", "ignore:.*is fine-tuned again"
+)
 
 
 def call(*arguments):
@@ -123,6 +126,10 @@ def test_status_and_export_agree_whatever_is_damaged_and_it_is_made_again(run, e
     how(path)
     names = {structure.name for structure in run.structures} - gone
     assert set(RunWatch(folder).look().tuned) == names
+    said = [line for line in call("status", folder).output.splitlines() if line.startswith("warning: ")]
+    assert len(said) == (len(gone) or 1) * bool(words)
+    assert all("abcsearch finetune" in line for line in said)
+    assert words in "".join(said)
     assert {structure.name for structure in run.structures if run.scores(structure) is not None} == names
     done = call("export", folder)
     if gone and words:
@@ -263,3 +270,59 @@ def test_a_network_that_is_fine_tuned_anew_while_it_is_exported_is_refused(run, 
     monkeypatch.setattr(type(run), "network", meanwhile)
     with pytest.raises(RunError, match="fine-tuned anew while it was exported"):
         export_run(run)
+
+
+@pytest.mark.parametrize("state", ["unfinished", "deleted"])
+def test_the_winner_is_exported_whatever_has_become_of_the_random_baseline(run, tmp_path, state):
+    path = run.folder.path
+    baseline = run.folder.baseline("random")
+    if state == "deleted":
+        shutil.rmtree(path / "baselines")
+    else:
+        baseline.cut(2)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != ".lock"}
+    for name in ("full", "uniform", None):
+        more = [] if name is None else ["--network", name]
+        made = call("export", path, "--out", tmp_path / str(name), *more)
+        assert made.exit_code == 0, made.output
+        assert "fine-tuned; try it" in made.output
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != ".lock"} == before
+    refused = call("export", path, "--network", "random")
+    assert refused.exit_code == 2
+    assert f"continue it with: abcsearch resume {path}" in refused.output
+    said = call("status", path).output.splitlines()[-1]
+    assert said == f"search finished, its random baseline is not; continue with: abcsearch resume {path}"
+
+
+@pytest.mark.parametrize("damage", ["flipped", "torn", "missing", "other", "large"])
+def test_status_names_a_damaged_network_and_what_to_do(run, damage, monkeypatch):
+    path, base = run.folder.path, run.folder.base
+    assert "warning" not in call("status", path).output
+    if damage == "large":
+        monkeypatch.setattr("abcsearch.runs.damage._LARGEST", 10)
+        assert "warning" not in call("status", path).output
+    {"flipped": flipped, "torn": torn, "large": torn, "missing": lambda file: file.unlink(), "other": unlike}[damage](
+        base
+    )
+    (line,) = [line for line in call("status", path).output.splitlines() if line.startswith("warning: ")]
+    words = {"missing": "is missing", "other": "holds other weights than those that the run began with"}
+    assert f"{base} {words.get(damage, 'is damaged: ')}" in line
+    assert line.endswith(f"restore it from a copy, or delete it: {AGAIN} abcsearch resume {path}")
+    assert json.loads(call("status", path, "--json").output)["damaged"] == [line.removeprefix("warning: ")]
+    with run.folder.locked():
+        assert "warning" not in call("status", path).output  # it may be about to be mended
+
+
+def test_status_says_which_recipes_fine_tunings_are_of(run):
+    assert (
+        "fine-tuned with epochs 2, not 1; lr 0.05, not 0.02; keep best, not last: bee_colony, full, random, uniform"
+        in (call("status", run.folder.path).output.splitlines())
+    )
+    finetune_run(run, only=["full"])
+    (kept,) = RunWatch(run.folder.path).look().kept
+    lines = call("status", run.folder.path).output.splitlines()
+    names = f"bee_colony, random, uniform, {kept}/full"
+    assert f"fine-tuned with epochs 2, not 1; lr 0.05, not 0.02; keep best, not last: {names}" in lines
+    finetune_run(run, SHORT, only=["full"])
+    (kept,) = RunWatch(run.folder.path).look().kept
+    assert f"fine-tuned with the recipe of the run: {kept}/full" in call("status", run.folder.path).output.splitlines()
