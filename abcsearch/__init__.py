@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from abcsearch.exporting.files import load as load
     from abcsearch.exporting.quantizing import quantize as quantize
     from abcsearch.runs.configured import resume as resume
-    from abcsearch.runs.run import SearchResult as SearchResult
+    from abcsearch.runs.result import SearchResult as SearchResult
     from abcsearch.runs.run import search as search
     from abcsearch.runs.settings import SpaceOptions as SpaceOptions
     from abcsearch.searchers.base import Searcher as Searcher
@@ -125,7 +125,7 @@ _HOME = {
     "load": "abcsearch.exporting.files",
     "quantize": "abcsearch.exporting.quantizing",
     "resume": "abcsearch.runs.configured",
-    "SearchResult": "abcsearch.runs.run",
+    "SearchResult": "abcsearch.runs.result",
     "search": "abcsearch.runs.run",
     "SpaceOptions": "abcsearch.runs.settings",
     "Searcher": "abcsearch.searchers.base",

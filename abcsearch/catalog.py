@@ -12,6 +12,7 @@ from abcsearch.data.registry import DATASETS
 from abcsearch.errors import ConfigError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.models.registry import MODELS
+from abcsearch.preparation.registry import PREPARATIONS
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.recipe import PRESETS, Recipe
 
@@ -55,6 +56,13 @@ def _evaluator(name: str) -> Entry:
     records = [kind for kind in entry.options.__mro__ if is_dataclass(kind)]  # options that evaluators share come last
     options = _defaults(entry.options)
     text = _whole(map(_doc, [entry.make, *records]), options)
+    return Entry(name=name, description=entry.description, options=options, source=entry.source, text=text)
+
+
+def _preparation(name: str) -> Entry:
+    entry = PREPARATIONS[name]
+    options = _defaults(entry.options)
+    text = _whole([_doc(entry.preparation), _doc(entry.options)], options)
     return Entry(name=name, description=entry.description, options=options, source=entry.source, text=text)
 
 
@@ -112,6 +120,7 @@ def _defaults(made: Callable[..., Any]) -> tuple[str, ...]:
 _KINDS: dict[str, tuple[Mapping[str, Any], Callable[[str], Entry]]] = {
     "searchers": (SEARCHERS, _searcher),
     "evaluators": (EVALUATORS, _evaluator),
+    "preparations": (PREPARATIONS, _preparation),
     "criteria": (CRITERIA, _criterion),
     "models": (MODELS, _function(MODELS)),
     "datasets": (DATASETS, _function(DATASETS)),

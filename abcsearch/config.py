@@ -9,6 +9,7 @@ seed, n_trials, criterion, max_failures, baselines      top level
 [latency]    how forward time is measured
 [searcher]   name, and the searcher's own options
 [evaluator]  name, and the evaluator's own options
+[prepare]    name, and the preparation's own options: what is trained before the search
 [execution]  workers, ray_address, gpus, timeout, schedule, window
 [finetune]   training recipe of the winner: likewise
 """
@@ -33,6 +34,7 @@ from abcsearch.errors import AbcSearchError, ConfigError, RunError, SearcherErro
 from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
+from abcsearch.preparation.registry import check_preparation_options
 from abcsearch.runs.configured import seeded_data
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import trusted_header
@@ -174,7 +176,7 @@ def _example(shape: str) -> torch.Tensor:
 
 def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a record out
     """Returns the record of a table, or a checked top-level value."""
-    if key in ("model", "data", "searcher", "evaluator"):
+    if key in ("model", "data", "searcher", "evaluator", "prepare"):
         return _named(key, value)
     if key in _RECIPES:
         return _recipe(key, _table(key, value), Recipe())
@@ -206,8 +208,7 @@ def _typed(where: str, annotation: Any, value: Any) -> Any:  # noqa: ANN401 - pl
 def _table(key: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - a plain value
     """Returns a table, or raises ConfigError where there is something else."""
     if not isinstance(value, dict):
-        msg = f"[{key}] is a table, found {value!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"[{key}] is a table, found {value!r}")
     return value
 
 
@@ -331,8 +332,7 @@ def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a pl
         return _exported(table)
     name = table.pop("name", None)
     if not isinstance(name, str):
-        msg = f"[{key}] needs a name, found {name!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"[{key}] needs a name, found {name!r}")
     if key == "model":
         return _model(name, table)
     if key == "data":
@@ -344,8 +344,10 @@ def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a pl
 
 
 def _part(key: str, name: str, table: dict[str, Any]) -> Part:
-    """Returns the record of [searcher] or [evaluator], whose own options are checked against its record of options."""
-    if key == "evaluator" and ":" in name:
+    """Returns the record of [searcher], [evaluator] or [prepare], whose options are checked against their record."""
+    if key == "prepare":
+        check_preparation_options(name, table)
+    elif key == "evaluator" and ":" in name:
         check_evaluator_options(name, table)
     else:
         _check_registered(key, name, table)

@@ -293,7 +293,7 @@ def _watch_json(watched: RunWatch, every: float) -> None:
     shown = None
     while True:
         status = watched.look()
-        stage = status.pulse.stage if status.pulse and status.pulse.tuning else None
+        stage = status.pulse.stage if status.pulse and status.pulse.training else None
         now = [(search.done, search.failed) for search in status.searches], status.running, status.log, stage
         if now != shown:
             print_json(asdict(status), indent=None)
@@ -311,7 +311,9 @@ def _watch_lines(watched: RunWatch, every: float) -> None:
         status = watched.look()
         now = {search.name: f"{search.name}: {_counts(search)}" for search in status.searches}
         left = {search.name: f", {duration(search.left)} left" for search in status.searches if search.left}
-        plain = status.running and not (status.pulse and status.pulse.tuning)  # how many are busy changes all the time
+        plain = status.running and not (
+            status.pulse and status.pulse.training
+        )  # how many are busy changes all the time
         now[""] = "running now" if plain else _state(status, watched)
         for name, line in now.items():
             if shown.get(name) != line:
@@ -374,7 +376,7 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
     """Returns whether a run runs, is finished or was stopped."""
     if status.running:
         pulse = status.pulse
-        if pulse and pulse.tuning:
+        if pulse and pulse.training:
             return f"running now: {pulse.stage}"
         return f"running now: {pulse.stage}, {pulse.busy} of {pulse.workers} workers busy" if pulse else "running now"
     if not status.finished:

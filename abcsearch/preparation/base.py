@@ -246,6 +246,23 @@ def prepared_by(preparation: Preparation, task: Pruning, trainer: Trainer) -> Pr
     return made
 
 
+def check_restored(preparation: Preparation, task: Pruning, source: Source, states: Mapping[str, Tensors]) -> None:
+    """Raises PreparationError unless `Preparation.source` makes of saved states what `prepare` returned."""
+    name = type(preparation).__name__
+    again: object = preparation.source(task, states)
+    if not isinstance(again, Source):
+        msg = f"{name}.source(task, modules) returns {type(again).__name__}, expected a Source"
+        raise PreparationError(msg)
+    full = task.graph.space(alpha=1.0).full
+    for candidate in (full, (1,) * len(full)):
+        if network_hash(again.network(candidate)) != network_hash(source.network(candidate)):
+            msg = (
+                f"{name}.source(task, modules) gives {candidate} another network than the source that prepare "
+                "returned: continued runs would have other results; make it of `modules` alone, as prepare does"
+            )
+            raise PreparationError(msg)
+
+
 def _check_fits(name: str, made: Prepared, task: Pruning) -> None:
     """Raises PreparationError unless names, starts and facts are of their kind, and of this task."""
     if made.source.graph is not task.graph:

@@ -141,7 +141,7 @@ class Slimming(Preparation):
             step=self.options.step,
             objective=task.data.objective,
         )
-        trained = trainer.train(lesson, recipe)
+        trained = trainer.train(lesson, recipe, name="slimming")
         scores = gamma_scores(task.graph, network.eval())
         start = largest_within(threshold_path(scores, task.space), task.constraint)
         values = np.concatenate([own[np.isfinite(own)] for own in scores])

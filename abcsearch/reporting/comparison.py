@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     Scores = dict[str, Any] | None
 
-_SAME = ("model", "data", "pretrain", "budget", "space", "criterion", "evaluator", "latency")  # or fitness is another
+# Or fitness is another.
+_SAME = ("model", "data", "pretrain", "budget", "space", "criterion", "evaluator", "prepare", "latency")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from abcsearch.reporting.history import History
 
-_PARTS = ("model", "data", "searcher", "evaluator")  # their options stand beside their names in a config
+_PARTS = ("model", "data", "searcher", "evaluator", "prepare")  # their options stand beside their names in a config
 
 
 def config_toml(settings: Mapping[str, Any]) -> str:
@@ -27,7 +27,7 @@ def config_toml(settings: Mapping[str, Any]) -> str:
     """
     plain: dict[str, Any] = {}
     for key, value in settings.items():
-        if key in _PARTS:
+        if key in _PARTS and value is not None:
             kept = {name: own for name, own in value.items() if name != "options"}
             plain[key] = {**kept, **(value.get("options") or {})}
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
+from abcsearch.preparation.registry import PREPARATIONS
 from abcsearch.runs.recipes import filled
 from abcsearch.runs.settings import SpaceOptions
 from abcsearch.searchers.registry import SEARCHERS
@@ -34,9 +35,10 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
     for key in ("pretrain", "finetune"):
         if found.get(key):
             found[key] = filled(found[key])
-    for key, registry in (("searcher", SEARCHERS), ("evaluator", EVALUATORS)):
+    registries = {"searcher": SEARCHERS, "evaluator": EVALUATORS, "prepare": PREPARATIONS}
+    for key in filter(found.get, registries):
         part = found[key]
-        found[key] = {**part, "options": {**_defaults(registry, part["name"]), **(part.get("options") or {})}}
+        found[key] = {**part, "options": {**_defaults(registries[key], part["name"]), **(part.get("options") or {})}}
     options = found["evaluator"]["options"]
     if "metric" in options and options["metric"] is None:
         options["metric"] = metric

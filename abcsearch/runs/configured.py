@@ -17,10 +17,11 @@ from abcsearch.runs.header import data_identity, trusted_header, write_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.missing import AGAIN
+from abcsearch.runs.preparing import preparation_of, prepared
 from abcsearch.runs.rebuilding import Remains
 from abcsearch.runs.retrying import set_back
-from abcsearch.runs.run import Parts, SearchResult, run_search
-from abcsearch.runs.settings import OBJECT, Part, RunConfig, SearchSettings, from_plain
+from abcsearch.runs.run import Brought, Parts, SearchResult, run_here, run_search
+from abcsearch.runs.settings import Part, RunConfig, SearchSettings, from_plain
 from abcsearch.runs.task import Task
 from abcsearch.runs.weights import checkpoint_path, load_checkpoint, weights_writer
 from abcsearch.training.checks import check_training
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
+    from abcsearch.preparation.base import Preparation
     from abcsearch.runs.run import SearcherFactory
     from abcsearch.runs.watching import WatcherFactory
     from abcsearch.searchers.base import Searcher
@@ -102,16 +104,7 @@ def run_config(  # noqa: PLR0913 - all but the first two have a default
     task, parts = prepare(config, folder, load=load, elsewhere=executor is not None)
     with folder.locked():
         progress = logged(folder, progress)
-        same = config_identity(config, task.data)
-        remains = Remains.of(folder)
-        if remains is None:
-            write_header(folder, config, same)
-        else:
-            remains = remains.check(config, task, parts)
-        train_base(config, folder.base, task.source.model, task.data, progress)
-        task = task.reranked(config)
-        if remains is not None:
-            remains.rebuild(config, Parts.of(task, config).evaluator, same, sure=rebuild)
+        task = _made_ready(config, folder, task, parts, progress, rebuild=rebuild)
         with workers_for(config, folder, executor) as where:
             parts = replace(Parts.of(task, config), executor=where)
             known = folder.finished(config.n_trials)
@@ -124,6 +117,35 @@ def run_config(  # noqa: PLR0913 - all but the first two have a default
             if "random" in config.baselines:
                 _random_baseline(folder, config, result, parts, progress)
     return result
+
+
+def _made_ready(
+    config: RunConfig, folder: RunFolder, task: Task, parts: Parts, progress: Progress, *, rebuild: bool
+) -> Task:
+    """Returns the task with its network trained and prepared, in a folder whose run.json is there.
+
+    Args:
+        config: the run.
+        folder: its folder, locked.
+        task: with its network as it is before it is trained, which is changed.
+        parts: of it; the searcher is new.
+        progress: of trainings.
+        rebuild: as of `run_config`.
+    """
+    same = config_identity(config, task.data)
+    remains = Remains.of(folder)
+    if remains is None:
+        write_header(folder, config, same)
+    elif config.prepare is None:
+        remains = remains.check(config, task, parts)
+    train_base(config, folder.base, task.base, task.data, progress)
+    task = prepared(folder, config, task.reranked(), preparation_of(config), progress)
+    if remains is not None:
+        parts = Parts.of(task, config)
+        if config.prepare is not None:  # whose structures the searcher begins with
+            remains = remains.check(config, task, parts)
+        remains.rebuild(config, parts.evaluator, same, sure=rebuild)
+    return task
 
 
 def prepare(
@@ -154,6 +176,9 @@ def prepare(
         load_checkpoint(model, checkpoint)
     task = Task.of(model, data, config, trained=False, folder=folder)
     parts = Parts.of(task, config)
+    preparation = preparation_of(config)
+    if preparation is not None:
+        preparation.check(task)
     if not elsewhere and not folder.finished(config.n_trials):
         check_workers(config.execution)
     if config.pretrain is not None:
@@ -179,9 +204,12 @@ def _random_baseline(
     baseline = folder.baseline("random")
     folder.check()
     baseline.path.mkdir(parents=True, exist_ok=True)
-    parts = replace(Parts.of(result.task, own, evaluator=parts.evaluator), executor=parts.executor)
+    task = result.task
+    if task.made is not None:  # of which the weights are what all structures come from, and the structures are searched
+        task = replace(task, made=replace(task.made, starts=()))
+    parts = replace(Parts.of(task, own, evaluator=parts.evaluator), executor=parts.executor)
     known = {trial.candidate: trial.evaluation for trial in result.trials}
-    run_search(baseline, result.task, own, parts, progress, "random baseline", known)
+    run_search(baseline, task, own, parts, progress, "random baseline", known)
 
 
 def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
@@ -198,6 +226,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     trust: bool = False,
     searcher: SearcherFactory | Searcher | None = None,
     evaluator: Evaluator | None = None,
+    prepare: Preparation | None = None,
     executor: Executor | None = None,
     progress: Progress = silent,
     watchers: Sequence[WatcherFactory] = (),
@@ -222,6 +251,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         shorten: whether `n_trials` may be less than what is done; the winner is then that of the first trials.
         searcher: the same searcher.
         evaluator: the same evaluator.
+        prepare: the same preparation.
         executor: where evaluations run, instead of what the run's settings say.
         progress: called after every trial.
         watchers: functions of (task, folder) that return who hears of every trial.
@@ -250,14 +280,8 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     if isinstance(settings, RunConfig):
         return run_config(settings, run_dir, executor=executor, progress=progress, watchers=watchers)
     missing = [name for name, value in (("model", model), ("data", data)) if value is None]
-    missing += [
-        name
-        for name, part, value in (
-            ("searcher", settings.searcher, searcher),
-            ("evaluator", settings.evaluator, evaluator),
-        )
-        if part.name.endswith(OBJECT) and value is None
-    ]
+    brought = Brought(searcher=searcher, evaluator=evaluator, preparation=prepare)
+    missing += brought.missing(settings)
     if model is None or data is None or missing:
         call = ", ".join(f"{name}=..." for name in missing)
         msg = (
@@ -265,11 +289,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
             f"resume({str(run_dir)!r}, {call})"
         )
         raise RunError(msg)
-    task = Task.of(model, data, settings, folder=folder)
-    parts = Parts.of(task, settings, searcher=searcher, evaluator=evaluator)
-    with folder.locked(), workers_for(settings, folder, executor) as where:
-        parts = replace(parts, executor=where)
-        return run_search(folder, task, settings, parts, logged(folder, progress), watchers=watchers)
+    return run_here(folder, model, data, settings, brought, executor, progress, watchers)
 
 
 def _check_shortened(folder: RunFolder, before: int, now: int) -> None:

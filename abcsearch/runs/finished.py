@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from abcsearch.channels.source import Sliced
 from abcsearch.errors import ConfigError, RunError, quoted, unknown_name
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
@@ -21,7 +22,8 @@ from abcsearch.runs.header import identity, trusted_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.lines import run_id
 from abcsearch.runs.missing import AGAIN
-from abcsearch.runs.run import collected
+from abcsearch.runs.preparing import RECORD, WEIGHTS, opened, preparation_of
+from abcsearch.runs.result import collected
 from abcsearch.runs.settings import RunConfig, from_plain
 from abcsearch.runs.shapes import other_baseline
 from abcsearch.runs.task import Task
@@ -38,9 +40,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from abcsearch.channels.source import Source
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.configured import LoadData
-    from abcsearch.runs.run import SearchResult
+    from abcsearch.runs.result import SearchResult
     from abcsearch.runs.tuned import Tuned
     from abcsearch.space import Candidate
     from abcsearch.trial import Trial
@@ -91,9 +94,8 @@ class FinishedRun:
         Raises:
             RunError: if it is to be fine-tuned and has not been, or what there is of that is damaged.
         """
-        task = self.result.task
-        full = structure.candidate == task.space.full
-        network = copy.deepcopy(task.source.model) if full else self.result.build(structure.candidate)
+        base = self.result.task.base
+        network = copy.deepcopy(base) if self._as_brought(structure) else self.result.build(structure.candidate)
         if tuned:
             now = self.tuned(structure)
             if now.scores is None:
@@ -107,17 +109,27 @@ class FinishedRun:
                 raise RunError(msg)
         return network.eval()
 
+    def _as_brought(self, structure: Structure) -> bool:
+        """Returns whether a structure is the network as it was brought, and no slice of what was prepared."""
+        task = self.result.task
+        return structure.candidate == task.space.full and (task.made is None or structure == self.structures[0])
+
     def fitness(self, structure: Structure) -> float | None:
         """Returns the fitness of a structure on search-validation, evaluated as in the search.
 
         One that is no trial is evaluated once, which may be a training: the folder keeps its fitness.
         """
-        if found := [trial.evaluation.fitness for trial in self._trials if trial.candidate == structure.candidate]:
+        task = self.result.task
+        apart = task.made is not None and self._as_brought(structure)  # no trial was evaluated on these weights
+        found = [trial.evaluation.fitness for trial in self._trials if trial.candidate == structure.candidate]
+        if found and not apart:
             return next((fitness for fitness in found if fitness is not None), None)
         known = self._known()
-        key = ",".join(map(str, structure.candidate))
+        key = "as brought" if apart else ",".join(map(str, structure.candidate))
         if key not in known:
-            fitness = evaluate(self._evaluator, structure.candidate, 0).fitness
+            brought = Sliced(task.base, task.graph, task.source.ranking)
+            evaluator = self._evaluator_on(brought) if apart else self._evaluator
+            fitness = evaluate(evaluator, structure.candidate, 0).fitness
             if fitness is None:
                 return None
             known[key] = fitness
@@ -143,8 +155,12 @@ class FinishedRun:
     @cached_property
     def _evaluator(self) -> Evaluator:
         """The evaluator of the search."""
-        task, part = self.result.task, self.config.evaluator
-        return make_evaluator(part.name, task.source, task.data, **part.options)
+        return self._evaluator_on(self.result.task.source)
+
+    def _evaluator_on(self, source: Source) -> Evaluator:
+        """Returns a new evaluator, as that of the search, for the networks of a source."""
+        part = self.config.evaluator
+        return make_evaluator(part.name, source, self.result.task.data, **part.options)
 
     @property
     def metric(self) -> str:
@@ -236,19 +252,28 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: b
     model, data = config.model.build(config.seed), load(config)
     load_base(model, folder.base)
     task = Task.of(model.eval(), data, config, folder=folder)
-    recorded, now = folder.header()["identity"], identity(task.source, data)
-    others = [key for key in ("model", "data") if recorded.get(key, now[key]) != now[key]]
-    if others:
-        msg = f"{' and '.join(others)} of {folder.path} are others now than when it ran"
-        if "model" in others:
-            msg += f"; restore {folder.base} from a copy, or delete it: {AGAIN} abcsearch resume {quoted(folder.path)}"
-        raise RunError(msg)
+    _check_identity(folder, identity(task))
+    task = opened(folder, config, task, preparation_of(config))
+    _check_identity(folder, identity(task))
     trials = read_journal(folder.journal).trials
     mine = [trials[number] for number in sorted(trials) if number < config.n_trials]
     own = config.evaluator
     evaluator = make_evaluator(own.name, task.source, data, **own.options)
     result = collected(folder, task, config, mine, evaluator)
     return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))
+
+
+def _check_identity(folder: RunFolder, now: dict[str, Any]) -> None:
+    """Raises RunError if the run was with another network, other data, or something else prepared."""
+    recorded = folder.header()["identity"]
+    files = {"model": folder.base.name, "prepared": f"{RECORD} and {WEIGHTS}"}
+    others = [key for key in ("model", "data", "prepared") if key in now and recorded.get(key, now[key]) != now[key]]
+    if not others:
+        return
+    msg = f"{' and '.join(others)} of {folder.path} are others now than when it ran"
+    for key in files.keys() & set(others):
+        msg += f"; restore {files[key]} from a copy, or delete it: {AGAIN} abcsearch resume {quoted(folder.path)}"
+    raise RunError(msg)
 
 
 def _config(folder: RunFolder, *, trust: bool) -> RunConfig:

@@ -10,6 +10,8 @@ finetuning.json    what fine-tuning was asked for, until all of it is done
 progress.json      how it stands, and how fine-tuning does, for those who watch; at most a second old
 log.txt            progress as plain lines
 base.safetensors   trained network of a configured run; base-*.checkpoint while it is being trained
+prepared.safetensors  what was trained before the search; prepared.json vouches for it, and has the structures to begin
+                   with; prepared-*.checkpoint while it is being trained
 baselines/NAME/    run folders of the baselines
 finetuned/         fine-tuned networks and their scores; NAME-*.checkpoint while NAME is being fine-tuned
 finetuned/recipe-* what was fine-tuned by other recipes, each in a folder
@@ -57,6 +59,7 @@ _FILES = (
         "progress.",
         "log.",
         "base",
+        "prepared",
         "finetuning.",
     ),
     *("report.", "."),

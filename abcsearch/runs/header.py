@@ -20,8 +20,8 @@ from abcsearch.training.checkpoints import network_hash
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data
+    from abcsearch.runs.task import Task
 
 
 KIND = "run"
@@ -75,9 +75,10 @@ def reached_by(settings: dict[str, Any]) -> Iterator[str]:
             yield f"{leaf!r} read"
 
 
-def identity(source: Source, data: Data) -> dict[str, Any]:
-    """Returns hashes of the trained network and the data, to recognise them when a run is continued."""
-    return {"model": network_hash(source.model), **data_identity(data)}
+def identity(task: Task) -> dict[str, Any]:
+    """Returns hashes of the trained network, of what was prepared and the data, to recognise them when it goes on."""
+    made = {} if task.made is None else {"prepared": task.made.mark}
+    return {"model": network_hash(task.base), **data_identity(task.data), **made}
 
 
 def data_identity(data: Data) -> dict[str, Any]:
@@ -91,6 +92,7 @@ _OTHERS = {
     "model": "the model has other weights (trained anew, or with another seed?)",
     "data": "the data have other images or labels",
     "checkpoint": "the checkpoint file has changed",
+    "prepared": "what was prepared is other weights or structures (prepared anew, with other versions?)",
 }
 
 
@@ -121,7 +123,8 @@ def held_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any
         for key, value in before["identity"].items()
         if key in _OTHERS and same.get(key, value) != value
     ]
-    if found and not folder.base.exists() and not (folder.journal.exists() and folder.journal.stat().st_size):
+    begun = (folder.base, folder.path / "prepared.json", folder.journal)
+    if found and not any(path.exists() and path.stat().st_size for path in begun):
         return None  # nothing to lose yet
     if [text.split(" (hash ")[0] for text in found] == [_OTHERS["model"]] and folder.base.exists():
         msg = (

@@ -19,8 +19,10 @@ from abcsearch.runs.executing import evaluation_threads
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import held_header
 from abcsearch.runs.inspection import counted
-from abcsearch.runs.timing import PATIENCE, Estimate, evaluation_time, full_macs, training_time
+from abcsearch.runs.preparing import preparation_of
+from abcsearch.runs.timing import PATIENCE, Estimate, evaluation_time, full_macs, preparation_time, training_time
 from abcsearch.runs.weights import state_bytes
+from abcsearch.searchers.registry import make_searcher
 from abcsearch.training.computing import find_device
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ class Rehearsal:
         alone: likewise with one worker.
         baseline: seconds of the random baseline with these workers, or None.
         pretraining: of the base network, or None.
+        preparing: of what is trained before the search, or None.
         finetuning: of the full network and of a pruned one.
         finetuned: number of pruned networks that are fine-tuned.
         disk: bytes of the run folder, with fine-tuned networks.
@@ -134,6 +137,7 @@ class Rehearsal:
     alone: float
     baseline: float | None
     pretraining: Estimate | None
+    preparing: Estimate | None
     finetuning: tuple[Estimate, Estimate]
     finetuned: int
     disk: int
@@ -153,8 +157,8 @@ class Rehearsal:
     @property
     def total(self) -> float:
         """Seconds of all that is estimated."""
-        pretraining = self.pretraining.seconds if self.pretraining else 0.0
-        return pretraining + self.search + (self.baseline or 0.0) + self.tuning
+        before = sum(own.seconds for own in (self.pretraining, self.preparing) if own is not None)
+        return before + self.search + (self.baseline or 0.0) + self.tuning
 
     @property
     def lines(self) -> list[str]:
@@ -184,6 +188,8 @@ class Rehearsal:
         lines = [f"search: about {about(self.search)}{several}"]
         if self.baseline is not None:
             lines.append(f"random baseline: about {about(self.baseline)}")
+        if self.preparing is not None:
+            lines.insert(0, f"preparing: about {_estimated(self.preparing)}")
         if self.pretraining is not None:
             lines.insert(0, f"base network: about {_estimated(self.pretraining)}")
         others = "the pruned one" if self.finetuned == 1 else f"each of {self.finetuned} pruned ones"
@@ -211,15 +217,20 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
     task, parts = prepare(config, folder, weights=False)
     held = held_header(folder, config, config_identity(config, task.data)) if folder.path.exists() else None
     rounds = parts.searcher.needs_results and config.execution.schedule == "rounds" and not config.execution.window
-    candidate, batch = _first(parts.searcher, config.n_trials if rounds else 1)
+    searcher = parts.searcher
+    if config.searcher.name == "given" and config.prepare is not None:  # it is given its structures later
+        searcher = make_searcher("random", task.space, task.constraint, seed=config.seed)
+    candidate, batch = _first(searcher, config.n_trials if rounds else 1)
     unheard = f"{config.searcher.name} proposes all {batch} trials before it has a result to learn from"
     learns = not rounds or batch < config.n_trials
     batch = batch if rounds else config.n_trials
     workers, crowded = _workers(config)
     evaluation = evaluation_time(task, config, candidate, patience)
     pruned = task.source.network(candidate)
-    tuning = [training_time(task, network, config.finetune, patience) for network in (task.source.model, pruned)]
-    pretraining = None if config.pretrain is None else training_time(task, task.source.model, config.pretrain, patience)
+    tuning = [training_time(task, network, config.finetune, patience) for network in (task.base, pruned)]
+    pretraining = None if config.pretrain is None else training_time(task, task.base, config.pretrain, patience)
+    preparation = preparation_of(config)
+    preparing = None if preparation is None else preparation_time(task, config, preparation, patience)
     notes = [
         *_weights_notes(config, folder),
         *crowded,
@@ -258,6 +269,7 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
         alone=evaluation.seconds * config.n_trials,
         baseline=evaluation.seconds * math.ceil(config.n_trials / workers) if "random" in config.baselines else None,
         pretraining=pretraining,
+        preparing=preparing,
         finetuning=(tuning[0], tuning[1]),
         finetuned=1 + len(config.baselines),
         disk=_disk(task, pruned, config),
@@ -328,7 +340,8 @@ def _disk(task: Task, pruned: nn.Module, config: RunConfig) -> int:
     """Returns the bytes of a run folder: the base network, the fine-tuned ones, and what is kept of every trial."""
     searches = 1 + ("random" in config.baselines)
     trials = searches * config.n_trials * (_JOURNAL + 6 * len(task.space))
-    return 2 * state_bytes(task.source.model) + (1 + len(config.baselines)) * state_bytes(pruned) + trials
+    full = (2 + (config.prepare is not None)) * state_bytes(task.base)
+    return full + (1 + len(config.baselines)) * state_bytes(pruned) + trials
 
 
 def _machine(config: RunConfig) -> str:

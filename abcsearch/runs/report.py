@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from abcsearch.runs.finished import FinishedRun
     from abcsearch.runs.folder import RunFolder
-    from abcsearch.runs.run import SearchResult
+    from abcsearch.runs.result import SearchResult
 
 _POINTS = 10  # of the front that are shown, evenly spread
 FRONT = "Front: trials that no other one beats in both"

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from abcsearch.bounds import COSTS
 from abcsearch.channels.latency import LatencyOptions
 from abcsearch.data.splits import Data
-from abcsearch.errors import ConfigError, RunError, SearcherError, quoted
-from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
-from abcsearch.evaluation.cascade import Cascade
+from abcsearch.errors import ConfigError, SearcherError
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.serial import SerialExecutor
+from abcsearch.preparation.base import Preparation
 from abcsearch.runs.executing import workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import identity, write_header
 from abcsearch.runs.latency import keep_times, measured
 from abcsearch.runs.loop import Loop, Progress, logged, silent
+from abcsearch.runs.preparing import preparation_of, prepared
+from abcsearch.runs.result import SearchResult, collected
 from abcsearch.runs.settings import OBJECT, Part, SearchSettings, SpaceOptions
 from abcsearch.runs.task import Task
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.registry import make_searcher
-from abcsearch.trial import Evaluation, Trial, best_trial
+from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,80 +41,6 @@ if TYPE_CHECKING:
     SearcherFactory = Callable[["SearchSpace", "Constraint"], Searcher]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    """A finished search.
-
-    Attributes:
-        run_dir: its folder.
-        settings: what it was asked to do.
-        task: network, data, channel groups, space, budget and ranking.
-        trials: all trials in the order of asking.
-        best: the trial of the highest fitness.
-        build: candidate -> sliced network with its batch-norm statistics re-estimated, on the CPU: the very one that
-            fitness saw where the evaluator is `AdaptiveBN`, and the one before training where it trains.
-    """
-
-    run_dir: Path
-    settings: SearchSettings
-    task: Task
-    trials: tuple[Trial, ...] = field(repr=False)
-    best: Trial
-    build: Callable[[Candidate], nn.Module] = field(repr=False)
-
-    def pareto(self, x: str = "macs", y: str = "fitness") -> list[Trial]:
-        """Returns the trials that no other one beats in both x (smaller is better) and y (larger is better).
-
-        Args:
-            x: "macs", "params", "seconds", a metric, or another cost in closed form: "flops", "peak_activation" and,
-                where the budget bounds it, "latency_ms" (as expected from layers, unless all candidates were measured).
-            y: "fitness", or any of these.
-
-        Returns:
-            Trials by ascending x; failed trials are left out.
-
-        Raises:
-            RunError: if a trial has no such number.
-        """
-        ranked = sorted(
-            ((self.number(t, x), -self.number(t, y), t.number, t) for t in self.trials if t.evaluation.failure is None),
-            key=lambda entry: entry[:3],
-        )
-        front: list[Trial] = []
-        best = np.inf
-        for _, negative, _, trial in ranked:
-            if negative < best:
-                front.append(trial)
-                best = negative
-        return front
-
-    def number(self, trial: Trial, name: str) -> float:
-        """Returns a number of a trial by name, as `pareto` takes it.
-
-        Raises:
-            RunError: if it has no such number.
-        """
-        evaluation, costs = trial.evaluation, self.task.constraint.costs
-        reported = {key: getattr(evaluation, key) for key in ("fitness", "macs", "params", "seconds")}
-        reported |= {key: value for key, value in evaluation.metrics.items() if key not in reported}
-        if name in reported:
-            return float(reported[name])
-        closed = [key for key in COSTS if hasattr(costs, key)]
-        if name in closed:
-            return float(getattr(costs, name)([trial.candidate])[0])
-        msg = f"trial {trial.number} has no {name!r}; it has: {', '.join(dict.fromkeys([*reported, *closed]))}"
-        raise RunError(msg)
-
-    @cached_property
-    def widths(self) -> dict[str, tuple[int, int]]:
-        """Kept and full channels of the best structure; see `SearchSpace.widths`."""
-        return self.task.space.widths(self.best.candidate)
-
-    def model(self) -> nn.Module:
-        """Returns the best network: sliced, statistics of its batch norms re-estimated, in evaluation mode."""
-        return self.build(self.best.candidate)
-
-
 def search(  # noqa: PLR0913 - the one entry point; everything but the first three has a good default
     model: nn.Module,
     data: Data,
@@ -133,6 +55,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     seed: int = 0,
     space: SpaceOptions | None = None,
     criterion: str = "l1",
+    prepare: str | Mapping[str, Any] | Preparation | None = None,
     latency: LatencyOptions | None = None,
     max_failures: int = 10,
     progress: Progress = silent,
@@ -153,6 +76,8 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         seed: of everything random.
         space: which widths are searched.
         criterion: which channels are kept, see `rank_channels`.
+        prepare: what is trained before the search: a name, {"name": ..., option: value}, or your own `Preparation`. A
+            searcher by name begins with the structures that it proposes; of yours, only networks come from it.
         latency: how forward time is measured where the budget bounds it.
         max_failures: more failed evaluations than this in a row stop the run.
         progress: called after every trial.
@@ -173,19 +98,76 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         execution=execution or ExecutionOptions(),
         seed=seed,
         max_failures=max_failures,
+        prepare=None if prepare is None else _part("prepare", prepare),
     )
-    folder = RunFolder(run_dir)
-    task = Task.of(model, data, settings, folder=folder)
-    parts = Parts.of(
-        task,
-        settings,
+    brought = Brought(
         searcher=None if isinstance(searcher, str | Mapping) else searcher,
         evaluator=None if isinstance(evaluator, str | Mapping) else evaluator,
+        preparation=prepare if isinstance(prepare, Preparation) else None,
     )
-    with folder.locked(), workers_for(settings, folder, executor) as where:
-        return run_search(
-            folder, task, settings, replace(parts, executor=where), logged(folder, progress), watchers=watchers
-        )
+    return run_here(RunFolder(run_dir), model, data, settings, brought, executor, progress, watchers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brought:
+    """Objects of the caller's own, which a record of settings cannot name; None: it names one.
+
+    Attributes:
+        searcher: a function of (space, constraint), or a new searcher.
+        evaluator: candidate and seed -> evaluation.
+        preparation: of the source.
+    """
+
+    searcher: SearcherFactory | Searcher | None = None
+    evaluator: Evaluator | None = None
+    preparation: Preparation | None = None
+
+    def missing(self, settings: SearchSettings) -> list[str]:
+        """Returns the arguments that the caller has to bring again to go on with a run."""
+        parts = {
+            "searcher": (settings.searcher, self.searcher),
+            "evaluator": (settings.evaluator, self.evaluator),
+            "prepare": (settings.prepare, self.preparation),
+        }
+        named = {name: (part, own) for name, (part, own) in parts.items() if part is not None}
+        return [name for name, (part, own) in named.items() if part.name.endswith(OBJECT) and own is None]
+
+
+def run_here(  # noqa: PLR0913 - all that a search from Python has
+    folder: RunFolder,
+    model: nn.Module,
+    data: Data,
+    settings: SearchSettings,
+    brought: Brought,
+    executor: Executor | None,
+    progress: Progress,
+    watchers: Sequence[WatcherFactory],
+) -> SearchResult:
+    """Runs or continues a search on objects of the caller's, as `search` says.
+
+    Args:
+        folder: of the run.
+        model: the trained network.
+        data: its data.
+        settings: of the run.
+        brought: what they do not name.
+        executor: where evaluations run.
+        progress: called after every trial.
+        watchers: make those who hear of every trial.
+    """
+    task = Task.of(model, data, settings, folder=folder)
+    parts = Parts.of(task, settings, searcher=brought.searcher, evaluator=brought.evaluator)
+    preparation = preparation_of(settings, brought.preparation)
+    if preparation is not None:
+        preparation.check(task)
+    with folder.locked():
+        progress = logged(folder, progress)
+        if preparation is not None:
+            write_header(folder, settings, identity(task))
+            task = prepared(folder, settings, task, preparation, progress)
+            parts = Parts.of(task, settings, searcher=brought.searcher, evaluator=brought.evaluator)
+        with workers_for(settings, folder, executor) as where:
+            return run_search(folder, task, settings, replace(parts, executor=where), progress, watchers=watchers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +231,7 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
     Raises:
         RunError: if the folder holds a different run, or no trial succeeded.
     """
-    write_header(folder, settings, identity(task.source, task.data))
+    write_header(folder, settings, identity(task))
     keep_times(folder, task)
     loop = Loop(
         folder=folder,
@@ -269,57 +251,20 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
     return collected(folder, task, settings, loop.run(), parts.evaluator)
 
 
-def collected(
-    folder: RunFolder, task: Task, settings: SearchSettings, trials: Sequence[Trial], evaluator: Evaluator
-) -> SearchResult:
-    """Returns what trials found.
-
-    Args:
-        folder: the run's.
-        task: what is pruned.
-        settings: of the run.
-        trials: in the order of asking.
-        evaluator: what evaluated them.
-
-    Raises:
-        RunError: if no trial succeeded.
-    """
-    best = best_trial(trials)
-    if best is None:
-        reasons = "; ".join(dict.fromkeys(str(t.evaluation.failure) for t in trials)) or "no structure was evaluated"
-        msg = (
-            f"no trial of {folder.path} succeeded: {reasons}; once that is mended, evaluate them again with: "
-            f"abcsearch resume {quoted(folder.run)} --retry-failed"
-        )
-        raise RunError(msg)
-    builder = cache(lambda: _builder(task, evaluator))  # made when first needed: it may read images
-    return SearchResult(
-        run_dir=folder.path,
-        settings=settings,
-        task=task,
-        trials=tuple(trials),
-        best=best,
-        build=lambda candidate: builder().build(candidate),
-    )
-
-
-def _builder(task: Task, evaluator: Evaluator) -> AdaptiveBN:
-    """Returns the AdaptiveBN of the search, or one with default options where the search had another evaluator."""
-    own = evaluator.first if isinstance(evaluator, Cascade) else evaluator
-    if isinstance(own, AdaptiveBN):
-        return own
-    options = AdaptiveBNOptions(batch_size=max(2, min(AdaptiveBNOptions.batch_size, len(task.data.train))))
-    with warnings.catch_warnings():  # nobody asked for a calibration
-        warnings.simplefilter("ignore", UserWarning)
-        return AdaptiveBN(task.source, task.data, options)
+_OWN = {
+    "searcher": "a function of (space, constraint) or a new Searcher",
+    "evaluator": "a function",
+    "prepare": "a Preparation",
+}
 
 
 def _part(what: str, value: str | Mapping[str, Any] | object) -> Part:
-    """Returns the record of a searcher or evaluator; objects are recorded by the name of their class or function."""
+    """Returns the record of a part; objects are recorded by the name of their class or function."""
     if isinstance(value, str | Mapping):
         return Part.of(value)
-    if not callable(value) and not isinstance(value, Searcher):
-        own = "a function of (space, constraint) or a new Searcher" if what == "searcher" else "a function"
+    good = isinstance(value, Preparation) if what == "prepare" else callable(value) or isinstance(value, Searcher)
+    if not good:
+        own = _OWN[what]
         msg = f'{what} is a name, {{"name": name, "option": value}} or {own}, found {value!r}'
         raise ConfigError(msg)
     named: Any = value if hasattr(value, "__qualname__") else type(value)
@@ -330,7 +275,10 @@ def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Sea
     """Returns the searcher that the caller brought, or makes the one that the settings name."""
     if given is None:
         part = settings.searcher
-        return make_searcher(part.name, task.space, task.constraint, seed=settings.seed, **part.options)
+        options = dict(part.options)
+        if task.starts:
+            options["initial"] = [*task.starts, *options.get("initial", ())]
+        return make_searcher(part.name, task.space, task.constraint, seed=settings.seed, **options)
     searcher = given if isinstance(given, Searcher) else given(task.space, task.constraint)
     if not isinstance(searcher, Searcher):  # pyright: ignore[reportUnnecessaryIsInstance]
         msg = f"a function of (space, constraint) returns a new Searcher, found {searcher!r}"

@@ -148,9 +148,11 @@ class SearchSettings:
         seed: of everything random.
         max_failures: more failed evaluations than this in a row stop the run.
         execution: where evaluations run, and when the searcher hears of them.
+        prepare: what is trained before the search; None: nothing.
 
     Raises:
-        ConfigError: if n_trials or max_failures is out of range.
+        ConfigError: if n_trials or max_failures is out of range, or the searcher is to propose what it is given, and
+            is given nothing.
     """
 
     budget: Budget
@@ -163,6 +165,7 @@ class SearchSettings:
     seed: int = 0
     max_failures: int = 10
     execution: ExecutionOptions = field(default_factory=ExecutionOptions)
+    prepare: Part | None = None
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
@@ -171,6 +174,9 @@ class SearchSettings:
             raise ConfigError(msg)
         for name in LOWEST:
             check_lowest(name, getattr(self, name))
+        if self.searcher.name == "given" and self.prepare is None and not self.searcher.options.get("initial"):
+            msg = "searcher 'given' proposes what it is given, and is given nothing: set searcher.initial, or [prepare]"
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +278,7 @@ _RECORDS: dict[str, type] = {
     "space": SpaceOptions,
     "latency": LatencyOptions,
     "execution": ExecutionOptions,
+    "prepare": Part,
     "model": ModelSettings,
     "data": Part,
     "pretrain": Recipe,
@@ -321,7 +328,7 @@ def from_plain(kind: type[S], plain: Mapping[str, Any], file: Path | None = None
     try:
         for key, value in plain.items():
             table: Any = value  # whatever the file holds
-            empty = value is None and key == "pretrain"
+            empty = value is None and key in ("pretrain", "prepare")
             values[key] = _RECORDS[key](**table) if key in _RECORDS and not empty else value
         key = "settings"
         settings = kind(**values)

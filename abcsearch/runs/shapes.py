@@ -109,9 +109,10 @@ def _problems(header: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path} is missing"
         elif there and not (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
             yield f"{path} is {_WORDS[kind]}, found {value!r:.60}"
-    pretrain = header["settings"].get("pretrain")
-    if not isinstance(pretrain, dict | None):
-        yield f"settings.pretrain is a table, found {pretrain!r:.60}"
+    for name in ("pretrain", "prepare"):
+        table = header["settings"].get(name)
+        if not isinstance(table, dict | None):
+            yield f"settings.{name} is a table, found {table!r:.60}"
     for path in ("settings.baselines", "environment.command"):
         there, value = _value(header, path.split("."))
         if there and isinstance(value, list) and not all(isinstance(one, str) for one in value):

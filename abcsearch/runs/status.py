@@ -28,6 +28,7 @@ _RECENT, _FEWEST = 300, 50
 _PAUSE, _EVALUATIONS = 60, 3
 _LOG_LINES = 5
 TUNING = "fine-tuning"  # what the stages of fine-tuning begin with
+PREPARING = "preparing"  # and those of what is trained before a search
 
 
 class Pace:
@@ -188,6 +189,11 @@ class Pulse:
     def tuning(self) -> bool:
         """Whether it is that of fine-tuning."""
         return str(self.stage).startswith(TUNING)
+
+    @property
+    def training(self) -> bool:
+        """Whether it is that of a training, which says how far it is in its stage."""
+        return str(self.stage).startswith((TUNING, PREPARING))
 
     @classmethod
     def of(cls, folder: RunFolder) -> Pulse | None:

@@ -16,12 +16,31 @@ from abcsearch.runs.latency import run_costs
 from abcsearch.runs.ranking import rank_for_run
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from torch import nn
 
     from abcsearch.budget import Constraint
+    from abcsearch.channels.ranking import Ranking
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.space import Candidate, SearchSpace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a preparation has made besides the source.
+
+    Attributes:
+        starts: structures that the search begins with.
+        facts: for the report.
+        mark: what it is recognised by.
+    """
+
+    starts: tuple[Candidate, ...]
+    facts: Mapping[str, Any]
+    mark: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +52,26 @@ class Task:
         data: its data.
         space: the structures.
         constraint: the budget bound to the space.
+        settings: of the run.
+        made: what was prepared besides the source; None where nothing was.
     """
 
     source: Source = field(repr=False)
     data: Data
     space: SearchSpace = field(repr=False)
     constraint: Constraint = field(repr=False)
+    settings: SearchSettings = field(repr=False)
+    made: Made | None = None
+
+    @property
+    def base(self) -> nn.Module:
+        """The network as it was brought, or trained: what "full" means, whatever has been prepared."""
+        return self.source.full
+
+    @property
+    def starts(self) -> tuple[Candidate, ...]:
+        """The structures that a search begins with."""
+        return () if self.made is None else self.made.starts
 
     @property
     def graph(self) -> ChannelGraph:
@@ -80,12 +113,20 @@ class Task:
         space = graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
         constraint = settings.budget.bind(space, run_costs(model, graph, data, settings, folder))
         ranking = rank_for_run(model, graph, data, settings, draft=not trained)
-        return cls(source=Sliced(model, graph, ranking), data=data, space=space, constraint=constraint)
+        source = Sliced(model, graph, ranking)
+        return cls(source=source, data=data, space=space, constraint=constraint, settings=settings)
 
-    def reranked(self, settings: SearchSettings) -> Task:
+    def rank(self, model: nn.Module) -> Ranking:
+        """Returns the ranking of a network of the same graph by the run's criterion."""
+        return rank_for_run(model, self.graph, self.data, self.settings)
+
+    def reranked(self) -> Task:
         """Returns the task after its model has been trained: only the ranking depends on the weights."""
-        model, graph = self.source.model, self.graph
-        return replace(self, source=Sliced(model, graph, rank_for_run(model, graph, self.data, settings)))
+        return replace(self, source=Sliced(self.base, self.graph, self.rank(self.base)))
+
+    def prepared(self, source: Source, made: Made) -> Task:
+        """Returns the task with another source; what is full stays so."""
+        return replace(self, source=source.beside(self.base), made=made)
 
     def uniform(self) -> Candidate:
         """Returns the largest structure inside the budget whose layers all keep the same ratio, and all blocks.

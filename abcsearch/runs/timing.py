@@ -15,7 +15,9 @@ from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.cascade import CascadeOptions
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.evaluation.short_training import ShortTrainingOptions
+from abcsearch.preparation.base import Trainer, prepared_by
 from abcsearch.runs.latency import measured
+from abcsearch.training.checks import check_lesson
 from abcsearch.training.computing import find_device
 from abcsearch.training.loop import train
 
@@ -24,11 +26,15 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from abcsearch.data.images import Images
     from abcsearch.data.splits import Data
+    from abcsearch.preparation.base import Preparation
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
     from abcsearch.space import Candidate
+    from abcsearch.training.lesson import Lesson
     from abcsearch.training.recipe import Recipe
+    from abcsearch.training.state import Trained
 
 PATIENCE = 2.0  # seconds; a part that takes longer is not made larger
 # On a CPU, batches are of so many images, and of more while their forward passes have so few MACs: larger ones would
@@ -172,7 +178,7 @@ def training_time(task: Task, network: nn.Module, recipe: Recipe, patience: floa
         recipe: how.
         patience: a timed part that takes longer than so many seconds is not made larger.
     """
-    split, teacher = task.data.train, task.source.model if recipe.distillation else None
+    split, teacher = task.data.train, task.base if recipe.distillation else None
     whole = len(split) // recipe.batch_size * recipe.epochs * recipe.batch_size
     batch = _batch(recipe.batch_size, recipe.device, full_macs(task))
 
@@ -181,12 +187,75 @@ def training_time(task: Task, network: nn.Module, recipe: Recipe, patience: floa
         trained, own = copy.deepcopy(network), replace(recipe, batch_size=batch, lr=_TINY, keep="last")
         start = time.perf_counter()
         train(trained, split, own, stream="rehearsal", objective=task.data.objective, steps=steps, teacher=teacher)
-        if find_device(recipe.device).type == "cuda":
-            torch.cuda.synchronize(find_device(recipe.device))
+        _finished(recipe.device)
         seconds = time.perf_counter() - start
         return _Part(steps * batch, seconds, seconds)
 
     return _grown(timed, whole, patience)
+
+
+def preparation_time(
+    task: Task, settings: SearchSettings, preparation: Preparation, patience: float = PATIENCE
+) -> Estimate:
+    """Returns how long a preparation takes: it runs as a whole, but for its trainings, of which some steps are taken.
+
+    Args:
+        task: what it is for; not changed.
+        settings: of the run.
+        preparation: of the run.
+        patience: a timed part of a training that takes longer than so many seconds is not made larger.
+
+    Raises:
+        PreparationError: if the preparation does not keep its word.
+    """
+    trainer = _Rehearsing(task, settings.seed, patience)
+    start = time.perf_counter()
+    prepared_by(preparation, task, trainer)
+    rest = time.perf_counter() - start - trainer.waited
+    shares = [estimate.share for estimate in trainer.estimates]
+    return Estimate(seconds=rest + sum(own.seconds for own in trainer.estimates), share=min(shares, default=1.0))
+
+
+class _Rehearsing(Trainer):
+    """Takes some steps of every training.
+
+    Attributes:
+        estimates: how long each would take.
+        waited: seconds that the steps took.
+    """
+
+    def __init__(self, task: Task, seed: int, patience: float) -> None:
+        super().__init__(task.data.train, seed)
+        self._task, self._patience = task, patience
+        self.estimates: list[Estimate] = []
+        self.waited = 0.0
+
+    def _train(self, lesson: Lesson, recipe: Recipe, name: str, images: Images) -> Trained:
+        """Takes some steps that change next to nothing; returns how the last ones went."""
+        whole = len(images) // recipe.batch_size * recipe.epochs * recipe.batch_size
+        batch = _batch(recipe.batch_size, recipe.device, full_macs(self._task))
+        done: list[Trained] = []
+
+        def timed(share: float) -> _Part:
+            steps = max(1, round(share * whole / batch))
+            own = replace(recipe, batch_size=batch, lr=_TINY, keep="last")
+            start = time.perf_counter()
+            done.append(train(lesson, images, own, seed=self.seed, stream=f"rehearsal {name}", steps=steps))
+            _finished(recipe.device)
+            seconds = time.perf_counter() - start
+            return _Part(steps * batch, seconds, seconds)
+
+        check_lesson(lesson, recipe, images, scored=False)
+        start = time.perf_counter()
+        self.estimates.append(_grown(timed, whole, self._patience))
+        self.waited += time.perf_counter() - start
+        return done[-1]
+
+
+def _finished(device: str) -> None:
+    """Waits until a device has done what it was told."""
+    if find_device(device).type == "cuda":
+        torch.cuda.synchronize(find_device(device))
 
 
 def _grown(timed: Callable[[float], _Part], full: float, patience: float) -> Estimate:

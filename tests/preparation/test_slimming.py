@@ -1,6 +1,5 @@
 """Network Slimming: exact on a problem with a known answer, and refused where there is nothing to penalise."""
 
-
 import numpy as np
 import pytest
 import torch

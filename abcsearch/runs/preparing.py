@@ -1,0 +1,213 @@
+"""What is trained before a run's search: made once, kept in the folder, and from then on read from there."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from abcsearch.errors import CandidateError, PreparationError, RunError, quoted
+from abcsearch.preparation.base import Trainer, check_restored, check_start, prepared_by
+from abcsearch.preparation.registry import make_preparation
+from abcsearch.runs.header import data_identity
+from abcsearch.runs.loop import Progress, silent
+from abcsearch.runs.settings import deciding, to_plain
+from abcsearch.runs.status import PREPARING
+from abcsearch.runs.task import Made
+from abcsearch.runs.weights import checkpoint_path, load_tensors, tensors_writer
+from abcsearch.training.begun import losses_so_far
+from abcsearch.training.checkpoints import network_hash, tensors_hash
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from abcsearch.preparation.base import Preparation, Prepared
+    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.settings import SearchSettings
+    from abcsearch.runs.task import Task
+    from abcsearch.training.recipe import Recipe
+
+RECORD, WEIGHTS = "prepared.json", "prepared.safetensors"
+# Of the settings, what a preparation may depend on.
+_SEEN = ("prepare", "budget", "space", "criterion", "latency", "seed")
+
+
+def preparation_of(settings: SearchSettings, given: Preparation | None = None) -> Preparation | None:
+    """Returns the preparation that the caller brought, or makes the one that the settings name; None without.
+
+    Raises:
+        ConfigError, PreparationError: as `make_preparation`.
+    """
+    if settings.prepare is None or given is not None:
+        return given
+    return make_preparation(settings.prepare.name, **settings.prepare.options)
+
+
+def prepared(
+    folder: RunFolder,
+    settings: SearchSettings,
+    task: Task,
+    preparation: Preparation | None,
+    progress: Progress = silent,
+) -> Task:
+    """Returns a task whose candidates come from what is prepared, which is made now unless the folder has it.
+
+    Args:
+        folder: of the run, locked.
+        settings: of the run.
+        task: with the trained network.
+        preparation: of the run; None: the task is as it was.
+        progress: of its trainings.
+
+    Raises:
+        PreparationError: if the preparation does not keep its word, or a search of nothing but its structures has none.
+        RunError: as `opened`.
+        AbcSearchError: whatever a training raises.
+    """
+    if preparation is None:
+        return task
+    if not (folder.path / RECORD).exists():
+        _make(folder, settings, task, preparation, progress)
+    ready = opened(folder, settings, task, preparation)
+    if settings.searcher.name == "given" and not (ready.starts or settings.searcher.options.get("initial")):
+        msg = f"preparation {type(preparation).__name__} proposes no structure, and searcher 'given' has no other: set "
+        msg += "searcher.initial, or take another searcher"
+        raise PreparationError(msg)
+    return ready
+
+
+def _make(
+    folder: RunFolder, settings: SearchSettings, task: Task, preparation: Preparation, progress: Progress
+) -> None:
+    """Prepares, and writes the weights, then the record that vouches for them."""
+    of = _mark(settings, task)
+
+    def show(name: str, done: int, total: int) -> None:
+        now = f"{PREPARING}: {name}, epoch {min(done + 1, total)} of {total}"
+        folder.write_progress(now, done, total, busy=1, workers=1)
+
+    def checkpoint(name: str, recipe: Recipe) -> Path:
+        path = checkpoint_path(folder.path / "prepared", of, name)
+        show(name, len(losses_so_far(path)), recipe.epochs)
+        return path
+
+    def on_epoch(name: str, done: int, total: int, loss: float) -> None:
+        folder.check()
+        show(name, done, total)
+        progress(f"{PREPARING}: {name}", done, total, f"loss {loss:.4f}")
+
+    trainer = Trainer(task.data.train, settings.seed, checkpoint=checkpoint, on_epoch=on_epoch)
+    made = prepared_by(preparation, task, trainer)
+    states = {name: dict(module.state_dict()) for name, module in made.source.modules.items()}
+    check_restored(preparation, task, made.source, states)
+    tensors = {f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()}
+    folder.write(WEIGHTS, tensors_writer(tensors))
+    folder.write_json(RECORD, _record(made, of, tensors))
+    for done in folder.path.glob("prepared-*.checkpoint"):
+        done.unlink()
+    folder.log(f"prepared: {len(made.starts)} structures to begin with; {_told(made)}")
+
+
+def _record(made: Prepared, of: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Returns what prepared.json holds."""
+    starts = [list(start) for start in made.starts]
+    return {"of": of, "weights": tensors_hash(tensors), "starts": starts, "facts": dict(made.facts)}
+
+
+def _told(made: Prepared) -> str:
+    """Returns the facts in a line."""
+    return ", ".join(f"{name} {value}" for name, value in made.facts.items()) or "no facts"
+
+
+def _mark(settings: SearchSettings, task: Task) -> str:
+    """Returns what tells one preparation's result from another's: all that it follows from."""
+    plain = deciding(to_plain(settings))
+    seen = {key: plain[key] for key in _SEEN}
+    text = repr((seen, network_hash(task.base), data_identity(task.data)["data"]))
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def opened(folder: RunFolder, settings: SearchSettings, task: Task, preparation: Preparation | None) -> Task:
+    """Returns a task whose candidates come from what was prepared, as the folder holds it.
+
+    Args:
+        folder: of the run; only read.
+        settings: of the run.
+        task: with the trained network.
+        preparation: of the run; None: the task is as it was.
+
+    Raises:
+        RunError: if something is missing or damaged, or of another run.
+    """
+    if preparation is None:
+        return task
+    record = _checked(folder, settings, task)
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    for path, tensor in _weights(folder, record["weights"]).items():
+        name, _, key = path.partition(".")
+        states.setdefault(name, {})[key] = tensor
+    try:
+        source = preparation.source(task, states)
+    except (KeyError, RuntimeError) as error:  # as torch says it
+        raise RunError(
+            _refusal(folder, WEIGHTS, f"does not fit {type(preparation).__name__}: {error!r:.200}")
+        ) from error
+    starts = tuple(tuple(start) for start in record["starts"])
+    mark = f"{record['weights']} {zlib.crc32(repr(starts).encode()):08x}"
+    return task.prepared(source, Made(starts=starts, facts=record["facts"], mark=mark))
+
+
+def _checked(folder: RunFolder, settings: SearchSettings, task: Task) -> dict[str, Any]:
+    """Returns what prepared.json holds; raises RunError if it is missing, damaged, or of another run."""
+    try:
+        record = folder.read_json(RECORD)
+    except RunError as error:
+        raise RunError(_refusal(folder, RECORD, f"is damaged: {error.__cause__ or error}")) from error
+    if record is None:
+        raise RunError(_refusal(folder, RECORD, "is missing"))
+    wrong = _wrong(record, task)
+    if wrong:
+        raise RunError(_refusal(folder, RECORD, f"is damaged: {wrong}"))
+    if record["of"] != _mark(settings, task):
+        raise RunError(_refusal(folder, RECORD, "is of another run: of another network, other data or settings"))
+    return record
+
+
+def _wrong(record: Any, task: Task) -> str:  # noqa: ANN401 - any JSON value
+    """Returns what is wrong with the content of prepared.json, or ""."""
+    kinds = {"of": str, "weights": str, "starts": list, "facts": dict}
+    if not isinstance(record, dict):
+        return f"it holds {record!r:.40}"
+    wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
+    if wrong:
+        return f"{', '.join(wrong)} missing or wrong"
+    try:
+        for start in record["starts"]:
+            check_start(task.space, start)
+    except CandidateError as error:
+        return f"starts: {error}"
+    return ""
+
+
+def _weights(folder: RunFolder, vouched: str) -> dict[str, torch.Tensor]:
+    """Returns the tensors of prepared.safetensors; raises RunError unless the record vouches for them."""
+    path = folder.path / WEIGHTS
+    if not path.exists():
+        raise RunError(_refusal(folder, WEIGHTS, "is missing"))
+    try:
+        tensors = load_tensors(path)
+    except Exception as error:  # what is raised depends on the damage
+        reason = (str(error) or type(error).__name__).splitlines()[0].removeprefix("damaged: ")
+        raise RunError(_refusal(folder, WEIGHTS, f"is damaged: {reason}")) from error
+    if tensors_hash(tensors) != vouched:
+        raise RunError(_refusal(folder, WEIGHTS, f"holds other weights than {RECORD} vouches for"))
+    return tensors
+
+
+def _refusal(folder: RunFolder, name: str, what: str) -> str:
+    """Returns what is wrong with a file, and what to do."""
+    return (
+        f"{folder.path / name} {what}; restore {RECORD} and {WEIGHTS} from a copy, or delete both: all is then "
+        f"prepared again with the same result, by: abcsearch resume {quoted(folder.path)}"
+    )

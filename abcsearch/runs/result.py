@@ -1,0 +1,148 @@
+"""What a search found: its trials, its best structure, and the network of any."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from abcsearch.bounds import COSTS
+from abcsearch.errors import RunError, quoted
+from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
+from abcsearch.evaluation.cascade import Cascade
+from abcsearch.trial import best_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from abcsearch.evaluation.base import Evaluator
+    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.settings import SearchSettings
+    from abcsearch.runs.task import Task
+    from abcsearch.space import Candidate
+    from abcsearch.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """A finished search.
+
+    Attributes:
+        run_dir: its folder.
+        settings: what it was asked to do.
+        task: network, data, channel groups, space, budget and ranking.
+        trials: all trials in the order of asking.
+        best: the trial of the highest fitness.
+        build: candidate -> sliced network with its batch-norm statistics re-estimated, on the CPU: the very one that
+            fitness saw where the evaluator is `AdaptiveBN`, and the one before training where it trains.
+    """
+
+    run_dir: Path
+    settings: SearchSettings
+    task: Task
+    trials: tuple[Trial, ...] = field(repr=False)
+    best: Trial
+    build: Callable[[Candidate], nn.Module] = field(repr=False)
+
+    def pareto(self, x: str = "macs", y: str = "fitness") -> list[Trial]:
+        """Returns the trials that no other one beats in both x (smaller is better) and y (larger is better).
+
+        Args:
+            x: "macs", "params", "seconds", a metric, or another cost in closed form: "flops", "peak_activation" and,
+                where the budget bounds it, "latency_ms" (as expected from layers, unless all candidates were measured).
+            y: "fitness", or any of these.
+
+        Returns:
+            Trials by ascending x; failed trials are left out.
+
+        Raises:
+            RunError: if a trial has no such number.
+        """
+        ranked = sorted(
+            ((self.number(t, x), -self.number(t, y), t.number, t) for t in self.trials if t.evaluation.failure is None),
+            key=lambda entry: entry[:3],
+        )
+        front: list[Trial] = []
+        best = np.inf
+        for _, negative, _, trial in ranked:
+            if negative < best:
+                front.append(trial)
+                best = negative
+        return front
+
+    def number(self, trial: Trial, name: str) -> float:
+        """Returns a number of a trial by name, as `pareto` takes it.
+
+        Raises:
+            RunError: if it has no such number.
+        """
+        evaluation, costs = trial.evaluation, self.task.constraint.costs
+        reported = {key: getattr(evaluation, key) for key in ("fitness", "macs", "params", "seconds")}
+        reported |= {key: value for key, value in evaluation.metrics.items() if key not in reported}
+        if name in reported:
+            return float(reported[name])
+        closed = [key for key in COSTS if hasattr(costs, key)]
+        if name in closed:
+            return float(getattr(costs, name)([trial.candidate])[0])
+        msg = f"trial {trial.number} has no {name!r}; it has: {', '.join(dict.fromkeys([*reported, *closed]))}"
+        raise RunError(msg)
+
+    @cached_property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Kept and full channels of the best structure; see `SearchSpace.widths`."""
+        return self.task.space.widths(self.best.candidate)
+
+    def model(self) -> nn.Module:
+        """Returns the best network: sliced, statistics of its batch norms re-estimated, in evaluation mode."""
+        return self.build(self.best.candidate)
+
+
+def collected(
+    folder: RunFolder, task: Task, settings: SearchSettings, trials: Sequence[Trial], evaluator: Evaluator
+) -> SearchResult:
+    """Returns what trials found.
+
+    Args:
+        folder: the run's.
+        task: what is pruned.
+        settings: of the run.
+        trials: in the order of asking.
+        evaluator: what evaluated them.
+
+    Raises:
+        RunError: if no trial succeeded.
+    """
+    best = best_trial(trials)
+    if best is None:
+        reasons = "; ".join(dict.fromkeys(str(t.evaluation.failure) for t in trials)) or "no structure was evaluated"
+        msg = (
+            f"no trial of {folder.path} succeeded: {reasons}; once that is mended, evaluate them again with: "
+            f"abcsearch resume {quoted(folder.run)} --retry-failed"
+        )
+        raise RunError(msg)
+    builder = cache(lambda: _builder(task, evaluator))  # made when first needed: it may read images
+    return SearchResult(
+        run_dir=folder.path,
+        settings=settings,
+        task=task,
+        trials=tuple(trials),
+        best=best,
+        build=lambda candidate: builder().build(candidate),
+    )
+
+
+def _builder(task: Task, evaluator: Evaluator) -> AdaptiveBN:
+    """Returns the AdaptiveBN of the search, or one with default options where the search had another evaluator."""
+    own = evaluator.first if isinstance(evaluator, Cascade) else evaluator
+    if isinstance(own, AdaptiveBN):
+        return own
+    options = AdaptiveBNOptions(batch_size=max(2, min(AdaptiveBNOptions.batch_size, len(task.data.train))))
+    with warnings.catch_warnings():  # nobody asked for a calibration
+        warnings.simplefilter("ignore", UserWarning)
+        return AdaptiveBN(task.source, task.data, options)
