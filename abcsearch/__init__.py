@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from abcsearch.exporting.files import export as export
     from abcsearch.exporting.files import load as load
     from abcsearch.exporting.quantizing import quantize as quantize
+    from abcsearch.preparation.base import Preparation as Preparation
+    from abcsearch.preparation.base import Prepared as Prepared
+    from abcsearch.preparation.base import Trainer as Trainer
     from abcsearch.runs.configured import resume as resume
     from abcsearch.runs.result import SearchResult as SearchResult
     from abcsearch.runs.run import search as search
@@ -124,6 +127,9 @@ _HOME = {
     "export": "abcsearch.exporting.files",
     "load": "abcsearch.exporting.files",
     "quantize": "abcsearch.exporting.quantizing",
+    "Prepared": "abcsearch.preparation.base",
+    "Preparation": "abcsearch.preparation.base",
+    "Trainer": "abcsearch.preparation.base",
     "resume": "abcsearch.runs.configured",
     "SearchResult": "abcsearch.runs.result",
     "search": "abcsearch.runs.run",

@@ -129,6 +129,8 @@ def report(
                 console.print(note)
             console.print(FRONT)
             print_table(*found.report.front_cells())
+            if found.report.prepared:
+                print_table(*found.report.prepared_cells())
         else:
             console.print(f"{state_of(found)} No table of networks: {found.missing}")
         if found.history.note:

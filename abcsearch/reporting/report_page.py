@@ -101,6 +101,7 @@ def report_page(found: Gathered) -> Page:
         _fitness(found),
         _front(found),
         _widths(found),
+        _prepared(found),
         _sensitivity(found),
         _parallel(found),
         _timeline(found),
@@ -208,6 +209,15 @@ def _widths(found: Gathered) -> Section | None:
     cells = width_cells(found.widths)
     body = table(cells, range(2, len(cells[0])))
     return Section(title="Widths along the network", lead=lead, chart="widths", body=body)
+
+
+def _prepared(found: Gathered) -> Section | None:
+    """Returns what was prepared before the search."""
+    cells = [] if found.report is None else found.report.prepared_cells()
+    if not cells:
+        return None
+    lead = "What was trained before the search, from which all candidates come; full is the network as it was before."
+    return Section(title="Prepared before the search", lead=lead, body=table(cells, ()))
 
 
 def _sensitivity(found: Gathered) -> Section:

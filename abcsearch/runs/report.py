@@ -17,7 +17,7 @@ from abcsearch.runs.weights import state_bytes
 from abcsearch.training.objectives import find_objective, metric_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from abcsearch.runs.finished import FinishedRun
@@ -92,6 +92,8 @@ class Report:
         metric: what `before` and `after` of the rows are.
         recipe: that the winner was fine-tuned with, plain values; None if it was not.
         damaged: which files of fine-tuning are missing or damaged, and what to do.
+        prepared: what was prepared before the search: names and values, its structures among the trials last; () where
+            nothing was.
     """
 
     title: str
@@ -103,6 +105,11 @@ class Report:
     metric: str
     recipe: Mapping[str, Any] | None = field(default=None, repr=False)
     damaged: tuple[str, ...] = ()
+    prepared: tuple[tuple[str, str], ...] = ()
+
+    def prepared_cells(self) -> list[list[str]]:
+        """Returns what was prepared as text, one list per row, the header first; [] where nothing was."""
+        return [["prepared", ""], *map(list, self.prepared)] if self.prepared else []
 
     def cells(self, *, short: bool = False) -> list[list[str]]:
         """Returns the table as text, one list per row, the header first; costs also in per cent of the full network.
@@ -142,6 +149,8 @@ class Report:
         warned = [f"Warning: {text}" for text in self.damaged]
         parts = [f"# {self.title}", *warned, _markdown_table(self.cells()), *self.notes, f"## {FRONT}"]
         parts += [_markdown_table(self.front_cells()), "## Widths", _markdown_table(widths)]
+        if self.prepared:
+            parts += ["## Prepared before the search", _markdown_table(self.prepared_cells())]
         return escaped("\n\n".join(parts) + "\n")
 
 
@@ -207,6 +216,7 @@ def make_report(run: FinishedRun) -> Report:
         metric=run.metric,
         recipe=recipe,
         damaged=damaged,
+        prepared=tuple(_prepared(run.result)),
     )
 
 
@@ -224,6 +234,35 @@ def write_report(
     folder.write(f"{name}.md", lambda path: path.write_text(report.markdown(), encoding="utf-8"))
     folder.write_json(f"{name}.json", {**asdict(report), **(more or {})})
     return folder.path / f"{name}.md"
+
+
+def _prepared(result: SearchResult) -> Iterator[tuple[str, str]]:
+    """Yields what was prepared, and what became of the structures that the search began with."""
+    made, part = result.task.made, result.settings.prepare
+    if made is None or part is None:
+        return
+    yield "by", part.name
+    for name, value in made.facts.items():
+        yield name, fact_text(value)
+    trials = {trial.candidate: trial for trial in reversed(result.trials)}
+    for start in made.starts:
+        trial = trials.get(start)
+        if trial is not None:
+            fitness = trial.evaluation.fitness
+            yield f"its structure, trial {trial.number}", "failed" if fitness is None else f"fitness {fitness:.4f}"
+
+
+def fact_text(value: Any) -> str:  # noqa: ANN401 - a plain JSON value
+    """Returns a fact of a preparation in words, numbers with four digits."""
+    if isinstance(value, bool | None):
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(fact_text, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {fact_text(own)}" for name, own in value.items())
+    return str(value)
 
 
 def _front(result: SearchResult, against: str) -> tuple[Point, ...]:
