@@ -49,7 +49,7 @@ def named(run, **settings):
 
     def change(header):
         for table, values in settings.items():
-            header["settings"][table].update(values)
+            header["settings"][table] = {**(header["settings"][table] or {}), **values}
 
     rewrite(run / "run.json", change)
 
@@ -66,6 +66,7 @@ OUTSIDE = [
     ({"evaluator": {"name": "evil:x-y"}}, "'evil:x-y' imported"),
     ({"evaluator": {"options": {"metric": ":evil"}}}, "':evil' imported"),
     ({"searcher": {"name": "evil:Searcher"}}, "'evil:Searcher' imported"),
+    ({"prepare": {"name": "evil:Preparation"}}, "'evil:Preparation' imported"),
     ({"data": {"name": "npz", "options": {"path": "x"}}}, "'x' read"),
     ({"data": {"name": "image_folder", "options": {"path": "/etc"}}}, "'/etc' read"),
     ({"model": {"checkpoint": "/etc/hostname"}}, "'/etc/hostname' read"),
