@@ -107,7 +107,7 @@ bench-checkpoints: $(VENV)/.installed ## public CIFAR-10 checkpoints: accuracy, 
 bench-searchers: $(VENV)/.installed ## how many evaluations every searcher needs (DATA=folder with nats_sss.csv.gz)
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.searchers --data $(DATA)
 
-bench-slicing: $(VENV)/.installed-bench ## time of one candidate against copy.deepcopy and torch-pruning, and of tracing
+bench-slicing: $(VENV)/.installed-bench ## time of one candidate against copy.deepcopy and torch-pruning, of a shared slice, and of tracing
 	@$(THREADS) $(BIN)/python experiments/benchmarks/slicing.py
 
 bench-wide: $(VENV)/.installed ## what searchers cost with 300 dimensions of 1000 choices (10 minutes); ARGS=--help for options

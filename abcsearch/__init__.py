@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from abcsearch.budget import Budget as Budget
     from abcsearch.budget import Constraint as Constraint
     from abcsearch.channels.blocks import Block as Block
+    from abcsearch.channels.gates import gate as gate
     from abcsearch.channels.graph import ChannelGraph as ChannelGraph
     from abcsearch.channels.graph import ChannelGroup as ChannelGroup
     from abcsearch.channels.groups import UnsupportedOpWarning as UnsupportedOpWarning
     from abcsearch.channels.groups import trace_channels as trace_channels
     from abcsearch.channels.ranking import Ranking as Ranking
     from abcsearch.channels.ranking import rank_channels as rank_channels
+    from abcsearch.channels.sharing import share as share
     from abcsearch.channels.slicing import slice_model as slice_model
+    from abcsearch.channels.source import Sliced as Sliced
+    from abcsearch.channels.source import Source as Source
     from abcsearch.data.registry import load_data as load_data
     from abcsearch.data.splits import Data as Data
     from abcsearch.data.splits import Split as Split
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from abcsearch.evaluation.cascade import CascadeOptions as CascadeOptions
     from abcsearch.evaluation.short_training import ShortTraining as ShortTraining
     from abcsearch.evaluation.short_training import ShortTrainingOptions as ShortTrainingOptions
+    from abcsearch.evaluation.sliced import ScoringOptions as ScoringOptions
+    from abcsearch.evaluation.sliced import SlicedEvaluator as SlicedEvaluator
     from abcsearch.evaluation.tabular import Tabular as Tabular
     from abcsearch.execution.options import ExecutionOptions as ExecutionOptions
     from abcsearch.execution.ray_executor import RayExecutor as RayExecutor
@@ -86,13 +92,17 @@ _HOME = {
     "Budget": "abcsearch.budget",
     "Constraint": "abcsearch.budget",
     "Block": "abcsearch.channels.blocks",
+    "gate": "abcsearch.channels.gates",
     "ChannelGraph": "abcsearch.channels.graph",
     "ChannelGroup": "abcsearch.channels.graph",
     "UnsupportedOpWarning": "abcsearch.channels.groups",
     "trace_channels": "abcsearch.channels.groups",
     "Ranking": "abcsearch.channels.ranking",
     "rank_channels": "abcsearch.channels.ranking",
+    "share": "abcsearch.channels.sharing",
     "slice_model": "abcsearch.channels.slicing",
+    "Sliced": "abcsearch.channels.source",
+    "Source": "abcsearch.channels.source",
     "load_data": "abcsearch.data.registry",
     "Data": "abcsearch.data.splits",
     "Split": "abcsearch.data.splits",
@@ -104,6 +114,8 @@ _HOME = {
     "CascadeOptions": "abcsearch.evaluation.cascade",
     "ShortTraining": "abcsearch.evaluation.short_training",
     "ShortTrainingOptions": "abcsearch.evaluation.short_training",
+    "ScoringOptions": "abcsearch.evaluation.sliced",
+    "SlicedEvaluator": "abcsearch.evaluation.sliced",
     "Tabular": "abcsearch.evaluation.tabular",
     "ExecutionOptions": "abcsearch.execution.options",
     "RayExecutor": "abcsearch.execution.ray_executor",

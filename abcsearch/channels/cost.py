@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from abcsearch.errors import CandidateError
+from abcsearch.channels.expectation import cumulants, expected_products
+from abcsearch.errors import CandidateError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from abcsearch.channels.activation import Activations
+    from abcsearch.channels.expectation import Distribution
     from abcsearch.channels.flow import Call
 
 _ROWS = 4096  # candidates per block, so that memory stays small for any number of candidates
@@ -160,6 +163,62 @@ class CostModel:
         for factor in self._factors[:, used]:
             elements = elements * (terms @ factor.T)
         return elements, kept
+
+    def expected(self, distributions: Sequence[Distribution], cost: str = "macs") -> torch.Tensor:
+        """Returns the expected cost of structures that are not decided yet: exact, and differentiable.
+
+        Dimensions are independent of each other. Where one group stands on both ends of a layer, the moments of its
+        width are used, E[w^2] and not E[w]^2. With whole numbers for widths it is what `macs` returns.
+
+        Source: FLOPs as in DMCP (Guo et al., CVPR 2020, section 3.3), where they are products of expected widths.
+
+        Args:
+            distributions: one per prunable group; then, or not at all, one per block, whose width is 1 or 0. Each is
+
+                - a number, or a floating-point tensor (): a width that is certain, which need not be whole, or the
+                  probability of keeping a block;
+                - a floating-point tensor (channels,): for every channel the probability, in [0, 1], that it is kept,
+                  independent of the others. Soft gates that are no probabilities have a width that is certain, their
+                  sum;
+                - a pair (widths, probabilities), both (n,), floating-point probabilities that add up to 1.
+
+                All tensors are on one device.
+            cost: "macs", "flops" or "params".
+
+        Returns:
+            () float64, the expectation of what the method of that name counts.
+
+        Raises:
+            CandidateError: if the number of distributions is wrong, one is none of these, or there is no such cost.
+        """
+        weights = {
+            "macs": (self._macs, self._fixed_macs),
+            "flops": (self._flops, self._fixed_flops),
+            "params": (self._params, np.zeros(1 + self._blocks)),
+        }
+        if cost not in weights:
+            raise CandidateError(unknown_name("cost", cost, weights))
+        widths = len(self._channels)
+        if len(distributions) not in (widths, widths + self._blocks):
+            both = f", or {widths + self._blocks} with its blocks" if self._blocks else ""
+            msg = f"distributions are one per prunable group, {widths}{both}, found {len(distributions)}"
+            raise CandidateError(msg)
+        sizes = [*self._channels.tolist(), *[1] * self._blocks]
+        most = max(1, len(self._factors))
+        orders = [
+            cumulants(f"dimension {index}", channels, distribution, most)
+            for index, (channels, distribution) in enumerate(zip(sizes, distributions, strict=False))
+        ]
+        device = next((row.device for row in orders if row.device.type != "cpu"), torch.device("cpu"))
+        empty = torch.zeros(most, 0, dtype=torch.float64, device=device)
+        rows = torch.stack([row.to(device) for row in orders], dim=1) if orders else empty
+        own, fixed = weights[cost]
+        used = np.flatnonzero(own)
+        elements = expected_products(self._factors[:, used], self._constant[used], rows[:, :widths])
+        missing = rows.new_ones(1 + widths + self._blocks - len(orders))  # blocks without a word on them, and no block
+        kept = torch.cat([rows[0, widths:], missing])
+        every = elements * kept[torch.from_numpy(self._block_of[used]).to(device)]
+        return every @ torch.from_numpy(own[used]).to(device) + kept @ torch.from_numpy(fixed).to(device)
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -78,6 +78,7 @@ class Flow:
         producers: (module path, first position, count) of every creation of positions, in execution order.
         axes: positions by (canonical name, axis).
         makes: those of `axes` along which an operation makes or scales channels; along the others they are only read.
+        sums: those of `axes` along which an operation reads channels and sums over them; tied weights may do both.
         calls: every use of a weight.
         problems: operations without a rule, with the reason: the positions that each touches; None for one that uses
             parameters.
@@ -92,6 +93,7 @@ class Flow:
     producers: list[tuple[str, int, int]] = field(default_factory=list)
     axes: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict)
     makes: set[tuple[str, int]] = field(default_factory=set)
+    sums: set[tuple[str, int]] = field(default_factory=set)
     calls: list[Call] = field(default_factory=list)
     problems: dict[str, NDArray[np.int64] | None] = field(default_factory=dict)
     settings: list[Setting] = field(default_factory=list)
@@ -226,8 +228,7 @@ class Flow:
             msg = f"axis {axis} of {name} has {self.sizes[name][axis]} entries for {len(positions)} channels"
             raise NoRuleError(msg)
         self.claimed.add((name, axis))
-        if not reads:
-            self.makes.add((name, axis))
+        (self.sums if reads else self.makes).add((name, axis))
         known = self.axes.setdefault((name, axis), positions)
         if known is not positions:
             self.tie(known, positions)

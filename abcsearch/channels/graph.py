@@ -40,6 +40,8 @@ class Member:
         entries: (n,) int64, the entries of that axis that belong to the group.
         channels: (n,) int64, the channel of the group that each entry belongs to.
         reads: whether the channels are only read there, as by the next convolution; otherwise they are made or scaled.
+        sums: whether an operation reads the channels there and sums over them; so it is wherever `reads` holds, and
+            where one of two operations with a tied weight does and the other makes channels.
     """
 
     parameter: str
@@ -47,6 +49,7 @@ class Member:
     entries: NDArray[np.int64] = field(repr=False)
     channels: NDArray[np.int64] = field(repr=False)
     reads: bool
+    sums: bool
 
 
 @dataclass(frozen=True, kw_only=True)

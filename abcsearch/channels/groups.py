@@ -263,7 +263,12 @@ def _member(flow: Flow, key: tuple[str, int], channels: NDArray[np.int64]) -> Me
     """Returns the part of a parameter axis that belongs to a group; `channels` is -1 where it does not."""
     entries = np.flatnonzero(channels >= 0)
     return Member(
-        parameter=key[0], axis=key[1], entries=entries, channels=channels[entries], reads=key not in flow.makes
+        parameter=key[0],
+        axis=key[1],
+        entries=entries,
+        channels=channels[entries],
+        reads=key not in flow.makes,
+        sums=key in flow.sums,
     )
 
 

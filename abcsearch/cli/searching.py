@@ -92,6 +92,9 @@ def resume(  # noqa: PLR0913 - one argument per option
     shorten: Annotated[  # noqa: FBT002 - an option
         bool, typer.Option("--shorten", help="Let --n-trials be less than what is done.")
     ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Evaluate there from now on, e.g. cpu where the GPU is gone.", show_default=False)
+    ] = None,
     workers: Workers = None,
     ray_address: RayAddress = None,
     tensorboard: UseTensorBoard = False,  # noqa: FBT002 - an option
@@ -112,6 +115,7 @@ def resume(  # noqa: PLR0913 - one argument per option
             retry_failed=retry_failed or None,
             shorten=shorten or None,
             trust=trust or None,
+            device=device,
             execution=_execution(workers, ray_address) or None,
         )
         watchers = _watchers(optuna_storage, tensorboard=tensorboard)

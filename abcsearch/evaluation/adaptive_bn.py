@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from abcsearch.errors import ConfigError, DataError
-from abcsearch.evaluation.inheriting import Inheriting, ScoringOptions
+from abcsearch.evaluation.sliced import ScoringOptions, SlicedEvaluator
 from abcsearch.rng import torch_stream
 from abcsearch.training.scoring import modes_kept
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.ranking import Ranking
+    from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data, Split
 
 
@@ -51,7 +50,7 @@ class AdaptiveBNOptions(ScoringOptions):
             raise ConfigError(msg)
 
 
-class AdaptiveBN(Inheriting):
+class AdaptiveBN(SlicedEvaluator):
     """Slices the trained network, re-estimates batch-norm statistics, and scores it on search-validation.
 
     Deterministic: the calibration images are the same for every candidate, and the seed of an evaluation is not used.
@@ -68,26 +67,20 @@ class AdaptiveBN(Inheriting):
           norms that track statistics.
     """
 
+    Options = AdaptiveBNOptions
     options: AdaptiveBNOptions
 
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: ChannelGraph,
-        ranking: Ranking,
-        data: Data,
-        options: AdaptiveBNOptions | None = None,
-    ) -> None:
-        """Prepares the evaluator; see `Inheriting`.
+    def __init__(self, source: Source, data: Data, options: AdaptiveBNOptions | None = None) -> None:
+        """Prepares the evaluator; see `SlicedEvaluator`.
 
         Raises:
             DataError: if there are fewer training images than one batch.
         """
         options = options or AdaptiveBNOptions()
         self._calibration: Split | None = None
-        super().__init__(model, graph, ranking, data, options)
-        if options.calibration_images and not statistics(model):
-            name = type(model).__name__
+        super().__init__(source, data, options)
+        if options.calibration_images and not statistics(source.model):
+            name = type(source.model).__name__
             msg = f"{name} has no running statistics: nothing to calibrate, candidates are scored as sliced"
             warnings.warn(msg, stacklevel=2)
         elif options.calibration_images:
@@ -104,7 +97,7 @@ class AdaptiveBN(Inheriting):
         if self._calibration is not None:
             self._calibration = self._calibration.to(self.device)
 
-    def _prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
+    def prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
         """Re-estimates the statistics."""
         del seed
         if self._calibration is not None:

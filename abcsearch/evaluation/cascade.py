@@ -17,10 +17,7 @@ from abcsearch.trial import Evaluation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
-
-    from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.ranking import Ranking
+    from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data
     from abcsearch.space import Candidate
 
@@ -101,19 +98,12 @@ class Cascade:
         fraction: share of all trials that see the second stage.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: ChannelGraph,
-        ranking: Ranking,
-        data: Data,
-        options: CascadeOptions | None = None,
-    ) -> None:
-        """Prepares both stages; see `Inheriting`."""
+    def __init__(self, source: Source, data: Data, options: CascadeOptions | None = None) -> None:
+        """Prepares both stages; see `SlicedEvaluator`."""
         options = options or CascadeOptions()
         self.options = options
-        self.first: Evaluator = AdaptiveBN(model, graph, ranking, data, options.first)
-        self.second: Evaluator = ShortTraining(model, graph, ranking, data, options.second)
+        self.first: Evaluator = AdaptiveBN(source, data, options.first)
+        self.second: Evaluator = ShortTraining(source, data, options.second)
         self.fraction = options.fraction
 
     def __call__(self, candidate: Candidate, seed: int) -> Evaluation:

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from abcsearch.evaluation.inheriting import Inheriting, ScoringOptions
+from abcsearch.evaluation.sliced import ScoringOptions, SlicedEvaluator
 from abcsearch.training.checks import check_images
 from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.ranking import Ranking
+    from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -68,7 +67,7 @@ class ShortTrainingOptions(ScoringOptions):
         return Recipe(**values)
 
 
-class ShortTraining(Inheriting):
+class ShortTraining(SlicedEvaluator):
     """Slices the trained network, trains it for a few epochs or steps, and scores it on search-validation.
 
     The order of the images and their augmentation come from the evaluation's seed.
@@ -82,26 +81,20 @@ class ShortTraining(Inheriting):
         - The learning rate follows a cosine down to 0, so that a short training ends settled.
     """
 
+    Options = ShortTrainingOptions
     options: ShortTrainingOptions
 
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: ChannelGraph,
-        ranking: Ranking,
-        data: Data,
-        options: ShortTrainingOptions | None = None,
-    ) -> None:
-        """Prepares the evaluator; see `Inheriting`.
+    def __init__(self, source: Source, data: Data, options: ShortTrainingOptions | None = None) -> None:
+        """Prepares the evaluator; see `SlicedEvaluator`.
 
         Raises:
             ConfigError: if there are fewer training images than one batch.
         """
         options = options or ShortTrainingOptions()
         check_images(options.recipe(), data.train)
-        super().__init__(model, graph, ranking, data, options)
+        super().__init__(source, data, options)
 
-    def _prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
+    def prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
         """Trains the network."""
         if self.options.fresh_norms:
             for module in network.modules():
@@ -109,10 +102,10 @@ class ShortTraining(Inheriting):
                     module.reset_parameters()
         train(
             network,
-            self._data.train,
+            self.data.train,
             self.options.recipe(shrink),
             seed=seed,
             stream="short training",
-            objective=self._data.objective,
+            objective=self.data.objective,
             steps=self.options.steps,
         )

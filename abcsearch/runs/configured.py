@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.data.registry import load_data, takes_seed
-from abcsearch.errors import CheckpointError, RunError, quoted
+from abcsearch.errors import CheckpointError, ConfigError, RunError, quoted
 from abcsearch.files import Anchor, replace_file
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
@@ -95,7 +95,7 @@ def run_config(
     with folder.locked():
         progress = logged(folder, progress)
         write_header(folder, config, config_identity(config, task.data))
-        train_base(config, folder.base, task.model, task.data, progress)
+        train_base(config, folder.base, task.source.model, task.data, progress)
         task = task.reranked(config)
         with workers_for(config, folder, executor) as where:
             parts = replace(Parts.of(task, config), executor=where)
@@ -176,6 +176,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     data: Data | None = None,
     n_trials: int | None = None,
     execution: Mapping[str, Any] | None = None,
+    device: str | None = None,
     until: int | None = None,
     retry_failed: bool = False,
     shorten: bool = False,
@@ -197,6 +198,8 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         data: the same data.
         n_trials: another number of trials than the run was started with.
         execution: other workers, ray_address, gpus or timeout than before, e.g. {"workers": 8}.
+        device: where candidates are evaluated from now on, where the evaluator's options name another device; other
+            devices may round otherwise.
         trust: takes a folder from elsewhere at its word: what its settings name is imported, read and reached.
         until: keeps only so many lines of a journal that is damaged behind them; a copy of all is put beside it.
         retry_failed: evaluates failed trials again, also those of the random baseline; the run then ends as one in
@@ -223,7 +226,11 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         settings,
         n_trials=n_trials or settings.n_trials,
         execution=changed_execution(settings.execution, execution or {}),
+        evaluator=settings.evaluator if device is None else settings.evaluator.on(device),
     )
+    if device is not None and not settings.evaluator.devices:
+        msg = f"evaluator {settings.evaluator.name!r} of {folder.path} names no device that --device could change"
+        raise ConfigError(msg)
     _go_back(folder, until, retry_failed=retry_failed)
     if isinstance(settings, RunConfig):
         return run_config(settings, run_dir, executor=executor, progress=progress, watchers=watchers)

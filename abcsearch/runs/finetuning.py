@@ -218,7 +218,7 @@ def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: H
         recipe,
         seed=run.config.seed,
         on_epoch=on_epoch,
-        teacher=run.result.task.model if recipe.distillation else None,
+        teacher=run.result.task.source.model if recipe.distillation else None,
         checkpoint=checkpoint,
         workers=wanted.workers,
     )

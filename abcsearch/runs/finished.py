@@ -7,11 +7,10 @@ import copy
 import math
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import ConfigError, RunError, quoted, unknown_name
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
@@ -28,6 +27,7 @@ from abcsearch.runs.task import Task
 from abcsearch.runs.tuned import problems, read_tuned, refusal, weights_path
 from abcsearch.runs.weights import load_checkpoint
 from abcsearch.training.checkpoints import network_hash
+from abcsearch.training.computing import find_device
 from abcsearch.training.objectives import find_objective, metric_text
 from abcsearch.trial import best_trial
 
@@ -92,7 +92,7 @@ class FinishedRun:
         """
         task = self.result.task
         full = structure.candidate == task.space.full
-        network = copy.deepcopy(task.model) if full else self.result.build(structure.candidate)
+        network = copy.deepcopy(task.source.model) if full else self.result.build(structure.candidate)
         if tuned:
             now = self.tuned(structure)
             if now.scores is None:
@@ -143,7 +143,7 @@ class FinishedRun:
     def _evaluator(self) -> Evaluator:
         """The evaluator of the search."""
         task, part = self.result.task, self.config.evaluator
-        return make_evaluator(part.name, task.model, task.graph, task.ranking, task.data, **part.options)
+        return make_evaluator(part.name, task.source, task.data, **part.options)
 
     @property
     def metric(self) -> str:
@@ -162,7 +162,7 @@ class FinishedRun:
             structure.name,
             candidate=structure.candidate,
             metric=self.metric,
-            network=lambda: slice_model(task.model, task.graph, structure.candidate, task.ranking),
+            network=lambda: task.source.network(structure.candidate),
         )
 
     def scores(self, structure: Structure) -> dict[str, Any] | None:
@@ -200,7 +200,8 @@ def open_run(run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool
             f"({lacking})"
         )
         raise RunError(msg)
-    if os.access(folder.path, os.W_OK):
+    here = _here(config)
+    if here is config and os.access(folder.path, os.W_OK):
         result = run_config(config, run_dir, load=load, executor=SerialExecutor())  # nothing is left to evaluate
     else:  # nothing is left to write, either
         result = open_so_far(run_dir, load=load, trust=trust).result
@@ -227,10 +228,11 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: b
     """
     folder = RunFolder(run_dir)
     config = _config(folder, trust=trust)
+    config = _here(config)
     model, data = config.model.build(config.seed), load(config)
     load_base(model, folder.base)
     task = Task.of(model.eval(), data, config, folder=folder)
-    recorded, now = folder.header()["identity"], identity(task.model, data)
+    recorded, now = folder.header()["identity"], identity(task.source, data)
     others = [key for key in ("model", "data") if recorded.get(key, now[key]) != now[key]]
     if others:
         msg = f"{' and '.join(others)} of {folder.path} are others now than when it ran"
@@ -240,7 +242,7 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: b
     trials = read_journal(folder.journal).trials
     mine = [trials[number] for number in sorted(trials) if number < config.n_trials]
     own = config.evaluator
-    evaluator = make_evaluator(own.name, task.model, task.graph, task.ranking, data, **own.options)
+    evaluator = make_evaluator(own.name, task.source, data, **own.options)
     result = collected(folder, task, config, mine, evaluator)
     return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))
 
@@ -252,6 +254,22 @@ def _config(folder: RunFolder, *, trust: bool) -> RunConfig:
         msg = f"{folder.path} was started from Python; fine-tune and export its result there (finetune, export)"
         raise RunError(msg)
     return from_plain(RunConfig, header["settings"], folder.path / "run.json")
+
+
+def _here(config: RunConfig) -> RunConfig:
+    """Returns the settings for what a finished run still needs: the CPU stands in for a device that is not here.
+
+    Warns:
+        UserWarning: if it does.
+    """
+    for device in config.evaluator.devices:
+        try:
+            find_device(device)
+        except ConfigError as error:
+            msg = f"{str(error).split(';')[0]}: what is computed here is computed on the CPU, and may round otherwise"
+            warnings.warn(msg, stacklevel=3)
+            return replace(config, evaluator=config.evaluator.on("cpu"))
+    return config
 
 
 def _unfinished(folder: RunFolder, n_trials: int) -> Iterator[str]:

@@ -17,7 +17,6 @@ report.html, report/, report.md, report.json, export/, tensorboard/
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import logging
@@ -27,11 +26,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from abcsearch.errors import RunError, escaped, quoted
 from abcsearch.files import Anchor, gone, is_there, replace_file, sealed, unsealed
+from abcsearch.runs.arrays import decode_array, encode_array
 from abcsearch.runs.journal import cut_journal
 from abcsearch.runs.lines import run_id
 from abcsearch.runs.shapes import unsound
@@ -88,7 +87,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Mapping[str, Any], *, lasting: bool = True) -> None:
         """Replaces a JSON file as `write` does, with a checksum; numpy arrays are kept bit for bit."""
-        text = sealed(value, _encode_array)
+        text = sealed(value, encode_array)
         self.write(name, lambda path: path.write_text(text, encoding="utf-8"), lasting=lasting)
 
     def write(self, name: str, writer: Callable[[Path], object], *, lasting: bool = True) -> None:
@@ -149,7 +148,7 @@ class RunFolder:
         if not is_there(path):
             return None, False
         try:
-            return unsealed(path.read_text(encoding="utf-8"), _decode_array)
+            return unsealed(path.read_text(encoding="utf-8"), decode_array)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             msg = f"{path} is damaged: {error!r}; restore it from a copy, or {self._otherwise()}"
             raise RunError(msg) from error
@@ -378,21 +377,3 @@ def _no_run(path: Path) -> str:
     if (path / "journal.jsonl").exists():
         new = "it was a run: restore run.json from a copy, or start a new run in another folder"
     return f"is not a run folder (it has no run.json){inside}; {new}"
-
-
-def _encode_array(value: Any) -> Any:  # noqa: ANN401 - what json cannot write
-    """Returns the JSON form of a numpy array or number."""
-    if isinstance(value, np.generic) and not value.dtype.hasobject:
-        return value.item()
-    if not isinstance(value, np.ndarray) or value.dtype.hasobject:
-        msg = f"not a plain JSON value or an array of numbers: {value!r}"
-        raise TypeError(msg)
-    data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
-    return {"__array__": value.dtype.str, "shape": list(value.shape), "data": data}
-
-
-def _decode_array(value: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON value
-    """Returns the numpy array of its JSON form, and anything else as it is."""
-    if "__array__" not in value:
-        return value
-    return np.frombuffer(base64.b64decode(value["data"]), value["__array__"]).reshape(value["shape"]).copy()

@@ -19,8 +19,7 @@ from abcsearch.training.checkpoints import network_hash
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import nn
-
+    from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data
 
 
@@ -75,9 +74,9 @@ def reached_by(settings: dict[str, Any]) -> Iterator[str]:
             yield f"{leaf!r} read"
 
 
-def identity(model: nn.Module, data: Data) -> dict[str, Any]:
+def identity(source: Source, data: Data) -> dict[str, Any]:
     """Returns hashes of the trained network and the data, to recognise them when a run is continued."""
-    return {"model": network_hash(model), **data_identity(data)}
+    return {"model": network_hash(source.model), **data_identity(data)}
 
 
 def data_identity(data: Data) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from abcsearch.channels.latency import LatencyModel, measure_latency
-from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import ModelError, RunError
 from abcsearch.evaluation.cascade import Cascade
 from abcsearch.trial import Evaluation
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from abcsearch.budget import Costs, Limit
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.latency import LatencyOptions
-    from abcsearch.channels.ranking import Ranking
+    from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.folder import RunFolder
@@ -77,7 +76,7 @@ def measured(evaluator: Evaluator, task: Task, settings: SearchSettings) -> Eval
         staged = copy.copy(evaluator)
         staged.first = measured(evaluator.first, task, settings)  # those outside are not worth training
         return staged
-    return _Measured(evaluator, task.model, task.graph, task.ranking, task.data.example[:1], settings.latency, limit)
+    return _Measured(evaluator, task.source, task.data.example[:1], settings.latency, limit)
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,7 @@ class _Measured:
     """An evaluator that measures each candidate's forward time as well, and fails those outside of a limit."""
 
     evaluator: Evaluator
-    model: nn.Module
-    graph: ChannelGraph
-    ranking: Ranking
+    source: Source
     example: torch.Tensor
     options: LatencyOptions
     limit: Limit
@@ -97,7 +94,7 @@ class _Measured:
         found = self.evaluator(candidate, seed)
         if found.failure is not None:
             return found
-        network = slice_model(self.model, self.graph, candidate, self.ranking)
+        network = self.source.network(candidate, seed)
         options, limit = self.options, self.limit
         batch = self.example.expand(options.batch, *[-1] * (self.example.dim() - 1)).clone()
         (time,) = measure_latency([network], batch, threads=options.threads, repeats=options.repeats)

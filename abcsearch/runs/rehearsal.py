@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abcsearch.bounds import amount
-from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import SearcherError
 from abcsearch.runs.configured import config_identity, prepare
 from abcsearch.runs.executing import evaluation_threads
@@ -218,9 +217,9 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
     batch = batch if rounds else config.n_trials
     workers, crowded = _workers(config)
     evaluation = evaluation_time(task, config, candidate, patience)
-    pruned = slice_model(task.model, task.graph, candidate, task.ranking)
-    tuning = [training_time(task, network, config.finetune, patience) for network in (task.model, pruned)]
-    pretraining = None if config.pretrain is None else training_time(task, task.model, config.pretrain, patience)
+    pruned = task.source.network(candidate)
+    tuning = [training_time(task, network, config.finetune, patience) for network in (task.source.model, pruned)]
+    pretraining = None if config.pretrain is None else training_time(task, task.source.model, config.pretrain, patience)
     notes = [
         *_weights_notes(config, folder),
         *crowded,
@@ -329,7 +328,7 @@ def _disk(task: Task, pruned: nn.Module, config: RunConfig) -> int:
     """Returns the bytes of a run folder: the base network, the fine-tuned ones, and what is kept of every trial."""
     searches = 1 + ("random" in config.baselines)
     trials = searches * config.n_trials * (_JOURNAL + 6 * len(task.space))
-    return 2 * state_bytes(task.model) + (1 + len(config.baselines)) * state_bytes(pruned) + trials
+    return 2 * state_bytes(task.source.model) + (1 + len(config.baselines)) * state_bytes(pruned) + trials
 
 
 def _machine(config: RunConfig) -> str:

@@ -220,8 +220,7 @@ class Parts:
         own = settings.evaluator
         return cls(
             searcher=_searcher(task, settings, searcher),
-            evaluator=evaluator
-            or make_evaluator(own.name, task.model, task.graph, task.ranking, task.data, **own.options),
+            evaluator=evaluator or make_evaluator(own.name, task.source, task.data, **own.options),
         )
 
 
@@ -250,7 +249,7 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
     Raises:
         RunError: if the folder holds a different run, or no trial succeeded.
     """
-    write_header(folder, settings, identity(task.model, task.data))
+    write_header(folder, settings, identity(task.source, task.data))
     keep_times(folder, task)
     loop = Loop(
         folder=folder,
@@ -312,7 +311,7 @@ def _builder(task: Task, evaluator: Evaluator) -> AdaptiveBN:
     options = AdaptiveBNOptions(batch_size=max(2, min(AdaptiveBNOptions.batch_size, len(task.data.train))))
     with warnings.catch_warnings():  # nobody asked for a calibration
         warnings.simplefilter("ignore", UserWarning)
-        return AdaptiveBN(task.model, task.graph, task.ranking, task.data, options)
+        return AdaptiveBN(task.source, task.data, options)
 
 
 def _part(what: str, value: str | Mapping[str, Any] | object) -> Part:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -72,6 +72,25 @@ class Part:
             msg = f'a part is "name" or {{"name": "name", "option": value}}, found {value!r}'
             raise ConfigError(msg)
         return cls(name=value["name"], options={key: v for key, v in value.items() if key != "name"})
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that the options name, also those of stages, such as a cascade's."""
+        tables = [self.options, *(value for value in self.options.values() if isinstance(value, Mapping))]
+        return tuple(table["device"] for table in tables if "device" in table)
+
+    def on(self, device: str) -> Part:
+        """Returns the part with another device wherever its options name one."""
+        return replace(self, options=_on(self.options, device))
+
+
+def _on(options: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """Returns options with another device wherever they name one."""
+    changed: dict[str, Any] = {}
+    for name, value in options.items():
+        table = _on(value, device) if isinstance(value, Mapping) else value
+        changed[name] = device if name == "device" else table
+    return changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,8 +282,12 @@ FREE = frozenset({"n_trials", "max_failures", "finetune", "baselines"})
 
 
 def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns of plain settings what decides the trials; anything else may change when a run is continued."""
+    """Returns of plain settings what decides the trials; anything else may change when a run is continued.
+
+    On which device candidates are evaluated may: a run goes on where its GPU is not, if the user says so.
+    """
     kept = {key: value for key, value in plain.items() if key not in FREE}
+    kept["evaluator"] = asdict(Part(**plain["evaluator"]).on("any"))
     return kept | {"execution": {key: plain["execution"][key] for key in ExecutionOptions.FIXED}}
 
 

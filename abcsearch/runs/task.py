@@ -1,4 +1,4 @@
-"""What a search works on: a network, its channel groups, its space, its budget."""
+"""What a search works on: where its networks come from, their space, the budget."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from abcsearch.channels.groups import ChannelGraph, trace_channels
+from abcsearch.channels.source import Sliced, Source
 from abcsearch.data.splits import Data
 from abcsearch.errors import DataError, ModelError, RunError
 from abcsearch.runs.latency import run_costs
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.budget import Constraint
-    from abcsearch.channels.ranking import Ranking
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.space import Candidate, SearchSpace
@@ -29,20 +29,21 @@ class Task:
     """A network to prune, and everything that follows from it and the settings.
 
     Attributes:
-        model: the trained network.
+        source: where candidates' networks come from.
         data: its data.
-        graph: its channel groups.
         space: the structures.
         constraint: the budget bound to the space.
-        ranking: which channels are kept.
     """
 
-    model: nn.Module = field(repr=False)
+    source: Source = field(repr=False)
     data: Data
-    graph: ChannelGraph
     space: SearchSpace = field(repr=False)
     constraint: Constraint = field(repr=False)
-    ranking: Ranking
+
+    @property
+    def graph(self) -> ChannelGraph:
+        """The channel groups of the network."""
+        return self.source.graph
 
     @classmethod
     def of(
@@ -79,11 +80,12 @@ class Task:
         space = graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
         constraint = settings.budget.bind(space, run_costs(model, graph, data, settings, folder))
         ranking = rank_for_run(model, graph, data, settings, draft=not trained)
-        return cls(model=model, data=data, graph=graph, space=space, constraint=constraint, ranking=ranking)
+        return cls(source=Sliced(model, graph, ranking), data=data, space=space, constraint=constraint)
 
     def reranked(self, settings: SearchSettings) -> Task:
         """Returns the task after its model has been trained: only the ranking depends on the weights."""
-        return replace(self, ranking=rank_for_run(self.model, self.graph, self.data, settings))
+        model, graph = self.source.model, self.graph
+        return replace(self, source=Sliced(model, graph, rank_for_run(model, graph, self.data, settings)))
 
     def uniform(self) -> Candidate:
         """Returns the largest structure inside the budget whose layers all keep the same ratio, and all blocks.

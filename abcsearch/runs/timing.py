@@ -107,7 +107,7 @@ def _stage_time(
         start = time.perf_counter()
         with warnings.catch_warnings():  # what there is to warn of has been said when the run's own was made
             warnings.simplefilter("ignore", UserWarning)
-            evaluator = make_evaluator(name, task.model, task.graph, task.ranking, task.data, **own)
+            evaluator = make_evaluator(name, task.source, task.data, **own)
         found = evaluate(measured(evaluator, task, settings), candidate, settings.seed)
         return _Part(work, found.seconds, time.perf_counter() - start, found.failure)
 
@@ -172,7 +172,7 @@ def training_time(task: Task, network: nn.Module, recipe: Recipe, patience: floa
         recipe: how.
         patience: a timed part that takes longer than so many seconds is not made larger.
     """
-    split, teacher = task.data.train, task.model if recipe.distillation else None
+    split, teacher = task.data.train, task.source.model if recipe.distillation else None
     whole = len(split) // recipe.batch_size * recipe.epochs * recipe.batch_size
     batch = _batch(recipe.batch_size, recipe.device, full_macs(task))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import warnings
 from typing import TYPE_CHECKING
@@ -17,49 +18,64 @@ if TYPE_CHECKING:
 
 MAX_THREADS = 1024  # of torch; more are a slip
 PRECISIONS = ("float32", "tf32", "bf16")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_TF32 = "precision tf32 is for CUDA, but the device is {}; set precision to float32 or bf16"
 
 
-def find_device(name: str) -> torch.device:
-    """Returns a device by name; "auto" is CUDA where there is one, else the CPU.
+def check_computing(device: str, precision: str) -> None:
+    """Raises ConfigError for a device or a precision that no machine has.
 
-    Raises:
-        ConfigError: if the name is none of torch's, or there is no such device.
+    What is asked for may be of another machine: a record is only read here. `find_device` looks at this one, where
+    work begins.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        msg = f'device is "auto", "cpu", "cuda" or "cuda:1", found {name!r}: {str(error).splitlines()[0]}'
-        raise ConfigError(msg) from error
-    if device.type not in ("cpu", "cuda"):
-        msg = f'device is "auto", "cpu", "cuda" or "cuda:1", found {name!r}'
+    if not isinstance(device, str) or not _DEVICE.fullmatch(device):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f'device is "auto", "cpu", "cuda" or "cuda:1", found {device!r}'
         raise ConfigError(msg)
-    return device
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raises ConfigError for an unknown precision, or one that the device does not have.
-
-    Warns:
-        UserWarning: if the device has it, but computes many times faster in float32.
-    """
     if precision not in PRECISIONS:
         raise ConfigError(unknown_name("precision", precision, PRECISIONS))
+    if precision == "tf32" and device == "cpu":
+        raise ConfigError(_TF32.format(device))
+
+
+def find_device(name: str, precision: str = "float32") -> torch.device:
+    """Returns a device of this machine by name; "auto" is CUDA where there is one, else the CPU.
+
+    Args:
+        name: of the device.
+        precision: that is computed in.
+
+    Raises:
+        ConfigError: if it is none, there is no such device, or it does not have the precision.
+
+    Warns:
+        UserWarning: if it has the precision, but computes many times faster in float32.
+    """
+    check_computing(name, precision)
+    if name == "auto":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        device = torch.device(name)
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            msg = (
+                f'this machine has no device {name!r} ({str(error).splitlines()[0]}); set device to "cpu" or "auto" '
+                "(of a run: abcsearch resume --device cpu, abcsearch finetune --set device=cpu)"
+            )
+            raise ConfigError(msg) from error
     if precision == "tf32" and device.type != "cuda":
-        msg = f"precision {precision} is for CUDA, but the device is {device}; set precision to float32 or bf16"
-        raise ConfigError(msg)
+        raise ConfigError(_TF32.format(device))
     if precision == "bf16" and device.type == "cpu" and slow_in_bf16():
         kind = torch.backends.cpu.get_cpu_capability()
         msg = f"precision bf16 is about ten times slower than float32 on this CPU ({kind}); set precision to float32"
         warnings.warn(msg, stacklevel=_callers())
+    return device
 
 
 def _callers() -> int:
     """Returns how many calls away the code is that uses this package, as `warnings.warn` counts in the caller's place.
 
-    Options are checked by a dataclass, some by one that extends another, so that no number is right for all.
+    Work begins at many depths, so that no number is right for all.
     """
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("abcsearch."):

@@ -91,7 +91,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
         every = {"images": split, "validation": validation}
         same |= {name: None if images is None else images_hash(images) for name, images in every.items()}
         file = Checkpoint(checkpoint, same)
-    device = find_device(recipe.device)
+    device = find_device(recipe.device, recipe.precision)
     with (
         _lent([*modules.values(), *lesson.teachers.values()]),
         computing(device, precision=recipe.precision, threads=recipe.threads),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abcsearch.errors import ConfigError, type_problems, unknown_name
-from abcsearch.training.computing import MAX_THREADS, check_precision, find_device
+from abcsearch.training.computing import MAX_THREADS, check_computing
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step")
@@ -56,7 +56,7 @@ class Recipe:
         keep: which weights count in the end: "last", or "best" on search-validation after each epoch.
 
     Raises:
-        ConfigError: if a value is out of range, or the device does not have the precision.
+        ConfigError: if a value is out of range, or the device or the precision unknown.
     """
 
     epochs: int = 30
@@ -92,7 +92,7 @@ class Recipe:
         if problems:
             raise ConfigError("; ".join(f"training recipe{text}" for text in problems))
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        check_precision(self.precision, find_device(self.device))
+        check_computing(self.device, self.precision)
 
     def _unknown(self) -> list[str]:
         """Returns the message for every word that is none of its kind."""

@@ -39,6 +39,7 @@ from abcsearch import AdaptiveBN, AdaptiveBNOptions, Data, Recipe, rank_channels
 from abcsearch.channels.graph import ChannelGraph
 from abcsearch.channels.pointwise import pointwise_safely
 from abcsearch.channels.ranking import Ranking
+from abcsearch.channels.source import Sliced
 from abcsearch.data.splits import Split
 from abcsearch.models.resnet import resnet56
 from abcsearch.training.computing import computing, find_device
@@ -111,7 +112,7 @@ def prepare(name: str, device: str, precision: str = "float32") -> Bench:
     options = AdaptiveBNOptions(
         calibration_images=calibration, batch_size=case.batch, device=device, precision=precision
     )
-    evaluator = AdaptiveBN(model, graph, ranking, data, options)
+    evaluator = AdaptiveBN(Sliced(model, graph, ranking), data, options)
     candidate = graph.space().uniform(0.5)
     return Bench(evaluator, candidate, model, graph, ranking, data, case, find_device(device))
 

@@ -31,7 +31,17 @@ from typing import Any
 
 import torch
 
-from abcsearch import AdaptiveBN, AdaptiveBNOptions, Budget, finetune, rank_channels, score, trace_channels, train
+from abcsearch import (
+    AdaptiveBN,
+    AdaptiveBNOptions,
+    Budget,
+    Sliced,
+    finetune,
+    rank_channels,
+    score,
+    trace_channels,
+    train,
+)
 from abcsearch.channels.criteria import CRITERIA as KNOWN_CRITERIA
 from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError, ConfigError, differences, unknown_name
@@ -104,12 +114,13 @@ class Bench:
         chosen = self.data.train.part(order[:256]).loaded()
         ranking = rank_channels(self.model, graph, part.criterion, data=(chosen.images, chosen.labels), seed=part.seed)
         self.costs = graph.costs
-        parts = (self.model, graph, ranking, self.data)
-        self.builder = AdaptiveBN(*parts, AdaptiveBNOptions(calibration_images=1024))
+        source = Sliced(self.model, graph, ranking)
+        self.builder = AdaptiveBN(source, self.data, AdaptiveBNOptions(calibration_images=1024))
         # neg_kl as the metric: the others come with it.
         common = {"metric": "neg_kl", "precision": config.evaluator.options.get("precision", "float32")}
         self.evaluators = {
-            name: make_evaluator(SCORED[name][0], *parts, **common, **SCORED[name][1]) for name in part.scored
+            name: make_evaluator(SCORED[name][0], source, self.data, **common, **SCORED[name][1])
+            for name in part.scored
         }
         self.full = score(self.model, self.data.test)["top1"]
 

@@ -1,4 +1,4 @@
-"""How long one candidate takes to build, against copy.deepcopy and torch-pruning; and how long tracing takes.
+"""How long one candidate takes to build, against copy.deepcopy and torch-pruning; a shared slice of it; and tracing.
 
     python experiments/benchmarks/slicing.py [--models resnet56 ...] [--repeats 15] [--pruning-repeats 3]
 
@@ -28,7 +28,7 @@ import torch
 import torchvision
 from torch import nn
 
-from abcsearch import rank_channels, slice_model, trace_channels
+from abcsearch import rank_channels, share, slice_model, trace_channels
 from abcsearch.models.resnet import SmallResNet
 
 MODELS = ("resnet56", "resnet50", "mobilenet_v2", "vgg16_bn", "densenet121", "efficientnet_b0")
@@ -36,6 +36,8 @@ COLUMNS = {
     "deepcopy": "deepcopy, ms",
     "ours": "slice_model, ms",
     "ratio": "/ deepcopy",
+    "share": "share, ms",
+    "share_ratio": "/ slice_model",
     "pruning": "torch-pruning, ms",
     "pruning_ratio": "/ deepcopy",
     "step": "of it step(), ms",
@@ -88,21 +90,25 @@ def candidate_of_torch_pruning(model: nn.Module, image: torch.Tensor) -> Timed:
     return run
 
 
-def prepare(model: nn.Module, image: torch.Tensor) -> tuple[float, Callable[[], nn.Module], float]:
+def prepare(model: nn.Module, image: torch.Tensor) -> tuple[float, dict[str, Callable[[], object]], float]:
     """Traces and ranks; returns the seconds of tracing, what builds a candidate, and its share of the parameters."""
     seconds = timed(lambda: trace_channels(model, image)) / 1000
     graph = trace_channels(model, image)
     ranking = rank_channels(model, graph)
     candidate = graph.space().uniform(0.5)
     params, full = graph.costs.params([candidate, graph.space().full])
-    return seconds, lambda: slice_model(model, graph, candidate, ranking), float(params / full)
+    works = {
+        "ours": lambda: slice_model(model, graph, candidate, ranking),
+        "share": lambda: share(model, graph, candidate, ranking),
+    }
+    return seconds, works, float(params / full)
 
 
 def measure(name: str, repeats: int, pruning_repeats: int) -> tuple[dict[str, float], float]:
     """Returns the medians of one network by column, and the share of parameters that its candidate keeps."""
     model, image = build(name)
-    seconds, candidate, share = prepare(model, image)
-    works = {"deepcopy": lambda: copy.deepcopy(model), "ours": candidate}
+    seconds, works, kept = prepare(model, image)
+    works = {"deepcopy": lambda: copy.deepcopy(model), **works}
     times: dict[str, list[float]] = {"trace": [seconds]}
     for work in works.values():
         work()  # once for caches and code paths
@@ -119,15 +125,22 @@ def measure(name: str, repeats: int, pruning_repeats: int) -> tuple[dict[str, fl
                 times.setdefault(key, []).append(value)
             gc.collect()
     row = {key: statistics.median(values) for key, values in times.items()}
-    row |= {"ratio": row["ours"] / row["deepcopy"], "bound": 20 * row["forward"] / 1000 + 2}
+    row |= {"ratio": row["ours"] / row["deepcopy"], "share_ratio": row["share"] / row["ours"]}
+    row["bound"] = 20 * row["forward"] / 1000 + 2
     if pruning_repeats:
         row["pruning_ratio"] = row["pruning"] / row["deepcopy_too"]
-    return row, share
+    return row, kept
 
 
 def cells(row: dict[str, float]) -> list[str]:
     """Returns the numbers of a row as text."""
-    forms = {"ratio": "{:.2f}", "pruning_ratio": "{:.1f}", "trace": "{:.2f}", "bound": "{:.2f}"}
+    forms = {
+        "ratio": "{:.2f}",
+        "share_ratio": "{:.2f}",
+        "pruning_ratio": "{:.1f}",
+        "trace": "{:.2f}",
+        "bound": "{:.2f}",
+    }
     return [forms.get(key, "{:.1f}").format(row[key]) if key in row else "-" for key in COLUMNS]
 
 
@@ -174,8 +187,8 @@ def main() -> None:
     out.write("\n| network | " + " | ".join([*COLUMNS.values(), "params kept, %"]) + " |\n")
     out.write("|" + " --- |" * (len(COLUMNS) + 2) + "\n")
     for name in arguments.models:
-        row, share = measure(name, arguments.repeats, pruning_repeats)
-        out.write("| " + " | ".join([name, *cells(row), f"{100 * share:.0f}"]) + " |\n")
+        row, kept = measure(name, arguments.repeats, pruning_repeats)
+        out.write("| " + " | ".join([name, *cells(row), f"{100 * kept:.0f}"]) + " |\n")
         out.flush()
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from abcsearch.channels import slicing
+from abcsearch.channels import outline
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
@@ -21,6 +21,7 @@ from abcsearch.errors import CandidateError, RankingError, TraceError, Unsupport
 from tests.channels.expected import NAMED, PRUNES
 from tests.channels.networks import MODULES, UNARY, Program, Step, programs, strange_network
 from tests.channels.oracle import assert_close, counted, counted_flops, few, images, random_candidate, zeroed
+from tests.channels.sharing import check_gates, check_shared
 from tests.channels.strange import NOT_COUNTED, STRANGE
 
 SEEDS = st.integers(0, 2**16)
@@ -58,6 +59,14 @@ def check_oracle(model, graph, rng, tries=2):
             assert_close(sliced(x.clone()), zeroed(model, graph, candidate, ranking)(x.clone()))
         check_attributes(sliced)
     return sliced
+
+
+def check_primitives(model, graph, modes):
+    """Gates of 0 and 1, and a shared slice, equal slicing."""
+    ranking = rank_channels(model, graph, "random", seed=0)
+    candidate = random_candidate(graph, np.random.default_rng(0))
+    check_gates(model, graph, candidate, ranking, images(4), modes=modes)
+    check_shared(model, graph, candidate, ranking, images())
 
 
 def check_costs(model, graph, rng):
@@ -146,6 +155,8 @@ def test_an_odd_operation_is_sliced_right_or_refused_by_name(name):
         with pytest.raises(UnsupportedOpError, match=re.escape(NAMED[name].partition(":")[0])):
             trace_channels(model, images(batch=1), unknown="raise")
     check_oracle(model, graph, np.random.default_rng(0), tries=3)
+    # A function that draws numbers in training mode draws others for other widths.
+    check_primitives(model, graph, modes=(False,) if name == "dropout_function" else (False, True))
     if name not in NOT_COUNTED:
         check_costs(model, graph, np.random.default_rng(0))
 
@@ -307,14 +318,14 @@ def test_a_candidate_is_made_from_the_weights_as_they_are_now():
 
 def test_what_is_known_of_a_graph_goes_with_it():
     model = PLAIN.build()
-    before = len(slicing._PLANS)
+    before = len(outline._PLANS)
     graph, _ = traced(model)
     ranking = rank_channels(model, graph)
     slice_model(model, graph, tuple(1 for _ in graph.prunable), ranking)
-    assert len(slicing._PLANS) == before + 1
+    assert len(outline._PLANS) == before + 1
     del graph
     gc.collect()
-    assert len(slicing._PLANS) == before
+    assert len(outline._PLANS) == before
 
 
 def test_parameters_that_have_been_tied_since_are_refused():

@@ -11,6 +11,7 @@ from torch import nn
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
+from abcsearch.channels.source import Sliced
 from abcsearch.data.splits import Data
 from abcsearch.errors import AbcSearchError, ConfigError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions, calibrate, calibration_images
@@ -43,7 +44,7 @@ def model(data):
 
 def evaluator(model, data, **options):
     graph = trace_channels(model, data.example)
-    return AdaptiveBN(model, graph, rank_channels(model, graph), data, AdaptiveBNOptions(**options))
+    return AdaptiveBN(Sliced(model, graph, rank_channels(model, graph)), data, AdaptiveBNOptions(**options))
 
 
 def candidates(model, data, n=4):
@@ -336,7 +337,7 @@ def test_control_c_passes_through():
 def test_by_name_with_options(model, data):
     graph = trace_channels(model, data.example)
     ranking = rank_channels(model, graph)
-    found = make_evaluator("adaptive_bn", model, graph, ranking, data, metric="neg_loss", batch_size=40)
+    found = make_evaluator("adaptive_bn", Sliced(model, graph, ranking), data, metric="neg_loss", batch_size=40)
     candidate = candidates(model, data, 1)[0]
     assert found(candidate, 0) == evaluator(model, data, metric="neg_loss", batch_size=40)(candidate, 0)
     assert all(entry.description and entry.source for entry in EVALUATORS.values())
@@ -368,7 +369,7 @@ def test_by_name_with_options(model, data):
 def test_names_and_options_that_do_not_exist_are_refused(model, data, name, options, words):
     graph = trace_channels(model, data.example)
     with pytest.raises(ConfigError, match=words):
-        make_evaluator(name, model, graph, rank_channels(model, graph), data, **options)
+        make_evaluator(name, Sliced(model, graph, rank_channels(model, graph)), data, **options)
 
 
 def test_bf16_says_nearly_what_float32_says(model, data):

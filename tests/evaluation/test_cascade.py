@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from abcsearch.budget import Budget
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
+from abcsearch.channels.source import Sliced
 from abcsearch.errors import ConfigError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 from abcsearch.evaluation.cascade import FIRST, Cascade, CascadeOptions, Verdict, cheap, trained
@@ -145,7 +146,7 @@ def test_failures_of_both_stages_are_failed_trials(tiny_model, tiny_data, tmp_pa
 def test_its_stages_are_adaptive_bn_and_short_training(tiny_model, tiny_data):
     graph = trace_channels(tiny_model, tiny_data.example)
     ranking = rank_channels(tiny_model, graph)
-    parts = (tiny_model, graph, ranking, tiny_data)
+    parts = (Sliced(tiny_model, graph, ranking), tiny_data)
     candidate = graph.space().uniform(0.5)
     found = make_evaluator("cascade", *parts, metric="neg_loss", **TINY)(candidate, 7)
     first = AdaptiveBN(*parts, AdaptiveBNOptions(metric="neg_loss", batch_size=32))(candidate, 7)

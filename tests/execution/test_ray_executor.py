@@ -15,6 +15,7 @@ from abcsearch.evaluation.base import evaluate
 from abcsearch.execution import ray_executor
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.ray_executor import RayExecutor
+from abcsearch.testing import ExecutorContract
 from tests.evaluators import Counted, Explosive, Troubled, die, divide, has_torch, nonsense, without_memory
 from tests.problems import PATIENCE, PROC, assert_same_as, descendants, forks, loop, outcome, undisturbed, until_gone
 
@@ -43,6 +44,12 @@ def made(workers, **options):
         yield executor
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+@pytest.mark.usefixtures("connection")
+class TestContract(ExecutorContract):
+    def make(self):
+        return RayExecutor(2)
 
 
 def test_results_and_exceptions_come_back(executor):

@@ -64,7 +64,7 @@ def test_a_search_finds_them_in_its_workers(added, tiny_data, tmp_path, evaluato
     here = search(Two(), data(tiny_data), **options, run_dir=tmp_path / "here")
     executor = RayExecutor(1)
     workers = {"executor": executor} if given else {"execution": ExecutionOptions(workers=1)}
-    there = search(here.task.model, data(tiny_data), **options, run_dir=tmp_path / "there", **workers)
+    there = search(here.task.source.model, data(tiny_data), **options, run_dir=tmp_path / "there", **workers)
     executor.shutdown()
     assert [t.evaluation.metrics for t in there.trials] == [t.evaluation.metrics for t in here.trials]
     assert all(t.evaluation.failure is None for t in there.trials)

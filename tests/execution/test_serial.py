@@ -1,15 +1,32 @@
 """Calls in this process behave as in a thread pool, one after the other."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from multiprocessing import get_context
 
 import pytest
 
 from abcsearch.execution.serial import SerialExecutor
+from abcsearch.testing import ExecutorContract
 
 
 def divide(number, by=2):
     return number / by
+
+
+class TestContract(ExecutorContract):
+    def make(self):
+        return SerialExecutor()
+
+
+class TestThreads(ExecutorContract):
+    def make(self):
+        return ThreadPoolExecutor(3)
+
+
+class TestProcesses(ExecutorContract):
+    def make(self):
+        return ProcessPoolExecutor(2, mp_context=get_context("spawn"))
 
 
 def test_same_results_and_exceptions_as_a_thread_pool():

@@ -219,7 +219,7 @@ def test_an_export_is_pruned_again_from_the_command_line(exported, tmp_path, mon
     assert done.exit_code == 0, done.output
     first, data = load("pruned"), load_data("digits", seed=0)
     run = resume("again")
-    assert torch.equal(run.task.model(data.example), first(data.example))
+    assert torch.equal(run.task.source.model(data.example), first(data.example))
     weights = (tmp_path / "pruned" / "model.safetensors").read_bytes()
     (tmp_path / "pruned" / "model.safetensors").write_bytes(weights[:-4] + b"\0\0\0\1")
     refused = call("search", "again.toml", "--run-dir", "again")

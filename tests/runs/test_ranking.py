@@ -99,8 +99,8 @@ def test_a_run_drafts_before_training_and_ranks_the_trained_network(tiny_config,
     (few, before), (many, after) = seen
     assert (few, many) == (ranking.DRAFT_IMAGES, 256)
     assert not torch.equal(before, after)
-    assert torch.equal(after, result.task.model.conv.weight)
-    assert result.task.ranking.orders[0][0] == result.task.graph.prunable[0].channels - 1
+    assert torch.equal(after, result.task.source.model.conv.weight)
+    assert result.task.source.ranking.orders[0][0] == result.task.graph.prunable[0].channels - 1
 
 
 @pytest.mark.filterwarnings("ignore:criterion 'bn_gamma' does not apply")
@@ -110,9 +110,9 @@ def test_a_run_by_every_criterion_is_the_same_when_continued(tiny_config, tmp_pa
     whole = run_config(config, tmp_path / "run")
     again = resume(tmp_path / "run", n_trials=3)
     assert [t.candidate for t in whole.trials] == [t.candidate for t in again.trials[:2]]
-    for before, after in zip(whole.task.ranking.scores, again.task.ranking.scores, strict=True):
+    for before, after in zip(whole.task.source.ranking.scores, again.task.source.ranking.scores, strict=True):
         assert before.tolist() == after.tolist()
-    assert open_run(tmp_path / "run").result.task.ranking.criterion == criterion
+    assert open_run(tmp_path / "run").result.task.source.ranking.criterion == criterion
 
 
 def test_criteria_give_different_structures_of_the_same_width(tiny_model, tiny_data, tmp_path):
@@ -121,7 +121,7 @@ def test_criteria_give_different_structures_of_the_same_width(tiny_model, tiny_d
         found = search(
             tiny_model, tiny_data, budget=Budget(macs=0.5), n_trials=1, run_dir=tmp_path / name, criterion=name
         )
-        orders[name] = found.task.ranking.orders[0].tolist()
+        orders[name] = found.task.source.ranking.orders[0].tolist()
     assert len({tuple(order) for order in orders.values()}) == 3
 
 

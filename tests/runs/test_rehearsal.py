@@ -256,10 +256,10 @@ def test_an_evaluation_that_fails_is_noted(tiny_config, tmp_path, monkeypatch):
 def test_training_leaves_the_network_as_it_was_and_times_the_whole_where_it_is_short(tiny_config, tmp_path):
     config = read_config(tiny_config)
     task, _ = prepare(config, RunFolder(tmp_path / "run"))
-    before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
-    found = training_time(task, task.model, config.finetune, patience=30)
+    before = {name: tensor.clone() for name, tensor in task.source.model.state_dict().items()}
+    found = training_time(task, task.source.model, config.finetune, patience=30)
     assert found.share == 1
-    assert all(torch.equal(before[name], tensor) for name, tensor in task.model.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in task.source.model.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_a_cascade_is_set_back_as_well(tiny_model, tiny_data, tmp_path, way):
     assert outcome(again) == outcome(whole)
 
 
-def flaky(model, graph, ranking, data, folder):
+def flaky(source, data, folder):
     """An evaluator by import path: its fitness depends on the seed, and while a file is there some trials fail."""
     from pathlib import Path
 

@@ -309,7 +309,7 @@ def test_own_searcher_as_object_and_as_function(tiny_model, tiny_data, tmp_path)
 def test_own_evaluator_as_object(tiny_model, tiny_data, tmp_path):
     named = run(tiny_model, tiny_data, tmp_path / "named", evaluator="adaptive_bn")
     task = named.task
-    own = AdaptiveBN(task.model, task.graph, task.ranking, task.data)
+    own = AdaptiveBN(task.source, task.data)
     assert outcome(run(tiny_model, tiny_data, tmp_path / "own", evaluator=own)) == outcome(named)
 
 

@@ -150,3 +150,12 @@ def test_settings_out_of_range_are_refused(values, words):
     model = {"model": ModelSettings(name="x", checkpoint="y")}
     with pytest.raises(AbcSearchError, match=words):
         RunConfig(**{**base, **model, **values})
+
+
+def test_a_part_moves_to_another_device_wherever_it_names_one():
+    options = {"fraction": 0.5, "adaptive_bn": {"device": "cuda", "threads": 2}, "short_training": {"epochs": 1}}
+    cascade = Part(name="cascade", options=options)
+    assert cascade.devices == ("cuda",)
+    assert cascade.on("cpu").options == {**options, "adaptive_bn": {"device": "cpu", "threads": 2}}
+    plain = Part(name="adaptive_bn", options={"threads": 1})
+    assert (plain.devices, plain.on("cpu")) == ((), plain)

@@ -10,7 +10,7 @@ from abcsearch.errors import AbcSearchError
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.bee_colony import BeeColony, BeeColonyOptions
 from abcsearch.searchers.registry import SEARCHERS, make_searcher
-from abcsearch.testing import SearcherContract, ToyCosts, _any, _through_json, toy_fitness, toy_space
+from abcsearch.testing.searchers import SearcherContract, ToyCosts, _any, _through_json, toy_fitness, toy_space
 from abcsearch.trial import Evaluation, Trial
 
 SPACE = toy_space()

@@ -15,7 +15,7 @@ from abcsearch.errors import AbcSearchError, SearcherError
 from abcsearch.searchers.optuna_search import OptunaOptions, OptunaSearch
 from abcsearch.searchers.registry import make_searcher
 from abcsearch.space import Dimension, SearchSpace
-from abcsearch.testing import SearcherContract, ToyCosts, _through_json, toy_fitness, toy_space
+from abcsearch.testing.searchers import SearcherContract, ToyCosts, _through_json, toy_fitness, toy_space
 from abcsearch.trial import Evaluation, Trial
 
 SAMPLERS = ("cmaes", "gp", "nsga2", "qmc", "random", "tpe")

@@ -21,7 +21,8 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
 from experiments.benchmarks.families import FAMILIES, build, usual_size
 from tests.channels.oracle import images, random_candidate
-from tests.channels.zoo import blind, check_network, cost, counted, full, layer_macs, settled, shares
+from tests.channels.sharing import check_gates, check_shared
+from tests.channels.zoo import TOLERANCE, blind, check_network, cost, counted, full, layer_macs, settled, shares
 
 pytestmark = pytest.mark.zoo
 
@@ -82,6 +83,7 @@ EXPECTED = {
 # Networks that need another size, or reach less than their family.
 SIZES = {"alexnet": 64, "timm/ghostnetv2_100": 64}
 LESS = {"timm/convnextv2_atto": Expected(groups=0.0, macs=0.0)}
+EVALUATED_ONLY = {"inception_v3"}  # in training mode its auxiliary classifier needs larger images
 VIT = torchvision.models.VisionTransformer
 # Checked without weights, and what stands for them: layers as wide, fewer of them.
 LARGE = {
@@ -121,23 +123,43 @@ def reached(name, expected, graph):
     assert macs >= least.macs
 
 
-@pytest.mark.parametrize(("family", "name"), [(f, n) for f, n in NAMES if LARGE.get(n, True) is not None])
-def test_sliced_networks_compute_what_the_zeroed_original_does(family, name):
-    skip_without_timm(name)
-    expected = EXPECTED[family]
-    size = SIZES.get(name, 56 if name == "vit_h_14" else 64 if family == "ViT" else expected.size)
+CHECKED = [(f, n) for f, n in NAMES if LARGE.get(n, True) is not None]
+
+
+def prepared(family, name):
+    """A network in double precision, its graph, the size of its images, and whether it is large."""
+    size = SIZES.get(name, 56 if name == "vit_h_14" else 64 if family == "ViT" else EXPECTED[family].size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = settled(made(family, name, size), images(8 if size < 200 else 2, size, seed=3))
     large = sum(parameter.numel() for parameter in model.parameters()) > 60e6
     # Tracing copies the network twice, gradients take as much memory again.
     device = "meta" if large else "cpu"
-    graph = trace(copy.deepcopy(model).to(device), images(1, size).to(device))
+    return model, trace(copy.deepcopy(model).to(device), images(1, size).to(device)), size, large
+
+
+@pytest.mark.parametrize(("family", "name"), CHECKED)
+def test_sliced_networks_compute_what_the_zeroed_original_does(family, name):
+    skip_without_timm(name)
+    expected = EXPECTED[family]
+    model, graph, size, large = prepared(family, name)
     reached(name, expected, graph)
     if not large:
         unseen = blind(model, graph, images(2, size))
         assert len(unseen) <= 0.1 * len(graph.prunable), unseen
     check_network(model, graph, images(2, size), structures=1 if large else 2, extra_macs=expected.extra_macs)
+
+
+@pytest.mark.parametrize(("family", "name"), CHECKED)
+def test_gates_equal_slicing_and_shared_slices_are_sliced_networks(family, name):
+    skip_without_timm(name)
+    model, graph, size, _ = prepared(family, name)
+    ranking = rank_channels(model, graph, "random", seed=1)
+    candidate = random_candidate(graph, np.random.default_rng(0))
+    x = images(4 if size < 200 else 2, size)
+    modes = (False,) if name in EVALUATED_ONLY else (False, True)
+    check_gates(model, graph, candidate, ranking, x, rounding=TOLERANCE, modes=modes)
+    check_shared(model, graph, candidate, ranking, x, modes=modes)
 
 
 @pytest.mark.parametrize("name", LARGE)

@@ -6,6 +6,7 @@ import sys
 import types
 import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 
 import numpy as np
@@ -15,12 +16,14 @@ from torch import nn
 
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
+from abcsearch.channels.source import Sliced
 from abcsearch.data.splits import Data
 from abcsearch.errors import ConfigError, DataError
-from abcsearch.evaluation import inheriting
+from abcsearch.evaluation import sliced
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions, calibrate
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
+from abcsearch.evaluation.sliced import ScoringOptions, SlicedEvaluator
 from abcsearch.training.objectives import OBJECTIVES, OUTPUTS, Objective
 from abcsearch.training.scoring import score
 from abcsearch.trial import Evaluation
@@ -29,7 +32,7 @@ from abcsearch.trial import Evaluation
 @pytest.fixture
 def parts(tiny_model, tiny_data):
     graph = trace_channels(tiny_model, tiny_data.example)
-    return tiny_model, graph, rank_channels(tiny_model, graph), tiny_data
+    return Sliced(tiny_model, graph, rank_channels(tiny_model, graph)), tiny_data
 
 
 @pytest.fixture
@@ -41,14 +44,14 @@ def mine(monkeypatch):
 
 
 def some(parts):
-    return parts[1].space().uniform(0.5)
+    return parts[0].graph.space().uniform(0.5)
 
 
 def test_a_metric_of_ones_own_is_the_mean_over_images(parts, mine):
     mine.margin = lambda outputs, labels: outputs.gather(1, labels[:, None])[:, 0] - outputs.mean(dim=1)
     evaluator = AdaptiveBN(*parts, AdaptiveBNOptions(metric="mine:margin"))
     found = evaluator(some(parts), 0)
-    network, validation = evaluator.build(some(parts)), parts[3].validation
+    network, validation = evaluator.build(some(parts)), parts[1].validation
     with torch.inference_mode():
         expected = mine.margin(network(validation.images), validation.labels).mean()
     assert found.fitness == found.metrics["mine:margin"] == pytest.approx(float(expected), rel=1e-5)
@@ -56,9 +59,9 @@ def test_a_metric_of_ones_own_is_the_mean_over_images(parts, mine):
 
 
 def test_divergence_is_to_the_trained_network(parts):
-    model, graph, ranking, data = parts
-    full = graph.space(alpha=1.0).full
-    evaluator = AdaptiveBN(model, graph, ranking, data, AdaptiveBNOptions(metric="neg_kl", calibration_images=0))
+    source, data = parts
+    full = source.graph.space(alpha=1.0).full
+    evaluator = AdaptiveBN(source, data, AdaptiveBNOptions(metric="neg_kl", calibration_images=0))
     assert evaluator(full, 0).fitness == pytest.approx(0, abs=1e-6)
     assert evaluator(some(parts), 0).fitness < -1e-4
     # Calibration changes even the full network (its statistics were moved away from those of the data).
@@ -67,16 +70,16 @@ def test_divergence_is_to_the_trained_network(parts):
 
 def test_without_calibration_candidates_keep_the_statistics_they_inherit(parts):
     evaluator = AdaptiveBN(*parts, AdaptiveBNOptions(calibration_images=0))
-    network = evaluator.build(parts[1].space(alpha=1.0).full)
-    for name, value in parts[0].state_dict().items():
+    network = evaluator.build(parts[0].graph.space(alpha=1.0).full)
+    for name, value in parts[0].model.state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
 
 
 def test_a_part_of_search_validation_is_the_same_for_all_and_no_more_than_there_is(parts):
-    model, graph, ranking, data = parts
-    few = AdaptiveBN(model, graph, ranking, data, AdaptiveBNOptions(metric="neg_loss", validation_images=20))
-    again = AdaptiveBN(model, graph, ranking, data, AdaptiveBNOptions(metric="neg_loss", validation_images=20))
-    all_ = AdaptiveBN(model, graph, ranking, data, AdaptiveBNOptions(metric="neg_loss", validation_images=10**6))
+    source, data = parts
+    few = AdaptiveBN(source, data, AdaptiveBNOptions(metric="neg_loss", validation_images=20))
+    again = AdaptiveBN(source, data, AdaptiveBNOptions(metric="neg_loss", validation_images=20))
+    all_ = AdaptiveBN(source, data, AdaptiveBNOptions(metric="neg_loss", validation_images=10**6))
     assert few(some(parts), 0) == again(some(parts), 1)
     assert all_(some(parts), 0) == AdaptiveBN(*parts, AdaptiveBNOptions(metric="neg_loss"))(some(parts), 0)
     assert few(some(parts), 0).fitness != all_(some(parts), 0).fitness
@@ -105,7 +108,9 @@ def test_out_of_memory_is_tried_once_more_with_half_the_batch(tiny_data, monkeyp
         Tight(), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 4), nn.Flatten(), nn.Linear(4, 2)
     )
     graph = trace_channels(network, tiny_data.example)
-    evaluator = AdaptiveBN(network, graph, rank_channels(network, graph), tiny_data, AdaptiveBNOptions(batch_size=100))
+    evaluator = AdaptiveBN(
+        Sliced(network, graph, rank_channels(network, graph)), tiny_data, AdaptiveBNOptions(batch_size=100)
+    )
     plain = evaluator(graph.space().full, 0)
     batches = []
     monkeypatch.setitem(MEMORY, "limit", limit)
@@ -131,7 +136,7 @@ def test_nothing_of_a_failed_evaluation_is_kept_while_it_is_tried_again(parts, m
         raise torch.OutOfMemoryError
 
     evaluator = AdaptiveBN(*parts)
-    monkeypatch.setattr(inheriting, "score", failing)
+    monkeypatch.setattr(sliced, "score", failing)
     assert evaluate(evaluator, some(parts), 0).failure.startswith("OutOfMemoryError")
     assert alive == [0, 0]
 
@@ -174,7 +179,7 @@ def test_the_metric_is_the_objectives_first_one_unless_it_is_given(tiny_model):
     values = images.mean(dim=(2, 3)).expand(-1, 2).contiguous()
     data = Data.from_tensors((images[:250], values[:250]), (images[250:], values[250:]), objective="regression")
     graph = trace_channels(tiny_model, data.example)
-    found = AdaptiveBN(tiny_model, graph, rank_channels(tiny_model, graph), data)(graph.space().full, 0)
+    found = AdaptiveBN(Sliced(tiny_model, graph, rank_channels(tiny_model, graph)), data)(graph.space().full, 0)
     assert found.fitness == found.metrics["neg_mse"] < 0
 
 
@@ -191,7 +196,7 @@ def test_objectives_of_ones_own_go_to_other_processes(tiny_model, tiny_data, mon
     parts = [getattr(tiny_data, name) for name in ("train", "validation", "test")]
     data = Data(name="own", train=parts[0], validation=parts[1], test=parts[2], objective="own")
     graph = trace_channels(tiny_model, data.example)
-    evaluator = AdaptiveBN(tiny_model, graph, rank_channels(tiny_model, graph), data)
+    evaluator = AdaptiveBN(Sliced(tiny_model, graph, rank_channels(tiny_model, graph)), data)
     candidate = graph.space().uniform(0.5)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         found = pool.submit(evaluate, evaluator, candidate, 0).result()
@@ -204,7 +209,9 @@ def test_threads_that_train_at_the_same_time_find_what_one_finds(tiny_data):
     )
     graph = trace_channels(network, tiny_data.example)
     options = {"steps": 3, "batch_size": 32, "metric": "neg_loss"}
-    evaluator = make_evaluator("short_training", network, graph, rank_channels(network, graph), tiny_data, **options)
+    evaluator = make_evaluator(
+        "short_training", Sliced(network, graph, rank_channels(network, graph)), tiny_data, **options
+    )
     candidates = [graph.space().sample(np.random.default_rng(seed)) for seed in range(6)]
     before = torch.get_rng_state()
     with ThreadPoolExecutor(3) as pool:
@@ -242,8 +249,8 @@ def test_norms_that_do_not_learn_or_are_not_used_keep_their_statistics():
 def test_an_evaluator_by_import_path_is_called_with_the_parts(parts, mine):
     seen = []
 
-    def fitness(net, graph, order, data, *, scale=1.0):
-        seen.append((net, graph, order, data))
+    def fitness(source, data, *, scale=1.0):
+        seen.append((source, data))
         return lambda candidate, seed: Evaluation(fitness=scale * sum(candidate) + seed)
 
     mine.fitness = fitness
@@ -257,11 +264,37 @@ def test_an_evaluator_by_import_path_is_called_with_the_parts(parts, mine):
             mine.fitness = lambda *_: 1
         with pytest.raises(ConfigError, match=words):
             make_evaluator("mine:fitness", *parts, **options)
+    mine.fitness = lambda model, graph, ranking, data: None
+    with pytest.raises(ConfigError, match=r"what were model, graph and ranking are now source\.model"):
+        make_evaluator("mine:fitness", *parts)
     mine.fitness = lambda only: None
-    with pytest.raises(ConfigError, match=r"is called with \(model, graph, ranking, data, \*\*options\): too many"):
+    with pytest.raises(ConfigError, match=r"is called with \(source, data, \*\*options\): too many"):
         make_evaluator("mine:fitness", *parts)
     with pytest.raises(ConfigError, match="evaluator 'mine:nothing' cannot be imported"):
         make_evaluator("mine:nothing", *parts)
+
+
+def test_an_evaluator_by_import_path_may_be_derived_with_options_of_its_own(parts, mine):
+    @dataclass(frozen=True, kw_only=True)
+    class Noisy(ScoringOptions):
+        noise: float = 0.0
+
+    class Mine(SlicedEvaluator):
+        """Scores candidates after their first weights have been made smaller."""
+
+        Options = Noisy
+
+        def prepare(self, network, seed, shrink):
+            with torch.no_grad():
+                next(network.parameters()).mul_(1 - self.options.noise)
+
+    mine.Mine = Mine
+    candidate = some(parts)
+    plain = make_evaluator("mine:Mine", *parts, metric="neg_loss")(candidate, 0)
+    assert plain == AdaptiveBN(*parts, AdaptiveBNOptions(metric="neg_loss", calibration_images=0))(candidate, 0)
+    assert make_evaluator("mine:Mine", *parts, metric="neg_loss", noise=1.0)(candidate, 0).fitness != plain.fitness
+    with pytest.raises(ConfigError, match="unknown option of evaluator 'mine:Mine': 'nose'; did you mean 'noise'"):
+        make_evaluator("mine:Mine", *parts, nose=1.0)
 
 
 def test_calibration_covers_every_layer_with_running_statistics():
@@ -331,9 +364,9 @@ def test_networks_that_return_more_than_logits(tiny_data, monkeypatch):
     graph = trace_channels(network, tiny_data.example)
     ranking = rank_channels(network, graph)
     with pytest.raises(Exception, match=r"found a dict with doubled, scores; .*OUTPUTS\[Dictionary\]"):
-        AdaptiveBN(network, graph, ranking, tiny_data)
+        AdaptiveBN(Sliced(network, graph, ranking), tiny_data)
     monkeypatch.setitem(OUTPUTS, Dictionary, lambda returned: returned["scores"])
-    evaluator = AdaptiveBN(network, graph, ranking, tiny_data)
+    evaluator = AdaptiveBN(Sliced(network, graph, ranking), tiny_data)
     found = evaluator(graph.space().uniform(0.5), 0)
     assert found.metrics == score(evaluator.build(graph.space().uniform(0.5)), tiny_data.validation)
 
@@ -354,7 +387,7 @@ def test_a_network_that_draws_in_evaluation_mode_is_warned_of(tiny_data):
     with pytest.warns(
         UserWarning, match=r"Restless draws random numbers in evaluation mode, .* training=self.training"
     ):
-        AdaptiveBN(network, graph, rank_channels(network, graph), tiny_data)
+        AdaptiveBN(Sliced(network, graph, rank_channels(network, graph)), tiny_data)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -364,13 +397,11 @@ def test_a_training_set_smaller_than_a_batch_is_refused(parts, tiny_data):
     )
     words = "batch_size = 128 is larger than the 9 training images of small; set batch_size to at most 9"
     with pytest.raises(DataError, match=words):
-        AdaptiveBN(*parts[:3], small)
+        AdaptiveBN(parts[0], small)
 
 
 def _shared(evaluator):
-    return [
-        split.images.is_shared() for split in (evaluator._calibration, evaluator._validation, evaluator._data.train)
-    ]
+    return [split.images.is_shared() for split in (evaluator._calibration, evaluator._validation, evaluator.data.train)]
 
 
 def test_workers_of_one_machine_share_the_images(parts):
@@ -380,13 +411,15 @@ def test_workers_of_one_machine_share_the_images(parts):
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_norms_are_inherited_or_begin_anew(parts, fresh):
-    model = copy.deepcopy(parts[0])
+    model = copy.deepcopy(parts[0].model)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.constant_(module.weight, 2)
             nn.init.constant_(module.bias, 3)
     options = {"steps": 1, "batch_size": 32, "lr": 1e-9, "weight_decay": 0.0, "fresh_norms": fresh}
-    network = make_evaluator("short_training", model, *parts[1:], **options).build(parts[1].space(alpha=1.0).full)
+    network = make_evaluator(
+        "short_training", Sliced(model, parts[0].graph, parts[0].ranking), parts[1], **options
+    ).build(parts[0].graph.space(alpha=1.0).full)
     for name, module in network.named_modules():
         inherited = model.get_submodule(name)
         if isinstance(module, nn.BatchNorm2d):
@@ -401,7 +434,7 @@ def test_nothing_is_left_of_an_evaluation(parts, name):
     options = (
         {"short_training": {"steps": 1}} if name == "cascade" else {"steps": 1} if name == "short_training" else {}
     )
-    evaluator, space, draws = make_evaluator(name, *parts, **options), parts[1].space(), np.random.default_rng(0)
+    evaluator, space, draws = make_evaluator(name, *parts, **options), parts[0].graph.space(), np.random.default_rng(0)
 
     def living():
         gc.collect()

@@ -1,4 +1,4 @@
-"""What evaluators share that slice candidates out of the trained network and score them on search-validation."""
+"""What evaluators share that get a candidate's network from a source and score it on search-validation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import ConfigError, type_problems, unknown_name
 from abcsearch.importing import import_callable
 from abcsearch.rng import torch_seeded, torch_stream
-from abcsearch.training.computing import MAX_THREADS, check_precision, computing, find_device
+from abcsearch.training.computing import MAX_THREADS, check_computing, computing, find_device
 from abcsearch.training.objectives import OBJECTIVES, Objective, find_objective
 from abcsearch.training.scoring import predict, score, scoring_batch
 from abcsearch.trial import Evaluation
@@ -24,8 +23,7 @@ from abcsearch.trial import Evaluation
 if TYPE_CHECKING:
     from torch import nn
 
-    from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.ranking import Ranking
+    from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data
     from abcsearch.space import Candidate
 
@@ -45,7 +43,7 @@ class ScoringOptions:
         threads: torch threads on the CPU; recorded, since they decide the order of summation.
 
     Raises:
-        ConfigError: if the metric is unknown, a number out of range, or the precision not one of the device.
+        ConfigError: if the metric, the device or the precision is unknown, or a number out of range.
     """
 
     metric: str | None = None
@@ -70,48 +68,50 @@ class ScoringOptions:
             if value is not None and not lowest <= value < math.inf:
                 msg = f"evaluator: {name} is at least {lowest}, found {value}"
                 raise ConfigError(msg)
-        check_precision(self.precision, find_device(self.device))
+        check_computing(self.device, self.precision)
         known = {name for objective in OBJECTIVES.values() for name in (*objective.metrics, *objective.to_full)}
         if self.metric is not None and ":" not in self.metric and self.metric not in known:
             raise ConfigError(unknown_name("metric", self.metric, known))
 
 
-class Inheriting(ABC):
-    """Slices candidates out of a trained network, prepares them in some way, and scores them on search-validation.
+class SlicedEvaluator(ABC):
+    """Gets the network of a candidate, prepares it in some way, and scores it on search-validation.
+
+    The base of evaluators, also of your own: implement `prepare`.
 
     The network and the images are on the device of the options, images there once; a candidate exists only while it is
     evaluated. If CUDA runs out of memory, the evaluation is tried once more with half the batch size (its metrics then
     say so: `halved_batch` is 1); if that is not enough, it fails.
 
     Attributes:
+        source: where networks come from, on the device of the options.
+        data: prepares on `data.train`.
         options: of the evaluator.
         metric: what fitness is.
+        device: where candidates are evaluated.
     """
 
-    def __init__(
-        self, model: nn.Module, graph: ChannelGraph, ranking: Ranking, data: Data, options: ScoringOptions
-    ) -> None:
+    # The class of the options record, which an evaluator of your own with options of its own derives and names here.
+    Options: ClassVar[type[ScoringOptions]] = ScoringOptions
+
+    def __init__(self, source: Source, data: Data, options: ScoringOptions | None = None) -> None:
         """Prepares the evaluator.
 
         Args:
-            model: the trained network; never changed.
-            graph: its channel groups.
-            ranking: which channels a candidate keeps.
+            source: where candidates' networks come from.
             data: prepares on `data.train`, scores on `data.validation`.
             options: see `ScoringOptions`.
 
         Raises:
-            ConfigError: if the metric is unknown, or is none.
+            ConfigError: if the metric is unknown, or is none; if this machine has no such device.
             ModelError: if the network does not return what the objective needs.
             DataError: if a label has no output.
         """
-        self.options = options
+        self.options = options = options or type(self).Options()
         objective = find_objective(data.objective)
         self.metric = options.metric or objective.headline
         self._objective = with_metric(objective, self.metric)
-        self._graph, self._ranking = graph, ranking
-        self._data = data
-        self._model = model
+        self.source, self.data = source, data
         count = options.validation_images or len(data.validation)
         order = torch.randperm(len(data.validation), generator=torch_stream(data.seed, "validation images"))
         chosen = data.validation if count >= len(data.validation) else data.validation.part(order[:count].sort().values)
@@ -121,29 +121,26 @@ class Inheriting(ABC):
         # side effects.
         labels = self._validation.labels
         highest = labels.reshape(len(labels), -1).amax(dim=1).argmax()[None]
-        one, probe = self._validation.part(highest), copy.deepcopy(self._model)
+        one, probe = self._validation.part(highest), copy.deepcopy(source.model)
         with torch_seeded(0, "probe"):
             score(probe, one, objective=self._objective)
             if not torch.equal(*(predict(probe, one).nan_to_num() for _ in range(2))):
                 msg = (
-                    f"{type(model).__name__} draws random numbers in evaluation mode, so fitness cannot be repeated; "
-                    "F.dropout needs training=self.training"
+                    f"{type(source.model).__name__} draws random numbers in evaluation mode, so fitness cannot be "
+                    "repeated; F.dropout needs training=self.training"
                 )
                 warnings.warn(msg, stacklevel=3)
 
     def _settle(self) -> None:
         """Moves network and images to the device of the options."""
-        self.device = find_device(self.options.device)
-        if self.device.type != "cpu":
-            self._model = copy.deepcopy(self._model).to(self.device)
+        self.device = find_device(self.options.device, self.options.precision)
+        self.source = self.source.to(self.device)
         self._validation = self._validation.to(self.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns all but what is computed when needed, on the CPU: the process that reads it has its own device."""
         state = {name: value for name, value in vars(self).items() if name != "_full"}
-        if self.device.type != "cpu":
-            state["_model"] = copy.deepcopy(self._model).cpu()
-        return state  # splits pickle as arrays on the CPU
+        return {**state, "source": self.source.to("cpu")}  # splits pickle as arrays on the CPU
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes the state, and moves network and images to this process's device."""
@@ -151,8 +148,8 @@ class Inheriting(ABC):
         self._settle()
 
     @abstractmethod
-    def _prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
-        """Makes a sliced network ready to be scored, in place.
+    def prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
+        """Makes the network of a candidate ready to be scored, in place.
 
         Args:
             network: on the device, channels_last.
@@ -166,10 +163,10 @@ class Inheriting(ABC):
             return self._build(candidate, seed, 1).cpu()
 
     def _build(self, candidate: Candidate, seed: int, shrink: int) -> nn.Module:
-        network = slice_model(self._model, self._graph, candidate, self._ranking)
+        network = self.source.network(candidate, seed)
         # The layout decides the order of summation: one for all, whichever the trained network has in this process.
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
-        self._prepare(network, seed, shrink)
+        self.prepare(network, seed, shrink)
         return network.eval()
 
     @cached_property
@@ -177,7 +174,7 @@ class Inheriting(ABC):
         """Outputs of the full network on the validation images, where the metric needs them."""
         if self.metric not in self._objective.to_full:
             return None
-        return predict(copy.deepcopy(self._model), self._validation)
+        return predict(copy.deepcopy(self.source.model), self._validation)
 
     def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
         """Returns fitness and metrics on search-validation; a metric that is not finite is a failure."""
@@ -199,7 +196,7 @@ class Inheriting(ABC):
                 full=self._full,
                 batch_size=scoring_batch(self.device) // shrink,
             )
-        costs = self._graph.costs
+        costs = self.source.graph.costs
         macs, params = int(costs.macs([candidate])[0]), int(costs.params([candidate])[0])
         # A network that returns NaN still has a top1: its class 0 counts as the best one.
         wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]

@@ -1,14 +1,8 @@
-"""Contract tests, usable by strangers: subclass, say how to make yours, and let pytest collect the class.
+"""What every searcher keeps.
 
-Of searchers, `SearcherContract`, and of lessons, `LessonContract`.
-
-    class TestMySearcher(SearcherContract):
-        def make(self, space, constraint, seed):
-            return MySearcher(space, constraint, seed=seed)
-
-The contract in one sentence: proposals are new, inside the space and the budget, and depend on nothing but the seed and
-what was told; a saved searcher continues bit for bit. One that `overlaps` keeps this, and any number of workers busy,
-also where it is asked ahead.
+In one sentence: proposals are new, inside the space and the budget, and depend on nothing but the seed and what was
+told; a saved searcher continues bit for bit. One that `overlaps` keeps this, and any number of workers busy, also where
+it is asked ahead.
 """
 
 from __future__ import annotations
@@ -23,7 +17,6 @@ import numpy as np
 from abcsearch.budget import Budget, Constraint
 from abcsearch.errors import SearcherError
 from abcsearch.space import Dimension, SearchSpace
-from abcsearch.training.contract import LessonContract as LessonContract
 from abcsearch.trial import Evaluation, Trial, best_trial
 
 if TYPE_CHECKING:

@@ -1,0 +1,101 @@
+"""A gate per channel: soft or hard masks of a network whose layers stay as they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from abcsearch.channels.outline import parts_of, plan_of
+from abcsearch.errors import CandidateError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from abcsearch.channels.graph import ChannelGraph
+
+
+def gate(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns what reads channels (weights of convolutions and linear layers), times the gates of these channels.
+
+    `torch.func.functional_call(model, gate(model, graph, gates), inputs)` runs the network so. With gates of 0 and 1 it
+    computes what `slice_model` with the channels of gate 1 does, up to rounding, in evaluation and in training mode,
+    where a batch norm sees the same values of these channels. Any other real gate scales what is read of its channel;
+    gradients reach the gates and the parameters.
+
+    - Gates stand behind normalisation and activation: scaled there, a channel is not scaled back.
+    - What makes channels, depthwise convolutions and batch norms among them, is not gated.
+    - A weight that reads several groups, on one axis or on several, is multiplied by the gates of all. One that reads a
+      group and makes another, or the same, is gated along the axis that reads. One that reads and makes along the same
+      axis (a tied weight) is gated in both uses.
+    - What reads is gated under the name that the graph knows; `functional_call` puts it wherever it is tied.
+    - Channels that nothing reads change no output: their gate has no effect, and no gradient.
+    - In training mode forward updates the statistics of `model` itself, since gates replace no batch norm's buffers.
+    - Blocks have no gates.
+
+    Source: soft masks as in DMCP (Guo et al., CVPR 2020) and AutoPruner (Luo and Wu, Pattern Recognition 2020), which
+    multiply feature maps; here the linear operations that read them are multiplied, which is the same.
+
+    Args:
+        model: the network that `graph` was traced on; not changed.
+        graph: its channel groups.
+        gates: per prunable group (`graph.prunable`) a tensor (channels,) of real numbers without a unit, floating
+            point. They are taken to the type and the device of what they multiply.
+
+    Returns:
+        By name, the parameters and buffers that read channels of a prunable group, with their shape and type; all
+        others are to be taken from the network.
+
+    Raises:
+        CandidateError: if there is not one gate tensor per prunable group, or one has another shape or is not
+            floating point, or is on the meta device where the network is not.
+        TraceError: if the graph was traced on a network with other modules or parameters.
+    """
+    _, tensors = parts_of(model, graph)
+    _check(graph, gates)
+    plan = plan_of(graph)
+    joined: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+    gated: dict[str, torch.Tensor] = {}
+    for target in plan.targets:
+        if target.sums:
+            tensor = tensors[target.name]
+            key = tensor.dtype, tensor.device
+            if key not in joined:
+                joined[key] = _joined(gates, tensor)
+            whole = target.divided(tensor)
+            for axis, pattern in target.sums:
+                numbers = torch.from_numpy(plan.patterns[pattern]).to(tensor.device)  # -1: the one at the end
+                whole = whole * joined[key][numbers].reshape([-1 if a == axis else 1 for a in range(whole.ndim)])
+            gated[target.name] = target.merged(whole)
+    return gated
+
+
+def _joined(gates: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """Returns the gates of all groups one after another, and a one, with the type and device of a tensor."""
+    if any(values.is_meta for values in gates) and not like.is_meta:
+        msg = f"gates are on the device of the network, {like.device}, found some on meta, which have no values"
+        raise CandidateError(msg)
+    return torch.cat([*(values.to(like) for values in gates), like.new_ones(1)])
+
+
+def _check(graph: ChannelGraph, gates: Sequence[torch.Tensor]) -> None:
+    """Raises CandidateError unless there is one floating-point tensor (channels,) per prunable group."""
+    if len(gates) != len(graph.prunable):
+        msg = (
+            f"gates are one tensor per prunable group, {len(graph.prunable)} for this network in the order of "
+            f"graph.prunable, found {len(gates)}"
+        )
+        raise CandidateError(msg)
+    for group, values in zip(graph.prunable, gates, strict=True):
+        if not isinstance(values, torch.Tensor) or not values.is_floating_point():
+            kind = str(values.dtype) if isinstance(values, torch.Tensor) else type(values).__name__
+            msg = f"the gates of group {group.name!r} are a floating-point tensor, found {kind}; convert with .float()"
+            raise CandidateError(msg)
+        if values.shape != (group.channels,):
+            msg = (
+                f"the gates of group {group.name!r} have shape {tuple(values.shape)}; it has {group.channels} channels:"
+                f" one gate for each, ({group.channels},)"
+            )
+            raise CandidateError(msg)
