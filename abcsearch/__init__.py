@@ -74,6 +74,8 @@ if TYPE_CHECKING:
     from abcsearch.space import SearchSpace as SearchSpace
     from abcsearch.training.finetuning import FineTuned as FineTuned
     from abcsearch.training.finetuning import finetune as finetune
+    from abcsearch.training.lesson import Lesson as Lesson
+    from abcsearch.training.lesson import Supervised as Supervised
     from abcsearch.training.loop import train as train
     from abcsearch.training.objectives import OBJECTIVES as OBJECTIVES
     from abcsearch.training.objectives import OUTPUTS as OUTPUTS
@@ -151,6 +153,8 @@ _HOME = {
     "SearchSpace": "abcsearch.space",
     "FineTuned": "abcsearch.training.finetuning",
     "finetune": "abcsearch.training.finetuning",
+    "Lesson": "abcsearch.training.lesson",
+    "Supervised": "abcsearch.training.lesson",
     "train": "abcsearch.training.loop",
     "OBJECTIVES": "abcsearch.training.objectives",
     "OUTPUTS": "abcsearch.training.objectives",

@@ -61,6 +61,10 @@ class ModelError(AbcSearchError):
     """A model cannot be constructed, or its forward pass does not return what is needed."""
 
 
+class LessonError(AbcSearchError):
+    """What a training is to teach does not keep what `abcsearch.Lesson` says."""
+
+
 class CheckpointError(AbcSearchError):
     """A weights file is missing, unreadable, or does not fit the model."""
 

@@ -10,7 +10,7 @@ from abcsearch.budget import Budget
 from abcsearch.config import parse_config, parse_recipe, read_config
 from abcsearch.errors import AbcSearchError, ConfigError
 from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions
-from abcsearch.training.loop import Recipe
+from abcsearch.training.recipe import Recipe
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 

@@ -1,11 +1,13 @@
 """The README tells the truth: its Python runs, its commands exist, its paths are there."""
 
+import copy
 import re
 import subprocess
 import sys
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from abcsearch.cli import app
 from abcsearch.config import parse_config
 from abcsearch.data.own import PAIR_OPTIONS
 from abcsearch.data.registry import DATASETS, load_data
+from abcsearch.data.splits import Split
 from abcsearch.errors import TraceError
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
@@ -27,20 +30,22 @@ from abcsearch.exporting.targets import FORMATS
 from abcsearch.models.registry import MODELS
 from abcsearch.runs.ranking import RANKING_IMAGES
 from abcsearch.searchers.registry import SEARCHERS
+from abcsearch.training.loop import train
 from abcsearch.training.objectives import OBJECTIVES, OUTPUTS
 from abcsearch.training.recipe import PRESETS, Recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXTENDING = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, page=README):
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
-def block(language, words):
+def block(language, words, page=README):
     """The one block with some words in it."""
-    (found,) = (text for text in blocks(language) if words in text)
+    (found,) = (text for text in blocks(language, page) if words in text)
     return found
 
 
@@ -200,6 +205,28 @@ def test_rule_example_makes_a_module_prunable():
         for channel in set(range(6)) - kept:
             model[2].weight[:, 5 - channel] = 0
         assert torch.allclose(sliced(x), model(x))
+
+
+def test_lesson_examples_run_and_keep_the_contract(tmp_path, monkeypatch):
+    known = {"train": train, "Recipe": Recipe}
+    for words in ("class Slimming", "class Gated", "class TestGated"):
+        exec(block("python", words, EXTENDING), known)
+    contract, sums = known["TestGated"](), []
+    with torch.random.fork_rng():
+        for name in dir(contract):
+            if name.startswith("test_"):
+                getattr(contract, name)()
+        network = contract.make().model
+    images = Split(torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3)
+    for penalty in (0.0, 1.0):
+        lesson = known["Slimming"](copy.deepcopy(network), penalty)
+        train(lesson, images, Recipe(epochs=2))
+        sums.append(lesson.model[1].weight.detach().abs().sum())
+    assert sums[1] < sums[0]
+    (call,) = re.findall(r"`(train\(Gated.*?\))` trains", EXTENDING)
+    monkeypatch.chdir(tmp_path)
+    exec(call, {**known, "model": network, "data": SimpleNamespace(train=images)})
+    assert [path.name for path in tmp_path.iterdir()] == ["gated.checkpoint"]
 
 
 def test_every_data_set_is_in_the_table():

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from abcsearch.evaluation.sliced import ScoringOptions, SlicedEvaluator
-from abcsearch.training.loop import check_images, train
+from abcsearch.training.checks import check_images
+from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class ShortTraining(SlicedEvaluator):
             self.data.train,
             self.options.recipe(shrink),
             seed=seed,
-            part="short training",
+            stream="short training",
             objective=self.data.objective,
             steps=self.options.steps,
         )

@@ -23,7 +23,8 @@ from abcsearch.runs.run import Parts, SearchResult, run_search
 from abcsearch.runs.settings import OBJECT, Part, RunConfig, SearchSettings, from_plain
 from abcsearch.runs.task import Task
 from abcsearch.runs.weights import checkpoint_path, load_checkpoint, weights_writer
-from abcsearch.training.loop import check_training, train
+from abcsearch.training.checks import check_training
+from abcsearch.training.loop import train
 from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
@@ -331,7 +332,7 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
                 data.train,
                 config.pretrain,
                 seed=config.seed,
-                part="pretrain",
+                stream="pretrain",
                 objective=data.objective,
                 on_epoch=lambda done, total, loss: progress("base network", done, total, f"loss {loss:.4f}"),
                 validation=data.validation if config.pretrain.keep == "best" else None,

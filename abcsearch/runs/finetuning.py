@@ -16,9 +16,9 @@ from abcsearch.runs.tuned import ASKED, FOLDER, command, read_tuned, unfinished,
 from abcsearch.runs.weights import checkpoint_path, tensors_writer
 from abcsearch.training.begun import begun, losses_so_far
 from abcsearch.training.checkpoints import tensors_hash
+from abcsearch.training.checks import check_training
 from abcsearch.training.crew import Crew
 from abcsearch.training.finetuning import FineTuned, finetune
-from abcsearch.training.loop import check_training
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
     from abcsearch.space import Candidate
-    from abcsearch.training.loop import Recipe
+    from abcsearch.training.recipe import Recipe
 
 PATIENCE = 2.0  # seconds; a part that takes longer is not made larger
 # On a CPU, batches are of so many images, and of more while their forward passes have so few MACs: larger ones would
@@ -180,7 +180,7 @@ def training_time(task: Task, network: nn.Module, recipe: Recipe, patience: floa
         steps = max(1, round(share * whole / batch))
         trained, own = copy.deepcopy(network), replace(recipe, batch_size=batch, lr=_TINY, keep="last")
         start = time.perf_counter()
-        train(trained, split, own, part="rehearsal", objective=task.data.objective, steps=steps, teacher=teacher)
+        train(trained, split, own, stream="rehearsal", objective=task.data.objective, steps=steps, teacher=teacher)
         if find_device(recipe.device).type == "cuda":
             torch.cuda.synchronize(find_device(recipe.device))
         seconds = time.perf_counter() - start

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from abcsearch.testing.evaluators import EvaluatorContract as EvaluatorContract
     from abcsearch.testing.executors import ExecutorContract as ExecutorContract
+    from abcsearch.testing.lessons import LessonContract as LessonContract
     from abcsearch.testing.searchers import SearcherContract as SearcherContract
     from abcsearch.testing.searchers import ToyCosts as ToyCosts
     from abcsearch.testing.searchers import toy_fitness as toy_fitness
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOME = {
     "EvaluatorContract": "abcsearch.testing.evaluators",
     "ExecutorContract": "abcsearch.testing.executors",
+    "LessonContract": "abcsearch.testing.lessons",
     "SearcherContract": "abcsearch.testing.searchers",
     "ToyCosts": "abcsearch.testing.searchers",
     "toy_fitness": "abcsearch.testing.searchers",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import distributed, nn
@@ -12,7 +12,7 @@ from abcsearch.errors import ConfigError
 from abcsearch.training.objectives import output_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 
@@ -64,6 +64,34 @@ class Crew:
             distributed.all_reduce(value)
             value /= self.size
         return value
+
+    def average(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Replaces gradients by their means over all processes, in one exchange; what has none in any keeps none.
+
+        For weights that are used past the forward pass of their module, which `joined` does not see.
+        """
+        if self.size == 1:
+            return
+        there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int64, device=parameters[0].device)
+        distributed.all_reduce(there)
+        used = [p for p, count in zip(parameters, there.tolist(), strict=True) if count]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
+        means = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        for parameter, gradient, mean in zip(used, gradients, means.split([p.numel() for p in used]), strict=True):
+            parameter.grad = gradient.copy_(mean.view_as(gradient))
+
+    def agree(self, tensors: Iterable[torch.Tensor], plain: dict[str, Any]) -> dict[str, Any]:
+        """Gives every process the first one's tensors, in place; returns the first one's plain values."""
+        if self.size == 1:
+            return plain
+        with torch.no_grad():
+            for tensor in tensors:
+                first = tensor.contiguous()
+                distributed.broadcast(first, 0)
+                tensor.copy_(first)
+        values = [plain]
+        distributed.broadcast_object_list(values)
+        return values[0]
 
 
 class _Output(nn.Module):

@@ -86,7 +86,7 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
         data.train,
         recipe,
         seed=seed,
-        part="finetune",
+        stream="finetune",
         objective=goal,
         on_epoch=on_epoch,
         teacher=teacher,

@@ -1,4 +1,4 @@
-"""The one training loop: of base networks, of candidates for a moment, of what a search found."""
+"""The one training loop: of base networks, of candidates for a moment, of what a search found, of any lesson."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abcsearch.channels.pointwise import pointwise_safely
-from abcsearch.data.images import Images
-from abcsearch.errors import ConfigError, DataError, ModelError
-from abcsearch.rng import torch_seeded, torch_stream
-from abcsearch.training.checkpoints import Checkpoint, images_hash, network_hash
+from abcsearch.errors import ModelError
+from abcsearch.rng import torch_seeded
+from abcsearch.training.checkpoints import Checkpoint, images_hash
+from abcsearch.training.checks import check_lesson, check_loss
 from abcsearch.training.computing import computing, find_device
 from abcsearch.training.crew import ALONE, Crew
-from abcsearch.training.distillation import distillation_loss, teach
-from abcsearch.training.mixing import Mixing, augmented, check_mixing, widened
-from abcsearch.training.objectives import find_objective, output_of
+from abcsearch.training.lesson import lesson_of, whole_of
+from abcsearch.training.mixing import augmented
 from abcsearch.training.optimization import step_shares
-from abcsearch.training.recipe import Recipe
 from abcsearch.training.scoring import device_of, modes_kept
 from abcsearch.training.state import Trained, Training
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from torch import nn
 
-    from abcsearch.training.objectives import Objective
+    from abcsearch.data.images import Images
+    from abcsearch.training.lesson import Lesson
+    from abcsearch.training.recipe import Recipe
 
     # Called after every epoch with (epochs done, epochs in all, mean training loss of the epoch).
     OnEpoch = Callable[[int, int, float], None]
 
 
 def train(  # noqa: PLR0913 - the one training loop; everything but the first three has a good default
-    model: nn.Module,
+    model: nn.Module | Lesson,
     split: Images,
     recipe: Recipe,
     *,
     seed: int = 0,
-    part: str = "train",
+    stream: str = "train",
     objective: str = "classification",
     steps: int | None = None,
     on_epoch: OnEpoch | None = None,
@@ -51,16 +51,17 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
     checkpoint: str | Path | None = None,
     crew: Crew = ALONE,
 ) -> Trained:
-    """Trains a network in place; deterministic on CPU for the same arguments.
+    """Trains a network, or the modules of a lesson, in place; deterministic on CPU for the same arguments.
 
     Args:
-        model: maps images to logits; its weights change, the modes of its modules do not. It is trained on the recipe's
-            device, and is where it was afterwards; its weights stay channels_last.
+        model: maps images to logits, and learns the labels, `Supervised`; or a `Lesson`, which says what is learned.
+            Weights change, the modes of modules do not. They are trained on the recipe's device, and are where they
+            were afterwards; weights stay channels_last.
         split: training images. Those in memory are copied to the device once and stay there.
         recipe: how.
         seed: the run's seed.
-        part: name of the random stream, so that different trainings of a run differ.
-        objective: of `OBJECTIVES`: what the loss is.
+        stream: name of the random stream, so that different trainings of a run differ.
+        objective: of `OBJECTIVES`: what the loss of a network is.
         steps: optimiser steps, at least 1, instead of the recipe's epochs, whose schedule is then squeezed into these.
         on_epoch: progress.
         teacher: the network whose outputs are learned, if the recipe distils; it is left as it was.
@@ -71,46 +72,47 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
 
     Raises:
         ConfigError: if there are fewer images than one batch, or fewer steps than one, or the recipe does not suit the
-            objective, the teacher or the validation images.
+            objective, the teacher, the lesson or the validation images.
         ModelError: if the model does not return logits, or has nothing to train, or the loss is not finite.
+        LessonError: if a lesson does not keep what `Lesson` says.
         DataError: if a label has no output, or an image cannot be read.
         CheckpointError: if the checkpoint is of another training, or damaged.
     """
-    check_training(recipe, split, objective, taught=teacher is not None, scored=validation is not None)
+    lesson = lesson_of(model, objective, teacher)
+    check_lesson(lesson, recipe, split, scored=validation is not None)
     crew.check(recipe.batch_size)
-    if not any(p.requires_grad for p in model.parameters()):
-        msg = f"{type(model).__name__} has no parameter to train: requires_grad is False everywhere"
-        raise ModelError(msg)
+    modules = dict(lesson.modules)
+    whole = whole_of(modules)
     shares = step_shares(recipe, len(split) // recipe.batch_size, steps)
     file = None
     if checkpoint is not None:
-        same: dict[str, Any] = {"seed": seed, "part": part, "objective": objective, "steps": steps}
+        same: dict[str, Any] = {"seed": seed, "part": stream, "steps": steps, **lesson._identity()}
         same |= {"recipe": asdict(recipe), "workers": crew.size}
-        networks, images = {"network": model, "teacher": teacher}, {"images": split, "validation": validation}
-        same |= {name: None if own is None else network_hash(own) for name, own in networks.items()}
-        same |= {name: None if own is None else images_hash(own) for name, own in images.items()}
+        every = {"images": split, "validation": validation}
+        same |= {name: None if images is None else images_hash(images) for name, images in every.items()}
         file = Checkpoint(checkpoint, same)
-    place = find_device(recipe.device, recipe.precision)
+    device = find_device(recipe.device, recipe.precision)
     with (
-        _lent(model),
-        _lent(teacher),
-        computing(place, precision=recipe.precision, threads=recipe.threads),
-        pointwise_safely(model),
-        torch_seeded(seed, f"{part}-forward"),
+        _lent([*modules.values(), *lesson.teachers.values()]),
+        computing(device, precision=recipe.precision, threads=recipe.threads),
+        pointwise_safely(whole),
+        torch_seeded(seed, f"{stream}-forward"),
     ):
-        model.to(place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
-        model.train()
-        lessons = _Lessons(split, recipe, find_objective(objective), teacher, place, crew)
-        training = Training(model, recipe, torch_stream(seed, f"{part}-batches"))
+        whole.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
+        whole.train()
+        for asked in lesson.teachers.values():
+            asked.to(device).eval()
+        lesson.begin(recipe, split)
+        training = Training(lesson, modules, recipe, seed, stream)
         if file is not None and (saved := file.read()) is not None:
             training.load(saved)
-        network = crew.joined(model) if training.done < len(shares) else model
+        epochs = _Epochs(training, split, recipe, device, crew, shares)
         while training.done < len(shares):
-            with _draws_of(crew, seed, part, training.done):
-                loss = lessons.epoch(network, training, shares[training.done])
+            with _draws_of(crew, seed, stream, training.done):
+                loss = epochs.next()
             if not math.isfinite(loss):
                 _diverged(loss, training.done + 1, recipe, file)
-            training.after_epoch(loss, validation if crew.first else None, lessons.objective)
+            training.note(loss, validation if crew.first else None)
             if file is not None and crew.first:
                 file.write(training.saved())
             if on_epoch is not None:
@@ -119,22 +121,18 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
 
 
 @contextlib.contextmanager
-def _lent(model: nn.Module | None) -> Iterator[None]:
-    """Runs a block, and puts a network back on its device and its modules into their modes."""
-    if model is None:
+def _lent(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Runs a block, and puts networks back on their devices and their modules into their modes."""
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.to, device_of(module))
+            stack.enter_context(modes_kept(module))
         yield
-        return
-    home = device_of(model)
-    with modes_kept(model):
-        try:
-            yield
-        finally:
-            model.to(home)
 
 
-def _draws_of(crew: Crew, seed: int, part: str, done: int) -> contextlib.AbstractContextManager[None]:
+def _draws_of(crew: Crew, seed: int, stream: str, done: int) -> contextlib.AbstractContextManager[None]:
     """Returns a block in which each of several processes has global generators of its own, anew in every epoch."""
-    return torch_seeded(seed, f"{part}-forward-{crew.rank}", done) if crew.size > 1 else contextlib.nullcontext()
+    return torch_seeded(seed, f"{stream}-forward-{crew.rank}", done) if crew.size > 1 else contextlib.nullcontext()
 
 
 def _diverged(loss: float, epoch: int, recipe: Recipe, file: Checkpoint | None) -> None:
@@ -150,131 +148,67 @@ def _diverged(loss: float, epoch: int, recipe: Recipe, file: Checkpoint | None) 
     raise ModelError(msg)
 
 
-class _Lessons:
-    """What a network is taught: batches, and the loss on them."""
+class _Epochs:
+    """The steps of a training, an epoch at a time."""
 
     def __init__(
         self,
+        training: Training,
         split: Images,
         recipe: Recipe,
-        objective: Objective,
-        teacher: nn.Module | None,
-        place: torch.device,
+        device: torch.device,
         crew: Crew,
+        shares: list[list[float]],
     ) -> None:
-        """Prepares the images, the mixing and the teacher."""
-        self.objective, self._recipe, self._teacher, self._place, self._crew = objective, recipe, teacher, place, crew
-        self._split, self._change = augmented(recipe, split)
-        self._mixing = Mixing(recipe, split) if recipe.mixup or recipe.cutmix else None
-        self._smoothing = {"label_smoothing": recipe.label_smoothing} if recipe.label_smoothing else {}
-        if teacher is not None:
-            teacher.to(place).eval()
-
-    def epoch(self, network: nn.Module, training: Training, shares: list[float]) -> float:
-        """Trains for an epoch; returns the mean loss.
+        """Prepares the images.
 
         Args:
-            network: the training's network, as it is called.
-            training: what changes.
-            shares: of the learning rate, for every step; the epoch ends with them.
+            training: as it has begun, or was left.
+            split: its images.
+            recipe: how.
+            device: where.
+            crew: this process among those that train together.
+            shares: of the learning rates, for every step of every epoch; an epoch ends with them.
+        """
+        self._training, self._recipe, self._device, self._crew, self._shares = training, recipe, device, crew, shares
+        self._split, self._change = augmented(recipe, split)
+        self._joined = training.done < len(shares) and training.lesson._joined(crew)
+
+    def next(self) -> float:
+        """Trains for an epoch; returns the mean loss.
+
+        Raises:
+            LessonError: if the lesson returns no loss, or has changed what is trained.
         """
         # Nothing in a step waits for the device: the loss is read once per epoch, labels are checked once.
-        losses = torch.zeros((), device=self._place)
-        optimizer, recipe = training.optimizer, self._recipe
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for step, (images, labels) in zip(range(len(shares)), self._batches(training.draws), strict=False):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * shares[step]
-            loss = self._loss(network, training, images, labels, first=training.done + step == 0)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if recipe.clip_norm:
-                torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-            optimizer.step()
-            torch.clear_autocast_cache()  # it holds weights as they were before the step
-            if training.average is not None:
-                training.average.update()
-            losses += loss.detach()
+        losses = torch.zeros((), device=self._device)
+        training, shares = self._training, self._shares[self._training.done]
+        before, steps = sum(map(len, self._shares[: training.done])), sum(map(len, self._shares))
+        for step, (images, labels) in zip(range(len(shares)), self._batches(), strict=False):
+            losses += self._step(images, labels, shares[step])
+            training.after_step((before + step + 1) / steps)
+        training.after_epoch(None if self._joined else self._crew)
         return float(self._crew.mean(losses)) / len(shares)
 
-    def _batches(self, draws: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Returns this process's part of an epoch."""
-        recipe = self._recipe
+        recipe, draws = self._recipe, self._training.draws
         return self._split.shuffled(
-            recipe.batch_size, draws, shift=recipe.shift, flip=recipe.flip, device=self._place, share=self._crew.share
+            recipe.batch_size, draws, shift=recipe.shift, flip=recipe.flip, device=self._device, share=self._crew.share
         )
 
-    def _loss(
-        self, network: nn.Module, training: Training, images: torch.Tensor, labels: torch.Tensor, *, first: bool
-    ) -> torch.Tensor:
-        """Returns the loss of a batch, a scalar; the first one of a training is checked."""
+    def _step(self, images: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
+        """Teaches one batch; returns its loss."""
+        lesson, optimizers = self._training.lesson, self._training.optimizers
         if self._change is not None:
             images = self._change(images)
-        wanted = labels
-        if self._mixing is not None:
-            images, wanted = self._mixing(images, labels)
-        outputs = output_of(training.model, network(images))
-        if first:
-            _check(self.objective, outputs, labels, self._split)
-        if self._mixing is not None:
-            wanted = widened(wanted, outputs)
-        loss = self.objective.loss(outputs, wanted, **self._smoothing)
-        if self._teacher is None:
-            return loss
-        weight, taught = self._recipe.distillation, teach(self._teacher, images, outputs)
-        return (1 - weight) * loss + weight * distillation_loss(outputs, taught, self._recipe.temperature)
-
-
-def check_images(recipe: Recipe, split: Images) -> None:
-    """Raises unless there are images for at least one batch.
-
-    Raises:
-        DataError: if it is no set of images.
-        ConfigError: if there are fewer images than one batch.
-    """
-    if not isinstance(split, Images):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"training takes a Split or Stream (data.train), found {type(split).__name__}"
-        raise DataError(msg)
-    if len(split) < recipe.batch_size:
-        msg = f"batch_size {recipe.batch_size} is larger than the {len(split)} training images; make it smaller"
-        raise ConfigError(msg)
-
-
-def check_training(recipe: Recipe, split: Images, objective: str, *, taught: bool, scored: bool) -> None:
-    """Raises unless a recipe suits what it is for.
-
-    Args:
-        recipe: how to train.
-        split: training images.
-        objective: what the network is for.
-        taught: whether there is a teacher.
-        scored: whether there are validation images.
-
-    Raises:
-        DataError: if it is no set of images, or RandAugment cannot have their pixels.
-        ConfigError: if there are fewer images than one batch, the objective is unknown or not that of a classification
-            where it has to be, or a teacher or validation images are missing, or the teacher is one too many.
-    """
-    check_images(recipe, split)
-    find_objective(objective)
-    check_mixing(recipe, split, objective)
-    if recipe.distillation and objective != "classification":
-        msg = f"distillation learns the classes of a classification, found the objective {objective!r}; set it to 0"
-        raise ConfigError(msg)
-    if bool(recipe.distillation) != taught:
-        found = "no teacher" if recipe.distillation else "a teacher"
-        msg = (
-            f"distillation = {recipe.distillation:g} with {found}: fine-tuning of pruned networks takes both (the full "
-            "network is the teacher), training from the beginning neither"
-        )
-        raise ConfigError(msg)
-    if recipe.keep == "best" and not scored:
-        msg = 'keep = "best" needs validation images, which fine-tuning has; set keep to "last"'
-        raise ConfigError(msg)
-
-
-def _check(objective: Objective, outputs: torch.Tensor, labels: torch.Tensor, split: Images) -> None:
-    """Checks the outputs of the first batch, also with the highest label that any batch will have."""
-    objective.check(outputs, labels)
-    highest = split.labels.reshape(len(split), -1).amax(dim=1).argmax()[None]
-    objective.check(outputs[:1], split.labels[highest].to(outputs.device))
+        self._training.before_step()
+        loss = lesson.step(images, labels, self._training.chance)
+        check_loss(lesson, loss, optimizers.parameters)
+        if loss.requires_grad:
+            loss.backward()
+        if not self._joined:
+            self._crew.average(optimizers.parameters)
+        optimizers.step(share, self._recipe.clip_norm)
+        torch.clear_autocast_cache()  # it holds weights as they were before the step
+        return loss.detach()

@@ -11,7 +11,7 @@ import torch
 from abcsearch.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import nn
 
@@ -68,6 +68,101 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+class Optimizers:
+    """The optimisers of a training, whose learning rates follow one schedule, each from its own highest one.
+
+    Attributes:
+        parameters: all that they change.
+    """
+
+    def __init__(self, named: Mapping[str, torch.optim.Optimizer]) -> None:
+        """Takes them as they are: the learning rate of every group is its highest one."""
+        self._named = dict(named)
+        self._rates = [float(group["lr"]) for group in self._groups()]
+        self._options = {name: _options(optimizer) for name, optimizer in named.items()}
+        self.parameters: list[torch.Tensor] = [p for group in self._groups() for p in group["params"]]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Returns the groups of all; loading a state makes new ones."""
+        return [group for optimizer in self._named.values() for group in optimizer.param_groups]
+
+    def step(self, share: float, clip_norm: float) -> None:
+        """Changes the parameters by their gradients.
+
+        Args:
+            share: of the highest learning rates.
+            clip_norm: longest gradient, of all parameters together; 0: no limit.
+        """
+        for group, rate in zip(self._groups(), self._rates, strict=False):  # `intact` sees groups that have come
+            group["lr"] = rate * share
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.parameters, clip_norm)
+        for optimizer in self._named.values():
+            optimizer.step()
+
+    def intact(self, whole: nn.Module) -> bool:
+        """Returns whether they still change what they did in the beginning, and all of it is in the modules."""
+        now = [p for group in self._groups() for p in group["params"]]
+        known = {id(parameter) for parameter in whole.parameters()}
+        return [*map(id, now)] == [*map(id, self.parameters)] and known.issuperset(map(id, now))
+
+    def saved(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Returns the tensors of their states, and the plain values: of states, and options that have been changed.
+
+        Of one optimiser, tensors are called number.key; of several, name.number.key.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        values: dict[str, Any] = {}
+        for name, optimizer in self._named.items():
+            for number, entries in optimizer.state_dict()["state"].items():
+                for key, value in entries.items():
+                    path = f"{self._before(name)}{number}.{key}"
+                    if isinstance(value, torch.Tensor):
+                        tensors[path] = value
+                    elif value is not None:
+                        values[path] = value
+        now = {name: _options(optimizer) for name, optimizer in self._named.items()}
+        options = {name: groups for name, groups in now.items() if groups != self._options[name]}
+        return tensors, {name: plain for name, plain in (("values", values), ("options", options)) if plain}
+
+    def load(self, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> None:
+        """Takes their states up, tensors laid out in memory as the parameters are."""
+        entries = {**tensors, **plain.get("values", {})}
+        for name, optimizer in self._named.items():
+            before = self._before(name)
+            states = {path.removeprefix(before): value for path, value in entries.items() if path.startswith(before)}
+            _load(optimizer, states, plain.get("options", {}).get(name, ()))
+
+    def _before(self, name: str) -> str:
+        """Returns what stands before the names of an optimiser's tensors."""
+        return f"{name}." if len(self._named) > 1 else ""
+
+
+def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Returns the plain options of every group, but for the learning rate, which the schedule sets."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return [
+        {key: value for key, value in group.items() if key not in ("params", "lr") and isinstance(value, plain)}
+        for group in optimizer.param_groups
+    ]
+
+
+def _load(optimizer: torch.optim.Optimizer, entries: Mapping[str, Any], options: Iterable[Mapping[str, Any]]) -> None:
+    """Gives an optimiser its state and options back."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    states: dict[int, Any] = {}
+    for path, value in entries.items():
+        number, _, key = path.partition(".")
+        like = parameters[int(number)]
+        if isinstance(value, torch.Tensor) and value.shape == like.shape:
+            value = torch.empty_like(like).copy_(value).detach()
+        states.setdefault(int(number), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    for group, changed in zip(groups, options, strict=False):
+        group |= {key: tuple(value) if isinstance(value, list) else value for key, value in changed.items()}
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
 class Average:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from abcsearch.errors import CheckpointError
+from abcsearch.errors import CheckpointError, LessonError
+from abcsearch.rng import torch_stream
 from abcsearch.training.checkpoints import Saved
-from abcsearch.training.optimization import Average, make_optimizer
-from abcsearch.training.scoring import device_of, score
+from abcsearch.training.checks import check_optimizers, check_plain, check_score, saved_state
+from abcsearch.training.lesson import whole_of
+from abcsearch.training.optimization import Average, Optimizers
+from abcsearch.training.scoring import device_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from abcsearch.data.images import Images
-    from abcsearch.training.objectives import Objective
+    from abcsearch.training.crew import Crew
+    from abcsearch.training.lesson import Lesson
     from abcsearch.training.recipe import Recipe
 
     State = dict[str, torch.Tensor]
@@ -28,9 +35,11 @@ class Trained:
 
     Attributes:
         losses: mean training loss of every epoch.
-        scores: the first metric of the objective on the validation images after every epoch; () without such images.
+        scores: the first metric of the objective, or the lesson's score, on the validation images after every epoch;
+            () without such images.
         best_epoch: the first epoch with the highest score, from 1; 0 without scores.
-        best: the state of the network after that epoch, on the CPU; None without scores.
+        best: the state of the network after that epoch, on the CPU; of several modules of a lesson, with their names
+            before those of tensors. None without scores.
         last: the state after the last epoch, likewise.
     """
 
@@ -45,59 +54,125 @@ class Training:
     """A training under way.
 
     Attributes:
-        model: the network, on its device, with the weights that steps change.
-        optimizer: what changes them.
+        lesson: what is taught.
+        whole: its modules as one, on their device, with the weights that steps change.
+        optimizers: what changes them.
         average: their moving average, if the recipe has one.
         draws: the generator of order and augmentation.
+        chance: the generator that the lesson draws from.
         losses: of the epochs that are done.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, draws: torch.Generator) -> None:
-        """Begins."""
-        self.model, self.draws = model, draws
-        self.optimizer = make_optimizer(model, recipe)
-        self.average = Average(model, recipe.ema) if recipe.ema else None
+    def __init__(
+        self, lesson: Lesson, modules: Mapping[str, nn.Module], recipe: Recipe, seed: int, stream: str
+    ) -> None:
+        """Begins.
+
+        Args:
+            lesson: prepared.
+            modules: its ones before that, on their device.
+            recipe: how.
+            seed: the run's seed.
+            stream: name of the random stream.
+
+        Raises:
+            LessonError: if the lesson has other modules now, or its optimisers are none, or of other parameters.
+        """
+        self.lesson, self.whole, self._modules = lesson, whole_of(modules), modules
+        self._check_modules()
+        self.draws, self.chance = torch_stream(seed, f"{stream}-batches"), torch_stream(seed, f"{stream}-lesson")
+        named = lesson.optimizers(recipe)
+        check_optimizers(lesson, named)
+        self.optimizers, self._parameters = Optimizers(named), list(self.whole.parameters())
+        self.average = Average(self.whole, recipe.ema) if recipe.ema else None
         self.losses: list[float] = []
         self._scores: list[float] = []
         self._best: State = {}
         self._keep = recipe.keep
+        self._untouched = self.chance.get_state()
 
     @property
     def done(self) -> int:
         """The number of epochs done."""
         return len(self.losses)
 
-    def after_epoch(self, loss: float, validation: Images | None, objective: Objective) -> None:
+    def before_step(self) -> None:
+        """Empties all gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def after_step(self, progress: float) -> None:
+        """Lets the lesson and the moving average take note of a step.
+
+        Raises:
+            LessonError: if the lesson has other modules than in the beginning.
+        """
+        self.lesson.after_step(progress)
+        self._check_modules()
+        if self.average is not None:
+            self.average.update()
+
+    def _check_modules(self) -> None:
+        """Raises LessonError if the lesson has other modules than in the beginning."""
+        now, first = dict(self.lesson.modules), self._modules
+        if now.keys() != first.keys() or any(now[name] is not module for name, module in first.items()):
+            name = type(self.lesson).__name__
+            msg = (
+                f"{name}.modules are the same ones throughout a training: {', '.join(first)} in the beginning, found "
+                f"{', '.join(now) or 'none'}{'' if now.keys() != first.keys() else ', some of them others'}; change "
+                f"what is in them, or have all of them there when {name} is made"
+            )
+            raise LessonError(msg)
+
+    def after_epoch(self, crew: Crew | None) -> None:
+        """Lets the lesson take note of an epoch.
+
+        Args:
+            crew: the processes that train together, if what each has now may differ; all go on with the first one's.
+
+        Raises:
+            LessonError: if a parameter that is trained has been replaced by another one, or one has come to them.
+        """
+        self.lesson.after_epoch(self.done + 1)
+        if not self.optimizers.intact(self.whole):
+            msg = (
+                f"{type(self.lesson).__name__}: what is trained are the same parameters throughout a training, found "
+                f"others in the modules or the optimisers after epoch {self.done + 1}; change numbers in place "
+                "(parameter.data.copy_), replace and add no parameters"
+            )
+            raise LessonError(msg)
+        if crew is not None and crew.size > 1:
+            tensors, plain = saved_state(self.lesson)
+            plain = crew.agree([*self.whole.state_dict().values(), *tensors.values()], plain)
+            self.lesson.load_state_dict({**{name: tensor.cpu() for name, tensor in tensors.items()}, **plain})
+
+    def note(self, loss: float, validation: Images | None) -> None:
         """Notes what an epoch has led to, and keeps the weights if they are the best."""
         self.losses.append(loss)
         if validation is None:
             return
         with torch.no_grad():
             torch.clear_autocast_cache()  # scoring makes tensors that cannot be trained with
-            if self.average is None:
-                found = score(self.model, validation, objective=objective)
-            else:
-                with self.average.applied():
-                    found = score(self.model, validation, objective=objective)
+            with contextlib.nullcontext() if self.average is None else self.average.applied():
+                value = check_score(self.lesson, self.lesson.score(validation))
             torch.clear_autocast_cache()
-        value = found[objective.headline]
         if not self._scores or value > max(self._scores):
             self._best = self._state()
         self._scores.append(value)
 
     def _state(self) -> State:
-        """Returns a copy of what counts as the network now: its average if there is one."""
-        tensors = self.model.state_dict() if self.average is None else self.average.tensors
+        """Returns a copy of what counts as the modules now: their average if there is one."""
+        tensors = self.whole.state_dict() if self.average is None else self.average.tensors
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
     def finished(self) -> Trained:
-        """Ends: the network gets the weights that the recipe keeps."""
+        """Ends: the modules get the weights that the recipe keeps."""
         if not self._scores:
             if self.average is not None:
-                self.model.load_state_dict(self.average.tensors)
+                self.whole.load_state_dict(self.average.tensors)
             return Trained(losses=tuple(self.losses))
         last = self._state()
-        self.model.load_state_dict(self._best if self._keep == "best" else last)
+        self.whole.load_state_dict(self._best if self._keep == "best" else last)
         return Trained(
             losses=tuple(self.losses),
             scores=tuple(self._scores),
@@ -109,21 +184,32 @@ class Training:
     # -- on disk
 
     def saved(self) -> Saved:
-        """Returns all that is needed to go on exactly."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        """Returns all that is needed to go on exactly.
+
+        Raises:
+            LessonError: if the lesson's state, or that of an optimiser of its own, cannot be saved.
+        """
+        lesson, plain = saved_state(self.lesson)
+        optimizers, options = self.optimizers.saved()
+        check_plain(f"{type(self.lesson).__name__}.optimizers()", options)
+        tensors = {f"model.{name}": tensor for name, tensor in self.whole.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
-        for number, own in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{k}": value for k, value in own.items() if value is not None}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizers.items()}
+        tensors |= {f"lesson.{name}": tensor for name, tensor in lesson.items()}
         tensors |= {f"random.{name}": state for name, state in self._random_states().items()}
+        if not torch.equal(chance := self.chance.get_state(), self._untouched):
+            tensors["random.lesson"] = chance
         state = {"losses": self.losses, "scores": self._scores}
-        return Saved(tensors=tensors, state=state | {"averaged": 0 if self.average is None else self.average.steps})
+        state |= {"averaged": 0 if self.average is None else self.average.steps}
+        state |= {name: values for name, values in (("lesson", plain), ("optimizers", options)) if values}
+        return Saved(tensors=tensors, state=state)
 
     def _random_states(self) -> State:
-        """Returns the states of all generators that training draws from."""
+        """Returns the states of all generators that every training draws from."""
         states = {"draws": self.draws.get_state(), "cpu": torch.get_rng_state()}
-        place = device_of(self.model)
+        place = device_of(self.whole)
         return states if place.type == "cpu" else states | {"device": torch.cuda.get_rng_state(place)}
 
     def load(self, saved: Saved) -> None:
@@ -132,35 +218,25 @@ class Training:
         Raises:
             CheckpointError: if it was on another kind of device.
         """
-        parts: dict[str, State] = {"model": {}, "best": {}, "average": {}, "optimizer": {}, "random": {}}
+        kinds: dict[str, State] = {}
         for name, tensor in saved.tensors.items():
-            part, _, own = name.partition(".")
-            parts[part][own] = tensor
-        random = parts["random"]
-        if random.keys() != self._random_states().keys():
+            kind, _, rest = name.partition(".")
+            kinds.setdefault(kind, {})[rest] = tensor
+        random = kinds["random"]
+        if random.keys() - {"lesson"} != self._random_states().keys():
             msg = (
                 "a training on CUDA is continued on CUDA, and one on the CPU there; set device as it was, or delete it"
             )
             raise CheckpointError(msg)
-        self.model.load_state_dict(parts["model"])
+        self.whole.load_state_dict(kinds["model"])
         if self.average is not None:
-            self.average.load(parts["average"], saved.state["averaged"])
-        self._load_optimizer(parts["optimizer"])
-        self._best = parts["best"]
+            self.average.load(kinds["average"], saved.state["averaged"])
+        self.optimizers.load(kinds.get("optimizer", {}), saved.state.get("optimizers", {}))
+        self.lesson.load_state_dict({**kinds.get("lesson", {}), **saved.state.get("lesson", {})})
+        self._best = kinds.get("best", {})
         self.losses, self._scores = list(saved.state["losses"]), list(saved.state["scores"])
         self.draws.set_state(random["draws"])
+        self.chance.set_state(random.get("lesson", self._untouched))
         torch.set_rng_state(random["cpu"])
         if "device" in random:
-            torch.cuda.set_rng_state(random["device"], device_of(self.model))
-
-    def _load_optimizer(self, tensors: State) -> None:
-        """Gives the optimiser its state back, laid out in memory as the parameters are."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        states: dict[int, Any] = {}
-        for name, tensor in tensors.items():
-            number, _, key = name.partition(".")
-            like = parameters[int(number)]
-            own = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
-            states.setdefault(int(number), {})[key] = own.detach()
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+            torch.cuda.set_rng_state(random["device"], device_of(self.whole))

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import CheckpointError
 from abcsearch.training.begun import losses_so_far
+from abcsearch.training.checks import check_lesson
 from abcsearch.training.crew import Crew, Workers
-from abcsearch.training.loop import check_training, train
+from abcsearch.training.lesson import lesson_of
+from abcsearch.training.loop import train
 from abcsearch.training.objectives import registered
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.data.images import Images
+    from abcsearch.training.lesson import Lesson
     from abcsearch.training.loop import OnEpoch
     from abcsearch.training.recipe import Recipe
     from abcsearch.training.state import Trained
@@ -30,17 +33,18 @@ _LOOK = 0.5  # seconds between looks at the checkpoint
 
 
 def train_together(  # noqa: PLR0913 - as `train`
-    model: nn.Module,
+    model: nn.Module | Lesson,
     split: Images,
     recipe: Recipe,
     *,
     workers: Workers,
-    objective: str,
+    objective: str = "classification",
+    teacher: nn.Module | None = None,
     checkpoint: str | Path | None = None,
     on_epoch: OnEpoch | None = None,
     **options: Any,  # noqa: ANN401 - of `train`
 ) -> Trained:
-    """Trains a network in place, by several processes; without batch norm, as `train` does up to rounding.
+    """Trains a network or a lesson in place, by several processes; without batch norm, as `train` up to rounding.
 
     Args:
         model: as for `train`.
@@ -48,6 +52,7 @@ def train_together(  # noqa: PLR0913 - as `train`
         recipe: its batch is shared by the workers, and counts as a whole.
         workers: who trains.
         objective: of `OBJECTIVES`.
+        teacher: as for `train`.
         checkpoint: a file that all processes can reach; without it, one in this machine's temporary folder.
         on_epoch: progress, seen with half a second's delay.
         options: others of `train`.
@@ -55,8 +60,8 @@ def train_together(  # noqa: PLR0913 - as `train`
     Raises:
         AbcSearchError: as `train`, and of the workers.
     """
-    taught, scored = options.get("teacher") is not None, options.get("validation") is not None
-    check_training(recipe, split, objective, taught=taught, scored=scored)
+    lesson = lesson_of(model, objective, teacher)
+    check_lesson(lesson, recipe, split, scored=options.get("validation") is not None)
     crew = Crew(size=workers.workers)
     crew.check(recipe.batch_size)
     with contextlib.ExitStack() as stack:
@@ -64,9 +69,11 @@ def train_together(  # noqa: PLR0913 - as `train`
             checkpoint = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "training.checkpoint"
         file = Path(checkpoint).absolute()
         file.parent.mkdir(parents=True, exist_ok=True)
-        options |= {"objective": objective, "checkpoint": file}
+        options |= {"checkpoint": file}
         if crew.size > 1 and len(losses_so_far(file)) < recipe.epochs:
-            own = copy.deepcopy(model).cpu()
+            own = copy.deepcopy(lesson)
+            for module in (*own.modules.values(), *own.teachers.values()):
+                module.cpu()
             with _watched(file, recipe.epochs, on_epoch):
                 share = functools.partial(_share, own, split, recipe, options)
                 workers.run(share, file.parent, gpu=recipe.device != "cpu", setup=registered())
@@ -74,12 +81,12 @@ def train_together(  # noqa: PLR0913 - as `train`
                 msg = f"{file} is gone or damaged, though the workers have trained to the end; run it again to go on"
                 raise CheckpointError(msg)
             on_epoch = None
-        return train(model, split, recipe, crew=crew, on_epoch=on_epoch, **options)
+        return train(lesson, split, recipe, crew=crew, on_epoch=on_epoch, **options)
 
 
-def _share(model: nn.Module, split: Images, recipe: Recipe, options: dict[str, Any], rank: int, size: int) -> None:
+def _share(lesson: Lesson, split: Images, recipe: Recipe, options: dict[str, Any], rank: int, size: int) -> None:
     """Trains as one process among several."""
-    train(model, split, recipe, crew=Crew(rank=rank, size=size), **options)
+    train(lesson, split, recipe, crew=Crew(rank=rank, size=size), **options)
 
 
 @contextlib.contextmanager

@@ -108,7 +108,7 @@ class Bench:
         if config.model.checkpoint is not None:
             load_checkpoint(self.model, config.model.checkpoint)
         elif config.pretrain is not None:
-            train(self.model, self.data.train, config.pretrain, seed=part.seed, part="pretrain")
+            train(self.model, self.data.train, config.pretrain, seed=part.seed, stream="pretrain")
         self.model.eval()
         order = torch.randperm(len(self.data.train), generator=torch_stream(part.seed, "ranking images"))
         chosen = self.data.train.part(order[:256]).loaded()

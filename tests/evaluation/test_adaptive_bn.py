@@ -18,7 +18,8 @@ from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions, cali
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import EVALUATORS, make_evaluator
 from abcsearch.models.resnet import SmallResNet
-from abcsearch.training.loop import Recipe, train
+from abcsearch.training.loop import train
+from abcsearch.training.recipe import Recipe
 from abcsearch.training.scoring import score
 from abcsearch.trial import Evaluation
 
@@ -37,7 +38,7 @@ def model(data):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = SmallResNet(in_channels=2, classes=3, widths=(6, 8), depths=(1, 1))
-    train(network, data.train, Recipe(epochs=2, batch_size=40, lr=0.05), seed=0, part="pretrain")
+    train(network, data.train, Recipe(epochs=2, batch_size=40, lr=0.05), seed=0, stream="pretrain")
     return network.eval()
 
 
@@ -147,7 +148,7 @@ def test_modes_momenta_and_random_state_are_as_before_also_on_failure(fails):
 def test_a_calibrated_network_can_be_trained(model, data):
     network = copy.deepcopy(model)
     calibrate(network, data.train.images, batch_size=60)
-    train(network, data.train, Recipe(epochs=1), seed=0, part="finetune")
+    train(network, data.train, Recipe(epochs=1), seed=0, stream="finetune")
 
 
 @pytest.mark.parametrize("batch_size", [0, 9])

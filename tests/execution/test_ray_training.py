@@ -1,10 +1,12 @@
 """Two workers of Ray Train do what one process does."""
 
+import functools
 import os
 import signal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from abcsearch.data.splits import Data
@@ -12,8 +14,12 @@ from abcsearch.errors import ConfigError, DataError, RunError
 from abcsearch.execution.ray_cluster import connect
 from abcsearch.execution.ray_training import RayTraining
 from abcsearch.training.finetuning import finetune
+from abcsearch.training.lesson import Lesson
+from abcsearch.training.loop import train
+from abcsearch.training.optimization import make_optimizer
 from abcsearch.training.recipe import Recipe
-from tests.training.toys import network, stripes, weights
+from abcsearch.training.together import train_together
+from tests.training.toys import Gates, network, stripes, weights
 
 pytest.importorskip("ray.train", reason="needs the extra train", exc_type=ImportError)
 
@@ -47,6 +53,48 @@ class Uneven(Plain):
         if self.training and self.calls % 2:
             out = self.branch(out)
         return {"out": out, "aux": self.head(out)}
+
+
+class Masked(Lesson):
+    """Two modules and two optimisers; weights are used past their module's forward pass, or in some processes only.
+
+    Its state follows the batches, of which every process has others; with a marker, it decides what is learned, and a
+    process is killed once, in the third epoch.
+    """
+
+    def __init__(self, marker=None):
+        self.model, self.gates, self.calls, self.marker = network(Plain), nn.Linear(3, 3), 0, marker
+        self.gates.load_state_dict({"weight": torch.eye(3), "bias": torch.zeros(3)})
+        self.never = Gates(2)
+        self.modules = {"model": self.model, "gates": self.gates, "never": self.never}
+        self.seen = torch.zeros(2)
+
+    def optimizers(self, recipe):
+        every = [*self.gates.parameters(), *self.never.parameters()]
+        return {
+            "model": make_optimizer(self.model, recipe),
+            "gates": torch.optim.SGD(every, lr=0.05, momentum=0.5, weight_decay=0.1),
+        }
+
+    def step(self, images, labels, draws):
+        self.calls += 1
+        if self.marker is not None and self.calls == 30 and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        kept = torch.arange(6) < torch.randint(2, 7, (), generator=draws)
+        tensors = {"conv.weight": self.model.conv.weight * kept[:, None, None, None]}
+        losses = F.cross_entropy(torch.func.functional_call(self.model, tensors, (images,)), labels, reduction="none")
+        first = labels == 0
+        if first.any():  # not in every half of a batch
+            losses = losses + first * self.gates(self.model(images)).square().sum(dim=1)
+        self.seen += torch.stack([losses.detach().mean(), images.mean()])
+        return losses.mean() * (1 if self.marker is None else 1 + self.seen[1].sigmoid())
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen.copy_(state["seen"])
 
 
 class Wordless(Exception):
@@ -106,6 +154,26 @@ def test_parameters_without_gradient_change_as_with_one_process():
     assert torch.equal(two.model.never.weight, network(Uneven).never.weight)
     torch.testing.assert_close(weights(two.model), weights(alone.model), rtol=1e-4, atol=1e-5)
     assert two.training.losses == pytest.approx(alone.training.losses, rel=1e-4)
+
+
+def taught(lesson, workers=None, epochs=2, **options):
+    """Trains a lesson by one process or several; returns its modules' tensors, and how it went."""
+    recipe = Recipe(epochs=epochs, batch_size=4, lr=0.1, weight_decay=0.1, ema=0.5, clip_norm=1.0)
+    trained_by = train if workers is None else functools.partial(train_together, workers=RayTraining(workers=workers))
+    result = trained_by(lesson, stripes(48), recipe, **options)
+    return torch.cat([weights(module) for module in lesson.modules.values()]), result
+
+
+def test_two_workers_teach_a_lesson_as_one_process_does():
+    """Gradients of all modules are averaged, those that some processes have none of with zeros."""
+    alone, two = Masked(), Masked()
+    (one, by_one), (other, by_two) = taught(alone), taught(two, workers=2)
+    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+    assert by_two.losses == pytest.approx(by_one.losses, rel=1e-4)
+    assert torch.equal(two.never.weight, torch.ones(2))
+    assert not torch.equal(two.gates.weight, torch.eye(3))
+    assert not torch.allclose(two.seen, alone.seen)
+    assert float(two.seen.abs().sum()) > 0
 
 
 def faults(*values):

@@ -19,7 +19,8 @@ from abcsearch.data.splits import Split
 from abcsearch.errors import ExportError
 from abcsearch.exporting import export, files, interchange, load, open_export
 from abcsearch.rng import torch_seeded
-from abcsearch.training.loop import Recipe, train
+from abcsearch.training.loop import train
+from abcsearch.training.recipe import Recipe
 from tests.exporting.test_plan import assert_same, built, example, sliced
 
 onnx = pytest.importorskip("onnx")
@@ -345,7 +346,7 @@ def test_a_file_of_another_kind_is_one_clear_error(tmp_path):
 
 def test_a_fine_tuned_export_goes_through_a_folder_unchanged(tmp_path):
     network = small()
-    train(network, Split(example(32), torch.arange(32) % 4), Recipe(epochs=1, batch_size=16), seed=0, part="finetune")
+    train(network, Split(example(32), torch.arange(32) % 4), Recipe(epochs=1, batch_size=16), seed=0, stream="finetune")
     made = export(network, tmp_path / "a", example_input=example())
     assert_same(network, load(made))
     assert made.difference == 0

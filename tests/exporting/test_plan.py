@@ -18,7 +18,8 @@ from abcsearch.data.splits import Split
 from abcsearch.errors import ExportError, ModelError
 from abcsearch.exporting import export, load
 from abcsearch.models.resnet import SmallResNet
-from abcsearch.training.loop import Recipe, train
+from abcsearch.training.loop import train
+from abcsearch.training.recipe import Recipe
 from tests.records import rewrite
 
 # What fixes channels is the business of other tests.
@@ -166,7 +167,7 @@ def test_a_fine_tuned_network_comes_back_and_can_be_pruned_and_exported_again(tm
     make, options = NETWORKS[name]
     network = sliced(built(name), 0)
     split = Split(example(32), torch.arange(32) % 4)
-    train(network, split, Recipe(epochs=1, batch_size=16), seed=0, part="finetune")
+    train(network, split, Recipe(epochs=1, batch_size=16), seed=0, stream="finetune")
     export(network, tmp_path / "a", example_input=example(), constructor=make, options=options)
     found = load(tmp_path / "a")
     assert_same(network, found)
@@ -175,7 +176,7 @@ def test_a_fine_tuned_network_comes_back_and_can_be_pruned_and_exported_again(tm
     export(smaller, tmp_path / "b", example_input=example(), constructor=make, options=options)
     again = load(tmp_path / "b")
     assert_same(smaller, again)
-    train(again, split, Recipe(epochs=1, batch_size=16), seed=0, part="finetune")
+    train(again, split, Recipe(epochs=1, batch_size=16), seed=0, stream="finetune")
 
 
 def test_tied_weights_are_tied_again(tmp_path):

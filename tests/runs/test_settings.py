@@ -18,7 +18,7 @@ from abcsearch.runs.settings import (
     from_plain,
     to_plain,
 )
-from abcsearch.training.loop import Recipe
+from abcsearch.training.recipe import Recipe
 
 shares = st.floats(0.01, 1)
 bounds = st.one_of(shares, st.integers(1, 10**12), st.tuples(shares, shares).map(lambda pair: tuple(sorted(pair))))

@@ -82,28 +82,42 @@ def _drive(path, name):
     call(RECIPES[name], checkpoint=path)
 
 
-def test_killed_at_any_instant_it_ends_with_the_same_bits(tmp_path):
-    """Kill -9 of a process, again and again, until it comes to its end; in the middle of writing as well."""
+def killed(folder, drive, *arguments):
+    """Kills processes that train, until three were killed of one file; returns the file.
+
+    Args:
+        folder: for files.
+        drive: trains, given a file and the arguments.
+        arguments: for it.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.test_checkpoints", "abcsearch.training.loop", "torchvision"])
-    duration, whole, instants = 0.0, call(RECIPES["all of it"]), np.random.default_rng()
+    duration, kills, instants = 0.0, 0, np.random.default_rng()
+    file = folder / "killed"
+    for attempt in range(50):
+        began, victim = time.monotonic(), context.Process(target=drive, args=(file, *arguments))
+        victim.start()
+        victim.join(instants.uniform(0.1, 1.0) * duration if duration else None)
+        if victim.is_alive():
+            os.kill(victim.pid, signal.SIGKILL)
+        victim.join()
+        assert victim.exitcode in (0, -signal.SIGKILL)
+        kills += victim.exitcode != 0
+        if victim.exitcode == 0:  # kill the next one earlier: the machine's speed varies
+            duration = min(duration or math.inf, time.monotonic() - began)
+            file = folder / f"killed-{attempt}"
+        elif kills > 2:
+            break
+    assert kills > 2
+    return file
+
+
+def test_killed_at_any_instant_it_ends_with_the_same_bits(tmp_path):
+    """Kill -9 of a process, again and again, until it comes to its end; in the middle of writing as well."""
+    whole = call(RECIPES["all of it"])
     for number in range(2):
-        file, kills = tmp_path / f"killed-{number}", 0
-        for attempt in range(50):
-            began, victim = time.monotonic(), context.Process(target=_drive, args=(file, "all of it"))
-            victim.start()
-            victim.join(instants.uniform(0.1, 1.0) * duration if duration else None)
-            if victim.is_alive():
-                os.kill(victim.pid, signal.SIGKILL)
-            victim.join()
-            assert victim.exitcode in (0, -signal.SIGKILL)
-            kills += victim.exitcode != 0
-            if victim.exitcode == 0:  # kill the next one earlier: the machine's speed varies
-                duration = min(duration or math.inf, time.monotonic() - began)
-                file = tmp_path / f"killed-{number}-{attempt}"
-            elif kills > 2:
-                break
-        assert kills > 2
+        (tmp_path / str(number)).mkdir()
+        file = killed(tmp_path / str(number), _drive, "all of it")
         assert_same(call(RECIPES["all of it"], checkpoint=file), whole)
 
 
@@ -154,7 +168,7 @@ def begun(path, **changes):
         ({"recipe": Recipe(epochs=4, batch_size=4, lr=0.1)}, "recipe.epochs: 3 there, 4 now"),
         ({"recipe": Recipe(epochs=3, batch_size=4, lr=0.2, ema=0.5)}, "recipe.lr: 0.1 there, 0.2 now; recipe.ema: 0.0"),
         ({"seed": 1}, "seed: 0 there, 1 now"),
-        ({"part": "finetune"}, "part: 'train' there, 'finetune' now"),
+        ({"stream": "finetune"}, "part: 'train' there, 'finetune' now"),
         ({"steps": 2}, "steps: None there, 2 now"),
         ({"model": linear(seed=1)}, "network: '"),
         ({"split": points(seed=1)}, "images: '"),

@@ -61,9 +61,9 @@ def weights(model):
     return torch.cat([t.flatten().double() for t in model.state_dict().values()])
 
 
-def trained(recipe=QUICK, *, seed=0, part="pretrain"):
+def trained(recipe=QUICK, *, seed=0, stream="pretrain"):
     model = network()
-    train(model, stripes(), recipe, seed=seed, part=part)
+    train(model, stripes(), recipe, seed=seed, stream=stream)
     return weights(model)
 
 
@@ -74,8 +74,8 @@ def test_the_same_arguments_give_the_same_bits_whatever_the_global_state():
     assert torch.equal(one, trained())
 
 
-def test_seed_part_and_recipe_matter():
-    results = [trained(), trained(seed=1), trained(part="finetune"), trained(Recipe(epochs=3, batch_size=16, lr=0.1))]
+def test_seed_stream_and_recipe_matter():
+    results = [trained(), trained(seed=1), trained(stream="finetune"), trained(Recipe(epochs=3, batch_size=16, lr=0.1))]
     for i, one in enumerate(results):
         for other in results[:i]:
             assert not torch.equal(one, other)
@@ -84,7 +84,7 @@ def test_seed_part_and_recipe_matter():
 def test_it_learns_an_easy_problem_and_reports_every_epoch():
     split, seen, model = stripes(), [], network()
     recipe = Recipe(epochs=6, batch_size=16, lr=0.1)
-    train(model, split, recipe, seed=0, part="pretrain", on_epoch=lambda *progress: seen.append(progress))
+    train(model, split, recipe, seed=0, stream="pretrain", on_epoch=lambda *progress: seen.append(progress))
     assert [entry[:2] for entry in seen] == [(epoch, 6) for epoch in range(1, 7)]
     assert seen[0][2] > 2 * seen[-1][2]
     held_out = stripes(seed=1)
@@ -107,9 +107,9 @@ def test_modes_random_state_and_threads_are_as_before_also_after_a_failure(kind,
     recipe = Recipe(epochs=1, batch_size=16, shift=1, threads=threads)
     if kind is Raises:
         with pytest.raises(ZeroDivisionError):
-            train(model, stripes(), recipe, seed=0, part="pretrain")
+            train(model, stripes(), recipe, seed=0, stream="pretrain")
     else:
-        train(model, stripes(), recipe, seed=0, part="pretrain")
+        train(model, stripes(), recipe, seed=0, stream="pretrain")
     assert state_of(model) == before
 
 
@@ -117,7 +117,7 @@ def test_threads_of_the_recipe_are_those_in_the_forward_pass():
     seen = set()
     model = network()
     model.register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
-    train(model, stripes(), Recipe(epochs=1, batch_size=32, threads=3), seed=0, part="pretrain")
+    train(model, stripes(), Recipe(epochs=1, batch_size=32, threads=3), seed=0, stream="pretrain")
     assert seen == {3}
 
 
@@ -134,7 +134,7 @@ def test_weight_decay_shrinks_matrices_and_leaves_vectors_alone():
 
     model = network(Flat)
     before = copy.deepcopy(dict(model.named_parameters()))
-    train(model, stripes(), Recipe(epochs=2, batch_size=48, weight_decay=0.1), seed=0, part="pretrain")
+    train(model, stripes(), Recipe(epochs=2, batch_size=48, weight_decay=0.1), seed=0, stream="pretrain")
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             ratio = parameter / before[name]
@@ -162,7 +162,7 @@ def test_the_steps_are_those_of_sgd_written_out_by_hand():
         gradient = (shares - targets).T @ x / 4 + 0.02 * weight
         velocity = 0.8 * velocity + gradient if epoch else gradient
         weight -= 0.3 * rate_share(epoch, recipe) * (gradient + 0.8 * velocity)
-    train(model, split, recipe, seed=0, part="pretrain")
+    train(model, split, recipe, seed=0, stream="pretrain")
     np.testing.assert_allclose(model[1].weight.detach().numpy(), weight, rtol=1e-4, atol=1e-6)
 
 
@@ -188,12 +188,12 @@ def test_every_image_is_seen_once_per_epoch_in_another_order():
             return super().forward(x.flatten(1))
 
     split = Split(torch.arange(10.0)[:, None, None, None], torch.arange(10) % 2)
-    train(Records(1, 2), split, Recipe(epochs=2, batch_size=5, lr=1e-6), seed=0, part="pretrain")
+    train(Records(1, 2), split, Recipe(epochs=2, batch_size=5, lr=1e-6), seed=0, stream="pretrain")
     epochs = [seen[0] + seen[1], seen[2] + seen[3]]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
     assert epochs[0] != epochs[1]
     seen.clear()
-    train(Records(1, 2), split, Recipe(epochs=1, batch_size=4, lr=1e-6), seed=0, part="pretrain")
+    train(Records(1, 2), split, Recipe(epochs=1, batch_size=4, lr=1e-6), seed=0, stream="pretrain")
     assert [len(batch) for batch in seen] == [4, 4]  # the incomplete batch is left out
 
 
@@ -335,7 +335,7 @@ def test_a_label_without_an_output_is_found_before_the_batch_that_holds_it():
 )
 def test_what_cannot_be_trained_is_refused(model, recipe, error, words):
     with pytest.raises(error, match=words):
-        train(model(), stripes(), Recipe(**{"epochs": 2, **recipe}), seed=0, part="pretrain")
+        train(model(), stripes(), Recipe(**{"epochs": 2, **recipe}), seed=0, stream="pretrain")
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_finetune_trains_a_copy_and_scores_both_on_the_test_images_only():
         assert scores["top1"] == pytest.approx(float((found == data.test.labels).double().mean()))
     assert result.after["neg_loss"] > result.before["neg_loss"]
     by_hand = copy.deepcopy(kept)
-    train(by_hand, data.train, QUICK, seed=0, part="finetune")
+    train(by_hand, data.train, QUICK, seed=0, stream="finetune")
     assert torch.equal(weights(by_hand), weights(result.model))
     again = finetune(model, data, QUICK, seed=0)
     assert torch.equal(weights(again.model), weights(result.model))

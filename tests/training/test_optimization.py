@@ -53,7 +53,7 @@ def test_the_loop_is_bit_for_bit_a_plain_one():
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-    train(model, split, recipe, seed=7, part="pretrain")
+    train(model, split, recipe, seed=7, stream="pretrain")
     assert torch.equal(weights(model), weights(plain))
 
 
