@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from abcsearch.budget import Budget as Budget
     from abcsearch.budget import Constraint as Constraint
     from abcsearch.channels.blocks import Block as Block
+    from abcsearch.channels.criteria import CRITERIA as CRITERIA
     from abcsearch.channels.graph import ChannelGraph as ChannelGraph
     from abcsearch.channels.graph import ChannelGroup as ChannelGroup
     from abcsearch.channels.groups import UnsupportedOpWarning as UnsupportedOpWarning
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.ranking import Ranking as Ranking
     from abcsearch.channels.ranking import rank_channels as rank_channels
     from abcsearch.channels.slicing import slice_model as slice_model
+    from abcsearch.data.registry import DATASETS as DATASETS
     from abcsearch.data.registry import load_data as load_data
     from abcsearch.data.splits import Data as Data
     from abcsearch.data.splits import Split as Split
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions as AdaptiveBNOptions
     from abcsearch.evaluation.cascade import Cascade as Cascade
     from abcsearch.evaluation.cascade import CascadeOptions as CascadeOptions
+    from abcsearch.evaluation.registry import EVALUATORS as EVALUATORS
     from abcsearch.evaluation.short_training import ShortTraining as ShortTraining
     from abcsearch.evaluation.short_training import ShortTrainingOptions as ShortTrainingOptions
     from abcsearch.evaluation.tabular import Tabular as Tabular
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from abcsearch.exporting.files import export as export
     from abcsearch.exporting.files import load as load
     from abcsearch.exporting.quantizing import quantize as quantize
+    from abcsearch.models.registry import MODELS as MODELS
     from abcsearch.runs.configured import resume as resume
     from abcsearch.runs.run import SearchResult as SearchResult
     from abcsearch.runs.run import search as search
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
     from abcsearch.searchers.optuna_search import OptunaOptions as OptunaOptions
     from abcsearch.searchers.optuna_search import OptunaSearch as OptunaSearch
     from abcsearch.searchers.random_search import RandomSearch as RandomSearch
+    from abcsearch.searchers.registry import SEARCHERS as SEARCHERS
     from abcsearch.searchers.registry import make_searcher as make_searcher
     from abcsearch.searchers.regularized_evolution import RegularizedEvolution as RegularizedEvolution
     from abcsearch.searchers.regularized_evolution import RegularizedEvolutionOptions as RegularizedEvolutionOptions
@@ -69,6 +74,7 @@ if TYPE_CHECKING:
     from abcsearch.training.finetuning import FineTuned as FineTuned
     from abcsearch.training.finetuning import finetune as finetune
     from abcsearch.training.loop import train as train
+    from abcsearch.training.objectives import METRICS as METRICS
     from abcsearch.training.objectives import OBJECTIVES as OBJECTIVES
     from abcsearch.training.objectives import OUTPUTS as OUTPUTS
     from abcsearch.training.objectives import Objective as Objective
@@ -146,6 +152,12 @@ _HOME = {
     "PRESETS": "abcsearch.training.recipe",
     "Recipe": "abcsearch.training.recipe",
     "score": "abcsearch.training.scoring",
+    "CRITERIA": "abcsearch.channels.criteria",
+    "DATASETS": "abcsearch.data.registry",
+    "EVALUATORS": "abcsearch.evaluation.registry",
+    "MODELS": "abcsearch.models.registry",
+    "SEARCHERS": "abcsearch.searchers.registry",
+    "METRICS": "abcsearch.training.objectives",
     "Evaluation": "abcsearch.trial",
     "Trial": "abcsearch.trial",
 }

@@ -239,7 +239,7 @@ def test_what_is_missing_is_listed():
         ({"space": {"levels": "filter"}}, "space.levels = 'filter': input should be a valid list"),
         ({"n_trials": 5.0}, "n_trials = 5.0: input should be a valid integer"),
         ({"n_trials": True}, "n_trials = True: input should be a valid integer"),
-        ({"criterion": ["l1"]}, "unknown criterion"),
+        ({"criterion": ["l1"]}, "criterion = ['l1']: input should be a valid string"),
         ({"data": {"name": "digit"}}, "unknown data set 'digit'; did you mean 'digits'"),
         ({"data": {"name": "image_folder"}}, "option missing: path"),
     ],

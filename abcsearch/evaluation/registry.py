@@ -7,10 +7,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 from abcsearch.errors import ConfigError, unknown_name
-from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
-from abcsearch.evaluation.cascade import Cascade, CascadeOptions
-from abcsearch.evaluation.short_training import ShortTraining, ShortTrainingOptions
-from abcsearch.importing import import_callable
+from abcsearch.evaluation.options import AdaptiveBNOptions, CascadeOptions, ShortTrainingOptions
+from abcsearch.registry import Home, Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,34 +27,44 @@ class EvaluatorEntry:
 
     Attributes:
         make: the class, called with (model, graph, ranking, data, options).
-        options: the class of its options record.
+        options: the class of its options record; None of one that takes **options of its own.
         description: one line.
         source: paper.
     """
 
     make: Callable[..., Evaluator]
-    options: type
-    description: str
-    source: str
+    options: type | None = None
+    description: str = ""
+    source: str = ""
 
 
 _GIVEN = ("model", "graph", "ranking", "data")  # what an evaluator of your own is called with, in this order
 
-EVALUATORS: dict[str, EvaluatorEntry] = {
+
+def _accept(name: str, value: Any) -> EvaluatorEntry:  # noqa: ANN401 - whatever a name leads to
+    if isinstance(value, EvaluatorEntry):
+        return value
+    if callable(value):
+        return EvaluatorEntry(make=cast("Callable[..., Evaluator]", value))
+    msg = f"evaluator {name!r} is a function of ({', '.join(_GIVEN)}, **options), found {value!r:.80}"
+    raise ConfigError(msg)
+
+
+_BUILT_IN: dict[str, EvaluatorEntry | Home] = {
     "adaptive_bn": EvaluatorEntry(
-        make=AdaptiveBN,
+        make=Home(path="abcsearch.evaluation.adaptive_bn:AdaptiveBN"),
         options=AdaptiveBNOptions,
         description="accuracy after re-estimating batch-norm statistics; no training",
         source="Li et al., EagleEye, ECCV 2020",
     ),
     "short_training": EvaluatorEntry(
-        make=ShortTraining,
+        make=Home(path="abcsearch.evaluation.short_training:ShortTraining"),
         options=ShortTrainingOptions,
         description="accuracy after a few epochs or steps of training from the inherited weights",
         source="Lin et al., ABCPruner, IJCAI 2020",
     ),
     "cascade": EvaluatorEntry(
-        make=Cascade,
+        make=Home(path="abcsearch.evaluation.cascade:Cascade"),
         options=CascadeOptions,
         description="adaptive_bn for all candidates, short_training for the best fraction",
         source="Li et al., EagleEye, ECCV 2020",
@@ -64,19 +72,23 @@ EVALUATORS: dict[str, EvaluatorEntry] = {
 }
 
 
+# Name -> evaluator. `EVALUATORS["mine"] = function` makes one known by name; "package.module:function" needs no entry.
+EVALUATORS: Registry[EvaluatorEntry] = Registry(
+    "evaluator", f"{__name__}:EVALUATORS", _BUILT_IN, error=ConfigError, accept=_accept
+)
+
+
 def check_evaluator_options(name: str, options: Mapping[str, Any]) -> None:
     """Raises ConfigError for an unknown name, an import path that leads nowhere, or unknown or missing options."""
-    if ":" in name:
+    entry = EVALUATORS.find(name)
+    if entry.options is None:
         try:
-            inspect.signature(import_callable("evaluator", name, ConfigError)).bind(*_GIVEN, **options)
+            inspect.signature(entry.make).bind(*_GIVEN, **options)
         except TypeError as error:
             msg = f"evaluator {name!r} is called with ({', '.join(_GIVEN)}, **options): {error}"
             raise ConfigError(msg) from error
         return
-    if name not in EVALUATORS:
-        hint = "; your own is named by import path, package.module:callable"
-        raise ConfigError(unknown_name("evaluator", name, EVALUATORS) + hint)
-    known = [f.name for f in fields(EVALUATORS[name].options)]
+    known = [f.name for f in fields(entry.options)]
     for option in options:
         if option not in known:
             raise ConfigError(unknown_name(f"option of evaluator {name!r}:", option, known))
@@ -100,10 +112,10 @@ def make_evaluator(
             what your own returns cannot be called.
     """
     check_evaluator_options(name, options)
-    if ":" not in name:
-        entry = EVALUATORS[name]
+    entry = EVALUATORS.find(name)
+    if entry.options is not None:
         return entry.make(model, graph, ranking, data, entry.options(**options))
-    made: Any = import_callable("evaluator", name, ConfigError)(model, graph, ranking, data, **options)
+    made: Any = entry.make(model, graph, ranking, data, **options)
     if not callable(made):
         msg = f"evaluator {name!r} returned {type(made).__name__}, expected a function (candidate, seed) -> Evaluation"
         raise ConfigError(msg)

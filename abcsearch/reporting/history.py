@@ -11,7 +11,7 @@ from abcsearch.errors import RunError, quoted
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import KIND
 from abcsearch.runs.journal import read_journal
-from abcsearch.runs.shapes import other_baseline, shown_header
+from abcsearch.runs.shapes import other_baseline, shown_header, winner_name
 from abcsearch.runs.watching import finish_times
 from abcsearch.signing import is_own
 from abcsearch.trial import Trial, best_trial
@@ -111,7 +111,7 @@ def read_history(run_dir: str | Path) -> History:
     header = shown_header(folder)
     settings = header["settings"]
     n_trials = int(settings["n_trials"])
-    searches = [_search(folder, str(settings["searcher"]["name"]), n_trials)]
+    searches = [_search(folder, winner_name(settings["searcher"]["name"]), n_trials)]
     wanted = "random" in settings.get("baselines", ()) and folder.baseline("random").journal.exists()
     other = other_baseline(folder, "random", header) if wanted else ""
     if other:

@@ -8,9 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.channels.criteria import CRITERIA
 from abcsearch.data.registry import load_data, takes_seed
 from abcsearch.errors import CheckpointError, RunError, quoted
 from abcsearch.files import Anchor, replace_file
+from abcsearch.registry import OBJECT
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import AGAIN, data_identity, trusted_header, write_header
@@ -18,7 +20,8 @@ from abcsearch.runs.journal import read_journal
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.retrying import set_back
 from abcsearch.runs.run import Parts, SearchResult, run_search
-from abcsearch.runs.settings import OBJECT, Part, RunConfig, SearchSettings, from_plain
+from abcsearch.runs.settings import Part, RunConfig, SearchSettings, from_plain
+from abcsearch.runs.shapes import winner_name
 from abcsearch.runs.task import Task
 from abcsearch.runs.weights import checkpoint_path, load_checkpoint, weights_writer
 from abcsearch.training.loop import check_training, train
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from abcsearch.channels.criteria import Criterion
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.run import SearcherFactory
@@ -99,7 +103,9 @@ def run_config(
         with workers_for(config, folder, executor) as where:
             parts = replace(Parts.of(task, config), executor=where)
             known = folder.finished(config.n_trials)
-            result = run_search(folder, task, config, parts, progress, config.searcher.name, watchers=watchers)
+            result = run_search(
+                folder, task, config, parts, progress, winner_name(config.searcher.name), watchers=watchers
+            )
             best = result.best
             if not known:
                 folder.log(
@@ -181,6 +187,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     trust: bool = False,
     searcher: SearcherFactory | Searcher | None = None,
     evaluator: Evaluator | None = None,
+    criterion: Criterion | Callable[..., Any] | None = None,
     executor: Executor | None = None,
     progress: Progress = silent,
     watchers: Sequence[WatcherFactory] = (),
@@ -188,7 +195,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     """Continues a run with the settings that its folder holds; a finished one is returned as it is.
 
     A run that was started from a config needs nothing else. A run that `search` started from Python needs the same
-    model and data again, and the searcher and evaluator where they were not given by name.
+    model and data again, and the searcher, evaluator and criterion where they were not given by name.
 
     Args:
         run_dir: the folder.
@@ -203,6 +210,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         shorten: whether `n_trials` may be less than what is done; the winner is then that of the first trials.
         searcher: the same searcher.
         evaluator: the same evaluator.
+        criterion: the same criterion.
         executor: where evaluations run, instead of what the run's settings say.
         progress: called after every trial.
         watchers: functions of (task, folder) that return who hears of every trial.
@@ -229,11 +237,12 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     missing = [name for name, value in (("model", model), ("data", data)) if value is None]
     missing += [
         name
-        for name, part, value in (
-            ("searcher", settings.searcher, searcher),
-            ("evaluator", settings.evaluator, evaluator),
+        for name, recorded, value in (
+            ("searcher", settings.searcher.name, searcher),
+            ("evaluator", settings.evaluator.name, evaluator),
+            ("criterion", settings.criterion, criterion),
         )
-        if part.name.endswith(OBJECT) and value is None
+        if recorded.endswith(OBJECT) and value is None
     ]
     if model is None or data is None or missing:
         call = ", ".join(f"{name}=..." for name in missing)
@@ -242,6 +251,8 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
             f"resume({str(run_dir)!r}, {call})"
         )
         raise RunError(msg)
+    if criterion is not None:
+        settings = replace(settings, criterion=CRITERIA.name_of(criterion))
     task = Task.of(model, data, settings, folder=folder)
     parts = Parts.of(task, settings, searcher=searcher, evaluator=evaluator)
     with folder.locked(), workers_for(settings, folder, executor) as where:

@@ -23,7 +23,7 @@ from abcsearch.runs.journal import read_journal
 from abcsearch.runs.lines import run_id
 from abcsearch.runs.run import collected
 from abcsearch.runs.settings import RunConfig, from_plain
-from abcsearch.runs.shapes import other_baseline
+from abcsearch.runs.shapes import other_baseline, winner_name
 from abcsearch.runs.task import Task
 from abcsearch.runs.tuned import problems, read_tuned, refusal, weights_path
 from abcsearch.runs.weights import load_checkpoint
@@ -285,4 +285,4 @@ def _compared(folder: RunFolder, config: RunConfig, result: SearchResult) -> tup
     best = best_trial(_random_trials(folder, config))
     if best is not None:
         found.append(Structure("random", best.candidate))
-    return (*found, Structure(config.searcher.name, result.best.candidate))
+    return (*found, Structure(winner_name(config.searcher.name), result.best.candidate))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Costs, Limit
     from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.latency import LatencyOptions
+    from abcsearch.channels.options import LatencyOptions
     from abcsearch.channels.ranking import Ranking
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator

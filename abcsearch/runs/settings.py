@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from abcsearch.budget import Budget
-from abcsearch.channels.graph import check_space
-from abcsearch.channels.latency import LatencyOptions
+from abcsearch.channels.options import LatencyOptions, SpaceOptions
 from abcsearch.errors import AbcSearchError, ConfigError, RunError, type_problems
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.plan import read_sizes, with_sizes
 from abcsearch.models.registry import Constructor
+from abcsearch.runs.shapes import BASELINES
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 S = TypeVar("S", bound="SearchSettings")
-
-
-BASELINES = ("uniform", "random")
-OBJECT = " (object)"  # ends the names of parts that the caller brought: they cannot be made from a name
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - an option
@@ -74,33 +70,6 @@ class Part:
         return cls(name=value["name"], options={key: v for key, v in value.items() if key != "name"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpaceOptions:
-    """Which widths are searched; see `ChannelGraph.space` for ranges.
-
-    Attributes:
-        alpha: largest keep ratio.
-        step: distance of keep ratios.
-        levels: "filter" (inside blocks), "stage" (residual streams), "block" (whole residual blocks).
-        divisor: widths are multiples of it.
-        lowest: smallest keep ratio; None: one step.
-        fixed: paths of modules whose output channels all stay.
-    """
-
-    alpha: float = 0.9
-    step: float = 0.1
-    levels: tuple[Literal["filter", "stage", "block"], ...] = ("filter", "stage")
-    divisor: int = 1
-    lowest: float | None = None
-    fixed: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Turns lists (TOML, JSON) into tuples, and checks the ranges."""
-        object.__setattr__(self, "levels", tuple(self.levels))
-        object.__setattr__(self, "fixed", tuple(self.fixed))
-        check_space(self.alpha, self.step, self.levels, self.divisor, self.lowest)
-
-
 LOWEST = {"n_trials": 1, "max_failures": 0, "seed": 0}
 
 
@@ -138,7 +107,7 @@ class SearchSettings:
     n_trials: int
     searcher: Part = Part(name="response_surface")
     evaluator: Part = Part(name="adaptive_bn")
-    space: SpaceOptions = SpaceOptions()
+    space: SpaceOptions = field(default_factory=SpaceOptions)
     criterion: str = "l1"
     latency: LatencyOptions = field(default_factory=LatencyOptions)
     seed: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import RunError
+from abcsearch.registry import OBJECT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,21 @@ _OPTIONAL: dict[str, type] = {
     "identity.data": str,
     **{f"identity.split.{name}": int for name in ("train", "validation", "test")},
 }
+
+
+BASELINES = ("uniform", "random")
+
+
+def winner_name(searcher: str) -> str:
+    """Returns what files and tables call the winner of a searcher: its name, or the last word of its import path.
+
+    Args:
+        searcher: as settings name it.
+    """
+    last = searcher.rpartition(":")[2]
+    if ":" not in searcher or searcher.endswith(OBJECT):
+        return searcher
+    return searcher.replace(":", ".") if last in ("full", *BASELINES) else last
 
 
 def shown_header(folder: RunFolder) -> dict[str, Any]:

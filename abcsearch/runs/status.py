@@ -13,7 +13,7 @@ from abcsearch.files import is_there
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.lines import Chain, OutOfChainError, Success, decode_event, many_objects, trial_of
-from abcsearch.runs.shapes import other_baseline, shown_header
+from abcsearch.runs.shapes import other_baseline, shown_header, winner_name
 from abcsearch.runs.tuned import interrupted, kept, tuned_names
 from abcsearch.trial import Trial, best_trial
 
@@ -275,7 +275,7 @@ class RunWatch:
         """
         header = shown_header(self._folder)
         settings = header["settings"]
-        folders = {settings["searcher"]["name"]: self._folder}
+        folders = {winner_name(settings["searcher"]["name"]): self._folder}
         begun = {path.parent.name for path in self.path.glob("baselines/*/run.json")}
         due = {"random"} & set(settings.get("baselines", ()))  # the only one that is a search
         for name in sorted(begun | due):

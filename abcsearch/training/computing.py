@@ -15,7 +15,6 @@ from abcsearch.errors import ConfigError, unknown_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAX_THREADS = 1024  # of torch; more are a slip
 PRECISIONS = ("float32", "tf32", "bf16")
 
 

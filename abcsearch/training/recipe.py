@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from abcsearch.errors import ConfigError, type_problems, unknown_name
-from abcsearch.training.computing import MAX_THREADS, check_precision, find_device
+from abcsearch.registry import Registry
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step")
 KEPT = ("last", "best")
 MAX_MAGNITUDE = 30  # of RandAugment
 MAX_LR, MAX_DECAY = 1e30, 100.0
+MAX_THREADS = 1024  # of torch; more are a slip
 ALPHAS = "0, or 0.001 to 1000"
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1000.0
 
@@ -92,7 +93,7 @@ class Recipe:
         if problems:
             raise ConfigError("; ".join(f"training recipe{text}" for text in problems))
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        check_precision(self.precision, find_device(self.device))
+        check_computing(self.precision, self.device)
 
     def _unknown(self) -> list[str]:
         """Returns the message for every word that is none of its kind."""
@@ -113,6 +114,19 @@ class Recipe:
         if not _rising(self.milestones):
             wrong.append(f"milestones = {self.milestones} (rising, > 0 and < 1)")
         return [f" out of range: {', '.join(wrong)}"] if wrong else []
+
+
+def check_computing(precision: str, device: str) -> None:
+    """Checks a device and its precision; what every machine has needs no look at torch.
+
+    Raises:
+        ConfigError: for a device that is not there, an unknown precision, or one that the device does not have.
+    """
+    if precision == "float32" and device in ("auto", "cpu"):
+        return
+    from abcsearch.training.computing import check_precision, find_device
+
+    check_precision(precision, find_device(device))
 
 
 def _is_alpha(value: float) -> bool:
@@ -166,7 +180,18 @@ class Preset:
     note: str
 
 
-PRESETS: dict[str, Preset] = {
+def _accept(name: str, value: Any) -> Preset:  # noqa: ANN401 - whatever a name leads to
+    """Returns the preset for what a name leads to: one, a recipe, or a function without arguments that returns it."""
+    made: object = value() if callable(value) else value
+    if isinstance(made, Preset):
+        return made
+    if isinstance(made, Recipe):
+        return Preset(recipe=made, description="", source="", note="")
+    msg = f"preset {name!r} is a Recipe, or a function that returns one, found {made!r:.80}"
+    raise ConfigError(msg)
+
+
+_BUILT_IN = {
     "cifar": Preset(
         recipe=Recipe(
             epochs=150,
@@ -213,12 +238,16 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+# Name -> recipe. `PRESETS["mine"] = Recipe(...)` makes one known by name; "package.module:NAME" needs no entry.
+PRESETS: Registry[Preset] = Registry(
+    "preset", f"{__name__}:PRESETS", _BUILT_IN, error=ConfigError, accept=_accept, callables=False
+)
+
+
 def find_preset(name: str) -> Preset:
-    """Returns a recipe by name.
+    """Returns a recipe by name or import path.
 
     Raises:
-        ConfigError: if the name is unknown, with the nearest valid one.
+        ConfigError: if the name is unknown (with the nearest valid one), or the import path leads to none.
     """
-    if name not in PRESETS:
-        raise ConfigError(unknown_name("preset", name, PRESETS))
-    return PRESETS[name]
+    return PRESETS.find(name)
