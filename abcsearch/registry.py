@@ -178,6 +178,11 @@ class Registry(MutableMapping[str, T], Generic[T]):
             raise self.error(msg)
         return self._objects[name]
 
+    def where(self, name: str) -> Home | None:
+        """Returns where an entry of this package is; None of one that is here already, or has been added."""
+        value: Any = self._entries[name]
+        return value if isinstance(value, Home) else None
+
     def name_of(self, value: str | Any) -> str:  # noqa: ANN401 - whatever the caller brought
         """Returns what records call it: the name or import path, or that of its class or function and `OBJECT`.
 
