@@ -33,10 +33,11 @@ from abcsearch.errors import AbcSearchError, ConfigError, RunError, SearcherErro
 from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
+from abcsearch.records import check_value
 from abcsearch.runs.configured import seeded_data
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import trusted_header
-from abcsearch.runs.settings import LOWEST, ModelSettings, Part, RunConfig, SpaceOptions, check_base, check_lowest
+from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions, check_base
 from abcsearch.searchers.registry import SEARCHERS, check_searcher_options
 from abcsearch.searchers.warm_starts import listed_starts, start_problems
 from abcsearch.training.recipe import Recipe, find_preset
@@ -189,8 +190,7 @@ def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a
     value = _typed(key, get_type_hints(RunConfig)[key], value)
     if key == "criterion":
         CRITERIA.find(value)
-    if key in LOWEST:
-        check_lowest(key, value)
+    check_value(RunConfig, key, value)
     return value
 
 

@@ -182,7 +182,7 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_valid_names():
         "unknown setting in [searcher]: 'n_source'; did you mean 'n_sources'",
         "searcher.abandonment_limit = 2.5: input should be a valid integer",
         "unknown evaluator 'adaptive_bm'; did you mean 'adaptive_bn'",
-        "training recipe out of range: epochs = 0 (>= 1), shift = -1 (>= 0)",
+        "training recipe: epochs is at least 1, found 0; shift is at least 0, found -1",
     )
 
 
@@ -350,7 +350,7 @@ def test_recipes_are_changed_field_by_field():
     for override, words in [
         ("epoch=5", "did you mean 'epochs'"),
         ("epochs=five", "finetune.epochs = 'five'"),
-        ("epochs=0", "epochs = 0"),
+        ("epochs=0", "epochs is at least 1, found 0"),
         ("pretrain.epochs=5", "unknown setting in [finetune]: 'pretrain'"),
     ]:
         with pytest.raises(AbcSearchError) as caught:

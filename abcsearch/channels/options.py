@@ -7,6 +7,7 @@ from typing import Literal
 
 from abcsearch.channels.graph import check_space
 from abcsearch.errors import ModelError
+from abcsearch.records import check, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +52,11 @@ class LatencyOptions:
         ModelError: if a number is not whole or below 1.
     """
 
-    batch: int = 1
-    threads: int = 1
-    repeats: int = 20
+    batch: int = setting(1, at_least=1)
+    threads: int = setting(1, at_least=1)
+    repeats: int = setting(20, at_least=1)
     check: bool = False
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name in ("batch", "threads", "repeats"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                msg = f"latency: {name} is a whole number, at least 1, found {value!r}"
-                raise ModelError(msg)
+        check(self, "latency", ModelError)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any
 
-from abcsearch.errors import ConfigError, type_problems, unknown_name
+from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.records import check, problems, setting
 from abcsearch.training.named import METRICS, OBJECTIVES
 from abcsearch.training.recipe import MAX_THREADS, Recipe, check_computing
 
@@ -31,27 +31,14 @@ class ScoringOptions:
     """
 
     metric: str | None = None
-    validation_images: int | None = None
+    validation_images: int | None = setting(None, at_least=1)
     device: str = "auto"
     precision: str = "float32"
-    threads: int = 1
-
-    # Lowest values of the options that are numbers; None means no number is needed.
-    LOWEST: ClassVar[dict[str, float]] = {"validation_images": 1, "threads": 1}
+    threads: int = setting(1, at_least=1, at_most=MAX_THREADS)
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        if problems := type_problems(self):
-            msg = f"evaluator: {'; '.join(problems)}"
-            raise ConfigError(msg)
-        if self.threads > MAX_THREADS:
-            msg = f"evaluator: threads is at most {MAX_THREADS}, found {self.threads}"
-            raise ConfigError(msg)
-        for name, lowest in self.LOWEST.items():
-            value: Any = getattr(self, name)
-            if value is not None and not lowest <= value < math.inf:
-                msg = f"evaluator: {name} is at least {lowest}, found {value}"
-                raise ConfigError(msg)
+        check(self, "evaluator")
         check_computing(self.precision, self.device)
         added = OBJECTIVES.added().values()
         known = {*METRICS, *(name for objective in added for name in (*objective.metrics, *objective.to_full))}
@@ -72,10 +59,8 @@ class AdaptiveBNOptions(ScoringOptions):
         ConfigError: if a number is out of range.
     """
 
-    calibration_images: int = 512
-    batch_size: int = 128
-
-    LOWEST: ClassVar[dict[str, float]] = {**ScoringOptions.LOWEST, "calibration_images": 0, "batch_size": 2}
+    calibration_images: int = setting(512, at_least=0)
+    batch_size: int = setting(128, at_least=2)
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -108,8 +93,8 @@ class ShortTrainingOptions(ScoringOptions):
     """
 
     epochs: int = 2
-    steps: int | None = None
-    batch_size: int = 128
+    steps: int | None = setting(None, at_least=1)
+    batch_size: int = setting(128, at_least=1)
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -118,8 +103,6 @@ class ShortTrainingOptions(ScoringOptions):
     shift: int = 0
     flip: bool = False
     fresh_norms: bool = False
-
-    LOWEST: ClassVar[dict[str, float]] = {**ScoringOptions.LOWEST, "steps": 1, "batch_size": 1}
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -148,22 +131,19 @@ class CascadeOptions:
         ConfigError: if an option is unknown, or a number out of range.
     """
 
-    fraction: float = 0.2
+    fraction: float = setting(0.2, above=0, at_most=1, meaning="the share of trials that are trained")
     metric: str | None = None
     adaptive_bn: Mapping[str, Any] = field(default_factory=dict[str, Any])
     short_training: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        problems = type_problems(self)
+        wrong = problems(self)
         for name in ("adaptive_bn", "short_training"):
             if not isinstance(getattr(self, name), Mapping):
-                problems.append(f"{name} is a table of options, found {getattr(self, name)!r}")
-        if problems:
-            msg = f"cascade: {'; '.join(problems)}"
-            raise ConfigError(msg)
-        if not 0 < self.fraction <= 1:
-            msg = f"cascade: fraction is the share of trials that are trained, in (0, 1], found {self.fraction}"
+                wrong.append(f"{name} is a table of options, found {getattr(self, name)!r}")
+        if wrong:
+            msg = f"cascade: {'; '.join(wrong)}"
             raise ConfigError(msg)
         _ = self.first, self.second  # they check their own
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from abcsearch.budget import Budget
 from abcsearch.channels.options import LatencyOptions, SpaceOptions
-from abcsearch.errors import AbcSearchError, ConfigError, RunError, type_problems
+from abcsearch.errors import AbcSearchError, ConfigError, RunError
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.plan import read_sizes, with_sizes
 from abcsearch.models.registry import Constructor
+from abcsearch.records import check_value, names, problems, setting
 from abcsearch.runs.shapes import BASELINES
 from abcsearch.training.recipe import Recipe
 
@@ -70,19 +71,6 @@ class Part:
         return cls(name=value["name"], options={key: v for key, v in value.items() if key != "name"})
 
 
-LOWEST = {"n_trials": 1, "max_failures": 0, "seed": 0}
-
-
-def check_lowest(name: str, value: int) -> None:
-    """Raises ConfigError unless a number of the settings is whole and at least its lowest value."""
-    if not isinstance(value, int) or isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"{name} is a whole number, found {value!r}"
-        raise ConfigError(msg)
-    if value < LOWEST[name]:
-        msg = f"{name} is at least {LOWEST[name]}, found {value}"
-        raise ConfigError(msg)
-
-
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
     """What decides the trials of a search.
@@ -103,15 +91,15 @@ class SearchSettings:
         ConfigError: if n_trials or max_failures is out of range.
     """
 
-    budget: Budget
-    n_trials: int
+    budget: Budget = setting(compared=True)
+    n_trials: int = setting(at_least=1, decides=False)
     searcher: Part = Part(name="response_surface")
-    evaluator: Part = Part(name="adaptive_bn")
-    space: SpaceOptions = field(default_factory=SpaceOptions)
-    criterion: str = "l1"
-    latency: LatencyOptions = field(default_factory=LatencyOptions)
-    seed: int = 0
-    max_failures: int = 10
+    evaluator: Part = setting(Part(name="adaptive_bn"), compared=True)
+    space: SpaceOptions = setting(make=SpaceOptions, compared=True)
+    criterion: str = setting("l1", compared=True)
+    latency: LatencyOptions = setting(make=LatencyOptions, compared=True)
+    seed: int = setting(0, at_least=0)
+    max_failures: int = setting(10, at_least=0, decides=False)
     execution: ExecutionOptions = field(default_factory=ExecutionOptions)
 
     def __post_init__(self) -> None:
@@ -119,8 +107,8 @@ class SearchSettings:
         if not isinstance(self.budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"budget is a Budget, e.g. Budget(macs=0.5), found {self.budget!r}"
             raise ConfigError(msg)
-        for name in LOWEST:
-            check_lowest(name, getattr(self, name))
+        for name in ("n_trials", "max_failures", "seed"):
+            check_value(SearchSettings, name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,11 +176,11 @@ class RunConfig(SearchSettings):
         ConfigError: if there is neither a checkpoint nor a recipe for pre-training, or a baseline is unknown.
     """
 
-    model: ModelSettings
-    data: Part
-    pretrain: Recipe | None = None
-    finetune: Recipe = field(default_factory=lambda: Recipe(lr=0.02))
-    baselines: tuple[Literal["uniform", "random"], ...] = ("uniform",)
+    model: ModelSettings = setting(compared=True)
+    data: Part = setting(compared=True)
+    pretrain: Recipe | None = setting(None, compared=True)
+    finetune: Recipe = setting(make=lambda: Recipe(lr=0.02), decides=False)
+    baselines: tuple[Literal["uniform", "random"], ...] = setting(("uniform",), decides=False)
 
     def __post_init__(self) -> None:
         """Checks that there will be a trained network."""
@@ -227,14 +215,13 @@ _RECORDS: dict[str, type] = {
     "pretrain": Recipe,
     "finetune": Recipe,
 }
-# What may differ when a run is continued: it does not change the trials that there are.
-FREE = frozenset({"n_trials", "max_failures", "finetune", "baselines"})
 
 
 def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Returns of plain settings what decides the trials; anything else may change when a run is continued."""
-    kept = {key: value for key, value in plain.items() if key not in FREE}
-    return kept | {"execution": {key: plain["execution"][key] for key in ExecutionOptions.FIXED}}
+    free = names(RunConfig, decides=False)
+    kept = {key: value for key, value in plain.items() if key not in free}
+    return kept | {"execution": {key: plain["execution"][key] for key in names(ExecutionOptions, decides=True)}}
 
 
 def to_plain(settings: SearchSettings) -> dict[str, Any]:
@@ -271,7 +258,7 @@ def from_plain(kind: type[S], plain: Mapping[str, Any], file: Path | None = None
             values[key] = _RECORDS[key](**table) if key in _RECORDS and not empty else value
         key = "settings"
         settings = kind(**values)
-        problems = type_problems(settings)
+        wrong = problems(settings)
     except (AbcSearchError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).replace(f"{kind.__name__}.__init__() ", "")
         msg = (
@@ -279,7 +266,7 @@ def from_plain(kind: type[S], plain: Mapping[str, Any], file: Path | None = None
             f"version? If not, restore it from a copy, or start a new run"
         )
         raise RunError(msg) from error
-    if problems:
-        msg = f"{where} has settings of another kind: {'; '.join(problems)}; restore it from a copy"
+    if wrong:
+        msg = f"{where} has settings of another kind: {'; '.join(wrong)}; restore it from a copy"
         raise RunError(msg)
     return settings

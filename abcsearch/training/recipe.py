@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from abcsearch.errors import ConfigError, type_problems, unknown_name
+from abcsearch.errors import ConfigError
+from abcsearch.records import problems, setting
 from abcsearch.registry import Registry
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step")
 KEPT = ("last", "best")
 MAX_MAGNITUDE = 30  # of RandAugment
+# Beyond these, float32 has no such numbers, or a step is infinite: no training would come to its end.
 MAX_LR, MAX_DECAY = 1e30, 100.0
 MAX_THREADS = 1024  # of torch; more are a slip
-ALPHAS = "0, or 0.001 to 1000"
+MIN_ALPHA, MAX_ALPHA = 0.001, 1000.0  # of Beta distributions
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1000.0
 
 
@@ -60,60 +61,42 @@ class Recipe:
         ConfigError: if a value is out of range, or the device does not have the precision.
     """
 
-    epochs: int = 30
-    batch_size: int = 64
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_epochs: float = 1.0
-    label_smoothing: float = 0.0
-    shift: int = 0
+    epochs: int = setting(30, at_least=1)
+    batch_size: int = setting(64, at_least=1)
+    lr: float = setting(0.1, above=0, at_most=MAX_LR)
+    momentum: float = setting(0.9, at_least=0, below=1)
+    weight_decay: float = setting(5e-4, at_least=0, at_most=MAX_DECAY)
+    warmup_epochs: float = setting(1.0, at_least=0)
+    label_smoothing: float = setting(0.0, at_least=0, below=1)
+    shift: int = setting(0, at_least=0)
     flip: bool = False
-    threads: int = 1
+    threads: int = setting(1, at_least=1, at_most=MAX_THREADS)
     device: str = "auto"
     precision: str = "float32"
-    optimizer: str = "sgd"
+    optimizer: str = setting("sgd", words=OPTIMIZERS)
     nesterov: bool = True
-    schedule: str = "cosine"
+    schedule: str = setting("cosine", words=SCHEDULES)
     milestones: tuple[float, ...] = (0.5, 0.75)
-    gamma: float = 0.1
-    clip_norm: float = 0.0
-    ema: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    randaugment: int = 0
-    distillation: float = 0.0
-    temperature: float = 4.0
-    keep: str = "last"
+    gamma: float = setting(0.1, above=0, at_most=1)
+    clip_norm: float = setting(0.0, at_least=0)
+    ema: float = setting(0.0, at_least=0, below=1)
+    mixup: float = setting(0.0, at_least=MIN_ALPHA, at_most=MAX_ALPHA, zero=True)
+    cutmix: float = setting(0.0, at_least=MIN_ALPHA, at_most=MAX_ALPHA, zero=True)
+    randaugment: int = setting(0, at_least=0, at_most=MAX_MAGNITUDE)
+    distillation: float = setting(0.0, at_least=0, at_most=1)
+    temperature: float = setting(4.0, at_least=MIN_TEMPERATURE, at_most=MAX_TEMPERATURE)
+    keep: str = setting("last", words=KEPT)
 
     def __post_init__(self) -> None:
         """Checks the values, and turns a list of milestones (TOML, JSON) into a tuple."""
-        wrong = type_problems(self)
-        problems = [f": {text}" for text in wrong or self._unknown()] + ([] if wrong else self._out_of_range())
-        if problems:
-            raise ConfigError("; ".join(f"training recipe{text}" for text in problems))
+        wrong = problems(self)
+        if not _rising(self.milestones):
+            wrong.append(f"milestones are rising, above 0 and below 1, found {self.milestones}")
+        if wrong:
+            msg = f"training recipe: {'; '.join(wrong)}"
+            raise ConfigError(msg)
         object.__setattr__(self, "milestones", tuple(self.milestones))
         check_computing(self.precision, self.device)
-
-    def _unknown(self) -> list[str]:
-        """Returns the message for every word that is none of its kind."""
-        known = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "keep": KEPT}
-        return [
-            unknown_name(name, getattr(self, name), words)
-            for name, words in known.items()
-            if getattr(self, name) not in words
-        ]
-
-    def _out_of_range(self) -> list[str]:
-        """Returns one message that names every number out of its range, if there is any."""
-        wrong = [
-            f"{name} = {getattr(self, name)} ({words})"
-            for name, (holds, words) in _RANGES.items()
-            if not (holds(own := getattr(self, name)) and math.isfinite(own))
-        ]
-        if not _rising(self.milestones):
-            wrong.append(f"milestones = {self.milestones} (rising, > 0 and < 1)")
-        return [f" out of range: {', '.join(wrong)}"] if wrong else []
 
 
 def check_computing(precision: str, device: str) -> None:
@@ -127,33 +110,6 @@ def check_computing(precision: str, device: str) -> None:
     from abcsearch.training.computing import check_precision, find_device
 
     check_precision(precision, find_device(device))
-
-
-def _is_alpha(value: float) -> bool:
-    """Returns whether a Beta distribution can be drawn from with this, or need not be."""
-    return value == 0 or 1e-3 <= value <= 1e3
-
-
-# Beyond the highest ones, float32 has no such numbers, or a step is infinite: no training would come to its end.
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "epochs": (lambda v: v >= 1, ">= 1"),
-    "batch_size": (lambda v: v >= 1, ">= 1"),
-    "lr": (lambda v: 0 < v <= MAX_LR, f"> 0, at most {MAX_LR:g}"),
-    "momentum": (lambda v: 0 <= v < 1, ">= 0 and < 1"),
-    "weight_decay": (lambda v: 0 <= v <= MAX_DECAY, f">= 0, at most {MAX_DECAY:g}"),
-    "warmup_epochs": (lambda v: v >= 0, ">= 0"),
-    "label_smoothing": (lambda v: 0 <= v < 1, ">= 0 and < 1"),
-    "shift": (lambda v: v >= 0, ">= 0"),
-    "threads": (lambda v: 1 <= v <= MAX_THREADS, f">= 1, at most {MAX_THREADS}"),
-    "gamma": (lambda v: 0 < v <= 1, "> 0, at most 1"),
-    "clip_norm": (lambda v: v >= 0, ">= 0"),
-    "ema": (lambda v: 0 <= v < 1, ">= 0 and < 1"),
-    "mixup": (_is_alpha, ALPHAS),
-    "cutmix": (_is_alpha, ALPHAS),
-    "randaugment": (lambda v: 0 <= v <= MAX_MAGNITUDE, f">= 0, at most {MAX_MAGNITUDE}"),
-    "distillation": (lambda v: 0 <= v <= 1, ">= 0, at most 1"),
-    "temperature": (lambda v: MIN_TEMPERATURE <= v <= MAX_TEMPERATURE, f"{MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"),
-}
 
 
 def _rising(values: object) -> bool:
