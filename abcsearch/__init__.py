@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from abcsearch.baselines.registry import BASELINES as BASELINES
     from abcsearch.budget import Budget as Budget
     from abcsearch.budget import Constraint as Constraint
     from abcsearch.channels.blocks import Block as Block
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "BASELINES": "abcsearch.baselines.registry",
     "Budget": "abcsearch.budget",
     "Constraint": "abcsearch.budget",
     "Block": "abcsearch.channels.blocks",

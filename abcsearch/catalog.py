@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.baselines.registry import BASELINES
 from abcsearch.budget import Budget
 from abcsearch.channels.named import CRITERIA
 from abcsearch.channels.options import LatencyOptions, SpaceOptions
@@ -177,6 +178,7 @@ _KINDS: dict[str, tuple[Mapping[str, Any], Callable[[str], Entry]]] = {
     "recipes": (PRESETS, _recipe),
     "metrics": (METRICS, partial(_described, METRICS)),
     "objectives": (OBJECTIVES, partial(_described, OBJECTIVES)),
+    "baselines": (BASELINES, partial(_described, BASELINES)),
     **{
         table: (dict.fromkeys(f.name for f in fields(record)), partial(_setting, record))
         for table, record in {

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from abcsearch.baselines.registry import BASELINES
 from abcsearch.budget import Budget
 from abcsearch.channels.graph import LEVELS
 from abcsearch.channels.named import CRITERIA
@@ -123,8 +124,8 @@ def parse_config(plain: Mapping[str, Any], where: str = "config") -> RunConfig:
 def _turn(key: str, value: Any) -> tuple[bool, int]:  # noqa: ANN401 - a plain value
     """Returns when a table is read: the user's modules come first, since others may be named by what they register."""
     name = value.get("name") if isinstance(value, dict) else value
-    first = ("model", "data", "evaluator", "searcher")
-    return not (isinstance(name, str) and ":" in name), first.index(key) if key in first else len(first)
+    first = ("model", "data", "evaluator", "searcher", key)
+    return not (isinstance(name, str) and ":" in name), first.index(key)
 
 
 def parse_recipe(overrides: Sequence[str], recipe: Recipe) -> Recipe:
@@ -190,6 +191,8 @@ def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a
     value = _typed(key, get_type_hints(RunConfig)[key], value)
     if key == "criterion":
         CRITERIA.find(value)
+    for name in value if key == "baselines" else ():
+        BASELINES.find(name)
     check_value(RunConfig, key, value)
     return value
 
@@ -212,8 +215,7 @@ def _typed(where: str, annotation: Any, value: Any) -> Any:  # noqa: ANN401 - pl
 def _table(key: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - a plain value
     """Returns a table, or raises ConfigError where there is something else."""
     if not isinstance(value, dict):
-        msg = f"[{key}] is a table, found {value!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"[{key}] is a table, found {value!r}")
     return value
 
 
@@ -337,8 +339,7 @@ def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a pl
         return _exported(table)
     name = table.pop("name", None)
     if not isinstance(name, str):
-        msg = f"[{key}] needs a name, found {name!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"[{key}] needs a name, found {name!r}")
     if key == "model":
         return _model(name, table)
     if key == "data":

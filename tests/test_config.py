@@ -166,7 +166,7 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_valid_names():
         "seed = 'zero': input should be a valid integer",
         "unknown criterion 'bn_gama'; did you mean 'bn_gamma'",
         "max_failures is at least 0, found -1",
-        "baselines = ['uniform', 'randon']: input should be 'uniform' or 'random'",
+        "unknown baseline 'randon'; did you mean 'random'",
         "model 'small_resnet': unknown option 'width'; did you mean 'widths'",
         "model 'small_resnet': unknown option 'dephts'; did you mean 'depths'",
         "data set 'digits': unknown option 'validaton'; did you mean 'validation'",

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from abcsearch import Recipe
+from abcsearch.baselines.registry import BASELINES, Baseline
 from abcsearch.channels.criteria import CRITERIA, Criterion
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
@@ -80,6 +81,10 @@ def least(outputs, labels):
     return outputs.amin(dim=1)
 
 
+def widest(task):
+    return task.space.full
+
+
 def register():
     MODELS["mine"], DATASETS["my data"], SEARCHERS["my walk"], CRITERIA["largest"] = net, data, walk, Largest
     METRICS["least"], OBJECTIVES["angles"] = least, ANGLES
@@ -92,6 +97,7 @@ REGISTRIES = {
     "datasets": (DATASETS, "data", "digit", "digits"),
     "recipes": (PRESETS, "SLOW", "cifra", "cifar"),
     "metrics": (METRICS, "least", "pixel_acuracy", "pixel_accuracy"),
+    "baselines": (BASELINES, "widest", "unifrom", "uniform"),
     "objectives": (OBJECTIVES, "ANGLES", "regresion", "regression"),
 }
 KINDS = {
@@ -103,6 +109,7 @@ KINDS = {
     "preset": Preset,
     "metric": Callable,
     "objective": Objective,
+    "baseline": Baseline,
 }
 everyone = pytest.mark.parametrize(("registry", "name", "typo", "meant"), REGISTRIES.values(), ids=REGISTRIES)
 

@@ -8,9 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.baselines.registry import BASELINES, searched
 from abcsearch.channels.criteria import CRITERIA
 from abcsearch.data.registry import load_data, takes_seed
-from abcsearch.errors import CheckpointError, RunError, quoted
+from abcsearch.errors import CheckpointError, ConfigError, RunError, quoted
 from abcsearch.files import Anchor, replace_file
 from abcsearch.registry import OBJECT
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.run import SearcherFactory
     from abcsearch.runs.watching import WatcherFactory
     from abcsearch.searchers.base import Searcher
+    from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
     LoadData = Callable[[RunConfig], Data]
@@ -111,8 +113,8 @@ def run_config(
                 folder.log(
                     f"search finished: {len(result.trials)} trials, best {best.fitness:.4f} (trial {best.number})"
                 )
-            if "random" in config.baselines:
-                _random_baseline(folder, config, result, parts, progress)
+            for name in searched(config.baselines):
+                _searched_baseline(folder, name, config, result, parts, progress)
     return result
 
 
@@ -144,6 +146,10 @@ def prepare(
         load_checkpoint(model, checkpoint)
     task = Task.of(model, data, config, trained=False, folder=folder)
     parts = Parts.of(task, config)
+    for name in config.baselines:
+        structure = BASELINES.find(name).structure
+        if structure is not None and name not in BASELINES.homes:
+            checked_structure(name, structure, task)
     if not elsewhere and not folder.finished(config.n_trials):
         check_workers(config.execution)
     if config.pretrain is not None:
@@ -151,6 +157,21 @@ def prepare(
     taught = bool(config.finetune.distillation)
     check_training(config.finetune, data.train, data.objective, taught=taught, scored=True)
     return task, parts
+
+
+def checked_structure(name: str, structure: Callable[[Any], Any], task: Task) -> Candidate:
+    """Returns the structure of a baseline.
+
+    Raises:
+        ConfigError: if the user's function fails, or returns something that no network of the task can be sliced to.
+    """
+    try:
+        found = tuple(int(width) for width in structure(task))
+        task.graph.structure(found)
+    except Exception as error:  # the user's code: anything can go wrong in it
+        msg = f"baseline {name!r} gives no structure of this network (kept channels per dimension): {error!r}"
+        raise ConfigError(msg) from error
+    return found
 
 
 def config_identity(config: RunConfig, data: Data) -> dict[str, Any]:
@@ -161,17 +182,17 @@ def config_identity(config: RunConfig, data: Data) -> dict[str, Any]:
     return {**data_identity(data), "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]}
 
 
-def _random_baseline(
-    folder: RunFolder, config: RunConfig, result: SearchResult, parts: Parts, progress: Progress
+def _searched_baseline(
+    folder: RunFolder, name: str, config: RunConfig, result: SearchResult, parts: Parts, progress: Progress
 ) -> None:
-    """Runs the random search that the winner is compared with, by the same evaluator."""
-    own = replace(config, searcher=Part(name="random"), baselines=())
-    baseline = folder.baseline("random")
+    """Runs a search that the winner is compared with, by the same evaluator."""
+    own = replace(config, searcher=Part(name=BASELINES.find(name).searcher), baselines=())
+    baseline = folder.baseline(name)
     folder.check()
     baseline.path.mkdir(parents=True, exist_ok=True)
     parts = replace(Parts.of(result.task, own, evaluator=parts.evaluator), executor=parts.executor)
     known = {trial.candidate: trial.evaluation for trial in result.trials}
-    run_search(baseline, result.task, own, parts, progress, "random baseline", known)
+    run_search(baseline, result.task, own, parts, progress, f"{name} baseline", known)
 
 
 def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from abcsearch.baselines.registry import BASELINES
 from abcsearch.budget import Budget
 from abcsearch.channels.options import LatencyOptions, SpaceOptions
 from abcsearch.errors import AbcSearchError, ConfigError, RunError
@@ -16,7 +17,6 @@ from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.plan import read_sizes, with_sizes
 from abcsearch.models.registry import Constructor
 from abcsearch.records import check_value, names, problems, setting
-from abcsearch.runs.shapes import BASELINES
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class RunConfig(SearchSettings):
         data: the data set.
         pretrain: how the network is trained first, where there is no checkpoint.
         finetune: how the winner and the baselines are fine-tuned.
-        baselines: what the winner is compared with: "uniform", "random".
+        baselines: what the winner is compared with, of `BASELINES` or by import path.
 
     Raises:
         ConfigError: if there is neither a checkpoint nor a recipe for pre-training, or a baseline is unknown.
@@ -180,15 +180,17 @@ class RunConfig(SearchSettings):
     data: Part = setting(compared=True)
     pretrain: Recipe | None = setting(None, compared=True)
     finetune: Recipe = setting(make=lambda: Recipe(lr=0.02), decides=False)
-    baselines: tuple[Literal["uniform", "random"], ...] = setting(("uniform",), decides=False)
+    baselines: tuple[str, ...] = setting(("uniform",), decides=False)
 
     def __post_init__(self) -> None:
         """Checks that there will be a trained network."""
         super().__post_init__()
-        unknown = [] if isinstance(self.baselines, str) else [b for b in self.baselines if b not in BASELINES]
-        if unknown or isinstance(self.baselines, str):
-            msg = f"baselines are some of {', '.join(BASELINES)}, found {self.baselines!r:.80}"
+        if isinstance(self.baselines, str) or not all(isinstance(b, str) for b in self.baselines):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"baselines are a list of names, found {self.baselines!r:.80}"
             raise ConfigError(msg)
+        for baseline in self.baselines:
+            if baseline not in BASELINES and ":" not in baseline:
+                raise ConfigError(BASELINES.unknown(baseline))
         # A random search is its own random baseline.
         others = tuple(b for b in self.baselines if b != self.searcher.name)
         object.__setattr__(self, "baselines", others)

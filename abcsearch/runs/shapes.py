@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.baselines.registry import short
 from abcsearch.errors import RunError
-from abcsearch.registry import OBJECT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,19 +41,18 @@ _OPTIONAL: dict[str, type] = {
 }
 
 
-BASELINES = ("uniform", "random")
-
-
 def winner_name(searcher: str) -> str:
-    """Returns what files and tables call the winner of a searcher: its name, or the last word of its import path.
+    """Returns what files and tables call the winner of a searcher: its name, or the last word of its import path."""
+    return short(searcher)
 
-    Args:
-        searcher: as settings name it.
-    """
-    last = searcher.rpartition(":")[2]
-    if ":" not in searcher or searcher.endswith(OBJECT):
-        return searcher
-    return searcher.replace(":", ".") if last in ("full", *BASELINES) else last
+
+def baseline_names(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what files and tables call the baselines of plain settings, by what the settings call them."""
+    taken = [winner_name(settings["searcher"]["name"])]
+    found: dict[str, str] = {}
+    for name in settings.get("baselines", ()):
+        found[name] = short(name, [*taken, *found.values()])
+    return found
 
 
 def shown_header(folder: RunFolder) -> dict[str, Any]:

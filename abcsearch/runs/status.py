@@ -8,6 +8,7 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
 
+from abcsearch.baselines.registry import searched
 from abcsearch.errors import AbcSearchError, RunError
 from abcsearch.files import is_there
 from abcsearch.runs.folder import RunFolder
@@ -277,7 +278,7 @@ class RunWatch:
         settings = header["settings"]
         folders = {winner_name(settings["searcher"]["name"]): self._folder}
         begun = {path.parent.name for path in self.path.glob("baselines/*/run.json")}
-        due = {"random"} & set(settings.get("baselines", ()))  # the only one that is a search
+        due = set(searched(settings.get("baselines", ())))
         for name in sorted(begun | due):
             if other := other_baseline(self._folder, name, header):
                 raise RunError(other)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.errors import RunError
 from abcsearch.files import CHECKSUM
 from abcsearch.runs.recipes import changed, finetune_command
-from abcsearch.runs.shapes import winner_name
+from abcsearch.runs.shapes import baseline_names, winner_name
 from abcsearch.stored import content_hash, read_header
 from abcsearch.training.begun import begun
 
@@ -162,7 +162,7 @@ def tuned_names(folder: RunFolder, settings: Mapping[str, Any], best: Mapping[st
         settings: of the run, plain. Whoever changes what full and uniform are begins another run.
         best: what the best structures of the searches are now, by name.
     """
-    names = {"full", *settings.get("baselines", ()), winner_name(settings["searcher"]["name"])}
+    names = {"full", *baseline_names(settings).values(), winner_name(settings["searcher"]["name"])}
     there = sorted(name for name in names if name not in best or best[name] is not None)
     return [name for name in there if read_tuned(folder, name, candidate=best.get(name)).scores is not None]
 

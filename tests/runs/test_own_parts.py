@@ -1,6 +1,7 @@
 """Runs whose searcher and criterion are the user's own."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -26,6 +27,14 @@ class Random(RandomSearch):
 
 def strength(tensors, group):
     return l2(tensors, group)
+
+
+def thinnest(task):
+    return [1] * len(task.space)
+
+
+def nothing(task):
+    return [0]
 """
 
 
@@ -45,6 +54,7 @@ def own(tmp_path, monkeypatch):
 def test_a_run_of_own_parts_is_a_run_like_any_other(own, tmp_path):
     text = TINY_CONFIG.replace("n_trials = 24", "n_trials = 3")
     text = text.replace('{name = "bee_colony", n_sources = 4}', '{name = "walking:Walk", fill = false}')
+    text = text.replace('"random"]', '"walking:thinnest"]')
     (tmp_path / "own.toml").write_text(f'criterion = "walking:strength"\n{text}')
     for command in (
         ("search", "own.toml", "--dry-run"),
@@ -52,6 +62,7 @@ def test_a_run_of_own_parts_is_a_run_like_any_other(own, tmp_path):
         ("resume", "run", "--n-trials", "4"),
         ("status", "run"),
         ("finetune", "run", "--only", "Walk"),
+        ("finetune", "run", "--only", "thinnest"),
         ("report", "run"),
         ("export", "run", "--out", "exported"),
         ("evaluate", "exported"),
@@ -63,7 +74,18 @@ def test_a_run_of_own_parts_is_a_run_like_any_other(own, tmp_path):
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert (settings["searcher"]["name"], settings["criterion"]) == ("walking:Walk", "walking:strength")
     assert (tmp_path / "run" / "finetuned" / "Walk.safetensors").exists()
-    assert "fine-tuned: Walk" in call("status", "run").output
+    assert "fine-tuned: Walk, thinnest" in call("status", "run").output
+    assert settings["baselines"] == ["uniform", "walking:thinnest"]
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    done = call("compare", "run", "again")
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "run" / "baselines").exists()  # it is not searched
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "thinnest" in page
+    done = call("search", "own.toml", "--run-dir", "other", "--set", "baselines=['walking:nothing']")
+    assert done.exit_code == 2
+    assert not (tmp_path / "other").exists()
+    assert "baseline 'walking:nothing' gives no structure of this network" in " ".join(done.output.split())
     sys.modules.pop(own)
     (tmp_path / "walking.py").unlink()  # what has been done is shown without the module
     assert call("status", "run").exit_code == 0

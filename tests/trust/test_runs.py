@@ -70,6 +70,7 @@ OUTSIDE = [
     ({"evaluator": {"options": {"metric": ":evil"}}}, "':evil' imported"),
     ({"searcher": {"name": "evil:Searcher"}}, "'evil:Searcher' imported"),
     ({"criterion": "evil:criterion"}, "'evil:criterion' imported"),
+    ({"baselines": ["uniform", "evil:thinnest"]}, "'evil:thinnest' imported"),
     ({"data": {"options": {"objective": "evil:objective"}}}, "'evil:objective' imported"),
     ({"data": {"name": "npz", "options": {"path": "x"}}}, "'x' read"),
     ({"data": {"name": "image_folder", "options": {"path": "/etc"}}}, "'/etc' read"),
@@ -105,8 +106,9 @@ def test_what_a_folder_from_elsewhere_names_is_said_and_left_alone(run, settings
         ({"searcher": {"name": "evil:Searcher"}}, "'evil:Searcher' imported"),
         ({"criterion": "evil:criterion"}, "'evil:criterion' imported"),
         ({"evaluator": {"name": "evil:make", "options": {}}}, "'evil:make' imported"),
+        ({"baselines": ["uniform", "evil:thinnest"]}, "'evil:thinnest' imported"),
     ],
-    ids=["model", "searcher", "criterion", "evaluator"],
+    ids=["model", "searcher", "criterion", "evaluator", "baseline"],
 )
 def test_without_code_it_is_shown(run, settings, words):
     named(run, **settings)
