@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from abcsearch.baselines.registry import searched
 from abcsearch.bounds import amount
 from abcsearch.errors import SearcherError
 from abcsearch.runs.configured import config_identity, prepare
@@ -227,7 +228,7 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
         *(["the run folder holds this run, which would be continued; times are of a whole one"] if held else []),
         *([f"the timed evaluation failed: {evaluation.failure}"] if evaluation.failure else []),
     ]
-    space, graph = task.space, task.graph
+    space, graph, others = task.space, task.graph, len(searched(config.baselines))
     return Rehearsal(
         model=_called(config.model.name, config.model.options),
         weights="trained first" if config.model.checkpoint is None else config.model.checkpoint,
@@ -256,7 +257,7 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
         evaluation=evaluation,
         search=evaluation.seconds * _turns(config.n_trials, batch, workers),
         alone=evaluation.seconds * config.n_trials,
-        baseline=evaluation.seconds * math.ceil(config.n_trials / workers) if "random" in config.baselines else None,
+        baseline=others * evaluation.seconds * math.ceil(config.n_trials / workers) if others else None,
         pretraining=pretraining,
         finetuning=(tuning[0], tuning[1]),
         finetuned=1 + len(config.baselines),
@@ -326,7 +327,7 @@ def _weights_notes(config: RunConfig, folder: RunFolder) -> list[str]:
 
 def _disk(task: Task, pruned: nn.Module, config: RunConfig) -> int:
     """Returns the bytes of a run folder: the base network, the fine-tuned ones, and what is kept of every trial."""
-    searches = 1 + ("random" in config.baselines)
+    searches = 1 + len(searched(config.baselines))
     trials = searches * config.n_trials * (_JOURNAL + 6 * len(task.space))
     return 2 * state_bytes(task.source.model) + (1 + len(config.baselines)) * state_bytes(pruned) + trials
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abcsearch.bounds import COSTS
-from abcsearch.channels.latency import LatencyOptions
+from abcsearch.channels.criteria import CRITERIA
+from abcsearch.channels.options import LatencyOptions
 from abcsearch.data.splits import Data
 from abcsearch.errors import ConfigError, RunError, SearcherError, quoted
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
@@ -19,12 +20,13 @@ from abcsearch.evaluation.cascade import Cascade
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.serial import SerialExecutor
+from abcsearch.registry import object_name
 from abcsearch.runs.executing import workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import identity, write_header
 from abcsearch.runs.latency import keep_times, measured
 from abcsearch.runs.loop import Loop, Progress, logged, silent
-from abcsearch.runs.settings import OBJECT, Part, SearchSettings, SpaceOptions
+from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
 from abcsearch.runs.task import Task
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.registry import make_searcher
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.budget import Budget, Constraint
+    from abcsearch.channels.criteria import Criterion
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.watching import WatcherFactory
     from abcsearch.space import Candidate, SearchSpace
@@ -132,7 +135,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     execution: ExecutionOptions | None = None,
     seed: int = 0,
     space: SpaceOptions | None = None,
-    criterion: str = "l1",
+    criterion: str | Criterion | Callable[..., Any] = "l1",
     latency: LatencyOptions | None = None,
     max_failures: int = 10,
     progress: Progress = silent,
@@ -146,13 +149,14 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         budget: how small it must get.
         n_trials: structures to evaluate.
         run_dir: where everything is kept; made if missing.
-        searcher: a name, {"name": ..., option: value}, a function of (space, constraint), or a new searcher.
-        evaluator: a name, {"name": ..., option: value}, or your own function (candidate, seed) -> Evaluation.
+        searcher: a name or import path, {"name": ..., option: value}, a function of (space, constraint), or a new
+            searcher.
+        evaluator: likewise, or your own function (candidate, seed) -> Evaluation.
         executor: where evaluations run; by default as `execution` says.
         execution: workers, their timeout, and the schedule; by default one evaluation after the other, in this process.
         seed: of everything random.
         space: which widths are searched.
-        criterion: which channels are kept, see `rank_channels`.
+        criterion: which channels are kept: a name, an import path, or your own, see `rank_channels`.
         latency: how forward time is measured where the budget bounds it.
         max_failures: more failed evaluations than this in a row stop the run.
         progress: called after every trial.
@@ -168,7 +172,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         searcher=_part("searcher", searcher),
         evaluator=_part("evaluator", evaluator),
         space=space or SpaceOptions(),
-        criterion=criterion,
+        criterion=CRITERIA.name_of(criterion),
         latency=latency or LatencyOptions(),
         execution=execution or ExecutionOptions(),
         seed=seed,
@@ -322,8 +326,7 @@ def _part(what: str, value: str | Mapping[str, Any] | object) -> Part:
         own = "a function of (space, constraint) or a new Searcher" if what == "searcher" else "a function"
         msg = f'{what} is a name, {{"name": name, "option": value}} or {own}, found {value!r}'
         raise ConfigError(msg)
-    named: Any = value if hasattr(value, "__qualname__") else type(value)
-    return Part(name=f"{named.__module__}:{named.__qualname__}{OBJECT}")
+    return Part(name=object_name(value))
 
 
 def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Searcher | None) -> Searcher:
