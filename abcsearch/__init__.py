@@ -10,9 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from abcsearch.baselines.registry import BASELINES as BASELINES
     from abcsearch.budget import Budget as Budget
     from abcsearch.budget import Constraint as Constraint
     from abcsearch.channels.blocks import Block as Block
+    from abcsearch.channels.criteria import CRITERIA as CRITERIA
     from abcsearch.channels.gates import gate as gate
     from abcsearch.channels.graph import ChannelGraph as ChannelGraph
     from abcsearch.channels.graph import ChannelGroup as ChannelGroup
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.slicing import slice_model as slice_model
     from abcsearch.channels.source import Sliced as Sliced
     from abcsearch.channels.source import Source as Source
+    from abcsearch.data.registry import DATASETS as DATASETS
     from abcsearch.data.registry import load_data as load_data
     from abcsearch.data.splits import Data as Data
     from abcsearch.data.splits import Split as Split
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions as AdaptiveBNOptions
     from abcsearch.evaluation.cascade import Cascade as Cascade
     from abcsearch.evaluation.cascade import CascadeOptions as CascadeOptions
+    from abcsearch.evaluation.registry import EVALUATORS as EVALUATORS
     from abcsearch.evaluation.short_training import ShortTraining as ShortTraining
     from abcsearch.evaluation.short_training import ShortTrainingOptions as ShortTrainingOptions
     from abcsearch.evaluation.sliced import ScoringOptions as ScoringOptions
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from abcsearch.exporting.files import export as export
     from abcsearch.exporting.files import load as load
     from abcsearch.exporting.quantizing import quantize as quantize
+    from abcsearch.models.registry import MODELS as MODELS
     from abcsearch.preparation.base import Preparation as Preparation
     from abcsearch.preparation.base import Prepared as Prepared
     from abcsearch.preparation.base import Trainer as Trainer
@@ -67,6 +72,7 @@ if TYPE_CHECKING:
     from abcsearch.searchers.optuna_search import OptunaOptions as OptunaOptions
     from abcsearch.searchers.optuna_search import OptunaSearch as OptunaSearch
     from abcsearch.searchers.random_search import RandomSearch as RandomSearch
+    from abcsearch.searchers.registry import SEARCHERS as SEARCHERS
     from abcsearch.searchers.registry import make_searcher as make_searcher
     from abcsearch.searchers.regularized_evolution import RegularizedEvolution as RegularizedEvolution
     from abcsearch.searchers.regularized_evolution import RegularizedEvolutionOptions as RegularizedEvolutionOptions
@@ -80,6 +86,7 @@ if TYPE_CHECKING:
     from abcsearch.training.lesson import Lesson as Lesson
     from abcsearch.training.lesson import Supervised as Supervised
     from abcsearch.training.loop import train as train
+    from abcsearch.training.objectives import METRICS as METRICS
     from abcsearch.training.objectives import OBJECTIVES as OBJECTIVES
     from abcsearch.training.objectives import OUTPUTS as OUTPUTS
     from abcsearch.training.objectives import Objective as Objective
@@ -92,6 +99,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "BASELINES": "abcsearch.baselines.registry",
     "Budget": "abcsearch.budget",
     "Constraint": "abcsearch.budget",
     "Block": "abcsearch.channels.blocks",
@@ -168,6 +176,12 @@ _HOME = {
     "PRESETS": "abcsearch.training.recipe",
     "Recipe": "abcsearch.training.recipe",
     "score": "abcsearch.training.scoring",
+    "CRITERIA": "abcsearch.channels.criteria",
+    "DATASETS": "abcsearch.data.registry",
+    "EVALUATORS": "abcsearch.evaluation.registry",
+    "MODELS": "abcsearch.models.registry",
+    "SEARCHERS": "abcsearch.searchers.registry",
+    "METRICS": "abcsearch.training.objectives",
     "Evaluation": "abcsearch.trial",
     "Trial": "abcsearch.trial",
 }

@@ -1,23 +1,36 @@
-"""What can be named in a config: every registry as one table."""
+"""What can be named in a config, and the options of its tables: every registry as one table, without torch."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import inspect
 import json
+import re
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.channels.criteria import CRITERIA
-from abcsearch.data.registry import DATASETS
+from abcsearch.baselines.registry import BASELINES
+from abcsearch.budget import Budget
+from abcsearch.channels.named import CRITERIA
+from abcsearch.channels.options import LatencyOptions, SpaceOptions
+from abcsearch.data.named import DATASETS
 from abcsearch.errors import ConfigError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS
-from abcsearch.models.registry import MODELS
+from abcsearch.execution.options import ExecutionOptions
+from abcsearch.models.named import MODELS
 from abcsearch.preparation.registry import PREPARATIONS
+from abcsearch.registry import Home
 from abcsearch.searchers.registry import SEARCHERS
+from abcsearch.training.named import METRICS, OBJECTIVES
 from abcsearch.training.recipe import PRESETS, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from abcsearch.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,38 +54,45 @@ class Entry:
 
 def _whole(texts: Iterable[str], options: tuple[str, ...]) -> str:
     """Returns all there is to say, defaults last."""
-    return "\n\n".join([*texts, *([f"Defaults: {', '.join(options)}"] if options else [])])
+    said = [text for text in texts if text]
+    return "\n\n".join([*said, *([f"Defaults: {', '.join(options)}"] if options else [])])
 
 
 def _searcher(name: str) -> Entry:
-    entry = SEARCHERS[name]
-    options = _defaults(entry.options)
+    entry = SEARCHERS.find(name)
+    options = _options(entry.options or entry.searcher)
     text = _whole([_doc(entry.searcher), _doc(entry.options)], options)
-    return Entry(name=name, description=entry.description, options=options, source=entry.source, text=text)
+    description = entry.description or _first_line(entry.searcher)
+    return Entry(name=name, description=description, options=options, source=entry.source, text=text)
 
 
 def _evaluator(name: str) -> Entry:
-    entry = EVALUATORS[name]
-    records = [kind for kind in entry.options.__mro__ if is_dataclass(kind)]  # options that evaluators share come last
-    options = _defaults(entry.options)
+    entry = EVALUATORS.find(name)
+    kinds = entry.options.__mro__ if entry.options else ()
+    records = [kind for kind in kinds if is_dataclass(kind)]  # options that evaluators share come last
+    options = _options(entry.options or entry.make)
     text = _whole(map(_doc, [entry.make, *records]), options)
-    return Entry(name=name, description=entry.description, options=options, source=entry.source, text=text)
+    description = entry.description or _first_line(entry.make)
+    return Entry(name=name, description=description, options=options, source=entry.source, text=text)
 
 
 def _preparation(name: str) -> Entry:
-    entry = PREPARATIONS[name]
-    options = _defaults(entry.options)
-    text = _whole([_doc(entry.preparation), _doc(entry.options)], options)
-    return Entry(name=name, description=entry.description, options=options, source=entry.source, text=text)
+    entry = PREPARATIONS.find(name)
+    options = _options(entry.options)
+    text = _whole([_doc(entry.make), _doc(entry.options)], options)
+    description = entry.description or _first_line(entry.make)
+    return Entry(name=name, description=description, options=options, source=entry.source, text=text)
 
 
-def _criterion(name: str) -> Entry:
-    entry = CRITERIA[name]
-    return Entry(name=name, description=entry.description, options=(), source=entry.source, text=entry.description)
+def _described(registry: Registry[Any], name: str) -> Entry:
+    """Describes an entry that has no options of its own."""
+    entry = registry.where(name) or registry[name]
+    description = getattr(entry, "description", "") or _first_line(entry)
+    return Entry(name=name, description=description, options=(), source=getattr(entry, "source", ""), text=description)
 
 
 def _recipe(name: str) -> Entry:
-    entry = PRESETS[name]
+    entry = PRESETS.find(name)
     usual, own = vars(Recipe()), vars(entry.recipe)
     changes = tuple(f"{key}={_toml(value)}" for key, value in own.items() if value != usual[key])
     listed = "\n".join(f"{key} = {_toml(value)}" for key, value in own.items())
@@ -80,19 +100,45 @@ def _recipe(name: str) -> Entry:
     return Entry(name=name, description=entry.description, options=changes, source=entry.source, text=text)
 
 
-def _function(registry: Mapping[str, Callable[..., Any]]) -> Callable[[str], Entry]:
-    def entry(name: str) -> Entry:
-        text, options = _doc(registry[name]), _defaults(registry[name])
-        return Entry(
-            name=name, description=text.split("\n")[0], options=options, source="", text=_whole([text], options)
-        )
+def _function(registry: Registry[Any], name: str) -> Entry:
+    """Describes a class or function by its docstring and its arguments."""
+    entry = registry.where(name) or registry[name]
+    options = _options(entry)
+    text = _whole([_doc(entry)], options)
+    return Entry(name=name, description=_first_line(entry), options=options, source="", text=text)
 
-    return entry
+
+def _setting(record: type, name: str) -> Entry:
+    """Describes a field of a record by what the docstring of the record says of it."""
+    options = tuple(option for option in _options(record) if option.partition("=")[0] == name)
+    said = re.search(rf"^    {name}: (.*?)(?=^    \w+: |^\w|\Z)", _doc(record), re.MULTILINE | re.DOTALL)
+    description = " ".join(said[1].split()) if said else ""
+    return Entry(name=name, description=description, options=options, source="", text=_whole([description], options))
 
 
 def _doc(described: object) -> str:
     """Returns a docstring without its indentation, or ""."""
+    if isinstance(described, Home):
+        return ast.get_docstring(_written(described)) or ""
     return inspect.getdoc(described) or ""
+
+
+def _first_line(described: object) -> str:
+    return _doc(described).split("\n", maxsplit=1)[0]
+
+
+def _written(home: Home) -> ast.ClassDef | ast.FunctionDef:
+    """Returns the source of a class or function of this package: nothing is imported for it."""
+    module, _, name = home.path.partition(":")
+    spec = importlib.util.find_spec(module)
+    tree = ast.parse(Path((spec and spec.origin) or "").read_bytes())
+    return _definition(tree.body, name)
+
+
+def _definition(statements: Iterable[ast.stmt], name: str) -> ast.ClassDef | ast.FunctionDef:
+    """Returns the definition of a name among statements."""
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    return next(node for node in statements if isinstance(node, kinds) and node.name == name)
 
 
 def _toml(value: object) -> str:
@@ -104,16 +150,31 @@ def _toml(value: object) -> str:
     return repr(value)
 
 
-def _defaults(made: Callable[..., Any]) -> tuple[str, ...]:
-    """Returns the options of a record or a function."""
-    if is_dataclass(made):
+def _options(made: Any) -> tuple[str, ...]:  # noqa: ANN401 - a record, a function, or where one is
+    """Returns the options of a record or a function: "name=default", or the name alone where it has to be given."""
+    if isinstance(made, Home):
+        defaults = _written_defaults(made)
+    elif is_dataclass(made):
         defaults = {
             f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(made)
         }
-        return tuple(name if value is MISSING else f"{name}={_toml(value)}" for name, value in defaults.items())
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = [p for p in inspect.signature(made).parameters.values() if p.kind in named]
-    return tuple(p.name if p.default is p.empty else f"{p.name}={_toml(p.default)}" for p in parameters)
+    else:
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        parameters = [p for p in inspect.signature(made).parameters.values() if p.kind in named]
+        defaults = {p.name: MISSING if p.default is p.empty else p.default for p in parameters}
+    return tuple(name if value is MISSING else f"{name}={_toml(value)}" for name, value in defaults.items())
+
+
+def _written_defaults(home: Home) -> dict[str, Any]:
+    """Returns the defaults of a class or function of this package as its source has them."""
+    node = _written(home)
+    function: Any = _definition(node.body, "__init__") if isinstance(node, ast.ClassDef) else node
+    arguments = function.args
+    needed = len(arguments.args) - len(arguments.defaults)
+    defaults = [None] * needed + arguments.defaults + arguments.kw_defaults
+    pairs = zip([*arguments.args, *arguments.kwonlyargs], defaults, strict=True)
+    values = {own.arg: MISSING if value is None else ast.literal_eval(value) for own, value in pairs}
+    return {name: value for name, value in values.items() if name != "self"}
 
 
 # Kind -> (what its names are, how one of them is described).
@@ -121,10 +182,22 @@ _KINDS: dict[str, tuple[Mapping[str, Any], Callable[[str], Entry]]] = {
     "searchers": (SEARCHERS, _searcher),
     "evaluators": (EVALUATORS, _evaluator),
     "preparations": (PREPARATIONS, _preparation),
-    "criteria": (CRITERIA, _criterion),
-    "models": (MODELS, _function(MODELS)),
-    "datasets": (DATASETS, _function(DATASETS)),
+    "criteria": (CRITERIA, partial(_described, CRITERIA)),
+    "models": (MODELS, partial(_function, MODELS)),
+    "datasets": (DATASETS, partial(_function, DATASETS)),
     "recipes": (PRESETS, _recipe),
+    "metrics": (METRICS, partial(_described, METRICS)),
+    "objectives": (OBJECTIVES, partial(_described, OBJECTIVES)),
+    "baselines": (BASELINES, partial(_described, BASELINES)),
+    **{
+        table: (dict.fromkeys(f.name for f in fields(record)), partial(_setting, record))
+        for table, record in {
+            "space": SpaceOptions,
+            "budget": Budget,
+            "latency": LatencyOptions,
+            "execution": ExecutionOptions,
+        }.items()
+    },
 }
 KINDS = tuple(_KINDS)
 

@@ -25,21 +25,23 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from abcsearch.baselines.registry import BASELINES
 from abcsearch.budget import Budget
-from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.graph import LEVELS
-from abcsearch.channels.latency import LatencyOptions
+from abcsearch.channels.named import CRITERIA
+from abcsearch.channels.options import LatencyOptions
 from abcsearch.data.registry import check_data_options, load_data
 from abcsearch.errors import AbcSearchError, ConfigError, RunError, SearcherError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
 from abcsearch.preparation.registry import check_preparation_options
+from abcsearch.records import check_value
 from abcsearch.runs.configured import seeded_data
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import trusted_header
-from abcsearch.runs.settings import LOWEST, ModelSettings, Part, RunConfig, SpaceOptions, check_base, check_lowest
-from abcsearch.searchers.registry import SEARCHERS
+from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions, check_base
+from abcsearch.searchers.registry import SEARCHERS, check_searcher_options
 from abcsearch.searchers.warm_starts import listed_starts, start_problems
 from abcsearch.training.recipe import Recipe, find_preset
 
@@ -47,9 +49,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import nn
-
-    from abcsearch.evaluation.registry import EvaluatorEntry
-    from abcsearch.searchers.registry import SearcherEntry
 
 _SECTIONS: dict[str, type] = {
     "budget": Budget,
@@ -104,12 +103,14 @@ def parse_config(plain: Mapping[str, Any], where: str = "config") -> RunConfig:
     problems += [unknown_name("setting", key, known) for key in plain if key not in known]
     problems += [f"setting {key!r} is missing" for key in _REQUIRED if key not in plain]
     values: dict[str, Any] = {}
-    for key, value in plain.items():
+    wrong: dict[str, str] = {}
+    for key in sorted(plain, key=lambda key: _turn(key, plain[key])):
         if key in known:
             try:
-                values[key] = _section(key, value)
+                values[key] = _section(key, plain[key])
             except AbcSearchError as error:
-                problems.append(str(error))
+                wrong[key] = str(error)
+    problems += [wrong[key] for key in plain if key in wrong]
     if "model" in values and ("pretrain" in values or "pretrain" not in plain):
         try:
             check_base(values["model"], values.get("pretrain"))
@@ -120,6 +121,13 @@ def parse_config(plain: Mapping[str, Any], where: str = "config") -> RunConfig:
     listed = "\n".join(f"  - {line}" for problem in problems for line in problem.split("\n"))
     msg = f"{where} has {len(listed.splitlines())} mistake(s):\n{listed}"
     raise ConfigError(msg)
+
+
+def _turn(key: str, value: Any) -> tuple[bool, int]:  # noqa: ANN401 - a plain value
+    """Returns when a table is read: the user's modules come first, since others may be named by what they register."""
+    name = value.get("name") if isinstance(value, dict) else value
+    first = ("model", "data", "evaluator", "searcher", key)
+    return not (isinstance(name, str) and ":" in name), first.index(key)
 
 
 def parse_recipe(overrides: Sequence[str], recipe: Recipe) -> Recipe:
@@ -182,11 +190,12 @@ def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a
         return _recipe(key, _table(key, value), Recipe())
     if key in _SECTIONS:
         return _record(_SECTIONS[key], _table(key, value), key)
-    if key == "criterion" and value not in [*CRITERIA]:  # a list, since the value may be anything
-        raise ConfigError(unknown_name("criterion", str(value), CRITERIA))
     value = _typed(key, get_type_hints(RunConfig)[key], value)
-    if key in LOWEST:
-        check_lowest(key, value)
+    if key == "criterion":
+        CRITERIA.find(value)
+    for name in value if key == "baselines" else ():
+        BASELINES.find(name)
+    check_value(RunConfig, key, value)
     return value
 
 
@@ -344,36 +353,30 @@ def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a pl
 
 
 def _part(key: str, name: str, table: dict[str, Any]) -> Part:
-    """Returns the record of [searcher], [evaluator] or [prepare], whose options are checked against their record."""
+    """Returns the record of [searcher], [evaluator] or [prepare], with all mistakes in its options and warm starts."""
     if key == "prepare":
         check_preparation_options(name, table)
-    elif key == "evaluator" and ":" in name:
-        check_evaluator_options(name, table)
-    else:
-        _check_registered(key, name, table)
-    return Part(name=name, options=table)
-
-
-def _check_registered(key: str, name: str, table: dict[str, Any]) -> None:
-    """Raises ConfigError with all mistakes in the options of a searcher or evaluator, warm starts among them."""
-    registry: Mapping[str, SearcherEntry | EvaluatorEntry] = SEARCHERS if key == "searcher" else EVALUATORS
-    if name not in registry:
-        raise ConfigError(unknown_name(key, name, registry))
-    own = {k: value for k, value in table.items() if k != "initial" or key != "searcher"}
-    options = registry[name].options
+        return Part(name=name, options=table)
+    searches = key == "searcher"
+    own = {k: value for k, value in table.items() if k != "initial" or not searches}
+    options = (SEARCHERS if searches else EVALUATORS).find(name).options
     problems: list[str] = []
     try:
-        _record(options, own, key)
+        if options is None:
+            (check_searcher_options if searches else check_evaluator_options)(name, own)
+        else:
+            _record(options, own, key)
     except AbcSearchError as error:
-        known = set(own) <= {f.name for f in fields(options)}
+        known = options is None or set(own) <= {f.name for f in fields(options)}
         hint = "" if known else f"; left over from another {key}? --set {key}={name} replaces the whole table"
         problems.append(f"{error}{hint}")
     try:
-        problems += start_problems(listed_starts(table.get("initial", ()))) if key == "searcher" else []
+        problems += start_problems(listed_starts(table.get("initial", ()))) if searches else []
     except SearcherError as error:
         problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
+    return Part(name=name, options=table)
 
 
 def _override(plain: dict[str, Any], override: str) -> None:

@@ -10,7 +10,6 @@ import inspect
 import json
 import shlex
 import unicodedata
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -123,14 +122,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}; {advice}"
 
 
-_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-    "bool": ((bool,), "true or false"),
-    "str": ((str,), "a text"),
-}
-
-
 def one_line(text: str, longest: int = 1000) -> str:
     """Returns a text as one line without control characters, cut where it is too long: for logs and records.
 
@@ -193,24 +184,6 @@ def differences(before: Any, now: Any, place: str = "in the folder", where: str 
     # As text: 1 and 1.0 are different budgets, tuples and lists are the same.
     same = json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True)
     return [] if same else [f"{where}: {before!r} {place}, {now!r} now"]
-
-
-def type_problems(record: Any) -> list[str]:  # noqa: ANN401 - any dataclass
-    """Returns the message for every plain field of a dataclass that holds a value of another type than it is declared.
-
-    Args:
-        record: its fields of types int, float, bool and str, or one of these or None, are looked at.
-    """
-    problems: list[str] = []
-    for own in fields(record):
-        kind, _, other = str(own.type).partition(" | ")
-        value: object = getattr(record, own.name)
-        if kind not in _TYPES or (other == "None" and value is None):
-            continue
-        types, words = _TYPES[kind]
-        if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
-            problems.append(f"{own.name} is {words}, found {value!r}")
-    return problems
 
 
 def option_problems(function: Callable[..., object], options: Iterable[str]) -> list[str]:

@@ -45,6 +45,25 @@ def import_callable(what: str, path: str, kind: type[AbcSearchError]) -> Callabl
     Raises:
         AbcSearchError: of that kind, if the path leads nowhere, or to something that cannot be called.
     """
+    reached = import_named(what, path, kind, "callable")
+    if not callable(reached):
+        msg = f"{what} {path!r} is not a class or function but {reached!r:.50}; write package.module:callable"
+        raise kind(msg)
+    return reached
+
+
+def import_named(what: str, path: str, kind: type[AbcSearchError], last: str = "name") -> Any:  # noqa: ANN401 - any object
+    """Returns what "package.module:name" leads to, for a name that the user gave.
+
+    Args:
+        what: what it stands for, for messages ("objective").
+        path: as the user wrote it.
+        kind: the error to raise.
+        last: what messages call the part behind the colon.
+
+    Raises:
+        AbcSearchError: of that kind, if the path leads nowhere.
+    """
     module, _, attribute = path.partition(":")
     try:
         _check_spelling(module, attribute)
@@ -59,14 +78,11 @@ def import_callable(what: str, path: str, kind: type[AbcSearchError]) -> Callabl
         msg = (
             f"{what} {path!r} cannot be imported: there is no module {error.name} where Python looks; give the command "
         )
-        msg += "in the folder that has it, or put that folder on PYTHONPATH (package.module:callable)"
+        msg += f"in the folder that has it, or put that folder on PYTHONPATH (package.module:{last})"
         raise kind(msg) from error
     except Exception as error:  # the user's module runs here: anything can go wrong in it
-        msg = f"{what} {path!r} cannot be imported: {error!r}; write package.module:callable"
+        msg = f"{what} {path!r} cannot be imported: {error!r}; write package.module:{last}"
         raise kind(msg) from error
-    if not callable(reached):
-        msg = f"{what} {path!r} is not a class or function but {reached!r:.50}; write package.module:callable"
-        raise kind(msg)
     return reached
 
 

@@ -15,8 +15,8 @@ FIXED = (
     *("SearchResult", "finetune", "export", "load", "AbcSearchError", "Evolution", "RegularizedEvolution", "Greedy"),
     *("NSGA2", "BeeColonyOfficial", "DDPG", "OptunaSearch", "ResponseSurface", "Tabular", "ShortTraining", "Cascade"),
     *("Objective", "OBJECTIVES", "OUTPUTS", "Data", "Split", "Stream", "load_data"),
-    *("Source", "Sliced", "SlicedEvaluator", "ScoringOptions", "share", "gate"),
     *("train", "Lesson", "Supervised"),
+    *("Source", "Sliced", "SlicedEvaluator", "ScoringOptions", "share", "gate"),
 )
 
 

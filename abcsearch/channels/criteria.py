@@ -5,11 +5,14 @@ A criterion of your own is an entry of `CRITERIA`; whoever names it then gets it
     CRITERIA["strength"] = ActivationCriterion(lambda maps: maps.abs().mean(dim=(2, 3)))
 
 `WeightCriterion` sees weights only, `ActivationCriterion` the feature maps that the next layers get,
-`GradientCriterion` weights and their gradients; a subclass of `Criterion` sees everything.
+`GradientCriterion` weights and their gradients; a subclass of `Criterion` sees everything. So does a function of one
+argument, the `Subject`, that returns the scores of every prunable group; one of two, (tensors, group), is what a
+`WeightCriterion` calls. All of these are also taken by import path, package.module:name, or as they are.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from abcsearch.channels import named
 from abcsearch.channels.responses import (
     OverImages,
     PerImage,
@@ -25,6 +29,8 @@ from abcsearch.channels.responses import (
     mean_over_images,
     response_scores,
 )
+from abcsearch.errors import RankingError, option_problems
+from abcsearch.registry import Registry
 from abcsearch.rng import numpy_stream
 
 if TYPE_CHECKING:
@@ -144,6 +150,69 @@ class RandomCriterion(Criterion):
         return [s.permutation(g.channels).astype(np.float64) for s, g in zip(streams, groups, strict=True)]
 
 
+@dataclass(frozen=True)
+class FunctionCriterion(Criterion):
+    """Scores that a function of the user's own finds, which sees everything; data are what the caller has given.
+
+    Attributes:
+        whole: takes the `Subject`; returns per prunable group (channels,) scores, or None where it has none.
+    """
+
+    whole: Callable[[Subject], Any]
+
+    def scores(self, subject: Subject) -> list[NDArray[np.float64] | None]:
+        """Returns what the function finds."""
+        found: Any = self.whole(subject)
+        wanted = len(subject.graph.prunable)
+        if not isinstance(found, list | tuple) or len(found) != wanted:
+            msg = (
+                f"a criterion that is a function of the subject returns a list with the scores of each of the {wanted} "
+                f"prunable groups, found {found!r:.80}"
+            )
+            raise RankingError(msg)
+        return list(found)
+
+
+def as_criterion(name: str, value: Any) -> Criterion:  # noqa: ANN401 - whatever a name leads to
+    """Returns the criterion for what a name leads to.
+
+    Args:
+        name: for messages.
+        value: a criterion; a class of them; or a function of the `Subject`, or of (tensors, group).
+
+    Raises:
+        RankingError: if it is nothing of these.
+    """
+    if (
+        isinstance(value, type)
+        and issubclass(value, Criterion)
+        and not (inspect.isabstract(value) or option_problems(value, ()))
+    ):
+        value = value()
+    if isinstance(value, Criterion):
+        return value
+    function: Any = value
+    takes = _arguments(function)
+    if takes == 1:
+        return FunctionCriterion(function)
+    if takes == 2:
+        return WeightCriterion(function)
+    msg = (
+        f"criterion {name!r} is a Criterion, a function of the subject that returns the scores of all groups, or one "
+        f"of (tensors, group), found {value!r:.80}"
+    )
+    raise RankingError(msg)
+
+
+def _arguments(value: object) -> int:
+    """Returns how many arguments a function needs by position; 0 of what is none."""
+    if not callable(value) or isinstance(value, type):
+        return 0
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(value).parameters.values()
+    return sum(p.kind in by_position and p.default is p.empty for p in parameters)
+
+
 def l1(tensors: Tensors, group: ChannelGroup) -> NDArray[np.float64] | None:
     """Sum of absolute weights of each filter, summed over all layers that compute the channel (Li 2017)."""
     return _over_filters(tensors, group, lambda filters: filters.abs().sum(dim=1))
@@ -247,24 +316,23 @@ def taylor(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     return (weight * gradient) ** 2
 
 
-# Name -> criterion. `CRITERIA["mine"] = ...` makes one of your own known by name, see above.
-CRITERIA: dict[str, Criterion] = {
-    "random": RandomCriterion(description="a random order: the baseline", source=""),
-    "l1": WeightCriterion(l1, description="sum of absolute weights", source="Li et al., ICLR 2017"),
-    "l2": WeightCriterion(l2, description="Euclidean norm of the weights", source="He et al., IJCAI 2018"),
-    "bn_gamma": WeightCriterion(bn_gamma, description="absolute batch-norm scale", source="Liu et al., ICCV 2017"),
-    "fpgm": WeightCriterion(
-        fpgm, description="sum of distances to the other filters of the layer", source="He et al., CVPR 2019"
-    ),
-    "apoz": ActivationCriterion(apoz, description="share of responses that are not zero", source="Hu et al., 2016"),
-    "hrank": ActivationCriterion(hrank, description="mean rank of the feature maps", source="Lin et al., CVPR 2020"),
-    "entropy": ActivationCriterion(
-        pooled, entropy, description="entropy of the mean response over images", source="Luo and Wu, 2017"
-    ),
-    "taylor": GradientCriterion(
-        taylor, description="squared gradient times weight, summed", source="Molchanov et al., CVPR 2019"
-    ),
-}
+CRITERIA: Registry[Criterion] = named.CRITERIA
+
+
+def _words(name: str) -> dict[str, Any]:
+    return named.CRITERIA.homes[name].words
+
+
+# What `CRITERIA` names: descriptions and sources are there.
+RANDOM = RandomCriterion(**_words("random"))
+L1 = WeightCriterion(l1, **_words("l1"))
+L2 = WeightCriterion(l2, **_words("l2"))
+BN_GAMMA = WeightCriterion(bn_gamma, **_words("bn_gamma"))
+FPGM = WeightCriterion(fpgm, **_words("fpgm"))
+APOZ = ActivationCriterion(apoz, **_words("apoz"))
+HRANK = ActivationCriterion(hrank, **_words("hrank"))
+ENTROPY = ActivationCriterion(pooled, entropy, **_words("entropy"))
+TAYLOR = GradientCriterion(taylor, **_words("taylor"))
 
 
 def _over_filters(

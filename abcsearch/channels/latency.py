@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from abcsearch.channels.options import LatencyOptions
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import ModelError
@@ -103,35 +104,6 @@ def _turns(warmup: int, repeats: int, seconds: float) -> Iterator[bool]:
     for turn in range(repeats):
         if turn < 3 or time.perf_counter() - begun < seconds:
             yield True
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatencyOptions:
-    """How forward time is measured for a budget of latency.
-
-    Attributes:
-        batch: images per pass.
-        threads: torch threads (CPU).
-        repeats: timed passes; their median counts.
-        check: whether every candidate is measured itself when it is evaluated, and fails if it is outside the budget;
-            otherwise the model of layers alone decides.
-
-    Raises:
-        ModelError: if a number is not whole or below 1.
-    """
-
-    batch: int = 1
-    threads: int = 1
-    repeats: int = 20
-    check: bool = False
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        for name in ("batch", "threads", "repeats"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                msg = f"latency: {name} is a whole number, at least 1, found {value!r}"
-                raise ModelError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,15 @@ import numpy as np
 import torch
 
 from abcsearch.channels.criteria import CRITERIA, Subject, l1
-from abcsearch.errors import RankingError, unknown_name
+from abcsearch.errors import RankingError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from torch import nn
 
+    from abcsearch.channels.criteria import Criterion
     from abcsearch.channels.graph import ChannelGraph
 
 
@@ -60,7 +63,7 @@ class Ranking:
 def rank_channels(
     model: nn.Module,
     graph: ChannelGraph,
-    criterion: str = "l1",
+    criterion: str | Criterion | Callable[..., Any] = "l1",
     *,
     data: Any = None,  # noqa: ANN401 - an iterable of batches, or tensors
     seed: int = 0,
@@ -71,8 +74,10 @@ def rank_channels(
         model: the trained network that `graph` was traced on; it is not changed.
         graph: its channel groups.
         criterion: a name in `abcsearch.channels.criteria.CRITERIA`: "l1", "l2", "bn_gamma", "fpgm", "random"; "apoz",
-            "hrank" and "entropy", which look at images; "taylor", which looks at images and labels; or your own. Where
-            it does not apply to a group ("bn_gamma" without a batch norm), "l1" stands in, with one warning.
+            "hrank" and "entropy", which look at images; "taylor", which looks at images and labels. Or your own, as it
+            is or by import path, package.module:name: a `Criterion`, a function of the `Subject` that returns the
+            scores of all groups, or one of (tensors by name, group) that returns those of a group. Where it does not
+            apply to a group ("bn_gamma" without a batch norm), "l1" stands in, with one warning.
         data: training images for the criteria that look at them, all of which are used, once and in their order: an
             iterable of (images, labels) batches such as a DataLoader, or two tensors (images, labels). Labels may be
             left out where the criterion does not need them: batches are then images.
@@ -84,9 +89,8 @@ def rank_channels(
             none, they do not fit the network, or "taylor" finds labels missing or out of range.
         TraceError: if the graph was traced on a network with other parameters.
     """
-    if criterion not in CRITERIA:
-        raise RankingError(unknown_name("criterion", criterion, CRITERIA))
-    entry = CRITERIA[criterion]
+    criterion = CRITERIA.name_of(criterion)
+    entry = CRITERIA.find(criterion)
     if entry.needs and data is None:
         msg = (
             f"criterion {criterion!r} looks at {entry.needs} and there are none: pass data=, a DataLoader of training "

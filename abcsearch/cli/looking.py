@@ -13,8 +13,9 @@ from abcsearch.cli.options import AsJson, Set
 from abcsearch.errors import ExampleError
 from abcsearch.terminal import answering, console, print_json, print_table
 
-# Of `list`; the catalog itself would import torch.
-KINDS = ("searchers", "evaluators", "criteria", "models", "datasets", "recipes")
+# Of `list`; the catalog itself would import numpy.
+KINDS = ("searchers", "evaluators", "criteria", "models", "datasets", "recipes", "metrics", "objectives")
+KINDS += ("baselines", "space", "budget", "latency", "execution")  # the last ones: tables of a config
 
 app = typer.Typer()
 
@@ -35,7 +36,7 @@ def list_(
     ] = None,
     as_json: AsJson = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Lists what a config can name, with options and their defaults."""
+    """Lists what a config can name, and the settings of its tables, with their defaults."""
     with answering():
         if kind is None:
             print_json(KINDS) if as_json else console.print("\n".join(f"abcsearch list {own}" for own in KINDS))

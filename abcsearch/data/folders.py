@@ -154,8 +154,8 @@ def imagenet(  # noqa: PLR0913 - options of a config
     seed: int = 0,
     size: int = 224,
     resize: int = 256,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
     workers: int | None = None,
 ) -> Data:
     """ImageNet as torchvision reads it: `path/train/WNID/*.JPEG` and `path/val/WNID/*.JPEG`, streamed.

@@ -5,42 +5,31 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.data.arrays import cifar10, cifar100, npz
-from abcsearch.data.digits import digits
-from abcsearch.data.folders import image_folder, imagenet
+from abcsearch.data.named import DATASETS
 from abcsearch.data.own import PAIR_OPTIONS, call_own
 from abcsearch.data.splits import Data
-from abcsearch.errors import AbcSearchError, DataError, option_problems, unknown_name
-from abcsearch.importing import import_callable
+from abcsearch.errors import AbcSearchError, DataError, option_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# Name -> loader. `DATASETS["mine"] = load_mine` makes a data set known by name; an import path needs no entry.
-DATASETS: dict[str, Callable[..., Data]] = {
-    "digits": digits,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "imagenet": imagenet,
-    "image_folder": image_folder,
-    "npz": npz,
-}
 
-
-def load_data(name: str, **options: Any) -> Data:  # noqa: ANN401 - each data set has its own
-    """Returns a data set by name, or by import path.
+def load_data(name: str | Callable[..., Any], **options: Any) -> Data:  # noqa: ANN401 - each data set has its own
+    """Returns a data set by name, by import path, or by the function that loads it.
 
     Args:
-        name: a key of `DATASETS`; or "package.module:callable", a function that returns `Data`, or two map-style
-            Datasets of PyTorch, (train, test), with items (image tensor, label). Two Datasets are read into memory and
-            split here; validation, seed, objective, stream and workers then say how (see `from_datasets`).
+        name: a key of `DATASETS`; or your own function, or "package.module:callable" that leads to it. It returns
+            `Data`, or two map-style Datasets of PyTorch, (train, test), with items (image tensor, label). Two Datasets
+            are read into memory and split here; validation, seed, objective, stream and workers then say how (see
+            `from_datasets`).
         options: of the data set.
 
     Raises:
         DataError: if the name or an option is unknown (with the nearest valid one), one is missing, or loading fails.
     """
+    name = DATASETS.name_of(name)
     check_data_options(name, options)
-    function = _find(name)
+    function = DATASETS.find(name)
     try:
         data: object = call_own(name, function, options) if ":" in name else function(**options)
     except DataError as error:
@@ -61,7 +50,7 @@ def load_data(name: str, **options: Any) -> Data:  # noqa: ANN401 - each data se
 
 def check_data_options(name: str, options: Mapping[str, Any]) -> None:
     """Raises DataError for an unknown name, or with all unknown and missing options, without loading anything."""
-    function = _find(name)
+    function = DATASETS.find(name)
     own = _parameters(function)
     given = [option for option in options if ":" not in name or option not in PAIR_OPTIONS or option in own]
     problems = option_problems(function, given)
@@ -75,7 +64,7 @@ def takes_seed(name: str) -> bool:
     Raises:
         DataError: if the name is unknown.
     """
-    return ":" in name or "seed" in _parameters(_find(name))
+    return ":" in name or "seed" in _parameters(DATASETS.find(name))
 
 
 def reads_files(name: str) -> bool:
@@ -84,16 +73,7 @@ def reads_files(name: str) -> bool:
     Raises:
         DataError: if the name is unknown.
     """
-    return ":" in name or "path" in _parameters(_find(name))
-
-
-def _find(name: str) -> Callable[..., Data]:
-    if ":" in name:
-        return import_callable("data set", name, DataError)
-    if name not in DATASETS:
-        hint = "; your own data are named by import path, package.module:callable"
-        raise DataError(unknown_name("data set", name, DATASETS) + hint)
-    return DATASETS[name]
+    return ":" in name or "path" in _parameters(DATASETS.find(name))
 
 
 def _parameters(function: Callable[..., object]) -> Mapping[str, inspect.Parameter]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from abcsearch.errors import ConfigError, DataError
-from abcsearch.evaluation.sliced import ScoringOptions, SlicedEvaluator
+from abcsearch.evaluation.options import AdaptiveBNOptions
+from abcsearch.evaluation.sliced import SlicedEvaluator
 from abcsearch.rng import torch_stream
 from abcsearch.training.scoring import modes_kept
 
@@ -21,33 +21,6 @@ if TYPE_CHECKING:
 
     from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data, Split
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptiveBNOptions(ScoringOptions):
-    """Options of `AdaptiveBN`, besides those of scoring.
-
-    Attributes:
-        calibration_images: training images that statistics are estimated on, at least one batch; rounded down to whole
-            batches. 0 leaves the statistics as they were inherited, for comparison only.
-        batch_size: images per calibration pass, at least 2.
-
-    Raises:
-        ConfigError: if a number is out of range.
-    """
-
-    calibration_images: int = 512
-    batch_size: int = 128
-
-    LOWEST: ClassVar[dict[str, float]] = {**ScoringOptions.LOWEST, "calibration_images": 0, "batch_size": 2}
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        super().__post_init__()
-        if 0 < self.calibration_images < self.batch_size:
-            msg = f"evaluator: calibration_images is at least one batch, batch_size = {self.batch_size}, found "
-            msg += f"{self.calibration_images}"
-            raise ConfigError(msg)
 
 
 class AdaptiveBN(SlicedEvaluator):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
-from abcsearch.errors import ConfigError, type_problems, unknown_name
-from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
+from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.evaluation.base import Evaluator, evaluate
-from abcsearch.evaluation.short_training import ShortTraining, ShortTrainingOptions
+from abcsearch.evaluation.options import CascadeOptions
+from abcsearch.evaluation.short_training import ShortTraining
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
@@ -23,61 +23,6 @@ if TYPE_CHECKING:
 
 FIRST = "first_fitness"  # the metric that keeps what the first stage found
 _STAGE = "stage"  # the metric that says which stage the fitness is of: 1 or 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class CascadeOptions:
-    """Options of `Cascade`.
-
-    Attributes:
-        fraction: share of the trials that are trained, in (0, 1].
-        metric: the fitness of both stages; None: the objective's first metric.
-        adaptive_bn: options of the first stage, all but its metric.
-        short_training: options of the second stage, all but its metric.
-
-    Raises:
-        ConfigError: if an option is unknown, or a number out of range.
-    """
-
-    fraction: float = 0.2
-    metric: str | None = None
-    adaptive_bn: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    short_training: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        problems = type_problems(self)
-        for name in ("adaptive_bn", "short_training"):
-            if not isinstance(getattr(self, name), Mapping):
-                problems.append(f"{name} is a table of options, found {getattr(self, name)!r}")
-        if problems:
-            msg = f"cascade: {'; '.join(problems)}"
-            raise ConfigError(msg)
-        if not 0 < self.fraction <= 1:
-            msg = f"cascade: fraction is the share of trials that are trained, in (0, 1], found {self.fraction}"
-            raise ConfigError(msg)
-        _ = self.first, self.second  # they check their own
-
-    @property
-    def first(self) -> AdaptiveBNOptions:
-        """Options of the first stage."""
-        return self._stage(AdaptiveBNOptions, "adaptive_bn", self.adaptive_bn)
-
-    @property
-    def second(self) -> ShortTrainingOptions:
-        """Options of the second stage."""
-        return self._stage(ShortTrainingOptions, "short_training", self.short_training)
-
-    def _stage(self, kind: type, name: str, given: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a record
-        known = [f.name for f in fields(kind) if f.name != "metric"]
-        for option in given:
-            if option not in known:
-                raise ConfigError(unknown_name(f"option of cascade.{name}:", option, known))
-        try:
-            return kind(metric=self.metric, **given)
-        except ConfigError as error:
-            msg = f"cascade.{name}: {error}"
-            raise ConfigError(msg) from error
 
 
 class Cascade:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from abcsearch.errors import ConfigError, unknown_name
-from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
-from abcsearch.evaluation.cascade import Cascade, CascadeOptions
-from abcsearch.evaluation.short_training import ShortTraining, ShortTrainingOptions
-from abcsearch.evaluation.sliced import SlicedEvaluator
-from abcsearch.importing import import_callable
+from abcsearch.evaluation.options import AdaptiveBNOptions, CascadeOptions, ShortTrainingOptions
+from abcsearch.registry import Home, Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,34 +24,45 @@ class EvaluatorEntry:
 
     Attributes:
         make: the class, called with (source, data, options).
-        options: the class of its options record.
+        options: the class of its options record; None of one that takes **options of its own.
         description: one line.
         source: paper.
     """
 
     make: Callable[..., Evaluator]
-    options: type
-    description: str
-    source: str
+    options: type | None = None
+    description: str = ""
+    source: str = ""
 
 
 _GIVEN = ("source", "data")  # what an evaluator of your own is called with, in this order
 
-EVALUATORS: dict[str, EvaluatorEntry] = {
+
+def _accept(name: str, value: Any) -> EvaluatorEntry:  # noqa: ANN401 - whatever a name leads to
+    if isinstance(value, EvaluatorEntry):
+        return value
+    if callable(value):
+        options = getattr(value, "Options", None)  # of a class such as those derived from SlicedEvaluator
+        return EvaluatorEntry(make=cast("Callable[..., Evaluator]", value), options=options)
+    msg = f"evaluator {name!r} is a function of ({', '.join(_GIVEN)}, **options), found {value!r:.80}"
+    raise ConfigError(msg)
+
+
+_BUILT_IN: dict[str, EvaluatorEntry | Home] = {
     "adaptive_bn": EvaluatorEntry(
-        make=AdaptiveBN,
+        make=Home(path="abcsearch.evaluation.adaptive_bn:AdaptiveBN"),
         options=AdaptiveBNOptions,
         description="accuracy after re-estimating batch-norm statistics; no training",
         source="Li et al., EagleEye, ECCV 2020",
     ),
     "short_training": EvaluatorEntry(
-        make=ShortTraining,
+        make=Home(path="abcsearch.evaluation.short_training:ShortTraining"),
         options=ShortTrainingOptions,
         description="accuracy after a few epochs or steps of training from the inherited weights",
         source="Lin et al., ABCPruner, IJCAI 2020",
     ),
     "cascade": EvaluatorEntry(
-        make=Cascade,
+        make=Home(path="abcsearch.evaluation.cascade:Cascade"),
         options=CascadeOptions,
         description="adaptive_bn for all candidates, short_training for the best fraction",
         source="Li et al., EagleEye, ECCV 2020",
@@ -62,20 +70,19 @@ EVALUATORS: dict[str, EvaluatorEntry] = {
 }
 
 
+# Name -> evaluator. `EVALUATORS["mine"] = function` makes one known by name; "package.module:function" needs no entry.
+EVALUATORS: Registry[EvaluatorEntry] = Registry(
+    "evaluator", f"{__name__}:EVALUATORS", _BUILT_IN, error=ConfigError, accept=_accept
+)
+
+
 def check_evaluator_options(name: str, options: Mapping[str, Any]) -> None:
     """Raises ConfigError for an unknown name, an import path that leads nowhere, or unknown or missing options."""
-    if ":" in name:
-        made = import_callable("evaluator", name, ConfigError)
-        if not _derived(made):
-            _check_call(name, made, options)
-            return
-        record = made.Options
-    elif name not in EVALUATORS:
-        hint = "; your own is named by import path, package.module:callable"
-        raise ConfigError(unknown_name("evaluator", name, EVALUATORS) + hint)
-    else:
-        record = EVALUATORS[name].options
-    known = [f.name for f in fields(record)]
+    entry = EVALUATORS.find(name)
+    if entry.options is None:
+        _check_call(name, entry.make, options)
+        return
+    known = [f.name for f in fields(entry.options)]
     for option in options:
         if option not in known:
             raise ConfigError(unknown_name(f"option of evaluator {name!r}:", option, known))
@@ -90,28 +97,22 @@ def make_evaluator(
     """Returns an evaluator by name, or your own by import path.
 
     Your own, "package.module:callable", is called as callable(source, data, **options) and returns a function
-    (candidate, seed) -> Evaluation. A class that is derived from `SlicedEvaluator` is called as callable(source, data,
-    record), with the options in its record `Options`.
+    (candidate, seed) -> Evaluation. A class with a record `Options`, such as those derived from
+    `SlicedEvaluator`, is called as callable(source, data, record).
 
     Raises:
         ConfigError: if the name or an option is unknown (with the nearest valid one), an option is out of range, or
             what your own returns cannot be called.
     """
     check_evaluator_options(name, options)
-    if ":" not in name:
-        entry = EVALUATORS[name]
+    entry = EVALUATORS.find(name)
+    if entry.options is not None:
         return entry.make(source, data, entry.options(**options))
-    make = import_callable("evaluator", name, ConfigError)
-    made: Any = make(source, data, make.Options(**options)) if _derived(make) else make(source, data, **options)
+    made: Any = entry.make(source, data, **options)
     if not callable(made):
         msg = f"evaluator {name!r} returned {type(made).__name__}, expected a function (candidate, seed) -> Evaluation"
         raise ConfigError(msg)
     return cast("Evaluator", made)
-
-
-def _derived(made: Callable[..., Any]) -> TypeGuard[type[SlicedEvaluator]]:
-    """Returns whether an evaluator of the user's own is a class derived from `SlicedEvaluator`."""
-    return isinstance(made, type) and issubclass(made, SlicedEvaluator)
 
 
 def _check_call(name: str, made: Callable[..., Any], options: Mapping[str, Any]) -> None:

@@ -6,17 +6,17 @@ import copy
 import math
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from abcsearch.errors import ConfigError, type_problems, unknown_name
-from abcsearch.importing import import_callable
+from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.evaluation.options import ScoringOptions
 from abcsearch.rng import torch_seeded, torch_stream
-from abcsearch.training.computing import MAX_THREADS, check_computing, computing, find_device
-from abcsearch.training.objectives import OBJECTIVES, Objective, find_objective
+from abcsearch.training.computing import computing, find_device
+from abcsearch.training.objectives import METRICS, Objective, find_objective
 from abcsearch.training.scoring import predict, score, scoring_batch
 from abcsearch.trial import Evaluation
 
@@ -26,52 +26,6 @@ if TYPE_CHECKING:
     from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data
     from abcsearch.space import Candidate
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoringOptions:
-    """How candidates are scored.
-
-    Attributes:
-        metric: which metric is the fitness; None: the objective's first one. Of classifiers: "top1", "top5", "neg_loss"
-            (negative cross-entropy, smoother: for accuracies near chance), "neg_kl" (minus the divergence to the full
-            network's outputs); of other objectives: theirs; or your own by import path, package.module:function, which
-            maps (outputs, labels) of a batch to one number per image.
-        validation_images: how many of the search-validation images are looked at; None: all.
-        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
-        precision: "float32", "bf16", or on CUDA "tf32".
-        threads: torch threads on the CPU; recorded, since they decide the order of summation.
-
-    Raises:
-        ConfigError: if the metric, the device or the precision is unknown, or a number out of range.
-    """
-
-    metric: str | None = None
-    validation_images: int | None = None
-    device: str = "auto"
-    precision: str = "float32"
-    threads: int = 1
-
-    # Lowest values of the options that are numbers; None means no number is needed.
-    LOWEST: ClassVar[dict[str, float]] = {"validation_images": 1, "threads": 1}
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        if problems := type_problems(self):
-            msg = f"evaluator: {'; '.join(problems)}"
-            raise ConfigError(msg)
-        if self.threads > MAX_THREADS:
-            msg = f"evaluator: threads is at most {MAX_THREADS}, found {self.threads}"
-            raise ConfigError(msg)
-        for name, lowest in self.LOWEST.items():
-            value: Any = getattr(self, name)
-            if value is not None and not lowest <= value < math.inf:
-                msg = f"evaluator: {name} is at least {lowest}, found {value}"
-                raise ConfigError(msg)
-        check_computing(self.device, self.precision)
-        known = {name for objective in OBJECTIVES.values() for name in (*objective.metrics, *objective.to_full)}
-        if self.metric is not None and ":" not in self.metric and self.metric not in known:
-            raise ConfigError(unknown_name("metric", self.metric, known))
 
 
 class SlicedEvaluator(ABC):
@@ -206,15 +160,14 @@ class SlicedEvaluator(ABC):
 
 
 def with_metric(objective: Objective, metric: str) -> Objective:
-    """Returns the objective with a metric by import path among its own, where the name is one.
+    """Returns the objective with the user's own metric, from `METRICS` or by import path, among its own.
 
     Raises:
         ConfigError: if the metric is unknown, or its import path leads nowhere.
     """
-    if ":" in metric:
-        own = import_callable("metric", metric, ConfigError)
-        return replace(objective, metrics={**objective.metrics, metric: own})
-    known = [*objective.metrics, *objective.to_full]
-    if metric not in known:
+    known = [*objective.metrics, *objective.to_full, *METRICS.added()]
+    if metric in (*objective.metrics, *objective.to_full):
+        return objective
+    if metric not in known and ":" not in metric:
         raise ConfigError(unknown_name("metric", metric, known))
-    return objective
+    return replace(objective, metrics={**objective.metrics, metric: METRICS.find(metric)})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
-from abcsearch.errors import ConfigError, type_problems
+from abcsearch.errors import ConfigError
+from abcsearch.records import check, setting
 
 SCHEDULES = ("rounds", "asynchronous")
 
@@ -31,23 +31,18 @@ class ExecutionOptions:
         ConfigError: if a value is out of range.
     """
 
-    workers: int = 0
-    ray_address: str | None = None
-    gpus: float = 0.0
-    timeout: float | None = None
-    schedule: str = "rounds"
-    window: int = 0
-
-    # What decides the trials; everything else may change when a run is continued.
-    FIXED: ClassVar[tuple[str, ...]] = ("schedule", "window")
+    workers: int = setting(0, at_least=0, decides=False)
+    ray_address: str | None = setting(None, decides=False)
+    gpus: float = setting(0.0, at_least=0, meaning="a share of a GPU per worker", decides=False)
+    timeout: float | None = setting(None, decides=False)
+    schedule: str = setting("rounds", words=SCHEDULES)
+    window: int = setting(0, at_least=0)
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        problems = type_problems(self)
-        if not problems:
-            problems = [text for wrong, text in self._rules() if wrong]
-        if problems:
-            msg = f"execution: {'; '.join(problems)}"
+        check(self, "execution")
+        if wrong := [text for broken, text in self._rules() if broken]:
+            msg = f"execution: {'; '.join(wrong)}"
             raise ConfigError(msg)
 
     def _rules(self) -> list[tuple[bool, str]]:
@@ -55,12 +50,8 @@ class ExecutionOptions:
         timeout = math.inf if self.timeout is None else self.timeout
         address = self.ray_address or ""
         return [
-            (self.workers < 0, f"workers is at least 0, found {self.workers}"),
-            (not 0 <= self.gpus < math.inf, f"gpus is a share of a GPU per worker, at least 0, found {self.gpus}"),
             (self.gpus > 1 and self.gpus != int(self.gpus), f"gpus above 1 is a whole number, found {self.gpus}"),
             (not timeout > 0, f"timeout is a number of seconds above 0, found {self.timeout}"),
-            (self.schedule not in SCHEDULES, f'schedule is "rounds" or "asynchronous", found {self.schedule!r}'),
-            (self.window < 0, f"window is at least 0, found {self.window}"),
             (
                 self.window > 0 and self.schedule == "asynchronous",
                 f"window = {self.window} is for the schedule rounds; leave it out",

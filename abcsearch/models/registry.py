@@ -10,32 +10,10 @@ from typing import Any, cast
 
 from torch import nn
 
-from abcsearch.errors import ModelError, option_problems, unknown_name
-from abcsearch.importing import import_callable, import_class
-from abcsearch.models.densenet import DenseNet
-from abcsearch.models.googlenet import GoogLeNet
-from abcsearch.models.mobile import MobileNetV1, mobilenet_v1_cifar, mobilenet_v2_cifar, shufflenet_v2_x0_5_cifar
-from abcsearch.models.resnet import SmallResNet, resnet20, resnet32, resnet44, resnet56, resnet110
-from abcsearch.models.vgg import VGG16
+from abcsearch.errors import ModelError, option_problems
+from abcsearch.importing import import_class
+from abcsearch.models.named import MODELS
 from abcsearch.rng import torch_seeded
-
-# Name -> constructor. `MODELS["mine"] = MyNet` makes a model known by name; "package.module:callable" needs no entry.
-# Those for CIFAR's 32x32 images say so where a network of that name for ImageNet is better known.
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "small_resnet": SmallResNet,
-    "resnet20": resnet20,
-    "resnet32": resnet32,
-    "resnet44": resnet44,
-    "resnet56": resnet56,
-    "resnet110": resnet110,
-    "vgg16_cifar": VGG16,
-    "googlenet_cifar": GoogLeNet,
-    "densenet40": DenseNet,
-    "mobilenet_v1": MobileNetV1,
-    "mobilenet_v1_cifar": mobilenet_v1_cifar,
-    "mobilenet_v2_cifar": mobilenet_v2_cifar,
-    "shufflenet_v2_x0_5_cifar": shufflenet_v2_x0_5_cifar,
-}
 
 # Shape of one input, (channels, height, width), where it is not that of an ImageNet photo.
 INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
@@ -66,12 +44,7 @@ class Constructor:
         Raises:
             ModelError: if the name is unknown (with the nearest valid one), or the import path leads nowhere.
         """
-        if ":" not in self.name:
-            if self.name not in MODELS:
-                hint = "; your own model is named by import path, package.module:callable"
-                raise ModelError(unknown_name("model", self.name, MODELS) + hint)
-            return MODELS[self.name]
-        return import_callable("model", self.name, ModelError)
+        return MODELS.find(self.name)
 
     def find_outside(self) -> Callable[..., nn.Module]:
         """Returns the callable for a record out of a file from elsewhere, which must not decide what code runs.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from abcsearch.errors import ConfigError, PreparationError, unknown_name
-from abcsearch.importing import import_callable
+from abcsearch.preparation.options import SlimmingOptions
+from abcsearch.registry import Home, Registry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,63 +21,52 @@ class PreparationEntry:
     """One registered preparation.
 
     Attributes:
-        home: where its class is, "module:Class"; it is imported when it is first used.
+        make: the class, called with its options.
+        options: the class of its options record.
         description: one line.
         source: paper.
     """
 
-    home: str
-    description: str
-    source: str
+    make: type[Preparation] | Home
+    options: type
+    description: str = ""
+    source: str = ""
 
     @property
     def preparation(self) -> type[Preparation]:
-        """The class."""
-        module, _, name = self.home.partition(":")
-        return getattr(importlib.import_module(module), name)
-
-    @property
-    def options(self) -> type:
-        """The class of its options record."""
-        return self.preparation.Options
+        """The class, imported."""
+        return self.make.value if isinstance(self.make, Home) else self.make
 
 
-PREPARATIONS: dict[str, PreparationEntry] = {
+def _accept(name: str, value: Any) -> PreparationEntry:  # noqa: ANN401 - whatever a name leads to
+    """Returns the entry for what a name leads to: an entry, or a whole subclass of `Preparation`."""
+    from abcsearch.preparation.base import Preparation
+
+    if isinstance(value, PreparationEntry):
+        return value
+    if not isinstance(value, type) or not issubclass(value, Preparation):
+        msg = f"preparation {name!r} is a class derived from abcsearch.Preparation, found {value!r:.80}"
+        raise PreparationError(msg)
+    if inspect.isabstract(value):
+        lacking = ", ".join(sorted(cast("Any", value).__abstractmethods__))
+        msg = f"preparation {name!r} lacks {lacking}(task, trainer); define it as abcsearch.Preparation says"
+        raise PreparationError(msg)
+    return PreparationEntry(make=value, options=value.Options)
+
+
+_BUILT_IN: dict[str, PreparationEntry | Home] = {
     "slimming": PreparationEntry(
-        home="abcsearch.preparation.slimming:Slimming",
+        make=Home(path="abcsearch.preparation.slimming:Slimming"),
+        options=SlimmingOptions,
         description="training with a penalty on batch-norm scales, which pushes those of dispensable channels to 0",
         source="Liu et al., Network Slimming, ICCV 2017",
     ),
 }
 
-
-def find_preparation(name: str) -> type[Preparation]:
-    """Returns the class of a preparation by name, or your own by import path, "package.module:Class".
-
-    Raises:
-        ConfigError: if the name is unknown (with the nearest valid one), or the import path leads nowhere.
-        PreparationError: if it leads to something else than a whole subclass of `Preparation`.
-    """
-    if name in PREPARATIONS:
-        return PREPARATIONS[name].preparation
-    if ":" not in name:
-        hint = "; your own is named by import path, package.module:Class"
-        raise ConfigError(unknown_name("preparation", name, PREPARATIONS) + hint)
-    return check_preparation(name, import_callable("preparation", name, ConfigError))
-
-
-def check_preparation(name: str, kind: object) -> type[Preparation]:
-    """Returns a class; raises PreparationError unless it is a whole subclass of `Preparation`."""
-    from abcsearch.preparation.base import Preparation
-
-    if not isinstance(kind, type) or not issubclass(kind, Preparation):
-        msg = f"preparation {name!r} is a class derived from abcsearch.Preparation, found {kind!r:.80}"
-        raise PreparationError(msg)
-    if inspect.isabstract(kind):
-        msg = f"preparation {name!r} lacks {', '.join(sorted(kind.__abstractmethods__))}(task, trainer); define it as "
-        msg += "abcsearch.Preparation says"
-        raise PreparationError(msg)
-    return kind
+# Name -> preparation. `PREPARATIONS["mine"] = MyPreparation` makes one known by name; an import path needs no entry.
+PREPARATIONS: Registry[PreparationEntry] = Registry(
+    "preparation", f"{__name__}:PREPARATIONS", _BUILT_IN, error=ConfigError, accept=_accept
+)
 
 
 def check_preparation_options(name: str, options: Mapping[str, Any]) -> None:
@@ -92,7 +81,7 @@ def make_preparation(name: str, **options: Any) -> Preparation:  # noqa: ANN401 
         ConfigError: if the name or an option is unknown (with the nearest valid one), missing, or out of range.
         PreparationError: if an import path leads to something else than a subclass of `Preparation`.
     """
-    kind = find_preparation(name)
+    kind = PREPARATIONS.find(name).preparation
     known = {f.name: f for f in fields(kind.Options)}
     for option in options:
         if option not in known:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,74 +11,22 @@ import torch
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.source import Sliced
 from abcsearch.channels.threshold import largest_within, threshold_path
-from abcsearch.errors import ConfigError, PreparationError, type_problems, unknown_name
+from abcsearch.errors import PreparationError
 from abcsearch.preparation.base import Preparation, Prepared, loaded
+from abcsearch.preparation.options import SlimmingOptions
 from abcsearch.training.checks import check_training
 from abcsearch.training.lesson import Supervised
-from abcsearch.training.recipe import Recipe, find_preset
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
     from torch import nn
 
     from abcsearch.channels.graph import ChannelGraph, Member
     from abcsearch.channels.source import Source
     from abcsearch.preparation.base import Pruning, Tensors, Trainer
-
-STEPS = ("proximal", "subgradient")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlimmingOptions:
-    """Options of `Slimming`.
-
-    Attributes:
-        strength: lambda, of the penalty: strength * sum of |gamma|; > 0. Published: 1e-4 (VGG) or 1e-5 for 125,000
-            steps. A gamma that no loss defends shrinks by the sum of lr * strength / (1 - momentum) over all steps,
-            which the report says: shorter trainings need more strength.
-        step: how the penalty acts: "proximal", which reaches 0, or "subgradient", as published, which does not.
-        start_gamma: what all penalised gammas begin with, > 0; published: 0.5, of a network that is trained from the
-            beginning. None: what they are.
-        recipe: of the training: a table as [finetune], preset and changes to it; by default 30 epochs of SGD at 0.02.
-
-    Raises:
-        ConfigError: if an option is of another type or out of range.
-    """
-
-    strength: float = 1e-4
-    step: str = "proximal"
-    start_gamma: float | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        problems = type_problems(self)
-        if not isinstance(self.recipe, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            problems.append(f"recipe is a table, found {self.recipe!r:.80}")
-        if problems:
-            msg = f"slimming: {'; '.join(problems)}"
-            raise ConfigError(msg)
-        if self.step not in STEPS:
-            raise ConfigError(unknown_name("slimming: step", self.step, STEPS))
-        for name in ("strength", "start_gamma"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                msg = f"slimming: {name} is a number above 0, found {value}"
-                raise ConfigError(msg)
-        if self.training.ema:
-            msg = f"slimming: ema = {self.training.ema} averages gammas that are 0 with what they were; set it to 0"
-            raise ConfigError(msg)
-
-    @property
-    def training(self) -> Recipe:
-        """The recipe of the training."""
-        changes = dict(self.recipe)
-        preset = changes.pop("preset", None)
-        known = ["preset", *(f.name for f in fields(Recipe))]
-        for name in changes:
-            if name not in known:
-                raise ConfigError(unknown_name("setting of slimming.recipe:", name, known))
-        return replace(Recipe(lr=0.02) if preset is None else find_preset(str(preset)).recipe, **changes)
+    from abcsearch.training.recipe import Recipe
 
 
 class Slimming(Preparation):
@@ -185,7 +130,7 @@ class SparseScales(Supervised):
             model: the network.
             gammas: names of parameters, and which of their entries, as `penalised` returns them.
             strength: of the penalty.
-            step: of `STEPS`.
+            step: "proximal" or "subgradient".
             objective: of `OBJECTIVES`.
         """
         super().__init__(model, objective=objective)

@@ -16,12 +16,12 @@ from abcsearch.reporting.words import (
     BLUE,
     COSTS,
     GREY,
-    SYMBOLS,
     VERMILLION,
     cost_text,
     duration_text,
     lane_ticks,
     network_color,
+    network_symbol,
 )
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _cloud_traces(cloud: Cloud, marks: Sequence[Mark], searcher: str) -> list[An
     for mark in marks:
         if cloud.cost not in mark.costs:
             continue
-        text = html.escape(mark.name) + ("" if mark.name in SYMBOLS else " (winner)")
+        text = html.escape(mark.name) + (" (winner)" if mark.name == searcher else "")
         cost = mark.costs[cloud.cost]
         made.append(
             go.Scatter(
@@ -165,9 +165,9 @@ def _cloud_traces(cloud: Cloud, marks: Sequence[Mark], searcher: str) -> list[An
                 name=text,
                 visible="legendonly" if cloud.is_far(cost) else True,
                 marker={
-                    "symbol": SYMBOLS.get(mark.name, ("star", "*"))[0],
-                    "size": 15 if mark.name not in SYMBOLS else 12,
-                    "color": network_color(mark.name),
+                    "symbol": network_symbol(mark.name, searcher)[0],
+                    "size": 15 if mark.name == searcher else 12,
+                    "color": network_color(mark.name, searcher),
                     "line": {"color": "white", "width": 1},
                 },
                 hovertemplate=f"{text}<br>{cost_text(cloud.cost, cost)}<br>fitness %{{y:.4f}}<extra></extra>",

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abcsearch.errors import RunError
+from abcsearch.records import names
 from abcsearch.reporting.gathering import gather
 from abcsearch.reporting.unlike import complete, unlike
 from abcsearch.runs.configured import LoadedOnce
 from abcsearch.runs.forward import measure_forward
 from abcsearch.runs.recipes import changed, finetune_command
 from abcsearch.runs.report import tested_metrics
-from abcsearch.runs.settings import deciding
+from abcsearch.runs.settings import RunConfig, deciding
 from abcsearch.runs.tuned import problems
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 
     Scores = dict[str, Any] | None
 
-# Or fitness is another.
-_SAME = ("model", "data", "pretrain", "budget", "space", "criterion", "evaluator", "prepare", "latency")
+_SAME = names(RunConfig, compared=True)  # or fitness is another
 
 
 @dataclass(frozen=True, kw_only=True)

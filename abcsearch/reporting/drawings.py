@@ -19,11 +19,11 @@ from abcsearch.reporting.words import (
     LEVELS,
     ORANGE,
     SKY,
-    SYMBOLS,
     VERMILLION,
     duration_text,
     lane_ticks,
     network_color,
+    network_symbol,
     short_names,
     tick_step,
 )
@@ -112,6 +112,7 @@ def draw_pareto(clouds: Sequence[Cloud], marks: Sequence[Mark]) -> Figure:
     """Draws fitness against every cost, side by side."""
     figure = Figure(figsize=(max(6.0, 5.4 * len(clouds)), 4.8), layout="constrained", dpi=130)
     many = figure.subplots(1, len(clouds), sharey=True, squeeze=False)[0]
+    winner = marks[-1].name if marks else ""
     for axes, cloud in zip(many, clouds, strict=True):
         styled(axes)
         front = cloud.front_places
@@ -124,8 +125,8 @@ def draw_pareto(clouds: Sequence[Cloud], marks: Sequence[Mark]) -> Figure:
                 axes.axvline(end, color=BLACK, linestyle=":", linewidth=1.2, label="budget")
         for mark in marks:
             if cloud.cost in mark.costs and not cloud.is_far(mark.costs[cloud.cost]):
-                sign, size = SYMBOLS.get(mark.name, ("star", "*"))[1], 8 if mark.name in SYMBOLS else 15
-                color, name = network_color(mark.name), plain(mark.name)
+                sign, size = network_symbol(mark.name, winner)[1], 15 if mark.name == winner else 8
+                color, name = network_color(mark.name, winner), plain(mark.name)
                 style = {"markersize": size, "markeredgecolor": "white", "color": color, "linestyle": ""}
                 axes.plot([mark.costs[cloud.cost]], [mark.fitness], marker=sign, label=name, **style)
         axes.set_xlabel(COSTS[cloud.cost])
@@ -168,8 +169,14 @@ def draw_widths(widths: Widths) -> Figure:
         axes.bar(own, kept, color=LEVELS[level], width=0.86, label=label)
     for name in others:
         kept = [widths.kept[name][i] for i in wide]
-        style = {"color": network_color(name), "markersize": max(3.5, min(8.0, 240 / len(order))), "linestyle": ""}
-        axes.plot(range(len(wide)), kept, marker=SYMBOLS[name][1], markeredgecolor="white", label=name, **style)
+        style = {
+            "color": network_color(name, winner),
+            "markersize": max(3.5, min(8.0, 240 / len(order))),
+            "linestyle": "",
+        }
+        axes.plot(
+            range(len(wide)), kept, marker=network_symbol(name, winner)[1], markeredgecolor="white", label=name, **style
+        )
     axes.set_ylabel("channels (blocks: coloured if kept)" if len(wide) < len(order) else "channels")
     legend_below(figure)
     return figure

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.baselines.registry import searched
 from abcsearch.errors import RunError, quoted
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import KIND
 from abcsearch.runs.journal import read_journal
-from abcsearch.runs.shapes import other_baseline, shown_header
+from abcsearch.runs.shapes import other_baseline, shown_header, winner_name
 from abcsearch.runs.watching import finish_times
 from abcsearch.signing import is_own
 from abcsearch.trial import Trial, best_trial
@@ -111,13 +112,14 @@ def read_history(run_dir: str | Path) -> History:
     header = shown_header(folder)
     settings = header["settings"]
     n_trials = int(settings["n_trials"])
-    searches = [_search(folder, str(settings["searcher"]["name"]), n_trials)]
-    wanted = "random" in settings.get("baselines", ()) and folder.baseline("random").journal.exists()
-    other = other_baseline(folder, "random", header) if wanted else ""
-    if other:
-        warnings.warn(f"{other}. It is left out", UserWarning, stacklevel=2)
-    elif wanted:
-        searches.append(_search(folder.baseline("random"), "random", n_trials))
+    searches = [_search(folder, winner_name(settings["searcher"]["name"]), n_trials)]
+    for name in searched(settings.get("baselines", ())):
+        there = folder.baseline(name).journal.exists()
+        other = other_baseline(folder, name, header) if there else ""
+        if other:
+            warnings.warn(f"{other}. It is left out", UserWarning, stacklevel=2)
+        elif there:
+            searches.append(_search(folder.baseline(name), name, n_trials))
     return History(
         path=folder.path,
         header=header,
@@ -129,13 +131,15 @@ def read_history(run_dir: str | Path) -> History:
 
 
 def _baseline_note(folder: RunFolder, settings: Mapping[str, Any], searches: Sequence[SearchHistory]) -> str:
-    """Returns that the random baseline of a finished search is not finished, or ""."""
+    """Returns that a searched baseline of a finished search is not finished, or ""."""
     wanted = int(settings["n_trials"])
-    done = len(searches[1].trials) if len(searches) > 1 else 0
-    due = "random" in settings.get("baselines", ()) and folder.finished(wanted)
-    if not due or done >= wanted or folder.baseline("random").exhausted():
-        return ""
-    return f"The random baseline is not finished, {done} of {wanted} trials: abcsearch resume {quoted(folder.path)}"
+    found = {search.name: len(search.trials) for search in searches[1:]}
+    for name in searched(settings.get("baselines", ())) if folder.finished(wanted) else ():
+        done = found.get(name, 0)
+        if done < wanted and not folder.baseline(name).exhausted():
+            again = f"abcsearch resume {quoted(folder.path)}"
+            return f"The {name} baseline is not finished, {done} of {wanted} trials: {again}"
+    return ""
 
 
 def _names(folder: RunFolder) -> tuple[str, ...]:

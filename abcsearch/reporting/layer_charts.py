@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from abcsearch.reporting.gathering import block_height
 from abcsearch.reporting.plotting import figure_of, layer_axis
-from abcsearch.reporting.words import BLACK, BLUE, LEVELS, ORANGE, SKY, SYMBOLS, network_color, width_text
+from abcsearch.reporting.words import BLACK, BLUE, LEVELS, ORANGE, SKY, network_color, network_symbol, width_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,9 +56,14 @@ def widths_chart(widths: Widths) -> go.Figure:
             )
         )
     for name in others:
-        color = network_color(name)
+        color = network_color(name, winner)
         size = max(5, min(11, 400 // len(x)))
-        line = {"symbol": SYMBOLS[name][0], "size": size, "color": color, "line": {"color": "white", "width": 1}}
+        line = {
+            "symbol": network_symbol(name, winner)[0],
+            "size": size,
+            "color": color,
+            "line": {"color": "white", "width": 1},
+        }
         kept = [widths.kept[name][i] for i in wide]
         text = [f"{html.escape(name)}: {value}" for value in kept]
         places = list(range(len(wide)))

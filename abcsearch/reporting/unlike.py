@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.channels.latency import LatencyOptions
+from abcsearch.channels.options import LatencyOptions
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.preparation.registry import PREPARATIONS

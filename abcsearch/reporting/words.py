@@ -29,9 +29,19 @@ COSTS = {
 _LONGEST = 26
 
 
-def network_color(name: str) -> str:
-    """Returns the colour of a network; any that is not a baseline is the winner."""
-    return NETWORKS.get(name, BLUE)
+def network_color(name: str, winner: str = "") -> str:
+    """Returns the colour of a network; one without a colour is the winner, or a baseline of the user's own.
+
+    Args:
+        name: of the network.
+        winner: the winner's, where others may be without a colour.
+    """
+    return NETWORKS.get(name, BLUE if winner in ("", name) else PURPLE)
+
+
+def network_symbol(name: str, winner: str) -> tuple[str, str]:
+    """Returns the symbol of a network for plotly and matplotlib: the winner is a star."""
+    return SYMBOLS.get(name, ("star", "*") if name == winner else ("cross", "P"))
 
 
 def short_name(name: str, longest: int = _LONGEST) -> str:

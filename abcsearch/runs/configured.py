@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.baselines.registry import BASELINES, searched
+from abcsearch.channels.criteria import CRITERIA
 from abcsearch.data.registry import load_data, takes_seed
 from abcsearch.errors import CheckpointError, ConfigError, RunError, quoted
 from abcsearch.files import Anchor, replace_file
@@ -22,6 +24,7 @@ from abcsearch.runs.rebuilding import Remains
 from abcsearch.runs.retrying import set_back
 from abcsearch.runs.run import Brought, Parts, SearchResult, run_here, run_search
 from abcsearch.runs.settings import Part, RunConfig, SearchSettings, from_plain
+from abcsearch.runs.shapes import winner_name
 from abcsearch.runs.task import Task
 from abcsearch.runs.weights import checkpoint_path, load_checkpoint, weights_writer
 from abcsearch.training.checks import check_training
@@ -34,12 +37,14 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from abcsearch.channels.criteria import Criterion
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.preparation.base import Preparation
     from abcsearch.runs.run import SearcherFactory
     from abcsearch.runs.watching import WatcherFactory
     from abcsearch.searchers.base import Searcher
+    from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
     LoadData = Callable[[RunConfig], Data]
@@ -108,14 +113,16 @@ def run_config(  # noqa: PLR0913 - all but the first two have a default
         with workers_for(config, folder, executor) as where:
             parts = replace(Parts.of(task, config), executor=where)
             known = folder.finished(config.n_trials)
-            result = run_search(folder, task, config, parts, progress, config.searcher.name, watchers=watchers)
+            result = run_search(
+                folder, task, config, parts, progress, winner_name(config.searcher.name), watchers=watchers
+            )
             best = result.best
             if not known:
                 folder.log(
                     f"search finished: {len(result.trials)} trials, best {best.fitness:.4f} (trial {best.number})"
                 )
-            if "random" in config.baselines:
-                _random_baseline(folder, config, result, parts, progress)
+            for name in searched(config.baselines):
+                _searched_baseline(folder, name, config, result, parts, progress)
     return result
 
 
@@ -179,6 +186,10 @@ def prepare(
     preparation = preparation_of(config)
     if preparation is not None:
         preparation.check(task)
+    for name in config.baselines:
+        structure = BASELINES.find(name).structure
+        if structure is not None and name not in BASELINES.homes:
+            checked_structure(name, structure, task)
     if not elsewhere and not folder.finished(config.n_trials):
         check_workers(config.execution)
     if config.pretrain is not None:
@@ -186,6 +197,21 @@ def prepare(
     taught = bool(config.finetune.distillation)
     check_training(config.finetune, data.train, data.objective, taught=taught, scored=True)
     return task, parts
+
+
+def checked_structure(name: str, structure: Callable[[Any], Any], task: Task) -> Candidate:
+    """Returns the structure of a baseline.
+
+    Raises:
+        ConfigError: if the user's function fails, or returns something that no network of the task can be sliced to.
+    """
+    try:
+        found = tuple(int(width) for width in structure(task))
+        task.graph.structure(found)
+    except Exception as error:  # the user's code: anything can go wrong in it
+        msg = f"baseline {name!r} gives no structure of this network (kept channels per dimension): {error!r}"
+        raise ConfigError(msg) from error
+    return found
 
 
 def config_identity(config: RunConfig, data: Data) -> dict[str, Any]:
@@ -196,12 +222,12 @@ def config_identity(config: RunConfig, data: Data) -> dict[str, Any]:
     return {**data_identity(data), "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]}
 
 
-def _random_baseline(
-    folder: RunFolder, config: RunConfig, result: SearchResult, parts: Parts, progress: Progress
+def _searched_baseline(
+    folder: RunFolder, name: str, config: RunConfig, result: SearchResult, parts: Parts, progress: Progress
 ) -> None:
-    """Runs the random search that the winner is compared with, by the same evaluator."""
-    own = replace(config, searcher=Part(name="random"), baselines=())
-    baseline = folder.baseline("random")
+    """Runs a search that the winner is compared with, by the same evaluator."""
+    own = replace(config, searcher=Part(name=BASELINES.find(name).searcher), baselines=())
+    baseline = folder.baseline(name)
     folder.check()
     baseline.path.mkdir(parents=True, exist_ok=True)
     task = result.task
@@ -209,7 +235,7 @@ def _random_baseline(
         task = replace(task, made=replace(task.made, starts=()))
     parts = replace(Parts.of(task, own, evaluator=parts.evaluator), executor=parts.executor)
     known = {trial.candidate: trial.evaluation for trial in result.trials}
-    run_search(baseline, task, own, parts, progress, "random baseline", known)
+    run_search(baseline, task, own, parts, progress, f"{name} baseline", known)
 
 
 def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
@@ -226,6 +252,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     trust: bool = False,
     searcher: SearcherFactory | Searcher | None = None,
     evaluator: Evaluator | None = None,
+    criterion: Criterion | Callable[..., Any] | None = None,
     prepare: Preparation | None = None,
     executor: Executor | None = None,
     progress: Progress = silent,
@@ -234,7 +261,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     """Continues a run with the settings that its folder holds; a finished one is returned as it is.
 
     A run that was started from a config needs nothing else. A run that `search` started from Python needs the same
-    model and data again, and the searcher and evaluator where they were not given by name.
+    model and data again, and the searcher, evaluator and criterion where they were not given by name.
 
     Args:
         run_dir: the folder.
@@ -251,6 +278,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         shorten: whether `n_trials` may be less than what is done; the winner is then that of the first trials.
         searcher: the same searcher.
         evaluator: the same evaluator.
+        criterion: the same criterion.
         prepare: the same preparation.
         executor: where evaluations run, instead of what the run's settings say.
         progress: called after every trial.
@@ -280,7 +308,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     if isinstance(settings, RunConfig):
         return run_config(settings, run_dir, executor=executor, progress=progress, watchers=watchers)
     missing = [name for name, value in (("model", model), ("data", data)) if value is None]
-    brought = Brought(searcher=searcher, evaluator=evaluator, preparation=prepare)
+    brought = Brought(searcher=searcher, evaluator=evaluator, criterion=criterion, preparation=prepare)
     missing += brought.missing(settings)
     if model is None or data is None or missing:
         call = ", ".join(f"{name}=..." for name in missing)
@@ -289,6 +317,8 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
             f"resume({str(run_dir)!r}, {call})"
         )
         raise RunError(msg)
+    if criterion is not None:
+        settings = replace(settings, criterion=CRITERIA.name_of(criterion))
     return run_here(folder, model, data, settings, brought, executor, progress, watchers)
 
 

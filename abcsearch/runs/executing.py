@@ -13,6 +13,7 @@ import torch
 from abcsearch.errors import ConfigError, RunError, unknown_name
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.serial import SerialExecutor
+from abcsearch.records import names
 from abcsearch.training.objectives import registered
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def changed_execution(before: ExecutionOptions, changes: Mapping[str, Any]) -> E
     for name, value in changes.items():
         if name not in known:
             raise ConfigError(unknown_name("setting of execution", name, known))
-        if name in ExecutionOptions.FIXED and value != getattr(before, name):
+        if name in names(ExecutionOptions, decides=True) and value != getattr(before, name):
             msg = f"execution.{name} decides the trials: {getattr(before, name)!r} in the folder, {value!r} now"
             raise ConfigError(msg)
     alone = {"ray_address": None, "timeout": None} if changes.get("workers") == 0 else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import os
 import warnings
@@ -11,12 +12,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from abcsearch.baselines.registry import BASELINES, searched
 from abcsearch.channels.source import Sliced
 from abcsearch.errors import ConfigError, RunError, quoted, unknown_name
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
-from abcsearch.runs.configured import load_base, load_run_data, run_config
+from abcsearch.runs.configured import checked_structure, load_base, load_run_data, run_config
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import identity, trusted_header
 from abcsearch.runs.journal import read_journal
@@ -24,8 +26,8 @@ from abcsearch.runs.lines import run_id
 from abcsearch.runs.missing import AGAIN
 from abcsearch.runs.preparing import RECORD, WEIGHTS, opened, preparation_of
 from abcsearch.runs.result import collected
-from abcsearch.runs.settings import RunConfig, from_plain
-from abcsearch.runs.shapes import other_baseline
+from abcsearch.runs.settings import RunConfig, from_plain, to_plain
+from abcsearch.runs.shapes import baseline_names, other_baseline, winner_name
 from abcsearch.runs.task import Task
 from abcsearch.runs.tuned import problems, read_tuned, refusal, weights_path
 from abcsearch.runs.weights import load_checkpoint
@@ -149,8 +151,9 @@ class FinishedRun:
 
     @cached_property
     def _trials(self) -> tuple[Trial, ...]:
-        """The trials of the search and of its random baseline, which are in a journal of their own."""
-        return (*self.result.trials, *_random_trials(self.folder, self.config))
+        """The trials of the search and of its searched baselines, which are in journals of their own."""
+        others = (_baseline_trials(self.folder, name, self.config) for name in searched(self.config.baselines))
+        return (*self.result.trials, *itertools.chain.from_iterable(others))
 
     @cached_property
     def _evaluator(self) -> Evaluator:
@@ -212,7 +215,7 @@ def open_run(
     """
     folder = RunFolder(run_dir)
     config = _config(folder, trust=trust)
-    parts = [folder, *(folder.baseline(name) for name in config.baselines if name == "random")]
+    parts = [folder, *(folder.baseline(name) for name in searched(config.baselines))]
     over = all(part.finished(config.n_trials) for part in parts)
     if not (over if baselines else folder.finished(config.n_trials)):
         lacking = "; ".join(text for part in parts for text in _unfinished(part, config.n_trials))
@@ -225,9 +228,10 @@ def open_run(
         result = run_config(config, run_dir, load=load, executor=SerialExecutor())  # nothing is left to evaluate
     else:  # nothing is left to write, either; a baseline is left to those who continue the run
         result = open_so_far(run_dir, load=load, trust=trust).result
-    if baselines and "random" in config.baselines and best_trial(_random_trials(folder, config)) is None:
-        msg = f"no trial of the random baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
-        raise RunError(msg)
+    for name in searched(config.baselines) if baselines else ():
+        if best_trial(_baseline_trials(folder, name, config)) is None:
+            msg = f"no trial of the {name} baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
+            raise RunError(msg)
     return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))
 
 
@@ -312,24 +316,37 @@ def _unfinished(folder: RunFolder, n_trials: int) -> Iterator[str]:
         yield f"{folder.path / 'searcher.json'} is missing or damaged, which resuming mends"
 
 
-def _random_trials(folder: RunFolder, config: RunConfig) -> list[Trial]:
-    """Returns the trials of the random baseline that there are, by number."""
-    if "random" not in config.baselines:
-        return []
-    other = other_baseline(folder, "random", folder.header())
+def _baseline_trials(folder: RunFolder, name: str, config: RunConfig) -> list[Trial]:
+    """Returns the trials of a searched baseline that there are, by number."""
+    other = other_baseline(folder, name, folder.header())
     if other:
         warnings.warn(f"{other}. It is left out", UserWarning, stacklevel=2)
         return []
-    trials = read_journal(folder.baseline("random").journal).trials
+    trials = read_journal(folder.baseline(name).journal).trials
     return [trial for number, trial in sorted(trials.items()) if number < config.n_trials]
 
 
 def _compared(folder: RunFolder, config: RunConfig, result: SearchResult) -> tuple[Structure, ...]:
-    """Returns the structures that are compared: full, the baselines that there are, and the winner."""
+    """Returns the structures that are compared: full, the baselines that there are, and the winner.
+
+    Raises:
+        ConfigError: if the user's own baseline returns no structure.
+    """
+    winner = winner_name(config.searcher.name)
+    called = baseline_names(to_plain(config))
     found = [Structure("full", result.task.space.full)]
-    if "uniform" in config.baselines:
-        found.append(Structure("uniform", result.task.uniform()))
-    best = best_trial(_random_trials(folder, config))
-    if best is not None:
-        found.append(Structure("random", best.candidate))
-    return (*found, Structure(config.searcher.name, result.best.candidate))
+    for name in sorted(config.baselines, key=_turn):
+        structure = BASELINES.find(name).structure
+        if structure is not None:
+            found.append(Structure(called[name], checked_structure(name, structure, result.task)))
+            continue
+        best = best_trial(_baseline_trials(folder, name, config))
+        if best is not None:
+            found.append(Structure(called[name], best.candidate))
+    return (*found, Structure(winner, result.best.candidate))
+
+
+def _turn(name: str) -> int:
+    """Returns where a baseline stands among the others: those of this package come first, in their order."""
+    known = [*BASELINES]
+    return known.index(name) if name in known else len(known)

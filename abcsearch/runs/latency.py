@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Costs, Limit
     from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.latency import LatencyOptions
+    from abcsearch.channels.options import LatencyOptions
     from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator

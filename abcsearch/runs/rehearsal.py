@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from abcsearch.baselines.registry import searched
 from abcsearch.bounds import amount
 from abcsearch.errors import SearcherError
 from abcsearch.runs.configured import config_identity, prepare
@@ -238,7 +239,7 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
         *(["the run folder holds this run, which would be continued; times are of a whole one"] if held else []),
         *([f"the timed evaluation failed: {evaluation.failure}"] if evaluation.failure else []),
     ]
-    space, graph = task.space, task.graph
+    space, graph, others = task.space, task.graph, len(searched(config.baselines))
     return Rehearsal(
         model=_called(config.model.name, config.model.options),
         weights="trained first" if config.model.checkpoint is None else config.model.checkpoint,
@@ -267,7 +268,7 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
         evaluation=evaluation,
         search=evaluation.seconds * _turns(config.n_trials, batch, workers),
         alone=evaluation.seconds * config.n_trials,
-        baseline=evaluation.seconds * math.ceil(config.n_trials / workers) if "random" in config.baselines else None,
+        baseline=others * evaluation.seconds * math.ceil(config.n_trials / workers) if others else None,
         pretraining=pretraining,
         preparing=preparing,
         finetuning=(tuning[0], tuning[1]),
@@ -338,7 +339,7 @@ def _weights_notes(config: RunConfig, folder: RunFolder) -> list[str]:
 
 def _disk(task: Task, pruned: nn.Module, config: RunConfig) -> int:
     """Returns the bytes of a run folder: the base network, the fine-tuned ones, and what is kept of every trial."""
-    searches = 1 + ("random" in config.baselines)
+    searches = 1 + len(searched(config.baselines))
     trials = searches * config.n_trials * (_JOURNAL + 6 * len(task.space))
     full = (2 + (config.prepare is not None)) * state_bytes(task.base)
     return full + (1 + len(config.baselines)) * state_bytes(pruned) + trials

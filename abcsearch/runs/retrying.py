@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from abcsearch.baselines.registry import BASELINES
 from abcsearch.errors import AbcSearchError
 from abcsearch.runs.journal import lines_of, read_journal
 from abcsearch.runs.lines import Chain, OutOfChainError, decode_line, many_objects, trial_of
@@ -26,7 +27,7 @@ _COPY = "before-retry"
 
 
 def set_back(folder: RunFolder) -> int:
-    """Takes a run, and its random baseline, back to before their first failed trials; returns how many had failed.
+    """Takes a run, and its searched baselines, back to before their first failed trials; returns how many had failed.
 
     The journals as they were are put beside the new ones.
 
@@ -36,16 +37,19 @@ def set_back(folder: RunFolder) -> int:
     Raises:
         RunError: if a journal is damaged.
     """
-    baseline = folder.baseline("random")
     search, failed = _first_failure(folder.journal)
-    other, more = _first_failure(baseline.journal)
-    if search is not None and baseline.journal.exists():
-        other = 0  # it took over what the search had found, which may find something else now
-    # The baseline first: a run whose search is set back alone would end with a baseline that does not belong to it.
-    for own, until in ((baseline, other), (folder, search)):
-        if until is not None:
-            own.cut(until, _COPY)
-    return failed + more
+    # Baselines first: a run whose search is set back alone would end with a baseline that does not belong to it.
+    for name in [name for name in BASELINES if folder.baseline(name).journal.exists()]:
+        baseline = folder.baseline(name)
+        other, more = _first_failure(baseline.journal)
+        if search is not None:
+            other = 0  # it took over what the search had found, which may find something else now
+        if other is not None:
+            baseline.cut(other, _COPY)
+        failed += more
+    if search is not None:
+        folder.cut(search, _COPY)
+    return failed
 
 
 def _first_failure(path: Path) -> tuple[int | None, int]:

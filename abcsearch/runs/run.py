@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.channels.latency import LatencyOptions
+from abcsearch.channels.criteria import CRITERIA
+from abcsearch.channels.options import LatencyOptions
 from abcsearch.data.splits import Data
 from abcsearch.errors import ConfigError, SearcherError
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.preparation.base import Preparation
+from abcsearch.registry import OBJECT, object_name
 from abcsearch.runs.executing import workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import identity, write_header
@@ -20,7 +22,7 @@ from abcsearch.runs.latency import keep_times, measured
 from abcsearch.runs.loop import Loop, Progress, logged, silent
 from abcsearch.runs.preparing import preparation_of, prepared
 from abcsearch.runs.result import SearchResult, collected
-from abcsearch.runs.settings import OBJECT, Part, SearchSettings, SpaceOptions
+from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
 from abcsearch.runs.task import Task
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.registry import make_searcher
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.budget import Budget, Constraint
+    from abcsearch.channels.criteria import Criterion
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.watching import WatcherFactory
     from abcsearch.space import Candidate, SearchSpace
@@ -54,7 +57,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     execution: ExecutionOptions | None = None,
     seed: int = 0,
     space: SpaceOptions | None = None,
-    criterion: str = "l1",
+    criterion: str | Criterion | Callable[..., Any] = "l1",
     prepare: str | Mapping[str, Any] | Preparation | None = None,
     latency: LatencyOptions | None = None,
     max_failures: int = 10,
@@ -69,13 +72,14 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         budget: how small it must get.
         n_trials: structures to evaluate.
         run_dir: where everything is kept; made if missing.
-        searcher: a name, {"name": ..., option: value}, a function of (space, constraint), or a new searcher.
-        evaluator: a name, {"name": ..., option: value}, or your own function (candidate, seed) -> Evaluation.
+        searcher: a name or import path, {"name": ..., option: value}, a function of (space, constraint), or a new
+            searcher.
+        evaluator: likewise, or your own function (candidate, seed) -> Evaluation.
         executor: where evaluations run; by default as `execution` says.
         execution: workers, their timeout, and the schedule; by default one evaluation after the other, in this process.
         seed: of everything random.
         space: which widths are searched.
-        criterion: which channels are kept, see `rank_channels`.
+        criterion: which channels are kept: a name, an import path, or your own, see `rank_channels`.
         prepare: what is trained before the search: a name, {"name": ..., option: value}, or your own `Preparation`. A
             searcher by name begins with the structures that it proposes; of yours, only networks come from it.
         latency: how forward time is measured where the budget bounds it.
@@ -93,7 +97,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         searcher=_part("searcher", searcher),
         evaluator=_part("evaluator", evaluator),
         space=space or SpaceOptions(),
-        criterion=criterion,
+        criterion=CRITERIA.name_of(criterion),
         latency=latency or LatencyOptions(),
         execution=execution or ExecutionOptions(),
         seed=seed,
@@ -115,22 +119,25 @@ class Brought:
     Attributes:
         searcher: a function of (space, constraint), or a new searcher.
         evaluator: candidate and seed -> evaluation.
+        criterion: which channels are kept.
         preparation: of the source.
     """
 
     searcher: SearcherFactory | Searcher | None = None
     evaluator: Evaluator | None = None
+    criterion: Criterion | Callable[..., Any] | None = None
     preparation: Preparation | None = None
 
     def missing(self, settings: SearchSettings) -> list[str]:
         """Returns the arguments that the caller has to bring again to go on with a run."""
+        prepare = "" if settings.prepare is None else settings.prepare.name
         parts = {
-            "searcher": (settings.searcher, self.searcher),
-            "evaluator": (settings.evaluator, self.evaluator),
-            "prepare": (settings.prepare, self.preparation),
+            "searcher": (settings.searcher.name, self.searcher),
+            "evaluator": (settings.evaluator.name, self.evaluator),
+            "criterion": (settings.criterion, self.criterion),
+            "prepare": (prepare, self.preparation),
         }
-        named = {name: (part, own) for name, (part, own) in parts.items() if part is not None}
-        return [name for name, (part, own) in named.items() if part.name.endswith(OBJECT) and own is None]
+        return [name for name, (recorded, own) in parts.items() if recorded.endswith(OBJECT) and own is None]
 
 
 def run_here(  # noqa: PLR0913 - all that a search from Python has
@@ -267,8 +274,7 @@ def _part(what: str, value: str | Mapping[str, Any] | object) -> Part:
         own = _OWN[what]
         msg = f'{what} is a name, {{"name": name, "option": value}} or {own}, found {value!r}'
         raise ConfigError(msg)
-    named: Any = value if hasattr(value, "__qualname__") else type(value)
-    return Part(name=f"{named.__module__}:{named.__qualname__}{OBJECT}")
+    return Part(name=object_name(value))
 
 
 def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Searcher | None) -> Searcher:

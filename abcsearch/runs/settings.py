@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from abcsearch.baselines.registry import BASELINES
 from abcsearch.budget import Budget
-from abcsearch.channels.graph import check_space
-from abcsearch.channels.latency import LatencyOptions
-from abcsearch.errors import AbcSearchError, ConfigError, RunError, type_problems
+from abcsearch.channels.options import LatencyOptions, SpaceOptions
+from abcsearch.errors import AbcSearchError, ConfigError, RunError
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.plan import read_sizes, with_sizes
 from abcsearch.models.registry import Constructor
+from abcsearch.records import check_value, names, problems, setting
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 S = TypeVar("S", bound="SearchSettings")
-
-
-BASELINES = ("uniform", "random")
-OBJECT = " (object)"  # ends the names of parts that the caller brought: they cannot be made from a name
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - an option
@@ -94,46 +91,6 @@ def _on(options: Mapping[str, Any], device: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpaceOptions:
-    """Which widths are searched; see `ChannelGraph.space` for ranges.
-
-    Attributes:
-        alpha: largest keep ratio.
-        step: distance of keep ratios.
-        levels: "filter" (inside blocks), "stage" (residual streams), "block" (whole residual blocks).
-        divisor: widths are multiples of it.
-        lowest: smallest keep ratio; None: one step.
-        fixed: paths of modules whose output channels all stay.
-    """
-
-    alpha: float = 0.9
-    step: float = 0.1
-    levels: tuple[Literal["filter", "stage", "block"], ...] = ("filter", "stage")
-    divisor: int = 1
-    lowest: float | None = None
-    fixed: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Turns lists (TOML, JSON) into tuples, and checks the ranges."""
-        object.__setattr__(self, "levels", tuple(self.levels))
-        object.__setattr__(self, "fixed", tuple(self.fixed))
-        check_space(self.alpha, self.step, self.levels, self.divisor, self.lowest)
-
-
-LOWEST = {"n_trials": 1, "max_failures": 0, "seed": 0}
-
-
-def check_lowest(name: str, value: int) -> None:
-    """Raises ConfigError unless a number of the settings is whole and at least its lowest value."""
-    if not isinstance(value, int) or isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"{name} is a whole number, found {value!r}"
-        raise ConfigError(msg)
-    if value < LOWEST[name]:
-        msg = f"{name} is at least {LOWEST[name]}, found {value}"
-        raise ConfigError(msg)
-
-
-@dataclass(frozen=True, kw_only=True)
 class SearchSettings:
     """What decides the trials of a search.
 
@@ -155,25 +112,25 @@ class SearchSettings:
             is given nothing.
     """
 
-    budget: Budget
-    n_trials: int
+    budget: Budget = setting(compared=True)
+    n_trials: int = setting(at_least=1, decides=False)
     searcher: Part = Part(name="response_surface")
-    evaluator: Part = Part(name="adaptive_bn")
-    space: SpaceOptions = SpaceOptions()
-    criterion: str = "l1"
-    latency: LatencyOptions = field(default_factory=LatencyOptions)
-    seed: int = 0
-    max_failures: int = 10
+    evaluator: Part = setting(Part(name="adaptive_bn"), compared=True)
+    space: SpaceOptions = setting(make=SpaceOptions, compared=True)
+    criterion: str = setting("l1", compared=True)
+    latency: LatencyOptions = setting(make=LatencyOptions, compared=True)
+    seed: int = setting(0, at_least=0)
+    max_failures: int = setting(10, at_least=0, decides=False)
     execution: ExecutionOptions = field(default_factory=ExecutionOptions)
-    prepare: Part | None = None
+    prepare: Part | None = setting(None, compared=True)
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
         if not isinstance(self.budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"budget is a Budget, e.g. Budget(macs=0.5), found {self.budget!r}"
             raise ConfigError(msg)
-        for name in LOWEST:
-            check_lowest(name, getattr(self, name))
+        for name in ("n_trials", "max_failures", "seed"):
+            check_value(SearchSettings, name, getattr(self, name))
         if self.searcher.name == "given" and self.prepare is None and not self.searcher.options.get("initial"):
             msg = "searcher 'given' proposes what it is given, and is given nothing: set searcher.initial, or [prepare]"
             raise ConfigError(msg)
@@ -238,25 +195,27 @@ class RunConfig(SearchSettings):
         data: the data set.
         pretrain: how the network is trained first, where there is no checkpoint.
         finetune: how the winner and the baselines are fine-tuned.
-        baselines: what the winner is compared with: "uniform", "random".
+        baselines: what the winner is compared with, of `BASELINES` or by import path.
 
     Raises:
         ConfigError: if there is neither a checkpoint nor a recipe for pre-training, or a baseline is unknown.
     """
 
-    model: ModelSettings
-    data: Part
-    pretrain: Recipe | None = None
-    finetune: Recipe = field(default_factory=lambda: Recipe(lr=0.02))
-    baselines: tuple[Literal["uniform", "random"], ...] = ("uniform",)
+    model: ModelSettings = setting(compared=True)
+    data: Part = setting(compared=True)
+    pretrain: Recipe | None = setting(None, compared=True)
+    finetune: Recipe = setting(make=lambda: Recipe(lr=0.02), decides=False)
+    baselines: tuple[str, ...] = setting(("uniform",), decides=False)
 
     def __post_init__(self) -> None:
         """Checks that there will be a trained network."""
         super().__post_init__()
-        unknown = [] if isinstance(self.baselines, str) else [b for b in self.baselines if b not in BASELINES]
-        if unknown or isinstance(self.baselines, str):
-            msg = f"baselines are some of {', '.join(BASELINES)}, found {self.baselines!r:.80}"
+        if isinstance(self.baselines, str) or not all(isinstance(b, str) for b in self.baselines):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"baselines are a list of names, found {self.baselines!r:.80}"
             raise ConfigError(msg)
+        for baseline in self.baselines:
+            if baseline not in BASELINES and ":" not in baseline:
+                raise ConfigError(BASELINES.unknown(baseline))
         # A random search is its own random baseline.
         others = tuple(b for b in self.baselines if b != self.searcher.name)
         object.__setattr__(self, "baselines", others)
@@ -284,8 +243,6 @@ _RECORDS: dict[str, type] = {
     "pretrain": Recipe,
     "finetune": Recipe,
 }
-# What may differ when a run is continued: it does not change the trials that there are.
-FREE = frozenset({"n_trials", "max_failures", "finetune", "baselines"})
 
 
 def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,9 +250,10 @@ def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
 
     On which device candidates are evaluated may: a run goes on where its GPU is not, if the user says so.
     """
-    kept = {key: value for key, value in plain.items() if key not in FREE}
+    free = names(RunConfig, decides=False)
+    kept = {key: value for key, value in plain.items() if key not in free}
     kept["evaluator"] = asdict(Part(**plain["evaluator"]).on("any"))
-    return kept | {"execution": {key: plain["execution"][key] for key in ExecutionOptions.FIXED}}
+    return kept | {"execution": {key: plain["execution"][key] for key in names(ExecutionOptions, decides=True)}}
 
 
 def to_plain(settings: SearchSettings) -> dict[str, Any]:
@@ -332,7 +290,7 @@ def from_plain(kind: type[S], plain: Mapping[str, Any], file: Path | None = None
             values[key] = _RECORDS[key](**table) if key in _RECORDS and not empty else value
         key = "settings"
         settings = kind(**values)
-        problems = type_problems(settings)
+        wrong = problems(settings)
     except (AbcSearchError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).replace(f"{kind.__name__}.__init__() ", "")
         msg = (
@@ -340,7 +298,7 @@ def from_plain(kind: type[S], plain: Mapping[str, Any], file: Path | None = None
             f"version? If not, restore it from a copy, or start a new run"
         )
         raise RunError(msg) from error
-    if problems:
-        msg = f"{where} has settings of another kind: {'; '.join(problems)}; restore it from a copy"
+    if wrong:
+        msg = f"{where} has settings of another kind: {'; '.join(wrong)}; restore it from a copy"
         raise RunError(msg)
     return settings

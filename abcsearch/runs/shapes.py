@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.baselines.registry import short
 from abcsearch.errors import RunError
 
 if TYPE_CHECKING:
@@ -38,6 +39,20 @@ _OPTIONAL: dict[str, type] = {
     "identity.data": str,
     **{f"identity.split.{name}": int for name in ("train", "validation", "test")},
 }
+
+
+def winner_name(searcher: str) -> str:
+    """Returns what files and tables call the winner of a searcher: its name, or the last word of its import path."""
+    return short(searcher)
+
+
+def baseline_names(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what files and tables call the baselines of plain settings, by what the settings call them."""
+    taken = [winner_name(settings["searcher"]["name"])]
+    found: dict[str, str] = {}
+    for name in settings.get("baselines", ()):
+        found[name] = short(name, [*taken, *found.values()])
+    return found
 
 
 def shown_header(folder: RunFolder) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
 
+from abcsearch.baselines.registry import searched
 from abcsearch.errors import AbcSearchError, RunError
 from abcsearch.files import is_there
 from abcsearch.runs.damage import damaged
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.lines import Chain, OutOfChainError, Success, decode_event, many_objects, trial_of
-from abcsearch.runs.shapes import other_baseline, shown_header
+from abcsearch.runs.shapes import other_baseline, shown_header, winner_name
 from abcsearch.runs.tuned import interrupted, kept, recipes, tunings
 from abcsearch.trial import Trial, best_trial
 
@@ -293,9 +294,9 @@ class RunWatch:
         """
         header = shown_header(self._folder)
         settings = header["settings"]
-        folders = {settings["searcher"]["name"]: self._folder}
+        folders = {winner_name(settings["searcher"]["name"]): self._folder}
         begun = {path.parent.name for path in self.path.glob("baselines/*/run.json")}
-        due = {"random"} & set(settings.get("baselines", ()))  # the only one that is a search
+        due = set(searched(settings.get("baselines", ())))
         for name in sorted(begun | due):
             if other := other_baseline(self._folder, name, header):
                 raise RunError(other)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.errors import RunError
 from abcsearch.files import CHECKSUM
 from abcsearch.runs.recipes import changed, finetune_command
+from abcsearch.runs.shapes import baseline_names, winner_name
 from abcsearch.stored import content_hash, read_header
 from abcsearch.training.begun import begun
 
@@ -171,7 +172,7 @@ def tunings(
         settings: of the run, plain. Whoever changes what full and uniform are begins another run.
         best: what the best structures of the searches are now, by name.
     """
-    names = {"full", *settings.get("baselines", ()), settings["searcher"]["name"]}
+    names = {"full", *baseline_names(settings).values(), winner_name(settings["searcher"]["name"])}
     there = sorted(name for name in names if name not in best or best[name] is not None)
     return {name: read_tuned(folder, name, candidate=best.get(name)) for name in there}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -38,25 +37,6 @@ MOST, MOST_MODELLED = 10_000, 1_000
 @dataclass(frozen=True, kw_only=True)
 class NoOptions:
     """Options of a searcher that has none."""
-
-
-def check_range(searcher: str, options: object, name: str, low: float, high: float = math.inf) -> None:
-    """Raises SearcherError unless the option `name` is a number in low ... high, whole if its type is int."""
-    value = getattr(options, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
-        rule = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-        msg = f"{searcher}: {name} is {rule}, found {value!r}"
-        raise SearcherError(msg)
-    if isinstance(value, float) and type(options).__annotations__.get(name) == "int":
-        msg = f"{searcher}: {name} is a whole number, found {value!r}"
-        raise SearcherError(msg)
-
-
-def check_flag(searcher: str, options: object, name: str) -> None:
-    """Raises SearcherError unless the option `name` is true or false."""
-    if not isinstance(getattr(options, name), bool):
-        msg = f"{searcher}: {name} is true or false, found {getattr(options, name)!r}"
-        raise SearcherError(msg)
 
 
 def _whole(what: str, value: object, lowest: int) -> int:

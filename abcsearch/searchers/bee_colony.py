@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from abcsearch.searchers.base import MOST, Searcher, check_range
+from abcsearch.errors import SearcherError
+from abcsearch.records import check, setting
+from abcsearch.searchers.base import MOST, Searcher
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,15 +31,13 @@ class BeeColonyOptions:
         SearcherError: if an option is out of range.
     """
 
-    n_sources: int = 10
-    abandonment_limit: int = 5
-    genes_changed: int = 2
+    n_sources: int = setting(10, at_least=2, at_most=MOST)
+    abandonment_limit: int = setting(5, at_least=1)
+    genes_changed: int = setting(2, at_least=1)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_range("bee_colony", self, "n_sources", 2, MOST)
-        check_range("bee_colony", self, "abandonment_limit", 1)
-        check_range("bee_colony", self, "genes_changed", 1)
+        check(self, "bee_colony", SearcherError)
 
 
 @final

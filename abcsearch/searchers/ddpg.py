@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from abcsearch.errors import SearcherError, unknown_name
-from abcsearch.searchers.base import MOST_MODELLED, Searcher, check_range
+from abcsearch.errors import SearcherError
+from abcsearch.records import check, setting
+from abcsearch.searchers.base import MOST_MODELLED, Searcher
 from abcsearch.searchers.ddpg_environment import Environment, Transitions
 
 if TYPE_CHECKING:
@@ -22,23 +23,6 @@ if TYPE_CHECKING:
 
 _MOST = 1e6  # reward, either way
 _REWARDS = ("accuracy", "flops", "params")
-# Lowest and highest value of every number among the options.
-_RANGES = {
-    "warmup": (0, 1_000_000),
-    "sigma": (0, 1),
-    "sigma_decay": (0, 1),
-    "replay": (1, 1_000_000),
-    "batch_size": (1, 10_000),
-    "discount": (0, 1),
-    "tau": (0, 1),
-    "hidden": (1, 10_000),
-    "actor_lr": (0, 1),
-    "critic_lr": (0, 1),
-    "baseline_decay": (0, 1),
-    "fill": (0, 1),
-    "episodes_per_batch": (1, MOST_MODELLED),
-    "updates_per_episode": (0, math.inf),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,28 +53,25 @@ class DDPGOptions:
         SearcherError: if an option is out of range, or the reward unknown.
     """
 
-    reward: str = "accuracy"
-    warmup: int = 40
-    sigma: float = 0.5
-    sigma_decay: float = 0.95
-    replay: int = 100
-    batch_size: int = 64
-    discount: float = 1.0
-    tau: float = 0.01
-    hidden: int = 300
-    actor_lr: float = 1e-4
-    critic_lr: float = 1e-3
-    baseline_decay: float = 0.95
-    fill: float = 0.95
-    episodes_per_batch: int = 8
-    updates_per_episode: int = 8
+    reward: str = setting("accuracy", words=_REWARDS)
+    warmup: int = setting(40, at_least=0, at_most=1_000_000)
+    sigma: float = setting(0.5, at_least=0, at_most=1)
+    sigma_decay: float = setting(0.95, at_least=0, at_most=1)
+    replay: int = setting(100, at_least=1, at_most=1_000_000)
+    batch_size: int = setting(64, at_least=1, at_most=10_000)
+    discount: float = setting(1.0, at_least=0, at_most=1)
+    tau: float = setting(0.01, at_least=0, at_most=1)
+    hidden: int = setting(300, at_least=1, at_most=10_000)
+    actor_lr: float = setting(1e-4, at_least=0, at_most=1)
+    critic_lr: float = setting(1e-3, at_least=0, at_most=1)
+    baseline_decay: float = setting(0.95, at_least=0, at_most=1)
+    fill: float = setting(0.95, at_least=0, at_most=1)
+    episodes_per_batch: int = setting(8, at_least=1, at_most=MOST_MODELLED)
+    updates_per_episode: int = setting(8, at_least=0)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name, (low, high) in _RANGES.items():
-            check_range("ddpg", self, name, low, high)
-        if self.reward not in _REWARDS:
-            raise SearcherError(unknown_name("reward of ddpg:", str(self.reward), _REWARDS))
+        check(self, "ddpg", SearcherError)
 
 
 @final

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from abcsearch.searchers.base import MOST, Searcher, check_range
+from abcsearch.errors import SearcherError
+from abcsearch.records import check, setting
+from abcsearch.searchers.base import MOST, Searcher
 from abcsearch.searchers.variation import cross, mutate
 
 if TYPE_CHECKING:
@@ -32,21 +34,20 @@ class EvolutionOptions:
         SearcherError: if an option is out of range.
     """
 
-    population: int = 50
-    archive: int = 50
-    parents: int = 10
-    mutations: int = 25
-    crossovers: int = 25
-    mutation_rate: float = 0.1
+    population: int = setting(50, at_least=1, at_most=MOST)
+    archive: int = setting(50, at_least=1)
+    parents: int = setting(10, at_least=1, at_most="archive")
+    mutations: int = setting(25, at_least=0, at_most="population")
+    crossovers: int = setting(25, at_least=0)
+    mutation_rate: float = setting(0.1, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_range("evolution", self, "population", 1, MOST)
-        check_range("evolution", self, "archive", 1)
-        check_range("evolution", self, "parents", 1, self.archive)
-        check_range("evolution", self, "mutations", 0, self.population)
-        check_range("evolution", self, "crossovers", 0, self.population - self.mutations)
-        check_range("evolution", self, "mutation_rate", 0, 1)
+        check(self, "evolution", SearcherError)
+        most = self.population - self.mutations
+        if self.crossovers > most:
+            msg = f"evolution: crossovers is from 0 to {most}, found {self.crossovers}"
+            raise SearcherError(msg)
 
 
 @final

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 @final
 class Given(Searcher):
-    """Proposes the warm starts in their order, repaired into the budget and each once, and then nothing: no search.
+    """Proposes the structures that it is given, in their order, each once, and no others: no search.
 
-    For structures that come from elsewhere: from a preparation, a paper, or another run. Needs no results.
+    Those of `initial`, repaired into the budget where they are outside, come from a preparation, a paper, or another
+    run; the search ends when all are evaluated. Needs no results.
     """
 
     name: ClassVar[str] = "given"

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from abcsearch.searchers.base import MOST, Searcher, check_flag, check_range
+from abcsearch.errors import SearcherError
+from abcsearch.records import check, setting
+from abcsearch.searchers.base import MOST, Searcher
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,15 +39,13 @@ class GreedyOptions:
         SearcherError: if an option is out of range.
     """
 
-    taken: float = 0.15
+    taken: float = setting(0.15, at_least=0, at_most=1)
     to_bottom: bool = False
-    batch: int = 16
+    batch: int = setting(16, at_least=1, at_most=MOST)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_range("greedy", self, "taken", 0, 1)
-        check_range("greedy", self, "batch", 1, MOST)
-        check_flag("greedy", self, "to_bottom")
+        check(self, "greedy", SearcherError)
 
 
 @final

@@ -9,7 +9,8 @@ import numpy as np
 
 from abcsearch.bounds import COSTS, how_to_get
 from abcsearch.errors import SearcherError
-from abcsearch.searchers.base import MOST, Searcher, check_range
+from abcsearch.records import check, setting
+from abcsearch.searchers.base import MOST, Searcher
 from abcsearch.searchers.variation import cross, mutate
 
 if TYPE_CHECKING:
@@ -37,18 +38,16 @@ class NSGA2Options:
     """
 
     against: str = "macs"
-    population: int = 50
-    crossover_rate: float = 0.9
-    genes_changed: float = 1.0
+    population: int = setting(50, at_least=2, at_most=MOST)
+    crossover_rate: float = setting(0.9, at_least=0, at_most=1)
+    genes_changed: float = setting(1.0, at_least=0)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if self.against not in COSTS:
             msg = f"nsga2: against is one of {', '.join(COSTS)}, found {self.against!r}"
             raise SearcherError(msg)
-        check_range("nsga2", self, "population", 2, MOST)
-        check_range("nsga2", self, "crossover_rate", 0, 1)
-        check_range("nsga2", self, "genes_changed", 0)
+        check(self, "nsga2", SearcherError)
 
 
 @final

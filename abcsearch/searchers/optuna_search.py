@@ -17,8 +17,9 @@ from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 
 from abcsearch.errors import SearcherError, unknown_name
+from abcsearch.records import check, setting
 from abcsearch.rng import derived_seed
-from abcsearch.searchers.base import MOST_MODELLED, Searcher, check_flag, check_range
+from abcsearch.searchers.base import MOST_MODELLED, Searcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -111,15 +112,13 @@ class OptunaOptions:
 
     sampler: str = "tpe"
     sampler_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    batch: int = 8
+    batch: int = setting(8, at_least=1, at_most=MOST_MODELLED)
     fill: bool = True
     constraints: bool = False
 
     def __post_init__(self) -> None:
         """Checks everything that can be checked before the first proposal."""
-        check_range("optuna", self, "batch", 1, MOST_MODELLED)
-        check_flag("optuna", self, "fill")
-        check_flag("optuna", self, "constraints")
+        check(self, "optuna", SearcherError)
         if not isinstance(self.sampler_options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"optuna: sampler_options is a table of options by name, found {self.sampler_options!r}"
             raise SearcherError(msg)

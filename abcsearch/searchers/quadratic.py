@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import optimize
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+import scipy  # whose submodules are imported when they are first used
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,7 +109,9 @@ class Surface:
 
         bounds = [(value - 4 * _SPREAD, value + 4 * _SPREAD) for value in prior]
         options = {"maxiter": _STEPS}
-        found = optimize.minimize(loss, self.log_variances, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        found = scipy.optimize.minimize(
+            loss, self.log_variances, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+        )
         self.log_variances, self.evidence = np.array(found.x), -float(found.fun)
 
     def condition(self, indices: Ints, fitness: Floats) -> None:
@@ -121,22 +122,22 @@ class Surface:
         n, p = self._columns.shape
         if p <= n:
             precision = self._columns.T @ self._columns / self._noise + np.diag(1 / self._prior)
-            self._factor = cho_factor(precision, lower=True)
-            self.mean = cho_solve(self._factor, self._columns.T @ fitness / self._noise)
+            self._factor = scipy.linalg.cho_factor(precision, lower=True)
+            self.mean = scipy.linalg.cho_solve(self._factor, self._columns.T @ fitness / self._noise)
         else:
             covariance = (self._columns * self._prior) @ self._columns.T + self._noise * np.eye(n)
-            self._factor = cho_factor(covariance, lower=True)
+            self._factor = scipy.linalg.cho_factor(covariance, lower=True)
             self.mean = self._explain(fitness)
 
     def _explain(self, targets: Floats) -> Floats:
         """Returns the expected coefficients given targets at the trials' structures, (n_columns,)."""
-        return self._prior * (self._columns.T @ cho_solve(self._factor, targets))
+        return self._prior * (self._columns.T @ scipy.linalg.cho_solve(self._factor, targets))
 
     def draw(self, rng: np.random.Generator) -> Floats:
         """Returns coefficients drawn from what the trials leave possible, (n_columns,)."""
         n, p = self._columns.shape
         if p <= n:
-            return self.mean + solve_triangular(self._factor[0], rng.normal(size=p), lower=True, trans=1)
+            return self.mean + scipy.linalg.solve_triangular(self._factor[0], rng.normal(size=p), lower=True, trans=1)
         # Matheron's rule: a draw from the prior, corrected by what the trials say about it.
         drawn = rng.normal(size=p) * np.sqrt(self._prior)
         noise = rng.normal(size=n) * np.sqrt(self._noise)
@@ -170,7 +171,7 @@ class _Parts:
         noise, n = float(np.exp(log_variances[_NOISE])), len(self._targets)
         spread = _spread(log_variances, self._kinds)
         factor = np.linalg.cholesky(self._gram / noise + np.diag(1 / spread))
-        covariance = cho_solve((factor, True), np.eye(len(factor)))
+        covariance = scipy.linalg.cho_solve((factor, True), np.eye(len(factor)))
         mean = covariance @ self._seen / noise
         squares = self._targets @ self._targets
         fit = (squares - mean @ self._seen) / noise
@@ -186,7 +187,7 @@ class _Parts:
         covariance = np.tensordot(variances, self._kernels, axes=1)
         covariance += _CONSTANT_VARIANCE + noise * np.eye(len(covariance))
         factor = np.linalg.cholesky(covariance)
-        precision = cho_solve((factor, True), np.eye(len(factor)))
+        precision = scipy.linalg.cho_solve((factor, True), np.eye(len(factor)))
         rest = precision @ self._targets
         value = self._targets @ rest + 2 * np.log(np.diag(factor)).sum()
         gap = precision - np.outer(rest, rest)

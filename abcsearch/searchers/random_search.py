@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from abcsearch.searchers.base import Searcher, check_flag
+from abcsearch.errors import SearcherError
+from abcsearch.records import check
+from abcsearch.searchers.base import Searcher
 
 if TYPE_CHECKING:
     from abcsearch.space import Candidate
@@ -30,7 +32,7 @@ class RandomOptions:
 
     def __post_init__(self) -> None:
         """Checks the type."""
-        check_flag("random", self, "fill")
+        check(self, "random", SearcherError)
 
 
 @final

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from abcsearch.errors import SearcherError, unknown_name
+from abcsearch.registry import Home, Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from abcsearch.budget import Constraint
     from abcsearch.searchers.base import Searcher
@@ -21,28 +22,46 @@ class SearcherEntry:
     """One registered searcher.
 
     Attributes:
-        home: where its class is, "module:Class"; it is imported when it is first used.
+        home: where its class is, "module:Class", imported when it is first used; or the class itself, or a function
+            called with (space, constraint, seed=, initial=, **options) that returns a new searcher.
         description: one line.
         source: paper.
     """
 
-    home: str
-    description: str
-    source: str
+    home: str | Callable[..., Searcher]
+    description: str = ""
+    source: str = ""
 
     @property
-    def searcher(self) -> type[Searcher]:
-        """The class."""
-        module, _, name = self.home.partition(":")
-        return getattr(importlib.import_module(module), name)
+    def searcher(self) -> Any:  # noqa: ANN401 - type[Searcher], or a function
+        """The class, or the function."""
+        return Home(path=self.home).value if isinstance(self.home, str) else self.home
 
     @property
-    def options(self) -> type:
-        """The class of its options record."""
-        return self.searcher.Options
+    def options(self) -> Any:  # noqa: ANN401 - a class, or None
+        """The class of its options record; None of a function, which has its own."""
+        return getattr(self.searcher, "Options", None)
 
 
-SEARCHERS: dict[str, SearcherEntry] = {
+def _accept(name: str, value: Any) -> SearcherEntry:  # noqa: ANN401 - whatever a name leads to
+    """Returns the entry for what a name leads to: an entry, a subclass of `Searcher`, or a function."""
+    from abcsearch.searchers.base import Searcher
+
+    if isinstance(value, SearcherEntry):
+        return value
+    good = callable(value)
+    if inspect.isclass(value):
+        good = issubclass(value, Searcher) and not inspect.isabstract(value)
+    if good:
+        return SearcherEntry(home=cast("Callable[..., Searcher]", value))
+    msg = (
+        f"searcher {name!r} is a subclass of Searcher with _propose and _learn, or a function of (space, constraint, "
+        f"seed, initial, options), found {value!r:.80}"
+    )
+    raise SearcherError(msg)
+
+
+_BUILT_IN: dict[str, SearcherEntry | Home] = {
     "bee_colony": SearcherEntry(
         home="abcsearch.searchers.bee_colony:BeeColony",
         description="artificial bee colony: sources improved by employed bees, onlookers and scouts",
@@ -60,7 +79,7 @@ SEARCHERS: dict[str, SearcherEntry] = {
     ),
     "given": SearcherEntry(
         home="abcsearch.searchers.given:Given",
-        description="the structures of initial and of a preparation, in their order, and no others",
+        description="the structures that it is given, in their order, each once, and no others",
         source="ours",
     ),
     "greedy": SearcherEntry(
@@ -101,8 +120,35 @@ SEARCHERS: dict[str, SearcherEntry] = {
 }
 
 
+# Name -> searcher. `SEARCHERS["mine"] = MySearcher` makes one known by name; an import path needs no entry.
+SEARCHERS: Registry[SearcherEntry] = Registry(
+    "searcher", f"{__name__}:SEARCHERS", _BUILT_IN, error=SearcherError, accept=_accept
+)
+
+
+def check_searcher_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raises SearcherError for an unknown name, an import path that leads nowhere, or unknown or missing options.
+
+    Args:
+        name: of the searcher.
+        options: its own, without warm starts.
+    """
+    entry = SEARCHERS.find(name)
+    if entry.options is None:
+        try:
+            inspect.signature(entry.searcher).bind(None, None, seed=0, initial=(), **options)
+        except TypeError as error:
+            msg = f"searcher {name!r} is called with (space, constraint, seed=, initial=, **options): {error}"
+            raise SearcherError(msg) from error
+        return
+    known = [f.name for f in fields(entry.options)]
+    for option in options:
+        if option not in known:
+            raise SearcherError(unknown_name(f"option of searcher {name!r}:", option, [*known, "initial"]))
+
+
 def make_searcher(
-    name: str,
+    name: str | Callable[..., Searcher],
     space: SearchSpace,
     constraint: Constraint | None = None,
     *,
@@ -110,24 +156,32 @@ def make_searcher(
     initial: Iterable[Sequence[int] | float] = (),
     **options: Any,  # noqa: ANN401 - each searcher has its own record of options
 ) -> Searcher:
-    """Returns a new searcher by name.
+    """Returns a new searcher by name, by import path, or of a class or function.
 
     Args:
-        name: a key of `SEARCHERS`, e.g. "bee_colony".
+        name: a key of `SEARCHERS`, e.g. "bee_colony"; or your own: a subclass of `Searcher`, or a function called with
+            (space, constraint, seed=, initial=, **options) that returns a new searcher; or "package.module:callable"
+            that leads to one of these.
         space: the structures.
         constraint: the budget bound to the space (`Budget.bind`); None allows everything.
         seed: the run's seed.
         initial: warm starts: structures, or keep ratios that stand for uniform widths.
-        **options: fields of the searcher's options record.
+        **options: fields of the searcher's options record, or the function's own.
 
     Raises:
-        SearcherError: if the name or an option is unknown (with the nearest valid one), or an option is out of range.
+        SearcherError: if the name or an option is unknown (with the nearest valid one), an option is out of range, or a
+            function returns something else than a searcher.
     """
-    if not isinstance(name, str) or name not in SEARCHERS:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise SearcherError(unknown_name("searcher", name, SEARCHERS))
-    made = SEARCHERS[name].searcher
-    known = [f.name for f in fields(made.Options)]
-    for option in options:
-        if option not in known:
-            raise SearcherError(unknown_name(f"option of searcher {name!r}:", option, [*known, "initial"]))
-    return made(space, constraint, seed=seed, initial=initial, options=made.Options(**options))
+    name = SEARCHERS.name_of(name)
+    check_searcher_options(name, options)
+    entry = SEARCHERS.find(name)
+    made = entry.searcher
+    if entry.options is not None:
+        return made(space, constraint, seed=seed, initial=initial, options=made.Options(**options))
+    searcher = made(space, constraint, seed=seed, initial=initial, **options)
+    from abcsearch.searchers.base import Searcher
+
+    if not isinstance(searcher, Searcher):
+        msg = f"searcher {name!r} returned {type(searcher).__name__}, expected a new Searcher"
+        raise SearcherError(msg)
+    return searcher

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
-from abcsearch.searchers.base import MOST, Searcher, check_range
+from abcsearch.errors import SearcherError
+from abcsearch.records import check, setting
+from abcsearch.searchers.base import MOST, Searcher
 from abcsearch.searchers.variation import mutate_one
 
 if TYPE_CHECKING:
@@ -29,15 +31,13 @@ class RegularizedEvolutionOptions:
         SearcherError: if an option is out of range.
     """
 
-    population: int = 100
-    sample_size: int = 25
-    batch: int = 10
+    population: int = setting(100, at_least=2, at_most=MOST)
+    sample_size: int = setting(25, at_least=1, at_most="population")
+    batch: int = setting(10, at_least=1, at_most="population")
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_range("regularized_evolution", self, "population", 2, MOST)
-        check_range("regularized_evolution", self, "sample_size", 1, self.population)
-        check_range("regularized_evolution", self, "batch", 1, self.population)
+        check(self, "regularized_evolution", SearcherError)
 
 
 @final

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from abcsearch.searchers.base import MOST, MOST_MODELLED, Searcher, check_range
+from abcsearch.errors import SearcherError
+from abcsearch.records import check, setting
+from abcsearch.searchers.base import MOST, MOST_MODELLED, Searcher
 from abcsearch.searchers.quadratic import Quadratic, Surface
 
 if TYPE_CHECKING:
@@ -48,15 +50,13 @@ class ResponseSurfaceOptions:
         SearcherError: if an option is out of range.
     """
 
-    batch: int = 8
-    first: int = 0
-    explore: float = 0.5
+    batch: int = setting(8, at_least=1, at_most=MOST_MODELLED)
+    first: int = setting(0, at_least=0, at_most=MOST)
+    explore: float = setting(0.5, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_range("response_surface", self, "batch", 1, MOST_MODELLED)
-        check_range("response_surface", self, "first", 0, MOST)
-        check_range("response_surface", self, "explore", 0, 1)
+        check(self, "response_surface", SearcherError)
 
 
 @final

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from abcsearch.testing.evaluators import EvaluatorContract as EvaluatorContract
     from abcsearch.testing.executors import ExecutorContract as ExecutorContract
+    from abcsearch.testing.lessons import LessonContract as LessonContract
     from abcsearch.testing.preparations import PreparationContract as PreparationContract
     from abcsearch.testing.searchers import SearcherContract as SearcherContract
     from abcsearch.testing.searchers import ToyCosts as ToyCosts
     from abcsearch.testing.searchers import toy_fitness as toy_fitness
     from abcsearch.testing.searchers import toy_space as toy_space
-    from abcsearch.training.contract import LessonContract as LessonContract
 
 _HOME = {
     "EvaluatorContract": "abcsearch.testing.evaluators",
     "ExecutorContract": "abcsearch.testing.executors",
-    "LessonContract": "abcsearch.training.contract",
+    "LessonContract": "abcsearch.testing.lessons",
     "PreparationContract": "abcsearch.testing.preparations",
     "SearcherContract": "abcsearch.testing.searchers",
     "ToyCosts": "abcsearch.testing.searchers",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 import warnings
 from typing import TYPE_CHECKING
@@ -11,30 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from abcsearch.channels.latency import torch_threads
-from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.errors import ConfigError
+from abcsearch.training.recipe import TF32, check_computing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-MAX_THREADS = 1024  # of torch; more are a slip
-PRECISIONS = ("float32", "tf32", "bf16")
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-_TF32 = "precision tf32 is for CUDA, but the device is {}; set precision to float32 or bf16"
-
-
-def check_computing(device: str, precision: str) -> None:
-    """Raises ConfigError for a device or a precision that no machine has.
-
-    What is asked for may be of another machine: a record is only read here. `find_device` looks at this one, where
-    work begins.
-    """
-    if not isinstance(device, str) or not _DEVICE.fullmatch(device):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f'device is "auto", "cpu", "cuda" or "cuda:1", found {device!r}'
-        raise ConfigError(msg)
-    if precision not in PRECISIONS:
-        raise ConfigError(unknown_name("precision", precision, PRECISIONS))
-    if precision == "tf32" and device == "cpu":
-        raise ConfigError(_TF32.format(device))
 
 
 def find_device(name: str, precision: str = "float32") -> torch.device:
@@ -64,7 +44,7 @@ def find_device(name: str, precision: str = "float32") -> torch.device:
             )
             raise ConfigError(msg) from error
     if precision == "tf32" and device.type != "cuda":
-        raise ConfigError(_TF32.format(device))
+        raise ConfigError(TF32.format(device))
     if precision == "bf16" and device.type == "cpu" and slow_in_bf16():
         kind = torch.backends.cpu.get_cpu_capability()
         msg = f"precision bf16 is about ten times slower than float32 on this CPU ({kind}); set precision to float32"

@@ -1,7 +1,8 @@
 """What networks are for: the loss that they are trained with and the metrics that they are judged by.
 
-`Data.objective` names one; `OBJECTIVES["mine"] = Objective(...)` makes another one known. `OUTPUTS[MyNet] = function`
-says which part of what a network returns is its output, where that is not one tensor.
+`Data.objective` names one, or its import path; `OBJECTIVES["mine"] = Objective(...)` makes another one known, and
+`METRICS["mine"] = function` a metric for any of them. `OUTPUTS[MyNet] = function` says which part of what a
+network returns is its output, where that is not one tensor.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from abcsearch.data.images import IGNORED
-from abcsearch.errors import ConfigError, DataError, ModelError, unknown_name
+from abcsearch.errors import ConfigError, DataError, ModelError
+from abcsearch.training import named
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from abcsearch.registry import Registry
+
 Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+METRICS: Registry[Metric] = named.METRICS
 
 
 def _fits(outputs: torch.Tensor, labels: torch.Tensor) -> None:
@@ -66,36 +72,36 @@ def _hits(outputs: torch.Tensor, labels: torch.Tensor, count: int) -> torch.Tens
     return (best == labels[:, None]).any(dim=1).float()
 
 
-def _top1(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def top1(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns 1 for every image whose best class is the label, (batch,) float32."""
     return _hits(outputs, labels, 1)
 
 
-def _top5(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def top5(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns 1 for every image whose label is among the five best classes, (batch,) float32."""
     return _hits(outputs, labels, 5)
 
 
-def _neg_loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def neg_loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Returns minus the cross-entropy of every image; of several places: their mean, ignored ones left out."""
-    losses = F.cross_entropy(outputs.float(), labels, reduction="none", ignore_index=IGNORED).flatten(1)
-    return -losses.sum(dim=1) / (labels.flatten(1) != IGNORED).sum(dim=1).clamp_min(1)
+    losses = F.cross_entropy(outputs.float(), labels, reduction="none", ignore_index=IGNORED)
+    counted = (labels != IGNORED).reshape(len(labels), -1).sum(dim=1)
+    return -losses.reshape(len(labels), -1).sum(dim=1) / counted.clamp_min(1)
 
 
-def _classes_neg_loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return -F.cross_entropy(outputs.float(), labels, reduction="none")
-
-
-def _neg_kl(outputs: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+def neg_kl(outputs: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
     """Returns minus the Kullback-Leibler divergence of the full network's classes to these, mean over places."""
     ours, theirs = F.log_softmax(outputs.float(), dim=1), F.log_softmax(full.float(), dim=1)
     return -F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1).reshape(len(ours), -1).mean(dim=1)
 
 
-def _pixel_accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def pixel_accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns the share of the pixels of every image whose best class is the label; ignored ones left out."""
     counted = (labels != IGNORED).flatten(1)
     return ((outputs.argmax(dim=1) == labels).flatten(1) & counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
 
 
-def _miou(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def miou(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Returns the intersection over union of every image, mean over the classes that it shows or is said to show."""
     found, counted = outputs.argmax(dim=1).flatten(1), (labels != IGNORED).flatten(1)
     labels = labels.flatten(1)
@@ -108,11 +114,13 @@ def _miou(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return sums / present.clamp_min(1)
 
 
-def _neg_mse(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def neg_mse(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns minus the mean squared error of every image."""
     return -F.mse_loss(outputs.float(), labels, reduction="none").flatten(1).mean(dim=1)
 
 
-def _neg_mae(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def neg_mae(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns minus the mean absolute error of every image."""
     return -F.l1_loss(outputs.float(), labels, reduction="none").flatten(1).mean(dim=1)
 
 
@@ -136,35 +144,44 @@ def _check_values(outputs: torch.Tensor, labels: torch.Tensor) -> None:
         raise ModelError(msg)
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "classification": Objective(
-        loss=F.cross_entropy,
-        metrics={"top1": _top1, "top5": _top5, "neg_loss": _classes_neg_loss},
-        to_full={"neg_kl": _neg_kl},
-        check=_check_classes,
-    ),
-    "segmentation": Objective(
-        loss=F.cross_entropy,
-        metrics={"pixel_accuracy": _pixel_accuracy, "miou": _miou, "neg_loss": _neg_loss},
-        to_full={"neg_kl": _neg_kl},
-        check=_check_classes,
-    ),
-    "regression": Objective(loss=F.mse_loss, metrics={"neg_mse": _neg_mse, "neg_mae": _neg_mae}, check=_check_values),
-}
+OBJECTIVES: Registry[Objective] = named.OBJECTIVES
+
+# What it names.
+CLASSIFICATION = Objective(
+    loss=F.cross_entropy,
+    metrics={"top1": top1, "top5": top5, "neg_loss": neg_loss},
+    to_full={"neg_kl": neg_kl},
+    check=_check_classes,
+)
+SEGMENTATION = Objective(
+    loss=F.cross_entropy,
+    metrics={"pixel_accuracy": pixel_accuracy, "miou": miou, "neg_loss": neg_loss},
+    to_full={"neg_kl": neg_kl},
+    check=_check_classes,
+)
+REGRESSION = Objective(loss=F.mse_loss, metrics={"neg_mse": neg_mse, "neg_mae": neg_mae}, check=_check_values)
 
 
-_BUILT_IN = dict(OBJECTIVES)
+def as_objective(name: str, value: Any) -> Objective:  # noqa: ANN401 - whatever a name leads to
+    """Returns the objective for what a name leads to: one, or a function without arguments that returns one.
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    made: object = value if isinstance(value, Objective) or not callable(value) else value()
+    if isinstance(made, Objective):
+        return made
+    msg = f"objective {name!r} is an Objective, or a function that returns one, found {made!r:.80}"
+    raise ConfigError(msg)
 
 
 def find_objective(name: str) -> Objective:
-    """Returns an objective by name.
+    """Returns an objective by name or import path.
 
     Raises:
-        ConfigError: if the name is unknown, with the nearest valid one.
+        ConfigError: if the name is unknown (with the nearest valid one), or the import path leads to none.
     """
-    if name not in OBJECTIVES:
-        raise ConfigError(unknown_name("objective", name, OBJECTIVES))
-    return OBJECTIVES[name]
+    return OBJECTIVES.find(name)
 
 
 # Class of a network -> which part of what it returns is its output; holds for its subclasses as well.
@@ -172,19 +189,16 @@ OUTPUTS: dict[type, Callable[[Any], torch.Tensor]] = {}
 
 
 def registered() -> dict[str, Callable[[], object]]:
-    """Returns calls that register in another process what has been added to `OBJECTIVES` and `OUTPUTS` in this one.
+    """Returns calls that register in another process what has been added in this one for evaluations and training.
 
-    They are named as messages name them, and may be pickled if what has been added can be.
+    That is in `OBJECTIVES`, `METRICS` and `OUTPUTS`. The calls are named as messages name them, and may be pickled if
+    what has been added can be.
     """
-    added = {name: entry for name, entry in OBJECTIVES.items() if _BUILT_IN.get(name) is not entry}
     return {
-        **{f"OBJECTIVES[{name!r}]": partial(_add_objective, name, entry) for name, entry in added.items()},
+        **OBJECTIVES.sent(),
+        **METRICS.sent(),
         **{f"OUTPUTS[{kind.__qualname__}]": partial(_add_output, kind, entry) for kind, entry in OUTPUTS.items()},
     }
-
-
-def _add_objective(name: str, objective: Objective) -> None:
-    OBJECTIVES[name] = objective
 
 
 def _add_output(kind: type, select: Callable[[Any], torch.Tensor]) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from abcsearch.errors import ConfigError, type_problems, unknown_name
-from abcsearch.training.computing import MAX_THREADS, check_computing
+from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.records import problems, setting
+from abcsearch.registry import Registry
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step")
 KEPT = ("last", "best")
+PRECISIONS = ("float32", "tf32", "bf16")
+TF32 = "precision tf32 is for CUDA, but the device is {}; set precision to float32 or bf16"
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 MAX_MAGNITUDE = 30  # of RandAugment
+# Beyond these, float32 has no such numbers, or a step is infinite: no training would come to its end.
 MAX_LR, MAX_DECAY = 1e30, 100.0
-ALPHAS = "0, or 0.001 to 1000"
+MAX_THREADS = 1024  # of torch; more are a slip
+MIN_ALPHA, MAX_ALPHA = 0.001, 1000.0  # of Beta distributions
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1000.0
 
 
@@ -59,87 +65,57 @@ class Recipe:
         ConfigError: if a value is out of range, or the device or the precision unknown.
     """
 
-    epochs: int = 30
-    batch_size: int = 64
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_epochs: float = 1.0
-    label_smoothing: float = 0.0
-    shift: int = 0
+    epochs: int = setting(30, at_least=1)
+    batch_size: int = setting(64, at_least=1)
+    lr: float = setting(0.1, above=0, at_most=MAX_LR)
+    momentum: float = setting(0.9, at_least=0, below=1)
+    weight_decay: float = setting(5e-4, at_least=0, at_most=MAX_DECAY)
+    warmup_epochs: float = setting(1.0, at_least=0)
+    label_smoothing: float = setting(0.0, at_least=0, below=1)
+    shift: int = setting(0, at_least=0)
     flip: bool = False
-    threads: int = 1
+    threads: int = setting(1, at_least=1, at_most=MAX_THREADS)
     device: str = "auto"
     precision: str = "float32"
-    optimizer: str = "sgd"
+    optimizer: str = setting("sgd", words=OPTIMIZERS)
     nesterov: bool = True
-    schedule: str = "cosine"
+    schedule: str = setting("cosine", words=SCHEDULES)
     milestones: tuple[float, ...] = (0.5, 0.75)
-    gamma: float = 0.1
-    clip_norm: float = 0.0
-    ema: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    randaugment: int = 0
-    distillation: float = 0.0
-    temperature: float = 4.0
-    keep: str = "last"
+    gamma: float = setting(0.1, above=0, at_most=1)
+    clip_norm: float = setting(0.0, at_least=0)
+    ema: float = setting(0.0, at_least=0, below=1)
+    mixup: float = setting(0.0, at_least=MIN_ALPHA, at_most=MAX_ALPHA, zero=True)
+    cutmix: float = setting(0.0, at_least=MIN_ALPHA, at_most=MAX_ALPHA, zero=True)
+    randaugment: int = setting(0, at_least=0, at_most=MAX_MAGNITUDE)
+    distillation: float = setting(0.0, at_least=0, at_most=1)
+    temperature: float = setting(4.0, at_least=MIN_TEMPERATURE, at_most=MAX_TEMPERATURE)
+    keep: str = setting("last", words=KEPT)
 
     def __post_init__(self) -> None:
         """Checks the values, and turns a list of milestones (TOML, JSON) into a tuple."""
-        wrong = type_problems(self)
-        problems = [f": {text}" for text in wrong or self._unknown()] + ([] if wrong else self._out_of_range())
-        if problems:
-            raise ConfigError("; ".join(f"training recipe{text}" for text in problems))
+        wrong = problems(self)
+        if not _rising(self.milestones):
+            wrong.append(f"milestones are rising, above 0 and below 1, found {self.milestones}")
+        if wrong:
+            msg = f"training recipe: {'; '.join(wrong)}"
+            raise ConfigError(msg)
         object.__setattr__(self, "milestones", tuple(self.milestones))
         check_computing(self.device, self.precision)
 
-    def _unknown(self) -> list[str]:
-        """Returns the message for every word that is none of its kind."""
-        known = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "keep": KEPT}
-        return [
-            unknown_name(name, getattr(self, name), words)
-            for name, words in known.items()
-            if getattr(self, name) not in words
-        ]
 
-    def _out_of_range(self) -> list[str]:
-        """Returns one message that names every number out of its range, if there is any."""
-        wrong = [
-            f"{name} = {getattr(self, name)} ({words})"
-            for name, (holds, words) in _RANGES.items()
-            if not (holds(own := getattr(self, name)) and math.isfinite(own))
-        ]
-        if not _rising(self.milestones):
-            wrong.append(f"milestones = {self.milestones} (rising, > 0 and < 1)")
-        return [f" out of range: {', '.join(wrong)}"] if wrong else []
+def check_computing(device: str, precision: str) -> None:
+    """Raises ConfigError for a device or a precision that no machine has.
 
-
-def _is_alpha(value: float) -> bool:
-    """Returns whether a Beta distribution can be drawn from with this, or need not be."""
-    return value == 0 or 1e-3 <= value <= 1e3
-
-
-# Beyond the highest ones, float32 has no such numbers, or a step is infinite: no training would come to its end.
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "epochs": (lambda v: v >= 1, ">= 1"),
-    "batch_size": (lambda v: v >= 1, ">= 1"),
-    "lr": (lambda v: 0 < v <= MAX_LR, f"> 0, at most {MAX_LR:g}"),
-    "momentum": (lambda v: 0 <= v < 1, ">= 0 and < 1"),
-    "weight_decay": (lambda v: 0 <= v <= MAX_DECAY, f">= 0, at most {MAX_DECAY:g}"),
-    "warmup_epochs": (lambda v: v >= 0, ">= 0"),
-    "label_smoothing": (lambda v: 0 <= v < 1, ">= 0 and < 1"),
-    "shift": (lambda v: v >= 0, ">= 0"),
-    "threads": (lambda v: 1 <= v <= MAX_THREADS, f">= 1, at most {MAX_THREADS}"),
-    "gamma": (lambda v: 0 < v <= 1, "> 0, at most 1"),
-    "clip_norm": (lambda v: v >= 0, ">= 0"),
-    "ema": (lambda v: 0 <= v < 1, ">= 0 and < 1"),
-    "mixup": (_is_alpha, ALPHAS),
-    "cutmix": (_is_alpha, ALPHAS),
-    "randaugment": (lambda v: 0 <= v <= MAX_MAGNITUDE, f">= 0, at most {MAX_MAGNITUDE}"),
-    "distillation": (lambda v: 0 <= v <= 1, ">= 0, at most 1"),
-    "temperature": (lambda v: MIN_TEMPERATURE <= v <= MAX_TEMPERATURE, f"{MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"),
-}
+    What is asked for may be of another machine: a record is only read here. `find_device` looks at this one, where
+    work begins.
+    """
+    if not isinstance(device, str) or not _DEVICE.fullmatch(device):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f'device is "auto", "cpu", "cuda" or "cuda:1", found {device!r}'
+        raise ConfigError(msg)
+    if precision not in PRECISIONS:
+        raise ConfigError(unknown_name("precision", precision, PRECISIONS))
+    if precision == "tf32" and device == "cpu":
+        raise ConfigError(TF32.format(device))
 
 
 def _rising(values: object) -> bool:
@@ -166,7 +142,18 @@ class Preset:
     note: str
 
 
-PRESETS: dict[str, Preset] = {
+def _accept(name: str, value: Any) -> Preset:  # noqa: ANN401 - whatever a name leads to
+    """Returns the preset for what a name leads to: one, a recipe, or a function without arguments that returns it."""
+    made: object = value() if callable(value) else value
+    if isinstance(made, Preset):
+        return made
+    if isinstance(made, Recipe):
+        return Preset(recipe=made, description="", source="", note="")
+    msg = f"preset {name!r} is a Recipe, or a function that returns one, found {made!r:.80}"
+    raise ConfigError(msg)
+
+
+_BUILT_IN = {
     "cifar": Preset(
         recipe=Recipe(
             epochs=150,
@@ -213,12 +200,16 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+# Name -> recipe. `PRESETS["mine"] = Recipe(...)` makes one known by name; "package.module:NAME" needs no entry.
+PRESETS: Registry[Preset] = Registry(
+    "preset", f"{__name__}:PRESETS", _BUILT_IN, error=ConfigError, accept=_accept, callables=False
+)
+
+
 def find_preset(name: str) -> Preset:
-    """Returns a recipe by name.
+    """Returns a recipe by name or import path.
 
     Raises:
-        ConfigError: if the name is unknown, with the nearest valid one.
+        ConfigError: if the name is unknown (with the nearest valid one), or the import path leads to none.
     """
-    if name not in PRESETS:
-        raise ConfigError(unknown_name("preset", name, PRESETS))
-    return PRESETS[name]
+    return PRESETS.find(name)

@@ -112,7 +112,7 @@ def test_labels_are_what_the_objective_needs(labels, objective, dtype):
         ("ownimages:fails", {}, "cannot be loaded with no options: ZeroDivisionError: oh"),
         ("ownimages:other", {}, "returned list, expected abcsearch.Data (see Data.from_tensors) or two Datasets"),
         ("ownimages:pair", {"validation": 2.0}, "found 2.0"),
-        ("mydata", {}, "your own data are named by import path, package.module:callable"),
+        ("mydata", {}, "your own is named by import path, package.module:callable"),
     ],
 )
 def test_mistakes_are_named(name, options, words):

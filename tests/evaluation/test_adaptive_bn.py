@@ -363,7 +363,7 @@ def test_by_name_with_options(model, data):
         ("adaptive_bn", {"metric": "os:nothing"}, "metric 'os:nothing' cannot be imported"),
         ("adaptive_bn", {"metric": "os:sep"}, "metric 'os:sep' is not a class or function"),
         ("adaptive_bn", {"metric": "miou"}, "unknown metric 'miou'; choose one of: neg_kl, neg_loss, top1, top5"),
-        ("adaptive_bn", {"threads": 0}, "threads is at least 1, found 0"),
+        ("adaptive_bn", {"threads": 0}, "threads is from 1 to 1024, found 0"),
     ],
 )
 def test_names_and_options_that_do_not_exist_are_refused(model, data, name, options, words):

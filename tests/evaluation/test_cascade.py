@@ -158,11 +158,11 @@ def test_its_stages_are_adaptive_bn_and_short_training(tiny_model, tiny_data):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"fraction": 0}, r"fraction is the share of trials that are trained, in \(0, 1\], found 0"),
+        ({"fraction": 0}, r"fraction is the share of trials that are trained, above 0 and at most 1, found 0"),
         ({"fraction": 1.5}, "found 1.5"),
         ({"adaptive_bn": {"batchsize": 3}}, "option of cascade.adaptive_bn: 'batchsize'; did you mean 'batch_size'"),
         ({"short_training": {"metric": "top1"}}, "unknown option of cascade.short_training: 'metric'"),
-        ({"short_training": {"epochs": 0}}, "epochs = 0"),
+        ({"short_training": {"epochs": 0}}, "epochs is at least 1, found 0"),
         (
             {"short_training": {"epochs": "two"}},
             "cascade.short_training: evaluator: epochs is a whole number, found 'two'",

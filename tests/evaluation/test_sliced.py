@@ -166,7 +166,7 @@ def test_a_metric_that_is_none_is_refused_at_the_start(parts, mine, metric, word
         ({"validation_images": 2.5}, "validation_images is a whole number, found 2.5"),
         ({"device": None}, "device is a text, found None"),
         ({"device": "meta"}, "found 'meta'"),
-        ({"threads": 10**11}, "threads is at most 1024"),
+        ({"threads": 10**11}, "threads is from 1 to 1024, found"),
     ],
 )
 def test_options_of_other_types_are_refused(options, words):

@@ -64,7 +64,7 @@ def test_what_is_missing_is_named_with_the_file(run, path, value, words):
         ("settings.criterion", 3, "criterion is a text, found 3"),
         ("settings.data.name", None, "data: a part is a name and a table of options, found None"),
         ("settings.model.options", [], "model: a model is a name, a table of options"),
-        ("settings.baselines", ["uniform", "best"], "baselines are some of uniform, random, found"),
+        ("settings.baselines", ["uniform", "best"], "unknown baseline"),
         ("settings.finetune", None, "finetune: "),
     ],
 )

@@ -380,8 +380,8 @@ def test_one_structure_is_a_space_too():
         ("replay", 0, "replay is from 1 to 1000000, found 0"),
         ("tau", -0.1, "tau is from 0 to 1"),
         ("episodes_per_batch", 0, "episodes_per_batch is from 1 to 1000"),
-        ("fill", True, "fill is from 0 to 1, found True"),
-        ("reward", "flop", "unknown reward of ddpg: 'flop'; did you mean 'flops'"),
+        ("fill", True, "fill is a number, found True"),
+        ("reward", "flop", "ddpg: unknown reward 'flop'; did you mean 'flops'"),
     ],
 )
 def test_options_out_of_range(option, value, words):

@@ -1,6 +1,7 @@
 """Recipes: their ranges, and the ones that have a name."""
 
 import math
+import re
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -49,11 +50,11 @@ def test_every_number_out_of_its_range_is_named(values):
     with pytest.raises(ConfigError) as caught:
         Recipe(**values)
     for name, value in values.items():
-        assert f"{name} = {value} (" in str(caught.value)
+        assert re.search(rf"\b{name} (is|are) [^;]*, found {re.escape(repr(value))}", str(caught.value))
 
 
 def test_the_range_is_in_the_message():
-    with pytest.raises(ConfigError, match=r"^training recipe out of range: lr = -1.0 \(> 0, at most 1e\+30\)$"):
+    with pytest.raises(ConfigError, match=r"^training recipe: lr is above 0 and at most 1e\+30, found -1.0$"):
         Recipe(lr=-1.0)
 
 
@@ -86,7 +87,12 @@ def test_the_ends_of_the_ranges_train_or_say_that_the_loss_is_not_finite(name, v
 def test_words_and_numbers_that_are_wrong_are_named_at_once():
     with pytest.raises(ConfigError) as caught:
         Recipe(optimizer="adam", schedule="steps", keep="worst", epochs=0)
-    for words in ("'adam'; did you mean 'adamw'", "did you mean 'step'", "unknown keep 'worst'", "epochs = 0"):
+    for words in (
+        "'adam'; did you mean 'adamw'",
+        "did you mean 'step'",
+        "unknown keep 'worst'",
+        "epochs is at least 1, found 0",
+    ):
         assert words in str(caught.value)
 
 

@@ -49,7 +49,10 @@ def named(run, **settings):
 
     def change(header):
         for table, values in settings.items():
-            header["settings"][table] = {**(header["settings"][table] or {}), **values}
+            if isinstance(values, dict):
+                header["settings"][table] = {**(header["settings"][table] or {}), **values}
+            else:
+                header["settings"][table] = values
 
     rewrite(run / "run.json", change)
 
@@ -67,6 +70,9 @@ OUTSIDE = [
     ({"evaluator": {"options": {"metric": ":evil"}}}, "':evil' imported"),
     ({"searcher": {"name": "evil:Searcher"}}, "'evil:Searcher' imported"),
     ({"prepare": {"name": "evil:Preparation"}}, "'evil:Preparation' imported"),
+    ({"criterion": "evil:criterion"}, "'evil:criterion' imported"),
+    ({"baselines": ["uniform", "evil:thinnest"]}, "'evil:thinnest' imported"),
+    ({"data": {"options": {"objective": "evil:objective"}}}, "'evil:objective' imported"),
     ({"data": {"name": "npz", "options": {"path": "x"}}}, "'x' read"),
     ({"data": {"name": "image_folder", "options": {"path": "/etc"}}}, "'/etc' read"),
     ({"model": {"checkpoint": "/etc/hostname"}}, "'/etc/hostname' read"),
@@ -94,14 +100,25 @@ def test_what_a_folder_from_elsewhere_names_is_said_and_left_alone(run, settings
     assert not (run.parent / "imported").exists()
 
 
-def test_without_code_it_is_shown(run):
-    named(run, model={"name": "evil:Net"})
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model": {"name": "evil:Net"}}, "'evil:Net' imported"),
+        ({"searcher": {"name": "evil:Searcher"}}, "'evil:Searcher' imported"),
+        ({"criterion": "evil:criterion"}, "'evil:criterion' imported"),
+        ({"evaluator": {"name": "evil:make", "options": {}}}, "'evil:make' imported"),
+        ({"baselines": ["uniform", "evil:thinnest"]}, "'evil:thinnest' imported"),
+    ],
+    ids=["model", "searcher", "criterion", "evaluator", "baseline"],
+)
+def test_without_code_it_is_shown(run, settings, words):
+    named(run, **settings)
     assert call("status", run).exit_code == 0
     assert call("status", run, "--json").exit_code == 0
     done = call("report", run)
     assert done.exit_code == 0, done.output
     assert "No table of networks" in done.output
-    assert "'evil:Net' imported" in done.output.replace("\n", " ")
+    assert words in done.output.replace("\n", " ")
     done = call("compare", run, run.parent / "run", "--out", run.parent / "compare.html")
     assert done.exit_code == 2  # the same folder twice; it was read
     shutil.copytree(run, run.parent / "other")

@@ -1,4 +1,4 @@
-"""Contract tests of lessons, usable by strangers through `abcsearch.testing`; torch is imported when they run."""
+"""What every lesson keeps."""
 
 from __future__ import annotations
 

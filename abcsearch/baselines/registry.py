@@ -1,0 +1,78 @@
+"""Baselines by name, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from abcsearch.errors import ConfigError
+from abcsearch.registry import OBJECT, Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from abcsearch.space import Candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """One registered baseline; its weights are the run's, and it is fine-tuned by the run's recipe.
+
+    Attributes:
+        structure: (task) -> the structure; None where a search finds it.
+        searcher: the name of the searcher that does, with as many trials as the run's own.
+        description: one line.
+        source: paper.
+    """
+
+    structure: Callable[[Any], Candidate] | None = None
+    searcher: str = ""
+    description: str = ""
+    source: str = ""
+
+
+def _uniform(task: Any) -> Candidate:  # noqa: ANN401 - a task, of the room that runs are in
+    return task.uniform()
+
+
+def _accept(name: str, value: Any) -> Baseline:  # noqa: ANN401 - whatever a name leads to
+    """Returns the baseline for what a name leads to: one, or a function of the task."""
+    if isinstance(value, Baseline):
+        return value
+    if callable(value):
+        return Baseline(structure=cast("Callable[[Any], Candidate]", value))
+    msg = f"baseline {name!r} is a function (task) -> structure, or a Baseline, found {value!r:.80}"
+    raise ConfigError(msg)
+
+
+_BUILT_IN = {
+    "uniform": Baseline(structure=_uniform, description="all layers keep the same ratio, the largest in the budget"),
+    "random": Baseline(searcher="random", description="the best of a random search of as many trials"),
+}
+
+# Name -> baseline. `BASELINES["mine"] = function` makes one known by name; "package.module:function" needs no entry.
+BASELINES: Registry[Baseline] = Registry(
+    "baseline", f"{__name__}:BASELINES", _BUILT_IN, error=ConfigError, accept=_accept, callables=False
+)
+
+
+def searched(names: Iterable[str]) -> list[str]:
+    """Returns those of some baselines that a search finds; nothing is imported, since what has a path is none."""
+    entries = {name: BASELINES[name] for name in names if name in BASELINES}
+    return [name for name, entry in entries.items() if isinstance(entry, Baseline) and entry.searcher]
+
+
+def short(name: str, taken: Iterable[str] = ()) -> str:
+    """Returns what files and tables call a network that a part of a run stands for.
+
+    Args:
+        name: of the part, as settings have it.
+        taken: the names of others.
+
+    Returns:
+        The name, or the last word of an import path; all of it where that word is taken.
+    """
+    last = name.rpartition(":")[2]
+    if ":" not in name or name.endswith(OBJECT):
+        return name
+    return name.replace(":", ".") if last in ("full", *BASELINES, *taken) else last

@@ -1,0 +1,62 @@
+"""What a config says of the space and of forward time, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from abcsearch.channels.graph import check_space
+from abcsearch.errors import ModelError
+from abcsearch.records import check, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceOptions:
+    """Which widths are searched; see `ChannelGraph.space` for ranges.
+
+    Attributes:
+        alpha: largest keep ratio.
+        step: distance of keep ratios.
+        levels: "filter" (inside blocks), "stage" (residual streams), "block" (whole residual blocks).
+        divisor: widths are multiples of it.
+        lowest: smallest keep ratio; None: one step.
+        fixed: paths of modules whose output channels all stay.
+    """
+
+    alpha: float = 0.9
+    step: float = 0.1
+    levels: tuple[Literal["filter", "stage", "block"], ...] = ("filter", "stage")
+    divisor: int = 1
+    lowest: float | None = None
+    fixed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Turns lists (TOML, JSON) into tuples, and checks the ranges."""
+        object.__setattr__(self, "levels", tuple(self.levels))
+        object.__setattr__(self, "fixed", tuple(self.fixed))
+        check_space(self.alpha, self.step, self.levels, self.divisor, self.lowest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyOptions:
+    """How forward time is measured for a budget of latency.
+
+    Attributes:
+        batch: images per pass.
+        threads: torch threads (CPU).
+        repeats: timed passes; their median counts.
+        check: whether every candidate is measured itself when it is evaluated, and fails if it is outside the budget;
+            otherwise the model of layers alone decides.
+
+    Raises:
+        ModelError: if a number is not whole or below 1.
+    """
+
+    batch: int = setting(1, at_least=1)
+    threads: int = setting(1, at_least=1)
+    repeats: int = setting(20, at_least=1)
+    check: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check(self, "latency", ModelError)

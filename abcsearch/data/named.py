@@ -1,0 +1,30 @@
+"""The data sets that have a name, without torch; see `abcsearch.data.registry`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abcsearch.errors import DataError
+from abcsearch.registry import Home, Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from abcsearch.data.splits import Data
+
+_IN = "abcsearch.data"
+
+# Name -> loader. `DATASETS["mine"] = load_mine` makes a data set known by name; an import path needs no entry.
+DATASETS: Registry[Callable[..., Data]] = Registry(
+    "data set",
+    f"{__name__}:DATASETS",
+    {
+        "digits": Home(path=f"{_IN}.digits:digits"),
+        "cifar10": Home(path=f"{_IN}.arrays:cifar10"),
+        "cifar100": Home(path=f"{_IN}.arrays:cifar100"),
+        "imagenet": Home(path=f"{_IN}.folders:imagenet"),
+        "image_folder": Home(path=f"{_IN}.folders:image_folder"),
+        "npz": Home(path=f"{_IN}.arrays:npz"),
+    },
+    error=DataError,
+)

@@ -1,0 +1,169 @@
+"""The options of evaluators, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.records import check, problems, setting
+from abcsearch.training.named import METRICS, OBJECTIVES
+from abcsearch.training.recipe import MAX_THREADS, Recipe, check_computing
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions:
+    """How candidates are scored.
+
+    Attributes:
+        metric: which metric is the fitness; None: the objective's first one. Of classifiers: "top1", "top5", "neg_loss"
+            (negative cross-entropy, smoother: for accuracies near chance), "neg_kl" (minus the divergence to the full
+            network's outputs); of other objectives: theirs; or your own by import path, package.module:function, which
+            maps (outputs, labels) of a batch to one number per image.
+        validation_images: how many of the search-validation images are looked at; None: all.
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
+        precision: "float32", "bf16", or on CUDA "tf32".
+        threads: torch threads on the CPU; recorded, since they decide the order of summation.
+
+    Raises:
+        ConfigError: if the metric, the device or the precision is unknown, or a number out of range.
+    """
+
+    metric: str | None = None
+    validation_images: int | None = setting(None, at_least=1)
+    device: str = "auto"
+    precision: str = "float32"
+    threads: int = setting(1, at_least=1, at_most=MAX_THREADS)
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        check(self, "evaluator")
+        check_computing(self.device, self.precision)
+        added = OBJECTIVES.added().values()
+        known = {*METRICS, *(name for objective in added for name in (*objective.metrics, *objective.to_full))}
+        if self.metric is not None and ":" not in self.metric and self.metric not in known:
+            raise ConfigError(unknown_name("metric", self.metric, known))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveBNOptions(ScoringOptions):
+    """Options of `AdaptiveBN`, besides those of scoring.
+
+    Attributes:
+        calibration_images: training images that statistics are estimated on, at least one batch; rounded down to whole
+            batches. 0 leaves the statistics as they were inherited, for comparison only.
+        batch_size: images per calibration pass, at least 2.
+
+    Raises:
+        ConfigError: if a number is out of range.
+    """
+
+    calibration_images: int = setting(512, at_least=0)
+    batch_size: int = setting(128, at_least=2)
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        super().__post_init__()
+        if 0 < self.calibration_images < self.batch_size:
+            msg = f"evaluator: calibration_images is at least one batch, batch_size = {self.batch_size}, found "
+            msg += f"{self.calibration_images}"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortTrainingOptions(ScoringOptions):
+    """Options of `ShortTraining`, besides those of scoring.
+
+    Attributes:
+        epochs: passes over the training images, at least 1.
+        steps: optimiser steps, instead of epochs; None: whole epochs.
+        batch_size: images per step.
+        lr: highest learning rate; a cosine brings it down to 0.
+        momentum: Nesterov momentum, in [0, 1).
+        weight_decay: L2 penalty on weights.
+        warmup_epochs: epochs of linear warm-up, may be a fraction.
+        label_smoothing: in [0, 1).
+        shift: augmentation: random translation by up to so many pixels.
+        flip: augmentation: random horizontal mirror image.
+        fresh_norms: batch norms begin anew instead of inheriting, as in ABCPruner's published code.
+
+    Raises:
+        ConfigError: if a number is out of range.
+    """
+
+    epochs: int = 2
+    steps: int | None = setting(None, at_least=1)
+    batch_size: int = setting(128, at_least=1)
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    shift: int = 0
+    flip: bool = False
+    fresh_norms: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        super().__post_init__()
+        self.recipe()
+
+    def recipe(self, shrink: int = 1) -> Recipe:
+        """Returns the recipe of the training loop, with the batch size divided by `shrink`."""
+        own = {option.name for option in fields(self)}
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Recipe) if f.name in own}
+        values["batch_size"] = max(1, self.batch_size // shrink)
+        return Recipe(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeOptions:
+    """Options of `Cascade`.
+
+    Attributes:
+        fraction: share of the trials that are trained, in (0, 1].
+        metric: the fitness of both stages; None: the objective's first metric.
+        adaptive_bn: options of the first stage, all but its metric.
+        short_training: options of the second stage, all but its metric.
+
+    Raises:
+        ConfigError: if an option is unknown, or a number out of range.
+    """
+
+    fraction: float = setting(0.2, above=0, at_most=1, meaning="the share of trials that are trained")
+    metric: str | None = None
+    adaptive_bn: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    short_training: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        wrong = problems(self)
+        for name in ("adaptive_bn", "short_training"):
+            if not isinstance(getattr(self, name), Mapping):
+                wrong.append(f"{name} is a table of options, found {getattr(self, name)!r}")
+        if wrong:
+            msg = f"cascade: {'; '.join(wrong)}"
+            raise ConfigError(msg)
+        _ = self.first, self.second  # they check their own
+
+    @property
+    def first(self) -> AdaptiveBNOptions:
+        """Options of the first stage."""
+        return self._stage(AdaptiveBNOptions, "adaptive_bn", self.adaptive_bn)
+
+    @property
+    def second(self) -> ShortTrainingOptions:
+        """Options of the second stage."""
+        return self._stage(ShortTrainingOptions, "short_training", self.short_training)
+
+    def _stage(self, kind: type, name: str, given: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a record
+        known = [f.name for f in fields(kind) if f.name != "metric"]
+        for option in given:
+            if option not in known:
+                raise ConfigError(unknown_name(f"option of cascade.{name}:", option, known))
+        try:
+            return kind(metric=self.metric, **given)
+        except ConfigError as error:
+            msg = f"cascade.{name}: {error}"
+            raise ConfigError(msg) from error

@@ -1,0 +1,148 @@
+"""Records that carry their rules: what a field may hold, and what a run may change of it, stand beside its default.
+
+n_sources: int = setting(10, at_least=2, at_most=10_000)
+timeout: float | None = setting(None, decides=False)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+_RULE = "rule"
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a text"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a field may hold.
+
+    Attributes:
+        at_least: lowest number.
+        above: numbers are larger than this.
+        at_most: highest number, or the name of the field that holds it.
+        below: numbers are smaller than this.
+        zero: whether 0 is taken as well, where the range does not hold it.
+        words: one of these.
+        meaning: what it is, for the message about its range.
+        decides: whether it decides the trials of a run, so that it stays what it is when the run is continued.
+        compared: whether runs that differ in it are not compared without a warning.
+    """
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | str | None = None
+    below: float | None = None
+    zero: bool = False
+    words: Collection[str] = ()
+    meaning: str = ""
+    decides: bool = True
+    compared: bool = False
+
+    def problem(self, name: str, value: Any, record: object = None) -> str:  # noqa: ANN401 - a value of the field's type
+        """Returns the message for a value that breaks the rule, or "".
+
+        Args:
+            name: of the field.
+            value: what it holds.
+            record: that holds the other fields.
+        """
+        if self.words and value not in self.words:
+            return unknown_name(name, value, self.words)
+        if not isinstance(value, int | float) or isinstance(value, bool) or (self.zero and value == 0):
+            return ""
+        high: Any = getattr(record, self.at_most, None) if isinstance(self.at_most, str) else self.at_most
+        ends = [(self.at_least, "at least"), (self.above, "above"), (high, "at most"), (self.below, "below")]
+        given = [f"{words} {_number(end)}" for end, words in ends if end is not None]
+        low, top = self.at_least is None or value >= self.at_least, high is None or value <= high
+        inside = (self.above is None or value > self.above) and (self.below is None or value < self.below)
+        if not given or (low and top and inside and abs(value) < math.inf):
+            return ""
+        both = self.at_least is not None and high is not None
+        rule = f"from {_number(self.at_least)} to {_number(high)}" if both else " and ".join(given)
+        meaning = f"{self.meaning}, " if self.meaning else ""
+        return f"{name} is {meaning}{'0, or ' if self.zero else ''}{rule}, found {value!r}"
+
+
+def _number(value: float | None) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def setting(default: Any = MISSING, *, make: Callable[[], Any] | None = None, **rule: Any) -> Any:  # noqa: ANN401
+    """Returns a field of a dataclass with a rule.
+
+    Args:
+        default: its default; without one it has to be given.
+        make: makes the default, for what is not frozen.
+        **rule: see `Rule`.
+    """
+    metadata = {_RULE: Rule(**rule)}
+    return field(default=default, metadata=metadata) if make is None else field(default_factory=make, metadata=metadata)
+
+
+def rule_of(own: Field[Any]) -> Rule:
+    """Returns the rule of a field: one without any holds what it likes, and decides the trials."""
+    return own.metadata.get(_RULE, Rule())
+
+
+def names(kind: type, *, decides: bool | None = None, compared: bool | None = None) -> tuple[str, ...]:
+    """Returns the names of the fields of a record that decide the trials, or do not; likewise that are compared."""
+    rules = {own.name: rule_of(own) for own in fields(kind)}
+    kept = [name for name, rule in rules.items() if decides in (None, rule.decides)]
+    return tuple(name for name in kept if compared in (None, rules[name].compared))
+
+
+def problems(record: Any) -> list[str]:  # noqa: ANN401 - any dataclass
+    """Returns the message for every plain field whose value is of another type than declared, or breaks the rule.
+
+    Args:
+        record: its fields of types int, float, bool and str, or one of these or None, are looked at.
+    """
+    told = {own.name: _problem(own, getattr(record, own.name), None) for own in fields(record)}
+    for own in fields(record):  # what another field bounds, where that is right itself
+        other = rule_of(own).at_most
+        if isinstance(other, str) and not told[other]:
+            told[own.name] = _problem(own, getattr(record, own.name), record)
+    return [text for text in told.values() if text]
+
+
+def check_value(kind: type, name: str, value: Any) -> None:  # noqa: ANN401 - whatever somebody has given
+    """Raises ConfigError unless a field of a record may hold a value."""
+    (own,) = (own for own in fields(kind) if own.name == name)
+    if text := _problem(own, value, None):
+        raise ConfigError(text)
+
+
+def _problem(own: Field[Any], value: object, record: object) -> str:
+    """Returns what is wrong with the value of a field, or ""."""
+    kind, _, other = str(getattr(own.type, "__name__", own.type)).partition(" | ")
+    if kind in _TYPES and other == "None" and value is None:
+        return ""
+    types, words = _TYPES.get(kind, ((object,), ""))
+    if not isinstance(value, types) or (isinstance(value, bool) and kind in ("int", "float", "str")):
+        return f"{own.name} is {words}, found {value!r}"
+    return rule_of(own).problem(own.name, value, record)
+
+
+def check(record: Any, where: str, error: type[AbcSearchError] = ConfigError) -> None:  # noqa: ANN401 - any dataclass
+    """Raises an error that names every field of another type than it is declared, or that breaks its rule.
+
+    Args:
+        record: a dataclass.
+        where: what it is of, for the message.
+        error: of which kind.
+    """
+    if wrong := problems(record):
+        msg = f"{where}: {'; '.join(wrong)}"
+        raise error(msg)

@@ -1,0 +1,78 @@
+"""The objectives and metrics that have a name, without torch; see `abcsearch.training.objectives`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from abcsearch.errors import ConfigError
+from abcsearch.registry import Home, Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _metric(name: str, value: Any) -> Metric:  # noqa: ANN401 - whatever a name leads to
+    if callable(value):
+        return cast("Metric", value)
+    msg = f"metric {name!r} is a function of (outputs, labels) to one number per image, found {value!r:.50}"
+    raise ConfigError(msg)
+
+
+_IN = "abcsearch.training.objectives"
+
+# Name -> metric: (outputs, labels) of a batch to one number per image, (batch,); higher is better. Those of this
+# package are of objectives, which say which; `METRICS["mine"] = function` can be the fitness under any objective.
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    f"{__name__}:METRICS",
+    {
+        "top1": Home(path=f"{_IN}:top1", description="classification: share of images whose best class is the label"),
+        "top5": Home(
+            path=f"{_IN}:top5", description="classification: share whose label is among the five best classes"
+        ),
+        "neg_loss": Home(
+            path=f"{_IN}:neg_loss",
+            description="classification, segmentation: minus the cross-entropy; smoother, for accuracies near chance",
+        ),
+        "neg_kl": Home(
+            path=f"{_IN}:neg_kl",
+            description="classification, segmentation: minus the divergence to the full network's outputs",
+        ),
+        "pixel_accuracy": Home(
+            path=f"{_IN}:pixel_accuracy", description="segmentation: share of pixels whose best class is the label"
+        ),
+        "miou": Home(
+            path=f"{_IN}:miou", description="segmentation: intersection over union, mean over an image's classes"
+        ),
+        "neg_mse": Home(path=f"{_IN}:neg_mse", description="regression: minus the mean squared error"),
+        "neg_mae": Home(path=f"{_IN}:neg_mae", description="regression: minus the mean absolute error"),
+    },
+    error=ConfigError,
+    accept=_metric,
+)
+
+# Name -> objective. `OBJECTIVES["mine"] = Objective(...)` makes one of your own known by name.
+OBJECTIVES: Registry[Any] = Registry(
+    "objective",
+    f"{__name__}:OBJECTIVES",
+    {
+        "classification": Home(
+            path=f"{_IN}:CLASSIFICATION",
+            description="one class per image: cross-entropy; judged by top1, top5, neg_loss, neg_kl",
+        ),
+        "segmentation": Home(
+            path=f"{_IN}:SEGMENTATION",
+            description="one class per pixel: cross-entropy; judged by pixel_accuracy, miou, neg_loss, neg_kl",
+        ),
+        "regression": Home(
+            path=f"{_IN}:REGRESSION", description="numbers: mean squared error; judged by neg_mse, neg_mae"
+        ),
+    },
+    error=ConfigError,
+    accept=Home(path=f"{_IN}:as_objective"),
+    callables=False,
+)
