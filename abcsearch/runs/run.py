@@ -16,8 +16,8 @@ from abcsearch.channels.options import LatencyOptions
 from abcsearch.data.splits import Data
 from abcsearch.errors import ConfigError, RunError, SearcherError, quoted
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
-from abcsearch.evaluation.cascade import Cascade
 from abcsearch.evaluation.registry import make_evaluator
+from abcsearch.evaluation.staged import Staged
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.registry import object_name
@@ -309,7 +309,7 @@ def collected(
 
 def _builder(task: Task, evaluator: Evaluator) -> AdaptiveBN:
     """Returns the AdaptiveBN of the search, or one with default options where the search had another evaluator."""
-    own = evaluator.first if isinstance(evaluator, Cascade) else evaluator
+    own = evaluator.first if isinstance(evaluator, Staged) else evaluator
     if isinstance(own, AdaptiveBN):
         return own
     options = AdaptiveBNOptions(batch_size=max(2, min(AdaptiveBNOptions.batch_size, len(task.data.train))))
