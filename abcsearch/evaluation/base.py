@@ -27,8 +27,8 @@ def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int, stage: str |
         evaluator: runs here.
         candidate: is evaluated.
         seed: of the evaluation.
-        stage: runs this attribute of the evaluator instead, "first" or "second" of a cascade. So an executor is handed
-            the same object for both, and sends network and images once.
+        stage: runs this attribute of the evaluator instead, "first" or "second" of a staged one. So an executor is
+            handed the same object for both, and sends network and images once.
 
     Raises:
         SearcherError: if the evaluator returns something else than an Evaluation of numbers: a mistake in its code,

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.evaluation.base import Evaluator, evaluate
 from abcsearch.evaluation.options import CascadeOptions
 from abcsearch.evaluation.short_training import ShortTraining
-from abcsearch.trial import Evaluation
+from abcsearch.evaluation.staged import FIRST, Verdict, cheap, trained
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data
     from abcsearch.space import Candidate
-
-FIRST = "first_fitness"  # the metric that keeps what the first stage found
-_STAGE = "stage"  # the metric that says which stage the fitness is of: 1 or 2
+    from abcsearch.trial import Evaluation
 
 
 class Cascade:
@@ -70,33 +66,3 @@ class Cascade:
         free = count - sum(verdict.promoted for verdict in earlier)
         ranked = sorted(scores, key=lambda number: (-scores[number], number))
         return [number for number in ranked[: max(0, free)] if scores[number] >= best[-1]]
-
-
-class Verdict(NamedTuple):
-    """What became of a trial after the first stage.
-
-    Attributes:
-        score: its fitness there, or None if it failed.
-        promoted: whether it sees the second stage.
-    """
-
-    score: float | None
-    promoted: bool
-
-    @classmethod
-    def of(cls, finished: Evaluation) -> Verdict:
-        """Returns the verdict on a finished trial."""
-        return cls(finished.metrics.get(FIRST), finished.metrics.get(_STAGE) == 2)
-
-
-def cheap(found: Evaluation) -> Evaluation:
-    """Returns a first-stage evaluation that says so in its metrics."""
-    if found.fitness is None:
-        return found
-    return replace(found, metrics={**found.metrics, FIRST: found.fitness, _STAGE: 1})
-
-
-def trained(first: Evaluation, second: Evaluation) -> Evaluation:
-    """Returns a second-stage evaluation that remembers what the first stage found, and took."""
-    metrics = {**second.metrics, FIRST: first.metrics[FIRST], _STAGE: 2}
-    return replace(second, metrics=metrics, seconds=first.seconds + second.seconds)

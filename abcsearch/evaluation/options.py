@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from abcsearch.errors import ConfigError, unknown_name
 from abcsearch.records import check, problems, setting
@@ -139,13 +139,22 @@ class CascadeOptions:
     def __post_init__(self) -> None:
         """Checks the values."""
         wrong = problems(self)
-        for name in ("adaptive_bn", "short_training"):
+        for name in self.STAGES:
             if not isinstance(getattr(self, name), Mapping):
                 wrong.append(f"{name} is a table of options, found {getattr(self, name)!r}")
         if wrong:
             msg = f"cascade: {'; '.join(wrong)}"
             raise ConfigError(msg)
         _ = self.first, self.second  # they check their own
+
+    # The names of the stages, as evaluators and as tables of options.
+    STAGES: ClassVar[tuple[str, str]] = ("adaptive_bn", "short_training")
+
+    def stages(self) -> tuple[tuple[str, dict[str, Any], float], ...]:
+        """Returns the evaluator of each stage, its options, and the share of the trials that see it."""
+        shares = (1.0, self.fraction)
+        tables = ({"metric": self.metric, **getattr(self, name)} for name in self.STAGES)
+        return tuple(zip(self.STAGES, tables, shares, strict=True))
 
     @property
     def first(self) -> AdaptiveBNOptions:

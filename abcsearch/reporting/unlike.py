@@ -42,11 +42,16 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
     options = found["evaluator"]["options"]
     if "metric" in options and options["metric"] is None:
         options["metric"] = metric
-    if found["evaluator"]["name"] == "cascade":
-        for stage in ("adaptive_bn", "short_training"):
-            usual = {key: value for key, value in _defaults(EVALUATORS, stage).items() if key != "metric"}
-            options[stage] = {**usual, **options[stage]}
+    for stage in _stages(found["evaluator"]["name"]):
+        usual = {key: value for key, value in _defaults(EVALUATORS, stage).items() if key != "metric"}
+        options[stage] = {**usual, **options[stage]}
     return found
+
+
+def _stages(evaluator: str) -> tuple[str, ...]:
+    """Returns the names of the stages of a registered evaluator, () of one without and of any other."""
+    entry = EVALUATORS.get(evaluator)
+    return getattr(entry.options, "STAGES", ()) if entry is not None else ()
 
 
 def _defaults(registry: Mapping[str, Any], name: str) -> dict[str, Any]:

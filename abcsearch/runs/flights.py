@@ -16,7 +16,7 @@ from abcsearch.errors import (
     quoted,
 )
 from abcsearch.evaluation.base import Evaluator, evaluate
-from abcsearch.evaluation.cascade import Cascade, Verdict, cheap, trained
+from abcsearch.evaluation.staged import Staged, Verdict, cheap, trained
 from abcsearch.rng import derived_seed
 from abcsearch.runs.retrying import ATTEMPTS
 from abcsearch.trial import Evaluation
@@ -52,13 +52,13 @@ class Flights:
             seed: the run's seed.
             journal: takes first stages and lost workers; what it has already is not done again.
             folder: for its log and for messages.
-            at_once: whether a cascade decides about every trial as soon as its first stage is finished, instead of in
+            at_once: whether stages are decided for every trial as soon as its first one has finished, instead of in
                 the groups in which they are added.
         """
         self._executor, self._evaluator = executor, evaluator
         self._slots = slots(executor)
         self._seed, self._journal, self._folder = seed, journal, folder
-        self._stages = _Stages(evaluator, journal, at_once=at_once) if isinstance(evaluator, Cascade) else None
+        self._stages = _Stages(evaluator, journal, at_once=at_once) if isinstance(evaluator, Staged) else None
         self._candidates: dict[int, Candidate] = {}
         self._queue: deque[tuple[int, str | None]] = deque()
         self._pending: dict[Future[Evaluation], tuple[int, str | None]] = {}
@@ -82,7 +82,7 @@ class Flights:
         """Takes candidates to evaluate, by trial number.
 
         Args:
-            group: a cascade decides about these together; those that the journal has are only counted there.
+            group: a staged evaluator decides about these together; those that the journal has are only counted there.
             earlier: numbers of all trials asked for before; needed with the first group only.
         """
         for number, candidate in group.items():
@@ -167,7 +167,7 @@ class Flights:
         self._ready.append((number, found))
 
     def _decide(self, stages: _Stages) -> None:
-        """Sends those that a cascade promotes to its second stage; the others have finished."""
+        """Sends those that are promoted to the second stage; the others have finished."""
         for number, promoted in stages.decided():
             if number not in self._candidates:
                 continue  # the journal has it
@@ -206,10 +206,10 @@ class Flights:
 
 
 class _Stages:
-    """Which trials of a cascade see its second stage: decided group by group, in the order of asking or of arrival."""
+    """Which trials see the second stage: decided group by group, in the order of asking or of arrival."""
 
-    def __init__(self, cascade: Cascade, journal: Journal, *, at_once: bool) -> None:
-        self._cascade, self._journal, self._at_once = cascade, journal, at_once
+    def __init__(self, staged: Staged, journal: Journal, *, at_once: bool) -> None:
+        self._staged, self._journal, self._at_once = staged, journal, at_once
         self._groups: deque[list[int]] = deque()
         self._verdicts: list[Verdict] | None = None  # of all decided trials
 
@@ -240,7 +240,7 @@ class _Stages:
             self._groups.popleft()
             finished = {n: self._journal.trials[n] for n in known if n in self._journal.trials}
             if len(finished) < len(known):
-                promoted = self._cascade.promoted(self._verdicts, known)
+                promoted = self._staged.promoted(self._verdicts, known)
                 found += [(number, number in promoted) for number in known]
             else:
                 promoted = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from abcsearch.channels.latency import LatencyModel, measure_latency
 from abcsearch.errors import ModelError, RunError
-from abcsearch.evaluation.cascade import Cascade
+from abcsearch.evaluation.staged import Staged
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def measured(evaluator: Evaluator, task: Task, settings: SearchSettings) -> Eval
     limit = next((limit for limit in task.constraint.limits if limit.name == "latency_ms"), None)
     if limit is None or not settings.latency.check:
         return evaluator
-    if isinstance(evaluator, Cascade):
+    if isinstance(evaluator, Staged):
         staged = copy.copy(evaluator)
         staged.first = measured(evaluator.first, task, settings)  # those outside are not worth training
         return staged

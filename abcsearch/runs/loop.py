@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from abcsearch.errors import RunError, SearcherError
-from abcsearch.evaluation.cascade import Cascade
+from abcsearch.evaluation.staged import Staged
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.runs.flights import Flights, slots
 from abcsearch.runs.journal import Journal
@@ -157,8 +157,8 @@ class _Search:
         self._changed = False  # since the last snapshot
         self._settled = True  # the searcher is between two calls, and all that follows from the last one is done
         self._saved, self._saving = time.monotonic(), 0.0  # when the last snapshot was made, and how long it took
-        # A cascade promotes trial by trial in comparison with others, which may be others now.
-        self._earlier = {} if isinstance(loop.evaluator, Cascade) else earlier(loop.folder)
+        # A staged evaluator promotes trial by trial in comparison with others, which may be others now.
+        self._earlier = {} if isinstance(loop.evaluator, Staged) else earlier(loop.folder)
         self._seen = {**loop.known, **{t.candidate: t.evaluation for t in journal.trials.values()}}
 
     def run(self) -> None:
@@ -288,7 +288,7 @@ class _Search:
         """Tells the searcher of the next trial in the order of asking; returns whether there is one to be told.
 
         With a window, the next structure is asked for after every single one, however many have finished, so that
-        proposals do not depend on that. Without, a whole round must have finished: a cascade decides about all.
+        proposals do not depend on that. Without, a whole round must have finished: stages are decided for all.
         """
         if self._missing and not self._window:
             return False

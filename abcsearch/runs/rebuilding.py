@@ -22,8 +22,8 @@ import numpy as np
 
 from abcsearch.errors import AbcSearchError, CandidateError, RunError, differences, quoted
 from abcsearch.evaluation.base import evaluate
-from abcsearch.evaluation.cascade import FIRST, Cascade
 from abcsearch.evaluation.registry import EVALUATORS
+from abcsearch.evaluation.staged import FIRST, Staged
 from abcsearch.rng import derived_seed
 from abcsearch.runs.environment import environment
 from abcsearch.runs.folder import FORMAT, RunFolder
@@ -288,7 +288,7 @@ class Remains:
             return "", "there is no snapshot of the searcher (searcher.json), which has its options"
         smallest = min(told, key=lambda trial: trial.evaluation.params)  # what is kept is chosen among the most
         chosen = {trial.number: trial for trial in (best_trial(told) or told[0], smallest, told[-1])}
-        staged = isinstance(evaluator, Cascade)
+        staged = isinstance(evaluator, Staged)
         for number, trial in chosen.items():
             seed = derived_seed(config.seed, "evaluation", number)
             now = evaluate(evaluator, trial.candidate, seed, "first" if staged else None)

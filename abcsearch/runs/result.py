@@ -12,7 +12,7 @@ import numpy as np
 from abcsearch.bounds import COSTS
 from abcsearch.errors import RunError, quoted
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
-from abcsearch.evaluation.cascade import Cascade
+from abcsearch.evaluation.staged import Staged
 from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def collected(
 
 def _builder(task: Task, evaluator: Evaluator) -> AdaptiveBN:
     """Returns the AdaptiveBN of the search, or one with default options where the search had another evaluator."""
-    own = evaluator.first if isinstance(evaluator, Cascade) else evaluator
+    own = evaluator.first if isinstance(evaluator, Staged) else evaluator
     if isinstance(own, AdaptiveBN):
         return own
     options = AdaptiveBNOptions(batch_size=max(2, min(AdaptiveBNOptions.batch_size, len(task.data.train))))

@@ -12,8 +12,7 @@ import torch
 
 from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions
 from abcsearch.evaluation.base import evaluate
-from abcsearch.evaluation.cascade import CascadeOptions
-from abcsearch.evaluation.registry import make_evaluator
+from abcsearch.evaluation.registry import EVALUATORS, make_evaluator
 from abcsearch.evaluation.short_training import ShortTrainingOptions
 from abcsearch.preparation.base import Trainer, prepared_by
 from abcsearch.runs.latency import measured
@@ -89,19 +88,17 @@ def evaluation_time(task: Task, settings: SearchSettings, candidate: Candidate, 
         patience: a timed part that takes longer than so many seconds is not made larger.
     """
     name, options = settings.evaluator.name, dict(settings.evaluator.options)
-    if name == "cascade":
-        both: Any = CascadeOptions(**options)
-        stages = [("adaptive_bn", both.adaptive_bn), ("short_training", both.short_training)]
-        first, second = (
-            _stage_time(task, settings, candidate, stage, {"metric": both.metric, **own}, patience)
-            for stage, own in stages
-        )
-        return Estimate(
-            seconds=first.seconds + both.fraction * second.seconds,
-            share=min(first.share, second.share),
-            failure=first.failure or second.failure,
-        )
-    return _stage_time(task, settings, candidate, name, options, patience)
+    record = EVALUATORS.find(name).options
+    stages = getattr(record, "stages", None)
+    if record is None or stages is None:
+        return _stage_time(task, settings, candidate, name, options, patience)
+    every = stages(record(**options))
+    times = [_stage_time(task, settings, candidate, stage, own, patience) for stage, own, _ in every]
+    return Estimate(
+        seconds=sum(share * time.seconds for (_, _, share), time in zip(every, times, strict=True)),
+        share=min(time.share for time in times),
+        failure=next((time.failure for time in times if time.failure), None),
+    )
 
 
 def _stage_time(

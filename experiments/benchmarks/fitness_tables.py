@@ -10,7 +10,8 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from abcsearch.errors import ConfigError
-from abcsearch.evaluation.cascade import Cascade, cheap, trained
+from abcsearch.evaluation.cascade import Cascade
+from abcsearch.evaluation.staged import cheap, trained
 from abcsearch.trial import Evaluation
 from experiments.benchmarks.agreement import compared, interval, resampled
 from experiments.tables import cell

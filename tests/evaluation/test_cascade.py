@@ -15,9 +15,10 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.source import Sliced
 from abcsearch.errors import ConfigError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
-from abcsearch.evaluation.cascade import FIRST, Cascade, CascadeOptions, Verdict, cheap, trained
+from abcsearch.evaluation.cascade import Cascade, CascadeOptions
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.evaluation.short_training import ShortTraining, ShortTrainingOptions
+from abcsearch.evaluation.staged import FIRST, Staged, Verdict, cheap, trained
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.rng import derived_seed
 from abcsearch.runs.run import search
@@ -130,6 +131,30 @@ def test_threads_and_interruptions_change_nothing(tiny_model, tiny_data, tmp_pat
         assert outcome(again.trials) == outcome(whole.trials)
         assert len(first.asked) == 30 - counted(lines[:kept], b'"event":"first"')
         assert len(second.asked) == stages(whole.trials).count(2) - counted(lines[:kept], b'"stage":2')
+
+
+class Thresholded:
+    """A staged evaluator of one's own, that is no cascade: promotes all trials above a fitness."""
+
+    def __init__(self, first, second, threshold):
+        self.first, self.second, self.threshold = first, second, threshold
+
+    def __call__(self, candidate, seed):
+        return trained(cheap(self.first(candidate, seed)), self.second(candidate, seed))
+
+    def promoted(self, earlier, batch):
+        return [number for number, found in batch.items() if found.metrics.get(FIRST, 0) > self.threshold]
+
+
+@pytest.mark.parametrize("way", [{}, {"execution": ExecutionOptions(schedule="asynchronous")}], ids=str)
+def test_stages_of_ones_own_are_run_as_those_of_a_cascade(tiny_model, tiny_data, tmp_path, way):
+    first, second = Counting(), Counting(10)
+    assert isinstance(Thresholded(first, second, 0.7), Staged)
+    assert not isinstance(first, Staged)
+    result = run(tiny_model, tiny_data, tmp_path / "run", Thresholded(first, second, 0.7), **way)
+    good = {t.number for t in result.trials if t.evaluation.metrics[FIRST] > 0.7}
+    assert {t.number for t in result.trials if t.evaluation.metrics["stage"] == 2} == good
+    assert 0 < len(good) == len(second.asked) < len(first.asked) == 30
 
 
 def test_failures_of_both_stages_are_failed_trials(tiny_model, tiny_data, tmp_path):
