@@ -35,7 +35,7 @@ from abcsearch.errors import AbcSearchError, ConfigError, RunError, SearcherErro
 from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
-from abcsearch.preparation.registry import check_preparation_options
+from abcsearch.preparation.registry import PREPARATIONS, check_preparation_options
 from abcsearch.records import check_value
 from abcsearch.runs.configured import seeded_data
 from abcsearch.runs.folder import RunFolder
@@ -57,6 +57,11 @@ _SECTIONS: dict[str, type] = {
     "execution": ExecutionOptions,
 }
 _RECIPES = ("pretrain", "finetune")
+_PARTS: dict[str, Any] = {  # where they are registered, and who checks options without a record
+    "searcher": (SEARCHERS, check_searcher_options),
+    "evaluator": (EVALUATORS, check_evaluator_options),
+    "prepare": (PREPARATIONS, check_preparation_options),
+}
 _REQUIRED = ("n_trials", "model", "data", "budget")
 
 
@@ -119,8 +124,7 @@ def parse_config(plain: Mapping[str, Any], where: str = "config") -> RunConfig:
     if not problems:
         return RunConfig(**values)
     listed = "\n".join(f"  - {line}" for problem in problems for line in problem.split("\n"))
-    msg = f"{where} has {len(listed.splitlines())} mistake(s):\n{listed}"
-    raise ConfigError(msg)
+    raise ConfigError(f"{where} has {len(listed.splitlines())} mistake(s):\n{listed}")
 
 
 def _turn(key: str, value: Any) -> tuple[bool, int]:  # noqa: ANN401 - a plain value
@@ -177,14 +181,13 @@ def _example(shape: str) -> torch.Tensor:
     """Returns a batch of one input of zeros for "3x224x224"."""
     sizes = shape.lower().split("x")
     if not all(size.isdecimal() and int(size) for size in sizes):
-        msg = f"--input is the shape of one input, such as 3x224x224, found {shape!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"--input is the shape of one input, such as 3x224x224, found {shape!r}")
     return torch.zeros(1, *(int(size) for size in sizes))
 
 
 def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a record out
     """Returns the record of a table, or a checked top-level value."""
-    if key in ("model", "data", "searcher", "evaluator", "prepare"):
+    if key in ("model", "data", *_PARTS):
         return _named(key, value)
     if key in _RECIPES:
         return _recipe(key, _table(key, value), Recipe())
@@ -279,8 +282,7 @@ def _model(name: str, table: dict[str, Any]) -> ModelSettings:
     """Returns the record of [model]: checkpoint, and the constructor's own options."""
     checkpoint = table.pop("checkpoint", None)
     if checkpoint is not None and not isinstance(checkpoint, str):
-        msg = f"model.checkpoint is a path, found {checkpoint!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"model.checkpoint is a path, found {checkpoint!r}")
     for option in difflib.get_close_matches("checkpoint", table, n=1, cutoff=0.8):
         raise ConfigError(unknown_name("setting in [model]:", option, ["checkpoint"]))
     # A run is continued from any folder: paths are kept whole, relative ones as seen from where the run started.
@@ -314,8 +316,7 @@ def read_data(target: str | None, overrides: Sequence[str], *, trust: bool = Fal
         ConfigError, DataError, RunError: if it cannot be read, options are wrong, or it is from elsewhere (TrustError).
     """
     if target is None and overrides:
-        msg = "--set changes options of the data set that --data names: give both"
-        raise ConfigError(msg)
+        raise ConfigError("--set changes options of the data set that --data names: give both")
     if target is None:
         return None
     plain: dict[str, Any] = {"data": {"name": target}}
@@ -354,16 +355,13 @@ def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a pl
 
 def _part(key: str, name: str, table: dict[str, Any]) -> Part:
     """Returns the record of [searcher], [evaluator] or [prepare], with all mistakes in its options and warm starts."""
-    if key == "prepare":
-        check_preparation_options(name, table)
-        return Part(name=name, options=table)
-    searches = key == "searcher"
+    searches, (registry, check) = key == "searcher", _PARTS[key]
     own = {k: value for k, value in table.items() if k != "initial" or not searches}
-    options = (SEARCHERS if searches else EVALUATORS).find(name).options
+    options = registry.find(name).options
     problems: list[str] = []
     try:
         if options is None:
-            (check_searcher_options if searches else check_evaluator_options)(name, own)
+            check(name, own)
         else:
             _record(options, own, key)
     except AbcSearchError as error:
@@ -383,15 +381,13 @@ def _override(plain: dict[str, Any], override: str) -> None:
     """Sets one dotted key in place."""
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
-        msg = f"--set takes dotted.key=value, found {override!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"--set takes dotted.key=value, found {override!r}")
     try:
         read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         read = {"value": text.strip()}
     if len(read) != 1:
-        msg = f"--set changes one setting at a time, found {override!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"--set changes one setting at a time, found {override!r}")
     value = read["value"]
     *tables, key = path.strip().split(".")
     place: Any = plain
@@ -400,6 +396,5 @@ def _override(plain: dict[str, Any], override: str) -> None:
         place[name] = {"name": inner} if isinstance(inner, str) else inner
         place = place[name]
         if not isinstance(place, dict):
-            msg = f"--set {override}: {name} is not a table"
-            raise ConfigError(msg)
+            raise ConfigError(f"--set {override}: {name} is not a table")
     place[key] = value

@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.main import get_command
 
+from abcsearch.budget import Budget
 from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
@@ -28,7 +29,10 @@ from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.targets import FORMATS
 from abcsearch.models.registry import MODELS
+from abcsearch.preparation.registry import PREPARATIONS, make_preparation
 from abcsearch.runs.ranking import RANKING_IMAGES
+from abcsearch.runs.run import search
+from abcsearch.runs.settings import Part
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.loop import train
 from abcsearch.training.objectives import OBJECTIVES, OUTPUTS
@@ -227,6 +231,36 @@ def test_lesson_examples_run_and_keep_the_contract(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(call, {**known, "model": network, "data": SimpleNamespace(train=images)})
     assert [path.name for path in tmp_path.iterdir()] == ["gated.checkpoint"]
+
+
+def test_preparation_example_runs_and_keeps_its_contract(tmp_path, monkeypatch, tiny_model, tiny_data):
+    text = block("python", "# noisy.py", EXTENDING)
+    (tmp_path / "noisy.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    plain = tomllib.loads(block("toml", "noisy:Noisy", EXTENDING))["prepare"]
+    known = {"Noisy": type(make_preparation(**plain))}
+    exec(block("python", "class TestNoisy", EXTENDING), known)
+    contract = known["TestNoisy"]()
+    for name in dir(contract):
+        if name.startswith("test_"):
+            getattr(contract, name)()
+    for call in re.findall(r"`(search\(\.\.\., prepare=.*?\))`", EXTENDING + README):
+        options = eval(call, {"search": lambda *_, **options: options, **known})
+        Part.of(options["prepare"]) if isinstance(options["prepare"], dict) else options["prepare"].check(None)
+    found = search(
+        tiny_model, tiny_data, budget=Budget(macs=0.6), n_trials=2, prepare=known["Noisy"](), run_dir=tmp_path / "run"
+    )
+    assert [trial.candidate for trial in found.trials] == [*found.task.starts]
+
+
+def test_every_preparation_is_in_the_table_and_the_config_is_one():
+    section = README.split("## Preparation\n")[1].split("\n## ")[0]
+    for name, entry in PREPARATIONS.items():
+        assert re.search(rf"^\| `{name}` \| .* \|$", section, re.MULTILINE)
+        assert entry.source.rpartition(", ")[2] in section
+    plain = tomllib.loads(block("toml", '[prepare]\nname = "slimming"'))
+    config = {"n_trials": 1, "model": "small_resnet", "data": "digits", "pretrain": {}, "budget": {"macs": 0.5}}
+    assert parse_config({**config, **plain}).prepare.options["recipe"] == {"preset": "digits"}
 
 
 def test_every_data_set_is_in_the_table():

@@ -37,7 +37,8 @@ from abcsearch.channels.latency import forward_times
 from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
 from abcsearch.files import replace_file
-from abcsearch.runs.configured import LoadedOnce, run_config, train_base
+from abcsearch.runs.base import train_base
+from abcsearch.runs.configured import LoadedOnce, run_config
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import FinishedRun, Structure, open_run
 from abcsearch.runs.forward import BATCHES, measure_forward

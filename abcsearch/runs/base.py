@@ -1,0 +1,77 @@
+"""The trained network of a configured run: from a checkpoint, or trained first, and kept in the folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from abcsearch.errors import CheckpointError, quoted
+from abcsearch.files import Anchor, replace_file
+from abcsearch.runs.loop import Progress, silent
+from abcsearch.runs.missing import AGAIN
+from abcsearch.runs.weights import checkpoint_path, load_checkpoint, weights_writer
+from abcsearch.training.loop import train
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from abcsearch.data.splits import Data
+    from abcsearch.runs.settings import RunConfig
+
+
+def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, progress: Progress = silent) -> None:
+    """Gives the network its trained weights: from a file, or as they are (a checkpoint's), or by training it now.
+
+    Args:
+        config: the run.
+        file: of the weights, .safetensors; written if missing. A training that was stopped goes on from beside it.
+        model: the config's network, changed in place.
+        data: the config's.
+        progress: of the training.
+
+    Raises:
+        AbcSearchError: of the kind that fits, as `train`.
+    """
+    if not file.exists():
+        anchor = Anchor.of(file.parent)
+        if config.pretrain is not None:
+            parts = (asdict(config.pretrain), asdict(config.model), asdict(config.data), config.seed)
+            train(
+                model,
+                data.train,
+                config.pretrain,
+                seed=config.seed,
+                stream="pretrain",
+                objective=data.objective,
+                on_epoch=lambda done, total, loss: progress("base network", done, total, f"loss {loss:.4f}"),
+                validation=data.validation if config.pretrain.keep == "best" else None,
+                checkpoint=checkpoint_path(file.with_suffix(""), *parts),
+            )
+        anchor.check()
+        replace_file(file, weights_writer(model))
+        for done in file.parent.glob(f"{file.stem}-*.checkpoint"):  # also of settings that it has not become
+            done.unlink()
+    load_base(model, file)
+    model.eval()
+
+
+def load_base(model: nn.Module, file: Path) -> None:
+    """Loads the weights of a run's network, which the run can make again.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or does not fit the network.
+    """
+    try:
+        load_checkpoint(model, file)
+    except CheckpointError as error:
+        again = f"{AGAIN} abcsearch resume {quoted(file.parent)}"
+        if not file.exists():
+            msg = f"{file}, the weights of the trained network, is missing; {again}"
+        elif error.__cause__ is None:
+            msg = f"{error}; restore {file.name} from a copy, or delete it: {again}"
+        else:
+            reason = (str(error.__cause__) or type(error.__cause__).__name__).splitlines()[0].removeprefix("damaged: ")
+            msg = f"{file} is damaged: {reason}; restore it from a copy, or delete it: {again}"
+        raise CheckpointError(msg) from error
