@@ -1,6 +1,8 @@
 """The README tells the truth: its Python runs, its commands exist, its paths are there."""
 
 import copy
+import json
+import os
 import re
 import subprocess
 import sys
@@ -209,6 +211,43 @@ def test_rule_example_makes_a_module_prunable():
         for channel in set(range(6)) - kept:
             model[2].weight[:, 5 - channel] = 0
         assert torch.allclose(sliced(x), model(x))
+
+
+def test_parts_of_ones_own_take_part_in_a_whole_run(tmp_path):
+    (tmp_path / "mine.py").write_text(block("python", "# mine.py", EXTENDING))
+    (tmp_path / "mine.toml").write_text(block("toml", '"mine:spread"', EXTENDING))
+    folder = tmp_path / "run"
+    printed = {}
+    for command in (
+        ["search", "mine.toml", "--run-dir", folder],
+        ["finetune", folder],
+        ["export", folder, "--out", tmp_path / "export"],
+        ["status", folder],
+        ["resume", folder, "--n-trials", 9],
+    ):
+        call = [sys.executable, "-W", "error", "-m", "abcsearch", *map(str, command)]
+        done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        printed[command[0]] = done.stdout + done.stderr
+    assert "best of 8 trials" in printed["search"]
+    assert "best of 9 trials" in printed["resume"]
+    for name in ("full", "uniform", "thinnest", "Climb"):
+        assert f"{name}: test top1" in printed["finetune"]
+    facts = json.loads((folder / "prepared.json").read_text())["facts"]
+    assert facts.keys() == {"loss in the end"}
+    uniform = json.loads((folder / "prepared.json").read_text())["starts"]
+    assert len(uniform) == 1
+    elsewhere = subprocess.run(
+        [sys.executable, "-m", "abcsearch", "resume", str(folder), "--n-trials", "10"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "another user")},
+    )
+    assert elsewhere.returncode == 2
+    for name in ("spread", "Climb", "Rounded", "Decayed", "thinnest"):
+        assert f"'mine:{name}' imported" in elsewhere.stderr.replace("\n", " ")
 
 
 def test_lesson_examples_run_and_keep_the_contract(tmp_path, monkeypatch):

@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from abcsearch.channels.expectation import cumulants, expected_products
 from abcsearch.errors import CandidateError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    import torch
     from numpy.typing import ArrayLike, NDArray
 
     from abcsearch.channels.activation import Activations
@@ -191,6 +190,10 @@ class CostModel:
         Raises:
             CandidateError: if the number of distributions is wrong, one is none of these, or there is no such cost.
         """
+        import torch  # here, since what a config can name is listed without it
+
+        from abcsearch.channels.expectation import cumulants, expected_products
+
         weights = {
             "macs": (self._macs, self._fixed_macs),
             "flops": (self._flops, self._fixed_flops),

@@ -40,10 +40,10 @@ class PreparationEntry:
 
 def _accept(name: str, value: Any) -> PreparationEntry:  # noqa: ANN401 - whatever a name leads to
     """Returns the entry for what a name leads to: an entry, or a whole subclass of `Preparation`."""
-    from abcsearch.preparation.base import Preparation
-
     if isinstance(value, PreparationEntry):
         return value
+    from abcsearch.preparation.base import Preparation
+
     if not isinstance(value, type) or not issubclass(value, Preparation):
         msg = f"preparation {name!r} is a class derived from abcsearch.Preparation, found {value!r:.80}"
         raise PreparationError(msg)
