@@ -73,7 +73,7 @@ def walk(space, constraint, *, seed, initial, fill=True):
     return RandomSearch(space, constraint, seed=seed, initial=initial, options=RandomSearch.Options(fill=fill))
 
 
-def fitness(model, graph, ranking, data, scale=1):
+def fitness(source, data, scale=1):
     return lambda candidate, seed: None
 
 

@@ -16,9 +16,10 @@ class SlimmingOptions:
     """Options of `Slimming`.
 
     Attributes:
-        strength: lambda, of the penalty: strength * sum of |gamma|; > 0. Published: 1e-4 (VGG) or 1e-5 for 125,000
-            steps. A gamma that no loss defends shrinks by the sum of lr * strength / (1 - momentum) over all steps,
-            which the report says: shorter trainings need more strength.
+        strength: lambda, of the penalty: strength * sum of |gamma|; > 0. The default is the published one (VGG; 1e-5
+            for ResNet-164) for 125,000 steps. A gamma that no loss defends shrinks by the sum of lr * strength /
+            (1 - momentum) over all steps, which the report says and which should exceed what gammas are: shorter
+            trainings need more strength.
         step: how the penalty acts: "proximal", which reaches 0, or "subgradient", as published, which does not.
         start_gamma: what all penalised gammas begin with, > 0; published: 0.5, of a network that is trained from the
             beginning. None: what they are.
