@@ -64,9 +64,9 @@ tests: $(VENV)/.installed-dev ## tests, README examples and notebooks, warnings 
 	@echo "== tests"
 	@$(THREADS) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-test-faults: $(VENV)/.installed-dev ## runs survive whatever is killed, and no damage to a file changes a result in silence (an hour; not part of test)
+test-faults: $(VENV)/.installed-dev ## runs survive whatever is killed, and no damage to a file changes a result in silence (an hour and a half; not part of test)
 	@echo "== faults"
-	@$(THREADS) $(BIN)/python -m pytest -m faults tests/faults
+	@$(THREADS) $(BIN)/python -m pytest -m faults tests/faults tests/execution
 
 $(VENV)/.installed-zoo: $(VENV)/.installed-dev
 	@echo "== timm"

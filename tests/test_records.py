@@ -11,7 +11,7 @@ from abcsearch.errors import ConfigError, SearcherError
 from abcsearch.evaluation.options import AdaptiveBNOptions, CascadeOptions, ShortTrainingOptions
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.records import Rule, check, check_value, names, problems, rule_of, setting
-from abcsearch.runs.settings import RunConfig, deciding
+from abcsearch.runs.settings import Part, RunConfig, deciding
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.recipe import Recipe
 
@@ -99,9 +99,13 @@ def test_a_run_keeps_what_decides_its_trials():
     assert set(names(RunConfig, decides=False)) == free
     assert names(ExecutionOptions, decides=True) == ("schedule", "window")
     plain = {own.name: own.name for own in fields(RunConfig)} | {"execution": asdict(ExecutionOptions(workers=2))}
+    plain["evaluator"] = asdict(Part(name="adaptive_bn", options={"device": "cuda", "threads": 2}))
     kept = deciding(plain)
     assert kept.keys() == plain.keys() - free
     assert kept["execution"] == {"schedule": "rounds", "window": 0}
-    assert {"model", "data", "budget", "space", "criterion", "evaluator", "latency", "pretrain"} == {
+    elsewhere = deciding({**plain, "evaluator": {"name": "adaptive_bn", "options": {"device": "cpu", "threads": 2}}})
+    assert elsewhere == kept == deciding({**plain, "evaluator": {"name": "adaptive_bn", "options": {"threads": 2}}})
+    assert kept != deciding({**plain, "evaluator": {"name": "adaptive_bn", "options": {"threads": 1}}})
+    assert {"model", "data", "budget", "space", "criterion", "evaluator", "latency", "pretrain", "prepare"} == {
         *names(RunConfig, compared=True)
     }

@@ -76,17 +76,16 @@ class Part:
         tables = [self.options, *(value for value in self.options.values() if isinstance(value, Mapping))]
         return tuple(table["device"] for table in tables if "device" in table)
 
-    def on(self, device: str) -> Part:
-        """Returns the part with another device wherever its options name one."""
+    def on(self, device: str | None) -> Part:
+        """Returns the part with another device wherever its options name one; None: without."""
         return replace(self, options=_on(self.options, device))
 
 
-def _on(options: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """Returns options with another device wherever they name one."""
-    changed: dict[str, Any] = {}
-    for name, value in options.items():
-        table = _on(value, device) if isinstance(value, Mapping) else value
-        changed[name] = device if name == "device" else table
+def _on(options: Mapping[str, Any], device: str | None) -> dict[str, Any]:
+    """Returns options with another device, or without one, wherever they name one."""
+    changed = {name: _on(value, device) if isinstance(value, Mapping) else value for name, value in options.items()}
+    if changed.pop("device", None) is not None and device is not None:
+        changed["device"] = device
     return changed
 
 
@@ -252,7 +251,7 @@ def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     """
     free = names(RunConfig, decides=False)
     kept = {key: value for key, value in plain.items() if key not in free}
-    kept["evaluator"] = asdict(Part(**plain["evaluator"]).on("any"))
+    kept["evaluator"] = asdict(Part(**plain["evaluator"]).on(None))
     return kept | {"execution": {key: plain["execution"][key] for key in names(ExecutionOptions, decides=True)}}
 
 

@@ -146,6 +146,7 @@ def test_two_workers_agree_with_one_process_to_rounding(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.faults  # starts processes once more, and asks what the tests of `make test` ask in other ways
 def test_parameters_without_gradient_change_as_with_one_process():
     recipe = Recipe(epochs=2, batch_size=16, lr=0.1, momentum=0.9, weight_decay=0.1, clip_norm=1.0)
     alone = tuned(recipe, network(Uneven))
@@ -188,7 +189,7 @@ def faults(*values):
         faults(Wordless(), "Wordless: (its text cannot be had: ValueError)"),
         faults(SystemExit(3), "SystemExit: 3"),
         faults(torch.OutOfMemoryError("CUDA out of memory.\nTried"), "OutOfMemoryError: CUDA out of memory.\nTried"),
-        ("kill", "its worker process died (killed, out of memory, or a crash in native code)"),
+        faults("kill", "its worker process died (killed, out of memory, or a crash in native code)"),
     ],
     ids=["lines", "wordless", "exit of one", "memory", "kill"],
 )
@@ -198,6 +199,7 @@ def test_what_a_worker_failed_of_is_said_whole(error, words):
     assert str(failed.value) == f"a worker of the training failed: {words}; run it again to go on"
 
 
+@pytest.mark.faults
 def test_errors_of_workers_are_those_of_training():
     with pytest.raises(DataError, match="an image is torn"):
         tuned(Recipe(epochs=1, batch_size=16), WrongInTraining(), workers=RayTraining(workers=2))

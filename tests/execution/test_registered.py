@@ -70,6 +70,7 @@ def test_a_search_finds_them_in_its_workers(added, tiny_data, tmp_path, evaluato
     assert all(t.evaluation.failure is None for t in there.trials)
 
 
+@pytest.mark.faults
 def test_fine_tuning_finds_them_in_its_workers(added, tiny_data):
     recipe = Recipe(epochs=1, lr=0.05, batch_size=32)
     tuned = finetune(Two(), data(tiny_data), recipe, workers=RayTraining(workers=2))

@@ -56,6 +56,7 @@ def write(rank, size):
 """
 
 
+@pytest.mark.faults  # a minute of starting processes
 def test_no_file_of_the_working_folder_comes_before_an_installed_package(tmp_path):
     pytest.importorskip("ray.train", reason="needs the extra train", exc_type=ImportError)
     work, scripts = tmp_path / "work", tmp_path / "scripts"

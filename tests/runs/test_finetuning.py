@@ -160,7 +160,7 @@ def test_a_damaged_file_counts_as_none_and_is_made_again(tuned, tmp_path, end, h
         assert run.scores(run.winner) is None
     assert all(run.scores(other) is not None for other in run.structures[:-1])
     stages = []
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=said.partition(" .* run: ")[0] + f" {run.winner.name} is fine-tuned again$"):
         finetune_run(run, SHORT, progress=lambda stage, *_: stages.append(stage))
     assert set(stages) == {"fine-tuning bee_colony"}
     assert _weights(run) == wanted
@@ -374,7 +374,8 @@ def test_an_unreadable_checkpoint_still_says_that_it_was_interrupted(run):
     _kill(run.folder.path, SHORT, 2)
     (path,) = (run.folder.path / "finetuned").glob("*.checkpoint")
     path.write_bytes(b"torn")
-    assert state_of(run)[1]["interrupted"] == f"abcsearch finetune {run.folder.path}"
+    again = f"abcsearch finetune {run.folder.path} --set epochs=3 --set lr=0.05"
+    assert state_of(run)[1]["interrupted"] == again
 
 
 @pytest.mark.parametrize(
