@@ -7,7 +7,7 @@ timeout: float | None = setting(None, decides=False)
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
@@ -146,3 +146,8 @@ def check(record: Any, where: str, error: type[AbcSearchError] = ConfigError) ->
     if wrong := problems(record):
         msg = f"{where}: {'; '.join(wrong)}"
         raise error(msg)
+
+
+def is_record(value: object) -> bool:
+    """Returns whether something is a class of records of options."""
+    return isinstance(value, type) and is_dataclass(value)

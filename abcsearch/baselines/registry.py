@@ -38,8 +38,14 @@ def _uniform(task: Any) -> Candidate:  # noqa: ANN401 - a task, of the room that
 def _accept(name: str, value: Any) -> Baseline:  # noqa: ANN401 - whatever a name leads to
     """Returns the baseline for what a name leads to: one, or a function of the task."""
     if isinstance(value, Baseline):
+        if (value.structure is None) == (not value.searcher):
+            msg = f"baseline {name!r} has a structure, or a searcher that finds it, found {value!r:.120}"
+            raise ConfigError(msg)
+        if ":" in name and value.searcher:
+            msg = f"baseline {name!r} is a search: give it a name, BASELINES['mine'] = Baseline(searcher=...)"
+            raise ConfigError(msg)
         return value
-    if callable(value):
+    if callable(value) and not isinstance(value, type):
         return Baseline(structure=cast("Callable[[Any], Candidate]", value))
     msg = f"baseline {name!r} is a function (task) -> structure, or a Baseline, found {value!r:.80}"
     raise ConfigError(msg)

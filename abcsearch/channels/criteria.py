@@ -209,7 +209,10 @@ def _arguments(value: object) -> int:
     if not callable(value) or isinstance(value, type):
         return 0
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(value).parameters.values()
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except ValueError:  # some builtins have none
+        return 0
     return sum(p.kind in by_position and p.default is p.empty for p in parameters)
 
 

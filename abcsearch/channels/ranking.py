@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from abcsearch.channels.criteria import CRITERIA, Subject, l1
-from abcsearch.errors import RankingError
+from abcsearch.errors import AbcSearchError, RankingError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +102,7 @@ def rank_channels(
     scores: list[NDArray[np.float64]] = []
     without: list[str] = []
     with torch.inference_mode(mode=False):  # the caller may be in such a block, where nothing can be differentiated
-        every = entry.scores(subject)
+        every = entry.scores(subject) if criterion in CRITERIA else _own_scores(criterion, entry, subject)
     for group, found in zip(graph.prunable, every, strict=True):
         if found is None:
             without.append(group.name)
@@ -120,3 +120,27 @@ def rank_channels(
     if without:
         warnings.warn(f"criterion {criterion!r} does not apply to {', '.join(without)}; l1 is used there", stacklevel=2)
     return Ranking(criterion=criterion, scores=tuple(scores))
+
+
+def _own_scores(criterion: str, entry: Criterion, subject: Subject) -> list[NDArray[np.float64] | None]:
+    """Returns the scores of a criterion of the user's own.
+
+    Raises:
+        RankingError: if it fails, or returns something else than real numbers.
+    """
+    try:
+        return [None if scores is None else _real(scores) for scores in entry.scores(subject)]
+    except AbcSearchError:
+        raise
+    except Exception as error:  # the user's code: anything can go wrong in it
+        msg = f"criterion {criterion!r} failed: {type(error).__name__}: {one_line(str(error))}"
+        raise RankingError(msg) from error
+
+
+def _real(scores: Any) -> NDArray[np.float64]:  # noqa: ANN401 - whatever the user's own returns
+    """Returns scores as numbers; raises TypeError if they are none."""
+    found = np.asarray(scores.detach().cpu() if isinstance(scores, torch.Tensor) else scores)
+    if found.dtype.kind not in "biuf":
+        msg = f"scores are real numbers, found {found.dtype}"
+        raise TypeError(msg)
+    return found.astype(np.float64)

@@ -6,8 +6,9 @@ import inspect
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
-from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
 from abcsearch.evaluation.options import AdaptiveBNOptions, CascadeOptions, ShortTrainingOptions
+from abcsearch.records import is_record
 from abcsearch.registry import Home, Registry
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def _accept(name: str, value: Any) -> EvaluatorEntry:  # noqa: ANN401 - whatever
         return value
     if callable(value):
         options = getattr(value, "Options", None)  # of a class such as those derived from SlicedEvaluator
+        if options is not None and not is_record(options):
+            msg = f"evaluator {name!r}: Options is a frozen dataclass, or left out, found {options!r:.80}"
+            raise ConfigError(msg)
         return EvaluatorEntry(make=cast("Callable[..., Evaluator]", value), options=options)
     msg = f"evaluator {name!r} is a function of ({', '.join(_GIVEN)}, **options), found {value!r:.80}"
     raise ConfigError(msg)
@@ -106,9 +110,15 @@ def make_evaluator(
     """
     check_evaluator_options(name, options)
     entry = EVALUATORS.find(name)
-    if entry.options is not None:
-        return entry.make(source, data, entry.options(**options))
-    made: Any = entry.make(source, data, **options)
+    try:
+        if entry.options is not None:
+            return entry.make(source, data, entry.options(**options))
+        made: Any = entry.make(source, data, **options)
+    except AbcSearchError:
+        raise
+    except Exception as error:  # the user's code: anything can go wrong in it
+        msg = f"evaluator {name!r} cannot be made: {type(error).__name__}: {error}"
+        raise ConfigError(msg) from error
     if not callable(made):
         msg = f"evaluator {name!r} returned {type(made).__name__}, expected a function (candidate, seed) -> Evaluation"
         raise ConfigError(msg)
@@ -117,7 +127,11 @@ def make_evaluator(
 
 def _check_call(name: str, made: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raises ConfigError unless the user's own can be called as `make_evaluator` calls it."""
-    signature = inspect.signature(made)
+    try:
+        signature = inspect.signature(made)
+    except ValueError as error:  # some builtins have none
+        msg = f"evaluator {name!r} is a function of ({', '.join(_GIVEN)}, **options), found {made!r}"
+        raise ConfigError(msg) from error
     try:
         signature.bind(*_GIVEN, **options)
     except TypeError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 import torch
 
 from abcsearch.channels.source import Sliced, Source, check_source
-from abcsearch.errors import CandidateError, LessonError, PreparationError
+from abcsearch.errors import AbcSearchError, CandidateError, LessonError, PreparationError, one_line
 from abcsearch.rng import torch_stream
 from abcsearch.training.checkpoints import network_hash
 from abcsearch.training.checks import check_name, check_plain
@@ -234,7 +234,13 @@ def prepared_by(preparation: Preparation, task: Pruning, trainer: Trainer) -> Pr
     """
     name = type(preparation).__name__
     before = _traits(task.base)
-    made: object = preparation.prepare(task, trainer)
+    try:
+        made: object = preparation.prepare(task, trainer)
+    except AbcSearchError:
+        raise
+    except Exception as error:  # the user's code: anything can go wrong in it
+        msg = f"preparation {name} failed: {type(error).__name__}: {one_line(str(error))}"
+        raise PreparationError(msg) from error
     if _traits(task.base) != before:
         msg = f"preparation {name} has changed the network that it was lent: train copy.deepcopy(task.base)"
         raise PreparationError(msg)

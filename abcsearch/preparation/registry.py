@@ -6,8 +6,9 @@ import inspect
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
-from abcsearch.errors import ConfigError, PreparationError, unknown_name
+from abcsearch.errors import AbcSearchError, ConfigError, PreparationError, unknown_name
 from abcsearch.preparation.options import SlimmingOptions
+from abcsearch.records import is_record
 from abcsearch.registry import Home, Registry
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def _accept(name: str, value: Any) -> PreparationEntry:  # noqa: ANN401 - whatev
         lacking = ", ".join(sorted(cast("Any", value).__abstractmethods__))
         msg = f"preparation {name!r} lacks {lacking}(task, trainer); define it as abcsearch.Preparation says"
         raise PreparationError(msg)
+    if not is_record(value.Options):
+        msg = f"preparation {name!r}: Options is a frozen dataclass, or left out, found {value.Options!r:.80}"
+        raise PreparationError(msg)
     return PreparationEntry(make=value, options=value.Options)
 
 
@@ -90,4 +94,10 @@ def make_preparation(name: str, **options: Any) -> Preparation:  # noqa: ANN401 
         if option not in options and entry.default is MISSING and entry.default_factory is MISSING:
             msg = f"option {option!r} of preparation {name!r} is missing"
             raise ConfigError(msg)
-    return kind(kind.Options(**options))
+    try:
+        return kind(kind.Options(**options))
+    except AbcSearchError:
+        raise
+    except Exception as error:  # the user's code: anything can go wrong in it
+        msg = f"preparation {name!r} cannot be made: {type(error).__name__}: {error}"
+        raise PreparationError(msg) from error

@@ -143,6 +143,8 @@ def _made_ready(
         write_header(folder, config, same)
     elif config.prepare is None:
         remains = remains.check(config, task, parts)
+    else:
+        remains.check_prepared(config)
     train_base(config, folder.base, task.base, task.data, progress)
     task = prepared(folder, config, task.reranked(), preparation_of(config), progress)
     if remains is not None:
@@ -300,7 +302,10 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         evaluator=settings.evaluator if device is None else settings.evaluator.on(device),
     )
     if device is not None and not settings.evaluator.devices:
-        msg = f"evaluator {settings.evaluator.name!r} of {folder.path} names no device that --device could change"
+        msg = (
+            f"evaluator {settings.evaluator.name!r} of {folder.path} names no device that --device could change; "
+            '"auto" is CUDA where there is one, and an option of an evaluator of yours is no device of ours'
+        )
         raise ConfigError(msg)
     _go_back(folder, until, retry_failed=retry_failed)
     if isinstance(settings, RunConfig):

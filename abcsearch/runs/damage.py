@@ -12,6 +12,7 @@ from abcsearch.stored import content_hash, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.tuned import Tuned
@@ -30,6 +31,12 @@ def damaged(folder: RunFolder, header: Mapping[str, Any], tunings: Mapping[str, 
     base = _wrong_base(folder, header)
     again = f"restore it from a copy, or delete it: {AGAIN} abcsearch resume {quoted(folder.path)}"
     lines = [f"{folder.base} {base}; {again}"] if base else []
+    prepared, record = folder.path / "prepared.safetensors", folder.path / "prepared.json"
+    if record.exists() and (reason := _wrong_weights(prepared)):
+        lines.append(
+            f"{prepared} {reason}; restore it from a copy, or delete it and {record.name}: it is then prepared again "
+            f"with the same result, by: abcsearch resume {quoted(folder.path)}"
+        )
     return (*lines, *(line for name, tuned in tunings.items() for line in problems(folder, name, tuned)))
 
 
@@ -37,14 +44,24 @@ def _wrong_base(folder: RunFolder, header: Mapping[str, Any]) -> str:
     """Returns what is wrong with the weights of the trained network, or ""."""
     if "model" not in header["settings"] or not folder.journal.exists():
         return ""  # it has none, or is not trained yet
-    if not folder.base.is_file():
+    begun = header["identity"].get("model")
+    return _wrong_weights(folder.base, begun)
+
+
+def _wrong_weights(path: Path, begun: str | None = None) -> str:
+    """Returns what is wrong with a file of weights, or "".
+
+    Args:
+        path: of the file.
+        begun: hash of the weights that the run began with, if it is known.
+    """
+    if not path.is_file():
         return "is missing"
     try:
-        stored, large = read_header(folder.base), folder.base.stat().st_size > _LARGEST
-        content = stored.metadata.get(CHECKSUM) if large else content_hash(folder.base)
+        stored, large = read_header(path), path.stat().st_size > _LARGEST
+        content = stored.metadata.get(CHECKSUM) if large else content_hash(path)
     except (ValueError, OSError) as error:
         return f"is damaged: {error}"
     if stored.metadata.get(CHECKSUM, content) != content:
         return "is damaged: its checksum is not that of its content"
-    begun = header["identity"].get("model", content)
-    return "" if content in (None, begun) else "holds other weights than those that the run began with"
+    return "" if content in (None, begun or content) else "holds other weights than those that the run began with"

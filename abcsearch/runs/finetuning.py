@@ -54,7 +54,9 @@ class _Wanted:
     def scores(self, structure: Structure) -> dict[str, Any]:
         """Returns what a file of scores says of where they come from."""
         plain = {"candidate": list(structure.candidate), "recipe": asdict(self.recipe), "workers": self.size}
-        return {**plain, "model": self.run.folder.header()["identity"].get("model")}
+        identity = self.run.folder.header()["identity"]
+        prepared = {"prepared": identity["prepared"]} if "prepared" in identity else {}
+        return {**plain, "model": identity.get("model"), **prepared}
 
     def checkpoint(self, structure: Structure) -> Path:
         """Returns where the training of a structure is kept until it is finished."""

@@ -271,7 +271,7 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: b
 def _check_identity(folder: RunFolder, now: dict[str, Any]) -> None:
     """Raises RunError if the run was with another network, other data, or something else prepared."""
     recorded = folder.header()["identity"]
-    files = {"model": folder.base.name, "prepared": f"{RECORD} and {WEIGHTS}"}
+    files = {"model": str(folder.base), "prepared": f"{folder.path / RECORD} and {WEIGHTS}"}
     others = [key for key in ("model", "data", "prepared") if key in now and recorded.get(key, now[key]) != now[key]]
     if not others:
         return

@@ -103,7 +103,7 @@ def _make(
     check_restored(preparation, task, made.source, states)
     tensors = {f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()}
     folder.write(WEIGHTS, tensors_writer(tensors))
-    folder.write_json(RECORD, _record(made, of, tensors))
+    folder.write_json(RECORD, {**_record(made, of, tensors), "settings": seen(settings)})
     for done in folder.path.glob("prepared-*.checkpoint"):
         done.unlink()
     folder.log(f"prepared: {len(made.starts)} structures to begin with; {_told(made)}")
@@ -120,11 +120,15 @@ def _told(made: Prepared) -> str:
     return ", ".join(f"{name} {value}" for name, value in made.facts.items()) or "no facts"
 
 
+def seen(settings: SearchSettings) -> dict[str, Any]:
+    """Returns what of the settings a preparation may depend on, as plain values."""
+    plain = deciding(to_plain(settings))
+    return {key: plain[key] for key in _SEEN}
+
+
 def _mark(settings: SearchSettings, task: Task) -> str:
     """Returns what tells one preparation's result from another's: all that it follows from."""
-    plain = deciding(to_plain(settings))
-    seen = {key: plain[key] for key in _SEEN}
-    text = repr((seen, network_hash(task.base), data_identity(task.data)["data"]))
+    text = repr((seen(settings), network_hash(task.base), data_identity(task.data)["data"]))
     return f"{zlib.crc32(text.encode()):08x}"
 
 

@@ -30,6 +30,7 @@ from abcsearch.runs.folder import FORMAT, RunFolder
 from abcsearch.runs.header import KIND
 from abcsearch.runs.journal import Contents, read_journal
 from abcsearch.runs.loop import Loop
+from abcsearch.runs.preparing import seen
 from abcsearch.runs.settings import RunConfig, deciding, from_plain, to_plain
 from abcsearch.signing import signed
 from abcsearch.trial import best_trial
@@ -162,6 +163,8 @@ class Remains:
         kept = {"id": self.id} if self.start is not None or not self._contents.trials else {}
         self.folder.write_json(_HEADER, signed(KIND, {**kept, **header}))
         text = f"{self._lost}: made again from the config; {'not shown: ' + doubt if doubt else shown}"
+        if self.folder.base.exists():
+            text += "; [pretrain] and model.checkpoint are as the config has them, the trained weights do not show them"
         self.folder.log(text)
         warnings.warn(text, UserWarning, stacklevel=2)
 
@@ -195,6 +198,15 @@ class Remains:
     def _lost(self) -> str:
         """What has become of run.json, in words."""
         return f"{self.folder.path / _HEADER} is {self.state}"
+
+    def check_prepared(self, config: RunConfig) -> None:
+        """Raises RunError before anything is prepared for a run that had nothing prepared, or by other settings."""
+        begun = self.folder.journal.exists() and self.folder.journal.stat().st_size > 0
+        if begun and not (self.folder.path / "prepared.json").exists():
+            self._refuse("its trials were found without [prepare], or prepared.json is lost")
+        snapshot = self.folder.read_json("prepared.json") if begun else None
+        if isinstance(snapshot, dict) and snapshot.get("settings", seen(config)) != seen(config):
+            self._refuse("it was prepared with another [prepare], budget, space, criterion or seed")
 
     def _refuse(self, reason: str) -> NoReturn:
         """Raises RunError: the config is that of another run."""

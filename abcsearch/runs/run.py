@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.channels.criteria import CRITERIA
@@ -274,7 +275,10 @@ def _part(what: str, value: str | Mapping[str, Any] | object) -> Part:
         own = _OWN[what]
         msg = f'{what} is a name, {{"name": name, "option": value}} or {own}, found {value!r}'
         raise ConfigError(msg)
-    return Part(name=object_name(value))
+    options: dict[str, Any] = {}
+    if isinstance(value, Preparation):
+        options = json.loads(json.dumps(asdict(value.options), default=repr))
+    return Part(name=object_name(value), options=options)
 
 
 def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Searcher | None) -> Searcher:

@@ -13,6 +13,8 @@ from abcsearch.baselines.registry import BASELINES
 from abcsearch.budget import Budget
 from abcsearch.channels.options import LatencyOptions, SpaceOptions
 from abcsearch.errors import AbcSearchError, ConfigError, RunError
+from abcsearch.evaluation.options import ScoringOptions
+from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.plan import read_sizes, with_sizes
 from abcsearch.models.registry import Constructor
@@ -72,13 +74,19 @@ class Part:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The devices that the options name, also those of stages, such as a cascade's."""
+        """The devices that the options of a registered evaluator name, also those of the stages of a cascade.
+
+        What another evaluator calls a device may be what it measures.
+        """
+        record = EVALUATORS[self.name].options if self.name in EVALUATORS else None
+        if record is None or not (issubclass(record, ScoringOptions) or hasattr(record, "STAGES")):
+            return ()
         tables = [self.options, *(value for value in self.options.values() if isinstance(value, Mapping))]
         return tuple(table["device"] for table in tables if "device" in table)
 
     def on(self, device: str | None) -> Part:
         """Returns the part with another device wherever its options name one; None: without."""
-        return replace(self, options=_on(self.options, device))
+        return replace(self, options=_on(self.options, device)) if self.devices else self
 
 
 def _on(options: Mapping[str, Any], device: str | None) -> dict[str, Any]:

@@ -69,6 +69,10 @@ def shown_header(folder: RunFolder) -> dict[str, Any]:
     return header
 
 
+# What settings of a baseline are those of its run, besides the seed; older ones lack what came later.
+_SHARED = ("budget", "space", "criterion", "prepare")
+
+
 def other_baseline(folder: RunFolder, name: str, header: dict[str, Any]) -> str:
     """Returns that a baseline in a folder is that of another run, in words; "" if it belongs to it, or is not there.
 
@@ -86,6 +90,9 @@ def other_baseline(folder: RunFolder, name: str, header: dict[str, Any]) -> str:
     there = baseline.header()
     both = [(key, there["identity"].get(key), header["identity"].get(key)) for key in ("model", "data")]
     both.append(("seed", there["settings"].get("seed"), header["settings"].get("seed")))
+    both.append(("prepared", there["identity"].get("prepared"), header["identity"].get("prepared")))
+    shared = [key for key in _SHARED if key in there["settings"] and key in header["settings"]]
+    both += [(key, there["settings"][key], header["settings"][key]) for key in shared]
     others = [f"{key} {value}, not {wanted}" for key, value, wanted in both if value != wanted]
     if not others:
         return ""

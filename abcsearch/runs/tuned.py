@@ -275,10 +275,14 @@ def _wrong_scores(plain: Any, metric: str | None) -> str:  # noqa: ANN401 - any 
 
 def _wrong_origin(folder: RunFolder, name: str, plain: Mapping[str, Any]) -> str:
     """Returns whose scores a file holds, if they are of another structure or another run; older files do not say."""
-    vouched, model = plain.get("weights"), folder.header()["identity"].get("model")
+    identity, vouched = folder.header()["identity"], plain.get("weights")
     if vouched is not None and f"{name}.safetensors" not in vouched:
         return f"its scores are those of {', '.join(vouched) or 'no weights'}"
-    return "it is of another run, whose full network has other weights" if plain.get("model", model) != model else ""
+    if plain.get("model", identity.get("model")) != identity.get("model"):
+        return "it is of another run, whose full network has other weights"
+    return (
+        "" if plain.get("prepared") == identity.get("prepared") else "it is of another run, with other prepared weights"
+    )
 
 
 def _is_number(value: Any) -> bool:  # noqa: ANN401 - any JSON value

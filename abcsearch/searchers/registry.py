@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
-from abcsearch.errors import SearcherError, unknown_name
+from abcsearch.errors import AbcSearchError, SearcherError, unknown_name
 from abcsearch.registry import Home, Registry
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def check_searcher_options(name: str, options: Mapping[str, Any]) -> None:
     if entry.options is None:
         try:
             inspect.signature(entry.searcher).bind(None, None, seed=0, initial=(), **options)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # some builtins have no signature
             msg = f"searcher {name!r} is called with (space, constraint, seed=, initial=, **options): {error}"
             raise SearcherError(msg) from error
         return
@@ -178,7 +178,13 @@ def make_searcher(
     made = entry.searcher
     if entry.options is not None:
         return made(space, constraint, seed=seed, initial=initial, options=made.Options(**options))
-    searcher = made(space, constraint, seed=seed, initial=initial, **options)
+    try:
+        searcher = made(space, constraint, seed=seed, initial=initial, **options)
+    except AbcSearchError:
+        raise
+    except Exception as error:  # the user's code: anything can go wrong in it
+        msg = f"searcher {name!r} cannot be made: {type(error).__name__}: {error}"
+        raise SearcherError(msg) from error
     from abcsearch.searchers.base import Searcher
 
     if not isinstance(searcher, Searcher):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from abcsearch.preparation.base import OnEpoch, Preparation, Prepared
 
 
-class _StoppedError(Exception):
+class _StoppedError(BaseException):
     """A training is stopped here."""
 
 

@@ -144,7 +144,11 @@ class Preset:
 
 def _accept(name: str, value: Any) -> Preset:  # noqa: ANN401 - whatever a name leads to
     """Returns the preset for what a name leads to: one, a recipe, or a function without arguments that returns it."""
-    made: object = value() if callable(value) else value
+    try:
+        made: object = value() if callable(value) else value
+    except Exception as error:  # the user's code: anything can go wrong in it
+        msg = f"preset {name!r} is a Recipe, or a function without arguments that returns one: {error}"
+        raise ConfigError(msg) from error
     if isinstance(made, Preset):
         return made
     if isinstance(made, Recipe):

@@ -337,7 +337,7 @@ def test_from_python_by_name_and_as_an_object(tiny_model, tiny_data, tmp_path):
     header = RunFolder(tmp_path / "brought").header()
     assert header["settings"]["prepare"] == {
         "name": "abcsearch.preparation.slimming:Slimming (object)",
-        "options": {},
+        "options": {"step": "proximal", "start_gamma": None, **options},
     }
     with pytest.raises(RunError, match=r"pass the same ones: resume\('.*', prepare=\.\.\.\)"):
         resume(tmp_path / "brought", model=tiny_model, data=tiny_data)
