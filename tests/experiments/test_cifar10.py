@@ -152,9 +152,7 @@ def test_agreement_is_that_of_the_searchers_of_each_seed():
 
 def test_searches_with_one_seed_share_the_base_network_that_they_train(stand_in, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(
-        "abcsearch.runs.configured.train", lambda *args, **options: made.append(1) or train(*args, **options)
-    )
+    monkeypatch.setattr("abcsearch.runs.base.train", lambda *args, **options: made.append(1) or train(*args, **options))
     settings = ["searcher=random", f"data.path={stand_in / 'cifar10-jpeg'}", "n_trials=2", "pretrain.epochs=1"]
     settings += ["pretrain.batch_size=16", "finetune.epochs=1", "finetune.batch_size=16"]
     settings += ["evaluator.calibration_images=8", "pretrain.precision=float32", "finetune.precision=float32"]

@@ -143,7 +143,7 @@ def test_settings_may_change_until_there_is_something_to_lose(tiny_config, tmp_p
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("abcsearch.runs.configured.train", killed)
+    monkeypatch.setattr("abcsearch.runs.base.train", killed)
     with pytest.raises(KeyboardInterrupt):
         run_config(read_config(tiny_config), tmp_path / "run")
     monkeypatch.undo()
