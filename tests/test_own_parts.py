@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from abcsearch import Preparation, search
+from abcsearch import Preparation, Searcher, search
 from abcsearch.baselines.registry import BASELINES, Baseline
 from abcsearch.budget import Budget
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
-from abcsearch.errors import AbcSearchError, ConfigError, RunError
+from abcsearch.errors import AbcSearchError, CandidateError, ConfigError, RunError, SearcherError
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.preparation.base import Prepared
 from abcsearch.preparation.registry import make_preparation
@@ -116,3 +116,45 @@ def test_options_of_a_preparation_that_is_passed_decide_the_run(tiny_model, tiny
     search(tiny_model, tiny_data, prepare=Kept(Kept.Options(strength=2.0)), evaluator=evaluator, **given)
     with pytest.raises(RunError, match=r"strength.*3\.0"):
         search(tiny_model, tiny_data, prepare=Kept(Kept.Options(strength=3.0)), evaluator=evaluator, **given)
+
+
+class Silent(Searcher):
+    """A searcher that does what a test says."""
+
+    name = "silent"
+    does = staticmethod(failing)
+
+    def _propose(self):
+        return self.does(self)
+
+    def _learn(self, batch):
+        del batch
+
+
+@pytest.mark.parametrize(
+    ("does", "words"),
+    [
+        (lambda searcher: None, "TypeError"),
+        (lambda searcher: [(1, 2)], "searcher Silent failed|a structure has 4 values|values"),
+        (failing, "ValueError: in code of mine"),
+    ],
+)
+def test_a_searcher_that_fails_is_named(tiny_model, tiny_data, tmp_path, monkeypatch, does, words):
+    monkeypatch.setattr(Silent, "does", staticmethod(does))
+    with pytest.raises(AbcSearchError, match=words) as failed:
+        search(
+            tiny_model,
+            tiny_data,
+            searcher=Silent,
+            evaluator=lambda candidate, seed: None,
+            budget=Budget(macs=0.5),
+            n_trials=2,
+            run_dir=tmp_path / "run",
+        )
+    assert isinstance(failed.value, SearcherError | CandidateError)
+
+
+def test_a_criterion_without_any_scores_is_no_criterion(mine, tiny_model):
+    mine.forgotten = lambda tensors, group: None
+    with pytest.raises(AbcSearchError, match="returns None everywhere"):
+        rank_channels(tiny_model, trace_channels(tiny_model, torch.zeros(1, 1, 6, 6)), "mine:forgotten")

@@ -117,6 +117,9 @@ def rank_channels(
             msg = f"criterion {criterion!r} finds no finite score in group {group.name!r}; check {where}"
             raise RankingError(msg)
         scores.append(np.asarray(found, dtype=np.float64))
+    if len(without) == len(scores) > 0 and criterion not in CRITERIA:
+        msg = f"criterion {criterion!r} gives no group any scores, it returns None everywhere; return one per channel"
+        raise RankingError(msg)
     if without:
         warnings.warn(f"criterion {criterion!r} does not apply to {', '.join(without)}; l1 is used there", stacklevel=2)
     return Ranking(criterion=criterion, scores=tuple(scores))

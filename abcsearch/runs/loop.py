@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from abcsearch.errors import RunError, SearcherError
+from abcsearch.errors import AbcSearchError, RunError, SearcherError, one_line
 from abcsearch.evaluation.staged import Staged
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.runs.flights import Flights, slots
@@ -17,7 +18,7 @@ from abcsearch.runs.standing import Standing
 from abcsearch.trial import Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from abcsearch.budget import Costs
@@ -136,6 +137,29 @@ class Loop:
         return [journal.trials[number] for number in sorted(journal.trials) if number < self.n_trials]
 
 
+def _is_own(searcher: Searcher) -> bool:
+    """Returns whether a searcher is one of the user's own."""
+    return not type(searcher).__module__.startswith("abcsearch.")
+
+
+@contextlib.contextmanager
+def _named(searcher: Searcher) -> Iterator[None]:
+    """Runs a block that calls a searcher; what goes wrong in one of the user's own is told as that.
+
+    Raises:
+        SearcherError: if it does.
+    """
+    try:
+        yield
+    except AbcSearchError:
+        raise
+    except Exception as error:
+        if not _is_own(searcher):
+            raise
+        msg = f"searcher {type(searcher).__qualname__} failed: {type(error).__name__}: {one_line(str(error))}"
+        raise SearcherError(msg) from error
+
+
 class _Search:
     """One session of a loop: the searcher, what it has been asked and told, and what is under way."""
 
@@ -208,7 +232,10 @@ class _Search:
         """Returns up to n new structures by trial number."""
         self._settled = False
         overlapping = ahead and self._searcher.needs_results
-        proposals = self._searcher.ask(n, ahead=True) if overlapping else self._searcher.ask(n)
+        with _named(self._searcher):
+            proposals = self._searcher.ask(n, ahead=True) if overlapping else self._searcher.ask(n)
+            for candidate in proposals if _is_own(self._searcher) else ():
+                self._searcher.space.check(candidate)
         asked = dict(enumerate(proposals, start=self._asked))
         if self._asynchronous:
             for number, candidate in asked.items():
@@ -300,7 +327,8 @@ class _Search:
     def _tell(self, trial: Trial) -> None:
         """Tells the searcher of a trial."""
         self._settled = False
-        self._searcher.tell([trial])
+        with _named(self._searcher):
+            self._searcher.tell([trial])
         self._told += 1
         self._replayed += self._asynchronous
         del self._open[trial.number]
