@@ -14,8 +14,18 @@ from abcsearch.errors import ExampleError
 from abcsearch.terminal import answering, console, print_json, print_table
 
 # Of `list`; the catalog itself would import numpy.
-KINDS = ("searchers", "evaluators", "criteria", "models", "datasets", "recipes", "metrics", "objectives")
-KINDS += ("preparations", "baselines", "space", "budget", "latency", "execution")  # the last ones: tables of a config
+KINDS = (
+    "searchers",
+    "evaluators",
+    "preparations",
+    "criteria",
+    "models",
+    "datasets",
+    "recipes",
+    "metrics",
+    "objectives",
+)
+KINDS += ("baselines", "space", "budget", "latency", "execution")  # the last ones: tables of a config
 
 app = typer.Typer()
 
