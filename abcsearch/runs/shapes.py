@@ -70,7 +70,7 @@ def shown_header(folder: RunFolder) -> dict[str, Any]:
 
 
 # What settings of a baseline are those of its run, besides the seed; older ones lack what came later.
-_SHARED = ("budget", "space", "criterion", "prepare")
+_SHARED = ("budget", "space")
 
 
 def other_baseline(folder: RunFolder, name: str, header: dict[str, Any]) -> str:
