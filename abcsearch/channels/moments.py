@@ -1,0 +1,359 @@
+"""Second moments of what the layers of a network read: one pass, from which criteria and repairs are algebra."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import nn
+
+from abcsearch.channels.outline import parts_of, plan_of
+from abcsearch.channels.responses import run_batches, twin_of
+from abcsearch.errors import RankingError
+from abcsearch.rng import derived_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.outline import Target
+    from abcsearch.channels.responses import Batch
+
+Form = Literal["patches", "pooled"]
+POSITIONS = 24  # of a feature map that are looked at, per image
+LARGEST = 4608  # inputs of a reader, 3 x 3 x 512: their Gram matrix has 170 MB
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """A layer that reads channels which can be removed.
+
+    Its weight is looked at as (conv_groups, outputs, units, entries): units lie along the axis that reads, one for each
+    channel there, and have as many entries as the kernel has positions, or as a flattened channel has.
+
+    Attributes:
+        path: of the module.
+        weight: the name of its weight in the graph.
+        axis: of the weight that reads.
+        conv_groups: of a convolution; 1 of others.
+        units: channels that one conv group reads.
+        entries: of the weight, per output and unit.
+        pattern: which of the patterns of the graph's plan says what channel each unit is.
+        bias: whether it has one.
+        norm: path of the batch norm that takes its outputs directly, and so any constant in them; "" where none does.
+    """
+
+    path: str
+    weight: str
+    axis: int
+    conv_groups: int
+    units: int
+    entries: int
+    pattern: int
+    bias: bool
+    norm: str = ""
+
+    @property
+    def centred(self) -> bool:
+        """Whether something behind it takes up a constant per output."""
+        return self.bias or bool(self.norm)
+
+    @property
+    def form(self) -> Form:
+        """What an input is; see `Moments`."""
+        small = self.axis == 1 and self.units * self.entries <= LARGEST
+        return "patches" if small else "pooled"
+
+    def split(self, weight: torch.Tensor) -> torch.Tensor:
+        """Returns its weight, or what is left of it, as (conv_groups, outputs, units, entries)."""
+        rows = weight.movedim(self.axis, 1).flatten(1)
+        return rows.reshape(self.conv_groups, len(rows) // self.conv_groups, -1, self.entries)
+
+    def merged(self, split: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Returns the inverse of `split`, in the shape of a weight."""
+        return split.reshape(like.movedim(self.axis, 1).shape).movedim(1, self.axis)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Moments:
+    """First and second moments of the inputs of one reader, float64.
+
+    Attributes:
+        reader: the layer.
+        rows: how many inputs were looked at.
+        mean: (conv_groups, inputs). Of the form "patches", an input is all that one output is computed from, units *
+            entries numbers with the entries of a unit side by side; of the form "pooled", the units alone, whose
+            entries are so many inputs.
+        gram: (conv_groups, inputs, inputs), means of products; not centred.
+    """
+
+    reader: Reader
+    rows: int
+    mean: torch.Tensor = field(repr=False)
+    gram: torch.Tensor = field(repr=False)
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """(conv_groups, inputs, inputs), centred."""
+        return self.gram - self.mean[:, :, None] * self.mean[:, None, :]
+
+
+def readers_of(model: nn.Module, graph: ChannelGraph) -> tuple[Reader, ...]:
+    """Returns the layers that read channels of prunable groups, in the order of the network's modules.
+
+    These are the convolutions, transposed ones without conv groups among them, and linear layers whose weight is a
+    parameter that the graph knows, read along one axis and nothing else, and no other module's: a tied weight cannot be
+    fitted to one of its uses.
+
+    Args:
+        model: the network that `graph` was traced on.
+        graph: its channel groups.
+
+    Raises:
+        TraceError: if the graph was traced on another network.
+    """
+    modules, tensors = parts_of(model, graph)
+    targets = {id(tensors[target.name]): target for target in plan_of(graph).targets if len(target.sums) == 1}
+    users: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        for tensor in module._parameters.values():
+            if id(tensor) in targets:
+                users.setdefault(id(tensor), []).append(path)
+    makes = {(m.parameter, m.axis) for group in graph.prunable for m in group.members if not m.reads}
+    readers = [
+        _reader(path, modules[path], targets[key])
+        for key, paths in users.items()
+        for path in paths
+        if len(paths) == 1 and _fits(modules[path])
+    ]
+    order = {path: number for number, path in enumerate(modules)}
+    return tuple(sorted((r for r in readers if (r.weight, r.axis) not in makes), key=lambda r: order[r.path]))
+
+
+def _fits(layer: nn.Module) -> bool:
+    """Returns whether a module is a layer whose inputs are understood."""
+    return isinstance(layer, (*_CONVOLUTIONS, nn.Linear)) or (isinstance(layer, _TRANSPOSED) and layer.groups == 1)
+
+
+def _reader(path: str, layer: Any, target: Target) -> Reader:  # noqa: ANN401 - a layer that fits
+    """Returns a layer as a reader."""
+    axis = 0 if isinstance(layer, _TRANSPOSED) else 1
+    divided, pattern = target.sums[0]
+    # A flattened channel has several entries side by side along the axis; the divided weight has an axis of channels.
+    units = target.split[divided] if target.split else layer.weight.shape[axis]
+    outputs = layer.weight.shape[1 - axis]
+    return Reader(
+        path=path,
+        weight=target.name,
+        axis=axis,
+        conv_groups=getattr(layer, "groups", 1),
+        units=units,
+        entries=layer.weight.numel() // (outputs * units),
+        pattern=pattern,
+        bias=layer.bias is not None,
+    )
+
+
+class Sample:
+    """Which inputs of a layer are looked at: the same ones whenever the same batch comes, also in a pruned network."""
+
+    def __init__(self, reader: Reader, seed: int, positions: int = POSITIONS) -> None:
+        """Takes the reader, the seed, and how many positions of a feature map are looked at per image."""
+        self._reader, self._positions = reader, positions
+        self._seed = derived_seed(seed, f"moments {reader.path}")
+
+    def inputs(self, layer: Any, x: torch.Tensor, batch: int) -> torch.Tensor:  # noqa: ANN401 - a layer that fits
+        """Returns what outputs at some positions are computed from.
+
+        Args:
+            layer: the reader, or the same layer of a pruned network.
+            x: its input.
+            batch: the number of the batch.
+
+        Returns:
+            (conv_groups, rows, inputs), the type of x.
+        """
+        reader = self._reader
+        if reader.form == "pooled":
+            return self._pooled(layer, x, batch)
+        if isinstance(layer, nn.Linear):
+            rows = x.reshape(len(x), -1, x.shape[-1])
+            return self._chosen(rows, batch).flatten(0, 1)[None]
+        windows = _windows(layer, x if x.ndim > layer.weight.ndim - 1 else x[None])
+        spatial = windows.shape[2 : 2 + layer.weight.ndim - 2]
+        at = self._at(math.prod(spatial), len(x), batch).to(x.device)
+        index = torch.unravel_index(at, spatial)
+        chosen = windows.movedim(1, -1)[(torch.arange(len(x), device=x.device)[:, None], *index)]
+        patches = chosen.movedim(-1, 2).flatten(3)  # (images, positions, channels, entries)
+        split = patches.unflatten(2, (reader.conv_groups, -1)).flatten(0, 1)
+        return split.movedim(1, 0).flatten(2)
+
+    def outputs(self, layer: Any, y: torch.Tensor, batch: int) -> torch.Tensor:  # noqa: ANN401 - a layer that fits
+        """Returns outputs at the positions of `inputs`: (rows, channels); only where inputs are patches."""
+        if isinstance(layer, nn.Linear):
+            return self._chosen(y.reshape(len(y), -1, y.shape[-1]), batch).flatten(0, 1)
+        y = y if y.ndim > layer.weight.ndim - 1 else y[None]
+        return self._chosen(y.flatten(2).movedim(1, 2), batch).flatten(0, 1)
+
+    def _pooled(self, layer: Any, x: torch.Tensor, batch: int) -> torch.Tensor:  # noqa: ANN401 - a layer that fits
+        """Returns the units at some positions, (conv_groups, rows, units)."""
+        if isinstance(layer, nn.Linear):
+            maps = x.reshape(-1, x.shape[-1] // self._reader.entries, self._reader.entries).movedim(1, 2)
+        else:
+            x = x if x.ndim > layer.weight.ndim - 1 else x[None]
+            maps = x.flatten(2).movedim(1, 2)
+        rows = self._chosen(maps, batch).flatten(0, 1)  # (rows, channels)
+        return rows.unflatten(1, (self._reader.conv_groups, -1)).movedim(1, 0)
+
+    def _chosen(self, rows: torch.Tensor, batch: int) -> torch.Tensor:
+        """Returns some of the rows of each image: (images, all, features) to (images, some, features)."""
+        at = self._at(rows.shape[1], len(rows), batch).to(rows.device)
+        return rows.gather(1, at[:, :, None].expand(-1, -1, rows.shape[2]))
+
+    def _at(self, positions: int, images: int, batch: int) -> torch.Tensor:
+        """Returns which positions of each image are looked at, (images, some) int64; all where there are few."""
+        if positions <= self._positions:
+            return torch.arange(positions).expand(images, -1)
+        draws = torch.Generator().manual_seed((self._seed + batch) % 2**63)
+        return torch.randint(positions, (images, self._positions), generator=draws)
+
+
+def _windows(layer: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - a convolution
+    """Returns a view of what every output of a convolution is computed from.
+
+    Returns:
+        (images, channels, *positions, *kernel).
+    """
+    if layer.padding_mode != "zeros":
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+    elif isinstance(layer.padding, str):
+        x = F.pad(x, layer._reversed_padding_repeated_twice)
+    else:
+        x = F.pad(x, [side for padding in reversed(layer.padding) for side in (padding, padding)])
+    for axis, (kernel, stride, dilation) in enumerate(
+        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=2
+    ):
+        x = x.unfold(axis, (kernel - 1) * dilation + 1, stride)[..., ::dilation]
+    return x
+
+
+class _Sums:
+    """What has been summed up of one reader's inputs."""
+
+    def __init__(self, reader: Reader, sample: Sample) -> None:
+        self.reader, self.sample = reader, sample
+        self.rows = 0
+        inputs = reader.units * (reader.entries if reader.form == "patches" else 1)
+        self.total = torch.zeros(reader.conv_groups, inputs, dtype=torch.float64)
+        self.products = torch.zeros(reader.conv_groups, inputs, inputs, dtype=torch.float64)
+
+    def see(self, layer: nn.Module, x: torch.Tensor, batch: int) -> None:
+        """Takes in the layer's input of one batch."""
+        if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
+            msg = f"the input of {self.reader.path} ({layer}) is not finite; check the trained weights and the data"
+            raise RankingError(msg)
+        rows = self.sample.inputs(layer, x, batch).double()
+        self.rows += rows.shape[1]
+        self.total += rows.sum(dim=1).cpu()
+        self.products += (rows.mT @ rows).cpu()
+
+
+class _Watch:
+    """Hooks on a network that take in what its readers get, and see which batch norms their outputs go to."""
+
+    def __init__(self, network: nn.Module, readers: Sequence[Reader], seed: int) -> None:
+        self._sums = {reader.path: _Sums(reader, Sample(reader, seed)) for reader in readers}
+        self._batch = -1
+        # Outputs of readers in this pass, by id; they are kept, so that no other tensor gets their id.
+        self._made: dict[int, tuple[str, torch.Tensor]] = {}
+        self._taken: dict[str, set[str]] = {}  # by the path of a norm, the readers whose outputs it takes
+        for path, module in network.named_modules():
+            if path in self._sums:
+                module.register_forward_hook(functools.partial(self._look, path), with_kwargs=True)
+            elif isinstance(module, _NORMS) and module.running_mean is not None:
+                module.register_forward_pre_hook(functools.partial(self._take, path))
+
+    def begin(self) -> None:
+        """Begins the next batch."""
+        self._batch += 1
+        self._made.clear()
+
+    def _look(
+        self, path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], y: torch.Tensor
+    ) -> None:
+        self._sums[path].see(layer, args[0] if args else kwargs["input"], self._batch)
+        self._made[id(y)] = path, y
+
+    def _take(self, path: str, _norm: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and id(args[0]) in self._made:
+            self._taken.setdefault(path, set()).add(self._made[id(args[0])][0])
+
+    def moments(self) -> dict[str, Moments]:
+        """Returns what was taken in, by the path of the reader."""
+        behind = {next(iter(taken)): norm for norm, taken in self._taken.items() if len(taken) == 1}
+        moments: dict[str, Moments] = {}
+        for path, sums in self._sums.items():
+            if sums.rows:
+                reader = replace(sums.reader, norm=behind.get(path, ""))
+                moments[path] = Moments(
+                    reader=reader, rows=sums.rows, mean=sums.total / sums.rows, gram=sums.products / sums.rows
+                )
+        return moments
+
+
+def reader_moments(
+    model: nn.Module,
+    graph: ChannelGraph,
+    data: Any,  # noqa: ANN401 - see read_batches
+    *,
+    seed: int = 0,
+) -> dict[str, Moments]:
+    """Returns moments of what every reader reads, of some positions per image; one pass in evaluation mode.
+
+    Sums are float64, in the order of the data: the same bits wherever they are computed alike. A reader takes 8 bytes
+    times the square of its inputs; one of more than `LARGEST` is looked at in pooled form.
+
+    Args:
+        model: the network; not changed.
+        graph: its channel groups.
+        data: as `read_batches` takes it; labels are not needed.
+        seed: of the positions, see also `run_batches`.
+
+    Returns:
+        Moments by the reader's path, in the order of the modules; readers that forward does not call as modules have
+        none.
+
+    Raises:
+        RankingError: if the data are none, do not fit the network, or make it compute what is not finite.
+        TraceError: if the graph was traced on another network.
+
+    Warns:
+        UserWarning: of a reader that is too large for moments of its patches.
+    """
+    twin = twin_of(model)
+    readers = readers_of(twin, graph)
+    for reader in readers:
+        if reader.axis == 1 and reader.form == "pooled":
+            inputs = reader.units * reader.entries
+            msg = (
+                f"{reader.path} reads {inputs:,} numbers for every output, whose second moments would take "
+                f"{8 * reader.conv_groups * inputs**2 / 2**30:.1f} GiB: only {reader.units:,} channels are looked at"
+            )
+            warnings.warn(msg, stacklevel=2)
+    watch = _Watch(twin, readers, seed)
+
+    def step(seen: Batch) -> None:
+        watch.begin()
+        with torch.no_grad():
+            twin(*seen.inputs)
+
+    run_batches(twin, data, seed, step)
+    return watch.moments()
