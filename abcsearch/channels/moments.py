@@ -29,7 +29,7 @@ POSITIONS = 24  # of a feature map that are looked at, per image
 LARGEST = 4608  # inputs of a reader, 3 x 3 x 512: their Gram matrix has 170 MB
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,8 @@ class Reader:
         conv_groups: of a convolution; 1 of others.
         units: channels that one conv group reads.
         entries: of the weight, per output and unit.
-        pattern: which of the patterns of the graph's plan says what channel each unit is.
+        divided: the same axis of the weight as the graph's plan divides it, see `outline.Target`.
+        pattern: which of the plan's patterns says what channel each unit is.
         bias: whether it has one.
         norm: path of the batch norm that takes its outputs directly, and so any constant in them; "" where none does.
     """
@@ -57,14 +58,18 @@ class Reader:
     conv_groups: int
     units: int
     entries: int
+    divided: int
     pattern: int
     bias: bool
     norm: str = ""
 
     @property
     def centred(self) -> bool:
-        """Whether something behind it takes up a constant per output."""
-        return self.bias or bool(self.norm)
+        """Whether something behind it takes up a constant per output.
+
+        Not of transposed convolutions, whose outputs get a constant through more or fewer entries by their place.
+        """
+        return self.axis == 1 and (self.bias or bool(self.norm))
 
     @property
     def form(self) -> Form:
@@ -157,6 +162,7 @@ def _reader(path: str, layer: Any, target: Target) -> Reader:  # noqa: ANN401 - 
         conv_groups=getattr(layer, "groups", 1),
         units=units,
         entries=layer.weight.numel() // (outputs * units),
+        divided=divided,
         pattern=pattern,
         bias=layer.bias is not None,
     )
@@ -278,7 +284,7 @@ class _Watch:
         for path, module in network.named_modules():
             if path in self._sums:
                 module.register_forward_hook(functools.partial(self._look, path), with_kwargs=True)
-            elif isinstance(module, _NORMS) and module.running_mean is not None:
+            elif isinstance(module, NORMS) and module.running_mean is not None:
                 module.register_forward_pre_hook(functools.partial(self._take, path))
 
     def begin(self) -> None:

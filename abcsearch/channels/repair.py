@@ -1,0 +1,197 @@
+"""Repair of pruned networks: what reads channels is solved anew for those that are left, by least squares."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+
+from abcsearch.channels.cutting import cut
+from abcsearch.channels.latency import torch_threads
+from abcsearch.channels.moments import reader_moments
+from abcsearch.channels.outline import outlined
+from abcsearch.channels.sequential import fit_in_turn, goals_of
+from abcsearch.channels.source import Sliced
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from abcsearch.channels.moments import Moments
+    from abcsearch.channels.outline import Outline
+    from abcsearch.channels.sequential import Goal
+    from abcsearch.space import Candidate
+
+How = Literal["one_shot", "sequential"]
+RIDGE = 0.05  # times the mean of the diagonal; experiments/benchmarks/README.md has the figures
+_MEMORY = 2**30  # bytes of solutions that are kept
+
+
+def solve(moments: Moments, weight: torch.Tensor, units: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the weight with which some of what a reader reads comes nearest to what it computes from all of it.
+
+    It minimises E||W x - W' x_kept - c||^2 + r ||W'||^2, where c is a constant per output, 0 unless something behind
+    the reader takes it up, and r is `RIDGE` times the mean of the diagonal of the second moments. Of pooled moments,
+    the channels that are gone are replaced by combinations of those that are left, the same ones at every entry.
+
+    Source: He et al., Channel Pruning for Accelerating Very Deep Neural Networks (ICCV 2017), section 3.1, step (ii).
+
+    Args:
+        moments: of all that it reads.
+        weight: its whole weight.
+        units: (k,) int64, those that are left, ascending.
+
+    Returns:
+        W' in the shape of the whole weight, zero at the units that are gone, float64; and c, (outputs,) float64.
+    """
+    reader = moments.reader
+    second = moments.covariance if reader.centred else moments.gram
+    count = reader.entries if reader.form == "patches" else 1
+    rows = (units[:, None] * count + torch.arange(count)).flatten()
+    kept = second[:, rows][:, :, rows]
+    ridge = RIDGE * kept.diagonal(dim1=1, dim2=2).mean(dim=1)
+    # A layer that gets nothing but zeros has nothing to fit: its weights end as zeros.
+    ridge = torch.where(ridge > 0, ridge, 1.0)
+    kept.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+    full = reader.split(weight.detach().cpu().double())  # (conv_groups, outputs, units, entries)
+    # (conv_groups, 1, outputs, inputs), or of pooled moments (conv_groups, entries, outputs, units): fitted alike.
+    full = full.movedim(3, 1) if reader.form == "pooled" else full.flatten(2)[:, None]
+    solved = torch.cholesky_solve((full @ second[:, None, :, rows]).mT, torch.linalg.cholesky(kept)[:, None]).mT
+    means = moments.mean[:, None, None]
+    lost = ((full * means).sum(dim=3) - (solved * means[..., rows]).sum(dim=3)).sum(dim=1)
+    whole = torch.zeros_like(full)
+    whole[..., rows] = solved
+    split = whole.movedim(1, 3) if reader.form == "pooled" else whole[:, 0]
+    return reader.merged(split, weight), lost.flatten()
+
+
+class Repaired(Sliced):
+    """Slices of the trained network in which every layer that has lost inputs is fitted to those that are left.
+
+    Weights and biases are solved anew so that a layer's outputs come nearest to those of the full network on training
+    images, see `solve`: at once for all layers, each on what it reads in the full network ("one_shot"); or one layer
+    after the other, each on what it reads in the pruned network so far ("sequential"), after that. Where no bias takes
+    up the constant, the running mean of the batch norm right behind does.
+
+    Left as they are: layers that lose no input ("one_shot"); weights that several layers share, or that forward uses
+    otherwise than as a module; weights that are frozen (`requires_grad` is False) in a network where others are not.
+
+    Moments of the full network are computed when first needed, once, and go with the source into other processes.
+    Solutions are kept, up to 1 GiB of them: a layer's depends on which of its inputs are left alone.
+
+    Source: the least-squares step of He et al. (ICCV 2017), here for every layer that reads a group's channels.
+
+    Differences from the paper:
+        - No channel is chosen by it; the ranking says which are left.
+        - "one_shot" reads the full network's inputs, not the pruned network's, so that one pass serves all candidates.
+        - "sequential" fits a layer to its own outputs in the full network also where a shortcut is added to them.
+
+    Attributes:
+        images: what moments are of: (n, channels, height, width) training images.
+        how: "one_shot" or "sequential".
+    """
+
+    def __init__(self, sliced: Sliced, images: torch.Tensor, how: How = "one_shot", *, seed: int = 0) -> None:
+        """Takes a source of slices, training images without augmentation, how to repair, and the seed of positions."""
+        super().__init__(sliced.model, sliced.graph, sliced.ranking)
+        if sliced.full is not sliced.model:
+            vars(self)["_full"] = sliced.full
+        self.images, self.how, self._seed = images, how, seed
+        self._known: dict[str, Moments] | None = None
+        self._goals: tuple[torch.Tensor, dict[str, Goal]] | None = None
+        self._solved: OrderedDict[tuple[str, bytes], dict[str, torch.Tensor]] = OrderedDict()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.model.state_dict().values())).device
+
+    def moments(self) -> dict[str, Moments]:
+        """Returns moments of what every layer reads that is repaired, by its path; computed at the first call.
+
+        Raises:
+            RankingError: if the network does not run on the images, or computes what is not finite.
+        """
+        if self._known is None:
+            # The same numbers, whatever the caller computes with.
+            with torch_threads(1), torch.autocast(self._device.type, enabled=False):
+                every = reader_moments(self.model, self.graph, self.images, seed=self._seed)
+            tensors = dict(self.model.named_parameters())
+            some = any(tensor.requires_grad for tensor in tensors.values())
+            self._known = {
+                path: one for path, one in every.items() if tensors[one.reader.weight].requires_grad or not some
+            }
+        return self._known
+
+    def network(self, candidate: Candidate, seed: int = 0) -> nn.Module:
+        """Returns the sliced network, repaired; the seed is not used."""
+        network = super().network(candidate, seed)
+        outline = outlined(self.model, self.graph, candidate, self.ranking)
+        by_name = {target.name: (target, cuts) for target, cuts in outline.cuts}
+        left = dict([*network.named_parameters(), *network.named_buffers()])
+        with torch.no_grad():
+            for name, tensor in self._changes(outline).items():
+                if name in by_name:
+                    target, cuts = by_name[name]
+                    tensor = target.merged(cut(target.divided(tensor), cuts))
+                left[name].copy_(tensor)
+        if self.how == "sequential":
+            images, goals = self._aims()
+            with torch_threads(1), torch.autocast(images.device.type, enabled=False):
+                fit_in_turn(network, outline, goals, images, RIDGE)
+        return network
+
+    def _aims(self) -> tuple[torch.Tensor, dict[str, Goal]]:
+        """Returns the images on the network's device, and what the layers of the full network make of them."""
+        if self._goals is None:
+            images = self.images.to(self._device)
+            with torch_threads(1), torch.autocast(images.device.type, enabled=False):
+                self._goals = images, goals_of(self.model, self.moments(), images, self._seed)
+        return self._goals
+
+    def _changes(self, outline: Outline) -> dict[str, torch.Tensor]:
+        """Returns by name what replaces tensors of the full network before it is sliced."""
+        kept = {target.name: dict(cuts) for target, cuts in outline.cuts}
+        changes: dict[str, torch.Tensor] = {}
+        for path, moments in self.moments().items():
+            units = kept.get(moments.reader.weight, {}).get(moments.reader.divided)
+            if units is not None and path in outline.modules:
+                changes.update(self._solution(path, moments, units, outline.tensors))
+        return changes
+
+    def _solution(
+        self, path: str, moments: Moments, units: torch.Tensor, tensors: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Returns by name what replaces a layer's tensors where some of its inputs are left; the last ones are kept."""
+        key = path, units.numpy().tobytes()
+        if key in self._solved:
+            self._solved.move_to_end(key)
+            return self._solved[key]
+        reader = moments.reader
+        with torch_threads(1), torch.autocast("cpu", enabled=False):
+            weight, constant = solve(moments, tensors[reader.weight], units)
+        solution = {reader.weight: weight.to(tensors[reader.weight])}
+        name, sign = (f"{path}.bias", 1) if reader.bias else (f"{reader.norm}.running_mean", -1)
+        if reader.centred:
+            solution[name] = (tensors[name].detach().cpu().double() + sign * constant).to(tensors[name])
+        self._solved[key] = solution
+        while len(self._solved) > 1 and _bytes(self._solved) > _MEMORY:
+            self._solved.popitem(last=False)
+        return solution
+
+    def to(self, device: torch.device | str) -> Self:
+        """Returns the source on a device; moments are the same there."""
+        moved = super().to(device)
+        if moved is not self:
+            moved._solved = OrderedDict()
+            moved._goals = None
+        return moved
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns all but what is computed again when needed; moments go along, so that they are the same elsewhere."""
+        self.moments()
+        return {**vars(self), "_solved": OrderedDict(), "_goals": None}
+
+
+def _bytes(solved: OrderedDict[tuple[str, bytes], dict[str, torch.Tensor]]) -> int:
+    """Returns how much memory solutions take."""
+    return sum(tensor.nbytes for solution in solved.values() for tensor in solution.values())

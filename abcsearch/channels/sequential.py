@@ -1,0 +1,130 @@
+"""Repair of a pruned network layer after layer, each on what it reads there once those before it are repaired."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from abcsearch.channels.cutting import cut
+from abcsearch.channels.moments import NORMS, Moments, Reader, Sample
+from abcsearch.channels.responses import twin_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from abcsearch.channels.outline import Outline
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """What a layer computes in the full network, which it is fitted to.
+
+    Attributes:
+        reader: the layer.
+        sample: which of its inputs and outputs are looked at.
+        outputs: (rows, outputs), there.
+    """
+
+    reader: Reader
+    sample: Sample
+    outputs: torch.Tensor = field(repr=False)
+
+
+@torch.no_grad()
+def goals_of(model: nn.Module, moments: Mapping[str, Moments], images: torch.Tensor, seed: int) -> dict[str, Goal]:
+    """Returns the goals of the layers whose moments are those of patches, by path; one pass with all images at once.
+
+    Args:
+        model: the full network; not changed.
+        moments: of what they read.
+        images: (n, channels, height, width).
+        seed: of the positions.
+    """
+    twin = twin_of(model)
+    goals: dict[str, Goal] = {}
+
+    def look(path: str, reader: Reader, layer: nn.Module, _args: object, y: torch.Tensor) -> None:
+        if path not in goals:  # of a layer that is called several times, the first
+            sample = Sample(reader, seed)
+            goals[path] = Goal(reader, sample, sample.outputs(layer, y, 0).clone())
+
+    modules = dict(twin.named_modules())
+    for path, one in moments.items():
+        if one.reader.form == "patches":
+            modules[path].register_forward_hook(functools.partial(look, path, one.reader))
+    twin(images)
+    return goals
+
+
+@torch.no_grad()
+def fit_in_turn(
+    network: nn.Module, outline: Outline, goals: Mapping[str, Goal], images: torch.Tensor, ridge: float
+) -> None:
+    """Fits the layers of a pruned network to their goals, in the order in which forward calls them; in one pass.
+
+    Every layer starts from the weights that it has. Batch norms take the statistics of the images meanwhile, and keep
+    them.
+
+    Args:
+        network: changed in place; on the device of the images.
+        outline: what is left in it.
+        goals: by path.
+        images: those that the goals are of.
+        ridge: pulls towards the weights that a layer has; times the mean of the diagonal of what it reads.
+    """
+    cuts = {target.name: (target, axes) for target, axes in outline.cuts}
+    done: set[str] = set()
+
+    def fit(path: str, goal: Goal, layer: Any, args: tuple[torch.Tensor, ...]) -> None:  # noqa: ANN401 - a reader
+        if path in done:
+            return
+        done.add(path)
+        kept = torch.arange(goal.outputs.shape[1])
+        if goal.reader.weight in cuts:  # which outputs are left: a weight that holds their numbers, cut likewise
+            target, axes = cuts[goal.reader.weight]
+            full = outline.tensors[goal.reader.weight]
+            numbers = kept.reshape(-1, *[1] * (full.ndim - 1)).expand(full.shape)
+            kept = target.merged(cut(target.divided(numbers), axes)).flatten(1)[:, 0]
+        _fit(goal, layer, args[0], kept, ridge)
+
+    handles = [
+        module.register_forward_pre_hook(functools.partial(fit, path, goals[path]))
+        for path, module in network.named_modules()
+        if path in goals
+    ]
+    norms: list[Any] = [m for m in network.modules() if isinstance(m, NORMS) and m.running_mean is not None]
+    before = [(norm, norm.training, norm.momentum) for norm in norms]
+    try:
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0
+        network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for norm, training, momentum in before:
+            norm.train(training)
+            norm.momentum = momentum
+
+
+def _fit(goal: Goal, layer: Any, x: torch.Tensor, kept: torch.Tensor, ridge: float) -> None:  # noqa: ANN401 - a reader
+    """Fits one layer to its goal, given its input and which of the outputs are left."""
+    reader = goal.reader
+    rows = goal.sample.inputs(layer, x, 0).double()  # (conv_groups, rows, inputs)
+    wanted = goal.outputs[:, kept.to(x.device)].double()
+    wanted = wanted.unflatten(1, (reader.conv_groups, -1)).movedim(1, 0)  # (conv_groups, rows, outputs)
+    weight = reader.split(layer.weight.double()).flatten(2)
+    rest = wanted - rows @ weight.mT
+    middle = rows.mean(dim=1, keepdim=True) if reader.centred else torch.zeros_like(rows[:, :1])
+    constant = rest.mean(dim=1, keepdim=True) if reader.centred else torch.zeros_like(rest[:, :1])
+    second = (rows - middle).mT @ (rows - middle)
+    weighed = ridge * second.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
+    second.diagonal(dim1=1, dim2=2).add_(torch.where(weighed > 0, weighed, 1.0))
+    change = torch.cholesky_solve((rows - middle).mT @ (rest - constant), torch.linalg.cholesky(second)).mT
+    layer.weight.copy_(reader.merged((weight + change).unflatten(2, (-1, reader.entries)), layer.weight))
+    if reader.bias:
+        layer.bias.copy_((constant - middle @ change.mT).flatten())
