@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.groups import trace_channels as trace_channels
     from abcsearch.channels.ranking import Ranking as Ranking
     from abcsearch.channels.ranking import rank_channels as rank_channels
+    from abcsearch.channels.repair import Repaired as Repaired
     from abcsearch.channels.sharing import share as share
     from abcsearch.channels.slicing import slice_model as slice_model
     from abcsearch.channels.source import Sliced as Sliced
@@ -111,6 +112,7 @@ _HOME = {
     "Ranking": "abcsearch.channels.ranking",
     "rank_channels": "abcsearch.channels.ranking",
     "share": "abcsearch.channels.sharing",
+    "Repaired": "abcsearch.channels.repair",
     "slice_model": "abcsearch.channels.slicing",
     "Sliced": "abcsearch.channels.source",
     "Source": "abcsearch.channels.source",

@@ -178,6 +178,10 @@ class Repaired(Sliced):
             self._solved.popitem(last=False)
         return solution
 
+    def _lent(self) -> tuple[object, ...]:
+        """Moments and images are looked at as they are."""
+        return *super()._lent(), self._known, self.images
+
     def to(self, device: torch.device | str) -> Self:
         """Returns the source on a device; moments are the same there."""
         moved = super().to(device)

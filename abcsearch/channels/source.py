@@ -63,13 +63,17 @@ class Source(ABC):
         """All that its networks are made of, by name: what a checkpoint of it saves, and a run recognises it by."""
         return {"network": self.model}
 
+    def _lent(self) -> tuple[object, ...]:
+        """What knows no device, and is not copied when the source moves to another."""
+        return self.graph, self.ranking
+
     def to(self, device: torch.device | str) -> Self:
         """Returns the source on a device, where its networks are then made: itself if it is there."""
         where = torch.device(device)
         every = [*self.modules.values(), self.full]
         if all(tensor.device == where for module in every for tensor in module.state_dict().values()):
             return self
-        shared = {id(lent): lent for lent in (self.graph, self.ranking)}  # they know no device
+        shared = {id(lent): lent for lent in self._lent()}
         moved = copy.deepcopy(self, shared)
         for module in (*moved.modules.values(), moved.full):
             module.to(where)

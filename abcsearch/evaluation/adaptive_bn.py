@@ -10,8 +10,7 @@ import torch
 
 from abcsearch.errors import ConfigError, DataError
 from abcsearch.evaluation.options import AdaptiveBNOptions
-from abcsearch.evaluation.sliced import SlicedEvaluator
-from abcsearch.rng import torch_stream
+from abcsearch.evaluation.sliced import SlicedEvaluator, calibration_images
 from abcsearch.training.scoring import modes_kept
 
 if TYPE_CHECKING:
@@ -75,12 +74,6 @@ class AdaptiveBN(SlicedEvaluator):
         del seed
         if self._calibration is not None:
             calibrate(network, self._calibration.images, batch_size=self.options.batch_size // shrink)
-
-
-def calibration_images(data: Data, count: int) -> Split:
-    """Returns (up to) `count` unaugmented training images in memory, drawn once per data split."""
-    order = torch.randperm(len(data.train), generator=torch_stream(data.seed, "calibration"))
-    return data.train.part(order[:count]).loaded()
 
 
 def statistics(model: nn.Module) -> list[Any]:

@@ -43,8 +43,9 @@ class Cascade:
         """Prepares both stages; see `SlicedEvaluator`."""
         options = options or CascadeOptions()
         self.options = options
-        self.first: Evaluator = AdaptiveBN(source, data, options.first)
-        self.second: Evaluator = ShortTraining(source, data, options.second)
+        self.first = AdaptiveBN(source, data, options.first)
+        # From the same source, so that what repairs need is computed once.
+        self.second: Evaluator = ShortTraining(self.first.source, data, options.second)
         self.fraction = options.fraction
 
     def __call__(self, candidate: Candidate, seed: int) -> Evaluation:

@@ -11,6 +11,8 @@ from abcsearch.records import check, problems, setting
 from abcsearch.training.named import METRICS, OBJECTIVES
 from abcsearch.training.recipe import MAX_THREADS, Recipe, check_computing
 
+REPAIRS = ("none", "one_shot", "sequential")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions:
@@ -24,6 +26,8 @@ class ScoringOptions:
         validation_images: how many of the search-validation images are looked at; None: all.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
         precision: "float32", "bf16", or on CUDA "tf32".
+        repair: whether what reads channels is first fitted to those that are left, on training images: "one_shot", all
+            layers at once; "sequential", then one after the other, for many times the cost; "none". See `Repaired`.
         threads: torch threads on the CPU; recorded, since they decide the order of summation.
 
     Raises:
@@ -34,6 +38,7 @@ class ScoringOptions:
     validation_images: int | None = setting(None, at_least=1)
     device: str = "auto"
     precision: str = "float32"
+    repair: str = setting("one_shot", words=REPAIRS)
     threads: int = setting(1, at_least=1, at_most=MAX_THREADS)
 
     def __post_init__(self) -> None:
@@ -124,8 +129,9 @@ class CascadeOptions:
     Attributes:
         fraction: share of the trials that are trained, in (0, 1].
         metric: the fitness of both stages; None: the objective's first metric.
-        adaptive_bn: options of the first stage, all but its metric.
-        short_training: options of the second stage, all but its metric.
+        repair: of both stages, as of `ScoringOptions`.
+        adaptive_bn: options of the first stage, all but these.
+        short_training: options of the second stage, all but these.
 
     Raises:
         ConfigError: if an option is unknown, or a number out of range.
@@ -133,6 +139,7 @@ class CascadeOptions:
 
     fraction: float = setting(0.2, above=0, at_most=1, meaning="the share of trials that are trained")
     metric: str | None = None
+    repair: str = setting("one_shot", words=REPAIRS)
     adaptive_bn: Mapping[str, Any] = field(default_factory=dict[str, Any])
     short_training: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -153,8 +160,13 @@ class CascadeOptions:
     def stages(self) -> tuple[tuple[str, dict[str, Any], float], ...]:
         """Returns the evaluator of each stage, its options, and the share of the trials that see it."""
         shares = (1.0, self.fraction)
-        tables = ({"metric": self.metric, **getattr(self, name)} for name in self.STAGES)
+        tables = ({**self._shared, **getattr(self, name)} for name in self.STAGES)
         return tuple(zip(self.STAGES, tables, shares, strict=True))
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        """The options of both stages."""
+        return {"metric": self.metric, "repair": self.repair}
 
     @property
     def first(self) -> AdaptiveBNOptions:
@@ -167,12 +179,24 @@ class CascadeOptions:
         return self._stage(ShortTrainingOptions, "short_training", self.short_training)
 
     def _stage(self, kind: type, name: str, given: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a record
-        known = [f.name for f in fields(kind) if f.name != "metric"]
+        known = [f.name for f in fields(kind) if f.name not in self._shared]
         for option in given:
             if option not in known:
                 raise ConfigError(unknown_name(f"option of cascade.{name}:", option, known))
         try:
-            return kind(metric=self.metric, **given)
+            return kind(**self._shared, **given)
         except ConfigError as error:
             msg = f"cascade.{name}: {error}"
             raise ConfigError(msg) from error
+
+
+def with_repair(record: type | None, options: Mapping[str, Any], repair: str) -> dict[str, Any]:
+    """Returns options of an evaluator that say how networks are repaired.
+
+    Args:
+        record: of the evaluator's options.
+        options: which may say so already.
+        repair: what is said otherwise, where the evaluator repairs at all.
+    """
+    repairs = record is not None and any(option.name == "repair" for option in fields(record))
+    return {"repair": repair, **options} if repairs else dict(options)

@@ -11,7 +11,7 @@ from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.preparation.registry import PREPARATIONS
 from abcsearch.runs.recipes import filled
-from abcsearch.runs.settings import SpaceOptions
+from abcsearch.runs.settings import Part, SpaceOptions
 from abcsearch.searchers.registry import SEARCHERS
 
 if TYPE_CHECKING:
@@ -38,12 +38,14 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
     registries = {"searcher": SEARCHERS, "evaluator": EVALUATORS, "prepare": PREPARATIONS}
     for key in filter(found.get, registries):
         part = found[key]
+        if key == "evaluator":
+            part = asdict(Part(**part).repairing("none"))
         found[key] = {**part, "options": {**_defaults(registries[key], part["name"]), **(part.get("options") or {})}}
     options = found["evaluator"]["options"]
     if "metric" in options and options["metric"] is None:
         options["metric"] = metric
     for stage in _stages(found["evaluator"]["name"]):
-        usual = {key: value for key, value in _defaults(EVALUATORS, stage).items() if key != "metric"}
+        usual = {key: value for key, value in _defaults(EVALUATORS, stage).items() if key not in ("metric", "repair")}
         options[stage] = {**usual, **options[stage]}
     return found
 
