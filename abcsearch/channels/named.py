@@ -38,6 +38,21 @@ CRITERIA: Registry[Any] = Registry(
             description="sum of distances to the other filters of the layer",
             source="He et al., CVPR 2019",
         ),
+        "reader_l2": Home(
+            path=f"{_IN}.readers:READER_L2",
+            description="Euclidean norm of the weights that read the channel",
+            source="FastNAS of NVIDIA's Model Optimizer",
+        ),
+        "reader_l2_gamma": Home(
+            path=f"{_IN}.readers:READER_L2_GAMMA",
+            description="reader_l2 times bn_gamma",
+            source="a combination of the two",
+        ),
+        "reader_l2_filters": Home(
+            path=f"{_IN}.readers:READER_L2_FILTERS",
+            description="reader_l2 times l2",
+            source="a combination of the two",
+        ),
         "apoz": Home(
             path=f"{_IN}.activations:APOZ",
             description="share of responses that are not zero",

@@ -9,8 +9,8 @@ A criterion of your own is an entry of `CRITERIA`; whoever names it then gets it
 argument, the `Subject`, that returns the scores of every prunable group; one of two, (tensors, group), is what a
 `WeightCriterion` calls. All of these are also taken by import path, package.module:name, or as they are.
 
-`base` holds what a criterion is; the other files have the criteria by what they look at: `weights`, `activations` and
-`gradients`; `own` takes yours.
+`base` holds what a criterion is; the other files have the criteria by what they look at: `weights` of what
+makes a channel, `readers`, `activations`, `gradients`; `own` takes yours.
 """
 
 from abcsearch.channels import named
