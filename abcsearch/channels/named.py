@@ -73,6 +73,11 @@ CRITERIA: Registry[Any] = Registry(
             description="squared gradient times weight, summed",
             source="Molchanov et al., CVPR 2019",
         ),
+        "taylor_gate": Home(
+            path=f"{_IN}.gradients:TAYLOR_GATE",
+            description="squared gradient of a gate on the channel",
+            source="Molchanov et al., CVPR 2019",
+        ),
     },
     error=RankingError,
     accept=Home(path=f"{_IN}.own:as_criterion"),

@@ -138,10 +138,11 @@ X, LABELS = dataset(4)[0], torch.tensor([0, 2, 1, 0])
         ),
     ],
 )
-def test_what_taylor_refuses(data, words):
+@pytest.mark.parametrize("name", ["taylor", "taylor_gate"])
+def test_what_those_with_gradients_refuse(data, words, name):
     model = network()
-    with pytest.raises(RankingError, match=re.escape(words)):
-        rank_channels(model, trace_channels(model, X[:1]), "taylor", data=data)
+    with pytest.raises(RankingError, match=re.escape(words.replace("'taylor'", f"'{name}'"))):
+        rank_channels(model, trace_channels(model, X[:1]), name, data=data)
 
 
 @pytest.mark.parametrize("name", ["apoz", "hrank", "entropy"])

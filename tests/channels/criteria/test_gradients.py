@@ -1,5 +1,7 @@
 """Criteria of gradients: scores against gradients by hand."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -92,3 +94,62 @@ def test_a_function_of_gradients(monkeypatch):
     nn.functional.cross_entropy(model(data[0]), data[1]).backward()
     expected = model[0].weight.grad.abs().sum(1) + model[0].bias.grad.abs()
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+
+
+# --- taylor_gate ---
+
+
+def test_gates_are_the_square_of_the_sum_over_what_reads():
+    torch.manual_seed(0)
+    first, last = nn.Linear(3, 4), nn.Linear(4, 2)
+    model = nn.Sequential(first, nn.BatchNorm1d(4), nn.SiLU(), last)
+    x, labels = torch.randn(7, 3), torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    graph = trace_channels(model, x[:1])
+    batches = [(x[:5], labels[:5]), (x[5:], labels[5:])]
+    found = rank_channels(model, graph, "taylor_gate", data=batches).scores[0]
+    expected = torch.zeros(4, dtype=torch.float64)
+    model.eval()
+    for images_of_batch, labels_of_batch in batches:
+        model.zero_grad()
+        nn.functional.cross_entropy(model(images_of_batch), labels_of_batch).backward()
+        expected += len(labels_of_batch) / 7 * (last.weight.grad * last.weight).detach().double().sum(dim=0) ** 2
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4)
+
+
+def test_gates_sum_over_all_readers_before_the_square():
+    torch.manual_seed(0)
+    model, x, labels = Branches(), images(batch=4).float(), torch.tensor([0, 1, 1, 0])
+    graph = trace_channels(model, x)
+    scores = rank_channels(model, graph, "taylor_gate", data=(x, labels)).scores
+    nn.functional.cross_entropy(model(x), labels).backward()
+    layers = (model.plain, model.rectified)
+    sums = sum((layer.weight.grad * layer.weight).detach().double().sum(dim=(0, 2, 3)) for layer in layers)
+    found = {group.name: values for group, values in zip(graph.prunable, scores, strict=True)}
+    np.testing.assert_allclose(found["c"], sums[:5].numpy() ** 2, rtol=1e-4)
+    np.testing.assert_allclose(found["a"], sums[5:].numpy() ** 2, rtol=1e-4)
+
+
+def test_a_gate_predicts_what_removal_does():
+    # The outputs hardly change, so that the loss is linear in them.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    model[2].weight.data *= 1e-5
+    data = (torch.randn(6, 3).double(), torch.arange(6) % 2)
+    found = ranked(model, "taylor_gate", data).scores[0]
+    before = nn.functional.cross_entropy(model(data[0]), data[1])
+    for channel in range(4):
+        twin = copy.deepcopy(model)
+        twin[2].weight.data[:, channel] = 0
+        change = (nn.functional.cross_entropy(twin(data[0]), data[1]) - before).detach()
+        assert found[channel] == pytest.approx(change.item() ** 2, rel=1e-3)
+
+
+def test_dead_channels_have_gates_without_a_gradient():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))
+    for parameter in (*model[0].parameters(), *model[1].parameters()):
+        parameter.data[1] = 0
+    model[4].weight.data.view(3, 5, 4)[:, 3] = 0
+    scores = ranked(model, "taylor_gate", (images(batch=8).float(), torch.arange(8) % 3)).scores[0]
+    assert (scores[[1, 3]] == 0).all()
+    assert (scores[[0, 2, 4]] > 0).all()
