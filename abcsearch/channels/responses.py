@@ -315,7 +315,7 @@ def gradient_scores(
     def step(batch: Batch) -> None:
         nonlocal count
         with torch.enable_grad():  # the caller may be in a block without gradients
-            loss = _loss(twin(*batch.inputs), batch)
+            loss = mean_loss(twin(*batch.inputs), batch)
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         images = len(batch.inputs[0])
         count += images
@@ -336,7 +336,7 @@ def gradient_scores(
     return {place: total / count for place, total in totals.items()}
 
 
-def _loss(logits: object, batch: Batch) -> torch.Tensor:
+def mean_loss(logits: object, batch: Batch) -> torch.Tensor:
     """Returns the mean cross-entropy of a batch.
 
     Raises:
@@ -349,13 +349,19 @@ def _loss(logits: object, batch: Batch) -> torch.Tensor:
     if labels.shape != (images,) or labels.is_floating_point() or labels.is_complex():
         msg = f"labels are ({images},) classes for {images} images, found {tuple(labels.shape)} {labels.dtype}"
         raise RankingError(msg)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != images:
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        msg = f"the model must return logits (batch, classes) for {images} images, found {found}"
-        raise RankingError(msg)
+    logits = checked_logits(logits, images)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:
         wrong = low if low < 0 else high
         msg = f"label {wrong} has no output: the model has {logits.shape[1]} classes, counted from 0"
         raise RankingError(msg)
     return F.cross_entropy(logits, labels.to(logits.device).long())
+
+
+def checked_logits(logits: object, images: int) -> torch.Tensor:
+    """Returns what a network has returned; raises RankingError unless it is logits (images, classes)."""
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != images:
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        msg = f"the model must return logits (batch, classes) for {images} images, found {found}"
+        raise RankingError(msg)
+    return logits
