@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 
 from abcsearch.channels.cutting import cut
-from abcsearch.channels.latency import torch_threads
 from abcsearch.channels.moments import reader_moments
 from abcsearch.channels.outline import outlined
 from abcsearch.channels.sequential import fit_in_turn, goals_of
@@ -112,8 +111,7 @@ class Repaired(Sliced):
             RankingError: if the network does not run on the images, or computes what is not finite.
         """
         if self._known is None:
-            # The same numbers, whatever the caller computes with.
-            with torch_threads(1), torch.autocast(self._device.type, enabled=False):
+            with torch.autocast(self._device.type, enabled=False):  # the same numbers, whatever the caller computes in
                 every = reader_moments(self.model, self.graph, self.images, seed=self._seed)
             tensors = dict(self.model.named_parameters())
             some = any(tensor.requires_grad for tensor in tensors.values())
@@ -136,7 +134,7 @@ class Repaired(Sliced):
                 left[name].copy_(tensor)
         if self.how == "sequential":
             images, goals = self._aims()
-            with torch_threads(1), torch.autocast(images.device.type, enabled=False):
+            with torch.autocast(images.device.type, enabled=False):
                 fit_in_turn(network, outline, goals, images, RIDGE)
         return network
 
@@ -144,7 +142,7 @@ class Repaired(Sliced):
         """Returns the images on the network's device, and what the layers of the full network make of them."""
         if self._goals is None:
             images = self.images.to(self._device)
-            with torch_threads(1), torch.autocast(images.device.type, enabled=False):
+            with torch.autocast(images.device.type, enabled=False):
                 self._goals = images, goals_of(self.model, self.moments(), images, self._seed)
         return self._goals
 
@@ -167,7 +165,7 @@ class Repaired(Sliced):
             self._solved.move_to_end(key)
             return self._solved[key]
         reader = moments.reader
-        with torch_threads(1), torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False):
             weight, constant = solve(moments, tensors[reader.weight], units)
         solution = {reader.weight: weight.to(tensors[reader.weight])}
         name, sign = (f"{path}.bias", 1) if reader.bias else (f"{reader.norm}.running_mean", -1)

@@ -10,13 +10,15 @@ from torch import nn
 
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
-from abcsearch.channels.slicing import slice_model
+from abcsearch.channels.repair import Repaired
 from abcsearch.channels.source import Sliced
 from abcsearch.data.splits import Data
 from abcsearch.errors import AbcSearchError, ConfigError, SearcherError
-from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions, calibrate, calibration_images
+from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions, calibrate
 from abcsearch.evaluation.base import evaluate
+from abcsearch.evaluation.options import REPAIRS
 from abcsearch.evaluation.registry import EVALUATORS, make_evaluator
+from abcsearch.evaluation.sliced import REPAIR_IMAGES, calibration_images
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe
@@ -179,14 +181,17 @@ def test_calibration_images_are_unaugmented_training_images_drawn_once_per_split
     assert rows(calibration_images(other, 50).images) != found
 
 
-def test_fitness_is_the_score_of_the_sliced_and_calibrated_network_on_search_validation(model, data):
+@pytest.mark.parametrize("repair", REPAIRS)
+def test_fitness_is_the_score_of_the_sliced_repaired_and_calibrated_network_on_search_validation(model, data, repair):
     graph = trace_channels(model, data.example)
-    ranking = rank_channels(model, graph)
+    source = Sliced(model, graph, rank_channels(model, graph))
+    if repair != "none":
+        source = Repaired(source, calibration_images(data, REPAIR_IMAGES).images, repair, seed=data.seed)
     for metric in ("top1", "top5", "neg_loss"):
-        evaluate_ = evaluator(model, data, metric=metric, calibration_images=120, batch_size=50)
+        evaluate_ = evaluator(model, data, metric=metric, calibration_images=120, batch_size=50, repair=repair)
         for candidate in candidates(model, data, 2):
             found = evaluate_(candidate, 0)
-            network = slice_model(model, graph, candidate, ranking).to(memory_format=torch.channels_last)
+            network = source.network(candidate).to(memory_format=torch.channels_last)
             calibrate(network, calibration_images(data, 120).images[:100], batch_size=50)
             expected = score(network, data.validation)
             assert found.metrics == expected
