@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -119,6 +120,12 @@ class Repaired(Sliced):
                 path: one for path, one in every.items() if tensors[one.reader.weight].requires_grad or not some
             }
         return self._known
+
+    def in_turn(self) -> Self:
+        """Returns the source with its networks repaired layer after layer as well."""
+        other = copy.copy(self)
+        other.how, other._goals = "sequential", None
+        return other
 
     def network(self, candidate: Candidate, seed: int = 0) -> nn.Module:
         """Returns the sliced network, repaired; the seed is not used."""

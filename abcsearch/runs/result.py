@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from abcsearch.bounds import COSTS
+from abcsearch.channels.repair import Repaired
 from abcsearch.errors import RunError, quoted
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
+from abcsearch.evaluation.sliced import SlicedEvaluator
 from abcsearch.evaluation.staged import Staged
 from abcsearch.trial import best_trial
 
@@ -138,11 +141,20 @@ def collected(
 
 
 def _builder(task: Task, evaluator: Evaluator) -> AdaptiveBN:
-    """Returns the AdaptiveBN of the search, or one with default options where the search had another evaluator."""
-    own = evaluator.first if isinstance(evaluator, Staged) else evaluator
-    if isinstance(own, AdaptiveBN):
-        return own
-    options = AdaptiveBNOptions(batch_size=max(2, min(AdaptiveBNOptions.batch_size, len(task.data.train))))
-    with warnings.catch_warnings():  # nobody asked for a calibration
-        warnings.simplefilter("ignore", UserWarning)
-        return AdaptiveBN(task.source, task.data, options)
+    """Returns the AdaptiveBN of the search, or one with default options where the search had another evaluator.
+
+    Where the search repairs networks at once, it repairs them layer after layer: few are built, so that this costs
+    little, and it is worth some points more before fine-tuning (experiments/benchmarks/README.md).
+    """
+    first = evaluator.first if isinstance(evaluator, Staged) else evaluator
+    if isinstance(first, AdaptiveBN):
+        builder = copy.copy(first)
+    else:
+        repair = first.options.repair if isinstance(first, SlicedEvaluator) else "none"
+        batch = max(2, min(AdaptiveBNOptions.batch_size, len(task.data.train)))
+        with warnings.catch_warnings():  # nobody asked for a calibration
+            warnings.simplefilter("ignore", UserWarning)
+            builder = AdaptiveBN(task.source, task.data, AdaptiveBNOptions(batch_size=batch, repair=repair))
+    if isinstance(builder.source, Repaired):
+        builder.source = builder.source.in_turn()
+    return builder
