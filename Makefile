@@ -68,7 +68,7 @@ tests: $(VENV)/.installed-dev ## tests, README examples and notebooks, warnings 
 
 test-faults: $(VENV)/.installed-dev ## runs survive whatever is killed, and no damage to a file changes a result in silence (an hour and a half; not part of test)
 	@echo "== faults"
-	@$(THREADS) $(WAITING) $(BIN)/python -m pytest -m faults tests/faults tests/execution
+	@$(THREADS) $(WAITING) $(BIN)/python -m pytest -m faults tests/faults tests/execution tests/searchers
 
 $(VENV)/.installed-zoo: $(VENV)/.installed-dev
 	@echo "== timm"
