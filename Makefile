@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 RUN := runs/digits
 DATA ?= data
 # One thread per process: pytest runs one process per core, and one more, as many tests wait for other processes.
+# Where a test has more threads, those that wait for another leave the core to it.
 THREADS := OMP_NUM_THREADS=1
+WAITING := OMP_WAIT_POLICY=passive
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
 .PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
@@ -62,11 +64,11 @@ layers: $(VENV)/.installed-dev ## which module may import which
 
 tests: $(VENV)/.installed-dev ## tests, README examples and notebooks, warnings as errors
 	@echo "== tests"
-	@$(THREADS) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	@$(THREADS) $(WAITING) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-faults: $(VENV)/.installed-dev ## runs survive whatever is killed, and no damage to a file changes a result in silence (an hour and a half; not part of test)
 	@echo "== faults"
-	@$(THREADS) $(BIN)/python -m pytest -m faults tests/faults tests/execution
+	@$(THREADS) $(WAITING) $(BIN)/python -m pytest -m faults tests/faults tests/execution tests/searchers
 
 $(VENV)/.installed-zoo: $(VENV)/.installed-dev
 	@echo "== timm"

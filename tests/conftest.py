@@ -1,16 +1,27 @@
 """Small problems that many tests share."""
 
+import gc
+
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 from abcsearch.data.splits import Data
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.rng import torch_seeded
 
-settings.register_profile("abcsearch", deadline=None)  # a busy machine is no mistake
+# A busy machine is no mistake: neither a slow example nor slow draws of one.
+settings.register_profile("abcsearch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("abcsearch")
+
+gc.disable()  # until all is imported: none of it goes again, and looking through it again and again takes seconds
+
+
+def pytest_collection_finish():
+    """Has later collections leave out what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

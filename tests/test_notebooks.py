@@ -15,7 +15,8 @@ def test_notebook_runs(path, monkeypatch, tmp_path):
     monkeypatch.setenv("ABCSEARCH_SHORT", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    options = {"timeout": 600, "startup_timeout": 600, "kernel_name": "python3"}  # a busy machine is no mistake
+    NotebookClient(notebook, **options, resources={"metadata": {"path": tmp_path}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert [output.text for output in outputs if output.get("name") == "stderr"] == []  # no warning litters the page
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]

@@ -60,19 +60,20 @@ def test_python_example_runs_and_is_short(tmp_path):
     assert net.startswith("# mynet.py\n")
     (tmp_path / "mynet.py").write_text(net)
     (tmp_path / "example.py").write_text(example)
-    script = [sys.executable, "-W", "error", "example.py"]
+    script = [sys.executable, "-W", "error", "-c"]
+    count = "sum(p.numel() for p in abcsearch.load('pruned').parameters())"
     printed = []
-    for _ in range(2):  # the second time it continues, and ends the same
-        done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+    # The second time it continues, and ends the same; and the export is there before anything is run.
+    for code in ("import example", f"import abcsearch; print({count}); import example"):
+        done = subprocess.run([*script, code], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        printed.append(done.stdout)
+        printed.append(done.stdout.splitlines())
+    parameters = int(printed[1].pop(0))
     assert printed[0] == printed[1]
-    before, after = map(float, printed[0].splitlines()[-1].split())
+    before, after = map(float, printed[0][-1].split())
     assert 0 < before < 1
     assert after > 0.85
-    code = "import abcsearch; print(sum(p.numel() for p in abcsearch.load('pruned').parameters()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert 0 < int(done.stdout) < 22_346  # the parameters of the full network
+    assert 0 < parameters < 22_346  # of the full network
     assert len([line for line in example.splitlines() if line.strip()]) <= 20
 
 
@@ -213,22 +214,41 @@ def test_rule_example_makes_a_module_prunable():
         assert torch.allclose(sliced(x), model(x))
 
 
+SEVERAL = """
+import sys
+from abcsearch.cli import main
+
+for words in {commands!r}:
+    print("==", words[0], flush=True)
+    sys.argv = ["abcsearch", *words]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, words
+"""
+
+
 def test_parts_of_ones_own_take_part_in_a_whole_run(tmp_path):
+    """The search in one process, what follows in another."""
     (tmp_path / "mine.py").write_text(block("python", "# mine.py", EXTENDING))
     (tmp_path / "mine.toml").write_text(block("toml", '"mine:spread"', EXTENDING))
     folder = tmp_path / "run"
-    printed = {}
-    for command in (
-        ["search", "mine.toml", "--run-dir", folder],
-        ["finetune", folder],
-        ["export", folder, "--out", tmp_path / "export"],
-        ["status", folder],
-        ["resume", folder, "--n-trials", 9],
-    ):
-        call = [sys.executable, "-W", "error", "-m", "abcsearch", *map(str, command)]
-        done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        printed[command[0]] = done.stdout + done.stderr
+    said = "== search\n"
+    search_it = ["-m", "abcsearch", "search", "mine.toml", "--run-dir", "run"]
+    later = (["finetune", "run"], ["export", "run", "--out", "export"], ["resume", "run", "--n-trials", "9"])
+    for words in (search_it, ["-c", SEVERAL.format(commands=(["status", "run"], *later))]):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        said += done.stdout
+    printed = dict(text.split("\n", 1) for text in said.split("== ")[1:])
     assert "best of 8 trials" in printed["search"]
     assert "best of 9 trials" in printed["resume"]
     for name in ("full", "uniform", "thinnest", "Climb"):

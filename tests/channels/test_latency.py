@@ -1,14 +1,35 @@
 """Latency: median forward times, and everything as it was afterwards."""
 
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from abcsearch.channels import latency
-from abcsearch.channels.latency import measure_latency, torch_threads
+from abcsearch.channels.latency import LatencyOptions, measure_latency, torch_threads
 from abcsearch.errors import ModelError
+
+
+class Taking(nn.Module):
+    """Takes so many seconds of a clock, and those of what is called in it."""
+
+    def __init__(self, clock, seconds, inner=None):
+        super().__init__()
+        self.clock, self.seconds, self.inner = clock, seconds, inner or nn.Identity()
+
+    def forward(self, x):
+        self.clock.seconds += self.seconds
+        return self.inner(x)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes forward as it is told, whatever the machine does meanwhile."""
+    told = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: told.seconds))
+    return told
 
 
 class Counting(nn.Module):
@@ -40,10 +61,19 @@ def test_models_take_turns_and_medians_are_in_milliseconds(monkeypatch):
     assert statistics.median([0.5, 0.7, 0.6]) == 0.6
 
 
-def test_a_longer_pass_takes_longer():
-    small, large = nn.Linear(4, 4), nn.Sequential(*(nn.Linear(400, 400) for _ in range(20)))
-    times = [measure_latency([model], torch.zeros(8, n), repeats=5)[0] for model, n in ((small, 4), (large, 400))]
-    assert 0 < times[0] < times[1]
+def test_a_pass_takes_what_the_clock_says(clock):
+    found = measure_latency([Taking(clock, 0.001), Taking(clock, 0.25)], torch.zeros(1), repeats=5)
+    assert found == pytest.approx([1.0, 250.0])
+
+
+def test_a_modules_own_time_excludes_modules_called_in_it(clock):
+    outer = Taking(clock, 1.0, inner=Taking(clock, 3.0))
+    shares = latency._layer_shares(outer, torch.zeros(1), ["", "inner"], LatencyOptions(repeats=5))
+    assert shares == pytest.approx([0.25, 0.75])
+
+
+def test_a_real_pass_takes_time():
+    assert measure_latency([nn.Linear(400, 400)], torch.zeros(8, 400), repeats=5)[0] > 0
 
 
 @pytest.mark.parametrize("fails_at", [None, 3])

@@ -17,7 +17,18 @@ from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.ray_executor import RayExecutor
 from abcsearch.testing import ExecutorContract
 from tests.evaluators import Counted, Explosive, Troubled, die, divide, has_torch, nonsense, without_memory
-from tests.problems import PATIENCE, PROC, assert_same_as, descendants, forks, loop, outcome, undisturbed, until_gone
+from tests.problems import (
+    PATIENCE,
+    PROC,
+    assert_same_as,
+    descendants,
+    forks,
+    loop,
+    outcome,
+    undisturbed,
+    until,
+    until_gone,
+)
 
 needs_proc = pytest.mark.skipif(not (PROC / "self" / "net").exists(), reason="looks at processes in /proc (Linux)")
 
@@ -94,12 +105,20 @@ def test_a_worker_that_ray_stops_for_want_of_memory_is_told_from_one_that_died(e
 
 def test_a_call_that_takes_too_long_loses_its_worker():
     with made(1, timeout=1.0) as executor:
-        hanging, next_one = executor.submit(time.sleep, 3600), executor.submit(os.getpid)
+        hanging = executor.submit(time.sleep, 3600)
         with pytest.raises(WorkerLostError, match="no result within 1 s"):
             hanging.result(PATIENCE)
-        assert next_one.result(PATIENCE) != os.getpid()
+        executor._timeout = PATIENCE  # a busy machine may take a second for anything
+        assert executor.submit(os.getpid).result(PATIENCE) != os.getpid()
 
 
+@pytest.fixture
+def _at_once(monkeypatch):
+    """No pause before another worker is started."""
+    monkeypatch.setattr(ray_executor, "_LONGEST_PAUSE", 0.0)
+
+
+@pytest.mark.usefixtures("_at_once")
 def test_workers_that_cannot_start_are_one_clear_error():
     with made(2) as executor:
         futures = [executor.submit(Explosive()) for _ in range(3)]
@@ -130,6 +149,7 @@ def test_a_result_that_cannot_be_sent_is_an_exception(executor):
     assert executor.submit(divide, 1, 1).result(PATIENCE) == 1.0
 
 
+@pytest.mark.usefixtures("_at_once")
 def test_a_log_that_cannot_be_written_stops_nobody():
     def full(line):
         raise OSError(28, "No space left on device")
@@ -217,7 +237,7 @@ def _folder(path):
 def test_a_search_with_lost_and_hanging_workers_is_as_undisturbed(tmp_path):
     expected = undisturbed(tmp_path, n_trials=20, window=4)
     evaluator = Troubled(_folder(tmp_path), kills={2: 1, 9: 1}, hangs={5: 1})
-    with made(2, timeout=2.0) as executor:
+    with made(2, timeout=5.0) as executor:  # a busy machine takes a second for anything, now and then
         loop(tmp_path / "run", evaluator=evaluator, executor=executor, n_trials=20, window=4).run()
     assert_same_as(tmp_path / "run", expected)
     assert [evaluator.attempts(number) for number in (2, 3, 5, 9)] == [2, 1, 2, 2]
@@ -252,7 +272,6 @@ def test_nothing_is_left_of_it(tmp_path):
     process.start()
     family = ours.recv()
     assert any("raylet" in line for line in family.values())
-    assert ours.recv() == {}
     assert ours.recv()  # Ray's own way of printing is back
     until_gone(family)
     process.join(PATIENCE)
@@ -265,7 +284,7 @@ def _come_and_go(pipe):
     executor.submit(os.getpid).result(PATIENCE)
     pipe.send(descendants(os.getpid()))
     executor.shutdown(cancel_futures=True)
-    pipe.send({pid: line for pid, line in descendants(os.getpid()).items() if "ray" in line})
+    until(lambda: not any("ray" in line for line in descendants(os.getpid()).values()), "the end of Ray")
     pipe.send(ray_worker.print_to_stdstream is prints)
 
 

@@ -1,16 +1,24 @@
-"""Two workers of Ray Train do what one process does."""
+"""Two workers of Ray Train do what one process does.
+
+Starting them takes 10 seconds of two cores and more: what does not depend on Ray is shown with `Forks` every day,
+which start in a moment, and with Ray by `make test-faults`.
+"""
 
 import functools
 import os
+import pickle
 import signal
+from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import distributed, nn
 
 from abcsearch.data.splits import Data
 from abcsearch.errors import ConfigError, DataError, RunError
+from abcsearch.execution import ray_training
 from abcsearch.execution.ray_cluster import connect
 from abcsearch.execution.ray_training import RayTraining
 from abcsearch.training.finetuning import finetune
@@ -19,6 +27,7 @@ from abcsearch.training.loop import train
 from abcsearch.training.optimization import make_optimizer
 from abcsearch.training.recipe import Recipe
 from abcsearch.training.together import train_together
+from tests.problems import finished, forks
 from tests.training.toys import Gates, network, stripes, weights
 
 pytest.importorskip("ray.train", reason="needs the extra train", exc_type=ImportError)
@@ -117,9 +126,44 @@ class WrongInTraining(Plain):
         return super().forward(x)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@dataclass(frozen=True)
+class Forks:
+    """Processes that torch.distributed connects, without Ray."""
+
+    workers: int
+
+    def run(self, task, folder, *, gpu, setup):
+        sent = pickle.dumps((task, list(setup.values())))  # torch would have both share the weights, as an argument
+        processes = [
+            forks().Process(target=_shared, args=(sent, rank, self.workers, folder / "meeting"))
+            for rank in range(self.workers)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            finished(process)
+
+
+def _shared(sent, rank, size, meeting):
+    task, setup = pickle.loads(sent)
+    for call in setup:
+        call()
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    task(rank, size)
+    distributed.destroy_process_group()
+
+
+def faults(*values):
+    """Returns a case that is too slow for every day."""
+    return pytest.param(*values, marks=pytest.mark.faults)
+
+
+by_both = pytest.mark.parametrize("workers", [Forks(2), faults(RayTraining(workers=2))], ids=["forks", "ray"])
+
+
+@pytest.fixture(scope="module")
 def _ray():
-    """Ray as the first one starts it; all tests borrow it."""
+    """Ray as the first one starts it; the tests that train with it borrow it."""
     cluster = connect(None, 2, 0, lambda line: None)
     yield
     cluster.close()
@@ -134,6 +178,7 @@ def tuned(recipe=RECIPE, model=None, **options):
     return finetune(model or network(Plain), data(), recipe, teacher=teacher, **options)
 
 
+@pytest.mark.usefixtures("_ray")
 def test_two_workers_agree_with_one_process_to_rounding(tmp_path):
     seen = []
     alone = tuned()
@@ -146,11 +191,11 @@ def test_two_workers_agree_with_one_process_to_rounding(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.faults  # starts processes once more, and asks what the tests of `make test` ask in other ways
-def test_parameters_without_gradient_change_as_with_one_process():
+@by_both
+def test_parameters_without_gradient_change_as_with_one_process(workers):
     recipe = Recipe(epochs=2, batch_size=16, lr=0.1, momentum=0.9, weight_decay=0.1, clip_norm=1.0)
     alone = tuned(recipe, network(Uneven))
-    two = tuned(recipe, network(Uneven), workers=RayTraining(workers=2))
+    two = tuned(recipe, network(Uneven), workers=workers)
     assert not torch.equal(alone.model.branch.weight, network(Uneven).branch.weight)
     assert torch.equal(two.model.never.weight, network(Uneven).never.weight)
     torch.testing.assert_close(weights(two.model), weights(alone.model), rtol=1e-4, atol=1e-5)
@@ -160,15 +205,16 @@ def test_parameters_without_gradient_change_as_with_one_process():
 def taught(lesson, workers=None, epochs=2, **options):
     """Trains a lesson by one process or several; returns its modules' tensors, and how it went."""
     recipe = Recipe(epochs=epochs, batch_size=4, lr=0.1, weight_decay=0.1, ema=0.5, clip_norm=1.0)
-    trained_by = train if workers is None else functools.partial(train_together, workers=RayTraining(workers=workers))
+    trained_by = train if workers is None else functools.partial(train_together, workers=workers)
     result = trained_by(lesson, stripes(48), recipe, **options)
     return torch.cat([weights(module) for module in lesson.modules.values()]), result
 
 
-def test_two_workers_teach_a_lesson_as_one_process_does():
+@by_both
+def test_two_workers_teach_a_lesson_as_one_process_does(workers):
     """Gradients of all modules are averaged, those that some processes have none of with zeros."""
     alone, two = Masked(), Masked()
-    (one, by_one), (other, by_two) = taught(alone), taught(two, workers=2)
+    (one, by_one), (other, by_two) = taught(alone), taught(two, workers=workers)
     torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
     assert by_two.losses == pytest.approx(by_one.losses, rel=1e-4)
     assert torch.equal(two.never.weight, torch.ones(2))
@@ -177,29 +223,50 @@ def test_two_workers_teach_a_lesson_as_one_process_does():
     assert float(two.seen.abs().sum()) > 0
 
 
-def faults(*values):
-    """Returns a case that is too slow for every day."""
-    return pytest.param(*values, marks=pytest.mark.faults)
+WORDS = [
+    (ValueError("first line\n  second: 2"), "ValueError: first line\n  second: 2"),
+    (Wordless(), "Wordless: (its text cannot be had: ValueError)"),
+    (SystemExit(3), "SystemExit: 3"),
+    (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "OutOfMemoryError: CUDA out of memory.\nTried"),
+    (DataError("an image is torn"), None),
+]
 
 
+@pytest.mark.parametrize(("error", "words"), WORDS, ids=["lines", "wordless", "exit", "memory", "ours"])
+def test_what_a_worker_failed_of_is_said_whole(monkeypatch, error, words):
+    """By what every worker runs, and what is made of it here; Ray between them is for `make test-faults`."""
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    def task(rank, size):
+        raise error
+
+    monkeypatch.setattr("ray.train.get_context", mock.Mock)
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray_training.ray, "get", lambda reference: task)
+    with pytest.raises(RunError if words else DataError) as failed:
+        ray_training._work({"paths": [], "setup": None, "task": None})
+    sent = pickle.loads(pickle.dumps(failed.value))
+    group = WorkerGroupError("one of many lines", {0: UserExceptionWithTraceback(sent, "Traceback")})
+    said = f"a worker of the training failed: {words}; run it again to go on" if words else "an image is torn"
+    assert str(ray_training._cause(group)) == said
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("_ray")
 @pytest.mark.parametrize(
     ("error", "words"),
-    [
-        (ValueError("first line\n  second: 2"), "ValueError: first line\n  second: 2"),
-        faults(Wordless(), "Wordless: (its text cannot be had: ValueError)"),
-        faults(SystemExit(3), "SystemExit: 3"),
-        faults(torch.OutOfMemoryError("CUDA out of memory.\nTried"), "OutOfMemoryError: CUDA out of memory.\nTried"),
-        faults("kill", "its worker process died (killed, out of memory, or a crash in native code)"),
-    ],
+    [*WORDS[:4], ("kill", "its worker process died (killed, out of memory, or a crash in native code)")],
     ids=["lines", "wordless", "exit of one", "memory", "kill"],
 )
-def test_what_a_worker_failed_of_is_said_whole(error, words):
+def test_what_a_worker_of_ray_failed_of_is_said_whole(error, words):
     with pytest.raises(RunError) as failed:
         tuned(Recipe(epochs=1, batch_size=16), WrongInTraining(error), workers=RayTraining(workers=2))
     assert str(failed.value) == f"a worker of the training failed: {words}; run it again to go on"
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("_ray")
 def test_errors_of_workers_are_those_of_training():
     with pytest.raises(DataError, match="an image is torn"):
         tuned(Recipe(epochs=1, batch_size=16), WrongInTraining(), workers=RayTraining(workers=2))

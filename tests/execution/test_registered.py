@@ -55,19 +55,30 @@ def data(tiny_data):
     )
 
 
-SHORT = {"name": "short_training", "steps": 2, "batch_size": 32}
-
-
-@pytest.mark.parametrize(("evaluator", "given"), [(SHORT, False), ("adaptive_bn", True)])
-def test_a_search_finds_them_in_its_workers(added, tiny_data, tmp_path, evaluator, given):
+def assert_found(tiny_data, tmp_path, evaluator, **workers):
     options = {"budget": Budget(params=0.6), "n_trials": 2, "searcher": "random", "evaluator": evaluator}
     here = search(Two(), data(tiny_data), **options, run_dir=tmp_path / "here")
-    executor = RayExecutor(1)
-    workers = {"executor": executor} if given else {"execution": ExecutionOptions(workers=1)}
     there = search(here.task.source.model, data(tiny_data), **options, run_dir=tmp_path / "there", **workers)
-    executor.shutdown()
     assert [t.evaluation.metrics for t in there.trials] == [t.evaluation.metrics for t in here.trials]
     assert all(t.evaluation.failure is None for t in there.trials)
+
+
+def test_a_search_finds_them_in_its_workers(added, tiny_data, tmp_path):
+    short = {"name": "short_training", "steps": 2, "batch_size": 32}
+    assert_found(tiny_data, tmp_path, short, execution=ExecutionOptions(workers=1))
+
+
+def test_a_search_finds_them_in_given_workers_and_a_later_one_may_register_more(
+    added, tiny_data, tmp_path, monkeypatch
+):
+    executor = RayExecutor(1)
+    assert_found(tiny_data, tmp_path, "adaptive_bn", executor=executor)
+    objectives = ["classification", "margin", "regression", "segmentation"]
+    assert executor.submit(names).result(PATIENCE) == (objectives, ["Two"])
+    monkeypatch.setitem(OUTPUTS, Other, len)
+    executor.prepare(registered())
+    assert executor.submit(names).result(PATIENCE) == (objectives, ["Other", "Two"])
+    executor.shutdown()
 
 
 @pytest.mark.faults
@@ -79,16 +90,6 @@ def test_fine_tuning_finds_them_in_its_workers(added, tiny_data):
 
 def names():
     return sorted(OBJECTIVES), sorted(kind.__name__ for kind in OUTPUTS)
-
-
-def test_later_searches_with_the_same_workers_may_register_more(monkeypatch):
-    executor = RayExecutor(1)
-    executor.prepare(registered())
-    assert executor.submit(names).result(PATIENCE) == (["classification", "regression", "segmentation"], [])
-    monkeypatch.setitem(OUTPUTS, Two, len)
-    executor.prepare(registered())
-    assert executor.submit(names).result(PATIENCE)[1] == ["Two"]
-    executor.shutdown()
 
 
 @pytest.mark.parametrize("kind", ["OUTPUTS", "OBJECTIVES"])

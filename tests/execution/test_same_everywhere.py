@@ -13,22 +13,18 @@ OTHERS = [(0, 1, 2, 2)]
 WITH_WORKERS = [(1, 2, 1, 3), (2, 3, 2, 1), (3, 4, 3, 2)]
 
 
-def trials(workers, seed, omp, threads):
+def trials(workers, seed, omp, threads, schedules):
     """Returns digests of many searches by name; the last line, since other tools may print, too."""
-    environment = {**os.environ, "PYTHONHASHSEED": str(seed), "OMP_NUM_THREADS": str(omp)}
-    line = [sys.executable, "-m", "tests.execution.same_everywhere", str(workers), str(threads)]
+    environment = {**os.environ, "PYTHONHASHSEED": str(seed), "OMP_NUM_THREADS": str(omp), "OMP_WAIT_POLICY": "passive"}
+    line = [sys.executable, "-m", "tests.execution.same_everywhere", str(workers), str(threads), str(schedules)]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def expected():
-    return trials(*HERE)
-
-
-@pytest.mark.parametrize(
-    "surroundings", [*OTHERS, *(pytest.param(case, marks=pytest.mark.faults) for case in WITH_WORKERS)]
-)
-def test_trials_are_the_same_everywhere(expected, surroundings):
-    assert trials(*surroundings) == expected
+@pytest.mark.parametrize("schedules", [1, pytest.param(2, marks=pytest.mark.faults)])
+def test_trials_are_the_same_everywhere(schedules):
+    """Every searcher and evaluator; `make test-faults` has both schedules with each, and workers."""
+    expected = trials(*HERE, schedules)
+    for surroundings in [*OTHERS, *(WITH_WORKERS if schedules > 1 else ())]:
+        assert trials(*surroundings, schedules) == expected, surroundings

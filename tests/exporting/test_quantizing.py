@@ -83,22 +83,26 @@ def test_an_int8_network_is_a_smaller_file_that_computes_the_same(pruned, quanti
     assert done.returncode == 0, done.stderr
 
 
-def test_an_int8_network_in_onnx_is_checked_with_a_wider_tolerance(pruned, quantised, tmp_path):
+@pytest.fixture(scope="module")
+def in_onnx(pruned, quantised, tmp_path_factory):
     pytest.importorskip("onnxruntime")
+    path = tmp_path_factory.mktemp("onnx") / "int8.onnx"
+    return export(quantised, path, example_input=pruned[1].example, tolerance=0.05)
+
+
+def test_an_int8_network_in_onnx_is_checked_with_a_wider_tolerance(pruned, quantised, in_onnx):
     _, data = pruned
-    made = export(quantised, tmp_path / "int8.onnx", example_input=data.example, tolerance=0.05)
-    assert score(load(made), data.test)["top1"] == pytest.approx(score(quantised, data.test)["top1"], abs=0.01)
+    assert score(load(in_onnx), data.test)["top1"] == pytest.approx(score(quantised, data.test)["top1"], abs=0.01)
 
 
-def test_onnxruntime_computes_every_convolution_in_integers(pruned, quantised, tmp_path):
+def test_onnxruntime_computes_every_convolution_in_integers(pruned, in_onnx, tmp_path):
     """Also those in front of residual additions and of the mean, whose outputs torchao would leave unrounded."""
     onnxruntime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
-    network, data = pruned
-    export(quantised, tmp_path / "int8.onnx", example_input=data.example, tolerance=0.05)
+    network, _ = pruned
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 4
-    onnxruntime.InferenceSession(tmp_path / "int8.onnx", options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(in_onnx.path, options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
     assert kinds.count("QLinearConv") == convolutions

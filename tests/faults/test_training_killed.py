@@ -55,11 +55,13 @@ def test_a_lesson_of_two_modules_loses_no_bit_with_a_worker_that_is_killed(tmp_p
     """Its state differs among workers, and is that of the first one after every epoch, also when it goes on."""
     (tmp_path / "never").touch()
     whole, kept = Masked(tmp_path / "never"), tmp_path / "whole.checkpoint"
-    wanted, result = taught(whole, workers=2, epochs=3, checkpoint=kept)
+    wanted, result = taught(whole, workers=RayTraining(workers=2), epochs=3, checkpoint=kept)
     lesson, file, seen = Masked(tmp_path / "once"), tmp_path / "training.checkpoint", []
     with pytest.raises(RunError, match="run it again to go on"):
-        taught(lesson, workers=2, epochs=3, checkpoint=file)
-    bits, again = taught(lesson, workers=2, epochs=3, checkpoint=file, on_epoch=lambda done, *_: seen.append(done))
+        taught(lesson, workers=RayTraining(workers=2), epochs=3, checkpoint=file)
+    bits, again = taught(
+        lesson, workers=RayTraining(workers=2), epochs=3, checkpoint=file, on_epoch=lambda done, *_: seen.append(done)
+    )
     assert seen == [3]
     assert torch.equal(bits, wanted)
     assert again.losses == result.losses

@@ -5,7 +5,6 @@ import os
 import platform
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -209,16 +208,21 @@ def test_a_file_system_without_locks_is_served_as_far_as_it_allows(tmp_path):
     assert taken.stdout == "locked\n", taken.stderr
 
 
-def test_who_only_asks_does_not_get_in_the_way_of_a_writer(tmp_path):
+def test_who_only_asks_does_not_get_in_the_way_of_a_writer(tmp_path, monkeypatch):
     """Whoever asks holds the lock for an instant; a writer that comes then waits that long."""
-    folder = RunFolder(tmp_path)
-    instant = FileLock(tmp_path / ".lock", thread_local=False)
+    instant = FileLock(tmp_path / ".lock")
     instant.acquire()
-    timer = threading.Timer(0.1, instant.release)
-    timer.start()
-    with folder.locked():
+
+    class Refused(FileLock):
+        """Has who asks end once the writer has been refused."""
+
+        def _acquire(self):
+            super()._acquire()
+            instant.release()
+
+    monkeypatch.setattr("abcsearch.runs.folder.FileLock", Refused)
+    with RunFolder(tmp_path).locked():
         assert not instant.is_locked
-    timer.join()
 
 
 def test_the_lock_is_free_after_an_error(tmp_path):

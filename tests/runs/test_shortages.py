@@ -170,7 +170,7 @@ def test_a_run_stops_writes_nothing_down_and_ends_as_undisturbed(tmp_path, optio
     assert str(raised.value).endswith(f"continue with: abcsearch resume {tmp_path / 'run'}")
     kept = read_journal(tmp_path / "run" / "journal.jsonl").trials
     assert 7 not in kept
-    assert set(range(5)) <= set(kept) or asynchronous
+    assert set(range(4)) <= set(kept) or asynchronous  # the fifth may be evaluated at the same time
     with executor() as pool:
         loop(tmp_path / "run", executor=pool, **options).run()
     if expected is not None:

