@@ -78,6 +78,11 @@ CRITERIA: Registry[Any] = Registry(
             description="squared gradient of a gate on the channel",
             source="Molchanov et al., CVPR 2019",
         ),
+        "curl": Home(
+            path=f"{_IN}.outputs:CURL",
+            description="divergence of the answers without the channel from those with it",
+            source="Luo and Wu, CVPR 2020",
+        ),
     },
     error=RankingError,
     accept=Home(path=f"{_IN}.own:as_criterion"),

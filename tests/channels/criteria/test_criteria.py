@@ -61,6 +61,21 @@ def test_permuted_channels_have_permuted_scores(program, seed):
                 )
 
 
+@few(10)
+@given(programs(), st.integers(0, 2**16))
+def test_scores_of_all_batches_are_their_mean_by_images(program, seed):
+    model = program.build(seed)
+    x, labels = images(batch=5), torch.arange(5) % CLASSES
+    parts = [(x[:3], labels[:3]), (x[3:], labels[3:])]
+    graph = trace_channels(model, x[:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("apoz", "taylor", "taylor_gate", "curl"):
+            whole, first, second = (rank_channels(model, graph, name, data=d) for d in (parts, parts[:1], parts[1:]))
+            for both, a, b in zip(whole.scores, first.scores, second.scores, strict=True):
+                np.testing.assert_allclose(both, (3 * a + 2 * b) / 5, rtol=1e-9, atol=1e-15, err_msg=name)
+
+
 def test_every_criterion_says_what_it_is():
     for name, entry in CRITERIA.items():
         assert entry.description, name
