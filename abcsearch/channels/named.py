@@ -38,6 +38,11 @@ CRITERIA: Registry[Any] = Registry(
             description="sum of distances to the other filters of the layer",
             source="He et al., CVPR 2019",
         ),
+        "scsp": Home(
+            path=f"{_IN}.clusters:SCSP",
+            description="filters are clustered, one of each cluster stays",
+            source="Zhuo et al., 2018",
+        ),
         "reader_l2": Home(
             path=f"{_IN}.readers:READER_L2",
             description="Euclidean norm of the weights that read the channel",

@@ -80,7 +80,7 @@ def test_every_criterion_says_what_it_is():
     for name, entry in CRITERIA.items():
         assert entry.description, name
         assert entry.source or name == "random", name
-    weights = ["l1", "l2", "bn_gamma", "fpgm", "reader_l2", "reader_l2_gamma", "reader_l2_filters"]
+    weights = ["l1", "l2", "bn_gamma", "fpgm", "scsp", "reader_l2", "reader_l2_gamma", "reader_l2_filters"]
     assert [name for name, entry in CRITERIA.items() if not entry.needs] == ["random", *weights]
 
 
