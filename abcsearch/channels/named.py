@@ -73,6 +73,11 @@ CRITERIA: Registry[Any] = Registry(
             description="entropy of the mean response over images",
             source="Luo and Wu, 2017",
         ),
+        "nisp": Home(
+            path=f"{_IN}.propagation:NISP",
+            description="importance of the last features, propagated back through absolute weights",
+            source="Yu et al., CVPR 2018",
+        ),
         "taylor": Home(
             path=f"{_IN}.gradients:TAYLOR",
             description="squared gradient times weight, summed",
