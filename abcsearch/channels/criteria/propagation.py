@@ -37,8 +37,8 @@ class NispCriterion(Criterion):
     The last convolution or linear layer is the classifier, its inputs are the last features. `inf_fs` finds their
     scores; the other channels get theirs by one backward pass of the network in which weights have their absolute
     values and what maps entries one by one, or normalises, does nothing. The score of a channel is the sum over all
-    layers that read it, and over positions. A channel whose readers are all zero has score 0; the weights that make a
-    channel are not looked at.
+    layers that read it, and over positions. A channel whose readers are all zero has score 0, the
+    last features apart: the classifier's weights are not looked at, nor are those that make a channel.
 
     Source: Yu et al., NISP: Pruning Networks using Neuron Importance Score Propagation (CVPR 2018), sections 3.2-3.3.
 
