@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from abcsearch.channels.outline import parts_of, plan_of
 from abcsearch.errors import CandidateError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -30,7 +31,8 @@ def gate(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]) -
     - A weight that reads several groups, on one axis or on several, is multiplied by the gates of all. One that reads a
       group and makes another, or the same, is gated along the axis that reads. One that reads and makes along the same
       axis (a tied weight) is gated in both uses.
-    - What reads is gated under the name that the graph knows; `functional_call` puts it wherever it is tied.
+    - What reads is gated under the name that the graph knows; `functional_call` puts it wherever it is tied. Where one
+      module has several paths, it does not put back what was there (pytorch issue 164759): `replaced` does.
     - Channels that nothing reads change no output: their gate has no effect, and no gradient.
     - In training mode forward updates the statistics of `model` itself, since gates replace no batch norm's buffers.
     - Blocks have no gates.
@@ -70,6 +72,27 @@ def gate(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]) -
                 whole = whole * joined[key][numbers].reshape([-1 if a == axis else 1 for a in range(whole.ndim)])
             gated[target.name] = target.merged(whole)
     return gated
+
+
+@contextlib.contextmanager
+def replaced(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Puts other tensors in the place of a model's own for a block, tied ones wherever they are.
+
+    Args:
+        model: of no other thread meanwhile; as it was afterwards, also where a module of it has several paths.
+        tensors: by names of parameters and buffers, as `gate` returns them.
+    """
+    every = dict([*model.named_parameters(), *model.named_buffers()])
+    new = {id(every[name]): tensor for name, tensor in tensors.items()}
+    stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
+    slots = [(store, name, old) for store in stores for name, old in store.items() if id(old) in new]
+    try:
+        for store, name, old in slots:
+            store[name] = new[id(old)]  # pyright: ignore[reportArgumentType] - a parameter's place takes any tensor
+        yield
+    finally:
+        for store, name, old in slots:
+            store[name] = old  # pyright: ignore[reportArgumentType]
 
 
 def _joined(gates: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,11 @@ CRITERIA: Registry[Any] = Registry(
             description="sum of distances to the other filters of the layer",
             source="He et al., CVPR 2019",
         ),
+        "scsp": Home(
+            path=f"{_IN}.clusters:SCSP",
+            description="filters are clustered, one of each cluster stays",
+            source="Zhuo et al., 2018",
+        ),
         "reader_l2": Home(
             path=f"{_IN}.readers:READER_L2",
             description="Euclidean norm of the weights that read the channel",
@@ -68,6 +73,11 @@ CRITERIA: Registry[Any] = Registry(
             description="entropy of the mean response over images",
             source="Luo and Wu, 2017",
         ),
+        "nisp": Home(
+            path=f"{_IN}.propagation:NISP",
+            description="importance of the last features, propagated back through absolute weights",
+            source="Yu et al., CVPR 2018",
+        ),
         "taylor": Home(
             path=f"{_IN}.gradients:TAYLOR",
             description="squared gradient times weight, summed",
@@ -77,6 +87,11 @@ CRITERIA: Registry[Any] = Registry(
             path=f"{_IN}.gradients:TAYLOR_GATE",
             description="squared gradient of a gate on the channel",
             source="Molchanov et al., CVPR 2019",
+        ),
+        "curl": Home(
+            path=f"{_IN}.outputs:CURL",
+            description="divergence of the answers without the channel from those with it",
+            source="Luo and Wu, CVPR 2020",
         ),
     },
     error=RankingError,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from abcsearch.channels.gates import gate
+from abcsearch.channels.gates import gate, replaced
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.errors import CandidateError, TraceError
@@ -141,6 +141,26 @@ def test_weights_with_several_parts(name):
     for width in (1, 2):
         candidate = tuple(min(width, group.channels) for group in graph.prunable)
         check_gates(model, graph, candidate, ranking, images(batch=4))
+
+
+def test_replaced_tensors_are_put_back_where_a_module_has_several_paths():
+    model = Program(
+        (Step("conv", (0,), "", 4), Step("conv", (1,), "", 4), Step("shared", (2,), "", 1)), ("mean", 3, False)
+    )
+    model = model.build()
+    graph, _ = traced(model)
+    before = {name: (id(p), p.detach().clone()) for name, p in model.named_parameters(remove_duplicate=False)}
+    gates = [torch.rand(group.channels) for group in graph.prunable]
+    gated = gate(model, graph, gates)
+    with torch.no_grad(), replaced(model, gated):
+        assert model.layers[1].weight is model.layers[2].weight is gated["layers.1.weight"]
+        inside = model(images())
+    with pytest.raises(OSError, match="in the block"), replaced(model, gated):
+        raise OSError("in the block")
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        assert id(parameter) == before[name][0]
+        assert torch.equal(parameter, before[name][1])
+    assert torch.equal(inside, functional_call(copy.deepcopy(model), gated, (images(),)))
 
 
 class Fixed(nn.Module):

@@ -145,7 +145,13 @@ def test_what_those_with_gradients_refuse(data, words, name):
         rank_channels(model, trace_channels(model, X[:1]), name, data=data)
 
 
-@pytest.mark.parametrize("name", ["apoz", "hrank", "entropy"])
+NOT_FINITE = {
+    "nisp": "the input of the last layer is not finite; check the trained weights and the data",
+    "curl": "criterion 'curl' finds no finite score in group '0'; check the trained weights and the data",
+}
+
+
+@pytest.mark.parametrize("name", ["apoz", "hrank", "entropy", "curl", "nisp"])
 def test_what_the_others_refuse(name):
     model = network()
     graph = trace_channels(model, X[:1])
@@ -153,7 +159,7 @@ def test_what_the_others_refuse(name):
         (None, f"criterion '{name}' looks at images and there are none: pass data="),
         ([], "data is empty"),
         (X[:, :2], "data do not fit the network"),
-        (X * float("inf"), r"the input of Conv2d\(6, 4, .*\) is not finite; check the trained weights and the data"),
+        (X * float("inf"), NOT_FINITE.get(name, r"the input of Conv2d\(6, 4, .*\) is not finite; check the trained")),
     ):
         with pytest.raises(RankingError, match=words):
             rank_channels(model, graph, name, data=data)

@@ -10,7 +10,8 @@ argument, the `Subject`, that returns the scores of every prunable group; one of
 `WeightCriterion` calls. All of these are also taken by import path, package.module:name, or as they are.
 
 `base` holds what a criterion is; the other files have the criteria by what they look at: `weights` of what
-makes a channel, `readers`, `activations`, `gradients`; `own` takes yours.
+makes a channel, `clusters` of them, `readers`, `propagation` through these, `activations`, `gradients`, `outputs`;
+`own` takes yours.
 """
 
 from abcsearch.channels import named

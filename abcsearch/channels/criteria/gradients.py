@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch.func import functional_call
 
 from abcsearch.channels.criteria.base import Criterion, Needs, Subject, summed, words
-from abcsearch.channels.gates import gate
+from abcsearch.channels.gates import gate, replaced
 from abcsearch.channels.pointwise import pointwise_safely
 from abcsearch.channels.responses import Batch, PerWeight, gradient_scores, mean_loss, run_batches, twin_of
 
@@ -80,9 +79,8 @@ class TaylorGateCriterion(Criterion):
 
         def step(batch: Batch) -> None:
             nonlocal count
-            with torch.enable_grad():
-                logits = functional_call(twin, gate(twin, subject.graph, gates), batch.inputs)
-                gradients = torch.autograd.grad(mean_loss(logits, batch), gates, allow_unused=True)
+            with torch.enable_grad(), replaced(twin, gate(twin, subject.graph, gates)):
+                gradients = torch.autograd.grad(mean_loss(twin(*batch.inputs), batch), gates, allow_unused=True)
             images = len(batch.inputs[0])
             count += images
             for total, gradient in zip(totals, gradients, strict=True):

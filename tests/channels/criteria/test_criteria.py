@@ -1,5 +1,6 @@
 """All criteria: any network and its permutation, the user's own criteria."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -19,10 +20,12 @@ from abcsearch.channels.criteria import (
 )
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
+from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import RankingError
+from abcsearch.models.resnet import SmallResNet
 from tests.channels.criteria.known import ramp, ranked, selecting
 from tests.channels.networks import CLASSES, programs
-from tests.channels.oracle import assert_close, few, images
+from tests.channels.oracle import assert_close, few, images, scrambled
 
 
 def permuted(model, graph, rng):
@@ -61,11 +64,84 @@ def test_permuted_channels_have_permuted_scores(program, seed):
                 )
 
 
+@few(10)
+@given(programs(), st.integers(0, 2**16))
+def test_scores_of_all_batches_are_their_mean_by_images(program, seed):
+    model = program.build(seed)
+    x, labels = images(batch=5), torch.arange(5) % CLASSES
+    parts = [(x[:3], labels[:3]), (x[3:], labels[3:])]
+    graph = trace_channels(model, x[:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("apoz", "taylor", "taylor_gate", "curl"):
+            whole, first, second = (rank_channels(model, graph, name, data=d) for d in (parts, parts[:1], parts[1:]))
+            for both, a, b in zip(whole.scores, first.scores, second.scores, strict=True):
+                np.testing.assert_allclose(both, (3 * a + 2 * b) / 5, rtol=1e-9, atol=1e-15, err_msg=name)
+
+
+# Those that order at random, by how alike channels are, or by what reads them alone.
+ELSEWHERE = {"random", "fpgm", "scsp", "reader_l2", "nisp"}
+READING = {"reader_l2", "reader_l2_gamma", "reader_l2_filters", "taylor", "taylor_gate", "curl"}
+
+
+@pytest.fixture(scope="module")
+def half_dead():
+    """A residual network in which half of the channels of each group are made of nothing, its graph, and which."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = scrambled(SmallResNet(in_channels=3, classes=CLASSES, widths=(6, 8), depths=(1, 1)))
+    graph = trace_channels(model, images(batch=1, size=8))
+    tensors, rng = graph.tensors(model), np.random.default_rng(0)
+    dead = [rng.permutation(group.channels)[: group.channels // 2] for group in graph.prunable]
+    with torch.no_grad():
+        for group, channels in zip(graph.prunable, dead, strict=True):
+            for m in group.members:
+                if not m.reads and m.parameter in graph.trainable:
+                    rows = torch.from_numpy(m.entries[np.isin(m.channels, channels)])
+                    tensors[m.parameter].index_fill_(m.axis, rows, 0.0)
+        for name, tensor in tensors.items():
+            if name.endswith("running_mean"):
+                tensor.zero_()
+    return model, graph, dead
+
+
+@pytest.mark.parametrize("name", [name for name in CRITERIA if name not in ELSEWHERE])
+def test_channels_that_are_made_of_nothing_go_first(half_dead, name):
+    model, graph, dead = half_dead
+    data = (images(batch=6, size=8), torch.arange(6) % CLASSES)
+    ranking = rank_channels(model, graph, name, data=data)
+    for order, scores, channels in zip(ranking.orders, ranking.scores, dead, strict=True):
+        assert set(order[-len(channels) :].tolist()) == set(channels.tolist())
+        assert (scores[channels] == 0).all()
+    half = slice_model(model, graph, [g.channels - len(d) for g, d in zip(graph.prunable, dead, strict=True)], ranking)
+    with torch.no_grad():
+        assert_close(half(data[0]), model(data[0]))
+
+
+@pytest.mark.parametrize("name", sorted(READING))
+def test_channels_that_nothing_listens_to_go_first(half_dead, name):
+    model, graph, dead = copy.deepcopy(half_dead[0]), half_dead[1], half_dead[2]
+    tensors = graph.tensors(model)
+    with torch.no_grad():
+        for parameter in model.parameters():  # what was made of nothing is so no longer
+            parameter.add_(torch.where(parameter == 0, 0.3, 0.0))
+        for group, channels in zip(graph.prunable, dead, strict=True):
+            for m in group.members:
+                if m.sums:
+                    rows = torch.from_numpy(m.entries[np.isin(m.channels, channels)])
+                    tensors[m.parameter].index_fill_(m.axis, rows, 0.0)
+    data = (images(batch=6, size=8), torch.arange(6) % CLASSES)
+    ranking = rank_channels(model, graph, name, data=data)
+    for order, scores, channels in zip(ranking.orders, ranking.scores, dead, strict=True):
+        assert set(order[-len(channels) :].tolist()) == set(channels.tolist())
+        assert (scores[channels] == 0).all() or name == "taylor"  # what makes a stage goes on into what is added to it
+
+
 def test_every_criterion_says_what_it_is():
     for name, entry in CRITERIA.items():
         assert entry.description, name
         assert entry.source or name == "random", name
-    weights = ["l1", "l2", "bn_gamma", "fpgm", "reader_l2", "reader_l2_gamma", "reader_l2_filters"]
+    weights = ["l1", "l2", "bn_gamma", "fpgm", "scsp", "reader_l2", "reader_l2_gamma", "reader_l2_filters"]
     assert [name for name, entry in CRITERIA.items() if not entry.needs] == ["random", *weights]
 
 
