@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 WAITING := OMP_WAIT_POLICY=passive
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
+.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -90,6 +90,9 @@ bench-depth: $(VENV)/.installed ## what every command takes with networks of 500
 
 bench-evaluation: $(VENV)/.installed ## what an evaluation costs above its forward passes; ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.evaluation $(ARGS)
+
+bench-criteria: $(VENV)/.installed ## what each criterion is worth, with and without repair (hours); ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.criteria $(ARGS)
 
 bench-fitness: $(VENV)/.installed ## how well each fitness ranks structures as fine-tuning would (half an hour); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.fitness $(ARGS)
