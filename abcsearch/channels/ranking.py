@@ -73,11 +73,11 @@ def rank_channels(
     Args:
         model: the trained network that `graph` was traced on; it is not changed.
         graph: its channel groups.
-        criterion: a name in `abcsearch.channels.criteria.CRITERIA`: "l1", "l2", "bn_gamma", "fpgm", "random"; "apoz",
-            "hrank" and "entropy", which look at images; "taylor", which looks at images and labels. Or your own, as it
-            is or by import path, package.module:name: a `Criterion`, a function of the `Subject` that returns the
-            scores of all groups, or one of (tensors by name, group) that returns those of a group. Where it does not
-            apply to a group ("bn_gamma" without a batch norm), "l1" stands in, with one warning.
+        criterion: a name in `abcsearch.channels.criteria.CRITERIA`: "l1", "taylor" ...; each says whether it looks at
+            images, or at images and labels. Or your own, as it is or by import path, package.module:name: a
+            `Criterion`, a function of the `Subject` that returns the scores of all groups, or one of (tensors by name,
+            group) that returns those of a group. Where it does not apply to a group ("bn_gamma" without a batch norm,
+            "reader_l2" where nothing reads the channels), "l1" stands in, with one warning.
         data: training images for the criteria that look at them, all of which are used, once and in their order: an
             iterable of (images, labels) batches such as a DataLoader, or two tensors (images, labels). Labels may be
             left out where the criterion does not need them: batches are then images.
@@ -86,7 +86,7 @@ def rank_channels(
 
     Raises:
         RankingError: if the criterion is unknown, a score is not finite, or the criterion needs data and there are
-            none, they do not fit the network, or "taylor" finds labels missing or out of range.
+            none, they do not fit the network, or labels that it looks at are missing or out of range.
         TraceError: if the graph was traced on a network with other parameters.
     """
     criterion = CRITERIA.name_of(criterion)

@@ -135,14 +135,15 @@ class _Layers(fx.Interpreter):
         """
         super().__init__(operations.modules[""], graph=operations.nodes[0].graph)
         self.uses: list[tuple[torch.Tensor, int, torch.Tensor, int]] = []
-        self._passed = passed
+        self._passed, self._changes = passed, operations.changes
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - torch.fx calls it; an operation may return anything
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         rule = find_rule(n.target if module is None else type(module)) if n.op.startswith("call_") else None
         source = self.env[n.all_input_nodes[0]] if n.all_input_nodes else None
         if rule in self._passed and isinstance(source, torch.Tensor):
-            return source
+            # What follows may view the result, or change it in place: it is memory of its own where it was.
+            return source if n in self._changes else source.clone(memory_format=torch.contiguous_format)
         if rule not in _LAYERS:
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)

@@ -31,8 +31,9 @@ def reader_l2(tensors: Tensors, group: ChannelGroup) -> NDArray[np.float64] | No
     scores = np.zeros(group.channels)
     readers = [m for m in group.members if m.sums]
     for member in readers:
-        weight = tensors[member.parameter].double().movedim(member.axis, 0)
-        squares = weight.square().reshape(len(weight), -1).sum(dim=1).cpu().numpy()
+        # In one layout: it decides the order of summation.
+        weight = tensors[member.parameter].double().movedim(member.axis, 0).contiguous()
+        squares = weight.reshape(len(weight), -1).square().sum(dim=1).cpu().numpy()
         total = np.zeros(group.channels)
         np.add.at(total, member.channels, squares[member.entries])
         scores += np.sqrt(total)

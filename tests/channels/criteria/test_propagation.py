@@ -1,6 +1,7 @@
 """nisp: linear networks with whole numbers by hand, inf_fs by its series, wherever channels are read."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from abcsearch.channels.criteria.propagation import inf_fs
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.errors import RankingError
+from abcsearch.models.registry import Constructor
 from tests.channels.criteria.known import ranked
 from tests.channels.networks import strange_network
-from tests.channels.oracle import images
+from tests.channels.oracle import images, scrambled
 from tests.channels.test_slicing import traced
 
 
@@ -85,6 +87,41 @@ def test_importance_where_weights_read_in_several_ways(name):
     for scores in rank_channels(model, graph, "nisp", data=images(batch=6)).scores:
         assert (scores >= 0).all()
         assert scores.max() > 0
+
+
+def test_what_is_passed_is_memory_of_its_own_where_it_was():
+    class Block(nn.Module):
+        def __init__(self, *, plain):
+            super().__init__()
+            self.first, self.second, self.third = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 5, 1)
+            self.last, self.plain = nn.Linear(5, 2), plain
+
+        def forward(self, x):
+            x = self.first(x)
+            y = x.relu()
+            if self.plain:
+                y = (y + self.second(x)).relu()
+            else:
+                y += self.second(x)
+                y.relu_()
+            return self.last((self.third(x) + self.third(y * y)).mean((2, 3)))  # the values of y decide, too
+
+    models = [Block(plain=plain).double() for plain in (True, False)]
+    models[1].load_state_dict(models[0].state_dict())
+    plain, other = (ranked(model, "nisp", images(batch=6)).scores for model in models)
+    for a, b in zip(plain, other, strict=True):
+        assert (a > 0).all()
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5_cifar", "googlenet_cifar", "resnet110"])
+def test_importance_in_networks_of_the_registry(name):
+    model = scrambled(Constructor(name=name, options={"classes": 5}).build())
+    graph = trace_channels(model, images(batch=1, size=8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for scores in rank_channels(model, graph, "nisp", data=images(batch=3, size=8)).scores:
+            assert np.isfinite(scores).all()
 
 
 def test_inf_fs_is_the_sum_over_all_paths():

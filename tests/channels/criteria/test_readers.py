@@ -102,3 +102,12 @@ def test_readers_that_are_not_finite(name):
     model[3].weight.data[1, 2] = float("nan")
     with pytest.raises(RankingError, match=f"criterion '{name}' finds no finite score in group '0'; check the trained"):
         ranked(model, name, torch.ones(1, 3, 3, 3))
+
+
+@pytest.mark.parametrize("name", ["reader_l2", "reader_l2_filters", "l1", "l2", "fpgm", "scsp"])
+def test_layout_of_large_weights_does_not_matter(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 33, 3), nn.ReLU(), nn.Conv2d(33, 70, 3), nn.ReLU(), nn.Conv2d(70, 40, 3))
+    x = torch.ones(1, 3, 9, 9)
+    before = [scores.tolist() for scores in ranked(model, name, x).scores]
+    assert [scores.tolist() for scores in ranked(model.to(memory_format=torch.channels_last), name, x).scores] == before
