@@ -14,29 +14,52 @@ CRITERIA: Registry[Any] = Registry(
     "criterion",
     f"{__name__}:CRITERIA",
     {
-        "random": Home(path=f"{_IN}:RANDOM", description="a random order: the baseline"),
-        "l1": Home(path=f"{_IN}:L1", description="sum of absolute weights", source="Li et al., ICLR 2017"),
-        "l2": Home(path=f"{_IN}:L2", description="Euclidean norm of the weights", source="He et al., IJCAI 2018"),
+        "random": Home(
+            path=f"{_IN}.base:RANDOM",
+            description="a random order: the baseline",
+        ),
+        "l1": Home(
+            path=f"{_IN}.weights:L1",
+            description="sum of absolute weights",
+            source="Li et al., ICLR 2017",
+        ),
+        "l2": Home(
+            path=f"{_IN}.weights:L2",
+            description="Euclidean norm of the weights",
+            source="He et al., IJCAI 2018",
+        ),
         "bn_gamma": Home(
-            path=f"{_IN}:BN_GAMMA", description="absolute batch-norm scale", source="Liu et al., ICCV 2017"
+            path=f"{_IN}.weights:BN_GAMMA",
+            description="absolute batch-norm scale",
+            source="Liu et al., ICCV 2017",
         ),
         "fpgm": Home(
-            path=f"{_IN}:FPGM",
+            path=f"{_IN}.weights:FPGM",
             description="sum of distances to the other filters of the layer",
             source="He et al., CVPR 2019",
         ),
-        "apoz": Home(path=f"{_IN}:APOZ", description="share of responses that are not zero", source="Hu et al., 2016"),
-        "hrank": Home(path=f"{_IN}:HRANK", description="mean rank of the feature maps", source="Lin et al., CVPR 2020"),
+        "apoz": Home(
+            path=f"{_IN}.activations:APOZ",
+            description="share of responses that are not zero",
+            source="Hu et al., 2016",
+        ),
+        "hrank": Home(
+            path=f"{_IN}.activations:HRANK",
+            description="mean rank of the feature maps",
+            source="Lin et al., CVPR 2020",
+        ),
         "entropy": Home(
-            path=f"{_IN}:ENTROPY", description="entropy of the mean response over images", source="Luo and Wu, 2017"
+            path=f"{_IN}.activations:ENTROPY",
+            description="entropy of the mean response over images",
+            source="Luo and Wu, 2017",
         ),
         "taylor": Home(
-            path=f"{_IN}:TAYLOR",
+            path=f"{_IN}.gradients:TAYLOR",
             description="squared gradient times weight, summed",
             source="Molchanov et al., CVPR 2019",
         ),
     },
     error=RankingError,
-    accept=Home(path=f"{_IN}:as_criterion"),
+    accept=Home(path=f"{_IN}.own:as_criterion"),
     callables=False,
 )

@@ -1,0 +1,135 @@
+"""All criteria: any network and its permutation, the user's own criteria."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abcsearch.channels.criteria import (
+    CRITERIA,
+    ActivationCriterion,
+    Criterion,
+    GradientCriterion,
+    WeightCriterion,
+    apoz,
+    taylor,
+)
+from abcsearch.channels.groups import trace_channels
+from abcsearch.channels.ranking import rank_channels
+from abcsearch.errors import RankingError
+from tests.channels.criteria.known import ramp, ranked, selecting
+from tests.channels.networks import CLASSES, programs
+from tests.channels.oracle import assert_close, few, images
+
+
+def permuted(model, graph, rng):
+    """Permutes the channels of every prunable group in place; returns the permutations."""
+    tensors = graph.tensors(model)
+    orders = [rng.permutation(group.channels) for group in graph.prunable]
+    with torch.no_grad():
+        for group, order in zip(graph.prunable, orders, strict=True):
+            for m in group.members:
+                entries = m.entries[np.argsort(m.channels, kind="stable")].reshape(group.channels, -1)
+                index = np.arange(tensors[m.parameter].shape[m.axis])
+                index[entries] = entries[order]
+                tensors[m.parameter].copy_(tensors[m.parameter].index_select(m.axis, torch.from_numpy(index)))
+    return orders
+
+
+@few(25)
+@given(programs(), st.integers(0, 2**16))
+def test_permuted_channels_have_permuted_scores(program, seed):
+    model = program.build(seed)
+    x, labels = images(batch=5), torch.arange(5) % CLASSES
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = trace_channels(model, x[:1])
+        names = [name for name in CRITERIA if name != "random"]
+        before = {name: rank_channels(model, graph, name, data=(x, labels)) for name in names}
+        with torch.no_grad():
+            outputs = model(x)
+            orders = permuted(model, graph, np.random.default_rng(seed))
+            assert_close(model(x), outputs)
+        for name in names:
+            after = rank_channels(model, graph, name, data=(x, labels))
+            for old, new, order in zip(before[name].scores, after.scores, orders, strict=True):
+                np.testing.assert_allclose(
+                    new, old[order], rtol=1e-6, atol=1e-9 * (1 + np.abs(old).max()), err_msg=name
+                )
+
+
+def test_every_criterion_says_what_it_is():
+    for name, entry in CRITERIA.items():
+        assert entry.description, name
+        assert entry.source or name == "random", name
+    assert [name for name, entry in CRITERIA.items() if not entry.needs] == ["random", "l1", "l2", "bn_gamma", "fpgm"]
+
+
+def test_names_in_records_are_those_of_the_package():
+    assert CRITERIA.name_of(ActivationCriterion(apoz)) == "abcsearch.channels.criteria:ActivationCriterion (object)"
+    assert CRITERIA.name_of(GradientCriterion(taylor)) == "abcsearch.channels.criteria:GradientCriterion (object)"
+    for name in ("l1", "l2", "bn_gamma", "fpgm"):
+        path = f"abcsearch.channels.criteria:{name}"
+        assert CRITERIA.name_of(CRITERIA[name].score) == path
+        assert CRITERIA.find(path).score is CRITERIA[name].score
+        assert CRITERIA.find(f"abcsearch.channels.criteria:{name.upper()}") is CRITERIA[name]
+
+
+# --- the user's own ---
+
+
+def test_a_criterion_of_ones_own_works_by_name(monkeypatch):
+    model = selecting([[1.0], [0.0], [2.0]], [0.0, 3.0, 0.0])
+    graph = trace_channels(model, ramp(1))
+
+    class Backwards(Criterion):
+        def scores(self, subject):
+            return [np.arange(group.channels)[::-1] for group in subject.graph.prunable]
+
+    own = {
+        "bias": WeightCriterion(lambda tensors, group: tensors[group.name + ".bias"].double().numpy()),
+        "strength": ActivationCriterion(lambda maps: maps.abs().mean(dim=(2, 3))),
+        "peak": ActivationCriterion(lambda maps: maps.amax(dim=(2, 3)), lambda values: values.amax(dim=0)),
+        "backwards": Backwards(),
+    }
+    for name, entry in own.items():
+        monkeypatch.setitem(CRITERIA, name, entry)
+    assert rank_channels(model, graph, "bias").scores[0].tolist() == [0, 3, 0]
+    np.testing.assert_allclose(rank_channels(model, graph, "strength", data=ramp()).scores[0], [7.5, 3, 15])
+    np.testing.assert_allclose(rank_channels(model, graph, "peak", data=ramp()).scores[0], [15, 3, 30])
+    assert rank_channels(model, graph, "backwards").orders[0].tolist() == [0, 1, 2]
+    with pytest.raises(RankingError, match="unknown criterion 'strenght'; did you mean 'strength'"):
+        rank_channels(model, graph, "strenght")
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (WeightCriterion(lambda tensors, group: np.zeros(2)), r"'own' gives group '0' scores \(2,\), not \(3,\)"),
+        (
+            WeightCriterion(lambda tensors, group: np.full(3, np.nan)),
+            r"no finite score in group '0'; check the trained",
+        ),
+        (
+            ActivationCriterion(lambda maps: maps.mean(dim=3)),
+            r"one number per image and channel, \(16, 3\), for .* 3\)",
+        ),
+        (
+            ActivationCriterion(lambda maps: maps.mean((2, 3)) / 0),
+            "no finite score in group '0'; check .* and the data",
+        ),
+        (
+            ActivationCriterion(lambda maps: 1 / 0),
+            r"per_image of the criterion fails on \(16, 3, 3, 3\): division by zero",
+        ),
+        (ActivationCriterion(apoz, lambda values: 1 / 0), r"over_images of the criterion fails on \(16, 3\): division"),
+        (ActivationCriterion(apoz, lambda values: values), r"'own' gives group '0' scores \(16, 3\), not \(3,\)"),
+    ],
+)
+def test_mistakes_in_a_criterion_of_ones_own_are_named(monkeypatch, entry, words):
+    monkeypatch.setitem(CRITERIA, "own", entry)
+    with pytest.raises(RankingError, match=words):
+        ranked(selecting([[1.0]] * 3, [0.0] * 3), "own", ramp())
