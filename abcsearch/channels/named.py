@@ -58,6 +58,11 @@ CRITERIA: Registry[Any] = Registry(
             description="squared gradient times weight, summed",
             source="Molchanov et al., CVPR 2019",
         ),
+        "refit": Home(
+            path=f"{_IN}.reading:REFIT",
+            description="what the next layers lose if their weights are fitted anew, channel by channel",
+            source="after Hassibi and Stork, NIPS 1992",
+        ),
     },
     error=RankingError,
     accept=Home(path=f"{_IN}.own:as_criterion"),

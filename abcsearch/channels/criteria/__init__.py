@@ -9,8 +9,8 @@ A criterion of your own is an entry of `CRITERIA`; whoever names it then gets it
 argument, the `Subject`, that returns the scores of every prunable group; one of two, (tensors, group), is what a
 `WeightCriterion` calls. All of these are also taken by import path, package.module:name, or as they are.
 
-`base` holds what a criterion is; the other files have the criteria by what they look at: `weights`, `activations` and
-`gradients`; `own` takes yours.
+`base` holds what a criterion is; the other files have the criteria by what they look at: `weights`, `activations`,
+`gradients` and `reading`, second moments of what layers read; `own` takes yours.
 """
 
 from abcsearch.channels import named
@@ -27,6 +27,7 @@ from abcsearch.channels.criteria.activations import (
 from abcsearch.channels.criteria.base import RANDOM, Criterion, Needs, RandomCriterion, Subject, Tensors
 from abcsearch.channels.criteria.gradients import TAYLOR, GradientCriterion, taylor
 from abcsearch.channels.criteria.own import FunctionCriterion, as_criterion
+from abcsearch.channels.criteria.reading import REFIT, ReadingCriterion, RefitCriterion
 from abcsearch.channels.criteria.weights import BN_GAMMA, FPGM, L1, L2, WeightCriterion, bn_gamma, fpgm, l1, l2
 from abcsearch.registry import Registry
 
@@ -42,6 +43,7 @@ __all__ = [
     "L1",
     "L2",
     "RANDOM",
+    "REFIT",
     "TAYLOR",
     "ActivationCriterion",
     "Criterion",
@@ -49,6 +51,8 @@ __all__ = [
     "GradientCriterion",
     "Needs",
     "RandomCriterion",
+    "ReadingCriterion",
+    "RefitCriterion",
     "Subject",
     "Tensors",
     "WeightCriterion",
@@ -66,6 +70,8 @@ __all__ = [
 
 # Records name parts of the user's own by their class, and functions by where they are: here, whichever file has them.
 for _value in (Criterion, ActivationCriterion, FunctionCriterion, GradientCriterion, RandomCriterion, WeightCriterion):
+    _value.__module__ = __name__
+for _value in (ReadingCriterion, RefitCriterion):
     _value.__module__ = __name__
 for _value in (l1, l2, bn_gamma, fpgm):
     _value.__module__ = __name__

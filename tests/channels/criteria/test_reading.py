@@ -1,0 +1,291 @@
+"""Criteria of what readers make of channels: the choices are those of slow ways that fit anew in every step."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from abcsearch.channels.criteria import reading
+from abcsearch.channels.elimination import Fit, eliminate, inverted, regularised, rising_scores
+from abcsearch.channels.groups import trace_channels
+from abcsearch.channels.moments import Sample, reader_moments, readers_of
+from abcsearch.channels.outline import plan_of
+from abcsearch.channels.ranking import rank_channels
+from abcsearch.errors import RankingError
+from tests.channels.networks import programs
+from tests.channels.oracle import few, images
+from tests.channels.test_slicing import traced
+
+
+def mixed(mixing, *, reader=None, after=(), count=16):
+    """Images of which a first layer makes channels by a mixing (channels, inputs), and a layer that reads them.
+
+    Inputs are independent; nothing is cut off, so that the channels are exactly what the mixing says.
+    """
+    mixing = torch.as_tensor(mixing, dtype=torch.float64)
+    torch.manual_seed(0)
+    channels, inputs = mixing.shape
+    reader = reader or nn.Conv2d(channels, 5, 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(inputs, channels, 1, bias=False), nn.Identity(), *after, reader).double()
+    model[0].weight.data[:] = mixing[:, :, None, None]
+    return model.eval(), torch.randn(count, inputs, 6, 6, dtype=torch.float64)
+
+
+def lost(model, x, kept):
+    """The share of the last layer's outputs that no weights of it make from the kept channels."""
+    with torch.no_grad():
+        maps = model[:-1](x)
+        last = model[-1]
+        if isinstance(last, nn.Linear):
+            rows = maps.unflatten(1, (model[0].out_channels, -1))
+        else:
+            rows = nn.functional.unfold(maps, last.kernel_size, padding=last.padding)
+            rows = rows.unflatten(1, (maps.shape[1], -1)).movedim(3, 1).flatten(0, 1)
+    every = rows.flatten(1) - rows.flatten(1).mean(0)
+    outputs = every @ last.weight.detach().flatten(1).T
+    left = (rows - rows.mean(0))[:, kept].flatten(1)
+    fit = left @ torch.linalg.lstsq(left, outputs, driver="gelsd").solution
+    return float((fit - outputs).norm() / outputs.norm())
+
+
+def order_of(model, x, criterion):
+    """The channels of the first group, the best first."""
+    graph = trace_channels(model, x[:1])
+    ranking = rank_channels(model, graph, criterion, data=x)
+    assert len(np.unique(ranking.scores[0])) == graph.prunable[0].channels
+    return ranking.orders[0].tolist()
+
+
+ZEROS = [1, 4, 5, 6, 9]
+
+
+def with_zeros():
+    mixing = torch.randn(12, 8, generator=torch.Generator().manual_seed(1)).double()
+    mixing[ZEROS] = 0
+    return mixing
+
+
+def duplicated():
+    order = np.random.default_rng(3).permutation(12)
+    return torch.eye(6)[order % 6], order % 6
+
+
+SHAPES = {
+    "patches": lambda c: {},
+    "one": lambda c: {"reader": nn.Conv2d(c, 5, 1, bias=False)},
+    "linear": lambda c: {"reader": nn.Linear(c, 5), "after": [nn.AdaptiveAvgPool2d(1), nn.Flatten()]},
+    "flat": lambda c: {"reader": nn.Linear(c * 9, 5), "after": [nn.AvgPool2d(2), nn.Flatten()], "count": c * 9},
+}
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+@pytest.mark.parametrize("name", ["refit"])
+def test_zero_channels_go_first(name, shape):
+    model, x = mixed(with_zeros(), **SHAPES[shape](12))
+    assert sorted(order_of(model, x, name)[-5:]) == ZEROS
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+@pytest.mark.parametrize("name", ["refit"])
+def test_readers_of_rank_r_need_r_channels(name, shape):
+    mixing = torch.randn(12, 4, generator=torch.Generator().manual_seed(2))
+    model, x = mixed(mixing, **SHAPES[shape](12))
+    order = order_of(model, x, name)
+    assert lost(model, x, order[:4]) < 1e-10
+    assert lost(model, x, order[:3]) > 1e-3
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+@pytest.mark.parametrize("name", ["refit"])
+def test_of_duplicates_one_is_kept(name, shape):
+    mixing, copies = duplicated()
+    model, x = mixed(mixing, **SHAPES[shape](12))
+    order = order_of(model, x, name)
+    assert sorted(copies[order[:6]]) == list(range(6))
+
+
+# --- refit ---
+
+
+def brute(problems, channels, ridge=reading.RIDGE, total=None):
+    """Scores from solving every fit anew for every channel that could go; problems are (second, weight, blocks)."""
+    powers = [total or np.sum(weight * (second @ weight)) for second, weight, _ in problems]
+
+    def error(kept):
+        growth = 0.0
+        for power, (second, weight, blocks) in zip(powers, problems, strict=True):
+            s = second + ridge * np.trace(second) / len(second) * np.eye(len(second))
+            others = [i for i in range(len(s)) if not any(i in block for block in blocks)]
+            rows = others + [i for c in kept for i in blocks[c]]
+            fit = np.linalg.solve(s[np.ix_(rows, rows)], s[rows] @ weight) if rows else np.zeros((0, weight.shape[1]))
+            growth += (np.sum(weight * (s @ weight)) - np.sum((s[rows] @ weight) * fit)) / power
+        return growth
+
+    alive, scores = list(range(channels)), np.zeros(channels)
+    while alive:
+        errors = [error([c for c in alive if c != gone]) for gone in alive]
+        scores[alive[int(np.argmin(errors))]] = min(errors)
+        alive.pop(int(np.argmin(errors)))
+    return scores
+
+
+class Coupled(nn.Module):
+    """A stage of two branches that a strided 3x3, a 1x1 behind a concatenation, and a grouped convolution read."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3), nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(5)
+        self.plain, self.both = nn.Conv2d(6, 5, 3, stride=2, bias=False), nn.Conv2d(16, 3, 1, bias=False)
+        self.last = nn.Linear(5 + 3, 2)
+
+    def forward(self, x):
+        stage, other = (self.a(x) + self.b(x)).relu(), self.c(x).relu()
+        both = self.both(torch.cat([other, stage, stage - 1], 1))
+        return self.last(torch.cat([self.norm(self.plain(stage)).mean((2, 3)), both.mean((2, 3))], 1))
+
+
+def test_refit_of_a_stage_makes_the_choices_of_fitting_anew():
+    torch.manual_seed(0)
+    model = Coupled().double().eval()
+    x = torch.randn(20, 3, 7, 7, dtype=torch.float64)
+    graph = trace_channels(model, x[:1])
+    seen = reader_moments(model, graph, x)
+    scores = rank_channels(model, graph, "refit", data=x).scores
+    names = [group.name for group in graph.prunable]
+    plain = model.plain.weight.detach().flatten(1).T.numpy()
+    both = model.both.weight.detach().flatten(1).T.numpy()
+    gram = seen["both"].gram[0].numpy()  # no constant is taken up behind it
+    stage = [
+        (seen["plain"].covariance[0].numpy(), plain, [range(9 * c, 9 * c + 9) for c in range(6)]),
+        (gram, both, [[4 + c, 10 + c] for c in range(6)]),
+    ]
+    np.testing.assert_allclose(scores[names.index("a")], brute(stage, 6), rtol=1e-6)
+    np.testing.assert_allclose(scores[names.index("c")], brute([(gram, both, [[c] for c in range(4)])], 4), rtol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_refit_of_what_is_too_large_looks_at_positions_apart(monkeypatch, groups):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=groups)).double().eval()
+    x = torch.randn(12, 2, 5, 5, dtype=torch.float64)
+    graph = trace_channels(model, x[:1])
+    channels = 8 // groups
+    monkeypatch.setattr(reading, "WHOLE", channels * 9 - 1)
+    reader = reader_moments(model, graph, x)["2"].reader
+    with torch.no_grad():
+        rows = Sample(reader, 0).inputs(model[2], model[1](model[0](x)), 0)
+        weight = reader.split(model[2].weight.detach())
+    problems = []
+    for each, split in zip(rows, weight, strict=True):
+        centred = (each - each.mean(0)).unflatten(1, (channels, 9)).movedim(2, 1).flatten(0, 1).numpy()
+        second, outputs = centred.T @ centred / len(centred), split.movedim(1, 0).flatten(1).numpy()
+        problems.append((second, outputs, [[c] for c in range(channels)]))
+    total = sum(np.sum(outputs * (second @ outputs)) for second, outputs, _ in problems)
+    scores = rank_channels(model, graph, "refit", data=x).scores[0]
+    np.testing.assert_allclose(scores, brute(problems, channels, total=total), rtol=1e-6)
+
+
+@given(st.integers(0, 2**16), st.integers(1, 6), st.integers(1, 3), st.integers(1, 4))
+@few(30)
+def test_elimination_is_fitting_anew(seed, channels, block, outputs):
+    rng = np.random.default_rng(seed)
+    size = channels * block + 2  # two inputs that never go
+    rows = rng.normal(size=(int(rng.integers(1, 3 * size)), size)) @ np.diag(rng.lognormal(size=size))
+    second, weight = rows.T @ rows / len(rows), rng.normal(size=(size, outputs))
+    blocks = [range(c * block, (c + 1) * block) for c in range(channels)]
+    inverse = inverted(regularised(torch.from_numpy(second)[None], 1e-3))
+    power, n = np.sum(weight * (second @ weight)), channels * block
+    fit = Fit(inverse[:, :n, :n], torch.from_numpy(weight)[None, :n], block, 1 / power)
+    expected = brute([(second, weight, blocks)], channels, 1e-3)
+    np.testing.assert_allclose(eliminate([fit], channels), expected, rtol=1e-7)
+
+
+def test_scores_rise_in_the_order_of_removal():
+    scores = rising_scores([2, 0, 3, 1], [0.0, 0.0, 0.5, 0.25])
+    assert np.argsort(scores).tolist() == [2, 0, 3, 1]
+    np.testing.assert_allclose(scores, [0, 0.5, 0, 0.5], atol=1e-300)
+
+
+# --- all of them ---
+
+
+NAMES = ["refit"]
+
+
+@few(15)
+@given(programs(), st.integers(0, 2**16))
+def test_scores_of_random_networks_are_an_order(program, seed):
+    model = program.build(seed)
+    graph, _ = traced(model)
+    read = {reader.pattern for reader in readers_of(model, graph)}
+    patterns = [plan_of(graph).patterns[pattern] for pattern in read]
+    starts = plan_of(graph).starts
+    for name in NAMES:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            scores = rank_channels(model, graph, name, data=images(batch=40), seed=seed).scores
+        said = " ".join(str(warning.message) for warning in caught)
+        for start, group, values in zip(starts, graph.prunable, scores, strict=False):
+            assert np.isfinite(values).all()
+            seen = any(start in pattern for pattern in patterns)
+            assert seen or f"{group.name}" in said
+            if seen and values.any():
+                assert len(np.unique(values)) == group.channels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_data_are_named(name):
+    model, x = mixed(torch.eye(4))
+    graph = trace_channels(model, x[:1])
+    for data, words in (
+        (None, f"criterion '{name}' looks at images and there are none: pass data="),
+        (x[:0], "data is empty"),
+        (x[:, :2], "data do not fit the network"),
+        (x * float("nan"), r"the input of 2 \(Conv2d\(4, 5, .* is not finite; check the trained weights and the data"),
+    ):
+        with pytest.raises(RankingError, match=words):
+            rank_channels(model, graph, name, data=data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_where_nothing_reads_a_group_l1_stands_in(name):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return self.third(nn.functional.linear(x, self.second.weight, self.second.bias).relu())
+
+    torch.manual_seed(0)
+    model, x = Functional(), torch.randn(9, 3)
+    with pytest.warns(UserWarning, match=rf"criterion '{name}' does not apply to first; l1 is used there"):
+        ranking = rank_channels(model, trace_channels(model, x), name, data=x)
+    np.testing.assert_array_equal(ranking.scores[0], ranking_of_l1(model, x))
+
+
+def ranking_of_l1(model, x):
+    return rank_channels(model, trace_channels(model, x), "l1").scores[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_constant_or_dead_goes_first(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        model[0].bias[:] = torch.tensor([9.0, -99, 9, -99, 9, 9])
+        model[2].weight[:] = 0  # what is behind it is constant, and then there is nothing to tell channels apart by
+    x = torch.randn(30, 3, 4, 4)
+    scores = rank_channels(model, trace_channels(model, x[:1]), name, data=x).scores
+    if name == "refit":
+        assert not scores[0].any()
+        assert not scores[1].any()
+    torch.nn.init.normal_(model[2].weight)
+    ranking = rank_channels(model, trace_channels(model, x[:1]), name, data=x)
+    assert sorted(ranking.orders[0][-2:]) == [1, 3]
