@@ -63,6 +63,21 @@ CRITERIA: Registry[Any] = Registry(
             description="what the next layers lose if their weights are fitted anew, channel by channel",
             source="after Hassibi and Stork, NIPS 1992",
         ),
+        "thinet": Home(
+            path=f"{_IN}.contributions:THINET",
+            description="what the next layers lose without the channels that add least to them",
+            source="Luo et al., ICCV 2017",
+        ),
+        "thinet_tpami": Home(
+            path=f"{_IN}.contributions:THINET_TPAMI",
+            description="what the next layers lack without it and better ones, each with a factor that fits",
+            source="Luo et al., TPAMI 2019",
+        ),
+        "lasso": Home(
+            path=f"{_IN}.contributions:LASSO",
+            description="the penalty at which a lasso fit of what the next layers compute takes it in",
+            source="He et al., ICCV 2017",
+        ),
     },
     error=RankingError,
     accept=Home(path=f"{_IN}.own:as_criterion"),

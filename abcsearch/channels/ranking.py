@@ -73,11 +73,11 @@ def rank_channels(
     Args:
         model: the trained network that `graph` was traced on; it is not changed.
         graph: its channel groups.
-        criterion: a name in `abcsearch.channels.criteria.CRITERIA`: "l1", "l2", "bn_gamma", "fpgm", "random"; "apoz",
-            "hrank", "entropy" and "refit", which look at images; "taylor", which looks at images and labels. Or your
-            own, as it is or by import path, package.module:name: a `Criterion`, a function of the `Subject` that returns the
-            scores of all groups, or one of (tensors by name, group) that returns those of a group. Where it does not
-            apply to a group ("bn_gamma" without a batch norm), "l1" stands in, with one warning.
+        criterion: a name in `abcsearch.channels.criteria.CRITERIA`: "l1", "bn_gamma" and others look at weights alone,
+            "apoz", "refit" and others at images, "taylor" and others at images and labels. Or your own, as it is or by
+            import path, package.module:name: a `Criterion`, a function of the `Subject` that returns the scores of all
+            groups, or one of (tensors by name, group) that returns those of a group. Where it does not apply to a group
+            ("bn_gamma" without a batch norm), "l1" stands in, with one warning.
         data: training images for the criteria that look at them, all of which are used, once and in their order: an
             iterable of (images, labels) batches such as a DataLoader, or two tensors (images, labels). Labels may be
             left out where the criterion does not need them: batches are then images.

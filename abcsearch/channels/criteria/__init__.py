@@ -10,7 +10,7 @@ argument, the `Subject`, that returns the scores of every prunable group; one of
 `WeightCriterion` calls. All of these are also taken by import path, package.module:name, or as they are.
 
 `base` holds what a criterion is; the other files have the criteria by what they look at: `weights`, `activations`,
-`gradients` and `reading`, second moments of what layers read; `own` takes yours.
+`gradients`; `reading`, second moments of what layers read, and `contributions` to what they compute; `own` takes yours.
 """
 
 from abcsearch.channels import named
@@ -25,6 +25,15 @@ from abcsearch.channels.criteria.activations import (
     pooled,
 )
 from abcsearch.channels.criteria.base import RANDOM, Criterion, Needs, RandomCriterion, Subject, Tensors
+from abcsearch.channels.criteria.contributions import (
+    LASSO,
+    THINET,
+    THINET_TPAMI,
+    ContributionCriterion,
+    Lasso,
+    ThiNet,
+    ThiNetTpami,
+)
 from abcsearch.channels.criteria.gradients import TAYLOR, GradientCriterion, taylor
 from abcsearch.channels.criteria.own import FunctionCriterion, as_criterion
 from abcsearch.channels.criteria.reading import REFIT, ReadingCriterion, RefitCriterion
@@ -42,19 +51,26 @@ __all__ = [
     "HRANK",
     "L1",
     "L2",
+    "LASSO",
     "RANDOM",
     "REFIT",
     "TAYLOR",
+    "THINET",
+    "THINET_TPAMI",
     "ActivationCriterion",
+    "ContributionCriterion",
     "Criterion",
     "FunctionCriterion",
     "GradientCriterion",
+    "Lasso",
     "Needs",
     "RandomCriterion",
     "ReadingCriterion",
     "RefitCriterion",
     "Subject",
     "Tensors",
+    "ThiNet",
+    "ThiNetTpami",
     "WeightCriterion",
     "apoz",
     "as_criterion",
@@ -71,7 +87,7 @@ __all__ = [
 # Records name parts of the user's own by their class, and functions by where they are: here, whichever file has them.
 for _value in (Criterion, ActivationCriterion, FunctionCriterion, GradientCriterion, RandomCriterion, WeightCriterion):
     _value.__module__ = __name__
-for _value in (ReadingCriterion, RefitCriterion):
+for _value in (ReadingCriterion, RefitCriterion, ContributionCriterion, Lasso, ThiNet, ThiNetTpami):
     _value.__module__ = __name__
 for _value in (l1, l2, bn_gamma, fpgm):
     _value.__module__ = __name__

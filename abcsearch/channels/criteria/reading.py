@@ -160,7 +160,7 @@ class ReadingCriterion(Criterion):
         for group, units in zip(subject.graph.prunable, every, strict=True):
             alive = [(reads[path], which) for path, which in units.items() if reads[path].power > 0]
             if alive:
-                scores.append(self.of_group(alive, group.channels))
+                scores.append(self.of_group(alive))
             else:
                 scores.append(np.zeros(group.channels) if units else None)
         return scores
@@ -175,12 +175,11 @@ class ReadingCriterion(Criterion):
         """Warns of what the order does not mean much for; by default, of nothing."""
 
     @abstractmethod
-    def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]], channels: int) -> NDArray[np.float64]:
+    def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]]) -> NDArray[np.float64]:
         """Returns (channels,) scores of a group.
 
         Args:
             reads: the readers, and which of the units of each are the channels: (channels, units of each).
-            channels: how many.
         """
 
 
@@ -208,9 +207,9 @@ class RefitCriterion(ReadingCriterion):
             seen[path] = samples, read.moments.reader.units * read.block
         warn_of_few("refit", seen, "samples")
 
-    def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]], channels: int) -> NDArray[np.float64]:
+    def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]]) -> NDArray[np.float64]:
         """Returns the growth of the error when each channel goes."""
-        return eliminate([read.fit(units) for read, units in reads], channels)
+        return eliminate([read.fit(units) for read, units in reads], len(reads[0][1]))
 
 
 REFIT = RefitCriterion(**words("refit"))

@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import Lasso as SlowLasso
+from sklearn.linear_model import lars_path
 from torch import nn
 
-from abcsearch.channels.criteria import reading
+from abcsearch.channels.criteria import CRITERIA, reading
 from abcsearch.channels.elimination import Fit, eliminate, inverted, regularised, rising_scores
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.moments import Sample, reader_moments, readers_of
@@ -19,6 +21,8 @@ from abcsearch.errors import RankingError
 from tests.channels.networks import programs
 from tests.channels.oracle import few, images
 from tests.channels.test_slicing import traced
+
+NAMES = ["refit", "thinet", "thinet_tpami", "lasso"]
 
 
 def mixed(mixing, *, reader=None, after=(), count=16):
@@ -83,14 +87,14 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
-@pytest.mark.parametrize("name", ["refit"])
+@pytest.mark.parametrize("name", NAMES)
 def test_zero_channels_go_first(name, shape):
     model, x = mixed(with_zeros(), **SHAPES[shape](12))
     assert sorted(order_of(model, x, name)[-5:]) == ZEROS
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
-@pytest.mark.parametrize("name", ["refit"])
+@pytest.mark.parametrize("name", NAMES)
 def test_readers_of_rank_r_need_r_channels(name, shape):
     mixing = torch.randn(12, 4, generator=torch.Generator().manual_seed(2))
     model, x = mixed(mixing, **SHAPES[shape](12))
@@ -211,10 +215,105 @@ def test_scores_rise_in_the_order_of_removal():
     np.testing.assert_allclose(scores, [0, 0.5, 0, 0.5], atol=1e-300)
 
 
+# --- thinet, thinet_tpami, lasso ---
+
+
+def shares(model, graph, x, path, channels):
+    """What each channel adds to every output of a layer, (samples * outputs, channels)."""
+    seen = reader_moments(model, graph, x)[path]
+    with torch.no_grad():
+        inputs = {}
+        layer = dict(model.named_modules())[path]
+        handle = layer.register_forward_hook(lambda module, args, output: inputs.update(x=args[0]))
+        model(x)
+        handle.remove()
+        rows = Sample(seen.reader, 0).inputs(layer, inputs["x"], 0)
+        split = seen.reader.split(layer.weight)
+        rows = rows - rows.mean(dim=1, keepdim=True) if seen.reader.centred else rows
+        each = torch.einsum("gsce,gnce->gsnc", rows.unflatten(2, (split.shape[2], -1)), split)
+    each = each.flatten(0, 2).numpy() / np.sqrt(seen.rows)
+    whole = np.sqrt(np.sum(each.reshape(-1, split.shape[2]).sum(1) ** 2))
+    return np.stack([each[:, own].sum(1) for own in channels], 1) / whole
+
+
+def naive_thinet(z):
+    gone, errors = [], []
+    while len(gone) < z.shape[1]:
+        trials = {c: np.sum(z[:, [*gone, c]].sum(1) ** 2) for c in range(z.shape[1]) if c not in gone}
+        gone.append(min(trials, key=trials.get))
+        errors.append(trials[gone[-1]])
+    return gone, errors
+
+
+def naive_tpami(z):
+    kept, y, errors = [], z.sum(1), []
+    left = y
+    while len(kept) < z.shape[1]:
+        gains = {c: (z[:, c] @ left) ** 2 / (z[:, c] @ z[:, c]) for c in range(z.shape[1]) if c not in kept}
+        kept.append(max(gains, key=gains.get))
+        errors.append(left @ left)
+        left = y - z[:, kept] @ np.linalg.lstsq(z[:, kept], y, rcond=None)[0]
+    return kept[::-1], errors[::-1]
+
+
+@pytest.mark.parametrize(("name", "naive"), [("thinet", naive_thinet), ("thinet_tpami", naive_tpami)])
+@pytest.mark.parametrize("seed", range(4))
+def test_orders_from_gram_matrices_are_those_of_the_loops(name, naive, seed):
+    torch.manual_seed(seed)
+    model = Coupled().double().eval()
+    x = torch.randn(20, 3, 7, 7, dtype=torch.float64)
+    graph = trace_channels(model, x[:1])
+    scores = rank_channels(model, graph, name, data=x).scores
+    names = [group.name for group in graph.prunable]
+    plain = shares(model, graph, x, "plain", [[c] for c in range(6)])
+    both = shares(model, graph, x, "both", [[4 + c, 10 + c] for c in range(6)])
+    for group, z in (
+        ("a", np.concatenate([plain, both])),
+        ("c", shares(model, graph, x, "both", [[c] for c in range(4)])),
+    ):
+        order, errors = naive(z)
+        values = scores[names.index(group)]
+        assert np.argsort(values).tolist() == order
+        np.testing.assert_allclose(np.sort(values), np.maximum.accumulate(errors), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("name", "naive"), [("thinet", naive_thinet), ("thinet_tpami", naive_tpami)])
+def test_conv_groups_add_up(name, naive, groups):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=groups)).double().eval()
+    x = torch.randn(12, 2, 5, 5, dtype=torch.float64)
+    graph = trace_channels(model, x[:1])
+    z = shares(model, graph, x, "2", [[c] for c in range(8 // groups)])
+    assert rank_channels(model, graph, name, data=x).orders[0].tolist() == naive(z)[0][::-1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lasso_is_the_path_on_the_samples(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3)).double().eval()
+    x = torch.randn(12, 2, 5, 5, dtype=torch.float64)
+    graph = trace_channels(model, x[:1])
+    z = shares(model, graph, x, "2", [[c] for c in range(8)])
+    values = rank_channels(model, graph, "lasso", data=x).scores[0]
+    z *= np.sqrt(len(z))
+    penalties, _, factors = lars_path(z, z.sum(1), method="lasso")
+    expected = [penalties[np.flatnonzero(row)[0] - 1] / penalties[0] if row.any() else 0.0 for row in factors]
+    np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-300)
+    for share in (0.9, 0.5, 0.2, 0.1):
+        fit = SlowLasso(alpha=share * penalties[0], fit_intercept=False, tol=1e-10, max_iter=10**6).fit(z, z.sum(1))
+        assert set(np.flatnonzero(fit.coef_)) <= set(np.flatnonzero(values >= share))
+
+
+def test_lasso_ranks_by_strength_what_never_enters():
+    scaled = np.array([1.0, 3, 0, 2])
+    gram = np.outer(scaled, scaled)  # all alike: one is enough
+    order, values = CRITERIA["lasso"].removal(gram)
+    assert order == [2, 0, 3, 1]
+    assert values[-1] == 1
+
+
 # --- all of them ---
-
-
-NAMES = ["refit"]
 
 
 @few(15)
@@ -283,9 +382,8 @@ def test_what_is_constant_or_dead_goes_first(name):
         model[2].weight[:] = 0  # what is behind it is constant, and then there is nothing to tell channels apart by
     x = torch.randn(30, 3, 4, 4)
     scores = rank_channels(model, trace_channels(model, x[:1]), name, data=x).scores
-    if name == "refit":
-        assert not scores[0].any()
-        assert not scores[1].any()
+    assert not scores[0].any()
+    assert not scores[1].any()
     torch.nn.init.normal_(model[2].weight)
     ranking = rank_channels(model, trace_channels(model, x[:1]), name, data=x)
     assert sorted(ranking.orders[0][-2:]) == [1, 3]
