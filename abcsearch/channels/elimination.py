@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,23 +110,3 @@ def inverted(matrix: torch.Tensor) -> torch.Tensor:
     """Returns the inverse of positive definite matrices, symmetric to the last bit: (..., inputs, inputs)."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
     return (inverse + inverse.mT) / 2
-
-
-def warn_of_few(criterion: str, seen: dict[str, tuple[int, int]], what: str) -> None:
-    """Warns once if layers read more than there are samples of.
-
-    Args:
-        criterion: for the message.
-        seen: by the path of the layer: how many samples of it there are, and how many numbers are fitted to them.
-        what: the samples are.
-    """
-    short = {path: counts for path, counts in seen.items() if counts[0] < counts[1]}
-    if not short:
-        return
-    path, (samples, inputs) = max(short.items(), key=lambda item: item[1][1] - item[1][0])
-    others = f", and likewise for {len(short) - 1} more layers" if len(short) > 1 else ""
-    msg = (
-        f"criterion {criterion!r} sees {samples:,} {what} of the {inputs:,} numbers that {path} reads{others}: they "
-        "fit in more than one way, and a small ridge that is added decides between these; more images order better"
-    )
-    warnings.warn(msg, stacklevel=5)

@@ -78,6 +78,21 @@ CRITERIA: Registry[Any] = Registry(
             description="the penalty at which a lasso fit of what the next layers compute takes it in",
             source="He et al., ICCV 2017",
         ),
+        "pfa": Home(
+            path=f"{_IN}.redundancy:PFA",
+            description="distance from the channel that is most correlated with it",
+            source="Suau et al., 2018",
+        ),
+        "subspace": Home(
+            path=f"{_IN}.redundancy:SUBSPACE",
+            description="distance from the cluster of channels that express each other",
+            source="Wang et al., 2018",
+        ),
+        "discriminant": Home(
+            path=f"{_IN}.redundancy:DISCRIMINANT",
+            description="what the channels that are left say no longer of the labels",
+            source="Hou and Kung, ICASSP 2020",
+        ),
     },
     error=RankingError,
     accept=Home(path=f"{_IN}.own:as_criterion"),

@@ -10,7 +10,8 @@ argument, the `Subject`, that returns the scores of every prunable group; one of
 `WeightCriterion` calls. All of these are also taken by import path, package.module:name, or as they are.
 
 `base` holds what a criterion is; the other files have the criteria by what they look at: `weights`, `activations`,
-`gradients`; `reading`, second moments of what layers read, and `contributions` to what they compute; `own` takes yours.
+`gradients`; `reading`, second moments of what layers read, `contributions` to what they compute, and `redundancy`,
+which channels say the same; `own` takes yours.
 """
 
 from abcsearch.channels import named
@@ -37,6 +38,7 @@ from abcsearch.channels.criteria.contributions import (
 from abcsearch.channels.criteria.gradients import TAYLOR, GradientCriterion, taylor
 from abcsearch.channels.criteria.own import FunctionCriterion, as_criterion
 from abcsearch.channels.criteria.reading import REFIT, ReadingCriterion, RefitCriterion
+from abcsearch.channels.criteria.redundancy import DISCRIMINANT, PFA, SUBSPACE, Discriminant, Pfa, Subspace
 from abcsearch.channels.criteria.weights import BN_GAMMA, FPGM, L1, L2, WeightCriterion, bn_gamma, fpgm, l1, l2
 from abcsearch.registry import Registry
 
@@ -46,28 +48,34 @@ __all__ = [
     "APOZ",
     "BN_GAMMA",
     "CRITERIA",
+    "DISCRIMINANT",
     "ENTROPY",
     "FPGM",
     "HRANK",
     "L1",
     "L2",
     "LASSO",
+    "PFA",
     "RANDOM",
     "REFIT",
+    "SUBSPACE",
     "TAYLOR",
     "THINET",
     "THINET_TPAMI",
     "ActivationCriterion",
     "ContributionCriterion",
     "Criterion",
+    "Discriminant",
     "FunctionCriterion",
     "GradientCriterion",
     "Lasso",
     "Needs",
+    "Pfa",
     "RandomCriterion",
     "ReadingCriterion",
     "RefitCriterion",
     "Subject",
+    "Subspace",
     "Tensors",
     "ThiNet",
     "ThiNetTpami",
@@ -88,6 +96,8 @@ __all__ = [
 for _value in (Criterion, ActivationCriterion, FunctionCriterion, GradientCriterion, RandomCriterion, WeightCriterion):
     _value.__module__ = __name__
 for _value in (ReadingCriterion, RefitCriterion, ContributionCriterion, Lasso, ThiNet, ThiNetTpami):
+    _value.__module__ = __name__
+for _value in (Discriminant, Pfa, Subspace):
     _value.__module__ = __name__
 for _value in (l1, l2, bn_gamma, fpgm):
     _value.__module__ = __name__

@@ -11,20 +11,19 @@ import numpy as np
 import torch
 
 from abcsearch.channels.criteria.base import Criterion, Needs, Subject, words
-from abcsearch.channels.elimination import Fit, eliminate, inverted, regularised, warn_of_few
+from abcsearch.channels.elimination import Fit, eliminate, inverted, regularised
 from abcsearch.channels.moments import reader_moments
-from abcsearch.channels.outline import plan_of
+from abcsearch.channels.pooling import CONSTANT, units_by_group, warn_of_few
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.moments import Moments, Reader
 
 RIDGE = 1e-6  # times the mean of the diagonal
-CONSTANT = 1e-12  # a variance that is at most this much of the mean square is the rounding of float32
+FEW = "they fit in more than one way, and a small ridge that is added decides between these; more images order better"
 WHOLE = 2304  # inputs of a layer, 3 x 3 x 256, above which its entries are looked at apart
 
 
@@ -50,6 +49,11 @@ class Read:
         second = self.moments.covariance if self.moments.reader.centred else gram
         varies = second.diagonal(dim1=1, dim2=2) > CONSTANT * gram.diagonal(dim1=1, dim2=2)
         return second * varies[:, :, None] * varies[:, None, :]
+
+    @property
+    def samples(self) -> int:
+        """How many samples of a unit there are."""
+        return self.moments.rows * (self.moments.reader.entries if self.moments.reader.form == "patches" else 1)
 
     @cached_property
     def by_unit(self) -> torch.Tensor:
@@ -120,25 +124,6 @@ def per_unit(matrix: torch.Tensor, reader: Reader) -> torch.Tensor:
     return blocks.diagonal(dim1=2, dim2=4).mean(dim=-1)
 
 
-def units_by_group(graph: ChannelGraph, readers: Iterable[Reader]) -> list[dict[str, torch.Tensor]]:
-    """Returns which units of every reader are the channels of each prunable group.
-
-    Returns:
-        Per group, by the path of the reader: (channels, units of each) int64; a channel of which a reader gets several
-        versions has several units.
-    """
-    plan = plan_of(graph)
-    units: list[dict[str, torch.Tensor]] = [{} for _ in plan.channels]
-    for reader in readers:
-        pattern = plan.patterns[reader.pattern]
-        for group, (start, channels) in enumerate(zip(plan.starts, plan.channels, strict=False)):
-            where = np.flatnonzero((pattern >= start) & (pattern < start + channels))
-            if len(where):
-                by_channel = where[np.argsort(pattern[where], kind="stable")]
-                units[group][reader.path] = torch.from_numpy(by_channel.reshape(channels, -1))
-    return units
-
-
 @dataclass(frozen=True)
 class ReadingCriterion(Criterion):
     """Scores from second moments of what the layers that read channels get, and their weights.
@@ -154,7 +139,7 @@ class ReadingCriterion(Criterion):
         """Runs the network once over the data."""
         moments = reader_moments(subject.model, subject.graph, subject.data, seed=subject.seed)
         reads = {path: self._read(seen, subject.tensors[seen.reader.weight]) for path, seen in moments.items()}
-        self._check(reads)
+        self.check(list(reads.values()))
         every = units_by_group(subject.graph, (seen.reader for seen in moments.values()))
         scores: list[NDArray[np.float64] | None] = []
         for group, units in zip(subject.graph.prunable, every, strict=True):
@@ -171,8 +156,8 @@ class ReadingCriterion(Criterion):
         split = moments.reader.split(weight.cpu().double().contiguous())
         return Read(moments, split.contiguous())
 
-    def _check(self, reads: dict[str, Read]) -> None:
-        """Warns of what the order does not mean much for; by default, of nothing."""
+    def check(self, reads: Sequence[Read]) -> None:
+        """Warns of too few samples for the order to mean much; by default, of nothing."""
 
     @abstractmethod
     def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]]) -> NDArray[np.float64]:
@@ -198,14 +183,16 @@ class RefitCriterion(ReadingCriterion):
     weights and the outputs of the next layers instead of the loss.
     """
 
-    def _check(self, reads: dict[str, Read]) -> None:
-        seen: dict[str, tuple[int, int]] = {}
-        for path, read in reads.items():
-            samples = read.moments.rows
-            if read.moments.reader.form == "patches" and read.block < read.moments.reader.entries:
-                samples *= read.moments.reader.entries
-            seen[path] = samples, read.moments.reader.units * read.block
-        warn_of_few("refit", seen, "samples")
+    def check(self, reads: Sequence[Read]) -> None:
+        """Warns of layers that read more than there are samples of."""
+        few = {
+            read.moments.reader.path: (
+                read.moments.rows if read.block > 1 else read.samples,
+                read.moments.reader.units * read.block,
+            )
+            for read in reads
+        }
+        warn_of_few(few, "samples", FEW, stacklevel=4)
 
     def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]]) -> NDArray[np.float64]:
         """Returns the growth of the error when each channel goes."""

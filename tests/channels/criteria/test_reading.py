@@ -18,72 +18,13 @@ from abcsearch.channels.moments import Sample, reader_moments, readers_of
 from abcsearch.channels.outline import plan_of
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.errors import RankingError
-from tests.channels.networks import programs
+from tests.channels.criteria.known import SHAPES, ZEROS, duplicated, lost, mixed, order_of, with_zeros
+from tests.channels.networks import CLASSES, programs
 from tests.channels.oracle import few, images
 from tests.channels.test_slicing import traced
 
-NAMES = ["refit", "thinet", "thinet_tpami", "lasso"]
-
-
-def mixed(mixing, *, reader=None, after=(), count=16):
-    """Images of which a first layer makes channels by a mixing (channels, inputs), and a layer that reads them.
-
-    Inputs are independent; nothing is cut off, so that the channels are exactly what the mixing says.
-    """
-    mixing = torch.as_tensor(mixing, dtype=torch.float64)
-    torch.manual_seed(0)
-    channels, inputs = mixing.shape
-    reader = reader or nn.Conv2d(channels, 5, 3, padding=1)
-    model = nn.Sequential(nn.Conv2d(inputs, channels, 1, bias=False), nn.Identity(), *after, reader).double()
-    model[0].weight.data[:] = mixing[:, :, None, None]
-    return model.eval(), torch.randn(count, inputs, 6, 6, dtype=torch.float64)
-
-
-def lost(model, x, kept):
-    """The share of the last layer's outputs that no weights of it make from the kept channels."""
-    with torch.no_grad():
-        maps = model[:-1](x)
-        last = model[-1]
-        if isinstance(last, nn.Linear):
-            rows = maps.unflatten(1, (model[0].out_channels, -1))
-        else:
-            rows = nn.functional.unfold(maps, last.kernel_size, padding=last.padding)
-            rows = rows.unflatten(1, (maps.shape[1], -1)).movedim(3, 1).flatten(0, 1)
-    every = rows.flatten(1) - rows.flatten(1).mean(0)
-    outputs = every @ last.weight.detach().flatten(1).T
-    left = (rows - rows.mean(0))[:, kept].flatten(1)
-    fit = left @ torch.linalg.lstsq(left, outputs, driver="gelsd").solution
-    return float((fit - outputs).norm() / outputs.norm())
-
-
-def order_of(model, x, criterion):
-    """The channels of the first group, the best first."""
-    graph = trace_channels(model, x[:1])
-    ranking = rank_channels(model, graph, criterion, data=x)
-    assert len(np.unique(ranking.scores[0])) == graph.prunable[0].channels
-    return ranking.orders[0].tolist()
-
-
-ZEROS = [1, 4, 5, 6, 9]
-
-
-def with_zeros():
-    mixing = torch.randn(12, 8, generator=torch.Generator().manual_seed(1)).double()
-    mixing[ZEROS] = 0
-    return mixing
-
-
-def duplicated():
-    order = np.random.default_rng(3).permutation(12)
-    return torch.eye(6)[order % 6], order % 6
-
-
-SHAPES = {
-    "patches": lambda c: {},
-    "one": lambda c: {"reader": nn.Conv2d(c, 5, 1, bias=False)},
-    "linear": lambda c: {"reader": nn.Linear(c, 5), "after": [nn.AdaptiveAvgPool2d(1), nn.Flatten()]},
-    "flat": lambda c: {"reader": nn.Linear(c * 9, 5), "after": [nn.AvgPool2d(2), nn.Flatten()], "count": c * 9},
-}
+EXACT = ["refit", "thinet", "thinet_tpami", "lasso"]
+NAMES = [*EXACT, "pfa", "subspace", "discriminant"]
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
@@ -94,7 +35,7 @@ def test_zero_channels_go_first(name, shape):
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXACT)
 def test_readers_of_rank_r_need_r_channels(name, shape):
     mixing = torch.randn(12, 4, generator=torch.Generator().manual_seed(2))
     model, x = mixed(mixing, **SHAPES[shape](12))
@@ -104,7 +45,7 @@ def test_readers_of_rank_r_need_r_channels(name, shape):
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
-@pytest.mark.parametrize("name", ["refit"])
+@pytest.mark.parametrize("name", ["refit", "pfa", "subspace"])
 def test_of_duplicates_one_is_kept(name, shape):
     mixing, copies = duplicated()
     model, x = mixed(mixing, **SHAPES[shape](12))
@@ -327,7 +268,8 @@ def test_scores_of_random_networks_are_an_order(program, seed):
     for name in NAMES:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            scores = rank_channels(model, graph, name, data=images(batch=40), seed=seed).scores
+            data = images(batch=40), torch.arange(40) % CLASSES
+            scores = rank_channels(model, graph, name, data=data, seed=seed).scores
         said = " ".join(str(warning.message) for warning in caught)
         for start, group, values in zip(starts, graph.prunable, scores, strict=False):
             assert np.isfinite(values).all()
@@ -341,11 +283,12 @@ def test_scores_of_random_networks_are_an_order(program, seed):
 def test_bad_data_are_named(name):
     model, x = mixed(torch.eye(4))
     graph = trace_channels(model, x[:1])
+    labels = torch.zeros(len(x), dtype=torch.int64)
     for data, words in (
-        (None, f"criterion '{name}' looks at images and there are none: pass data="),
-        (x[:0], "data is empty"),
-        (x[:, :2], "data do not fit the network"),
-        (x * float("nan"), r"the input of 2 \(Conv2d\(4, 5, .* is not finite; check the trained weights and the data"),
+        (None, rf"criterion '{name}' looks at images( and labels)? and there are none: pass data="),
+        ((x[:0], labels[:0]), "data is empty"),
+        ((x[:, :2], labels), "data do not fit the network"),
+        ((x * float("nan"), labels), r"the input of 2 \(Conv2d\(4, 5, .* is not finite; check the trained weights"),
     ):
         with pytest.raises(RankingError, match=words):
             rank_channels(model, graph, name, data=data)
@@ -365,7 +308,7 @@ def test_where_nothing_reads_a_group_l1_stands_in(name):
     torch.manual_seed(0)
     model, x = Functional(), torch.randn(9, 3)
     with pytest.warns(UserWarning, match=rf"criterion '{name}' does not apply to first; l1 is used there"):
-        ranking = rank_channels(model, trace_channels(model, x), name, data=x)
+        ranking = rank_channels(model, trace_channels(model, x), name, data=(x, torch.arange(9) % 2))
     np.testing.assert_array_equal(ranking.scores[0], ranking_of_l1(model, x))
 
 
@@ -376,14 +319,16 @@ def ranking_of_l1(model, x):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_constant_or_dead_goes_first(name):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    head = [nn.ReLU(), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1), *head)
     with torch.no_grad():
         model[0].bias[:] = torch.tensor([9.0, -99, 9, -99, 9, 9])
         model[2].weight[:] = 0  # what is behind it is constant, and then there is nothing to tell channels apart by
     x = torch.randn(30, 3, 4, 4)
-    scores = rank_channels(model, trace_channels(model, x[:1]), name, data=x).scores
-    assert not scores[0].any()
-    assert not scores[1].any()
+    data = x, torch.arange(30) % 2
+    scores = rank_channels(model, trace_channels(model, x[:1]), name, data=data).scores
+    assert not scores[0].any() or name in ("pfa", "discriminant")  # those do not look at the weights
+    np.testing.assert_allclose(scores[1], 0, atol=1e-300)
     torch.nn.init.normal_(model[2].weight)
-    ranking = rank_channels(model, trace_channels(model, x[:1]), name, data=x)
+    ranking = rank_channels(model, trace_channels(model, x[:1]), name, data=data)
     assert sorted(ranking.orders[0][-2:]) == [1, 3]
