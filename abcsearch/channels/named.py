@@ -93,6 +93,41 @@ CRITERIA: Registry[Any] = Registry(
             description="divergence of the answers without the channel from those with it",
             source="Luo and Wu, CVPR 2020",
         ),
+        "refit": Home(
+            path=f"{_IN}.reading:REFIT",
+            description="what the next layers lose if their weights are fitted anew, channel by channel",
+            source="after Hassibi and Stork, NIPS 1992",
+        ),
+        "thinet": Home(
+            path=f"{_IN}.contributions:THINET",
+            description="what the next layers lose without the channels that add least to them",
+            source="Luo et al., ICCV 2017",
+        ),
+        "thinet_tpami": Home(
+            path=f"{_IN}.contributions:THINET_TPAMI",
+            description="what the next layers lack without it and better ones, each with a factor that fits",
+            source="Luo et al., TPAMI 2019",
+        ),
+        "lasso": Home(
+            path=f"{_IN}.contributions:LASSO",
+            description="the penalty at which a lasso fit of what the next layers compute takes it in",
+            source="He et al., ICCV 2017",
+        ),
+        "pfa": Home(
+            path=f"{_IN}.redundancy:PFA",
+            description="distance from the channel that is most correlated with it",
+            source="Suau et al., 2018",
+        ),
+        "subspace": Home(
+            path=f"{_IN}.redundancy:SUBSPACE",
+            description="distance from the cluster of channels that express each other",
+            source="Wang et al., 2018",
+        ),
+        "discriminant": Home(
+            path=f"{_IN}.redundancy:DISCRIMINANT",
+            description="what the channels that are left say no longer of the labels",
+            source="Hou and Kung, ICASSP 2020",
+        ),
     },
     error=RankingError,
     accept=Home(path=f"{_IN}.own:as_criterion"),

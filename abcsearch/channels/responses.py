@@ -337,7 +337,13 @@ def gradient_scores(
 
 
 def mean_loss(logits: object, batch: Batch) -> torch.Tensor:
-    """Returns the mean cross-entropy of a batch.
+    """Returns the mean cross-entropy of a batch; raises as `class_labels`."""
+    labels, _ = class_labels(logits, batch)
+    return F.cross_entropy(checked_logits(logits, len(labels)), labels)
+
+
+def class_labels(logits: object, batch: Batch) -> tuple[torch.Tensor, int]:
+    """Returns the classes of a batch, (n,) int64 where the logits are, and how many classes there are.
 
     Raises:
         RankingError: if there are no labels, the network does not return logits, or a label has no output.
@@ -355,7 +361,7 @@ def mean_loss(logits: object, batch: Batch) -> torch.Tensor:
         wrong = low if low < 0 else high
         msg = f"label {wrong} has no output: the model has {logits.shape[1]} classes, counted from 0"
         raise RankingError(msg)
-    return F.cross_entropy(logits, labels.to(logits.device).long())
+    return labels.to(logits.device).long(), logits.shape[1]
 
 
 def checked_logits(logits: object, images: int) -> torch.Tensor:

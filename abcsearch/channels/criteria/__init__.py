@@ -11,7 +11,8 @@ argument, the `Subject`, that returns the scores of every prunable group; one of
 
 `base` holds what a criterion is; the other files have the criteria by what they look at: `weights` of what
 makes a channel, `clusters` of them, `readers`, `propagation` through these, `activations`, `gradients`, `outputs`;
-`own` takes yours.
+`reading`, second moments of what layers read, `contributions` to what they compute, and `redundancy`, which channels say
+the same; `own` takes yours.
 """
 
 from abcsearch.channels import named
@@ -26,8 +27,19 @@ from abcsearch.channels.criteria.activations import (
     pooled,
 )
 from abcsearch.channels.criteria.base import RANDOM, Criterion, Needs, RandomCriterion, Subject, Tensors
+from abcsearch.channels.criteria.contributions import (
+    LASSO,
+    THINET,
+    THINET_TPAMI,
+    ContributionCriterion,
+    Lasso,
+    ThiNet,
+    ThiNetTpami,
+)
 from abcsearch.channels.criteria.gradients import TAYLOR, GradientCriterion, taylor
 from abcsearch.channels.criteria.own import FunctionCriterion, as_criterion
+from abcsearch.channels.criteria.reading import REFIT, ReadingCriterion, RefitCriterion
+from abcsearch.channels.criteria.redundancy import DISCRIMINANT, PFA, SUBSPACE, Discriminant, Pfa, Subspace
 from abcsearch.channels.criteria.weights import BN_GAMMA, FPGM, L1, L2, WeightCriterion, bn_gamma, fpgm, l1, l2
 from abcsearch.registry import Registry
 
@@ -37,21 +49,37 @@ __all__ = [
     "APOZ",
     "BN_GAMMA",
     "CRITERIA",
+    "DISCRIMINANT",
     "ENTROPY",
     "FPGM",
     "HRANK",
     "L1",
     "L2",
+    "LASSO",
+    "PFA",
     "RANDOM",
+    "REFIT",
+    "SUBSPACE",
     "TAYLOR",
+    "THINET",
+    "THINET_TPAMI",
     "ActivationCriterion",
+    "ContributionCriterion",
     "Criterion",
+    "Discriminant",
     "FunctionCriterion",
     "GradientCriterion",
+    "Lasso",
     "Needs",
+    "Pfa",
     "RandomCriterion",
+    "ReadingCriterion",
+    "RefitCriterion",
     "Subject",
+    "Subspace",
     "Tensors",
+    "ThiNet",
+    "ThiNetTpami",
     "WeightCriterion",
     "apoz",
     "as_criterion",
@@ -67,6 +95,10 @@ __all__ = [
 
 # Records name parts of the user's own by their class, and functions by where they are: here, whichever file has them.
 for _value in (Criterion, ActivationCriterion, FunctionCriterion, GradientCriterion, RandomCriterion, WeightCriterion):
+    _value.__module__ = __name__
+for _value in (ReadingCriterion, RefitCriterion, ContributionCriterion, Lasso, ThiNet, ThiNetTpami):
+    _value.__module__ = __name__
+for _value in (Discriminant, Pfa, Subspace):
     _value.__module__ = __name__
 for _value in (l1, l2, bn_gamma, fpgm):
     _value.__module__ = __name__
