@@ -26,6 +26,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from abcsearch.baselines.registry import BASELINES
+from abcsearch.baselines.structures import initial_problems
 from abcsearch.budget import Budget
 from abcsearch.channels.graph import LEVELS
 from abcsearch.channels.named import CRITERIA
@@ -42,7 +43,6 @@ from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import trusted_header
 from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions, check_base
 from abcsearch.searchers.registry import SEARCHERS, check_searcher_options
-from abcsearch.searchers.warm_starts import listed_starts, start_problems
 from abcsearch.training.recipe import Recipe, find_preset
 
 if TYPE_CHECKING:
@@ -369,7 +369,7 @@ def _part(key: str, name: str, table: dict[str, Any]) -> Part:
         hint = "" if known else f"; left over from another {key}? --set {key}={name} replaces the whole table"
         problems.append(f"{error}{hint}")
     try:
-        problems += start_problems(listed_starts(table.get("initial", ()))) if searches else []
+        problems += initial_problems(table.get("initial", ())) if searches else []
     except SearcherError as error:
         problems.append(str(error))
     if problems:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from abcsearch.errors import ConfigError
-from abcsearch.registry import OBJECT, Registry
+from abcsearch.registry import OBJECT, Home, Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,8 +51,19 @@ def _accept(name: str, value: Any) -> Baseline:  # noqa: ANN401 - whatever a nam
     raise ConfigError(msg)
 
 
+_THRESHOLD = "abcsearch.baselines.threshold"
 _BUILT_IN = {
     "uniform": Baseline(structure=_uniform, description="all layers keep the same ratio, the largest in the budget"),
+    "global_threshold": Baseline(
+        structure=Home(path=f"{_THRESHOLD}:global_threshold"),
+        description="all channels in one order, by their scores over the mean of their group, cut at the budget",
+        source="Liu et al., ICCV 2017; Luo and Wu, CURL, CVPR 2020",
+    ),
+    "global_threshold_per_mac": Baseline(
+        structure=Home(path=f"{_THRESHOLD}:global_threshold_per_mac"),
+        description="the same with scores per MAC that a channel costs",
+        source="ours",
+    ),
     "random": Baseline(searcher="random", description="the best of a random search of as many trials"),
 }
 

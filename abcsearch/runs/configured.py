@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.baselines.registry import BASELINES, searched
+from abcsearch.baselines.structures import checked_structure
 from abcsearch.channels.criteria import CRITERIA
 from abcsearch.data.registry import load_data, takes_seed
 from abcsearch.errors import ConfigError, RunError, quoted
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from abcsearch.runs.run import SearcherFactory
     from abcsearch.runs.watching import WatcherFactory
     from abcsearch.searchers.base import Searcher
-    from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
     LoadData = Callable[[RunConfig], Data]
@@ -197,21 +197,6 @@ def prepare(
     taught = bool(config.finetune.distillation)
     check_training(config.finetune, data.train, data.objective, taught=taught, scored=True)
     return task, parts
-
-
-def checked_structure(name: str, structure: Callable[[Any], Any], task: Task) -> Candidate:
-    """Returns the structure of a baseline.
-
-    Raises:
-        ConfigError: if the user's function fails, or returns something that no network of the task can be sliced to.
-    """
-    try:
-        found = tuple(int(width) for width in structure(task))
-        task.graph.structure(found)
-    except Exception as error:  # the user's code: anything can go wrong in it
-        msg = f"baseline {name!r} gives no structure of this network (kept channels per dimension): {error!r}"
-        raise ConfigError(msg) from error
-    return found
 
 
 def config_identity(config: RunConfig, data: Data) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from abcsearch.baselines.registry import BASELINES, searched
+from abcsearch.baselines.structures import checked_structure
 from abcsearch.channels.source import Sliced
 from abcsearch.errors import ConfigError, RunError, quoted, unknown_name
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.runs.base import load_base
-from abcsearch.runs.configured import checked_structure, load_run_data, run_config
+from abcsearch.runs.configured import load_run_data, run_config
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import identity, trusted_header
 from abcsearch.runs.journal import read_journal
