@@ -1,9 +1,10 @@
-"""Structures by the names of baselines: to compare with, and for searches to begin with."""
+"""What searches begin with, by the names of baselines."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.baselines.checks import checked_structure
 from abcsearch.baselines.registry import BASELINES
 from abcsearch.errors import ConfigError
 from abcsearch.searchers.warm_starts import listed_starts, start_problems
@@ -12,26 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from abcsearch.space import Candidate
-
-
-def checked_structure(name: str, structure: Callable[[Any], Any], task: Any) -> Candidate:  # noqa: ANN401 - a task
-    """Returns the structure of a baseline.
-
-    Args:
-        name: of the baseline.
-        structure: its function.
-        task: of the run.
-
-    Raises:
-        ConfigError: if the user's function fails, or returns something that no network of the task can be sliced to.
-    """
-    try:
-        found = tuple(int(width) for width in structure(task))
-        task.graph.structure(found)
-    except Exception as error:  # the user's code: anything can go wrong in it
-        msg = f"baseline {name!r} gives no structure of this network (kept channels per dimension): {error!r}"
-        raise ConfigError(msg) from error
-    return found
 
 
 def initial_problems(initial: object) -> list[str]:
@@ -73,6 +54,6 @@ def _structure_of(name: str) -> Callable[[Any], Candidate]:
     """Returns the function of a baseline that gives its structure; raises ConfigError if there is none."""
     structure = BASELINES.find(name).structure
     if structure is None:
-        msg = f"baseline {name!r} is a search: name one that has a structure, such as 'global_threshold'"
+        msg = f"baseline {name!r} is a search, or the winner: name one that has a structure, such as 'global_threshold'"
         raise ConfigError(msg)
     return structure

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.baselines.checks import checked_networks, checked_recipe, checked_structure
 from abcsearch.baselines.registry import BASELINES, searched
-from abcsearch.baselines.structures import checked_structure
 from abcsearch.channels.criteria import CRITERIA
 from abcsearch.data.registry import load_data, takes_seed
 from abcsearch.errors import ConfigError, RunError, quoted
@@ -187,9 +187,8 @@ def prepare(
     if preparation is not None:
         preparation.check(task)
     for name in config.baselines:
-        structure = BASELINES.find(name).structure
-        if structure is not None and name not in BASELINES.homes:
-            checked_structure(name, structure, task)
+        if name not in BASELINES.homes:
+            _check_baseline(name, config, task)
     if not elsewhere and not folder.finished(config.n_trials):
         check_workers(config.execution)
     if config.pretrain is not None:
@@ -197,6 +196,23 @@ def prepare(
     taught = bool(config.finetune.distillation)
     check_training(config.finetune, data.train, data.objective, taught=taught, scored=True)
     return task, parts
+
+
+def _check_baseline(name: str, config: RunConfig, task: Task) -> None:
+    """Raises unless a baseline of the user's brings what it should, as far as that is known before the search.
+
+    Raises:
+        ConfigError, ModelError, DataError: as what it brings is checked, and the training by its recipe.
+    """
+    baseline, structure = BASELINES.find(name), task.space.full
+    if baseline.structure is not None:
+        structure = checked_structure(name, baseline.structure, task)
+    if baseline.networks is not None:
+        checked_networks(name, baseline.networks, task)
+    if baseline.recipe is not None:
+        recipe = checked_recipe(name, baseline.recipe, config.finetune, task, structure)
+        taught = bool(recipe.distillation)
+        check_training(recipe, task.data.train, task.data.objective, taught=taught, scored=True)
 
 
 def config_identity(config: RunConfig, data: Data) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from abcsearch.bounds import amount
 from abcsearch.errors import escaped, quoted
 from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
-from abcsearch.runs.recipes import changed, finetune_command
+from abcsearch.runs.recipes import asked, changed, finetune_command
 from abcsearch.runs.tuned import FOLDER, kept, problems
 from abcsearch.runs.weights import state_bytes
 from abcsearch.training.objectives import find_objective, metric_text
@@ -44,7 +44,9 @@ class Row:
         before: the metric on the test split (of classifiers top1, in [0, 1]) before fine-tuning, or None without.
         after: the same after it; None also if it was fine-tuned with another recipe than the winner.
         tests: all such metrics by name, each with "before" and "after"; empty if it has not been fine-tuned.
-        otherwise: in what its recipe differs from the winner's, whereupon what is after cannot be compared.
+        otherwise: in what the recipe that was asked for differs from the winner's, whereupon what is after cannot be
+            compared.
+        own: in what its baseline's own recipe differs from what was asked for.
     """
 
     network: str
@@ -59,6 +61,7 @@ class Row:
     after: float | None
     tests: Mapping[str, Mapping[str, float]]
     otherwise: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +202,7 @@ def make_report(run: FinishedRun) -> Report:
             after=None if otherwise[structure.name] else _test(run, scores[structure.name], "after"),
             tests=tested_metrics(run, scores[structure.name]),
             otherwise=otherwise[structure.name],
+            own=_own(scores[structure.name]),
         )
         for index, structure in enumerate(run.structures)
     )
@@ -308,7 +312,12 @@ def _title(run: FinishedRun) -> str:
 
 def _otherwise(score: dict[str, Any] | None, recipe: Mapping[str, Any] | None) -> tuple[str, ...]:
     """Returns in what the recipe of a structure differs from the winner's; nothing where one has none."""
-    return () if score is None or recipe is None else changed(score["recipe"], recipe)
+    return () if score is None or recipe is None else changed(asked(score), recipe)
+
+
+def _own(score: dict[str, Any] | None) -> tuple[str, ...]:
+    """Returns in what a baseline's own recipe differs from what was asked for; nothing where it has none."""
+    return () if score is None else changed(score["recipe"], asked(score))
 
 
 def _fine_tuned(run: FinishedRun, rows: Sequence[Row], recipe: Mapping[str, Any] | None) -> str:
@@ -320,12 +329,14 @@ def _fine_tuned(run: FinishedRun, rows: Sequence[Row], recipe: Mapping[str, Any]
         return f"{rows[-1].network} not yet ({again}){others if len(missing) < len(rows) else ''}"
     epochs = f"{recipe['epochs']} epoch{'s' if recipe['epochs'] != 1 else ''}"
     odd = [f"{row.network}: {'; '.join(row.otherwise)}" for row in rows if row.otherwise]
+    own = "".join(f"; {row.network} with its own: {', '.join(row.own)}" for row in rows if row.own)
     if not odd:
         rest = f"; not yet: {', '.join(missing)} ({again})" if missing else ""
-        return f"{epochs} with one recipe{rest or ' for all'}"
+        others = " for all" if not own else " for all others"
+        return f"{epochs} with one recipe{rest or others}{own}"
     return (
         f"{rows[-1].network} {epochs}; not with this recipe, so that what is after cannot be compared: "
-        f"{'. '.join([*odd, *(f'{name}: not yet' for name in missing)])}. Make them equal first ({again})"
+        f"{'. '.join([*odd, *(f'{name}: not yet' for name in missing)])}. Make them equal first ({again}){own}"
     )
 
 

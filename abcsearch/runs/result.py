@@ -126,7 +126,7 @@ def collected(
             f"abcsearch resume {quoted(folder.run)} --retry-failed"
         )
         raise RunError(msg)
-    builder = cache(lambda: _builder(task, evaluator))  # made when first needed: it may read images
+    builder = cache(lambda: builder_of(task, evaluator))  # made when first needed: it may read images
     return SearchResult(
         run_dir=folder.path,
         settings=settings,
@@ -137,7 +137,7 @@ def collected(
     )
 
 
-def _builder(task: Task, evaluator: Evaluator) -> AdaptiveBN:
+def builder_of(task: Task, evaluator: Evaluator) -> AdaptiveBN:
     """Returns the AdaptiveBN of the search, or one with default options where the search had another evaluator."""
     own = evaluator.first if isinstance(evaluator, Staged) else evaluator
     if isinstance(own, AdaptiveBN):

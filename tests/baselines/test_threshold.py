@@ -148,7 +148,7 @@ def test_given_evaluates_the_threshold_alone_from_python(tiny_model, tiny_data, 
     ("initial", "words"),
     [
         ('["global_treshold"]', r"searcher.initial\[0\] = 'global_treshold': .*did you mean 'global_threshold'"),
-        ('[0.5, "random"]', r"searcher.initial\[1\] = 'random': baseline 'random' is a search"),
+        ('[0.5, "random"]', r"searcher.initial\[1\] = 'random': baseline 'random' is a search, or"),
         ('[2.5, "global_threshold"]', r"searcher.initial\[0\] = 2.5: a warm start is"),
         ('"global_threshold"', "searcher.initial is a list"),
     ],

@@ -16,7 +16,8 @@ from abcsearch.errors import AbcSearchError, CheckpointError, RunError
 from abcsearch.runs import rehearsal, timing
 from abcsearch.runs.configured import prepare, run_config
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.rehearsal import about, rehearse
+from abcsearch.runs.rehearsal import rehearse
+from abcsearch.runs.rehearsed import about
 from abcsearch.runs.timing import Estimate, evaluation_time, training_time
 from abcsearch.runs.weights import weights_writer
 from abcsearch.trial import Evaluation
