@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
 from abcsearch.channels.pointwise import pointwise_safely
-from abcsearch.errors import AbcSearchError, RankingError
+from abcsearch.errors import AbcSearchError, RankingError, plural
 from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _labelled(images: object, labels: object) -> bool:
     if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor) or labels.ndim != 1:
         return False
     if len(images) != len(labels):
-        msg = f"data has {len(images)} images and {len(labels)} labels"
+        msg = f"data has {plural(len(images), 'image')} and {plural(len(labels), 'label')}"
         raise RankingError(msg)
     return True
 
@@ -347,15 +347,17 @@ def _loss(logits: object, batch: Batch) -> torch.Tensor:
         msg = "labels are missing: each batch of data must be (images, labels)"
         raise RankingError(msg)
     if labels.shape != (images,) or labels.is_floating_point() or labels.is_complex():
-        msg = f"labels are ({images},) classes for {images} images, found {tuple(labels.shape)} {labels.dtype}"
+        msg = (
+            f"labels are ({images},) classes for {plural(images, 'image')}, found {tuple(labels.shape)} {labels.dtype}"
+        )
         raise RankingError(msg)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != images:
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        msg = f"the model must return logits (batch, classes) for {images} images, found {found}"
+        msg = f"the model must return logits (batch, classes) for {plural(images, 'image')}, found {found}"
         raise RankingError(msg)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:
         wrong = low if low < 0 else high
-        msg = f"label {wrong} has no output: the model has {logits.shape[1]} classes, counted from 0"
+        msg = f"label {wrong} has no output: the model has {plural(logits.shape[1], 'class')}, counted from 0"
         raise RankingError(msg)
     return F.cross_entropy(logits, labels.to(logits.device).long())

@@ -12,7 +12,7 @@ from abcsearch.baselines.checks import checked_networks, checked_recipe, checked
 from abcsearch.baselines.registry import BASELINES, searched
 from abcsearch.channels.criteria import CRITERIA
 from abcsearch.data.registry import load_data, takes_seed
-from abcsearch.errors import ConfigError, RunError, quoted
+from abcsearch.errors import ConfigError, RunError, plural, quoted
 from abcsearch.runs.base import train_base
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
@@ -116,9 +116,8 @@ def run_config(  # noqa: PLR0913 - all but the first two have a default
             )
             best = result.best
             if not known:
-                folder.log(
-                    f"search finished: {len(result.trials)} trials, best {best.fitness:.4f} (trial {best.number})"
-                )
+                done = plural(len(result.trials), "trial")
+                folder.log(f"search finished: {done}, best {best.fitness:.4f} (trial {best.number})")
             for name in searched(config.baselines):
                 _searched_baseline(folder, name, config, result, parts, progress)
     return result
@@ -340,9 +339,9 @@ def _check_shortened(folder: RunFolder, before: int, now: int) -> None:
     if winner is not other:
         change = f"the winner would be {_named(other)} instead of {_named(winner)}"
     msg = (
-        f"{folder.path}: {len(done)} trials are done, and n_trials = {now} would leave out {len(done) - len(left)} of "
-        f"them; {change}. If that is meant: abcsearch resume {quoted(folder.path)} --n-trials {now} --shorten "
-        f"(from Python shorten=True)"
+        f"{folder.path}: {plural(len(done), 'trial')} done, and n_trials = {now} would leave out "
+        f"{len(done) - len(left)} of them; {change}. If that is meant: abcsearch resume {quoted(folder.path)} "
+        f"--n-trials {now} --shorten (from Python shorten=True)"
     )
     raise RunError(msg)
 
@@ -361,4 +360,4 @@ def _go_back(folder: RunFolder, until: int | None, *, retry_failed: bool) -> Non
             folder.cut(until)
         if retry_failed:
             failed = set_back(folder)
-            folder.log(f"{failed} failed trials are evaluated again" if failed else "no trial has failed")
+            folder.log(f"to be evaluated again: {plural(failed, 'failed trial')}" if failed else "no trial has failed")

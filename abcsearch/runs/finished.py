@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.baselines.checks import checked_networks, checked_recipe
 from abcsearch.baselines.registry import searched
 from abcsearch.channels.source import Sliced
-from abcsearch.errors import ConfigError, RunError, quoted, unknown_name
+from abcsearch.errors import ConfigError, RunError, plural, quoted, unknown_name
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
@@ -352,6 +352,6 @@ def _unfinished(folder: RunFolder, n_trials: int) -> Iterator[str]:
         return
     done = len(read_journal(folder.journal).trials)
     if done < n_trials:
-        yield f"{done} of {n_trials} trials are in {folder.journal}"
+        yield f"{done} of {plural(n_trials, 'trial')} in {folder.journal}"
     else:
         yield f"{folder.path / 'searcher.json'} is missing or damaged, which resuming mends"

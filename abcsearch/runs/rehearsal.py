@@ -6,6 +6,7 @@ import math
 import os
 import platform
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import torch
 
 from abcsearch.baselines.checks import checked_recipe
 from abcsearch.baselines.registry import BASELINES, searched
-from abcsearch.errors import SearcherError
+from abcsearch.errors import RunError, SearcherError, plural
 from abcsearch.runs.configured import config_identity, prepare
 from abcsearch.runs.executing import evaluation_threads
 from abcsearch.runs.folder import RunFolder
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 _JOURNAL = 600  # bytes per trial, more than most take
 
 
-def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIENCE) -> Rehearsal:
+def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIENCE, chosen: bool = True) -> Rehearsal:
     """Returns what `run_config` would do, without training, searching or writing anything.
 
     It refuses what a search refuses, but for a missing checkpoint: that is noted, and random weights stand in, as
@@ -47,11 +48,24 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
         config: the run.
         run_dir: its folder, which need not exist.
         patience: seconds that one timed part may take; larger is more exact.
+        chosen: whether the user has named the folder; if not, one that holds something else is noted.
 
     Raises:
         AbcSearchError: of the kind that fits.
     """
     folder = RunFolder(run_dir)
+    try:
+        return _rehearsed(config, folder, patience)
+    except RunError as error:
+        if chosen or not folder.path.exists():
+            raise
+        note = f"a search would need another folder, --run-dir: {error}"
+    found = _rehearsed(config, RunFolder(folder.path / "new"), patience)
+    return replace(found, notes=(*found.notes, note))
+
+
+def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehearsal:
+    """Returns what `run_config` would do in a folder."""
     task, parts = prepare(config, folder, weights=False)
     held = held_header(folder, config, config_identity(config, task.data)) if folder.path.exists() else None
     rounds = parts.searcher.needs_results and config.execution.schedule == "rounds" and not config.execution.window
@@ -59,7 +73,7 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
     if config.searcher.name == "given" and config.prepare is not None:  # it is given its structures later
         searcher = make_searcher("random", task.space, task.constraint, seed=config.seed)
     candidate, batch = _first(searcher, config.n_trials if rounds else 1)
-    unheard = f"{config.searcher.name} proposes all {batch} trials before it has a result to learn from"
+    unheard = f"{config.searcher.name} proposes all {plural(batch, 'trial')} before it has a result to learn from"
     learns = not rounds or batch < config.n_trials
     batch = batch if rounds else config.n_trials
     workers, crowded = _workers(config)
@@ -97,6 +111,8 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
         free=sum(len(dimension.choices) > 1 for dimension in space.dimensions),
         structures=str(space.size),
         budget=_reach(task.constraint),
+        prepare=config.prepare,
+        baselines=config.baselines,
         searcher=config.searcher,
         trials=config.n_trials,
         batch=batch,
@@ -201,4 +217,4 @@ def _machine(config: RunConfig) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, precision {options.get('precision', 'float32')}"
     threads = evaluation_threads(options)
-    return f"a CPU ({platform.machine()}, {os.cpu_count()} cores), evaluations with {threads} thread(s)"
+    return f"a CPU ({platform.machine()}, {plural(os.cpu_count() or 1, 'core')}), evaluations with {threads} thread(s)"

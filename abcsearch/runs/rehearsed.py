@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.bounds import amount
+from abcsearch.errors import plural
 from abcsearch.runs.inspection import counted
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Rehearsal:
         free: of these, those with more than one choice.
         structures: exact size of the space, as text: it is larger than most programs' numbers.
         budget: its bounds.
+        prepare: name and options of what is trained before the search, or None.
+        baselines: what the winner would be compared with.
         searcher: name and options.
         trials: structures that would be evaluated.
         batch: structures that the searcher first proposes together.
@@ -106,6 +109,8 @@ class Rehearsal:
     free: int
     structures: str
     budget: tuple[Reach, ...]
+    prepare: Part | None
+    baselines: tuple[str, ...]
     searcher: Part
     trials: int
     batch: int
@@ -149,12 +154,14 @@ class Rehearsal:
         return [
             f"network: {self.model}, {self.macs:,} macs, {self.params:,} params; weights: {self.weights}",
             f"data: {self.data}; {images}; {'x'.join(map(str, self.shape))}",
-            f"groups: {self.prunable} of {self.groups} prunable; {self.blocks} blocks could be dropped",
+            f"groups: {self.prunable} of {self.groups} prunable; {plural(self.blocks, 'block')} could be dropped",
             *(f"  {count} fixed: {reason}" for reason, count in self.fixed.items()),
-            f"space: {counted(int(self.structures))} structures; {self.free} of {self.dimensions} dimensions are free",
+            f"space: {counted(int(self.structures))}; {self.free} of {plural(self.dimensions, 'dimension')} free",
             *(f"budget: {bound.line}" for bound in self.budget),
-            f"searcher: {_words(self.searcher)}; {self.trials:,} trials, {together}",
+            *([] if self.prepare is None else [f"preparation: {_words(self.prepare)}"]),
+            f"searcher: {_words(self.searcher)}; {plural(self.trials, 'trial')}, {together}",
             f"evaluator: {_words(self.evaluator)}; {_estimated(self.evaluation)} per structure",
+            f"baselines: {', '.join(self.baselines) or 'none'}",
             *self._times(),
             f"disk: about {_size(self.disk)}, fine-tuned networks included",
             f"measured on {self.measured_on}; nothing was written",

@@ -261,3 +261,39 @@ def test_a_baseline_is_a_structure_or_a_search_or_the_winner_otherwise(wrong, mo
     monkeypatch.setattr(BASELINES, "_objects", {})
     with pytest.raises(ConfigError, match="a structure, or a searcher that finds it, or, with neither, the winner's"):
         BASELINES.find(wrong)
+
+
+def whole(task):
+    return task.space.full
+
+
+def test_the_report_notes_who_is_outside_of_the_budget(made, known, tmp_path, monkeypatch):
+    monkeypatch.setitem(BASELINES._entries, "whole", Baseline(structure=whole))
+    config = read_config(made / "tiny.toml", ["n_trials=2", 'baselines=["uniform", "whole"]', "budget.macs=[0.3, 0.5]"])
+    run_config(config, tmp_path / "run")
+    report = make_report(open_run(tmp_path / "run"))
+    full = report.rows[0].macs
+    (note,) = (note for note in report.notes if note.startswith("Outside of the budget"))
+    assert f"equal cost: whole (macs {full:,}, not {round(0.3 * full):,} to {round(0.5 * full):,})." in note
+    assert note in call("report", tmp_path / "run").output
+    config = read_config(made / "tiny.toml", ["n_trials=2", 'baselines=["uniform", "whole"]'])
+    run_config(config, tmp_path / "upper")
+    assert f"whole (macs {full:,}, not at most " in make_report(open_run(tmp_path / "upper")).notes[-1]
+
+
+def test_all_inside_nothing_is_noted(run):
+    assert not [note for note in make_report(run).notes if "Outside" in note]
+
+
+def test_commands_in_a_report_that_lies_elsewhere_write_it_there(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("abcsearch.runs.forward.ForwardTime.apart", lambda *_: False)
+    out = tmp_path / "other place" / "page.html"
+    out.parent.mkdir()
+    done = call("report", run.folder.path, "--out", out)
+    assert done.exit_code == 0, done.output
+    commands = [line for line in done.output.splitlines() if "abcsearch report" in line]
+    assert commands
+    again = shlex.join(["abcsearch", "report", str(run.folder.path), "--out", str(out)])
+    assert all(again in line for line in commands)
+    assert f"abcsearch report {run.folder.path}" in call("report", run.folder.path).output
+    assert "--out" not in make_report(run).notes[0]
