@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from abcsearch.baselines.registry import BASELINES as BASELINES
+    from abcsearch.baselines.registry import Baseline as Baseline
     from abcsearch.budget import Budget as Budget
     from abcsearch.budget import Constraint as Constraint
     from abcsearch.channels.blocks import Block as Block
@@ -101,6 +102,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BASELINES": "abcsearch.baselines.registry",
+    "Baseline": "abcsearch.baselines.registry",
     "Budget": "abcsearch.budget",
     "Constraint": "abcsearch.budget",
     "Block": "abcsearch.channels.blocks",

@@ -26,6 +26,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from abcsearch.baselines.registry import BASELINES
+from abcsearch.baselines.structures import initial_problems
 from abcsearch.budget import Budget
 from abcsearch.channels.graph import LEVELS
 from abcsearch.channels.named import CRITERIA
@@ -42,8 +43,7 @@ from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import trusted_header
 from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions, check_base
 from abcsearch.searchers.registry import SEARCHERS, check_searcher_options
-from abcsearch.searchers.warm_starts import listed_starts, start_problems
-from abcsearch.training.recipe import Recipe, find_preset
+from abcsearch.training.recipe import PRESETS, Recipe, find_preset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -198,6 +198,10 @@ def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a
         CRITERIA.find(value)
     for name in value if key == "baselines" else ():
         BASELINES.find(name)
+        if value.count(name) > 1:
+            raise ConfigError(
+                f"baselines = {list(value)!r}: {name!r} is there {value.count(name)} times, once is enough"
+            )
     check_value(RunConfig, key, value)
     return value
 
@@ -211,6 +215,8 @@ def _typed(where: str, annotation: Any, value: Any) -> Any:  # noqa: ANN401 - pl
     try:
         return TypeAdapter(annotation).validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
     except ValidationError as error:
+        if {"dict_type", "mapping_type", "dataclass_type"} & {item["type"] for item in error.errors()}:
+            raise ConfigError(_no_table(where, value)) from error
         texts = [item["msg"].replace("tuple", "list") for item in error.errors()]
         reasons = dict.fromkeys(text[0].lower() + text[1:] for text in texts)
         msg = f"{where} = {value!r}: {', or '.join(reasons)}"
@@ -220,8 +226,14 @@ def _typed(where: str, annotation: Any, value: Any) -> Any:  # noqa: ANN401 - pl
 def _table(key: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - a plain value
     """Returns a table, or raises ConfigError where there is something else."""
     if not isinstance(value, dict):
-        raise ConfigError(f"[{key}] is a table, found {value!r}")
+        raise ConfigError(_no_table(key, value))
     return value
+
+
+def _no_table(key: str, value: Any) -> str:  # noqa: ANN401 - a plain value
+    """Returns that a table is expected, and how to name a recipe in one."""
+    recipe = key.rpartition(".")[2] in (*_RECIPES, "recipe") and isinstance(value, str) and value in PRESETS
+    return f"[{key}] is a table, found {value!r}" + (f'; a recipe is named in it: preset = "{value}"' if recipe else "")
 
 
 def _recipe(where: str, table: dict[str, Any], base: Recipe) -> Recipe:
@@ -369,7 +381,7 @@ def _part(key: str, name: str, table: dict[str, Any]) -> Part:
         hint = "" if known else f"; left over from another {key}? --set {key}={name} replaces the whole table"
         problems.append(f"{error}{hint}")
     try:
-        problems += start_problems(listed_starts(table.get("initial", ()))) if searches else []
+        problems += initial_problems(table.get("initial", ())) if searches else []
     except SearcherError as error:
         problems.append(str(error))
     if problems:

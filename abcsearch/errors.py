@@ -122,6 +122,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}; {advice}"
 
 
+def plural(count: int, word: str) -> str:
+    """Returns a count and what is counted: "1 trial", "2,000 trials"."""
+    ending = "" if count == 1 else "es" if word.endswith(("s", "ch")) else "s"
+    return f"{count:,} {word}{ending}"
+
+
 def one_line(text: str, longest: int = 1000) -> str:
     """Returns a text as one line without control characters, cut where it is too long: for logs and records.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import difflib
 import importlib
 import importlib.util
 import sys
@@ -69,8 +70,6 @@ def import_named(what: str, path: str, kind: type[AbcSearchError], last: str = "
         _check_spelling(module, attribute)
         _look_in_working_folder(module.partition(".")[0])
         reached: Any = importlib.import_module(module)
-        for name in attribute.split("."):
-            reached = getattr(reached, name)
     except ModuleNotFoundError as error:
         if error.name not in (module, module.partition(".")[0]):
             msg = f"{what} {path!r} cannot be imported: {error!r}"
@@ -83,7 +82,24 @@ def import_named(what: str, path: str, kind: type[AbcSearchError], last: str = "
     except Exception as error:  # the user's module runs here: anything can go wrong in it
         msg = f"{what} {path!r} cannot be imported: {error!r}; write package.module:{last}"
         raise kind(msg) from error
+    place = module
+    for name in attribute.split("."):
+        try:
+            reached = getattr(reached, name)
+        except Exception as error:  # modules and classes may have attributes of any kind
+            advice = _nearest(place, name, reached) or f"write package.module:{last}"
+            why = "" if isinstance(error, AttributeError) else f" ({error!r})"
+            msg = f"{what} {path!r} cannot be imported: {place} has no {name!r}{why}; {advice}"
+            raise kind(msg) from error
+        place = f"{place}{':' if place == module else '.'}{name}"
     return reached
+
+
+def _nearest(place: str, name: str, reached: object) -> str:
+    """Returns a question for the name in a module, or in a class, that is nearest to one that is not there, or ""."""
+    there = [other for other in dir(reached) if not other.startswith("__")]
+    close = difflib.get_close_matches(name, there, n=1, cutoff=0.6)
+    return f"did you mean '{place}{'.' if ':' in place else ':'}{close[0]}'?" if close else ""
 
 
 def import_class(path: str, packages: frozenset[str]) -> object:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from abcsearch.errors import CandidateError
+from abcsearch.errors import CandidateError, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -181,11 +181,11 @@ class SearchSpace:
             CandidateError: naming the length or the dimension that is wrong, and the allowed values.
         """
         if not isinstance(candidate, Collection):  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = f"a candidate is a tuple of {len(self.dimensions)} whole numbers, found {candidate!r}"
+            msg = f"a candidate is a tuple of {plural(len(self.dimensions), 'whole number')}, found {candidate!r}"
             raise CandidateError(msg)
         if len(candidate) != len(self.dimensions):
             expected, found = len(self.dimensions), tuple(candidate)
-            msg = f"a candidate of this space has {expected} values, found {len(found)}: {found}"
+            msg = f"a candidate of this space has {plural(expected, 'value')}, found {len(found)}: {found}"
             raise CandidateError(msg)
         if tuple(candidate) == self.full:
             return

@@ -24,7 +24,8 @@ from rich.table import Column, Table
 from rich.text import Text
 from typer import rich_utils
 
-from abcsearch.errors import AbcSearchError, escaped, quoted
+from abcsearch.errors import AbcSearchError, escaped, plural, quoted
+from abcsearch.searchers.registry import nothing_left
 from abcsearch.stopping import stopping
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from rich.segment import Segment
 
     from abcsearch.runs.status import RunStatus, RunWatch, SearchStatus
-
-EXHAUSTED = "all {} structures inside the budget are evaluated"
 
 _ANYWHERE = {"--debug": "debug", "--quiet": "quiet", "-q": "quiet", "--verbose": "verbose", "-v": "verbose"}
 
@@ -341,7 +340,7 @@ def _screen(status: RunStatus, watched: RunWatch) -> Group:
 
 def _counts(search: SearchStatus) -> str:
     """Returns trials, failures and the best of a search."""
-    return f"{search.done} of {search.total} trials, {_result(search)}"
+    return f"{search.done} of {plural(search.total, 'trial')}, {_result(search)}"
 
 
 def _result(search: SearchStatus) -> str:
@@ -378,11 +377,19 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
         pulse = status.pulse
         if pulse and pulse.training:
             return f"running now: {pulse.stage}"
-        return f"running now: {pulse.stage}, {pulse.busy} of {pulse.workers} workers busy" if pulse else "running now"
+        return (
+            f"running now: {pulse.stage}, {pulse.busy} of {plural(pulse.workers, 'worker')} busy"
+            if pulse
+            else "running now"
+        )
     if not status.finished:
         if status.gave_up:
             again = f"abcsearch resume {quoted(watched.path)} --retry-failed"
             return f"stopped: too many evaluations failed in a row (see log.txt); once that is mended: {again}"
+        if status.preparing is not None:
+            return (
+                f"not running, stopped while {status.preparing}; continue with: abcsearch resume {quoted(watched.path)}"
+            )
         own = status.searches[0]
         only = own.done >= own.total or status.exhausted  # it can be exported and reported
         what = "search finished, its random baseline is not" if only else "not running"
@@ -391,4 +398,5 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
         return f"search finished; fine-tuning was interrupted: continue with: {status.interrupted}"
     tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""
     tuned += f"; by other recipes, in finetuned: {', '.join(status.kept)}" if status.kept else ""
-    return "finished" + (f": {EXHAUSTED.format(status.searches[0].done)}" if status.exhausted else "") + tuned
+    own = status.searches[0]
+    return "finished" + (f": {nothing_left(own.name, own.done)}" if status.exhausted else "") + tuned

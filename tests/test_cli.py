@@ -248,8 +248,8 @@ def test_a_search_that_ran_out_of_structures_says_so(tiny_config, tmp_path):
     assert searched.exit_code == 0, searched.output
     n = len((tmp_path / "run" / "journal.jsonl").read_text().splitlines())
     assert n < 24
-    assert f"all {n} structures inside the budget are evaluated" in searched.output
-    assert f"finished: all {n} structures inside the budget are evaluated" in call("status", tmp_path / "run").output
+    assert f"all structures inside the budget are evaluated: {n}" in searched.output
+    assert f"finished: all structures inside the budget are evaluated: {n}" in call("status", tmp_path / "run").output
     assert json.loads((tmp_path / "run" / "searcher.json").read_text())["exhausted"] is True
 
 

@@ -2,10 +2,13 @@
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+from abcsearch import config
 from abcsearch.budget import Budget
 from abcsearch.config import parse_config, parse_recipe, read_config
 from abcsearch.errors import AbcSearchError, ConfigError
@@ -356,3 +359,38 @@ def test_recipes_are_changed_field_by_field():
         with pytest.raises(AbcSearchError) as caught:
             parse_recipe([override], recipe)
         assert words in str(caught.value)
+
+
+def tables():
+    """Every table of a config, and every option of a part that is one."""
+    known = [name for name, kind in get_type_hints(RunConfig).items() if name not in ("model", "data", *config._PARTS)]
+    yield from (name for name in known if name in (*config._SECTIONS, *config._RECIPES))
+    for key, (registry, _) in config._PARTS.items():
+        for name in registry:
+            options = registry[name].options
+            hints = get_type_hints(options) if options is not None else {}
+            for option, hint in hints.items():
+                if getattr(hint, "__origin__", hint) in (dict, Mapping) or dataclasses.is_dataclass(hint):
+                    yield f"{key}.{option} of {name}"
+
+
+@pytest.mark.parametrize("table", list(tables()))
+@pytest.mark.parametrize("word", ["digits", 3])
+def test_a_word_where_a_table_belongs_is_told_in_our_words(table, word):
+    key, _, name = table.partition(" of ")
+    part, _, option = key.partition(".")
+    values = {part: {"name": name, option: word}} if option else {part: word}
+    with pytest.raises(ConfigError) as failed:
+        parse_config(plain(**values))
+    assert f"[{key}] is a table, found {word!r}" in str(failed.value)
+    assert "dictionary" not in str(failed.value)
+    named = (word == "digits" and part in config._RECIPES) or (option, word) == ("recipe", "digits")
+    assert ('preset = "digits"' in str(failed.value)) == named
+
+
+def test_tables_of_parts_are_among_those():
+    assert {"prepare.recipe of slimming", "finetune", "budget"} <= set(tables())
+
+
+def test_a_baseline_is_there_once():
+    mistakes({**plain(), "baselines": ["uniform", "random", "uniform"]}, "'uniform' is there 2 times, once is enough")

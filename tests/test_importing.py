@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from abcsearch.errors import ModelError
-from abcsearch.importing import import_callable, import_class
+from abcsearch.errors import ConfigError, ModelError
+from abcsearch.importing import import_callable, import_class, import_named
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,3 +154,17 @@ def test_what_is_no_import_path_imports_nothing(folder, path):
     with pytest.raises(ModelError, match="is no import path"):
         import_callable("model", path, ModelError)
     assert "loud" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("json:lods", "json has no 'lods'; did you mean 'json:loads'?"),
+        ("json:JSONDecoder.decod", "json:JSONDecoder has no 'decod'; did you mean 'json:JSONDecoder.decode'?"),
+        ("json:zzzzzz", "json has no 'zzzzzz'; write package.module:name"),
+    ],
+)
+def test_a_name_that_a_module_has_not_is_answered_with_the_nearest_that_it_has(path, words):
+    with pytest.raises(ConfigError) as failed:
+        import_named("criterion", path, ConfigError)
+    assert str(failed.value) == f"criterion {path!r} cannot be imported: {words}"

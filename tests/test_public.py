@@ -17,6 +17,7 @@ FIXED = (
     *("Objective", "OBJECTIVES", "OUTPUTS", "Data", "Split", "Stream", "load_data"),
     *("train", "Lesson", "Supervised"),
     *("Source", "Sliced", "SlicedEvaluator", "ScoringOptions", "share", "gate"),
+    *("Baseline", "BASELINES"),
 )
 
 

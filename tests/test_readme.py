@@ -251,8 +251,11 @@ def test_parts_of_ones_own_take_part_in_a_whole_run(tmp_path):
     printed = dict(text.split("\n", 1) for text in said.split("== ")[1:])
     assert "best of 8 trials" in printed["search"]
     assert "best of 9 trials" in printed["resume"]
-    for name in ("full", "uniform", "thinnest", "Climb"):
+    for name in ("full", "uniform", "thinnest", "scratch", "Climb"):
         assert f"{name}: test top1" in printed["finetune"]
+    scratch, best = (json.loads((folder / "finetuned" / f"{name}.json").read_text()) for name in ("scratch", "Climb"))
+    assert scratch["candidate"] == best["candidate"]
+    assert (scratch["recipe"]["epochs"], best["recipe"]["epochs"]) == (2, 1)
     facts = json.loads((folder / "prepared.json").read_text())["facts"]
     assert facts.keys() == {"loss in the end"}
     uniform = json.loads((folder / "prepared.json").read_text())["starts"]
@@ -266,7 +269,7 @@ def test_parts_of_ones_own_take_part_in_a_whole_run(tmp_path):
         env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "another user")},
     )
     assert elsewhere.returncode == 2
-    for name in ("spread", "Climb", "Rounded", "Decayed", "thinnest"):
+    for name in ("spread", "Climb", "Rounded", "Decayed", "thinnest", "scratch"):
         assert f"'mine:{name}' imported" in elsewhere.stderr.replace("\n", " ")
 
 

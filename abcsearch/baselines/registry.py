@@ -6,27 +6,37 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from abcsearch.errors import ConfigError
-from abcsearch.registry import OBJECT, Registry
+from abcsearch.registry import OBJECT, Home, Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from abcsearch.channels.source import Source
     from abcsearch.space import Candidate
+    from abcsearch.training.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """One registered baseline; its weights are the run's, and it is fine-tuned by the run's recipe.
+    """One registered baseline: a structure, where its network comes from, and how that is fine-tuned.
+
+    With neither structure nor searcher, the structure is the winner's, in another network or fine-tuned otherwise.
 
     Attributes:
-        structure: (task) -> the structure; None where a search finds it.
-        searcher: the name of the searcher that does, with as many trials as the run's own.
+        structure: (task) -> the structure.
+        searcher: the name of the searcher that finds it, with as many trials as the run's own.
+        networks: (task) -> the `Source` that its network comes from, asked with the run's seed, the same at every call;
+            None: what the candidates of the run come from.
+        recipe: (recipe, task, structure) -> the recipe that it is fine-tuned by, where that one is asked for; None: by
+            that one.
         description: one line.
         source: paper.
     """
 
     structure: Callable[[Any], Candidate] | None = None
     searcher: str = ""
+    networks: Callable[[Any], Source] | None = None
+    recipe: Callable[[Recipe, Any, Candidate], Recipe] | None = None
     description: str = ""
     source: str = ""
 
@@ -38,8 +48,10 @@ def _uniform(task: Any) -> Candidate:  # noqa: ANN401 - a task, of the room that
 def _accept(name: str, value: Any) -> Baseline:  # noqa: ANN401 - whatever a name leads to
     """Returns the baseline for what a name leads to: one, or a function of the task."""
     if isinstance(value, Baseline):
-        if (value.structure is None) == (not value.searcher):
-            msg = f"baseline {name!r} has a structure, or a searcher that finds it, found {value!r:.120}"
+        ways = (value.structure is not None) + bool(value.searcher)
+        if ways > 1 or not (ways or value.networks or value.recipe):
+            msg = f"baseline {name!r} has a structure, or a searcher that finds it, or, with neither, the winner's "
+            msg += f"structure in networks of its own, or with a recipe of its own; found {value!r:.200}"
             raise ConfigError(msg)
         if ":" in name and value.searcher:
             msg = f"baseline {name!r} is a search: give it a name, BASELINES['mine'] = Baseline(searcher=...)"
@@ -51,8 +63,19 @@ def _accept(name: str, value: Any) -> Baseline:  # noqa: ANN401 - whatever a nam
     raise ConfigError(msg)
 
 
+_THRESHOLD = "abcsearch.baselines.threshold"
 _BUILT_IN = {
     "uniform": Baseline(structure=_uniform, description="all layers keep the same ratio, the largest in the budget"),
+    "global_threshold": Baseline(
+        structure=Home(path=f"{_THRESHOLD}:global_threshold"),
+        description="all channels in one order, by their scores over the mean of their group, cut at the budget",
+        source="Liu et al., ICCV 2017; Luo and Wu, CURL, CVPR 2020",
+    ),
+    "global_threshold_per_mac": Baseline(
+        structure=Home(path=f"{_THRESHOLD}:global_threshold_per_mac"),
+        description="the same with scores per MAC that a channel costs",
+        source="ours",
+    ),
     "random": Baseline(searcher="random", description="the best of a random search of as many trials"),
 }
 
@@ -66,6 +89,13 @@ def searched(names: Iterable[str]) -> list[str]:
     """Returns those of some baselines that a search finds; nothing is imported, since what has a path is none."""
     entries = {name: BASELINES[name] for name in names if name in BASELINES}
     return [name for name, entry in entries.items() if isinstance(entry, Baseline) and entry.searcher]
+
+
+def following(names: Iterable[str]) -> list[str]:
+    """Returns those of some baselines that have the winner's structure; nothing is imported, as for `searched`."""
+    entries = {name: BASELINES[name] for name in names if name in BASELINES}
+    made = {name: entry for name, entry in entries.items() if isinstance(entry, Baseline)}
+    return [name for name, entry in made.items() if entry.structure is None and not entry.searcher]
 
 
 def short(name: str, taken: Iterable[str] = ()) -> str:

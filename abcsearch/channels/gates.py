@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from abcsearch.channels.outline import parts_of, plan_of
-from abcsearch.errors import CandidateError
+from abcsearch.errors import CandidateError, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -118,7 +118,7 @@ def _check(graph: ChannelGraph, gates: Sequence[torch.Tensor]) -> None:
             raise CandidateError(msg)
         if values.shape != (group.channels,):
             msg = (
-                f"the gates of group {group.name!r} have shape {tuple(values.shape)}; it has {group.channels} channels:"
-                f" one gate for each, ({group.channels},)"
+                f"the gates of group {group.name!r} have shape {tuple(values.shape)}; it has "
+                f"{plural(group.channels, 'channel')}: one gate for each, ({group.channels},)"
             )
             raise CandidateError(msg)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from abcsearch.channels.cost import CostModel
 from abcsearch.channels.descriptors import layer_descriptors
-from abcsearch.errors import CandidateError, TraceError, unknown_name
+from abcsearch.errors import CandidateError, TraceError, plural, unknown_name
 from abcsearch.space import Dimension, SearchSpace
 
 if TYPE_CHECKING:
@@ -202,7 +202,9 @@ class ChannelGraph:
         """Raises TraceError if nothing can be pruned at the levels."""
         if any(group.kind in levels for group in self.prunable) or ("block" in levels and self.blocks):
             return
-        groups = [f"{g.name} ({g.kind}, {g.channels} channels): {g.fixed or 'not searched'}" for g in self.groups]
+        groups = [
+            f"{g.name} ({g.kind}, {plural(g.channels, 'channel')}): {g.fixed or 'not searched'}" for g in self.groups
+        ]
         reasons = [*groups, *self.unsupported] or ["no convolution or linear layer found"]
         msg = f"nothing can be pruned at level {' and '.join(levels)}: {'; '.join(reasons)}"
         raise TraceError(msg)
@@ -238,11 +240,12 @@ class ChannelGraph:
         if len(widths) < len(self.prunable) or len(blocks) not in (0, len(self.blocks)):
             both = f" (or {len(self.prunable) + len(self.blocks)} with its blocks)" if self.blocks else ""
             found = tuple(candidate)
-            msg = f"a candidate of this network has {len(self.prunable)} values{both}, found {len(found)}: {found}"
+            values = plural(len(self.prunable), "value")
+            msg = f"a candidate of this network has {values}{both}, found {len(found)}: {found}"
             raise CandidateError(msg)
         for group, width in zip(self.prunable, widths, strict=True):
             if not 1 <= width <= group.channels or width != int(width):
-                msg = f"group {group.name!r} keeps {width} channels; allowed are 1 to {group.channels}"
+                msg = f"group {group.name!r} keeps {plural(width, 'channel')}; allowed are 1 to {group.channels}"
                 raise CandidateError(msg)
         for block, value in zip(self.blocks, blocks, strict=False):
             if value not in (0, 1):

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
 from abcsearch.channels.pointwise import pointwise_safely
-from abcsearch.errors import AbcSearchError, RankingError
+from abcsearch.errors import AbcSearchError, RankingError, plural
 from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _labelled(images: object, labels: object) -> bool:
     if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor) or labels.ndim != 1:
         return False
     if len(images) != len(labels):
-        msg = f"data has {len(images)} images and {len(labels)} labels"
+        msg = f"data has {plural(len(images), 'image')} and {plural(len(labels), 'label')}"
         raise RankingError(msg)
     return True
 
@@ -353,13 +353,15 @@ def class_labels(logits: object, batch: Batch) -> tuple[torch.Tensor, int]:
         msg = "labels are missing: each batch of data must be (images, labels)"
         raise RankingError(msg)
     if labels.shape != (images,) or labels.is_floating_point() or labels.is_complex():
-        msg = f"labels are ({images},) classes for {images} images, found {tuple(labels.shape)} {labels.dtype}"
+        msg = (
+            f"labels are ({images},) classes for {plural(images, 'image')}, found {tuple(labels.shape)} {labels.dtype}"
+        )
         raise RankingError(msg)
     logits = checked_logits(logits, images)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:
         wrong = low if low < 0 else high
-        msg = f"label {wrong} has no output: the model has {logits.shape[1]} classes, counted from 0"
+        msg = f"label {wrong} has no output: the model has {plural(logits.shape[1], 'class')}, counted from 0"
         raise RankingError(msg)
     return labels.to(logits.device).long(), logits.shape[1]
 
@@ -368,6 +370,6 @@ def checked_logits(logits: object, images: int) -> torch.Tensor:
     """Returns what a network has returned; raises RankingError unless it is logits (images, classes)."""
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != images:
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        msg = f"the model must return logits (batch, classes) for {images} images, found {found}"
+        msg = f"the model must return logits (batch, classes) for {plural(images, 'image')}, found {found}"
         raise RankingError(msg)
     return logits

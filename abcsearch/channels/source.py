@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from abcsearch.channels.slicing import slice_model
-from abcsearch.errors import ModelError, one_line
+from abcsearch.errors import ModelError, one_line, plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,7 +119,7 @@ def check_source(source: Source) -> None:
             raise ModelError(msg)
         expected, params = int(source.graph.costs.params([candidate])[0]), _params(networks[0])
         if params != expected:
-            msg = f"source {name} gives {candidate} a network of {params} parameters, expected {expected}"
+            msg = f"source {name} gives {candidate} a network of {plural(params, 'parameter')}, expected {expected}"
             raise ModelError(msg)
 
 

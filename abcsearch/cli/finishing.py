@@ -120,7 +120,7 @@ def report(
 
         check_place(run_dir, out)
         with wait_shown("measuring and evaluating what is compared"):
-            found = gather(run_dir, trust=trust)
+            found = gather(run_dir, trust=trust, out=out)
         path = write_page(found, out)
         console.print(title_of(found))
         if found.report is not None:

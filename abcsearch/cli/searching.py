@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abcsearch.cli.options import AsJson, DryRun, OptunaStorage, RayAddress, RunDir, Set, Trust, UseTensorBoard, Workers
-from abcsearch.errors import quoted
-from abcsearch.terminal import EXHAUSTED, answering, console, print_json, print_status, progress_shown, watch
+from abcsearch.errors import plural, quoted
+from abcsearch.terminal import answering, console, print_json, print_status, progress_shown, watch
 
 if TYPE_CHECKING:
     from abcsearch.runs.run import SearchResult
@@ -60,7 +60,7 @@ def search(  # noqa: PLR0913 - one argument per option
         own = [f"execution.{key}={json.dumps(value)}" for key, value in given.items()]
         settings = read_config(config, [*(overrides or ()), *own])
         if dry_run or as_json:
-            _rehearse(settings, folder, dry_run=dry_run, as_json=as_json)
+            _rehearse(settings, folder, dry_run=dry_run, as_json=as_json, chosen=run_dir is not None)
             return
         watchers = _watchers(optuna_storage, tensorboard=tensorboard)
         with progress_shown() as progress:
@@ -68,7 +68,7 @@ def search(  # noqa: PLR0913 - one argument per option
         _print_best(result)
 
 
-def _rehearse(settings: RunConfig, folder: Path, *, dry_run: bool, as_json: bool) -> None:
+def _rehearse(settings: RunConfig, folder: Path, *, dry_run: bool, as_json: bool, chosen: bool) -> None:
     """Prints what a search would do."""
     from abcsearch.errors import ConfigError
     from abcsearch.runs.rehearsal import rehearse
@@ -76,7 +76,7 @@ def _rehearse(settings: RunConfig, folder: Path, *, dry_run: bool, as_json: bool
     if not dry_run:
         msg = "--json belongs to --dry-run: add that, or leave --json out"
         raise ConfigError(msg)
-    found = rehearse(settings, folder)
+    found = rehearse(settings, folder, chosen=chosen)
     if as_json:
         print_json(found.to_plain())
         return
@@ -172,13 +172,14 @@ def status(
 def _print_best(result: SearchResult) -> None:
     """Prints the winner of a search: layer before => after, and its costs."""
     from abcsearch.runs.folder import RunFolder
+    from abcsearch.searchers.registry import nothing_left
 
     task, best = result.task, result.best
     full = task.space.full
     console.print(f"run folder: {result.run_dir}")
     if RunFolder(result.run_dir).exhausted():
-        console.print(EXHAUSTED.format(len(result.trials)))
-    console.print(f"best of {len(result.trials)} trials: trial {best.number}, fitness {best.fitness:.4f}")
+        console.print(nothing_left(result.settings.searcher.name, len(result.trials)))
+    console.print(f"best of {plural(len(result.trials), 'trial')}: trial {best.number}, fitness {best.fitness:.4f}")
     for dimension, (name, (kept, channels)) in zip(task.space.dimensions, result.widths.items(), strict=True):
         change = ("kept" if kept else "dropped") if dimension.kind == "block" else f"{channels} => {kept}"
         console.print(f"  {name}: {change}")
@@ -189,5 +190,5 @@ def _print_best(result: SearchResult) -> None:
     failed = sum(trial.evaluation.failure is not None for trial in result.trials)
     if failed:
         again = f"abcsearch resume {quoted(result.run_dir)} --retry-failed"
-        console.print(f"{failed} trials failed, the reasons are in log.txt; to evaluate them again: {again}")
+        console.print(f"{plural(failed, 'trial')} failed, the reasons are in log.txt; to evaluate them again: {again}")
     console.print(f"next: abcsearch finetune {quoted(result.run_dir)}")

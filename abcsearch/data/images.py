@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from abcsearch.errors import DataError
+from abcsearch.errors import DataError, plural
 from abcsearch.rng import derived_seed
 
 if TYPE_CHECKING:
@@ -105,18 +105,18 @@ def check_labels(labels: torch.Tensor, count: int) -> None:
     """
     found = f"found {tuple(labels.shape)} {labels.dtype}"
     if labels.shape[:1] != (count,):
-        msg = f"labels are ({count},) int64 for {count} images, {found}"
+        msg = f"labels are ({count},) int64 for {plural(count, 'image')}, {found}"
         raise DataError(msg)
     if labels.dtype == torch.float32:
         wrong = int((~torch.isfinite(labels)).sum())
         if wrong:
-            msg = f"labels must be finite, found {wrong} values that are not"
+            msg = f"labels must be finite, found {plural(wrong, 'value')} not"
             raise DataError(msg)
         return
     if labels.dtype != torch.int64 or labels.ndim not in (1, 3) or not labels.numel():
         msg = (
             f"labels are ({count},) int64 class numbers, ({count}, height, width) int64 class numbers of pixels or "
-            f"({count}, ...) float32 values for {count} images, {found}"
+            f"({count}, ...) float32 values for {plural(count, 'image')}, {found}"
         )
         raise DataError(msg)
     low = int((labels if labels.ndim == 1 else labels.where(labels != IGNORED, 0)).min())
@@ -183,7 +183,9 @@ def held_out(
             random_state=derived_seed(seed, "split") % 2**32,
         )
     except ValueError as error:
-        msg = f"cannot hold {validation:g} of {len(labels)} training images out for search-validation: {error}"
+        msg = (
+            f"cannot hold {validation:g} of {plural(len(labels), 'training image')} out for search-validation: {error}"
+        )
         raise DataError(msg) from error
     kept, held = (torch.from_numpy(part).sort().values for part in parts)
     return kept, held

@@ -11,7 +11,7 @@ import torch
 
 from abcsearch.data.images import held_out
 from abcsearch.data.splits import Data, Split
-from abcsearch.errors import DataError
+from abcsearch.errors import DataError, plural
 
 # Of ImageNet's training images, as everybody uses them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,7 +52,8 @@ class Scale:
             DataError: if there are another number of channels.
         """
         if self.mean and len(self.mean) != rows.shape[3]:
-            msg = f"mean and std have one number per channel, found {len(self.mean)} for {rows.shape[3]} channels"
+            channels = plural(rows.shape[3], "channel")
+            msg = f"mean and std have one number per channel, found {len(self.mean)} for {channels}"
             raise DataError(msg)
         values = rows.to(torch.float32, copy=bool(self.mean))  # what follows is in place
         if rows.dtype == torch.uint8:

@@ -13,7 +13,7 @@ import torch
 
 from abcsearch.data.augmentation import draw_moves
 from abcsearch.data.images import Images, check_classification, check_labels, held_out, own_share
-from abcsearch.errors import DataError
+from abcsearch.errors import DataError, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ class Split(Images):
         low, high = torch.aminmax(self.rows)  # one pass without a copy; NaN is both
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
             wrong = (~torch.isfinite(self.rows)).flatten(1).any(dim=1).nonzero().flatten()
-            some = f"in {len(wrong)} of {len(images)} images, first in number {int(wrong[0])} (from 0)"
+            some = f"in {len(wrong)} of {plural(len(images), 'image')}, first in number {int(wrong[0])} (from 0)"
             msg = f"images must be finite, found values that are not {some}"
             raise DataError(msg)
 

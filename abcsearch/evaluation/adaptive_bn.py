@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abcsearch.errors import ConfigError, DataError
+from abcsearch.errors import ConfigError, DataError, plural
 from abcsearch.evaluation.options import AdaptiveBNOptions
 from abcsearch.evaluation.sliced import SlicedEvaluator, calibration_images
 from abcsearch.training.scoring import modes_kept
@@ -58,8 +58,9 @@ class AdaptiveBN(SlicedEvaluator):
         elif options.calibration_images:
             found = len(data.train)
             if found < options.batch_size:
-                msg = f"adaptive_bn: batch_size = {options.batch_size} is larger than the {found} training images of "
-                msg += f"{data.name}; set batch_size to at most {found}"
+                images = f"{plural(found, 'training image')} of {data.name}"
+                msg = f"adaptive_bn: batch_size = {options.batch_size} is larger than the {images}; "
+                msg += f"set batch_size to at most {found}"
                 raise DataError(msg)
             self._calibration = calibration_images(data, options.calibration_images).to(self.device)
 

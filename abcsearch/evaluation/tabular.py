@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from abcsearch.errors import CandidateError, DataError, unknown_name
+from abcsearch.errors import CandidateError, DataError, plural, unknown_name
 from abcsearch.space import Candidate, Dimension, SearchSpace
 from abcsearch.trial import Evaluation
 
@@ -116,7 +116,9 @@ class Tabular:
             raise DataError(msg)
         for name, column in (("fitness", fitness), ("macs", macs), ("params", params)):
             if column.shape != (space.size,):
-                msg = f"a table of this space has {space.size:,} structures, found {name} of shape {column.shape}"
+                msg = (
+                    f"a table of this space has {plural(space.size, 'structure')}, found {name} of shape {column.shape}"
+                )
                 raise DataError(msg)
         for name, cost in (("macs", macs), ("params", params)):
             grid = cost.reshape([len(d.choices) for d in space.dimensions])
@@ -300,8 +302,8 @@ def _order(path: Path, space: SearchSpace, widths: NDArray[np.int64]) -> NDArray
         raise DataError(msg)
     if len(unique) < space.size:
         msg = (
-            f"{path}: a table holds every combination of its widths, {space.size:,} structures, found {len(unique):,}; "
-            f"the first one missing is {_first_missing(space, unique)}"
+            f"{path}: a table holds every combination of its widths, {plural(space.size, 'structure')}, "
+            f"found {len(unique):,}; the first one missing is {_first_missing(space, unique)}"
         )
         raise DataError(msg)
     return first

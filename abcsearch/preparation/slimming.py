@@ -11,7 +11,7 @@ import torch
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.source import Sliced
 from abcsearch.channels.threshold import largest_within, threshold_path
-from abcsearch.errors import PreparationError
+from abcsearch.errors import PreparationError, plural
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.options import SlimmingOptions
 from abcsearch.training.checks import check_training
@@ -65,8 +65,8 @@ class Slimming(Preparation):
         if not penalised(task.graph, task.base):
             msg = (
                 f"slimming penalises the scales of batch norms, and {type(task.base).__name__} has none that is "
-                f"trained and belongs to channels that can be removed ({len(task.graph.prunable)} groups without); "
-                "leave [prepare] out, or take another preparation"
+                f"trained and belongs to channels that can be removed ({plural(len(task.graph.prunable), 'group')} "
+                "without); leave [prepare] out, or take another preparation"
             )
             raise PreparationError(msg)
         check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from abcsearch.errors import RunError
+from abcsearch.errors import RunError, plural
 from abcsearch.records import names
 from abcsearch.reporting.gathering import gather
 from abcsearch.reporting.unlike import complete, unlike
@@ -254,7 +254,7 @@ def _warnings(labels: Sequence[str], runs: Sequence[Gathered]) -> Iterator[str]:
             yield f"{labels[0]} and {label} have another {' and another '.join(hashes)}, by their hashes"
     for label, run in zip(labels, runs, strict=True):
         if not run.history.over:
-            yield f"the search of {label} is not finished: {len(run.history.own.trials)} trials so far"
+            yield f"the search of {label} is not finished: {plural(len(run.history.own.trials), 'trial')} so far"
         if run.missing is not None:
             yield f"of {label} only the run folder is at hand, not the network: {run.missing}"
     if len({run.history.settings["seed"] for run in runs}) > 1:

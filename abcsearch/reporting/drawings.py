@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from abcsearch.errors import plural
 from abcsearch.reporting.curves import thinned
 from abcsearch.reporting.gathering import block_height
 from abcsearch.reporting.timeline import outline
@@ -211,7 +212,8 @@ def draw_sensitivity(found: Sensitivity) -> Figure:
 def draw_parallel(found: BestTrials, layers: Sequence[Layer]) -> Figure:
     """Draws the best trials as lines over the layers, with the winner and all trials' median."""
     figure, axes = along_layers(
-        f"The best {len(found.numbers)} trials, layer by layer", [layer.name for layer in layers]
+        f"The best {plural(len(found.numbers), 'trial')}, layer by layer",
+        [layer.name for layer in layers],
     )
     for place in range(len(found.numbers) - 1, 0, -1):
         label = "best trials" if place == 1 else None

@@ -97,7 +97,12 @@ class Gathered:
 
 
 def gather(
-    run_dir: str | Path, *, load: LoadData = load_run_data, measure: bool = True, trust: bool = False
+    run_dir: str | Path,
+    *,
+    load: LoadData = load_run_data,
+    measure: bool = True,
+    trust: bool = False,
+    out: Path | None = None,
 ) -> Gathered:
     """Reads a run, finished or not, and measures its networks where they are at hand.
 
@@ -106,6 +111,7 @@ def gather(
         load: returns the data of its config.
         measure: whether the networks are measured and evaluated for the table.
         trust: takes a folder from elsewhere at its word (see `open_run`); without, it is shown from its files alone.
+        out: where the page is written, if not in the folder.
 
     Raises:
         RunError: if the folder holds no run, a damaged one, or one without a finished trial.
@@ -116,7 +122,7 @@ def gather(
         msg += f"see: abcsearch status {quoted(run_dir)}, or continue it with: abcsearch resume {quoted(run_dir)}"
         raise RunError(msg)
     run, missing = _opened(run_dir, load, trust=trust)
-    report = make_report(run) if run is not None and measure else None
+    report = make_report(run, out) if run is not None and measure else None
     trials = history.own.succeeded
     layers = _layers(history, run)
     widths = _widths(history, run, layers)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.baselines.registry import searched
-from abcsearch.errors import RunError, quoted
+from abcsearch.errors import RunError, plural, quoted
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import KIND
 from abcsearch.runs.journal import read_journal
@@ -138,7 +138,7 @@ def _baseline_note(folder: RunFolder, settings: Mapping[str, Any], searches: Seq
         done = found.get(name, 0)
         if done < wanted and not folder.baseline(name).exhausted():
             again = f"abcsearch resume {quoted(folder.path)}"
-            return f"The {name} baseline is not finished, {done} of {wanted} trials: {again}"
+            return f"The {name} baseline is not finished, {done} of {plural(wanted, 'trial')}: {again}"
     return ""
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from abcsearch.errors import plural
 from abcsearch.reporting.gathering import block_height
 from abcsearch.reporting.plotting import figure_of, layer_axis
 from abcsearch.reporting.words import BLACK, BLUE, LEVELS, ORANGE, SKY, network_color, network_symbol, width_text
@@ -124,7 +125,7 @@ def parallel_chart(found: BestTrials, layers: Sequence[Layer]) -> go.Figure:
             mode="lines",
             line={"color": SKY, "width": 1.2},
             opacity=0.75,
-            name=f"the best {len(found.numbers)} trials",
+            name=f"the best {plural(len(found.numbers), 'trial')}",
             legendgroup="best",
             showlegend=place == 1,
             hovertemplate=f"{trial}<br>%{{y:.0f}} %<extra></extra>",

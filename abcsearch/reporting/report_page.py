@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import RunError, quoted
+from abcsearch.errors import RunError, plural, quoted
 from abcsearch.reporting.charts import page_charts, thinned_note
 from abcsearch.reporting.drawings import drawings
 from abcsearch.reporting.page import Page, Section, check_page, code, network_table, paragraph, table
@@ -124,14 +124,16 @@ def title_of(found: Gathered) -> str:
         return found.report.title
     settings = found.history.settings
     bounds = ", ".join(f"{name} {bound}" for name, bound in settings.get("budget", {}).items() if bound is not None)
-    return f"{found.history.searcher}: {settings['n_trials']} trials, budget {bounds or 'none'}"
+    return f"{found.history.searcher}: {plural(settings['n_trials'], 'trial')}, budget {bounds or 'none'}"
 
 
 def state_of(found: Gathered) -> str:
     """Returns how far the search is, in a sentence."""
     own, wanted = found.history.own, found.history.settings["n_trials"]
     failed = len(own.trials) - len(own.succeeded)
-    counts = f"{len(own.trials):,} trials" if found.history.over else f"{len(own.trials):,} of {wanted:,} trials so far"
+    counts = f"{plural(len(own.trials), 'trial')}"
+    if not found.history.over:
+        counts = f"{len(own.trials):,} of {plural(wanted, 'trial')} so far"
     return f"{counts}, {failed:,} failed, started {found.history.environment.get('started', 'at an unknown time')}."
 
 
@@ -247,9 +249,9 @@ def _parallel(found: Gathered) -> Section | None:
         return None
     count = len(found.best.numbers)
     lead = (
-        f"What the best {count} trials ({100 * found.best.share:.3g} % of those that succeeded; 5 %, but 10 at least "
-        f"and 100 at most) keep of each layer. Where their lines run together, and away from the median of all trials, "
-        f"the layer mattered."
+        f"What the best {plural(count, 'trial')} ({100 * found.best.share:.3g} % of those that succeeded; 5 %, but 10 "
+        f"at least and 100 at most) keep of each layer. Where their lines run together, and away from the median of "
+        f"all trials, the layer mattered."
     )
     return Section(title="The best trials, layer by layer", lead=lead, chart="parallel")
 
@@ -264,7 +266,7 @@ def _timeline(found: Gathered) -> Section:
         f"30 seconds (a run that was stopped) is cut out."
     )
     if own.untimed:
-        lead += f" Of {own.untimed} trials the journal has no time."
+        lead += f" Of {plural(own.untimed, 'trial')} the journal has no time."
     body = "<h3>Failures</h3>" + paragraph("No trial failed.")
     if own.failures:
         prefix = f"{found.history.searcher} "

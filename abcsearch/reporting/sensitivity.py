@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold, cross_val_predict
 
+from abcsearch.errors import plural
 from abcsearch.rng import numpy_stream
 
 if TYPE_CHECKING:
@@ -71,10 +72,10 @@ class Sensitivity:
         """How it was computed, in words."""
         return (
             f"Ridge regression of the rank of fitness on the widths of all layers, both standardised, over "
-            f"{self.trials:,} succeeded trials; the penalty by leave-one-out, intervals by {_DRAWS} bootstrap draws "
-            f"({_LEVEL[0]} % to {_LEVEL[1]} %). It holds for the region that the searcher visited, inside the budget: "
-            f"there, more of one layer means less of others, and layers that were always changed together share "
-            f"their effect."
+            f"{plural(self.trials, 'succeeded trial')}; the penalty by leave-one-out, intervals by {_DRAWS} bootstrap "
+            f"draws ({_LEVEL[0]} % to {_LEVEL[1]} %). It holds for the region that the searcher visited, inside the "
+            f"budget: there, more of one layer means less of others, and layers that were always changed together "
+            f"share their effect."
         )
 
 
@@ -118,8 +119,8 @@ def _too_little(trials: int, varied: int, fitness: NDArray[np.float64]) -> str |
         return "no layer was varied"
     if trials < least_trials(varied):
         return (
-            f"{trials} succeeded trials are too few for {varied} layers: with fewer than {least_trials(varied)} it "
-            f"would be noise"
+            f"{plural(trials, 'succeeded trial')}: too few for {plural(varied, 'layer')}, with fewer than "
+            f"{least_trials(varied)} it would be noise"
         )
     return "all trials have the same fitness" if np.ptp(fitness) == 0 else None
 

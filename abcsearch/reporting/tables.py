@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from abcsearch.errors import plural
 from abcsearch.reporting.words import change_text, cost_text, time_change, width_text
 from abcsearch.training.objectives import metric_text
 
@@ -86,7 +87,7 @@ def _times(rows: Sequence[Row]) -> list[Line]:
     lines: list[Line] = []
     for place, first in enumerate(rows[0].times):
         own = [row.times[place] for row in rows]
-        threads = f", {first.threads} thread{'s' if first.threads > 1 else ''}" if first.threads else ""
+        threads = f", {plural(first.threads, 'thread')}" if first.threads else ""
         cells = tuple(
             (
                 f"{time.median_ms:#.3g} ms ({time.low_ms:#.3g} to {time.high_ms:#.3g})",

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.baselines.checks import checked_networks, checked_recipe, checked_structure
 from abcsearch.baselines.registry import BASELINES, searched
 from abcsearch.channels.criteria import CRITERIA
 from abcsearch.data.registry import load_data, takes_seed
-from abcsearch.errors import ConfigError, RunError, quoted
+from abcsearch.errors import ConfigError, RunError, plural, quoted
 from abcsearch.runs.base import train_base
 from abcsearch.runs.executing import changed_execution, check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from abcsearch.runs.run import SearcherFactory
     from abcsearch.runs.watching import WatcherFactory
     from abcsearch.searchers.base import Searcher
-    from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
     LoadData = Callable[[RunConfig], Data]
@@ -116,9 +116,8 @@ def run_config(  # noqa: PLR0913 - all but the first two have a default
             )
             best = result.best
             if not known:
-                folder.log(
-                    f"search finished: {len(result.trials)} trials, best {best.fitness:.4f} (trial {best.number})"
-                )
+                done = plural(len(result.trials), "trial")
+                folder.log(f"search finished: {done}, best {best.fitness:.4f} (trial {best.number})")
             for name in searched(config.baselines):
                 _searched_baseline(folder, name, config, result, parts, progress)
     return result
@@ -187,9 +186,8 @@ def prepare(
     if preparation is not None:
         preparation.check(task)
     for name in config.baselines:
-        structure = BASELINES.find(name).structure
-        if structure is not None and name not in BASELINES.homes:
-            checked_structure(name, structure, task)
+        if name not in BASELINES.homes:
+            _check_baseline(name, config, task)
     if not elsewhere and not folder.finished(config.n_trials):
         check_workers(config.execution)
     if config.pretrain is not None:
@@ -199,19 +197,21 @@ def prepare(
     return task, parts
 
 
-def checked_structure(name: str, structure: Callable[[Any], Any], task: Task) -> Candidate:
-    """Returns the structure of a baseline.
+def _check_baseline(name: str, config: RunConfig, task: Task) -> None:
+    """Raises unless a baseline of the user's brings what it should, as far as that is known before the search.
 
     Raises:
-        ConfigError: if the user's function fails, or returns something that no network of the task can be sliced to.
+        ConfigError, ModelError, DataError: as what it brings is checked, and the training by its recipe.
     """
-    try:
-        found = tuple(int(width) for width in structure(task))
-        task.graph.structure(found)
-    except Exception as error:  # the user's code: anything can go wrong in it
-        msg = f"baseline {name!r} gives no structure of this network (kept channels per dimension): {error!r}"
-        raise ConfigError(msg) from error
-    return found
+    baseline, structure = BASELINES.find(name), task.space.full
+    if baseline.structure is not None:
+        structure = checked_structure(name, baseline.structure, task)
+    if baseline.networks is not None:
+        checked_networks(name, baseline.networks, task)
+    if baseline.recipe is not None:
+        recipe = checked_recipe(name, baseline.recipe, config.finetune, task, structure)
+        taught = bool(recipe.distillation)
+        check_training(recipe, task.data.train, task.data.objective, taught=taught, scored=True)
 
 
 def config_identity(config: RunConfig, data: Data) -> dict[str, Any]:
@@ -339,9 +339,9 @@ def _check_shortened(folder: RunFolder, before: int, now: int) -> None:
     if winner is not other:
         change = f"the winner would be {_named(other)} instead of {_named(winner)}"
     msg = (
-        f"{folder.path}: {len(done)} trials are done, and n_trials = {now} would leave out {len(done) - len(left)} of "
-        f"them; {change}. If that is meant: abcsearch resume {quoted(folder.path)} --n-trials {now} --shorten "
-        f"(from Python shorten=True)"
+        f"{folder.path}: {plural(len(done), 'trial')} done, and n_trials = {now} would leave out "
+        f"{len(done) - len(left)} of them; {change}. If that is meant: abcsearch resume {quoted(folder.path)} "
+        f"--n-trials {now} --shorten (from Python shorten=True)"
     )
     raise RunError(msg)
 
@@ -360,4 +360,4 @@ def _go_back(folder: RunFolder, until: int | None, *, retry_failed: bool) -> Non
             folder.cut(until)
         if retry_failed:
             failed = set_back(folder)
-            folder.log(f"{failed} failed trials are evaluated again" if failed else "no trial has failed")
+            folder.log(f"to be evaluated again: {plural(failed, 'failed trial')}" if failed else "no trial has failed")

@@ -12,7 +12,7 @@ import torch
 
 from abcsearch.channels.latency import forward_times, torch_threads
 from abcsearch.data.registry import load_data, reads_files
-from abcsearch.errors import ConfigError, ExportError, ModelError, one_line, quoted
+from abcsearch.errors import ConfigError, ExportError, ModelError, one_line, plural, quoted
 from abcsearch.exporting import open_export
 from abcsearch.exporting.plan import FILES
 from abcsearch.runs.settings import Part
@@ -99,7 +99,7 @@ class Measured:
         times = ", ".join(f"{ms:.2f} ms for a batch of {size}" for size, ms in self.latency_ms.items())
         costs = [f"{value:,} {name}" for name, value in (("MACs", self.macs), ("params", self.params)) if value]
         return [
-            f"{self.data}, {self.images} {self.split} images: {scores}",
+            f"{self.data}, {plural(self.images, f'{self.split} image')}: {scores}",
             f"latency: {times} ({self.device}, {self.threads} thread(s))",
             f"size: {', '.join([f'{self.bytes:,} bytes', *costs])}",
             *(f"note: {note}" for note in self.notes),

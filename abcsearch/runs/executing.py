@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abcsearch.errors import ConfigError, RunError, unknown_name
+from abcsearch.errors import ConfigError, RunError, plural, unknown_name
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.records import names
@@ -43,7 +43,8 @@ def workers_for(settings: SearchSettings, folder: RunFolder, given: Executor | N
     threads = evaluation_threads(settings.evaluator.options)
     cores = os.cpu_count() or 1
     if own.ray_address is None and not own.gpus and own.workers * threads > cores:
-        msg = f"{own.workers} workers of {threads} thread(s) share {cores} CPUs: fewer workers would be as fast"
+        workers = f"{plural(own.workers, 'worker')} of {threads} thread(s)"
+        msg = f"{workers} share {plural(cores, 'CPU')}: fewer workers would be as fast"
         warnings.warn(msg, stacklevel=2)
     executor = RayExecutor(
         own.workers,

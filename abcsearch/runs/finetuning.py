@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import ConfigError
 from abcsearch.runs.loop import Progress, logged, silent
-from abcsearch.runs.recipes import changed, finetune_command
+from abcsearch.runs.recipes import asked, changed, finetune_command
 from abcsearch.runs.shelf import Home, keep, look_up, put, shelf_of, take, tidy
 from abcsearch.runs.status import TUNING
 from abcsearch.runs.tuned import ASKED, FOLDER, command, read_tuned, unfinished, weights_names
@@ -36,7 +36,7 @@ class _Wanted:
 
     Attributes:
         run: the run.
-        recipe: how.
+        recipe: how, unless a baseline has a recipe of its own.
         workers: who trains together; None for this process alone.
         replace: whether what is replaced is dropped.
     """
@@ -51,9 +51,20 @@ class _Wanted:
         """How many processes train together."""
         return 1 if self.workers is None else self.workers.workers
 
+    def recipe_of(self, structure: Structure) -> Recipe:
+        """Returns how a structure is fine-tuned."""
+        return self.run.recipe(structure, self.recipe)
+
+    def own(self, structure: Structure) -> dict[str, Any]:
+        """Returns what a baseline has of its own: `asked` if its recipe is another one, a hash of its `network`."""
+        own = {"asked": asdict(self.recipe)} if structure.baseline and structure.baseline.recipe else {}
+        origin = self.run.origin(structure)
+        return own if origin is None else {**own, "network": origin}
+
     def scores(self, structure: Structure) -> dict[str, Any]:
         """Returns what a file of scores says of where they come from."""
-        plain = {"candidate": list(structure.candidate), "recipe": asdict(self.recipe), "workers": self.size}
+        recipe = asdict(self.recipe_of(structure))
+        plain = {"candidate": list(structure.candidate), "recipe": recipe, "workers": self.size, **self.own(structure)}
         identity = self.run.folder.header()["identity"]
         prepared = {"prepared": identity["prepared"]} if "prepared" in identity else {}
         return {**plain, "model": identity.get("model"), **prepared}
@@ -61,7 +72,8 @@ class _Wanted:
     def checkpoint(self, structure: Structure) -> Path:
         """Returns where the training of a structure is kept until it is finished."""
         stem = self.run.folder.path / FOLDER / structure.name
-        return checkpoint_path(stem, structure.candidate, asdict(self.recipe), self.size)
+        recipe, own = self.recipe_of(structure), self.own(structure)
+        return checkpoint_path(stem, structure.candidate, asdict(recipe), self.size, *own.values())
 
 
 def finetune_run(  # noqa: PLR0913 - all but the first have a default
@@ -74,7 +86,9 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
     only: Collection[str] = (),
     replace: bool = False,
 ) -> None:
-    """Fine-tunes the winner, then what it is compared with, with one recipe; what is done already is left alone.
+    """Fine-tunes the winner, then what it is compared with; what is done already is left alone.
+
+    All by one recipe, but for baselines that make another one of it.
 
     A fine-tuning that was killed goes on after its last whole epoch, also if others, with another recipe, have been
     done since. The teacher, if the recipe distils, is the full network as it was searched in. The folder holds, for
@@ -103,9 +117,10 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
     wanted = _Wanted(run=run, recipe=recipe or run.config.finetune, workers=workers, replace=replace)
     recipe, task = wanted.recipe, run.result.task
     chosen = _chosen(run, only)
-    check_training(recipe, task.data.train, task.data.objective, taught=bool(recipe.distillation), scored=True)
-    if workers is not None:
-        Crew(size=workers.workers).check(recipe.batch_size)
+    for own in map(wanted.recipe_of, chosen):
+        check_training(own, task.data.train, task.data.objective, taught=bool(own.distillation), scored=True)
+        if workers is not None:
+            Crew(size=workers.workers).check(own.batch_size)
     progress = logged(run.folder, progress)
     again = finetune_command(
         run.folder.path, asdict(recipe), asdict(run.config.finetune), wanted.size, list(only), replace=replace
@@ -114,12 +129,12 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
         home = Home(run.folder, again)
         for stale in home.path.glob(".ray-*"):  # of workers whose driver was killed
             shutil.rmtree(stale, ignore_errors=True)
-        asked = {"recipe": asdict(recipe), "workers": wanted.size, "only": list(only), "replace": replace}
-        run.folder.write_json(ASKED, asked)
+        plain = {"recipe": asdict(recipe), "workers": wanted.size, "only": list(only), "replace": replace}
+        run.folder.write_json(ASKED, plain)
         due: list[tuple[Structure, str | None]] = []
         for structure in chosen:
             tuned = run.tuned(structure)
-            if tuned.scores is not None and not tuned.beside and _same(tuned.scores["recipe"], recipe):
+            if tuned.scores is not None and not tuned.beside and _is_it(wanted, structure, tuned.scores):
                 _tidy(wanted, structure, tuned.scores)
                 continue
             shelf = look_up(run.folder, structure.name, wanted.scores(structure), run.metric)
@@ -146,12 +161,13 @@ def _others(wanted: _Wanted, structure: Structure, tuned: Tuned, shelf: str | No
     Warns:
         UserWarning: of what is damaged, unless the same lies on a shelf.
     """
-    run, name, recipe = wanted.run, structure.name, asdict(wanted.recipe)
+    run, name, recipe = wanted.run, structure.name, asdict(wanted.recipe_of(structure))
     for wrong in filter(None, (tuned.wrong, tuned.beside)) if shelf is None else ():
         warnings.warn(f"{wrong}; {name} is fine-tuned again", UserWarning, stacklevel=3)
     scores = read_tuned(run.folder, name).scores
     if scores is not None and not _is_it(wanted, structure, scores):
-        changes = "; ".join(changed(scores["recipe"], recipe)) or "as another structure"
+        other = "structure" if scores["candidate"] != list(structure.candidate) else "network"
+        changes = "; ".join(changed(scores["recipe"], recipe)) or f"as another {other}"
         where = "replaced" if wanted.replace else f"kept in {shelf_of(run.folder, name, scores)}"
         yield f"{name} was fine-tuned by another recipe ({changes}): {where}"
     if shelf is not None:
@@ -172,7 +188,13 @@ def _others(wanted: _Wanted, structure: Structure, tuned: Tuned, shelf: str | No
 
 def _is_it(wanted: _Wanted, structure: Structure, scores: dict[str, Any]) -> bool:
     """Returns whether scores are those of what is asked for."""
-    return scores["candidate"] == list(structure.candidate) and _same(scores["recipe"], wanted.recipe)
+    own = wanted.own(structure)
+    return (
+        scores["candidate"] == list(structure.candidate)
+        and _same(scores["recipe"], wanted.recipe_of(structure))
+        and _same(asked(scores), wanted.recipe)
+        and scores.get("network") == own.get("network")
+    )
 
 
 def _same(plain: Any, recipe: Recipe) -> bool:  # noqa: ANN401 - whatever the file holds
@@ -205,7 +227,7 @@ def _put_in_place(wanted: _Wanted, structure: Structure, shelf: str) -> None:
 
 def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: Home) -> str:
     """Fine-tunes one structure, writes weights and scores onto its shelf, and returns that."""
-    run, recipe, size = wanted.run, wanted.recipe, wanted.size
+    run, recipe, size = wanted.run, wanted.recipe_of(structure), wanted.size
     folder, stage = run.folder, f"{TUNING} {structure.name}"
     checkpoint = wanted.checkpoint(structure)
 
@@ -228,6 +250,7 @@ def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: H
         teacher=run.result.task.base if recipe.distillation else None,
         checkpoint=checkpoint,
         workers=wanted.workers,
+        same=wanted.own(structure),
     )
     home.check()
     training = tuned.training

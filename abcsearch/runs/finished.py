@@ -10,25 +10,26 @@ import os
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from abcsearch.baselines.registry import BASELINES, searched
+from abcsearch.baselines.checks import checked_networks, checked_recipe
+from abcsearch.baselines.registry import searched
 from abcsearch.channels.source import Sliced
-from abcsearch.errors import ConfigError, RunError, quoted, unknown_name
+from abcsearch.errors import ConfigError, RunError, plural, quoted, unknown_name
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.runs.base import load_base
-from abcsearch.runs.configured import checked_structure, load_run_data, run_config
+from abcsearch.runs.compared import Structure, baseline_trials, compared
+from abcsearch.runs.configured import load_run_data, run_config
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import identity, trusted_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.lines import run_id
 from abcsearch.runs.missing import AGAIN
 from abcsearch.runs.preparing import RECORD, WEIGHTS, opened, preparation_of
-from abcsearch.runs.result import collected
-from abcsearch.runs.settings import RunConfig, from_plain, to_plain
-from abcsearch.runs.shapes import baseline_names, other_baseline, winner_name
+from abcsearch.runs.result import builder_of, collected
+from abcsearch.runs.settings import RunConfig, from_plain
 from abcsearch.runs.task import Task
 from abcsearch.runs.tuned import problems, read_tuned, refusal, weights_path
 from abcsearch.runs.weights import load_checkpoint
@@ -48,15 +49,8 @@ if TYPE_CHECKING:
     from abcsearch.runs.configured import LoadData
     from abcsearch.runs.result import SearchResult
     from abcsearch.runs.tuned import Tuned
-    from abcsearch.space import Candidate
+    from abcsearch.training.recipe import Recipe
     from abcsearch.trial import Trial
-
-
-class Structure(NamedTuple):
-    """A structure that the report compares."""
-
-    name: str
-    candidate: Candidate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +91,7 @@ class FinishedRun:
         Raises:
             RunError: if it is to be fine-tuned and has not been, or what there is of that is damaged.
         """
-        base = self.result.task.base
-        network = copy.deepcopy(base) if self._as_brought(structure) else self.result.build(structure.candidate)
+        network = self._untuned(structure)
         if tuned:
             now = self.tuned(structure)
             if now.scores is None:
@@ -112,27 +105,74 @@ class FinishedRun:
                 raise RunError(msg)
         return network.eval()
 
-    def _as_brought(self, structure: Structure) -> bool:
-        """Returns whether a structure is the network as it was brought, and no slice of what was prepared."""
-        task = self.result.task
-        return structure.candidate == task.space.full and (task.made is None or structure == self.structures[0])
+    def _untuned(self, structure: Structure) -> nn.Module:
+        """Returns a structure's network as it is before fine-tuning."""
+        task, source = self.result.task, self.source(structure)
+        if source.model is task.base and structure.candidate == task.space.full and not structure.has_networks:
+            return copy.deepcopy(task.base)
+        if source is task.source:
+            return self.result.build(structure.candidate)
+        builder = builder_of(replace(task, source=source), self._evaluator_on(source))
+        return builder.build(structure.candidate, self.config.seed)
+
+    def source(self, structure: Structure) -> Source:
+        """Returns where a structure's network comes from.
+
+        That is what candidates come from, unless its baseline has networks of its own, or it is the full network of a
+        run in which something was prepared: that stays as it was brought.
+
+        Raises:
+            ConfigError, ModelError: if the user's baseline gives no source, or one that does not keep its word.
+        """
+        task, networks = self.result.task, structure.baseline and structure.baseline.networks
+        if structure.name not in self._sources:
+            source = task.source
+            if networks:
+                source = checked_networks(structure.name, networks, task)
+            elif task.made is not None and structure == self.structures[0]:
+                source = Sliced(task.base, task.graph, task.source.ranking)
+            self._sources[structure.name] = source
+        return self._sources[structure.name]
+
+    @cached_property
+    def _sources(self) -> dict[str, Source]:
+        """The sources of structures, by name, as far as they have been asked for."""
+        return {}
+
+    def origin(self, structure: Structure) -> str | None:
+        """Returns a hash of the network that a structure's baseline begins with; None where it has none of its own."""
+        if not structure.has_networks:
+            return None
+        return network_hash(self.source(structure).network(structure.candidate, self.config.seed))
+
+    def recipe(self, structure: Structure, asked: Recipe) -> Recipe:
+        """Returns the recipe that a structure is fine-tuned by where a recipe is asked for.
+
+        Raises:
+            ConfigError: if the user's baseline fails, or gives no recipe.
+        """
+        change = structure.baseline and structure.baseline.recipe
+        if not change:
+            return asked
+        return checked_recipe(structure.name, change, asked, self.result.task, structure.candidate)
 
     def fitness(self, structure: Structure) -> float | None:
         """Returns the fitness of a structure on search-validation, evaluated as in the search.
 
         One that is no trial is evaluated once, which may be a training: the folder keeps its fitness.
         """
-        task = self.result.task
-        apart = task.made is not None and self._as_brought(structure)  # no trial was evaluated on these weights
+        source = self.source(structure)
+        apart = source is not self.result.task.source  # no trial was evaluated on these weights
         found = [trial.evaluation.fitness for trial in self._trials if trial.candidate == structure.candidate]
         if found and not apart:
             return next((fitness for fitness in found if fitness is not None), None)
         known = self._known()
-        key = "as brought" if apart else ",".join(map(str, structure.candidate))
+        origin = self.origin(structure)
+        usual = "as brought" if apart else ",".join(map(str, structure.candidate))
+        key = usual if origin is None else f"{structure.name} {origin}"
         if key not in known:
-            brought = Sliced(task.base, task.graph, task.source.ranking)
-            evaluator = self._evaluator_on(brought) if apart else self._evaluator
-            fitness = evaluate(evaluator, structure.candidate, 0).fitness
+            evaluator = self._evaluator_on(source) if apart else self._evaluator
+            fitness = evaluate(evaluator, structure.candidate, 0 if origin is None else self.config.seed).fitness
             if fitness is None:
                 return None
             known[key] = fitness
@@ -153,7 +193,7 @@ class FinishedRun:
     @cached_property
     def _trials(self) -> tuple[Trial, ...]:
         """The trials of the search and of its searched baselines, which are in journals of their own."""
-        others = (_baseline_trials(self.folder, name, self.config) for name in searched(self.config.baselines))
+        others = (baseline_trials(self.folder, name, self.config) for name in searched(self.config.baselines))
         return (*self.result.trials, *itertools.chain.from_iterable(others))
 
     @cached_property
@@ -230,10 +270,10 @@ def open_run(
     else:  # nothing is left to write, either; a baseline is left to those who continue the run
         result = open_so_far(run_dir, load=load, trust=trust).result
     for name in searched(config.baselines) if baselines else ():
-        if best_trial(_baseline_trials(folder, name, config)) is None:
+        if best_trial(baseline_trials(folder, name, config)) is None:
             msg = f"no trial of the {name} baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
             raise RunError(msg)
-    return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))
+    return FinishedRun(folder=folder, config=config, result=result, structures=compared(folder, config, result))
 
 
 def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool = False) -> FinishedRun:
@@ -265,7 +305,7 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: b
     own = config.evaluator
     evaluator = make_evaluator(own.name, task.source, data, **own.options)
     result = collected(folder, task, config, mine, evaluator)
-    return FinishedRun(folder=folder, config=config, result=result, structures=_compared(folder, config, result))
+    return FinishedRun(folder=folder, config=config, result=result, structures=compared(folder, config, result))
 
 
 def _check_identity(folder: RunFolder, now: dict[str, Any]) -> None:
@@ -312,42 +352,6 @@ def _unfinished(folder: RunFolder, n_trials: int) -> Iterator[str]:
         return
     done = len(read_journal(folder.journal).trials)
     if done < n_trials:
-        yield f"{done} of {n_trials} trials are in {folder.journal}"
+        yield f"{done} of {plural(n_trials, 'trial')} in {folder.journal}"
     else:
         yield f"{folder.path / 'searcher.json'} is missing or damaged, which resuming mends"
-
-
-def _baseline_trials(folder: RunFolder, name: str, config: RunConfig) -> list[Trial]:
-    """Returns the trials of a searched baseline that there are, by number."""
-    other = other_baseline(folder, name, folder.header())
-    if other:
-        warnings.warn(f"{other}. It is left out", UserWarning, stacklevel=2)
-        return []
-    trials = read_journal(folder.baseline(name).journal).trials
-    return [trial for number, trial in sorted(trials.items()) if number < config.n_trials]
-
-
-def _compared(folder: RunFolder, config: RunConfig, result: SearchResult) -> tuple[Structure, ...]:
-    """Returns the structures that are compared: full, the baselines that there are, and the winner.
-
-    Raises:
-        ConfigError: if the user's own baseline returns no structure.
-    """
-    winner = winner_name(config.searcher.name)
-    called = baseline_names(to_plain(config))
-    found = [Structure("full", result.task.space.full)]
-    for name in sorted(config.baselines, key=_turn):
-        structure = BASELINES.find(name).structure
-        if structure is not None:
-            found.append(Structure(called[name], checked_structure(name, structure, result.task)))
-            continue
-        best = best_trial(_baseline_trials(folder, name, config))
-        if best is not None:
-            found.append(Structure(called[name], best.candidate))
-    return (*found, Structure(winner, result.best.candidate))
-
-
-def _turn(name: str) -> int:
-    """Returns where a baseline stands among the others: those of this package come first, in their order."""
-    known = [*BASELINES]
-    return known.index(name) if name in known else len(known)

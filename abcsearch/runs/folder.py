@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from abcsearch.errors import RunError, escaped, quoted
+from abcsearch.errors import RunError, escaped, plural, quoted
 from abcsearch.files import Anchor, gone, is_there, replace_file, sealed, unsealed
 from abcsearch.runs.arrays import decode_array, encode_array
 from abcsearch.runs.journal import cut_journal
@@ -288,7 +288,7 @@ class RunFolder:
         if copy is not None:
             for file in ("searcher.json", "best.json"):  # they may be of what is cut off
                 (self.path / file).unlink(missing_ok=True)
-            self.log(f"journal: kept the first {until} lines; all of it is in {copy.name}")
+            self.log(f"journal: kept the first {plural(until, 'line')}; all of it is in {copy.name}")
 
     def log(self, line: str) -> None:
         """Appends a line with the time to log.txt, every character of which shows.

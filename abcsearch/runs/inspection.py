@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from abcsearch.channels.groups import summarised, trace_channels
-from abcsearch.errors import TraceError
+from abcsearch.errors import TraceError, plural
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,9 +87,9 @@ class Inspection:
         return (
             f"{costs['macs']:,} macs, {costs['params']:,} params, "
             f"peak activation {costs['peak_activation'] / 1024:,.0f} KiB for one {shape} input",
-            f"{free} of {len(self.groups) - blocks} groups prunable, {blocks} blocks can be dropped; "
-            f"prunable share: {self.prunable['macs']:.1%} of macs, {self.prunable['params']:.1%} of params",
-            f"{counted(self.structures)} structures in the space",
+            f"{free} of {plural(len(self.groups) - blocks, 'group')} prunable, {plural(blocks, 'block')} can be "
+            f"dropped; prunable share: {self.prunable['macs']:.1%} of macs, {self.prunable['params']:.1%} of params",
+            f"{counted(self.structures)} in the space",
         )
 
     def draw(self, path: Path) -> None:
@@ -187,5 +187,5 @@ def _saved(graph: ChannelGraph, kind: str) -> NDArray[np.float64]:
 
 
 def counted(size: int) -> str:
-    """Returns how many structures there are: exactly below 10^9, else the power of ten."""
-    return f"{size:,}" if size < 10**9 else f"10^{len(str(size)) - 1}"
+    """Returns how many structures there are: "81 structures" below 10^9, else the power of ten."""
+    return plural(size, "structure") if size < 10**9 else f"10^{len(str(size)) - 1} structures"

@@ -21,7 +21,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import AbcSearchError, RunError, quoted
+from abcsearch.errors import AbcSearchError, RunError, plural, quoted
 from abcsearch.files import gone, is_there, same_file
 from abcsearch.runs.lines import (
     Chain,
@@ -172,7 +172,7 @@ def _advice(path: Path, sound: int) -> str:
     if path.parent.parent.name == "baselines":
         return f"restore the file from a copy, or delete {path.parent}: this baseline is then searched again"
     return (
-        f"restore the file from a copy, or keep the {sound} lines before it (the others are put aside) with: "
+        f"restore the file from a copy, or keep the {plural(sound, 'line')} before it (the others are put aside) with: "
         f"abcsearch resume {quoted(path.parent)} --until {sound}"
     )
 
@@ -193,7 +193,7 @@ def cut_journal(path: Path, until: int, name: str = "before-cut") -> Path | None
     """
     lines = lines_of(path)
     if not 0 <= until <= len(lines):
-        msg = f"--until {until}: {path} has {len(lines)} lines; give a number from 0 to {len(lines)}"
+        msg = f"--until {until}: {path} has {plural(len(lines), 'line')}; give a number from 0 to {len(lines)}"
         raise RunError(msg)
     if until == len(lines):
         return None

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from abcsearch.errors import AbcSearchError, RunError, SearcherError, one_line
+from abcsearch.errors import AbcSearchError, RunError, SearcherError, one_line, plural
 from abcsearch.evaluation.staged import Staged
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.runs.flights import Flights, slots
@@ -15,6 +15,7 @@ from abcsearch.runs.journal import Journal
 from abcsearch.runs.lines import many_objects, run_id
 from abcsearch.runs.retrying import earlier
 from abcsearch.runs.standing import Standing
+from abcsearch.searchers.registry import nothing_left
 from abcsearch.trial import Trial
 
 if TYPE_CHECKING:
@@ -193,11 +194,11 @@ class _Search:
                 self._replay()
         self._send(self._open)
         if self._told < self._loop.n_trials and getattr(self._loop.executor, "alive", None) == 0:
-            self._standing.announce(f"starting up to {slots(self._loop.executor)} workers")
+            self._standing.announce(f"starting up to {plural(slots(self._loop.executor), 'worker')}")
         try:
             while self._told < self._loop.n_trials:
                 if not self._ask() and not self._open:
-                    self._loop.folder.log(f"all structures inside the budget are evaluated: {self._told}")
+                    self._loop.folder.log(nothing_left(self._loop.searcher.name, self._told))
                     self._exhausted = self._changed = True
                     break
                 if self._asynchronous or not self._tell_next():

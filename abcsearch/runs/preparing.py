@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import CandidateError, PreparationError, RunError, quoted
+from abcsearch.errors import CandidateError, PreparationError, RunError, plural, quoted
 from abcsearch.preparation.base import Trainer, check_restored, check_start, prepared_by
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.runs.header import data_identity
@@ -81,7 +81,8 @@ def _make(
     folder: RunFolder, settings: SearchSettings, task: Task, preparation: Preparation, progress: Progress
 ) -> None:
     """Prepares, and writes the weights, then the record that vouches for them."""
-    of = _mark(settings, task)
+    of, name = _mark(settings, task), settings.prepare.name if settings.prepare else type(preparation).__name__
+    folder.write_progress(f"{PREPARING}: {name}", 0, 1, busy=1, workers=1)
 
     def show(name: str, done: int, total: int) -> None:
         now = f"{PREPARING}: {name}, epoch {min(done + 1, total)} of {total}"
@@ -106,7 +107,7 @@ def _make(
     folder.write_json(RECORD, {**_record(made, of, tensors), "settings": seen(settings)})
     for done in folder.path.glob("prepared-*.checkpoint"):
         done.unlink()
-    folder.log(f"prepared: {len(made.starts)} structures to begin with; {_told(made)}")
+    folder.log(f"prepared: {plural(len(made.starts), 'structure')} to begin with; {_told(made)}")
 
 
 def _record(made: Prepared, of: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
 
-from abcsearch.errors import AbcSearchError, CandidateError, RunError, differences, quoted
+from abcsearch.errors import AbcSearchError, CandidateError, RunError, differences, plural, quoted
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.evaluation.staged import FIRST, Staged
@@ -310,7 +310,7 @@ class Remains:
                     f"other versions, or another machine, which need not compute the same bits"
                 )
         again = f"{len(chosen)} of them, evaluated again, have the same fitness"
-        return f"the {len(trials)} trials of the journal follow from it, and {again}", ""
+        return f"the {plural(len(trials), 'trial')} of the journal follow from it, and {again}", ""
 
 
 def _other(then: Evaluation, now: Evaluation, *, staged: bool) -> str:

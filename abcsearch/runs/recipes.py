@@ -19,6 +19,15 @@ def filled(recipe: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever files hold
     return json.loads(json.dumps({**asdict(Recipe()), **(recipe if isinstance(recipe, dict) else {})}))
 
 
+def asked(plain: Mapping[str, Any]) -> Any:  # noqa: ANN401 - whatever files hold
+    """Returns the recipe that was asked for when a network was fine-tuned: that of a baseline may be another one.
+
+    Args:
+        plain: scores, or the identity of a checkpoint.
+    """
+    return plain.get("asked", plain.get("recipe"))
+
+
 def changed(recipe: Any, usual: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever files hold
     """Returns the settings in which a recipe differs from another one: "epochs 20, not 30"."""
     one, other = _filled_alike(recipe, usual)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abcsearch.bounds import amount
-from abcsearch.errors import escaped, quoted
+from abcsearch.errors import escaped, plural
 from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
-from abcsearch.runs.recipes import changed, finetune_command
-from abcsearch.runs.tuned import FOLDER, kept, problems
+from abcsearch.runs.notes import notes_of
+from abcsearch.runs.recipes import asked, changed
+from abcsearch.runs.tuned import problems
 from abcsearch.runs.weights import state_bytes
 from abcsearch.training.objectives import find_objective, metric_text
 
@@ -44,7 +45,9 @@ class Row:
         before: the metric on the test split (of classifiers top1, in [0, 1]) before fine-tuning, or None without.
         after: the same after it; None also if it was fine-tuned with another recipe than the winner.
         tests: all such metrics by name, each with "before" and "after"; empty if it has not been fine-tuned.
-        otherwise: in what its recipe differs from the winner's, whereupon what is after cannot be compared.
+        otherwise: in what the recipe that was asked for differs from the winner's, whereupon what is after cannot be
+            compared.
+        own: in what its baseline's own recipe differs from what was asked for.
     """
 
     network: str
@@ -59,6 +62,7 @@ class Row:
     after: float | None
     tests: Mapping[str, Mapping[str, float]]
     otherwise: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +172,12 @@ def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "|" + " --- |" * len(cells[0]), *rows])
 
 
-def make_report(run: FinishedRun) -> Report:
+def make_report(run: FinishedRun, out: Path | None = None) -> Report:
     """Measures and collects the report of a run, finished or not.
+
+    Args:
+        run: the run.
+        out: where the page is written, if not in its folder: what is to be repeated is repeated there.
 
     Warns:
         UserWarning: of files of fine-tuning that are damaged or missing; the report says so, too.
@@ -199,6 +207,7 @@ def make_report(run: FinishedRun) -> Report:
             after=None if otherwise[structure.name] else _test(run, scores[structure.name], "after"),
             tests=tested_metrics(run, scores[structure.name]),
             otherwise=otherwise[structure.name],
+            own=_own(scores[structure.name]),
         )
         for index, structure in enumerate(run.structures)
     )
@@ -210,7 +219,7 @@ def make_report(run: FinishedRun) -> Report:
         title=_title(run),
         rows=rows,
         widths=widths,
-        notes=_notes(run, threads, _fine_tuned(run, rows, recipe), _overlapping(run, rows)),
+        notes=notes_of(run, rows, recipe, out),
         against=against,
         front=_front(run.result, against),
         metric=run.metric,
@@ -301,76 +310,15 @@ def _title(run: FinishedRun) -> str:
     """Returns what was searched, in one line."""
     config = run.config
     bounds = ", ".join(f"{name} {bound}" for name, bound in config.budget.bounds.items())
-    return (
-        f"{config.model.name} on {config.data.name}: {config.searcher.name}, {config.n_trials} trials, budget {bounds}"
-    )
+    trials = plural(config.n_trials, "trial")
+    return f"{config.model.name} on {config.data.name}: {config.searcher.name}, {trials}, budget {bounds}"
 
 
 def _otherwise(score: dict[str, Any] | None, recipe: Mapping[str, Any] | None) -> tuple[str, ...]:
     """Returns in what the recipe of a structure differs from the winner's; nothing where one has none."""
-    return () if score is None or recipe is None else changed(score["recipe"], recipe)
+    return () if score is None or recipe is None else changed(asked(score), recipe)
 
 
-def _fine_tuned(run: FinishedRun, rows: Sequence[Row], recipe: Mapping[str, Any] | None) -> str:
-    """Returns how the networks were fine-tuned, and which of them otherwise than the winner or not at all."""
-    again = finetune_command(run.folder.path, recipe, asdict(run.config.finetune))
-    missing = [row.network for row in rows if not row.tests]
-    if recipe is None:
-        others = f"; {', '.join(row.network for row in rows if row.tests)} may be of other recipes"
-        return f"{rows[-1].network} not yet ({again}){others if len(missing) < len(rows) else ''}"
-    epochs = f"{recipe['epochs']} epoch{'s' if recipe['epochs'] != 1 else ''}"
-    odd = [f"{row.network}: {'; '.join(row.otherwise)}" for row in rows if row.otherwise]
-    if not odd:
-        rest = f"; not yet: {', '.join(missing)} ({again})" if missing else ""
-        return f"{epochs} with one recipe{rest or ' for all'}"
-    return (
-        f"{rows[-1].network} {epochs}; not with this recipe, so that what is after cannot be compared: "
-        f"{'. '.join([*odd, *(f'{name}: not yet' for name in missing)])}. Make them equal first ({again})"
-    )
-
-
-def _kept(run: FinishedRun) -> str:
-    """Returns where there are networks that were fine-tuned by other recipes; "" if there are none."""
-    names = [path.name for path in kept(run.folder)]
-    return f"; by other recipes, in {run.folder.path / FOLDER}: {', '.join(names)}" if names else ""
-
-
-def _overlapping(run: FinishedRun, rows: Sequence[Row]) -> str:
-    """Returns which forward times cannot be told apart from the full network's, and what to do; "" if all can."""
-    full, *others = rows
-    near = {
-        before.where: [row.network for row in others if not row.times[place].apart(before)]
-        for place, before in enumerate(full.times)
-    }
-    found = [f"{where} of {', '.join(names)}" for where, names in near.items() if names]
-    if not found:
-        return ""
-    return (
-        f" Not told apart from the full network's: {'; '.join(found)}: the middle halves of the times overlap. "
-        f"If this machine was busy, repeat it when it is quiet: abcsearch report {quoted(run.folder.path)}"
-    )
-
-
-def _notes(run: FinishedRun, threads: int, recipe: str, near: str) -> tuple[str, ...]:
-    """Returns how the numbers were measured."""
-    header, config = run.folder.header(), run.config
-    versions = ", ".join(f"{name} {version}" for name, version in header["environment"].get("versions", {}).items())
-    failed = sum(trial.evaluation.failure is not None for trial in run.result.trials)
-    data = run.result.task.data
-    platform = header["environment"].get("platform", "an unknown platform")
-    return (
-        f"Fitness: {config.evaluator.name} ({config.evaluator.options.get('metric') or run.metric}) "
-        f"on {len(data.validation)} search-validation images. "
-        f"Before and after fine-tuning: {run.metric} on {len(data.test)} test images. "
-        f"Fine-tuned: {recipe}{_kept(run)}. "
-        f"Forward time: median for a whole batch of {' and of '.join(map(str, BATCHES))} on the CPU, "
-        f"{threads} thread(s), the networks in turns.{near}",
-        f"{_counted(run)}, {failed} failed, seed {config.seed}; {versions}; {platform}.",
-    )
-
-
-def _counted(run: FinishedRun) -> str:
-    """Returns how many trials there are, and whether more would come."""
-    done, all_ = len(run.result.trials), run.config.n_trials
-    over = done >= all_ or run.folder.exhausted()
-    return f"{done} trials" if over else f"{done} of {all_} trials so far"
+def _own(score: dict[str, Any] | None) -> tuple[str, ...]:
+    """Returns in what a baseline's own recipe differs from what was asked for; nothing where it has none."""
+    return () if score is None else changed(score["recipe"], asked(score))

@@ -129,7 +129,7 @@ def collected(
             f"abcsearch resume {quoted(folder.run)} --retry-failed"
         )
         raise RunError(msg)
-    builder = cache(lambda: _builder(task, evaluator))  # made when first needed: it may read images
+    builder = cache(lambda: builder_of(task, evaluator))  # made when first needed: it may read images
     return SearchResult(
         run_dir=folder.path,
         settings=settings,
@@ -140,7 +140,7 @@ def collected(
     )
 
 
-def _builder(task: Task, evaluator: Evaluator) -> AdaptiveBN:
+def builder_of(task: Task, evaluator: Evaluator) -> AdaptiveBN:
     """Returns the AdaptiveBN of the search, or one with default options where the search had another evaluator.
 
     Where the search repairs networks at once, it repairs them layer after layer: few are built, so that this costs

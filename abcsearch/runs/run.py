@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.baselines.structures import initial_structures
 from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.options import LatencyOptions
 from abcsearch.data.splits import Data
@@ -286,8 +287,7 @@ def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Sea
     if given is None:
         part = settings.searcher
         options = dict(part.options)
-        if task.starts:
-            options["initial"] = [*task.starts, *options.get("initial", ())]
+        options["initial"] = [*task.starts, *initial_structures(options.get("initial", ()), task)]
         return make_searcher(part.name, task.space, task.constraint, seed=settings.seed, **options)
     searcher = given if isinstance(given, Searcher) else given(task.space, task.constraint)
     if not isinstance(searcher, Searcher):  # pyright: ignore[reportUnnecessaryIsInstance]

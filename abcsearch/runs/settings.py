@@ -230,8 +230,8 @@ class RunConfig(SearchSettings):
         for baseline in self.baselines:
             if baseline not in BASELINES and ":" not in baseline:
                 raise ConfigError(BASELINES.unknown(baseline))
-        # A random search is its own random baseline.
-        others = tuple(b for b in self.baselines if b != self.searcher.name)
+        # A random search is its own random baseline; files of older versions may name one twice.
+        others = tuple(b for b in dict.fromkeys(self.baselines) if b != self.searcher.name)
         object.__setattr__(self, "baselines", others)
         check_base(self.model, self.pretrain)
 

@@ -84,7 +84,7 @@ def shelf_of(folder: RunFolder, name: str, scores: Mapping[str, Any]) -> str:
     Args:
         folder: of the run.
         name: of the structure.
-        scores: with its candidate, recipe and workers.
+        scores: with its candidate, recipe and workers, and what its baseline has of its own.
     """
     usual, other = _shelves(scores)
     recorded = read_tuned(folder, name, where=usual).recorded
@@ -93,9 +93,16 @@ def shelf_of(folder: RunFolder, name: str, scores: Mapping[str, Any]) -> str:
 
 def _shelves(scores: Mapping[str, Any]) -> tuple[str, str]:
     """Returns the shelf of a recipe, and the one where that is taken by another candidate."""
-    recipe = {key: _float(value) for key, value in filled(scores["recipe"]).items()}  # 1 and 1.0 are the same
-    shelf = f"{FOLDER}/{SHELVES.removesuffix('*')}{_digits([recipe, scores.get('workers', 1)])}"
+    usual = [_floats(scores["recipe"]), scores.get("workers", 1)]
+    usual += [_floats(scores["asked"])] if "asked" in scores else []
+    usual += [scores["network"]] if "network" in scores else []
+    shelf = f"{FOLDER}/{SHELVES.removesuffix('*')}{_digits(usual)}"
     return shelf, f"{shelf}-{_digits(list(scores['candidate']))}"
+
+
+def _floats(recipe: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever files hold
+    """Returns a recipe with the defaults of what it lacks, its numbers with a point: 1 and 1.0 are the same."""
+    return {key: _float(value) for key, value in filled(recipe).items()}
 
 
 def _float(value: Any) -> Any:  # noqa: ANN401 - a plain JSON value

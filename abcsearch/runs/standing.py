@@ -8,7 +8,7 @@ import time
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import FailuresError, quoted
+from abcsearch.errors import FailuresError, plural, quoted
 from abcsearch.runs.watching import Watcher, Watchers
 from abcsearch.trial import Trial
 
@@ -86,9 +86,9 @@ class Standing:
         if len(self._in_a_row) > self.max_failures:
             reasons = "; ".join(dict.fromkeys(self._in_a_row))
             msg = (
-                f"{len(self._in_a_row)} evaluations failed in a row (max_failures = {self.max_failures}): {reasons}. "
-                f"Finished trials are kept in {self.folder.path}; once that is mended, evaluate the failed ones again "
-                f"with: abcsearch resume {quoted(self.folder.run)} --retry-failed"
+                f"{plural(len(self._in_a_row), 'evaluation')} failed in a row (max_failures = {self.max_failures}): "
+                f"{reasons}. Finished trials are kept in {self.folder.path}; once that is mended, evaluate the failed "
+                f"ones again with: abcsearch resume {quoted(self.folder.run)} --retry-failed"
             )
             raise FailuresError(msg)
 
@@ -99,7 +99,7 @@ class Standing:
         if self._failed:
             parts.append(f"{self._failed} failed")
         if self._workers is not None:
-            parts.append(f"{self._workers[0]} of {self._workers[1]} workers busy")
+            parts.append(f"{self._workers[0]} of {plural(self._workers[1], 'worker')} busy")
         return ", ".join(parts)
 
     def show(self, workers: tuple[int, int] | None) -> None:

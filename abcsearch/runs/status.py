@@ -249,6 +249,7 @@ class RunStatus:
         damaged: files of weights or scores that are damaged or missing, with what to do, once nobody writes.
         interrupted: the command that continues a fine-tuning which was stopped, once nobody writes; else None.
         pulse: what the running process says of itself; None if it says nothing.
+        preparing: where a preparation stood that was stopped, or failed; None without such a one.
         log: the last lines of the log.
     """
 
@@ -263,6 +264,7 @@ class RunStatus:
     damaged: tuple[str, ...]
     interrupted: str | None
     pulse: Pulse | None
+    preparing: str | None
     log: tuple[str, ...]
 
 
@@ -332,6 +334,7 @@ class RunWatch:
             damaged=() if running else damaged(self._folder, header, made),
             interrupted=interrupted(self._folder, settings.get("finetune")) if over else None,
             pulse=pulse,
+            preparing=None if running else _left_off(self._folder),
             log=_last_lines(self.path / "log.txt"),
         )
 
@@ -367,6 +370,12 @@ class RunWatch:
             ended = all(folder.finished(n_trials) for folder in folders)
             self._ends = (stamps, ended, folders[0].exhausted())
         return self._ends[1:]
+
+
+def _left_off(folder: RunFolder) -> str | None:
+    """Returns where a preparation stands that has not come to its end; None without such a one."""
+    pulse = None if (folder.path / "prepared.json").exists() else Pulse.of(folder)
+    return pulse.stage if pulse is not None and str(pulse.stage).startswith(PREPARING) else None
 
 
 def _last_lines(path: Path) -> tuple[str, ...]:

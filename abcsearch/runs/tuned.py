@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.baselines.registry import following
 from abcsearch.errors import RunError
 from abcsearch.files import CHECKSUM
-from abcsearch.runs.recipes import changed, finetune_command
+from abcsearch.runs.recipes import asked, changed, finetune_command
 from abcsearch.runs.shapes import baseline_names, winner_name
 from abcsearch.stored import content_hash, read_header
 from abcsearch.training.begun import begun
@@ -172,7 +173,9 @@ def tunings(
         settings: of the run, plain. Whoever changes what full and uniform are begins another run.
         best: what the best structures of the searches are now, by name.
     """
-    names = {"full", *baseline_names(settings).values(), winner_name(settings["searcher"]["name"])}
+    called, winner = baseline_names(settings), winner_name(settings["searcher"]["name"])
+    names = {"full", *called.values(), winner}
+    best = {**best, **{called[name]: best.get(winner) for name in following(called)}}
     there = sorted(name for name in names if name not in best or best[name] is not None)
     return {name: read_tuned(folder, name, candidate=best.get(name)) for name in there}
 
@@ -205,8 +208,8 @@ def command(folder: RunFolder, name: str, identity: Mapping[str, Any], recipe: A
         identity: of its checkpoint, or its scores.
         recipe: of the run; what differs from it is given by --set.
     """
-    own, workers = identity.get("recipe"), int(identity.get("workers", 1))
-    done = (scores["recipe"] for other, scores in _all_scores(folder) if other != name)
+    own, workers = asked(identity), int(identity.get("workers", 1))
+    done = (asked(scores) for other, scores in _all_scores(folder) if other != name)
     others = any(changed(recipe_done, own) for recipe_done in done)
     return finetune_command(folder.path, own, recipe, workers, only=[name] if others else [])
 
@@ -259,7 +262,7 @@ def _wrong_scores(plain: Any, metric: str | None) -> str:  # noqa: ANN401 - any 
     if missing:
         return f"{', '.join(missing)} missing"
     recipe, vouched = plain["recipe"], plain.get("weights", {})
-    if not isinstance(recipe, dict) or not _is_number(recipe.get("epochs")):
+    if any(not isinstance(one, dict) or not _is_number(one.get("epochs")) for one in (recipe, asked(plain))):
         return "recipe is none"
     if not isinstance(vouched, dict) or not all(isinstance(value, str) for value in vouched.values()):
         return "weights are no hashes by name"

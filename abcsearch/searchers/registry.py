@@ -126,6 +126,20 @@ SEARCHERS: Registry[SearcherEntry] = Registry(
 )
 
 
+def nothing_left(name: str, count: int) -> str:
+    """Returns why a search has ended before its time, in words.
+
+    Args:
+        name: of the searcher, which proposes nothing more.
+        count: structures that have been evaluated.
+    """
+    if name == "given":
+        return f"all structures that the searcher was given are evaluated: {count}"
+    if name in SEARCHERS.homes:
+        return f"all structures inside the budget are evaluated: {count}"
+    return f"searcher {name!r} proposes nothing more; structures evaluated: {count}"
+
+
 def check_searcher_options(name: str, options: Mapping[str, Any]) -> None:
     """Raises SearcherError for an unknown name, an import path that leads nowhere, or unknown or missing options.
 

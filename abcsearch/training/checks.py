@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from abcsearch.data.images import Images
-from abcsearch.errors import ConfigError, DataError, LessonError, ModelError
+from abcsearch.errors import ConfigError, DataError, LessonError, ModelError, plural
 from abcsearch.training.lesson import LOSS_SETTINGS, Lesson, Supervised, whole_of
 from abcsearch.training.mixing import check_mixing
 from abcsearch.training.objectives import find_objective
@@ -31,7 +31,9 @@ def check_images(recipe: Recipe, split: Images) -> None:
         msg = f"training takes a Split or Stream (data.train), found {type(split).__name__}"
         raise DataError(msg)
     if len(split) < recipe.batch_size:
-        msg = f"batch_size {recipe.batch_size} is larger than the {len(split)} training images; make it smaller"
+        msg = (
+            f"batch_size {recipe.batch_size} is larger than the {plural(len(split), 'training image')}; make it smaller"
+        )
         raise ConfigError(msg)
 
 

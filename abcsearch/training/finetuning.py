@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from abcsearch.data.splits import Data
 from abcsearch.errors import DataError
@@ -16,6 +16,7 @@ from abcsearch.training.scoring import device_of, score
 from abcsearch.training.together import train_together
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import nn
@@ -52,6 +53,7 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
     teacher: nn.Module | None = None,
     checkpoint: str | Path | None = None,
     workers: Workers | None = None,
+    same: Mapping[str, Any] | None = None,
 ) -> FineTuned:
     """Trains a copy of a pruned network on the training split and scores both on the test split.
 
@@ -67,6 +69,7 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
         teacher: the full network, if the recipe distils; not changed.
         checkpoint: a file that the training is saved to after every epoch and continued from, bit for bit; it stays.
         workers: several processes that train it together, `RayTraining(workers=4)`; by default this one alone.
+        same: as for `train`.
 
     Raises:
         ConfigError, ModelError, DataError, CheckpointError: as `train` and `score`.
@@ -92,6 +95,7 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
         teacher=teacher,
         validation=data.validation,
         checkpoint=checkpoint,
+        same=same,
     )
     with computing(place, threads=recipe.threads):
         after = score(tuned, data.test, objective=goal)

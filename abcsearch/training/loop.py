@@ -23,7 +23,7 @@ from abcsearch.training.scoring import device_of, modes_kept
 from abcsearch.training.state import Trained, Training
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from torch import nn
@@ -50,6 +50,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
     validation: Images | None = None,
     checkpoint: str | Path | None = None,
     crew: Crew = ALONE,
+    same: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Trains a network, or the modules of a lesson, in place; deterministic on CPU for the same arguments.
 
@@ -69,6 +70,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
         checkpoint: a file that the training is saved to after every epoch, and continued from if it is there: bit for
             bit as if it had never been stopped. It stays: called again after the last epoch, this returns at once.
         crew: this process among those that train together.
+        same: what else tells this training from others: plain values, which its checkpoint is recognised by.
 
     Raises:
         ConfigError: if there are fewer images than one batch, or fewer steps than one, or the recipe does not suit the
@@ -86,11 +88,11 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
     shares = step_shares(recipe, len(split) // recipe.batch_size, steps)
     file = None
     if checkpoint is not None:
-        same: dict[str, Any] = {"seed": seed, "part": stream, "steps": steps, **lesson._identity()}
-        same |= {"recipe": asdict(recipe), "workers": crew.size}
+        identity: dict[str, Any] = {"seed": seed, "part": stream, "steps": steps, **lesson._identity()}
+        identity |= {"recipe": asdict(recipe), "workers": crew.size, **(same or {})}
         every = {"images": split, "validation": validation}
-        same |= {name: None if images is None else images_hash(images) for name, images in every.items()}
-        file = Checkpoint(checkpoint, same)
+        identity |= {name: None if images is None else images_hash(images) for name, images in every.items()}
+        file = Checkpoint(checkpoint, identity)
     device = find_device(recipe.device, recipe.precision)
     with (
         _lent([*modules.values(), *lesson.teachers.values()]),

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from abcsearch.data.images import IGNORED
-from abcsearch.errors import ConfigError, DataError, ModelError
+from abcsearch.errors import ConfigError, DataError, ModelError, plural
 from abcsearch.training import named
 
 if TYPE_CHECKING:
@@ -129,17 +129,18 @@ def _check_classes(outputs: torch.Tensor, labels: torch.Tensor) -> None:
     wanted = (len(labels), "classes", *labels.shape[1:])
     if outputs.ndim != len(wanted) or (outputs.shape[0], *outputs.shape[2:]) != (wanted[0], *wanted[2:]):
         shape = ", ".join(map(str, ("batch", *wanted[1:])))
-        msg = f"the model must return logits ({shape}) for {len(labels)} images, found {tuple(outputs.shape)}"
+        msg = f"the model must return logits ({shape}) for {plural(len(labels), 'image')}, found {tuple(outputs.shape)}"
         raise ModelError(msg)
     if int(labels.max()) >= outputs.shape[1]:
-        msg = f"label {int(labels.max())} has no output: the model has {outputs.shape[1]} classes, counted from 0"
+        classes = plural(outputs.shape[1], "class")
+        msg = f"label {int(labels.max())} has no output: the model has {classes}, counted from 0"
         raise DataError(msg)
 
 
 def _check_values(outputs: torch.Tensor, labels: torch.Tensor) -> None:
     """Raises unless outputs have the shape of the labels."""
     if outputs.shape != labels.shape:
-        msg = f"the model must return {tuple(labels.shape)} numbers for {len(labels)} images, found "
+        msg = f"the model must return {tuple(labels.shape)} numbers for {plural(len(labels), 'image')}, found "
         msg += f"{tuple(outputs.shape)}"
         raise ModelError(msg)
 

@@ -104,7 +104,7 @@ def test_labels_are_what_the_objective_needs(labels, objective, dtype):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("ownimages:gone", {}, "data set 'ownimages:gone' cannot be imported: AttributeError"),
+        ("ownimages:gone", {}, "data set 'ownimages:gone' cannot be imported: ownimages has no 'gone'"),
         ("nomodule:pair", {}, "cannot be imported: there is no module nomodule"),
         ("ownimages:value", {}, "is not a class or function but 5"),
         ("ownimages:pair", {"siz": 5}, "did you mean 'size'?"),

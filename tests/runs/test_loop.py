@@ -216,7 +216,7 @@ def test_a_line_that_does_not_fit_on_the_disk_leaves_no_trace(tmp_path, monkeypa
 
 def test_more_workers_than_cores_are_advised_against_and_only_needed_ones_start(tmp_path):
     settings = SearchSettings(budget=Budget(macs=0.5), n_trials=1, execution=ExecutionOptions(workers=10_000))
-    words = "10000 workers of 1 thread.* share .* CPUs"
+    words = "10,000 workers of 1 thread.* share .* CPU"
     with pytest.warns(UserWarning, match=words), workers_for(settings, RunFolder(tmp_path), None) as executor:
         assert executor.alive == 0
 

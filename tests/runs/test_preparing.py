@@ -135,7 +135,8 @@ def test_who_watches_sees_the_epochs(made, tmp_path, monkeypatch):
             seen.append(call("status", folder.path).output)
 
     run_config(config("n_trials=1", "baselines=[]", made=made), tmp_path / "run")
-    for epoch, output in zip((1, 2, 3, 3), seen, strict=True):
+    assert "running now: preparing: slimming\n" in seen[0]
+    for epoch, output in zip((1, 2, 3), seen[1:], strict=True):
         assert f"running now: preparing: slimming, epoch {epoch} of 3" in output
     assert "preparing: slimming: 2/3, loss" in (tmp_path / "run" / "log.txt").read_text()
 
@@ -378,3 +379,37 @@ def test_one_that_breaks_its_word_stops_the_run(tiny_model, tiny_data, tmp_path)
 )
 def test_facts_are_words(value, text):
     assert fact_text(value) == text
+
+
+# -- how it is shown
+
+
+def test_status_says_where_a_preparation_was_stopped(made, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_config(config(made=made), tmp_path / "run", progress=Stopping())
+    again = f"continue with: abcsearch resume {tmp_path / 'run'}"
+    assert f"stopped while preparing: slimming, epoch 2 of 3; {again}" in call("status", tmp_path / "run").output
+    plain = json.loads(call("status", tmp_path / "run", "--json").output)
+    assert (plain["preparing"], plain["finished"]) == ("preparing: slimming, epoch 2 of 3", False)
+    run_config(config("n_trials=1", "baselines=[]", made=made), tmp_path / "run")
+    assert json.loads(call("status", tmp_path / "run", "--json").output)["preparing"] is None
+
+
+def test_status_says_that_a_preparation_has_failed(made, tmp_path, monkeypatch):
+    def failing(self, task, trainer):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr("abcsearch.preparation.slimming.Slimming.prepare", failing)
+    with pytest.raises(PreparationError, match="no such thing"):
+        run_config(config(made=made), tmp_path / "run")
+    assert "stopped while preparing: slimming; continue with:" in call("status", tmp_path / "run").output
+
+
+def test_a_rehearsal_names_preparation_and_baselines(made, tmp_path):
+    found = rehearse(config('baselines=["uniform", "global_threshold"]', made=made), tmp_path / "run", patience=0.01)
+    lines = "\n".join(found.lines)
+    assert "preparation: slimming (strength = 0.05, recipe = {'epochs': 3, 'batch_size': 256, 'lr': 0.05})" in lines
+    assert "baselines: uniform, global_threshold" in lines
+    plain = found.to_plain()
+    assert plain["prepare"]["name"] == "slimming"
+    assert list(plain["baselines"]) == ["uniform", "global_threshold"]

@@ -11,12 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 from abcsearch import cli
+from abcsearch.cli import app
 from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError, CheckpointError, RunError
 from abcsearch.runs import rehearsal, timing
 from abcsearch.runs.configured import prepare, run_config
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.rehearsal import about, rehearse
+from abcsearch.runs.rehearsal import rehearse
+from abcsearch.runs.rehearsed import about
 from abcsearch.runs.timing import Estimate, evaluation_time, training_time
 from abcsearch.runs.weights import weights_writer
 from abcsearch.trial import Evaluation
@@ -351,3 +353,22 @@ def test_mistakes_are_answered_as_by_a_search(tiny_config, tmp_path, monkeypatch
     assert printed.exit_code == 2
     assert words in printed.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_default_folder_may_hold_another_run(tiny_config, tmp_path, monkeypatch):
+    """Without --run-dir nobody has chosen that folder: what would be searched is shown all the same."""
+    monkeypatch.chdir(tmp_path)
+    run_config(read_config(tiny_config, ["n_trials=1", "baselines=[]"]), "runs/tiny")
+    before = files(tmp_path)
+    call = ["search", str(tiny_config), "--set", "seed=3", "--dry-run"]
+    shown = CliRunner().invoke(app, call)
+    assert shown.exit_code == 0, shown.output
+    assert (
+        "note: a search would need another folder, --run-dir: runs/tiny already holds a different run" in shown.output
+    )
+    refused = CliRunner().invoke(app, [*call, "--run-dir", "runs/tiny"])
+    assert refused.exit_code == 2
+    assert "already holds a different run" in refused.output
+    assert files(tmp_path) == before
+    alone = CliRunner().invoke(app, [*call[:2], "--set", "budget.macs=0.0001", "--dry-run"])
+    assert alone.exit_code == 2  # what is wrong anywhere is refused

@@ -262,9 +262,7 @@ def test_fewer_trials_than_are_done_need_a_word(tiny_model, tiny_data, tmp_path)
     files = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     other = max(whole.trials[: best.number] or whole.trials[:1], key=lambda trial: (trial.fitness, -trial.number))
     for n in range(1, 12):
-        with pytest.raises(
-            RunError, match=rf"12 trials are done, and n_trials = {n} would leave out {12 - n}"
-        ) as raised:
+        with pytest.raises(RunError, match=rf"12 trials done, and n_trials = {n} would leave out {12 - n}") as raised:
             again(n_trials=n)
         assert f"the winner would {'stay' if n > best.number else 'be'} trial " in str(raised.value)
         assert str(raised.value).endswith(f"--n-trials {n} --shorten (from Python shorten=True)")

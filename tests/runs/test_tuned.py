@@ -188,7 +188,7 @@ def test_a_winner_that_has_been_beaten_is_not_fine_tuned(tuned, tmp_path):
     resume(tmp_path / "run", n_trials=40)
     run = open_run(tmp_path / "run")
     assert run.winner != before.winner
-    stale = {name for name, _ in set(before.structures) - set(run.structures)}
+    stale = {structure.name for structure in set(before.structures) - set(run.structures)}
     names = sorted({"bee_colony", "full", "random", "uniform"} - stale)
     assert list(RunWatch(tmp_path / "run").look().tuned) == names
     assert [s.name for s in run.structures if run.scores(s) is not None] == [

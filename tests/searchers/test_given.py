@@ -5,10 +5,12 @@ import itertools
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from abcsearch.budget import Budget
+from abcsearch.cli import app
 from abcsearch.errors import CandidateError
-from abcsearch.searchers.registry import make_searcher
+from abcsearch.searchers.registry import make_searcher, nothing_left
 from abcsearch.testing import SearcherContract, ToyCosts, toy_space
 
 
@@ -53,3 +55,26 @@ def test_given_nothing_it_proposes_nothing():
 def test_structures_of_other_spaces_are_refused():
     with pytest.raises(CandidateError, match=r"searcher.initial\[0\]"):
         make_searcher("given", toy_space(), initial=[(1, 2, 3)])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("given", "all structures that the searcher was given are evaluated: 3"),
+        ("random", "all structures inside the budget are evaluated: 3"),
+        ("Mine", "searcher 'Mine' proposes nothing more; structures evaluated: 3"),
+    ],
+)
+def test_why_a_search_has_ended(name, words):
+    assert nothing_left(name, 3) == words
+
+
+def test_a_search_of_what_is_given_says_so(tiny_config, tmp_path):
+    given = ["searcher=given", "searcher.initial=[0.3, 0.5]", "baselines=[]"]
+    overrides = [word for own in given for word in ("--set", own)]
+    done = CliRunner().invoke(app, ["search", str(tiny_config), "--run-dir", str(tmp_path / "run"), *overrides])
+    assert done.exit_code == 0, done.output
+    words = "all structures that the searcher was given are evaluated: 2"
+    assert words in done.output
+    assert words in CliRunner().invoke(app, ["status", str(tmp_path / "run")]).output
+    assert words in (tmp_path / "run" / "log.txt").read_text()

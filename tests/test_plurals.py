@@ -1,0 +1,58 @@
+"""No message counts "1 trials"."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import abcsearch
+from abcsearch.errors import plural
+
+NOUNS = "trial block structure group layer image epoch worker network dimension round failure evaluation point line CPU"
+BEHIND = re.compile(rf"^ (?:[\w-]+ )?({'|'.join(f'{noun}s' for noun in NOUNS.split())})\b")
+# More than one wherever they are said, or no count.
+ALWAYS = {
+    "len(own) runs",
+    "rounds rounds",
+    "self.workers workers",  # also what a GPU each is too much for, and what shares a batch
+    "wanted workers",
+    "os.cpu_count() CPUs",
+    "wanted prunable groups",
+    "most trials",
+    "len(str(size)) - 1 structures",
+    "ray_address without workers",
+    "address without workers",
+    "self.size workers",
+    "labels.dtype of images",
+    "self.difference of outputs",
+    "duration_text(own.busy) of evaluations",
+    "duration(search.seconds) of evaluations",
+    "100 * value points",
+    "seconds / interval trials",
+}
+
+
+def counts(path):
+    """What stands before such a word in the texts of a module, with the word."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.JoinedStr):
+            continue
+        for value, text in zip(node.values, node.values[1:], strict=False):
+            if isinstance(value, ast.FormattedValue) and isinstance(text, ast.Constant):
+                found = BEHIND.match(str(text.value))
+                if found:
+                    yield f"{ast.unparse(value.value)}{found[0]}"
+
+
+def test_counts_are_followed_by_words_that_fit():
+    package = Path(abcsearch.__file__).parent
+    assert {count for path in package.rglob("*.py") for count in counts(path)} <= ALWAYS
+
+
+@pytest.mark.parametrize(
+    ("count", "word", "words"),
+    [(0, "trial", "0 trials"), (1, "trial", "1 trial"), (2000, "trial", "2,000 trials"), (2, "class", "2 classes")],
+)
+def test_a_count_and_its_word(count, word, words):
+    assert plural(count, word) == words
