@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from abcsearch.baselines.registry import BASELINES
+from abcsearch.baselines.registry import check_names
 from abcsearch.baselines.structures import initial_problems
 from abcsearch.budget import Budget
 from abcsearch.channels.graph import LEVELS
@@ -37,13 +37,13 @@ from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
 from abcsearch.preparation.registry import PREPARATIONS, check_preparation_options
-from abcsearch.records import check_value
+from abcsearch.records import check_value, no_table
 from abcsearch.runs.configured import seeded_data
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import trusted_header
 from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions, check_base
 from abcsearch.searchers.registry import SEARCHERS, check_searcher_options
-from abcsearch.training.recipe import PRESETS, Recipe, find_preset
+from abcsearch.training.recipe import Recipe, find_preset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,8 +93,7 @@ def _plain(path: str | Path) -> dict[str, Any]:
         msg = f"config {path} cannot be read: {error.strerror}; give the path of a TOML file"
         raise ConfigError(msg) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        msg = f"config {path} is not TOML: {error}"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"config {path} is not TOML: {error}") from error
 
 
 def parse_config(plain: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -196,12 +195,8 @@ def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a
     value = _typed(key, get_type_hints(RunConfig)[key], value)
     if key == "criterion":
         CRITERIA.find(value)
-    for name in value if key == "baselines" else ():
-        BASELINES.find(name)
-        if value.count(name) > 1:
-            raise ConfigError(
-                f"baselines = {list(value)!r}: {name!r} is there {value.count(name)} times, once is enough"
-            )
+    if key == "baselines":
+        check_names(value)
     check_value(RunConfig, key, value)
     return value
 
@@ -216,24 +211,17 @@ def _typed(where: str, annotation: Any, value: Any) -> Any:  # noqa: ANN401 - pl
         return TypeAdapter(annotation).validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
     except ValidationError as error:
         if {"dict_type", "mapping_type", "dataclass_type"} & {item["type"] for item in error.errors()}:
-            raise ConfigError(_no_table(where, value)) from error
+            raise ConfigError(no_table(where, value)) from error
         texts = [item["msg"].replace("tuple", "list") for item in error.errors()]
         reasons = dict.fromkeys(text[0].lower() + text[1:] for text in texts)
-        msg = f"{where} = {value!r}: {', or '.join(reasons)}"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"{where} = {value!r}: {', or '.join(reasons)}") from error
 
 
 def _table(key: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - a plain value
     """Returns a table, or raises ConfigError where there is something else."""
     if not isinstance(value, dict):
-        raise ConfigError(_no_table(key, value))
+        raise ConfigError(no_table(key, value))
     return value
-
-
-def _no_table(key: str, value: Any) -> str:  # noqa: ANN401 - a plain value
-    """Returns that a table is expected, and how to name a recipe in one."""
-    recipe = key.rpartition(".")[2] in (*_RECIPES, "recipe") and isinstance(value, str) and value in PRESETS
-    return f"[{key}] is a table, found {value!r}" + (f'; a recipe is named in it: preset = "{value}"' if recipe else "")
 
 
 def _recipe(where: str, table: dict[str, Any], base: Recipe) -> Recipe:

@@ -151,3 +151,9 @@ def check(record: Any, where: str, error: type[AbcSearchError] = ConfigError) ->
 def is_record(value: object) -> bool:
     """Returns whether something is a class of records of options."""
     return isinstance(value, type) and is_dataclass(value)
+
+
+def no_table(key: str, value: Any) -> str:  # noqa: ANN401 - a plain value
+    """Returns that a table is expected, and how to name a recipe in one."""
+    recipe = key.rpartition(".")[2] in ("pretrain", "finetune", "recipe") and isinstance(value, str)
+    return f"[{key}] is a table, found {value!r}" + (f'; a recipe is named in it: preset = "{value}"' if recipe else "")

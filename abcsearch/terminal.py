@@ -375,13 +375,10 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
     """Returns whether a run runs, is finished or was stopped."""
     if status.running:
         pulse = status.pulse
-        if pulse and pulse.training:
-            return f"running now: {pulse.stage}"
-        return (
-            f"running now: {pulse.stage}, {pulse.busy} of {plural(pulse.workers, 'worker')} busy"
-            if pulse
-            else "running now"
-        )
+        if pulse is None:
+            return "running now"
+        busy = "" if pulse.training else f", {pulse.busy} of {plural(pulse.workers, 'worker')} busy"
+        return f"running now: {pulse.stage}{busy}"
     if not status.finished:
         if status.gave_up:
             again = f"abcsearch resume {quoted(watched.path)} --retry-failed"

@@ -175,7 +175,8 @@ def test_a_name_is_given_once(registry, name, typo, meant, own):
 def test_import_paths_that_lead_nowhere_are_said(registry, name, typo, meant, own):
     assert "no module no_such_package" in said(registry, "no_such_package:thing")
     assert "ZeroDivisionError" in said(registry, f"parts_that_break:{name}")
-    assert "has no attribute 'nothing'" in said(registry, f"{own}:nothing")
+    assert f"{own} has no 'nothing'" in said(registry, f"{own}:nothing")
+    assert f"did you mean '{own}:{name}'?" in said(registry, f"{own}:{name}x")
     assert "import path" in said(registry, f"{own}:")
 
 

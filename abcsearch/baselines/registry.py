@@ -9,7 +9,7 @@ from abcsearch.errors import ConfigError
 from abcsearch.registry import OBJECT, Home, Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from abcsearch.channels.source import Source
     from abcsearch.space import Candidate
@@ -83,6 +83,15 @@ _BUILT_IN = {
 BASELINES: Registry[Baseline] = Registry(
     "baseline", f"{__name__}:BASELINES", _BUILT_IN, error=ConfigError, accept=_accept, callables=False
 )
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises ConfigError unless every one of some names stands for a baseline, and is there once."""
+    for name in names:
+        BASELINES.find(name)
+        if names.count(name) > 1:
+            msg = f"baselines = {list(names)!r}: {name!r} is there {names.count(name)} times, once is enough"
+            raise ConfigError(msg)
 
 
 def searched(names: Iterable[str]) -> list[str]:
