@@ -63,7 +63,7 @@ class Ranking:
 def rank_channels(
     model: nn.Module,
     graph: ChannelGraph,
-    criterion: str | Criterion | Callable[..., Any] = "l1",
+    criterion: str | Criterion | Callable[..., Any] = "reader_l2",
     *,
     data: Any = None,  # noqa: ANN401 - an iterable of batches, or tensors
     seed: int = 0,

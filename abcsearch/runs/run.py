@@ -59,7 +59,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     execution: ExecutionOptions | None = None,
     seed: int = 0,
     space: SpaceOptions | None = None,
-    criterion: str | Criterion | Callable[..., Any] = "l1",
+    criterion: str | Criterion | Callable[..., Any] = "reader_l2",
     prepare: str | Mapping[str, Any] | Preparation | None = None,
     latency: LatencyOptions | None = None,
     max_failures: int = 10,

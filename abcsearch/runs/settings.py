@@ -129,7 +129,7 @@ class SearchSettings:
     searcher: Part = Part(name="response_surface")
     evaluator: Part = setting(Part(name="adaptive_bn"), compared=True)
     space: SpaceOptions = setting(make=SpaceOptions, compared=True)
-    criterion: str = setting("l1", compared=True)
+    criterion: str = setting("reader_l2", compared=True)
     latency: LatencyOptions = setting(make=LatencyOptions, compared=True)
     seed: int = setting(0, at_least=0)
     max_failures: int = setting(10, at_least=0, decides=False)
