@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+LEAST = 5e-324  # the least score of a channel that does anything
+
 
 class Fit:
     """A least-squares fit of some outputs from channels, each of one or several inputs; some are taken out in turn.
@@ -32,30 +34,39 @@ class Fit:
             block: inputs of each channel.
             scale: by which losses are multiplied.
         """
-        self._inverse, self._weight, self._block, self._scale = inverse, weight, block, scale
+        self._inverse, self._weight = inverse.clone(), weight.clone()
+        self._block, self._scale = block, scale
+        self._left = list(range(weight.shape[1] // block))  # the channels' blocks of rows, in their order
 
     def losses(self) -> torch.Tensor:
         """Returns how much the summed squared error grows if a channel goes, (channels left,), not negative."""
         b = self._block
-        weight = self._weight.unflatten(1, (-1, b))  # (fits, left, block, outputs)
+        weight = self._weight.unflatten(1, (-1, b))  # (fits, blocks, block, outputs)
         if b == 1:
-            diagonal = self._inverse.diagonal(dim1=1, dim2=2)
-            grown = weight.square().sum(dim=(2, 3)) / diagonal
+            grown = weight.square().sum(dim=(2, 3)) / self._inverse.diagonal(dim1=1, dim2=2)
         else:
             inverse = self._inverse.unflatten(2, (-1, b)).unflatten(1, (-1, b))
             blocks = inverse.diagonal(dim1=1, dim2=3).movedim(-1, 1)
             grown = (weight * torch.linalg.solve(blocks, weight)).sum(dim=(2, 3))
-        return self._scale * grown.sum(dim=0).clamp(min=0)
+        return self._scale * grown.sum(dim=0)[self._left].clamp(min=0)
 
     def remove(self, index: int) -> None:
         """Takes out one of the channels left, and fits the others anew."""
-        b, left = self._block, self._inverse.shape[1]
-        rows = slice(index * b, (index + 1) * b)
-        stay = torch.cat([torch.arange(rows.start), torch.arange(rows.stop, left)])
-        across = self._inverse[:, rows]  # (fits, block, left)
-        gain = torch.linalg.solve(across[:, :, rows], across).mT[:, stay]  # (fits, stay, block)
-        self._weight = self._weight[:, stay] - gain @ self._weight[:, rows]
-        self._inverse = self._inverse[:, stay][:, :, stay] - gain @ across[:, :, stay]
+        at, b = self._left.pop(index), self._block
+        rows = slice(at * b, (at + 1) * b)
+        across = self._inverse[:, rows].clone()  # (fits, block, inputs)
+        gain = torch.linalg.solve(across[:, :, rows], across).mT
+        self._weight.baddbmm_(gain, self._weight[:, rows].clone(), alpha=-1)
+        self._inverse.baddbmm_(gain, across, alpha=-1)
+        # Rows that are gone stay as those of a channel that does nothing, until half of all are.
+        self._weight[:, rows] = 0
+        self._inverse[:, rows] = 0
+        self._inverse[:, :, rows] = 0
+        self._inverse[:, rows, rows] = torch.eye(b, dtype=across.dtype)
+        if 2 * len(self._left) * b <= self._weight.shape[1]:
+            stay = (torch.tensor(self._left)[:, None] * b + torch.arange(b)).flatten()
+            self._weight, self._inverse = self._weight[:, stay], self._inverse[:, stay][:, :, stay]
+            self._left = list(range(len(self._left)))
 
 
 def eliminate(fits: Sequence[Fit], channels: int) -> NDArray[np.float64]:
@@ -87,14 +98,16 @@ def rising_scores(order: Sequence[int], values: ArrayLike) -> NDArray[np.float64
 
     Args:
         order: the channels, the first one to go first.
-        values: of each, in that order. One that is not above those before it becomes the next larger number.
+        values: of each, in that order, not negative. One that is not above those before it becomes the next larger
+            number, but where all of them are zero: what does nothing at all is alike.
 
     Returns:
-        (channels,), no two alike.
+        (channels,); no two alike but for zeros.
     """
     rising = np.array(values, dtype=np.float64)
     for index in range(1, len(rising)):
-        rising[index] = max(rising[index], np.nextafter(rising[index - 1], np.inf))
+        if rising[: index + 1].any():
+            rising[index] = max(rising[index], np.nextafter(rising[index - 1], np.inf))
     scores = np.empty(len(rising))
     scores[np.asarray(order, dtype=np.int64)] = rising
     return scores

@@ -30,6 +30,10 @@ Pool = Literal["max", "mean"]
 CONSTANT = 1e-12  # a variance that is at most this much of the mean square is the rounding of float32
 
 
+class FewSamplesWarning(UserWarning):
+    """There are fewer samples of what a layer reads than numbers in it."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pooled:
     """Moments of what one reader gets, one number per image and unit; float64, centred.
@@ -171,13 +175,16 @@ def warn_of_few(reads: Mapping[str, tuple[int, int]], what: str, then: str, *, s
         what: the samples are.
         then: what follows from their being few.
         stacklevel: of the warning, as seen from the caller.
+
+    Warns:
+        FewSamplesWarning: of the layer where they are fewest by number.
     """
     short = {path: counts for path, counts in reads.items() if counts[0] < counts[1]}
     if short:
         path, (samples, inputs) = max(short.items(), key=lambda item: item[1][1] - item[1][0])
         others = f" (likewise {len(short) - 1} more layers)" if len(short) > 1 else ""
         msg = f"{samples:,} {what} are fewer than the {inputs:,} numbers that {path} reads{others}: {then}"
-        warnings.warn(msg, stacklevel=stacklevel + 1)
+        warnings.warn(msg, FewSamplesWarning, stacklevel=stacklevel + 1)
 
 
 def units_by_group(graph: ChannelGraph, readers: Iterable[Reader]) -> list[dict[str, torch.Tensor]]:
@@ -239,7 +246,7 @@ def response_covariances(
         RankingError: as `pooled_moments`, and TraceError.
 
     Warns:
-        UserWarning: if there are fewer images than channels.
+        FewSamplesWarning: if there are fewer images than channels.
     """
     seen = pooled_moments(model, graph, data, seed=seed)
     few = {path: (pooled.images, pooled.reader.units) for path, pooled in seen.items()}

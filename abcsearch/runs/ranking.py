@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
 
 from abcsearch.channels.latency import torch_threads
+from abcsearch.channels.pooling import FewSamplesWarning
 from abcsearch.channels.ranking import Ranking, rank_channels
 from abcsearch.rng import torch_stream
 
@@ -41,5 +43,7 @@ def rank_for_run(
     """
     order = torch.randperm(len(data.train), generator=torch_stream(settings.seed, "ranking images"))
     part = data.train.part(order[: DRAFT_IMAGES if draft else RANKING_IMAGES]).loaded()
-    with torch_threads(1):
+    with torch_threads(1), warnings.catch_warnings():
+        if draft:
+            warnings.simplefilter("ignore", FewSamplesWarning)
         return rank_channels(model, graph, settings.criterion, data=(part.images, part.labels), seed=settings.seed)

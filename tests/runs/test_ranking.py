@@ -9,6 +9,7 @@ import torch
 from abcsearch import Budget, Data, search
 from abcsearch.channels.criteria import CRITERIA, ActivationCriterion, Criterion, apoz
 from abcsearch.channels.groups import trace_channels
+from abcsearch.channels.pooling import FewSamplesWarning
 from abcsearch.config import parse_config, read_config
 from abcsearch.errors import ConfigError, RankingError
 from abcsearch.runs import ranking
@@ -66,6 +67,17 @@ def test_only_training_images_are_looked_at(tiny_model, tiny_data, watching, mon
 def test_there_may_be_fewer_images(tiny_model, tiny_data, watching):
     rank_for_run(tiny_model, trace_channels(tiny_model, tiny_data.example), tiny_data, SETTINGS)
     assert len(watching[0].data[0]) == len(tiny_data.train) < ranking.RANKING_IMAGES
+
+
+@pytest.mark.parametrize("criterion", ["pfa", "discriminant"])
+def test_only_a_draft_does_not_tell_of_few_images(tiny_model, tiny_data, monkeypatch, criterion):
+    monkeypatch.setattr(ranking, "RANKING_IMAGES", 2)
+    monkeypatch.setattr(ranking, "DRAFT_IMAGES", 2)
+    settings = dataclasses.replace(SETTINGS, criterion=criterion)
+    graph = trace_channels(tiny_model, tiny_data.example)
+    rank_for_run(tiny_model, graph, tiny_data, settings, draft=True)
+    with pytest.warns(FewSamplesWarning, match="2 images are fewer than"):
+        rank_for_run(tiny_model, graph, tiny_data, settings)
 
 
 def test_one_thread_whatever_the_machine_has(tiny_model, tiny_data, monkeypatch):

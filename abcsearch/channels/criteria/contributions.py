@@ -12,7 +12,7 @@ import torch
 
 from abcsearch.channels.criteria.base import words
 from abcsearch.channels.criteria.reading import ReadingCriterion
-from abcsearch.channels.elimination import rising_scores
+from abcsearch.channels.elimination import LEAST, rising_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +110,8 @@ class ThiNetTpami(ContributionCriterion):
             left = target - gram[:, kept] @ factors
             error = whole - float(target[kept] @ factors)
         rest = [int(c) for c in np.argsort(-own, kind="stable") if c not in kept]
-        return [*reversed(rest), *reversed(kept)], [0.0] * len(rest) + [max(e, 0.0) for e in reversed(errors)]
+        values = [LEAST * (own[c] > 0) for c in reversed(rest)] + [max(e, 0.0) for e in reversed(errors)]
+        return [*reversed(rest), *reversed(kept)], values
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ class Lasso(ContributionCriterion):
         enters = factors != 0  # (channels, steps); step k has the factors at which penalty k is reached
         first = np.where(enters.any(axis=1), enters.argmax(axis=1) - 1, len(penalties))
         values = np.append(penalties / max(float(penalties[0]), np.finfo(float).tiny), 0.0)
-        order = sorted(range(count), key=lambda c: (-first[c], own[c]))
-        return order, [float(values[min(first[c], len(penalties))]) for c in order]
+        order = sorted(range(count), key=lambda c: (-first[c], own[c], -c))
+        return order, [float(max(values[first[c]], LEAST * (own[c] > 0))) for c in order]
 
 
 THINET = ThiNet(**words("thinet"))

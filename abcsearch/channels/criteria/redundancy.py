@@ -10,7 +10,7 @@ import torch
 
 from abcsearch.channels.criteria.base import Criterion, Needs, Subject, words
 from abcsearch.channels.criteria.reading import FEW, RIDGE, ReadingCriterion
-from abcsearch.channels.elimination import Fit, eliminate, inverted, regularised, rising_scores
+from abcsearch.channels.elimination import LEAST, Fit, eliminate, inverted, regularised, rising_scores
 from abcsearch.channels.pooling import by_channel, pooled_moments, response_covariances, units_by_group, warn_of_few
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Pfa(Criterion):
             near = np.flatnonzero(highest >= highest.max() - 1e-9)
             near = near[sums[near] >= sums[near].max() - 1e-9]
             index = int(near[::-1][variance[alive][near[::-1]].argmin()])
-            values.append(1.0 - float(highest.max()))
+            values.append(max(1.0 - float(highest.max()), LEAST))
             order.append(alive.pop(index))
         return rising_scores(order, values)
 
@@ -117,10 +117,10 @@ class Subspace(ReadingCriterion):
         for first, second, height, _ in linkage(squareform(distance), "average") if len(alive) > 1 else ():
             pair = sorted((strongest[int(first)], strongest[int(second)]), key=lambda c: (strength[c], -c))
             order.append(pair[0])
-            values.append(float(height))
+            values.append(max(float(height), LEAST))
             strongest.append(pair[1])
         last = strongest[-1:]
-        return rising_scores([*order, *last], [*values, *[max(values, default=0.0)] * len(last)])
+        return rising_scores([*order, *last], [*values, *[max([LEAST, *values])] * len(last)])
 
 
 @dataclass(frozen=True)

@@ -152,8 +152,9 @@ def test_elimination_is_fitting_anew(seed, channels, block, outputs):
 
 def test_scores_rise_in_the_order_of_removal():
     scores = rising_scores([2, 0, 3, 1], [0.0, 0.0, 0.5, 0.25])
-    assert np.argsort(scores).tolist() == [2, 0, 3, 1]
-    np.testing.assert_allclose(scores, [0, 0.5, 0, 0.5], atol=1e-300)
+    assert np.argsort(-scores, kind="stable")[::-1].tolist() == [2, 0, 3, 1]
+    assert len(set(rising_scores([0, 1, 2], [1.0, 0.0, 1.0]))) == 3
+    np.testing.assert_allclose(scores, [0, 0.5, 0, 0.5])
 
 
 # --- thinet, thinet_tpami, lasso ---
@@ -276,7 +277,7 @@ def test_scores_of_random_networks_are_an_order(program, seed):
             seen = any(start in pattern for pattern in patterns)
             assert seen or f"{group.name}" in said
             if seen and values.any():
-                assert len(np.unique(values)) == group.channels
+                assert len(np.unique(values)) == min(group.channels, np.count_nonzero(values) + 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -328,7 +329,8 @@ def test_what_is_constant_or_dead_goes_first(name):
     data = x, torch.arange(30) % 2
     scores = rank_channels(model, trace_channels(model, x[:1]), name, data=data).scores
     assert not scores[0].any() or name in ("pfa", "discriminant")  # those do not look at the weights
-    np.testing.assert_allclose(scores[1], 0, atol=1e-300)
+    assert not scores[1].any()
     torch.nn.init.normal_(model[2].weight)
     ranking = rank_channels(model, trace_channels(model, x[:1]), name, data=data)
-    assert sorted(ranking.orders[0][-2:]) == [1, 3]
+    assert ranking.orders[0][-2:].tolist() == [1, 3]
+    assert np.flatnonzero(ranking.scores[0] == 0).tolist() == [1, 3]
