@@ -215,7 +215,8 @@ class Sample:
             maps = x.reshape(-1, x.shape[-1] // self._reader.entries, self._reader.entries).movedim(1, 2)
         else:
             x = x if x.ndim > layer.weight.ndim - 1 else x[None]
-            maps = x.flatten(2).movedim(1, 2)
+            # A unit may be several channels side by side that come and go together.
+            maps = x.reshape(len(x), self._reader.conv_groups * self._reader.units, -1).movedim(1, 2)
         rows = self._chosen(maps, batch).flatten(0, 1)  # (rows, channels)
         return rows.unflatten(1, (self._reader.conv_groups, -1)).movedim(1, 0)
 

@@ -146,13 +146,14 @@ def _responses(reader: Reader, layer: Any, x: torch.Tensor, pool: Pool) -> torch
     spatial = layer.weight.ndim - 2
     x = x if x.ndim > spatial + 1 else x[None]
     if isinstance(layer, nn.Linear):
-        x = x.reshape(len(x), -1, reader.units, reader.entries).movedim(1, 3)
-    maps = x.flatten(2)
+        x = x.movedim(-1, 1)
+    # A unit may be several channels side by side that come and go together.
+    maps = x.reshape(len(x), reader.conv_groups, reader.units, -1)
     if not maps.is_floating_point() or not bool(torch.isfinite(maps).all()):
         msg = f"the input of {reader.path} ({layer}) is not finite; check the trained weights and the data"
         raise RankingError(msg)
-    values = maps.amax(dim=2).double() if pool == "max" else maps.mean(dim=2, dtype=torch.float64)
-    return values.cpu().unflatten(1, (reader.conv_groups, reader.units))
+    values = maps.amax(dim=3).double() if pool == "max" else maps.mean(dim=3, dtype=torch.float64)
+    return values.cpu()
 
 
 def _targets(outputs: object, batch: Batch) -> torch.Tensor:

@@ -154,6 +154,20 @@ def test_a_transposed_convolution_is_looked_at_by_channels():
     torch.testing.assert_close(found.gram[0], rows.T @ rows / len(rows))
 
 
+def test_channels_that_go_together_are_one_unit():
+    torch.manual_seed(0)
+    for last in (nn.Conv2d(6, 2, 1), nn.ConvTranspose2d(6, 2, 2, 2)):
+        model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 6, 3, groups=3), last)
+        x = torch.randn(9, 2, 4, 4)
+        seen = reader_moments(model, trace_channels(model, x[:1]), x)["2"]
+        with torch.no_grad():
+            maps = model[:2](x).double()
+        each = (
+            maps.movedim(1, -1).reshape(-1, 6) if last.weight.shape[2] == 1 else maps.reshape(9, 3, -1).mT.flatten(0, 1)
+        )
+        torch.testing.assert_close(seen.gram[0], each.T @ each / len(each))
+
+
 def test_inputs_that_are_not_finite_are_refused():
     model = nn.Sequential(nn.Conv2d(2, 6, 1), nn.ReLU(), nn.Conv2d(6, 3, 1)).eval()
     graph = trace_channels(model, torch.zeros(1, 2, 4, 4))

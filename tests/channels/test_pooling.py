@@ -39,6 +39,16 @@ def test_moments_are_those_of_all_images(name, pool):
     assert seen.spread == pytest.approx(np.var(targets.numpy(), axis=0).sum())
 
 
+def test_channels_that_go_together_are_one():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 6, 3, groups=3), nn.Conv2d(6, 2, 1)).double()
+    x = torch.randn(9, 2, 4, 4, dtype=torch.float64)
+    (covariance,) = response_covariances(model, trace_channels(model, x[:1]), x)
+    with torch.no_grad():
+        expected = np.cov(model[:2](x).reshape(9, 3, -1).amax(2).numpy().T, bias=True)
+    np.testing.assert_allclose(covariance, expected / np.trace(expected))
+
+
 def test_tokens_are_positions():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))

@@ -62,13 +62,13 @@ class ThiNet(ContributionCriterion):
 
     def removal(self, gram: NDArray[np.float64]) -> tuple[list[int], list[float]]:
         """Returns the greedy order, and the error at every step."""
-        own = gram.diagonal()
+        strength = gram.diagonal()
         together, error = np.zeros(len(gram)), 0.0  # of each channel and the sum of what is removed; of that sum alone
         alive = np.ones(len(gram), dtype=bool)
         order: list[int] = []
         errors: list[float] = []
         for _ in range(len(gram)):
-            grown = np.where(alive, error + 2 * together + own, np.inf)
+            grown = np.where(alive, error + 2 * together + strength, np.inf)
             gone = int(len(gram) - 1 - grown[::-1].argmin())
             error = float(grown[gone])
             together += gram[:, gone]
@@ -94,14 +94,14 @@ class ThiNetTpami(ContributionCriterion):
 
     def removal(self, gram: NDArray[np.float64]) -> tuple[list[int], list[float]]:
         """Returns the greedy order from its end, and the error before each channel is kept."""
-        own, target = gram.diagonal(), gram.sum(axis=1)
+        strength, target = gram.diagonal(), gram.sum(axis=1)
         whole = max(float(target.sum()), 0.0)
         kept: list[int] = []
         errors: list[float] = []
         left, error = target, whole  # products of each channel and the residual; its square
-        alive = own > 0
-        while alive.any() and error > NOTHING * max(whole, float(own.max())):
-            explained = np.where(alive, left**2 / np.where(alive, own, 1.0), -1.0)
+        alive = strength > 0
+        while alive.any() and error > NOTHING * max(whole, float(strength.max())):
+            explained = np.where(alive, left**2 / np.where(alive, strength, 1.0), -1.0)
             best = int(explained.argmax())
             kept.append(best)
             errors.append(error)
@@ -109,8 +109,8 @@ class ThiNetTpami(ContributionCriterion):
             factors = np.linalg.pinv(gram[np.ix_(kept, kept)], rcond=1e-12, hermitian=True) @ target[kept]
             left = target - gram[:, kept] @ factors
             error = whole - float(target[kept] @ factors)
-        rest = [int(c) for c in np.argsort(-own, kind="stable") if c not in kept]
-        values = [LEAST * (own[c] > 0) for c in reversed(rest)] + [max(e, 0.0) for e in reversed(errors)]
+        rest = [int(c) for c in np.argsort(-strength, kind="stable") if c not in kept]
+        values = [LEAST * (strength[c] > 0) for c in reversed(rest)] + [max(e, 0.0) for e in reversed(errors)]
         return [*reversed(rest), *reversed(kept)], values
 
 
@@ -138,7 +138,7 @@ class Lasso(ContributionCriterion):
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import lars_path_gram  # a second to import
 
-        own, count = gram.diagonal(), len(gram)
+        strength, count = gram.diagonal(), len(gram)
         with warnings.catch_warnings():
             # Of channels that depend on each other it says that it leaves some out, and that is what it is for.
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -149,8 +149,8 @@ class Lasso(ContributionCriterion):
         enters = factors != 0  # (channels, steps); step k has the factors at which penalty k is reached
         first = np.where(enters.any(axis=1), enters.argmax(axis=1) - 1, len(penalties))
         values = np.append(penalties / max(float(penalties[0]), np.finfo(float).tiny), 0.0)
-        order = sorted(range(count), key=lambda c: (-first[c], own[c], -c))
-        return order, [float(max(values[first[c]], LEAST * (own[c] > 0))) for c in order]
+        order = sorted(range(count), key=lambda c: (-first[c], strength[c], -c))
+        return order, [float(max(values[first[c]], LEAST * (strength[c] > 0))) for c in order]
 
 
 THINET = ThiNet(**words("thinet"))

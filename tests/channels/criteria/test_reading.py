@@ -175,7 +175,7 @@ def shares(model, graph, x, path, channels):
         each = torch.einsum("gsce,gnce->gsnc", rows.unflatten(2, (split.shape[2], -1)), split)
     each = each.flatten(0, 2).numpy() / np.sqrt(seen.rows)
     whole = np.sqrt(np.sum(each.reshape(-1, split.shape[2]).sum(1) ** 2))
-    return np.stack([each[:, own].sum(1) for own in channels], 1) / whole
+    return np.stack([each[:, units].sum(1) for units in channels], 1) / whole
 
 
 def naive_thinet(z):
