@@ -15,7 +15,7 @@ from torch import nn
 from abcsearch.channels.moments import readers_of
 from abcsearch.channels.outline import plan_of
 from abcsearch.channels.responses import class_labels, run_batches, twin_of
-from abcsearch.errors import RankingError
+from abcsearch.errors import RankingError, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -183,7 +183,7 @@ def warn_of_few(reads: Mapping[str, tuple[int, int]], what: str, then: str, *, s
     short = {path: counts for path, counts in reads.items() if counts[0] < counts[1]}
     if short:
         path, (samples, inputs) = max(short.items(), key=lambda item: item[1][1] - item[1][0])
-        others = f" (likewise {len(short) - 1} more layers)" if len(short) > 1 else ""
+        others = f" (likewise {plural(len(short) - 1, 'other layer')})" if len(short) > 1 else ""
         msg = f"{samples:,} {what} are fewer than the {inputs:,} numbers that {path} reads{others}: {then}"
         warnings.warn(msg, FewSamplesWarning, stacklevel=stacklevel + 1)
 

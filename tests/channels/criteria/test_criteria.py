@@ -81,7 +81,18 @@ def test_scores_of_all_batches_are_their_mean_by_images(program, seed):
 
 # Those that order at random, by how alike channels are, or by what reads them alone.
 ELSEWHERE = {"random", "fpgm", "scsp", "reader_l2", "nisp"}
-READING = {"reader_l2", "reader_l2_gamma", "reader_l2_filters", "taylor", "taylor_gate", "curl"}
+READING = {
+    "refit",
+    "thinet",
+    "thinet_tpami",
+    "lasso",
+    "reader_l2",
+    "reader_l2_gamma",
+    "reader_l2_filters",
+    "taylor",
+    "taylor_gate",
+    "curl",
+}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +119,7 @@ def half_dead():
 @pytest.mark.parametrize("name", [name for name in CRITERIA if name not in ELSEWHERE])
 def test_channels_that_are_made_of_nothing_go_first(half_dead, name):
     model, graph, dead = half_dead
-    data = (images(batch=6, size=8), torch.arange(6) % CLASSES)
+    data = (images(batch=12, size=8), torch.arange(12) % CLASSES)
     ranking = rank_channels(model, graph, name, data=data)
     for order, scores, channels in zip(ranking.orders, ranking.scores, dead, strict=True):
         assert set(order[-len(channels) :].tolist()) == set(channels.tolist())
@@ -130,7 +141,7 @@ def test_channels_that_nothing_listens_to_go_first(half_dead, name):
                 if m.sums:
                     rows = torch.from_numpy(m.entries[np.isin(m.channels, channels)])
                     tensors[m.parameter].index_fill_(m.axis, rows, 0.0)
-    data = (images(batch=6, size=8), torch.arange(6) % CLASSES)
+    data = (images(batch=12, size=8), torch.arange(12) % CLASSES)
     ranking = rank_channels(model, graph, name, data=data)
     for order, scores, channels in zip(ranking.orders, ranking.scores, dead, strict=True):
         assert set(order[-len(channels) :].tolist()) == set(channels.tolist())
