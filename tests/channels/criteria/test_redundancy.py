@@ -126,7 +126,7 @@ def test_fewer_images_than_channels_are_told():
         rank_channels(model, trace_channels(model, x[:1]), "discriminant", data=[(x, torch.randn(5))])
     assert caught[0].filename == __file__
     linear = nn.Sequential(nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 2))
-    words = r"6 samples are fewer than the 9 numbers that 2 reads \(likewise 1 more layers\): they fit"
+    words = r"6 samples are fewer than the 9 numbers that 2 reads \(likewise 1 other layer\): they fit"
     x = torch.randn(6, 3)
     for name in ("refit", "subspace"):
         with pytest.warns(UserWarning, match=words) as caught:
