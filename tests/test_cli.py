@@ -667,7 +667,9 @@ def test_inspect_asks_for_the_input_of_a_network_of_yours(shape):
 def test_ctrl_c_while_the_command_line_is_imported_ends_it_without_a_word():
     for module in ("typer", "abcsearch.terminal", "rich.console"):
         code = (
-            "import builtins, os, signal; before = builtins.__import__\n"
+            # Those who start the tests in the background of a shell have it ignored.
+            "import builtins, os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "before = builtins.__import__\n"
             f"def find(name, *given, **named):\n    if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
             "    return before(name, *given, **named)\n"
             "from abcsearch.__main__ import main; builtins.__import__ = find; main()"

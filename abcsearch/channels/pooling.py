@@ -163,7 +163,8 @@ def _targets(outputs: object, batch: Batch) -> torch.Tensor:
         classes, count = class_labels(outputs, batch)
         return F.one_hot(classes, count).double().cpu()
     if len(labels) != images or not bool(torch.isfinite(labels).all()):
-        msg = f"targets are finite numbers, one or more for each of {images} images, found {tuple(labels.shape)}"
+        shape = tuple(labels.shape)
+        msg = f"targets are finite numbers, one or more for each of {plural(images, 'image')}, found {shape}"
         raise RankingError(msg)
     return labels.reshape(images, -1).double().cpu()
 

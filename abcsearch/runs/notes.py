@@ -101,8 +101,9 @@ def _counted(run: FinishedRun) -> str:
 
 def _again(run: FinishedRun, out: Path | None) -> str:
     """Returns the command that writes this report once more."""
-    place = "" if out is None else f" --out {quoted(out)}"
-    return f"abcsearch report {quoted(run.folder.path)}{place}"
+    if out is None:
+        return f"abcsearch report {quoted(run.folder.path)}"
+    return f"abcsearch report {quoted(run.folder.path)} --out {quoted(out)}"
 
 
 def _outside(run: FinishedRun) -> str:

@@ -136,7 +136,7 @@ def test_nothing_to_prune_names_every_group_and_why():
     model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 6, 1, groups=1), nn.Conv2d(6, 4, 1))
     graph = trace_channels(model, torch.zeros(1, 3, 2, 2), fixed=["1"])
     message = (
-        "nothing can be pruned at level filter and stage: 0 (filter, 1 channels): it has only one channel; "
+        "nothing can be pruned at level filter and stage: 0 (filter, 1 channel): it has only one channel; "
         "1 (filter, 6 channels): fixed by the caller; 2 (filter, 4 channels): the network's output"
     )
     with pytest.raises(TraceError, match=re.escape(message)):

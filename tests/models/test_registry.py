@@ -76,7 +76,7 @@ def test_nested_attributes_are_found_by_path():
         ("small_resnet", {"width": [4]}, ["small_resnet", "option 'width'", "did you mean 'widths'"]),
         ("small_resnet", {"width": [4], "dephts": [1]}, ["did you mean 'widths'", "did you mean 'depths'"]),
         ("torch.nn:Linear", {"in_feature": 1}, ["did you mean 'in_features'", "missing: in_features, out_features"]),
-        ("torch.nn:Linaer", {}, ["torch.nn:Linaer", "Linaer", "package.module:callable"]),
+        ("torch.nn:Linaer", {}, ["torch.nn has no 'Linaer'", "did you mean 'torch.nn:Linear'?"]),
         ("no_such_package:Net", {}, ["no_such_package", "package.module:callable"]),
         (":Net", {}, ["':Net'", "package.module:callable"]),
         ("torch.nn:", {}, ["'torch.nn:'", "package.module:callable"]),
