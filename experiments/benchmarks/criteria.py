@@ -8,7 +8,7 @@
 
 For each share of the MACs: random structures, the same for all criteria, scored on test images as AdaptiveBN leaves
 them ("before"); the first `--tuned` of them also after the config's recipe for one epoch of `--images` training images
-("after"). With `--searches`: the winner of a search by response_surface with each criterion and repair, likewise.
+("after"), without a warm-up. With `--searches`: the winner of a search by response_surface with each criterion and repair, likewise.
 What is in the file of results is not measured again: a stopped call goes on. ± is the spread over structures, of
 winners over seeds; tau is Kendall's, of accuracy before with accuracy after.
 """
@@ -161,7 +161,7 @@ def searched(bench: Bench, row: Row) -> Row:
 
 def _scored(bench: Bench, it: Loaded, network: Any, candidate: tuple[int, ...], *, tuned: bool) -> Row:  # noqa: ANN401
     """Returns accuracy before and after training, and what else is known of a network."""
-    recipe = replace(bench.config.finetune, epochs=1)
+    recipe = replace(bench.config.finetune, epochs=1, warmup_epochs=0.0)
     after = finetune(network, it.few, recipe, seed=0).after["top1"] if tuned else None
     macs = int(it.graph.costs.macs([candidate])[0])
     before = score(network, it.data.test)["top1"]
