@@ -44,20 +44,20 @@ def solve(moments: Moments, weight: torch.Tensor, units: torch.Tensor) -> tuple[
     Returns:
         W' in the shape of the whole weight, zero at the units that are gone, float64; and c, (outputs,) float64.
     """
-    reader = moments.reader
-    second = moments.covariance if reader.centred else moments.gram
+    reader, device = moments.reader, weight.device
+    second = (moments.covariance if reader.centred else moments.gram).to(device)
     count = reader.entries if reader.form == "patches" else 1
-    rows = (units[:, None] * count + torch.arange(count)).flatten()
+    rows = (units[:, None] * count + torch.arange(count)).flatten().to(device)
     kept = second[:, rows][:, :, rows]
     ridge = RIDGE * kept.diagonal(dim1=1, dim2=2).mean(dim=1)
     # A layer that gets nothing but zeros has nothing to fit: its weights end as zeros.
     ridge = torch.where(ridge > 0, ridge, 1.0)
     kept.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
-    full = reader.split(weight.detach().cpu().double())  # (conv_groups, outputs, units, entries)
+    full = reader.split(weight.detach().double())  # (conv_groups, outputs, units, entries)
     # (conv_groups, 1, outputs, inputs), or of pooled moments (conv_groups, entries, outputs, units): fitted alike.
     full = full.movedim(3, 1) if reader.form == "pooled" else full.flatten(2)[:, None]
     solved = torch.cholesky_solve((full @ second[:, None, :, rows]).mT, torch.linalg.cholesky(kept)[:, None]).mT
-    means = moments.mean[:, None, None]
+    means = moments.mean.to(device)[:, None, None]
     lost = ((full * means).sum(dim=3) - (solved * means[..., rows]).sum(dim=3)).sum(dim=1)
     whole = torch.zeros_like(full)
     whole[..., rows] = solved
@@ -172,12 +172,12 @@ class Repaired(Sliced):
             self._solved.move_to_end(key)
             return self._solved[key]
         reader = moments.reader
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(self._device.type, enabled=False):
             weight, constant = solve(moments, tensors[reader.weight], units)
         solution = {reader.weight: weight.to(tensors[reader.weight])}
         name, sign = (f"{path}.bias", 1) if reader.bias else (f"{reader.norm}.running_mean", -1)
         if reader.centred:
-            solution[name] = (tensors[name].detach().cpu().double() + sign * constant).to(tensors[name])
+            solution[name] = (tensors[name].detach().double() + sign * constant).to(tensors[name])
         self._solved[key] = solution
         while len(self._solved) > 1 and _bytes(self._solved) > _MEMORY:
             self._solved.popitem(last=False)

@@ -8,9 +8,9 @@
 
 For each share of the MACs: random structures, the same for all criteria, scored on test images as AdaptiveBN leaves
 them ("before"); the first `--tuned` of them also after the config's recipe for one epoch of `--images` training images
-("after"), without a warm-up. With `--searches`: the winner of a search by response_surface with each criterion and repair, likewise.
-What is in the file of results is not measured again: a stopped call goes on. ± is the spread over structures, of
-winners over seeds; tau is Kendall's, of accuracy before with accuracy after.
+("after"), without a warm-up. With `--searches`: the winner of a search by response_surface with each criterion and
+repair, likewise. What is in the file of results is not measured again: a stopped call goes on. ± is the spread over
+structures, of winners over seeds; tau is Kendall's, of accuracy before with accuracy after.
 """
 
 from __future__ import annotations
