@@ -42,7 +42,7 @@ def permuted(model, graph, rng):
     return orders
 
 
-@few(25)
+@few(10)
 @given(programs(), st.integers(0, 2**16))
 def test_permuted_channels_have_permuted_scores(program, seed):
     model = program.build(seed)
@@ -64,7 +64,7 @@ def test_permuted_channels_have_permuted_scores(program, seed):
                 )
 
 
-@few(10)
+@few(5)
 @given(programs(), st.integers(0, 2**16))
 def test_scores_of_all_batches_are_their_mean_by_images(program, seed):
     model = program.build(seed)
