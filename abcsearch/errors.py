@@ -124,7 +124,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 def plural(count: int, word: str) -> str:
     """Returns a count and what is counted: "1 trial", "2,000 trials"."""
-    ending = "" if count == 1 else "es" if word.endswith(("s", "ch")) else "s"
+    ending = "" if count == 1 else "es" if word.endswith(("s", "tch")) else "s"  # batches, but epochs
     return f"{count:,} {word}{ending}"
 
 

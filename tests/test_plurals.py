@@ -52,7 +52,21 @@ def test_counts_are_followed_by_words_that_fit():
 
 @pytest.mark.parametrize(
     ("count", "word", "words"),
-    [(0, "trial", "0 trials"), (1, "trial", "1 trial"), (2000, "trial", "2,000 trials"), (2, "class", "2 classes")],
+    [
+        *((0, "trial", "0 trials"), (1, "trial", "1 trial"), (2000, "trial", "2,000 trials")),
+        *((2, "class", "2 classes"), (2, "batch", "2 batches"), (20, "epoch", "20 epochs")),
+    ],
 )
 def test_a_count_and_its_word(count, word, words):
     assert plural(count, word) == words
+
+
+def test_words_with_an_uncommon_plural_are_those_that_were_looked_at():
+    words = set()
+    for path in Path(abcsearch.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "plural":
+                words |= {word.value for word in node.args[1:] if isinstance(word, ast.Constant)}
+    assert {"trial", "epoch"} <= words
+    uncommon = {word.split()[-1] for word in words if word.endswith(("s", "x", "z", "ch", "sh", "y", "f", "fe", "o"))}
+    assert uncommon <= {"class", "batch", "epoch", "process"}
