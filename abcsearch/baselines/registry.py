@@ -76,6 +76,11 @@ _BUILT_IN = {
         description="the same with scores per MAC that a channel costs",
         source="ours",
     ),
+    "pfa_widths": Baseline(
+        structure=Home(path="abcsearch.baselines.energy:pfa_widths"),
+        description="all layers keep the same share of the energy of their responses",
+        source="Suau et al., PFA, 2018",
+    ),
     "random": Baseline(searcher="random", description="the best of a random search of as many trials"),
 }
 
