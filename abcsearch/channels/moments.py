@@ -48,7 +48,7 @@ class Reader:
         entries: of the weight, per output and unit.
         divided: the same axis of the weight as the graph's plan divides it, see `outline.Target`.
         pattern: which of the plan's patterns says what channel each unit is.
-        bias: whether it has one.
+        bias: whether it has one that may change: no other module's, and not frozen where the weight is not.
         norm: path of the batch norm that takes its outputs directly, and so any constant in them; "" where none does.
     """
 
@@ -114,9 +114,9 @@ class Moments:
 def readers_of(model: nn.Module, graph: ChannelGraph) -> tuple[Reader, ...]:
     """Returns the layers that read channels of prunable groups, in the order of the network's modules.
 
-    These are the convolutions, transposed ones without conv groups among them, and linear layers whose weight is a
-    parameter that the graph knows, read along one axis and nothing else, and no other module's: a tied weight cannot be
-    fitted to one of its uses.
+    These are the convolutions, transposed ones without conv groups among them, and linear layers, with torch's own
+    forward, whose weight is a parameter that the graph knows, read along one axis and nothing else, and no other
+    module's: a tied weight cannot be fitted to one of its uses.
 
     Args:
         model: the network that `graph` was traced on.
@@ -130,26 +130,32 @@ def readers_of(model: nn.Module, graph: ChannelGraph) -> tuple[Reader, ...]:
     users: dict[int, list[str]] = {}
     for path, module in modules.items():
         for tensor in module._parameters.values():
-            if id(tensor) in targets:
-                users.setdefault(id(tensor), []).append(path)
+            users.setdefault(id(tensor), []).append(path)
     makes = {(m.parameter, m.axis) for group in graph.prunable for m in group.members if not m.reads}
     readers = [
-        _reader(path, modules[path], targets[key])
-        for key, paths in users.items()
-        for path in paths
-        if len(paths) == 1 and _fits(modules[path])
+        _reader(path, modules[path], targets[key], tied=len(users.get(id(modules[path].bias), ())) > 1)
+        for key, (path, *others) in users.items()
+        if key in targets and not others and _fits(modules[path])
     ]
     order = {path: number for number, path in enumerate(modules)}
     return tuple(sorted((r for r in readers if (r.weight, r.axis) not in makes), key=lambda r: order[r.path]))
 
 
 def _fits(layer: nn.Module) -> bool:
-    """Returns whether a module is a layer whose inputs are understood."""
-    return isinstance(layer, (*_CONVOLUTIONS, nn.Linear)) or (isinstance(layer, _TRANSPOSED) and layer.groups == 1)
+    """Returns whether a module is a layer whose inputs are understood, and which does with them what torch's does."""
+    if isinstance(layer, _TRANSPOSED) and layer.groups > 1:
+        return False
+    kinds = (kind for kind in (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear) if isinstance(layer, kind))
+    return any(all(_is_method(layer, kind, name) for name in ("forward", "_conv_forward")) for kind in kinds)
 
 
-def _reader(path: str, layer: Any, target: Target) -> Reader:  # noqa: ANN401 - a layer that fits
-    """Returns a layer as a reader."""
+def _is_method(layer: nn.Module, kind: type[nn.Module], name: str) -> bool:
+    """Returns whether what a layer has by a name is the method of its kind, or neither has any."""
+    return getattr(getattr(layer, name, None), "__func__", None) is getattr(kind, name, None)
+
+
+def _reader(path: str, layer: Any, target: Target, *, tied: bool) -> Reader:  # noqa: ANN401 - a layer that fits
+    """Returns a layer as a reader, given whether its bias is another module's, too."""
     axis = 0 if isinstance(layer, _TRANSPOSED) else 1
     divided, pattern = target.sums[0]
     # A flattened channel has several entries side by side along the axis; the divided weight has an axis of channels.
@@ -164,7 +170,7 @@ def _reader(path: str, layer: Any, target: Target) -> Reader:  # noqa: ANN401 - 
         entries=layer.weight.numel() // (outputs * units),
         divided=divided,
         pattern=pattern,
-        bias=layer.bias is not None,
+        bias=layer.bias is not None and not tied and (layer.bias.requires_grad or not layer.weight.requires_grad),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 
@@ -13,6 +13,7 @@ from abcsearch.channels.moments import reader_moments
 from abcsearch.channels.outline import outlined
 from abcsearch.channels.sequential import fit_in_turn, goals_of
 from abcsearch.channels.source import Sliced
+from abcsearch.errors import ConfigError, RankingError, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 How = Literal["one_shot", "sequential"]
 RIDGE = 0.05  # times the mean of the diagonal; experiments/benchmarks/README.md has the figures
+_ROUNDING = 1e-14  # times inputs: the share of second moments that rounding may take when they are centred
 _MEMORY = 2**30  # bytes of solutions that are kept
 
 
@@ -50,6 +52,8 @@ def solve(moments: Moments, weight: torch.Tensor, units: torch.Tensor) -> tuple[
     rows = (units[:, None] * count + torch.arange(count)).flatten().to(device)
     kept = second[:, rows][:, :, rows]
     ridge = RIDGE * kept.diagonal(dim1=1, dim2=2).mean(dim=1)
+    # Of inputs that hardly vary, rounding leaves covariances that are not positive definite.
+    ridge = torch.maximum(ridge, _ROUNDING * len(rows) * moments.gram.diagonal(dim1=1, dim2=2).mean(dim=1))
     # A layer that gets nothing but zeros has nothing to fit: its weights end as zeros.
     ridge = torch.where(ridge > 0, ridge, 1.0)
     kept.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
@@ -73,8 +77,9 @@ class Repaired(Sliced):
     after the other, each on what it reads in the pruned network so far ("sequential"), after that. Where no bias takes
     up the constant, the running mean of the batch norm right behind does.
 
-    Left as they are: layers that lose no input ("one_shot"); weights that several layers share, or that forward uses
-    otherwise than as a module; weights that are frozen (`requires_grad` is False) in a network where others are not.
+    Left as they are: layers that lose no input ("one_shot"); weights and biases that several layers share, or that
+    forward uses otherwise than as a module; layers with a forward of their own, which may make something else of their
+    input; weights and biases that are frozen (`requires_grad` is False) in a network where others are not.
 
     Moments of the full network are computed when first needed, once, and go with the source into other processes.
     Solutions are kept, up to 1 GiB of them: a layer's depends on which of its inputs are left alone.
@@ -92,7 +97,17 @@ class Repaired(Sliced):
     """
 
     def __init__(self, sliced: Sliced, images: torch.Tensor, how: How = "one_shot", *, seed: int = 0) -> None:
-        """Takes a source of slices, training images without augmentation, how to repair, and the seed of positions."""
+        """Takes a source of slices, training images without augmentation, how to repair, and the seed of positions.
+
+        Raises:
+            ConfigError: if it is not known how.
+            RankingError: if the images are no tensor.
+        """
+        if how not in get_args(How):
+            raise ConfigError(unknown_name("repair", how, get_args(How)))
+        if not isinstance(images, torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - the user's own
+            msg = "images that a repair looks at are one tensor (n, channels, height, width), found "
+            raise RankingError(msg + type(images).__name__)
         super().__init__(sliced.model, sliced.graph, sliced.ranking)
         if sliced.full is not sliced.model:
             vars(self)["_full"] = sliced.full
@@ -142,7 +157,7 @@ class Repaired(Sliced):
         if self.how == "sequential":
             images, goals = self._aims()
             with torch.autocast(images.device.type, enabled=False):
-                fit_in_turn(network, outline, goals, images, RIDGE)
+                fit_in_turn(network, outline, goals, images, RIDGE, self._seed)
         return network
 
     def _aims(self) -> tuple[torch.Tensor, dict[str, Goal]]:

@@ -12,6 +12,7 @@ from torch import nn
 from abcsearch.channels.cutting import cut
 from abcsearch.channels.moments import NORMS, Moments, Reader, Sample
 from abcsearch.channels.responses import twin_of
+from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,18 +57,19 @@ def goals_of(model: nn.Module, moments: Mapping[str, Moments], images: torch.Ten
     for path, one in moments.items():
         if one.reader.form == "patches":
             modules[path].register_forward_hook(functools.partial(look, path, one.reader))
-    twin(images)
+    with torch_seeded(seed, "repair"):
+        twin(images)
     return goals
 
 
 @torch.no_grad()
 def fit_in_turn(
-    network: nn.Module, outline: Outline, goals: Mapping[str, Goal], images: torch.Tensor, ridge: float
+    network: nn.Module, outline: Outline, goals: Mapping[str, Goal], images: torch.Tensor, ridge: float, seed: int = 0
 ) -> None:
     """Fits the layers of a pruned network to their goals, in the order in which forward calls them; in one pass.
 
     Every layer starts from the weights that it has. Batch norms take the statistics of the images meanwhile, and keep
-    them.
+    them; but for those that get a single value per channel, which has none.
 
     Args:
         network: changed in place; on the device of the images.
@@ -75,40 +77,55 @@ def fit_in_turn(
         goals: by path.
         images: those that the goals are of.
         ridge: pulls towards the weights that a layer has; times the mean of the diagonal of what it reads.
+        seed: of what forward draws, the one of the goals.
     """
-    cuts = {target.name: (target, axes) for target, axes in outline.cuts}
     done: set[str] = set()
 
-    def fit(path: str, goal: Goal, layer: Any, args: tuple[torch.Tensor, ...]) -> None:  # noqa: ANN401 - a reader
-        if path in done:
-            return
-        done.add(path)
-        kept = torch.arange(goal.outputs.shape[1])
-        if goal.reader.weight in cuts:  # which outputs are left: a weight that holds their numbers, cut likewise
-            target, axes = cuts[goal.reader.weight]
-            full = outline.tensors[goal.reader.weight]
-            numbers = kept.reshape(-1, *[1] * (full.ndim - 1)).expand(full.shape)
-            kept = target.merged(cut(target.divided(numbers), axes)).flatten(1)[:, 0]
-        _fit(goal, layer, args[0], kept, ridge)
+    def fit(path: str, goal: Goal, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
+        if path not in done:
+            done.add(path)
+            _fit(goal, layer, args[0] if args else kwargs["input"], _outputs_left(goal, outline), ridge)
 
+    def measure(norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401 - a batch norm
+        x = args[0] if args else kwargs["input"]
+        norm.train(x.numel() > x.shape[1])
+
+    modules = dict(network.named_modules())
+    norms: list[Any] = [m for m in modules.values() if isinstance(m, NORMS) and m.running_mean is not None]
     handles = [
-        module.register_forward_pre_hook(functools.partial(fit, path, goals[path]))
-        for path, module in network.named_modules()
-        if path in goals
+        modules[path].register_forward_pre_hook(functools.partial(fit, path, goal), with_kwargs=True)
+        for path, goal in goals.items()
+        if path in modules
     ]
-    norms: list[Any] = [m for m in network.modules() if isinstance(m, NORMS) and m.running_mean is not None]
-    before = [(norm, norm.training, norm.momentum) for norm in norms]
+    handles += [norm.register_forward_pre_hook(measure, with_kwargs=True) for norm in norms]
+    modes = [(module, module.training) for module in modules.values()]
+    momenta = [(norm, norm.momentum) for norm in norms]
     try:
+        network.eval()
         for norm in norms:
-            norm.train()
             norm.momentum = 1.0
-        network(images)
+        with torch_seeded(seed, "repair"):
+            network(images)
     finally:
         for handle in handles:
             handle.remove()
-        for norm, training, momentum in before:
-            norm.train(training)
+        for module, training in modes:
+            module.training = training
+        for norm, momentum in momenta:
             norm.momentum = momentum
+
+
+def _outputs_left(goal: Goal, outline: Outline) -> torch.Tensor:
+    """Returns which outputs of a layer are left, (k,) int64 ascending."""
+    every = torch.arange(goal.outputs.shape[1])
+    cuts = next(((target, axes) for target, axes in outline.cuts if target.name == goal.reader.weight), None)
+    if cuts is None:
+        return every
+    # A weight that holds the numbers of its outputs, cut likewise.
+    target, axes = cuts
+    full = outline.tensors[target.name]
+    numbers = every.reshape(-1, *[1] * (full.ndim - 1)).expand(full.shape)
+    return target.merged(cut(target.divided(numbers), axes)).flatten(1)[:, 0]
 
 
 def _fit(goal: Goal, layer: Any, x: torch.Tensor, kept: torch.Tensor, ridge: float) -> None:  # noqa: ANN401 - a reader
@@ -119,6 +136,9 @@ def _fit(goal: Goal, layer: Any, x: torch.Tensor, kept: torch.Tensor, ridge: flo
     wanted = wanted.unflatten(1, (reader.conv_groups, -1)).movedim(1, 0)  # (conv_groups, rows, outputs)
     weight = reader.split(layer.weight.double()).flatten(2)
     rest = wanted - rows @ weight.mT
+    stays: torch.Tensor | None = None if reader.bias else layer.bias
+    if stays is not None:
+        rest -= stays.double().reshape(reader.conv_groups, 1, -1)
     middle = rows.mean(dim=1, keepdim=True) if reader.centred else torch.zeros_like(rows[:, :1])
     constant = rest.mean(dim=1, keepdim=True) if reader.centred else torch.zeros_like(rest[:, :1])
     second = (rows - middle).mT @ (rows - middle)

@@ -100,7 +100,7 @@ class SlicedEvaluator(ABC):
         """Returns all but what is computed when needed, on the CPU: the process that reads it has its own device."""
         state = {name: value for name, value in vars(self).items() if name != "_full"}
         if isinstance(self.source, Repaired):
-            with computing(self.device, threads=self.options.threads):
+            with computing(self.device, precision=self.options.precision, threads=self.options.threads):
                 self.source.moments()  # here, so that all processes have the same
         return {**state, "source": self.source.to("cpu")}  # splits pickle as arrays on the CPU
 

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -16,6 +17,7 @@ from abcsearch.channels.moments import Sample, reader_moments
 from abcsearch.channels.ranking import Ranking, rank_channels
 from abcsearch.channels.repair import Repaired, solve
 from abcsearch.channels.source import Sliced, check_source
+from abcsearch.errors import ConfigError, RankingError
 from tests.channels.networks import programs
 from tests.channels.oracle import few, images, random_candidate
 from tests.channels.test_moments import LAYERS, before
@@ -226,3 +228,148 @@ def test_a_prepared_source_is_compared_with_what_was_brought(tiny_model):
     sliced = Sliced(tiny_model, graph, rank_channels(tiny_model, graph)).beside(brought)
     assert Repaired(sliced, x).full is brought
     assert Repaired(Sliced(tiny_model, graph, sliced.ranking), x).full is tiny_model
+
+
+class Chain(nn.Module):
+    """Two convolutions and a linear layer, called by position or by name, with or without dropout."""
+
+    def __init__(self, *, named=False, chance=0.0, always=False):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.named, self.chance, self.always = named, chance, always
+
+    def forward(self, x):
+        x = F.dropout(self.first(x).relu(), self.chance, training=self.always or self.training)
+        x = self.norm(input=self.second(input=x)) if self.named else self.norm(self.second(x))
+        x = x.relu().mean(dim=(2, 3))
+        return self.last(input=x) if self.named else self.last(x)
+
+
+def chain(**options):
+    torch.manual_seed(0)
+    return Chain(**options).eval()
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_layers_may_be_called_by_name(how):
+    x = torch.randn(8, 1, 8, 8)
+    networks = [repaired(chain(named=named), x, how)[0].network((4, 4)) for named in (False, True)]
+    one, other = (network.state_dict() for network in networks)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("options", [{"chance": 0.5}, {"chance": 0.5, "always": True}])
+@pytest.mark.parametrize("training", [False, True])
+def test_repair_draws_nothing_from_the_caller_and_is_the_same_at_every_call(how, options, training):
+    x, model = torch.randn(8, 1, 8, 8), chain(**options).train(training)
+    before = copy.deepcopy(model.state_dict())
+    source, _ = repaired(model, x, how)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    networks = [source.network((4, 4)) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    one, other = (network.state_dict() for network in networks)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    evaluated, _ = repaired(chain(**options), x, how)
+    modeless = evaluated.network((4, 4)).state_dict()
+    assert all(torch.equal(one[name], modeless[name]) for name in one)  # it is in evaluation mode meanwhile
+    for module in (*model.modules(), *networks[0].modules()):
+        assert module.training is training
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def tied(model):
+    model.second.bias = model.first.bias
+
+
+def tied_behind(model):
+    model.first.bias = model.second.bias
+
+
+def frozen(model):
+    model.second.bias.requires_grad_(False)
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("change", [tied, tied_behind, frozen])
+@pytest.mark.parametrize("norm", [True, False])
+def test_biases_that_are_shared_or_frozen_stay(how, change, norm):
+    model, x = chain(), torch.randn(32, 1, 8, 8)
+    with torch.no_grad():
+        model.first.bias += 1
+        model.second.bias += 1
+    if not norm:
+        model.norm = nn.Identity()
+    change(model)
+    source, graph = repaired(model, x, how)
+    assert "second" in source.moments()
+    half = tuple(group.channels // 2 for group in graph.prunable)
+    sliced, mended = Sliced.network(source, half), source.network(half)
+    assert torch.equal(sliced.second.bias, mended.second.bias)
+    with torch.no_grad():
+        wanted, sliced, mended = model(x), sliced(x), mended(x)
+    assert (mended - wanted).square().mean() < 0.5 * (sliced - wanted).square().mean()
+
+
+class Doubling(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(F.pad(x, (1, 1, 1, 1)))
+
+
+class Padding(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return F.conv2d(F.pad(x, (2, 2, 2, 2)), weight, bias)
+
+
+@pytest.mark.parametrize("kind", [Doubling, Padding])
+def test_layers_with_a_forward_of_their_own_stay(kind):
+    model, x = chain(), torch.randn(8, 1, 5, 5)
+    model.second = kind(8, 8, 3)
+    for how in HOWS:
+        source, graph = repaired(model, x, how)
+        assert list(source.moments()) == ["last"]
+        half = tuple(group.channels // 2 for group in graph.prunable)
+        sliced, mended = Sliced.network(source, half), source.network(half)
+        assert torch.equal(sliced.second.weight, mended.second.weight)
+        assert not torch.equal(sliced.last.weight, mended.last.weight)
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("spread", [0.0, 1e-8, 1e-6, 1e-4])
+@pytest.mark.parametrize("level", [0.1, 1.0, 1e4])
+def test_channels_that_hardly_vary_are_constants(how, spread, level):
+    torch.manual_seed(0)
+    layers = [layer for _ in range(2) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), *layers, nn.Linear(64, 4)).eval()
+    with torch.no_grad():
+        model[0].weight *= spread
+        model[0].bias.uniform_(0, level)
+    x = torch.randn(200, 6)
+    source, _ = repaired(model, x, how)
+    with torch.no_grad():
+        torch.testing.assert_close(source.network((32, 32, 32))(x), model(x), rtol=1e-3, atol=1e-3 * level)
+
+
+def test_a_norm_that_gets_one_value_per_channel_keeps_its_statistics():
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6))
+    model = nn.Sequential(*model, nn.Flatten(), nn.Linear(6, 2)).eval()
+    for count in (1, 2):
+        source, _ = repaired(model, torch.randn(count, 1, 4, 4), "sequential")
+        network = source.network((3, 6))
+        assert network(torch.zeros(1, 1, 4, 4)).isfinite().all()
+        assert torch.equal(network[3].running_var, model[3].running_var) == (count == 1)
+        assert not any(module.training for module in network.modules())
+
+
+def test_what_is_no_way_to_repair_or_no_images_is_refused(tiny_model):
+    x = torch.randn(8, 1, 8, 8)
+    for how, advice in (("sequental", "did you mean 'sequential'"), ("none", "choose one of: one_shot, sequential")):
+        with pytest.raises(ConfigError, match=f"unknown repair '{how}'; {advice}"):
+            repaired(tiny_model, x, how)
+    for images_ in ((x, torch.zeros(8)), [x], x.numpy()):
+        with pytest.raises(RankingError, match=f"are one tensor .*, found {type(images_).__name__}"):
+            Repaired(repaired(tiny_model, x)[0], images_)

@@ -2,8 +2,10 @@
 
 import copy
 import gc
+import pickle
 import sys
 import types
+import warnings
 import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -398,6 +400,24 @@ def test_a_training_set_smaller_than_a_batch_is_refused(parts, tiny_data):
     words = "batch_size = 128 is larger than the 9 training images of small; set batch_size to at most 9"
     with pytest.raises(DataError, match=words):
         AdaptiveBN(parts[0], small)
+
+
+def test_repairs_are_computed_alike_here_and_for_other_processes(parts, monkeypatch):
+    asked = []
+    computing = sliced.computing
+
+    def noting(device, **how):
+        asked.append(how)
+        return computing(device, **how)
+
+    monkeypatch.setattr(sliced, "computing", noting)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evaluator = AdaptiveBN(*parts, AdaptiveBNOptions(precision="bf16", threads=2))
+    evaluator(some(parts), 0)  # moments are computed when they are first needed, or to be sent
+    pickle.dumps(evaluator)
+    assert len(asked) > 1
+    assert all(how == {"precision": "bf16", "threads": 2} for how in asked)
 
 
 def _shared(evaluator):

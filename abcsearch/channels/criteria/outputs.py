@@ -75,9 +75,12 @@ def _divergences(rest: _Rest, graph: ChannelGraph, index: int, seed: int) -> tor
     sums: list[torch.Tensor] = []
     for channel in range(len(ones)):
         without = rest.answers(graph, index, ones.index_fill(0, torch.tensor(channel), 0.0), seed)
-        apart = without - whole
+        apart, q = without - whole, without.exp()
         # The sum of q log(q/p), with p - q added, which sum up to 0: no term is negative, and small ones stay exact.
-        sums.append((without.exp() * (apart + torch.expm1(-apart))).clamp(min=0).sum())
+        near = q * (apart + torch.expm1(-apart))
+        # Of a class that is hardly possible any more, exp(-apart) may be too large a number.
+        terms = torch.where(apart > -1, near, q * apart + whole.exp() - q)
+        sums.append(terms.clamp(min=0).sum())
     return torch.stack(sums).cpu()
 
 

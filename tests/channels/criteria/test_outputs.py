@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -129,3 +130,22 @@ def test_what_curl_refuses():
     model[2].weight.data[0, 1] = float("nan")
     with pytest.raises(RankingError, match="criterion 'curl' finds no finite score in group '0'"):
         rank_channels(model, graph, "curl", data=torch.ones(2, 3))
+
+
+def test_curl_where_answers_are_certain():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, CLASSES)).eval()
+    x = torch.randn(50, 3)
+    graph = trace_channels(model, x[:1])
+    for scale in (1.0, 1e3, 1e6):
+        with torch.no_grad():
+            model[2].weight *= scale
+        (scores,) = rank_channels(model, graph, "curl", data=x).scores
+        for channel, score in enumerate(scores):
+            with torch.no_grad():
+                weight = model[2].weight.clone()
+                weight[:, channel] = 0
+                logits = F.linear(model[:2](x), weight, model[2].bias).double().log_softmax(dim=1)
+                whole = model(x).double().log_softmax(dim=1)
+            expected = float((logits.exp() * (logits - whole)).sum(dim=1).mean())
+            assert score == pytest.approx(expected, rel=1e-4, abs=1e-6)
