@@ -53,7 +53,8 @@ def solve(moments: Moments, weight: torch.Tensor, units: torch.Tensor) -> tuple[
     kept = second[:, rows][:, :, rows]
     ridge = RIDGE * kept.diagonal(dim1=1, dim2=2).mean(dim=1)
     # Of inputs that hardly vary, rounding leaves covariances that are not positive definite.
-    ridge = torch.maximum(ridge, _ROUNDING * len(rows) * moments.gram.diagonal(dim1=1, dim2=2).mean(dim=1))
+    sizes = moments.gram.diagonal(dim1=1, dim2=2).mean(dim=1).to(device)
+    ridge = torch.maximum(ridge, _ROUNDING * len(rows) * sizes)
     # A layer that gets nothing but zeros has nothing to fit: its weights end as zeros.
     ridge = torch.where(ridge > 0, ridge, 1.0)
     kept.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
