@@ -285,14 +285,14 @@ class _Watch:
     def __init__(self, network: nn.Module, readers: Sequence[Reader], seed: int) -> None:
         self._sums = {reader.path: _Sums(reader, Sample(reader, seed)) for reader in readers}
         self._batch = -1
-        # Outputs of readers in this pass, by id; they are kept, so that no other tensor gets their id.
-        self._made: dict[int, tuple[str, torch.Tensor]] = {}
+        # Outputs of readers in this pass and their versions, by id; they are kept, so that no other tensor gets that.
+        self._made: dict[int, tuple[str, torch.Tensor, int]] = {}
         self._taken: dict[str, set[str]] = {}  # by the path of a norm, the readers whose outputs it takes
         for path, module in network.named_modules():
             if path in self._sums:
                 module.register_forward_hook(functools.partial(self._look, path), with_kwargs=True)
             elif isinstance(module, NORMS) and module.running_mean is not None:
-                module.register_forward_pre_hook(functools.partial(self._take, path))
+                module.register_forward_pre_hook(functools.partial(self._take, path), with_kwargs=True)
 
     def begin(self) -> None:
         """Begins the next batch."""
@@ -303,15 +303,19 @@ class _Watch:
         self, path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], y: torch.Tensor
     ) -> None:
         self._sums[path].see(layer, args[0] if args else kwargs["input"], self._batch)
-        self._made[id(y)] = path, y
+        self._made[id(y)] = path, y, y._version
 
-    def _take(self, path: str, _norm: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and id(args[0]) in self._made:
-            self._taken.setdefault(path, set()).add(self._made[id(args[0])][0])
+    def _take(self, path: str, _norm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        x = args[0] if args else kwargs["input"]
+        reader, y, version = self._made.get(id(x), ("", x, 0))
+        if reader and y._version == version:  # nothing has changed it in place
+            self._taken.setdefault(path, set()).add(reader)
 
     def moments(self) -> dict[str, Moments]:
         """Returns what was taken in, by the path of the reader."""
-        behind = {next(iter(taken)): norm for norm, taken in self._taken.items() if len(taken) == 1}
+        every = [reader for taken in self._taken.values() for reader in taken]
+        alone = {norm: next(iter(taken)) for norm, taken in self._taken.items() if len(taken) == 1}
+        behind = {reader: norm for norm, reader in alone.items() if every.count(reader) == 1}
         moments: dict[str, Moments] = {}
         for path, sums in self._sums.items():
             if sums.rows:
@@ -322,6 +326,7 @@ class _Watch:
         return moments
 
 
+@torch.inference_mode(mode=False)  # in it, tensors have no versions
 def reader_moments(
     model: nn.Module,
     graph: ChannelGraph,

@@ -68,6 +68,11 @@ class Batch:
         return cls(inputs=inputs, labels=labels)
 
     @property
+    def copies(self) -> tuple[torch.Tensor, ...]:
+        """The inputs for one of several passes: forward may change them in place."""
+        return tuple(x.clone() for x in self.inputs)
+
+    @property
     def text(self) -> str:
         """Shapes and types of the inputs, for messages."""
         return ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in self.inputs)
@@ -116,7 +121,7 @@ def _labelled(images: object, labels: object) -> bool:
 
 
 def run_batches(twin: nn.Module, data: Any, seed: int, step: Callable[[Batch], None]) -> None:  # noqa: ANN401
-    """Calls `step` on every batch, moved to the device of a network, and says which batch did not do.
+    """Calls `step` on a copy of every batch, on the device of a network, and says which batch did not do.
 
     Args:
         twin: a copy of the user's network.
@@ -130,8 +135,9 @@ def run_batches(twin: nn.Module, data: Any, seed: int, step: Callable[[Batch], N
     device = next((tensor.device for tensor in (*twin.parameters(), *twin.buffers())), torch.device("cpu"))
     with torch_seeded(seed, "ranking data"):
         for batch in read_batches(data):
-            # The layout decides the order of summation: one for all, whatever the data come in.
-            inputs = tuple(x.to(device).contiguous() for x in batch.inputs)
+            # The layout decides the order of summation: one for all, whatever the data come in. A copy, since forward
+            # may change its input in place.
+            inputs = tuple(x.to(device).clone(memory_format=torch.contiguous_format) for x in batch.inputs)
             try:
                 step(Batch(inputs=inputs, labels=batch.labels))
             except AbcSearchError:

@@ -58,7 +58,7 @@ def goals_of(model: nn.Module, moments: Mapping[str, Moments], images: torch.Ten
         if one.reader.form == "patches":
             modules[path].register_forward_hook(functools.partial(look, path, one.reader))
     with torch_seeded(seed, "repair"):
-        twin(images)
+        twin(images.clone())  # forward may change its input in place
     return goals
 
 
@@ -105,7 +105,7 @@ def fit_in_turn(
         for norm in norms:
             norm.momentum = 1.0
         with torch_seeded(seed, "repair"):
-            network(images)
+            network(images.clone())
     finally:
         for handle in handles:
             handle.remove()

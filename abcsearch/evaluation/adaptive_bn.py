@@ -114,7 +114,7 @@ def calibrate(model: nn.Module, images: torch.Tensor, *, batch_size: int = 128) 
         learning = [norm for norm in norms if norm.training]  # some refuse: they are frozen
         with _averaging(learning), torch.inference_mode():
             for batch in images[: len(images) // batch_size * batch_size].split(batch_size):
-                model(batch)
+                model(batch.clone())  # forward may change its input in place
 
 
 @contextlib.contextmanager

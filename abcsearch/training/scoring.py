@@ -100,7 +100,8 @@ def _passes(model: nn.Module, split: Images, batch_size: int | None) -> Iterator
     with modes_kept(model), torch.inference_mode():
         model.eval()
         for images, labels in split.batches(batch_size or scoring_batch(device), device=device):
-            yield output_of(model, model(images)), labels
+            # A copy, since forward may change its input in place: images are the data set's own.
+            yield output_of(model, model(images.clone())), labels
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -116,6 +117,53 @@ def test_a_batch_norm_right_behind_a_reader_takes_its_constants():
         "8": ("", False),
         "10": ("", True),  # a bias
     }
+
+
+class Middle(nn.Module):
+    """A reader, what comes between it and a norm, and the norm; the rest leads the norm's input on."""
+
+    def __init__(self, between, *, named=False, norms=1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.norms, self.last = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(norms)), nn.Linear(6, 3)
+        self.between, self.named = between, named
+
+    def forward(self, x):
+        before = self.first(x).relu()
+        x = self.between(self.second(before), before)
+        return self.last(sum(norm(input=x) if self.named else norm(x) for norm in self.norms).mean((2, 3)))
+
+
+BETWEEN = {
+    "nothing": (lambda x, _: x, lambda x, _: x),
+    "relu": (lambda x, _: F.relu(x), lambda x, _: F.relu(x, inplace=True)),
+    "clamp": (lambda x, _: x.clamp(min=-0.1), lambda x, _: x.clamp_(min=-0.1)),
+    "shortcut": (lambda x, before: x + before, lambda x, before: x.add_(before)),
+    "scale": (lambda x, _: x * 2, lambda x, _: x.mul_(2)),
+}
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("name", BETWEEN)
+def test_a_norm_is_right_behind_a_layer_whose_outputs_nothing_has_changed(name, named, inference):
+    x = torch.randn(5, 2, 4, 4)
+    for between in BETWEEN[name]:
+        model = Middle(between, named=named).eval()
+        graph = trace_channels(model, x[:1])
+        with torch.inference_mode(inference):
+            seen = reader_moments(model, graph, x)
+        assert {path: one.reader.norm for path, one in seen.items()} == {
+            "second": "norms.0" if name == "nothing" else "",
+            "last": "",
+        }
+
+
+def test_of_two_norms_neither_takes_up_a_constant_for_both():
+    x = torch.randn(5, 2, 4, 4)
+    model = Middle(lambda x, _: x, norms=2).eval()
+    assert reader_moments(model, trace_channels(model, x[:1]), x)["second"].reader.norm == ""
 
 
 def test_what_serves_several_layers_or_more_than_reading_is_no_reader():

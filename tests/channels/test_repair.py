@@ -373,3 +373,16 @@ def test_what_is_no_way_to_repair_or_no_images_is_refused(tiny_model):
     for images_ in ((x, torch.zeros(8)), [x], x.numpy()):
         with pytest.raises(RankingError, match=f"are one tensor .*, found {type(images_).__name__}"):
             Repaired(repaired(tiny_model, x)[0], images_)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_images_stay_whatever_forward_does_with_them(how):
+    x = torch.randn(8, 1, 8, 8)
+    before = x.clone()
+    networks = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.ReLU(inplace=in_place), nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 6)).eval()
+        networks.append(repaired(model, x, how)[0].network((3,)).state_dict())
+        assert torch.equal(x, before)
+    assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])

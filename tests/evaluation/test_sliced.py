@@ -420,6 +420,25 @@ def test_repairs_are_computed_alike_here_and_for_other_processes(parts, monkeypa
     assert all(how == {"precision": "bf16", "threads": 2} for how in asked)
 
 
+@pytest.mark.parametrize("repair", ["none", "one_shot", "sequential"])
+def test_a_forward_that_changes_its_images_changes_no_data(tiny_data, repair):
+    found = []
+    every = [tiny_data.train, tiny_data.validation, tiny_data.test]
+    before = [split.images.clone() for split in every]
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        layers = [nn.Hardtanh(-0.1, 0.5, inplace=in_place), nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(10))
+        model(tiny_data.example.clone())
+        graph = trace_channels(model.eval(), tiny_data.example)
+        source = Sliced(model, graph, rank_channels(model, graph))
+        evaluator = AdaptiveBN(source, tiny_data, AdaptiveBNOptions(repair=repair, batch_size=32))
+        found += [evaluator((3,), 0).metrics for _ in range(2)]
+        score(model, tiny_data.test)
+        assert all(torch.equal(split.images, images) for split, images in zip(every, before, strict=True))
+    assert all(metrics == found[0] for metrics in found)
+
+
 def _shared(evaluator):
     return [split.images.is_shared() for split in (evaluator._calibration, evaluator._validation, evaluator.data.train)]
 

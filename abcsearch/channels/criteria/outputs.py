@@ -55,7 +55,7 @@ class CurlCriterion(Criterion):
             images = len(batch.inputs[0])
             count += images
             with torch.no_grad():
-                checked_logits(twin(*batch.inputs), images)
+                checked_logits(twin(*batch.copies), images)
                 rest = _Rest(trace_operations(twin, batch.inputs), batch.inputs)
                 for number, index in rest.readers(graph):
                     rest.advance(number)

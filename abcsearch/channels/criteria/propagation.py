@@ -61,7 +61,7 @@ class NispCriterion(Criterion):
         def step(batch: Batch) -> None:
             with torch.no_grad():
                 if not networks:
-                    twin(*batch.inputs)
+                    twin(*batch.copies)
                     networks.append((trace_operations(twin, batch.inputs), _absolute(twin, batch)))
                 run = _Layers(networks[0][0])
                 run.run(*batch.inputs)

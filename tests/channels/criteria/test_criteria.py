@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from abcsearch.channels.criteria import (
     CRITERIA,
@@ -221,3 +222,33 @@ def test_mistakes_in_a_criterion_of_ones_own_are_named(monkeypatch, entry, words
     monkeypatch.setitem(CRITERIA, "own", entry)
     with pytest.raises(RankingError, match=words):
         ranked(selecting([[1.0]] * 3, [0.0] * 3), "own", ramp())
+
+
+class Normalising(nn.Module):
+    """Normalises its images, in place or not."""
+
+    def __init__(self, *, in_place):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.second = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3)
+        self.last, self.in_place = nn.Linear(6, 4), in_place
+
+    def forward(self, x):
+        x = x.sub_(0.5).div_(2) if self.in_place else x.sub(0.5).div(2)
+        x = self.second(self.norm(self.first(x)).relu()).relu()
+        return self.last(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_images_stay_whatever_forward_does_with_them(name):
+    x, labels = torch.randn(20, 3, 8, 8), torch.arange(20) % 4
+    before, scores = x.clone(), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for in_place in (False, True):
+            model = Normalising(in_place=in_place).eval()
+            graph = trace_channels(model, x)
+            scores.append(rank_channels(model, graph, name, data=[(x, labels), (x, labels)]).scores)
+            assert torch.equal(x, before)
+    for one, other in zip(*scores, strict=True):
+        np.testing.assert_array_equal(one, other)
