@@ -155,7 +155,7 @@ class Repaired(Sliced):
                     target, cuts = by_name[name]
                     tensor = target.merged(cut(target.divided(tensor), cuts))
                 left[name].copy_(tensor)
-        if self.how == "sequential":
+        if self.how == "sequential" and (outline.cuts or outline.dropped):  # else there is nothing to repair
             images, goals = self._aims()
             with torch.autocast(images.device.type, enabled=False):
                 fit_in_turn(network, outline, goals, images, RIDGE, self._seed)

@@ -137,7 +137,7 @@ def run_batches(twin: nn.Module, data: Any, seed: int, step: Callable[[Batch], N
         for batch in read_batches(data):
             # The layout decides the order of summation: one for all, whatever the data come in. A copy, since forward
             # may change its input in place.
-            inputs = tuple(x.to(device).clone(memory_format=torch.contiguous_format) for x in batch.inputs)
+            inputs = tuple(x.to(device).contiguous().clone() for x in batch.inputs)
             try:
                 step(Batch(inputs=inputs, labels=batch.labels))
             except AbcSearchError:

@@ -142,7 +142,8 @@ def trace_operations(
     _check(model, inputs)
     # Only outside of inference mode do tensors remember that they were changed in place.
     with torch.inference_mode(mode=False), torch_seeded(0, "trace"):
-        inputs = tuple(x.clone() for x in inputs)  # which forward may change in place, too
+        # Forward may change them in place, too.
+        inputs = tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in inputs)
         twin = _twin(model)
         tracer, graph, watched = _trace(twin.train(training))
         recorder = _record(_module(twin.eval(), graph, type(model).__name__), inputs)

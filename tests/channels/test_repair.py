@@ -126,8 +126,9 @@ def test_random_networks_are_repaired_in_their_readers_alone(program, seed):
     assert changed <= allowed
     assert all(mended[name].isfinite().all() for name in mended)
     full = graph.space(alpha=1.0).full
-    whole = once(source.network(full))
-    assert all(torch.equal(tensor, state[name]) for name, tensor in whole.items())
+    for how in HOWS:
+        whole = once(Repaired(Sliced(model, graph, ranking), x, how).network(full))
+        assert all(torch.equal(tensor, state[name]) for name, tensor in whole.items())
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     in_turn = once(Repaired(Sliced(model, graph, ranking), x, "sequential").network(candidate))
     assert all(in_turn[name].shape == mended[name].shape for name in mended)
