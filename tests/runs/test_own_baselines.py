@@ -17,6 +17,7 @@ from abcsearch.baselines.registry import BASELINES, Baseline
 from abcsearch.cli import app
 from abcsearch.config import read_config
 from abcsearch.errors import ConfigError, ModelError
+from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.rng import torch_seeded
 from abcsearch.runs.configured import run_config
 from abcsearch.runs.finetuning import finetune_run
@@ -104,7 +105,10 @@ def test_networks_and_fitness_are_those_of_the_baseline(run):
     assert network_hash(run.network(winner, tuned=False)) != network_hash(run.network(scratch, tuned=False))
     assert run.fitness(winner) == run.result.best.fitness
     fitness = run.fitness(scratch)
-    assert fitness < run.fitness(winner)  # the winner's weights are trained, these are not
+    evaluator = make_evaluator(
+        "adaptive_bn", fresh(run.result.task), run.result.task.data, **run.config.evaluator.options
+    )
+    assert fitness == evaluator(scratch.candidate, run.config.seed).fitness != run.fitness(winner)
     assert open_run(run.folder.path).fitness(scratch) == fitness
     keys = run.folder.read_json(run.folder.fitness.name).keys()
     assert any(key.startswith("scratch ") for key in keys)
