@@ -100,7 +100,13 @@ def test_report_has_the_front_of_fitness_against_macs(finished):
 
 
 def test_report_of_nsga2_is_against_its_own_cost(tiny_config, tmp_path):
-    sets = ("searcher={name = 'nsga2', population = 12, against = 'peak_activation'}", "baselines=[]", "n_trials=36")
+    sets = (
+        "searcher={name = 'nsga2', population = 12, against = 'peak_activation'}",
+        "baselines=[]",
+        "n_trials=36",
+        "evaluator.metric=neg_loss",
+        "pretrain.epochs=6",
+    )
     arguments = [part for change in sets for part in ("--set", change)]
     assert call("search", tiny_config, "--run-dir", tmp_path / "run", *arguments).exit_code == 0
     printed = call("report", tmp_path / "run")

@@ -80,7 +80,12 @@ def test_a_closed_terminal_stops_a_command_unless_nohup_started_it(tmp_path, noh
 def test_signals_of_one_kind_have_one_status(tmp_path, number):
     file = tmp_path / "says"
     line = [sys.executable, "-c", COMMAND, str(file), str(tmp_path / "never")]
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+
+    def heard():  # also where the tests themselves run under nohup
+        signal.signal(number, signal.SIG_DFL)
+
+    kept = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "preexec_fn": heard}
+    with subprocess.Popen(line, **kept) as process:
         until(lambda: says(file, "running"), "the command")
         process.send_signal(number)
         _, errors = process.communicate(timeout=PATIENCE)

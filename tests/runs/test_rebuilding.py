@@ -132,7 +132,7 @@ def test_what_a_fitness_alone_shows_needs_the_word_of_the_user(run, left, change
 
 
 def test_a_baseline_tells_the_settings_of_its_run(run, left):
-    with pytest.raises(RunError, match="its baseline random has criterion: 'l1' in the folder, 'l2' now"):
+    with pytest.raises(RunError, match="its baseline random has criterion: 'reader_l2' in the folder, 'l2' now"):
         run_config(settings(run, "criterion=l2"), left, rebuild=True)
 
 
