@@ -63,8 +63,7 @@ PUBLISHED = (
     "evaluator.flip=true",
     "evaluator.fresh_norms=true",
 )
-BEES = "searcher=bee_colony"
-FILTER = 'space.levels=["filter"]'
+BEES, FILTER = "searcher=bee_colony", 'space.levels=["filter"]'
 FEW = "n_trials=10"  # as published, 200 would take half a day on a core; on a GPU: --set n_trials=200
 # By table: what each run changes in the config. What is in both is searched once.
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {
