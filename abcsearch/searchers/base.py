@@ -79,6 +79,7 @@ class Searcher(ABC):
         options: the record of the searcher's own options, of class `Options`.
         seed: the run's seed.
         rng: the only source of randomness.
+        knowledge: what it has been told by `know`, in order.
         name: of the searcher.
         Options: the class of its options.
         needs_results: whether it waits for results at all; without it `_learn` is never called.
@@ -131,6 +132,7 @@ class Searcher(ABC):
         self._warm = [self._start(place, start) for place, start in enumerate(starts)]
         self._batches = Batches()
         self._known: dict[Candidate, None] = {}  # everything ever proposed, in order
+        self.knowledge: list[Trial] = []
         self._begin()
 
     def _begin(self) -> None:  # noqa: B027 - not all searchers remember something
@@ -194,6 +196,28 @@ class Searcher(ABC):
             whole = self._batches.take(trial)
             if whole and self.needs_results:
                 self._learn(whole)
+
+    def probes(self) -> list[Candidate]:
+        """Returns structures whose fitness it wants to know (`know`) before its first proposal; [] if it needs none.
+
+        They may be outside the budget. The same for every budget, so that their results can be used again.
+        """
+        return []
+
+    @final
+    def know(self, trials: Iterable[Trial]) -> None:
+        """Takes finished trials that it has not asked for: its probes, trials of a run with another budget.
+
+        They may be outside the budget, and may still be proposed: only trials that were asked for can win.
+
+        Raises:
+            SearcherError: if something else than trials is given.
+            CandidateError: if a structure is not in the space; then nothing is taken.
+        """
+        trials = _listed_trials(trials)
+        for trial in trials:
+            self.space.check(trial.candidate)
+        self.knowledge.extend(trials)
 
     def population(self) -> list[Candidate]:
         """Returns the structures that the search currently works from, best first; [] if it has none of its own."""
@@ -286,6 +310,8 @@ class Searcher(ABC):
             "known": self._rows(self._known),
             "own": self._state(),
         }
+        if self.knowledge:  # absent from states of versions that knew nothing
+            state["knowledge"] = [trial.to_plain() for trial in self.knowledge]
         return {**state, "checksum": checksum(state)}
 
     @final
@@ -338,6 +364,7 @@ class Searcher(ABC):
         batches = [list(itertools.islice(asked, size)) for size in sizes]
         self._batches = Batches.of(self._candidates(state["queue"]), batches, list(told))
         self._known = dict.fromkeys(self._candidates(state["known"]))
+        self.knowledge = [Trial.from_plain(trial) for trial in state.get("knowledge", [])]
         self._load_state(state["own"])
 
     def _rows(self, candidates: Iterable[Candidate]) -> NDArray[np.int64]:
