@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from abcsearch.testing.lessons import LessonContract as LessonContract
     from abcsearch.testing.preparations import PreparationContract as PreparationContract
     from abcsearch.testing.searchers import SearcherContract as SearcherContract
-    from abcsearch.testing.searchers import ToyCosts as ToyCosts
-    from abcsearch.testing.searchers import toy_fitness as toy_fitness
-    from abcsearch.testing.searchers import toy_space as toy_space
+    from abcsearch.testing.toys import ToyCosts as ToyCosts
+    from abcsearch.testing.toys import toy_fitness as toy_fitness
+    from abcsearch.testing.toys import toy_space as toy_space
 
 _HOME = {
     "EvaluatorContract": "abcsearch.testing.evaluators",
@@ -26,9 +26,9 @@ _HOME = {
     "LessonContract": "abcsearch.testing.lessons",
     "PreparationContract": "abcsearch.testing.preparations",
     "SearcherContract": "abcsearch.testing.searchers",
-    "ToyCosts": "abcsearch.testing.searchers",
-    "toy_fitness": "abcsearch.testing.searchers",
-    "toy_space": "abcsearch.testing.searchers",
+    "ToyCosts": "abcsearch.testing.toys",
+    "toy_fitness": "abcsearch.testing.toys",
+    "toy_space": "abcsearch.testing.toys",
 }
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from abcsearch.errors import ConfigError
 from abcsearch.evaluation.base import evaluate
-from abcsearch.testing.searchers import toy_fitness, toy_space
+from abcsearch.testing.toys import toy_fitness, toy_space
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:

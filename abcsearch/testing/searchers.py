@@ -2,68 +2,30 @@
 
 In one sentence: proposals are new, inside the space and the budget, and depend on nothing but the seed and what was
 told; a saved searcher continues bit for bit. One that `overlaps` keeps this, and any number of workers busy, also where
-it is asked ahead.
+it is asked ahead. `KnowledgeContract` has what `know` may change, and what not.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from abcsearch.budget import Budget, Constraint
-from abcsearch.errors import SearcherError
+from abcsearch.budget import Budget
 from abcsearch.space import Dimension, SearchSpace
+from abcsearch.testing.knowledge import KnowledgeContract
+from abcsearch.testing.toys import ToyCosts, refused, through_json, toy_fitness
 from abcsearch.trial import Evaluation, Trial, best_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import ArrayLike, NDArray
+    from collections.abc import Callable
 
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate
 
 
-@dataclass(frozen=True)
-class ToyCosts:
-    """Costs of a chain of layers: each pair of neighbours costs the product of their widths; blocks cost nothing."""
-
-    def macs(self, candidates: ArrayLike) -> NDArray[np.int64]:
-        """Returns the sum of products of neighbouring values plus the sum of all values, (n,) int64."""
-        rows = np.asarray(candidates, dtype=np.int64)
-        return (rows[:, :-1] * rows[:, 1:]).sum(axis=1) + rows.sum(axis=1)
-
-    def flops(self, candidates: ArrayLike) -> NDArray[np.int64]:
-        """Returns twice the macs."""
-        return 2 * self.macs(candidates)
-
-    def params(self, candidates: ArrayLike) -> NDArray[np.int64]:
-        """Returns the sum of all values, (n,) int64."""
-        return np.asarray(candidates, dtype=np.int64).sum(axis=1)
-
-
-def toy_space(n_dims: int = 6, n_choices: int = 9) -> SearchSpace:
-    """Returns a space of `n_dims` widths (one with a single choice) and two block switches."""
-    widths = [
-        Dimension(f"w{i}", "width", tuple(range(2 + i, 2 + i + n_choices)), n_choices + 4 + i) for i in range(n_dims)
-    ]
-    fixed = Dimension("fixed", "width", (5,))
-    blocks = [Dimension(f"b{i}", "block", (0, 1)) for i in range(2)]
-    return SearchSpace((*widths, fixed, *blocks))
-
-
-def toy_fitness(space: SearchSpace, candidate: Candidate) -> float:
-    """Returns a fitness in [0, 1] that grows and saturates with every width; layers differ in weight."""
-    point = space.encode(candidate)
-    weights = 1.0 + np.arange(len(space)) % 3
-    return float((weights * np.sqrt(point)).sum() / weights.sum())
-
-
-class SearcherContract:
+class SearcherContract(KnowledgeContract):
     """What every searcher keeps; override `make`, and where yours learns slowly `rounds`.
 
     Attributes:
@@ -75,34 +37,6 @@ class SearcherContract:
     rounds = 500
     trials = 200
     window = 16
-
-    def make(self, space: SearchSpace, constraint: Constraint | None, seed: int) -> Searcher:
-        """Returns a new searcher."""
-        raise NotImplementedError
-
-    def problem(self) -> tuple[SearchSpace, Constraint]:
-        """Returns a mixed space and a budget of half the macs."""
-        space = toy_space()
-        return space, Budget(macs=0.5).bind(space, ToyCosts())
-
-    def evaluated(self, space: SearchSpace, candidate: Candidate, number: int) -> Trial:
-        """Returns the trial of a candidate; every seventh fails."""
-        if number % 7 == 6:
-            return Trial(number, candidate, Evaluation(fitness=None, failure="made to fail"))
-        return Trial(number, candidate, Evaluation(fitness=toy_fitness(space, candidate)))
-
-    def play(self, searcher: Searcher, n: int, sizes: Sequence[int] = (7,), start: int = 0) -> list[Trial]:
-        """Asks in portions of the given sizes and tells each at once, until `n` trials or nothing new."""
-        trials: list[Trial] = []
-        for size in itertools.cycle(sizes):
-            asked = searcher.ask(min(size, n - len(trials)))
-            number = start + len(trials)
-            batch = [self.evaluated(searcher.space, c, number + i) for i, c in enumerate(asked)]
-            searcher.tell(batch)
-            trials += batch
-            if not batch or len(trials) >= n:
-                return trials
-        return trials
 
     def slide(
         self,
@@ -184,7 +118,7 @@ class SearcherContract:
             cut = step % (len(batch) + 1)
             straight.tell(batch[:cut])
             saved.tell(batch[:cut])
-            state = _through_json(saved.state_dict())
+            state = through_json(saved.state_dict())
             saved = self.make(space, constraint, 99)
             saved.load_state_dict(state)
             straight.tell(batch[cut:])
@@ -209,7 +143,7 @@ class SearcherContract:
             searcher.tell([late[i] for i in told])
             late = [trial for i, trial in enumerate(late) if i not in told]
             if step % 75 == 0 or step > self.rounds - 4:
-                state = _through_json(searcher.state_dict())
+                state = through_json(searcher.state_dict())
                 searcher = self.make(space, constraint, step)
                 searcher.load_state_dict(state)
         assert [trial.candidate for trial in self.play(straight, len(asked))] == asked
@@ -243,7 +177,7 @@ class SearcherContract:
         def reloaded(searcher: Searcher) -> Searcher:
             if order.random() < 0.7:
                 return searcher
-            state = _through_json(searcher.state_dict())
+            state = through_json(searcher.state_dict())
             searcher = self.make(space, constraint, 99)
             searcher.load_state_dict(state)
             return searcher
@@ -309,12 +243,12 @@ class SearcherContract:
         foreign = Trial(9, space.full, Evaluation(fitness=2.0))
         other = {**searcher.state_dict(), "searcher": "another"}
         smaller = {**searcher.state_dict(), "space": searcher.state_dict()["space"][1:]}
-        _refused(lambda: searcher.tell([batch[2], batch[0]]), "told already")
-        _refused(lambda: searcher.tell([batch[2], batch[2]]), "told already")
-        _refused(lambda: searcher.tell([batch[2], foreign]), "never asked")
-        _refused(lambda: searcher.ask(0), "at least one")
-        _refused(lambda: searcher.load_state_dict(other), "another")
-        _refused(lambda: searcher.load_state_dict(smaller), "another space")
+        refused(lambda: searcher.tell([batch[2], batch[0]]), "told already")
+        refused(lambda: searcher.tell([batch[2], batch[2]]), "told already")
+        refused(lambda: searcher.tell([batch[2], foreign]), "never asked")
+        refused(lambda: searcher.ask(0), "at least one")
+        refused(lambda: searcher.load_state_dict(other), "another")
+        refused(lambda: searcher.load_state_dict(smaller), "another space")
         searcher.tell(batch[2:])
         undisturbed.tell([self.evaluated(space, c, i) for i, c in enumerate(same)])
         assert searcher.ask(20) == undisturbed.ask(20)
@@ -329,24 +263,3 @@ def _any(seed: int) -> Callable[[int], int]:
     """Returns what says which of some open structures is told next: any of them, drawn."""
     order = np.random.default_rng(seed)
     return lambda n: int(order.integers(n))
-
-
-def _through_json(state: Any) -> Any:  # noqa: ANN401 - plain JSON values and arrays
-    """Returns a state as it comes back from a file; raises TypeError for anything but JSON values and arrays."""
-    if isinstance(state, dict):
-        assert all(isinstance(key, str) for key in state)
-        return {key: _through_json(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_through_json(value) for value in state]
-    return state.copy() if isinstance(state, np.ndarray) else json.loads(json.dumps(state))
-
-
-def _refused(call: Any, words: str) -> None:  # noqa: ANN401 - a function without arguments
-    """Asserts that a call raises SearcherError with these words in its message."""
-    try:
-        call()
-    except SearcherError as error:
-        assert words in str(error), str(error)  # noqa: PT017 - no pytest here: strangers may use another runner
-    else:
-        msg = f"expected a SearcherError with {words!r}"
-        raise AssertionError(msg)
