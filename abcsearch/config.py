@@ -1,6 +1,6 @@
 """Config files: TOML in, `RunConfig` out, all mistakes at once.
 
-seed, n_trials, criterion, max_failures, baselines      top level
+seed, n_trials, criterion, max_failures, baselines, known      top level
 [model]      name, checkpoint, and the constructor's own options; or export, a folder of `abcsearch export`, and trust
 [data]       name, and the data set's own options
 [pretrain]   training recipe of the base network: preset, and changes to it
@@ -17,13 +17,13 @@ seed, n_trials, criterion, max_failures, baselines      top level
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from abcsearch.baselines.registry import check_names
 from abcsearch.baselines.structures import initial_problems
@@ -37,12 +37,13 @@ from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
 from abcsearch.preparation.registry import PREPARATIONS, check_preparation_options
-from abcsearch.records import check_value, no_table
+from abcsearch.records import check_value
 from abcsearch.runs.configured import seeded_data
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import trusted_header
 from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions, check_base
 from abcsearch.searchers.registry import SEARCHERS, check_searcher_options
+from abcsearch.tables import checked_table, record_of, set_override, typed
 from abcsearch.training.recipe import Recipe, find_preset
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     plain = _plain(path)
     for override in overrides:
-        _override(plain, override)
+        set_override(plain, override)
     return parse_config(plain, f"{path} with --set {' --set '.join(overrides)}" if overrides else str(path))
 
 
@@ -145,7 +146,7 @@ def parse_recipe(overrides: Sequence[str], recipe: Recipe) -> Recipe:
     """
     plain: dict[str, Any] = {"finetune": {}}
     for override in overrides:
-        _override(plain, override if override.startswith("finetune.") else f"finetune.{override}")
+        set_override(plain, override if override.startswith("finetune.") else f"finetune.{override}")
     return _recipe("finetune", plain["finetune"], recipe)
 
 
@@ -170,7 +171,7 @@ def read_inspected(
     plain: dict[str, Any] = {"model": {"name": target}, "space": {"levels": list(LEVELS)}}
     for override in overrides:
         prefixed = override.startswith(("space.", "model."))
-        _override(plain, override if prefixed else f"model.{override}")
+        set_override(plain, override if prefixed else f"model.{override}")
     settings, space = _section("model", plain["model"]), _section("space", plain["space"])
     example = _example("x".join(map(str, INPUT_SHAPES.get(target, IMAGENET_SHAPE))) if shape is None else shape)
     return settings.build(0).eval(), example, space
@@ -189,39 +190,18 @@ def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a
     if key in ("model", "data", *_PARTS):
         return _named(key, value)
     if key in _RECIPES:
-        return _recipe(key, _table(key, value), Recipe())
+        return _recipe(key, checked_table(key, value), Recipe())
     if key in _SECTIONS:
-        return _record(_SECTIONS[key], _table(key, value), key)
-    value = _typed(key, get_type_hints(RunConfig)[key], value)
+        return record_of(_SECTIONS[key], checked_table(key, value), key)
+    value = [value] if key == "known" and isinstance(value, str) else value
+    value = typed(key, get_type_hints(RunConfig)[key], value)
     if key == "criterion":
         CRITERIA.find(value)
     if key == "baselines":
         check_names(value)
     check_value(RunConfig, key, value)
-    return value
-
-
-def _typed(where: str, annotation: Any, value: Any) -> Any:  # noqa: ANN401 - plain values
-    """Returns a value of exactly the annotated type; a list (TOML knows no tuples) counts as a tuple.
-
-    Raises:
-        ConfigError: saying what is wrong with it.
-    """
-    try:
-        return TypeAdapter(annotation).validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
-    except ValidationError as error:
-        if {"dict_type", "mapping_type", "dataclass_type"} & {item["type"] for item in error.errors()}:
-            raise ConfigError(no_table(where, value)) from error
-        texts = [item["msg"].replace("tuple", "list") for item in error.errors()]
-        reasons = dict.fromkeys(text[0].lower() + text[1:] for text in texts)
-        raise ConfigError(f"{where} = {value!r}: {', or '.join(reasons)}") from error
-
-
-def _table(key: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - a plain value
-    """Returns a table, or raises ConfigError where there is something else."""
-    if not isinstance(value, dict):
-        raise ConfigError(no_table(key, value))
-    return value
+    # Paths are kept whole, relative ones as seen from where the run started: it may be continued from anywhere.
+    return tuple(os.path.abspath(run) for run in value) if key == "known" else value  # noqa: PTH100 - without ".."
 
 
 def _recipe(where: str, table: dict[str, Any], base: Recipe) -> Recipe:
@@ -241,41 +221,12 @@ def _recipe(where: str, table: dict[str, Any], base: Recipe) -> Recipe:
     close = difflib.get_close_matches("preset", changes, n=1, cutoff=0.8)
     problems += [unknown_name(f"setting in [{where}]:", key, ["preset"]) for key in close]
     try:
-        recipe = _record(Recipe, {**vars(base), **{k: v for k, v in changes.items() if k not in close}}, where)
+        recipe = record_of(Recipe, {**vars(base), **{k: v for k, v in changes.items() if k not in close}}, where)
     except ConfigError as error:
         raise ConfigError("\n".join([*problems, str(error)])) from error
     if problems:
         raise ConfigError("\n".join(problems))
     return recipe
-
-
-def _record(kind: type, plain: dict[str, Any], where: str) -> Any:  # noqa: ANN401 - the record
-    """Returns a frozen record with every key and type checked.
-
-    Raises:
-        ConfigError: with all unknown keys and wrong types of the table.
-    """
-    known = {f.name: f for f in fields(kind)}
-    problems = [unknown_name(f"setting in [{where}]:", key, known) for key in plain if key not in known]
-    problems += [
-        f"setting {name!r} in [{where}] is missing"
-        for name, f in known.items()
-        if f.default is MISSING and f.default_factory is MISSING and name not in plain
-    ]
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key in known:
-        if key in plain:
-            try:
-                values[key] = _typed(f"{where}.{key}", hints[key], plain[key])
-            except ConfigError as error:
-                problems.append(str(error))
-    if not problems:
-        try:
-            return kind(**values)
-        except ConfigError as error:
-            problems = [f"[{where}]: {line.removeprefix(f'{where}: ')}" for line in str(error).split("\n")]
-    raise ConfigError("\n".join(problems))
 
 
 def _model(name: str, table: dict[str, Any]) -> ModelSettings:
@@ -298,7 +249,7 @@ def _exported(table: Mapping[str, Any]) -> ModelSettings:
     if others or not isinstance(table["export"], str):
         msg = "model.export is a folder that abcsearch export wrote, and says name, options and weights itself; found "
         raise ConfigError(msg + (f"also {others}: leave them out" if others else repr(table["export"])))
-    trust = _typed("model.trust", bool, table.get("trust", False))
+    trust = typed("model.trust", bool, table.get("trust", False))
     settings = ModelSettings.of_export(Path(table["export"]).absolute(), trust=trust)
     settings.build()  # with its sizes: an export may be of a network that is another one by now
     return settings
@@ -329,7 +280,7 @@ def read_data(target: str | None, overrides: Sequence[str], *, trust: bool = Fal
     elif target.endswith(".toml") or Path(target).is_file():
         plain = _plain(target)
     for override in overrides:
-        _override(plain, override if override.startswith("data.") else f"data.{override}")
+        set_override(plain, override if override.startswith("data.") else f"data.{override}")
     if "data" not in plain:
         raise ConfigError(f"config {target} has no table [data]")
     return seeded_data(_section("data", plain["data"]), plain.get("seed", 0))
@@ -337,7 +288,7 @@ def read_data(target: str | None, overrides: Sequence[str], *, trust: bool = Fal
 
 def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a plain value
     """Returns a part whose table holds its name and its own options."""
-    table = dict(_table(key, {"name": value} if isinstance(value, str) else value))
+    table = dict(checked_table(key, {"name": value} if isinstance(value, str) else value))
     if key == "model" and "export" in table:
         return _exported(table)
     name = table.pop("name", None)
@@ -363,7 +314,7 @@ def _part(key: str, name: str, table: dict[str, Any]) -> Part:
         if options is None:
             check(name, own)
         else:
-            _record(options, own, key)
+            record_of(options, own, key)
     except AbcSearchError as error:
         known = options is None or set(own) <= {f.name for f in fields(options)}
         hint = "" if known else f"; left over from another {key}? --set {key}={name} replaces the whole table"
@@ -375,26 +326,3 @@ def _part(key: str, name: str, table: dict[str, Any]) -> Part:
     if problems:
         raise ConfigError("\n".join(problems))
     return Part(name=name, options=table)
-
-
-def _override(plain: dict[str, Any], override: str) -> None:
-    """Sets one dotted key in place."""
-    path, equals, text = override.partition("=")
-    if not equals or not path.strip():
-        raise ConfigError(f"--set takes dotted.key=value, found {override!r}")
-    try:
-        read = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        read = {"value": text.strip()}
-    if len(read) != 1:
-        raise ConfigError(f"--set changes one setting at a time, found {override!r}")
-    value = read["value"]
-    *tables, key = path.strip().split(".")
-    place: Any = plain
-    for name in tables:
-        inner = place.get(name, {})
-        place[name] = {"name": inner} if isinstance(inner, str) else inner
-        place = place[name]
-        if not isinstance(place, dict):
-            raise ConfigError(f"--set {override}: {name} is not a table")
-    place[key] = value

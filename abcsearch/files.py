@@ -104,19 +104,33 @@ def gone(path: Path, descriptor: int | None = None) -> FolderGoneError:
     elif now.name.endswith(" (deleted)"):
         msg = (
             f"{path} was deleted while it was written to, and what was finished with it; restore the folder from a "
-            f"copy and continue with: abcsearch resume {quoted(_run(path))}, or start anew"
+            f"copy and continue with: abcsearch resume {quoted(run_of(path.parent))}, or start anew"
         )
     else:
         msg = (
             f"{path} was renamed while it was written to. It is {now} now, with all that is finished; "
-            f"continue with: abcsearch resume {quoted(_run(now))}"
+            f"continue with: abcsearch resume {quoted(run_of(now.parent))}"
         )
     return FolderGoneError(msg)
 
 
-def _run(journal: Path) -> Path:
-    """Returns the run folder that a journal is in; that of a baseline is two folders deeper."""
-    return journal.parents[2] if journal.parents[1].name == "baselines" else journal.parent
+def run_of(folder: Path) -> Path:
+    """Returns the run folder that commands are given: that of a baseline, or of a map, is above it."""
+    if folder.parent.name == "baselines":
+        return folder.parent.parent
+    return folder.parent if is_map(folder) else folder
+
+
+def is_map(folder: Path) -> bool:
+    """Returns whether a folder is the map of the run above it."""
+    return folder.name == "map" and (folder.parent / "run.json").is_file()
+
+
+def redone(folder: Path) -> str:
+    """Returns what to do about a damaged folder in a run folder that can be made again; "" for the run's."""
+    if folder.parent.name == "baselines":
+        return f"delete {folder}: this baseline is then searched again"
+    return f"delete {folder}: the map is then evaluated again" if is_map(folder) else ""
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

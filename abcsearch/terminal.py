@@ -252,7 +252,7 @@ def print_status(watched: RunWatch, *, as_json: bool = False) -> None:
         print_json(asdict(status))
         return
     console.print(watched.title)
-    for search in status.searches:
+    for search in status.rows:
         console.print(f"{search.name}: {_counts(search)}; {duration(search.seconds)} of evaluations")
     for line in _notes(status):
         console.print(line)
@@ -293,7 +293,7 @@ def _watch_json(watched: RunWatch, every: float) -> None:
     while True:
         status = watched.look()
         stage = status.pulse.stage if status.pulse and status.pulse.training else None
-        now = [(search.done, search.failed) for search in status.searches], status.running, status.log, stage
+        now = [(search.done, search.failed) for search in status.rows], status.running, status.log, stage
         if now != shown:
             print_json(asdict(status), indent=None)
         if status.finished:
@@ -308,8 +308,8 @@ def _watch_lines(watched: RunWatch, every: float) -> None:
     shown: dict[str, str] = {}
     while True:
         status = watched.look()
-        now = {search.name: f"{search.name}: {_counts(search)}" for search in status.searches}
-        left = {search.name: f", {duration(search.left)} left" for search in status.searches if search.left}
+        now = {search.name: f"{search.name}: {_counts(search)}" for search in status.rows}
+        left = {search.name: f", {duration(search.left)} left" for search in status.rows if search.left}
         plain = status.running and not (
             status.pulse and status.pulse.training
         )  # how many are busy changes all the time
@@ -326,7 +326,7 @@ def _watch_lines(watched: RunWatch, every: float) -> None:
 def _screen(status: RunStatus, watched: RunWatch) -> Group:
     """Returns the screen of a run."""
     table = Table.grid(Column(no_wrap=True), Column(ratio=1), padding=(0, 2, 0, 0), expand=True)
-    for search in status.searches:
+    for search in status.rows:
         line = Table.grid(Column(ratio=1), Column(no_wrap=True), Column(width=12), padding=(0, 1, 0, 0), expand=True)
         bar = ProgressBar(total=search.total, completed=search.done)
         count = f"{search.done:>{len(str(search.total))}}/{search.total}"
@@ -340,7 +340,7 @@ def _screen(status: RunStatus, watched: RunWatch) -> Group:
 
 def _counts(search: SearchStatus) -> str:
     """Returns trials, failures and the best of a search."""
-    return f"{search.done} of {plural(search.total, 'trial')}, {_result(search)}"
+    return f"{search.done} of {plural(search.total, search.unit)}, {_result(search)}"
 
 
 def _result(search: SearchStatus) -> str:
@@ -361,7 +361,7 @@ def _notes(status: RunStatus) -> list[str]:
         f"fine-tuned with {'; '.join(changes) or 'the recipe of the run'}: {', '.join(names)}"
         for changes, names in groups.items()
     ]
-    return [*tuned, *(f"warning: {line}" for line in status.damaged)]
+    return [*status.known, *tuned, *(f"warning: {line}" for line in status.damaged)]
 
 
 def _pace(interval: float) -> str:

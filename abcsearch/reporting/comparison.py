@@ -12,13 +12,13 @@ import numpy as np
 from abcsearch.errors import RunError, plural
 from abcsearch.records import names
 from abcsearch.reporting.gathering import gather
-from abcsearch.reporting.unlike import complete, unlike
 from abcsearch.runs.configured import LoadedOnce
 from abcsearch.runs.forward import measure_forward
 from abcsearch.runs.recipes import changed, finetune_command
 from abcsearch.runs.report import tested_metrics
 from abcsearch.runs.settings import RunConfig, deciding
 from abcsearch.runs.tuned import problems
+from abcsearch.runs.unlike import complete, unlike
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -137,7 +137,7 @@ def gather(
         widths=widths,
         best=best_trials(trials, layers) if trials else None,
         sensitivity=layer_sensitivity(trials, layers),
-        timeline=run_timeline(history.searches),
+        timeline=run_timeline(history.evaluated),
     )
 
 

@@ -12,6 +12,7 @@ from abcsearch.errors import RunError, plural, quoted
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import KIND
 from abcsearch.runs.journal import read_journal
+from abcsearch.runs.known import STAGE, mapped_total, told_lines
 from abcsearch.runs.shapes import other_baseline, shown_header, winner_name
 from abcsearch.runs.watching import finish_times
 from abcsearch.signing import is_own
@@ -56,6 +57,8 @@ class History:
         path: the folder.
         header: run.json.
         searches: its own search, then the random baseline, if it has begun.
+        map: what was evaluated before the search; None where nothing was.
+        known: what the searcher was told of other runs, a line for each.
         over: whether its own search has all its trials, or has run out of structures.
         names: of the dimensions, where a file has them.
         note: that the search is finished, but its random baseline is not; "" otherwise.
@@ -67,6 +70,13 @@ class History:
     over: bool
     names: tuple[str, ...] = ()
     note: str = ""
+    map: SearchHistory | None = None
+    known: tuple[str, ...] = ()
+
+    @property
+    def evaluated(self) -> tuple[SearchHistory, ...]:
+        """All that was evaluated: the map, the search, the baselines."""
+        return self.searches if self.map is None else (self.map, *self.searches)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -120,6 +130,7 @@ def read_history(run_dir: str | Path) -> History:
             warnings.warn(f"{other}. It is left out", UserWarning, stacklevel=2)
         elif there:
             searches.append(_search(folder.baseline(name), name, n_trials))
+    total = mapped_total(folder)
     return History(
         path=folder.path,
         header=header,
@@ -127,6 +138,8 @@ def read_history(run_dir: str | Path) -> History:
         over=folder.finished(n_trials) and (folder.exhausted() or len(searches[0].trials) >= n_trials),
         names=_names(folder),
         note=_baseline_note(folder, settings, searches),
+        map=_search(folder.map, STAGE, total) if total else None,
+        known=told_lines(folder),
     )
 
 

@@ -134,6 +134,9 @@ def state_of(found: Gathered) -> str:
     counts = f"{plural(len(own.trials), 'trial')}"
     if not found.history.over:
         counts = f"{len(own.trials):,} of {plural(wanted, 'trial')} so far"
+    mapped = found.history.map
+    if mapped is not None:
+        counts = f"{plural(len(mapped.trials), 'evaluation')} of the map, {counts}"
     return f"{counts}, {failed:,} failed, started {found.history.environment.get('started', 'at an unknown time')}."
 
 
@@ -146,6 +149,7 @@ def _warnings(found: Gathered) -> list[str]:
     if found.missing is not None:
         warnings.append(f"Shown is what the run folder itself holds, without the table of networks: {found.missing}")
     warnings += found.report.damaged if found.report is not None else ()
+    warnings += found.history.known
     notes = (found.history.note, thinned_note(found))
     return [*warnings, *(note for note in notes if note)]
 
@@ -272,7 +276,7 @@ def _timeline(found: Gathered) -> Section:
         prefix = f"{found.history.searcher} "
         rows = [[f.reason, str(len(f.trials)), _listed(f.trials, prefix)] for f in own.failures]
         body = "<h3>Failures</h3>" + table([["reason (of the first)", "trials", "which"], *rows], [1])
-    lost = sum(sum(search.lost.values()) for search in found.history.searches)
+    lost = sum(sum(search.lost.values()) for search in found.history.evaluated)
     if lost:
         body += paragraph(f"Workers were lost {lost} time(s) during an evaluation, which was then run again.")
     return Section(title="Timeline and failures", lead=lead if own.bars else "", chart="timeline", body=body)

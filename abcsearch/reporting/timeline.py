@@ -90,8 +90,8 @@ def outline(bar: Bar, seconds: float) -> float:
 def run_timeline(searches: Sequence[SearchHistory]) -> Timeline:
     """Returns when the evaluations of a run took place.
 
-    A trial ended when its line was written, and began its own seconds before. What a baseline took over from the
-    search without evaluating it again is left out.
+    A trial ended when its line was written, and began its own seconds before. What a search took over from
+    the map, or a baseline from the search, without evaluating it again is left out.
     """
     spans: list[tuple[float, float, Bar]] = []
     evaluated: set[tuple[int, ...]] = set()

@@ -18,6 +18,8 @@ from abcsearch.runs.executing import changed_execution, check_workers, workers_f
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import data_identity, trusted_header, write_header
 from abcsearch.runs.journal import read_journal
+from abcsearch.runs.known import KNOWN
+from abcsearch.runs.known_runs import found_known
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.preparing import preparation_of, prepared
 from abcsearch.runs.rebuilding import Remains
@@ -188,6 +190,8 @@ def prepare(
     for name in config.baselines:
         if name not in BASELINES.homes:
             _check_baseline(name, config, task)
+    if config.known and not (folder.path / KNOWN).exists():
+        found_known(folder, task.space, config, config_identity(config, data))
     if not elsewhere and not folder.finished(config.n_trials):
         check_workers(config.execution)
     if config.pretrain is not None:
@@ -226,7 +230,7 @@ def _searched_baseline(
     folder: RunFolder, name: str, config: RunConfig, result: SearchResult, parts: Parts, progress: Progress
 ) -> None:
     """Runs a search that the winner is compared with, by the same evaluator."""
-    own = replace(config, searcher=Part(name=BASELINES.find(name).searcher), baselines=())
+    own = replace(config, searcher=Part(name=BASELINES.find(name).searcher), baselines=(), known=())
     baseline = folder.baseline(name)
     folder.check()
     baseline.path.mkdir(parents=True, exist_ok=True)

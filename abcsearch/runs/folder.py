@@ -13,6 +13,8 @@ base.safetensors   trained network of a configured run; base-*.checkpoint while 
 prepared.safetensors  what was trained before the search; prepared.json vouches for it, and has the structures to begin
                    with; prepared-*.checkpoint while it is being trained
 baselines/NAME/    run folders of the baselines
+map/               run folder of the map: structures whose fitness the searcher wanted to know before it began
+known.json         trials of other runs that the searcher was told of
 finetuned/         fine-tuned networks and their scores; NAME-*.checkpoint while NAME is being fine-tuned
 finetuned/recipe-* what was fine-tuned by other recipes, each in a folder
 report.html, report/, report.md, report.json, export/, tensorboard/
@@ -32,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from abcsearch.errors import RunError, escaped, plural, quoted
-from abcsearch.files import Anchor, gone, is_there, replace_file, sealed, unsealed
+from abcsearch.files import Anchor, gone, is_there, redone, replace_file, run_of, sealed, unsealed
 from abcsearch.runs.arrays import decode_array, encode_array
 from abcsearch.runs.journal import cut_journal
 from abcsearch.runs.lines import run_id
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 _HEAD = 2**20  # bytes of a snapshot in which its first entries are
 _OWNER = ".owner"  # of the lock, for messages
 # What is ours in the folder; anything else may be what the user has put there.
-_FOLDERS = frozenset({"baselines", "finetuned", "report", "export", "tensorboard"})
+_FOLDERS = frozenset({"baselines", "map", "finetuned", "report", "export", "tensorboard"})
 _FILES = (
     *(
         "run.",
@@ -61,6 +63,7 @@ _FILES = (
         "base",
         "prepared",
         "finetuning.",
+        "known.",
     ),
     *("report.", "."),
 )
@@ -85,8 +88,8 @@ class RunFolder:
 
     @property
     def run(self) -> Path:
-        """The folder that commands are given: of a baseline that of its run."""
-        return self.path.parent.parent if self.path.parent.name == "baselines" else self.path
+        """The folder that commands are given: of a baseline or a map that of its run."""
+        return run_of(self.path)
 
     @property
     def base(self) -> Path:
@@ -101,6 +104,11 @@ class RunFolder:
     def baseline(self, name: str) -> RunFolder:
         """Returns the run folder of a baseline."""
         return RunFolder(self.path / "baselines" / name)
+
+    @property
+    def map(self) -> RunFolder:
+        """The run folder of the map, which is not there where the searcher had no probes."""
+        return RunFolder(self.path / "map")
 
     def write_json(self, name: str, value: Mapping[str, Any], *, lasting: bool = True) -> None:
         """Replaces a JSON file as `write` does, with a checksum; numpy arrays are kept bit for bit."""
@@ -182,9 +190,8 @@ class RunFolder:
 
     def _otherwise(self, name: str) -> str:
         """Returns what to do where no copy of a file is at hand."""
-        if self.path.parent.name == "baselines":
-            return f"delete {self.path}: this baseline is then searched again"
-        return again(self.path) if name == "run.json" else "start a new run"
+        usual = again(self.path) if name == "run.json" else "start a new run"
+        return redone(self.path) or usual
 
     def write_progress(  # noqa: PLR0913 - a file with so many entries
         self,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import RunError, TrustError, differences, quoted
-from abcsearch.files import leaves
+from abcsearch.files import is_map, leaves, redone
 from abcsearch.importing import leave_working_folder
 from abcsearch.runs.environment import environment
 from abcsearch.runs.folder import FORMAT, RunFolder
@@ -92,6 +92,7 @@ _OTHERS = {
     "model": "the model has other weights (trained anew, or with another seed?)",
     "data": "the data have other images or labels",
     "checkpoint": "the checkpoint file has changed",
+    "map": "the searcher wants to know the fitness of other structures before it begins (another version?)",
     "prepared": "what was prepared is other weights or structures (prepared anew, with other versions?)",
 }
 
@@ -168,12 +169,9 @@ def _refuse_foreign(path: Path) -> None:
     """Raises RunError if a folder without run.json holds files that no run has put there."""
     there = path.iterdir() if path.exists() else ()
     others: Sequence[str] = sorted(entry.name for entry in there if not entry.name.startswith("."))
-    if others and path.parent.name == "baselines":
-        msg = (
-            f"{path} is a baseline whose run.json is missing; restore that from a copy, or delete {path}: this "
-            f"baseline is then searched again"
-        )
-        raise RunError(msg)
+    if others and (again_by := redone(path)):
+        what = "the map of a run" if is_map(path) else "a baseline"
+        raise RunError(f"{path} is {what} whose run.json is missing; restore that from a copy, or {again_by}")
     if others:
         msg = f"{path} is not empty and holds no run ({', '.join(others[:3])}); choose a new folder"
         if "journal.jsonl" in others:

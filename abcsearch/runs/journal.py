@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import AbcSearchError, RunError, plural, quoted
-from abcsearch.files import gone, is_there, same_file
+from abcsearch.files import gone, is_there, redone, same_file
 from abcsearch.runs.lines import (
     Chain,
     OutOfChainError,
@@ -169,8 +169,8 @@ def read_journal(path: Path) -> Contents:
 
 def _advice(path: Path, sound: int) -> str:
     """Returns what can be done about a damaged journal."""
-    if path.parent.parent.name == "baselines":
-        return f"restore the file from a copy, or delete {path.parent}: this baseline is then searched again"
+    if again := redone(path.parent):
+        return f"restore the file from a copy, or {again}"
     return (
         f"restore the file from a copy, or keep the {plural(sound, 'line')} before it (the others are put aside) with: "
         f"abcsearch resume {quoted(path.parent)} --until {sound}"

@@ -144,7 +144,7 @@ def _is_own(searcher: Searcher) -> bool:
 
 
 @contextlib.contextmanager
-def _named(searcher: Searcher) -> Iterator[None]:
+def named(searcher: Searcher) -> Iterator[None]:
     """Runs a block that calls a searcher; what goes wrong in one of the user's own is told as that.
 
     Raises:
@@ -233,7 +233,7 @@ class _Search:
         """Returns up to n new structures by trial number."""
         self._settled = False
         overlapping = ahead and self._searcher.needs_results
-        with _named(self._searcher):
+        with named(self._searcher):
             proposals = self._searcher.ask(n, ahead=True) if overlapping else self._searcher.ask(n)
             for candidate in proposals if _is_own(self._searcher) else ():
                 self._searcher.space.check(candidate)
@@ -328,7 +328,7 @@ class _Search:
     def _tell(self, trial: Trial) -> None:
         """Tells the searcher of a trial."""
         self._settled = False
-        with _named(self._searcher):
+        with named(self._searcher):
             self._searcher.tell([trial])
         self._told += 1
         self._replayed += self._asynchronous

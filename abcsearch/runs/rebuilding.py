@@ -29,6 +29,7 @@ from abcsearch.runs.environment import environment
 from abcsearch.runs.folder import FORMAT, RunFolder
 from abcsearch.runs.header import KIND
 from abcsearch.runs.journal import Contents, read_journal
+from abcsearch.runs.knowledge import kept, mark, probes_of
 from abcsearch.runs.loop import Loop
 from abcsearch.runs.preparing import seen
 from abcsearch.runs.settings import RunConfig, deciding, from_plain, to_plain
@@ -85,6 +86,7 @@ class Remains:
     start: int | None
     based: bool
     _contents: Contents = field(default_factory=Contents, repr=False)
+    _map: dict[str, str] = field(default_factory=dict[str, str], repr=False)
 
     @classmethod
     def of(cls, folder: RunFolder) -> Remains | None:
@@ -115,6 +117,7 @@ class Remains:
         """
         self._check_baselines(config)
         self._check_snapshot(parts)
+        parts.searcher.know(kept(self.folder, parts.searcher).trials)
         with tempfile.TemporaryDirectory(prefix="abcsearch-") as name:
             copy = RunFolder(name)
             copy.write_json(_HEADER, {"id": self.id} if self.start is not None else {}, lasting=False)
@@ -128,7 +131,8 @@ class Remains:
                 raise RunError(msg) from error
             self._check_trials(config, task, list(contents.trials.values()))
             self._check_proposals(config, task, parts, copy, contents)
-        return replace(self, _contents=contents)
+        probes = probes_of(parts.searcher) if self.folder.map.path.exists() else ()
+        return replace(self, _contents=contents, _map={"map": mark(probes)} if probes else {})
 
     def rebuild(self, config: RunConfig, evaluator: Evaluator, same: dict[str, Any], *, sure: bool) -> None:
         """Writes run.json.
@@ -159,6 +163,7 @@ class Remains:
         if path.exists():
             path.replace(self.folder.inside(f"{_HEADER}.damaged"))
         now = {**environment(), "rebuilt": time.strftime("%Y-%m-%d %H:%M:%S")}
+        same = {**same, **self._map}
         header = {"format": FORMAT, "settings": to_plain(config), "identity": same, "environment": now}
         kept = {"id": self.id} if self.start is not None or not self._contents.trials else {}
         self.folder.write_json(_HEADER, signed(KIND, {**kept, **header}))
@@ -225,7 +230,8 @@ class Remains:
             except RunError:
                 continue  # whoever reads the baseline says so
             mine = deciding(to_plain(config))
-            found = differences({**there, "searcher": None}, {**mine, "searcher": None})
+            apart = {"searcher": None, "known": None}
+            found = differences({**there, **apart}, {**mine, **apart})
             if found:
                 self._refuse(f"its baseline {path.parent.name} has {'; '.join(found)}")
 

@@ -19,6 +19,9 @@ from abcsearch.runs.configured import config_identity, prepare
 from abcsearch.runs.executing import evaluation_threads
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import held_header
+from abcsearch.runs.knowledge import probes_of
+from abcsearch.runs.known import read_known
+from abcsearch.runs.known_runs import found_known
 from abcsearch.runs.preparing import preparation_of
 from abcsearch.runs.rehearsed import Reach, Rehearsal, called
 from abcsearch.runs.timing import PATIENCE, evaluation_time, full_macs, preparation_time, training_time
@@ -72,6 +75,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
     searcher = parts.searcher
     if config.searcher.name == "given" and config.prepare is not None:  # it is given its structures later
         searcher = make_searcher("random", task.space, task.constraint, seed=config.seed)
+    mapped = _mapped(config, folder, task, parts.searcher)
     candidate, batch = _first(searcher, config.n_trials if rounds else 1)
     unheard = f"{config.searcher.name} proposes all {plural(batch, 'trial')} before it has a result to learn from"
     learns = not rounds or batch < config.n_trials
@@ -114,6 +118,8 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         prepare=config.prepare,
         baselines=config.baselines,
         searcher=config.searcher,
+        mapped=mapped,
+        mapping=evaluation.seconds * math.ceil(mapped / workers),
         trials=config.n_trials,
         batch=batch,
         evaluator=config.evaluator,
@@ -127,10 +133,19 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         finetuning=(tuning[0], tuning[1]),
         finetuned=1 + len(config.baselines),
         longer=tuning[1].seconds * _more_epochs(task, config, candidate),
-        disk=_disk(task, pruned, config),
+        disk=_disk(task, pruned, config, mapped),
         measured_on=_machine(config),
         notes=tuple(notes),
     )
+
+
+def _mapped(config: RunConfig, folder: RunFolder, task: Task, searcher: Searcher) -> int:
+    """Returns how many structures would be evaluated before the search begins."""
+    probes = probes_of(searcher)
+    known = read_known(folder)
+    if known is None and probes:
+        known = found_known(folder, task.space, config, config_identity(config, task.data))
+    return len(probes) if known is None else len(set(probes) - known.structures)
 
 
 def _first(searcher: Searcher, count: int) -> tuple[Candidate, int]:
@@ -202,10 +217,10 @@ def _weights_notes(config: RunConfig, folder: RunFolder) -> list[str]:
     return [f"checkpoint {checkpoint} is missing: the search will refuse; random weights were timed here"]
 
 
-def _disk(task: Task, pruned: nn.Module, config: RunConfig) -> int:
+def _disk(task: Task, pruned: nn.Module, config: RunConfig, mapped: int) -> int:
     """Returns the bytes of a run folder: the base network, the fine-tuned ones, and what is kept of every trial."""
     searches = 1 + len(searched(config.baselines))
-    trials = searches * config.n_trials * (_JOURNAL + 6 * len(task.space))
+    trials = (searches * config.n_trials + mapped) * (_JOURNAL + 6 * len(task.space))
     full = (2 + (config.prepare is not None)) * state_bytes(task.base)
     return full + (1 + len(config.baselines)) * state_bytes(pruned) + trials
 

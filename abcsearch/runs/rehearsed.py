@@ -76,6 +76,8 @@ class Rehearsal:
         prepare: name and options of what is trained before the search, or None.
         baselines: what the winner would be compared with.
         searcher: name and options.
+        mapped: structures that would be evaluated before the search begins, for its map.
+        mapping: seconds of these with these workers.
         trials: structures that would be evaluated.
         batch: structures that the searcher first proposes together.
         evaluator: name and options.
@@ -112,6 +114,8 @@ class Rehearsal:
     prepare: Part | None
     baselines: tuple[str, ...]
     searcher: Part
+    mapped: int
+    mapping: float
     trials: int
     batch: int
     evaluator: Part
@@ -143,7 +147,7 @@ class Rehearsal:
     def total(self) -> float:
         """Seconds of all that is estimated."""
         before = sum(own.seconds for own in (self.pretraining, self.preparing) if own is not None)
-        return before + self.search + (self.baseline or 0.0) + self.tuning
+        return before + self.mapping + self.search + (self.baseline or 0.0) + self.tuning
 
     @property
     def lines(self) -> list[str]:
@@ -159,7 +163,7 @@ class Rehearsal:
             f"space: {counted(int(self.structures))}; {self.free} of {plural(self.dimensions, 'dimension')} free",
             *(f"budget: {bound.line}" for bound in self.budget),
             *([] if self.prepare is None else [f"preparation: {_words(self.prepare)}"]),
-            f"searcher: {_words(self.searcher)}; {plural(self.trials, 'trial')}, {together}",
+            f"searcher: {_words(self.searcher)}; {self._counts()}, {together}",
             f"evaluator: {_words(self.evaluator)}; {_estimated(self.evaluation)} per structure",
             f"baselines: {', '.join(self.baselines) or 'none'}",
             *self._times(),
@@ -168,6 +172,11 @@ class Rehearsal:
             *(f"note: {note}" for note in self.notes),
         ]
 
+    def _counts(self) -> str:
+        """Returns how many structures are evaluated, those of the map apart."""
+        trials = plural(self.trials, "trial")
+        return f"{plural(self.mapped, 'evaluation')} of the map, {trials}" if self.mapped else trials
+
     def _times(self) -> list[str]:
         """Returns the lines of estimated times."""
         several = f" with {self.workers} workers, {about(self.alone)} with one" if self.workers > 1 else ""
@@ -175,6 +184,8 @@ class Rehearsal:
         lines = [f"search: about {about(self.search)}{several}"]
         if self.baseline is not None:
             lines.append(f"random baseline: about {about(self.baseline)}")
+        if self.mapped:
+            lines.insert(0, f"map: about {about(self.mapping)}")
         if self.preparing is not None:
             lines.insert(0, f"preparing: about {_estimated(self.preparing)}")
         if self.pretraining is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from abcsearch.bounds import amount
 from abcsearch.errors import escaped, plural
 from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
+from abcsearch.runs.known import mapped_total
 from abcsearch.runs.notes import notes_of
 from abcsearch.runs.recipes import asked, changed
 from abcsearch.runs.tuned import problems
@@ -311,6 +312,8 @@ def _title(run: FinishedRun) -> str:
     config = run.config
     bounds = ", ".join(f"{name} {bound}" for name, bound in config.budget.bounds.items())
     trials = plural(config.n_trials, "trial")
+    if mapped := mapped_total(run.folder):
+        trials = f"{plural(mapped, 'evaluation')} of the map, {trials}"
     return f"{config.model.name} on {config.data.name}: {config.searcher.name}, {trials}, budget {bounds}"
 
 

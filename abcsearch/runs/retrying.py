@@ -27,7 +27,7 @@ _COPY = "before-retry"
 
 
 def set_back(folder: RunFolder) -> int:
-    """Takes a run, and its searched baselines, back to before their first failed trials; returns how many had failed.
+    """Takes a run, its map and its searched baselines back to before their first failures; returns how many failed.
 
     The journals as they were are put beside the new ones.
 
@@ -38,6 +38,11 @@ def set_back(folder: RunFolder) -> int:
         RunError: if a journal is damaged.
     """
     search, failed = _first_failure(folder.journal)
+    probe, more = _first_failure(folder.map.journal)
+    failed += more
+    if probe is not None:
+        folder.map.cut(probe, _COPY)
+        search = 0 if folder.journal.exists() else None  # what it was told may be something else now
     # Baselines first: a run whose search is set back alone would end with a baseline that does not belong to it.
     for name in [name for name in BASELINES if folder.baseline(name).journal.exists()]:
         baseline = folder.baseline(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ from abcsearch.registry import OBJECT, object_name
 from abcsearch.runs.executing import workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import identity, write_header
+from abcsearch.runs.knowledge import learned
 from abcsearch.runs.latency import keep_times, measured
-from abcsearch.runs.loop import Loop, Progress, logged, silent
+from abcsearch.runs.loop import Loop, Progress, logged, named, silent
 from abcsearch.runs.preparing import preparation_of, prepared
 from abcsearch.runs.result import SearchResult, collected
 from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
@@ -61,6 +63,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     space: SpaceOptions | None = None,
     criterion: str | Criterion | Callable[..., Any] = "reader_l2",
     prepare: str | Mapping[str, Any] | Preparation | None = None,
+    known: Sequence[str | Path] = (),
     latency: LatencyOptions | None = None,
     max_failures: int = 10,
     progress: Progress = silent,
@@ -84,6 +87,8 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         criterion: which channels are kept: a name, an import path, or your own, see `rank_channels`.
         prepare: what is trained before the search: a name, {"name": ..., option: value}, or your own `Preparation`. A
             searcher by name begins with the structures that it proposes; of yours, only networks come from it.
+        known: folders of other runs of the same network, data, space, criterion and evaluator, whatever their budget:
+            what they found, the searcher is told before it begins, and it is not evaluated again.
         latency: how forward time is measured where the budget bounds it.
         max_failures: more failed evaluations than this in a row stop the run.
         progress: called after every trial.
@@ -105,6 +110,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         seed=seed,
         max_failures=max_failures,
         prepare=None if prepare is None else _part("prepare", prepare),
+        known=_absolute(known),
     )
     brought = Brought(
         searcher=None if isinstance(searcher, str | Mapping) else searcher,
@@ -112,6 +118,14 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         preparation=prepare if isinstance(prepare, Preparation) else None,
     )
     return run_here(RunFolder(run_dir), model, data, settings, brought, executor, progress, watchers)
+
+
+def _absolute(known: Any) -> Any:  # noqa: ANN401 - whatever it was called with
+    """Returns paths of known runs whole; anything else as it is, for the settings to refuse."""
+    listed = [known] if isinstance(known, str | os.PathLike) else known
+    if not isinstance(listed, list | tuple) or not all(isinstance(run, str | os.PathLike) for run in listed):
+        return known
+    return tuple(os.path.abspath(run) for run in listed)  # noqa: PTH100 - Path.absolute keeps ".."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,10 +256,16 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
     """
     write_header(folder, settings, identity(task))
     keep_times(folder, task)
+    told = learned(folder, task, settings, parts, progress)
+    with named(parts.searcher):
+        parts.searcher.know(told.trials)
+    evaluator = measured(parts.evaluator, task, settings)
+    if evaluator is parts.evaluator:  # else what was evaluated has no measured time
+        known = {**told.evaluations, **(known or {})}
     loop = Loop(
         folder=folder,
         searcher=parts.searcher,
-        evaluator=measured(parts.evaluator, task, settings),
+        evaluator=evaluator,
         costs=task.graph.costs,
         executor=parts.executor,
         n_trials=settings.n_trials,

@@ -118,10 +118,12 @@ class SearchSettings:
         max_failures: more failed evaluations than this in a row stop the run.
         execution: where evaluations run, and when the searcher hears of them.
         prepare: what is trained before the search; None: nothing.
+        known: folders of other runs of the same network, data, space, criterion and evaluator: what these found, the
+            searcher is told before it begins. Relative ones are seen from the run folder.
 
     Raises:
         ConfigError: if n_trials or max_failures is out of range, or the searcher is to propose what it is given, and
-            is given nothing.
+            is given nothing; if known is no list of folders.
     """
 
     budget: Budget = setting(compared=True)
@@ -135,9 +137,11 @@ class SearchSettings:
     max_failures: int = setting(10, at_least=0, decides=False)
     execution: ExecutionOptions = field(default_factory=ExecutionOptions)
     prepare: Part | None = setting(None, compared=True)
+    known: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the numbers."""
+        """Checks the numbers, and makes known a tuple of names."""
+        object.__setattr__(self, "known", _names(self.known))
         if not isinstance(self.budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"budget is a Budget, e.g. Budget(macs=0.5), found {self.budget!r}"
             raise ConfigError(msg)
@@ -148,6 +152,15 @@ class SearchSettings:
         if self.searcher.name == "given" and self.prepare is None and not self.searcher.options.get("initial"):
             msg = "searcher 'given' proposes what it is given, and is given nothing: set searcher.initial, or [prepare]"
             raise ConfigError(msg)
+
+
+def _names(known: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever it was given
+    """Returns the names of known runs, each once; raises ConfigError for anything else than texts."""
+    listed = [known] if isinstance(known, str) else known
+    if isinstance(listed, list | tuple) and all(isinstance(name, str) and name for name in listed):
+        return tuple(dict.fromkeys(listed))
+    msg = f'known is a list of run folders, e.g. ["runs/other"], found {known!r:.80}'
+    raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ _OPTIONAL: dict[str, type] = {
     **{f"settings.{name}.name": str for name in ("evaluator", "model", "data")},
     **{f"settings.{name}.options": dict for name in ("searcher", "evaluator", "model", "data")},
     "settings.baselines": list,
+    "settings.known": list,
     "settings.criterion": str,
     "settings.finetune": dict,
     "environment.versions": dict,
@@ -135,7 +136,7 @@ def _problems(header: Mapping[str, Any]) -> Iterator[str]:
         table = header["settings"].get(name)
         if not isinstance(table, dict | None):
             yield f"settings.{name} is a table, found {table!r:.60}"
-    for path in ("settings.baselines", "environment.command"):
+    for path in ("settings.baselines", "settings.known", "environment.command"):
         there, value = _value(header, path.split("."))
         if there and isinstance(value, list) and not all(isinstance(one, str) for one in value):
             yield f"{path} is a list of texts, found {value!r:.60}"

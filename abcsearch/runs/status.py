@@ -3,171 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass, fields
 from pathlib import Path
-from time import time
-from typing import TYPE_CHECKING
 
 from abcsearch.baselines.registry import searched
-from abcsearch.errors import AbcSearchError, RunError
-from abcsearch.files import is_there
+from abcsearch.errors import RunError
 from abcsearch.runs.damage import damaged
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import read_journal
-from abcsearch.runs.lines import Chain, OutOfChainError, Success, decode_event, many_objects, trial_of
+from abcsearch.runs.known import STAGE, mapped_total, told_lines
 from abcsearch.runs.shapes import other_baseline, shown_header, winner_name
+from abcsearch.runs.tail import JournalTail
 from abcsearch.runs.tuned import interrupted, kept, recipes, tunings
-from abcsearch.trial import Trial, best_trial
+from abcsearch.trial import Trial
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-# The pace is that of the trials of the last minutes, but of so many at least.
-_RECENT, _FEWEST = 300, 50
-# A longer time between two trials, in seconds and in evaluations, is a stop of the run.
-_PAUSE, _EVALUATIONS = 60, 3
 _LOG_LINES = 5
 TUNING = "fine-tuning"  # what the stages of fine-tuning begin with
 PREPARING = "preparing"  # and those of what is trained before a search
-
-
-class Pace:
-    """How fast trials finish now, from the times at which the last ones did."""
-
-    def __init__(self) -> None:
-        self._recent: deque[tuple[float, float]] = deque(maxlen=1000)
-
-    def add(self, finished: float, seconds: float) -> None:
-        """Takes when a trial finished, and how long its evaluation took."""
-        longest = max(_PAUSE, _EVALUATIONS * seconds)
-        if self._recent and not 0 <= finished - self._recent[-1][0] <= longest:  # stopped, or the clock was set back
-            self._recent.clear()
-        self._recent.append((finished, seconds))
-
-    def interval(self, workers: int | None = None) -> float | None:
-        """Returns the seconds from one finished trial to the next, or None if nothing tells.
-
-        Args:
-            workers: how many evaluations run at a time. The first ones finish together and look faster than they were.
-        """
-        if not self._recent:
-            return None
-        last = self._recent[-1][0]
-        recent = [pair for pair in self._recent if pair[0] > last - _RECENT]
-        recent = recent if len(recent) > _FEWEST else list(self._recent)[-_FEWEST:]
-        found = [(last - recent[0][0]) / (len(recent) - 1)] if len(recent) > 1 else []
-        if workers:
-            found.append(sum(seconds for _, seconds in recent) / len(recent) / workers)
-        return max(found, default=None)
-
-    def left(self, remaining: int, workers: int | None = None, now: float | None = None) -> float | None:
-        """Returns the seconds until so many more trials are finished, or None if nothing tells."""
-        interval = self.interval(workers)
-        if interval is None or not remaining:
-            return None
-        passed = (time() if now is None else now) - self._recent[-1][0]
-        return max(interval * remaining - max(passed, 0), 0)
-
-
-class JournalTail:
-    """The finished trials of a journal that another process writes; every look reads only what was appended.
-
-    Attributes:
-        n_trials: trials from this number on are left out, as the search leaves them out.
-        done: number of trials.
-        failed: number of those that failed.
-        failing: of these, the last ones without a success after them.
-        seconds: sum of the evaluations' times.
-        best: the best trial.
-        pace: how fast they finish.
-    """
-
-    def __init__(self, path: Path, n_trials: int) -> None:
-        self._path = path
-        self.n_trials = n_trials
-        self._start_over()
-
-    def _start_over(self) -> None:
-        """Forgets everything."""
-        self._offset, self._last, self._chain = 0, b"", Chain()
-        self._numbers: set[int] = set()
-        self.done, self.failed, self.failing, self.seconds = 0, 0, 0, 0.0
-        self.best: Trial | None = None
-        self.pace = Pace()
-
-    def look(self) -> None:
-        """Takes in what was appended since the last look; a line that is not whole yet waits for the next one.
-
-        Raises:
-            RunError: if the journal is damaged.
-        """
-        with many_objects():
-            for line in self._appended():
-                try:
-                    text = self._chain.text(line)
-                except OutOfChainError:
-                    text = None
-                if text is None:
-                    read_journal(self._path)  # says what is wrong, unless this is a last line that is torn
-                    return
-                self._offset, self._last = self._offset + len(line), line
-                try:
-                    self._take(text)
-                except (ValueError, AbcSearchError) as error:
-                    read_journal(self._path)  # says so
-                    msg = f"{self._path} holds a line that is damaged: {error}; restore it from a copy"
-                    raise RunError(msg) from error
-
-    def _appended(self) -> Iterator[bytes]:
-        """Yields the whole lines behind those read before; all lines where the journal was cut or replaced since."""
-        if not is_there(self._path):
-            return
-        if not self._offset:
-            self._chain = Chain.of(self._path)
-        with self._path.open("rb") as file:
-            file.seek(self._offset - len(self._last))
-            if file.read(len(self._last)) != self._last:
-                self._start_over()
-                self._chain = Chain.of(self._path)
-                file.seek(0)
-            yield from (line for line in file if line.endswith(b"\n"))
-
-    def _take(self, text: bytes) -> None:
-        """Takes the JSON of a line."""
-        success = Success.of(text)
-        if success is not None:
-            self._count(success.number, success.seconds, success.time)
-            if success.number < self.n_trials and (self._better(success)):
-                self.best = success.trial()
-            return
-        event = decode_event(text)
-        if "event" in event:
-            return
-        trial = trial_of(event)
-        self._count(
-            trial.number, trial.evaluation.seconds, event.get("time", 0), failed=trial.evaluation.failure is not None
-        )
-        if trial.number < self.n_trials:
-            self.best = best_trial([trial] if self.best is None else [self.best, trial])
-
-    def _better(self, success: Success) -> bool:
-        """Returns whether a trial is better than the best so far: as `best_trial` says."""
-        best = self.best
-        return best is None or (-success.fitness, success.number) < (-best.fitness, best.number)
-
-    def _count(self, number: int, seconds: float, time: float, *, failed: bool = False) -> None:
-        """Counts a trial."""
-        if number in self._numbers:
-            read_journal(self._path)  # says so
-        self._numbers.add(number)
-        if number >= self.n_trials:
-            return
-        self.done += 1
-        self.failed += failed
-        self.failing = self.failing + 1 if failed else 0
-        self.seconds += seconds
-        self.pace.add(time, seconds)
 
 
 @dataclass(frozen=True)
@@ -220,6 +71,7 @@ class SearchStatus:
         seconds: sum of the evaluations' times.
         interval: seconds from one finished trial to the next; None if it does not run, or nothing tells.
         left: seconds until it is finished, likewise.
+        unit: what is counted.
     """
 
     name: str
@@ -231,6 +83,7 @@ class SearchStatus:
     seconds: float
     interval: float | None = None
     left: float | None = None
+    unit: str = "trial"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +91,8 @@ class RunStatus:
     """How far a run is.
 
     Attributes:
+        map: of what the searcher wanted to know before it began; None where there is none.
+        known: what it was told of other runs, a line for each.
         searches: the search, then the baselines.
         running: whether a process writes to the folder now.
         finished: whether nothing is left to search, and nobody writes.
@@ -253,6 +108,8 @@ class RunStatus:
         log: the last lines of the log.
     """
 
+    map: SearchStatus | None
+    known: tuple[str, ...]
     searches: tuple[SearchStatus, ...]
     running: bool
     finished: bool
@@ -266,6 +123,11 @@ class RunStatus:
     pulse: Pulse | None
     preparing: str | None
     log: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[SearchStatus, ...]:
+        """What was, is and will be evaluated, in that order: the map, the search, the baselines."""
+        return self.searches if self.map is None else (self.map, *self.searches)
 
 
 class RunWatch:
@@ -297,23 +159,28 @@ class RunWatch:
         header = shown_header(self._folder)
         settings = header["settings"]
         folders = {winner_name(settings["searcher"]["name"]): self._folder}
-        begun = {path.parent.name for path in self.path.glob("baselines/*/run.json")}
+        begun_baselines = {path.parent.name for path in self.path.glob("baselines/*/run.json")}
         due = set(searched(settings.get("baselines", ())))
-        for name in sorted(begun | due):
+        for name in sorted(begun_baselines | due):
             if other := other_baseline(self._folder, name, header):
                 raise RunError(other)
             folders[f"baseline {name}"] = self._folder.baseline(name)
         running = self._folder.in_use()  # before the journals: what is finished after that is seen at the next look
         ended, exhausted = self._ended(list(folders.values()), settings["n_trials"])
         # What is left of a search or a fine-tuning that was killed, or is over, says nothing.
-        pulses = [p for p in map(Pulse.of, folders.values()) if p and running and p.tuning == ended]
+        total = mapped_total(self._folder)
+        places = [*folders.values(), *([self._folder.map] if total else [])]
+        pulses = [p for p in map(Pulse.of, places) if p and running and p.tuning == ended]
         pulse = max(pulses, key=lambda found: found.time, default=None)
         written = {name: folder.journal.stat().st_mtime for name, folder in folders.items() if folder.journal.exists()}
         active = max(written, key=lambda name: written[name]) if running and written else None
+        now = None if ended else pulse
         searches = tuple(
-            self._search(name, folder, settings["n_trials"], None if ended else pulse, active=name == active)
+            self._search(name, folder, settings["n_trials"], now, active=name == active)
             for name, folder in folders.items()
         )
+        begun = self._folder.journal.exists()
+        mapped = self._search(STAGE, self._folder.map, total, now, active=running and not begun) if total else None
         # Of a trial whose line is damaged the snapshot says that it is done; it has to be evaluated again.
         lacking = not exhausted and any(search.done < search.total for search in searches)
         over = ended and not running and not lacking
@@ -323,6 +190,8 @@ class RunWatch:
         most = most if isinstance(most, int) else math.inf
         made = tunings(self._folder, settings, best)
         return RunStatus(
+            map=mapped,
+            known=told_lines(self._folder),
             searches=searches,
             running=running,
             finished=over,
@@ -357,6 +226,7 @@ class RunWatch:
             seconds=tail.seconds,
             interval=tail.pace.interval(workers) if active else None,
             left=tail.pace.left(n_trials - tail.done, workers) if active else None,
+            unit="evaluation" if name == STAGE else "trial",
         )
 
     def _ended(self, folders: list[RunFolder], n_trials: int) -> tuple[bool, bool]:

@@ -18,7 +18,8 @@ from abcsearch.runs.finished import open_so_far
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.lines import Chain, Success, decode_event, encode_line, run_id, trial_of
-from abcsearch.runs.status import JournalTail, RunWatch
+from abcsearch.runs.status import RunWatch
+from abcsearch.runs.tail import JournalTail
 from abcsearch.signing import is_own, signed
 from tests.conftest import TINY_CONFIG
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from abcsearch.errors import RunError
 from abcsearch.runs.journal import Contents, Journal, cut_journal, read_journal
 from abcsearch.runs.lines import Success, encode_line, successful_trial
-from abcsearch.runs.status import JournalTail
+from abcsearch.runs.tail import JournalTail
 from abcsearch.runs.watching import finish_times
 from abcsearch.trial import Evaluation, Trial, best_trial
 

@@ -19,7 +19,8 @@ from abcsearch.runs.configured import resume, run_config
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import Journal, encode_line, read_journal
 from abcsearch.runs.lines import Chain
-from abcsearch.runs.status import JournalTail, Pace, RunWatch
+from abcsearch.runs.status import RunWatch
+from abcsearch.runs.tail import JournalTail, Pace
 from abcsearch.trial import Evaluation, Trial, best_trial
 
 

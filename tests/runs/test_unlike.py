@@ -12,11 +12,11 @@ from abcsearch.reporting.curves import Cloud, Mark
 from abcsearch.reporting.drawings import draw_pareto, draw_timeline
 from abcsearch.reporting.tables import network_lines
 from abcsearch.reporting.timeline import Bar, Timeline, outline
-from abcsearch.reporting.unlike import complete, unlike
 from abcsearch.reporting.words import time_change
 from abcsearch.runs.forward import ForwardTime
 from abcsearch.runs.report import Report, Row
 from abcsearch.runs.settings import to_plain
+from abcsearch.runs.unlike import complete, unlike
 
 KEYS = ("model", "data", "pretrain", "budget", "space", "evaluator", "searcher", "execution", "latency")
 

@@ -1,0 +1,160 @@
+"""The finished trials of a journal that another process writes, and how fast they finish."""
+
+from __future__ import annotations
+
+from collections import deque
+from time import time
+from typing import TYPE_CHECKING
+
+from abcsearch.errors import AbcSearchError, RunError
+from abcsearch.files import is_there
+from abcsearch.runs.journal import read_journal
+from abcsearch.runs.lines import Chain, OutOfChainError, Success, decode_event, many_objects, trial_of
+from abcsearch.trial import Trial, best_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# The pace is that of the trials of the last minutes, but of so many at least.
+_RECENT, _FEWEST = 300, 50
+# A longer time between two trials, in seconds and in evaluations, is a stop of the run.
+_PAUSE, _EVALUATIONS = 60, 3
+
+
+class Pace:
+    """How fast trials finish now, from the times at which the last ones did."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, float]] = deque(maxlen=1000)
+
+    def add(self, finished: float, seconds: float) -> None:
+        """Takes when a trial finished, and how long its evaluation took."""
+        longest = max(_PAUSE, _EVALUATIONS * seconds)
+        if self._recent and not 0 <= finished - self._recent[-1][0] <= longest:  # stopped, or the clock was set back
+            self._recent.clear()
+        self._recent.append((finished, seconds))
+
+    def interval(self, workers: int | None = None) -> float | None:
+        """Returns the seconds from one finished trial to the next, or None if nothing tells.
+
+        Args:
+            workers: how many evaluations run at a time. The first ones finish together and look faster than they were.
+        """
+        if not self._recent:
+            return None
+        last = self._recent[-1][0]
+        recent = [pair for pair in self._recent if pair[0] > last - _RECENT]
+        recent = recent if len(recent) > _FEWEST else list(self._recent)[-_FEWEST:]
+        found = [(last - recent[0][0]) / (len(recent) - 1)] if len(recent) > 1 else []
+        if workers:
+            found.append(sum(seconds for _, seconds in recent) / len(recent) / workers)
+        return max(found, default=None)
+
+    def left(self, remaining: int, workers: int | None = None, now: float | None = None) -> float | None:
+        """Returns the seconds until so many more trials are finished, or None if nothing tells."""
+        interval = self.interval(workers)
+        if interval is None or not remaining:
+            return None
+        passed = (time() if now is None else now) - self._recent[-1][0]
+        return max(interval * remaining - max(passed, 0), 0)
+
+
+class JournalTail:
+    """The finished trials of a journal that another process writes; every look reads only what was appended.
+
+    Attributes:
+        n_trials: trials from this number on are left out, as the search leaves them out.
+        done: number of trials.
+        failed: number of those that failed.
+        failing: of these, the last ones without a success after them.
+        seconds: sum of the evaluations' times.
+        best: the best trial.
+        pace: how fast they finish.
+    """
+
+    def __init__(self, path: Path, n_trials: int) -> None:
+        self._path = path
+        self.n_trials = n_trials
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Forgets everything."""
+        self._offset, self._last, self._chain = 0, b"", Chain()
+        self._numbers: set[int] = set()
+        self.done, self.failed, self.failing, self.seconds = 0, 0, 0, 0.0
+        self.best: Trial | None = None
+        self.pace = Pace()
+
+    def look(self) -> None:
+        """Takes in what was appended since the last look; a line that is not whole yet waits for the next one.
+
+        Raises:
+            RunError: if the journal is damaged.
+        """
+        with many_objects():
+            for line in self._appended():
+                try:
+                    text = self._chain.text(line)
+                except OutOfChainError:
+                    text = None
+                if text is None:
+                    read_journal(self._path)  # says what is wrong, unless this is a last line that is torn
+                    return
+                self._offset, self._last = self._offset + len(line), line
+                try:
+                    self._take(text)
+                except (ValueError, AbcSearchError) as error:
+                    read_journal(self._path)  # says so
+                    msg = f"{self._path} holds a line that is damaged: {error}; restore it from a copy"
+                    raise RunError(msg) from error
+
+    def _appended(self) -> Iterator[bytes]:
+        """Yields the whole lines behind those read before; all lines where the journal was cut or replaced since."""
+        if not is_there(self._path):
+            return
+        if not self._offset:
+            self._chain = Chain.of(self._path)
+        with self._path.open("rb") as file:
+            file.seek(self._offset - len(self._last))
+            if file.read(len(self._last)) != self._last:
+                self._start_over()
+                self._chain = Chain.of(self._path)
+                file.seek(0)
+            yield from (line for line in file if line.endswith(b"\n"))
+
+    def _take(self, text: bytes) -> None:
+        """Takes the JSON of a line."""
+        success = Success.of(text)
+        if success is not None:
+            self._count(success.number, success.seconds, success.time)
+            if success.number < self.n_trials and (self._better(success)):
+                self.best = success.trial()
+            return
+        event = decode_event(text)
+        if "event" in event:
+            return
+        trial = trial_of(event)
+        self._count(
+            trial.number, trial.evaluation.seconds, event.get("time", 0), failed=trial.evaluation.failure is not None
+        )
+        if trial.number < self.n_trials:
+            self.best = best_trial([trial] if self.best is None else [self.best, trial])
+
+    def _better(self, success: Success) -> bool:
+        """Returns whether a trial is better than the best so far: as `best_trial` says."""
+        best = self.best
+        return best is None or (-success.fitness, success.number) < (-best.fitness, best.number)
+
+    def _count(self, number: int, seconds: float, time: float, *, failed: bool = False) -> None:
+        """Counts a trial."""
+        if number in self._numbers:
+            read_journal(self._path)  # says so
+        self._numbers.add(number)
+        if number >= self.n_trials:
+            return
+        self.done += 1
+        self.failed += failed
+        self.failing = self.failing + 1 if failed else 0
+        self.seconds += seconds
+        self.pace.add(time, seconds)
