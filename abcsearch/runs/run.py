@@ -257,7 +257,8 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         progress=progress,
         stage=stage,
     )
-    return collected(folder, task, settings, loop.run(), parts.evaluator)
+    trials = loop.run()
+    return collected(folder, task, settings, trials, parts.evaluator, loop.decision)
 
 
 _OWN = {

@@ -13,6 +13,7 @@ from abcsearch.baselines.registry import searched
 from abcsearch.errors import AbcSearchError, RunError
 from abcsearch.files import is_there
 from abcsearch.runs.damage import damaged
+from abcsearch.runs.decision import Decision
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.lines import Chain, OutOfChainError, Success, decode_event, many_objects, trial_of
@@ -79,7 +80,8 @@ class JournalTail:
         failed: number of those that failed.
         failing: of these, the last ones without a success after them.
         seconds: sum of the evaluations' times.
-        best: the best trial.
+        best: the best trial, by full scores where they have decided.
+        decision: by full scores; None where there is none.
         pace: how fast they finish.
     """
 
@@ -94,6 +96,7 @@ class JournalTail:
         self._numbers: set[int] = set()
         self.done, self.failed, self.failing, self.seconds = 0, 0, 0, 0.0
         self.best: Trial | None = None
+        self.decision: Decision | None = None
         self.pace = Pace()
 
     def look(self) -> None:
@@ -138,10 +141,13 @@ class JournalTail:
         success = Success.of(text)
         if success is not None:
             self._count(success.number, success.seconds, success.time)
-            if success.number < self.n_trials and (self._better(success)):
+            if success.number < self.n_trials and self._better(success):
                 self.best = success.trial()
             return
         event = decode_event(text)
+        if event.get("event") == "winner" and event.get("of") == self.n_trials:
+            self.decision = Decision.of(event)
+            self.best = self.decision.winner
         if "event" in event:
             return
         trial = trial_of(event)
@@ -216,7 +222,9 @@ class SearchStatus:
         total: of so many.
         failed: number of failed ones.
         failing: of these, the last ones without a success after them.
-        best: the best trial.
+        best: the best trial, by full scores where they have decided.
+        decision: by full scores; None where there is none.
+        undecided: whether all trials are finished, and the best of them still to be scored in full.
         seconds: sum of the evaluations' times.
         interval: seconds from one finished trial to the next; None if it does not run, or nothing tells.
         left: seconds until it is finished, likewise.
@@ -229,6 +237,8 @@ class SearchStatus:
     failing: int
     best: Trial | None
     seconds: float
+    decision: Decision | None = None
+    undecided: bool = False
     interval: float | None = None
     left: float | None = None
 
@@ -354,6 +364,8 @@ class RunWatch:
             failed=tail.failed,
             failing=tail.failing,
             best=tail.best,
+            decision=tail.decision,
+            undecided=folder.undecided(n_trials),
             seconds=tail.seconds,
             interval=tail.pace.interval(workers) if active else None,
             left=tail.pace.left(n_trials - tail.done, workers) if active else None,
