@@ -361,7 +361,8 @@ def _notes(status: RunStatus) -> list[str]:
         f"fine-tuned with {'; '.join(changes) or 'the recipe of the run'}: {', '.join(names)}"
         for changes, names in groups.items()
     ]
-    return [*status.known, *tuned, *(f"warning: {line}" for line in status.damaged)]
+    decided = [f"{own.name}: {own.decision.words}" for own in status.searches if own.decision is not None]
+    return [*decided, *status.known, *tuned, *(f"warning: {line}" for line in status.damaged)]
 
 
 def _pace(interval: float) -> str:
@@ -380,17 +381,16 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
         busy = "" if pulse.training else f", {pulse.busy} of {plural(pulse.workers, 'worker')} busy"
         return f"running now: {pulse.stage}{busy}"
     if not status.finished:
+        own, again = status.searches[0], f"continue with: abcsearch resume {quoted(watched.path)}"
         if status.gave_up:
             again = f"abcsearch resume {quoted(watched.path)} --retry-failed"
             return f"stopped: too many evaluations failed in a row (see log.txt); once that is mended: {again}"
         if status.preparing is not None:
-            return (
-                f"not running, stopped while {status.preparing}; continue with: abcsearch resume {quoted(watched.path)}"
-            )
-        own = status.searches[0]
+            return f"not running, stopped while {status.preparing}; {again}"
+        if own.undecided:
+            return f"all trials are finished, the best are still to be scored in full; {again}"
         only = own.done >= own.total or status.exhausted  # it can be exported and reported
-        what = "search finished, its random baseline is not" if only else "not running"
-        return f"{what}; continue with: abcsearch resume {quoted(watched.path)}"
+        return f"{'search finished, its random baseline is not' if only else 'not running'}; {again}"
     if status.interrupted is not None:
         return f"search finished; fine-tuning was interrupted: continue with: {status.interrupted}"
     tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""

@@ -180,6 +180,8 @@ def _print_best(result: SearchResult) -> None:
     if RunFolder(result.run_dir).exhausted():
         console.print(nothing_left(result.settings.searcher.name, len(result.trials)))
     console.print(f"best of {plural(len(result.trials), 'trial')}: trial {best.number}, fitness {best.fitness:.4f}")
+    if result.decision is not None:
+        console.print(f"  {result.decision.words}")
     for dimension, (name, (kept, channels)) in zip(task.space.dimensions, result.widths.items(), strict=True):
         change = ("kept" if kept else "dropped") if dimension.kind == "block" else f"{channels} => {kept}"
         console.print(f"  {name}: {change}")

@@ -17,7 +17,9 @@ from abcsearch.trial import Evaluation, is_truth
 Evaluator = Callable[[Candidate, int], Evaluation]
 
 
-def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int, stage: str | None = None) -> Evaluation:
+def evaluate(
+    evaluator: Evaluator, candidate: Candidate, seed: int, stage: str | None = None, bar: float | None = None
+) -> Evaluation:
     """Runs an evaluator, times it, and turns whatever it raises into a failed evaluation with the reason.
 
     Ctrl-C passes through, and so does what is no result of the candidate: a shortage of the machine, a mistake in the
@@ -27,8 +29,9 @@ def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int, stage: str |
         evaluator: runs here.
         candidate: is evaluated.
         seed: of the evaluation.
-        stage: runs this attribute of the evaluator instead, "first" or "second" of a staged one. So an executor is
-            handed the same object for both, and sends network and images once.
+        stage: runs this attribute of the evaluator instead, "first" or "second" of a staged one, or "in_full" of a
+            `Finalist`. So an executor is handed the same object for all, and sends network and images once.
+        bar: what the candidate races against, of a `Racer`; None: it sees all images.
 
     Raises:
         SearcherError: if the evaluator returns something else than an Evaluation of numbers: a mistake in its code,
@@ -37,7 +40,8 @@ def evaluate(evaluator: Evaluator, candidate: Candidate, seed: int, stage: str |
     """
     start = time.perf_counter()
     try:
-        found = (evaluator if stage is None else getattr(evaluator, stage))(candidate, seed)
+        call: Any = evaluator if stage is None else getattr(evaluator, stage)
+        found = call(candidate, seed) if bar is None else call.race(candidate, seed, bar)
     except (KeyboardInterrupt, SearcherError, ShortageError):
         raise
     except BaseException as error:  # noqa: BLE001 - any failure of a candidate is recorded and the search goes on

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import heapq
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.evaluation.base import Evaluator, evaluate
 from abcsearch.evaluation.options import CascadeOptions
+from abcsearch.evaluation.racing import complete
 from abcsearch.evaluation.short_training import ShortTraining
-from abcsearch.evaluation.staged import FIRST, Verdict, cheap, trained
+from abcsearch.evaluation.staged import FIRST, STAGE, Verdict, cheap, trained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +54,30 @@ class Cascade:
         """Returns what both stages find: for a candidate that is worth it."""
         first = cheap(evaluate(self.first, candidate, seed))
         return first if first.failure else trained(first, evaluate(self.second, candidate, seed))
+
+    def bar(self, earlier: Sequence[Verdict]) -> float | None:
+        """Returns what a candidate races against in the first stage: the last one of the best fraction; None: nothing.
+
+        Args:
+            earlier: of all trials that the searcher had been told of.
+        """
+        scores = [verdict.score for verdict in earlier if verdict.score is not None]
+        count = math.ceil(self.fraction * len(earlier) - 1e-9)
+        return heapq.nlargest(count, scores)[-1] if scores else None
+
+    @property
+    def finalists(self) -> int:
+        """How many of the best trials are scored in full at the end of a search."""
+        return self.options.finalists
+
+    def complete(self, evaluation: Evaluation) -> bool:
+        """Returns whether a trial has been trained, and scored on all of search-validation."""
+        return evaluation.fitness is None or (evaluation.metrics.get(STAGE) == 2 and complete(self.second, evaluation))
+
+    def in_full(self, candidate: Candidate, seed: int) -> Evaluation:
+        """Returns what the second stage finds on all of search-validation."""
+        found = evaluate(self.second, candidate, seed, "in_full")
+        return replace(found, metrics={**found.metrics, STAGE: 2})
 
     def promoted(self, earlier: Sequence[Verdict], batch: Mapping[int, Evaluation]) -> list[int]:
         """Returns the numbers of the trials that are decided together and see the second stage, best first.

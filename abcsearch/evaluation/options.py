@@ -12,6 +12,9 @@ from abcsearch.training.named import METRICS, OBJECTIVES
 from abcsearch.training.recipe import MAX_THREADS, Recipe, check_computing
 
 REPAIRS = ("none", "one_shot", "sequential")
+SCORINGS = ("full", "racing")
+# What runs did that do not say, since they were made before it could be said.
+BEFORE: Mapping[str, Any] = {"repair": "none", "scoring": "full", "finalists": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,13 @@ class ScoringOptions:
             network's outputs); of other objectives: theirs; or your own by import path, package.module:function, which
             maps (outputs, labels) of a batch to one number per image.
         validation_images: how many of the search-validation images are looked at; None: all.
+        scoring: "racing": a candidate is shown images in stages, each twice as long as the one before, and no more once
+            its fitness is two standard errors below the best that the searcher knew when it proposed the candidate;
+            "full": all images. See `abcsearch.evaluation.racing`.
+        stage_images: images of the first stage of racing, no fewer than there are classes; None: 128, or the first
+            doubling of it that is enough.
+        finalists: so many of the best trials are scored on all images at the end of a search, which decides the winner;
+            0: none.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
         precision: "float32", "bf16", or on CUDA "tf32".
         repair: whether what reads channels is first fitted to those that are left, on training images: "one_shot", all
@@ -31,11 +41,14 @@ class ScoringOptions:
         threads: torch threads on the CPU; recorded, since they decide the order of summation.
 
     Raises:
-        ConfigError: if the metric, the device or the precision is unknown, or a number out of range.
+        ConfigError: if the metric, the device, the precision or the scoring is unknown, or a number out of range.
     """
 
     metric: str | None = None
     validation_images: int | None = setting(None, at_least=1)
+    scoring: str = setting("racing", words=SCORINGS)
+    stage_images: int | None = setting(None, at_least=1)
+    finalists: int = setting(5, at_least=0)
     device: str = "auto"
     precision: str = "float32"
     repair: str = setting("one_shot", words=REPAIRS)
@@ -130,6 +143,9 @@ class CascadeOptions:
         fraction: share of the trials that are trained, in (0, 1].
         metric: the fitness of both stages; None: the objective's first metric.
         repair: of both stages, as of `ScoringOptions`.
+        scoring: of the first stage, as of `ScoringOptions`; its candidates race against the last one of the best
+            fraction. Those that are trained are scored in full.
+        finalists: as of `ScoringOptions`; those that have not been trained are.
         adaptive_bn: options of the first stage, all but these.
         short_training: options of the second stage, all but these.
 
@@ -140,6 +156,8 @@ class CascadeOptions:
     fraction: float = setting(0.2, above=0, at_most=1, meaning="the share of trials that are trained")
     metric: str | None = None
     repair: str = setting("one_shot", words=REPAIRS)
+    scoring: str = setting("racing", words=SCORINGS)
+    finalists: int = setting(5, at_least=0)
     adaptive_bn: Mapping[str, Any] = field(default_factory=dict[str, Any])
     short_training: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -156,6 +174,7 @@ class CascadeOptions:
 
     # The names of the stages, as evaluators and as tables of options.
     STAGES: ClassVar[tuple[str, str]] = ("adaptive_bn", "short_training")
+    SHARED: ClassVar[tuple[str, ...]] = ("metric", "repair", "scoring", "finalists")
 
     def stages(self) -> tuple[tuple[str, dict[str, Any], float], ...]:
         """Returns the evaluator of each stage, its options, and the share of the trials that see it."""
@@ -166,7 +185,7 @@ class CascadeOptions:
     @property
     def _shared(self) -> dict[str, Any]:
         """The options of both stages."""
-        return {"metric": self.metric, "repair": self.repair}
+        return {name: getattr(self, name) for name in self.SHARED}
 
     @property
     def first(self) -> AdaptiveBNOptions:
@@ -190,13 +209,13 @@ class CascadeOptions:
             raise ConfigError(msg) from error
 
 
-def with_repair(record: type | None, options: Mapping[str, Any], repair: str) -> dict[str, Any]:
-    """Returns options of an evaluator that say how networks are repaired.
+def completed(record: type | None, options: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options of an evaluator that say what would change with a default of ours.
 
     Args:
         record: of the evaluator's options.
         options: which may say so already.
-        repair: what is said otherwise, where the evaluator repairs at all.
+        usual: by name, what is said otherwise, where the evaluator has such an option.
     """
-    repairs = record is not None and any(option.name == "repair" for option in fields(record))
-    return {"repair": repair, **options} if repairs else dict(options)
+    known = () if record is None else [option.name for option in fields(record)]
+    return {**{name: value for name, value in usual.items() if name in known}, **options}

@@ -14,15 +14,18 @@ import torch
 
 from abcsearch.channels.repair import Repaired
 from abcsearch.channels.source import Sliced
-from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.errors import ConfigError, DataError, plural, unknown_name
+from abcsearch.evaluation import racing
 from abcsearch.evaluation.options import ScoringOptions
 from abcsearch.rng import torch_seeded, torch_stream
 from abcsearch.training.computing import computing, find_device
 from abcsearch.training.objectives import METRICS, Objective, find_objective
-from abcsearch.training.scoring import predict, score, scoring_batch
+from abcsearch.training.scoring import Tally, predict, score, scoring_batch
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from abcsearch.channels.repair import How
@@ -36,7 +39,8 @@ REPAIR_IMAGES = 384  # whose second moments repairs are fitted to: twice as many
 class SlicedEvaluator(ABC):
     """Gets the network of a candidate, prepares it in some way, and scores it on search-validation.
 
-    The base of evaluators, also of your own: implement `prepare`.
+    The base of evaluators, also of your own: implement `prepare`. One that is called in its own way (`__call__`) is
+    scored in full: what it makes of the metric need not be a mean over images.
 
     The network and the images are on the device of the options, images there once; a candidate exists only while it is
     evaluated. If CUDA runs out of memory, the evaluation is tried once more with half the batch size (its metrics then
@@ -64,16 +68,23 @@ class SlicedEvaluator(ABC):
         Raises:
             ConfigError: if the metric is unknown, or is none; if this machine has no such device.
             ModelError: if the network does not return what the objective needs.
-            DataError: if a label has no output.
+            DataError: if a label has no output; if the first stage of racing is to show fewer images than there are
+                classes, or more than there are images.
         """
         self.options = options = options or type(self).Options()
         objective = find_objective(data.objective)
         self.metric = options.metric or objective.headline
         self._objective = with_metric(objective, self.metric)
         self.source, self.data = repaired(source, data, options.repair), data
-        count = options.validation_images or len(data.validation)
-        order = torch.randperm(len(data.validation), generator=torch_stream(data.seed, "validation images"))
-        chosen = data.validation if count >= len(data.validation) else data.validation.part(order[:count].sort().values)
+        count = min(options.validation_images or len(data.validation), len(data.validation))
+        self._order = torch.randperm(len(data.validation), generator=torch_stream(data.seed, "validation images"))
+        self._ends = [count]
+        chosen = data.validation
+        if self.races:
+            self._ends = racing.ends(count, _first_stage(data, count, options.stage_images))
+            chosen = chosen.part(self._order[:count])
+        elif count < len(chosen):
+            chosen = chosen.part(self._order[:count].sort().values)
         self._validation = chosen
         self._settle()
         # What is wrong with all candidates is said once here, not by every trial; on a copy, since forward may have
@@ -134,37 +145,144 @@ class SlicedEvaluator(ABC):
     @cached_property
     def _full(self) -> torch.Tensor | None:
         """Outputs of the full network on the validation images, where the metric needs them."""
+        return self._outputs(self._validation)
+
+    def _outputs(self, images: Split) -> torch.Tensor | None:
+        """Returns outputs of the full network on some images, where the metric needs them."""
         if self.metric not in self._objective.to_full:
             return None
-        return predict(copy.deepcopy(self.source.full), self._validation)
+        return predict(copy.deepcopy(self.source.full), images)
+
+    @property
+    def races(self) -> bool:
+        """Whether it stops scoring candidates that have lost."""
+        return self.options.scoring == "racing" and self._is_usual
+
+    @property
+    def finalists(self) -> int:
+        """How many of the best trials are scored in full at the end of a search."""
+        return self.options.finalists if self._is_usual else 0
+
+    @property
+    def _is_usual(self) -> bool:
+        """Whether a call is that of this class, and not what a class derived from it makes of it."""
+        return type(self).__call__ is SlicedEvaluator.__call__
+
+    def complete(self, evaluation: Evaluation) -> bool:
+        """Returns whether an evaluation is of all of search-validation."""
+        seen = evaluation.metrics.get(racing.IMAGES, len(self._validation))
+        return evaluation.fitness is None or seen >= len(self._order)
 
     def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
         """Returns fitness and metrics on search-validation; a metric that is not finite is a failure."""
-        try:
-            return self._evaluation(candidate, seed, 1)
-        except torch.OutOfMemoryError:
-            pass  # outside of this block nothing holds the failed evaluation's memory any more
-        torch.cuda.empty_cache()
-        found = self._evaluation(candidate, seed, 2)
-        return replace(found, metrics={**found.metrics, "halved_batch": 1.0})
+        return _once_more(lambda shrink: self._evaluation(candidate, seed, shrink))
 
-    def _evaluation(self, candidate: Candidate, seed: int, shrink: int) -> Evaluation:
+    def race(self, candidate: Candidate, seed: int, bar: float) -> Evaluation:
+        """Returns the same, of the images up to the end of the stage in which fitness is clearly below a bar.
+
+        Args:
+            candidate: the structure.
+            seed: of the evaluation.
+            bar: fitness of the incumbent.
+        """
+        return _once_more(lambda shrink: self._evaluation(candidate, seed, shrink, bar))
+
+    def in_full(self, candidate: Candidate, seed: int) -> Evaluation:
+        """Returns the same on all of search-validation, where `validation_images` are fewer, too."""
+        if len(self._validation) == len(self._order):
+            return self(candidate, seed)
+        return _once_more(lambda shrink: self._evaluation(candidate, seed, shrink, images=self.data.validation))
+
+    def _evaluation(
+        self, candidate: Candidate, seed: int, shrink: int, bar: float | None = None, images: Split | None = None
+    ) -> Evaluation:
         with computing(self.device, precision=self.options.precision, threads=self.options.threads):
             network = self._build(candidate, seed, shrink)
-            metrics = score(
-                network,
-                self._validation,
-                objective=self._objective,
-                full=self._full,
-                batch_size=scoring_batch(self.device) // shrink,
-            )
+            tally = self._scored(network, shrink, bar, images)
+        metrics = tally.means()
         costs = self.source.graph.costs
         macs, params = int(costs.macs([candidate])[0]), int(costs.params([candidate])[0])
         # A network that returns NaN still has a top1: its class 0 counts as the best one.
         wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
         if wrong:
             return Evaluation(fitness=None, metrics=metrics, macs=macs, params=params, failure=", ".join(wrong))
-        return Evaluation(fitness=metrics[self.metric], metrics=metrics, macs=macs, params=params)
+        fitness = metrics[self.metric]
+        if self.finalists or self.races:
+            metrics |= self._spread(tally) | ({} if bar is None else {racing.BAR: bar})
+        return Evaluation(fitness=fitness, metrics=metrics, macs=macs, params=params)
+
+    def _scored(self, network: nn.Module, shrink: int, bar: float | None, images: Split | None) -> Tally:
+        """Returns the metrics on some images, or on those of each stage until the bar is out of reach."""
+        tally, size = Tally(self._objective, self.metric), scoring_batch(self.device) // shrink
+        if images is not None:
+            tally.take(network, images, full=self._outputs(images), batch_size=size)
+            return tally
+        first = 0
+        for last in self._ends:
+            shown = self._validation.span(first, last)
+            full = None if self._full is None else self._full[first:last]
+            tally.take(network, shown, full=full, batch_size=size)
+            if self._is_lost(tally, bar):
+                break
+            first = last
+        return tally
+
+    def _is_lost(self, tally: Tally, bar: float | None) -> bool:
+        """Returns whether a candidate has failed already, or is behind a bar."""
+        means = tally.means()
+        if bar is None or not all(map(math.isfinite, means.values())):
+            return bar is not None
+        return racing.is_behind(means[self.metric], racing.standard_error(tally.values()), bar)
+
+    def _spread(self, tally: Tally) -> dict[str, float]:
+        """Returns on how many images a fitness was found, how sure it is, and how groups of all images did."""
+        values = tally.values()
+        error = racing.standard_error(values)
+        found = {racing.IMAGES: float(tally.count)} | ({} if error is None else {racing.ERROR: error})
+        if not self.finalists or tally.count < len(self._order):
+            return found
+        in_turn = self.races and len(self._validation) == len(self._order)  # scored in the order drawn
+        return found | racing.group_means(values if in_turn else values[self._order])
+
+
+def _once_more(evaluation: Callable[[int], Evaluation]) -> Evaluation:
+    """Returns an evaluation; if CUDA runs out of memory, that with half the batch size.
+
+    Args:
+        evaluation: of what batch sizes are divided by.
+    """
+    try:
+        return evaluation(1)
+    except torch.OutOfMemoryError:
+        pass  # outside of this block nothing holds the failed evaluation's memory any more
+    torch.cuda.empty_cache()
+    found = evaluation(2)
+    return replace(found, metrics={**found.metrics, "halved_batch": 1.0})
+
+
+def _first_stage(data: Data, count: int, wanted: int | None) -> int:
+    """Returns how many images the first stage of racing shows.
+
+    Args:
+        data: whose classes should all be among them.
+        count: of all images that are shown.
+        wanted: by the user; None: 128, or the first doubling of it that is enough.
+
+    Raises:
+        DataError: if so many are not there, or are fewer than there are classes.
+    """
+    classes = data.classes if data.objective == "classification" else 1
+    if wanted is None:
+        first = racing.FIRST_STAGE
+        while first < classes:
+            first *= racing.GROWTH
+        return first
+    if not classes <= wanted <= count:
+        few = f"{plural(classes, 'class')} of {data.name}" if wanted < classes else f"{plural(count, 'image')} scored"
+        msg = f"evaluator: stage_images is from the number of classes to that of images, found {wanted} for the {few}; "
+        msg += 'leave it out, or set scoring = "full"'
+        raise DataError(msg)
+    return wanted
 
 
 def repaired(source: Source, data: Data, how: str) -> Source:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FIRST = "first_fitness"  # the metric that keeps what the first stage found
 STAGE = "stage"  # the metric that says which stage the fitness is of: 1 or 2
+BAR = "incumbent"  # the metric that says which fitness the trial raced against, in the first stage
 
 
 @runtime_checkable
@@ -71,5 +72,6 @@ def cheap(found: Evaluation) -> Evaluation:
 
 def trained(first: Evaluation, second: Evaluation) -> Evaluation:
     """Returns a second-stage evaluation that remembers what the first stage found, and took."""
-    metrics = {**second.metrics, FIRST: first.metrics[FIRST], STAGE: 2}
+    raced = {name: first.metrics[name] for name in (BAR,) if name in first.metrics}
+    metrics = {**second.metrics, FIRST: first.metrics[FIRST], STAGE: 2, **raced}
     return replace(second, metrics=metrics, seconds=first.seconds + second.seconds)

@@ -21,6 +21,8 @@ from abcsearch.trial import Trial, best_trial
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from abcsearch.runs.decision import Decision
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchHistory:
@@ -31,12 +33,14 @@ class SearchHistory:
         trials: finished ones in the order of asking.
         finished: when each was on disk, by number, in unix seconds; of old journals not all.
         lost: how often its worker was lost, by number of the trial.
+        decision: which trial has won by full scores; None where there is none.
     """
 
     name: str
     trials: tuple[Trial, ...] = field(repr=False)
     finished: Mapping[int, float] = field(repr=False)
     lost: Mapping[int, int] = field(default_factory=dict[int, int])
+    decision: Decision | None = None
 
     @property
     def succeeded(self) -> tuple[Trial, ...]:
@@ -45,8 +49,8 @@ class SearchHistory:
 
     @property
     def best(self) -> Trial | None:
-        """The trial of the highest fitness, or None."""
-        return best_trial(self.trials)
+        """The trial of the highest fitness, by full scores where they have decided, or None."""
+        return best_trial(self.trials) if self.decision is None else self.decision.winner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,4 +175,5 @@ def _search(folder: RunFolder, name: str, n_trials: int) -> SearchHistory:
         trials=tuple(contents.trials[number] for number in sorted(contents.trials) if number < n_trials),
         finished=finish_times(folder.journal),
         lost={number: len(reasons) for number, reasons in contents.lost.items()},
+        decision=contents.decisions.get(n_trials),
     )

@@ -12,6 +12,7 @@ from abcsearch.reporting.page import Page, Section, check_page, code, network_ta
 from abcsearch.reporting.repeating import again_text, command_line, config_toml, facts, load_text
 from abcsearch.reporting.tables import network_lines, width_cells
 from abcsearch.reporting.words import change_text, duration_text, time_change
+from abcsearch.runs.decision import scored
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import reached_by
 from abcsearch.runs.report import write_report
@@ -190,7 +191,8 @@ def _fitness(found: Gathered) -> Section:
     if not found.curves:
         return Section(title="Fitness over trials", lead="No trial has finished yet.")
     lead = "A point is a trial, a line the best so far. Fitness is measured on search-validation, before fine-tuning."
-    return Section(title="Fitness over trials", lead=lead, chart="fitness")
+    own = found.history.own
+    return Section(title="Fitness over trials", lead=f"{lead} {scored(own.trials, own.decision)}", chart="fitness")
 
 
 def _front(found: Gathered) -> Section | None:

@@ -10,7 +10,6 @@ from abcsearch.baselines.registry import BASELINES
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.settings import to_plain
 from abcsearch.runs.shapes import baseline_names, other_baseline, winner_name
-from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
     from abcsearch.baselines.registry import Baseline
@@ -44,6 +43,13 @@ def baseline_trials(folder: RunFolder, name: str, config: RunConfig) -> list[Tri
     return [trial for number, trial in sorted(trials.items()) if number < config.n_trials]
 
 
+def baseline_best(folder: RunFolder, name: str, config: RunConfig) -> Trial | None:
+    """Returns the best trial of a searched baseline: the one that full scores have decided for, where they have."""
+    if not baseline_trials(folder, name, config):
+        return None
+    return read_journal(folder.baseline(name).journal).best(config.n_trials)
+
+
 def compared(folder: RunFolder, config: RunConfig, result: SearchResult) -> tuple[Structure, ...]:
     """Returns the structures that are compared: full, the baselines that there are, and the winner.
 
@@ -61,7 +67,7 @@ def compared(folder: RunFolder, config: RunConfig, result: SearchResult) -> tupl
             found.append(Structure(called[name], candidate, baseline))
             continue
         if baseline.searcher:
-            best = best_trial(baseline_trials(folder, name, config))
+            best = baseline_best(folder, name, config)
         if best is not None:
             found.append(Structure(called[name], best.candidate, baseline))
     return (*found, Structure(winner, result.best.candidate))

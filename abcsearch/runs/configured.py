@@ -30,7 +30,6 @@ from abcsearch.runs.shapes import winner_name
 from abcsearch.runs.task import Task
 from abcsearch.runs.weights import load_checkpoint
 from abcsearch.training.checks import check_training
-from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -333,14 +332,15 @@ def _check_shortened(folder: RunFolder, before: int, now: int) -> None:
     """Raises RunError if more trials are done than a run would have now: their best is the winner."""
     if now >= before:
         return
-    trials = read_journal(folder.journal).trials.values()
+    contents = read_journal(folder.journal)
+    trials = contents.trials.values()
     done = [trial for trial in trials if trial.number < before]
     left = [trial for trial in done if trial.number < now]
     if len(left) == len(done):
         return
-    winner, other = best_trial(done), best_trial(left)
+    winner, other = contents.best(before), contents.best(now)
     change = f"the winner would stay {_named(winner)}"
-    if winner is not other:
+    if winner != other:
         change = f"the winner would be {_named(other)} instead of {_named(winner)}"
     msg = (
         f"{folder.path}: {plural(len(done), 'trial')} done, and n_trials = {now} would leave out "

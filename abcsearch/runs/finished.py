@@ -17,10 +17,11 @@ from abcsearch.baselines.registry import searched
 from abcsearch.channels.source import Sliced
 from abcsearch.errors import ConfigError, RunError, plural, quoted, unknown_name
 from abcsearch.evaluation.base import evaluate
+from abcsearch.evaluation.racing import complete, finalists
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.runs.base import load_base
-from abcsearch.runs.compared import Structure, baseline_trials, compared
+from abcsearch.runs.compared import Structure, baseline_best, baseline_trials, compared
 from abcsearch.runs.configured import load_run_data, run_config
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import identity, trusted_header
@@ -36,7 +37,6 @@ from abcsearch.runs.weights import load_checkpoint
 from abcsearch.training.checkpoints import network_hash
 from abcsearch.training.computing import find_device
 from abcsearch.training.objectives import find_objective, metric_text
-from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,22 +157,26 @@ class FinishedRun:
         return checked_recipe(structure.name, change, asked, self.result.task, structure.candidate)
 
     def fitness(self, structure: Structure) -> float | None:
-        """Returns the fitness of a structure on search-validation, evaluated as in the search.
+        """Returns the fitness of a structure on search-validation, evaluated as in the search, in full.
 
-        One that is no trial is evaluated once, which may be a training: the folder keeps its fitness.
+        One that is no trial, or has not been scored in full, is evaluated once, which may be a training: the folder
+        keeps its fitness.
         """
         source = self.source(structure)
         apart = source is not self.result.task.source  # no trial was evaluated on these weights
-        found = [trial.evaluation.fitness for trial in self._trials if trial.candidate == structure.candidate]
-        if found and not apart:
-            return next((fitness for fitness in found if fitness is not None), None)
+        same = [trial.evaluation for trial in self._trials if trial.candidate == structure.candidate]
+        full = [evaluation.fitness for evaluation in same if complete(self._evaluator, evaluation)]
+        if full and not apart:
+            return next((fitness for fitness in full if fitness is not None), None)
         known = self._known()
         origin = self.origin(structure)
         usual = "as brought" if apart else ",".join(map(str, structure.candidate))
         key = usual if origin is None else f"{structure.name} {origin}"
         if key not in known:
             evaluator = self._evaluator_on(source) if apart else self._evaluator
-            fitness = evaluate(evaluator, structure.candidate, 0 if origin is None else self.config.seed).fitness
+            seed = 0 if origin is None else self.config.seed
+            stage = "in_full" if finalists(evaluator) else None
+            fitness = evaluate(evaluator, structure.candidate, seed, stage).fitness
             if fitness is None:
                 return None
             known[key] = fitness
@@ -192,9 +196,11 @@ class FinishedRun:
 
     @cached_property
     def _trials(self) -> tuple[Trial, ...]:
-        """The trials of the search and of its searched baselines, which are in journals of their own."""
-        others = (baseline_trials(self.folder, name, self.config) for name in searched(self.config.baselines))
-        return (*self.result.trials, *itertools.chain.from_iterable(others))
+        """The trials of the search and of its searched baselines, the winners first, as full scores have them."""
+        names = searched(self.config.baselines)
+        others = itertools.chain.from_iterable(baseline_trials(self.folder, name, self.config) for name in names)
+        best = (baseline_best(self.folder, name, self.config) for name in names)
+        return (self.result.best, *filter(None, best), *self.result.trials, *others)
 
     @cached_property
     def _evaluator(self) -> Evaluator:
@@ -270,7 +276,7 @@ def open_run(
     else:  # nothing is left to write, either; a baseline is left to those who continue the run
         result = open_so_far(run_dir, load=load, trust=trust).result
     for name in searched(config.baselines) if baselines else ():
-        if best_trial(baseline_trials(folder, name, config)) is None:
+        if baseline_best(folder, name, config) is None:
             msg = f"no trial of the {name} baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
             raise RunError(msg)
     return FinishedRun(folder=folder, config=config, result=result, structures=compared(folder, config, result))
@@ -300,11 +306,11 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: b
     _check_identity(folder, identity(task))
     task = opened(folder, config, task, preparation_of(config))
     _check_identity(folder, identity(task))
-    trials = read_journal(folder.journal).trials
-    mine = [trials[number] for number in sorted(trials) if number < config.n_trials]
+    contents = read_journal(folder.journal)
+    mine = [trial for number, trial in sorted(contents.trials.items()) if number < config.n_trials]
     own = config.evaluator
     evaluator = make_evaluator(own.name, task.source, data, **own.options)
-    result = collected(folder, task, config, mine, evaluator)
+    result = collected(folder, task, config, mine, evaluator, contents.decisions.get(config.n_trials))
     return FinishedRun(folder=folder, config=config, result=result, structures=compared(folder, config, result))
 
 
@@ -353,5 +359,7 @@ def _unfinished(folder: RunFolder, n_trials: int) -> Iterator[str]:
     done = len(read_journal(folder.journal).trials)
     if done < n_trials:
         yield f"{done} of {plural(n_trials, 'trial')} in {folder.journal}"
+    elif folder.undecided(n_trials):
+        yield f"the best trials in {folder.journal} are still to be scored in full"
     else:
         yield f"{folder.path / 'searcher.json'} is missing or damaged, which resuming mends"

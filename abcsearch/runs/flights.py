@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from abcsearch.errors import (
@@ -16,13 +17,14 @@ from abcsearch.errors import (
     quoted,
 )
 from abcsearch.evaluation.base import Evaluator, evaluate
+from abcsearch.evaluation.racing import without_groups
 from abcsearch.evaluation.staged import Staged, Verdict, cheap, trained
 from abcsearch.rng import derived_seed
 from abcsearch.runs.retrying import ATTEMPTS
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.journal import Journal
@@ -60,6 +62,7 @@ class Flights:
         self._seed, self._journal, self._folder = seed, journal, folder
         self._stages = _Stages(evaluator, journal, at_once=at_once) if isinstance(evaluator, Staged) else None
         self._candidates: dict[int, Candidate] = {}
+        self._bars: dict[int, float | None] = {}
         self._queue: deque[tuple[int, str | None]] = deque()
         self._pending: dict[Future[Evaluation], tuple[int, str | None]] = {}
         self._ready: list[tuple[int, Evaluation]] = []
@@ -78,13 +81,17 @@ class Flights:
         """How many candidates are being evaluated, or wait for it."""
         return len(self._candidates)
 
-    def add(self, group: dict[int, Candidate], earlier: Iterable[int] = ()) -> None:
+    def add(
+        self, group: dict[int, Candidate], earlier: Iterable[int] = (), bars: Mapping[int, float | None] | None = None
+    ) -> None:
         """Takes candidates to evaluate, by trial number.
 
         Args:
             group: a staged evaluator decides about these together; those that the journal has are only counted there.
             earlier: numbers of all trials asked for before; needed with the first group only.
+            bars: what they race against, by number.
         """
+        self._bars.update(bars or {})
         for number, candidate in group.items():
             if number in self._journal.trials:
                 continue
@@ -94,6 +101,11 @@ class Flights:
         if self._stages is not None:
             self._stages.open(list(group), earlier)
             self._decide(self._stages)
+
+    def add_finals(self, group: Mapping[int, Candidate]) -> None:
+        """Takes candidates to be scored in full, by trial number."""
+        self._candidates.update(group)
+        self._queue.extend((number, "in_full") for number in group)
 
     def wait(self) -> list[tuple[int, Evaluation]]:
         """Waits until something has finished; returns numbers and evaluations, [] if nothing is under way.
@@ -128,8 +140,10 @@ class Flights:
             self._found(number, stage, Evaluation(fitness=None, failure=failure))
             return
         seed = derived_seed(self._seed, "evaluation", number)
+        bar = self._bars.get(number) if stage in (None, "first") else None
+        against = () if bar is None else (bar,)
         try:
-            future = self._executor.submit(evaluate, self._evaluator, self._candidates[number], seed, stage)
+            future = self._executor.submit(evaluate, self._evaluator, self._candidates[number], seed, stage, *against)
         except AbcSearchError:
             raise
         except Exception as error:
@@ -153,6 +167,10 @@ class Flights:
         self._found(number, stage, found)
 
     def _found(self, number: int, stage: str | None, found: Evaluation) -> None:
+        metrics, means = without_groups(found)
+        found = replace(found, metrics=metrics)
+        if means and stage != "first":  # those of the first stage decide nothing
+            self._journal.note("groups", number, means=means)
         if stage == "first" and self._stages is not None:
             self._journal.note("first", number, evaluation=cheap(found).to_plain())
             self._stages.arrived(number)

@@ -254,9 +254,15 @@ class RunFolder:
         return header
 
     def finished(self, n_trials: int) -> bool:
-        """Returns whether the search has all its trials, or has run out of new structures."""
+        """Returns whether the search has all its trials, or has run out of new structures, and has been decided."""
         state = self._ended()
-        return state.get("told", 0) >= n_trials or bool(state.get("exhausted", False))
+        over = state.get("told", 0) >= n_trials or bool(state.get("exhausted", False))
+        return over and not state.get("undecided", False)
+
+    def undecided(self, n_trials: int) -> bool:
+        """Returns whether the search has all its trials, of which the best are still to be scored in full."""
+        state = self._ended()
+        return state.get("told", 0) >= n_trials and bool(state.get("undecided", False))
 
     def exhausted(self) -> bool:
         """Returns whether the search has run out of new structures."""

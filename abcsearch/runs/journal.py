@@ -10,6 +10,10 @@ The order of the lines is the order of events:
     "asked"            {"event", "number", "candidate"}: proposed (asynchronous schedule only: in rounds it follows)
     "first"            {"event", "number", "evaluation"}: the first stage of a cascade has finished
     "lost"             {"event", "number", "reason"}: the trial's worker died or hung while evaluating it
+    "groups"           {"event", "number", "means"}: fitness on groups of images, of a trial that saw all of them
+    "final"            {"event", "number", "evaluation"}: what one of the best trials was found to be on all images
+    "winner"           {"event", "number", "candidate", "evaluation", "among", "alike", "of"}: who has won among the
+                       best ones of so many trials
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import AbcSearchError, RunError, plural, quoted
 from abcsearch.files import gone, is_there, redone, same_file
+from abcsearch.runs.decision import Decision
 from abcsearch.runs.lines import (
     Chain,
     OutOfChainError,
@@ -32,9 +37,11 @@ from abcsearch.runs.lines import (
     evaluation_of,
     many_objects,
     number_of,
+    numbers_of,
     successful_trial,
     trial_of,
 )
+from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +62,9 @@ class Contents:
         first: what first stages found, by number.
         staged: numbers in the order in which their first stages, or else they themselves, finished.
         lost: reasons why workers were lost, by number of the trial.
+        groups: fitness on groups of images, by number of the trial.
+        final: what the best trials were found to be on all images, by number.
+        decisions: who has won, by number of all trials.
         sound: length in bytes of the undamaged part.
         check: CRC-32 of these bytes, which continues what the first line follows.
         chain: what the next line follows.
@@ -66,9 +76,22 @@ class Contents:
     first: dict[int, Evaluation] = field(default_factory=dict[int, "Evaluation"])
     staged: list[int] = field(default_factory=list[int])
     lost: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
+    groups: dict[int, tuple[float, ...]] = field(default_factory=dict[int, "tuple[float, ...]"])
+    final: dict[int, Evaluation] = field(default_factory=dict[int, "Evaluation"])
+    decisions: dict[int, Decision] = field(default_factory=dict[int, "Decision"])
     sound: int = 0
     check: int = 0
     chain: Chain = field(default_factory=Chain, compare=False)
+
+    def best(self, n_trials: int) -> Trial | None:
+        """Returns the best of the first trials: the one that full scores have decided for, where they have.
+
+        Args:
+            n_trials: how many trials the search has, or is to have.
+        """
+        if n_trials in self.decisions:
+            return self.decisions[n_trials].winner
+        return best_trial([trial for number, trial in sorted(self.trials.items()) if number < n_trials])
 
     def take(self, event: dict[str, Any]) -> None:
         """Takes the next event.
@@ -86,6 +109,12 @@ class Contents:
             self.staged.append(number)
         elif kind == "lost":
             self.lost.setdefault(number, []).append(str(event["reason"]))
+        elif kind == "groups":
+            self.groups[number] = numbers_of(event.get("means"))
+        elif kind == "final":
+            self.final[number] = evaluation_of(event.get("evaluation"))
+        elif kind == "winner":
+            self.decisions[number_of({"number": event.get("of")})] = Decision.of(event)
         elif kind is not None:
             msg = f"event {kind!r} is unknown to this version"
             raise ValueError(msg)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from abcsearch.budget import Budget, Constraint
 from abcsearch.errors import RunError, plural
+from abcsearch.runs.blame import named
 from abcsearch.runs.header import identity, write_header
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.known import KNOWN, STAGE, Known, read_known
 from abcsearch.runs.known_runs import found_known
-from abcsearch.runs.loop import Loop, Progress, named
+from abcsearch.runs.loop import Loop, Progress
 from abcsearch.runs.settings import Part, RunConfig, SearchSettings
 from abcsearch.searchers.registry import make_searcher
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from abcsearch.channels.latency import LatencyModel, measure_latency
 from abcsearch.errors import ModelError, RunError
+from abcsearch.evaluation import racing
 from abcsearch.evaluation.staged import Staged
 from abcsearch.trial import Evaluation
 
@@ -91,7 +92,32 @@ class _Measured:
 
     def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
         """Returns what the evaluator finds, with latency_ms among the metrics."""
-        found = self.evaluator(candidate, seed)
+        return self._timed(self.evaluator(candidate, seed), candidate, seed)
+
+    @property
+    def races(self) -> bool:
+        """Whether the evaluator does; see `Racer`."""
+        return racing.races(self.evaluator)
+
+    def race(self, candidate: Candidate, seed: int, bar: float) -> Evaluation:
+        """Returns the same of a race."""
+        return self._timed(cast("racing.Racer", self.evaluator).race(candidate, seed, bar), candidate, seed)
+
+    @property
+    def finalists(self) -> int:
+        """How many trials the evaluator scores in full; see `Finalist`."""
+        return racing.finalists(self.evaluator)
+
+    def complete(self, evaluation: Evaluation) -> bool:
+        """Returns whether a trial has been scored in full already."""
+        return racing.complete(self.evaluator, evaluation)
+
+    def in_full(self, candidate: Candidate, seed: int) -> Evaluation:
+        """Returns what the evaluator finds on all images; the time was measured, and allowed, before."""
+        return cast("racing.Finalist", self.evaluator).in_full(candidate, seed)
+
+    def _timed(self, found: Evaluation, candidate: Candidate, seed: int) -> Evaluation:
+        """Returns an evaluation with latency_ms among the metrics, failed if that is outside of the limit."""
         if found.failure is not None:
             return found
         network = self.source.network(candidate, seed)

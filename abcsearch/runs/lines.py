@@ -114,6 +114,12 @@ def number_of(event: dict[str, Any]) -> int:
     return event["number"]
 
 
+def numbers_of(values: Any) -> tuple[float, ...]:  # noqa: ANN401 - whatever a line holds
+    """Returns numbers; raises ValueError if they are none."""
+    _check(isinstance(values, list) and all(map(_is_number, values)), "means are a list of numbers", values)
+    return tuple(map(float, values))
+
+
 def candidate_of(event: dict[str, Any]) -> tuple[int, ...]:
     """Returns the structure of an event; raises ValueError if it is none."""
     candidate = event.get("candidate")

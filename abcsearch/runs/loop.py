@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from abcsearch.errors import AbcSearchError, RunError, SearcherError, one_line, plural
+from abcsearch.errors import RunError, SearcherError, plural
+from abcsearch.evaluation.racing import BAR, outdated
 from abcsearch.evaluation.staged import Staged
 from abcsearch.execution.options import ExecutionOptions
+from abcsearch.runs.blame import is_users, named
+from abcsearch.runs.finals import Finals
 from abcsearch.runs.flights import Flights, slots
+from abcsearch.runs.incumbents import Incumbents
 from abcsearch.runs.journal import Journal
 from abcsearch.runs.lines import many_objects, run_id
 from abcsearch.runs.retrying import earlier
@@ -19,11 +22,12 @@ from abcsearch.searchers.registry import nothing_left
 from abcsearch.trial import Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
 
     from abcsearch.budget import Costs
     from abcsearch.evaluation.base import Evaluator
+    from abcsearch.runs.decision import Decision
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.watching import Watcher
     from abcsearch.searchers.base import Searcher
@@ -82,6 +86,7 @@ class Loop:
         watchers: hear of every trial.
         progress: shown after every trial.
         stage: what progress calls it.
+        decision: by full scores, once it has run; None where there is none.
     """
 
     folder: RunFolder
@@ -97,6 +102,7 @@ class Loop:
     watchers: Sequence[Watcher] = ()
     progress: Progress = silent
     stage: str = "search"
+    decision: Decision | None = field(default=None, init=False)
 
     def run(self) -> list[Trial]:
         """Continues from what the folder holds until `n_trials` are done or nothing new is left; returns all trials.
@@ -131,34 +137,12 @@ class Loop:
             finally:
                 standing.end()
             self.folder.check()  # what was found last may not be in it
+            self.decision = journal.contents.decisions.get(self.n_trials)
             return self._mine(journal)
 
     def _mine(self, journal: Journal) -> list[Trial]:
         """Returns the finished trials in order; an earlier call may have asked for more than `n_trials`."""
         return [journal.trials[number] for number in sorted(journal.trials) if number < self.n_trials]
-
-
-def _is_own(searcher: Searcher) -> bool:
-    """Returns whether a searcher is one of the user's own."""
-    return not type(searcher).__module__.startswith("abcsearch.")
-
-
-@contextlib.contextmanager
-def named(searcher: Searcher) -> Iterator[None]:
-    """Runs a block that calls a searcher; what goes wrong in one of the user's own is told as that.
-
-    Raises:
-        SearcherError: if it does.
-    """
-    try:
-        yield
-    except AbcSearchError:
-        raise
-    except Exception as error:
-        if not _is_own(searcher):
-            raise
-        msg = f"searcher {type(searcher).__qualname__} failed: {type(error).__name__}: {one_line(str(error))}"
-        raise SearcherError(msg) from error
 
 
 class _Search:
@@ -173,6 +157,8 @@ class _Search:
         self._flights = Flights(
             loop.executor, loop.evaluator, loop.seed, journal, loop.folder, at_once=self._asynchronous
         )
+        self._incumbents = Incumbents(loop.evaluator, loop.searcher, loop.execution)
+        self._finals = Finals(loop, journal, self._flights, standing)
         self._asked, self._told = 0, 0  # how many
         self._replayed = 0  # calls in the journal's order that the searcher has seen (asynchronous)
         self._open: dict[int, Candidate] = {}  # asked for, not yet told
@@ -184,10 +170,10 @@ class _Search:
         self._saved, self._saving = time.monotonic(), 0.0  # when the last snapshot was made, and how long it took
         # A staged evaluator promotes trial by trial in comparison with others, which may be others now.
         self._earlier = {} if isinstance(loop.evaluator, Staged) else earlier(loop.folder)
-        self._seen = {**loop.known, **{t.candidate: t.evaluation for t in journal.trials.values()}}
+        self._seen = {t.candidate: t.evaluation for t in journal.trials.values()}
 
     def run(self) -> None:
-        """Asks, evaluates and tells until all is done; leaves a snapshot also where it is interrupted."""
+        """Asks, evaluates and tells until all is done and decided; leaves a snapshot also where it is interrupted."""
         with many_objects():
             self._restore()
             if self._asynchronous:
@@ -204,6 +190,10 @@ class _Search:
                 if self._asynchronous or not self._tell_next():
                     self._collect()
                 self._save_now_and_then()
+            if due := self._finals.due:
+                self._save()  # which says so: a kill from here on leaves it undecided
+            self._finals.run()
+            self._changed |= due
         finally:
             self._flights.close()
             if self._settled and self._changed and self._loop.folder.there:
@@ -226,7 +216,7 @@ class _Search:
         if self._asynchronous:
             return min(1, slots(self._loop.executor) - self._flights.under_way)
         if self._window:
-            return self._window - len(self._open)
+            return min(self._window - len(self._open), self._incumbents.most() - self._asked)
         return 0 if self._open else self._loop.n_trials
 
     def _proposed(self, n: int, *, ahead: bool) -> dict[int, Candidate]:
@@ -235,7 +225,7 @@ class _Search:
         overlapping = ahead and self._searcher.needs_results
         with named(self._searcher):
             proposals = self._searcher.ask(n, ahead=True) if overlapping else self._searcher.ask(n)
-            for candidate in proposals if _is_own(self._searcher) else ():
+            for candidate in proposals if is_users(self._searcher) else ():
                 self._searcher.space.check(candidate)
         asked = dict(enumerate(proposals, start=self._asked))
         if self._asynchronous:
@@ -245,6 +235,7 @@ class _Search:
                 self._replayed += 1
         self._asked += len(asked)
         self._open.update(asked)
+        self._incumbents.ask(asked)
         self._settled = self._changed = True
         return asked
 
@@ -270,13 +261,17 @@ class _Search:
                 self._twins[candidate] = []
         groups = [{number: candidate} for number, candidate in group.items()] if self._window else [group]
         for part in filter(None, groups):
-            self._flights.add(part, range(min(part)))
+            self._flights.add(part, range(min(part)), {number: self._incumbents.bar(number) for number in part})
 
     def _known(self, number: int, candidate: Candidate) -> Evaluation | None:
         """Returns what another trial of the structure found, or this very one before the run was set back, or None."""
-        if candidate in self._seen:
-            return replace(self._seen[candidate], seconds=0.0)
-        return self._earlier.get((number, candidate))
+        bar, known = self._incumbents.bar(number), self._loop.known.get(candidate)
+        if known is not None and outdated(self._loop.evaluator, known, bar):
+            known = None
+        if (same := self._seen.get(candidate, known)) is not None:
+            return replace(same, seconds=0.0)
+        before = self._earlier.get((number, candidate))
+        return before if before is not None and before.metrics.get(BAR) == bar else None
 
     def _check(self, number: int, proposed: Candidate, known: Candidate | None) -> None:
         """Raises RunError if the journal holds another structure under a number."""
@@ -331,6 +326,7 @@ class _Search:
         with named(self._searcher):
             self._searcher.tell([trial])
         self._told += 1
+        self._incumbents.tell(trial)
         self._replayed += self._asynchronous
         del self._open[trial.number]
         self._settled = self._changed = True
@@ -352,8 +348,9 @@ class _Search:
             "told": self._told,
             "asked": self._asked,
             "replayed": self._replayed,
-            "exhausted": self._exhausted,  # and those before it can be read without the rest
-            "open": [[number, list(candidate)] for number, candidate in self._open.items()],
+            "exhausted": self._exhausted,
+            "undecided": self._finals.due,  # and those before it can be read without the rest
+            "open": [[n, list(candidate), *self._incumbents.entry(n)] for n, candidate in self._open.items()],
             "state": self._searcher.state_dict(),
         }
         self._loop.folder.write_json("searcher.json", state)
@@ -374,17 +371,20 @@ class _Search:
             if saved is None:
                 return
             told, asked, replayed = int(saved["told"]), int(saved["asked"]), int(saved["replayed"])
-            open_ = {int(number): tuple(candidate) for number, candidate in saved["open"]}
+            open_ = {int(number): tuple(candidate) for number, candidate, *_ in saved["open"]}
             usable = self._journal.passes(saved["journal"])
             if self._loop.execution.window and saved["n_trials"] <= asked < self._loop.n_trials:
                 usable = False  # a run of more trials would have asked on before the last ones were told
             if not usable:
                 return
+            incumbents = Incumbents(self._loop.evaluator, self._searcher, self._loop.execution)
+            incumbents.restore(self._journal.contents, told, replayed, saved["open"])
             self._searcher.load_state_dict(saved["state"])
         except (RunError, SearcherError, LookupError, TypeError, ValueError) as error:
             folder.log(f"searcher.json cannot be used, told again from the journal: {error!r}")
             return
         self._told, self._asked, self._replayed, self._open = told, asked, replayed, open_
+        self._incumbents = incumbents
 
     def _replay(self) -> None:
         """Repeats the calls that the journal has, in its order (asynchronous)."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.bounds import amount
 from abcsearch.errors import plural, quoted
+from abcsearch.runs.decision import scored
 from abcsearch.runs.forward import BATCHES
 from abcsearch.runs.recipes import finetune_command
 from abcsearch.runs.tuned import FOLDER, kept
@@ -46,7 +47,7 @@ def notes_of(
         f"Forward time: median for a whole batch of {' and of '.join(map(str, BATCHES))} on the CPU, "
         f"{threads} thread(s), the networks in turns.{_overlapping(rows, _again(run, out))}",
         f"{_counted(run)}, {failed} failed, seed {config.seed}; {versions}; {platform}.",
-        *([outside] if outside else []),
+        *filter(None, [scored(run.result.trials, run.result.decision), outside]),
     )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from abcsearch.errors import AbcSearchError, CandidateError, RunError, differences, plural, quoted
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import EVALUATORS
-from abcsearch.evaluation.staged import FIRST, Staged
+from abcsearch.evaluation.staged import BAR, FIRST, Staged
 from abcsearch.rng import derived_seed
 from abcsearch.runs.environment import environment
 from abcsearch.runs.folder import FORMAT, RunFolder
@@ -309,7 +309,8 @@ class Remains:
         staged = isinstance(evaluator, Staged)
         for number, trial in chosen.items():
             seed = derived_seed(config.seed, "evaluation", number)
-            now = evaluate(evaluator, trial.candidate, seed, "first" if staged else None)
+            bar = trial.evaluation.metrics.get(BAR)
+            now = evaluate(evaluator, trial.candidate, seed, "first" if staged else None, bar)
             if other := _other(trial.evaluation, now, staged=staged):
                 return "", (
                     f"trial {number}, evaluated again, {other}: another network, data, criterion or evaluator; or "

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.evaluation.base import Evaluator
+    from abcsearch.runs.decision import Decision
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
@@ -41,9 +42,12 @@ class SearchResult:
         settings: what it was asked to do.
         task: network, data, channel groups, space, budget and ranking.
         trials: all trials in the order of asking.
-        best: the trial of the highest fitness.
+        best: the trial of the highest fitness; where the best few were scored in full, of the highest full score, which
+            its evaluation then has.
         build: candidate -> sliced network with its batch-norm statistics re-estimated, on the CPU: the very one that
             fitness saw where the evaluator is `AdaptiveBN`, and the one before training where it trains.
+        decision: what full scores have decided, and which of the best trials cannot be told apart: `decision.words`;
+            None where trials were compared as they are.
     """
 
     run_dir: Path
@@ -52,6 +56,7 @@ class SearchResult:
     trials: tuple[Trial, ...] = field(repr=False)
     best: Trial
     build: Callable[[Candidate], nn.Module] = field(repr=False)
+    decision: Decision | None = field(default=None, repr=False)
 
     def pareto(self, x: str = "macs", y: str = "fitness") -> list[Trial]:
         """Returns the trials that no other one beats in both x (smaller is better) and y (larger is better).
@@ -107,7 +112,12 @@ class SearchResult:
 
 
 def collected(
-    folder: RunFolder, task: Task, settings: SearchSettings, trials: Sequence[Trial], evaluator: Evaluator
+    folder: RunFolder,
+    task: Task,
+    settings: SearchSettings,
+    trials: Sequence[Trial],
+    evaluator: Evaluator,
+    decision: Decision | None,
 ) -> SearchResult:
     """Returns what trials found.
 
@@ -117,11 +127,12 @@ def collected(
         settings: of the run.
         trials: in the order of asking.
         evaluator: what evaluated them.
+        decision: by full scores; None where there is none.
 
     Raises:
         RunError: if no trial succeeded.
     """
-    best = best_trial(trials)
+    best = best_trial(trials) if decision is None else decision.winner
     if best is None:
         reasons = "; ".join(dict.fromkeys(str(t.evaluation.failure) for t in trials)) or "no structure was evaluated"
         msg = (
@@ -137,6 +148,7 @@ def collected(
         trials=tuple(trials),
         best=best,
         build=lambda candidate: builder().build(candidate),
+        decision=decision,
     )
 
 

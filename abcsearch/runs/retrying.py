@@ -77,7 +77,8 @@ def _first_failure(path: Path) -> tuple[int | None, int]:
 def _failed(contents: Contents) -> set[int]:
     """Returns the numbers of failed trials, also of those that will be when the run goes on."""
     failed = {number for number, trial in contents.trials.items() if trial.evaluation.failure is not None}
-    failed |= {number for number, first in contents.first.items() if first.failure is not None}
+    for others in (contents.first, contents.final):
+        failed |= {number for number, evaluation in others.items() if evaluation.failure is not None}
     lost = {number for number, reasons in contents.lost.items() if len(reasons) >= ATTEMPTS}
     return failed | (lost - contents.trials.keys())
 
@@ -87,7 +88,7 @@ def _of_failure(line: bytes, failed: set[int]) -> bool:
     event = decode_line(line) or {}
     if event.get("number") not in failed or event.get("event") == "asked":
         return False
-    return event.get("event") == "lost" or event["evaluation"]["failure"] is not None
+    return event.get("event") == "lost" or event.get("evaluation", {}).get("failure") is not None
 
 
 def _of_run(lines: list[bytes], journal: Path) -> list[bytes]:

@@ -18,12 +18,13 @@ from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.preparation.base import Preparation
 from abcsearch.registry import OBJECT, object_name
+from abcsearch.runs.blame import named
 from abcsearch.runs.executing import workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.header import identity, write_header
 from abcsearch.runs.knowledge import learned
 from abcsearch.runs.latency import keep_times, measured
-from abcsearch.runs.loop import Loop, Progress, logged, named, silent
+from abcsearch.runs.loop import Loop, Progress, logged, silent
 from abcsearch.runs.preparing import preparation_of, prepared
 from abcsearch.runs.result import SearchResult, collected
 from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
@@ -277,7 +278,8 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         progress=progress,
         stage=stage,
     )
-    return collected(folder, task, settings, loop.run(), parts.evaluator)
+    trials = loop.run()
+    return collected(folder, task, settings, trials, parts.evaluator, loop.decision)
 
 
 _OWN = {

@@ -13,7 +13,7 @@ from abcsearch.baselines.registry import BASELINES
 from abcsearch.budget import Budget
 from abcsearch.channels.options import LatencyOptions, SpaceOptions
 from abcsearch.errors import AbcSearchError, ConfigError, RunError
-from abcsearch.evaluation.options import ScoringOptions, with_repair
+from abcsearch.evaluation.options import BEFORE, ScoringOptions, completed
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.plan import read_sizes, with_sizes
@@ -84,10 +84,10 @@ class Part:
         tables = [self.options, *(value for value in self.options.values() if isinstance(value, Mapping))]
         return tuple(table["device"] for table in tables if "device" in table)
 
-    def repairing(self, how: str) -> Part:
-        """Returns the part with options that say how a registered evaluator repairs, which is `how` unless they do."""
+    def completed(self, usual: Mapping[str, Any]) -> Part:
+        """Returns the part with options of a registered evaluator that its options do not say: see `BEFORE`."""
         record = EVALUATORS[self.name].options if self.name in EVALUATORS else None
-        return replace(self, options=with_repair(record, self.options, how))
+        return replace(self, options=completed(record, self.options, usual))
 
     def on(self, device: str | None) -> Part:
         """Returns the part with another device wherever its options name one; None: without."""
@@ -147,8 +147,9 @@ class SearchSettings:
             raise ConfigError(msg)
         for name in ("n_trials", "max_failures", "seed"):
             check_value(SearchSettings, name, getattr(self, name))
-        # Recorded, so that a run which does not say has been made before networks were repaired.
-        object.__setattr__(self, "evaluator", self.evaluator.repairing(ScoringOptions.repair))
+        # Recorded, so that a run which does not say has been made before there was such an option.
+        usual = {name: getattr(ScoringOptions, name) for name in BEFORE}
+        object.__setattr__(self, "evaluator", self.evaluator.completed(usual))
         if self.searcher.name == "given" and self.prepare is None and not self.searcher.options.get("initial"):
             msg = "searcher 'given' proposes what it is given, and is given nothing: set searcher.initial, or [prepare]"
             raise ConfigError(msg)
@@ -316,7 +317,7 @@ def from_plain(kind: type[S], plain: Mapping[str, Any], file: Path | None = None
             empty = value is None and key in ("pretrain", "prepare")
             values[key] = _RECORDS[key](**table) if key in _RECORDS and not empty else value
         if "evaluator" in values:
-            values["evaluator"] = values["evaluator"].repairing("none")
+            values["evaluator"] = values["evaluator"].completed(BEFORE)
         key = "settings"
         settings = kind(**values)
         wrong = problems(settings)

@@ -15,6 +15,7 @@ from abcsearch.trial import Trial
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from abcsearch.runs.decision import Decision
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.loop import Progress
     from abcsearch.searchers.base import Searcher
@@ -66,6 +67,10 @@ class Standing:
     def announce(self, note: str) -> None:
         """Shows a few words before the first trial of this session has finished."""
         self.progress(self.stage, self._done, self.n_trials, note)
+
+    def decided(self, decision: Decision) -> None:
+        """Takes who has won, which best.json then has."""
+        self.best = decision.winner
 
     def add(self, trial: Trial, workers: tuple[int, int] | None) -> None:
         """Takes a finished trial: shows it, keeps best.json current.

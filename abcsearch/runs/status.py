@@ -9,6 +9,7 @@ from pathlib import Path
 from abcsearch.baselines.registry import searched
 from abcsearch.errors import RunError
 from abcsearch.runs.damage import damaged
+from abcsearch.runs.decision import Decision
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.known import STAGE, mapped_total, told_lines
 from abcsearch.runs.shapes import other_baseline, shown_header, winner_name
@@ -67,7 +68,9 @@ class SearchStatus:
         total: of so many.
         failed: number of failed ones.
         failing: of these, the last ones without a success after them.
-        best: the best trial.
+        best: the best trial, by full scores where they have decided.
+        decision: by full scores; None where there is none.
+        undecided: whether all trials are finished, and the best of them still to be scored in full.
         seconds: sum of the evaluations' times.
         interval: seconds from one finished trial to the next; None if it does not run, or nothing tells.
         left: seconds until it is finished, likewise.
@@ -81,6 +84,8 @@ class SearchStatus:
     failing: int
     best: Trial | None
     seconds: float
+    decision: Decision | None = None
+    undecided: bool = False
     interval: float | None = None
     left: float | None = None
     unit: str = "trial"
@@ -223,6 +228,8 @@ class RunWatch:
             failed=tail.failed,
             failing=tail.failing,
             best=tail.best,
+            decision=tail.decision,
+            undecided=folder.undecided(n_trials),
             seconds=tail.seconds,
             interval=tail.pace.interval(workers) if active else None,
             left=tail.pace.left(n_trials - tail.done, workers) if active else None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from abcsearch.errors import AbcSearchError, RunError
 from abcsearch.files import is_there
+from abcsearch.runs.decision import Decision
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.lines import Chain, OutOfChainError, Success, decode_event, many_objects, trial_of
 from abcsearch.trial import Trial, best_trial
@@ -69,7 +70,8 @@ class JournalTail:
         failed: number of those that failed.
         failing: of these, the last ones without a success after them.
         seconds: sum of the evaluations' times.
-        best: the best trial.
+        best: the best trial, by full scores where they have decided.
+        decision: by full scores; None where there is none.
         pace: how fast they finish.
     """
 
@@ -84,6 +86,7 @@ class JournalTail:
         self._numbers: set[int] = set()
         self.done, self.failed, self.failing, self.seconds = 0, 0, 0, 0.0
         self.best: Trial | None = None
+        self.decision: Decision | None = None
         self.pace = Pace()
 
     def look(self) -> None:
@@ -132,6 +135,9 @@ class JournalTail:
                 self.best = success.trial()
             return
         event = decode_event(text)
+        if event.get("event") == "winner" and event.get("of") == self.n_trials:
+            self.decision = Decision.of(event)
+            self.best = self.decision.winner
         if "event" in event:
             return
         trial = trial_of(event)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.channels.options import LatencyOptions
+from abcsearch.evaluation.options import BEFORE, CascadeOptions
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.preparation.registry import PREPARATIONS
@@ -39,13 +40,13 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
     for key in filter(found.get, registries):
         part = found[key]
         if key == "evaluator":
-            part = asdict(Part(**part).repairing("none"))
+            part = asdict(Part(**part).completed(BEFORE))
         found[key] = {**part, "options": {**_defaults(registries[key], part["name"]), **(part.get("options") or {})}}
     options = found["evaluator"]["options"]
     if "metric" in options and options["metric"] is None:
         options["metric"] = metric
     for stage in _stages(found["evaluator"]["name"]):
-        usual = {key: value for key, value in _defaults(EVALUATORS, stage).items() if key not in ("metric", "repair")}
+        usual = {key: value for key, value in _defaults(EVALUATORS, stage).items() if key not in CascadeOptions.SHARED}
         options[stage] = {**usual, **options[stage]}
     return found
 

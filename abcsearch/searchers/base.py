@@ -84,12 +84,15 @@ class Searcher(ABC):
         Options: the class of its options.
         needs_results: whether it waits for results at all; without it `_learn` is never called.
         overlaps: whether it can propose a batch while earlier ones are open.
+        seeks_front: whether it weighs fitness against a cost, so that no structure has lost for being less fit than the
+            fittest.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type] = NoOptions
     needs_results: ClassVar[bool] = True
     overlaps: ClassVar[bool] = False
+    seeks_front: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -218,6 +221,12 @@ class Searcher(ABC):
         for trial in trials:
             self.space.check(trial.candidate)
         self.knowledge.extend(trials)
+
+    @final
+    @property
+    def waiting(self) -> int:
+        """How many trials it has been told of without having learned from them: their batches are not whole."""
+        return len(self._batches.told())
 
     def population(self) -> list[Candidate]:
         """Returns the structures that the search currently works from, best first; [] if it has none of its own."""

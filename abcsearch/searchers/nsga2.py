@@ -77,6 +77,7 @@ class NSGA2(Searcher):
     Options: ClassVar[type] = NSGA2Options
     options: NSGA2Options
     overlaps: ClassVar[bool] = True
+    seeks_front: ClassVar[bool] = True
 
     def _begin(self) -> None:
         """Sets up an empty population.

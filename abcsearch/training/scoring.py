@@ -50,19 +50,58 @@ def score(
         DataError: if a label has no output.
         ConfigError: if the objective is unknown, or one of its metrics is none.
     """
-    goal = find_objective(objective) if isinstance(objective, str) else objective
-    names = [*goal.metrics, *(goal.to_full if full is not None else ())]
-    sums = torch.zeros(len(names), dtype=torch.float64, device=device_of(model))
-    first = 0
-    for outputs, labels in _passes(model, split, batch_size):
-        goal.check(outputs, labels)
-        each = [_values(name, metric, outputs, labels) for name, metric in goal.metrics.items()]
-        if full is not None:
-            part = full[first : first + len(labels)]
-            each += [_values(name, metric, outputs, part) for name, metric in goal.to_full.items()]
-        sums += torch.stack([values.sum(dtype=torch.float64) for values in each])
-        first += len(labels)
-    return dict(zip(names, (sums / len(split)).tolist(), strict=True))
+    tally = Tally(find_objective(objective) if isinstance(objective, str) else objective)
+    tally.take(model, split, full=full, batch_size=batch_size)
+    return tally.means()
+
+
+class Tally:
+    """The metrics of a network on the images that it has been shown so far.
+
+    Attributes:
+        count: how many images these are.
+    """
+
+    def __init__(self, objective: Objective, kept: str | None = None) -> None:
+        """Begins without any image.
+
+        Args:
+            objective: whose metrics are taken.
+            kept: the metric whose values `values` returns, image by image; None: of none.
+        """
+        self.count = 0
+        self._objective, self._kept = objective, kept
+        self._names: list[str] = []
+        self._sums: torch.Tensor | None = None
+        self._values: list[torch.Tensor] = []
+
+    def take(
+        self, model: nn.Module, split: Images, *, full: torch.Tensor | None = None, batch_size: int | None = None
+    ) -> None:
+        """Shows a network further images; arguments and errors as of `score`."""
+        goal, first = self._objective, 0
+        self._names = [*goal.metrics, *(goal.to_full if full is not None else ())]
+        for outputs, labels in _passes(model, split, batch_size):
+            goal.check(outputs, labels)
+            each = [_values(name, metric, outputs, labels) for name, metric in goal.metrics.items()]
+            if full is not None:
+                theirs = full[first : first + len(labels)]
+                each += [_values(name, metric, outputs, theirs) for name, metric in goal.to_full.items()]
+            sums = torch.stack([values.sum(dtype=torch.float64) for values in each])
+            self._sums = sums + (0.0 if self._sums is None else self._sums)
+            if self._kept is not None:
+                self._values.append(each[self._names.index(self._kept)].double())
+            first += len(labels)
+        self.count += first
+
+    def means(self) -> dict[str, float]:
+        """Returns the mean of every metric over the images, which are one or more."""
+        means = [] if self._sums is None else (self._sums / self.count).tolist()
+        return dict(zip(self._names, means, strict=True))
+
+    def values(self) -> torch.Tensor:
+        """Returns the values of the metric that is kept, in the order of the images: (count,) float64, on the CPU."""
+        return torch.cat(self._values).cpu()
 
 
 def _values(name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
