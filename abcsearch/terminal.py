@@ -352,7 +352,7 @@ def _result(search: SearchStatus) -> str:
 
 
 def _notes(status: RunStatus) -> list[str]:
-    """Returns which fine-tunings are not by the run's own recipe, or are kept, and which files are damaged."""
+    """Returns how the full network did, which fine-tunings are by other recipes, and which files are damaged."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, changes in status.recipes.items():
         if changes or "/" in name:
@@ -361,7 +361,7 @@ def _notes(status: RunStatus) -> list[str]:
         f"fine-tuned with {'; '.join(changes) or 'the recipe of the run'}: {', '.join(names)}"
         for changes, names in groups.items()
     ]
-    return [*tuned, *(f"warning: {line}" for line in status.damaged)]
+    return [*status.setup, *tuned, *(f"warning: {line}" for line in status.damaged)]
 
 
 def _pace(interval: float) -> str:

@@ -54,18 +54,18 @@ def score(
     names = [*goal.metrics, *(goal.to_full if full is not None else ())]
     sums = torch.zeros(len(names), dtype=torch.float64, device=device_of(model))
     first = 0
-    for outputs, labels in _passes(model, split, batch_size):
+    for outputs, labels in passes(model, split, batch_size):
         goal.check(outputs, labels)
-        each = [_values(name, metric, outputs, labels) for name, metric in goal.metrics.items()]
+        each = [values_of(name, metric, outputs, labels) for name, metric in goal.metrics.items()]
         if full is not None:
             part = full[first : first + len(labels)]
-            each += [_values(name, metric, outputs, part) for name, metric in goal.to_full.items()]
+            each += [values_of(name, metric, outputs, part) for name, metric in goal.to_full.items()]
         sums += torch.stack([values.sum(dtype=torch.float64) for values in each])
         first += len(labels)
     return dict(zip(names, (sums / len(split)).tolist(), strict=True))
 
 
-def _values(name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def values_of(name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Returns one number per image.
 
     Raises:
@@ -91,10 +91,12 @@ def predict(model: nn.Module, split: Images, *, batch_size: int | None = None) -
     Raises:
         ModelError: if the model does not return a tensor.
     """
-    return torch.cat([outputs for outputs, _ in _passes(model, split, batch_size)])
+    return torch.cat([outputs for outputs, _ in passes(model, split, batch_size)])
 
 
-def _passes(model: nn.Module, split: Images, batch_size: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def passes(
+    model: nn.Module, split: Images, batch_size: int | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields outputs and labels, batch by batch, in evaluation mode without gradients."""
     device = device_of(model)
     with modes_kept(model), torch.inference_mode():
