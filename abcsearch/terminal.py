@@ -352,7 +352,7 @@ def _result(search: SearchStatus) -> str:
 
 
 def _notes(status: RunStatus) -> list[str]:
-    """Returns which fine-tunings are not by the run's own recipe, or are kept, and which files are damaged."""
+    """Returns how the full network did, which fine-tunings are by other recipes, and which files are damaged."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, changes in status.recipes.items():
         if changes or "/" in name:
@@ -362,7 +362,8 @@ def _notes(status: RunStatus) -> list[str]:
         for changes, names in groups.items()
     ]
     decided = [f"{own.name}: {own.decision.words}" for own in status.searches if own.decision is not None]
-    return [*decided, *status.known, *tuned, *(f"warning: {line}" for line in status.damaged)]
+    notes = [*decided, *status.known, *status.setup, *tuned]
+    return [*notes, *(f"warning: {line}" for line in status.damaged)]
 
 
 def _pace(interval: float) -> str:

@@ -205,9 +205,15 @@ def evaluate(  # noqa: PLR0913 - one argument per option
     model: Annotated[
         Path,
         typer.Argument(
-            help="What export wrote: a folder, an .onnx or a .pt2 file.", metavar="MODEL", show_default=False
+            help="What export wrote: a folder, an .onnx or a .pt2 file; with --config a checkpoint of your own.",
+            metavar="MODEL",
+            show_default=False,
         ),
     ],
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG", help="MODEL has weights of its network, for its data.", show_default=False),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(metavar="CONFIG|RUN_DIR|NAME", help="Its data; by default those of its run.", show_default=False),
@@ -220,13 +226,23 @@ def evaluate(  # noqa: PLR0913 - one argument per option
     trust: Trust = False,  # noqa: FBT002 - an option
     as_json: AsJson = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Prints metrics on the test images, forward time and size of an export; --set changes options of --data."""
+    """Prints metrics on the test images, forward time and size of an export; --set changes options of --data.
+
+    With --config CONFIG, those of a checkpoint of your own: weights that CONFIG's network is to be searched with.
+    """
     with answering():
-        from abcsearch.config import read_data
-        from abcsearch.runs.evaluating import EvaluationOptions, evaluate_export
+        from abcsearch.config import read_config, read_data
+        from abcsearch.errors import ConfigError
+        from abcsearch.runs.evaluating import EvaluationOptions, evaluate_checkpoint, evaluate_export
 
         options = EvaluationOptions(batch=batch, split=split, device=device, threads=threads)
-        found = evaluate_export(model, read_data(data, overrides or (), trust=trust), options, trust=trust)
+        if config is not None and data is not None:
+            msg = "--config says network and data, --data those of an export: leave one of them out"
+            raise ConfigError(msg)
+        if config is not None:
+            found = evaluate_checkpoint(model, read_config(config, overrides or ()), options)
+        else:
+            found = evaluate_export(model, read_data(data, overrides or (), trust=trust), options, trust=trust)
         if as_json:
             print_json(asdict(found))
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from abcsearch.data.paths import reading
 from abcsearch.data.pixels import IMAGENET_MEAN, IMAGENET_STD, HoldOut, byte_data, scale_of
 from abcsearch.data.splits import Data
 from abcsearch.data.stream import Stream, Transform
-from abcsearch.errors import DataError
+from abcsearch.errors import DataError, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,10 +41,11 @@ class Folder:
         Raises:
             DataError: if it is missing, empty, has a class without an image, or may not be read.
         """
-        from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+        from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
         with reading(root, f"{root}/CLASS/IMAGE"):
-            below = sorted(entry.path for entry in os.scandir(root) if entry.is_dir())
+            # Hidden ones, such as .ipynb_checkpoints, are no classes.
+            below = sorted(e.path for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
             for path in below:
                 os.scandir(path).close()  # what may not be read is said here; torchvision would take it as empty
         if not below:
@@ -51,12 +53,16 @@ class Folder:
                 f"data folder {root} has no folders of classes; expected {root}/CLASS/IMAGE: sort the images into them"
             )
             raise DataError(msg)
-        try:
-            self.classes, numbers = find_classes(str(root))
-            samples = make_dataset(str(root), numbers, IMG_EXTENSIONS)
-        except FileNotFoundError as error:
-            msg = f"data folder {root} holds no images: {error}"
-            raise DataError(msg) from error
+        self.classes = [os.path.basename(path) for path in below]  # noqa: PTH119 - as they are sorted
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        samples = make_dataset(str(root), numbers, IMG_EXTENSIONS, allow_empty=True)
+        seen = {label for _, label in samples}
+        empty = [name for name, number in numbers.items() if number not in seen]
+        if empty:
+            some = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+            msg = f"data folder {root} holds no images of {plural(len(empty), 'class')}: {some}; images end in "
+            msg += f"{', '.join(IMG_EXTENSIONS)}. Put some there, or remove the empty folders"
+            raise DataError(msg)
         self._root = str(root)
         self._names = np.array([os.fsencode(os.path.relpath(file, root)) for file, _ in samples])
         self.labels = torch.tensor([label for _, label in samples])
@@ -80,23 +86,51 @@ def bytes_of(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _folders(path: str, second: Sequence[str]) -> tuple[Folder, Folder]:
-    """Returns the training and the test folder, whose classes are the same."""
+def _there(path: str, second: Sequence[str]) -> list[str]:
+    """Returns which of these folders are there beside that of the training images, in this order; the first if none."""
     root = Path(path)
     with reading(root, f"{root}/train/CLASS/IMAGE and {root}/{second[0]}/CLASS/IMAGE"):
         there = {entry.name for entry in os.scandir(root)}
-    name = next((name for name in second if name in there), second[0])
-    train, test = Folder(root / "train"), Folder(root / name)
-    if train.classes != test.classes:
-        msg = f"{path}: train and {name} have different classes: {sorted(set(train.classes) ^ set(test.classes))}"
-        raise DataError(msg)
-    return train, test
+    return [name for name in second if name in there] or [second[0]]
+
+
+def _folders(path: str, others: Sequence[str]) -> list[Folder]:
+    """Returns the folder of the training images and others beside it, whose classes are the same."""
+    root = Path(path)
+    train = Folder(root / "train")
+    every = [train, *(Folder(root / name) for name in others)]
+    for name, folder in zip(others, every[1:], strict=True):
+        if train.classes != folder.classes:
+            odd = sorted(set(train.classes) ^ set(folder.classes))
+            msg = f"{path}: train and {name} have different classes: {odd}"
+            raise DataError(msg)
+    return every
+
+
+# Names of the folder of search-validation, where there is one for the test images besides.
+_VALIDATION = ("val", "valid", "validation")
+_HELD_OUT = 0.1  # where there is none
+
+
+def _splits(path: str, validation: float | None) -> list[str]:
+    """Returns the folders beside train: that of the test images, and that of search-validation if it is to be read.
+
+    Warns:
+        UserWarning: if it is there, and images are to be held out instead.
+    """
+    test, *others = _there(path, ("test", *_VALIDATION))
+    if validation is not None and test == "test" and others:
+        msg = f"image_folder {path}: validation = {validation:g} holds images out of train, so that {others[0]} is not "
+        msg += "read; leave validation out to search on that"
+        warnings.warn(msg, UserWarning, stacklevel=2)
+        return [test]
+    return [test, *others[:1]] if test == "test" else [test]
 
 
 def image_folder(  # noqa: PLR0913 - options of a config
     *,
     path: str,
-    validation: float = 0.1,
+    validation: float | None = None,
     seed: int = 0,
     size: int | None = None,
     mean: Sequence[float] | None = None,
@@ -104,14 +138,18 @@ def image_folder(  # noqa: PLR0913 - options of a config
     stream: bool = False,
     workers: int | None = None,
 ) -> Data:
-    """Images in the ImageFolder layout: `path/train/CLASS/*` and `path/test/CLASS/*` (or `path/val/CLASS/*`).
+    """Images in the ImageFolder layout: `path/train/CLASS/*`, `path/val/CLASS/*` and `path/test/CLASS/*`.
+
+    Those of val (or valid) are search-validation; without them, it is held out of the training images. Without test,
+    those of val are the test images.
 
     They are decoded into memory once, or streamed: then only search-validation is in memory, and the others are decoded
     when they are needed.
 
     Args:
         path: the folder.
-        validation: share of the training images that is held out for search-validation, or their number.
+        validation: share of the training images that is held out for search-validation, or their number; None: the
+            images of val or, where there is no val beside test, 0.1.
         seed: of that choice.
         size: height and width to resize to; None takes the images as they are (all must have one size).
         mean: per channel, of values in [0, 1]; by default that of the training images; of ImageNet's if streamed.
@@ -130,21 +168,27 @@ def image_folder(  # noqa: PLR0913 - options of a config
     transform: Transform = v2.Compose([bytes_of, v2.Resize((size, size))]) if size else bytes_of
     usual = (IMAGENET_MEAN, IMAGENET_STD)
     scale = scale_of(mean, std, usual)
-    train, test = (
+    others = _splits(path, validation)
+    train, test, *held = (
         Stream(source=folder, labels=folder.labels, evaluation=transform, scale=scale, workers=workers)
-        for folder in _folders(path, ("test", "val"))
+        for folder in _folders(path, others)
     )
-    how, name = HoldOut(validation=validation, seed=seed), f"image_folder {path}"
+    how, name = HoldOut(validation=_HELD_OUT if validation is None else validation, seed=seed), f"image_folder {path}"
+    if stream and held:
+        return Data(name=name, train=train, validation=held[0].loaded(), test=test, seed=seed)
     if stream:
-        return Data.from_images(train, test, validation=validation, seed=seed, name=name)
-    if train.shape != test.shape:
-        msg = f"{name}: images of all splits have one (channels, height, width), found train {train.shape}, "
-        msg += f"test {test.shape}; set size to resize all"
+        return Data.from_images(train, test, validation=how.validation, seed=seed, name=name)
+    shapes = {other: images.shape for other, images in zip(("train", *others), (train, test, *held), strict=True)}
+    if len(set(shapes.values())) > 1:
+        msg = f"{name}: images of all splits have one (channels, height, width), found "
+        msg += f"{', '.join(f'{other} {shape}' for other, shape in shapes.items())}; set size to resize all"
         raise DataError(msg)
-    held_out(train.labels, validation, seed)  # refused before anything is decoded, like mean and std
+    if not held:
+        held_out(train.labels, how.validation, seed)  # refused before anything is decoded, like mean and std
     rows = train.decoded()
     scale = scale if mean is not None else scale_of(None, None, rows)
-    return byte_data(name, (rows, train.labels), (test.decoded(), test.labels), scale, how)
+    parts = [(images.decoded(), images.labels) for images in (test, *held)]
+    return byte_data(name, (rows, train.labels), parts[0], scale, how, *parts[1:])
 
 
 def imagenet(  # noqa: PLR0913 - options of a config
@@ -188,5 +232,6 @@ def imagenet(  # noqa: PLR0913 - options of a config
         "scale": scale_of(mean, std, ((), ())),
         "workers": workers,
     }
-    train, test = (Stream(source=f, labels=f.labels, **common) for f in _folders(path, ("val",)))
+    folders = _folders(path, _there(path, ("val",)))
+    train, test = (Stream(source=f, labels=f.labels, **common) for f in folders)
     return Data.from_images(train, test, validation=validation, seed=seed, name=f"imagenet {path}")

@@ -135,6 +135,7 @@ def byte_data(
     test: tuple[torch.Tensor, torch.Tensor],
     scale: Scale,
     how: HoldOut,
+    held: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> Data:
     """Returns a data set of bytes in memory, normalised once.
 
@@ -144,14 +145,18 @@ def byte_data(
         test: likewise.
         scale: the normalisation.
         how: what is held out.
+        held: likewise, search-validation, where it is there; then nothing is held out.
 
     Raises:
         DataError: as `Data.from_tensors`.
     """
-    kept, held = held_out(train[1], how.validation, how.seed, objective=how.objective)
-    # Selected as bytes: of the training images, no second copy in floats is ever made.
-    parts = [(train[0][own], train[1][own]) for own in (kept, held)]
+    parts = [train, train if held is None else held]
+    if held is None:
+        chosen = held_out(train[1], how.validation, how.seed, objective=how.objective)
+        # Selected as bytes: of the training images, no second copy in floats is ever made.
+        parts = [(train[0][own], train[1][own]) for own in chosen]
     own, validation, other = (
         Split(scale.apply(images).permute(0, 3, 1, 2), labels, scale) for images, labels in [*parts, test]
     )
-    return Data(name=name, train=own, validation=validation, test=other, seed=how.seed, objective=how.objective)
+    splits = {"train": own, "validation": validation, "test": other}
+    return Data(name=name, **splits, seed=how.seed, objective=how.objective, held_out=held is None)

@@ -168,6 +168,8 @@ class Data:
         test: touched by fine-tuning and reports only.
         seed: of the split between train and validation; recorded in the run.
         objective: what networks are for, of `OBJECTIVES`: loss and metrics follow from it.
+        held_out: whether search-validation has been held out of the training images here, so that a network which was
+            trained on all of them has seen it.
 
     Raises:
         DataError: if the splits hold images of different sizes, or labels are not those of a classification that is
@@ -180,6 +182,7 @@ class Data:
     test: Images
     seed: int = 0
     objective: str = "classification"
+    held_out: bool = False
 
     def __post_init__(self) -> None:
         """Checks that the splits fit together."""
@@ -276,6 +279,7 @@ class Data:
             test=test,
             seed=seed,
             objective=objective,
+            held_out=True,
         )
 
     @property

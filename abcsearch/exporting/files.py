@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from abcsearch.errors import ExportError
+from abcsearch.errors import ExportError, quoted
 from abcsearch.exporting.checking import Checks, Frozen, copied, noise
 from abcsearch.exporting.interchange import open_onnx, open_pt2, traced, write_onnx, write_pt2
 from abcsearch.exporting.plan import FILES, load_plan, plain_json, write_plan
@@ -200,7 +200,8 @@ def open_export(
         return Opened(*load_plan(place, constructor, trust=trust))
     readers = {".onnx": open_onnx, ".pt2": open_pt2}
     if place.suffix.lower() not in readers:
-        msg = f"{path} is not an export: that is a folder with model.safetensors and plan.json, an .onnx or a .pt2 file"
+        msg = f"{path} is not an export: that is a folder with model.safetensors and plan.json, an .onnx or a .pt2 "
+        msg += f"file; weights of your own: abcsearch evaluate {quoted(place)} --config CONFIG"
         raise ExportError(msg)
     return Opened(*readers[place.suffix.lower()](place, trust=trust))
 

@@ -47,3 +47,32 @@ def own_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
             own = re.sub(pattern, replacement, own, count=1)
         found[name] = own
     return found
+
+
+_DEEPEST = 4  # words of a prefix: more wrappers than DataParallel in torch.compile in a LightningModule
+
+
+def wrapper_prefix(model: nn.Module, names: Iterable[str]) -> str:
+    """Returns the prefix under which a checkpoint has the names of a network, as wrappers give them; mostly "".
+
+    So do DataParallel ("module."), torch.compile ("_orig_mod."), and a LightningModule whose attribute the network is
+    ("model.", "net."): the prefix with most of the network's names, of several the shortest.
+
+    Args:
+        model: the network.
+        names: in a state dict.
+    """
+    names = list(names)
+    wanted = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
+    if wanted <= set(own_names(model, names).values()):
+        return ""
+    prefixes = {""}
+    for name in names:
+        words = name.split(".")
+        prefixes |= {".".join(words[:count]) + "." for count in range(1, min(len(words), _DEEPEST + 1))}
+
+    def there(prefix: str) -> int:
+        inside = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+        return len(wanted & set(own_names(model, inside).values()))
+
+    return max(sorted(prefixes, key=lambda prefix: (len(prefix), prefix)), key=there)

@@ -1,4 +1,4 @@
-"""How good, how fast and how large an exported network is."""
+"""How good, how fast and how large an exported network is, or one of the user's own checkpoints."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from abcsearch.channels.latency import forward_times, torch_threads
 from abcsearch.data.registry import load_data, reads_files
 from abcsearch.errors import ConfigError, ExportError, ModelError, one_line, plural, quoted
 from abcsearch.exporting import open_export
 from abcsearch.exporting.plan import FILES
+from abcsearch.runs.configured import load_run_data
 from abcsearch.runs.settings import Part
+from abcsearch.runs.setup_check import Asked, look_at
+from abcsearch.runs.weights import load_checkpoint
 from abcsearch.training.computing import find_device
 from abcsearch.training.objectives import metric_text
 from abcsearch.training.scoring import score
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from abcsearch.data.splits import Data
+    from abcsearch.runs.settings import RunConfig
 
 SPLITS = ("test", "validation")
 _NO_SCALE = "the export does not say how its pixels were normalised; these are the data set's"
@@ -134,14 +141,60 @@ def evaluate_export(
     _check_costs(info, place)
     part = _data_of(place, info, vouched=own or trust) if data is None else data
     found = load_data(part.name, **part.options)
+    counted = sum(parameter.numel() for parameter in model.parameters()) if place.is_dir() else None
+    files = [place / name for name in FILES] if place.is_dir() else [place]
+    facts = {"macs": info.get("macs"), "params": info.get("params", counted)}
+    return _measured(model, found, place, options, files=files, **facts, notes=_notes(info, given=data is not None))
+
+
+def evaluate_checkpoint(path: str | Path, config: RunConfig, options: EvaluationOptions | None = None) -> Measured:
+    """Scores a checkpoint, as its network is, on a split of a config's data, and measures its forward time.
+
+    Args:
+        path: weights of the config's network, which `load_checkpoint` reads.
+        config: of the network and the data.
+        options: how.
+
+    Raises:
+        CheckpointError: if the file is missing or unreadable, or does not fit the network.
+        DataError, ModelError: if the data cannot be read, or do not fit the network.
+    """
+    place, options = Path(path), options or EvaluationOptions()
+    model = config.model.build(config.seed)
+    load_checkpoint(model, place)
+    data = load_run_data(config)
+    _check_fit(model.eval(), data, place)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:  # it need not be one that can be pruned
+        model(data.example.clone())
+    macs = counter.get_total_flops() // 2
+    looked = look_at(model, data, macs, Asked(brought=True, device=find_device(options.device)))
+    params = sum(parameter.numel() for parameter in model.parameters())
+    notes = (f"search would begin with the full network: {looked.words}", *looked.warnings, *looked.notes)
+    return _measured(model, data, place, options, files=[place], macs=macs, params=params, notes=notes)
+
+
+def _measured(  # noqa: PLR0913 - what is measured, and what is known of it
+    model: nn.Module,
+    found: Data,
+    place: Path,
+    options: EvaluationOptions,
+    *,
+    files: Sequence[Path],
+    macs: int | None,
+    params: int | None,
+    notes: tuple[str, ...],
+) -> Measured:
+    """Returns what a network is worth on its data, and how long its passes take."""
+    device = find_device(options.device)
     _check_fit(model, found, place)
     images = found.test if options.split == "test" else found.validation
     metrics = score(model.to(device), images, objective=found.objective)
     if "top5" in metrics and found.objective == "classification" and found.classes <= 5:
         del metrics["top5"]  # always 1
-    batches = {size: found.example.repeat(size, 1, 1, 1).to(device) for size in sorted({1, options.batch})}
+    example = found.example
+    sizes = sorted({1, options.batch})
+    batches = {size: example.repeat(size, *(1,) * (example.dim() - 1)).to(device) for size in sizes}
     latency = {n: _median_ms(model, batch, options.threads) for n, batch in batches.items()}
-    counted = sum(parameter.numel() for parameter in model.parameters()) if place.is_dir() else None
     return Measured(
         path=str(place),
         data=found.name,
@@ -151,10 +204,10 @@ def evaluate_export(
         latency_ms=latency,
         threads=options.threads,
         device=str(device),
-        bytes=sum(file.stat().st_size for file in ([place / n for n in FILES] if place.is_dir() else [place])),
-        macs=info.get("macs"),
-        params=info.get("params", counted),
-        notes=_notes(info, given=data is not None),
+        bytes=sum(file.stat().st_size for file in files),
+        macs=macs,
+        params=params,
+        notes=notes,
     )
 
 

@@ -6,6 +6,7 @@ searcher.json      snapshot of the searcher; without it, it is told again from t
 population.json    what the searcher works from, for people and scripts
 best.json          best structure so far
 fitness.json       fitness of compared structures that are no trials, by widths: evaluated once, by the report
+setup.json         how the full network did on the data before the first trial, and what looked wrong
 finetuning.json    what fine-tuning was asked for, until all of it is done
 progress.json      how it stands, and how fine-tuning does, for those who watch; at most a second old
 log.txt            progress as plain lines
@@ -59,6 +60,7 @@ _FILES = (
         "fitness.",
         "latency.",
         "progress.",
+        "setup.",
         "log.",
         "base",
         "prepared",

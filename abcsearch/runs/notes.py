@@ -10,6 +10,7 @@ from abcsearch.errors import plural, quoted
 from abcsearch.runs.decision import scored
 from abcsearch.runs.forward import BATCHES
 from abcsearch.runs.recipes import finetune_command
+from abcsearch.runs.setup import read_setup
 from abcsearch.runs.tuned import FOLDER, kept
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def notes_of(
     """
     header, config = run.folder.header(), run.config
     threads = int(config.evaluator.options.get("threads", 1))
-    outside = _outside(run)
+    outside, setup = _outside(run), read_setup(run.folder)
     versions = ", ".join(f"{name} {version}" for name, version in header["environment"].get("versions", {}).items())
     failed = sum(trial.evaluation.failure is not None for trial in run.result.trials)
     data = run.result.task.data
@@ -48,6 +49,7 @@ def notes_of(
         f"{threads} thread(s), the networks in turns.{_overlapping(rows, _again(run, out))}",
         f"{_counted(run)}, {failed} failed, seed {config.seed}; {versions}; {platform}.",
         *filter(None, [scored(run.result.trials, run.result.decision), outside]),
+        *(() if setup is None else setup.lines),
     )
 
 

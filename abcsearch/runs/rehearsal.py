@@ -15,6 +15,7 @@ import torch
 from abcsearch.baselines.checks import checked_recipe
 from abcsearch.baselines.registry import BASELINES, searched
 from abcsearch.errors import RunError, SearcherError, plural
+from abcsearch.runs.base import load_base
 from abcsearch.runs.configured import config_identity, prepare
 from abcsearch.runs.executing import evaluation_threads
 from abcsearch.runs.folder import RunFolder
@@ -24,6 +25,7 @@ from abcsearch.runs.known import read_known
 from abcsearch.runs.known_runs import found_known
 from abcsearch.runs.preparing import preparation_of
 from abcsearch.runs.rehearsed import Reach, Rehearsal, called
+from abcsearch.runs.setup_check import asked_of, look_at
 from abcsearch.runs.timing import PATIENCE, evaluation_time, full_macs, preparation_time, training_time
 from abcsearch.runs.weights import state_bytes
 from abcsearch.searchers.registry import make_searcher
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Constraint
     from abcsearch.runs.settings import RunConfig
+    from abcsearch.runs.setup import SetUp
     from abcsearch.runs.task import Task
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate
@@ -107,6 +110,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
             "test": len(task.data.test),
         },
         shape=tuple(task.data.train.shape),
+        setup=_looked(config, task, folder),
         groups=len(graph.groups),
         prunable=len(graph.prunable),
         fixed=dict(Counter(group.fixed for group in graph.groups if group.fixed is not None)),
@@ -146,6 +150,15 @@ def _mapped(config: RunConfig, folder: RunFolder, task: Task, searcher: Searcher
     if known is None and probes:
         known = found_known(folder, task.space, config, config_identity(config, task.data))
     return len(probes) if known is None else len(set(probes) - known.structures)
+
+
+def _looked(config: RunConfig, task: Task, folder: RunFolder) -> SetUp:
+    """Returns how the full network does on the data, as far as its weights are there."""
+    checkpoint = config.model.checkpoint
+    there = folder.base.exists() or (checkpoint is not None and Path(checkpoint).exists())
+    if folder.base.exists():
+        load_base(task.base, folder.base)
+    return look_at(task.base, task.data, full_macs(task), replace(asked_of(config), trained=there))
 
 
 def _first(searcher: Searcher, count: int) -> tuple[Candidate, int]:

@@ -12,6 +12,7 @@ from abcsearch.runs.inspection import counted
 
 if TYPE_CHECKING:
     from abcsearch.runs.settings import Part
+    from abcsearch.runs.setup import SetUp
     from abcsearch.runs.timing import Estimate
 
 # Below so many seconds: unit, the next smaller one, its seconds, and how many of it make one.
@@ -65,6 +66,7 @@ class Rehearsal:
         data: its name.
         images: number of images by split.
         shape: of an image, (channels, height, width).
+        setup: how the full network does on the data.
         groups: number of channel groups.
         prunable: of these.
         fixed: number of the others by the reason.
@@ -103,6 +105,7 @@ class Rehearsal:
     data: str
     images: dict[str, int]
     shape: tuple[int, ...]
+    setup: SetUp
     groups: int
     prunable: int
     fixed: dict[str, int]
@@ -158,6 +161,7 @@ class Rehearsal:
         return [
             f"network: {self.model}, {self.macs:,} macs, {self.params:,} params; weights: {self.weights}",
             f"data: {self.data}; {images}; {'x'.join(map(str, self.shape))}",
+            *self.setup.lines,
             f"groups: {self.prunable} of {self.groups} prunable; {plural(self.blocks, 'block')} could be dropped",
             *(f"  {count} fixed: {reason}" for reason, count in self.fixed.items()),
             f"space: {counted(int(self.structures))}; {self.free} of {plural(self.dimensions, 'dimension')} free",

@@ -28,6 +28,7 @@ from abcsearch.runs.loop import Loop, Progress, logged, silent
 from abcsearch.runs.preparing import preparation_of, prepared
 from abcsearch.runs.result import SearchResult, collected
 from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
+from abcsearch.runs.setup_check import check_setup
 from abcsearch.runs.task import Task
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.registry import make_searcher
@@ -256,6 +257,7 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         RunError: if the folder holds a different run, or no trial succeeded.
     """
     write_header(folder, settings, identity(task))
+    check_setup(folder, task, settings, parts.evaluator, progress)
     keep_times(folder, task)
     told = learned(folder, task, settings, parts, progress)
     with named(parts.searcher):

@@ -9,6 +9,8 @@ from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import FailuresError, plural, quoted
+from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.setup import read_setup
 from abcsearch.runs.watching import Watcher, Watchers
 from abcsearch.trial import Trial
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from abcsearch.runs.decision import Decision
-    from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.loop import Progress
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate
@@ -52,6 +53,7 @@ class Standing:
     _in_a_row: list[str] = field(default_factory=list[str], init=False)
     _written: float = field(default=-math.inf, init=False)  # monotonic: the clock may be set back
     _workers: tuple[int, int] | None = field(default=None, init=False)
+    _against: str = field(default="", init=False)  # fitness of what the best is seen against
 
     def __post_init__(self, watchers: Sequence[Watcher]) -> None:
         """Gathers the watchers."""
@@ -61,6 +63,8 @@ class Standing:
         """Takes what the folder holds already."""
         for trial in trials:
             self._count(trial)
+        known = read_setup(RunFolder(self.folder.run))
+        self._against = "" if known is None else known.against
         (self.folder.path / "progress.json").unlink(missing_ok=True)  # it is of an earlier session
         self._watching.begin(trials, self.n_trials)
 
@@ -100,7 +104,8 @@ class Standing:
     @property
     def note(self) -> str:
         """How it stands, in a few words."""
-        parts = [f"best {self.best.fitness:.4f}" if self.best else "no success yet"]
+        against = f" ({self._against})" if self._against else ""
+        parts = [f"best {self.best.fitness:.4f}{against}" if self.best else "no success yet"]
         if self._failed:
             parts.append(f"{self._failed} failed")
         if self._workers is not None:

@@ -12,6 +12,7 @@ from abcsearch.runs.damage import damaged
 from abcsearch.runs.decision import Decision
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.known import STAGE, mapped_total, told_lines
+from abcsearch.runs.setup import read_setup
 from abcsearch.runs.shapes import other_baseline, shown_header, winner_name
 from abcsearch.runs.tail import JournalTail
 from abcsearch.runs.tuned import interrupted, kept, recipes, tunings
@@ -109,6 +110,7 @@ class RunStatus:
         damaged: files of weights or scores that are damaged or missing, with what to do, once nobody writes.
         interrupted: the command that continues a fine-tuning which was stopped, once nobody writes; else None.
         pulse: what the running process says of itself; None if it says nothing.
+        setup: how the full network did on the data before the search, and what looked wrong, a line each.
         preparing: where a preparation stood that was stopped, or failed; None without such a one.
         log: the last lines of the log.
     """
@@ -126,6 +128,7 @@ class RunStatus:
     damaged: tuple[str, ...]
     interrupted: str | None
     pulse: Pulse | None
+    setup: tuple[str, ...]
     preparing: str | None
     log: tuple[str, ...]
 
@@ -208,6 +211,7 @@ class RunWatch:
             damaged=() if running else damaged(self._folder, header, made),
             interrupted=interrupted(self._folder, settings.get("finetune")) if over else None,
             pulse=pulse,
+            setup=() if (known := read_setup(self._folder)) is None else known.lines,
             preparing=None if running else _left_off(self._folder),
             log=_last_lines(self.path / "log.txt"),
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from safetensors.torch import save
 
 from abcsearch.errors import CheckpointError
 from abcsearch.files import CHECKSUM
-from abcsearch.models.renaming import own_names
+from abcsearch.models.renaming import own_names, wrapper_prefix
 from abcsearch.training.checkpoints import tensors_hash
 
 if TYPE_CHECKING:
@@ -22,19 +24,29 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_UNDER = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the weights
+
+
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Loads trained weights into a network in place.
 
-    Reads .safetensors, and files of torch.save with a state dict (also under "state_dict" or "model", also with the
-    prefix "module." of DataParallel, also with the names that public checkpoints of the network have, see
-    `models.renaming`); pickled code is never run.
+    Reads .safetensors, and files of torch.save with a state dict (also under "state_dict" and the like, also with the
+    prefix of a wrapper such as DataParallel or a LightningModule, also with the names that public checkpoints of the
+    network have, see `models.renaming`); pickled code is never run.
 
     Raises:
         CheckpointError: if the file is missing or unreadable, or does not fit the network (naming the keys).
+
+    Warns:
+        UserWarning: if names without the prefix of the network's are left out.
     """
     found = _read(Path(path))
-    if found and all(name.startswith("module.") for name in found):
-        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    prefix = wrapper_prefix(model, found)
+    others = [name for name in found if not name.startswith(prefix)]
+    if others:
+        msg = f"checkpoint {path}: {type(model).__name__} is what is under {prefix!r} in it; left out: "
+        warnings.warn(msg + _shortened(others), UserWarning, stacklevel=2)
+    found = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
     origins = _origins(model, found, path)
     tensors = {name: found[origin] for name, origin in origins.items()}
     expected = model.state_dict()
@@ -88,21 +100,43 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_tensors(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of a TorchScript program, which is refused
+            warnings.filterwarnings("ignore", message="'torch.load' received a zip file")
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is raised depends on the damage; pickled code is an error as well
         reason = (str(error) or type(error).__name__).splitlines()[0]
         msg = f"checkpoint {path} cannot be read: {reason}; save a state dict with torch.save or safetensors"
+        msg = _more_than_weights(path, str(error)) or msg
         raise CheckpointError(msg) from error
-    for key in ("state_dict", "model"):
+    for key in _UNDER:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     pairs = content.items() if isinstance(content, dict) else [(None, content)]
     other = [name for name, value in pairs if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
     if other:
         found = f"{other[:5]} are not tensors" if isinstance(content, dict) else f"found {type(content).__name__}"
-        msg = f"checkpoint {path} holds no state dict (names and tensors, also under state_dict or model): {found}"
+        msg = f"checkpoint {path} holds no state dict (names and tensors, also under {', '.join(_UNDER)}): {found}"
         raise CheckpointError(msg)
     return content
+
+
+def _more_than_weights(path: Path, error: str) -> str:
+    """Returns what to do with a file of torch that holds code or objects, which are not read; "" for any other."""
+    objects = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", error)
+    aside = str(path.with_name(f"{path.stem}-weights.pt"))
+    if "TorchScript" in error:
+        take, what = f"torch.jit.load('{path}').state_dict()", "a TorchScript program, not weights alone"
+    elif objects is not None:
+        what = f"pickled objects ({objects[1]}), not weights alone"
+        take = f"(lambda c: c.state_dict() if hasattr(c, 'state_dict') else c)(torch.load('{path}', 'cpu', "
+        take += "weights_only=False))"
+    else:
+        return ""
+    again = f"""python -c "import torch; c = {take}; torch.save(c.get('state_dict', c), {aside!r})\""""
+    return (
+        f"checkpoint {path} holds {what}; reading such things can run code, so it is not done here. If you trust the "
+        f"file, make one of its weights, in the folder from which its classes can be imported, and give that: {again}"
+    )
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

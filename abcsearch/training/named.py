@@ -76,3 +76,15 @@ OBJECTIVES: Registry[Any] = Registry(
     accept=Home(path=f"{_IN}:as_objective"),
     callables=False,
 )
+
+_SHARES = frozenset({"top1", "top5", "pixel_accuracy", "miou"})
+
+
+def is_share(metric: str) -> bool:
+    """Returns whether a metric is a share of images or pixels."""
+    return metric in _SHARES
+
+
+def metric_text(metric: str, value: float) -> str:
+    """Returns a metric's value as people read it: shares of images or pixels in per cent."""
+    return f"{100 * value:.2f} %" if is_share(metric) else f"{value:.4f}"

@@ -18,6 +18,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from abcsearch.data.images import IGNORED
 from abcsearch.errors import ConfigError, DataError, ModelError, plural
 from abcsearch.training import named
+from abcsearch.training.named import is_share as is_share
+from abcsearch.training.named import metric_text as metric_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,14 +58,6 @@ class Objective:
     def headline(self) -> str:
         """The metric that reports show: the first one."""
         return next(iter(self.metrics))
-
-
-_SHARES = frozenset({"top1", "top5", "pixel_accuracy", "miou"})
-
-
-def metric_text(metric: str, value: float) -> str:
-    """Returns a metric's value as people read it: shares of images or pixels in per cent."""
-    return f"{100 * value:.2f} %" if metric in _SHARES else f"{value:.4f}"
 
 
 def _hits(outputs: torch.Tensor, labels: torch.Tensor, count: int) -> torch.Tensor:

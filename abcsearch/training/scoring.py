@@ -81,12 +81,12 @@ class Tally:
         """Shows a network further images; arguments and errors as of `score`."""
         goal, first = self._objective, 0
         self._names = [*goal.metrics, *(goal.to_full if full is not None else ())]
-        for outputs, labels in _passes(model, split, batch_size):
+        for outputs, labels in passes(model, split, batch_size):
             goal.check(outputs, labels)
-            each = [_values(name, metric, outputs, labels) for name, metric in goal.metrics.items()]
+            each = [values_of(name, metric, outputs, labels) for name, metric in goal.metrics.items()]
             if full is not None:
                 theirs = full[first : first + len(labels)]
-                each += [_values(name, metric, outputs, theirs) for name, metric in goal.to_full.items()]
+                each += [values_of(name, metric, outputs, theirs) for name, metric in goal.to_full.items()]
             sums = torch.stack([values.sum(dtype=torch.float64) for values in each])
             self._sums = sums + (0.0 if self._sums is None else self._sums)
             if self._kept is not None:
@@ -104,7 +104,7 @@ class Tally:
         return torch.cat(self._values).cpu()
 
 
-def _values(name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def values_of(name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Returns one number per image.
 
     Raises:
@@ -130,10 +130,12 @@ def predict(model: nn.Module, split: Images, *, batch_size: int | None = None) -
     Raises:
         ModelError: if the model does not return a tensor.
     """
-    return torch.cat([outputs for outputs, _ in _passes(model, split, batch_size)])
+    return torch.cat([outputs for outputs, _ in passes(model, split, batch_size)])
 
 
-def _passes(model: nn.Module, split: Images, batch_size: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def passes(
+    model: nn.Module, split: Images, batch_size: int | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields outputs and labels, batch by batch, in evaluation mode without gradients."""
     device = device_of(model)
     with modes_kept(model), torch.inference_mode():

@@ -1,6 +1,7 @@
 """Data sets by name: digits, folders of real images, and the user's own."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -72,6 +73,43 @@ def test_image_folder_holds_the_very_pixels_normalised_by_training_images(tmp_pa
     labels = torch.cat([data.train.labels, data.validation.labels]).tolist()
     wanted = {(i.tobytes(), c) for c, name in enumerate(("cat", "dog")) for i in images["train", name]}
     assert {((i * 255).round().astype(np.uint8).tobytes(), c) for i, c in zip(found, labels, strict=True)} == wanted
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_folder_of_search_validation_is_it_in_memory_and_streamed(tmp_path, name):
+    write_folder(tmp_path)
+    shutil.copytree(tmp_path / "train", tmp_path / name)
+    for file in [*(tmp_path / name).glob("*/[12].png"), *(tmp_path / "test").glob("*/3.png")]:
+        file.unlink()
+    usual = {"mean": [0.5] * 3, "std": [0.2] * 3, "workers": 0}
+    memory, streamed = (load_data("image_folder", path=str(tmp_path), **usual, stream=s) for s in (False, True))
+    for data in (memory, streamed, load_data("image_folder", path=str(tmp_path))):
+        assert (len(data.train), len(data.validation), len(data.test), data.held_out) == (8, 4, 6, False)
+        assert data.validation.labels.tolist() == [0, 0, 1, 1]
+        everything = data.train.loaded().images
+        assert torch.equal(data.validation.images, everything[[0, 3, 4, 7]])  # by the training images' mean and std
+    assert torch.equal(memory.validation.images, streamed.validation.images)
+    with pytest.warns(UserWarning, match=rf"validation = 0.25 holds images out of train, so that {name} is not read"):
+        data = load_data("image_folder", path=str(tmp_path), validation=0.25)
+    assert (len(data.train), len(data.validation), len(data.test), data.held_out) == (6, 2, 6, True)
+
+
+def test_hidden_folders_are_no_classes_and_empty_ones_are_named(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    assert load_data("image_folder", path=str(tmp_path), validation=2).classes == 2
+    for name in ("ant", "bee"):
+        (tmp_path / "train" / name).mkdir()
+    (tmp_path / "train" / "ant" / "note.txt").write_text("none")
+    with pytest.raises(
+        DataError, match=r"train holds no images of 2 classes: ant, bee; images end in \.jpg, .* remove"
+    ):
+        load_data("image_folder", path=str(tmp_path))
+    (tmp_path / "train" / "ant").rename(tmp_path / "ant")
+    (tmp_path / "train" / "bee").rmdir()
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"val holds no images of 1 class: cat"):
+        load_data("image_folder", path=str(tmp_path))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])

@@ -1,6 +1,10 @@
 """Checkpoints: what is read, and what is refused with the reason."""
 
+import argparse
 import os
+import sys
+import types
+import warnings
 
 import numpy as np
 import pytest
@@ -75,6 +79,66 @@ def test_what_is_written_comes_back_bit_for_bit_in_either_layout_and_is_a_snapsh
         assert torch.equal(model[0].weight, kept["0.weight"])
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "net.backbone.", "module._orig_mod.model.0."])
+def test_the_prefix_of_any_wrapper_is_taken_off_and_what_is_beside_the_network_named(tmp_path, prefix):
+    trained, model = network(0), network(1)
+    state = {f"{prefix}{name}": tensor for name, tensor in trained.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "w.ckpt")
+    load_checkpoint(model, tmp_path / "w.ckpt")
+    assert same(model, trained)
+    more = {"criterion.weight": torch.ones(2), "ema_model.0.weight": torch.ones(3, 1, 3, 3)}
+    torch.save({"state_dict": {**more, **state}}, tmp_path / "w.ckpt")
+    model = network(1)
+    with pytest.warns(UserWarning, match=r"under '.*' in it; left out: criterion.weight, ema_model.0.weight"):
+        load_checkpoint(model, tmp_path / "w.ckpt")
+    assert same(model, trained)
+
+
+def test_a_network_whose_own_names_have_a_wrappers_prefix_keeps_them(tmp_path):
+    trained, model = (nn.ModuleDict({"module": nn.Linear(2, 2)}) for _ in range(2))
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    load_checkpoint(model, tmp_path / "w.pt")
+    assert same(model, trained)
+
+
+class Whole(nn.Module):
+    """What people save whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("kind", ["whole", "lightning", "script"])
+def test_what_holds_more_than_weights_is_not_unpickled_and_what_to_do_does_it(tmp_path, monkeypatch, kind):
+    trained, file = Whole(), tmp_path / "w.pt"
+    here = types.ModuleType("brought")
+    here.Whole = type("Whole", (Whole,), {"__module__": "brought"})
+    monkeypatch.setitem(sys.modules, "brought", here)
+    if kind == "whole":
+        trained.__class__ = here.Whole
+        torch.save(trained, file)
+    elif kind == "lightning":
+        prefixed = {f"model.{name}": tensor for name, tensor in trained.state_dict().items()}
+        torch.save({"state_dict": prefixed, "hyper_parameters": argparse.Namespace(a=1)}, file)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.trace(trained, torch.zeros(1, 2)), file)
+    with pytest.raises(CheckpointError, match="reading such things can run code, so it is not done here") as refused:
+        load_checkpoint(Whole(), file)
+    program = str(refused.value).partition('python -c "')[2].removesuffix('"')
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(program, {})
+    model = Whole()
+    load_checkpoint(model, tmp_path / "w-weights.pt")
+    assert same(model, trained)
+
+
 def test_tied_weights_are_written_and_read(tmp_path):
     model, other = (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)) for _ in range(2))
     for tied in (model, other):
@@ -138,7 +202,7 @@ def test_pickled_code_is_refused_and_never_run(tmp_path, legacy):
 
 def test_a_whole_pickled_network_is_refused(tmp_path):
     torch.save(network(), tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="holds pickled objects"):
         load_checkpoint(network(), tmp_path / "w.pth")
 
 
@@ -147,7 +211,7 @@ def test_a_whole_pickled_network_is_refused(tmp_path):
     [
         (torch.zeros(3), "found Tensor"),
         ([torch.zeros(3)], "found list"),
-        ({"net": {"a": torch.zeros(3)}, "epoch": 3}, r"\['net', 'epoch'\] are not tensors"),
+        ({"nets": {"a": torch.zeros(3)}, "epoch": 3}, r"\['nets', 'epoch'\] are not tensors"),
         ({0: torch.zeros(3)}, r"\[0\] are not tensors"),
     ],
 )
