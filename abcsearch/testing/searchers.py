@@ -2,7 +2,7 @@
 
 In one sentence: proposals are new, inside the space and the budget, and depend on nothing but the seed and what was
 told; a saved searcher continues bit for bit. One that `overlaps` keeps this, and any number of workers busy, also where
-it is asked ahead.
+it is asked ahead. `CriteriaContract` has what holds where criteria are searched.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from abcsearch.budget import Budget, Constraint
 from abcsearch.errors import SearcherError
 from abcsearch.space import Dimension, SearchSpace
+from abcsearch.testing.criteria import CriteriaContract
 from abcsearch.trial import Evaluation, Trial, best_trial
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def toy_fitness(space: SearchSpace, candidate: Candidate) -> float:
     return float((weights * np.sqrt(point)).sum() / weights.sum())
 
 
-class SearcherContract:
+class SearcherContract(CriteriaContract):
     """What every searcher keeps; override `make`, and where yours learns slowly `rounds`.
 
     Attributes:
