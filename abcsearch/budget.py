@@ -2,12 +2,14 @@
 
 A `Budget` is what the user states (fractions of the full network or absolute numbers). Bound to a space and its costs
 it becomes a `Constraint`, which is all that searchers see: it measures violations and repairs candidates. Costs must
-grow with every dimension (more kept channels never cost less), as macs, flops, params and peak activation do.
+grow with every width and block (more kept channels never cost less), as macs, flops, params and peak activation do, and
+not depend on criteria, which no repair therefore changes.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -215,7 +217,8 @@ class Constraint:
             nearest = min(nearest, self.space.at(found), key=lambda c: float(self.violation([c])[0]))
             # Stuck beside a narrow band: random steps down, more at every attempt, leave room for another way up.
             here = found.copy()
-            np.subtract.at(here, rng.integers(len(here), size=2 + attempt), 1)
+            costly = np.flatnonzero(self.space.ordered)
+            np.subtract.at(here, costly[rng.integers(len(costly), size=2 + attempt)], 1)
             here = np.maximum(here, 0)
         return self._enumerated(start, nearest, rng)
 
@@ -272,6 +275,8 @@ class Constraint:
     ) -> NDArray[np.int64]:
         """Takes random single steps of one sign; every dimension with room is equally likely at every step.
 
+        No criterion has.
+
         Args:
             start: choice positions, (n_dims,).
             room: steps that every dimension may take, (n_dims,).
@@ -280,7 +285,7 @@ class Constraint:
             keep: holds at the start, and no step may break it: one that would is left out.
             until: the walk ends as soon as it holds; without it, when no step is left.
         """
-        here, room = start, room.copy()
+        here, room = start, room * self.space.ordered
         while not (until is not None and until(self.space.values(here)[None])[0]) and room.any():
             walk = _Walk(self.space, here, sign, _order(room, rng))
             last = len(walk.order) if keep is None else walk.last(len(walk.order), keep)
@@ -300,7 +305,7 @@ class Constraint:
         """Returns the positions; if they are outside a band, after one step up and one down where that leads inside."""
         if self.allows(self.space.at(here)):
             return here
-        unit = np.eye(len(here), dtype=np.int64)
+        unit = np.eye(len(here), dtype=np.int64)[self.space.ordered]
         moved = (here + unit[:, None] - unit[None]).reshape(-1, len(here))
         moved = moved[((moved >= 0) & (moved <= self.space.last_indices)).all(axis=1)]
         inside = np.flatnonzero(self.violation(self.space.values(moved)) == 0)
@@ -309,11 +314,15 @@ class Constraint:
     def _enumerated(self, start: NDArray[np.int64], nearest: Candidate, rng: np.random.Generator) -> Candidate:
         """Returns the structure inside that is the fewest steps away, by looking at all of a small space.
 
+        Criteria stay.
+
         Raises:
             BudgetError: if there is none, or if the space is too large to look at.
         """
-        if self.space.size <= _ENUMERABLE:
-            rows = np.array(list(itertools.product(*(range(n + 1) for n in self.space.last_indices.tolist()))))
+        largest: list[int] = self.space.largest_indices.tolist()
+        if math.prod(n + 1 for n in largest) <= _ENUMERABLE:
+            rows = np.array(list(itertools.product(*(range(n + 1) for n in largest))))
+            rows = np.where(self.space.ordered, rows, start)
             rows = rows[self.violation(self.space.values(rows)) == 0]
             if len(rows):
                 steps = np.abs(rows - start).sum(axis=1)

@@ -29,7 +29,7 @@ from abcsearch.baselines.registry import check_names
 from abcsearch.baselines.structures import initial_problems
 from abcsearch.budget import Budget
 from abcsearch.channels.graph import LEVELS
-from abcsearch.channels.named import CRITERIA
+from abcsearch.channels.named import CRITERIA, names_of
 from abcsearch.channels.options import LatencyOptions
 from abcsearch.data.registry import check_data_options, load_data
 from abcsearch.errors import AbcSearchError, ConfigError, RunError, SearcherError, unknown_name
@@ -152,8 +152,8 @@ def parse_recipe(overrides: Sequence[str], recipe: Recipe) -> Recipe:
 
 def read_inspected(
     target: str, shape: str | None, overrides: Sequence[str]
-) -> tuple[nn.Module, torch.Tensor, SpaceOptions]:
-    """Returns the network that `inspect` is asked about, one example input, and the space that would be searched.
+) -> tuple[nn.Module, torch.Tensor, SpaceOptions, tuple[str, ...]]:
+    """Returns the network that `inspect` is asked about, one example input, and space and criteria of the search.
 
     Args:
         target: the path of a config file; otherwise a model's name or package.module:callable.
@@ -167,14 +167,14 @@ def read_inspected(
     if target.endswith(".toml") or Path(target).is_file():
         config = read_config(target, overrides)
         example = load_data(config.data.name, **config.data.options).example if shape is None else _example(shape)
-        return config.model.build(config.seed).eval(), example, config.space
+        return config.model.build(config.seed).eval(), example, config.space, config.criteria
     plain: dict[str, Any] = {"model": {"name": target}, "space": {"levels": list(LEVELS)}}
     for override in overrides:
         prefixed = override.startswith(("space.", "model."))
         set_override(plain, override if prefixed else f"model.{override}")
     settings, space = _section("model", plain["model"]), _section("space", plain["space"])
     example = _example("x".join(map(str, INPUT_SHAPES.get(target, IMAGENET_SHAPE))) if shape is None else shape)
-    return settings.build(0).eval(), example, space
+    return settings.build(0).eval(), example, space, ()
 
 
 def _example(shape: str) -> torch.Tensor:
@@ -196,7 +196,9 @@ def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a
     value = [value] if key == "known" and isinstance(value, str) else value
     value = typed(key, get_type_hints(RunConfig)[key], value)
     if key == "criterion":
-        CRITERIA.find(value)
+        named = names_of(value)
+        for name in [named] if isinstance(named, str) else named:
+            CRITERIA.find(name)
     if key == "baselines":
         check_names(value)
     check_value(RunConfig, key, value)

@@ -1,7 +1,8 @@
 """The search space: which structures there are. Knows nothing of networks, costs or searchers.
 
 A candidate is a tuple with one value per dimension. For a dimension of kind "width" the value is the number of kept
-channels; for kind "block" it is 1 (keep) or 0 (drop the whole block).
+channels; for kind "block" it is 1 (keep) or 0 (drop the whole block); for kind "criterion" it is the number of the
+criterion by which the channels of a width are chosen, and has no order.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 
 Candidate = tuple[int, ...]
 
+KINDS = ("width", "block", "criterion")
+
 # The columns of `SearchSpace.descriptors` as `ChannelGraph.space` gives them. Of a width: the unpruned layer that makes
 # the channels (of several, the first): channels that it reads and makes, height and width of its input, stride and
 # kernel size along the height; and the MACs of all layers that make them. Of a block: channels, height and width of its
-# input, stride and kernel size of its first layer, and the MACs of all its layers.
+# input, stride and kernel size of its first layer, and the MACs of all its layers. Of a criterion: those of its width.
 LAYER_DESCRIPTORS = ("in_channels", "out_channels", "height", "width", "stride", "kernel", "macs")
 
 
@@ -37,20 +40,25 @@ class Dimension:
     """One searchable number of a structure.
 
     Attributes:
-        name: the name of the channel group or block.
-        kind: "width" (kept channels) or "block" (1 keep, 0 drop).
-        choices: the allowed values, strictly ascending; widths are >= 1.
+        name: the name of the channel group or block; of a criterion, another one.
+        kind: "width" (kept channels), "block" (1 keep, 0 drop) or "criterion" (which criterion chooses the channels).
+        choices: the allowed values, strictly ascending; widths are >= 1, criteria are 0, 1, 2 ...
         full: the value in the unpruned network; by default the largest choice. It may lie above every choice: with
-            alpha = 0.9 a layer keeps at most 90 % of its channels.
+            alpha = 0.9 a layer keeps at most 90 % of its channels. Of a criterion it is 0: all keep all channels.
+        of: the name of the width that a criterion belongs to; "" of other kinds.
+        labels: what the choices of a criterion are called, one each; () of other kinds.
 
     Raises:
-        CandidateError: if there is no choice, if the choices are not ascending, or if one is out of range.
+        CandidateError: if there is no choice, if the choices are not ascending, if one is out of range, or if a
+            criterion does not say what it is of and what its choices are called.
     """
 
     name: str
-    kind: Literal["width", "block"]
+    kind: Literal["width", "block", "criterion"]
     choices: tuple[int, ...]
     full: int = 0
+    of: str = ""
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the choices and fills in `full`."""
@@ -65,15 +73,23 @@ class Dimension:
         if any(a >= b for a, b in itertools.pairwise(choices)):
             msg = f"choices of dimension {self.name!r} must be strictly ascending, found {choices}"
             raise CandidateError(msg)
-        if self.kind not in ("width", "block"):
-            msg = f'dimension {self.name!r} has kind {self.kind!r}; choose "width" or "block"'
+        if self.kind not in KINDS:
+            msg = f'dimension {self.name!r} has kind {self.kind!r}; choose "width", "block" or "criterion"'
             raise CandidateError(msg)
-        lowest, highest = (1, math.inf) if self.kind == "width" else (0, 1)
-        if choices[0] < lowest or choices[-1] > highest:
-            rule = "widths are at least 1" if self.kind == "width" else "block switches are 0 or 1"
+        rules = {
+            "width": ("widths are at least 1", choices[0] >= 1),
+            "block": ("block switches are 0 or 1", choices[0] >= 0 and choices[-1] <= 1),
+            "criterion": ("criteria are numbered from 0", choices == tuple(range(len(choices)))),
+        }
+        rule, holds = rules[self.kind]
+        if not holds:
             msg = f"choices of dimension {self.name!r} are {choices}; {rule}"
             raise CandidateError(msg)
-        object.__setattr__(self, "full", max(self.full, choices[-1]))
+        labelled = len(choices) if self.kind == "criterion" else 0
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) != labelled or bool(self.of) != bool(labelled):
+            msg = f"dimension {self.name!r} is a {self.kind} of {self.of!r} with labels {self.labels}; a criterion "
+            raise CandidateError(msg + "says which width it is of and has a label for each choice, others have neither")
+        object.__setattr__(self, "full", 0 if labelled else max(self.full, choices[-1]))
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,8 @@ class SearchSpace:
             `features` holds what the dimensions themselves tell.
 
     Raises:
-        CandidateError: if there is no dimension, if two share a name, or if the descriptors have the wrong shape.
+        CandidateError: if there is no dimension, if two share a name, if a criterion is of no width or two are of the
+            same one, or if the descriptors have the wrong shape.
     """
 
     dimensions: tuple[Dimension, ...]
@@ -104,6 +121,12 @@ class SearchSpace:
         if twice:
             msg = f"dimension names must be unique, found twice: {', '.join(twice)}"
             raise CandidateError(msg)
+        widths = [dimension.name for dimension in self.dimensions if dimension.kind == "width"]
+        for dimension in self.dimensions:
+            if dimension.of and dimension.of not in widths:
+                msg = f"dimension {dimension.name!r} is a criterion of {dimension.of!r}, of which there is no other "
+                raise CandidateError(f"{msg}one, or no width of that name; a width has one criterion at most")
+            widths = [name for name in widths if name != dimension.of]
         lengths = {len(row) for row in self.descriptors}
         if self.descriptors and (len(self.descriptors) != len(names) or len(lengths) != 1):
             msg = (
@@ -122,24 +145,51 @@ class SearchSpace:
 
     def widths(self, candidate: Candidate) -> dict[str, tuple[int, int]]:
         """Returns kept and full channels by name of dimension; of a block, whether it is kept (1 or 0) and 1."""
-        return {d.name: (value, d.full) for d, value in zip(self.dimensions, candidate, strict=True)}
+        pairs = zip(self.dimensions, candidate, strict=True)
+        return {d.name: (value, d.full) for d, value in pairs if d.kind != "criterion"}
+
+    def criteria(self, candidate: Candidate) -> dict[str, str]:
+        """Returns the label of the criterion that chooses channels, by name of width; {} where there is no choice."""
+        pairs = zip(self.dimensions, candidate, strict=True)
+        return {d.of: d.labels[value] for d, value in pairs if d.kind == "criterion"}
+
+    @cached_property
+    def ordered(self) -> NDArray[np.bool_]:
+        """Which dimensions have an order, (n_dims,): widths and blocks, on which costs depend; criteria have none."""
+        return np.array([dimension.kind != "criterion" for dimension in self.dimensions])
+
+    @cached_property
+    def _criteria(self) -> tuple[tuple[int, int], ...]:
+        """Where criteria are, each with the place of its width."""
+        places = {dimension.name: place for place, dimension in enumerate(self.dimensions)}
+        return tuple((place, places[d.of]) for place, d in enumerate(self.dimensions) if d.kind == "criterion")
+
+    def canonical(self, candidate: Candidate) -> Candidate:
+        """Returns the one structure that stands for all that are the same network whatever a criterion is.
+
+        That is so where a group keeps all its channels: there its criterion is the first.
+        """
+        idle = {place for place, width in self._criteria if candidate[width] == self.dimensions[width].full}
+        if not any(candidate[place] for place in idle):
+            return candidate
+        return tuple(0 if place in idle else value for place, value in enumerate(candidate))
 
     @cached_property
     def size(self) -> int:
-        """The exact number of structures, a Python int."""
+        """The exact number of structures, a Python int; those that `canonical` says are the same are all counted."""
         return math.prod(len(dimension.choices) for dimension in self.dimensions)
 
     @cached_property
     def features(self) -> NDArray[np.float64]:
         """Layer descriptors, shape (n_dims, n_features), float64, unnormalised.
 
-        The first columns are always: index, kind (0 width, 1 block), full value, number of choices; the given
-        descriptors follow.
+        The first columns are always: index, kind (0 width, 1 block, 2 criterion), full value, number of choices; the
+        given descriptors follow.
         """
         rows = [
             (
                 index,
-                float(d.kind == "block"),
+                float(KINDS.index(d.kind)),
                 d.full,
                 len(d.choices),
                 *(self.descriptors[index] if self.descriptors else ()),
@@ -151,6 +201,8 @@ class SearchSpace:
     def uniform(self, ratio: float) -> Candidate:
         """Returns the structure whose widths are the choices nearest to `ratio` * channels, all blocks kept.
 
+        Criteria are the first ones.
+
         Args:
             ratio: keep ratio in (0, 1]. Of two equally near choices the smaller is taken.
 
@@ -160,8 +212,7 @@ class SearchSpace:
         if not isinstance(ratio, Real) or not 0 < ratio <= 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"a uniform keep ratio must be in (0, 1], found {ratio!r}"
             raise CandidateError(msg)
-        targets = [d.full * ratio if d.kind == "width" else 1.0 for d in self.dimensions]
-        return self.nearest(targets)
+        return self.nearest([d.full * ratio if d.kind == "width" else d.full for d in self.dimensions])
 
     def nearest(self, values: Sequence[float]) -> Candidate:
         """Returns the structure whose values are the choices nearest to `values` (n_dims numbers, in value units)."""
@@ -226,6 +277,11 @@ class SearchSpace:
     def last_indices(self) -> NDArray[np.int64]:
         """The highest choice position of every dimension, shape (n_dims,), int64."""
         return np.array([len(d.choices) - 1 for d in self.dimensions], dtype=np.int64)
+
+    @cached_property
+    def largest_indices(self) -> NDArray[np.int64]:
+        """The choice positions of the largest structure, shape (n_dims,), int64: last widths, first criteria."""
+        return np.where(self.ordered, self.last_indices, 0)
 
     def encode(self, candidate: Sequence[int]) -> NDArray[np.float64]:
         """Returns the candidate as a point, shape (n_dims,), float64 in [0, 1]: first choice 0, last choice 1.

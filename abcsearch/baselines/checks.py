@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def checked_structure(name: str, structure: Callable[[Any], Any], task: Any) -> Candidate:  # noqa: ANN401 - a task
-    """Returns the structure of a baseline.
+    """Returns the structure of a baseline, as the space of the run has structures.
 
     Args:
         name: of the baseline.
@@ -31,7 +31,8 @@ def checked_structure(name: str, structure: Callable[[Any], Any], task: Any) -> 
     except Exception as error:  # the user's code: anything can go wrong in it
         msg = f"baseline {name!r} gives no structure of this network (kept channels per dimension): {error!r}"
         raise ConfigError(msg) from error
-    return found
+    # Where criteria are searched, a structure that names none has the first.
+    return (*found, *task.space.full[len(found) :]) if not task.space.ordered.all() else found
 
 
 def checked_networks(name: str, networks: Callable[[Any], Any], task: Any) -> Source:  # noqa: ANN401 - a task

@@ -46,10 +46,11 @@ class Ranked(Protocol):
 def global_threshold(task: Ranked) -> Candidate:
     """Returns the largest structure inside the budget that one threshold on the scores of all channels leaves.
 
-    Scores are those of the run's ranking, over the mean of their group: a score is a sum over all that a group holds,
-    right within it, but one of a stage of nine layers is not to be compared with one of a single layer. No layer gets
-    narrower than the narrowest of the space, and structures for smaller budgets are inside those for larger ones. Where
-    none of them meets the budget, as where it needs blocks to be dropped, it is the one that misses it least.
+    Scores are those of the run's ranking, of several the first, over the mean of their group: a score is a sum over all
+    that a group holds, right within it, but one of a stage of nine layers is not to be compared with one of a single
+    layer. No layer gets narrower than the narrowest of the space, and structures for smaller budgets are inside those
+    for larger ones. Where none of them meets the budget, as where it needs blocks to be dropped, it is the one that
+    misses it least.
 
     Source: Network Slimming (Liu et al., ICCV 2017), NISP (Yu et al., CVPR 2018), CURL (Luo and Wu, CVPR 2020) and
     Torch-Pruning cut all layers at one threshold; they differ in the scores.
@@ -80,7 +81,7 @@ def global_threshold_per_mac(task: Ranked) -> Candidate:
     """
     costs, full = task.graph.costs, np.array(task.space.full)
     thinner = full - np.eye(len(task.source.ranking.scores), len(full), dtype=np.int64)
-    saved = costs.macs([full])[0] - costs.macs(np.maximum(thinner, 1))
+    saved = costs.macs([full])[0] - costs.macs(np.maximum(thinner, np.minimum(full, 1)))
     pairs = zip(task.source.ranking.scores, saved.tolist(), strict=True)
     return _cut(task, [_over_mean(scores) / max(macs, 1) for scores, macs in pairs])
 

@@ -99,7 +99,8 @@ class CostModel:
         """Returns multiply-accumulates of convolutions and linear layers, no bias, no normalisation.
 
         Args:
-            candidates: (n, n_dims) integers, kept channels per prunable group; then, or not at all, 1 or 0 per block.
+            candidates: (n, n_dims) integers, kept channels per prunable group; then, or not at all, 1 or 0 per block;
+                then, or not at all, the number of a criterion per prunable group, on which no cost depends.
 
         Returns:
             (n,) int64.
@@ -242,13 +243,15 @@ class CostModel:
         return np.rint(elements * self._macs[used]).astype(np.int64)
 
     def _check(self, candidates: ArrayLike) -> NDArray[np.int64]:
-        """Returns the candidates as an (n, n_dims) array after checking shape and range."""
+        """Returns the candidates as an (n, n_dims) array, without criteria, after checking shape and range."""
         try:
             rows = np.asarray(candidates)
         except ValueError as error:  # rows of different lengths
             msg = f"candidates are rows of equally many numbers: {error}"
             raise CandidateError(msg) from error
         widths = len(self._channels)
+        if rows.ndim == 2 and rows.shape[1] == 2 * widths + self._blocks:
+            rows = rows[:, : widths + self._blocks]
         if rows.ndim != 2 or rows.shape[1] not in (widths, widths + self._blocks):
             both = f", or (n, {widths + self._blocks}) with its blocks" if self._blocks else ""
             msg = f"candidates have shape (n, {widths}){both}, found {rows.shape}"

@@ -161,6 +161,7 @@ class ChannelGraph:
         levels: Sequence[str] = WIDTHS,
         divisor: int = 1,
         lowest: float | None = None,
+        criteria: Sequence[str] = (),
     ) -> SearchSpace:
         """Returns the space of kept channels per group: max(1, floor(c * ratio)) for every keep ratio.
 
@@ -170,12 +171,17 @@ class ChannelGraph:
         level "block", one dimension per residual block follows, 1 keeps it and 0 drops it. The descriptors of the space
         are those of `LAYER_DESCRIPTORS`.
 
+        With several criteria there are dimensions for all blocks, kept or not searched, and then one per prunable group
+        that says by which criterion its channels are chosen; where all of them stay in any case, the first is the only
+        choice.
+
         Args:
             alpha: largest keep ratio, in (0, 1].
             step: distance of keep ratios, in [0.000001, alpha].
             levels: what to search: "filter", "stage", "block", any of them.
             divisor: widths are rounded down to multiples of it (and are at least the smaller of it and the width).
             lowest: smallest keep ratio, in (0, alpha]; None: one step.
+            criteria: names of those that are searched, in the order of a ranking's; one, or none, is no choice.
 
         Raises:
             CandidateError: if alpha, step, levels, divisor or lowest are out of range.
@@ -194,9 +200,12 @@ class ChannelGraph:
             widths = {max(int(c * ratio) // divisor * divisor, min(c, divisor)) for ratio in ratios}
             choices = sorted(widths) if group.kind in levels else [c]
             dimensions.append(Dimension(group.name, "width", tuple(choices), c))
-        if "block" in levels:
-            dimensions += [Dimension(block.name, "block", (0, 1), 1) for block in self.blocks]
-        return SearchSpace(tuple(dimensions), layer_descriptors(self)[: len(dimensions)])
+        chosen = [criterion_of(width, criteria) for width in dimensions] if len(criteria) > 1 else []
+        if "block" in levels or chosen:
+            switches = (0, 1) if "block" in levels else (1,)
+            dimensions += [Dimension(block.name, "block", switches, 1) for block in self.blocks]
+        described = layer_descriptors(self)[: len(dimensions)]
+        return SearchSpace((*dimensions, *chosen), (*described, *described[: len(chosen)]))
 
     def _require_prunable(self, levels: Sequence[str]) -> None:
         """Raises TraceError if nothing can be pruned at the levels."""
@@ -228,7 +237,8 @@ class ChannelGraph:
         """Returns the kept channels of every prunable group, and the blocks that are dropped, after checking them.
 
         Args:
-            candidate: one value per prunable group, then (or not at all) one per block.
+            candidate: one value per prunable group, then (or not at all) one per block, then (or not at all) the number
+                of a criterion per prunable group.
 
         Raises:
             CandidateError: if the length is wrong, a width is not in 1 ... channels, or a block's value not 0 or 1.
@@ -236,6 +246,8 @@ class ChannelGraph:
         if not all(isinstance(value, Real) for value in candidate):
             msg = f"a candidate is a sequence of whole numbers, found {candidate!r:.80}"
             raise CandidateError(msg)
+        criteria = self.criteria(candidate)
+        candidate = candidate[: len(candidate) - len(criteria)]
         widths, blocks = candidate[: len(self.prunable)], candidate[len(self.prunable) :]
         if len(widths) < len(self.prunable) or len(blocks) not in (0, len(self.blocks)):
             both = f" (or {len(self.prunable) + len(self.blocks)} with its blocks)" if self.blocks else ""
@@ -253,6 +265,26 @@ class ChannelGraph:
                 raise CandidateError(msg)
         dropped = tuple(block for block, value in zip(self.blocks, blocks, strict=False) if not value)
         return tuple(int(width) for width in widths), dropped
+
+    def criteria(self, candidate: Sequence[int]) -> tuple[int, ...]:
+        """Returns the number of the criterion of every prunable group; () where a candidate does not say.
+
+        Raises:
+            CandidateError: if one is no number from 0.
+        """
+        shape = len(self.prunable) + len(self.blocks)
+        said = candidate[shape:] if len(candidate) == shape + len(self.prunable) else ()
+        for group, number in zip(self.prunable, said, strict=False):
+            if number < 0 or number != int(number):
+                msg = f"group {group.name!r} has criterion {number}; criteria are numbered 0, 1, 2 ..."
+                raise CandidateError(msg)
+        return tuple(int(number) for number in said)
+
+
+def criterion_of(width: Dimension, criteria: Sequence[str]) -> Dimension:
+    """Returns the dimension that says by which of some criteria the channels of a width are chosen."""
+    labels = tuple(criteria if width.choices != (width.full,) else criteria[:1])
+    return Dimension(f"criterion of {width.name}", "criterion", tuple(range(len(labels))), of=width.name, labels=labels)
 
 
 def check_space(alpha: float, step: float, levels: Sequence[str], divisor: int, lowest: float | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from abcsearch.errors import RankingError
 from abcsearch.registry import Home, Registry
@@ -133,3 +133,23 @@ CRITERIA: Registry[Any] = Registry(
     accept=Home(path=f"{_IN}.own:as_criterion"),
     callables=False,
 )
+
+
+def names_of(criterion: Any) -> str | tuple[str, ...]:  # noqa: ANN401 - whatever the caller brought
+    """Returns what records call a criterion, or the criteria that every layer chooses from.
+
+    Args:
+        criterion: a name, an import path, or your own; or a list of these. A list of one is the same as that one.
+
+    Raises:
+        RankingError: if a list is empty, or holds one twice.
+    """
+    if not isinstance(criterion, list | tuple):
+        return CRITERIA.name_of(criterion)
+    names = [CRITERIA.name_of(own) for own in cast("list[Any]", criterion)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if not names or twice is not None:
+        why = "the list is empty" if twice is None else f"{twice!r} is there {names.count(twice)} times, once is enough"
+        msg = f"criterion is a name, or a list of those that every layer chooses from: {why}"
+        raise RankingError(msg)
+    return tuple(names) if len(names) > 1 else names[0]

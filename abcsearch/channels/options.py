@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from abcsearch.channels.graph import check_space
 from abcsearch.errors import ModelError
 from abcsearch.records import check, setting
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.space import SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,10 @@ class SpaceOptions:
         object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "fixed", tuple(self.fixed))
         check_space(self.alpha, self.step, self.levels, self.divisor, self.lowest)
+
+    def of(self, graph: ChannelGraph, criteria: Sequence[str] = ()) -> SearchSpace:
+        """Returns the space of a graph, see `ChannelGraph.space`."""
+        return graph.space(self.alpha, self.step, self.levels, self.divisor, self.lowest, criteria)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ def outlined(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ra
     modules, tensors = parts_of(model, graph)
     ranking.check(graph)
     plan = plan_of(graph)
-    flags = plan.flags(widths, ranking)
+    flags = plan.flags(widths, ranking.chosen(graph.criteria(candidate)))
     targets = plan.targets
     if dropped:
         gone = tuple(f"{block.name}." for block in dropped)

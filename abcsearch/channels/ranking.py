@@ -1,13 +1,14 @@
 """Which channels of a group to keep: scores per channel, higher is more worth keeping.
 
 Computed once on the trained network and shared by every candidate: a candidate keeps the best k of each group, so
-candidates nest and building one is a slice.
+candidates nest and building one is a slice. With several criteria there is one ranking for each, and a candidate says
+for every group which of them counts.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 
 from abcsearch.channels.criteria import CRITERIA, Subject, l1
+from abcsearch.channels.named import names_of
 from abcsearch.errors import AbcSearchError, RankingError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
@@ -34,19 +36,50 @@ class Ranking:
     Attributes:
         criterion: the name of the criterion.
         scores: per prunable group, (channels,) float64, higher is more worth keeping.
+        others: by the other criteria that candidates choose from, which number them from 1; this one is 0.
     """
 
     criterion: str
     scores: tuple[NDArray[np.float64], ...] = field(repr=False)
+    others: tuple[Ranking, ...] = ()
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """The names of all criteria, in the order of their numbers."""
+        return self.criterion, *(other.criterion for other in self.others)
 
     @cached_property
     def orders(self) -> tuple[NDArray[np.int64], ...]:
         """Per prunable group, the channels from best to worst; equal scores in ascending order of the channel."""
         return tuple(np.argsort(-scores, kind="stable") for scores in self.scores)
 
-    def kept(self, group: int, width: int) -> NDArray[np.int64]:
-        """Returns the `width` best channels of a prunable group, in ascending order."""
-        return np.sort(self.orders[group][:width])
+    def kept(self, group: int, width: int, criterion: int = 0) -> NDArray[np.int64]:
+        """Returns the `width` best channels of a prunable group by one of the criteria, in ascending order."""
+        return np.sort((self, *self.others)[criterion].orders[group][:width])
+
+    def chosen(self, criteria: Sequence[int]) -> Ranking:
+        """Returns the ranking in which every group has the scores, and the order, by a criterion of its own.
+
+        Args:
+            criteria: the number of a criterion per prunable group; () for the first everywhere.
+
+        Raises:
+            RankingError: if there is no criterion of a number.
+        """
+        if not any(criteria):
+            return self
+        every = (self, *self.others)
+        wrong = [number for number in criteria if number not in range(len(every))]
+        if wrong:
+            msg = (
+                f"a candidate asks for criterion number {wrong[0]}, and the ranking is by {', '.join(self.criteria)}, "
+            )
+            raise RankingError(msg + "numbered from 0; rank by all criteria that the space has")
+        own = [every[number] for number in criteria]
+        name = ", ".join(dict.fromkeys(ranking.criterion for ranking in own))
+        mixed = Ranking(criterion=name, scores=tuple(ranking.scores[group] for group, ranking in enumerate(own)))
+        vars(mixed)["orders"] = tuple(ranking.orders[group] for group, ranking in enumerate(own))  # sorted once for all
+        return mixed
 
     def check(self, graph: ChannelGraph) -> None:
         """Raises unless there is one score for every channel of every prunable group.
@@ -58,12 +91,14 @@ class Ranking:
         if found != expected:
             msg = f"the ranking is for groups of {found} channels, but the graph has groups of {expected}; rank again"
             raise RankingError(msg)
+        for other in self.others:
+            other.check(graph)
 
 
 def rank_channels(
     model: nn.Module,
     graph: ChannelGraph,
-    criterion: str | Criterion | Callable[..., Any] = "reader_l2",
+    criterion: str | Criterion | Callable[..., Any] | Sequence[str | Criterion | Callable[..., Any]] = "reader_l2",
     *,
     data: Any = None,  # noqa: ANN401 - an iterable of batches, or tensors
     seed: int = 0,
@@ -77,7 +112,8 @@ def rank_channels(
             images, or at images and labels. Or your own, as it is or by import path, package.module:name: a
             `Criterion`, a function of the `Subject` that returns the scores of all groups, or one of (tensors by name,
             group) that returns those of a group. Where it does not apply to a group ("bn_gamma" without a batch norm,
-            "reader_l2" where nothing reads the channels), "l1" stands in, with one warning.
+            "reader_l2" where nothing reads the channels), "l1" stands in, with one warning. A list of them gives a
+            ranking by the first, which has the `others`.
         data: training images for the criteria that look at them, all of which are used, once and in their order: an
             iterable of (images, labels) batches such as a DataLoader, or two tensors (images, labels). Labels may be
             left out where the criterion does not need them: batches are then images.
@@ -85,20 +121,31 @@ def rank_channels(
             state is the same afterwards.
 
     Raises:
-        RankingError: if the criterion is unknown, a score is not finite, or the criterion needs data and there are
-            none, they do not fit the network, or labels that it looks at are missing or out of range.
+        RankingError: if the criterion is unknown, or two of a list are the same, a score is not finite, or the
+            criterion needs data and there are none, they do not fit the network, or labels that it looks at are missing
+            or out of range.
         TraceError: if the graph was traced on a network with other parameters.
     """
-    criterion = CRITERIA.name_of(criterion)
+    named = names_of(criterion)
+    names = [named] if isinstance(named, str) else named
+    tensors = {name: tensor.detach() for name, tensor in graph.tensors(model).items()}
+    subject = Subject(model=model, graph=graph, tensors=tensors, data=data, seed=seed)
+    rankings: list[Ranking] = []
+    for name in names:
+        rankings.append(_ranked(subject, name))  # noqa: PERF401 - its warnings count frames
+    return replace(rankings[0], others=tuple(rankings[1:]))
+
+
+def _ranked(subject: Subject, criterion: str) -> Ranking:
+    """Returns the ranking by one criterion, as `rank_channels` says."""
     entry = CRITERIA.find(criterion)
-    if entry.needs and data is None:
+    graph, tensors = subject.graph, subject.tensors
+    if entry.needs and subject.data is None:
         msg = (
             f"criterion {criterion!r} looks at {entry.needs} and there are none: pass data=, a DataLoader of training "
             "images, or (images, labels)"
         )
         raise RankingError(msg)
-    tensors = {name: tensor.detach() for name, tensor in graph.tensors(model).items()}
-    subject = Subject(model=model, graph=graph, tensors=tensors, data=data, seed=seed)
     scores: list[NDArray[np.float64]] = []
     without: list[str] = []
     with torch.inference_mode(mode=False):  # the caller may be in such a block, where nothing can be differentiated
@@ -121,7 +168,7 @@ def rank_channels(
         msg = f"criterion {criterion!r} gives no group any scores, it returns None everywhere; return one per channel"
         raise RankingError(msg)
     if without:
-        warnings.warn(f"criterion {criterion!r} does not apply to {', '.join(without)}; l1 is used there", stacklevel=2)
+        warnings.warn(f"criterion {criterion!r} does not apply to {', '.join(without)}; l1 is used there", stacklevel=3)
     return Ranking(criterion=criterion, scores=tuple(scores))
 
 

@@ -48,7 +48,7 @@ def share(
     Args:
         model: the network that `graph` was traced on; not changed.
         graph: its channel groups.
-        candidate: kept channels per prunable group, then, or not at all, 1 or 0 per block, as in `slice_model`.
+        candidate: kept channels and what follows, as in `slice_model`.
         ranking: which channels are best.
         tensors: full-size tensors to slice in the place of the model's, by name: generated weights, or what `gate`
             returns. What is not among them is the model's. Of tied tensors the name is the first one, as in

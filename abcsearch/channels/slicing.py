@@ -36,7 +36,8 @@ def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int],
     Args:
         model: the network that `graph` was traced on; not changed.
         graph: its channel groups.
-        candidate: kept channels per prunable group, each 1 ... channels; then, or not at all, 1 or 0 per block.
+        candidate: kept channels per prunable group, each 1 ... channels; then, or not at all, 1 or 0 per block; then,
+            or not at all, the number of a criterion of the ranking per prunable group.
         ranking: which channels are best.
 
     Raises:

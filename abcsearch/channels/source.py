@@ -40,7 +40,8 @@ class Source(ABC):
         """Returns the network of a candidate: a new one at every call, on the device of the source.
 
         Args:
-            candidate: kept channels per prunable group; then, or not at all, 1 or 0 per block.
+            candidate: kept channels per prunable group; then, or not at all, 1 or 0 per block; then,
+                or not at all, the number of a criterion of the ranking per prunable group.
             seed: of the evaluation, for sources that draw random numbers.
 
         Raises:

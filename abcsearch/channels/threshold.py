@@ -24,7 +24,8 @@ def threshold_path(scores: Sequence[NDArray[np.float64]], space: SearchSpace) ->
 
     A channel goes when the threshold reaches its score. A layer has the smallest width of the space that is enough for
     what is left of it, so at least the smallest one that there is, and at most the largest. Channels of equal score go
-    one after the other: in the order of the layers, and within one all that make the same step. Blocks stay.
+    one after the other: in the order of the layers, and within one all that make the same step. Blocks stay, and so do
+    criteria: the first of each layer.
 
     Args:
         scores: per width of the space, in its order, (channels,): higher is more worth keeping; they are compared
@@ -49,7 +50,7 @@ def threshold_path(scores: Sequence[NDArray[np.float64]], space: SearchSpace) ->
             ascending = np.sort(next(every))
             # A width is enough once as many channels are gone as it lacks.
             steps += [(float(ascending[dimension.full - c - 1]), index, -c) for c in dimension.choices[:-1]]
-    path = np.tile(space.values(space.last_indices), (len(steps) + 1, 1))
+    path = np.tile(space.values(space.largest_indices), (len(steps) + 1, 1))
     for row, (_, index, negative) in enumerate(sorted(steps), start=1):
         path[row:, index] = -negative
     return path

@@ -89,9 +89,9 @@ def inspect(
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what has no rule is printed below the table
-            model, example, space = read_inspected(target, shape, overrides or ())
+            model, example, space, criteria = read_inspected(target, shape, overrides or ())
             try:
-                found = inspect_model(model, example, space)
+                found = inspect_model(model, example, space, criteria)
             except ExampleError as error:
                 raise _with_input(error, target, tuple(example.shape[1:])) from error
         if png is not None:

@@ -182,9 +182,11 @@ def _print_best(result: SearchResult) -> None:
     console.print(f"best of {plural(len(result.trials), 'trial')}: trial {best.number}, fitness {best.fitness:.4f}")
     if result.decision is not None:
         console.print(f"  {result.decision.words}")
-    for dimension, (name, (kept, channels)) in zip(task.space.dimensions, result.widths.items(), strict=True):
+    for dimension in task.space.dimensions[: len(result.widths)]:
+        kept, channels = result.widths[dimension.name]
         change = ("kept" if kept else "dropped") if dimension.kind == "block" else f"{channels} => {kept}"
-        console.print(f"  {name}: {change}")
+        label = result.criteria.get(dimension.name)
+        console.print(f"  {dimension.name}: {change}" + (f", by {label}" if label else ""))
     for name in ("macs", "params"):
         cost = getattr(task.graph.costs, name)
         before, after = int(cost([full])[0]), int(cost([best.candidate])[0])

@@ -271,6 +271,13 @@ def check_restored(preparation: Preparation, task: Pruning, source: Source, stat
 
 def _check_fits(name: str, made: Prepared, task: Pruning) -> None:
     """Raises PreparationError unless names, starts and facts are of their kind, and of this task."""
+    wanted, found = [len(d.labels) for d in task.space.dimensions], made.source.ranking.criteria
+    if max(wanted) > len(found):
+        msg = (
+            f"preparation {name} ranks channels by {', '.join(found)} alone, and the space has {max(wanted)} criteria "
+            "to choose from: rank with task.rank(network), or set criterion to one name"
+        )
+        raise PreparationError(msg)
     if made.source.graph is not task.graph:
         msg = f"preparation {name} returns a source of another graph: the space is that of task.graph, use it"
         raise PreparationError(msg)

@@ -59,7 +59,8 @@ class Slimming(Preparation):
         """Raises unless there are gammas to penalise, and the recipe suits the data.
 
         Raises:
-            PreparationError: if no channel that can be removed has a batch norm.
+            PreparationError: if no channel that can be removed has a batch norm, or the search has criteria to choose
+                from.
             ConfigError: if the recipe does not suit the data.
         """
         if not penalised(task.graph, task.base):
@@ -67,6 +68,11 @@ class Slimming(Preparation):
                 f"slimming penalises the scales of batch norms, and {type(task.base).__name__} has none that is "
                 f"trained and belongs to channels that can be removed ({plural(len(task.graph.prunable), 'group')} "
                 "without); leave [prepare] out, or take another preparation"
+            )
+            raise PreparationError(msg)
+        if not task.space.ordered.all():
+            msg = (
+                "slimming ranks channels by the scales that it trains, so criteria cannot be chosen from: set one name"
             )
             raise PreparationError(msg)
         check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)

@@ -182,6 +182,9 @@ def width_cells(found: Comparison) -> list[list[str]]:
     rows: list[list[str]] = []
     for index, layer in enumerate(widths[0].layers):
         values = [str(own[index]) if layer.level != "block" else ("dropped", "kept")[own[index]] for own in kept]
+        for place, own in enumerate(widths):
+            label = [*own.criteria.values()][-1][index] if own.criteria else ""
+            values[place] += f", {label}" if label else ""
         rows.append([layer.name, "" if layer.level == "block" else str(layer.full), *values])
     return [["layer", "full", *found.labels], *rows]
 

@@ -20,7 +20,7 @@ _SHARE, _LEAST, _MOST = 0.05, 10, 100  # of the trials, in the chart of the best
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One dimension of the structures.
+    """One width or block of the structures.
 
     Attributes:
         name: of the channel group or block.
@@ -178,16 +178,16 @@ def best_trials(trials: Sequence[Trial], layers: Sequence[Layer]) -> BestTrials:
 
     Args:
         trials: succeeded ones, at least one.
-        layers: the dimensions.
+        layers: the widths and blocks, which come first in every structure.
     """
     count = min(len(trials), max(_LEAST, min(_MOST, math.ceil(_SHARE * len(trials)))))
     ranked = sorted(trials, key=lambda trial: (-trial.fitness, trial.number))[:count]
     full = np.array([layer.full for layer in layers], dtype=float)
-    kept = np.array([trial.candidate for trial in trials]) / full
+    kept = np.array([trial.candidate[: len(full)] for trial in trials]) / full
     return BestTrials(
         share=count / len(trials),
         numbers=tuple(trial.number for trial in ranked),
         fitness=tuple(trial.fitness for trial in ranked),
-        widths=tuple(tuple((np.array(trial.candidate) / full).tolist()) for trial in ranked),
+        widths=tuple(tuple((np.array(trial.candidate[: len(full)]) / full).tolist()) for trial in ranked),
         median=tuple(np.median(kept, axis=0).tolist()),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,10 +43,12 @@ class Widths:
     Attributes:
         layers: in network order.
         kept: by the name of the structure: a value per layer. The winner is the last one.
+        criteria: likewise the criterion that has chosen the channels, "" of a block; empty where there was no choice.
     """
 
     layers: tuple[Layer, ...]
     kept: dict[str, tuple[int, ...]]
+    criteria: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 def block_height(widths: Widths) -> float:
@@ -150,14 +152,16 @@ def _opened(run_dir: str | Path, load: LoadData, *, trust: bool) -> tuple[Finish
 
 
 def _layers(history: History, run: FinishedRun | None) -> tuple[Layer, ...]:
-    """Returns the dimensions; without the network, as far as the trials show them."""
+    """Returns the widths and blocks; without the network, as far as the trials show them."""
     if run is not None:
         graph = run.result.task.graph
         kinds = {group.name: group.kind for group in graph.prunable} | {block.name: "block" for block in graph.blocks}
-        return tuple(Layer(name=d.name, level=kinds[d.name], full=d.full) for d in run.result.task.space.dimensions)
+        widths = run.result.task.space.widths(run.result.task.space.full)
+        return tuple(Layer(name=name, level=kinds[name], full=full) for name, (_, full) in widths.items())
     seen = np.array([trial.candidate for trial in history.own.trials], dtype=int).reshape(-1, history.n_dims)
-    names = history.names if len(history.names) == history.n_dims else [f"layer {i + 1}" for i in range(history.n_dims)]
-    most = seen.max(axis=0, initial=1)
+    known = len(history.names) == history.n_dims or (history.criteria and 0 < len(history.names) < history.n_dims)
+    names = history.names if known else [f"layer {i + 1}" for i in range(history.n_dims)]
+    most = seen[:, : len(names)].max(axis=0, initial=1)
     return tuple(Layer(name=name, level="", full=int(full)) for name, full in zip(names, most, strict=True))
 
 
@@ -167,8 +171,17 @@ def _widths(history: History, run: FinishedRun | None, layers: tuple[Layer, ...]
     if best is None:
         return None
     if run is None:
-        return Widths(layers=layers, kept={history.searcher: best.candidate})
-    return Widths(layers=layers, kept={s.name: s.candidate for s in run.structures if s.name != "full"})
+        kept, numbers = best.candidate[: len(layers)], best.candidate[len(layers) :]
+        called = dict(enumerate(history.criteria))
+        labels = tuple(called.get(number, "") for number in numbers)
+        chosen = labels + ("",) * (len(layers) - len(labels))  # blocks come last, and have none
+        criteria = {history.searcher: chosen[: len(layers)]} if labels else {}
+        return Widths(layers=layers, kept={history.searcher: kept}, criteria=criteria)
+    shown = {s.name: s.candidate for s in run.structures if s.name != "full"}
+    kept = {name: candidate[: len(layers)] for name, candidate in shown.items()}
+    every = {name: run.result.task.space.criteria(candidate) for name, candidate in shown.items()}
+    criteria = {name: tuple(chosen.get(layer.name, "") for layer in layers) for name, chosen in every.items() if chosen}
+    return Widths(layers=layers, kept=kept, criteria=criteria)
 
 
 def _clouds(trials: Sequence[Trial], run: FinishedRun | None, against: str) -> tuple[Cloud, ...]:

@@ -64,7 +64,7 @@ class History:
         map: what was evaluated before the search; None where nothing was.
         known: what the searcher was told of other runs, a line for each.
         over: whether its own search has all its trials, or has run out of structures.
-        names: of the dimensions, where a file has them.
+        names: of the widths and blocks, where a file has them; criteria, if they are searched, follow these.
         note: that the search is finished, but its random baseline is not; "" otherwise.
     """
 
@@ -111,6 +111,12 @@ class History:
     def n_dims(self) -> int:
         """How many numbers a structure has; 0 without a trial."""
         return len(self.own.trials[0].candidate) if self.own.trials else 0
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """The names of the criteria that every width chooses from; () where there is no choice."""
+        listed = self.settings.get("criterion")
+        return tuple(listed) if isinstance(listed, list) and len(listed) > 1 else ()
 
 
 def read_history(run_dir: str | Path) -> History:
@@ -160,7 +166,7 @@ def _baseline_note(folder: RunFolder, settings: Mapping[str, Any], searches: Seq
 
 
 def _names(folder: RunFolder) -> tuple[str, ...]:
-    """Returns the names of the dimensions; none where the file that has them is missing or damaged."""
+    """Returns the names of widths and blocks; none where the file that has them is missing or damaged."""
     try:
         return tuple(str(name) for name in folder.read_json("population.json")["members"][0]["widths"])
     except (RunError, AttributeError, IndexError, KeyError, TypeError):

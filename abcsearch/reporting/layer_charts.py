@@ -29,9 +29,10 @@ def widths_chart(widths: Widths) -> go.Figure:
     tall = block_height(widths)
     *others, winner = widths.kept
     x = list(range(len(order)))
-    hover = [
-        f"{html.escape(widths.layers[i].name)}: {width_text(widths.layers[i], widths.kept[winner][i])}" for i in order
-    ]
+    texts = [f"{layer.name}: {width_text(layer, widths.kept[winner][i])}" for i, layer in enumerate(widths.layers)]
+    for i, label in enumerate(widths.criteria.get(winner, ())):
+        texts[i] += f", by {label}" if label else ""
+    hover = [html.escape(texts[i]) for i in order]
     traces: list[Any] = [
         go.Bar(
             x=x,

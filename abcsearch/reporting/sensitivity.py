@@ -89,11 +89,12 @@ def layer_sensitivity(trials: Sequence[Trial], layers: Sequence[Layer]) -> Sensi
 
     Args:
         trials: succeeded ones, in order of number; of more than 3000, evenly spread ones count.
-        layers: the dimensions.
+        layers: the widths and blocks, which come first in every structure; criteria behind them have no width.
     """
     places = np.linspace(0, len(trials) - 1, min(len(trials), _MOST)).round().astype(int)
     used = [trials[place] for place in places]
-    widths = np.array([trial.candidate for trial in used], dtype=float).reshape(len(used), len(layers))
+    kept = [trial.candidate[: len(layers)] for trial in used]
+    widths = np.array(kept, dtype=float).reshape(len(used), len(layers))
     varied = np.flatnonzero(np.ptp(widths, axis=0) > 0) if len(used) else np.array([], dtype=int)
     constant = tuple(layer.name for index, layer in enumerate(layers) if index not in set(varied.tolist()))
     fitness = np.array([trial.fitness for trial in used])

@@ -122,11 +122,14 @@ def _difference(metric: str, value: float) -> str:
 def width_cells(widths: Widths) -> list[list[str]]:
     """Returns layer by layer what became of it in every structure, the winner first; the header first."""
     names = [*reversed(widths.kept)]
+    chosen = widths.criteria.get(names[0])
     head = ["layer", "level", *(f"{name}: full ⇒ kept" for name in names[:1]), *names[1:]]
+    head += ["criterion of the winner"] if chosen else []
     rows: list[list[str]] = []
     for index, layer in enumerate(widths.layers):
         kept = [widths.kept[name][index] for name in names]
         share = "" if layer.level == "block" else f" ({100 * kept[0] / layer.full:.0f} %)"
         others = [str(value) if layer.level != "block" else width_text(layer, value) for value in kept[1:]]
         rows.append([layer.name, layer.level, width_text(layer, kept[0]) + share, *others])
+        rows[-1] += [chosen[index]] if chosen else []
     return [head, *rows]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.baselines.checks import checked_networks, checked_recipe, checked_structure
 from abcsearch.baselines.registry import BASELINES, searched
-from abcsearch.channels.criteria import CRITERIA
+from abcsearch.channels.named import names_of
 from abcsearch.data.registry import load_data, takes_seed
 from abcsearch.errors import ConfigError, RunError, plural, quoted
 from abcsearch.runs.base import train_base
@@ -255,7 +255,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     trust: bool = False,
     searcher: SearcherFactory | Searcher | None = None,
     evaluator: Evaluator | None = None,
-    criterion: Criterion | Callable[..., Any] | None = None,
+    criterion: Criterion | Callable[..., Any] | Sequence[str | Criterion | Callable[..., Any]] | None = None,
     prepare: Preparation | None = None,
     executor: Executor | None = None,
     progress: Progress = silent,
@@ -281,7 +281,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         shorten: whether `n_trials` may be less than what is done; the winner is then that of the first trials.
         searcher: the same searcher.
         evaluator: the same evaluator.
-        criterion: the same criterion.
+        criterion: the same criterion, or list of criteria.
         prepare: the same preparation.
         executor: where evaluations run, instead of what the run's settings say.
         progress: called after every trial.
@@ -324,7 +324,7 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         )
         raise RunError(msg)
     if criterion is not None:
-        settings = replace(settings, criterion=CRITERIA.name_of(criterion))
+        settings = replace(settings, criterion=names_of(criterion))
     return run_here(folder, model, data, settings, brought, executor, progress, watchers)
 
 

@@ -97,6 +97,7 @@ def _info(run: FinishedRun, structure: Structure, scores: Mapping[str, Any] | No
         },
         "candidate": list(structure.candidate),
         "widths": {name: list(pair) for name, pair in task.space.widths(structure.candidate).items()},
+        **({"criteria": chosen} if (chosen := task.space.criteria(structure.candidate)) else {}),
         "macs": int(task.graph.costs.macs([structure.candidate])[0]),
         "params": int(task.graph.costs.params([structure.candidate])[0]),
         "fine_tuned": scores is not None,

@@ -11,6 +11,7 @@ from abcsearch.channels.groups import summarised, trace_channels
 from abcsearch.errors import TraceError, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -66,6 +67,8 @@ class Inspection:
         costs: macs, flops, params and peak_activation (bytes) of the whole network.
         prunable: share of macs and of params that goes if every group is cut to one channel and every block dropped.
         structures: in the space.
+        criteria: those that every group chooses from; () where there is one.
+        of_widths: structures that differ in more than a criterion.
         unsupported: operations without a rule, with the reason; one line for all that are alike.
     """
 
@@ -75,6 +78,8 @@ class Inspection:
     prunable: dict[str, float]
     structures: int
     unsupported: tuple[str, ...]
+    criteria: tuple[str, ...] = ()
+    of_widths: int = 0
 
     HEAD = ("group", "level", "channels", "choices", "macs", "params", "fixed because")
 
@@ -84,12 +89,14 @@ class Inspection:
         blocks = sum(group.level == "block" for group in self.groups)
         free = sum(group.fixed is None and group.level != "block" for group in self.groups)
         shape, costs = "x".join(map(str, self.shape)), self.costs
+        names = ", ".join(self.criteria)
+        grown = f": {counted(self.of_widths)}, and a criterion per group of {names}" if self.criteria else ""
         return (
             f"{costs['macs']:,} macs, {costs['params']:,} params, "
             f"peak activation {costs['peak_activation'] / 1024:,.0f} KiB for one {shape} input",
             f"{free} of {plural(len(self.groups) - blocks, 'group')} prunable, {plural(blocks, 'block')} can be "
             f"dropped; prunable share: {self.prunable['macs']:.1%} of macs, {self.prunable['params']:.1%} of params",
-            f"{counted(self.structures)} in the space",
+            f"{counted(self.structures)} in the space{grown}",
         )
 
     def draw(self, path: Path) -> None:
@@ -119,23 +126,26 @@ class Inspection:
         figure.savefig(path, dpi=150, format="png")
 
 
-def inspect_model(model: nn.Module, example_input: torch.Tensor, options: SpaceOptions) -> Inspection:
+def inspect_model(
+    model: nn.Module, example_input: torch.Tensor, options: SpaceOptions, criteria: Sequence[str] = ()
+) -> Inspection:
     """Returns what can be pruned in a network; nothing to prune is no error here.
 
     Args:
         model: the network; not changed.
         example_input: one batch.
         options: the space that would be searched.
+        criteria: those that would be searched; one, or none, is no choice.
 
     Raises:
         TraceError: if the network cannot be traced.
     """
     graph = trace_channels(model, example_input, fixed=options.fixed)
     try:
-        space = graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
-        choices, size = {d.name: d.choices for d in space.dimensions}, space.size
+        choices, size = {d.name: d.choices for d in options.of(graph).dimensions}, options.of(graph).size
+        several = options.of(graph, criteria).size
     except TraceError:  # nothing at these levels: said in the table, group by group
-        choices, size = {}, 1
+        choices, size, several = {}, 1, 1
     blocks = [block.name for block in graph.blocks]
     names = [group.name for group in graph.prunable] + blocks
     saved = {kind: dict(zip(names, _saved(graph, kind), strict=True)) for kind in ("macs", "params")}
@@ -172,7 +182,9 @@ def inspect_model(model: nn.Module, example_input: torch.Tensor, options: SpaceO
         shape=tuple(example_input.shape[1:]),
         costs={kind: int(of_full) for kind, (of_full, _) in costs.items()},
         prunable={kind: 1 - int(costs[kind][1]) / max(1, int(costs[kind][0])) for kind in ("macs", "params")},
-        structures=size,
+        structures=several,
+        criteria=tuple(criteria) if len(criteria) > 1 else (),
+        of_widths=size,
         unsupported=tuple(summarised(graph.unsupported)),
     )
 

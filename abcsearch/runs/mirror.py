@@ -9,10 +9,10 @@ import os
 import re
 import time
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.distributions import IntDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.task import Task
     from abcsearch.runs.watching import WatcherFactory
-    from abcsearch.space import Dimension, SearchSpace
+    from abcsearch.space import Candidate, Dimension, SearchSpace
     from abcsearch.trial import Trial
 
 
@@ -180,6 +181,14 @@ class OptunaMirror:
             self._study.add_trial(self._frozen(trial, finished))
         self._known.add(trial.number)
 
+    def _params(self, candidate: Candidate) -> dict[str, Any]:
+        """Returns a structure as Optuna keeps it: criteria by what they are called."""
+        params: dict[str, Any] = dict(zip(self._distributions, candidate, strict=True))
+        for name, kind in self._distributions.items():
+            if isinstance(kind, CategoricalDistribution):
+                params[name] = kind.choices[params[name]]
+        return params
+
     def _frozen(self, trial: Trial, finished: float) -> FrozenTrial:
         """Returns a trial as Optuna keeps it."""
         found = trial.evaluation
@@ -188,7 +197,7 @@ class OptunaMirror:
         frozen = create_trial(
             state=TrialState.COMPLETE if found.failure is None else TrialState.FAIL,
             value=found.fitness,
-            params=dict(zip(self._distributions, trial.candidate, strict=True)),
+            params=self._params(trial.candidate),
             distributions=dict(self._distributions),
             user_attrs={**found.metrics, **own, **failure},
         )
@@ -197,8 +206,10 @@ class OptunaMirror:
         return frozen
 
 
-def _distribution(dimension: Dimension) -> IntDistribution:
+def _distribution(dimension: Dimension) -> BaseDistribution:
     """Returns the range of a dimension; the full width, which is always allowed, may lie above every choice."""
+    if dimension.kind == "criterion":
+        return CategoricalDistribution(dimension.labels)
     values = sorted({*dimension.choices, dimension.full})
     step = math.gcd(*(after - before for before, after in itertools.pairwise(values)))
     return IntDistribution(values[0], values[-1], step=max(step, 1))

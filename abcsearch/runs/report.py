@@ -91,6 +91,7 @@ class Report:
         title: what was searched.
         rows: the networks.
         widths: (group, level, full width, kept width) along the network; of a block, 1 and whether it is kept.
+        criteria: the criterion that has chosen the channels, by group; {} where there was no choice.
         notes: how the numbers were measured, and where the run is.
         against: the cost of the front: what the searcher weighs fitness against, for most of them macs.
         front: trials that no other one beats in both cost and fitness, by ascending cost; ten of them at most.
@@ -111,6 +112,7 @@ class Report:
     recipe: Mapping[str, Any] | None = field(default=None, repr=False)
     damaged: tuple[str, ...] = ()
     prepared: tuple[tuple[str, str], ...] = ()
+    criteria: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
     def prepared_cells(self) -> list[list[str]]:
         """Returns what was prepared as text, one list per row, the header first; [] where nothing was."""
@@ -151,6 +153,9 @@ class Report:
     def markdown(self) -> str:
         """Returns the report as Markdown, every character of which shows."""
         widths = [["layer", "level", "channels"], *([g, level, _change(level, c, k)] for g, level, c, k in self.widths)]
+        if self.criteria:
+            widths = [[*row, self.criteria.get(row[0], "")] for row in widths]
+            widths[0][-1] = "criterion"
         warned = [f"Warning: {text}" for text in self.damaged]
         parts = [f"# {self.title}", *warned, _markdown_table(self.cells()), *self.notes, f"## {FRONT}"]
         parts += [_markdown_table(self.front_cells()), "## Widths", _markdown_table(widths)]
@@ -227,6 +232,7 @@ def make_report(run: FinishedRun, out: Path | None = None) -> Report:
         recipe=recipe,
         damaged=damaged,
         prepared=tuple(_prepared(run.result)),
+        criteria=task.space.criteria(run.winner.candidate),
     )
 
 

@@ -106,6 +106,11 @@ class SearchResult:
         """Kept and full channels of the best structure; see `SearchSpace.widths`."""
         return self.task.space.widths(self.best.candidate)
 
+    @cached_property
+    def criteria(self) -> dict[str, str]:
+        """The criterion that has chosen the channels of the best structure, by group; {} where there was no choice."""
+        return self.task.space.criteria(self.best.candidate)
+
     def model(self) -> nn.Module:
         """Returns the best network: sliced, statistics of its batch norms re-estimated, in evaluation mode."""
         return self.build(self.best.candidate)

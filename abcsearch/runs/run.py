@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.baselines.structures import initial_structures
-from abcsearch.channels.criteria import CRITERIA
+from abcsearch.channels.named import names_of
 from abcsearch.channels.options import LatencyOptions
 from abcsearch.data.splits import Data
 from abcsearch.errors import ConfigError, SearcherError
@@ -63,7 +63,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     execution: ExecutionOptions | None = None,
     seed: int = 0,
     space: SpaceOptions | None = None,
-    criterion: str | Criterion | Callable[..., Any] = "reader_l2",
+    criterion: str | Criterion | Callable[..., Any] | Sequence[str | Criterion | Callable[..., Any]] = "reader_l2",
     prepare: str | Mapping[str, Any] | Preparation | None = None,
     known: Sequence[str | Path] = (),
     latency: LatencyOptions | None = None,
@@ -86,7 +86,8 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         execution: workers, their timeout, and the schedule; by default one evaluation after the other, in this process.
         seed: of everything random.
         space: which widths are searched.
-        criterion: which channels are kept: a name, an import path, or your own, see `rank_channels`.
+        criterion: which channels are kept: a name, an import path, or your own, see `rank_channels`; of a list of these
+            every layer chooses one, as it chooses its width.
         prepare: what is trained before the search: a name, {"name": ..., option: value}, or your own `Preparation`. A
             searcher by name begins with the structures that it proposes; of yours, only networks come from it.
         known: folders of other runs of the same network, data, space, criterion and evaluator, whatever their budget:
@@ -106,7 +107,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         searcher=_part("searcher", searcher),
         evaluator=_part("evaluator", evaluator),
         space=space or SpaceOptions(),
-        criterion=CRITERIA.name_of(criterion),
+        criterion=names_of(criterion),
         latency=latency or LatencyOptions(),
         execution=execution or ExecutionOptions(),
         seed=seed,
@@ -137,13 +138,13 @@ class Brought:
     Attributes:
         searcher: a function of (space, constraint), or a new searcher.
         evaluator: candidate and seed -> evaluation.
-        criterion: which channels are kept.
+        criterion: which channels are kept; of several, all.
         preparation: of the source.
     """
 
     searcher: SearcherFactory | Searcher | None = None
     evaluator: Evaluator | None = None
-    criterion: Criterion | Callable[..., Any] | None = None
+    criterion: Criterion | Callable[..., Any] | Sequence[str | Criterion | Callable[..., Any]] | None = None
     preparation: Preparation | None = None
 
     def missing(self, settings: SearchSettings) -> list[str]:
@@ -152,10 +153,11 @@ class Brought:
         parts = {
             "searcher": (settings.searcher.name, self.searcher),
             "evaluator": (settings.evaluator.name, self.evaluator),
-            "criterion": (settings.criterion, self.criterion),
             "prepare": (prepare, self.preparation),
         }
-        return [name for name, (recorded, own) in parts.items() if recorded.endswith(OBJECT) and own is None]
+        missing = [name for name, (recorded, own) in parts.items() if recorded.endswith(OBJECT) and own is None]
+        unnamed = any(name.endswith(OBJECT) for name in settings.criteria)
+        return [*missing, *(["criterion"] if unnamed and self.criterion is None else [])]
 
 
 def run_here(  # noqa: PLR0913 - all that a search from Python has

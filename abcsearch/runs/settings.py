@@ -11,6 +11,7 @@ import numpy as np
 
 from abcsearch.baselines.registry import BASELINES
 from abcsearch.budget import Budget
+from abcsearch.channels.named import names_of
 from abcsearch.channels.options import LatencyOptions, SpaceOptions
 from abcsearch.errors import AbcSearchError, ConfigError, RunError
 from abcsearch.evaluation.options import BEFORE, ScoringOptions, completed
@@ -112,7 +113,7 @@ class SearchSettings:
         searcher: who proposes.
         evaluator: what fitness is.
         space: which widths there are.
-        criterion: which channels are kept.
+        criterion: by which channels are kept; several: every layer chooses between them.
         latency: how forward time is measured where the budget bounds it.
         seed: of everything random.
         max_failures: more failed evaluations than this in a row stop the run.
@@ -131,13 +132,18 @@ class SearchSettings:
     searcher: Part = Part(name="response_surface")
     evaluator: Part = setting(Part(name="adaptive_bn"), compared=True)
     space: SpaceOptions = setting(make=SpaceOptions, compared=True)
-    criterion: str = setting("reader_l2", compared=True)
+    criterion: tuple[str, ...] | str = setting("reader_l2", compared=True)
     latency: LatencyOptions = setting(make=LatencyOptions, compared=True)
     seed: int = setting(0, at_least=0)
     max_failures: int = setting(10, at_least=0, decides=False)
     execution: ExecutionOptions = field(default_factory=ExecutionOptions)
     prepare: Part | None = setting(None, compared=True)
     known: tuple[str, ...] = ()
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """The names of the criteria that every layer chooses from; one where there is no choice."""
+        return (self.criterion,) if isinstance(self.criterion, str) else self.criterion
 
     def __post_init__(self) -> None:
         """Checks the numbers, and makes known a tuple of names."""
@@ -147,6 +153,11 @@ class SearchSettings:
             raise ConfigError(msg)
         for name in ("n_trials", "max_failures", "seed"):
             check_value(SearchSettings, name, getattr(self, name))
+        listed: Any = [self.criterion] if isinstance(self.criterion, str) else self.criterion
+        if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
+            msg = f"criterion is a name, or a list of names, found {self.criterion!r:.80}"
+            raise ConfigError(msg)
+        object.__setattr__(self, "criterion", names_of(self.criterion))
         # Recorded, so that a run which does not say has been made before there was such an option.
         usual = {name: getattr(ScoringOptions, name) for name in BEFORE}
         object.__setattr__(self, "evaluator", self.evaluator.completed(usual))

@@ -30,7 +30,6 @@ _OPTIONAL: dict[str, type] = {
     **{f"settings.{name}.options": dict for name in ("searcher", "evaluator", "model", "data")},
     "settings.baselines": list,
     "settings.known": list,
-    "settings.criterion": str,
     "settings.finetune": dict,
     "environment.versions": dict,
     "environment.command": list,
@@ -136,10 +135,19 @@ def _problems(header: Mapping[str, Any]) -> Iterator[str]:
         table = header["settings"].get(name)
         if not isinstance(table, dict | None):
             yield f"settings.{name} is a table, found {table!r:.60}"
+    yield from _criterion_problems(header["settings"])
     for path in ("settings.baselines", "settings.known", "environment.command"):
         there, value = _value(header, path.split("."))
         if there and isinstance(value, list) and not all(isinstance(one, str) for one in value):
             yield f"{path} is a list of texts, found {value!r:.60}"
+
+
+def _criterion_problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yields that the criterion of settings is neither a name nor a list of names."""
+    criterion = settings.get("criterion", "")
+    listed: Any = criterion if isinstance(criterion, list) else [criterion]
+    if not all(isinstance(one, str) for one in listed):
+        yield f"settings.criterion is a text or a list of texts, found {criterion!r:.60}"
 
 
 def _value(plain: Any, path: Sequence[str]) -> tuple[bool, Any]:  # noqa: ANN401 - whatever run.json holds

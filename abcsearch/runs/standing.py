@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.decision import Decision
     from abcsearch.runs.loop import Progress
     from abcsearch.searchers.base import Searcher
-    from abcsearch.space import Candidate
+    from abcsearch.space import Candidate, SearchSpace
 
 _EVERY = 1.0  # seconds between two writings of progress.json
 _BEST = 10  # trials that stand for the population of a searcher that has none
@@ -133,18 +133,8 @@ class Standing:
         if not own:
             succeeded = (trial for trial in self._trials.values() if trial.evaluation.failure is None)
             trials = heapq.nsmallest(_BEST, succeeded, key=lambda trial: (-trial.fitness, trial.number))
-        names = [dimension.name for dimension in searcher.space.dimensions]
         what = f"population of {searcher.name}" if own else f"best trials ({searcher.name} has no population now)"
-        members: list[dict[str, Any]] = [
-            {
-                "trial": trial.number,
-                "fitness": trial.evaluation.fitness,
-                "macs": trial.evaluation.macs,
-                "params": trial.evaluation.params,
-                "widths": dict(zip(names, trial.candidate, strict=True)),
-            }
-            for trial in trials
-        ]
+        members = [_member(trial, searcher.space) for trial in trials]
         self.folder.write_json("population.json", {"what": what, "told": told, "members": members})
 
     def end(self) -> None:
@@ -169,3 +159,16 @@ class Standing:
         """Writes best.json."""
         if self.best is not None:
             self.folder.write_json("best.json", self.best.to_plain())
+
+
+def _member(trial: Trial, space: SearchSpace) -> dict[str, Any]:
+    """Returns a trial as population.json has it; criteria only where they are searched."""
+    found, chosen = trial.evaluation, space.criteria(trial.candidate)
+    return {
+        "trial": trial.number,
+        "fitness": found.fitness,
+        "macs": found.macs,
+        "params": found.params,
+        "widths": {name: kept for name, (kept, _) in space.widths(trial.candidate).items()},
+        **({"criteria": chosen} if chosen else {}),
+    }

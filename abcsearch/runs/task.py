@@ -110,7 +110,7 @@ class Task:
             raise ModelError(msg)
         options = settings.space
         graph = trace_channels(model, data.example, fixed=options.fixed)
-        space = graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
+        space = options.of(graph, settings.criteria)
         constraint = settings.budget.bind(space, run_costs(model, graph, data, settings, folder))
         ranking = rank_for_run(model, graph, data, settings, draft=not trained)
         source = Sliced(model, graph, ranking)
@@ -132,14 +132,16 @@ class Task:
         """Returns the largest structure inside the budget whose layers all keep the same ratio, and all blocks.
 
         Widths are floor(ratio * channels), not bound to the choices of the space, so that it comes as close to the
-        budget as one ratio can.
+        budget as one ratio can. Where criteria are searched, the first one chooses the channels.
 
         Raises:
             RunError: if no ratio meets the budget.
         """
         channels = np.array(self.space.full)  # 1 for a block: always kept below
         ratios = np.unique(np.concatenate([np.arange(1, c + 1) / c for c in channels.tolist()]))
-        structures = np.maximum(1, np.floor(ratios[:, None] * channels + 1e-9).astype(np.int64))
+        # At least 1, but for criteria: these stay 0, the first.
+        least = np.minimum(channels, 1)
+        structures = np.maximum(least, np.floor(ratios[:, None] * channels + 1e-9).astype(np.int64))
         inside = np.flatnonzero(self.constraint.violation(structures) == 0)
         if not len(inside):
             msg = "no uniform width meets the budget; widen its band"

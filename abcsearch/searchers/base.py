@@ -273,7 +273,8 @@ class Searcher(ABC):
         return self.constraint.fill(self.constraint.repair(candidate, self.rng), self.rng)
 
     def _remember(self, candidate: Candidate) -> Candidate | None:
-        """Notes a proposal; returns it, or None if it was known already."""
+        """Notes a proposal; returns it in its canonical form, or None if it was known already."""
+        candidate = self.space.canonical(candidate)
         if candidate in self._known:
             return None
         self._known[candidate] = None
@@ -283,7 +284,8 @@ class Searcher(ABC):
         """Returns a structure inside the budget that is new: any of a small space, in others one beside a known."""
         if self.space.size > ENUMERABLE:
             return self._beside()
-        every = [c for c in itertools.product(*(d.choices for d in self.space.dimensions)) if c not in self._known]
+        every = dict.fromkeys(map(self.space.canonical, itertools.product(*(d.choices for d in self.space.dimensions))))
+        every = [candidate for candidate in every if candidate not in self._known]
         allowed = np.flatnonzero(self.constraint.violation(every) == 0) if every else np.zeros(0, dtype=np.int64)
         return self._remember(every[int(self.rng.choice(allowed))]) if len(allowed) else None
 
@@ -307,7 +309,7 @@ class Searcher(ABC):
         """Returns all that later proposals depend on, as plain JSON values and numpy arrays."""
         state = {
             "searcher": self.name,
-            "space": [[d.name, list(d.choices)] for d in self.space.dimensions],
+            "space": self._described(),
             "options": plain_options(self.options),
             "seed": self.seed,
             "rng": self.rng.bit_generator.state,
@@ -339,7 +341,7 @@ class Searcher(ABC):
         if state.get("searcher") != self.name:
             msg = f"the state belongs to searcher {state.get('searcher')!r}, this one is {self.name!r}"
             raise SearcherError(msg)
-        space = [[d.name, list(d.choices)] for d in self.space.dimensions]
+        space = self._described()
         if state.get("space") != space:
             other = [
                 entry[0]
@@ -375,6 +377,10 @@ class Searcher(ABC):
         self._known = dict.fromkeys(self._candidates(state["known"]))
         self.knowledge = [Trial.from_plain(trial) for trial in state.get("knowledge", [])]
         self._load_state(state["own"])
+
+    def _described(self) -> list[list[Any]]:
+        """Returns what the space is recognised by: names and choices, and what those of criteria are called."""
+        return [[d.name, list(d.choices), *d.labels] for d in self.space.dimensions]
 
     def _rows(self, candidates: Iterable[Candidate]) -> NDArray[np.int64]:
         """Returns candidates as an (n, n_dims) int64 array."""

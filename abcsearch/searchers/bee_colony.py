@@ -10,6 +10,7 @@ import numpy as np
 from abcsearch.errors import SearcherError
 from abcsearch.records import check, setting
 from abcsearch.searchers.base import MOST, Searcher
+from abcsearch.searchers.variation import redrawn_criteria
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,6 +58,7 @@ class BeeColony(Searcher):
           something; in the published code truncation makes 51 % of the moves shrink and 26 % grow, and the last
           dimension never moves.
         - Scouts and first sources come from the same uniform distribution over the choices.
+        - A criterion that a move would change is drawn anew, as it has no order to move along.
         - No structure is evaluated twice; a neighbour that is known is drawn again, after that at random.
         - Every structure is repaired into the budget and, under an upper bound, grown to spend most of it. The papers
           bound widths by alpha only.
@@ -143,7 +145,7 @@ class BeeColony(Searcher):
             gene = int(self.rng.choice(genes))
             up = here[gene] == 0 or (here[gene] < self.space.last_indices[gene] and self.rng.random() < 0.5)
             moved[gene] += 1 if up else -1
-        return self.space.at(moved)
+        return self.space.at(redrawn_criteria(self.space, here, moved, self.rng))
 
     def _abandoned(self) -> list[int]:
         """Returns the sources whose stagnation has reached the limit, without those that a scout is out for."""

@@ -61,7 +61,8 @@ class BeeColonyOfficial(Searcher):
         - One scout per cycle, the most stagnant source, and onlookers by acceptance in turns, are Karaboga's; the
           published counts of evaluations (217 to 219 in 10 cycles, 1 057 to 1 059 in 50) allow no more than one.
         - All moves of a phase start from the sources as they were when it began.
-        - Structures are repaired into the budget, which may also change the last dimension.
+        - Structures are repaired into the budget, which may also change the last dimension, but for a criterion.
+        - Criteria are moved as if they had an order.
         - When 30 phases in a row bring nothing new, one random structure is proposed; the published code would repeat
           itself until its cycles are over.
         - Where no fitness is positive, all onlookers' chances are equal.
@@ -115,7 +116,8 @@ class BeeColonyOfficial(Searcher):
         """Plans the current phase and returns what of it is new; all else counts as repeated."""
         draw = self._scout if self._phase == "scout" else self._neighbour
         self._targets = self._chosen()
-        self._moved = [self.constraint.repair(draw(target), self.rng) for target in self._targets]
+        moved = [self.constraint.repair(draw(target), self.rng) for target in self._targets]
+        self._moved = [self.space.canonical(candidate) for candidate in moved]
         batch: list[Candidate] = []
         for moved in self._moved:
             new = None if moved in self._known else self._fresh(lambda c=moved: c)

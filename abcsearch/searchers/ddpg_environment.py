@@ -42,14 +42,15 @@ class Environment:
     """States, actions and their bounds, of any number of episodes at once.
 
     An episode at dimension i is a row of values of which the first i are set; the others do not matter. An action is a
-    keep ratio in [0, 1]; for a block, 1 keeps it and 0 drops it.
+    keep ratio in [0, 1]; for a block, 1 keeps it and 0 drops it; for a criterion, its number over the last one.
 
     A state has 12 features: the 11 of AMC and the kind. Fixed ones, each scaled to [0, 1] over the dimensions: index,
-    kind (0 width, 1 block), and the descriptors of the space, for traced networks the channels in and out, height,
-    width, stride, kernel size and MACs of the layer; on a space without descriptors full value and number of choices
-    are in their place. Then, as shares of the cost of the unpruned network: what the dimensions before have removed,
-    and what this and the following ones still decide on; and the previous action, 1 at the first dimension. The cost is
-    that of the budget's first bound, without one the MACs, without costs the sum of all values.
+    kind (width, block, criterion), and the descriptors of the space, for traced networks the channels in and out,
+    height, width, stride, kernel size and MACs of the layer; on a space without descriptors full value and number of
+    choices are in their place. Then, as shares of the cost of the unpruned network: what the dimensions before have
+    removed, and what this and the following ones still decide on; and the previous action, 1 at the first dimension.
+    The cost is that of the budget's first bound, without one the MACs, without costs the sum of all values but
+    criteria.
 
     Attributes:
         n_features: length of a state.
@@ -63,12 +64,13 @@ class Environment:
             fill: the lowest share of an upper bound that episodes end with.
         """
         self._space, self._limits = constraint.space, constraint.limits
-        # At least 1: a block that is always dropped has 0.
-        self._full: NDArray[np.int64] = np.maximum(np.array(self._space.full, dtype=np.int64), 1)
         self._smallest = self._space.values(np.zeros_like(self._space.last_indices))
         self._largest = self._space.values(self._space.last_indices)
+        # At least 1: a block that is always dropped has 0. Of a criterion, the last one is action 1.
+        full = np.where(self._space.ordered, self._space.full, self._largest)
+        self._full: NDArray[np.int64] = np.maximum(full, 1)
         self._targets = [(limit, fill * limit.high) for limit in constraint.caps]
-        without = _sum if constraint.costs is None else constraint.costs.macs
+        without = self._sum if constraint.costs is None else constraint.costs.macs
         self._cost: Cost = self._limits[0].cost if self._limits else without
         self._total = max(float(self._cost([self._space.full])[0]), 1.0)
         features = self._space.features
@@ -145,7 +147,6 @@ class Environment:
         lowest = k - np.broadcast_to(enough, n * k).reshape(n, k).sum(axis=1)
         return np.minimum(lowest, highest), highest
 
-
-def _sum(rows: ArrayLike) -> NDArray[np.int64]:
-    """Returns the sum of all values, the cost where none is known: (n, n_dims) to (n,) int64."""
-    return np.asarray(rows, dtype=np.int64).sum(axis=1)
+    def _sum(self, rows: ArrayLike) -> NDArray[np.int64]:
+        """Returns the sum of all widths and blocks, the cost where none is known: (n, n_dims) to (n,) int64."""
+        return np.asarray(rows, dtype=np.int64)[:, self._space.ordered].sum(axis=1)

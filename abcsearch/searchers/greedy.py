@@ -11,6 +11,7 @@ import numpy as np
 from abcsearch.errors import SearcherError
 from abcsearch.records import check, setting
 from abcsearch.searchers.base import MOST, Searcher
+from abcsearch.searchers.variation import redrawn_criteria
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,6 +67,7 @@ class Greedy(Searcher):
         - About one in seven steps of a round is taken; the paper takes one. See `taken`.
         - There is a local search afterwards, so that the search can go on; the paper ends inside the budget.
         - Steps whose stand-in is known cost no trial. Failed trials are the most harmful steps.
+        - Criteria, where they are searched, are the first ones until local search tries others.
         - Fitness is what the evaluator finds; the paper trains one slimmable network for all structures.
     """
 
@@ -75,7 +77,7 @@ class Greedy(Searcher):
 
     def _begin(self) -> None:
         self._slimming = True
-        self._here = self.space.last_indices.copy()  # choice positions of the structure that is slimmed
+        self._here = self.space.largest_indices.copy()  # choice positions of the structure that is slimmed
         self._steps: list[int] = []  # dimensions in which this round tries a step
         self._stand_ins: list[Candidate] = []  # what is evaluated for `_here` itself, then for every step
         self._scores: dict[Candidate, float] = {}  # of everything told
@@ -102,7 +104,7 @@ class Greedy(Searcher):
 
     def _possible(self) -> list[int]:
         """Returns the dimensions that can step down; none when slimming is over."""
-        goes_on = self.options.to_bottom or self.constraint.allows(self.space.at(self.space.last_indices))
+        goes_on = self.options.to_bottom or self.constraint.allows(self.space.at(self.space.largest_indices))
         if not goes_on and self.constraint.allows(self.space.at(self._here)):
             return []
         steps = np.flatnonzero(self._here)
@@ -172,6 +174,8 @@ class Greedy(Searcher):
     def _moved(self, best: Candidate, reach: int) -> Candidate:
         """Returns a structure with some dimensions moved, in turns up and down: at least one, at most `reach` + 3.
 
+        Of those that are criteria, another choice is drawn instead.
+
         Up comes first: repair makes room for it, where a step down alone would only leave room unused.
 
         Args:
@@ -182,7 +186,8 @@ class Greedy(Searcher):
         genes = self.rng.permutation(movable)[: int(self.rng.integers(1, reach + 4))]
         moved = self.space.indices(best)
         moved[genes] += self.rng.integers(1, reach + 1, size=len(genes)) * (1 - 2 * (np.arange(len(genes)) % 2))
-        return self.space.at(np.clip(moved, 0, self.space.last_indices))
+        moved = np.clip(moved, 0, self.space.last_indices)
+        return self.space.at(redrawn_criteria(self.space, self.space.indices(best), moved, self.rng))
 
     def _learn(self, batch: list[Trial]) -> None:
         """Remembers every fitness; a round of slimming ends by taking its best steps."""

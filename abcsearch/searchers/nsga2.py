@@ -124,7 +124,8 @@ class NSGA2(Searcher):
         Uniform draws of many dimensions all cost about the same; so each one leans to smaller or larger choices.
         """
         lean = _LEAN ** self.rng.uniform(-1, 1)
-        point = self.rng.random(len(self.space)) ** lean
+        drawn = self.rng.random(len(self.space))
+        point = np.where(self.space.ordered, drawn**lean, drawn)
         return self.space.at(np.floor(point * (self.space.last_indices + 1)).astype(np.int64))
 
     def _winner(self) -> Candidate:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 import optuna
-from optuna.distributions import IntDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from abcsearch.errors import SearcherError, unknown_name
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-    from abcsearch.space import Candidate
+    from abcsearch.space import Candidate, Dimension
     from abcsearch.trial import Trial
 
 # What samplers raise at wrong options, and what is in the annotations of options that no plain value can fill.
@@ -47,6 +47,13 @@ class _Position(IntDistribution):
 
     def to_internal_repr(self, param_value_in_external_repr: int) -> float:
         return float(param_value_in_external_repr)
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    """Returns the parameter that stands for a dimension: the position of its choice."""
+    if dimension.kind == "criterion":
+        return CategoricalDistribution(dimension.choices)
+    return _Position(0, len(dimension.choices) - 1)
 
 
 class _CmaEs(optuna.samplers.CmaEsSampler):
@@ -177,7 +184,8 @@ def _refused(options: OptunaOptions, error: Exception) -> SearcherError:
 class OptunaSearch(Searcher):
     """Any of Optuna's samplers: TPE, Gaussian process, CMA-ES, NSGA-II, quasi-random or random.
 
-    Every dimension with more than one choice is an integer parameter: the position of the choice. Structures are
+    Every dimension with more than one choice is an integer parameter: the position of the choice; of a criterion, a
+    categorical one, which "cmaes" and "qmc" draw at random. Structures are
     proposed in batches; within a batch a sampler sees its earlier proposals as running, which TPE (constant liar) and
     the Gaussian process take into account.
 
@@ -206,7 +214,7 @@ class OptunaSearch(Searcher):
     def _begin(self) -> None:
         self._free: NDArray[np.int64] = np.flatnonzero(self.space.last_indices > 0)
         self._parameters: dict[str, BaseDistribution] = {
-            dimension.name: _Position(0, len(dimension.choices) - 1)
+            dimension.name: _distribution(dimension)
             for dimension in self.space.dimensions
             if len(dimension.choices) > 1
         }
@@ -231,7 +239,7 @@ class OptunaSearch(Searcher):
         seed = derived_seed(self.seed, "optuna", 0 if self.options.sampler == "qmc" else number)
         sampler = _make_sampler(self.options, seed % 2**32)  # all that numpy's RandomState takes
         if isinstance(sampler, _CmaEs):
-            sampler.known = self._parameters
+            sampler.known = {n: d for n, d in self._parameters.items() if isinstance(d, IntDistribution)}
         self._study.sampler = sampler
 
     def _propose(self) -> list[Candidate]:

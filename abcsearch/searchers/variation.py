@@ -1,4 +1,4 @@
-"""Mutation and crossover of structures, in choices: a width and a block switch are treated alike."""
+"""Mutation and crossover of structures, in choices: a width, a block switch and a criterion are treated alike."""
 
 from __future__ import annotations
 
@@ -44,6 +44,25 @@ def cross(first: Candidate, second: Candidate, rng: np.random.Generator) -> Cand
 def _redrawn(space: SearchSpace, parent: Candidate, chosen: NDArray[np.bool_], rng: np.random.Generator) -> Candidate:
     """Returns the parent with other choices in the chosen dimensions, (n_dims,) bool, uniformly drawn."""
     here = space.indices(parent)
+    return space.at(np.where(chosen & (space.last_indices > 0), _others(space, here, rng), here))
+
+
+def _others(space: SearchSpace, here: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Returns other choice positions than these, (n_dims,), uniformly drawn; no such where there is one choice."""
     others = rng.integers(np.maximum(space.last_indices, 1))
-    others += others >= here  # the choices other than the present one, numbered without a gap
-    return space.at(np.where(chosen & (space.last_indices > 0), others, here))
+    return others + (others >= here)  # the choices other than the present one, numbered without a gap
+
+
+def redrawn_criteria(
+    space: SearchSpace, here: NDArray[np.int64], moved: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Returns where a move in choice positions ends that knows of no criteria: these have no order to move along.
+
+    Args:
+        space: the structures.
+        here: where the move begins, (n_dims,).
+        moved: where it ends, (n_dims,), inside the space.
+        rng: decides which other choice a criterion has that has moved; all are equally likely.
+    """
+    chosen = (moved != here) & ~space.ordered
+    return np.where(chosen, _others(space, here, rng), moved) if chosen.any() else moved

@@ -2,7 +2,8 @@
 
 In one sentence: proposals are new, inside the space and the budget, and depend on nothing but the seed and what was
 told; a saved searcher continues bit for bit. One that `overlaps` keeps this, and any number of workers busy, also where
-it is asked ahead. `KnowledgeContract` has what `know` may change, and what not.
+it is asked ahead. `KnowledgeContract` has what `know` may change, and what not; `CriteriaContract` what holds where
+criteria are searched.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from abcsearch.budget import Budget
 from abcsearch.space import Dimension, SearchSpace
+from abcsearch.testing.criteria import CriteriaContract
 from abcsearch.testing.knowledge import KnowledgeContract
 from abcsearch.testing.toys import ToyCosts, refused, through_json, toy_fitness
 from abcsearch.trial import Evaluation, Trial, best_trial
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate
 
 
-class SearcherContract(KnowledgeContract):
+class SearcherContract(KnowledgeContract, CriteriaContract):
     """What every searcher keeps; override `make`, and where yours learns slowly `rounds`.
 
     Attributes:
