@@ -55,15 +55,15 @@ class Cascade:
         first = cheap(evaluate(self.first, candidate, seed))
         return first if first.failure else trained(first, evaluate(self.second, candidate, seed))
 
-    def bar(self, earlier: Sequence[Verdict]) -> float | None:
-        """Returns what a candidate races against in the first stage: the last one of the best fraction; None: nothing.
+    def bar(self, earlier: Sequence[Verdict]) -> float:
+        """Returns what a candidate races against in the first stage: the last one of the best fraction.
 
         Args:
             earlier: of all trials that the searcher had been told of.
         """
         scores = [verdict.score for verdict in earlier if verdict.score is not None]
         count = math.ceil(self.fraction * len(earlier) - 1e-9)
-        return heapq.nlargest(count, scores)[-1] if scores else None
+        return heapq.nlargest(count, scores)[-1] if scores else -math.inf
 
     @property
     def finalists(self) -> int:

@@ -41,7 +41,11 @@ class Racer(Protocol):
         ...
 
     def race(self, candidate: Candidate, seed: int, bar: float) -> Evaluation:
-        """Returns what is found of a candidate up to where its fitness is clearly below a bar, or on all images."""
+        """Returns what is found of a candidate up to where its fitness is clearly below a bar, or on all images.
+
+        Metrics say on how many images (`IMAGES`), how sure that is (`ERROR`) and, unless it is minus infinity, the bar
+        (`BAR`); of all images also means of groups, which go to the journal and not into the trial.
+        """
         ...
 
 
@@ -70,6 +74,15 @@ def races(evaluator: Evaluator) -> bool:
     return isinstance(evaluator, Racer) and evaluator.races
 
 
+def start_of(evaluator: Evaluator, stage: str | None, bar: float) -> float | None:
+    """Returns the bar that `evaluate` is called with; None: the evaluator, or its stage, knows none."""
+    if stage in ("first", "second"):
+        evaluator = getattr(evaluator, stage)
+    if stage == "in_full" or not isinstance(evaluator, Racer) or not (evaluator.races or finalists(evaluator)):
+        return None
+    return -math.inf if stage == "second" else bar
+
+
 def finalists(evaluator: Evaluator) -> int:
     """Returns how many of the best trials an evaluator scores in full at the end of a search; 0: none."""
     return evaluator.finalists if isinstance(evaluator, Finalist) else 0
@@ -80,7 +93,7 @@ def complete(evaluator: Evaluator, evaluation: Evaluation) -> bool:
     return not isinstance(evaluator, Finalist) or evaluator.complete(evaluation)
 
 
-def outdated(evaluator: Evaluator, evaluation: Evaluation, bar: float | None) -> bool:
+def outdated(evaluator: Evaluator, evaluation: Evaluation, bar: float) -> bool:
     """Returns whether a candidate that was stopped early would not have been against another bar."""
     if evaluation.fitness is None or complete(evaluator, evaluation) or BAR not in evaluation.metrics:
         return False
@@ -122,9 +135,9 @@ def standard_error(values: torch.Tensor) -> float | None:
     return float(values.std()) / math.sqrt(count)
 
 
-def is_behind(score: float, error: float | None, bar: float | None) -> bool:
+def is_behind(score: float, error: float | None, bar: float) -> bool:
     """Returns whether a candidate has lost: its score is clearly below a bar."""
-    return bar is not None and error is not None and score + MARGIN * error < bar
+    return error is not None and score + MARGIN * error < bar
 
 
 def group_means(values: torch.Tensor) -> dict[str, float]:
@@ -184,9 +197,8 @@ class Bars:
         fitness = -math.inf if evaluation.fitness is None else evaluation.fitness
         self._best.append(max(self._best[-1], fitness))
 
-    def at(self, told: int) -> float | None:
-        """Returns the bar of a trial that was asked for when so many had been told; None: it has none yet."""
+    def at(self, told: int) -> float:
+        """Returns the bar of a trial that was asked for when so many had been told; minus infinity where none had."""
         if isinstance(self._evaluator, Staged):
             return self._evaluator.bar(self._verdicts[:told])  # pyright: ignore - `races` has looked
-        best = self._best[told]
-        return None if math.isinf(best) else best
+        return self._best[told]

@@ -183,15 +183,19 @@ class SlicedEvaluator(ABC):
         Args:
             candidate: the structure.
             seed: of the evaluation.
-            bar: fitness of the incumbent.
+            bar: fitness of the incumbent; minus infinity where there is none.
+
+        Returns:
+            Metrics as `Racer` says.
         """
         return _once_more(lambda shrink: self._evaluation(candidate, seed, shrink, bar))
 
     def in_full(self, candidate: Candidate, seed: int) -> Evaluation:
         """Returns the same on all of search-validation, where `validation_images` are fewer, too."""
         if len(self._validation) == len(self._order):
-            return self(candidate, seed)
-        return _once_more(lambda shrink: self._evaluation(candidate, seed, shrink, images=self.data.validation))
+            return self.race(candidate, seed, -math.inf)
+        every = self.data.validation
+        return _once_more(lambda shrink: self._evaluation(candidate, seed, shrink, -math.inf, every))
 
     def _evaluation(
         self, candidate: Candidate, seed: int, shrink: int, bar: float | None = None, images: Split | None = None
@@ -207,8 +211,8 @@ class SlicedEvaluator(ABC):
         if wrong:
             return Evaluation(fitness=None, metrics=metrics, macs=macs, params=params, failure=", ".join(wrong))
         fitness = metrics[self.metric]
-        if self.finalists or self.races:
-            metrics |= self._spread(tally) | ({} if bar is None else {racing.BAR: bar})
+        if bar is not None:
+            metrics |= self._spread(tally) | ({} if math.isinf(bar) else {racing.BAR: bar})
         return Evaluation(fitness=fitness, metrics=metrics, macs=macs, params=params)
 
     def _scored(self, network: nn.Module, shrink: int, bar: float | None, images: Split | None) -> Tally:
@@ -271,7 +275,7 @@ def _first_stage(data: Data, count: int, wanted: int | None) -> int:
     Raises:
         DataError: if so many are not there, or are fewer than there are classes.
     """
-    classes = data.classes if data.objective == "classification" else 1
+    classes = int(data.validation.labels.max()) + 1 if data.objective == "classification" else 1
     if wanted is None:
         first = racing.FIRST_STAGE
         while first < classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import replace
@@ -17,7 +18,7 @@ from abcsearch.errors import (
     quoted,
 )
 from abcsearch.evaluation.base import Evaluator, evaluate
-from abcsearch.evaluation.racing import without_groups
+from abcsearch.evaluation.racing import start_of, without_groups
 from abcsearch.evaluation.staged import Staged, Verdict, cheap, trained
 from abcsearch.rng import derived_seed
 from abcsearch.runs.retrying import ATTEMPTS
@@ -62,7 +63,7 @@ class Flights:
         self._seed, self._journal, self._folder = seed, journal, folder
         self._stages = _Stages(evaluator, journal, at_once=at_once) if isinstance(evaluator, Staged) else None
         self._candidates: dict[int, Candidate] = {}
-        self._bars: dict[int, float | None] = {}
+        self._bars: dict[int, float] = {}
         self._queue: deque[tuple[int, str | None]] = deque()
         self._pending: dict[Future[Evaluation], tuple[int, str | None]] = {}
         self._ready: list[tuple[int, Evaluation]] = []
@@ -82,7 +83,7 @@ class Flights:
         return len(self._candidates)
 
     def add(
-        self, group: dict[int, Candidate], earlier: Iterable[int] = (), bars: Mapping[int, float | None] | None = None
+        self, group: dict[int, Candidate], earlier: Iterable[int] = (), bars: Mapping[int, float] | None = None
     ) -> None:
         """Takes candidates to evaluate, by trial number.
 
@@ -140,7 +141,7 @@ class Flights:
             self._found(number, stage, Evaluation(fitness=None, failure=failure))
             return
         seed = derived_seed(self._seed, "evaluation", number)
-        bar = self._bars.get(number) if stage in (None, "first") else None
+        bar = start_of(self._evaluator, stage, self._bars.get(number, -math.inf))
         against = () if bar is None else (bar,)
         try:
             future = self._executor.submit(evaluate, self._evaluator, self._candidates[number], seed, stage, *against)

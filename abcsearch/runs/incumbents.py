@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,9 @@ class Incumbents:
         if self.racing:
             self._bars.tell(trial.evaluation)
 
-    def bar(self, number: int) -> float | None:
-        """Returns what an open trial races against; None: nothing."""
-        return self._bars.at(self._seen[number]) if self.racing else None
+    def bar(self, number: int) -> float:
+        """Returns what an open trial races against; minus infinity: nothing."""
+        return self._bars.at(self._seen[number]) if self.racing else -math.inf
 
     def entry(self, number: int) -> list[int]:
         """Returns what a snapshot keeps of an open trial."""

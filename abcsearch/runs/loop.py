@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -260,8 +261,8 @@ class _Search:
             else:
                 self._twins[candidate] = []
         groups = [{number: candidate} for number, candidate in group.items()] if self._window else [group]
-        for part in filter(None, groups):
-            self._flights.add(part, range(min(part)), {number: self._incumbents.bar(number) for number in part})
+        for together in filter(None, groups):
+            self._flights.add(together, range(min(together)), {n: self._incumbents.bar(n) for n in together})
 
     def _known(self, number: int, candidate: Candidate) -> Evaluation | None:
         """Returns what another trial of the structure found, or this very one before the run was set back, or None."""
@@ -271,7 +272,7 @@ class _Search:
         if (same := self._seen.get(candidate, known)) is not None:
             return replace(same, seconds=0.0)
         before = self._earlier.get((number, candidate))
-        return before if before is not None and before.metrics.get(BAR) == bar else None
+        return before if before is not None and before.metrics.get(BAR, -math.inf) == bar else None
 
     def _check(self, number: int, proposed: Candidate, known: Candidate | None) -> None:
         """Raises RunError if the journal holds another structure under a number."""
@@ -290,8 +291,7 @@ class _Search:
 
     def _finish(self, number: int, found: Evaluation) -> None:
         """Writes a finished trial down; in the asynchronous schedule, the searcher is told at once."""
-        candidate = self._open[number]
-        costs = self._loop.costs
+        candidate, costs = self._open[number], self._loop.costs
         macs, params = (
             known or int(count([candidate])[0])
             for known, count in ((found.macs, costs.macs), (found.params, costs.params))
