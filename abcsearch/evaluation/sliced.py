@@ -78,14 +78,13 @@ class SlicedEvaluator(ABC):
         self.source, self.data = repaired(source, data, options.repair), data
         count = min(options.validation_images or len(data.validation), len(data.validation))
         self._order = torch.randperm(len(data.validation), generator=torch_stream(data.seed, "validation images"))
-        self._ends = [count]
-        chosen = data.validation
+        chosen = self._order[:count].sort()
+        whole = count == len(data.validation)
+        self._validation = data.validation if whole else data.validation.part(chosen.values)
+        self._stages: tuple[torch.Tensor, ...] = ()  # positions of the images of each
         if self.races:
-            self._ends = racing.ends(count, _first_stage(data, count, options.stage_images))
-            chosen = chosen.part(self._order[:count])
-        elif count < len(chosen):
-            chosen = chosen.part(self._order[:count].sort().values)
-        self._validation = chosen
+            ends = racing.ends(count, _first_stage(data, count, options.stage_images))
+            self._stages = chosen.indices.argsort().tensor_split(ends[:-1])
         self._settle()
         # What is wrong with all candidates is said once here, not by every trial; on a copy, since forward may have
         # side effects.
@@ -221,14 +220,14 @@ class SlicedEvaluator(ABC):
         if images is not None:
             tally.take(network, images, full=self._outputs(images), batch_size=size)
             return tally
-        first = 0
-        for last in self._ends:
-            shown = self._validation.span(first, last)
-            full = None if self._full is None else self._full[first:last]
-            tally.take(network, shown, full=full, batch_size=size)
+        if not self._stages:
+            tally.take(network, self._validation, full=self._full, batch_size=size)
+        for stage in self._stages:
+            for positions in stage.split(size):  # copies of a batch at a time, not of all images
+                full = None if self._full is None else self._full[positions]
+                tally.take(network, self._validation.part(positions), full=full, batch_size=size)
             if self._is_lost(tally, bar):
                 break
-            first = last
         return tally
 
     def _is_lost(self, tally: Tally, bar: float | None) -> bool:
@@ -245,7 +244,7 @@ class SlicedEvaluator(ABC):
         found = {racing.IMAGES: float(tally.count)} | ({} if error is None else {racing.ERROR: error})
         if not self.finalists or tally.count < len(self._order):
             return found
-        in_turn = self.races and len(self._validation) == len(self._order)  # scored in the order drawn
+        in_turn = self._stages and len(self._validation) == len(self._order)  # scored in the order drawn
         return found | racing.group_means(values if in_turn else values[self._order])
 
 
