@@ -217,15 +217,16 @@ class SlicedEvaluator(ABC):
     def _scored(self, network: nn.Module, shrink: int, bar: float | None, images: Split | None) -> Tally:
         """Returns the metrics on some images, or on those of each stage until the bar is out of reach."""
         tally, size = Tally(self._objective, self.metric), scoring_batch(self.device) // shrink
+        stages, shown = self._stages, self._validation
         if images is not None:
-            tally.take(network, images, full=self._outputs(images), batch_size=size)
-            return tally
-        if not self._stages:
-            tally.take(network, self._validation, full=self._full, batch_size=size)
-        for stage in self._stages:
-            for positions in stage.split(size):  # copies of a batch at a time, not of all images
-                full = None if self._full is None else self._full[positions]
-                tally.take(network, self._validation.part(positions), full=full, batch_size=size)
+            stages, shown = (torch.arange(len(images)),), images
+        full = self._full if images is None else self._outputs(images)
+        if not stages:
+            tally.take(network, shown, full=full, batch_size=size)
+        for stage in stages:
+            for positions in stage.split(size):  # copied, and moved to the device, a batch at a time
+                theirs = None if full is None else full[positions]
+                tally.take(network, shown.part(positions), full=theirs, batch_size=size)
             if self._is_lost(tally, bar):
                 break
         return tally
