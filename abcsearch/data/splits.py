@@ -89,10 +89,6 @@ class Split(Images):
         indices = indices.to(self.images.device)
         return Split._of(self.rows.index_select(0, indices), self.labels.index_select(0, indices), self.scale)
 
-    def span(self, first: int, last: int) -> Split:
-        """Returns the images from one position to before another; they share this split's memory."""
-        return Split._of(self.rows[first:last], self.labels[first:last], self.scale)
-
     def loaded(self) -> Split:
         """Returns this split: it is in memory."""
         return self

@@ -7,15 +7,16 @@ best one that was known when it was proposed, so that neither workers nor their 
 from __future__ import annotations
 
 import math
+import statistics
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
-
-import torch
 
 from abcsearch.evaluation.staged import BAR as BAR
 from abcsearch.evaluation.staged import Staged, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.space import Candidate
@@ -169,8 +170,8 @@ def told_apart(one: Evaluation, other: Evaluation, groups: Sequence[Sequence[flo
         return True
     first, second = groups
     if first and second and len(first) == len(second) > 1:
-        differences = torch.tensor(first, dtype=torch.float64) - torch.tensor(second, dtype=torch.float64)
-        error = float(differences.std()) / math.sqrt(len(differences))
+        differences = [a - b for a, b in zip(first, second, strict=True)]
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
     else:
         error = math.hypot(one.metrics.get(ERROR, 0.0), other.metrics.get(ERROR, 0.0))
     return abs(one.fitness - other.fitness) > MARGIN * error

@@ -78,14 +78,13 @@ class SlicedEvaluator(ABC):
         self.source, self.data = repaired(source, data, options.repair), data
         count = min(options.validation_images or len(data.validation), len(data.validation))
         self._order = torch.randperm(len(data.validation), generator=torch_stream(data.seed, "validation images"))
-        self._ends = [count]
-        chosen = data.validation
+        chosen = self._order[:count].sort()
+        whole = count == len(data.validation)
+        self._validation = data.validation if whole else data.validation.part(chosen.values)
+        self._stages: tuple[torch.Tensor, ...] = ()  # positions of the images of each
         if self.races:
-            self._ends = racing.ends(count, _first_stage(data, count, options.stage_images))
-            chosen = chosen.part(self._order[:count])
-        elif count < len(chosen):
-            chosen = chosen.part(self._order[:count].sort().values)
-        self._validation = chosen
+            ends = racing.ends(count, _first_stage(data, count, options.stage_images))
+            self._stages = chosen.indices.argsort().tensor_split(ends[:-1])
         self._settle()
         # What is wrong with all candidates is said once here, not by every trial; on a copy, since forward may have
         # side effects.
@@ -218,17 +217,18 @@ class SlicedEvaluator(ABC):
     def _scored(self, network: nn.Module, shrink: int, bar: float | None, images: Split | None) -> Tally:
         """Returns the metrics on some images, or on those of each stage until the bar is out of reach."""
         tally, size = Tally(self._objective, self.metric), scoring_batch(self.device) // shrink
+        stages, shown = self._stages, self._validation
         if images is not None:
-            tally.take(network, images, full=self._outputs(images), batch_size=size)
-            return tally
-        first = 0
-        for last in self._ends:
-            shown = self._validation.span(first, last)
-            full = None if self._full is None else self._full[first:last]
+            stages, shown = (torch.arange(len(images)),), images
+        full = self._full if images is None else self._outputs(images)
+        if not stages:
             tally.take(network, shown, full=full, batch_size=size)
+        for stage in stages:
+            for positions in stage.split(size):  # copied, and moved to the device, a batch at a time
+                theirs = None if full is None else full[positions]
+                tally.take(network, shown.part(positions), full=theirs, batch_size=size)
             if self._is_lost(tally, bar):
                 break
-            first = last
         return tally
 
     def _is_lost(self, tally: Tally, bar: float | None) -> bool:
@@ -245,7 +245,7 @@ class SlicedEvaluator(ABC):
         found = {racing.IMAGES: float(tally.count)} | ({} if error is None else {racing.ERROR: error})
         if not self.finalists or tally.count < len(self._order):
             return found
-        in_turn = self.races and len(self._validation) == len(self._order)  # scored in the order drawn
+        in_turn = self._stages and len(self._validation) == len(self._order)  # scored in the order drawn
         return found | racing.group_means(values if in_turn else values[self._order])
 
 

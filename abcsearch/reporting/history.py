@@ -141,11 +141,12 @@ def read_history(run_dir: str | Path) -> History:
         elif there:
             searches.append(_search(folder.baseline(name), name, n_trials))
     total = mapped_total(folder)
+    over = folder.finished(n_trials) and (folder.exhausted() or len(searches[0].trials) >= n_trials)
     return History(
         path=folder.path,
         header=header,
         searches=tuple(searches),
-        over=folder.finished(n_trials) and (folder.exhausted() or len(searches[0].trials) >= n_trials),
+        over=over and (searches[0].decision is not None or folder.decided() is None),
         names=_names(folder),
         note=_baseline_note(folder, settings, searches),
         map=_search(folder.map, STAGE, total) if total else None,

@@ -15,7 +15,7 @@ from abcsearch.runs.decision import Decision
 from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from abcsearch.runs.flights import Flights
     from abcsearch.runs.journal import Journal
@@ -37,26 +37,38 @@ class Finals:
             standing: shows how it stands.
         """
         self._evaluator, self._n_trials = loop.evaluator, loop.n_trials
+        self._finalists = finalists(loop.evaluator) if loop.competing else 0
         self._journal, self._flights, self._standing = journal, flights, standing
 
     @property
-    def due(self) -> bool:
-        """Whether a search of so many trials is still to be decided, once it has them."""
-        return finalists(self._evaluator) > 0 and self._n_trials not in self._journal.contents.decisions
+    def decided(self) -> bool | None:
+        """Whether full scores have decided a search of so many trials; None: they are not to."""
+        return self._n_trials in self._journal.contents.decisions if self._finalists else None
 
-    def run(self) -> None:
-        """Scores those in full that have not been, writes down who has won, and shows it."""
-        if not finalists(self._evaluator):
-            return
+    def run(self, save: Callable[[], None]) -> bool:
+        """Scores those in full that have not been, writes down who has won, and shows it.
+
+        Args:
+            save: writes a snapshot, which says that this is still to be done: a kill from here on leaves it so.
+
+        Returns:
+            Whether the snapshot is out of date now.
+        """
+        if not self._finalists:
+            return False
+        due = not self.decided
+        if due:
+            save()
         trials = [trial for number, trial in sorted(self._journal.trials.items()) if number < self._n_trials]
         while lacking := [trial for trial in self._best(trials) if not self._is_scored(trial)]:
             self._score(lacking)
         decision = self._decision(self._best(trials))
         if decision is None:
-            return
+            return due
         if self._journal.contents.decisions.get(self._n_trials) != decision:
             self._journal.note("winner", **decision.to_plain(), of=self._n_trials)
         self._standing.decided(decision)
+        return due
 
     def _best(self, trials: Sequence[Trial]) -> list[Trial]:
         """Returns the best trials by what the search knew of them; those that failed in full make room for others."""
@@ -66,7 +78,7 @@ class Finals:
             (trial for trial in trials if trial.evaluation.fitness is not None and trial.number not in failed),
             key=lambda trial: (-trial.fitness, trial.number),
         )
-        return ranked[: finalists(self._evaluator)]
+        return ranked[: self._finalists]
 
     def _is_scored(self, trial: Trial) -> bool:
         """Returns whether a trial has been scored in full."""

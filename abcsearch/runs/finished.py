@@ -359,7 +359,7 @@ def _unfinished(folder: RunFolder, n_trials: int) -> Iterator[str]:
     done = len(read_journal(folder.journal).trials)
     if done < n_trials:
         yield f"{done} of {plural(n_trials, 'trial')} in {folder.journal}"
-    elif folder.undecided(n_trials):
+    elif folder.decided() is False:
         yield f"the best trials in {folder.journal} are still to be scored in full"
     else:
         yield f"{folder.path / 'searcher.json'} is missing or damaged, which resuming mends"

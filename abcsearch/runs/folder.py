@@ -259,12 +259,11 @@ class RunFolder:
         """Returns whether the search has all its trials, or has run out of new structures, and has been decided."""
         state = self._ended()
         over = state.get("told", 0) >= n_trials or bool(state.get("exhausted", False))
-        return over and not state.get("undecided", False)
+        return over and state.get("decided") is not False
 
-    def undecided(self, n_trials: int) -> bool:
-        """Returns whether the search has all its trials, of which the best are still to be scored in full."""
-        state = self._ended()
-        return state.get("told", 0) >= n_trials and bool(state.get("undecided", False))
+    def decided(self) -> bool | None:
+        """Returns whether full scores have decided who has won; None: they are not to, or it is not known."""
+        return self._ended().get("decided")
 
     def exhausted(self) -> bool:
         """Returns whether the search has run out of new structures."""

@@ -168,4 +168,5 @@ def _mapped(
         execution=settings.execution,
         progress=progress,
         stage=STAGE,
+        competing=False,
     ).run()

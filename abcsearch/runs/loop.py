@@ -87,6 +87,7 @@ class Loop:
         watchers: hear of every trial.
         progress: shown after every trial.
         stage: what progress calls it.
+        competing: whether one of the trials is to win; else all are scored alike.
         decision: by full scores, once it has run; None where there is none.
     """
 
@@ -103,6 +104,7 @@ class Loop:
     watchers: Sequence[Watcher] = ()
     progress: Progress = silent
     stage: str = "search"
+    competing: bool = True
     decision: Decision | None = field(default=None, init=False)
 
     def run(self) -> list[Trial]:
@@ -158,7 +160,7 @@ class _Search:
         self._flights = Flights(
             loop.executor, loop.evaluator, loop.seed, journal, loop.folder, at_once=self._asynchronous
         )
-        self._incumbents = Incumbents(loop.evaluator, loop.searcher, loop.execution)
+        self._incumbents = Incumbents(loop)
         self._finals = Finals(loop, journal, self._flights, standing)
         self._asked, self._told = 0, 0  # how many
         self._replayed = 0  # calls in the journal's order that the searcher has seen (asynchronous)
@@ -191,10 +193,7 @@ class _Search:
                 if self._asynchronous or not self._tell_next():
                     self._collect()
                 self._save_now_and_then()
-            if due := self._finals.due:
-                self._save()  # which says so: a kill from here on leaves it undecided
-            self._finals.run()
-            self._changed |= due
+            self._changed |= self._finals.run(self._save)
         finally:
             self._flights.close()
             if self._settled and self._changed and self._loop.folder.there:
@@ -349,7 +348,7 @@ class _Search:
             "asked": self._asked,
             "replayed": self._replayed,
             "exhausted": self._exhausted,
-            "undecided": self._finals.due,  # and those before it can be read without the rest
+            "decided": self._finals.decided,  # and those before it can be read without the rest
             "open": [[n, list(candidate), *self._incumbents.entry(n)] for n, candidate in self._open.items()],
             "state": self._searcher.state_dict(),
         }
@@ -377,7 +376,7 @@ class _Search:
                 usable = False  # a run of more trials would have asked on before the last ones were told
             if not usable:
                 return
-            incumbents = Incumbents(self._loop.evaluator, self._searcher, self._loop.execution)
+            incumbents = Incumbents(self._loop)
             incumbents.restore(self._journal.contents, told, replayed, saved["open"])
             self._searcher.load_state_dict(saved["state"])
         except (RunError, SearcherError, LookupError, TypeError, ValueError) as error:

@@ -150,6 +150,7 @@ class RunWatch:
         self._folder = RunFolder(path)
         self._tails: dict[str, JournalTail] = {}
         self._ends: tuple[list[int], bool, bool] = ([], False, False)
+        self._to_decide: set[Path] = set()  # searches whose best trials are scored in full at their end
 
     @property
     def title(self) -> str:
@@ -191,6 +192,7 @@ class RunWatch:
         mapped = self._search(STAGE, self._folder.map, total, now, active=running and not begun) if total else None
         # Of a trial whose line is damaged the snapshot says that it is done; it has to be evaluated again.
         lacking = not exhausted and any(search.done < search.total for search in searches)
+        lacking = lacking or any(search.undecided for search in searches)
         over = ended and not running and not lacking
         winners = {search.name.removeprefix("baseline "): search.best for search in searches}
         best = {name: None if trial is None else trial.candidate for name, trial in winners.items()}
@@ -233,7 +235,7 @@ class RunWatch:
             failing=tail.failing,
             best=tail.best,
             decision=tail.decision,
-            undecided=folder.undecided(n_trials),
+            undecided=folder.path in self._to_decide and tail.decision is None and tail.done >= n_trials,
             seconds=tail.seconds,
             interval=tail.pace.interval(workers) if active else None,
             left=tail.pace.left(n_trials - tail.done, workers) if active else None,
@@ -250,6 +252,7 @@ class RunWatch:
         if stamps != self._ends[0]:
             ended = all(folder.finished(n_trials) for folder in folders)
             self._ends = (stamps, ended, folders[0].exhausted())
+            self._to_decide = {folder.path for folder in folders if folder.decided() is not None}
         return self._ends[1:]
 
 

@@ -131,7 +131,7 @@ def _adaptive_bn(options: dict[str, Any], task: Task, share: float) -> tuple[dic
     if share < 1 and images:
         batch = _batch(batch, made.device, full_macs(task))
         images = max(batch, round(share * images) // batch * batch)
-    own = {**options, "calibration_images": images, "batch_size": batch, "validation_images": scored}
+    own = {**options, "calibration_images": images, "batch_size": batch, "validation_images": scored, **_ALL}
     return own, images + scored
 
 
@@ -143,7 +143,7 @@ def _short_training(options: dict[str, Any], task: Task, share: float) -> tuple[
     if share < 1:
         batch = _batch(batch, made.device, full_macs(task))
         steps = max(1, round(share * steps * made.batch_size / batch))
-    own = {**options, "steps": steps, "batch_size": batch, "validation_images": scored, "lr": _TINY}
+    own = {**options, "steps": steps, "batch_size": batch, "validation_images": scored, "lr": _TINY, **_ALL}
     return own, _TRAINED * steps * batch + scored
 
 
@@ -163,6 +163,8 @@ def full_macs(task: Task) -> int:
     return int(task.graph.costs.macs([task.space.full])[0])
 
 
+# What is timed is a candidate that sees all images.
+_ALL: dict[str, Any] = {"scoring": "full", "stage_images": None}
 _REDUCED = {"adaptive_bn": _adaptive_bn, "short_training": _short_training}
 
 

@@ -57,6 +57,7 @@ PUBLISHED = (
     "criterion=random",
     "evaluator=short_training",
     "evaluator.repair=none",
+    "evaluator.scoring=full",
     "evaluator.epochs=2",
     "evaluator.lr=0.01",
     "evaluator.shift=4",

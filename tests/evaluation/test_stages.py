@@ -167,14 +167,15 @@ def test_a_first_stage_of_too_few_or_too_many_images_is_refused(source, data, im
 def test_without_a_number_the_first_stage_is_large_enough_and_small_sets_have_one_stage(source, data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert made(source, data, stage_images=None)._ends == [128, 200]
-        assert made(source, data, stage_images=None, validation_images=50)._ends == [50]
+        assert [len(stage) for stage in made(source, data, stage_images=None)._stages] == [128, 72]
+        assert [len(stage) for stage in made(source, data, stage_images=None, validation_images=50)._stages] == [50]
     labels = data.validation.labels.clone()
     labels[0] = 299
     many = replace(data, validation=replace(data.validation, labels=labels), train=data.train)
     wide = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 4), nn.Flatten(), nn.Linear(4, 300))
     graph = trace_channels(wide, data.example)
-    assert made(Sliced(wide, graph, rank_channels(wide, graph)), many, stage_images=None)._ends == [200]
+    stages = made(Sliced(wide, graph, rank_channels(wide, graph)), many, stage_images=None)._stages
+    assert [len(stage) for stage in stages] == [200]
 
 
 def test_a_race_is_run_once_more_with_half_the_batch(source, data, monkeypatch):

@@ -129,7 +129,7 @@ def test_interrupted_anywhere_it_is_as_undisturbed(tmp_path, searcher, window, l
     assert found(tmp_path / "run") == expected
     assert len(toy.calls) == N + sessions + len(expected[1])  # the interrupted ones twice, nothing else
     state = RunFolder(tmp_path / "run").read_json("searcher.json")
-    assert (state["told"], state["open"], state["undecided"]) == (N, [], False)
+    assert (state["told"], state["open"], state["decided"]) == (N, [], True)
 
 
 @pytest.mark.parametrize("searcher", ["bee_colony", "random"])
@@ -302,12 +302,12 @@ def test_a_run_that_is_still_to_be_decided_is_not_finished(tmp_path):
         loop(folder.path, evaluator=Toy(limit=24, every=N + 2)).run()
     assert len(contents(folder.path).final) == 1
     assert not folder.finished(N)
-    assert folder.undecided(N)
+    assert folder.decided() is False
     toy = Toy(limit=24)
     loop(folder.path, evaluator=toy).run()
     assert len(toy.calls) == 2
     assert folder.finished(N)
-    assert not folder.undecided(N)
+    assert folder.decided()
     with Journal(folder.journal) as journal:
         lines = journal.contents.sound
     loop(folder.path, evaluator=Toy(limit=24)).run()

@@ -292,10 +292,12 @@ def test_no_run_is_an_error(tmp_path):
         RunWatch(tmp_path).look()
 
 
-def test_a_run_whose_last_line_is_damaged_is_not_finished(tiny_config, tmp_path):
-    """Its trial is not there, be it the winner; who goes on with the run has it evaluated again."""
+@pytest.mark.parametrize(("finalists", "done"), [(0, 3), (5, 4)])
+def test_a_run_whose_last_line_is_damaged_is_not_finished(tiny_config, tmp_path, finalists, done):
+    """Its trial is not there, be it the winner, or who has won; who goes on with the run has that found again."""
     path = tmp_path / "run"
-    before = run_config(read_config(tiny_config, ["n_trials=4", "baselines=[]"]), path).trials
+    changes = ["n_trials=4", "baselines=[]", f"evaluator.finalists={finalists}"]
+    before = run_config(read_config(tiny_config, changes), path).trials
     assert RunWatch(path).look().finished
     assert read_history(path).over
     journal = path / "journal.jsonl"
@@ -303,7 +305,7 @@ def test_a_run_whose_last_line_is_damaged_is_not_finished(tiny_config, tmp_path)
     content[-20] ^= 1
     journal.write_bytes(content)
     looked = RunWatch(path).look()
-    assert (looked.finished, looked.searches[0].done) == (False, 3)
+    assert (looked.finished, looked.searches[0].done) == (False, done)
     assert not read_history(path).over
     assert resume(path).trials[:3] == before[:3]
     assert RunWatch(path).look().finished
