@@ -20,13 +20,14 @@ from abcsearch.data.splits import Data
 from abcsearch.errors import AbcSearchError, DataError, PreparationError, RunError
 from abcsearch.preparation.base import Preparation, Prepared
 from abcsearch.reporting.gathering import gather
-from abcsearch.reporting.unlike import unlike
 from abcsearch.runs.configured import run_config
 from abcsearch.runs.exports import export_run
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import open_run
 from abcsearch.runs.mirror import OptunaMirror
+from abcsearch.runs.unlike import unlike
 from tests.conftest import TINY_CONFIG
+from tests.records import rewrite
 from tests.test_cli import call
 
 NAMES = ["l1", "taylor", "reader_l2"]
@@ -50,7 +51,8 @@ def run(tmp_path_factory):
 
 def decided(journal):
     lines = [json.loads(line.partition(" ")[2]) for line in journal.read_text().splitlines()]
-    return [(line["number"], line["candidate"], {**line["evaluation"], "seconds": 0}) for line in lines]
+    trials = [line for line in lines if "event" not in line]
+    return [(line["number"], line["candidate"], {**line["evaluation"], "seconds": 0}) for line in trials]
 
 
 def test_what_a_run_records_of_criteria(run):
@@ -155,7 +157,8 @@ def test_reports_show_which_was_chosen_with_and_without_the_network(run, tmp_pat
     assert len(bare.best.median) == len(names)
     page = (run / "report.html").read_text()
     assert "criterion of the winner" in page
-    compared = call("compare", run, run, "--out", tmp_path / "compared.html")
+    shutil.copytree(run, tmp_path / "other")
+    compared = call("compare", run, tmp_path / "other", "--out", tmp_path / "compared.html")
     assert compared.exit_code == 0, compared.output
     page = (tmp_path / "compared.html").read_text()
     for name, (kept, _) in open_run(run).result.widths.items():
@@ -165,9 +168,7 @@ def test_reports_show_which_was_chosen_with_and_without_the_network(run, tmp_pat
 def test_a_damaged_number_of_a_criterion_is_shown_as_none(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    header = json.loads((folder / "run.json").read_text())
-    header["settings"]["criterion"] = NAMES[:2]  # of three
-    (folder / "run.json").write_text(json.dumps(header))
+    rewrite(folder / "run.json", lambda record: record["settings"].update(criterion=NAMES[:2]))  # of three
 
     def nowhere(config):
         raise DataError("not at hand")
