@@ -92,7 +92,7 @@ class CriteriaContract(SearcherPlay):
         """Every criterion with a choice has every value in time; of those that are the same network, one is tried."""
         space = criteria_space()
         constraint = Budget(macs=0.4).bind(space, ShapeCosts(space))
-        n = min(self.trials, 100)
+        n = min(self.trials, 80)
         trials = self.chosen(self.make(space, constraint, 0), n)
         assert len({trial.candidate for trial in trials}) == n
         for trial in trials:
@@ -125,7 +125,7 @@ class CriteriaContract(SearcherPlay):
             other.load_state_dict(through_json(searcher.state_dict()))
             return other
 
-        n = min(60, self.trials)
+        n = min(45, self.trials)
         straight = self.chosen(self.make(space, constraint, 5), n)
         assert self.chosen(self.make(space, constraint, 5), n, reloaded) == straight
         renamed = criteria_space(labels=("a", "b", "d"))

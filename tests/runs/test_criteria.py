@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from abcsearch import Budget, Evaluation, SpaceOptions, load, resume, search
+from abcsearch.baselines.checks import checked_structure
+from abcsearch.baselines.registry import BASELINES
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
@@ -34,7 +36,6 @@ NAMES = ["l1", "taylor", "reader_l2"]
 CHANGES = [
     f"criterion={json.dumps(NAMES)}",
     "n_trials=14",
-    'baselines=["uniform", "random", "global_threshold", "global_threshold_per_mac", "pfa_widths"]',
     "searcher=response_surface",
 ]
 
@@ -83,11 +84,17 @@ def test_the_winners_network_is_sliced_by_its_own_criteria(run):
 
 def test_baselines_have_the_first_criterion_but_for_the_search(run):
     opened = open_run(run)
-    space = opened.result.task.space
-    for name in ("full", "uniform", "global_threshold", "global_threshold_per_mac", "pfa_widths"):
-        assert set(space.criteria(opened.named(name).candidate).values()) == {"l1"}
-        opened.network(opened.named(name), tuned=False)
-    count = len(opened.result.task.graph.prunable)
+    task = opened.result.task
+    short = tuple(3 for _ in task.graph.prunable)  # of a user who knows nothing of criteria
+    names = ("global_threshold", "global_threshold_per_mac", "pfa_widths")
+    made = {name: BASELINES.find(name).structure for name in names} | {"mine": lambda _: short}
+    structures = [opened.named("full").candidate, opened.named("uniform").candidate]
+    structures += [checked_structure(name, structure, task) for name, structure in made.items()]
+    for structure in structures:
+        assert set(task.space.criteria(structure).values()) == {"l1"}
+        task.source.network(structure)
+    assert structures[-1][: len(short)] == short
+    count = len(task.graph.prunable)
     drawn = {tuple(candidate[-count:]) for _, candidate, _ in decided(run / "baselines/random/journal.jsonl")}
     assert len(drawn) > 3
 
@@ -139,7 +146,7 @@ def test_reports_show_which_was_chosen_with_and_without_the_network(run, tmp_pat
     assert plain["criteria"] == chosen
     for name, label in chosen.items():
         assert any(line.startswith(f"| {name} |") and line.endswith(f"| {label} |") for line in text.splitlines())
-    found = gather(run)
+    found = gather(run, measure=False)
     names = [layer.name for layer in found.widths.layers]
     shown = dict(zip(names, found.widths.criteria["response_surface"], strict=True))
     assert shown == {**dict.fromkeys(names, ""), **chosen}
