@@ -53,14 +53,14 @@ class Quadratic:
         self._first, self._second = np.triu_indices(n, 1)
         pairs = np.where(self._second - self._first == 1, _NEIGHBOURS, _PAIR)
         common = [_COMMON, _COMMON_SQUARE, _COMMON_NEIGHBOURS]
-        kinds = [np.full(n, _LINEAR), np.full(n, _SQUARE), pairs, common]
         # Every choice of a criterion: which one it is of, its number, and the share that chance gives it.
         free = np.flatnonzero((space.last_indices > 0) & ~space.ordered)
         counts = space.last_indices[free] + 1
         self._criterion, self._chance = np.repeat(free, counts), np.repeat(1 / counts, counts)
         self._number = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
         self._common = np.eye(counts.max(initial=0))[self._number] / np.sqrt(max(len(free), 1))
-        kinds += [np.full(len(self._number), _LINEAR), np.full(self._common.shape[1], _COMMON)]
+        chosen = [np.full(len(self._number), _LINEAR), np.full(self._common.shape[1], _COMMON)]
+        kinds = [np.full(n, _LINEAR), np.full(n, _SQUARE), pairs, *chosen, common]
         self.kinds = np.concatenate(kinds).astype(np.int64)
 
     def columns(self, indices: Ints) -> Floats:
@@ -69,9 +69,12 @@ class Quadratic:
         squares, pairs = t * t, t[:, self._first] * t[:, self._second]
         neighbours = (t[:, 1:] * t[:, :-1]).sum(axis=1)
         common = np.stack([t.sum(axis=1), squares.sum(axis=1), neighbours], axis=1) * self._scale
+        return np.concatenate([np.ones((len(t), 1)), t, squares, pairs, *self._chosen(indices), common], axis=1)
+
+    def _chosen(self, indices: Ints) -> tuple[Floats, Floats]:
+        """Returns the columns of criteria, (n, choices of all), and of what layers have in common, (n, criteria)."""
         chosen = (indices[:, self._criterion] == self._number) - self._chance
-        every = [np.ones((len(t), 1)), t, squares, pairs, common, chosen, chosen @ self._common]
-        return np.concatenate(every, axis=1)
+        return chosen, chosen @ self._common
 
     def prior(self) -> Floats:
         """Returns the prior's log variances: one per kind of column and the noise's, (8,) float64."""
