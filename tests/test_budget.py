@@ -105,6 +105,60 @@ def test_repair_meets_a_band_or_says_that_it_cannot(problem, at, width):
             budget.bind(space, costs)
 
 
+def with_criteria(space, rng):
+    """The space with a criterion of three for some of its widths."""
+    own = [d for d in space.dimensions if d.kind == "width" and rng.random() < 0.7]
+    more = [Dimension(f"of {d.name}", "criterion", (0, 1, 2), of=d.name, labels=("a", "b", "c")) for d in own]
+    return SearchSpace((*space.dimensions, *more))
+
+
+class Before:
+    """The costs of the structures without their criteria, of which there is no telling whether they were asked for."""
+
+    def __init__(self, costs, count):
+        self.macs = lambda candidates: costs.macs(np.asarray(candidates)[:, :count])
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(problems(), st.floats(0, 1), st.floats(0, 1), st.booleans())
+def test_no_criterion_is_changed_to_meet_a_budget_or_to_spend_it(problem, at, width, capped):
+    plain, costs, rng = problem
+    count = len(plain)
+    space, costs = with_criteria(plain, rng), Before(costs, count)
+    smallest, largest = reachable(space, costs, "macs")
+    low = smallest + int(at * (largest - smallest))
+    high = low + int(width * (largest - low))
+    budget = Budget(macs=high if capped else (low, high))
+    try:
+        constraint = budget.bind(space, costs)
+    except BudgetError:
+        with pytest.raises(BudgetError):
+            budget.bind(plain, costs)
+        return
+    for _ in range(3):
+        candidate = space.sample(rng)
+        repaired = constraint.repair(candidate, rng)
+        filled = constraint.fill(repaired, rng)
+        assert repaired[count:] == filled[count:] == candidate[count:]
+        assert constraint.allows(repaired)
+        assert constraint.allows(filled)
+
+
+def test_a_band_is_looked_for_among_widths_alone():
+    # 4 ** 8 structures of widths can be looked at whole, 12 ** 8 with their criteria could not.
+    widths = tuple(Dimension(f"d{i}", "width", (1, 2, 4, 8)) for i in range(8))
+    plain, rng = SearchSpace(widths), np.random.default_rng(0)
+    space = with_criteria(plain, rng)
+    costs = Before(Products((7, 1, 9, 2, 5, 3, 8, 4)), 8)
+    every = np.unique(costs.macs(list(itertools.product((1, 2, 4, 8), repeat=8))))
+    only = int(every[np.argmax(np.diff(every[len(every) // 2 :])) + len(every) // 2])
+    constraint = Budget(macs=(only, only)).bind(space, costs)
+    candidate = space.sample(rng)
+    repaired = constraint.repair(candidate, rng)
+    assert costs.macs([repaired])[0] == only
+    assert repaired[8:] == candidate[8:]
+
+
 def test_repair_finds_narrow_bands():
     space = SearchSpace(tuple(Dimension(f"d{i}", "width", tuple(range(1, 10))) for i in range(6)))
     costs, rng = Products((3, 1, 4, 1, 5, 9)), np.random.default_rng(0)

@@ -96,6 +96,44 @@ def test_full_is_the_unpruned_network():
         space.check((10, 4, 0))
 
 
+CHOSEN = SearchSpace(
+    (
+        Dimension("a", "width", (2, 4), 4),
+        Dimension("b", "width", (3, 5), 8),
+        Dimension("c", "block", (0, 1)),
+        Dimension("of a", "criterion", (0, 1, 2), of="a", labels=("l1", "l2", "refit")),
+        Dimension("of b", "criterion", (0, 1), of="b", labels=("l1", "l2")),
+    )
+)
+
+
+def test_criteria_have_names_no_order_and_no_part_in_what_is_full():
+    assert CHOSEN.full == (4, 8, 1, 0, 0)
+    CHOSEN.check(CHOSEN.full)
+    assert CHOSEN.uniform(0.5) == (2, 3, 1, 0, 0)
+    assert CHOSEN.ordered.tolist() == [True, True, True, False, False]
+    assert CHOSEN.largest_indices.tolist() == [1, 1, 1, 0, 0]
+    assert CHOSEN.widths((2, 5, 0, 2, 1)) == {"a": (2, 4), "b": (5, 8), "c": (0, 1)}
+    assert CHOSEN.criteria((2, 5, 0, 2, 1)) == {"a": "refit", "b": "l2"}
+    assert CHOSEN.features[:, 1].tolist() == [0, 0, 1, 2, 2]
+    assert CHOSEN.size == 2 * 2 * 2 * 3 * 2
+    rng = np.random.default_rng(0)
+    assert {CHOSEN.sample(rng)[3:] for _ in range(200)} == set(itertools.product(range(3), range(2)))
+
+
+def test_one_structure_stands_for_all_that_a_criterion_does_not_change():
+    every = list(itertools.product(*(dimension.choices for dimension in CHOSEN.dimensions)))
+    for candidate in [*every, CHOSEN.full, (4, 8, 1, 2, 1)]:
+        standing = CHOSEN.canonical(candidate)
+        assert standing == (
+            *candidate[:3],
+            0 if candidate[0] == 4 else candidate[3],
+            0 if candidate[1] == 8 else candidate[4],
+        )
+        assert CHOSEN.canonical(standing) == standing
+    assert SPACE.canonical(SPACE.full) == SPACE.full
+
+
 def test_halves_are_rounded_up():
     space = SearchSpace((Dimension("a", "width", (1, 2, 3, 4)),))
     assert [space.decode([x])[0] for x in (0.16, 1 / 6 + 1e-9, 0.5, 0.84)] == [1, 2, 3, 4]
@@ -123,6 +161,11 @@ def test_features():
 SPACE = SearchSpace((Dimension("a", "width", (1, 3), 4), Dimension("b", "block", (0, 1))))
 
 
+def chosen(choices, of="a", labels=("l1", "l2")):
+    """A criterion."""
+    return Dimension("x", "criterion", choices, of=of, labels=labels)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -136,6 +179,17 @@ SPACE = SearchSpace((Dimension("a", "width", (1, 3), 4), Dimension("b", "block",
         ),
         (lambda: Dimension("a", "width", (0, 1)), "choices of dimension 'a' are (0, 1); widths are at least 1"),
         (lambda: Dimension("b", "block", (0, 2)), "choices of dimension 'b' are (0, 2); block switches are 0 or 1"),
+        (lambda: chosen((1, 2)), "choices of dimension 'x' are (1, 2); criteria are numbered from 0"),
+        (lambda: chosen((0, 1), labels=("l1",)), "says which width it is of and has a label for each choice"),
+        (lambda: chosen((0, 1), labels=("l1", "l1")), "says which width it is of and has a label for each choice"),
+        (lambda: chosen((0, 1), of=""), "says which width it is of and has a label for each choice"),
+        (
+            lambda: Dimension("a", "width", (1, 2), of="b"),
+            "dimension 'a' is a width of 'b' with labels (); a criterion",
+        ),
+        (lambda: Dimension("a", "width", (1,), labels=("l1",)), "others have neither"),
+        (lambda: SearchSpace((chosen((0, 1)),)), "is a criterion of 'a', of which there is no other one, or no width"),
+        (lambda: SearchSpace((*CHOSEN.dimensions, chosen((0, 1)))), "a width has one criterion at most"),
         (lambda: SearchSpace(()), "a search space needs at least one dimension"),
         (lambda: SearchSpace((*SPACE.dimensions, SPACE.dimensions[0])), "must be unique, found twice: a"),
         (lambda: SearchSpace(SPACE.dimensions, ((1.0,),)), "descriptors need 2 rows of one length, found 1 of [1]"),

@@ -51,9 +51,8 @@ class _Position(IntDistribution):
 
 def _distribution(dimension: Dimension) -> BaseDistribution:
     """Returns the parameter that stands for a dimension: the position of its choice."""
-    if dimension.kind == "criterion":
-        return CategoricalDistribution(dimension.choices)
-    return _Position(0, len(dimension.choices) - 1)
+    choices = dimension.choices
+    return CategoricalDistribution(choices) if dimension.kind == "criterion" else _Position(0, len(choices) - 1)
 
 
 class _CmaEs(optuna.samplers.CmaEsSampler):
@@ -185,9 +184,8 @@ class OptunaSearch(Searcher):
     """Any of Optuna's samplers: TPE, Gaussian process, CMA-ES, NSGA-II, quasi-random or random.
 
     Every dimension with more than one choice is an integer parameter: the position of the choice; of a criterion, a
-    categorical one, which "cmaes" and "qmc" draw at random. Structures are
-    proposed in batches; within a batch a sampler sees its earlier proposals as running, which TPE (constant liar) and
-    the Gaussian process take into account.
+    categorical one, which "cmaes" and "qmc" draw at random. Structures are proposed in batches; within a batch a
+    sampler sees its earlier proposals as running, which TPE (constant liar) and the Gaussian process take into account.
 
     Source: Akiba et al., Optuna (KDD 2019); TPE: Bergstra et al. (NeurIPS 2011), Watanabe (2023); Gaussian process
     with expected improvement: Jones et al. (1998); CMA-ES: Hansen and Ostermeier (2001); NSGA-II: Deb et al. (2002).
@@ -213,11 +211,8 @@ class OptunaSearch(Searcher):
 
     def _begin(self) -> None:
         self._free: NDArray[np.int64] = np.flatnonzero(self.space.last_indices > 0)
-        self._parameters: dict[str, BaseDistribution] = {
-            dimension.name: _distribution(dimension)
-            for dimension in self.space.dimensions
-            if len(dimension.choices) > 1
-        }
+        free = [dimension for dimension in self.space.dimensions if len(dimension.choices) > 1]
+        self._parameters: dict[str, BaseDistribution] = {dimension.name: _distribution(dimension) for dimension in free}
         self._new_study()
 
     def _new_study(self) -> None:

@@ -33,7 +33,8 @@ class Quadratic:
     A width w becomes t in [-1, 1], linear in log w (power 0) or in w ** power; a block switch is -1 or 1. Columns are
     the constant, t, t * t, and t_i * t_j. Three more are sums of these over all dimensions: what the layers have in
     common (slope, saturation, coupling of neighbours) is learnt from few trials, and each layer's own coefficients
-    are deviations from it.
+    are deviations from it. Of criteria, which have no order, there is a column for every choice, whether it is the one,
+    less what it is on average; and again one for every criterion that sums these over all layers.
 
     Attributes:
         kinds: kind of every column after the constant, shape (n_columns - 1,), int64.
@@ -41,7 +42,7 @@ class Quadratic:
 
     def __init__(self, space: SearchSpace, power: float) -> None:
         """Lays out the columns for a space; dimensions with one choice have none."""
-        self._used = np.flatnonzero(space.last_indices > 0)
+        self._used = np.flatnonzero((space.last_indices > 0) & space.ordered)
         most = int(space.last_indices.max()) + 1
         self._table = np.zeros((len(self._used), most))
         for row, index in enumerate(self._used):
@@ -52,7 +53,15 @@ class Quadratic:
         self._first, self._second = np.triu_indices(n, 1)
         pairs = np.where(self._second - self._first == 1, _NEIGHBOURS, _PAIR)
         common = [_COMMON, _COMMON_SQUARE, _COMMON_NEIGHBOURS]
-        self.kinds = np.concatenate([np.full(n, _LINEAR), np.full(n, _SQUARE), pairs, common]).astype(np.int64)
+        # Every choice of a criterion: which one it is of, its number, and the share that chance gives it.
+        free = np.flatnonzero((space.last_indices > 0) & ~space.ordered)
+        counts = space.last_indices[free] + 1
+        self._criterion, self._chance = np.repeat(free, counts), np.repeat(1 / counts, counts)
+        self._number = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+        self._common = np.eye(counts.max(initial=0))[self._number] / np.sqrt(max(len(free), 1))
+        chosen = [np.full(len(self._number), _LINEAR), np.full(self._common.shape[1], _COMMON)]
+        kinds = [np.full(n, _LINEAR), np.full(n, _SQUARE), pairs, *chosen, common]
+        self.kinds = np.concatenate(kinds).astype(np.int64)
 
     def columns(self, indices: Ints) -> Floats:
         """Returns the columns of structures: choice positions (n, n_dims) to (n, n_columns), float64."""
@@ -60,7 +69,12 @@ class Quadratic:
         squares, pairs = t * t, t[:, self._first] * t[:, self._second]
         neighbours = (t[:, 1:] * t[:, :-1]).sum(axis=1)
         common = np.stack([t.sum(axis=1), squares.sum(axis=1), neighbours], axis=1) * self._scale
-        return np.concatenate([np.ones((len(t), 1)), t, squares, pairs, common], axis=1)
+        return np.concatenate([np.ones((len(t), 1)), t, squares, pairs, *self._chosen(indices), common], axis=1)
+
+    def _chosen(self, indices: Ints) -> tuple[Floats, Floats]:
+        """Returns the columns of criteria, (n, choices of all), and of what layers have in common, (n, criteria)."""
+        chosen = (indices[:, self._criterion] == self._number) - self._chance
+        return chosen, chosen @ self._common
 
     def prior(self) -> Floats:
         """Returns the prior's log variances: one per kind of column and the noise's, (8,) float64."""

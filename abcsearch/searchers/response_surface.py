@@ -63,11 +63,12 @@ class ResponseSurfaceOptions:
 class ResponseSurface(Searcher):
     """A Bayesian quadratic model of fitness, refitted after every batch; proposals are its maximisers in the budget.
 
-    The surface is quadratic in log widths and block switches, with all pairs of dimensions; each kind of coefficient
-    has a normal prior around what all layers have in common, whose variances, with the noise's, are estimated from
-    the trials (empirical Bayes). An ensemble of three such surfaces, over log widths, their square roots and the
-    widths themselves, takes turns with the probability that the trials give each. Half of the proposals maximise the
-    mean of a surface, half one drawn from its posterior (Thompson sampling), so that batches differ.
+    The surface is quadratic in log widths and block switches, with all pairs of them, and additive in the criteria of
+    layers, where these are searched; each kind of coefficient has a normal prior around what all layers have in common,
+    whose variances, with the noise's, are estimated from the trials (empirical Bayes). An ensemble of three such
+    surfaces, over log widths, their square roots and the widths themselves, takes turns with the probability that the
+    trials give each. Half of the proposals maximise the mean of a surface, half one drawn from its posterior (Thompson
+    sampling), so that batches differ.
 
     Costs are closed form, so maximising costs no evaluation: where all structures can be listed (five layers of eight
     widths, say), all that are inside the budget are compared; elsewhere an evolution on the surface starts from the
@@ -129,7 +130,10 @@ class ResponseSurface(Searcher):
         """Returns a structure whose choices lie around those of another one, (n_dims,) choice positions."""
         last = self.space.last_indices
         moved = center + self.rng.normal(scale=_JITTER, size=len(center)) * last
-        return self.space.at(np.clip(np.rint(moved), 0, last).astype(np.int64))
+        near = np.clip(np.rint(moved), 0, last).astype(np.int64)
+        if not self.space.ordered.all():  # nothing lies around a criterion
+            near = np.where(self.space.ordered, near, self.rng.integers(last + 1))
+        return self.space.at(near)
 
     def _batch(self, rankings: Iterator[Iterator[Candidate]]) -> list[Candidate]:
         """Returns the first new structure of every ranking; where a ranking has none, a random one."""
@@ -223,13 +227,13 @@ class ResponseSurface(Searcher):
         parents = rows[self.rng.integers(len(rows), size=(2, _CHILDREN))]
         crossed = (self.rng.random(_CHILDREN) < 0.3)[:, None] & (self.rng.random((_CHILDREN, n_dims)) < 0.5)
         children = np.where(crossed, parents[1], parents[0])
-        # One to three dimensions change: a step or two up or down, or, one time in four, to any choice.
+        # One to three dimensions change: a step or two up or down, or, one time in four and of criteria, to any choice.
         for change in range(3):
             changed = np.flatnonzero(self.rng.integers(3, size=_CHILDREN) >= change)
             where = self.rng.integers(n_dims, size=len(changed))
             step = self.rng.choice([-2, -1, 1, 2], size=len(changed))
             anywhere = self.rng.integers(self.space.last_indices[where] + 1)
-            jump = self.rng.random(len(changed)) < 0.25
+            jump = (self.rng.random(len(changed)) < 0.25) | ~self.space.ordered[where]
             children[changed, where] = np.where(jump, anywhere, children[changed, where] + step)
         return np.clip(children, 0, self.space.last_indices)
 

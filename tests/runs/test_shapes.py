@@ -61,7 +61,7 @@ def test_what_is_missing_is_named_with_the_file(run, path, value, words):
         ("settings.wonder", 1, "settings: got an unexpected keyword argument 'wonder'"),
         ("settings.space.wonder", 1, "space: "),
         ("settings.n_trials", 0, "n_trials is at least 1, found 0"),
-        ("settings.criterion", 3, "criterion is a text, found 3"),
+        ("settings.criterion", 3, "criterion is a name, or a list of names, found 3"),
         ("settings.data.name", None, "data: a part is a name and a table of options, found None"),
         ("settings.model.options", [], "model: a model is a name, a table of options"),
         ("settings.baselines", ["uniform", "best"], "unknown baseline"),

@@ -44,6 +44,24 @@ def test_columns_by_hand():
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+def test_columns_of_criteria_are_one_for_every_choice_and_one_for_all_layers():
+    dimensions = (
+        Dimension("a", "width", (1, 2, 4)),
+        Dimension("b", "width", (1, 3)),
+        Dimension("of a", "criterion", (0, 1, 2), of="a", labels=("x", "y", "z")),
+        Dimension("of b", "criterion", (0, 1), of="b", labels=("x", "y")),
+    )
+    quadratic, plain = Quadratic(SearchSpace(dimensions), 0.0), Quadratic(SearchSpace(dimensions[:2]), 0.0)
+    indices = np.array([[1, 1, 2, 0], [2, 0, 1, 1]])
+    found, before = quadratic.columns(indices), plain.columns(indices[:, :2])
+    np.testing.assert_array_equal(np.delete(found, np.s_[6:14], axis=1), before)
+    assert quadratic.kinds.tolist() == [*plain.kinds[:5].tolist(), *[0] * 5, *[4] * 3, *plain.kinds[5:].tolist()]
+    third, root = 1 / 3, 2**0.5
+    each = np.array([[-third, -third, 2 * third, 0.5, -0.5], [-third, 2 * third, -third, -0.5, 0.5]])
+    shared = np.stack([each[:, 0] + each[:, 3], each[:, 1] + each[:, 4], each[:, 2]], axis=1) / root
+    np.testing.assert_allclose(found[:, 6:14], np.hstack([each, shared]), atol=1e-12)
+
+
 @pytest.mark.parametrize(("power", "middle"), [(0.0, 0.0), (0.5, -1 / 3), (1.0, -0.6)])
 def test_widths_are_on_a_scale_from_minus_one_to_one(power, middle):
     quadratic = Quadratic(SearchSpace((Dimension("a", "width", (1, 4, 16)),)), power)

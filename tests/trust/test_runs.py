@@ -71,6 +71,7 @@ OUTSIDE = [
     ({"searcher": {"name": "evil:Searcher"}}, "'evil:Searcher' imported"),
     ({"prepare": {"name": "evil:Preparation"}}, "'evil:Preparation' imported"),
     ({"criterion": "evil:criterion"}, "'evil:criterion' imported"),
+    ({"criterion": ["l1", "evil:among"]}, "'evil:among' imported"),
     ({"baselines": ["uniform", "evil:thinnest"]}, "'evil:thinnest' imported"),
     ({"data": {"options": {"objective": "evil:objective"}}}, "'evil:objective' imported"),
     ({"data": {"name": "npz", "options": {"path": "x"}}}, "'x' read"),
@@ -106,10 +107,11 @@ def test_what_a_folder_from_elsewhere_names_is_said_and_left_alone(run, settings
         ({"model": {"name": "evil:Net"}}, "'evil:Net' imported"),
         ({"searcher": {"name": "evil:Searcher"}}, "'evil:Searcher' imported"),
         ({"criterion": "evil:criterion"}, "'evil:criterion' imported"),
+        ({"criterion": ["l1", "evil:criterion"]}, "'evil:criterion' imported"),
         ({"evaluator": {"name": "evil:make", "options": {}}}, "'evil:make' imported"),
         ({"baselines": ["uniform", "evil:thinnest"]}, "'evil:thinnest' imported"),
     ],
-    ids=["model", "searcher", "criterion", "evaluator", "baseline"],
+    ids=["model", "searcher", "criterion", "criteria", "evaluator", "baseline"],
 )
 def test_without_code_it_is_shown(run, settings, words):
     named(run, **settings)
