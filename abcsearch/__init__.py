@@ -55,9 +55,10 @@ if TYPE_CHECKING:
     from abcsearch.preparation.base import Preparation as Preparation
     from abcsearch.preparation.base import Prepared as Prepared
     from abcsearch.preparation.base import Trainer as Trainer
-    from abcsearch.runs.configured import resume as resume
+    from abcsearch.runs.front import FrontResult as FrontResult
     from abcsearch.runs.result import SearchResult as SearchResult
-    from abcsearch.runs.run import search as search
+    from abcsearch.runs.resuming import resume as resume
+    from abcsearch.runs.searching import search as search
     from abcsearch.runs.settings import SpaceOptions as SpaceOptions
     from abcsearch.searchers.base import Searcher as Searcher
     from abcsearch.searchers.bee_colony import BeeColony as BeeColony
@@ -142,9 +143,10 @@ _HOME = {
     "Prepared": "abcsearch.preparation.base",
     "Preparation": "abcsearch.preparation.base",
     "Trainer": "abcsearch.preparation.base",
-    "resume": "abcsearch.runs.configured",
+    "resume": "abcsearch.runs.resuming",
+    "FrontResult": "abcsearch.runs.front",
     "SearchResult": "abcsearch.runs.result",
-    "search": "abcsearch.runs.run",
+    "search": "abcsearch.runs.searching",
     "SpaceOptions": "abcsearch.runs.settings",
     "Searcher": "abcsearch.searchers.base",
     "BeeColony": "abcsearch.searchers.bee_colony",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from abcsearch.errors import BudgetError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Bound = float | int | tuple[float | int, float | int]
 COSTS = ("macs", "params", "flops", "peak_activation", "latency_ms")  # all that can be bounded
@@ -49,6 +52,13 @@ def absolute(name: str, bound: Bound, full: float) -> tuple[float, float]:
         return low * (full if _is_share(low) else 1), high * (full if _is_share(high) else 1)
     low, high = (Fraction(end).limit_denominator(10**6) * int(full) if _is_share(end) else end for end in (low, high))
     return math.ceil(low), math.floor(high)
+
+
+def bounds_text(bounds: Mapping[str, Bound], *, file: bool = False) -> str:
+    """Returns bounds by name in words: "macs 0.7, params 0.3 to 0.6"; of a file's name: "macs-0.7-params-0.3-0.6"."""
+    between, space, comma = ("-", "-", "-") if file else (" to ", " ", ", ")
+    ends = {name: bound if isinstance(bound, tuple) else (bound,) for name, bound in bounds.items()}
+    return comma.join(f"{name}{space}{between.join(map(str, own))}" for name, own in ends.items())
 
 
 def amount(name: str, *costs: float) -> str:

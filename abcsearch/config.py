@@ -4,7 +4,7 @@ seed, n_trials, criterion, max_failures, baselines, known      top level
 [model]      name, checkpoint, and the constructor's own options; or export, a folder of `abcsearch export`, and trust
 [data]       name, and the data set's own options
 [pretrain]   training recipe of the base network: preset, and changes to it
-[budget]     macs, params, flops
+[budget]     macs, params, flops; or [[budgets]], several of them that are searched in one run
 [space]      alpha, step, lowest, levels, divisor, fixed
 [latency]    how forward time is measured
 [searcher]   name, and the searcher's own options
@@ -40,6 +40,7 @@ from abcsearch.preparation.registry import PREPARATIONS, check_preparation_optio
 from abcsearch.records import check_value
 from abcsearch.runs.configured import seeded_data
 from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.front import Front
 from abcsearch.runs.header import trusted_header
 from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions, check_base
 from abcsearch.searchers.registry import SEARCHERS, check_searcher_options
@@ -67,7 +68,20 @@ _REQUIRED = ("n_trials", "model", "data", "budget")
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Returns the run that a TOML file describes.
+    """Returns the run of one budget that a TOML file describes, as `read_run`.
+
+    Raises:
+        ConfigError: also if it has several budgets.
+    """
+    run = read_run(path, overrides)
+    if isinstance(run, Front):
+        msg = f"config {path} has several budgets ([[budgets]]), one is wanted here: set [budget]"
+        raise ConfigError(msg)
+    return run
+
+
+def read_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig | Front[RunConfig]:
+    """Returns the run, or the front of several budgets, that a TOML file describes.
 
     Args:
         path: the file.
@@ -79,7 +93,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     plain = _plain(path)
     for override in overrides:
         set_override(plain, override)
-    return parse_config(plain, f"{path} with --set {' --set '.join(overrides)}" if overrides else str(path))
+    return parse_run(plain, f"{path} with --set {' --set '.join(overrides)}" if overrides else str(path))
 
 
 def _plain(path: str | Path) -> dict[str, Any]:
@@ -97,13 +111,64 @@ def _plain(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"config {path} is not TOML: {error}") from error
 
 
+def parse_run(plain: Mapping[str, Any], where: str = "config") -> RunConfig | Front[RunConfig]:
+    """Returns the run, or the front of several budgets, that plain values describe.
+
+    Raises:
+        ConfigError: with all mistakes.
+    """
+    if "budgets" not in plain:
+        return parse_config(plain, where)
+    budgets, problems = _budgets(plain["budgets"])
+    if "budget" in plain:
+        problems.append("[budget] is one budget, [[budgets]] are several: set one of the two, found both")
+    rest = {key: value for key, value in plain.items() if key not in ("budgets", "budget")}
+    first = budgets[0] if budgets else Budget(macs=1.0)
+    config = _parsed({**rest, "budget": first.bounds}, problems)
+    if config is not None:
+        try:
+            return Front(config, budgets)
+        except ConfigError as error:
+            problems.append(str(error))
+    raise _mistakes(where, problems)
+
+
+def _budgets(tables: Any) -> tuple[tuple[Budget, ...], list[str]]:  # noqa: ANN401 - a plain value
+    """Returns the records of [[budgets]], and what is wrong with them."""
+    if not isinstance(tables, list) or not tables:
+        return (), [f"budgets is a list of tables, one [[budgets]] for each, found {tables!r:.80}"]
+    budgets: list[Budget] = []
+    problems: list[str] = []
+    for place, table in enumerate(tables):
+        key = f"budgets[{place}]"
+        try:
+            budgets.append(record_of(Budget, checked_table(key, table), key))
+        except AbcSearchError as error:
+            problems.append(str(error) if key in str(error) else f"[{key}]: {error}")
+    return tuple(budgets), problems
+
+
 def parse_config(plain: Mapping[str, Any], where: str = "config") -> RunConfig:
-    """Returns the run that plain values describe.
+    """Returns the run of one budget that plain values describe.
 
     Raises:
         ConfigError: with all mistakes.
     """
     problems: list[str] = []
+    config = _parsed(plain, problems)
+    if config is None:
+        raise _mistakes(where, problems)
+    return config
+
+
+def _mistakes(where: str, problems: list[str]) -> ConfigError:
+    """Returns the error that lists all mistakes."""
+    listed = "\n".join(f"  - {line}" for problem in problems for line in problem.split("\n"))
+    return ConfigError(f"{where} has {len(listed.splitlines())} mistake(s):\n{listed}")
+
+
+def _parsed(plain: Mapping[str, Any], problems: list[str]) -> RunConfig | None:
+    """Returns the run that plain values describe; None where there are problems, which are added to those given."""
     known = [f.name for f in fields(RunConfig)]
     problems += [unknown_name("setting", key, known) for key in plain if key not in known]
     problems += [f"setting {key!r} is missing" for key in _REQUIRED if key not in plain]
@@ -121,10 +186,7 @@ def parse_config(plain: Mapping[str, Any], where: str = "config") -> RunConfig:
             check_base(values["model"], values.get("pretrain"))
         except ConfigError as error:
             problems.append(str(error))
-    if not problems:
-        return RunConfig(**values)
-    listed = "\n".join(f"  - {line}" for problem in problems for line in problem.split("\n"))
-    raise ConfigError(f"{where} has {len(listed.splitlines())} mistake(s):\n{listed}")
+    return None if problems else RunConfig(**values)
 
 
 def _turn(key: str, value: Any) -> tuple[bool, int]:  # noqa: ANN401 - a plain value
@@ -165,7 +227,8 @@ def read_inspected(
         ModelError, DataError: if the network cannot be built, or the data not read.
     """
     if target.endswith(".toml") or Path(target).is_file():
-        config = read_config(target, overrides)
+        run = read_run(target, overrides)
+        config = run.settings if isinstance(run, Front) else run
         example = load_data(config.data.name, **config.data.options).example if shape is None else _example(shape)
         return config.model.build(config.seed).eval(), example, config.space, config.criteria
     plain: dict[str, Any] = {"model": {"name": target}, "space": {"levels": list(LEVELS)}}

@@ -5,6 +5,7 @@ A kill at any instant leaves the old file or the new one, never a part.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -53,6 +54,23 @@ def replace_file(
         raise
     finally:
         sibling.unlink(missing_ok=True)
+
+
+def link(file: Path, other: Path) -> None:
+    """Has a file under another name as well, unless that is taken; where the system cannot, it is copied.
+
+    Files of weights are replaced whole and never changed, so that neither name sees what becomes of the other.
+    """
+    if not file.is_file() or other.exists():
+        return
+    other.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        try:
+            os.link(file, other)
+        except FileExistsError:
+            raise
+        except OSError:
+            replace_file(other, lambda path: path.write_bytes(file.read_bytes()))
 
 
 @dataclass(frozen=True)

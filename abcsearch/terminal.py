@@ -109,7 +109,7 @@ def answering(run_dir: Path | None = None, again: str = "resume", options: Seque
     except typer.Exit:
         raise
     except KeyboardInterrupt as error:
-        started = run_dir is not None and (run_dir / "run.json").exists()
+        started = run_dir is not None and any((run_dir / name).exists() for name in ("run.json", "front.json"))
         hint = (
             f"everything finished is saved, continue with: {shlex.join(['abcsearch', again, str(run_dir), *options])}"
         )

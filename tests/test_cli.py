@@ -204,7 +204,7 @@ def test_options_of_search_reach_the_run(tiny_config, tmp_path, monkeypatch):
 
 def test_options_of_resume_reach_the_run(tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr("abcsearch.runs.configured.resume", lambda *given, **named: ran.append((given, named)))
+    monkeypatch.setattr("abcsearch.runs.resuming.resume", lambda *given, **named: ran.append((given, named)))
     monkeypatch.setattr(cli.searching, "_print_best", lambda result: None)
     assert call("resume", tmp_path).exit_code == 0
     given = [*EXECUTION, "--until", "0", "--n-trials", "9", "--tensorboard", "--optuna-storage", tmp_path / "s.log"]

@@ -33,7 +33,7 @@ from abcsearch.reporting.plotting import figure_of
 from abcsearch.reporting.repeating import config_toml
 from abcsearch.reporting.tables import Line
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.run import search
+from abcsearch.runs.searching import search
 from abcsearch.trial import Evaluation
 from tests.conftest import TINY_CONFIG
 

@@ -33,7 +33,7 @@ from abcsearch.exporting.targets import FORMATS
 from abcsearch.models.registry import MODELS
 from abcsearch.preparation.registry import PREPARATIONS, make_preparation
 from abcsearch.runs.ranking import RANKING_IMAGES
-from abcsearch.runs.run import search
+from abcsearch.runs.searching import search
 from abcsearch.runs.settings import Part
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.loop import train

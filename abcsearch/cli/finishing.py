@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from abcsearch.cli.options import AsJson, RunDir, Set, Trust
+from abcsearch.cli.options import AsJson, Loss, RunDir, Set, Trust
 from abcsearch.errors import quoted
 from abcsearch.terminal import answering, console, print_json, print_table, progress_shown, wait_shown
 
@@ -72,10 +73,16 @@ def finetune(  # noqa: PLR0913 - one argument per option
     options += [word for own in only or () for word in ("--only", own)]
     options += ["--replace"] if replace else []
     with answering(run_dir, "finetune", options):
+        from abcsearch.cli.fronts import finetune_all
         from abcsearch.config import parse_recipe
         from abcsearch.runs.finetuning import finetune_run
         from abcsearch.runs.finished import open_run
+        from abcsearch.runs.front_folder import is_front
 
+        if is_front(run_dir):
+            with_log = partial(_together, workers, ray_address)
+            finetune_all(run_dir, overrides or (), with_log, only or (), trust=trust, replace=replace)
+            return
         run = open_run(run_dir, trust=trust)
         recipe = parse_recipe(overrides or (), run.config.finetune)
         together = _together(workers, ray_address, run.folder.log)
@@ -111,9 +118,20 @@ def report(
         typer.Option(help="The page, elsewhere; pictures and numbers go beside it.", show_default=False),
     ] = None,
     trust: Trust = False,  # noqa: FBT002 - an option
+    loss: Loss = None,
 ) -> None:
-    """Writes report.html: charts, and the table full / uniform / random / winner; also of an unfinished run."""
+    """Writes report.html: charts, and the table full / uniform / random / winner; also of an unfinished run.
+
+    Of several budgets: a page of all, with the curve of accuracy against MACs and time, and one of each.
+    """
     with answering(run_dir, "report"):
+        from abcsearch.cli.fronts import check_loss, report_all
+        from abcsearch.runs.front_folder import is_front
+
+        check_loss(loss, several=is_front(run_dir))
+        if is_front(run_dir):
+            report_all(run_dir, out, trust=trust, loss=loss)
+            return
         from abcsearch.reporting.gathering import gather
         from abcsearch.reporting.report_page import check_place, state_of, title_of, write_page
         from abcsearch.runs.report import FRONT
@@ -179,13 +197,25 @@ def export(
         str | None,
         typer.Option(metavar="NAME", help="Another than the winner, e.g. full or uniform.", show_default=False),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of several budgets only this one, by name or place.", show_default=False),
+    ] = None,
     trust: Trust = False,  # noqa: FBT002 - an option
 ) -> None:
     """Exports a network, fine-tuned if it has been, and checks that it loads back with the same outputs.
 
-    Where the files of fine-tuning are damaged, that is an error: they are not passed over.
+    Where the files of fine-tuning are damaged, that is an error: they are not passed over. Of several budgets, a folder
+    for each is written.
     """
     with answering(run_dir, "export"):
+        from abcsearch.cli.fronts import export_all
+        from abcsearch.runs.front_folder import is_front
+
+        if is_front(run_dir):
+            export_all(run_dir, out, format=format, network=network, budget=budget, trust=trust)
+            return
+        _check_budget(budget)
         from abcsearch.exporting.targets import check_target
         from abcsearch.runs.exports import export_folder, export_run
         from abcsearch.runs.finished import open_run
@@ -198,6 +228,15 @@ def export(
         console.print(f"exported to {made}")
         state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {quoted(run_dir)})"
         console.print(f"{state}; try it with: abcsearch evaluate {quoted(made.path)}; load it with: {made.how_to_load}")
+
+
+def _check_budget(budget: str | None) -> None:
+    """Raises ConfigError if a budget is named where there is one."""
+    if budget is not None:
+        from abcsearch.errors import ConfigError
+
+        msg = f"--budget {budget} chooses one of several budgets; this is a run of one: leave it out"
+        raise ConfigError(msg)
 
 
 @app.command(epilog="Example: abcsearch evaluate digits.onnx --data runs/digits")

@@ -31,3 +31,7 @@ Trust = Annotated[
     ),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Changes one setting; repeatable.")]
+Loss = Annotated[
+    float | None,
+    typer.Option(metavar="POINTS", help="Of several budgets: accuracy that may be lost; 1.", show_default=False),
+]

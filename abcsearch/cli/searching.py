@@ -8,18 +8,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abcsearch.cli.options import AsJson, DryRun, OptunaStorage, RayAddress, RunDir, Set, Trust, UseTensorBoard, Workers
+from abcsearch.cli.options import (
+    AsJson,
+    DryRun,
+    Loss,
+    OptunaStorage,
+    RayAddress,
+    RunDir,
+    Set,
+    Trust,
+    UseTensorBoard,
+    Workers,
+)
 from abcsearch.errors import plural, quoted
-from abcsearch.terminal import answering, console, print_json, print_status, progress_shown, watch
+from abcsearch.terminal import answering, console, print_json, print_status, print_table, progress_shown, watch
 
 if TYPE_CHECKING:
-    from abcsearch.runs.run import SearchResult
+    from abcsearch.runs.front import Front, FrontResult
+    from abcsearch.runs.result import SearchResult
     from abcsearch.runs.settings import RunConfig
     from abcsearch.runs.watching import WatcherFactory
 
 app = typer.Typer()
 
 SEARCH_EXAMPLE = """Example: abcsearch search experiments/digits/config.toml --set n_trials=50 --set budget.macs=0.5
+
+Several budgets: tables [[budgets]] in the config, instead of [budget]
 
 Before: abcsearch search experiments/digits/config.toml --dry-run"""
 
@@ -49,34 +63,44 @@ def search(  # noqa: PLR0913 - one argument per option
     name = config.parent.resolve().name if config.stem == "config" else config.stem
     folder = run_dir or Path("runs") / name
     with answering(folder):
-        from abcsearch.config import read_config
+        from abcsearch.config import read_run
         from abcsearch.errors import ConfigError
-        from abcsearch.runs.configured import run_config
+        from abcsearch.runs.configured import run_config, run_front_config
+        from abcsearch.runs.front import Front
 
         if (config / "run.json").is_file():
             msg = f"{config} is a run folder, not a config; continue its run with: abcsearch resume {quoted(config)}"
             raise ConfigError(msg)
         given = _execution(workers, ray_address)
         own = [f"execution.{key}={json.dumps(value)}" for key, value in given.items()]
-        settings = read_config(config, [*(overrides or ()), *own])
+        settings = read_run(config, [*(overrides or ()), *own])
         if dry_run or as_json:
             _rehearse(settings, folder, dry_run=dry_run, as_json=as_json, chosen=run_dir is not None)
             return
         watchers = _watchers(optuna_storage, tensorboard=tensorboard)
         with progress_shown() as progress:
-            result = run_config(settings, folder, progress=progress, **_given(rebuild=rebuild or None), **watchers)
-        _print_best(result)
+            if isinstance(settings, Front):
+                result = run_front_config(settings, folder, progress=progress, **watchers)
+            else:
+                result = run_config(settings, folder, progress=progress, **_given(rebuild=rebuild or None), **watchers)
+        _print_found(result)
 
 
-def _rehearse(settings: RunConfig, folder: Path, *, dry_run: bool, as_json: bool, chosen: bool) -> None:
+def _rehearse(
+    settings: RunConfig | Front[RunConfig], folder: Path, *, dry_run: bool, as_json: bool, chosen: bool
+) -> None:
     """Prints what a search would do."""
     from abcsearch.errors import ConfigError
-    from abcsearch.runs.rehearsal import rehearse
+    from abcsearch.runs.front import Front
+    from abcsearch.runs.rehearsal import rehearse, rehearse_front
 
     if not dry_run:
         msg = "--json belongs to --dry-run: add that, or leave --json out"
         raise ConfigError(msg)
-    found = rehearse(settings, folder, chosen=chosen)
+    if isinstance(settings, Front):
+        found = rehearse_front(settings, folder, chosen=chosen)
+    else:
+        found = rehearse(settings, folder, chosen=chosen)
     if as_json:
         print_json(found.to_plain())
         return
@@ -114,7 +138,7 @@ def resume(  # noqa: PLR0913 - one argument per option
     been. Trials before the first failure stay, later ones are evaluated again only where they come out differently.
     """
     with answering(run_dir):
-        from abcsearch.runs.configured import resume as resume_run
+        from abcsearch.runs.resuming import resume as resume_run
 
         changes = _given(
             n_trials=n_trials,
@@ -128,7 +152,7 @@ def resume(  # noqa: PLR0913 - one argument per option
         watchers = _watchers(optuna_storage, tensorboard=tensorboard)
         with progress_shown() as progress:
             result = resume_run(run_dir, progress=progress, **changes, **watchers)
-        _print_best(result)
+        _print_found(result)
 
 
 def _given(**options: Any) -> dict[str, Any]:  # noqa: ANN401 - of any option
@@ -160,13 +184,36 @@ def status(
     run_dir: RunDir,
     watching: Annotated[bool, typer.Option("--watch", help="Look every second until it is finished.")] = False,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002 - an option
+    loss: Loss = None,
 ) -> None:
-    """Shows how far a run is, while it runs or afterwards. --watch --json prints a line whenever something changes."""
+    """Shows how far a run is, while it runs or afterwards. --watch --json prints a line whenever something changes.
+
+    Of several budgets it also says how small a network can be, once they are fine-tuned.
+    """
     with answering():
+        from abcsearch.cli.fronts import check_loss, show_status
+        from abcsearch.runs.front_folder import is_front
         from abcsearch.runs.status import RunWatch
 
+        check_loss(loss, several=is_front(run_dir))
+        if is_front(run_dir):
+            show_status(run_dir, watching=watching, as_json=as_json, loss=loss)
+            return
         show = watch if watching else print_status
         show(RunWatch(run_dir), as_json=as_json)
+
+
+def _print_found(result: SearchResult | FrontResult) -> None:
+    """Prints what a search has found, of one budget or of several."""
+    from abcsearch.runs.front import FrontResult
+
+    if not isinstance(result, FrontResult):
+        _print_best(result)
+        return
+    console.print(f"run folder: {result.run_dir}")
+    cells = [[point.name, f"{point.macs:,}", f"{point.params:,}", f"{point.fitness:.4f}"] for point in result.front()]
+    print_table(["budget", "MACs", "params", "fitness"], *cells)
+    console.print(f"next: abcsearch finetune {quoted(result.run_dir)}")
 
 
 def _print_best(result: SearchResult) -> None:

@@ -10,41 +10,33 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.baselines.checks import checked_networks, checked_recipe, checked_structure
 from abcsearch.baselines.registry import BASELINES, searched
-from abcsearch.channels.named import names_of
 from abcsearch.data.registry import load_data, takes_seed
-from abcsearch.errors import ConfigError, RunError, plural, quoted
+from abcsearch.errors import plural
 from abcsearch.runs.base import train_base
-from abcsearch.runs.executing import changed_execution, check_workers, workers_for
+from abcsearch.runs.executing import check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.header import data_identity, trusted_header, write_header
-from abcsearch.runs.journal import read_journal
+from abcsearch.runs.front import run_front
+from abcsearch.runs.header import data_identity, write_header
 from abcsearch.runs.known import KNOWN
 from abcsearch.runs.known_runs import found_known
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.preparing import preparation_of, prepared
 from abcsearch.runs.rebuilding import Remains
-from abcsearch.runs.retrying import set_back
-from abcsearch.runs.run import Brought, Parts, SearchResult, run_here, run_search
-from abcsearch.runs.settings import Part, RunConfig, SearchSettings, from_plain
+from abcsearch.runs.run import Parts, SearchResult, run_search
+from abcsearch.runs.settings import Part, RunConfig
 from abcsearch.runs.shapes import winner_name
 from abcsearch.runs.task import Task
 from abcsearch.runs.weights import load_checkpoint
 from abcsearch.training.checks import check_training
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
-    from torch import nn
-
-    from abcsearch.channels.criteria import Criterion
     from abcsearch.data.splits import Data
-    from abcsearch.evaluation.base import Evaluator
-    from abcsearch.preparation.base import Preparation
-    from abcsearch.runs.run import SearcherFactory
+    from abcsearch.runs.front import Front, FrontResult
+    from abcsearch.runs.shared import Shared
     from abcsearch.runs.watching import WatcherFactory
-    from abcsearch.searchers.base import Searcher
-    from abcsearch.trial import Trial
 
     LoadData = Callable[[RunConfig], Data]
 
@@ -63,8 +55,9 @@ def load_run_data(config: RunConfig) -> Data:
 class LoadedOnce:
     """Loads the data of runs like `load_run_data`; where several have the same, they share it."""
 
-    def __init__(self) -> None:
-        """Begins with none."""
+    def __init__(self, load: LoadData = load_run_data) -> None:
+        """Begins with none; `load` returns the data of a config."""
+        self._load = load
         self._known: dict[str, Data] = {}
 
     def __call__(self, config: RunConfig) -> Data:
@@ -72,7 +65,7 @@ class LoadedOnce:
         part = seeded_data(config.data, config.seed)
         key = json.dumps([part.name, part.options], sort_keys=True, default=str)
         if key not in self._known:
-            self._known[key] = load_run_data(config)
+            self._known[key] = self._load(config)
         return self._known[key]
 
 
@@ -85,6 +78,7 @@ def run_config(  # noqa: PLR0913 - all but the first two have a default
     progress: Progress = silent,
     watchers: Sequence[WatcherFactory] = (),
     rebuild: bool = False,
+    shared: Shared | None = None,
 ) -> SearchResult:
     """Runs a configured search, or continues it where the folder holds it already.
 
@@ -97,6 +91,7 @@ def run_config(  # noqa: PLR0913 - all but the first two have a default
         watchers: functions of (task, folder) that return who hears of every trial of the search.
         rebuild: whether the caller says that this is the config of a run whose run.json is lost, where what is left
             of it cannot show that (see `rebuilding`).
+        shared: what it has in common with the other budgets of a front.
 
     Raises:
         AbcSearchError: of the kind that fits.
@@ -105,12 +100,16 @@ def run_config(  # noqa: PLR0913 - all but the first two have a default
         UserWarning: if run.json was lost, and has been made again.
     """
     folder = RunFolder(run_dir)
-    task, parts = prepare(config, folder, load=load, elsewhere=executor is not None)
+    task, parts = prepare(config, folder, load=load, elsewhere=executor is not None, shared=shared)
     with folder.locked():
         progress = logged(folder, progress)
-        task = _made_ready(config, folder, task, parts, progress, rebuild=rebuild)
+        common = shared is not None and shared.holds(task)
+        task = _made_ready(config, folder, task, parts, progress, rebuild=rebuild, shared=shared)
         with workers_for(config, folder, executor) as where:
-            parts = replace(Parts.of(task, config), executor=where)
+            ready = parts.evaluator if common else None
+            parts = replace(Parts.of(task, config, evaluator=ready), executor=where)
+            if shared is not None:
+                shared.keep(task, parts.evaluator, folder.base)
             known = folder.finished(config.n_trials)
             result = run_search(
                 folder, task, config, parts, progress, winner_name(config.searcher.name), watchers=watchers
@@ -124,8 +123,15 @@ def run_config(  # noqa: PLR0913 - all but the first two have a default
     return result
 
 
-def _made_ready(
-    config: RunConfig, folder: RunFolder, task: Task, parts: Parts, progress: Progress, *, rebuild: bool
+def _made_ready(  # noqa: PLR0913 - what it works with
+    config: RunConfig,
+    folder: RunFolder,
+    task: Task,
+    parts: Parts,
+    progress: Progress,
+    *,
+    rebuild: bool,
+    shared: Shared | None,
 ) -> Task:
     """Returns the task with its network trained and prepared, in a folder whose run.json is there.
 
@@ -136,6 +142,7 @@ def _made_ready(
         parts: of it; the searcher is new.
         progress: of trainings.
         rebuild: as of `run_config`.
+        shared: what it has in common with other budgets, of which one may have trained the network already.
     """
     same = config_identity(config, task.data)
     remains = Remains.of(folder)
@@ -145,8 +152,11 @@ def _made_ready(
         remains = remains.check(config, task, parts)
     else:
         remains.check_prepared(config)
-    train_base(config, folder.base, task.base, task.data, progress)
-    task = prepared(folder, config, task.reranked(), preparation_of(config), progress)
+    if shared is not None:
+        shared.give_base(folder)
+    if shared is None or not shared.holds(task):
+        train_base(config, folder.base, task.base, task.data, progress)
+        task = prepared(folder, config, task.reranked(), preparation_of(config), progress)
     if remains is not None:
         parts = Parts.of(task, config)
         if config.prepare is not None:  # whose structures the searcher begins with
@@ -162,6 +172,7 @@ def prepare(
     load: LoadData = load_run_data,
     elsewhere: bool = False,
     weights: bool = True,
+    shared: Shared | None = None,
 ) -> tuple[Task, Parts]:
     """Returns what a configured run works on and who does it, as far as that is known before its network is trained.
 
@@ -173,16 +184,17 @@ def prepare(
         load: returns its data.
         elsewhere: whether the caller says where evaluations run, so that it does not matter whether workers can start.
         weights: whether the checkpoint is needed; without it a missing one is none.
+        shared: what it has in common with the other budgets of a front.
 
     Raises:
         AbcSearchError: of the kind that fits.
     """
-    model, data = config.model.build(config.seed), load(config)
-    checkpoint = config.model.checkpoint
-    if checkpoint is not None and not folder.base.exists() and (weights or Path(checkpoint).exists()):
-        load_checkpoint(model, checkpoint)
-    task = Task.of(model, data, config, trained=False, folder=folder)
-    parts = Parts.of(task, config)
+    common = None if shared is None else shared.task_for(config, folder)
+    task = common or _drafted(config, folder, load, weights=weights)
+    if shared is not None:
+        shared.check(task)
+    data = task.data
+    parts = Parts.of(task, config, evaluator=None if shared is None or common is None else shared.evaluator)
     preparation = preparation_of(config)
     if preparation is not None:
         preparation.check(task)
@@ -198,6 +210,15 @@ def prepare(
     taught = bool(config.finetune.distillation)
     check_training(config.finetune, data.train, data.objective, taught=taught, scored=True)
     return task, parts
+
+
+def _drafted(config: RunConfig, folder: RunFolder, load: LoadData, *, weights: bool) -> Task:
+    """Returns the task of a run as far as it is known before its network is trained; arguments as of `prepare`."""
+    model, data = config.model.build(config.seed), load(config)
+    checkpoint = config.model.checkpoint
+    if checkpoint is not None and not folder.base.exists() and (weights or Path(checkpoint).exists()):
+        load_checkpoint(model, checkpoint)
+    return Task.of(model, data, config, trained=False, folder=folder)
 
 
 def _check_baseline(name: str, config: RunConfig, task: Task) -> None:
@@ -241,127 +262,30 @@ def _searched_baseline(
     run_search(baseline, task, own, parts, progress, f"{name} baseline", known)
 
 
-def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
+def run_front_config(  # noqa: PLR0913 - all but the first two have a default
+    front: Front[RunConfig],
     run_dir: str | Path,
     *,
-    model: nn.Module | None = None,
-    data: Data | None = None,
-    n_trials: int | None = None,
-    execution: Mapping[str, Any] | None = None,
-    device: str | None = None,
-    until: int | None = None,
-    retry_failed: bool = False,
-    shorten: bool = False,
-    trust: bool = False,
-    searcher: SearcherFactory | Searcher | None = None,
-    evaluator: Evaluator | None = None,
-    criterion: Criterion | Callable[..., Any] | Sequence[str | Criterion | Callable[..., Any]] | None = None,
-    prepare: Preparation | None = None,
+    load: LoadData = load_run_data,
     executor: Executor | None = None,
     progress: Progress = silent,
     watchers: Sequence[WatcherFactory] = (),
-) -> SearchResult:
-    """Continues a run with the settings that its folder holds; a finished one is returned as it is.
-
-    A run that was started from a config needs nothing else. A run that `search` started from Python needs the same
-    model and data again, and the searcher, evaluator and criterion where they were not given by name.
+    before: Callable[[RunFolder], object] = str,
+) -> FrontResult:
+    """Runs the configured searches of several budgets, or continues them; arguments as of `run_config`.
 
     Args:
-        run_dir: the folder.
-        model: the same trained network.
-        data: the same data.
-        n_trials: another number of trials than the run was started with.
-        execution: other workers, ray_address, gpus or timeout than before, e.g. {"workers": 8}.
-        device: where candidates are evaluated from now on, where the evaluator's options name another device; other
-            devices may round otherwise.
-        trust: takes a folder from elsewhere at its word: what its settings name is imported, read and reached.
-        until: keeps only so many lines of a journal that is damaged behind them; a copy of all is put beside it.
-        retry_failed: evaluates failed trials again, also those of the random baseline; the run then ends as one in
-            which they did not fail. Evaluations of other trials are used again where the same trials come up.
-        shorten: whether `n_trials` may be less than what is done; the winner is then that of the first trials.
-        searcher: the same searcher.
-        evaluator: the same evaluator.
-        criterion: the same criterion, or list of criteria.
-        prepare: the same preparation.
-        executor: where evaluations run, instead of what the run's settings say.
-        progress: called after every trial.
-        watchers: functions of (task, folder) that return who hears of every trial.
-
-    Raises:
-        RunError: if the folder holds no run, an object is missing, or one differs from what the run was started with;
-            if more trials are done than `n_trials`, without `shorten`.
-        TrustError: if it is from elsewhere, names code, files or addresses, and is not to be trusted.
+        front: the budgets, and the run of one of them.
+        run_dir: folder of all.
+        load: returns the data of a config, the same for all.
+        executor: where evaluations run, instead of what the config says.
+        progress: shown after every step.
+        watchers: as of `run_config`, for every budget.
+        before: called with the folder of every budget that has one, before it goes on.
     """
-    folder = RunFolder(run_dir)
-    plain = trusted_header(folder, trust=trust)["settings"]
-    configured = "model" in plain
-    settings = from_plain(RunConfig if configured else SearchSettings, plain, folder.path / "run.json")
-    if n_trials is not None and not shorten:
-        _check_shortened(folder, settings.n_trials, n_trials)
-    settings = replace(
-        settings,
-        n_trials=n_trials or settings.n_trials,
-        execution=changed_execution(settings.execution, execution or {}),
-        evaluator=settings.evaluator if device is None else settings.evaluator.on(device),
-    )
-    if device is not None and not settings.evaluator.devices:
-        msg = (
-            f"evaluator {settings.evaluator.name!r} of {folder.path} names no device that --device could change; "
-            '"auto" is CUDA where there is one, and an option of an evaluator of yours is no device of ours'
-        )
-        raise ConfigError(msg)
-    _go_back(folder, until, retry_failed=retry_failed)
-    if isinstance(settings, RunConfig):
-        return run_config(settings, run_dir, executor=executor, progress=progress, watchers=watchers)
-    missing = [name for name, value in (("model", model), ("data", data)) if value is None]
-    brought = Brought(searcher=searcher, evaluator=evaluator, criterion=criterion, preparation=prepare)
-    missing += brought.missing(settings)
-    if model is None or data is None or missing:
-        call = ", ".join(f"{name}=..." for name in missing)
-        msg = (
-            f"{run_dir} was started from Python with objects of yours; pass the same ones: "
-            f"resume({str(run_dir)!r}, {call})"
-        )
-        raise RunError(msg)
-    if criterion is not None:
-        settings = replace(settings, criterion=names_of(criterion))
-    return run_here(folder, model, data, settings, brought, executor, progress, watchers)
+    data = LoadedOnce(load)
 
+    def run_one(config: RunConfig, own: RunFolder, shared: Shared, where: Executor, shown: Progress) -> SearchResult:
+        return run_config(config, own.path, load=data, executor=where, progress=shown, watchers=watchers, shared=shared)
 
-def _check_shortened(folder: RunFolder, before: int, now: int) -> None:
-    """Raises RunError if more trials are done than a run would have now: their best is the winner."""
-    if now >= before:
-        return
-    contents = read_journal(folder.journal)
-    trials = contents.trials.values()
-    done = [trial for trial in trials if trial.number < before]
-    left = [trial for trial in done if trial.number < now]
-    if len(left) == len(done):
-        return
-    winner, other = contents.best(before), contents.best(now)
-    change = f"the winner would stay {_named(winner)}"
-    if winner != other:
-        change = f"the winner would be {_named(other)} instead of {_named(winner)}"
-    msg = (
-        f"{folder.path}: {plural(len(done), 'trial')} done, and n_trials = {now} would leave out "
-        f"{len(done) - len(left)} of them; {change}. If that is meant: abcsearch resume {quoted(folder.path)} "
-        f"--n-trials {now} --shorten (from Python shorten=True)"
-    )
-    raise RunError(msg)
-
-
-def _named(trial: Trial | None) -> str:
-    """Returns a trial in words."""
-    return "none" if trial is None else f"trial {trial.number} (fitness {trial.fitness:.4f})"
-
-
-def _go_back(folder: RunFolder, until: int | None, *, retry_failed: bool) -> None:
-    """Cuts the journal as the caller asks; copies of all of it are put beside it."""
-    if until is None and not retry_failed:
-        return
-    with folder.locked():
-        if until is not None:
-            folder.cut(until)
-        if retry_failed:
-            failed = set_back(folder)
-            folder.log(f"to be evaluated again: {plural(failed, 'failed trial')}" if failed else "no trial has failed")
+    return run_front(front, RunFolder(run_dir), run_one, executor=executor, progress=progress, before=before)

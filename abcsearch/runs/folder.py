@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _HEAD = 2**20  # bytes of a snapshot in which its first entries are
 _OWNER = ".owner"  # of the lock, for messages
 # What is ours in the folder; anything else may be what the user has put there.
-_FOLDERS = frozenset({"baselines", "map", "finetuned", "report", "export", "tensorboard"})
+_FOLDERS = frozenset({"baselines", "map", "budgets", "finetuned", "report", "export", "tensorboard"})
 _FILES = (
     *(
         "run.",
@@ -66,6 +66,7 @@ _FILES = (
         "prepared",
         "finetuning.",
         "known.",
+        "front.",
     ),
     *("report.", "."),
 )

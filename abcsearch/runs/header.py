@@ -172,6 +172,9 @@ def _refuse_foreign(path: Path) -> None:
     if others and (again_by := redone(path)):
         what = "the map of a run" if is_map(path) else "a baseline"
         raise RunError(f"{path} is {what} whose run.json is missing; restore that from a copy, or {again_by}")
+    if "front.json" in others:
+        msg = f"{path} holds several budgets; choose another folder for one, or name one of those in {path / 'budgets'}"
+        raise RunError(msg)
     if others:
         msg = f"{path} is not empty and holds no run ({', '.join(others[:3])}); choose a new folder"
         if "journal.jsonl" in others:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import CandidateError, RunError
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.front_folder import runs_of
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.known import Known, Source, read_known
 from abcsearch.runs.lines import run_id
@@ -17,6 +19,7 @@ from abcsearch.runs.unlike import complete, unlike
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from abcsearch.runs.folder import RunFolder
     from abcsearch.space import Candidate, SearchSpace
     from abcsearch.trial import Trial
 
@@ -55,11 +58,12 @@ def found_known(folder: RunFolder, space: SearchSpace, settings: SearchSettings,
 
 def _runs(folder: RunFolder, name: str) -> Iterator[tuple[RunFolder, str]]:
     """Yields the run folders that a name stands for, each with what messages call it."""
-    path = folder.path / name
-    if path.resolve() == folder.path.resolve():
-        msg = f"known names the run itself, {path}: leave it out, a run knows its own trials"
-        raise RunError(msg)
-    yield RunFolder(path), name
+    path = Path(os.path.normpath(folder.path / name))  # as messages show it
+    for run in runs_of(path):
+        if run.path.resolve() == folder.path.resolve():
+            msg = f"known names the run itself, {path}: leave it out, a run knows its own trials"
+            raise RunError(msg)
+        yield run, name if run.path == path else f"{name}/{run.path.relative_to(path)}"
 
 
 def _source(run: RunFolder, name: str, space: SearchSpace, settings: SearchSettings, same: Mapping[str, Any]) -> Source:
@@ -117,7 +121,7 @@ def _all_trials(run: RunFolder, seed: int, *, alike: bool) -> Iterator[Trial]:
     """
     baselines = sorted(path.parent for path in run.path.glob("baselines/*/journal.jsonl"))
     for path in (run.map.path, run.path, *baselines):
-        trials = read_journal(RunFolder(path).journal).trials
+        trials = read_journal(path / "journal.jsonl").trials
         yield from (trials[number] for number in sorted(trials))
     for source in (read_known(run) or Known()).sources:
         if not alike or source.seed == seed:

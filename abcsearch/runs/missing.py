@@ -29,6 +29,8 @@ def no_run(path: Path) -> str:
         return f"is a file, not a run folder{inside}; a run is started by: abcsearch search CONFIG"
     if not path.is_dir():
         return f"does not exist; start a run with: abcsearch search CONFIG --run-dir {quoted(path)}"
+    if (path / "front.json").is_file():
+        return f"is the folder of several budgets, each a run in {path / 'budgets'}: name one of these"
     new = f"start a run with: abcsearch search CONFIG --run-dir {quoted(path)}"
     if (path / "journal.jsonl").exists():
         new = f"it was a run: restore run.json from a copy, or {again(path)}"

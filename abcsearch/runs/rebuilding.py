@@ -30,6 +30,7 @@ from abcsearch.runs.folder import FORMAT, RunFolder
 from abcsearch.runs.header import KIND
 from abcsearch.runs.journal import Contents, read_journal
 from abcsearch.runs.knowledge import kept, mark, probes_of
+from abcsearch.runs.known import KNOWN
 from abcsearch.runs.loop import Loop
 from abcsearch.runs.preparing import seen
 from abcsearch.runs.settings import RunConfig, deciding, from_plain, to_plain
@@ -131,7 +132,8 @@ class Remains:
                 raise RunError(msg) from error
             self._check_trials(config, task, list(contents.trials.values()))
             self._check_proposals(config, task, parts, copy, contents)
-        probes = probes_of(parts.searcher) if self.folder.map.path.exists() else ()
+        told = any(path.exists() for path in (self.folder.map.path, self.folder.path / KNOWN))
+        probes = probes_of(parts.searcher) if told else ()
         return replace(self, _contents=contents, _map={"map": mark(probes)} if probes else {})
 
     def rebuild(self, config: RunConfig, evaluator: Evaluator, same: dict[str, Any], *, sure: bool) -> None:

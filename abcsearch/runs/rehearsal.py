@@ -20,13 +20,16 @@ from abcsearch.runs.base import load_base
 from abcsearch.runs.configured import config_identity, prepare
 from abcsearch.runs.executing import evaluation_threads
 from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.front import check_front
+from abcsearch.runs.front_folder import run_folder
 from abcsearch.runs.header import held_header
 from abcsearch.runs.knowledge import probes_of
 from abcsearch.runs.known import read_known
 from abcsearch.runs.known_runs import found_known
 from abcsearch.runs.preparing import preparation_of
-from abcsearch.runs.rehearsed import Reach, Rehearsal, called
+from abcsearch.runs.rehearsed import Reach, Rehearsal, called, for_budgets
 from abcsearch.runs.setup_check import asked_of, look_at
+from abcsearch.runs.shared import Shared
 from abcsearch.runs.timing import PATIENCE, evaluation_time, full_macs, preparation_time, training_time
 from abcsearch.runs.weights import state_bytes
 from abcsearch.searchers.registry import make_searcher
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.budget import Constraint
+    from abcsearch.runs.front import Front
     from abcsearch.runs.settings import RunConfig
     from abcsearch.runs.setup import SetUp
     from abcsearch.runs.task import Task
@@ -70,6 +74,23 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
         note = f"a search would need another folder, --run-dir: {error}"
     found = _rehearsed(config, RunFolder(folder.path / "new"), patience)
     return replace(found, notes=(*found.notes, note))
+
+
+def rehearse_front(
+    front: Front[RunConfig], run_dir: str | Path, *, patience: float = PATIENCE, chosen: bool = True
+) -> Rehearsal:
+    """Returns what `run_front_config` would do, likewise: times are those of the first budget, for all of them.
+
+    Raises:
+        AbcSearchError: of the kind that fits; BudgetError names the budget.
+    """
+    folder, config = RunFolder(run_dir), front.run(0)
+    if chosen and folder.path.exists():
+        check_front(folder, front)
+    shared = Shared(front, folder)
+    prepare(config, run_folder(folder, front.names[0]), weights=False, shared=shared)  # refuses what cannot be
+    one = rehearse(config, run_folder(folder, front.names[0]).path, patience=patience, chosen=chosen)
+    return for_budgets(one, front.names)
 
 
 def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehearsal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.bounds import amount
@@ -96,6 +96,7 @@ class Rehearsal:
         disk: bytes of the run folder, with fine-tuned networks.
         measured_on: device and threads.
         notes: what else there is to know.
+        budgets: names of the budgets, where there are several; all but the times of the whole is of the first one.
     """
 
     model: str
@@ -135,6 +136,7 @@ class Rehearsal:
     disk: int
     measured_on: str
     notes: tuple[str, ...] = field(default=())
+    budgets: tuple[str, ...] = field(default=())
 
     def to_plain(self) -> dict[str, Any]:
         """Returns all of it as plain JSON values."""
@@ -170,6 +172,7 @@ class Rehearsal:
             f"searcher: {_words(self.searcher)}; {self._counts()}, {together}",
             f"evaluator: {_words(self.evaluator)}; {_estimated(self.evaluation)} per structure",
             f"baselines: {', '.join(self.baselines) or 'none'}",
+            *([f"budgets: {', '.join(self.budgets)}; times are of all of them"] if self.budgets else []),
             *self._times(),
             f"disk: about {_size(self.disk)}, fine-tuned networks included",
             f"measured on {self.measured_on}; nothing was written",
@@ -199,6 +202,27 @@ class Rehearsal:
         tuned = f"full network {_estimated(full)}, {others} {_estimated(pruned)}{own}"
         lines.append(f"fine-tuning: about {about(self.tuning)}: {tuned}")
         return [*lines, f"in all: about {about(self.total)}"]
+
+
+def for_budgets(one: Rehearsal, budgets: tuple[str, ...]) -> Rehearsal:
+    """Returns a rehearsal of several budgets: what each of them takes, and once what they share.
+
+    The network, what it has learned, and the map are shared; so is the full network, once fine-tuned. What is prepared
+    is prepared for each.
+    """
+    count = len(budgets)
+    prepared = one.preparing and replace(one.preparing, seconds=count * one.preparing.seconds)
+    return replace(
+        one,
+        search=count * one.search,
+        alone=count * one.alone,
+        baseline=one.baseline and count * one.baseline,
+        preparing=prepared,
+        finetuned=count * one.finetuned,
+        longer=count * one.longer,
+        disk=count * one.disk,
+        budgets=budgets,
+    )
 
 
 def _words(part: Part) -> str:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.baselines.structures import initial_structures
-from abcsearch.channels.named import names_of
-from abcsearch.channels.options import LatencyOptions
 from abcsearch.data.splits import Data
 from abcsearch.errors import ConfigError, SearcherError
 from abcsearch.evaluation.registry import make_evaluator
-from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.preparation.base import Preparation
-from abcsearch.registry import OBJECT, object_name
+from abcsearch.registry import OBJECT
 from abcsearch.runs.blame import named
 from abcsearch.runs.executing import workers_for
 from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.front import Front, FrontResult, run_front
 from abcsearch.runs.header import identity, write_header
 from abcsearch.runs.knowledge import learned
 from abcsearch.runs.latency import keep_times, measured
-from abcsearch.runs.loop import Loop, Progress, logged, silent
+from abcsearch.runs.loop import Loop, Progress, logged
 from abcsearch.runs.preparing import preparation_of, prepared
 from abcsearch.runs.result import SearchResult, collected
-from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
+from abcsearch.runs.settings import SearchSettings
 from abcsearch.runs.setup_check import check_setup
 from abcsearch.runs.task import Task
 from abcsearch.searchers.base import Searcher
@@ -37,98 +33,17 @@ from abcsearch.trial import Evaluation
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
-    from pathlib import Path
 
     from torch import nn
 
-    from abcsearch.budget import Budget, Constraint
+    from abcsearch.budget import Constraint
     from abcsearch.channels.criteria import Criterion
     from abcsearch.evaluation.base import Evaluator
+    from abcsearch.runs.shared import Shared
     from abcsearch.runs.watching import WatcherFactory
     from abcsearch.space import Candidate, SearchSpace
 
     SearcherFactory = Callable[["SearchSpace", "Constraint"], Searcher]
-
-
-def search(  # noqa: PLR0913 - the one entry point; everything but the first three has a good default
-    model: nn.Module,
-    data: Data,
-    *,
-    budget: Budget,
-    n_trials: int,
-    run_dir: str | Path,
-    searcher: str | Mapping[str, Any] | SearcherFactory | Searcher = "response_surface",
-    evaluator: str | Mapping[str, Any] | Evaluator = "adaptive_bn",
-    executor: Executor | None = None,
-    execution: ExecutionOptions | None = None,
-    seed: int = 0,
-    space: SpaceOptions | None = None,
-    criterion: str | Criterion | Callable[..., Any] | Sequence[str | Criterion | Callable[..., Any]] = "reader_l2",
-    prepare: str | Mapping[str, Any] | Preparation | None = None,
-    known: Sequence[str | Path] = (),
-    latency: LatencyOptions | None = None,
-    max_failures: int = 10,
-    progress: Progress = silent,
-    watchers: Sequence[WatcherFactory] = (),
-) -> SearchResult:
-    """Searches the smallest network that still does the job; called again with the same arguments, it continues.
-
-    Args:
-        model: the trained network, anything that torch.fx can trace; never changed.
-        data: its data; fitness sees the training and search-validation splits only.
-        budget: how small it must get.
-        n_trials: structures to evaluate.
-        run_dir: where everything is kept; made if missing.
-        searcher: a name or import path, {"name": ..., option: value}, a function of (space, constraint), or a new
-            searcher.
-        evaluator: likewise, or your own function (candidate, seed) -> Evaluation.
-        executor: where evaluations run; by default as `execution` says.
-        execution: workers, their timeout, and the schedule; by default one evaluation after the other, in this process.
-        seed: of everything random.
-        space: which widths are searched.
-        criterion: which channels are kept: a name, an import path, or your own, see `rank_channels`; of a list of these
-            every layer chooses one, as it chooses its width.
-        prepare: what is trained before the search: a name, {"name": ..., option: value}, or your own `Preparation`. A
-            searcher by name begins with the structures that it proposes; of yours, only networks come from it.
-        known: folders of other runs of the same network, data, space, criterion and evaluator, whatever their budget:
-            what they found, the searcher is told before it begins, and it is not evaluated again.
-        latency: how forward time is measured where the budget bounds it.
-        max_failures: more failed evaluations than this in a row stop the run.
-        progress: called after every trial.
-        watchers: functions of (task, folder) that return who hears of every trial, e.g. `TensorBoard`.
-
-    Raises:
-        AbcSearchError: of the kind that fits: TraceError, BudgetError, SearcherError, ConfigError, RunError (the
-            folder holds a different run or is in use), FailuresError.
-    """
-    settings = SearchSettings(
-        budget=budget,
-        n_trials=n_trials,
-        searcher=_part("searcher", searcher),
-        evaluator=_part("evaluator", evaluator),
-        space=space or SpaceOptions(),
-        criterion=names_of(criterion),
-        latency=latency or LatencyOptions(),
-        execution=execution or ExecutionOptions(),
-        seed=seed,
-        max_failures=max_failures,
-        prepare=None if prepare is None else _part("prepare", prepare),
-        known=_absolute(known),
-    )
-    brought = Brought(
-        searcher=None if isinstance(searcher, str | Mapping) else searcher,
-        evaluator=None if isinstance(evaluator, str | Mapping) else evaluator,
-        preparation=prepare if isinstance(prepare, Preparation) else None,
-    )
-    return run_here(RunFolder(run_dir), model, data, settings, brought, executor, progress, watchers)
-
-
-def _absolute(known: Any) -> Any:  # noqa: ANN401 - whatever it was called with
-    """Returns paths of known runs whole; anything else as it is, for the settings to refuse."""
-    listed = [known] if isinstance(known, str | os.PathLike) else known
-    if not isinstance(listed, list | tuple) or not all(isinstance(run, str | os.PathLike) for run in listed):
-        return known
-    return tuple(os.path.abspath(run) for run in listed)  # noqa: PTH100 - Path.absolute keeps ".."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +84,7 @@ def run_here(  # noqa: PLR0913 - all that a search from Python has
     executor: Executor | None,
     progress: Progress,
     watchers: Sequence[WatcherFactory],
+    shared: Shared | None = None,
 ) -> SearchResult:
     """Runs or continues a search on objects of the caller's, as `search` says.
 
@@ -181,9 +97,16 @@ def run_here(  # noqa: PLR0913 - all that a search from Python has
         executor: where evaluations run.
         progress: called after every trial.
         watchers: make those who hear of every trial.
+        shared: what it has in common with the other budgets of a front.
     """
-    task = Task.of(model, data, settings, folder=folder)
-    parts = Parts.of(task, settings, searcher=brought.searcher, evaluator=brought.evaluator)
+    task = None if shared is None else shared.task_for(settings, folder)
+    evaluator = brought.evaluator if shared is None or task is None else shared.evaluator
+    task = task or Task.of(model, data, settings, folder=folder)
+    if shared is not None:
+        shared.check(task)
+    parts = Parts.of(task, settings, searcher=brought.searcher, evaluator=evaluator)
+    if shared is not None:
+        shared.keep(task, parts.evaluator)
     preparation = preparation_of(settings, brought.preparation)
     if preparation is not None:
         preparation.check(task)
@@ -195,6 +118,34 @@ def run_here(  # noqa: PLR0913 - all that a search from Python has
             parts = Parts.of(task, settings, searcher=brought.searcher, evaluator=brought.evaluator)
         with workers_for(settings, folder, executor) as where:
             return run_search(folder, task, settings, replace(parts, executor=where), progress, watchers=watchers)
+
+
+def front_here(  # noqa: PLR0913 - all that a search from Python has
+    folder: RunFolder,
+    model: nn.Module,
+    data: Data,
+    front: Front[SearchSettings],
+    brought: Brought,
+    executor: Executor | None,
+    progress: Progress,
+    watchers: Sequence[WatcherFactory],
+    before: Callable[[RunFolder], object] = str,
+) -> FrontResult:
+    """Runs or continues a search of several budgets on objects of the caller's; arguments as of `run_here`.
+
+    Raises:
+        ConfigError: if it is to be one searcher for all of them.
+    """
+    if isinstance(brought.searcher, Searcher):
+        msg = "one searcher cannot search several budgets: pass a function of (space, constraint), or a name"
+        raise ConfigError(msg)
+
+    def run_one(
+        settings: SearchSettings, own: RunFolder, shared: Shared, where: Executor, shown: Progress
+    ) -> SearchResult:
+        return run_here(own, model, data, settings, brought, where, shown, watchers, shared)
+
+    return run_front(front, folder, run_one, executor=executor, progress=progress, before=before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,28 +235,6 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
     )
     trials = loop.run()
     return collected(folder, task, settings, trials, parts.evaluator, loop.decision)
-
-
-_OWN = {
-    "searcher": "a function of (space, constraint) or a new Searcher",
-    "evaluator": "a function",
-    "prepare": "a Preparation",
-}
-
-
-def _part(what: str, value: str | Mapping[str, Any] | object) -> Part:
-    """Returns the record of a part; objects are recorded by the name of their class or function."""
-    if isinstance(value, str | Mapping):
-        return Part.of(value)
-    good = isinstance(value, Preparation) if what == "prepare" else callable(value) or isinstance(value, Searcher)
-    if not good:
-        own = _OWN[what]
-        msg = f'{what} is a name, {{"name": name, "option": value}} or {own}, found {value!r}'
-        raise ConfigError(msg)
-    options: dict[str, Any] = {}
-    if isinstance(value, Preparation):
-        options = json.loads(json.dumps(asdict(value.options), default=repr))
-    return Part(name=object_name(value), options=options)
 
 
 def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Searcher | None) -> Searcher:

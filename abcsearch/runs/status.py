@@ -73,6 +73,7 @@ class SearchStatus:
         decision: by full scores; None where there is none.
         undecided: whether all trials are finished, and the best of them still to be scored in full.
         seconds: sum of the evaluations' times.
+        evaluated: number of trials that were evaluated, and not known from elsewhere.
         interval: seconds from one finished trial to the next; None if it does not run, or nothing tells.
         left: seconds until it is finished, likewise.
         unit: what is counted.
@@ -85,6 +86,7 @@ class SearchStatus:
     failing: int
     best: Trial | None
     seconds: float
+    evaluated: int
     decision: Decision | None = None
     undecided: bool = False
     interval: float | None = None
@@ -237,6 +239,7 @@ class RunWatch:
             decision=tail.decision,
             undecided=folder.path in self._to_decide and tail.decision is None and tail.done >= n_trials,
             seconds=tail.seconds,
+            evaluated=tail.evaluated,
             interval=tail.pace.interval(workers) if active else None,
             left=tail.pace.left(n_trials - tail.done, workers) if active else None,
             unit="evaluation" if name == STAGE else "trial",

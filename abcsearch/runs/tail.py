@@ -70,6 +70,7 @@ class JournalTail:
         failed: number of those that failed.
         failing: of these, the last ones without a success after them.
         seconds: sum of the evaluations' times.
+        evaluated: number of trials that were evaluated, and not known from elsewhere.
         best: the best trial, by full scores where they have decided.
         decision: by full scores; None where there is none.
         pace: how fast they finish.
@@ -84,7 +85,7 @@ class JournalTail:
         """Forgets everything."""
         self._offset, self._last, self._chain = 0, b"", Chain()
         self._numbers: set[int] = set()
-        self.done, self.failed, self.failing, self.seconds = 0, 0, 0, 0.0
+        self.done, self.failed, self.failing, self.evaluated, self.seconds = 0, 0, 0, 0, 0.0
         self.best: Trial | None = None
         self.decision: Decision | None = None
         self.pace = Pace()
@@ -163,4 +164,5 @@ class JournalTail:
         self.failed += failed
         self.failing = self.failing + 1 if failed else 0
         self.seconds += seconds
+        self.evaluated += seconds > 0
         self.pace.add(time, seconds)

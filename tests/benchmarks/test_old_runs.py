@@ -2,7 +2,7 @@
 
 import pytest
 
-from abcsearch.runs.configured import resume
+from abcsearch.runs.resuming import resume
 from abcsearch.runs.status import RunWatch
 from experiments.benchmarks import old_runs
 

@@ -14,13 +14,14 @@ from abcsearch.config import parse_config, read_config
 from abcsearch.data.registry import load_data
 from abcsearch.errors import BudgetError, CheckpointError, ConfigError, RunError
 from abcsearch.evaluation.base import evaluate
-from abcsearch.runs.configured import LoadedOnce, resume, run_config
+from abcsearch.runs.configured import LoadedOnce, run_config
 from abcsearch.runs.exports import export_run
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import open_run, open_so_far
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
 from abcsearch.runs.report import make_report
+from abcsearch.runs.resuming import resume
 
 
 def structures(folder, **given):

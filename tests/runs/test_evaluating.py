@@ -15,8 +15,8 @@ from abcsearch.exporting import export, load, open_export
 from abcsearch.files import unsealed
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.runs import evaluating, finished
-from abcsearch.runs.configured import resume
 from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.resuming import resume
 from abcsearch.training.scoring import score
 from tests.records import aged, rewrite
 

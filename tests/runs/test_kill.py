@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from abcsearch.config import read_config
-from abcsearch.runs.configured import resume, run_config
+from abcsearch.runs.configured import run_config
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
+from abcsearch.runs.resuming import resume
 
 KILLS = 4
 

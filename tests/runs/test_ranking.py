@@ -13,9 +13,10 @@ from abcsearch.channels.pooling import FewSamplesWarning
 from abcsearch.config import parse_config, read_config
 from abcsearch.errors import ConfigError, RankingError
 from abcsearch.runs import ranking
-from abcsearch.runs.configured import resume, run_config
+from abcsearch.runs.configured import run_config
 from abcsearch.runs.finished import open_run
 from abcsearch.runs.ranking import rank_for_run
+from abcsearch.runs.resuming import resume
 from abcsearch.runs.settings import SearchSettings
 
 SETTINGS = SearchSettings(budget=Budget(macs=0.5), n_trials=1, criterion="watching")

@@ -15,10 +15,11 @@ from abcsearch.cli import app
 from abcsearch.config import read_config
 from abcsearch.errors import RunError
 from abcsearch.reporting.history import read_history
-from abcsearch.runs.configured import resume, run_config
+from abcsearch.runs.configured import run_config
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import Journal, encode_line, read_journal
 from abcsearch.runs.lines import Chain
+from abcsearch.runs.resuming import resume
 from abcsearch.runs.status import RunWatch
 from abcsearch.runs.tail import JournalTail, Pace
 from abcsearch.trial import Evaluation, Trial, best_trial

@@ -6,10 +6,11 @@ from PIL import Image
 
 from abcsearch.config import read_config
 from abcsearch.data.stream import Stream
-from abcsearch.runs.configured import resume, run_config
+from abcsearch.runs.configured import run_config
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import open_run
 from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.resuming import resume
 
 CONFIG = """
 n_trials = 4

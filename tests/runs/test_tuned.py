@@ -12,12 +12,13 @@ from abcsearch.cli import app
 from abcsearch.config import read_config
 from abcsearch.errors import RunError
 from abcsearch.files import CHECKSUM
-from abcsearch.runs.configured import resume, run_config
+from abcsearch.runs.configured import run_config
 from abcsearch.runs.exports import export_run
 from abcsearch.runs.finetuning import finetune_run
 from abcsearch.runs.finished import open_run, open_so_far
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.missing import AGAIN
+from abcsearch.runs.resuming import resume
 from abcsearch.runs.status import RunWatch
 from abcsearch.runs.tuned import read_tuned, tuned_names
 from abcsearch.runs.weights import tensors_writer

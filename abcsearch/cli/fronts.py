@@ -1,0 +1,162 @@
+"""What commands do for the folder of a front: the same as for a run, for each of its budgets."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from abcsearch.errors import plural, quoted
+from abcsearch.terminal import console, print_json, print_table, progress_shown, wait_shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from abcsearch.runs.front_status import FrontStatus, FrontWatch
+    from abcsearch.training.crew import Workers
+
+
+def check_loss(loss: float | None, *, several: bool) -> None:
+    """Raises ConfigError if a loss is asked for where there is one budget, or is none."""
+    from abcsearch.errors import ConfigError
+
+    if loss is not None and not several:
+        msg = f"--loss {loss:g} asks which of several budgets is small enough; this is a run of one"
+        raise ConfigError(msg)
+    if loss is not None and not 0 <= loss <= 100:
+        msg = f"--loss is in points of accuracy, from 0 to 100, found {loss:g}"
+        raise ConfigError(msg)
+
+
+def show_status(path: Path, *, watching: bool, as_json: bool, loss: float | None) -> None:
+    """Prints how far a front is; while it is watched, whenever something changes."""
+    from abcsearch.runs.front_answer import LOSS
+    from abcsearch.runs.front_status import FrontWatch
+
+    watched = FrontWatch(path, LOSS if loss is None else loss)
+    if not watching:
+        _print_status(watched, watched.look(), as_json=as_json)
+        return
+    with contextlib.suppress(KeyboardInterrupt):  # the run goes on
+        _watch(watched, as_json=as_json)
+
+
+def _watch(watched: FrontWatch, every: float = 1.0, *, as_json: bool) -> None:
+    """Prints the front whenever something has changed, until it is finished."""
+    shown: Any = None
+    while True:
+        status = watched.look()
+        now = [_line(name, own) for name, own in status.budgets.items()], status.running
+        if now != shown:
+            _print_status(watched, status, as_json=as_json, indent=None)
+        if status.finished:
+            return
+        shown = now
+        time.sleep(every)
+
+
+def _print_status(watched: FrontWatch, status: FrontStatus, *, as_json: bool, indent: int | None = 1) -> None:
+    """Prints how far a front is."""
+    if as_json:
+        print_json(status.to_plain(), indent=indent)
+        return
+    console.print(watched.title)
+    for name, own in status.budgets.items():
+        console.print(_line(name, own))
+        for warning in () if own is None else own.damaged:
+            console.print(f"warning: {warning}")
+    console.print(f"{plural(status.evaluations, 'evaluation')} in all")
+    if status.answer:
+        console.print(status.answer)
+    state = "running now" if status.running else "searches finished" if status.finished else "not running"
+    console.print(f"{state}; next: {status.next}" if status.next else state)
+
+
+def _line(name: str, status: Any) -> str:  # noqa: ANN401 - RunStatus, or None
+    """Returns how far one budget is."""
+    if status is None:
+        return f"{name}: not begun"
+    own = status.searches[0]
+    mapped = "" if status.map is None else f"map {status.map.done} of {status.map.total}, "
+    best = "no success yet" if own.best is None else f"best {own.best.fitness:.4f}, {own.best.evaluation.macs:,} MACs"
+    tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""
+    return f"{name}: {mapped}{own.done} of {plural(own.total, 'trial')}, {own.failed} failed, {best}{tuned}"
+
+
+def finetune_all(
+    path: Path,
+    overrides: Sequence[str],
+    together: Callable[[Callable[[str], object]], Workers | None],
+    only: Sequence[str],
+    *,
+    trust: bool,
+    replace: bool,
+) -> None:
+    """Fine-tunes the winners of a front, and what they are compared with, and prints what became of them."""
+    from abcsearch.config import parse_recipe
+    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.front_finishing import finetune_front, open_front
+
+    runs = open_front(path, trust=trust)
+    recipe = parse_recipe(overrides, runs[0].config.finetune)
+    workers = together(RunFolder(path).log)
+    with progress_shown() as progress:
+        finetune_front(runs, recipe, workers=workers, progress=progress, tell=console.print, only=only, replace=replace)
+    for run in runs:
+        for structure in run.structures:
+            scores = None if only and structure.name not in only else run.scores(structure)
+            if scores is not None:
+                console.print(f"{run.folder.path.name}, {structure.name}: test {run.metric} {run.change(scores)}")
+
+
+def report_all(path: Path, out: Path | None, *, trust: bool, loss: float | None) -> None:
+    """Writes the report of every budget that has one, and the page of the front."""
+    from abcsearch.reporting.front_page import write_front
+    from abcsearch.reporting.gathering import gather
+    from abcsearch.reporting.report_page import check_place, write_page
+    from abcsearch.runs.configured import LoadedOnce
+    from abcsearch.runs.front_answer import LOSS
+    from abcsearch.runs.front_folder import FrontFolder
+    from abcsearch.runs.front_report import make_front_report
+
+    check_place(path, out)
+    there, load = FrontFolder.of(path), LoadedOnce()
+    for run in there.begun if out is None else ():
+        if run.journal.exists() and run.journal.stat().st_size:
+            with wait_shown(f"{run.path.name}: measuring and evaluating what is compared"):
+                write_page(gather(run.path, load=load, trust=trust))
+    with wait_shown("measuring all networks in turns"):
+        report = make_front_report(there, load=load, trust=trust, loss=LOSS if loss is None else loss)
+    page = write_front(report, out or path / "report.html")
+    console.print(report.title)
+    print_table(*report.cells(short=True))
+    for note in report.notes:
+        console.print(note)
+    console.print(f"written to {page}; the pictures as PNG files to {page.with_suffix('')}")
+
+
+def export_all(
+    path: Path,
+    out: str | None,
+    *,
+    format: str | None,  # noqa: A002 - the option's name
+    network: str | None,
+    budget: str | None,
+    trust: bool,
+) -> None:
+    """Exports a network of every budget, or of one, and says where."""
+    from abcsearch.exporting.targets import check_target
+    from abcsearch.runs.exports import export_run
+    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.front_finishing import chosen, export_paths, open_front
+
+    runs = chosen(open_front(path, trust=trust, baselines=network == "random"), budget)
+    places = export_paths(RunFolder(path), runs, out, network, single=budget is not None)
+    for place in places:
+        check_target(place, format)
+    for run, place in zip(runs, places, strict=True):
+        made, tuned = export_run(run, place, format=format, network=network)
+        state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {quoted(path)})"
+        console.print(f"{run.folder.path.name}: exported to {made}; {state}")
+    console.print(f"try them with: abcsearch evaluate {quoted(places[0])}")

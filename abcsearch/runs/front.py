@@ -1,0 +1,286 @@
+"""Several budgets in one run: what they share is made once, and each knows what those before it have found."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from abcsearch.bounds import bounds_text
+from abcsearch.budget import Budget
+from abcsearch.errors import BudgetError, ConfigError, RunError, differences, plural, quoted
+from abcsearch.runs.environment import environment
+from abcsearch.runs.executing import check_workers, workers_for
+from abcsearch.runs.front_folder import BUDGETS, FORMAT, FRONT, KIND, FrontFolder, is_front, run_folder
+from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, from_plain, to_plain
+from abcsearch.runs.shared import Shared
+from abcsearch.signing import signed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.loop import Progress
+    from abcsearch.runs.result import SearchResult
+    from abcsearch.space import Candidate
+
+_TWICE = 2  # times the evaluations of one budget, for all of them together
+_NSGA2 = (
+    "searcher 'nsga2' looks for a front inside of each budget, whose winner is the structure of the highest fitness "
+    "there; for one front against a cost, search the largest budget alone"
+)
+S = TypeVar("S", bound=SearchSettings)
+
+
+@dataclass(frozen=True)
+class Front(Generic[S]):
+    """Several budgets, searched one after the other.
+
+    Attributes:
+        settings: of a run with the first budget alone; n_trials is what that would have.
+        budgets: in the order in which they are searched.
+
+    Raises:
+        ConfigError: if there is no budget, two are equal, or n_trials leaves a budget without a trial.
+    """
+
+    settings: S
+    budgets: tuple[Budget, ...]
+
+    def __post_init__(self) -> None:
+        """Checks the budgets."""
+        object.__setattr__(self, "budgets", as_budgets(self.budgets))
+        for place, budget in enumerate(self.budgets):
+            first = self.budgets.index(budget)
+            if first != place:
+                msg = f"budgets[{first}] and budgets[{place}] are equal ({bounds_text(budget.bounds)}): leave one out"
+                raise ConfigError(msg)
+        if not self.trials:
+            least = -(-len(self.budgets) // _TWICE)
+            msg = (
+                f"n_trials = {self.settings.n_trials} leaves none for each of {len(self.budgets)} budgets, which share "
+            )
+            msg += f"{_TWICE} times as many; set n_trials to {least} at least"
+            raise ConfigError(msg)
+
+    @property
+    def trials(self) -> int:
+        """How many structures are evaluated for each budget: all together at most twice those of one alone."""
+        n_trials = self.settings.n_trials
+        return min(n_trials, _TWICE * n_trials // len(self.budgets))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What folders and tables call the budgets."""
+        return tuple(
+            f"{place}-{bounds_text(budget.bounds, file=True)}" for place, budget in enumerate(self.budgets, start=1)
+        )
+
+    def run(self, place: int) -> S:
+        """Returns the settings of the run of one budget, which knows the runs before it."""
+        before = tuple(f"../{name}" for name in self.names[:place])
+        known = (*self.settings.known, *before)
+        return replace(self.settings, budget=self.budgets[place], n_trials=self.trials, known=known)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Returns the front as plain JSON values."""
+        budgets = json.loads(json.dumps([budget.bounds for budget in self.budgets]))
+        return {"settings": to_plain(self.settings), "budgets": budgets, "names": list(self.names)}
+
+    @classmethod
+    def from_plain(cls, record: Mapping[str, Any], where: Path) -> Front[SearchSettings]:
+        """Returns the front that `to_plain` described.
+
+        Raises:
+            RunError: if it is none of this version.
+        """
+        plain = record["settings"]
+        settings = from_plain(RunConfig if "model" in plain else SearchSettings, plain, where)
+        try:
+            budgets = [{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()} for one in record["budgets"]]
+            return Front(settings, tuple(Budget(**one) for one in budgets))
+        except (ConfigError, BudgetError, TypeError) as error:
+            msg = f"{where} has budgets that this version does not know: {error}; restore it from a copy"
+            raise RunError(msg) from error
+
+
+def as_budgets(budgets: Any) -> tuple[Budget, ...]:  # noqa: ANN401 - whatever was given
+    """Returns a list of budgets, one at least.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
+    if isinstance(budgets, list | tuple) and budgets and all(isinstance(budget, Budget) for budget in budgets):
+        return tuple(budgets)
+    what = "an empty list" if isinstance(budgets, list | tuple) and not budgets else f"{budgets!r:.120}"
+    msg = f"budgets is a list of budgets, e.g. [Budget(macs=0.7), Budget(macs=0.5)], found {what}"
+    raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontPoint:
+    """The winner of one budget.
+
+    Attributes:
+        name: of the budget: its place and its bounds.
+        budget: the budget.
+        candidate: the structure.
+        fitness: on search-validation.
+        macs: of the structure.
+        params: of the structure.
+    """
+
+    name: str
+    budget: Budget
+    candidate: Candidate
+    fitness: float
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontResult:
+    """A finished search of several budgets.
+
+    Attributes:
+        run_dir: its folder.
+        names: of the budgets.
+        results: of their searches, in the same order.
+    """
+
+    run_dir: Path
+    names: tuple[str, ...]
+    results: tuple[SearchResult, ...] = field(repr=False)
+
+    def front(self) -> tuple[FrontPoint, ...]:
+        """Returns the winners, the largest first."""
+        points = [
+            FrontPoint(
+                name=name,
+                budget=result.settings.budget,
+                candidate=result.best.candidate,
+                fitness=result.best.fitness,
+                macs=result.best.evaluation.macs,
+                params=result.best.evaluation.params,
+            )
+            for name, result in zip(self.names, self.results, strict=True)
+        ]
+        return tuple(sorted(points, key=lambda point: (-point.macs, point.name)))
+
+
+def run_front(
+    front: Front[S],
+    folder: RunFolder,
+    run_one: Callable[[S, RunFolder, Shared, Executor, Progress], SearchResult],
+    *,
+    executor: Executor | None,
+    progress: Progress,
+    before: Callable[[RunFolder], object] = str,  # nothing
+) -> FrontResult:
+    """Runs or continues the searches of a front, one after the other.
+
+    Args:
+        front: the budgets.
+        folder: of the front; made if missing.
+        run_one: runs or continues the search of one budget in its folder.
+        executor: where evaluations run; by default as the settings say, the same for all.
+        progress: shown after every trial.
+        before: called with every run folder that is there, before it goes on.
+
+    Raises:
+        RunError: if the folder holds another front, or something else.
+        AbcSearchError: whatever a search raises.
+
+    Warns:
+        UserWarning: of a searcher that looks for a front itself.
+    """
+    if front.settings.searcher.name == "nsga2":
+        warnings.warn(_NSGA2, UserWarning, stacklevel=2)
+    if executor is None:
+        check_workers(front.settings.execution)
+    with folder.locked():
+        _write_record(folder, front)
+        shared = Shared(front, folder)
+        results: list[SearchResult] = []
+        with workers_for(front.settings, folder, executor) as where:
+            for place, name in enumerate(front.names):
+                folder.check()
+                own = run_folder(folder, name)
+                if own.path.is_dir():
+                    before(own)
+                elif place:
+                    own.path.mkdir(parents=True)
+                shown = _named(progress, name)
+                results.append(run_one(front.run(place), own, shared, where, shown))
+    return FrontResult(run_dir=folder.path, names=front.names, results=tuple(results))
+
+
+def _named(progress: Progress, name: str) -> Progress:
+    """Returns a progress whose stages say of which budget they are."""
+
+    def shown(stage: str, done: int, total: int, note: str) -> None:
+        progress(f"{name}: {stage}", done, total, note)
+
+    return shown
+
+
+def _write_record(folder: RunFolder, front: Front[Any]) -> None:
+    """Writes front.json, or checks that the folder holds this very front and takes what may change.
+
+    Raises:
+        RunError: if it holds another front, a run of one budget, or files of something else.
+    """
+    plain = front.to_plain()
+    before = _held(folder, front)
+    if before is None:
+        record = {"format": FORMAT, "id": secrets.token_hex(16), **plain, "environment": environment()}
+    else:
+        record = {**before, **plain}
+    record = signed(KIND, record)
+    if record != before:
+        folder.write_json(FRONT, record)
+
+
+def check_front(folder: RunFolder, front: Front[Any]) -> None:
+    """Raises RunError if a folder that is there holds another front, a run of one budget, or something else."""
+    _held(folder, front)
+
+
+def _held(folder: RunFolder, front: Front[Any]) -> dict[str, Any] | None:
+    """Returns front.json of the front that a folder holds and this one continues; None where a new one begins."""
+    if (folder.path / "run.json").exists():
+        msg = (
+            f"{folder.path} holds a run of one budget; choose another folder for {plural(len(front.budgets), 'budget')}"
+        )
+        raise RunError(msg)
+    if not is_front(folder.path):
+        others = sorted(entry.name for entry in folder.path.iterdir() if not entry.name.startswith("."))
+        if others and others != [BUDGETS]:
+            msg = f"{folder.path} is not empty and holds no front ({', '.join(others[:3])}); choose a new folder"
+            raise RunError(msg)
+        return None
+    there = FrontFolder.of(folder.path)
+    known = Front.from_plain(there.record, folder.path / FRONT)
+    found = differences(_decides(known), _decides(front))
+    if not found:
+        return dict(there.record)
+    if not any(_begun(run) for run in there.runs):
+        return None  # nothing to lose yet
+    msg = f"{folder.path} already holds another front: {'; '.join(found)}. Choose another folder, or delete this one; "
+    msg += f"what it holds goes on with: abcsearch resume {quoted(folder.path)}"
+    raise RunError(msg)
+
+
+def _decides(front: Front[Any]) -> dict[str, Any]:
+    """Returns what decides the trials of a front, as plain values."""
+    plain = front.to_plain()
+    return {"budgets": plain["budgets"], **{k: v for k, v in deciding(plain["settings"]).items() if k != "budget"}}
+
+
+def _begun(run: RunFolder) -> bool:
+    """Returns whether anything of a run would be lost."""
+    return any(path.exists() and path.stat().st_size for path in (run.base, run.journal, run.map.journal))

@@ -1,0 +1,105 @@
+"""What the runs of several budgets have in common, made once: network, ranking, evaluator, measured times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from abcsearch.bounds import bounds_text
+from abcsearch.channels.latency import LatencyModel
+from abcsearch.errors import BudgetError
+from abcsearch.files import link
+from abcsearch.runs.front_folder import run_folder
+from abcsearch.runs.latency import run_costs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from abcsearch.budget import Costs
+    from abcsearch.evaluation.base import Evaluator
+    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.front import Front
+    from abcsearch.runs.settings import SearchSettings
+    from abcsearch.runs.task import Task
+
+
+class Shared:
+    """What the runs of a front have in common: made by the first of them, taken by the others.
+
+    Attributes:
+        task: of the first run, with its trained network; None before.
+        evaluator: of the first run.
+    """
+
+    def __init__(self, front: Front[Any], folder: RunFolder) -> None:
+        """Begins with nothing; the folder is that of the front."""
+        self._folder = folder
+        self._checked = False
+        self._base: Path | None = None
+        self.task: Task | None = None
+        self.evaluator: Evaluator | None = None
+        self._front = front
+        self._timed: LatencyModel | None = None
+
+    def check(self, task: Task) -> None:
+        """Raises unless every budget can be met, and no two are the same on this network: once for all.
+
+        Args:
+            task: of the first budget.
+
+        Raises:
+            BudgetError: naming the budget.
+        """
+        if self._checked:
+            return
+        self._checked = True
+        seen: dict[Any, int] = {}
+        for place, budget in enumerate(self._front.budgets):
+            settings = self._front.run(place)
+            costs = self._costs(task, settings, run_folder(self._folder, self._front.names[place]))
+            try:
+                constraint = budget.bind(task.space, costs)
+            except BudgetError as error:
+                msg = f"budgets[{place}] ({bounds_text(budget.bounds)}): {error}"
+                raise BudgetError(msg) from error
+            limits = tuple((limit.name, limit.low, limit.high) for limit in constraint.limits)
+            other = seen.setdefault(limits, place)
+            if other != place:
+                first = bounds_text(self._front.budgets[other].bounds)
+                msg = f"budgets[{other}] ({first}) and budgets[{place}] ({bounds_text(budget.bounds)}) "
+                raise BudgetError(f"{msg}are the same on this network: leave one out")
+
+    def task_for(self, settings: SearchSettings, folder: RunFolder) -> Task | None:
+        """Returns the task of another budget; None where there is nothing to share yet.
+
+        What is prepared may follow from the budget: with a preparation, every run has a task of its own.
+        """
+        if self.task is None or settings.prepare is not None:
+            return None
+        constraint = settings.budget.bind(self.task.space, self._costs(self.task, settings, folder))
+        return replace(self.task, constraint=constraint, settings=settings)
+
+    def holds(self, task: Task) -> bool:
+        """Returns whether the networks of a task are those that the first run has trained and ranked."""
+        return self.task is not None and task.source is self.task.source
+
+    def keep(self, task: Task, evaluator: Evaluator, base: Path | None = None) -> None:
+        """Takes what the first run has made, and the file of its trained network."""
+        self.task, self.evaluator, self._base = self.task or task, self.evaluator or evaluator, self._base or base
+
+    def give_base(self, folder: RunFolder) -> None:
+        """Has a run whose folder has its run.json take the trained network of the first one."""
+        if self._base is not None:
+            link(self._base, folder.inside(folder.base.name))
+
+    def _costs(self, task: Task, settings: SearchSettings, folder: RunFolder) -> Costs:
+        """Returns the costs of a budget; forward time is measured once for all."""
+        if "latency_ms" not in settings.budget.bounds:
+            return task.graph.costs
+        if self._timed is None:
+            there = task.constraint.costs
+            costs = there if isinstance(there, LatencyModel) else None
+            costs = costs or run_costs(task.base, task.graph, task.data, settings, folder)
+            assert isinstance(costs, LatencyModel)
+            self._timed = costs
+        return self._timed
