@@ -6,6 +6,7 @@ import html
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
@@ -17,7 +18,7 @@ from abcsearch.runs.front_report import FULL, UNIFORM, WINNER, FrontReport, Fron
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 # What is drawn: kind, colour, symbols of plotly and matplotlib, whether its points are joined.
@@ -168,7 +169,7 @@ def _drawn(report: FrontReport, title: str, cost: Callable[[FrontRow], float]) -
         points = _points(report, kind, cost)
         x, y = [point[0] for point in points], [point[1] for point in points]
         spreads = [report.spread(point[2]) for point in points]
-        bars: Sequence[Any] | None = None if None in spreads else spreads
+        bars = None if None in spreads else np.array(spreads, dtype=float)
         style = "-" if joined else "none"
         axes.errorbar(x, y, yerr=bars, color=color, marker=symbol, linestyle=style, label=kind, capsize=2, markersize=9)
     axes.set_xlabel(f"{title} (lower is better)")
