@@ -5,6 +5,7 @@ seed, n_trials, criterion, max_failures, baselines, known      top level
 [data]       name, and the data set's own options
 [pretrain]   training recipe of the base network: preset, and changes to it
 [budget]     macs, params, flops; or [[budgets]], several of them that are searched in one run
+[[peers]]    name, macs, accuracy: of networks of others, for the report of several budgets
 [space]      alpha, step, lowest, levels, divisor, fixed
 [latency]    how forward time is measured
 [searcher]   name, and the searcher's own options
@@ -21,7 +22,7 @@ import os
 import tomllib
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import torch
 
@@ -40,7 +41,7 @@ from abcsearch.preparation.registry import PREPARATIONS, check_preparation_optio
 from abcsearch.records import check_value
 from abcsearch.runs.configured import seeded_data
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.front import Front
+from abcsearch.runs.front import Front, Peer
 from abcsearch.runs.header import trusted_header
 from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions, check_base
 from abcsearch.searchers.registry import SEARCHERS, check_searcher_options
@@ -64,6 +65,7 @@ _PARTS: dict[str, Any] = {  # where they are registered, and who checks options 
     "evaluator": (EVALUATORS, check_evaluator_options),
     "prepare": (PREPARATIONS, check_preparation_options),
 }
+T = TypeVar("T")
 _REQUIRED = ("n_trials", "model", "data", "budget")
 
 
@@ -119,33 +121,35 @@ def parse_run(plain: Mapping[str, Any], where: str = "config") -> RunConfig | Fr
     """
     if "budgets" not in plain:
         return parse_config(plain, where)
-    budgets, problems = _budgets(plain["budgets"])
+    problems: list[str] = []
+    budgets = _listed("budgets", Budget, plain["budgets"], problems)
     if "budget" in plain:
         problems.append("[budget] is one budget, [[budgets]] are several: set one of the two, found both")
-    rest = {key: value for key, value in plain.items() if key not in ("budgets", "budget")}
+    peers = _listed("peers", Peer, plain.get("peers", []), problems)
+    rest = {key: value for key, value in plain.items() if key not in ("budgets", "budget", "peers")}
     first = budgets[0] if budgets else Budget(macs=1.0)
     config = _parsed({**rest, "budget": first.bounds}, problems)
     if config is not None:
         try:
-            return Front(config, budgets)
+            return Front(config, budgets, peers)
         except ConfigError as error:
             problems.append(str(error))
     raise _mistakes(where, problems)
 
 
-def _budgets(tables: Any) -> tuple[tuple[Budget, ...], list[str]]:  # noqa: ANN401 - a plain value
-    """Returns the records of [[budgets]], and what is wrong with them."""
-    if not isinstance(tables, list) or not tables:
-        return (), [f"budgets is a list of tables, one [[budgets]] for each, found {tables!r:.80}"]
-    budgets: list[Budget] = []
-    problems: list[str] = []
+def _listed(name: str, kind: type[T], tables: Any, problems: list[str]) -> tuple[T, ...]:  # noqa: ANN401 - plain
+    """Returns the records of tables [[name]]; what is wrong with them is added to the problems."""
+    if not isinstance(tables, list) or (name == "budgets" and not tables):
+        problems.append(f"{name} is a list of tables, one [[{name}]] for each, found {tables!r:.80}")
+        return ()
+    records: list[T] = []
     for place, table in enumerate(tables):
-        key = f"budgets[{place}]"
+        key = f"{name}[{place}]"
         try:
-            budgets.append(record_of(Budget, checked_table(key, table), key))
+            records.append(record_of(kind, checked_table(key, table), key))
         except AbcSearchError as error:
             problems.append(str(error) if key in str(error) else f"[{key}]: {error}")
-    return tuple(budgets), problems
+    return tuple(records)
 
 
 def parse_config(plain: Mapping[str, Any], where: str = "config") -> RunConfig:

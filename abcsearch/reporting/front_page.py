@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,9 @@ from matplotlib.figure import Figure
 
 from abcsearch.reporting.page import Page, Section, code, paragraph, table
 from abcsearch.reporting.plotting import figure_of
-from abcsearch.reporting.words import BLACK, BLUE, GREEN, change_text
+from abcsearch.reporting.words import BLACK, BLUE, GREEN, PURPLE, change_text
 from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.front_report import FULL, UNIFORM, WINNER, FrontReport, FrontRow
+from abcsearch.runs.front_report import FULL, PEER, UNIFORM, WINNER, FrontReport, FrontRow
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _SERIES = (
     (WINNER, BLUE, "star", "*", True),
     (UNIFORM, GREEN, "diamond", "D", True),
     (FULL, BLACK, "square", "s", False),
+    (PEER, PURPLE, "circle", "o", False),
 )
 
 
@@ -60,6 +62,7 @@ def front_page(report: FrontReport, *, linked: bool) -> Page:
         linked: whether the reports of the budgets lie beside it.
     """
     shown = "A star is the winner of a budget, a diamond its uniform widths, the square the full network."
+    shown += " Circles are networks of others." if any(row.kind == PEER for row in report.rows) else ""
     if report.tuned and report.is_share:
         shown += f" Lines are 95 % intervals by the number of test images, {report.images[0]:,}."
     cells = report.cells()
@@ -117,14 +120,15 @@ def _macs(row: FrontRow) -> float:
 
 
 def _time(row: FrontRow) -> float:
-    """Returns where a network stands on the axis of time."""
-    return row.times[-1].median_ms
+    """Returns where a network stands on the axis of time; nowhere if it has not been measured."""
+    return row.times[-1].median_ms if row.times else float("nan")
 
 
 def _points(report: FrontReport, kind: str, cost: Callable[[FrontRow], float]) -> list[tuple[float, float, FrontRow]]:
     """Returns the networks of a kind by ascending cost: cost, what is shown, and the row."""
     found = [(cost(row), report.accuracy(row), row) for row in report.rows if row.kind == kind]
-    return sorted(((x, y, row) for x, y, row in found if y is not None), key=lambda point: point[:2])
+    known = [(x, y, row) for x, y, row in found if y is not None and not math.isnan(x)]
+    return sorted(known, key=lambda point: point[:2])
 
 
 def _chart(report: FrontReport, title: str, cost: Callable[[FrontRow], float]) -> go.Figure:
@@ -167,6 +171,8 @@ def _drawn(report: FrontReport, title: str, cost: Callable[[FrontRow], float]) -
     axes = figure.subplots()
     for kind, color, _, symbol, joined in _SERIES:
         points = _points(report, kind, cost)
+        if not points:
+            continue
         x, y = [point[0] for point in points], [point[1] for point in points]
         spreads = [report.spread(point[2]) for point in points]
         bars = None if None in spreads else np.array(spreads, dtype=float)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from abcsearch.bounds import bounds_text
@@ -36,6 +36,35 @@ _NSGA2 = (
 S = TypeVar("S", bound=SearchSettings)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A network of others, for the picture.
+
+    Attributes:
+        name: what it is called.
+        macs: a share of the full network's, in (0, 1], or their number.
+        accuracy: on the test split, in [0, 1].
+
+    Raises:
+        ConfigError: if a value is of another kind.
+    """
+
+    name: str
+    macs: int | float
+    accuracy: float
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        sound = isinstance(self.name, str) and all(type(own) in (int, float) for own in (self.macs, self.accuracy))  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not (sound and self.name and self.macs > 0 and 0 <= self.accuracy <= 1):
+            msg = f"a peer is a name, macs above 0 and an accuracy from 0 to 1, found {self!r:.120}"
+            raise ConfigError(msg)
+
+    def count(self, full: int) -> int:
+        """Returns its multiply-accumulates where the full network has so many."""
+        return round(self.macs * full) if isinstance(self.macs, float) and self.macs <= 1 else round(self.macs)
+
+
 @dataclass(frozen=True)
 class Front(Generic[S]):
     """Several budgets, searched one after the other.
@@ -43,6 +72,7 @@ class Front(Generic[S]):
     Attributes:
         settings: of a run with the first budget alone; n_trials is what that would have.
         budgets: in the order in which they are searched.
+        peers: what the report draws beside them; decides nothing.
 
     Raises:
         ConfigError: if there is no budget, two are equal, or n_trials leaves a budget without a trial.
@@ -50,6 +80,7 @@ class Front(Generic[S]):
 
     settings: S
     budgets: tuple[Budget, ...]
+    peers: tuple[Peer, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the budgets."""
@@ -89,7 +120,8 @@ class Front(Generic[S]):
     def to_plain(self) -> dict[str, Any]:
         """Returns the front as plain JSON values."""
         budgets = json.loads(json.dumps([budget.bounds for budget in self.budgets]))
-        return {"settings": to_plain(self.settings), "budgets": budgets, "names": list(self.names)}
+        plain = {"settings": to_plain(self.settings), "budgets": budgets, "names": list(self.names)}
+        return {**plain, "peers": [asdict(peer) for peer in self.peers]}
 
     @classmethod
     def from_plain(cls, record: Mapping[str, Any], where: Path) -> Front[SearchSettings]:
@@ -102,7 +134,8 @@ class Front(Generic[S]):
         settings = from_plain(RunConfig if "model" in plain else SearchSettings, plain, where)
         try:
             budgets = [{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()} for one in record["budgets"]]
-            return Front(settings, tuple(Budget(**one) for one in budgets))
+            peers = tuple(Peer(**one) for one in record.get("peers", ()))
+            return Front(settings, tuple(Budget(**one) for one in budgets), peers)
         except (ConfigError, BudgetError, TypeError) as error:
             msg = f"{where} has budgets that this version does not know: {error}; restore it from a copy"
             raise RunError(msg) from error

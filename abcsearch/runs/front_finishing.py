@@ -125,9 +125,7 @@ def export_paths(
     if out is not None and single:
         return [Path(out)]
     if out is not None and Path(out).suffix in (".onnx", ".pt2"):
-        msg = (
-            f"--out {out} is one file, of {len(runs)} budgets: name a folder for all, with --format, or one (--budget)"
-        )
+        msg = f"--out {out} is one file for {len(runs)} budgets: name a folder, with --format, or a --budget"
         raise ConfigError(msg)
     place = folder.path / "export" if out is None else Path(out)
     return [place / run.folder.path.name / (network or "") for run in runs]

@@ -9,7 +9,9 @@ from abcsearch.errors import RunError, escaped, plural, quoted
 from abcsearch.runs.configured import LoadedOnce
 from abcsearch.runs.finished import open_so_far
 from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
+from abcsearch.runs.front import Front
 from abcsearch.runs.front_answer import LOSS, Standing, answer, interval
+from abcsearch.runs.front_folder import FRONT
 from abcsearch.runs.known import mapped_total
 from abcsearch.runs.report import short_count
 from abcsearch.training.objectives import metric_text
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.finished import FinishedRun, Structure
     from abcsearch.runs.front_folder import FrontFolder
 
-FULL, UNIFORM, WINNER = "full", "uniform", "winner"
+FULL, UNIFORM, WINNER, PEER = "full", "uniform", "winner", "peer"
 _SHARES = ("top1", "top5")  # metrics that are shares of images
 
 
@@ -30,11 +32,11 @@ class FrontRow:
     """One network of a front.
 
     Attributes:
-        budget: name of the budget; "" of the full network.
-        kind: "full", "winner" or "uniform".
+        budget: name of the budget, or of the peer; "" of the full network.
+        kind: "full", "winner", "uniform" or "peer": a network of others, of which little is known.
         macs: multiply-accumulates, batch 1.
-        params: number of parameters.
-        times: forward times by device and batch, all networks in turns.
+        params: number of parameters; 0 if it is not known.
+        times: forward times by device and batch, all networks in turns; () of a peer.
         fitness: on search-validation, before fine-tuning; None if its evaluation failed.
         before: the metric on the test split before fine-tuning; None where it has not been fine-tuned.
         after: the same after it.
@@ -90,7 +92,7 @@ class FrontReport:
 
     def spread(self, row: FrontRow) -> float | None:
         """Returns half of a 95 % interval of a network's test metric; None where that is no share of images."""
-        if not (self.tuned and self.is_share) or row.after is None:
+        if not (self.tuned and self.is_share) or row.after is None or row.kind == PEER:
             return None
         return interval(row.after, 0.0, self.images[0])
 
@@ -106,8 +108,8 @@ class FrontReport:
                     row.budget,
                     row.kind,
                     f"{macs} ({100 * row.macs / full.macs:.3g} %)",
-                    params,
-                    *(f"{time.median_ms:.3g} ms" for time in row.times if time.device == "CPU"),
+                    params if row.params else "-",
+                    *([f"{time.median_ms:.3g} ms" for time in row.times if time.device == "CPU"] or ["-"] * len(times)),
                     "-" if row.fitness is None else f"{row.fitness:.4f}",
                     *("-" if v is None else metric_text(self.metric, v) for v in (row.before, row.after)),
                     self._against(row),
@@ -120,7 +122,7 @@ class FrontReport:
         full, own = self.accuracy(self.rows[0]), self.accuracy(row)
         if full is None or own is None or row.kind == FULL:
             return "-"
-        if not (self.tuned and self.is_share):
+        if not (self.tuned and self.is_share) or row.kind == PEER:  # of how many images that is, nobody says
             return f"{own - full:+.4f}"
         return f"{100 * (own - full):+.2f} ± {100 * interval(full, own, self.images[0]):.2f}"
 
@@ -166,7 +168,7 @@ def make_front_report(
     tuned = all(row.after is not None for row in rows if row.kind != UNIFORM)
     report = FrontReport(
         title=_title(there, runs),
-        rows=tuple(rows),
+        rows=(*rows, *_peers(there, rows[0].macs)),
         names=tuple(run.folder.path.name for run in runs),
         notes=(),
         metric=metric,
@@ -200,6 +202,24 @@ def _row(run: FinishedRun, structure: Structure, kind: str, times: tuple[Forward
         before=before,
         after=after,
     )
+
+
+def _peers(there: FrontFolder, full: int) -> list[FrontRow]:
+    """Returns the rows of networks of others; `full`: multiply-accumulates of the full network."""
+    peers = Front.from_plain(there.record, there.folder.path / FRONT).peers
+    return [
+        FrontRow(
+            budget=peer.name,
+            kind=PEER,
+            macs=peer.count(full),
+            params=0,
+            times=(),
+            fitness=None,
+            before=None,
+            after=peer.accuracy,
+        )
+        for peer in peers
+    ]
 
 
 def _size(rows: Sequence[FrontRow], budget: str) -> int:

@@ -197,12 +197,12 @@ def _resume_front(folder: RunFolder, changes: _Changes, work: _Work, *, trust: b
         msg = f"--until cuts one journal: name the run folder of a budget, such as {place}"
         raise RunError(msg)
     now = changes.of(front.settings, folder)
-    later = Front(now, front.budgets)
+    later = replace(front, settings=now)
     if changes.n_trials is not None and not changes.shorten:
         for own in there.begun:
             _check_shortened(own, front.trials, later.trials)
     if isinstance(now, RunConfig):
-        configured = Front(now, front.budgets)
+        configured = Front(now, front.budgets, front.peers)
         return run_front_config(
             configured,
             folder.path,
@@ -212,7 +212,7 @@ def _resume_front(folder: RunFolder, changes: _Changes, work: _Work, *, trust: b
             before=changes.go_back,
         )
     model, data = work.objects(now, folder)
-    later = Front(work.named(now), front.budgets)
+    later = replace(front, settings=work.named(now))
     return front_here(
         folder, model, data, later, work.brought, work.executor, work.progress, work.watchers, changes.go_back
     )

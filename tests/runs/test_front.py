@@ -251,6 +251,11 @@ def test_configs_say_budget_or_budgets(tmp_path, config_text):
         r"found \{'macs': 0.7\}": {"budgets": {"macs": 0.7}},
         r"budgets\[1\].*macs = 1.5": {"budgets": [{"macs": 0.7}, {"macs": 1.5}]},
         r"budgets\[0\].*'mac'.*macs": {"budgets": [{"mac": 0.7}]},
+        r"peers\[1\].*accuracy from 0 to 1": {
+            "budgets": [{"macs": 0.7}],
+            "peers": [{"name": "a", "macs": 1000, "accuracy": 0.5}, {"name": "b", "macs": 0.3, "accuracy": 91.0}],
+        },
+        r"'accuracy' in \[peers\[0\]\] is missing": {"budgets": [{"macs": 0.7}], "peers": [{"name": "a", "macs": 0.5}]},
         "are equal": {"budgets": [{"macs": 0.7}, {"macs": 0.7}]},
     }
     for text, tables in bad.items():
