@@ -32,6 +32,7 @@ from abcsearch.runs.setup_check import check_setup
 from abcsearch.runs.task import Task
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.registry import make_searcher
+from abcsearch.training.named import METRICS
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         run_dir: where everything is kept; made if missing.
         searcher: a name or import path, {"name": ..., option: value}, a function of (space, constraint), or a new
             searcher.
-        evaluator: likewise, or your own function (candidate, seed) -> Evaluation.
+        evaluator: likewise, or your own function (candidate, seed) -> Evaluation, or -> fitness. Its option "metric"
+            may be a function of (outputs, labels).
         executor: where evaluations run; by default as `execution` says.
         execution: workers, their timeout, and the schedule; by default one evaluation after the other, in this process.
         seed: of everything random.
@@ -295,6 +297,8 @@ _OWN = {
 
 def _part(what: str, value: str | Mapping[str, Any] | object) -> Part:
     """Returns the record of a part; objects are recorded by the name of their class or function."""
+    if isinstance(value, Mapping) and callable(value.get("metric")):  # a function of the caller's
+        value = {**value, "metric": METRICS.name_of(value["metric"])}
     if isinstance(value, str | Mapping):
         return Part.of(value)
     good = isinstance(value, Preparation) if what == "prepare" else callable(value) or isinstance(value, Searcher)
