@@ -15,7 +15,6 @@ import torch
 from abcsearch.baselines.checks import checked_recipe
 from abcsearch.baselines.registry import BASELINES, searched
 from abcsearch.errors import RunError, SearcherError, plural
-from abcsearch.evaluation.racing import races
 from abcsearch.runs.base import load_base
 from abcsearch.runs.configured import config_identity, prepare
 from abcsearch.runs.executing import evaluation_threads
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate
 
 _JOURNAL = 600  # bytes per trial, more than most take
-_RACED = "searches take at most these times: candidates that have lost are not shown all images (scoring = 'racing')"
 
 
 def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIENCE, chosen: bool = True) -> Rehearsal:
@@ -117,7 +115,6 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         *_weights_notes(config, folder),
         *crowded,
         *([] if learns else [unheard]),
-        *([_RACED] if races(parts.evaluator) and not searcher.seeks_front else []),
         *(["the run folder holds this run, which would be continued; times are of a whole one"] if held else []),
         *([f"the timed evaluation failed: {evaluation.failure}"] if evaluation.failure else []),
     ]

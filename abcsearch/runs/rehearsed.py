@@ -159,6 +159,7 @@ class Rehearsal:
         """All of it in words, the notes last."""
         images = ", ".join(f"{count:,} {split}" for split, count in self.images.items())
         rounds = math.ceil(self.trials / self.batch)
+        seen = " that is shown all images" if self.evaluator.options.get("scoring") == "racing" else ""
         together = f"{self.batch} at a time, {rounds} rounds" if rounds > 1 else "all at once"
         return [
             f"network: {self.model}, {self.macs:,} macs, {self.params:,} params; weights: {self.weights}",
@@ -170,7 +171,7 @@ class Rehearsal:
             *(f"budget: {bound.line}" for bound in self.budget),
             *([] if self.prepare is None else [f"preparation: {_words(self.prepare)}"]),
             f"searcher: {_words(self.searcher)}; {self._counts()}, {together}",
-            f"evaluator: {_words(self.evaluator)}; {_estimated(self.evaluation)} per structure",
+            f"evaluator: {_words(self.evaluator)}; {_estimated(self.evaluation)} per structure{seen}",
             f"baselines: {', '.join(self.baselines) or 'none'}",
             *([f"budgets: {', '.join(self.budgets)}; times are of all of them"] if self.budgets else []),
             *self._times(),

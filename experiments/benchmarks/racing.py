@@ -1,7 +1,6 @@
 """What racing saves and what it loses: a search in full whose answers are kept image by image, raced again and again.
 
-    python experiments/benchmarks/racing.py CONFIG --out FOLDER [--trials 60] [--batch 8] [--orders 200]
-        [--set KEY=VALUE]
+    python experiments/benchmarks/racing.py CONFIG --out FOLDER [--trials 60] [--orders 200] [--set KEY=VALUE]
 
 The config's search runs once, every candidate on all images; what is in the folder is not evaluated again. Then its
 trials race as a run has them race, images in so many random orders: how many images they would have seen, how many
@@ -28,14 +27,19 @@ from abcsearch.evaluation.sliced import SlicedEvaluator
 from abcsearch.runs.configured import load_run_data
 from abcsearch.runs.task import Task
 from abcsearch.runs.weights import load_checkpoint
+from abcsearch.searchers.registry import make_searcher
 from abcsearch.training.objectives import find_objective
 from abcsearch.training.scoring import predict
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
+    from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate
+    from abcsearch.trial import Trial
 
 FINALISTS = 5
 
@@ -77,22 +81,19 @@ class Keeping:
         return self.folder / f"{'-'.join(map(str, candidate))}.npz"
 
 
-def race(values: NDArray[np.float64], first: int, batch: int) -> Raced:
+def race(values: NDArray[np.float64], first: int, learned: Sequence[int]) -> Raced:
     """Returns what comes of a race.
 
     Args:
         values: (trials, images) in the order of proposing, and in which images are shown.
         first: images of the first stage.
-        batch: how many trials a searcher proposes at once.
+        learned: from how many trials the searcher had learned when it proposed each.
     """
     every = torch.from_numpy(values)
     count = values.shape[1]
-    best, told = -math.inf, 0
     fitness, seen = np.zeros(len(values)), np.zeros(len(values))
     for number, row in enumerate(every):
-        if number % batch == 0:
-            best = max([best, *fitness[told:number].tolist()])
-            told = number
+        best = max(fitness[: learned[number]].tolist(), default=-math.inf)
         for last in racing.ends(count, first):
             fitness[number], seen[number] = float(row[:last].mean()), last
             if racing.is_behind(fitness[number], racing.standard_error(row[:last]), best):
@@ -108,13 +109,23 @@ def race(values: NDArray[np.float64], first: int, batch: int) -> Raced:
     )
 
 
+def batches(searcher: Searcher, trials: Sequence[Trial]) -> list[int]:
+    """Returns from how many trials a new searcher has learned when it proposes each of these."""
+    learned: list[int] = []
+    while len(learned) < len(trials):
+        told = len(learned)
+        batch = trials[told : told + len(searcher.ask(len(trials) - told))]
+        searcher.tell(batch)
+        learned += [told] * len(batch)
+    return learned
+
+
 def main(argv: list[str] | None = None) -> None:
     """Searches where that is to be done, races, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--batch", type=int, default=8, help="of the searcher: trials of a batch race against the same")
     parser.add_argument("--orders", type=int, default=200)
     parser.add_argument("--set", action="append", default=[], dest="changes")
     arguments = parser.parse_args(argv)
@@ -141,6 +152,10 @@ def main(argv: list[str] | None = None) -> None:
         space=config.space,
         criterion=config.criterion,
     )
+    searcher = make_searcher(
+        config.searcher.name, task.space, task.constraint, seed=config.seed, **config.searcher.options
+    )
+    learned = batches(searcher, result.trials)
     kept = [np.load(keeping.path(trial.candidate)) for trial in result.trials]
     head = ["metric", "images, %", "with the final ones, %", "stopped early, %", "winner worse by", "in orders, %"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
@@ -148,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
         values = np.stack([one[metric] for one in kept])
         draws = np.random.default_rng(config.seed)
         orders = [draws.permutation(values.shape[1]) for _ in range(arguments.orders)]
-        found = [race(np.ascontiguousarray(values[:, order]), racing.FIRST_STAGE, arguments.batch) for order in orders]
+        found = [race(np.ascontiguousarray(values[:, order]), racing.FIRST_STAGE, learned) for order in orders]
         images, all_images, stopped, lost = np.array(found).T
         cells = [f"{100 * own.mean():.1f}" for own in (images, all_images, stopped)]
         lines.append(f"| {metric} | {' | '.join(cells)} | {lost.mean():.5f} | {100 * (lost > 0).mean():.1f} |")

@@ -157,6 +157,14 @@ def test_more_trials_later_are_as_if_asked_for_at_once(tmp_path, searcher, windo
 
 
 @pytest.mark.parametrize("searcher", ["bee_colony", "regularized_evolution"])
+def test_a_run_that_was_to_end_within_any_batch_grows_as_if_it_was_not(tmp_path, searcher):
+    expected = undisturbed(tmp_path, searcher=searcher, n_trials=24, evaluator=Toy(finalists=0))[0]
+    for n_trials in range(1, 25):
+        loop(tmp_path / "grown", searcher=searcher, n_trials=n_trials, evaluator=Toy(finalists=0)).run()
+    assert found(tmp_path / "grown")[0] == expected
+
+
+@pytest.mark.parametrize("searcher", ["bee_colony", "regularized_evolution"])
 def test_a_trial_races_against_the_best_of_the_batches_that_were_whole_when_it_was_asked_for(tmp_path, searcher):
     trials = undisturbed(tmp_path, searcher=searcher)[0]
     asking, best, told = made(searcher), -math.inf, 0

@@ -44,9 +44,11 @@ def lines(folder, name="journal.jsonl"):
 
 
 def keep(folder, count):
-    """Leaves the first lines of the journal, without baselines, as a kill does."""
+    """Leaves the first trials of the journal, without baselines, as a kill does."""
     journal = folder / "journal.jsonl"
-    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:count]))
+    lines_ = journal.read_bytes().splitlines(keepends=True)
+    ends = [place for place, line in enumerate(lines_, start=1) if b'"event"' not in line]
+    journal.write_bytes(b"".join(lines_[: ends[count - 1] if count else 0]))
     shutil.rmtree(folder / "baselines")
     (folder / "best.json").unlink()
 
@@ -168,7 +170,7 @@ def test_a_damaged_journal_is_said_together_with_the_header(run, left):
     journal = left / "journal.jsonl"
     text = journal.read_bytes()
     journal.write_bytes(text[:300] + b"#" + text[301:])
-    with pytest.raises(RunError, match=rf"run.json is missing, and {journal}, line \d+ of 24 is damaged; restore"):
+    with pytest.raises(RunError, match=rf"run.json is missing, and {journal}, line \d+ of \d+ is damaged; restore"):
         run_config(settings(run), left, rebuild=True)
 
 
