@@ -106,6 +106,7 @@ class Flow:
     _unset: dict[str, str] = field(default_factory=dict)
     _settings_before: int = 0
     _equations: list[tuple[Count, NDArray[np.int64] | None, str]] = field(default_factory=list)
+    _decisions: list[tuple[Count, str, str]] = field(default_factory=list)
 
     def fresh(self, count: int, producer: str = "") -> NDArray[np.int64]:
         """Returns `count` new positions; `producer` is the path of the module that computes them."""
@@ -148,6 +149,16 @@ class Flow:
     def whole(self, size: Count, op: Op) -> None:
         """Says that a number in forward must stay whole, because forward rounds it; otherwise the channels stay."""
         self._equations.append((size, None, f"{op.name}: rounding there would not follow the channels"))
+
+    def decides(self, difference: Count, how: str, text: str) -> None:
+        """Says that forward went a way that depends on a number; what could make it go another way stays.
+
+        Args:
+            difference: the number.
+            how: how it compared with 0 on the example: "eq", "ne", "lt", "le", "gt" or "ge".
+            text: the reason for those channels that stay.
+        """
+        self._decisions.append((difference, how, text))
 
     def setting(self, path: str, attribute: str, positions: NDArray[np.int64], index: int | None = None) -> None:
         """Says that a module's attribute is the number of channels among positions; slicing sets it.
@@ -277,7 +288,29 @@ class Flow:
             if wrong:
                 reasons.update(dict.fromkeys(wrong, text))
                 self.problem(text, [np.flatnonzero(np.isin(label, sorted(wrong)))], parameters=False)
+        for difference, how, text in self._decisions:
+            free = self._unequal(difference, np.zeros(0, np.int64), label) - reasons.keys()
+            if free and not self._settled(difference, how, label, reasons):
+                reasons.update(dict.fromkeys(free, text))
+                self.problem(text, [np.flatnonzero(np.isin(label, sorted(free)))], parameters=False)
         return reasons
+
+    def _settled(self, difference: Count, how: str, label: NDArray[np.int64], reasons: dict[int, str]) -> bool:
+        """Returns whether a number compares with 0 in one way, whatever is removed."""
+        low = high = difference.constant
+        for factor, positions in difference.terms:
+            # Of the channels of a tensor one stays at least, and all those that cannot be removed.
+            stays = max(1, sum(index in reasons for index in label[positions].tolist()))
+            ends = (factor * stays, factor * len(positions))
+            low, high = low + min(ends), high + max(ends)
+        return {
+            "eq": low == high == 0,
+            "ne": low > 0 or high < 0,
+            "lt": high < 0,
+            "le": high <= 0,
+            "gt": low > 0,
+            "ge": low >= 0,
+        }[how]
 
     def _unequal(self, size: Count, positions: NDArray[np.int64] | None, label: NDArray[np.int64]) -> set[int]:
         """Returns the classes that a number counts more or less often than they are among the positions.

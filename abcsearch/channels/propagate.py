@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 
 from abcsearch.channels.flow import Call, Flow
 from abcsearch.channels.operands import LOOSE, Layout, NoRuleError, Op, Operand
-from abcsearch.channels.rules import find_rule, number
+from abcsearch.channels.rules import find_rule, number, ruled_class
 from abcsearch.channels.rules.layers import count_calls
 from abcsearch.channels.rules.table import run_rule
 from abcsearch.errors import TraceError
@@ -58,6 +58,11 @@ def propagate(flow: Flow, operations: OperationGraph) -> dict[fx.Node, Operand]:
                 macs = operations.macs[node] // flow.batch
                 flow.calls.append(Call(weight=macs, bias=None, times=1, outputs=0, scope=op.scope))
             operands[node] = _apply(flow, op)
+    for node, reason in operations.unseen.items():
+        touched = operands[node].touched if node in operands else []
+        flow.problem(reason, touched, parameters=False)
+        for positions in touched:
+            flow.fix(positions, reason)
     return operands
 
 
@@ -98,7 +103,7 @@ def _operation(
 ) -> Op:
     """Returns the operation of a node as rules see it."""
     module = operations.modules[str(node.target)] if node.op == "call_module" else None
-    target = type(module) if module is not None else node.target
+    target = node.target if module is None else ruled_class(type(module)) or type(module)
     kind = str(getattr(target, "__name__", target))
     args: Any = map_arg(node.args, lambda n: operands[n])  # pyright: ignore[reportArgumentType]
     if target is getattr and isinstance(value, torch.Size) and args[0].is_tensor:  # x.T, x.data

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.channels.operands import Count, Op, Operand
+from abcsearch.channels.remembered import comparison, conversion
 
 if TYPE_CHECKING:
     from abcsearch.channels.flow import Flow
@@ -22,6 +23,8 @@ def number(flow: Flow, op: Op) -> Operand | None:
     or that what it returns does not follow channels linearly.
     """
     operands = op.operands
+    if op.target in (comparison, conversion) and not all(operand.is_plain for operand in operands):
+        return _decided(flow, op)
     if all(operand.is_plain for operand in operands):
         return Operand(value=op.value, is_tensor=False)
     first = op.args[0] if op.args else None
@@ -37,6 +40,36 @@ def number(flow: Flow, op: Op) -> Operand | None:
         flow.whole(found[0], op)
     counts = tuple(count if count.terms else None for count in found)
     return Operand(value=op.value, is_tensor=False, counts=counts)
+
+
+def _decided(flow: Flow, op: Op) -> Operand | None:
+    """Says what follows from a number that forward compared, or turned into a plain one; None where that is unknown."""
+    *sides, place = op.args[:2] + op.args[-1:] if op.target is comparison else op.args
+    counts = [_counts(side) for side in sides]
+    if any(count is None or len(count) != 1 for count in counts):
+        return None
+    first, *second = [count[0] for count in counts if count]
+    difference = first + (second[0] * Fraction(-1) if second else Count(-first.full))
+    if op.target is conversion:
+        text = f"{place}: a plain number of channels there would not follow them"
+        flow.decides(difference, "eq", text)
+        return Operand(value=op.value, is_tensor=False)
+    how, outcome = op.args[2:4]
+    how = how if outcome else _OPPOSITE[how]
+    text = f"{place}: with other channels, forward would go another way there"
+    if how == "eq" and second and _alone(first) and _alone(second[0]):
+        flow.tie(first.terms[0][1], second[0].terms[0][1])
+    else:
+        flow.decides(difference, how, text)
+    return Operand(value=op.value, is_tensor=False)
+
+
+_OPPOSITE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
+
+
+def _alone(count: Count) -> bool:
+    """Returns whether a number counts the channels of one tensor, and nothing else."""
+    return len(count.terms) == 1 and count.terms[0][0] == 1 and not count.constant
 
 
 def _read(op: Op, source: Operand) -> Operand | None:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from abcsearch.channels.flow import Flow
 from abcsearch.channels.operands import Count, Layout, NoRuleError, Op, Operand
 
@@ -65,6 +67,29 @@ def find_rule(target: Any) -> Rule | None:  # noqa: ANN401 - classes, functions 
         return None
     name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
     return found or RULES.get(name)
+
+
+# What a subclass may say anew without working in another way.
+_HARMLESS = frozenset({"__init__", "__module__", "__doc__", "__annotations__", "__qualname__", "__firstlineno__"}) | {
+    *("__static_attributes__", "__constants__", "__repr__", "__str__", "extra_repr", "reset_parameters", "_get_name"),
+    *("__dict__", "__weakref__", "__parameters__", "__orig_bases__", "_version", "__slots__"),
+}
+
+
+def ruled_class(kind: type) -> type | None:
+    """Returns the class whose rule covers a module's class: itself, or one that it works exactly like; or None.
+
+    A subclass that only has another way to be made or shown works like its base.
+    """
+    added: dict[str, Any] = {}
+    for base in kind.__mro__:
+        if base is nn.Module:
+            return None
+        if find_rule(base) is not None:
+            changed = any(hasattr(base, name) or isinstance(value, property) for name, value in added.items())
+            return None if changed else base
+        added.update({name: value for name, value in vars(base).items() if name not in _HARMLESS})
+    return None
 
 
 # --- What several rules ask of their arguments. ---
