@@ -54,20 +54,20 @@ class Example:
         return names
 
 
-def _is_record(item: Any) -> bool:  # noqa: ANN401 - arguments are anything
-    """Returns whether an argument is an instance of a dataclass."""
-    return dataclasses.is_dataclass(item) and not isinstance(item, type)
+def _fields(item: Any) -> dict[str, Any] | None:  # noqa: ANN401 - arguments are anything
+    """Returns the fields of an instance of a dataclass; None for anything else."""
+    if not dataclasses.is_dataclass(item) or isinstance(item, type):
+        return None
+    return {each.name: getattr(item, each.name) for each in dataclasses.fields(item)}
 
 
 def _leaves(item: Any) -> Iterator[Any]:  # noqa: ANN401 - arguments are anything
     """Yields what nested lists, tuples, dicts and dataclasses hold."""
-    if isinstance(item, torch.Size) or not (isinstance(item, tuple | list | dict) or _is_record(item)):
+    named = item if isinstance(item, dict) else _fields(item)
+    if isinstance(item, torch.Size) or not (isinstance(item, tuple | list) or named is not None):
         yield item
         return
-    items = item.values() if isinstance(item, dict) else item
-    if _is_record(item):
-        items = [getattr(item, each.name) for each in dataclasses.fields(item)]
-    for each in items:
+    for each in item if named is None else named.values():
         yield from _leaves(each)
 
 
@@ -78,8 +78,8 @@ def _changed(item: Any, change: Callable[[Any], Any]) -> Any:  # noqa: ANN401 - 
     if isinstance(item, tuple | list) and not isinstance(item, torch.Size):
         items = [_changed(value, change) for value in item]
         return type(item)(*items) if hasattr(item, "_fields") else type(item)(items)
-    if _is_record(item):
-        return dataclasses.replace(
-            item, **{each.name: _changed(getattr(item, each.name), change) for each in dataclasses.fields(item)}
-        )
+    fields = _fields(item)
+    if fields is not None:
+        record: Any = item
+        return dataclasses.replace(record, **{name: _changed(value, change) for name, value in fields.items()})
     return change(item)

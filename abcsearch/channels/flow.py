@@ -106,6 +106,8 @@ class Flow:
     _unset: dict[str, str] = field(default_factory=dict)
     _settings_before: int = 0
     _equations: list[tuple[Count, NDArray[np.int64] | None, str]] = field(default_factory=list)
+    _written: dict[tuple[str, str], NDArray[np.int64]] = field(default_factory=dict)
+    _standing: dict[int, NDArray[np.int64]] = field(default_factory=dict)
     _decisions: list[tuple[Count, str, str]] = field(default_factory=list)
 
     def fresh(self, count: int, producer: str = "") -> NDArray[np.int64]:
@@ -144,11 +146,54 @@ class Flow:
             positions: what it must count.
             op: the operation that uses the number.
         """
+        self._bind(size, positions)
         self._equations.append((size, positions, f"{op.name}: a size there would not follow the channels"))
 
     def whole(self, size: Count, op: Op) -> None:
         """Says that a number in forward must stay whole, because forward rounds it; otherwise the channels stay."""
         self._equations.append((size, None, f"{op.name}: rounding there would not follow the channels"))
+
+    def attribute(self, path: str, name: str, value: int) -> NDArray[np.int64]:
+        """Returns positions that stand for a number among a module's attributes which forward reads.
+
+        Where forward uses it as a number of channels (`follows`), it counts those, and slicing sets it; used in any
+        other way it stays, and with it what it counts.
+        """
+        if (path, name) not in self._written:
+            positions = self._written[path, name] = self.fresh(value)
+            self._standing[id(positions)] = positions
+            self.setting(path, name, positions)
+        return self._written[path, name]
+
+    def counted(self, tensor: str, axis: int) -> NDArray[np.int64]:
+        """Returns positions that stand for the length of an axis of a parameter or buffer, which forward reads."""
+        positions = self.fresh(self.sizes[tensor][axis])
+        known = self.axes.setdefault((tensor, axis), positions)
+        if known is not positions:
+            self.tie(known, positions)
+        return positions
+
+    def stands(self, count: Count | None) -> bool:
+        """Returns whether a number is made of attributes of modules only."""
+        return count is not None and bool(count.terms) and all(id(own) in self._standing for _, own in count.terms)
+
+    def _bind(self, size: Count, positions: NDArray[np.int64]) -> None:
+        """Lets an attribute of a module count the channels that it is meant to be the number of."""
+        if len(size.terms) != 1 or size.constant or not self.stands(size):
+            return
+        factor, own = size.terms[0]
+        if factor * len(own) != len(positions):
+            return
+        if factor.numerator == 1:  # one of equal runs
+            for run in own.reshape(factor.denominator, -1):
+                self.tie(run, positions)
+            return
+        each = positions.reshape(len(own), -1)
+        if (each == each[:, :1]).all():  # flattened channels
+            self.tie(own, each[:, 0])
+        else:  # equal runs of channels
+            for run in positions.reshape(-1, len(own)):
+                self.tie(own, run)
 
     def decides(self, difference: Count, how: str, text: str) -> None:
         """Says that forward went a way that depends on a number; what could make it go another way stays.

@@ -45,7 +45,11 @@ class Calls(TorchFunctionMode):
         self._recorder, self._bypassing = recorder, bypassing
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,  # noqa: ANN401 - functions, methods and properties
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - torch calls it
         recorder, kwargs = self._recorder, kwargs or {}
         if recorder.depth:
@@ -73,7 +77,11 @@ class Bypassing(TorchDispatchMode):
         self._recorder = recorder
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,  # noqa: ANN401 - overloads of operations
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - torch calls it
         recorder, kwargs = self._recorder, kwargs or {}
         with torch._C.DisableTorchFunction():
@@ -129,7 +137,10 @@ def listening(recorder: Recorder) -> Iterator[Watched]:
             if path is not None:
                 return functools.partial(_enter, recorder, watched, bypassing, module, path, look(module, name))
         _watch(recorder, watched, module, name, look(module, "__dict__"))
-        return look(module, name)
+        value = look(module, name)
+        if type(value) is int and value > 1 and name[:1] != "_" and id(module) in recorder.paths:
+            return recorder.attribute(recorder.paths[id(module)], name, value)
+        return value
 
     try:
         nn.Module.__getattribute__ = read

@@ -11,7 +11,8 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from abcsearch.channels.flow import Call, Flow
-from abcsearch.channels.operands import LOOSE, Layout, NoRuleError, Op, Operand
+from abcsearch.channels.interception import SIZE_ATTRIBUTES
+from abcsearch.channels.operands import LOOSE, Count, Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules import find_rule, number, ruled_class
 from abcsearch.channels.rules.layers import count_calls
 from abcsearch.channels.rules.table import run_rule
@@ -38,32 +39,32 @@ def tensor_names(operations: OperationGraph) -> tuple[dict[int, str], dict[str, 
 def propagate(flow: Flow, operations: OperationGraph) -> dict[fx.Node, Operand]:
     """Runs the rules over all operations; the flow collects what they say. Returns the result of every operation."""
     operands: dict[fx.Node, Operand] = {}
-    for path, attribute in operations.read.items():
-        module = operations.modules[path]
-        problem = f"{type(module).__name__} {path}: forward reads its {attribute}"
-        flow.problem(problem, [], parameters=True)
-        _freeze(flow, module, problem)
     for node in operations.nodes:
-        value = operations.values[node]
         if node.op == "output":
             for source in node.all_input_nodes:
                 _fix_all(flow, [operands[source]], "the network's output")
-        elif node.op == "placeholder":
-            operands[node] = _constant(value, "the network's input")
-        elif node.op == "get_attr":
-            operands[node] = _attribute(operations, str(node.target), flow, value)
         else:
-            op = _operation(node, value, operands, operations)
-            if not count_calls(flow, op) and operations.macs.get(node):
-                macs = operations.macs[node] // flow.batch
-                flow.calls.append(Call(weight=macs, bias=None, times=1, outputs=0, scope=op.scope))
-            operands[node] = _apply(flow, op)
+            operands[node] = _result_of(flow, node, operands, operations)
     for node, reason in operations.unseen.items():
         touched = operands[node].touched if node in operands else []
         flow.problem(reason, touched, parameters=False)
         for positions in touched:
             flow.fix(positions, reason)
     return operands
+
+
+def _result_of(flow: Flow, node: fx.Node, operands: dict[fx.Node, Operand], operations: OperationGraph) -> Operand:
+    """Returns the result of one operation, of which those before are known."""
+    value = operations.values[node]
+    if node.op == "placeholder":
+        return _constant(value, "the network's input")
+    if node.op == "get_attr":
+        return _attribute(operations, str(node.target), flow, value)
+    op = _operation(node, value, operands, operations)
+    if not count_calls(flow, op) and operations.macs.get(node):
+        macs = operations.macs[node] // flow.batch
+        flow.calls.append(Call(weight=macs, bias=None, times=1, outputs=0, scope=op.scope))
+    return _apply(flow, op)
 
 
 def _constant(value: Any, why: str) -> Operand:  # noqa: ANN401 - operations return anything
@@ -79,11 +80,13 @@ def _several(value: Any) -> bool:  # noqa: ANN401 - operations return anything
 
 
 def _attribute(operations: OperationGraph, path: str, flow: Flow, value: Any) -> Operand:  # noqa: ANN401
-    """Returns a tensor that forward uses directly.
+    """Returns a tensor, or a whole number, that forward uses directly.
 
     Along its only axis with more than one entry, a parameter or buffer has positions of its own.
     """
     owner, _, attribute = path.rpartition(".")
+    if type(value) is int:
+        return _written(operations, owner, attribute, flow, value)
     tensor = getattr(operations.modules[owner], attribute, None) if owner in operations.modules else None
     name = flow.canonical.get(id(tensor))
     if name is None or not isinstance(value, torch.Size):
@@ -93,6 +96,43 @@ def _attribute(operations: OperationGraph, path: str, flow: Flow, value: Any) ->
         layout = Layout(long[0], flow.fresh(value[long[0]]))
         flow.parameter(name, long[0], layout.positions)
     return Operand(value=value, layout=layout, parameter=name, why=name)
+
+
+def _written(operations: OperationGraph, owner: str, attribute: str, flow: Flow, value: int) -> Operand:
+    """Returns a number among a module's attributes that forward reads.
+
+    Of a layer, it may be the length of an axis of its weight, and slicing sets it already.
+    """
+    module = operations.modules[owner]
+    positions = None
+    if attribute in SIZE_ATTRIBUTES and ruled_class(type(module)) is not None:
+        counted = _axis_of(module, attribute)
+        if counted is None or flow.canonical.get(id(counted[0])) is None:
+            problem = f"{type(module).__name__} {owner}: forward reads its {attribute}"
+            flow.problem(problem, [], parameters=True)
+            _freeze(flow, module, problem)
+            return Operand(value=value, is_tensor=False)
+        positions = flow.counted(flow.canonical[id(counted[0])], counted[1])
+    elif value <= _MOST:
+        positions = flow.attribute(owner, attribute, value)
+    return Operand(value=value, is_tensor=False, counts=() if positions is None else (Count.of(positions),))
+
+
+_MOST = 1 << 14  # no number of channels is larger
+
+
+def _axis_of(module: nn.Module, attribute: str) -> tuple[torch.Tensor | None, int] | None:
+    """Returns the tensor, and its axis, whose length an attribute of a layer is; None if it is no length."""
+    weight: Any = getattr(module, "weight", None)
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    grouped = getattr(module, "groups", 1) > 1
+    if attribute in ("num_features", "num_parameters"):
+        return (getattr(module, "running_mean", None) if weight is None else weight), 0
+    if attribute in ("out_features", "in_features"):
+        return weight, 0 if attribute == "out_features" else 1
+    if attribute == "groups" or (grouped and (attribute == "in_channels" or transposed)):
+        return None
+    return weight, int((attribute == "in_channels") != transposed)
 
 
 def _operation(

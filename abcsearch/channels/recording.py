@@ -1,4 +1,4 @@
-"""What a forward pass does, as a graph: the operations in order, what each returns, where it lies, what it costs inside.
+"""What a forward pass does, as a graph: operations in order, what each returns, where it lies, what it costs inside.
 
 The recorder knows nothing of how calls are caught (`interception`): it is told of each, runs it, and keeps account.
 A tensor carries its own account, so that what forward lets go is freed.
@@ -118,6 +118,10 @@ class Recorder:
         if isinstance(item, slice):
             return slice(self.argument(item.start), self.argument(item.stop), self.argument(item.step))
         return item
+
+    def attribute(self, path: str, name: str, value: int) -> Any:  # noqa: ANN401 - an int
+        """Returns a whole number among the attributes of a module, with its memory."""
+        return remembered(value, Pending(self, "get_attr", f"{path}.{name}".lstrip("."), (), {}, value))
 
     def _node_of(self, tensor: torch.Tensor) -> fx.Node:
         """Returns what a tensor comes from: an operation, or an attribute of the network."""

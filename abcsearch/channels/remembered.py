@@ -52,9 +52,10 @@ class Pending:
         target: likewise.
         args: nodes, pending operations and plain values; so are kwargs.
         value: the result, as `OperationGraph.values` has it.
+        scope: the path of the module in whose forward it happens.
     """
 
-    __slots__ = ("_node", "args", "kwargs", "op", "recorder", "target", "value")
+    __slots__ = ("_node", "args", "kwargs", "op", "recorder", "scope", "target", "value")
 
     def __init__(
         self,
@@ -66,14 +67,14 @@ class Pending:
         value: Any,  # noqa: ANN401 - shapes and numbers
     ) -> None:
         self.recorder, self.op, self.target = recorder, op, target
-        self.args, self.kwargs, self.value = args, kwargs, value
+        self.args, self.kwargs, self.value, self.scope = args, kwargs, value, recorder.scope
         self._node: fx.Node | None = None
 
     @property
     def node(self) -> fx.Node:
         """The node, made when it is asked for the first time."""
         if self._node is None:
-            self._node = self.recorder.add(self.op, self.target, self.args, self.kwargs, self.value)
+            self._node = self.recorder.add(self.op, self.target, self.args, self.kwargs, self.value, self.scope)
         return self._node
 
     def item(self, index: int | str, value: Any) -> Pending:  # noqa: ANN401 - shapes and numbers

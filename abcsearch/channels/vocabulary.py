@@ -8,9 +8,16 @@ from typing import Any
 import torch
 
 # They say nothing that depends on widths or data.
-FACTS = frozenset(["dim", "ndimension", "is_floating_point", "is_complex", "is_contiguous", "is_signed", "is_inference", "is_pinned", "is_shared", "is_conj", "is_neg", "is_coalesced", "get_device", "element_size", "data_ptr", "storage_offset", "untyped_storage", "storage", "__hash__", "__repr__", "__str__", "__format__", "__dir__", "register_hook", "retain_grad", "_is_view", "is_grad_enabled", "set_grad_enabled", "_set_grad_enabled", "get_default_dtype", "is_autocast_enabled"])  # fmt: skip
+_FACTS = """
+    dim ndimension is_floating_point is_complex is_contiguous is_signed is_inference is_pinned is_shared is_conj
+    is_neg is_coalesced get_device element_size data_ptr storage_offset untyped_storage storage __hash__ __repr__
+    __str__ __format__ __dir__ register_hook retain_grad _is_view is_grad_enabled set_grad_enabled
+    _set_grad_enabled get_default_dtype is_autocast_enabled
+"""
+FACTS = frozenset(_FACTS.split())
 # They take data out of a tensor.
-READS = frozenset(["__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "item", "tolist", "numpy", "__array__", "equal", "allclose", "is_nonzero"])  # fmt: skip
+_READS = "__bool__ __int__ __float__ __complex__ __index__ __contains__ item tolist numpy __array__ equal allclose"
+READS = frozenset([*_READS.split(), "is_nonzero"])
 
 _OPERATORS: dict[str, Any] = {
     **{name: getattr(operator, name) for name in ("add", "sub", "mul", "pow", "matmul", "gt", "lt", "ge", "le")},
@@ -62,5 +69,5 @@ def word_for(
 
 def attribute_of(func: Any) -> str:  # noqa: ANN401 - what torch hands to a function mode
     """Returns the name of the property that a call reads or sets."""
-    owner = func.__self__
-    return str(owner.fget.__name__ if isinstance(owner, property) else owner.__name__)
+    owner: Any = func.__self__
+    return str(getattr(owner.fget, "__name__", "") if isinstance(owner, property) else owner.__name__)

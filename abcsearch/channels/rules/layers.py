@@ -117,7 +117,11 @@ def _grouped(flow: Flow, op: Op, own: _Weights, positions: NDArray[np.int64], ch
         msg = "conv_groups is a number that would not follow the channels"
         raise NoRuleError(msg)
     follows = own.count is not None and bool(own.count.terms)
-    whole = own.groups >= lanes.shape[1] if op.module is not None else follows
+    settable = op.module is not None or flow.stands(own.count)
+    whole = own.groups >= lanes.shape[1] if settable else follows
+    if not whole and flow.stands(own.count):
+        msg = "conv_groups are a number that is written in the network"
+        raise NoRuleError(msg)
     if whole:
         for column in lanes.T[1:]:
             flow.tie(lanes[:, 0], column)

@@ -98,9 +98,13 @@ def _reshape(flow: Flow, op: Op, operand: Operand, sizes: Sizes) -> Layout | Non
     block = np.broadcast_to(layout.positions.reshape(spread), shape).reshape([op.value[axis] for axis in new])
     varying = [i for i in range(len(new)) if (block != block.take([0], axis=i)).any()]
     counts = [sizes[new[i]][1] for i in varying]
-    # Of several axes, the one whose size follows channels loses them; then the one that torch works out.
-    follows = [i for i, count in zip(varying, counts, strict=True) if count is not None and count.terms]
-    chosen = [*follows, *(i for i, count in zip(varying, counts, strict=True) if count is None), *varying][0]
+    # Of several axes, the one whose size follows channels loses them; then the one that torch works out; then one whose
+    # size is an attribute, which can be set.
+    given = list(zip(varying, counts, strict=True))
+    follows = [i for i, count in given if count is not None and count.terms and not flow.stands(count)]
+    free = [i for i, count in given if count is None]
+    written = [i for i, count in given if flow.stands(count)]
+    chosen = [*follows, *free, *written, *varying][0]
     lines = np.moveaxis(block, chosen, 0).reshape(block.shape[chosen], -1)
     for column in lines.T[1:] if len(varying) > 1 else ():
         flow.tie(lines[:, 0], column)

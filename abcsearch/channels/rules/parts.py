@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from fractions import Fraction
 from itertools import pairwise
@@ -88,6 +89,9 @@ def splitting(flow: Flow, op: Op) -> Sequence[Layout | None]:
     name = op.target if isinstance(op.target, str) else op.target.__name__
     given = op.argument(1, {"chunk": "chunks", "split": "split_size_or_sections"}.get(name, "indices_or_sections"))
     counts = [count for _, count in numbers(given)]
+    if len(parts) == 1 and any(flow.stands(count) for count in counts):
+        msg = "one part has all of them"
+        raise NoRuleError(msg)
     listed = isinstance(given.value if isinstance(given, Operand) else given, tuple | list)
     if name == "split" and (listed or not counts[0].terms):
         if any(count.terms for count in counts) and len(set(map(len, parts))) == 1:
@@ -275,11 +279,34 @@ def gated(flow: Flow, op: Op) -> Layout | None:
 # --- New tensors. ---
 
 
-@rule_for(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
-@rule_for("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor")
+@rule_for(torch.rand, torch.randn, torch.arange, torch.eye, "new_tensor")
 def creation(flow: Flow, op: Op) -> None:
     """A tensor whose sizes are all written in forward holds no channels that can be removed."""
     for operand in op.operands:
         if not operand.is_tensor and not operand.is_plain:
             msg = "its size depends on channels"
             raise NoRuleError(msg)
+
+
+@rule_for(torch.zeros, torch.ones, torch.empty, "new_zeros", "new_ones", "new_empty", thorough=True)
+def constants(flow: Flow, op: Op) -> Layout | None:
+    """A tensor with the same entries everywhere: along an axis that is as long as there are channels, it follows."""
+    sizes = op.args[1:] if isinstance(op.target, str) else op.args
+    counts = [count for _, count in numbers(*(sizes or (op.argument(0, "size", ()),)))]
+    following = [axis for axis, count in enumerate(counts) if count.terms]
+    if not following:
+        return creation(flow, op)
+    (axis,) = following if len(following) == 1 else (following[0],)
+    count = counts[axis]
+    if len(following) > 1 or len(count.terms) > 1 or count.constant or count.terms[0][0] != 1:
+        msg = "its size depends on channels"
+        raise NoRuleError(msg)
+    return Layout(axis, count.terms[0][1])
+
+
+@rule_for(torch.full, "new_full", thorough=True)
+def filled(flow: Flow, op: Op) -> Layout | None:
+    """Likewise, with an entry that is given."""
+    first = int(isinstance(op.target, str))
+    numbers_plain([o for o in op.operands if o is op.argument(first + 1, "fill_value")])
+    return constants(flow, dataclasses.replace(op, target="new_zeros", args=(None, op.argument(first, "size"))))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.channels.operands import Count, Op, Operand
 from abcsearch.channels.remembered import comparison, conversion
+from abcsearch.channels.rules.table import pinned
 
 if TYPE_CHECKING:
     from abcsearch.channels.flow import Flow
@@ -29,13 +30,15 @@ def number(flow: Flow, op: Op) -> Operand | None:
         return Operand(value=op.value, is_tensor=False)
     first = op.args[0] if op.args else None
     if isinstance(first, Operand) and first.is_tensor:
-        return _read(op, first)
+        return _read(flow, op, first)
     if any(operand.is_tensor or operand.parts for operand in operands):
         return None
     found = _arithmetic(op)
     values = op.value if isinstance(op.value, tuple) else (op.value,)
     if found is None or [count.full for count in found] != list(values):
-        return None  # not linear, or rounded already in the full network
+        # Not linear, or rounded already in the full network.
+        kept = pinned(flow, op)
+        return None if kept is op else number(flow, kept)
     if op.target in (operator.floordiv, operator.ifloordiv):
         flow.whole(found[0], op)
     counts = tuple(count if count.terms else None for count in found)
@@ -72,12 +75,12 @@ def _alone(count: Count) -> bool:
     return len(count.terms) == 1 and count.terms[0][0] == 1 and not count.constant
 
 
-def _read(op: Op, source: Operand) -> Operand | None:
+def _read(flow: Flow, op: Op, source: Operand) -> Operand | None:
     """Returns what `x.size()`, `x.shape`, `x.dim()` and the like read off a tensor; None for anything else."""
     what = op.args[1] if op.target is getattr else op.target
     if what in _PLAIN:
         return Operand(value=op.value, is_tensor=False)
-    if (source.parameter is not None and source.layout is None) or len(op.operands) > 1:
+    if len(op.operands) > 1 or (what == "numel" and source.parameter is not None):
         return None
     layout = source.layout
     count = None if layout is None else Count.of(layout.positions)
@@ -87,6 +90,8 @@ def _read(op: Op, source: Operand) -> Operand | None:
     if what not in ("shape", "size", "numel"):
         return None
     counts = tuple(count if layout is not None and axis == layout.axis else None for axis in range(len(source.value)))
+    if source.parameter is not None:
+        counts = tuple(Count.of(flow.counted(source.parameter, axis)) for axis in range(len(source.value)))
     axis = op.argument(1, "dim") if op.target == "size" else None
     if axis is None:
         return Operand(value=op.value, is_tensor=False, counts=counts if isinstance(op.value, tuple) else ())

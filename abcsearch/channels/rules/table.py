@@ -12,6 +12,7 @@ whose class has a rule is not traced into, so a rule also is the way out where i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -121,9 +122,38 @@ def run_rule(rule: Rule, flow: Flow, op: Op) -> Layout | Sequence[Layout | None]
     Raises:
         NoRuleError: if it does not cover this use.
     """
+    kept = pinned(flow, op) if rule not in _THOROUGH else op
     if rule not in _THOROUGH:
-        numbers_plain(op.operands[1:])
-    return rule(flow, op)
+        numbers_plain(kept.operands[1:])
+    try:
+        return rule(flow, kept)
+    except NoRuleError:
+        again = pinned(flow, kept)
+        if again is kept:
+            raise
+        return rule(flow, again)
+
+
+def pinned(flow: Flow, op: Op) -> Op:
+    """Returns an operation to which attributes of modules are numbers that stay; itself where there are none."""
+
+    def pin(item: Any) -> Any:  # noqa: ANN401 - arguments are anything
+        if isinstance(item, Operand):
+            standing = [count for count in item.counts if flow.stands(count)]
+            for count in standing:
+                for _, positions in count.terms:
+                    flow.fix(positions, f"{op.name}: it works by a number that is written in the network")
+            left = tuple(None if count in standing else count for count in item.counts) if standing else ()
+            return dataclasses.replace(item, counts=left) if standing else item
+        if isinstance(item, slice):
+            return slice(pin(item.start), pin(item.stop), pin(item.step))
+        if isinstance(item, tuple | list):
+            return type(item)(pin(each) for each in item)
+        return {key: pin(each) for key, each in item.items()} if isinstance(item, dict) else item
+
+    if not any(flow.stands(count) for operand in op.operands for count in operand.counts):
+        return op
+    return dataclasses.replace(op, args=pin(op.args), kwargs=pin(op.kwargs))
 
 
 def numbers_plain(operands: Sequence[Operand]) -> None:
