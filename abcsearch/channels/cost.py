@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from abcsearch.channels.activation import Activations
     from abcsearch.channels.expectation import Distribution
-    from abcsearch.channels.flow import Call
+    from abcsearch.channels.uses import Call
 
 _ROWS = 4096  # candidates per block, so that memory stays small for any number of candidates
 

@@ -15,56 +15,13 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from abcsearch.channels.operands import Count, NoRuleError, Op
+from abcsearch.channels.operands import Count, NoRuleError, Op, View
+from abcsearch.channels.uses import Call, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True)
-class Call:
-    """One use of a weight in a convolution or linear layer: macs = times * (elements of the weight).
-
-    Attributes:
-        weight: canonical name, or the number of elements where the weight is computed in forward.
-        bias: likewise, or None.
-        times: how often each element is used per image.
-        outputs: how often each element of the bias is used per image.
-        scope: the path of the module in whose forward it happens.
-        in_channels: channels, or features, of its input.
-        height: of its input; 1 for a linear layer.
-        width: of its input; 1 for a linear layer.
-        stride: along the height; 1 for a linear layer.
-    """
-
-    weight: str | int
-    bias: str | int | None
-    times: int
-    outputs: int
-    scope: str = ""
-    in_channels: int = 0
-    height: int = 1
-    width: int = 1
-    stride: int = 1
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A number among a module's attributes that must follow channels.
-
-    Attributes:
-        path: of the module.
-        attribute: its name.
-        index: which entry of the attribute, where that is a tuple; None where it is a number.
-        positions: the attribute is the number of channels kept among them.
-    """
-
-    path: str
-    attribute: str
-    index: int | None
-    positions: NDArray[np.int64]
 
 
 @dataclass(kw_only=True)
@@ -179,6 +136,8 @@ class Flow:
 
     def _bind(self, size: Count, positions: NDArray[np.int64]) -> None:
         """Lets an attribute of a module count the channels that it is meant to be the number of."""
+        if len(size.terms) > 1:
+            self._bind_sum(size, positions)
         if len(size.terms) != 1 or size.constant or not self.stands(size):
             return
         factor, own = size.terms[0]
@@ -194,6 +153,14 @@ class Flow:
         else:  # equal runs of channels
             for run in positions.reshape(-1, len(own)):
                 self.tie(own, run)
+
+    def _bind_sum(self, size: Count, positions: NDArray[np.int64]) -> None:
+        """Lets an attribute, from which forward takes other numbers of channels, count all of these together."""
+        whole = [own for factor, own in size.terms if factor == 1 and id(own) in self._standing]
+        taken = [own for factor, own in size.terms if factor == -1]
+        every = np.concatenate([*taken, positions])
+        if len(whole) == 1 and len(taken) == len(size.terms) - 1 and len(whole[0]) == len(every):
+            self.tie(whole[0], every)
 
     def decides(self, difference: Count, how: str, text: str) -> None:
         """Says that forward went a way that depends on a number; what could make it go another way stays.
@@ -280,6 +247,7 @@ class Flow:
         if name is None:
             msg = "it computes with a tensor that is neither a parameter nor a buffer"
             raise NoRuleError(msg)
+        axis = self._axis(name, axis)
         if self.sizes[name][axis] != len(positions):
             msg = f"axis {axis} of {name} has {self.sizes[name][axis]} entries for {len(positions)} channels"
             raise NoRuleError(msg)
@@ -288,6 +256,15 @@ class Flow:
         known = self.axes.setdefault((name, axis), positions)
         if known is not positions:
             self.tie(known, positions)
+
+    @staticmethod
+    def _axis(name: str, axis: int) -> int:
+        """Returns the axis of a parameter that an axis of a view of it is."""
+        own = name.axes[axis] if isinstance(name, View) else axis
+        if own is None:
+            msg = f"{name} has no axis for the channels"
+            raise NoRuleError(msg)
+        return own
 
     def classes(self) -> Classes:
         """Returns the positions that can only be removed together, and what is known of each class."""

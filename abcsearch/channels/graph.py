@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from abcsearch.channels.activation import Activations
     from abcsearch.channels.blocks import Block
-    from abcsearch.channels.flow import Call
+    from abcsearch.channels.uses import Call
 
 WIDTHS = ("filter", "stage")  # levels of channel groups
 LEVELS = (*WIDTHS, "block")

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from abcsearch.channels.blocks import Block
-    from abcsearch.channels.flow import Call
     from abcsearch.channels.operands import Operand
     from abcsearch.channels.trace import OperationGraph
+    from abcsearch.channels.uses import Call
 
 
 class UnsupportedOpWarning(UserWarning):

@@ -10,12 +10,15 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from abcsearch.channels.flow import Call, Flow
+from abcsearch.channels.flow import Flow
 from abcsearch.channels.interception import SIZE_ATTRIBUTES
 from abcsearch.channels.operands import LOOSE, Count, Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules import find_rule, number, ruled_class
+from abcsearch.channels.rules.contraction import count_products
 from abcsearch.channels.rules.layers import count_calls
+from abcsearch.channels.rules.movement import view_of
 from abcsearch.channels.rules.table import run_rule
+from abcsearch.channels.uses import Call
 from abcsearch.errors import TraceError
 
 if TYPE_CHECKING:
@@ -61,7 +64,7 @@ def _result_of(flow: Flow, node: fx.Node, operands: dict[fx.Node, Operand], oper
     if node.op == "get_attr":
         return _attribute(operations, str(node.target), flow, value)
     op = _operation(node, value, operands, operations)
-    if not count_calls(flow, op) and operations.macs.get(node):
+    if not (count_calls(flow, op) or count_products(flow, op)) and operations.macs.get(node):
         macs = operations.macs[node] // flow.batch
         flow.calls.append(Call(weight=macs, bias=None, times=1, outputs=0, scope=op.scope))
     return _apply(flow, op)
@@ -170,17 +173,22 @@ def _apply(flow: Flow, op: Op) -> Operand:
     if isinstance(op.target, type) and issubclass(op.target, tuple):  # a named tuple of results
         return Operand(value=op.value, is_tensor=False, parts=tuple(op.operands))
     flow.begin()
-    reason, module, rule = "no rule", op.module, find_rule(op.target)
-    if module is not None and (module._forward_hooks or module._forward_pre_hooks):
-        reason = "it has a forward hook"
-    elif module is not None and "forward" in vars(module):
-        reason = "its forward was replaced"
-    elif rule is not None and (op.is_tensor or several):
+    reason, rule = _obstacle(op), find_rule(op.target)
+    if reason is None and rule is not None and (op.is_tensor or several):
+        if (view := view_of(op)) is not None:
+            return Operand(value=op.value, parameter=view, why=str(view))
         try:
             return _result(flow, op, _ruled(flow, op, rule))
         except NoRuleError as error:
             reason = str(error)
-    return _uncovered(flow, op, f"{op.name}: {reason}")
+    return _uncovered(flow, op, f"{op.name}: {reason or 'no rule'}")
+
+
+def _obstacle(op: Op) -> str | None:
+    """Returns why a module does something else than its class says; None where it does not, or there is none."""
+    if op.module is not None and (op.module._forward_hooks or op.module._forward_pre_hooks):
+        return "it has a forward hook"
+    return "its forward was replaced" if op.module is not None and "forward" in vars(op.module) else None
 
 
 def _ruled(flow: Flow, op: Op, rule: Rule) -> Layout | Sequence[Layout | None] | None:

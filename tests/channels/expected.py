@@ -23,7 +23,7 @@ NOTHING = """
     shape_slice size size_keyword sizes numel power mean_axis mean_all mean_channels linear_space
     indices indices_module normalize channel_max index_fill tensor_clamp out
     group_norm_function layer_norm_channels einsum_gram einsum_sum einsum_implicit matmul_gram
-    chunk_all split_method split_quarter tensor_split_at unbind_channels strided
+    chunk_all split_quarter tensor_split_at unbind_channels strided
     listed masked one_channel narrow_channels index_select_channels copy view_mixed expand_one
     floor_of_third half_rounded_up size_of_another
 """
@@ -99,6 +99,7 @@ PRUNES = {
     "split_size": {"layers.0": 3},
     "split_sizes": {"layers.0": 3},
     "split_keywords": {"layers.0": 3},
+    "split_method": {"layers.0": 3},
     "tensor_split": {"layers.0": 3},
     "halves": {"layers.0": 3},
     "halves_last": {"layers.0": 3},
@@ -185,7 +186,6 @@ NAMED = {
     "einsum_sum": "einsum: it sums over channels without a weight of its own for each",
     "einsum_implicit": "einsum: only equations like 'ij,jk->ik' are read",
     "matmul_gram": "matmul: channels at several axes",
-    "split_method": "split: a size is not a number",
     "split_quarter": "floordiv: no rule",
     "tensor_split_at": UNEVEN.format("tensor_split"),
     "unbind_channels": "unbind: it takes single channels",

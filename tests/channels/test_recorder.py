@@ -18,7 +18,7 @@ from abcsearch.channels.example import Example
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
-from abcsearch.errors import ExampleError
+from abcsearch.errors import TraceError
 from tests.channels.oracle import few, images, scrambled
 from tests.channels.test_slicing import check_oracle
 
@@ -142,7 +142,7 @@ STYLES = {
     "split sizes": lambda m, x: torch.cat(m.a(x).split((m.half, m.c - m.half), 1)[::-1], 1),
     "written size": lambda m, x: m.a(x).view(-1, m.c, 4 * 4).reshape(len(x), m.a.out_channels, *x.shape[2:]),
     "half": lambda m, x: m.a(torch.cat([x[:, : m.half].relu(), x[:, m.half :]], 1)),
-    "heads": lambda m, x: m.a(x).view(x.shape[0], m.parts, m.each, -1).flip(3).reshape(x.shape),
+    "heads": lambda m, x: m.a(x).view(len(x), m.parts, m.each, -1).flip(3).reshape(len(x), -1, *x.shape[2:]),
     "depthwise": lambda m, x: F.conv2d(m.a(x), m.filters, padding=1, groups=m.c),
     "scaled": lambda m, x: m.a(x) * m.factor,
     "record": lambda m, x: (pair := m.pair(x)).first * pair.second,
@@ -274,7 +274,7 @@ def test_lists_dicts_and_keywords_as_inputs():
     example = Example(({"all": [images(1), images(1)]},), {"scales": (torch.ones(1, 1, 1, 1).double(),)})
     graph = trace_channels(scrambled(Several()), example)
     assert [group.name for group in graph.prunable] == ["one"]
-    with pytest.raises(ExampleError, match="takes 1 inputs"):
+    with pytest.raises(TraceError, match="takes 1 inputs"):
         trace_channels(Several().double(), Example((images(1), images(1))))
 
 

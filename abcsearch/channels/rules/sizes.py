@@ -7,7 +7,7 @@ import operator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.channels.operands import Count, Op, Operand
+from abcsearch.channels.operands import Count, Op, Operand, View
 from abcsearch.channels.remembered import comparison, conversion
 from abcsearch.channels.rules.table import pinned
 
@@ -80,7 +80,7 @@ def _read(flow: Flow, op: Op, source: Operand) -> Operand | None:
     what = op.args[1] if op.target is getattr else op.target
     if what in _PLAIN:
         return Operand(value=op.value, is_tensor=False)
-    if len(op.operands) > 1 or (what == "numel" and source.parameter is not None):
+    if len(op.operands) > 1 or (what == "numel" and source.parameter is not None) or isinstance(source.parameter, View):
         return None
     layout = source.layout
     count = None if layout is None else Count.of(layout.positions)
