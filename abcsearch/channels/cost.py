@@ -96,7 +96,7 @@ class CostModel:
                 self._flops[row[call.bias]] += call.outputs
 
     def macs(self, candidates: ArrayLike) -> NDArray[np.int64]:
-        """Returns multiply-accumulates of convolutions, linear layers and other products with a weight; no bias, no norms.
+        """Returns multiply-accumulates of convolutions, linear layers and other products with a weight, no bias.
 
         Args:
             candidates: (n, n_dims) integers, kept channels per prunable group; then, or not at all, 1 or 0 per block;

@@ -37,7 +37,8 @@ _SUMMED = (torch.addmm, "addmm")
 @rule_for(*_PRODUCTS, thorough=True)
 def matrix_product(flow: Flow, op: Op) -> Layout | None:
     """The last axis of the first meets the last but one of the second; axes before are broadcast."""
-    op.tensor(0), op.tensor(1, "other")
+    for index, name in enumerate(("input", "other")):
+        op.tensor(index, name)
     read = _read(op)
     if read is None:
         msg = "one side is a vector"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 from fractions import Fraction
 from itertools import pairwise
@@ -282,6 +281,11 @@ def gated(flow: Flow, op: Op) -> Layout | None:
 @rule_for(torch.rand, torch.randn, torch.arange, torch.eye, "new_tensor")
 def creation(flow: Flow, op: Op) -> None:
     """A tensor whose sizes are all written in forward holds no channels that can be removed."""
+    _require_plain(op)
+
+
+def _require_plain(op: Op) -> None:
+    """Raises NoRuleError if a number that follows channels is among the arguments."""
     for operand in op.operands:
         if not operand.is_tensor and not operand.is_plain:
             msg = "its size depends on channels"
@@ -291,22 +295,27 @@ def creation(flow: Flow, op: Op) -> None:
 @rule_for(torch.zeros, torch.ones, torch.empty, "new_zeros", "new_ones", "new_empty", thorough=True)
 def constants(flow: Flow, op: Op) -> Layout | None:
     """A tensor with the same entries everywhere: along an axis that is as long as there are channels, it follows."""
-    sizes = op.args[1:] if isinstance(op.target, str) else op.args
-    counts = [count for _, count in numbers(*(sizes or (op.argument(0, "size", ()),)))]
-    following = [axis for axis, count in enumerate(counts) if count.terms]
-    if not following:
-        return creation(flow, op)
-    (axis,) = following if len(following) == 1 else (following[0],)
-    count = counts[axis]
-    if len(following) > 1 or len(count.terms) > 1 or count.constant or count.terms[0][0] != 1:
-        msg = "its size depends on channels"
-        raise NoRuleError(msg)
-    return Layout(axis, count.terms[0][1])
+    return _sized(op, op.args[1:] if isinstance(op.target, str) else op.args)
 
 
 @rule_for(torch.full, "new_full", thorough=True)
 def filled(flow: Flow, op: Op) -> Layout | None:
     """Likewise, with an entry that is given."""
     first = int(isinstance(op.target, str))
-    numbers_plain([o for o in op.operands if o is op.argument(first + 1, "fill_value")])
-    return constants(flow, dataclasses.replace(op, target="new_zeros", args=(None, op.argument(first, "size"))))
+    entry = op.argument(first + 1, "fill_value")
+    numbers_plain([operand for operand in op.operands if operand is entry])
+    return _sized(op, (op.argument(first, "size"),))
+
+
+def _sized(op: Op, sizes: tuple[Any, ...]) -> Layout | None:
+    """Returns the layout of a new tensor of some sizes: the channels that the only one which follows any counts."""
+    counts = [count for _, count in numbers(*(sizes or (op.kwargs.get("size", ()),)))]
+    terms = [(axis, *term) for axis, count in enumerate(counts) for term in count.terms]
+    if not terms:
+        _require_plain(op)
+        return None
+    axis, factor, positions = terms[0]
+    if len(terms) > 1 or factor != 1 or counts[axis].constant:
+        msg = "its size depends on channels"
+        raise NoRuleError(msg)
+    return Layout(axis, positions)

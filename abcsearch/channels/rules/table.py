@@ -139,7 +139,7 @@ def pinned(flow: Flow, op: Op) -> Op:
 
     def pin(item: Any) -> Any:  # noqa: ANN401 - arguments are anything
         if isinstance(item, Operand):
-            standing = [count for count in item.counts if flow.stands(count)]
+            standing = [count for count in item.counts if count is not None and flow.stands(count)]
             for count in standing:
                 for _, positions in count.terms:
                     flow.fix(positions, f"{op.name}: it works by a number that is written in the network")
