@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from abcsearch.budget import Constraint as Constraint
     from abcsearch.channels.blocks import Block as Block
     from abcsearch.channels.criteria import CRITERIA as CRITERIA
+    from abcsearch.channels.example import Example as Example
     from abcsearch.channels.gates import gate as gate
     from abcsearch.channels.graph import ChannelGraph as ChannelGraph
     from abcsearch.channels.graph import ChannelGroup as ChannelGroup
@@ -107,6 +108,7 @@ _HOME = {
     "Budget": "abcsearch.budget",
     "Constraint": "abcsearch.budget",
     "Block": "abcsearch.channels.blocks",
+    "Example": "abcsearch.channels.example",
     "gate": "abcsearch.channels.gates",
     "ChannelGraph": "abcsearch.channels.graph",
     "ChannelGroup": "abcsearch.channels.graph",

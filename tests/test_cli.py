@@ -493,15 +493,13 @@ def test_own_model_by_import_path_from_the_working_directory(tiny_config, tmp_pa
 NETS = """
 from torch import nn
 
-class Depends(nn.Module):
+class Fails(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(1, 10, 3)
     def forward(self, x):
         out = self.conv(x)
-        if out.mean() > 0:  # the line to name
-            out = -out
-        return out.mean(dim=(2, 3))
+        return out.view(-1, 7)  # the line to name
 
 class Mixes(nn.Module):
     def __init__(self):
@@ -515,7 +513,7 @@ class Mixes(nn.Module):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("Depends", ("Depends cannot be traced by torch.fx", "badnets.py:10", "control flow")),
+        ("Fails", ("Fails does not run on the example input", "(at view, ", "badnets.py:10")),
         (
             "Mixes",
             (

@@ -16,7 +16,7 @@ FIXED = (
     *("NSGA2", "BeeColonyOfficial", "DDPG", "OptunaSearch", "ResponseSurface", "Tabular", "ShortTraining", "Cascade"),
     *("Objective", "OBJECTIVES", "OUTPUTS", "Data", "Split", "Stream", "load_data"),
     *("train", "Lesson", "Supervised"),
-    *("Source", "Sliced", "SlicedEvaluator", "ScoringOptions", "share", "gate"),
+    *("Source", "Sliced", "SlicedEvaluator", "ScoringOptions", "share", "gate", "Example"),
     *("Baseline", "BASELINES"),
 )
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from abcsearch.channels.activation import Activations
     from abcsearch.channels.expectation import Distribution
-    from abcsearch.channels.flow import Call
+    from abcsearch.channels.uses import Call
 
 _ROWS = 4096  # candidates per block, so that memory stays small for any number of candidates
 
@@ -96,7 +96,7 @@ class CostModel:
                 self._flops[row[call.bias]] += call.outputs
 
     def macs(self, candidates: ArrayLike) -> NDArray[np.int64]:
-        """Returns multiply-accumulates of convolutions and linear layers, no bias, no normalisation.
+        """Returns multiply-accumulates of convolutions, linear layers and other products with a weight, no bias.
 
         Args:
             candidates: (n, n_dims) integers, kept channels per prunable group; then, or not at all, 1 or 0 per block;

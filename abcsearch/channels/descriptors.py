@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from abcsearch.channels.blocks import Block
-    from abcsearch.channels.flow import Call
     from abcsearch.channels.graph import ChannelGraph, ChannelGroup
+    from abcsearch.channels.uses import Call
 
 
 def layer_descriptors(graph: ChannelGraph) -> tuple[tuple[float, ...], ...]:

@@ -15,56 +15,13 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from abcsearch.channels.operands import Count, NoRuleError, Op
+from abcsearch.channels.operands import Count, NoRuleError, Op, View
+from abcsearch.channels.uses import Call, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True)
-class Call:
-    """One use of a weight in a convolution or linear layer: macs = times * (elements of the weight).
-
-    Attributes:
-        weight: canonical name, or the number of elements where the weight is computed in forward.
-        bias: likewise, or None.
-        times: how often each element is used per image.
-        outputs: how often each element of the bias is used per image.
-        scope: the path of the module in whose forward it happens.
-        in_channels: channels, or features, of its input.
-        height: of its input; 1 for a linear layer.
-        width: of its input; 1 for a linear layer.
-        stride: along the height; 1 for a linear layer.
-    """
-
-    weight: str | int
-    bias: str | int | None
-    times: int
-    outputs: int
-    scope: str = ""
-    in_channels: int = 0
-    height: int = 1
-    width: int = 1
-    stride: int = 1
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A number among a module's attributes that must follow channels.
-
-    Attributes:
-        path: of the module.
-        attribute: its name.
-        index: which entry of the attribute, where that is a tuple; None where it is a number.
-        positions: the attribute is the number of channels kept among them.
-    """
-
-    path: str
-    attribute: str
-    index: int | None
-    positions: NDArray[np.int64]
 
 
 @dataclass(kw_only=True)
@@ -106,6 +63,9 @@ class Flow:
     _unset: dict[str, str] = field(default_factory=dict)
     _settings_before: int = 0
     _equations: list[tuple[Count, NDArray[np.int64] | None, str]] = field(default_factory=list)
+    _written: dict[tuple[str, str], NDArray[np.int64]] = field(default_factory=dict)
+    _standing: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    _decisions: list[tuple[Count, str, str]] = field(default_factory=list)
 
     def fresh(self, count: int, producer: str = "") -> NDArray[np.int64]:
         """Returns `count` new positions; `producer` is the path of the module that computes them."""
@@ -143,11 +103,74 @@ class Flow:
             positions: what it must count.
             op: the operation that uses the number.
         """
+        self._bind(size, positions)
         self._equations.append((size, positions, f"{op.name}: a size there would not follow the channels"))
 
     def whole(self, size: Count, op: Op) -> None:
         """Says that a number in forward must stay whole, because forward rounds it; otherwise the channels stay."""
         self._equations.append((size, None, f"{op.name}: rounding there would not follow the channels"))
+
+    def attribute(self, path: str, name: str, value: int) -> NDArray[np.int64]:
+        """Returns positions that stand for a number among a module's attributes which forward reads.
+
+        Where forward uses it as a number of channels (`follows`), it counts those, and slicing sets it; used in any
+        other way it stays, and with it what it counts.
+        """
+        if (path, name) not in self._written:
+            positions = self._written[path, name] = self.fresh(value)
+            self._standing[id(positions)] = positions
+            self.setting(path, name, positions)
+        return self._written[path, name]
+
+    def counted(self, tensor: str, axis: int) -> NDArray[np.int64]:
+        """Returns positions that stand for the length of an axis of a parameter or buffer, which forward reads."""
+        positions = self.fresh(self.sizes[tensor][axis])
+        known = self.axes.setdefault((tensor, axis), positions)
+        if known is not positions:
+            self.tie(known, positions)
+        return positions
+
+    def stands(self, count: Count | None) -> bool:
+        """Returns whether a number is made of attributes of modules only."""
+        return count is not None and bool(count.terms) and all(id(own) in self._standing for _, own in count.terms)
+
+    def _bind(self, size: Count, positions: NDArray[np.int64]) -> None:
+        """Lets an attribute of a module count the channels that it is meant to be the number of."""
+        if len(size.terms) > 1:
+            self._bind_sum(size, positions)
+        if len(size.terms) != 1 or size.constant or not self.stands(size):
+            return
+        factor, own = size.terms[0]
+        if factor * len(own) != len(positions):
+            return
+        if factor.numerator == 1:  # one of equal runs
+            for run in own.reshape(factor.denominator, -1):
+                self.tie(run, positions)
+            return
+        each = positions.reshape(len(own), -1)
+        if (each == each[:, :1]).all():  # flattened channels
+            self.tie(own, each[:, 0])
+        else:  # equal runs of channels
+            for run in positions.reshape(-1, len(own)):
+                self.tie(own, run)
+
+    def _bind_sum(self, size: Count, positions: NDArray[np.int64]) -> None:
+        """Lets an attribute, from which forward takes other numbers of channels, count all of these together."""
+        whole = [own for factor, own in size.terms if factor == 1 and id(own) in self._standing]
+        taken = [own for factor, own in size.terms if factor == -1]
+        every = np.concatenate([*taken, positions])
+        if len(whole) == 1 and len(taken) == len(size.terms) - 1 and len(whole[0]) == len(every):
+            self.tie(whole[0], every)
+
+    def decides(self, difference: Count, how: str, text: str) -> None:
+        """Says that forward went a way that depends on a number; what could make it go another way stays.
+
+        Args:
+            difference: the number.
+            how: how it compared with 0 on the example: "eq", "ne", "lt", "le", "gt" or "ge".
+            text: the reason for those channels that stay.
+        """
+        self._decisions.append((difference, how, text))
 
     def setting(self, path: str, attribute: str, positions: NDArray[np.int64], index: int | None = None) -> None:
         """Says that a module's attribute is the number of channels among positions; slicing sets it.
@@ -224,6 +247,7 @@ class Flow:
         if name is None:
             msg = "it computes with a tensor that is neither a parameter nor a buffer"
             raise NoRuleError(msg)
+        axis = self._axis(name, axis)
         if self.sizes[name][axis] != len(positions):
             msg = f"axis {axis} of {name} has {self.sizes[name][axis]} entries for {len(positions)} channels"
             raise NoRuleError(msg)
@@ -232,6 +256,15 @@ class Flow:
         known = self.axes.setdefault((name, axis), positions)
         if known is not positions:
             self.tie(known, positions)
+
+    @staticmethod
+    def _axis(name: str, axis: int) -> int:
+        """Returns the axis of a parameter that an axis of a view of it is."""
+        own = name.axes[axis] if isinstance(name, View) else axis
+        if own is None:
+            msg = f"{name} has no axis for the channels"
+            raise NoRuleError(msg)
+        return own
 
     def classes(self) -> Classes:
         """Returns the positions that can only be removed together, and what is known of each class."""
@@ -277,7 +310,29 @@ class Flow:
             if wrong:
                 reasons.update(dict.fromkeys(wrong, text))
                 self.problem(text, [np.flatnonzero(np.isin(label, sorted(wrong)))], parameters=False)
+        for difference, how, text in self._decisions:
+            free = self._unequal(difference, np.zeros(0, np.int64), label) - reasons.keys()
+            if free and not self._settled(difference, how, label, reasons):
+                reasons.update(dict.fromkeys(free, text))
+                self.problem(text, [np.flatnonzero(np.isin(label, sorted(free)))], parameters=False)
         return reasons
+
+    def _settled(self, difference: Count, how: str, label: NDArray[np.int64], reasons: dict[int, str]) -> bool:
+        """Returns whether a number compares with 0 in one way, whatever is removed."""
+        low = high = difference.constant
+        for factor, positions in difference.terms:
+            # Of the channels of a tensor one stays at least, and all those that cannot be removed.
+            stays = max(1, sum(index in reasons for index in label[positions].tolist()))
+            ends = (factor * stays, factor * len(positions))
+            low, high = low + min(ends), high + max(ends)
+        return {
+            "eq": low == high == 0,
+            "ne": low > 0 or high < 0,
+            "lt": high < 0,
+            "le": high <= 0,
+            "gt": low > 0,
+            "ge": low >= 0,
+        }[how]
 
     def _unequal(self, size: Count, positions: NDArray[np.int64] | None, label: NDArray[np.int64]) -> set[int]:
         """Returns the classes that a number counts more or less often than they are among the positions.

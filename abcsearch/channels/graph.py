@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from abcsearch.channels.cost import CostModel
 from abcsearch.channels.descriptors import layer_descriptors
+from abcsearch.channels.widths import widths_of
 from abcsearch.errors import CandidateError, TraceError, plural, unknown_name
 from abcsearch.space import Dimension, SearchSpace
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from abcsearch.channels.activation import Activations
     from abcsearch.channels.blocks import Block
-    from abcsearch.channels.flow import Call
+    from abcsearch.channels.uses import Call
 
 WIDTHS = ("filter", "stage")  # levels of channel groups
 LEVELS = (*WIDTHS, "block")
@@ -179,7 +180,8 @@ class ChannelGraph:
             alpha: largest keep ratio, in (0, 1].
             step: distance of keep ratios, in [0.000001, alpha].
             levels: what to search: "filter", "stage", "block", any of them.
-            divisor: widths are rounded down to multiples of it (and are at least the smaller of it and the width).
+            divisor: layers have multiples of it as channels, where that is possible (`widths_of`): widths are rounded
+                down, to the smallest that fits at least.
             lowest: smallest keep ratio, in (0, alpha]; None: one step.
             criteria: names of those that are searched, in the order of a ranking's; one, or none, is no choice.
 
@@ -195,10 +197,9 @@ class ChannelGraph:
         last, apart, first = (Fraction(ratio).limit_denominator(_FINEST) for ratio in given)
         ratios = [first + h * apart for h in range(int((last - first) / apart) + 1)]
         dimensions: list[Dimension] = []
-        for group in self.prunable:
+        for index, group in enumerate(self.prunable):
             c = group.channels
-            widths = {max(int(c * ratio) // divisor * divisor, min(c, divisor)) for ratio in ratios}
-            choices = sorted(widths) if group.kind in levels else [c]
+            choices = widths_of(self, index, ratios, divisor) if group.kind in levels else [c]
             dimensions.append(Dimension(group.name, "width", tuple(choices), c))
         chosen = [criterion_of(width, criteria) for width in dimensions] if len(criteria) > 1 else []
         if "block" in levels or chosen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 
 from abcsearch.channels.activation import Activations, Step
 from abcsearch.channels.blocks import find_blocks
+from abcsearch.channels.example import Example
 from abcsearch.channels.flow import Classes, Flow
 from abcsearch.channels.graph import ChannelGraph, ChannelGroup, Member, SizeAttribute
 from abcsearch.channels.propagate import propagate, tensor_names
+from abcsearch.channels.selfcheck import misfits
 from abcsearch.channels.trace import trace_operations
 from abcsearch.errors import TraceError, UnsupportedOpError, unknown_name
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.blocks import Block
     from abcsearch.channels.operands import Operand
     from abcsearch.channels.trace import OperationGraph
+    from abcsearch.channels.uses import Call
 
 
 class UnsupportedOpWarning(UserWarning):
@@ -35,75 +39,114 @@ class UnsupportedOpWarning(UserWarning):
 
 def trace_channels(
     model: nn.Module,
-    example_input: torch.Tensor | tuple[torch.Tensor, ...],
+    example_input: torch.Tensor | tuple[Any, ...] | Example,
     *,
     fixed: Sequence[str] = (),
     unknown: Literal["fix", "raise"] = "fix",
+    check: bool = True,
 ) -> ChannelGraph:
     """Finds out which channels of a network must be removed together, and which can be removed at all.
 
     Args:
-        model: any module that torch.fx can trace; it is not changed.
-        example_input: one batch as forward takes it (batch 1 is enough), or a tuple of positional arguments.
+        model: any module that runs; it is not changed.
+        example_input: one batch as forward takes it (batch 1 is enough), a tuple of positional arguments, or an
+            `Example` with keyword arguments as well.
         fixed: paths of modules whose output channels must all stay.
         unknown: "fix" keeps all channels that an operation without a rule touches and says so in one warning;
             "raise" refuses.
+        check: tries at the end whether a random structure, sliced, computes what is left of the original: two more
+            forward passes. Groups for which it does not are fixed, with the reason.
 
     Raises:
-        TraceError: if the model cannot be traced or run, or `fixed` names no module with channels.
+        TraceError: if the model cannot be traced or run, `fixed` names no module with channels, or the check fails.
         UnsupportedOpError: with `unknown="raise"`, naming every operation without a rule.
     """
     if unknown not in ("fix", "raise"):
         raise TraceError(unknown_name("value of unknown", str(unknown), ("fix", "raise")))
-    operations, example_input, batch = _one_image(model, example_input)
+    operations, example, batch = _one_image(model, Example.of(example_input))
     names = tensor_names(operations)
     flow = Flow(canonical=names[0], sizes=names[1], batch=batch)
     operands = propagate(flow, operations)
     calls = tuple(flow.calls)
-    training = _couple_training(flow, operations, model, example_input)
+    training = _couple_training(flow, operations, model, example)
     _fix_modules(flow, fixed)
-    classes = flow.classes()
-    unsupported = flow.unsupported(classes)
-    if unsupported and unknown == "raise":
-        msg = "operations without a rule for channels: " + "; ".join(unsupported)
+    traced = _Traced(operations, operands, training, calls)
+    graph, positions = _assembled(flow, traced)
+    wrong = misfits(model, graph, example) if check else {}
+    if wrong:
+        for index, reason in wrong.items():
+            flow.fix(positions[index], reason)
+            flow.problem(f"{graph.prunable[index].name}: {reason}", [positions[index]], parameters=False)
+        graph, _ = _assembled(flow, traced)
+        wrong = misfits(model, graph, example)
+    if wrong:
+        names = ", ".join(graph.prunable[index].name for index in wrong)
+        msg = f"without channels of {names}, {next(iter(wrong.values()))}; name these modules in `fixed`"
+        raise TraceError(msg)
+    if graph.unsupported and unknown == "raise":
+        msg = "operations without a rule for channels: " + "; ".join(graph.unsupported)
         raise UnsupportedOpError(msg)
-    if unsupported:
-        text = "channels touched by operations without a rule stay as they are: " + "; ".join(summarised(unsupported))
+    if graph.unsupported:
+        lines = "; ".join(summarised(graph.unsupported))
+        text = f"channels touched by operations without a rule stay as they are: {lines}"
         warnings.warn(text, UnsupportedOpWarning, stacklevel=2)
+    return graph
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """What was recorded of a network, and what the rules made of it.
+
+    Attributes:
+        operations: in evaluation mode.
+        operands: the result of each.
+        training: the operations in training mode, or None.
+        calls: every use of a weight.
+    """
+
+    operations: OperationGraph
+    operands: dict[Node, Operand]
+    training: OperationGraph | None
+    calls: tuple[Call, ...]
+
+
+def _assembled(flow: Flow, traced: _Traced) -> tuple[ChannelGraph, list[NDArray[np.int64]]]:
+    """Returns the graph that follows from what the rules have said, and the positions of every prunable group."""
+    operations, classes = traced.operations, flow.classes()
     parameters = {flow.canonical[id(p)] for p in operations.modules[""].parameters()}
     groups, place = _groups(flow, classes)
-    blocks = find_blocks(operations, training)
-    return ChannelGraph(
+    blocks = find_blocks(operations, traced.training)
+    graph = ChannelGraph(
         groups=groups,
         blocks=blocks,
         settings=_settings(flow, classes, groups, place),
-        activations=_activations(operations, operands, blocks, _coefficients(classes, groups, place), flow.batch),
+        activations=_activations(
+            operations, traced.operands, blocks, _coefficients(classes, groups, place), flow.batch
+        ),
         sizes=flow.sizes,
         trainable=frozenset(parameters),
-        calls=calls,
-        unsupported=unsupported,
+        calls=traced.calls,
+        unsupported=flow.unsupported(classes),
         kinds={path: type(module) for path, module in operations.modules.items()},
     )
+    group_of = place[classes.label, 0]
+    return graph, [np.flatnonzero(group_of == i) for i, group in enumerate(groups) if group.fixed is None]
 
 
-def _one_image(
-    model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]
-) -> tuple[OperationGraph, torch.Tensor | tuple[torch.Tensor, ...], int]:
+def _one_image(model: nn.Module, example: Example) -> tuple[OperationGraph, Example, int]:
     """Traces on the first image of the example, since costs are per image.
 
     Returns the operations, the input that was used, and the number of images in it: more than one only if forward
     insists on them.
     """
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
-    batch = len(tensors[0]) if tensors and tensors[0].ndim else 1
-    if batch > 1 and all(x.ndim and len(x) == batch for x in tensors):
-        first = tuple(x[:1] if isinstance(x, torch.Tensor) else x for x in inputs)
+    tensors = [x for x in example.tensors if x.ndim]
+    batch = len(tensors[0]) if tensors else 1
+    if batch > 1 and all(len(x) == batch for x in tensors):
+        single = example.mapped(lambda x: x[:1] if isinstance(x, torch.Tensor) and x.ndim else x)
         with contextlib.suppress(TraceError):
-            single = first if isinstance(example_input, tuple) else first[0]
             return trace_operations(model, single), single, 1
     unbatched = bool(tensors) and tensors[0].ndim == 3  # one image as (channels, height, width)
-    return trace_operations(model, example_input), example_input, 1 if unbatched else max(batch, 1)
+    return trace_operations(model, example), example, 1 if unbatched else max(batch, 1)
 
 
 def summarised(unsupported: Sequence[str]) -> list[str]:
@@ -119,15 +162,17 @@ def summarised(unsupported: Sequence[str]) -> list[str]:
 
 
 def _couple_training(
-    flow: Flow, operations: OperationGraph, model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]
+    flow: Flow, operations: OperationGraph, model: nn.Module, example: Example
 ) -> OperationGraph | None:
     """Adds what forward does in training mode only (auxiliary classifiers), so that the sliced network trains.
 
     The layers that appear there keep their channels: no cost of inference depends on them. Returns the operations of
     training mode, None where they cannot be traced.
     """
+    if not operations.asks:
+        return operations
     try:
-        training = trace_operations(model, example_input, training=True)
+        training = trace_operations(model, example, training=True)
     except TraceError:
         return None  # the sliced network is as it was asked for; whether it trains, training will tell
     if [node.format_node() for node in training.nodes] == [node.format_node() for node in operations.nodes]:

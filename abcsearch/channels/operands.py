@@ -65,6 +65,26 @@ class Count:
         return Count(self.constant * factor, tuple((own * factor, positions) for own, positions in self.terms))
 
 
+class View(str):
+    """The name of a parameter or buffer that is seen with its axes in another order, or with axes of one entry.
+
+    Attributes:
+        axes: the axis of the parameter that each axis of the view is; None for one of one entry.
+    """
+
+    __slots__ = ("axes",)
+
+    axes: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, name: str, axes: tuple[int | None, ...]) -> View:
+        """Returns the name with its axes; of a view's name, as seen through both."""
+        view = cls(name)
+        before = name.axes if isinstance(name, View) else None
+        view.axes = axes if before is None else tuple(None if axis is None else before[axis] for axis in axes)
+        return view
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operand:
     """An argument that comes from another operation.
@@ -74,7 +94,7 @@ class Operand:
         layout: where a tensor's channels are; None if no channel that can be removed is in it: nothing of the tensor
             changes then.
         why: why the layout is None, for messages.
-        parameter: the canonical name, where it is a parameter or buffer that forward uses directly.
+        parameter: the canonical name, where it is a parameter or buffer that forward uses directly, or a view of one.
         is_tensor: whether it is a tensor.
         counts: of a number or tuple of numbers: how each follows channels, None where it does not.
         parts: the tensors of an operation that returns several.

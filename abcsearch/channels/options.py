@@ -24,7 +24,7 @@ class SpaceOptions:
         alpha: largest keep ratio.
         step: distance of keep ratios.
         levels: "filter" (inside blocks), "stage" (residual streams), "block" (whole residual blocks).
-        divisor: widths are multiples of it.
+        divisor: layers have multiples of it as channels, where that is possible.
         lowest: smallest keep ratio; None: one step.
         fixed: paths of modules whose output channels all stay.
     """

@@ -10,11 +10,15 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from abcsearch.channels.flow import Call, Flow
-from abcsearch.channels.operands import LOOSE, Layout, NoRuleError, Op, Operand
-from abcsearch.channels.rules import find_rule, number
+from abcsearch.channels.flow import Flow
+from abcsearch.channels.interception import SIZE_ATTRIBUTES
+from abcsearch.channels.operands import LOOSE, Count, Layout, NoRuleError, Op, Operand
+from abcsearch.channels.rules import find_rule, number, ruled_class
+from abcsearch.channels.rules.contraction import count_products
 from abcsearch.channels.rules.layers import count_calls
+from abcsearch.channels.rules.movement import view_of
 from abcsearch.channels.rules.table import run_rule
+from abcsearch.channels.uses import Call
 from abcsearch.errors import TraceError
 
 if TYPE_CHECKING:
@@ -38,27 +42,32 @@ def tensor_names(operations: OperationGraph) -> tuple[dict[int, str], dict[str, 
 def propagate(flow: Flow, operations: OperationGraph) -> dict[fx.Node, Operand]:
     """Runs the rules over all operations; the flow collects what they say. Returns the result of every operation."""
     operands: dict[fx.Node, Operand] = {}
-    for path, attribute in operations.read.items():
-        module = operations.modules[path]
-        problem = f"{type(module).__name__} {path}: forward reads its {attribute}"
-        flow.problem(problem, [], parameters=True)
-        _freeze(flow, module, problem)
     for node in operations.nodes:
-        value = operations.values[node]
         if node.op == "output":
             for source in node.all_input_nodes:
                 _fix_all(flow, [operands[source]], "the network's output")
-        elif node.op == "placeholder":
-            operands[node] = _constant(value, "the network's input")
-        elif node.op == "get_attr":
-            operands[node] = _attribute(operations, str(node.target), flow, value)
         else:
-            op = _operation(node, value, operands, operations)
-            if not count_calls(flow, op) and operations.macs.get(node):
-                macs = operations.macs[node] // flow.batch
-                flow.calls.append(Call(weight=macs, bias=None, times=1, outputs=0, scope=op.scope))
-            operands[node] = _apply(flow, op)
+            operands[node] = _result_of(flow, node, operands, operations)
+    for node, reason in operations.unseen.items():
+        touched = operands[node].touched if node in operands else []
+        flow.problem(reason, touched, parameters=False)
+        for positions in touched:
+            flow.fix(positions, reason)
     return operands
+
+
+def _result_of(flow: Flow, node: fx.Node, operands: dict[fx.Node, Operand], operations: OperationGraph) -> Operand:
+    """Returns the result of one operation, of which those before are known."""
+    value = operations.values[node]
+    if node.op == "placeholder":
+        return _constant(value, "the network's input")
+    if node.op == "get_attr":
+        return _attribute(operations, str(node.target), flow, value)
+    op = _operation(node, value, operands, operations)
+    if not (count_calls(flow, op) or count_products(flow, op)) and operations.macs.get(node):
+        macs = operations.macs[node] // flow.batch
+        flow.calls.append(Call(weight=macs, bias=None, times=1, outputs=0, scope=op.scope))
+    return _apply(flow, op)
 
 
 def _constant(value: Any, why: str) -> Operand:  # noqa: ANN401 - operations return anything
@@ -74,11 +83,13 @@ def _several(value: Any) -> bool:  # noqa: ANN401 - operations return anything
 
 
 def _attribute(operations: OperationGraph, path: str, flow: Flow, value: Any) -> Operand:  # noqa: ANN401
-    """Returns a tensor that forward uses directly.
+    """Returns a tensor, or a whole number, that forward uses directly.
 
     Along its only axis with more than one entry, a parameter or buffer has positions of its own.
     """
     owner, _, attribute = path.rpartition(".")
+    if type(value) is int:
+        return _written(operations, owner, attribute, flow, value)
     tensor = getattr(operations.modules[owner], attribute, None) if owner in operations.modules else None
     name = flow.canonical.get(id(tensor))
     if name is None or not isinstance(value, torch.Size):
@@ -90,6 +101,43 @@ def _attribute(operations: OperationGraph, path: str, flow: Flow, value: Any) ->
     return Operand(value=value, layout=layout, parameter=name, why=name)
 
 
+def _written(operations: OperationGraph, owner: str, attribute: str, flow: Flow, value: int) -> Operand:
+    """Returns a number among a module's attributes that forward reads.
+
+    Of a layer, it may be the length of an axis of its weight, and slicing sets it already.
+    """
+    module = operations.modules[owner]
+    positions = None
+    if attribute in SIZE_ATTRIBUTES and ruled_class(type(module)) is not None:
+        counted = _axis_of(module, attribute)
+        if counted is None or flow.canonical.get(id(counted[0])) is None:
+            problem = f"{type(module).__name__} {owner}: forward reads its {attribute}"
+            flow.problem(problem, [], parameters=True)
+            _freeze(flow, module, problem)
+            return Operand(value=value, is_tensor=False)
+        positions = flow.counted(flow.canonical[id(counted[0])], counted[1])
+    elif value <= _MOST:
+        positions = flow.attribute(owner, attribute, value)
+    return Operand(value=value, is_tensor=False, counts=() if positions is None else (Count.of(positions),))
+
+
+_MOST = 1 << 14  # no number of channels is larger
+
+
+def _axis_of(module: nn.Module, attribute: str) -> tuple[torch.Tensor | None, int] | None:
+    """Returns the tensor, and its axis, whose length an attribute of a layer is; None if it is no length."""
+    weight: Any = getattr(module, "weight", None)
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    grouped = getattr(module, "groups", 1) > 1
+    if attribute in ("num_features", "num_parameters"):
+        return (getattr(module, "running_mean", None) if weight is None else weight), 0
+    if attribute in ("out_features", "in_features"):
+        return weight, 0 if attribute == "out_features" else 1
+    if attribute == "groups" or (grouped and (attribute == "in_channels" or transposed)):
+        return None
+    return weight, int((attribute == "in_channels") != transposed)
+
+
 def _operation(
     node: fx.Node,
     value: Any,  # noqa: ANN401 - operations return anything
@@ -98,7 +146,7 @@ def _operation(
 ) -> Op:
     """Returns the operation of a node as rules see it."""
     module = operations.modules[str(node.target)] if node.op == "call_module" else None
-    target = type(module) if module is not None else node.target
+    target = node.target if module is None else ruled_class(type(module)) or type(module)
     kind = str(getattr(target, "__name__", target))
     args: Any = map_arg(node.args, lambda n: operands[n])  # pyright: ignore[reportArgumentType]
     if target is getattr and isinstance(value, torch.Size) and args[0].is_tensor:  # x.T, x.data
@@ -125,17 +173,22 @@ def _apply(flow: Flow, op: Op) -> Operand:
     if isinstance(op.target, type) and issubclass(op.target, tuple):  # a named tuple of results
         return Operand(value=op.value, is_tensor=False, parts=tuple(op.operands))
     flow.begin()
-    reason, module, rule = "no rule", op.module, find_rule(op.target)
-    if module is not None and (module._forward_hooks or module._forward_pre_hooks):
-        reason = "it has a forward hook"
-    elif module is not None and "forward" in vars(module):
-        reason = "its forward was replaced"
-    elif rule is not None and (op.is_tensor or several):
+    reason, rule = _obstacle(op), find_rule(op.target)
+    if reason is None and rule is not None and (op.is_tensor or several):
+        if (view := view_of(op)) is not None:
+            return Operand(value=op.value, parameter=view, why=str(view))
         try:
             return _result(flow, op, _ruled(flow, op, rule))
         except NoRuleError as error:
             reason = str(error)
-    return _uncovered(flow, op, f"{op.name}: {reason}")
+    return _uncovered(flow, op, f"{op.name}: {reason or 'no rule'}")
+
+
+def _obstacle(op: Op) -> str | None:
+    """Returns why a module does something else than its class says; None where it does not, or there is none."""
+    if op.module is not None and (op.module._forward_hooks or op.module._forward_pre_hooks):
+        return "it has a forward hook"
+    return "its forward was replaced" if op.module is not None and "forward" in vars(op.module) else None
 
 
 def _ruled(flow: Flow, op: Op, rule: Rule) -> Layout | Sequence[Layout | None] | None:

@@ -1,41 +1,31 @@
-"""Model and example input -> operation graph, by torch.fx and one forward pass on a copy of the model."""
+"""Model and example input -> operation graph, by recording one forward pass on a copy of the model."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import operator
-import re
+import inspect
 import threading
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
+from abcsearch.channels.example import Example
+from abcsearch.channels.interception import SIZE_ATTRIBUTES, Watched, is_leaf, listening
 from abcsearch.channels.recording import Recorder
-from abcsearch.channels.rules import RULES
 from abcsearch.errors import ExampleError, TraceError
 from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-# The attributes of layers that follow the number of channels; slicing sets them (`slicing.fit_attributes`).
-SIZE_ATTRIBUTES = (
-    "in_channels",
-    "out_channels",
-    "groups",
-    "in_features",
-    "out_features",
-    "num_features",
-    "num_parameters",
-)
+__all__ = ["SIZE_ATTRIBUTES", "OperationGraph", "trace_operations"]
 
-
-_LOCK = threading.Lock()  # tracing changes nn.Module itself while it lasts; torch.fx does, too
+_LOCK = threading.Lock()  # tracing changes nn.Module itself while it lasts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +46,8 @@ class OperationGraph:
         peeks: (path of a module, paths of the modules in whose forward the tracer was): attributes read from outside.
         modules: the traced copy's modules by path, in evaluation mode.
         read: path of every layer of which forward itself reads a size attribute or a buffer, and its name.
+        asks: whether forward asks if the network trains.
+        unseen: operations that what never ran may work on, since forward decided on data there, and what that was.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -69,110 +61,82 @@ class OperationGraph:
     peeks: frozenset[tuple[str, tuple[str, ...]]]
     modules: Mapping[str, nn.Module]
     read: Mapping[str, str]
-
-
-class _Proxy(fx.Proxy):
-    """Records `a += b` as what it is; torch.fx makes `a = a + b` of it, which leaves the tensor behind `a` alone."""
-
-
-def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
-    def method(self: _Proxy, other: Any) -> fx.Proxy:  # noqa: ANN401 - tensors and numbers
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
-    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
-
-
-class _Tracer(fx.Tracer):
-    """Does not trace into modules whose class has a rule; keeps how the others are called.
-
-    Attributes:
-        active: the modules in whose forward the tracer is, the innermost last.
-        calls: per module path, the operation whose result goes in and the one whose result comes out, if it is called
-            once, with one positional argument, and returns one thing; None for any other use.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.active: list[nn.Module] = []
-        self.calls: dict[str, tuple[fx.Node, fx.Node] | None] = {}
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in RULES or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:  # noqa: ANN401 - forward returns anything
-        self.active.append(m)
-        try:
-            result = super().call_module(m, forward, args, kwargs)
-        finally:
-            self.active.pop()
-        path = self.path_of_module(m)
-        ends = (*args, result)
-        simple = path not in self.calls and len(ends) == 2 and not kwargs and all(isinstance(e, fx.Proxy) for e in ends)
-        self.calls[path] = (args[0].node, result.node) if simple else None
-        return result
+    asks: bool
+    unseen: Mapping[fx.Node, str]
 
 
 def trace_operations(
-    model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...], *, training: bool = False
+    model: nn.Module, example_input: torch.Tensor | tuple[Any, ...] | Example, *, training: bool = False
 ) -> OperationGraph:
-    """Traces the model on a copy; the model and the global random state stay as they are.
+    """Records one forward pass on a copy of the model; the model and the global random state stay as they are.
 
     Args:
-        model: any module that torch.fx can trace.
-        example_input: one batch as forward takes it (batch 1 is enough), or a tuple of its positional arguments.
+        model: any module that runs.
+        example_input: one batch as forward takes it (batch 1 is enough), a tuple of its positional arguments, or an
+            `Example` with keyword arguments as well.
         training: records what forward does in training mode. The layers run in evaluation mode in any case.
 
     Raises:
-        TraceError: if forward depends on data in its control flow (with the line), or does not run on the example.
+        TraceError: if forward does not run on the example (with the line), or the model cannot be copied.
     """
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    _check(model, inputs)
+    example = Example.of(example_input)
+    _check(model, example)
     # Only outside of inference mode do tensors remember that they were changed in place.
     with torch.inference_mode(mode=False), torch_seeded(0, "trace"):
-        # Forward may change them in place, too.
-        inputs = tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in inputs)
-        twin = _twin(model)
-        tracer, graph, watched = _trace(twin.train(training))
-        recorder = _record(_module(twin.eval(), graph, type(model).__name__), inputs)
-    modules = dict(twin.named_modules())
-    paths = {id(module): path for path, module in modules.items()}
-    leaves = {id(module) for path, module in modules.items() if tracer.is_leaf_module(module, path)}
-    scopes = {node: _scope(node) for node in graph.nodes}
+        twin = _twin(model).train(training)
+        leaves = {path: module for path, module in twin.named_modules() if path and is_leaf(module)}
+        for leaf in leaves.values():
+            leaf.eval()
+        recorder, watched = _record(twin, example)
+        twin.eval()
+    paths = recorder.paths
     return OperationGraph(
-        nodes=tuple(graph.nodes),
+        nodes=tuple(recorder.graph.nodes),
         values=recorder.values,
-        scopes=scopes,
+        scopes=recorder.scopes,
         macs=recorder.macs,
         storages=recorder.storages,
         storage_sizes=tuple(recorder.storage_sizes),
         changes=recorder.changes,
-        calls=tracer.calls,
+        calls=watched.calls,
         peeks=frozenset((paths[m], tuple(paths[a] for a in active)) for m, active in watched.peeks if m in paths),
-        modules=modules,
-        read={paths[module]: name for module, name in watched.sizes.items() if module in leaves},
+        modules=dict(twin.named_modules()),
+        read={paths[m]: name for m, name in watched.sizes.items() if paths.get(m) in leaves},
+        asks=not watched.modes.isdisjoint(paths),
+        unseen=_unseen(twin, recorder, watched),
     )
 
 
-def _scope(node: fx.Node) -> str:
-    """Returns the path of the innermost module in whose forward a node was recorded."""
-    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    return str(stack[-1]) if stack else ""
+def _unseen(twin: nn.Module, recorder: Recorder, watched: Watched) -> dict[fx.Node, str]:
+    """Returns the operations whose results forward had at hand where it decided on data, if something never ran there.
+
+    What never ran may need all of their channels: the branch that was not taken on the example.
+    """
+    found: dict[fx.Node, str] = {}
+    for scope, place in recorder.reads:
+        prefix = f"{scope}." if scope else ""
+        idle = [
+            path
+            for path, module in twin.named_modules()
+            if path.startswith(prefix) and path not in recorder.callers and module._parameters
+        ]
+        if not idle:
+            continue
+        text = f"{place}: forward decides on data there, and {', '.join(idle[:3])} never ran"
+        called = {path for path, callers in recorder.callers.items() if scope in callers}
+        ends = {node for path in called for node in watched.calls.get(path) or ()}
+        for node in recorder.graph.nodes:
+            if recorder.scopes[node] in (scope, *called) and (
+                node.op == "call_module" or recorder.scopes[node] == scope
+            ):
+                ends.add(node)
+        for node in ends:
+            for each in (node, *node.all_input_nodes):
+                found.setdefault(each, text)
+    return found
 
 
-def _check(model: object, inputs: tuple[object, ...]) -> None:
+def _check(model: object, example: Example) -> None:
     """Raises TraceError for what is no network, a wrapper around one, or no example of its input."""
     kind = type(model).__name__
     if not isinstance(model, nn.Module):
@@ -185,8 +149,9 @@ def _check(model: object, inputs: tuple[object, ...]) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         msg = f"{kind} is compiled by torch.jit and cannot be changed: pass the network that it was made of"
         raise TraceError(msg)
-    tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
-    if not tensors or any(not x.ndim or not len(x) for x in tensors):
+    tensors = example.tensors
+    if all(not x.ndim for x in tensors) or any(x.ndim and not len(x) for x in tensors):
+        inputs = [*example.args, *example.kwargs.values()]
         found = ", ".join(str(tuple(x.shape)) if isinstance(x, torch.Tensor) else type(x).__name__ for x in inputs)
         msg = f"the example input is a batch of at least one image as a tensor, or a tuple of inputs, found ({found})"
         raise TraceError(msg)
@@ -202,12 +167,9 @@ _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParalle
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """Returns a copy of the model; raises TraceError if it cannot be copied, or if its copy would not be traced."""
+    """Returns a copy of the model; raises TraceError if it cannot be copied."""
     if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         msg = f"{type(model).__name__} has lazy layers without weights yet; run it once on a batch, then trace it"
-        raise TraceError(msg)
-    if "forward" in vars(model):
-        msg = f"{type(model).__name__} has a forward of its own besides its class's; tracing sees only the class's"
         raise TraceError(msg)
     try:
         return copy.deepcopy(model)
@@ -219,41 +181,45 @@ def _twin(model: nn.Module) -> nn.Module:
         raise TraceError(msg) from error
 
 
-def _trace(twin: nn.Module) -> tuple[_Tracer, fx.Graph, _Watched]:
-    """Returns the graph of a module's forward, how it was traced, and which attributes forward reads."""
-    tracer = _Tracer()
+def _record(twin: nn.Module, example: Example) -> tuple[Recorder, Watched]:
+    """Returns what one forward pass did, and which attributes it read."""
+    kind, before = type(twin).__name__, _state(twin)
+    names = iter(_names(twin, example))
+    recorder = Recorder(twin)
+    given = example.mapped(lambda item: recorder.given(next(names), item))
     try:
-        tracer.active.append(twin)
-        with _LOCK, _listed(twin), _watched(tracer.active) as watched:
-            graph = tracer.trace(twin)
+        with _LOCK, torch.no_grad(), _plain_attention(), listening(recorder) as watched:
+            result = twin(*given.args, **given.kwargs)
+    except TraceError:
+        raise
     except Exception as error:
+        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in example.tensors)
+        own = ", ".join({str(p.dtype) for p in twin.parameters()} or {"none"})
         msg = (
-            f"{type(twin).__name__} cannot be traced by torch.fx: {_first_line(error)} ({_place(error)}); "
-            "control flow may depend on settings of the module, not on tensors: move the condition out of forward, "
-            "hide it in a function marked with torch.fx.wrap, or register a rule for the module that holds it "
-            "(abcsearch.channels.rules.rule_for)"
+            f"{kind} does not run on the example input {shapes}: {_first_line(error)} "
+            f"(at {recorder.current}, {_place(error)}); pass one batch as forward takes it (its weights are {own})"
         )
-        raise TraceError(msg) from error
-    assigned = [name for name, tensor in _state(twin).items() if not isinstance(tensor, torch.Tensor)]
+        raise ExampleError(msg) from error
+    after = _state(twin)
+    assigned = [name for name, tensor in before.items() if after.get(name) is not tensor]
     if assigned:
-        msg = (
-            f"forward of {type(twin).__name__} assigns {', '.join(assigned)} anew; update it in place, or outside of "
-            "forward"
-        )
+        msg = f"forward of {kind} assigns {', '.join(assigned)} anew; update it in place, or outside of forward"
         raise TraceError(msg)
-    return tracer, graph, watched
+    recorder.returned(result)
+    return recorder, watched
 
 
-def _module(twin: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
-    """Returns what runs the graph; raises TraceError if torch.fx cannot write its code."""
+def _names(twin: nn.Module, example: Example) -> list[str]:
+    """Returns the names of the inputs; raises TraceError if forward takes others."""
     try:
-        return fx.GraphModule(twin, graph, class_name=name)
-    except SyntaxError as error:
-        odd = [path for path, _ in twin.named_modules() if not re.fullmatch(r"[\w.]*", path)]
-        msg = (
-            f"torch.fx cannot write the code of {name}: {error.msg}; give layers names of letters, digits and _ "
-            f"instead of {', '.join(map(repr, odd))}"
-        )
+        return example.named(twin)
+    except TypeError as error:
+        parameters = list(inspect.signature(type(twin).forward).parameters.values())[1:]
+        taken = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        names = f"{type(twin).__name__} takes {len(taken)} inputs ({', '.join(taken)})"
+        count = len(example.args) + len(example.kwargs)
+        reason = f"the example has {count}" if len(example.args) > len(taken) else f"the example: {error}"
+        msg = f"{names}, {reason}"
         raise TraceError(msg) from error
 
 
@@ -267,27 +233,6 @@ def _state(twin: nn.Module) -> dict[str, object]:
     }
 
 
-def _record(traced: fx.GraphModule, inputs: tuple[Any, ...]) -> Recorder:
-    """Returns the recorder of one run on the example input."""
-    recorder = Recorder(traced)
-    names = [str(node.target) for node in traced.graph.nodes if node.op == "placeholder"]
-    if len(inputs) > len(names) and not any(name.startswith("*") for name in names):
-        msg = f"{traced._get_name()} takes {len(names)} inputs ({', '.join(names)}), the example has {len(inputs)}"
-        raise TraceError(msg)
-    try:
-        with torch.no_grad(), _plain_attention():
-            recorder.run(*inputs)
-    except Exception as error:
-        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in inputs if isinstance(x, torch.Tensor))
-        own = ", ".join({str(p.dtype) for p in traced.parameters()} or {"none"})
-        msg = (
-            f"{traced._get_name()} does not run on the example input {shapes or inputs}: {_first_line(error)} "
-            f"(at {recorder.current}); pass one batch as forward takes it (its weights are {own})"
-        )
-        raise ExampleError(msg) from error
-    return recorder
-
-
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
     """Switches off the fused attention in the block: what it does inside could not be counted."""
@@ -299,68 +244,13 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-@dataclass(frozen=True)
-class _Watched:
-    """Which attributes of modules were read, modules by id.
-
-    Attributes:
-        sizes: a size attribute or buffer that was read. A tracer does not enter the forward of torch's own layers: what
-            is read of them, the user's forward reads. It reaches the graph as a constant, but changes with slicing.
-        peeks: modules of which an attribute was read, and the modules in whose forward that happened.
-    """
-
-    sizes: dict[int, str] = field(default_factory=dict[int, str])
-    peeks: set[tuple[int, tuple[int, ...]]] = field(default_factory=set[tuple[int, tuple[int, ...]]])
-
-
-@contextlib.contextmanager
-def _watched(active: list[nn.Module]) -> Iterator[_Watched]:
-    """Yields what collects the attributes that are read in the block; `active` are the modules being traced."""
-    watched = _Watched()
-
-    def read(module: nn.Module, name: str) -> Any:  # noqa: ANN401 - attributes are anything
-        own = object.__getattribute__(module, "__dict__")
-        if name in SIZE_ATTRIBUTES or name in own.get("_buffers", ()):
-            watched.sizes.setdefault(id(module), name)
-        if name in own and name[:1] != "_" and name != "training" and module is not active[-1]:
-            watched.peeks.add((id(module), tuple(map(id, active))))
-        return object.__getattribute__(module, name)
-
-    nn.Module.__getattribute__ = read
-    try:
-        yield watched
-    finally:
-        del nn.Module.__getattribute__
-
-
-@contextlib.contextmanager
-def _listed(twin: nn.Module) -> Iterator[None]:
-    """Lists the tensors of a traced copy once: torch.fx walks all modules again for every one that forward reads."""
-
-    def kept(name: str) -> Callable[..., Iterator[tuple[str, torch.Tensor]]]:
-        own = getattr(twin, name)
-        found = list(own())
-        return lambda *args, **options: own(*args, **options) if args or options else iter(found)
-
-    vars(twin).update(named_parameters=kept("named_parameters"), named_buffers=kept("named_buffers"))
-    try:
-        yield
-    finally:
-        del vars(twin)["named_parameters"], vars(twin)["named_buffers"]
-
-
 def _first_line(error: Exception) -> str:
     """Returns the first line of an error's text, or its class where there is no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _place(error: Exception) -> str:
-    """Returns `file:line` of the innermost frame outside torch: the line of forward that cannot be traced."""
-    own = Path(__file__)
-    library = Path(torch.__file__).parent
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if library not in Path(frame.filename).parents and Path(frame.filename) != own
-    ]
+    """Returns `file:line` of the innermost frame outside torch: the line of forward that fails."""
+    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "inside torch"

@@ -79,7 +79,8 @@ def start_of(evaluator: Evaluator, stage: str | None, bar: float) -> float | Non
     """Returns the bar that `evaluate` is called with; None: the evaluator, or its stage, knows none."""
     if stage in ("first", "second"):
         evaluator = getattr(evaluator, stage)
-    if stage == "in_full" or not isinstance(evaluator, Racer) or not (evaluator.races or finalists(evaluator)):
+    best_few = finalists(evaluator)
+    if stage == "in_full" or not isinstance(evaluator, Racer) or not (evaluator.races or best_few):
         return None
     return -math.inf if stage == "second" else bar
 

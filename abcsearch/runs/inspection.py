@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from abcsearch.channels.example import Example
 from abcsearch.channels.groups import summarised, trace_channels
 from abcsearch.errors import TraceError, plural
 
@@ -127,13 +128,13 @@ class Inspection:
 
 
 def inspect_model(
-    model: nn.Module, example_input: torch.Tensor, options: SpaceOptions, criteria: Sequence[str] = ()
+    model: nn.Module, example_input: torch.Tensor | Example, options: SpaceOptions, criteria: Sequence[str] = ()
 ) -> Inspection:
     """Returns what can be pruned in a network; nothing to prune is no error here.
 
     Args:
         model: the network; not changed.
-        example_input: one batch.
+        example_input: one batch, or the arguments of forward.
         options: the space that would be searched.
         criteria: those that would be searched; one, or none, is no choice.
 
@@ -179,7 +180,7 @@ def inspect_model(
     costs = {kind: getattr(graph.costs, kind)([full, least]) for kind in ("macs", "flops", "params", "peak_activation")}
     return Inspection(
         groups=tuple(groups),
-        shape=tuple(example_input.shape[1:]),
+        shape=tuple(Example.of(example_input).tensors[0].shape[1:]),
         costs={kind: int(of_full) for kind, (of_full, _) in costs.items()},
         prunable={kind: 1 - int(costs[kind][1]) / max(1, int(costs[kind][0])) for kind in ("macs", "params")},
         structures=several,

@@ -90,7 +90,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     """Searches the smallest network that still does the job; called again with the same arguments, it continues.
 
     Args:
-        model: the trained network, anything that torch.fx can trace; never changed.
+        model: the trained network, any module that runs; never changed.
         data: its data; fitness sees the training and search-validation splits only.
         budget: how small it must get.
         budgets: several instead: each is searched, and knows what those before it have found.

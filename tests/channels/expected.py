@@ -4,7 +4,7 @@ UNEVEN = "{}: its parts have different sizes, or with other channels there are m
 
 # Around these, the whole layer before (6 channels) must be prunable, and the operation computes no channels of its own.
 WHOLE = """
-    matmul_space view_as
+    matmul_space view_as view_literal zeros depthwise_literal
     flip instance_norm conv_keywords layer_scale scalar_scale tied_depthwise unpacked zeros_like squeeze permute
     view_batch flatten_batch interpolate unbatched where stacked wide_broadcast spatial recurrent data buffer
     depthwise_function batch_norm_function instance_function prelu_function group_norm_each instance_tracked
@@ -18,12 +18,12 @@ WHOLE = """
 
 # Around these, nothing is prunable.
 NOTHING = """
-    roll cumsum shuffle_literal split_reversed softmax group_norm layer_norm local_norm matmul conv_reads
-    conv_length conv_width norm_reads hook replaced weight_norm spectral_norm shape shape_tail shape_negative
-    shape_slice size size_keyword sizes numel power mean_axis mean_all mean_channels zeros linear_space
-    view_literal indices indices_module normalize channel_max index_fill tensor_clamp out depthwise_literal
+    roll cumsum split_reversed softmax group_norm layer_norm local_norm matmul conv_reads
+    norm_reads hook replaced weight_norm spectral_norm shape shape_tail shape_negative
+    shape_slice size size_keyword sizes numel power mean_axis mean_all mean_channels linear_space
+    indices indices_module normalize channel_max index_fill tensor_clamp out
     group_norm_function layer_norm_channels einsum_gram einsum_sum einsum_implicit matmul_gram
-    chunk_all split_method split_quarter tensor_split_at unbind_channels strided
+    chunk_all split_quarter tensor_split_at unbind_channels strided
     listed masked one_channel narrow_channels index_select_channels copy view_mixed expand_one
     floor_of_third half_rounded_up size_of_another
 """
@@ -33,10 +33,13 @@ PRUNES = {
     **{name: {"layers.0": 6} for name in WHOLE.split()},
     **{name: {} for name in NOTHING.split()},
     "shuffle": {"layers.0": 3},
+    "shuffle_literal": {"layers.0": 3},
+    "conv_length": {"layers.0": 6},
+    "conv_width": {"layers.0": 6},
     "chunk": {"layers.0": 3},
-    "split_cat": {"layers.0[3:6]": 3},
+    "split_cat": {"layers.0": 3},
     "first": {"layers.0[1:6]": 5},
-    "half": {"layers.0[3:6]": 3},
+    "half": {"layers.0": 3},
     "einsum": {"layers.0": 6, "layers.3": 6},
     "conv_function": {"layers.0": 6, "layers.3": 6},
     "container_hook": {"layers.0": 6, "layers.3.layers.0": 6},
@@ -95,7 +98,8 @@ PRUNES = {
     "chunk_uneven": {"layers.0": 2},
     "split_size": {"layers.0": 3},
     "split_sizes": {"layers.0": 3},
-    "split_keywords": {"layers.0[3:6]": 3},
+    "split_keywords": {"layers.0": 3},
+    "split_method": {"layers.0": 3},
     "tensor_split": {"layers.0": 3},
     "halves": {"layers.0": 3},
     "halves_last": {"layers.0": 3},
@@ -142,19 +146,16 @@ NAMED = {
     "chunk_all": UNEVEN.format("chunk"),
     "roll": "roll: it mixes the channels",
     "cumsum": "cumsum: it mixes the channels",
-    "shuffle_literal": "view: a size there would not follow the channels",
-    "split_cat": "split: a size there would not follow the channels",
     "split_reversed": "split: a size there would not follow the channels",
-    "half": "getitem: a size there would not follow the channels",
     "softmax": "softmax: it mixes the channels",
     "group_norm": "GroupNorm: it normalises over channels together",
     "layer_norm": "LayerNorm: it normalises over channels together",
     "local_norm": "LocalResponseNorm: it normalises over neighbouring channels",
     "matmul": "view: a size there would not follow the channels",
     "conv_reads": "abs: it computes with layers.3.conv.weight",
-    "conv_length": "getattr: no rule",
-    "conv_width": "Conv2d: forward reads its out_channels",
-    "norm_reads": "BatchNorm2d: forward reads its running_var",
+    "conv_length": "mul: another argument depends on channels",
+    "conv_width": "truediv: another argument depends on channels",
+    "norm_reads": "sum: an axis is not a plain number",
     "hook": "Conv2d: it has a forward hook",
     "replaced": "Conv2d: its forward was replaced",
     "weight_norm": "ParametrizedConv2d: no rule",
@@ -171,9 +172,7 @@ NAMED = {
     "mean_axis": "mean: it reduces the channels",
     "mean_all": "mean: an axis is not a plain number",
     "mean_channels": "mean: it reduces the channels",
-    "zeros": "add: combined with a tensor that is neither a parameter nor a buffer (_tensor_constant0)",
     "linear_space": "Linear: the channels are not the last axis of the input",
-    "view_literal": "view: a size there would not follow the channels",
     "indices": "max_pool2d_with_indices: no rule",
     "indices_module": "MaxPool2d: the result has other channels than the argument",
     "normalize": "normalize: it mixes the channels",
@@ -181,15 +180,12 @@ NAMED = {
     "index_fill": "index_fill_: no rule",
     "tensor_clamp": "clamp: another argument depends on channels",
     "out": "add: another argument depends on channels",
-    "depthwise_literal": "conv2d: conv_groups is a number that would not follow the channels",
     "group_norm_function": "group_norm: it normalises over channels together",
     "layer_norm_channels": "layer_norm: another argument depends on channels",
     "einsum_gram": "einsum: channels at several axes",
     "einsum_sum": "einsum: it sums over channels without a weight of its own for each",
     "einsum_implicit": "einsum: only equations like 'ij,jk->ik' are read",
     "matmul_gram": "matmul: channels at several axes",
-    "split_keywords": "split: a size there would not follow the channels",
-    "split_method": "split: a size is not a number",
     "split_quarter": "floordiv: no rule",
     "tensor_split_at": UNEVEN.format("tensor_split"),
     "unbind_channels": "unbind: it takes single channels",

@@ -224,4 +224,3 @@ PARTS = {
     "in_place": lambda c: {"conv": conv(c)},
     "shared_twice": lambda c: {"conv": conv(c)},
 }
-PRODUCTS = {name for name in OPERATIONS if name.startswith(("einsum", "matmul"))}

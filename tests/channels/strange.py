@@ -232,8 +232,8 @@ PARTS = {
     "statless": lambda c: {"one": _conv(c), "norm": nn.BatchNorm2d(c, affine=False, track_running_stats=False)},
     "buffer": lambda c: {"scale": torch.rand(1, c, 1, 1)},
 }
-# Multiplications that are neither a convolution nor a linear layer, so that macs leaves them out by definition, and a
-# convolution whose forward was replaced by something that does not convolve.
-NOT_COUNTED = {"einsum", "matmul", "spectral_norm", "replaced"} | odd_layers.PRODUCTS
+# Products of activations, which macs leaves out by definition, an equation that is not read, and a convolution whose
+# forward was replaced by something that does not convolve.
+NOT_COUNTED = {"einsum_gram", "einsum_implicit", "matmul_gram", "replaced"}
 STRANGE |= odd_layers.OPERATIONS | odd_movement.OPERATIONS
 PARTS |= odd_layers.PARTS | odd_movement.PARTS

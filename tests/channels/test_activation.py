@@ -19,7 +19,7 @@ from tests.channels.oracle import few, images, random_candidate, scrambled
 
 
 class InPlace(fx.Proxy):
-    """`a += b` changes a, which plain torch.fx does not know."""
+    """`a += b` changes a, which takes no memory of its own."""
 
     def __iadd__(self, other):
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})

@@ -9,7 +9,7 @@ from abcsearch.channels.flow import Flow
 from abcsearch.channels.operands import Layout, NoRuleError, Op
 from abcsearch.channels.rules import contraction, layers, movement, parts, pointwise
 from abcsearch.channels.rules.sizes import number
-from abcsearch.channels.rules.table import RULES, find_rule, rule_for
+from abcsearch.channels.rules.table import RULES, find_rule, rule_for, ruled_class
 
 __all__ = [
     "RULES",
@@ -25,4 +25,5 @@ __all__ = [
     "parts",
     "pointwise",
     "rule_for",
+    "ruled_class",
 ]

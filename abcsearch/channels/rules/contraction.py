@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,9 @@ import numpy as np
 import torch
 
 from abcsearch.channels.operands import Layout, NoRuleError, Op, Operand
-from abcsearch.channels.rules.table import rule_for
+from abcsearch.channels.rules.layers import counted_as
+from abcsearch.channels.rules.table import numbers_plain, rule_for
+from abcsearch.channels.uses import Call
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,27 +23,90 @@ if TYPE_CHECKING:
 @rule_for(torch.einsum, thorough=True)
 def einsum(flow: Flow, op: Op) -> Layout | None:
     """Every letter is an axis; channels pass through letters that stay, and end at a parameter in those that go."""
-    equation = op.plain(0, "equation")
-    operands = [o for arg in op.args[1:] for o in (arg if isinstance(arg, tuple | list) else [arg])]
-    left, arrow, right = str(equation).replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not arrow or "." in left or any(len(set(term)) < len(term) for term in [*terms, right]):
+    read = _read(op)
+    if read is None:
         msg = "only equations like 'ij,jk->ik' are read"
         raise NoRuleError(msg)
-    return _contract(flow, op, terms, right, operands)
+    return _contract(flow, op, *read)
 
 
-@rule_for(torch.matmul, torch.bmm, torch.mm, operator.matmul, "matmul", "bmm", "mm", "__matmul__", thorough=True)
+_PRODUCTS = (torch.matmul, torch.bmm, torch.mm, operator.matmul, "matmul", "bmm", "mm", "__matmul__")
+_SUMMED = (torch.addmm, "addmm")
+
+
+@rule_for(*_PRODUCTS, thorough=True)
 def matrix_product(flow: Flow, op: Op) -> Layout | None:
     """The last axis of the first meets the last but one of the second; axes before are broadcast."""
-    operands = [op.tensor(0), op.tensor(1, "other")]
-    ranks = [len(operand.value) for operand in operands]
-    if min(ranks) < 2:
+    for index, name in enumerate(("input", "other")):
+        op.tensor(index, name)
+    read = _read(op)
+    if read is None:
         msg = "one side is a vector"
         raise NoRuleError(msg)
+    return _contract(flow, op, *read)
+
+
+@rule_for(*_SUMMED, thorough=True)
+def product_and_sum(flow: Flow, op: Op) -> Layout | None:
+    """A matrix product, and something added to it."""
+    added, read = op.tensor(0), _read(op)
+    numbers_plain([operand for operand in op.operands if not operand.is_tensor])
+    found = None if read is None else _contract(flow, op, *read)
+    if found is None:
+        if added.layout is not None:
+            msg = "it is added to what keeps its channels"
+            raise NoRuleError(msg)
+        return None
+    axis = found.axis - len(op.value) + len(added.value)
+    if axis < 0 or added.value[axis] == 1:
+        return found
+    if added.layout is not None and added.layout.axis == axis:
+        flow.tie(found.positions, added.layout.positions)
+    elif added.parameter is not None:
+        flow.parameter(added.parameter, axis, found.positions)
+    else:
+        flow.fix(found.positions, f"{op.name}: combined with {added.why}")
+    return found
+
+
+def _read(op: Op) -> tuple[list[str], str, list[Operand]] | None:
+    """Returns the axes of every side as letters, those of the result, and the sides; None where they cannot be read."""
+    if op.target is torch.einsum:
+        operands = [o for arg in op.args[1:] for o in (arg if isinstance(arg, tuple | list) else [arg])]
+        left, arrow, right = str(op.plain(0, "equation")).replace(" ", "").partition("->")
+        terms = left.split(",")
+        unclear = not arrow or "." in left or any(len(set(term)) < len(term) for term in [*terms, right])
+        return None if unclear else (terms, right, operands)
+    first = 1 if op.target in _SUMMED else 0
+    operands = [op.argument(first, "input"), op.argument(first + 1, "other")]
+    ranks = [len(o.value) if isinstance(o, Operand) and o.is_tensor else 0 for o in operands]
+    if min(ranks) < 2:
+        return None
     batch = "abcdefgh"[: max(ranks) - 2]
     terms = [batch[len(batch) - (rank - 2) :] + ends for rank, ends in zip(ranks, ("ij", "jk"), strict=True)]
-    return _contract(flow, op, terms, batch + "ik", operands)
+    return terms, batch + "ik", operands
+
+
+def count_products(flow: Flow, op: Op) -> bool:
+    """Records the multiply-accumulates of a product with a weight, as those of a layer; returns whether it is one.
+
+    That is a sum over an axis of the weight that it shares with the other side.
+    """
+    read = _read(op) if op.target in (torch.einsum, *_PRODUCTS, *_SUMMED) and op.is_tensor else None
+    weights = [] if read is None else [(t, o) for t, o in zip(read[0], read[2], strict=True) if o.parameter is not None]
+    if read is None or len(weights) != 1 or len(read[0]) != 2:
+        return False
+    (term, weight), (other,) = weights[0], [t for t, o in zip(read[0], read[2], strict=True) if o is not weights[0][1]]
+    if not set(term) & set(other) - set(read[1]):
+        return False
+    lengths = {a: n for t, o in zip(read[0], read[2], strict=True) for a, n in zip(t, o.value, strict=True)}
+    times = math.prod(n for letter, n in lengths.items() if letter not in term)
+    times = times // flow.batch if times % flow.batch == 0 else times
+    inputs = math.prod(n for letter, n in lengths.items() if letter in term and letter not in read[1])
+    flow.calls.append(
+        Call(weight=counted_as(flow, weight), bias=None, times=times, outputs=0, scope=op.scope, in_channels=inputs)
+    )
+    return True
 
 
 def _contract(flow: Flow, op: Op, terms: list[str], right: str, operands: list[Operand]) -> Layout | None:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
-from abcsearch.channels.flow import Call, Flow
+from abcsearch.channels.flow import Flow
 from abcsearch.channels.operands import LOOSE, Count, Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules.table import channels_at, numbers, numbers_plain, rule_for, same_channels
+from abcsearch.channels.uses import Call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,7 +118,11 @@ def _grouped(flow: Flow, op: Op, own: _Weights, positions: NDArray[np.int64], ch
         msg = "conv_groups is a number that would not follow the channels"
         raise NoRuleError(msg)
     follows = own.count is not None and bool(own.count.terms)
-    whole = own.groups >= lanes.shape[1] if op.module is not None else follows
+    settable = op.module is not None or flow.stands(own.count)
+    whole = own.groups >= lanes.shape[1] if settable else follows
+    if not whole and flow.stands(own.count):
+        msg = "conv_groups are a number that is written in the network"
+        raise NoRuleError(msg)
     if whole:
         for column in lanes.T[1:]:
             flow.tie(lanes[:, 0], column)
@@ -259,8 +264,8 @@ def count_calls(flow: Flow, op: Op) -> bool:
     outputs = _places(flow, op.value, space)
     flow.calls.append(
         Call(
-            weight=weight.parameter or math.prod(weight.value),
-            bias=None if bias is None else bias.parameter or math.prod(bias.value),
+            weight=counted_as(flow, weight),
+            bias=None if bias is None else counted_as(flow, bias),
             times=_places(flow, source.value, space) if transposed else outputs,
             outputs=outputs,
             scope=op.scope,
@@ -268,6 +273,13 @@ def count_calls(flow: Flow, op: Op) -> bool:
         )
     )
     return True
+
+
+def counted_as(flow: Flow, weight: Operand) -> str | int:
+    """Returns the name of a weight whose elements are all used, or else how many are."""
+    elements = math.prod(weight.value)
+    whole = weight.parameter is not None and elements == math.prod(flow.sizes[weight.parameter])
+    return str(weight.parameter) if whole else elements
 
 
 def _sizes(op: Op, shape: Sequence[int], space: int) -> dict[str, int]:

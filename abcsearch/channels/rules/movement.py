@@ -7,6 +7,7 @@ into equal parts lose the same ones in every part (`tie`).
 
 from __future__ import annotations
 
+import operator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,46 @@ import numpy as np
 import torch
 from torch import nn
 
-from abcsearch.channels.operands import Count, Layout, NoRuleError, Op, Operand
+from abcsearch.channels.operands import Count, Layout, NoRuleError, Op, Operand, View
 from abcsearch.channels.rules.table import axes_of, numbers, rule_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from abcsearch.channels.flow import Flow
+
+
+_VIEWS = (
+    *("t", torch.t, "T", "mT", "permute", torch.permute, "transpose", torch.transpose, "swapaxes", torch.swapaxes),
+    *("movedim", torch.movedim, "unsqueeze", torch.unsqueeze, "squeeze", torch.squeeze, "view", "reshape"),
+    *(torch.reshape, "flatten", torch.flatten, operator.getitem),
+)
+
+
+def view_of(op: Op) -> View | None:
+    """Returns the parameter that an operation shows with its axes in another order, or with axes of one entry more.
+
+    None where it does anything else.
+    """
+    source = op.args[0] if op.args else None
+    if op.target not in _VIEWS or not isinstance(source, Operand) or source.parameter is None:
+        return None
+    if source.layout is not None or any(not o.is_tensor and not o.is_plain for o in op.operands[1:]):
+        return None
+    if any(operand.is_tensor for operand in op.operands[1:]):
+        return None
+    # What happens to the strides of a tensor without entries says which axis goes where.
+    whole = torch.empty(tuple(source.value), device="meta")
+    rest = [op.plain(i, "") for i in range(1, len(op.args))]
+    options = {key: op.plain(len(op.args), key) for key in op.kwargs}
+    found: Any = getattr(whole, op.target) if isinstance(op.target, str) else op.target(whole, *rest, **options)
+    found = found(*rest, **options) if callable(found) and not isinstance(found, torch.Tensor) else found
+    known = {step: axis for axis, step in enumerate(whole.stride()) if whole.shape[axis] > 1}
+    axes = tuple(known.get(step) if n > 1 else None for n, step in zip(found.shape, found.stride(), strict=True))
+    fits = all(
+        n == 1 or (axis is not None and whole.shape[axis] == n) for n, axis in zip(found.shape, axes, strict=True)
+    )
+    return View.of(source.parameter, axes) if fits and found._is_view() else None
 
 
 # Sizes of a result: the value of each, and how forward's argument follows channels (None: torch works it out).
@@ -98,9 +132,13 @@ def _reshape(flow: Flow, op: Op, operand: Operand, sizes: Sizes) -> Layout | Non
     block = np.broadcast_to(layout.positions.reshape(spread), shape).reshape([op.value[axis] for axis in new])
     varying = [i for i in range(len(new)) if (block != block.take([0], axis=i)).any()]
     counts = [sizes[new[i]][1] for i in varying]
-    # Of several axes, the one whose size follows channels loses them; then the one that torch works out.
-    follows = [i for i, count in zip(varying, counts, strict=True) if count is not None and count.terms]
-    chosen = [*follows, *(i for i, count in zip(varying, counts, strict=True) if count is None), *varying][0]
+    # Of several axes, the one whose size follows channels loses them; then the one that torch works out; then one whose
+    # size is an attribute, which can be set.
+    given = list(zip(varying, counts, strict=True))
+    follows = [i for i, count in given if count is not None and count.terms and not flow.stands(count)]
+    free = [i for i, count in given if count is None]
+    written = [i for i, count in given if flow.stands(count)]
+    chosen = [*follows, *free, *written, *varying][0]
     lines = np.moveaxis(block, chosen, 0).reshape(block.shape[chosen], -1)
     for column in lines.T[1:] if len(varying) > 1 else ():
         flow.tie(lines[:, 0], column)

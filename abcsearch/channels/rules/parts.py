@@ -88,6 +88,9 @@ def splitting(flow: Flow, op: Op) -> Sequence[Layout | None]:
     name = op.target if isinstance(op.target, str) else op.target.__name__
     given = op.argument(1, {"chunk": "chunks", "split": "split_size_or_sections"}.get(name, "indices_or_sections"))
     counts = [count for _, count in numbers(given)]
+    if len(parts) == 1 and any(flow.stands(count) for count in counts):
+        msg = "one part has all of them"
+        raise NoRuleError(msg)
     listed = isinstance(given.value if isinstance(given, Operand) else given, tuple | list)
     if name == "split" and (listed or not counts[0].terms):
         if any(count.terms for count in counts) and len(set(map(len, parts))) == 1:
@@ -275,11 +278,44 @@ def gated(flow: Flow, op: Op) -> Layout | None:
 # --- New tensors. ---
 
 
-@rule_for(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
-@rule_for("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor")
+@rule_for(torch.rand, torch.randn, torch.arange, torch.eye, "new_tensor")
 def creation(flow: Flow, op: Op) -> None:
     """A tensor whose sizes are all written in forward holds no channels that can be removed."""
+    _require_plain(op)
+
+
+def _require_plain(op: Op) -> None:
+    """Raises NoRuleError if a number that follows channels is among the arguments."""
     for operand in op.operands:
         if not operand.is_tensor and not operand.is_plain:
             msg = "its size depends on channels"
             raise NoRuleError(msg)
+
+
+@rule_for(torch.zeros, torch.ones, torch.empty, "new_zeros", "new_ones", "new_empty", thorough=True)
+def constants(flow: Flow, op: Op) -> Layout | None:
+    """A tensor with the same entries everywhere: along an axis that is as long as there are channels, it follows."""
+    return _sized(op, op.args[1:] if isinstance(op.target, str) else op.args)
+
+
+@rule_for(torch.full, "new_full", thorough=True)
+def filled(flow: Flow, op: Op) -> Layout | None:
+    """Likewise, with an entry that is given."""
+    first = int(isinstance(op.target, str))
+    entry = op.argument(first + 1, "fill_value")
+    numbers_plain([operand for operand in op.operands if operand is entry])
+    return _sized(op, (op.argument(first, "size"),))
+
+
+def _sized(op: Op, sizes: tuple[Any, ...]) -> Layout | None:
+    """Returns the layout of a new tensor of some sizes: the channels that the only one which follows any counts."""
+    counts = [count for _, count in numbers(*(sizes or (op.kwargs.get("size", ()),)))]
+    terms = [(axis, *term) for axis, count in enumerate(counts) for term in count.terms]
+    if not terms:
+        _require_plain(op)
+        return None
+    axis, factor, positions = terms[0]
+    if len(terms) > 1 or factor != 1 or counts[axis].constant:
+        msg = "its size depends on channels"
+        raise NoRuleError(msg)
+    return Layout(axis, positions)

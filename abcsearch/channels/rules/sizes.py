@@ -7,7 +7,9 @@ import operator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.channels.operands import Count, Op, Operand
+from abcsearch.channels.operands import Count, Op, Operand, View
+from abcsearch.channels.remembered import comparison, conversion
+from abcsearch.channels.rules.table import pinned
 
 if TYPE_CHECKING:
     from abcsearch.channels.flow import Flow
@@ -22,29 +24,63 @@ def number(flow: Flow, op: Op) -> Operand | None:
     or that what it returns does not follow channels linearly.
     """
     operands = op.operands
+    if op.target in (comparison, conversion) and not all(operand.is_plain for operand in operands):
+        return _decided(flow, op)
     if all(operand.is_plain for operand in operands):
         return Operand(value=op.value, is_tensor=False)
     first = op.args[0] if op.args else None
     if isinstance(first, Operand) and first.is_tensor:
-        return _read(op, first)
+        return _read(flow, op, first)
     if any(operand.is_tensor or operand.parts for operand in operands):
         return None
     found = _arithmetic(op)
     values = op.value if isinstance(op.value, tuple) else (op.value,)
     if found is None or [count.full for count in found] != list(values):
-        return None  # not linear, or rounded already in the full network
+        # Not linear, or rounded already in the full network.
+        kept = pinned(flow, op)
+        return None if kept is op else number(flow, kept)
     if op.target in (operator.floordiv, operator.ifloordiv):
         flow.whole(found[0], op)
     counts = tuple(count if count.terms else None for count in found)
     return Operand(value=op.value, is_tensor=False, counts=counts)
 
 
-def _read(op: Op, source: Operand) -> Operand | None:
+def _decided(flow: Flow, op: Op) -> Operand | None:
+    """Says what follows from a number that forward compared, or turned into a plain one; None where that is unknown."""
+    *sides, place = op.args[:2] + op.args[-1:] if op.target is comparison else op.args
+    counts = [_counts(side) for side in sides]
+    if any(count is None or len(count) != 1 for count in counts):
+        return None
+    first, *second = [count[0] for count in counts if count]
+    difference = first + (second[0] * Fraction(-1) if second else Count(-first.full))
+    if op.target is conversion:
+        text = f"{place}: a plain number of channels there would not follow them"
+        flow.decides(difference, "eq", text)
+        return Operand(value=op.value, is_tensor=False)
+    how, outcome = op.args[2:4]
+    how = how if outcome else _OPPOSITE[how]
+    text = f"{place}: with other channels, forward would go another way there"
+    if how == "eq" and second and _alone(first) and _alone(second[0]):
+        flow.tie(first.terms[0][1], second[0].terms[0][1])
+    else:
+        flow.decides(difference, how, text)
+    return Operand(value=op.value, is_tensor=False)
+
+
+_OPPOSITE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
+
+
+def _alone(count: Count) -> bool:
+    """Returns whether a number counts the channels of one tensor, and nothing else."""
+    return len(count.terms) == 1 and count.terms[0][0] == 1 and not count.constant
+
+
+def _read(flow: Flow, op: Op, source: Operand) -> Operand | None:
     """Returns what `x.size()`, `x.shape`, `x.dim()` and the like read off a tensor; None for anything else."""
     what = op.args[1] if op.target is getattr else op.target
     if what in _PLAIN:
         return Operand(value=op.value, is_tensor=False)
-    if (source.parameter is not None and source.layout is None) or len(op.operands) > 1:
+    if len(op.operands) > 1 or (what == "numel" and source.parameter is not None) or isinstance(source.parameter, View):
         return None
     layout = source.layout
     count = None if layout is None else Count.of(layout.positions)
@@ -54,6 +90,8 @@ def _read(op: Op, source: Operand) -> Operand | None:
     if what not in ("shape", "size", "numel"):
         return None
     counts = tuple(count if layout is not None and axis == layout.axis else None for axis in range(len(source.value)))
+    if source.parameter is not None:
+        counts = tuple(Count.of(flow.counted(source.parameter, axis)) for axis in range(len(source.value)))
     axis = op.argument(1, "dim") if op.target == "size" else None
     if axis is None:
         return Operand(value=op.value, is_tensor=False, counts=counts if isinstance(op.value, tuple) else ())

@@ -12,9 +12,12 @@ whose class has a rule is not traced into, so a rule also is the way out where i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from abcsearch.channels.flow import Flow
 from abcsearch.channels.operands import Count, Layout, NoRuleError, Op, Operand
@@ -67,6 +70,29 @@ def find_rule(target: Any) -> Rule | None:  # noqa: ANN401 - classes, functions 
     return found or RULES.get(name)
 
 
+# What a subclass may say anew without working in another way.
+_HARMLESS = frozenset({"__init__", "__module__", "__doc__", "__annotations__", "__qualname__", "__firstlineno__"}) | {
+    *("__static_attributes__", "__constants__", "__repr__", "__str__", "extra_repr", "reset_parameters", "_get_name"),
+    *("__dict__", "__weakref__", "__parameters__", "__orig_bases__", "_version", "__slots__"),
+}
+
+
+def ruled_class(kind: type) -> type | None:
+    """Returns the class whose rule covers a module's class: itself, or one that it works exactly like; or None.
+
+    A subclass that only has another way to be made or shown works like its base.
+    """
+    added: dict[str, Any] = {}
+    for base in kind.__mro__:
+        if base is nn.Module:
+            return None
+        if find_rule(base) is not None:
+            changed = any(hasattr(base, name) or isinstance(value, property) for name, value in added.items())
+            return None if changed else base
+        added.update({name: value for name, value in vars(base).items() if name not in _HARMLESS})
+    return None
+
+
 # --- What several rules ask of their arguments. ---
 
 
@@ -96,9 +122,38 @@ def run_rule(rule: Rule, flow: Flow, op: Op) -> Layout | Sequence[Layout | None]
     Raises:
         NoRuleError: if it does not cover this use.
     """
+    kept = pinned(flow, op) if rule not in _THOROUGH else op
     if rule not in _THOROUGH:
-        numbers_plain(op.operands[1:])
-    return rule(flow, op)
+        numbers_plain(kept.operands[1:])
+    try:
+        return rule(flow, kept)
+    except NoRuleError:
+        again = pinned(flow, kept)
+        if again is kept:
+            raise
+        return rule(flow, again)
+
+
+def pinned(flow: Flow, op: Op) -> Op:
+    """Returns an operation to which attributes of modules are numbers that stay; itself where there are none."""
+
+    def pin(item: Any) -> Any:  # noqa: ANN401 - arguments are anything
+        if isinstance(item, Operand):
+            standing = [count for count in item.counts if count is not None and flow.stands(count)]
+            for count in standing:
+                for _, positions in count.terms:
+                    flow.fix(positions, f"{op.name}: it works by a number that is written in the network")
+            left = tuple(None if count in standing else count for count in item.counts) if standing else ()
+            return dataclasses.replace(item, counts=left) if standing else item
+        if isinstance(item, slice):
+            return slice(pin(item.start), pin(item.stop), pin(item.step))
+        if isinstance(item, tuple | list):
+            return type(item)(pin(each) for each in item)
+        return {key: pin(each) for key, each in item.items()} if isinstance(item, dict) else item
+
+    if not any(flow.stands(count) for operand in op.operands for count in operand.counts):
+        return op
+    return dataclasses.replace(op, args=pin(op.args), kwargs=pin(op.kwargs))
 
 
 def numbers_plain(operands: Sequence[Operand]) -> None:

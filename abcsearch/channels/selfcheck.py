@@ -1,0 +1,132 @@
+"""The check at the end of tracing: one random structure of the network, sliced, computes what the gated original does.
+
+Rules can be wrong, rules of the user's own above all, and a forward can do what no rule sees. So what was found out is
+tried on a copy with noisy weights, since a layer that starts at zero would hide mistakes.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from abcsearch.channels.gates import gate, replaced
+from abcsearch.channels.ranking import Ranking
+from abcsearch.channels.recording import returned_by
+from abcsearch.channels.slicing import slice_model
+from abcsearch.rng import numpy_stream, torch_seeded
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from abcsearch.channels.example import Example
+    from abcsearch.channels.graph import ChannelGraph
+
+_NOISE = 0.1  # of a parameter's own size
+
+
+def misfits(model: nn.Module, graph: ChannelGraph, example: Example) -> dict[int, str]:
+    """Returns the prunable groups whose channels cannot be removed after all, with the reason; none as a rule.
+
+    That takes two forward passes, and about two per group if something is wrong. On the meta device only shapes are
+    compared. A network that draws random numbers in forward is not checked.
+
+    Args:
+        model: the network; not changed.
+        graph: its channel groups.
+        example: an input.
+    """
+    if not graph.prunable:
+        return {}
+    with torch.inference_mode(mode=False), torch.no_grad(), torch_seeded(0, "check"):
+        trial = _Trial(copy.deepcopy(model).eval(), graph, example)
+        full, narrow = trial.full, trial.narrow
+        if trial.difference(narrow) is None:
+            return {}
+        trial = trial.in_double()
+        if trial.difference(narrow) is None or trial.is_random():
+            return {}
+        found: dict[int, str] = {}
+        widths = list(full)
+        for index in range(len(full)):
+            widths[index] = narrow[index]
+            reason = trial.difference(widths)
+            if reason is not None:
+                found[index] = f"self-check: {reason}"
+                widths[index] = full[index]
+        return found
+
+
+class _Trial:
+    """A noisy copy of a network, and what it computes in two ways."""
+
+    def __init__(self, noisy: nn.Module, graph: ChannelGraph, example: Example, *, shake: bool = True) -> None:
+        self._model, self._graph, self._example = noisy, graph, example
+        rng = numpy_stream(0, "check")
+        self.full = [group.channels for group in graph.prunable]
+        self.narrow = [int(rng.integers(1, channels)) if channels > 1 else 1 for channels in self.full]
+        scores = tuple(rng.permutation(float(1) * np.arange(channels)) for channels in self.full)
+        self._ranking = Ranking(criterion="random", scores=scores)
+        if shake:
+            for parameter in noisy.parameters():
+                if parameter.is_floating_point() and not parameter.is_meta:
+                    size = parameter.square().mean().sqrt()
+                    parameter.add_(torch.randn_like(parameter) * torch.where(size > 0, size, 1.0) * _NOISE)
+
+    def in_double(self) -> _Trial:
+        """Returns the same in double precision, where rounding explains nothing."""
+        double = self._example.mapped(lambda x: x.double() if _is_real(x) else x)
+        return _Trial(self._model.double(), self._graph, double, shake=False)
+
+    def is_random(self) -> bool:
+        """Returns whether the network computes something else every time."""
+        one, two = (self._run(self._model, seed) for seed in (1, 2))
+        return any(not _same(a, b, 0.0) for a, b in zip(one, two, strict=False))
+
+    def difference(self, widths: list[int]) -> str | None:
+        """Returns how a slice with these widths differs from the original with gates; None if it does not."""
+        gates = []
+        for index, width in enumerate(widths):
+            kept = torch.zeros(self.full[index])
+            kept[torch.from_numpy(self._ranking.kept(index, width))] = 1
+            gates.append(kept)
+        with replaced(self._model, gate(self._model, self._graph, gates)):
+            expected = self._run(self._model, 0)
+        try:
+            actual = self._run(slice_model(self._model, self._graph, widths, self._ranking), 0)
+        except Exception as error:  # noqa: BLE001 - the smaller network may fail in any way
+            return (
+                f"the network does not run without some of them: {(str(error) or type(error).__name__).splitlines()[0]}"
+            )
+        if [x.shape for x in actual] != [x.shape for x in expected]:
+            return "the network returns tensors of other shapes without some of them"
+        for a, b in zip(actual, expected, strict=True):
+            if not _same(a, b, float(torch.finfo(b.dtype).eps ** 0.5) if b.is_floating_point() else 0.0):
+                return "the network without some of them does not compute what is left of the original"
+        return None
+
+    def _run(self, network: nn.Module, seed: int) -> list[torch.Tensor]:
+        """Returns the tensors that a network returns on the example."""
+        given = self._example.mapped(lambda x: x.clone() if isinstance(x, torch.Tensor) else x)
+        with torch_seeded(seed, "check"):
+            return returned_by(network(*given.args, **given.kwargs))
+
+
+def _is_real(x: Any) -> bool:  # noqa: ANN401 - inputs are anything
+    """Returns whether an input is a tensor of real numbers."""
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+def _same(a: torch.Tensor, b: torch.Tensor, rounding: float) -> bool:
+    """Returns whether two tensors are equal up to rounding, relative to the largest entry."""
+    if a.is_meta or b.is_meta or not b.numel():
+        return True
+    if not b.is_floating_point():
+        return torch.equal(a, b)
+    finite = torch.isfinite(b)
+    if not torch.equal(finite, torch.isfinite(a)):
+        return False
+    a, b = a[finite].double(), b[finite].double()
+    return not b.numel() or bool((a - b).abs().max() <= rounding * b.abs().max())
