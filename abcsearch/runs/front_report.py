@@ -243,7 +243,8 @@ def _noted(report: FrontReport, there: FrontFolder, runs: Sequence[FinishedRun],
     trials = [run.result.trials for run in runs]
     evaluated = sum(trial.evaluation.seconds > 0 for own in trials for trial in own)
     mapped = sum(mapped_total(run.folder) for run in runs)
-    notes.append(f"{plural(mapped + evaluated, 'evaluation')} in all: {mapped} of the map, {evaluated} of trials.")
+    counts = f"{plural(evaluated, 'trial')}, and {mapped} of the map"
+    notes.append(f"{plural(mapped + evaluated, 'evaluation')} in all: {counts}.")
     first = report.rows[0].times[0]
     notes.append(
         f"Forward time: median of {first.passes} passes or more at batch {' and '.join(map(str, BATCHES))}, "
