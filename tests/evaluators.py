@@ -73,7 +73,7 @@ def constant(candidate, seed):
 
 
 def nonsense(candidate, seed):
-    return 3
+    return "3"
 
 
 def without_memory(candidate, seed):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abcsearch.errors import ConfigError, DataError, plural
+from abcsearch.errors import ConfigError, plural
 from abcsearch.evaluation.options import AdaptiveBNOptions
 from abcsearch.evaluation.sliced import SlicedEvaluator, calibration_images
 from abcsearch.training.scoring import modes_kept
@@ -45,8 +45,8 @@ class AdaptiveBN(SlicedEvaluator):
     def __init__(self, source: Source, data: Data, options: AdaptiveBNOptions | None = None) -> None:
         """Prepares the evaluator; see `SlicedEvaluator`.
 
-        Raises:
-            DataError: if there are fewer training images than one batch.
+        Warns:
+            UserWarning: if nothing is to be calibrated, or there are fewer training images than one batch.
         """
         options = options or AdaptiveBNOptions()
         self._calibration: Split | None = None
@@ -56,12 +56,10 @@ class AdaptiveBN(SlicedEvaluator):
             msg = f"{name} has no running statistics: nothing to calibrate, candidates are scored as sliced"
             warnings.warn(msg, stacklevel=2)
         elif options.calibration_images:
-            found = len(data.train)
-            if found < options.batch_size:
-                images = f"{plural(found, 'training image')} of {data.name}"
-                msg = f"adaptive_bn: batch_size = {options.batch_size} is larger than the {images}; "
-                msg += f"set batch_size to at most {found}"
-                raise DataError(msg)
+            if len(data.train) < options.batch_size:
+                images = f"{plural(len(data.train), 'training image')} of {data.name}"
+                msg = f"adaptive_bn: batch_size = {options.batch_size} is larger than the {images}: they are one batch"
+                warnings.warn(msg, stacklevel=2)
             self._calibration = calibration_images(data, options.calibration_images).to(self.device)
 
     def _settle(self) -> None:
@@ -74,7 +72,8 @@ class AdaptiveBN(SlicedEvaluator):
         """Re-estimates the statistics."""
         del seed
         if self._calibration is not None:
-            calibrate(network, self._calibration.images, batch_size=self.options.batch_size // shrink)
+            images = self._calibration.images
+            calibrate(network, images, batch_size=min(self.options.batch_size, len(images)) // shrink)
 
 
 def statistics(model: nn.Module) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from abcsearch.evaluation.shortages import described, shortage, words
 from abcsearch.space import Candidate
 from abcsearch.trial import Evaluation, is_truth
 
-# (candidate, seed) -> evaluation. The seed comes from (run seed, trial number), so that a trial always gets its own.
+# (candidate, seed) -> evaluation, or its fitness alone as a number. The seed comes from (run seed, trial number), so
+# that a trial always gets its own.
 Evaluator = Callable[[Candidate, int], Evaluation]
 
 
@@ -34,8 +36,8 @@ def evaluate(
         bar: what the candidate races against, of a `Racer`; None: it sees all images.
 
     Raises:
-        SearcherError: if the evaluator returns something else than an Evaluation of numbers: a mistake in its code,
-            not in the candidate.
+        SearcherError: if the evaluator returns something else than an Evaluation of numbers, or a number: a mistake in
+            its code, not in the candidate.
         ShortageError: if the machine runs short of memory, file descriptors or disk space, or loses its GPU.
     """
     start = time.perf_counter()
@@ -55,9 +57,7 @@ def evaluate(
 
 def _plain(found: Evaluation, seconds: float) -> Evaluation:
     """Returns an evaluation of plain numbers, as the journal needs them: the user's may be numpy's or torch's."""
-    if not isinstance(found, Evaluation):  # pyright: ignore[reportUnnecessaryIsInstance] - the user's own function
-        msg = f"an evaluator returns an Evaluation, found {type(found).__name__}"
-        raise SearcherError(msg)
+    found = _whole(found)
     try:
         return replace(
             found,
@@ -71,6 +71,26 @@ def _plain(found: Evaluation, seconds: float) -> Evaluation:
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         msg = f"an evaluator returns an Evaluation of numbers, found {words(found)}: {error}"
         raise SearcherError(msg) from error
+
+
+def _whole(found: Any) -> Evaluation:  # noqa: ANN401 - whatever the user's own function returns
+    """Returns what an evaluator has returned: an evaluation, or the fitness alone.
+
+    Raises:
+        SearcherError: if it is neither.
+    """
+    if isinstance(found, Evaluation):
+        return found
+    try:
+        number = None if is_truth(found) or isinstance(found, str) else float(found)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = None
+    if number is None:
+        msg = f"an evaluator returns an Evaluation, or a fitness, which is one number; found {type(found).__name__}"
+        raise SearcherError(msg)
+    if math.isfinite(number):
+        return Evaluation(fitness=number)
+    return Evaluation(fitness=None, failure=f"the fitness is {number}")
 
 
 def _cost(value: Any) -> int:  # noqa: ANN401 - a number of any type

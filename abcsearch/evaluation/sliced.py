@@ -18,7 +18,7 @@ from abcsearch.errors import ConfigError, DataError, plural, unknown_name
 from abcsearch.evaluation import racing
 from abcsearch.evaluation.options import ScoringOptions
 from abcsearch.rng import torch_seeded, torch_stream
-from abcsearch.training.computing import computing, find_device
+from abcsearch.training.computing import computing, find_device, laid_out
 from abcsearch.training.objectives import METRICS, Objective, find_objective
 from abcsearch.training.scoring import Tally, predict, score, scoring_batch
 from abcsearch.trial import Evaluation
@@ -137,7 +137,7 @@ class SlicedEvaluator(ABC):
     def _build(self, candidate: Candidate, seed: int, shrink: int) -> nn.Module:
         network = self.source.network(candidate, seed)
         # The layout decides the order of summation: one for all, whichever the trained network has in this process.
-        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
+        laid_out(network)
         self.prepare(network, seed, shrink)
         return network.eval()
 

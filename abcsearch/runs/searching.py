@@ -20,6 +20,7 @@ from abcsearch.runs.loop import Progress, silent
 from abcsearch.runs.run import Brought, front_here, run_here
 from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
 from abcsearch.searchers.base import Searcher
+from abcsearch.training.named import METRICS
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -97,7 +98,8 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         run_dir: where everything is kept; made if missing.
         searcher: a name or import path, {"name": ..., option: value}, a function of (space, constraint), or a new
             searcher.
-        evaluator: likewise, or your own function (candidate, seed) -> Evaluation.
+        evaluator: likewise, or your own function (candidate, seed) -> Evaluation, or -> fitness. Its option "metric"
+            may be a function of (outputs, labels).
         executor: where evaluations run; by default as `execution` says.
         execution: workers, their timeout, and the schedule; by default one evaluation after the other, in this process.
         seed: of everything random.
@@ -163,6 +165,8 @@ _OWN = {
 
 def _part(what: str, value: str | Mapping[str, Any] | object) -> Part:
     """Returns the record of a part; objects are recorded by the name of their class or function."""
+    if isinstance(value, Mapping) and callable(value.get("metric")):  # a function of the caller's
+        value = {**value, "metric": METRICS.name_of(value["metric"])}
     if isinstance(value, str | Mapping):
         return Part.of(value)
     good = isinstance(value, Preparation) if what == "prepare" else callable(value) or isinstance(value, Searcher)

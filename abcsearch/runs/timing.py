@@ -125,7 +125,7 @@ def _stage_time(
 def _adaptive_bn(options: dict[str, Any], task: Task, share: float) -> tuple[dict[str, Any], float]:
     """Returns options for a share of the work, and that work."""
     made = AdaptiveBNOptions(**options)
-    batch = made.batch_size
+    batch = min(made.batch_size, len(task.data.train))
     images = min(made.calibration_images, len(task.data.train)) // batch * batch
     scored = _scored(made, task.data, share)
     if share < 1 and images:

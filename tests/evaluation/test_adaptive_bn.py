@@ -318,11 +318,31 @@ def test_evaluate_times_and_passes_seed_and_candidate_on():
 
 
 @pytest.mark.parametrize(
-    "result", [0.5, None, {"fitness": 1.0}, Evaluation(fitness=1.0, metrics={"a": "b"}), Evaluation(1.0, metrics=[1])]
+    "result",
+    [
+        "0.5",
+        True,
+        np.zeros(2),
+        np.bool_(1),
+        torch.zeros(2),
+        None,
+        {"fitness": 1.0},
+        Evaluation(fitness=1.0, metrics={"a": "b"}),
+        Evaluation(1.0, metrics=[1]),
+    ],
 )
 def test_an_evaluator_that_returns_something_else_is_a_mistake_in_its_code(result):
     with pytest.raises(SearcherError, match="an evaluator returns an Evaluation"):
         evaluate(lambda _candidate, _seed: result, (1,), 0)
+
+
+@pytest.mark.parametrize("number", [3, 0.5, np.float32(0.5), np.int64(2), torch.tensor(0.25), np.array([1.5])[0]])
+def test_a_number_is_a_fitness_and_one_that_is_not_finite_a_failure(number):
+    found = evaluate(lambda _candidate, _seed: number, (1,), 0)
+    assert (found.fitness, found.failure, type(found.fitness)) == (float(number), None, float)
+    for wrong in (float("nan"), np.float32("inf"), torch.tensor(float("-inf"))):
+        found = evaluate(lambda _candidate, _seed, wrong=wrong: wrong, (1,), 0)
+        assert (found.fitness, found.failure) == (None, f"the fitness is {float(wrong)}")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), AbcSearchError("x"), SystemExit(3)])

@@ -20,7 +20,7 @@ from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.source import Sliced
 from abcsearch.data.splits import Data
-from abcsearch.errors import ConfigError, DataError
+from abcsearch.errors import ConfigError
 from abcsearch.evaluation import sliced
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions, calibrate
 from abcsearch.evaluation.base import evaluate
@@ -394,13 +394,16 @@ def test_a_network_that_draws_in_evaluation_mode_is_warned_of(tiny_data):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_training_set_smaller_than_a_batch_is_refused(parts, tiny_data):
+def test_a_training_set_smaller_than_a_batch_is_one_batch(parts, tiny_data):
     small = Data(
         name="small", train=tiny_data.train.part(torch.arange(9)), validation=tiny_data.validation, test=tiny_data.test
     )
-    words = "batch_size = 128 is larger than the 9 training images of small; set batch_size to at most 9"
-    with pytest.raises(DataError, match=words):
-        AdaptiveBN(parts[0], small)
+    words = "batch_size = 128 is larger than the 9 training images of small: they are one batch"
+    with pytest.warns(UserWarning, match=words):
+        evaluator = AdaptiveBN(parts[0], small)
+    full = parts[0].graph.space().full
+    same = AdaptiveBN(parts[0], small, AdaptiveBNOptions(batch_size=9))
+    assert evaluator(full, 0) == same(full, 0)
 
 
 def test_repairs_are_computed_alike_here_and_for_other_processes(parts, monkeypatch):

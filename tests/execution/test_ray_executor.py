@@ -244,7 +244,7 @@ def test_a_search_with_lost_and_hanging_workers_is_as_undisturbed(tmp_path):
 
 
 def test_an_evaluator_that_returns_nonsense_ends_the_search(executor, tmp_path):
-    with pytest.raises(SearcherError, match="returns an Evaluation, found int"):
+    with pytest.raises(SearcherError, match="returns an Evaluation, or a fitness"):
         loop(tmp_path, evaluator=nonsense, executor=executor).run()
 
 

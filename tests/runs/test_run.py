@@ -296,8 +296,19 @@ def test_when_every_trial_fails_there_is_no_winner_but_a_reason(tiny_model, tiny
 
 
 def test_an_evaluator_that_returns_no_evaluation_is_a_mistake_of_its_code(tiny_model, tiny_data, tmp_path):
-    with pytest.raises(AbcSearchError, match="returns an Evaluation, found float"):
-        run(tiny_model, tiny_data, tmp_path / "run", evaluator=lambda candidate, seed: 0.5)
+    with pytest.raises(AbcSearchError, match=r"returns an Evaluation, or a fitness, .* found str"):
+        run(tiny_model, tiny_data, tmp_path / "run", evaluator=lambda candidate, seed: "0.5")
+
+
+def test_an_evaluator_may_return_its_fitness_and_a_metric_be_a_function(tiny_model, tiny_data, tmp_path):
+    found = run(tiny_model, tiny_data, tmp_path / "run", evaluator=lambda candidate, seed: -sum(candidate))
+    assert [trial.fitness for trial in found.trials] == [-sum(trial.candidate) for trial in found.trials]
+    options = {"name": "adaptive_bn", "batch_size": 16, "calibration_images": 16}
+    halved = lambda outputs, labels: (outputs.argmax(dim=1) == labels) / 2  # noqa: E731 - what people pass
+    own = run(tiny_model, tiny_data, tmp_path / "own", evaluator={**options, "metric": halved}, n_trials=3)
+    top1 = run(tiny_model, tiny_data, tmp_path / "top1", evaluator={**options, "metric": "top1"}, n_trials=3)
+    pairs = zip(own.trials, top1.trials, strict=True)
+    assert all(2 * one.evaluation.fitness == other.evaluation.metrics["top1"] for one, other in pairs)
 
 
 def test_own_searcher_as_object_and_as_function(tiny_model, tiny_data, tmp_path):
