@@ -238,7 +238,7 @@ def test_parts_of_ones_own_take_part_in_a_whole_run(tmp_path):
     later = (["finetune", "run"], ["export", "run", "--out", "export"], ["resume", "run", "--n-trials", "9"])
     for words in (search_it, ["-c", SEVERAL.format(commands=(["status", "run"], *later))]):
         done = subprocess.run(
-            [sys.executable, "-W", "error", *words],
+            [sys.executable, "-W", "error", "-W", "ignore:set-up", *words],
             cwd=tmp_path,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,

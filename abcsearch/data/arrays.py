@@ -198,12 +198,14 @@ def npz(  # noqa: PLR0913 - options of a config
     std: Sequence[float] | None = None,
     classes: int | None = None,
     objective: str = "classification",
+    ignore_index: int | None = None,
 ) -> Data:
     """A file of `numpy.savez` with train_images, train_labels, test_images and test_labels, in memory.
 
     Images are bytes, (n, height, width) or (n, height, width, channels) uint8, which are normalised; or inputs of the
-    network as they are, (n, channels, height, width) float32. Labels are whole numbers, (n,) or (n, 1); of a
-    regression, (n, ...) numbers; of a segmentation, (n, height, width) whole numbers.
+    network as they are, (n, channels, height, width) float32, or with the one or three sizes of signals or volumes.
+    Labels are whole numbers, (n,) or (n, 1); of a regression, (n, ...) numbers; of a segmentation, (n, height, width)
+    whole numbers.
 
     Args:
         path: the file.
@@ -213,6 +215,7 @@ def npz(  # noqa: PLR0913 - options of a config
         std: likewise.
         classes: labels are below it; by default any.
         objective: what networks are for: "classification", "segmentation", "regression" or your own.
+        ignore_index: label of pixels that do not count, 255 in VOC and Cityscapes; None: -100 alone.
 
     Raises:
         DataError: if the file or an array in it is missing, damaged, or of another shape or type.
@@ -220,7 +223,7 @@ def npz(  # noqa: PLR0913 - options of a config
     arrays = _arrays(Path(path))
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
     for part in ("train", "test"):
-        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        images, labels = arrays[f"{part}_images"], _counted(arrays[f"{part}_labels"], ignore_index)
         parts.append((_images(f"{path}: {part}_images", images), _labels(f"{path}: {part}_labels", labels, objective)))
         if classes is not None:
             counted = np.where(labels == IGNORED, 0, labels) if objective == "segmentation" else labels
@@ -245,6 +248,13 @@ def npz(  # noqa: PLR0913 - options of a config
     return Data.from_tensors(parts[0], parts[1], validation=validation, seed=seed, name=name, objective=objective)
 
 
+def _counted(labels: NDArray[Any], ignore_index: int | None) -> NDArray[Any]:
+    """Returns labels in which the pixels that do not count have the label `IGNORED`."""
+    if ignore_index is None or labels.dtype.kind not in "iu":
+        return labels
+    return np.where(labels == ignore_index, IGNORED, labels.astype(np.int64))
+
+
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Returns the four arrays of a file."""
     with reading(path, "a file of numpy.savez"), path.open("rb") as opened:
@@ -264,7 +274,7 @@ def _images(where: str, images: NDArray[Any]) -> torch.Tensor:
     """Returns images as tensors: bytes (n, height, width, channels), or float32 (n, channels, height, width)."""
     if images.dtype == np.uint8 and images.ndim in (3, 4) and images.size:
         return torch.from_numpy(images if images.ndim == 4 else images[..., None])
-    if images.dtype == np.float32 and images.ndim == 4 and images.size:
+    if images.dtype == np.float32 and images.ndim in (3, 4, 5) and images.size:
         return torch.from_numpy(images)
     msg = (
         f"{where} is (n, height, width, channels) uint8 or (n, channels, height, width) float32 and not empty, found "

@@ -36,9 +36,17 @@ class Moves:
         return replace(self, offsets=offsets, mirrored=None if self.mirrored is None else self.mirrored[positions])
 
     def apply(self, images: torch.Tensor, fill: float = 0) -> torch.Tensor:
-        """Returns moved copies of (batch, height, width, channels) images; `fill` comes in at their edges."""
+        """Returns moved copies of (batch, height, width, channels) images; `fill` comes in at their edges.
+
+        Raises:
+            DataError: if they are no images of height and width.
+        """
         if self.offsets is None and self.mirrored is None:
             return images
+        if images.ndim != 4:
+            msg = f"images {tuple(images.shape[1:])} are not shifted and mirrored, which takes height and width; set "
+            msg += "shift = 0 and flip = false in the recipe"
+            raise DataError(msg)
         n, height, width, channels = images.shape
         pad = self.shift if self.offsets is not None else 0
         if pad:

@@ -23,8 +23,20 @@ if TYPE_CHECKING:
 IGNORED = -100  # label of pixels that do not count, as in torch
 
 
+def as_rows(images: torch.Tensor) -> torch.Tensor:
+    """Returns images as they lie in memory: with height and width (n, height, width, channels), others as they are."""
+    return images.permute(0, 2, 3, 1) if images.ndim == 4 else images
+
+
+def from_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Returns the (n, channels, ...) images that lie in memory as `as_rows` says."""
+    return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
+
+
 class Images(ABC):
     """Images with labels: in memory (`Split`) or decoded when they are needed (`Stream`).
+
+    An image may have one, two or three dimensions besides its channels: signals, images, volumes.
 
     Attributes:
         labels: (n,) int64 class numbers from 0; or (n, ...) float32 values; or (n, height, width) int64 class numbers
@@ -40,7 +52,7 @@ class Images(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Of every image: (channels, height, width)."""
+        """Of every image: (channels, height, width), or channels and one or three sizes."""
 
     @abstractmethod
     def part(self, indices: torch.Tensor) -> Self:
@@ -59,7 +71,8 @@ class Images(ABC):
             device: where they are wanted.
 
         Yields:
-            (batch, channels, height, width) float32 images, channels_last, and their labels.
+            (batch, channels, height, width) float32 images, channels_last, and their labels. Signals and volumes are
+            (batch, channels, ...), contiguous.
         """
 
     @abstractmethod
@@ -89,7 +102,8 @@ class Images(ABC):
             As `batches`.
 
         Raises:
-            DataError: if labels are maps that cannot be shifted and mirrored with the images.
+            DataError: if images are signals or volumes, which are not shifted and mirrored, or labels are maps that
+                cannot be moved with them.
         """
 
     @abstractmethod
@@ -113,7 +127,8 @@ def check_labels(labels: torch.Tensor, count: int) -> None:
             msg = f"labels must be finite, found {plural(wrong, 'value')} not"
             raise DataError(msg)
         return
-    if labels.dtype != torch.int64 or labels.ndim not in (1, 3) or not labels.numel():
+    in_a_column = labels.ndim == 2 and labels.shape[1] == 1
+    if labels.dtype != torch.int64 or labels.ndim > 4 or in_a_column or not labels.numel():
         msg = (
             f"labels are ({count},) int64 class numbers, ({count}, height, width) int64 class numbers of pixels or "
             f"({count}, ...) float32 values for {plural(count, 'image')}, {found}"

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
+from abcsearch.data.images import IGNORED, Images, as_rows, check_labels, from_rows
+from abcsearch.data.pixels import HoldOut, byte_data, scale_of
 from abcsearch.data.splits import Data, Split
 from abcsearch.data.stream import Stream
 from abcsearch.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from abcsearch.data.images import Images
+    from collections.abc import Callable, Sequence
 
 
 def from_datasets(  # noqa: PLR0913 - options of a config
@@ -26,6 +31,7 @@ def from_datasets(  # noqa: PLR0913 - options of a config
     objective: str = "classification",
     stream: bool = False,
     workers: int | None = None,
+    ignore_index: int | None = None,
 ) -> Data:
     """Returns the data of two map-style Datasets of PyTorch.
 
@@ -39,6 +45,7 @@ def from_datasets(  # noqa: PLR0913 - options of a config
         stream: reads images when they are needed instead; labels are then those of the attribute `targets`, or read
             once.
         workers: processes that read a stream; None: one per core.
+        ignore_index: label of pixels that do not count, 255 in VOC and Cityscapes; None: -100 alone.
 
     Raises:
         DataError: if they are no Datasets, or an item is not what it has to be.
@@ -50,50 +57,240 @@ def from_datasets(  # noqa: PLR0913 - options of a config
             msg = f"{where} has __getitem__, __len__ and at least one item, found {source!r:.80}"
             raise DataError(msg)
         if not stream:
-            parts.append(_read(source, where))
+            parts.append(_read(source, where, ignore_index))
             continue
         given = getattr(source, "targets", None)
         labels = [_item(source, index, where)[1] for index in range(len(source))] if given is None else given
-        parts.append(Stream(source=source, labels=_labels(labels, where), workers=workers))
+        parts.append(Stream(source=source, labels=_labels(labels, where, ignore_index), workers=workers))
     return Data.from_images(*parts, validation=validation, seed=seed, name=name, objective=objective)
 
 
-def _read(source: Any, where: str) -> Split:  # noqa: ANN401 - the user's Dataset
+def _read(source: Any, where: str, ignore_index: int | None) -> Split:  # noqa: ANN401 - the user's Dataset
     """Returns all items of a Dataset in memory."""
-    labels: list[Any] = []
-
-    class Images:
-        """The same Dataset, whose labels are kept on the way."""
-
-        def __len__(self) -> int:
-            return len(source)
-
-        def __getitem__(self, index: int) -> tuple[Any]:
-            image, label = _item(source, index, where)
-            labels.append(label)
-            return (image,)
-
+    kept = _Kept(source, where)
     unknown = torch.zeros(len(source), dtype=torch.int64)
-    read = Stream(source=Images(), labels=unknown, workers=0).loaded()
-    return Split(read.images, _labels(labels[1:], where), read.scale)  # the first item has been read twice
+    read = Stream(source=kept, labels=unknown, workers=0).loaded()
+    return Split(
+        read.images, _labels(kept.labels[1:], where, ignore_index), read.scale
+    )  # the first item has been read twice
+
+
+class _Kept:
+    """The images of a Dataset, whose labels are kept on the way.
+
+    Attributes:
+        labels: in the order of reading.
+    """
+
+    def __init__(self, source: Any, where: str) -> None:  # noqa: ANN401 - the user's Dataset
+        self._source, self._where = source, where
+        self.labels: list[Any] = []
+
+    def __len__(self) -> int:
+        """Returns the number of items."""
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[Any]:
+        """Returns an image."""
+        image, label = _item(self._source, index, self._where)
+        self.labels.append(label)
+        return (image,)
+
+
+_IMAGES = ("image", "images", "img", "pixel_values", "x", "input", "data")  # what Datasets call the parts of an item
+_LABELS = ("label", "labels", "target", "targets", "y", "mask", "class")
+_COLOURS = (1, 3, 4)  # channels that bytes may have last
 
 
 def _item(source: Any, index: int, where: str) -> tuple[Any, Any]:  # noqa: ANN401 - the user's Dataset
+    """Returns image and label of an item; PIL images and arrays as tensors."""
     item: Any = source[index]
+    if isinstance(item, Mapping):
+        item = _named(item, where, index)
     if not isinstance(item, tuple | list) or len(item) != 2:
-        msg = f"{where} has items (image, label), found {type(item).__name__} at {index}"
+        size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+        msg = f"{where} has items (image, label), found {type(item).__name__}{size} at {index}; return just these two"
         raise DataError(msg)
-    return item[0], item[1]
+    return _image(item[0]), item[1]
 
 
-def _labels(labels: Any, where: str) -> torch.Tensor:  # noqa: ANN401 - whatever the user has
-    """Returns labels as one tensor: whole numbers int64, others float32."""
+def _named(item: Mapping[str, Any], where: str, index: int) -> tuple[Any, Any]:
+    """Returns image and label of an item that names them."""
+    image, label = (next((key for key in names if key in item), None) for names in (_IMAGES, _LABELS))
+    if image is None or label is None:
+        msg = (
+            f"{where} has items (image, label), or named image and label, found {', '.join(map(str, item))} at {index}"
+        )
+        raise DataError(msg)
+    return item[image], item[label]
+
+
+def _image(image: Any) -> Any:  # noqa: ANN401 - whatever a Dataset returns
+    """Returns a PIL image or an array as a (channels, ...) tensor; anything else as it is."""
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        image = np.array(image.convert("L") if image.mode == "1" else image)
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 2:
+            image = image[..., None]
+        last = image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] in _COLOURS
+        image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0) if last else image))
+    if isinstance(image, torch.Tensor) and image.dtype in (torch.float64, torch.float16, torch.bfloat16):
+        return image.float()
+    return image
+
+
+def _labels(labels: Any, where: str, ignore_index: int | None = None) -> torch.Tensor:  # noqa: ANN401 - what the user has
+    """Returns labels as one tensor: whole numbers int64, others float32; of pixels that do not count `IGNORED`."""
     try:
-        found = torch.stack([torch.as_tensor(label) for label in labels])
+        found = torch.as_tensor(labels) if hasattr(labels, "shape") else _stacked(labels)
     except Exception as error:  # what can be made a tensor is torch's to say
         msg = f"{where} has labels that are numbers or tensors of one shape, found others: {error}"
         raise DataError(msg) from error
-    return found.to(torch.float32 if found.is_floating_point() else torch.int64)
+    found = found.to(torch.float32 if found.is_floating_point() else torch.int64)
+    if ignore_index is None:
+        return found
+    if found.ndim < 2 or found.dtype != torch.int64:
+        msg = f"ignore_index = {ignore_index} is the label of pixels that do not count; {where} has labels "
+        msg += f"{tuple(found.shape[1:])} {found.dtype} per image: leave it out"
+        raise DataError(msg)
+    return found.where(found != ignore_index, IGNORED)
+
+
+def _stacked(labels: Any) -> torch.Tensor:  # noqa: ANN401 - what the user has
+    """Returns labels, one by one, as a tensor; masks may be PIL images."""
+    return torch.stack([torch.as_tensor(np.array(own) if hasattr(own, "convert") else own) for own in labels])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How data of the user's own are read.
+
+    Attributes:
+        name: for records.
+        seed: which images are held out for search-validation.
+        objective: what networks are for.
+        mean: per channel of bytes, in [0, 1]; None: that of the training images.
+        std: likewise.
+        ignore_index: label of pixels that do not count, 255 in VOC and Cityscapes; None: -100 alone.
+    """
+
+    name: str = "data"
+    seed: int = 0
+    objective: str = "classification"
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    ignore_index: int | None = None
+
+
+def data_of(train: Any, test: Any, validation: Any, how: Reading) -> Data:  # noqa: ANN401 - what the user has
+    """Returns the data of arrays, Datasets or DataLoaders; see `Data.of`."""
+    given = {"train": train, "test": test}
+    share = isinstance(validation, int | float) and not isinstance(validation, bool)
+    if not share:
+        given["validation"] = validation
+    read = {part: _taken(source, f"{how.name}: {part}", how) for part, source in given.items()}
+    as_bytes = [part for part, own in read.items() if not isinstance(own, Images)]
+    if not as_bytes and (how.mean is not None or how.std is not None):
+        msg = f"{how.name}: mean and std are for bytes; these inputs are taken as they are: leave them out"
+        raise DataError(msg)
+    common = {"seed": how.seed, "name": how.name, "objective": how.objective}
+    if not as_bytes and share:
+        return Data.from_images(read["train"], read["test"], validation=validation, **common)
+    if not as_bytes:
+        return Data(train=read["train"], validation=read["validation"].loaded(), test=read["test"], **common)
+    if len(as_bytes) < len(read):
+        others = [part for part in read if part not in as_bytes]
+        msg = f"{how.name}: images of all splits are of one kind, found bytes in {', '.join(as_bytes)} and inputs as "
+        msg += f"they are in {', '.join(others)}"
+        raise DataError(msg)
+    rows = read["train"][0]
+    hold = HoldOut(validation=validation if share else 0.5, seed=how.seed, objective=how.objective)
+    scale = scale_of(how.mean, how.std, rows)
+    return byte_data(how.name, read["train"], read["test"], scale, hold, read.get("validation"))
+
+
+def _taken(source: Any, where: str, how: Reading) -> Any:  # noqa: ANN401 - what the user has
+    """Returns a split of ready inputs, or (bytes, labels), the bytes as they lie in memory."""
+    if isinstance(source, Images):
+        return source
+    if isinstance(source, tuple | list) and len(source) == 2 and hasattr(source[0], "shape"):
+        rows, labels = _rows(source[0], where), source[1]
+    else:
+        rows, labels = _read_items(source, where)
+    found = _labels(labels, where, how.ignore_index)
+    if how.objective == "classification" and found.ndim == 2:
+        found = _class_numbers(found, where)
+    if how.objective == "regression":
+        found = found.float()
+    try:
+        if rows.dtype != torch.uint8:
+            return Split(from_rows(rows), found)
+        check_labels(found, len(rows))
+    except DataError as error:
+        msg = f"{where}: {error}"
+        raise DataError(msg) from error
+    return rows, found
+
+
+def _class_numbers(labels: torch.Tensor, where: str) -> torch.Tensor:
+    """Returns (n,) class numbers of labels (n, 1), as some arrays have them.
+
+    Raises:
+        DataError: if there are more numbers per image, such as one-hot ones.
+    """
+    if labels.shape[1] == 1:
+        return labels[:, 0]
+    msg = f"{where} has {labels.shape[1]} labels per image, where a classification has one class number; of one-hot "
+    msg += 'labels that is labels.argmax(1). Of values, say so: objective="regression"'
+    raise DataError(msg)
+
+
+def _rows(images: Any, where: str) -> torch.Tensor:  # noqa: ANN401 - an array
+    """Returns images of an array as they lie in memory: bytes, whose channels are last or second, or inputs."""
+    of_torch = isinstance(images, torch.Tensor)
+    values: torch.Tensor = images.detach() if of_torch else torch.as_tensor(np.asarray(images))
+    if values.dtype in (torch.float64, torch.float16, torch.bfloat16):
+        values = values.float()
+    if values.dtype not in (torch.uint8, torch.float32) or not 3 <= values.ndim <= 5 or not values.numel():
+        msg = f"{where} has images as an array of bytes (uint8), (n, height, width) or with channels, or of floats, "
+        msg += f"(n, channels, ...), found {tuple(values.shape)} {values.dtype}"
+        raise DataError(msg)
+    second, last = values.shape[1] in _COLOURS, values.shape[-1] in _COLOURS
+    if values.dtype == torch.float32:
+        if last and not second and values.ndim > 3:
+            msg = f"{where} has floats {tuple(values.shape)} whose channels seem to be last; they come second: "
+            msg += "np.moveaxis(images, -1, 1), or images.movedim(-1, 1) of torch"
+            raise DataError(msg)
+        return as_rows(values)
+    if values.ndim == 3:
+        return values[..., None]
+    channels_last = last and not (second and of_torch)
+    return as_rows(values.movedim(-1, 1) if channels_last else values)
+
+
+def _read_items(source: Any, where: str) -> tuple[torch.Tensor, Any]:  # noqa: ANN401 - what the user has
+    """Returns all images of a Dataset, as they lie in memory, and its labels."""
+    source = source.dataset if isinstance(source, DataLoader) else source
+    if isinstance(source, IterableDataset):
+        source = list(source)
+    if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")) or isinstance(source, str | Mapping):
+        msg = f"{where} is (images, labels) as arrays, a Dataset, a DataLoader, a Split or a Stream, found "
+        msg += f"{type(source).__name__}"
+        raise DataError(msg)
+    if not len(source):
+        msg = f"{where} has at least one image, found none"
+        raise DataError(msg)
+    first, again = (_item(source, 0, where)[0] for _ in range(2))
+    if isinstance(first, torch.Tensor) and not torch.equal(first, again):
+        msg = f"{where}: its first image is another one when it is read again. Augmentation is the recipe's (shift, "
+        msg += "flip, randaugment); what this Dataset draws at random is drawn once here: better leave it out"
+        warnings.warn(msg, UserWarning, stacklevel=5)
+    kept = _Kept(source, where)
+    unknown = torch.zeros(len(source), dtype=torch.int64)
+    rows = Stream(source=kept, labels=unknown, workers=0).decoded()
+    return rows, kept.labels[1:]  # the first item has been read twice
 
 
 # What a config may set besides the options of the user's function, where that returns two Datasets.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from abcsearch.data.images import held_out
+from abcsearch.data.images import from_rows, held_out
 from abcsearch.data.splits import Data, Split
 from abcsearch.errors import DataError, plural
 
@@ -46,31 +46,38 @@ class Scale:
         object.__setattr__(self, "std", tuple(self.std))
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
-        """Returns (n, height, width, channels) bytes or float32 values as float32 inputs.
+        """Returns bytes or float32 values, as they lie in memory (see `as_rows`), as float32 inputs.
 
         Raises:
             DataError: if there are another number of channels.
         """
-        if self.mean and len(self.mean) != rows.shape[3]:
-            channels = plural(rows.shape[3], "channel")
+        count = from_rows(rows).shape[1]
+        if self.mean and len(self.mean) != count:
+            channels = plural(count, "channel")
             msg = f"mean and std have one number per channel, found {len(self.mean)} for {channels}"
             raise DataError(msg)
         values = rows.to(torch.float32, copy=bool(self.mean))  # what follows is in place
         if rows.dtype == torch.uint8:
             values.div_(255)
         if self.mean:
-            values.sub_(_constant(self.mean, rows.device)).div_(_constant(self.std, rows.device))
+            values.sub_(_constant(self.mean, rows)).div_(_constant(self.std, rows))
         return values
 
     def undo(self, rows: torch.Tensor) -> torch.Tensor:
-        """Returns the values in [0, 1] that (n, height, width, channels) float32 inputs were made from."""
+        """Returns the values in [0, 1] that float32 inputs, as they lie in memory, were made from."""
         if not self.mean:
             return rows
-        return rows * _constant(self.std, rows.device) + _constant(self.mean, rows.device)
+        return rows * _constant(self.std, rows) + _constant(self.mean, rows)
+
+
+def _constant(values: tuple[float, ...], rows: torch.Tensor) -> torch.Tensor:
+    """Returns a number per channel on the device of images, in a shape that meets theirs."""
+    numbers = _on_device(values, rows.device)
+    return numbers if rows.ndim == 4 else numbers.view(-1, *(1,) * (rows.ndim - 2))
 
 
 @functools.lru_cache(maxsize=64)
-def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """Returns numbers on a device, where a copy in every step would make the step wait."""
     with torch.inference_mode(mode=False):
         return torch.tensor(values, device=device)
@@ -86,7 +93,7 @@ def scale_of(
     Args:
         mean: per channel, or None.
         std: likewise, given together.
-        default: (mean, std), or the bytes (n, height, width, channels) whose mean and standard deviation it is.
+        default: (mean, std), or the bytes, as they lie in memory, whose mean and standard deviation it is.
 
     Raises:
         DataError: if only one of them is given, or they are no numbers.
@@ -101,7 +108,8 @@ def scale_of(
 
 def _measured(rows: torch.Tensor) -> tuple[list[float], list[float]]:
     """Returns mean and standard deviation per channel of bytes, in [0, 1]: exact, from how often each value occurs."""
-    channels = rows.shape[3]
+    rows = rows if rows.ndim == 4 else rows.movedim(1, -1)
+    channels = rows.shape[-1]
     counts = torch.zeros(channels * 256, dtype=torch.int64)
     first = 256 * torch.arange(channels, dtype=torch.int16 if channels < 128 else torch.int64)
     for part in rows.split(_COUNTED):
@@ -141,7 +149,7 @@ def byte_data(
 
     Args:
         name: for records.
-        train: (n, height, width, channels) uint8 images, and labels.
+        train: uint8 images, as they lie in memory (see `as_rows`), and labels.
         test: likewise.
         scale: the normalisation.
         how: what is held out.
@@ -155,8 +163,6 @@ def byte_data(
         chosen = held_out(train[1], how.validation, how.seed, objective=how.objective)
         # Selected as bytes: of the training images, no second copy in floats is ever made.
         parts = [(train[0][own], train[1][own]) for own in chosen]
-    own, validation, other = (
-        Split(scale.apply(images).permute(0, 3, 1, 2), labels, scale) for images, labels in [*parts, test]
-    )
+    own, validation, other = (Split(from_rows(scale.apply(images)), labels, scale) for images, labels in [*parts, test])
     splits = {"train": own, "validation": validation, "test": other}
     return Data(name=name, **splits, seed=how.seed, objective=how.objective, held_out=held is None)

@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abcsearch.data.augmentation import draw_moves
-from abcsearch.data.images import Images, check_classification, check_labels, held_out, own_share
+from abcsearch.data.images import (
+    Images,
+    as_rows,
+    check_classification,
+    check_labels,
+    from_rows,
+    held_out,
+    own_share,
+)
 from abcsearch.errors import DataError, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
@@ -32,7 +40,8 @@ class Split(Images):
 
     Attributes:
         images: (n, channels, height, width) float32, normalised; kept channels_last, the layout that convolutions are
-            fastest in (images of one channel, or in this layout already, are not copied).
+            fastest in (images of one channel, or in this layout already, are not copied). Or signals and volumes,
+            (n, channels, length) and (n, channels, depth, height, width), kept contiguous.
         labels: see `Images`.
         scale: how the images were made from values in [0, 1], where it is known; augmentation of colours needs it.
 
@@ -52,12 +61,14 @@ class Split(Images):
             found = f"{type(images).__name__} and {type(labels).__name__}"
             msg = f"images and labels are torch tensors, found {found}; convert them with torch.as_tensor"
             raise DataError(msg)
-        if images.ndim != 4 or images.dtype != torch.float32 or not images.numel():
+        if images.ndim not in (3, 4, 5) or images.dtype != torch.float32 or not images.numel():
             found = f"{tuple(images.shape)} {images.dtype}"
-            msg = f"images are (n, channels, height, width) float32 and not empty, found {found}"
+            msg = f"images are (n, channels, height, width) float32 and not empty, found {found}; signals are "
+            msg += "(n, channels, length), volumes (n, channels, depth, height, width)"
             raise DataError(msg)
         check_labels(labels, len(images))
-        object.__setattr__(self, "images", images.detach().contiguous(memory_format=torch.channels_last))
+        layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+        object.__setattr__(self, "images", images.detach().contiguous(memory_format=layout))
         low, high = torch.aminmax(self.rows)  # one pass without a copy; NaN is both
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
             wrong = (~torch.isfinite(self.rows)).flatten(1).any(dim=1).nonzero().flatten()
@@ -67,21 +78,21 @@ class Split(Images):
 
     @classmethod
     def _of(cls, rows: torch.Tensor, labels: torch.Tensor, scale: Scale | None = None) -> Split:
-        """Returns the split of (n, height, width, channels) images that have been checked."""
+        """Returns the split of images that have been checked, as they lie in memory (see `as_rows`)."""
         split = object.__new__(cls)
-        values = {"images": rows.permute(0, 3, 1, 2), "labels": labels, "scale": scale, "_elsewhere": {}}
+        values = {"images": from_rows(rows), "labels": labels, "scale": scale, "_elsewhere": {}}
         for name, value in values.items():
             object.__setattr__(split, name, value)
         return split
 
     @property
     def rows(self) -> torch.Tensor:
-        """The images as they lie in memory: (n, height, width, channels), contiguous."""
-        return self.images.permute(0, 2, 3, 1)
+        """The images as they lie in memory (see `as_rows`), contiguous."""
+        return as_rows(self.images)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of every image: (channels, height, width)."""
+        """Of every image: (channels, height, width), or channels and one or three sizes."""
         return tuple(self.images.shape[1:])
 
     def part(self, indices: torch.Tensor) -> Split:
@@ -127,7 +138,7 @@ class Split(Images):
         for indices, moves in zip(order.split(batch_size), every, strict=True):
             if share[1] > 1:
                 indices, moves = indices[positions], moves.part(positions)
-            images = moves.apply(own.rows.index_select(0, indices)).permute(0, 3, 1, 2)
+            images = from_rows(moves.apply(own.rows.index_select(0, indices)))
             yield images, moves.apply_to_labels(own.labels.index_select(0, indices), self.shape)
 
     def update(self, digest: hashlib._Hash) -> None:
@@ -192,7 +203,7 @@ class Data:
         shapes = {part: images.shape for part, images in parts.items()}
         if len(set(shapes.values())) > 1:
             found = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
-            msg = f"{self.name}: images of all splits have one (channels, height, width), found {found}"
+            msg = f"{self.name}: images of all splits have one shape, (channels, height, width), found {found}"
             raise DataError(msg)
         if self.objective == "classification":
             self._check_classes(parts)
@@ -214,6 +225,50 @@ class Data:
             raise DataError(msg)
 
     @classmethod
+    def of(  # noqa: PLR0913 - all but two have a default
+        cls,
+        train: Any,  # noqa: ANN401 - whatever the user has
+        test: Any,  # noqa: ANN401 - likewise
+        *,
+        validation: Any = 0.2,  # noqa: ANN401 - likewise
+        seed: int = 0,
+        name: str = "data",
+        objective: str = "classification",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        ignore_index: int | None = None,
+    ) -> Data:
+        """Returns the data of what people have: arrays, Datasets, DataLoaders.
+
+        Each split is one of
+
+        - (images, labels), arrays of numpy or torch: bytes, (n, height, width) or with channels last or second, which
+          are normalised; or inputs of the network as they are, floats (n, channels, ...) of one, two or three sizes;
+        - a Dataset of PyTorch, map-style or iterable, with items (image, label), or {"image": ..., "label": ...} and
+          the like; images are tensors, arrays or PIL images. It is read once, so it should not augment;
+        - a DataLoader: its Dataset; how it draws and batches is the recipe's to say;
+        - a `Split` or a `Stream`.
+
+        Args:
+            train: the training images.
+            test: the test images; never used before fine-tuning.
+            validation: search-validation, likewise; or the share or number of training images that is held out for it.
+            seed: which ones are held out.
+            name: for records.
+            objective: what networks are for.
+            mean: per channel of bytes, in [0, 1]; by default that of the training images.
+            std: likewise.
+            ignore_index: label of pixels that do not count, 255 in VOC and Cityscapes; None: -100 alone.
+
+        Raises:
+            DataError: if something is of none of these kinds, or splits do not fit together.
+        """
+        from abcsearch.data.own import Reading, data_of
+
+        how = Reading(name=name, seed=seed, objective=objective, mean=mean, std=std, ignore_index=ignore_index)
+        return data_of(train, test, validation, how)
+
+    @classmethod
     def from_tensors(
         cls,
         train: tuple[torch.Tensor, torch.Tensor],
@@ -228,7 +283,7 @@ class Data:
 
         Args:
             train: (n, channels, height, width) float32 images, normalised, and labels: (n,) int64 class numbers, or
-                what the objective needs (see `Images`).
+                what the objective needs (see `Images`). Signals and volumes have one or three sizes. `of` takes more.
             test: likewise; never used before fine-tuning.
             validation: share in (0, 1), or a whole number of images.
             seed: which images are held out.
@@ -293,7 +348,7 @@ class Data:
 
     @cached_property
     def example(self) -> torch.Tensor:
-        """One image as a batch, (1, channels, height, width)."""
+        """One image as a batch, (1, channels, ...)."""
         return self.train.part(torch.tensor([0])).loaded().images
 
     def fingerprint(self) -> str:

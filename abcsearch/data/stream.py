@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from abcsearch.data.augmentation import draw_moves
-from abcsearch.data.images import Images, check_labels, own_share
+from abcsearch.data.images import Images, as_rows, check_labels, from_rows, own_share
 from abcsearch.data.paths import reading
 from abcsearch.data.pixels import Scale
 from abcsearch.data.splits import Split
@@ -51,7 +51,7 @@ class Stream(Images):
             Its labels are not looked at.
         labels: of its items, known without decoding; see `Images`. `training` does not touch them.
         evaluation: image -> (channels, height, width) tensor, uint8 or float32, always the same; None: images are such
-            tensors already.
+            tensors already. Signals and volumes have one or three sizes.
         training: likewise, with random augmentation drawn from torch's global generator; by default `evaluation`.
         scale: what is done to whole batches on their device after it: bytes are copied there, not floats.
         workers: processes while training, and threads; None: one per core. Results do not depend on it.
@@ -90,7 +90,7 @@ class Stream(Images):
 
     @cached_property
     def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - computed once
-        """Of every image: (channels, height, width); the first one is decoded to see."""
+        """Of every image: (channels, height, width), or other sizes; the first one is decoded to see."""
         return tuple(self._image(0, self.evaluation).shape)
 
     @property
@@ -121,7 +121,8 @@ class Stream(Images):
         except Exception as error:  # what a decoder raises on a damaged file depends on the format and the damage
             msg = f"{self.where(position)} cannot be read: {error}; repair or remove it"
             raise DataError(msg) from error
-        if not isinstance(image, torch.Tensor) or image.ndim != 3 or image.dtype not in (torch.uint8, torch.float32):
+        good = isinstance(image, torch.Tensor) and image.ndim in (2, 3, 4)
+        if not good or image.dtype not in (torch.uint8, torch.float32):
             found = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, torch.Tensor) else type(image).__name__
             msg = f"{self.where(position)} must be a (channels, height, width) uint8 or float32 tensor, found {found}"
             raise DataError(msg)
@@ -131,18 +132,17 @@ class Stream(Images):
         return image.as_subclass(torch.Tensor)
 
     def decoded(self) -> torch.Tensor:
-        """Returns all images, unaugmented, before `scale`: (n, height, width, channels), uint8 or float32.
+        """Returns all images, unaugmented, before `scale`, as they lie in memory (see `as_rows`): uint8 or float32.
 
         Raises:
             DataError: if an image cannot be read, or has another size than the first.
         """
         first = self._image(0, self.evaluation)
-        channels, height, width = first.shape
-        rows = torch.empty(len(self), height, width, channels, dtype=first.dtype)
+        rows = torch.empty(len(self), *_row(first).shape, dtype=first.dtype)
 
         def decode(position: int) -> None:
             image = self._image(position, self.evaluation, tuple(first.shape))
-            rows[position] = image.permute(1, 2, 0)
+            rows[position] = _row(image)
 
         with ThreadPoolExecutor(max(1, self._cores)) as pool:
             try:
@@ -157,14 +157,14 @@ class Stream(Images):
         """Returns all images in memory, unaugmented."""
         rows = self.decoded()
         known = self.scale if rows.dtype == torch.uint8 else None
-        return Split(self.scale.apply(rows).permute(0, 3, 1, 2), self.labels, known)
+        return Split(from_rows(self.scale.apply(rows)), self.labels, known)
 
     def batches(self, batch_size: int, *, device: torch.device | str = "cpu") -> Batches:
         """Yields all images in order; see `Images.batches`."""
         device, positions = torch.device(device), torch.arange(len(self))
         every = _Decoding(self, self.evaluation, None).rows(positions, batch_size, device)
         for rows, labels in zip(every, self.labels.to(device).split(batch_size), strict=True):
-            yield self.scale.apply(rows).permute(0, 3, 1, 2), labels
+            yield from_rows(self.scale.apply(rows)), labels
 
     def shuffled(
         self,
@@ -187,7 +187,7 @@ class Stream(Images):
         labels = self.labels[order].to(device).split(batch_size // share[1])
         for rows, own, move in zip(every, labels, moves, strict=True):
             move = move.part(positions)
-            images = move.apply(self.scale.apply(rows)).permute(0, 3, 1, 2)
+            images = from_rows(move.apply(self.scale.apply(rows)))
             yield images, move.apply_to_labels(own, self.shape)
 
     def update(self, digest: hashlib._Hash) -> None:
@@ -204,6 +204,11 @@ class Stream(Images):
         digest.update(self.part(some).decoded().numpy().tobytes())
 
 
+def _row(image: torch.Tensor) -> torch.Tensor:
+    """Returns one image as it lies in memory."""
+    return as_rows(image[None])[0]
+
+
 class _Decoding(Dataset[Any]):
     """Batches of a stream as worker processes see them: a list of positions in, rows of pixels or an error out."""
 
@@ -213,9 +218,9 @@ class _Decoding(Dataset[Any]):
         self._shape = stream.shape  # before there are workers, each of which would decode an image to see
 
     def __getitems__(self, positions: list[int]) -> torch.Tensor | DataError:
-        """Returns (batch, height, width, channels); an error is returned, as one raised would come with a traceback."""
+        """Returns a batch as it lies in memory; an error is returned, as one raised would come with a traceback."""
         try:
-            return torch.stack([self._one(position).permute(1, 2, 0) for position in positions])
+            return torch.stack([_row(self._one(position)) for position in positions])
         except DataError as error:
             return error
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from abcsearch.channels.latency import forward_times
+from abcsearch.training.computing import laid_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +69,7 @@ def measure_forward(
     found: list[tuple[ForwardTime, ...]] = [() for _ in networks]
     for device in devices:
         for network in networks:
-            network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
+            laid_out(network, device)
         try:
             for batch in BATCHES:
                 times = _measured(networks, example, device, batch, threads)

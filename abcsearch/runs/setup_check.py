@@ -21,7 +21,7 @@ from abcsearch.runs.settings import RunConfig
 from abcsearch.runs.setup import FILE, SetUp, write_setup
 from abcsearch.runs.setup_words import Looked, Scored, notes_on, warnings_on
 from abcsearch.runs.timing import full_macs
-from abcsearch.training.computing import computing, find_device
+from abcsearch.training.computing import callers, computing, find_device
 from abcsearch.training.objectives import find_objective
 from abcsearch.training.scoring import passes, values_of
 
@@ -215,7 +215,7 @@ def check_setup(
     for text in (*found.warnings, *found.notes):
         folder.log(f"set-up: {text}")
     for text in found.warnings:
-        warnings.warn(f"set-up: {text}", UserWarning, stacklevel=4)
+        warnings.warn(f"set-up: {text}", UserWarning, stacklevel=callers())
 
 
 def _references(task: Task, evaluator: Evaluator) -> dict[str, float | None]:

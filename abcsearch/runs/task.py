@@ -11,7 +11,7 @@ import torch
 from abcsearch.channels.groups import ChannelGraph, trace_channels
 from abcsearch.channels.source import Sliced, Source
 from abcsearch.data.splits import Data
-from abcsearch.errors import DataError, ModelError, RunError
+from abcsearch.errors import DataError, ExampleError, ModelError, RunError
 from abcsearch.runs.latency import run_costs
 from abcsearch.runs.ranking import rank_for_run
 
@@ -109,7 +109,14 @@ class Task:
             msg = f"the model is on {where}; pass model.cpu(): the evaluator's device says where candidates run"
             raise ModelError(msg)
         options = settings.space
-        graph = trace_channels(model, data.example, fixed=options.fixed)
+        try:
+            graph = trace_channels(model, data.example, fixed=options.fixed)
+        except ExampleError as error:
+            if data.example.ndim != 3:
+                raise
+            msg = f"{error}. Images {data.train.shape} are taken as signals, (channels, length); grey images have a "
+            msg += "channel: images[:, None]"
+            raise ExampleError(msg) from error
         space = options.of(graph, settings.criteria)
         constraint = settings.budget.bind(space, run_costs(model, graph, data, settings, folder))
         ranking = rank_for_run(model, graph, data, settings, draft=not trained)

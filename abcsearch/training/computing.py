@@ -16,6 +16,8 @@ from abcsearch.training.recipe import TF32, check_computing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch import nn
+
 
 def find_device(name: str, precision: str = "float32") -> torch.device:
     """Returns a device of this machine by name; "auto" is CUDA where there is one, else the CPU.
@@ -48,11 +50,11 @@ def find_device(name: str, precision: str = "float32") -> torch.device:
     if precision == "bf16" and device.type == "cpu" and slow_in_bf16():
         kind = torch.backends.cpu.get_cpu_capability()
         msg = f"precision bf16 is about ten times slower than float32 on this CPU ({kind}); set precision to float32"
-        warnings.warn(msg, stacklevel=_callers())
+        warnings.warn(msg, stacklevel=callers())
     return device
 
 
-def _callers() -> int:
+def callers() -> int:
     """Returns how many calls away the code is that uses this package, as `warnings.warn` counts in the caller's place.
 
     Work begins at many depths, so that no number is right for all.
@@ -97,3 +99,17 @@ def computing(device: torch.device, *, precision: str = "float32", threads: int 
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def laid_out(network: nn.Module, device: torch.device | None = None) -> None:
+    """Moves a network to a device, with weights that are channels_last, in place.
+
+    Those of convolutions of volumes stay contiguous, as their images are.
+    """
+    if not any(tensor.dim() == 5 for tensor in (*network.parameters(), *network.buffers())):
+        network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
+        return
+    network.to(device)
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ from abcsearch.errors import ModelError
 from abcsearch.rng import torch_seeded
 from abcsearch.training.checkpoints import Checkpoint, images_hash
 from abcsearch.training.checks import check_lesson, check_loss
-from abcsearch.training.computing import computing, find_device
+from abcsearch.training.computing import computing, find_device, laid_out
 from abcsearch.training.crew import ALONE, Crew
 from abcsearch.training.lesson import lesson_of, whole_of
 from abcsearch.training.mixing import augmented
@@ -100,7 +100,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
         pointwise_safely(whole),
         torch_seeded(seed, f"{stream}-forward"),
     ):
-        whole.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
+        laid_out(whole, device)
         whole.train()
         for asked in lesson.teachers.values():
             asked.to(device).eval()

@@ -26,9 +26,14 @@ def check_mixing(recipe: Recipe, split: Images, objective: str) -> None:
     """Raises unless images and labels can be augmented as a recipe says.
 
     Raises:
-        ConfigError: if labels are to be mixed that are no classes.
+        ConfigError: if labels are to be mixed that are no classes, or signals or volumes augmented.
         DataError: if RandAugment cannot have pixels of these images.
     """
+    flat = {name: getattr(recipe, name) for name in ("shift", "flip", "randaugment", "mixup", "cutmix")}
+    asked = [name for name, value in flat.items() if value]
+    if asked and len(split.shape) != 3:
+        msg = f"{', '.join(asked)}: for images of height and width, found {split.shape}; leave it out of the recipe"
+        raise ConfigError(msg)
     if (recipe.mixup or recipe.cutmix) and objective != "classification":
         msg = f"mixup and cutmix mix labels of a classification, found the objective {objective!r}; set both to 0"
         raise ConfigError(msg)

@@ -118,6 +118,9 @@ def neg_mae(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return -F.l1_loss(outputs.float(), labels, reduction="none").flatten(1).mean(dim=1)
 
 
+_UNLABELLED = 255  # what VOC and Cityscapes call pixels that do not count
+
+
 def _check_classes(outputs: torch.Tensor, labels: torch.Tensor) -> None:
     """Raises unless outputs are (batch, classes) logits, or (batch, classes, ...) ones of places, for the labels."""
     wanted = (len(labels), "classes", *labels.shape[1:])
@@ -128,6 +131,8 @@ def _check_classes(outputs: torch.Tensor, labels: torch.Tensor) -> None:
     if int(labels.max()) >= outputs.shape[1]:
         classes = plural(outputs.shape[1], "class")
         msg = f"label {int(labels.max())} has no output: the model has {classes}, counted from 0"
+        if labels.ndim > 1 and int(labels.max()) == _UNLABELLED:
+            msg += f"; where {_UNLABELLED} means pixels that do not count, say so: ignore_index = {_UNLABELLED}"
         raise DataError(msg)
 
 

@@ -142,7 +142,7 @@ IMAGE = torch.zeros(3, 4, 4)
         ([(IMAGE, 0), IMAGE], "cannot be read: mine: the train Dataset has items (image, label), found Tensor at 1"),
         ([(IMAGE, 0), (IMAGE, "cat")], "mine: the train Dataset has labels that are numbers or tensors of one shape"),
         ([(IMAGE, 0), (IMAGE, torch.zeros(2))], "mine: the train Dataset has labels that are numbers or tensors"),
-        ([(IMAGE, 0), (IMAGE.double(), 1)], "found (3, 4, 4) torch.float64"),
+        ([(IMAGE, 0), (IMAGE.long(), 1)], "found (3, 4, 4) torch.int64"),
         ([(IMAGE, 0), (IMAGE[:1], 1)], "is (1, 4, 4), the first is (3, 4, 4)"),
         ([(IMAGE, 0), (IMAGE, -1)], "labels count classes from 0, found -1"),
         ([(IMAGE, 0), (IMAGE / 0, 1)], "not in 1 of 2 images, first in number 1 (from 0)"),

@@ -27,7 +27,7 @@ IMAGES, LABELS = torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 0, 1])
 @pytest.mark.parametrize(
     ("images", "labels", "words"),
     [
-        (IMAGES[:, 0], LABELS, "(4, 2, 2) torch.float32"),
+        (IMAGES[:, 0, 0], LABELS, "(4, 2) torch.float32"),
         (IMAGES.double(), LABELS, "torch.float64"),
         (IMAGES[:0], LABELS[:0], "(0, 1, 2, 2)"),
         (IMAGES[..., :0], LABELS, "(4, 1, 2, 0)"),

@@ -156,7 +156,8 @@ BYTES = torch.zeros(3, 4, 4, dtype=torch.uint8)
     ("images", "words"),
     [
         ([BYTES, BYTES.double()], "image 1 of Items must be a .* tensor, found (3, 4, 4) torch.float64"),
-        ([BYTES, BYTES[0]], "found (4, 4) torch.uint8"),
+        ([BYTES, BYTES[0]], "image 1 of Items is (4, 4), the first is (3, 4, 4)"),
+        ([BYTES, BYTES[0, 0]], "found (4,) torch.uint8"),
         ([BYTES, BYTES.numpy()], "found ndarray"),
         ([BYTES, BYTES[:, 1:]], "image 1 of Items is (3, 3, 4), the first is (3, 4, 4)"),
     ],
