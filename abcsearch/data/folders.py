@@ -120,7 +120,7 @@ def _splits(path: str, validation: float | None) -> list[str]:
     """
     test, *others = _there(path, ("test", *_VALIDATION))
     if validation is not None and test == "test" and others:
-        msg = f"image_folder {path}: validation = {validation:g} holds images out of train, so that {others[0]} is not "
+        msg = f"image_folder {path}: validation = {validation:g}: so much is held out of train, and {others[0]} is not "
         msg += "read; leave validation out to search on that"
         warnings.warn(msg, UserWarning, stacklevel=2)
         return [test]

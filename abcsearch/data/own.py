@@ -254,7 +254,7 @@ def _rows(images: Any, where: str) -> torch.Tensor:  # noqa: ANN401 - an array
     if values.dtype in (torch.float64, torch.float16, torch.bfloat16):
         values = values.float()
     if values.dtype not in (torch.uint8, torch.float32) or not 3 <= values.ndim <= 5 or not values.numel():
-        msg = f"{where} has images as an array of bytes (uint8), (n, height, width) or with channels, or of floats, "
+        msg = f"{where}: images are an array of bytes (uint8), (n, height, width) or with channels, or of floats, "
         msg += f"(n, channels, ...), found {tuple(values.shape)} {values.dtype}"
         raise DataError(msg)
     second, last = values.shape[1] in _COLOURS, values.shape[-1] in _COLOURS

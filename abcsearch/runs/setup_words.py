@@ -209,9 +209,9 @@ def notes_on(looked: Looked) -> Iterator[str]:
     )
 
 
-def _points(metric: str, difference: float) -> str:
+def _points(metric: str, value: float) -> str:
     """Returns a difference of a metric in words."""
-    return f"{100 * difference:.1f} points of {metric}" if is_share(metric) else f"{difference:.4g} of {metric}"
+    return f"{100 * value:.1f} points of {metric}" if is_share(metric) else f"{value:.4g} of {metric}"
 
 
 def _same_answer(scored: Scored) -> str:

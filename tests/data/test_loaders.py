@@ -89,7 +89,7 @@ def test_a_folder_of_search_validation_is_it_in_memory_and_streamed(tmp_path, na
         everything = data.train.loaded().images
         assert torch.equal(data.validation.images, everything[[0, 3, 4, 7]])  # by the training images' mean and std
     assert torch.equal(memory.validation.images, streamed.validation.images)
-    with pytest.warns(UserWarning, match=rf"validation = 0.25 holds images out of train, so that {name} is not read"):
+    with pytest.warns(UserWarning, match=rf"validation = 0.25: so much is held out of train, and {name} is not read"):
         data = load_data("image_folder", path=str(tmp_path), validation=0.25)
     assert (len(data.train), len(data.validation), len(data.test), data.held_out) == (6, 2, 6, True)
 

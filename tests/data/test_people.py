@@ -111,7 +111,7 @@ def test_grey_bytes_and_targets_of_a_regression():
         ("images/", {}, "is (images, labels) as arrays, a Dataset, a DataLoader, a Split or a Stream, found str"),
         ({"image": BYTES}, {}, "found dict"),
         ([], {}, "data: train has at least one image"),
-        ((BYTES.astype(np.int64), LABELS), {}, "data: train has images as an array of bytes (uint8)"),
+        ((BYTES.astype(np.int64), LABELS), {}, "data: train: images are an array of bytes (uint8)"),
         ((BYTES[:, :, :, 0].reshape(24, -1).astype(float), LABELS), {}, "(24, 30) torch.float32"),
         ((BYTES.astype(np.float32), LABELS), {}, "np.moveaxis(images, -1, 1)"),
         ((BYTES, np.eye(2)[LABELS]), {}, "labels.argmax(1)"),
