@@ -20,7 +20,7 @@ from abcsearch.runs.loop import Progress, silent
 from abcsearch.runs.run import Brought, front_here, run_here
 from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
 from abcsearch.searchers.base import Searcher
-from abcsearch.training.objectives import METRICS
+from abcsearch.training.named import METRICS
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

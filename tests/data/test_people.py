@@ -18,7 +18,7 @@ from abcsearch.data.stream import Stream
 from abcsearch.errors import ConfigError, DataError, ExampleError
 from abcsearch.exporting import export, load
 from abcsearch.rng import torch_seeded
-from abcsearch.runs.run import search
+from abcsearch.runs.searching import search
 from abcsearch.training.finetuning import finetune
 from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe

@@ -14,10 +14,10 @@ from abcsearch.data.splits import Data, Split
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.rng import torch_seeded
-from abcsearch.runs.configured import resume
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
-from abcsearch.runs.run import search
+from abcsearch.runs.resuming import resume
+from abcsearch.runs.searching import search
 from abcsearch.runs.setup import FILE, SetUp, read_setup, write_setup
 from abcsearch.runs.setup_check import Asked, look_at
 from abcsearch.training.loop import train
