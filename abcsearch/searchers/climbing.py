@@ -88,10 +88,11 @@ class Climb:
         price = self._price(up.max(axis=2).max(axis=1), down.max(axis=2).max(axis=1))
         net = gain - price[:, None, None] * cost
         near = np.repeat(here[:, None], _TRIED, axis=1)
-        for worth in (down, up):
-            target = np.where(np.isfinite(worth), net, -np.inf).argmax(axis=2)
+        for worth, step in ((down, -1), (up, 1)):
+            best = np.where(np.isfinite(worth), net, -np.inf).argmax(axis=2)
+            next_ = np.clip(here + step, 0, self._space.last_indices)
             order = np.argsort(-worth.max(axis=2), axis=1)
-            self._move(near, target, order, np.isfinite(worth).any(axis=2).sum(axis=1))
+            self._move(near, np.stack([best, next_]), order, np.isfinite(worth).any(axis=2).sum(axis=1))
         return near
 
     @staticmethod
@@ -115,7 +116,7 @@ class Climb:
 
         Args:
             near: what is changed, (n_forms, _TRIED, n_dims).
-            target: choice positions, (n_forms, n_dims).
+            target: choice positions, of which each move takes one at random, (n_targets, n_forms, n_dims).
             order: dimensions, the best first, (n_forms, n_dims).
             count: how many of them can move, (n_forms,).
         """
@@ -126,4 +127,5 @@ class Climb:
         dims = order[forms, rank]
         made = (np.arange(_MOVES) < moves) & (count[:, None, None] > 0)
         where = np.nonzero(made)
-        near[where[0], where[1], dims[made]] = target[where[0], dims[made]]
+        which = self._rng.integers(len(target), size=len(where[0]))
+        near[where[0], where[1], dims[made]] = target[which, where[0], dims[made]]

@@ -139,24 +139,26 @@ class ResponseSurface(Searcher):
         rows = np.array([self.space.uniform(ratio) for ratio in np.arange(1, 101) / 100])
         inside = np.flatnonzero(self.constraint.violation(rows) == 0)
         center = self.space.indices(tuple(rows[inside[-1]].tolist()) if len(inside) else self._random())
-        known = [] if ahead else self._known_starts()
+        known = 0
         yield iter([self.space.at(center)])
-        for row in known:
-            yield iter([row])
-        for number in range(1 + len(known), count):
+        if not ahead and not self._told and self._surfaces[0].quadratic.known:
+            rankings = itertools.chain(self._solved(), self._maximisers(np.zeros(0), center))
+            for known, ranking in enumerate(itertools.islice(rankings, count - 1), start=1):  # noqa: B007
+                yield ranking
+        for number in range(1 + known, count):
             yield iter([self._grown(self._around(center)) if number % 2 else self._random()])
 
     def _least(self) -> int:
         """Returns how many trials there are before the first surface."""
         return min(self._first, self.options.batch) if self._read else self._first
 
-    def _known_starts(self) -> list[Candidate]:
-        """Returns the structures that the map makes of the budget, if there is one."""
+    def _solved(self) -> Iterator[Iterator[Candidate]]:
+        """Yields the structures that the map makes of the budget, if there is one."""
         known = sensitivity_map(self.space, self.knowledge[: self._read])
-        if known is None:
-            return []
-        costs = linear_costs(self.constraint, self.space.last_indices)
-        return [solved(self.constraint, known.relative, costs, power, self.rng) for power in RULES]
+        if known is not None:
+            costs = linear_costs(self.constraint, self.space.last_indices)
+            for power in RULES:
+                yield iter([solved(self.constraint, known.relative, costs, power, self.rng)])
 
     def _around(self, center: Ints) -> Candidate:
         """Returns a structure whose choices lie around those of another one, (n_dims,) choice positions."""
@@ -181,17 +183,23 @@ class ResponseSurface(Searcher):
         """Returns the fitness of all trials with mean 0 and standard deviation 1; None if they tell nothing yet."""
         return standardised(np.array(self._fitness)) if len(self._fitness) >= self._least() else None
 
-    def _maximisers(self, fitness: Floats) -> Iterator[Iterator[Candidate]]:
-        """Yields, for every proposal of a batch, structures inside the budget, the best of a surface first."""
-        told = np.stack(self._told)
-        if len(told) >= _GROWTH * self._estimated:
+    def _maximisers(self, fitness: Floats, start: Ints | None = None) -> Iterator[Iterator[Candidate]]:
+        """Yields, for every proposal of a batch, structures inside the budget, the best of a surface first.
+
+        Args:
+            fitness: of the trials told, (n,); of none while surfaces say no more than what was known before.
+            start: choice positions inside the budget, (n_dims,), where no trial was told.
+        """
+        told = np.array(self._told, dtype=np.int64).reshape(-1, len(self.space))
+        if len(told) and len(told) >= _GROWTH * self._estimated:
             self._estimated = len(told)
             for surface in self._surfaces:
                 surface.estimate(told, fitness)
         evidence = np.array([surface.evidence for surface in self._surfaces])
         chances = np.exp(evidence - evidence.max())
         chosen = self.rng.choice(len(_POWERS), size=self.options.batch, p=chances / chances.sum())
-        drawn = self.rng.random(self.options.batch) < self.options.explore
+        # Without a trial, a drawn surface would be mostly chance.
+        drawn = (self.rng.random(self.options.batch) < self.options.explore) & (len(told) > 0)
         for index in np.unique(chosen):
             self._surfaces[index].condition(told, fitness)
         surfaces = [self._surfaces[index] for index in chosen]
@@ -201,7 +209,7 @@ class ResponseSurface(Searcher):
             yield from self._best_of(itertools.repeat(rows), scores)
         else:
             forms = [s.quadratic.form(w) for s, w in zip(surfaces, weights, strict=True)]
-            yield from self._best_of(*self._climbed(forms, told))
+            yield from self._best_of(*self._climbed(forms, told if start is None else start[None]))
 
     def _best_of(self, rows: Iterable[Ints], scores: Floats) -> Iterator[Iterator[Candidate]]:
         """Yields, for every proposal, the structures of highest score, best first; (n, n_dims) and (n,) each."""
@@ -241,10 +249,13 @@ class ResponseSurface(Searcher):
         scores[:, place] = -np.inf
         return self._inside, scores
 
-    def _climbed(self, forms: list[Form], told: Ints) -> tuple[Ints, Floats]:
-        """Returns structures inside the budget where forms are large, (batch, n, n_dims), and their values."""
-        values = np.stack([form(told) for form in forms])
-        return Climb(forms, self.constraint, self.rng)(told[values.argmax(axis=1)])
+    def _climbed(self, forms: list[Form], rows: Ints) -> tuple[Ints, Floats]:
+        """Returns structures inside the budget where forms are large, (batch, n, n_dims), and their values.
+
+        Each climb starts from the best for its form of some structures inside, (n, n_dims) choice positions.
+        """
+        values = np.stack([form(rows) for form in forms])
+        return Climb(forms, self.constraint, self.rng)(rows[values.argmax(axis=1)])
 
     def _state(self) -> dict[str, Any]:
         return {

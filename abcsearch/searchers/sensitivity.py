@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-_ELITE = 6  # best trials whose weights the next ones are drawn around
+_ELITE = 6  # best trials, one of which the next weights are drawn around
 _FREE = 0.5  # share of the structures with one dimension that is drawn
-_SPREAD = 0.5  # standard deviation of the logarithm of a dimension's weight
+_CHANGED = 4  # dimensions, at most, whose weights differ from those of the trial that they are drawn around,
+_SPREAD = 1.0  # and the standard deviation of the logarithms' differences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,8 @@ class Sensitivity(Searcher):
     the same for all budgets, so that several of them, or another run (`known`), share one. The first proposal for a
     budget is that of the lowest threshold that meets it, filled up by what takes away most loss per cost; the next ones
     have the least sum of losses instead, and of their squares. All later ones do the same with every dimension's losses
-    weighted: weights are drawn around those of the best trials so far. In every other one of them, one dimension is at
-    a choice of its own, whatever the map says.
+    weighted: as in one of the best trials so far, a few weights changed. In every other one of them, one dimension is
+    at a choice of its own, whatever the map says.
 
     Without any map (no probe was evaluated), a layer's loss is the share of its channels that is gone: the first
     proposal is uniform width, and weights are learned from there.
@@ -139,10 +140,11 @@ class Sensitivity(Searcher):
             return drawn
         best = sorted(self._told, key=lambda told: -told[0])[:_ELITE]
         if best:
-            elite = np.array(best)[:, 1:]
-            drawn[0] = elite[int(self.rng.integers(len(elite))), 0]
-            drawn[1:] = elite[:, 1:].mean(axis=0)
-        drawn[1:] += self.rng.normal(scale=_SPREAD, size=len(self.space))
+            drawn[:] = best[int(self.rng.integers(len(best)))][1:]
+        changed = self.rng.permutation(np.flatnonzero(self.space.last_indices))[
+            : int(self.rng.integers(1, _CHANGED + 1))
+        ]
+        drawn[1 + changed] += self.rng.normal(scale=_SPREAD, size=len(changed))
         return drawn
 
     def _with_one_free(self, candidate: Candidate) -> Candidate:

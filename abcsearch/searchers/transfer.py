@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from abcsearch.searchers.quadratic import Form, Quadratic, Surface
+from abcsearch.searchers.quadratic import SINGLE, Form, Quadratic, Surface
 from abcsearch.searchers.sensitivity_map import sensitivity_map
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 _WORST = 4.0  # fitness further below the best than this many times the median's distance counts as no worse
+_NONE = -20.0  # logarithm of a variance that leaves nothing to a coefficient
 _EXPONENTS = (1.0, 2.0)  # of the losses of a map: their sum, and one in which the greatest count most
 
 
@@ -49,9 +50,10 @@ def known_quadratic(space: SearchSpace, power: float, trials: Sequence[Trial]) -
     """Returns the columns of a surface, with forms of what is known among them.
 
     Known may be a map of sensitivities: then the sum of its losses, and of their squares, are forms. What is known of
-    structures with several dimensions narrowed, as of a run with another budget, is one more: a surface
-    of its own. Each has a scale of its own, since the fitness of another budget has another; how much it counts here is
-    for the trials of the search to say.
+    structures with several dimensions narrowed, as of a run with another budget, is one more: a surface of its own, of
+    what each layer is worth and of the curvature that all have in common. (A whole quadratic is far off where there are
+    no trials, and those of two budgets hardly overlap.) Each has a scale of its own, since the fitness of another
+    budget has another; how much it counts here is for the trials of the search to say.
 
     Source: Kennedy and O'Hagan, Predicting the output from a complex computer code when fast approximations are
     available (Biometrika 2000): one function as a multiple of another and a difference to learn.
@@ -67,9 +69,9 @@ def known_quadratic(space: SearchSpace, power: float, trials: Sequence[Trial]) -
     fitness = standardised(np.array([trial.fitness for trial in several]))
     if fitness is None:
         return quadratic
-    surface = Surface(quadratic, quadratic.prior())
     rows = np.stack([space.indices(trial.candidate) for trial in several])
-    surface.estimate(rows, fitness)
+    surface = Surface(quadratic, quadratic.prior())
+    surface.log_variances[list(SINGLE)] = _NONE
     surface.condition(rows, fitness)
     return Quadratic(space, power, [*quadratic.known, quadratic.form(surface.mean)])
 
