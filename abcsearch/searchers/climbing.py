@@ -85,7 +85,9 @@ class Climb:
         up = np.where(self._exists & (position > here[..., None]), gain / (cost + _EPSILON), -np.inf)
         down = np.where(position < here[..., None], gain / (_EPSILON - cost), -np.inf)
         # What a unit of the budget is worth: between the best use for more of it and the cheapest way to save some.
-        price = self._price(up.max(axis=2).max(axis=1), down.max(axis=2).max(axis=1))
+        ordered = self._space.ordered[:, None]  # criteria cost nothing
+        use, saving = (np.where(ordered, worth, -np.inf).max(axis=(1, 2)) for worth in (up, down))
+        price = self._price(use, saving)
         net = gain - price[:, None, None] * cost
         near = np.repeat(here[:, None], _TRIED, axis=1)
         for worth, step in ((down, -1), (up, 1)):

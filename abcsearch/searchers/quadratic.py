@@ -103,7 +103,9 @@ class Quadratic:
         """Returns the columns of structures: choice positions (n, n_dims) to (n, n_columns), float64."""
         t = self.points(indices)
         squares, pairs = t * t, t[:, self._first] * t[:, self._second]
-        return np.concatenate([np.ones((len(t), 1)), t, squares, pairs, *self._chosen(indices), self._shared(indices, t).T], axis=1)
+        return np.concatenate(
+            [np.ones((len(t), 1)), t, squares, pairs, *self._chosen(indices), self._shared(indices, t).T], axis=1
+        )
 
     def _chosen(self, indices: Ints) -> tuple[Floats, Floats]:
         """Returns the columns of criteria, (n, choices of all), and of what layers have in common, (n, criteria)."""

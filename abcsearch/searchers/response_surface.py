@@ -156,7 +156,7 @@ class ResponseSurface(Searcher):
         """Yields the structures that the map makes of the budget, if there is one."""
         known = sensitivity_map(self.space, self.knowledge[: self._read])
         if known is not None:
-            costs = linear_costs(self.constraint, self.space.last_indices)
+            costs = linear_costs(self.constraint, self.space.largest_indices)
             for power in RULES:
                 yield iter([solved(self.constraint, known.relative, costs, power, self.rng)])
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from abcsearch.trial import Trial
 
     Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
 
 _ELITE = 6  # best trials, one of which the next weights are drawn around
 _FREE = 0.5  # share of the structures with one dimension that is drawn
@@ -90,8 +91,8 @@ class Sensitivity(Searcher):
     overlaps: ClassVar[bool] = True
 
     def _begin(self) -> None:
-        self._drawn: dict[Candidate, tuple[float, ...]] = {}  # rule and log weights of what was proposed, until told
-        self._told: list[tuple[float, ...]] = []  # fitness, rule and log weights
+        self._drawn: dict[Candidate, tuple[float, ...]] = {}  # rule, log weights and choices until told
+        self._told: list[tuple[float, ...]] = []  # fitness, rule, log weights, choices
         self._map: SensitivityMap = even_map(self.space)
         self._read = 0  # trials of the knowledge that the map was made of
         self._first = 0  # rules that have been proposed
@@ -109,18 +110,20 @@ class Sensitivity(Searcher):
 
     def _propose(self) -> list[Candidate]:
         loss = self.map().relative
-        costs = linear_costs(self.constraint, self.space.last_indices)
+        costs = linear_costs(self.constraint, self.space.largest_indices)
         batch: list[Candidate] = []
         while len(batch) < self.options.batch:
             made: dict[Candidate, tuple[float, ...]] = {}
 
             def draw(made: dict[Candidate, tuple[float, ...]] = made) -> Candidate:
-                drawn = self._draw()
-                weighted = np.exp(drawn[1:])[:, None] * loss
-                candidate = solved(self.constraint, weighted, costs, float(drawn[0]), self.rng)
-                if drawn[1:].any() and self.rng.random() < _FREE:
-                    candidate = self._with_one_free(candidate)
-                made[candidate] = tuple(drawn.tolist())
+                rule, weights, near = self._draw()
+                candidate = solved(self.constraint, np.exp(weights)[:, None] * loss, costs, rule, self.rng)
+                row = self.space.indices(candidate)
+                row[~self.space.ordered] = near[~self.space.ordered]  # the map says nothing of criteria
+                if weights.any() and self.rng.random() < _FREE:
+                    row = self._with_one_free(row)
+                candidate = self.space.canonical(self.space.at(row))
+                made[candidate] = (rule, *weights.tolist(), *row.tolist())
                 return candidate
 
             candidate = self._fresh(draw)
@@ -131,28 +134,27 @@ class Sensitivity(Searcher):
             batch.append(candidate)
         return batch
 
-    def _draw(self) -> Floats:
-        """Returns a rule and the log weights of all dimensions, (1 + n_dims,)."""
-        drawn = np.zeros(1 + len(self.space))
+    def _draw(self) -> tuple[float, Floats, Ints]:
+        """Returns a rule, the log weights of all dimensions, and the choices of a structure to take criteria from."""
+        n = len(self.space)
         if self._first < len(RULES):
-            drawn[0] = RULES[self._first]
             self._first += 1
-            return drawn
+            return RULES[self._first - 1], np.zeros(n), np.zeros(n, dtype=np.int64)
+        told = np.zeros(1 + 2 * n)
         best = sorted(self._told, key=lambda told: -told[0])[:_ELITE]
         if best:
-            drawn[:] = best[int(self.rng.integers(len(best)))][1:]
-        changed = self.rng.permutation(np.flatnonzero(self.space.last_indices))[
-            : int(self.rng.integers(1, _CHANGED + 1))
-        ]
-        drawn[1 + changed] += self.rng.normal(scale=_SPREAD, size=len(changed))
-        return drawn
+            told[:] = best[int(self.rng.integers(len(best)))][1:]
+        weights = told[1 : n + 1]
+        changed = self.rng.permutation(np.flatnonzero(self.space.last_indices))[: self.rng.integers(1, _CHANGED + 1)]
+        weights[changed] += self.rng.normal(scale=_SPREAD, size=len(changed))
+        return float(told[0]), weights, told[n + 1 :].astype(np.int64)
 
-    def _with_one_free(self, candidate: Candidate) -> Candidate:
-        """Returns a structure with one dimension at any of its choices."""
-        row = self.space.indices(candidate)
+    def _with_one_free(self, row: Ints) -> Ints:
+        """Returns choice positions, (n_dims,), inside the budget, with one dimension at any of its choices."""
+        row = row.copy()
         dimension = int(self.rng.choice(np.flatnonzero(self.space.last_indices)))
         row[dimension] = self.rng.integers(self.space.last_indices[dimension] + 1)
-        return self._grown(self.space.at(row))
+        return self.space.indices(self._grown(self.space.at(row)))
 
     def _learn(self, batch: list[Trial]) -> None:
         for trial in batch:
@@ -161,7 +163,7 @@ class Sensitivity(Searcher):
                 self._told.append((trial.fitness, *drawn))
 
     def _state(self) -> dict[str, Any]:
-        width = 1 + len(self.space)
+        width = 1 + 2 * len(self.space)
         return {
             "first": self._first,
             "drawn": self._rows(self._drawn),

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 RULES = (0.0, 1.0, 2.0)  # powers of losses of which structures are made (`solved`), the most useful first
 _PRICES = 400  # of a unit of cost that are tried at once
-_ORDERED = ("width", "block")  # kinds whose larger choices never do harm; choices of others are just different
 
 
 def probes(space: SearchSpace, levels: int) -> list[Candidate]:
@@ -38,9 +37,9 @@ def probes(space: SearchSpace, levels: int) -> list[Candidate]:
         levels: how many choices below the largest are tried of a dimension, spread evenly, the smallest among them; all
             where there are no more.
     """
-    largest = space.last_indices
+    largest = space.largest_indices
     rows = [largest]
-    for dimension, last in enumerate(largest.tolist()):
+    for dimension, last in enumerate(largest.tolist()):  # a criterion, 0 here, says nothing where all channels are kept
         positions = np.arange(last)
         if last > levels:
             positions = np.unique(np.round(np.arange(levels) * (last / levels)).astype(np.int64))
@@ -58,8 +57,8 @@ class SensitivityMap:
     Attributes:
         space: the structures.
         largest: the fitness of the largest structure.
-        loss: (n_dims, most choices), from 0 at the largest choice on; of widths and blocks it never falls as they get
-            narrower. Where a dimension has fewer choices, the rest is 0.
+        loss: (n_dims, most choices), 0 at the largest choice, and never falling as a dimension gets narrower. Where it
+            has fewer choices, the rest is 0; so are all of a criterion.
         probed: (n_dims, most choices), whether a trial stands behind a loss; others are interpolated.
     """
 
@@ -89,7 +88,7 @@ def sensitivity_map(space: SearchSpace, trials: Iterable[Trial]) -> SensitivityM
     by_choice: dict[tuple[int, int], list[float]] = defaultdict(list)
     largest: list[float] = []
     for trial in trials:
-        below = space.last_indices - space.indices(trial.candidate)
+        below = space.largest_indices - space.indices(space.canonical(trial.candidate))
         narrow = np.flatnonzero(below)
         if len(narrow) == 1:
             by_choice[int(narrow[0]), int(below[narrow[0]])].append(trial.fitness)
@@ -111,10 +110,8 @@ def sensitivity_map(space: SearchSpace, trials: Iterable[Trial]) -> SensitivityM
         order = np.argsort(seen)
         seen, values = seen[order], np.minimum(values[order], worst)
         probed[index, seen] = True
-        if dimension.kind in _ORDERED:
+        if space.ordered[index]:
             loss[index, : last + 1] = _ordered_loss(np.array(dimension.choices, dtype=np.float64), seen, values, mean)
-        else:
-            loss[index, seen] = values
     return SensitivityMap(space=space, largest=full, loss=loss, probed=probed)
 
 
@@ -152,7 +149,7 @@ def even_map(space: SearchSpace) -> SensitivityMap:
     """Returns the map where nothing is known: every layer loses what share of its width it loses."""
     loss = np.zeros((len(space), int(space.last_indices.max()) + 1))
     for index, dimension in enumerate(space.dimensions):
-        if dimension.kind in _ORDERED:
+        if space.ordered[index]:
             loss[index, : len(dimension.choices)] = 1 - np.array(dimension.choices) / dimension.choices[-1]
     return SensitivityMap(space=space, largest=0.0, loss=loss, probed=np.zeros(loss.shape, dtype=bool))
 

@@ -65,7 +65,7 @@ def known_quadratic(space: SearchSpace, power: float, trials: Sequence[Trial]) -
     """
     plain = Quadratic(space, power)
     quadratic = Quadratic(space, power, map_forms(sensitivity_map(space, trials), plain.scale))
-    several = [trial for trial in trials if (space.indices(trial.candidate) < space.last_indices).sum() > 1]
+    several = [trial for trial in trials if (space.indices(trial.candidate) != space.largest_indices).sum() > 1]
     fitness = standardised(np.array([trial.fitness for trial in several]))
     if fitness is None:
         return quadratic

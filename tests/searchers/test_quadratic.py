@@ -125,7 +125,12 @@ def test_both_ways_of_the_likelihood_agree(n):
 
 
 def test_kernels_are_those_of_the_columns():
-    quadratic, indices, _, _ = problem(12, n_dims=5)
+    widths = tuple(Dimension(f"d{i}", "width", (1, 2, 3, 4, 5)) for i in range(4))
+    criteria = [Dimension(f"of {d.name}", "criterion", (0, 1, 2), of=d.name, labels=tuple("xyz")) for d in widths[:2]]
+    rng = np.random.default_rng(0)
+    plain = Quadratic(SearchSpace((*widths, *criteria)), 0.0)
+    known = [plain.form(rng.normal(size=len(plain.kinds) + 1)) for _ in range(2)]
+    quadratic, indices = Quadratic(SearchSpace((*widths, *criteria)), 0.0, known), rng.integers(3, size=(12, 6))
     columns = quadratic.columns(indices)[:, 1:]
     own = [columns[:, quadratic.kinds == kind] for kind in range(8)]
     np.testing.assert_allclose(quadratic.kernels(indices), [every @ every.T for every in own], atol=1e-12)
@@ -137,6 +142,8 @@ def test_a_form_and_a_weighted_sum_are_those_of_the_columns():
         Dimension("fixed", "width", (7,)),
         Dimension("b", "block", (0, 1)),
         *(Dimension(f"c{i}", "width", (1, 3, 9, 27)) for i in range(3)),
+        Dimension("of a", "criterion", (0, 1, 2), of="a", labels=("x", "y", "z")),
+        Dimension("of c1", "criterion", (0, 1), of="c1", labels=("x", "y")),
     )
     space, rng = SearchSpace(dimensions), np.random.default_rng(0)
     plain = Quadratic(space, 0.5)
