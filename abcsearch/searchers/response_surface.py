@@ -49,7 +49,8 @@ class ResponseSurfaceOptions:
             stands for 8 and one more for every two dimensions.
         explore: share of proposals that maximise a surface drawn at random from those that the trials leave possible
             (Thompson sampling) instead of the most probable one, 0 to 1.
-        levels: choices of every dimension that a map of sensitivities tries first (see `sensitivity`); 0 is no map.
+        levels: choices of every dimension that a map of sensitivities tries before the search (see `sensitivity`), 0 to
+            1,000; 0 is no map. These evaluations come on top of the trials, once for all budgets.
 
     Raises:
         SearcherError: if an option is out of range.
@@ -77,8 +78,11 @@ class ResponseSurface(Searcher):
     sampling), so that batches differ.
 
     Costs are closed form, so maximising costs no evaluation: where all structures can be listed (five layers of eight
-    widths, say), all that are inside the budget are compared; elsewhere an evolution on the surface starts from the
-    best trials.
+    widths, say), all that are inside the budget are compared; elsewhere every surface is climbed from the best trial by
+    exchanges between layers.
+
+    What it has been told of others (`know`) makes more columns: a map of sensitivities (`levels`: its own probes; or
+    that of a run that it knows), and a surface of the trials of other budgets. The first batch then is what these say.
 
     Source: Box and Wilson, On the experimental attainment of optimum conditions (1951), for the surface; MacKay,
     Bayesian interpolation (1992), for the variances; Thompson (1933) and Wilson et al., Efficiently sampling functions
