@@ -82,6 +82,10 @@ if TYPE_CHECKING:
     from abcsearch.searchers.regularized_evolution import RegularizedEvolutionOptions as RegularizedEvolutionOptions
     from abcsearch.searchers.response_surface import ResponseSurface as ResponseSurface
     from abcsearch.searchers.response_surface import ResponseSurfaceOptions as ResponseSurfaceOptions
+    from abcsearch.searchers.sensitivity import Sensitivity as Sensitivity
+    from abcsearch.searchers.sensitivity import SensitivityOptions as SensitivityOptions
+    from abcsearch.searchers.sensitivity_map import SensitivityMap as SensitivityMap
+    from abcsearch.searchers.sensitivity_map import sensitivity_map as sensitivity_map
     from abcsearch.space import Candidate as Candidate
     from abcsearch.space import Dimension as Dimension
     from abcsearch.space import SearchSpace as SearchSpace
@@ -170,6 +174,10 @@ _HOME = {
     "make_searcher": "abcsearch.searchers.registry",
     "ResponseSurface": "abcsearch.searchers.response_surface",
     "ResponseSurfaceOptions": "abcsearch.searchers.response_surface",
+    "Sensitivity": "abcsearch.searchers.sensitivity",
+    "SensitivityOptions": "abcsearch.searchers.sensitivity",
+    "SensitivityMap": "abcsearch.searchers.sensitivity_map",
+    "sensitivity_map": "abcsearch.searchers.sensitivity_map",
     "Candidate": "abcsearch.space",
     "Dimension": "abcsearch.space",
     "SearchSpace": "abcsearch.space",

@@ -12,6 +12,8 @@ import numpy as np
 import scipy  # whose submodules are imported when they are first used
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from abcsearch.space import Dimension, SearchSpace
@@ -20,11 +22,35 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 # Kinds of columns, each with a prior variance of its own.
-_LINEAR, _SQUARE, _PAIR, _NEIGHBOURS, _COMMON, _COMMON_SQUARE, _COMMON_NEIGHBOURS, _NOISE = range(8)
+_LINEAR, _SQUARE, _PAIR, _NEIGHBOURS, _COMMON, _COMMON_SQUARE, _COMMON_NEIGHBOURS, _KNOWN, _NOISE = range(9)
+SINGLE = (_SQUARE, _PAIR, _NEIGHBOURS)  # what a dimension's own curvature, and pairs of their own, are made of
 _CONSTANT_VARIANCE = 10.0  # of the constant, in units of the fitness' variance: nearly free
 _SPREAD = 2.0  # standard deviation of a log variance around its prior: a factor of 7 up or down
 _SUBSET = 400  # trials that variances are estimated from, at most
 _STEPS = 8  # of the estimation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A quadratic form of structures, ready to be evaluated many times: a number per choice and one per pair.
+
+    Attributes:
+        constant: of all structures.
+        table: what every choice adds, (n_dims, most choices).
+        scale: the choices as numbers t, (n_dims, most choices).
+        pairs: what t_i * t_j adds, (n_dims, n_dims), symmetric, each pair half above and half below the diagonal.
+    """
+
+    constant: float
+    table: Floats
+    scale: Floats
+    pairs: Floats
+
+    def __call__(self, indices: Ints) -> Floats:
+        """Returns the form's values: choice positions (n, n_dims) to (n,)."""
+        every = np.arange(len(self.table))
+        t = self.scale[every, indices]
+        return self.constant + self.table[every, indices].sum(axis=1) + ((t @ self.pairs) * t).sum(axis=1)
 
 
 class Quadratic:
@@ -34,25 +60,27 @@ class Quadratic:
     the constant, t, t * t, and t_i * t_j. Three more are sums of these over all dimensions: what the layers have in
     common (slope, saturation, coupling of neighbours) is learnt from few trials, and each layer's own coefficients
     are deviations from it. Of criteria, which have no order, there is a column for every choice, whether it is the one,
-    less what it is on average; and again one for every criterion that sums these over all layers.
+    less what it is on average; and again one for every criterion that sums these over all layers. The last ones are
+    what is known already: forms whose weight is 1 until trials say otherwise.
 
     Attributes:
         kinds: kind of every column after the constant, shape (n_columns - 1,), int64.
+        known: the forms that are known.
+        expected: the coefficient that every column has on average before any trial, (n_columns,).
     """
 
-    def __init__(self, space: SearchSpace, power: float) -> None:
+    def __init__(self, space: SearchSpace, power: float, known: Sequence[Form] = ()) -> None:
         """Lays out the columns for a space; dimensions with one choice have none."""
         self._used = np.flatnonzero((space.last_indices > 0) & space.ordered)
         most = int(space.last_indices.max()) + 1
-        self._table = np.zeros((len(self._used), most))
-        for row, index in enumerate(self._used):
+        self.scale = np.zeros((len(space), most))
+        for index in self._used:
             scaled = _scaled(space.dimensions[index], power)
-            self._table[row, : len(scaled)] = scaled
+            self.scale[index, : len(scaled)] = scaled
         n = len(self._used)
         self._scale = 1 / np.sqrt(max(n, 1))
         self._first, self._second = np.triu_indices(n, 1)
         pairs = np.where(self._second - self._first == 1, _NEIGHBOURS, _PAIR)
-        common = [_COMMON, _COMMON_SQUARE, _COMMON_NEIGHBOURS]
         # Every choice of a criterion: which one it is of, its number, and the share that chance gives it.
         free = np.flatnonzero((space.last_indices > 0) & ~space.ordered)
         counts = space.last_indices[free] + 1
@@ -60,26 +88,85 @@ class Quadratic:
         self._number = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
         self._common = np.eye(counts.max(initial=0))[self._number] / np.sqrt(max(len(free), 1))
         chosen = [np.full(len(self._number), _LINEAR), np.full(self._common.shape[1], _COMMON)]
+        common = [_COMMON, _COMMON_SQUARE, _COMMON_NEIGHBOURS, *[_KNOWN] * len(known)]
         kinds = [np.full(n, _LINEAR), np.full(n, _SQUARE), pairs, *chosen, common]
         self.kinds = np.concatenate(kinds).astype(np.int64)
+        self.known = list(known)
+        unknown = np.zeros(1 + len(self.kinds) - len(known))
+        self.expected = np.append(unknown, np.full(len(known), 1 / max(len(known), 1)))
+
+    def points(self, indices: Ints) -> Floats:
+        """Returns t of the dimensions that have a choice: choice positions (n, n_dims) to (n, n_used)."""
+        return self.scale[self._used, indices[:, self._used]]
 
     def columns(self, indices: Ints) -> Floats:
         """Returns the columns of structures: choice positions (n, n_dims) to (n, n_columns), float64."""
-        t = self._table[np.arange(len(self._used)), indices[:, self._used]]
+        t = self.points(indices)
         squares, pairs = t * t, t[:, self._first] * t[:, self._second]
-        neighbours = (t[:, 1:] * t[:, :-1]).sum(axis=1)
-        common = np.stack([t.sum(axis=1), squares.sum(axis=1), neighbours], axis=1) * self._scale
-        return np.concatenate([np.ones((len(t), 1)), t, squares, pairs, *self._chosen(indices), common], axis=1)
+        return np.concatenate(
+            [np.ones((len(t), 1)), t, squares, pairs, *self._chosen(indices), self._shared(indices, t).T], axis=1
+        )
 
     def _chosen(self, indices: Ints) -> tuple[Floats, Floats]:
         """Returns the columns of criteria, (n, choices of all), and of what layers have in common, (n, criteria)."""
         chosen = (indices[:, self._criterion] == self._number) - self._chance
         return chosen, chosen @ self._common
 
+    def _shared(self, indices: Ints, t: Floats) -> Floats:
+        """Returns the columns that are not a dimension's or a pair's, each a row, (3 + n_known, n)."""
+        sums = np.stack([t.sum(axis=1), (t * t).sum(axis=1), (t[:, 1:] * t[:, :-1]).sum(axis=1)]) * self._scale
+        return np.concatenate([sums, *(form(indices)[None] for form in self.known)])
+
+    def kernels(self, indices: Ints) -> Floats:
+        """Returns for every kind its columns times themselves, summed: (n, n_dims) to (8, n, n), without the columns.
+
+        Time grows with n * n * n_dims, where columns alone are n * n_dims * n_dims numbers.
+        """
+        t = self.points(indices)
+        near = t[:, 1:] * t[:, :-1]
+        linear, squares, neighbours = t @ t.T, (t * t) @ (t * t).T, near @ near.T
+        shared = self._shared(indices, t)
+        chosen, chosen_common = self._chosen(indices)
+        common = shared[:3, :, None] * shared[:3, None, :]
+        common[0] += chosen_common @ chosen_common.T
+        pairs = (linear * linear - squares) / 2 - neighbours
+        known = shared[3:].T @ shared[3:]
+        return np.stack([linear + chosen @ chosen.T, squares, pairs, neighbours, *common, known])
+
+    def weighted(self, indices: Ints, weights: Floats) -> Floats:
+        """Returns the columns of structures summed with weights, (n_columns,): columns(indices).T @ weights."""
+        t = self.points(indices)
+        pairs = (t * weights[:, None]).T @ t
+        own = [t.T @ weights, (t * t).T @ weights, pairs[self._first, self._second]]
+        own += [chosen.T @ weights for chosen in self._chosen(indices)]
+        return np.concatenate([[weights.sum()], *own, self._shared(indices, t) @ weights])
+
+    def form(self, weights: Floats) -> Form:
+        """Returns the surface with these coefficients, (n_columns,), as a form: columns @ weights."""
+        n, n_dims = len(self._used), len(self.scale)
+        sizes = [1, n, n, len(self._first), *self._common.shape, 3]
+        constant, linear, square, paired, chosen, chosen_common, common, known = np.split(weights, np.cumsum(sizes))
+        common = common * self._scale
+        scale = self.scale[self._used]
+        upper = np.zeros((n, n))
+        upper[self._first, self._second] = paired / 2
+        upper[np.arange(n - 1), np.arange(1, n)] += common[2] / 2
+        table, pairs = np.zeros_like(self.scale), np.zeros((n_dims, n_dims))
+        table[self._used] = (linear + common[0])[:, None] * scale + (square + common[1])[:, None] * scale * scale
+        pairs[np.ix_(self._used, self._used)] = upper + upper.T
+        chosen = chosen + self._common @ chosen_common
+        table[self._criterion, self._number] = chosen
+        total = float(constant[0] - chosen @ self._chance)
+        for weight, form in zip(known, self.known, strict=True):
+            total += float(weight) * form.constant
+            table += weight * form.table
+            pairs += weight * form.pairs
+        return Form(constant=total, table=table, scale=self.scale, pairs=pairs)
+
     def prior(self) -> Floats:
-        """Returns the prior's log variances: one per kind of column and the noise's, (8,) float64."""
+        """Returns the prior's log variances: one per kind of column and the noise's, (9,) float64."""
         n = max(len(self._used), 1)
-        return np.log([0.5 / n, 0.5 / n, 0.5 / n**2, 1.0 / n, 0.5, 0.5, 0.5, 0.3])
+        return np.log([0.5 / n, 0.5 / n, 0.5 / n**2, 1.0 / n, 0.5, 0.5, 0.5, 0.5, 0.3])
 
 
 def _scaled(dimension: Dimension, power: float) -> Floats:
@@ -96,7 +183,7 @@ class Surface:
 
     Attributes:
         quadratic: its columns.
-        log_variances: one per kind of column and the noise's, shape (8,).
+        log_variances: one per kind of column and the noise's, shape (9,).
         evidence: log probability of the trials, up to a constant that all surfaces share.
     """
 
@@ -112,8 +199,7 @@ class Surface:
             fitness: (n,), mean 0 and standard deviation 1.
         """
         every = np.unique(np.linspace(0, len(fitness) - 1, _SUBSET).astype(np.int64))
-        columns, targets = self.quadratic.columns(indices[every]), fitness[every]
-        parts = _Parts(columns, targets, self.quadratic.kinds)
+        parts = _Parts(self.quadratic, indices[every], fitness[every])
         prior = self.quadratic.prior()
 
         def loss(log_variances: Floats) -> tuple[float, Floats]:
@@ -130,32 +216,36 @@ class Surface:
 
     def condition(self, indices: Ints, fitness: Floats) -> None:
         """Takes trials as all that is known; arguments as in `estimate`."""
-        self._columns, self._targets = self.quadratic.columns(indices), fitness
-        self._prior = _spread(self.log_variances, self.quadratic.kinds)
+        quadratic = self.quadratic
+        self._indices = indices
+        self._prior = _spread(self.log_variances, quadratic.kinds)
         self._noise = float(np.exp(self.log_variances[_NOISE]))
-        n, p = self._columns.shape
-        if p <= n:
-            precision = self._columns.T @ self._columns / self._noise + np.diag(1 / self._prior)
+        self._targets = fitness - quadratic.form(quadratic.expected)(indices)
+        if len(quadratic.expected) <= len(fitness):
+            columns = quadratic.columns(indices)
+            precision = columns.T @ columns / self._noise + np.diag(1 / self._prior)
             self._factor = scipy.linalg.cho_factor(precision, lower=True)
-            self.mean = scipy.linalg.cho_solve(self._factor, self._columns.T @ fitness / self._noise)
+            explained = scipy.linalg.cho_solve(self._factor, columns.T @ self._targets / self._noise)
         else:
-            covariance = (self._columns * self._prior) @ self._columns.T + self._noise * np.eye(n)
+            covariance = _covariance(self.log_variances, quadratic.kernels(indices))
             self._factor = scipy.linalg.cho_factor(covariance, lower=True)
-            self.mean = self._explain(fitness)
+            explained = self._explain(self._targets)
+        self.mean = quadratic.expected + explained
 
     def _explain(self, targets: Floats) -> Floats:
         """Returns the expected coefficients given targets at the trials' structures, (n_columns,)."""
-        return self._prior * (self._columns.T @ scipy.linalg.cho_solve(self._factor, targets))
+        return self._prior * self.quadratic.weighted(self._indices, scipy.linalg.cho_solve(self._factor, targets))
 
     def draw(self, rng: np.random.Generator) -> Floats:
         """Returns coefficients drawn from what the trials leave possible, (n_columns,)."""
-        n, p = self._columns.shape
+        n, p = len(self._targets), len(self.mean)
         if p <= n:
             return self.mean + scipy.linalg.solve_triangular(self._factor[0], rng.normal(size=p), lower=True, trans=1)
         # Matheron's rule: a draw from the prior, corrected by what the trials say about it.
         drawn = rng.normal(size=p) * np.sqrt(self._prior)
         noise = rng.normal(size=n) * np.sqrt(self._noise)
-        return drawn + self._explain(self._targets - self._columns @ drawn - noise)
+        missing = self._targets - self.quadratic.form(drawn)(self._indices) - noise
+        return self.quadratic.expected + drawn + self._explain(missing)
 
 
 def _spread(log_variances: Floats, kinds: Ints) -> Floats:
@@ -163,21 +253,28 @@ def _spread(log_variances: Floats, kinds: Ints) -> Floats:
     return np.concatenate([[_CONSTANT_VARIANCE], np.exp(log_variances)[kinds]])
 
 
+def _covariance(log_variances: Floats, kernels: Floats) -> Floats:
+    """Returns the covariance of trials' targets, (n, n), from the kernels of all kinds, (8, n, n)."""
+    variances, noise = np.exp(log_variances[:_NOISE]), float(np.exp(log_variances[_NOISE]))
+    return np.tensordot(variances, kernels, axes=1) + _CONSTANT_VARIANCE + noise * np.eye(kernels.shape[1])
+
+
 class _Parts:
     """The likelihood of variances, with all that does not depend on them computed once."""
 
-    def __init__(self, columns: Floats, targets: Floats, kinds: Ints) -> None:
-        """Takes columns (n, n_columns), targets (n,) and the kind of every column but the first."""
-        self._targets, self._kinds = targets, kinds
-        self._few = columns.shape[1] <= len(targets)
+    def __init__(self, quadratic: Quadratic, indices: Ints, fitness: Floats) -> None:
+        """Takes structures (n, n_dims) and their fitness (n,)."""
+        self._targets = fitness - quadratic.form(quadratic.expected)(indices)
+        self._kinds = quadratic.kinds
+        self._few = len(quadratic.expected) <= len(fitness)
         if self._few:
-            self._gram, self._seen = columns.T @ columns, columns.T @ targets
+            columns = quadratic.columns(indices)
+            self._gram, self._seen = columns.T @ columns, columns.T @ self._targets
         else:
-            own = [columns[:, 1:][:, kinds == kind] for kind in range(_NOISE)]
-            self._kernels = np.stack([part @ part.T for part in own])
+            self._kernels = quadratic.kernels(indices)
 
     def loss(self, log_variances: Floats) -> tuple[float, Floats]:
-        """Returns the negative log marginal likelihood, up to a constant, and its slope, (8,)."""
+        """Returns the negative log marginal likelihood, up to a constant, and its slope, (9,)."""
         return self._from_columns(log_variances) if self._few else self._from_trials(log_variances)
 
     def _from_columns(self, log_variances: Floats) -> tuple[float, Floats]:
@@ -198,9 +295,7 @@ class _Parts:
     def _from_trials(self, log_variances: Floats) -> tuple[float, Floats]:
         """The loss by way of the trials' covariance, (n, n)."""
         variances, noise = np.exp(log_variances[:_NOISE]), float(np.exp(log_variances[_NOISE]))
-        covariance = np.tensordot(variances, self._kernels, axes=1)
-        covariance += _CONSTANT_VARIANCE + noise * np.eye(len(covariance))
-        factor = np.linalg.cholesky(covariance)
+        factor = np.linalg.cholesky(_covariance(log_variances, self._kernels))
         precision = scipy.linalg.cho_solve((factor, True), np.eye(len(factor)))
         rest = precision @ self._targets
         value = self._targets @ rest + 2 * np.log(np.diag(factor)).sum()

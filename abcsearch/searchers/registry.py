@@ -117,6 +117,11 @@ _BUILT_IN: dict[str, SearcherEntry | Home] = {
         description="Bayesian quadratic surfaces over log widths, maximised inside the budget",
         source="ours; surfaces: Box and Wilson 1951",
     ),
+    "sensitivity": SearcherEntry(
+        home="abcsearch.searchers.sensitivity:Sensitivity",
+        description="a map of what each layer alone loses, made once for all budgets; one threshold of harm for each",
+        source="NVIDIA ModelOpt, FastNAS (documentation); refinement: ours",
+    ),
 }
 
 

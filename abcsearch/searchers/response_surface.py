@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -14,13 +15,17 @@ from threadpoolctl import threadpool_limits
 from abcsearch.errors import SearcherError
 from abcsearch.records import check, setting
 from abcsearch.searchers.base import MOST, MOST_MODELLED, Searcher
+from abcsearch.searchers.climbing import Climb
 from abcsearch.searchers.quadratic import Quadratic, Surface
+from abcsearch.searchers.sensitivity_map import RULES, linear_costs, probes, sensitivity_map, solved
+from abcsearch.searchers.transfer import known_quadratic, standardised
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
+    from abcsearch.searchers.quadratic import Form
     from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
@@ -29,10 +34,9 @@ if TYPE_CHECKING:
 
 _POWERS = (0.0, 0.5, 1.0)  # of the width scale: log, square root, linear
 _GROWTH = 1.25  # variances are estimated anew when there are this many times more trials
-_WORST = 4.0  # fitness further below the best than this many times the median's distance counts as no worse
 _NUMBERS = 2**22  # columns of all structures of a space are kept if they are at most so many numbers
 _JITTER = 0.15  # standard deviation of starts around uniform width, as a share of the choices of a dimension
-_GENERATIONS, _CHILDREN, _KEPT = 30, 150, 12  # of the evolution on the surface
+_RANKED = 400  # of the structures that are best on a surface, how many are looked at for a new one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,8 @@ class ResponseSurfaceOptions:
             stands for 8 and one more for every two dimensions.
         explore: share of proposals that maximise a surface drawn at random from those that the trials leave possible
             (Thompson sampling) instead of the most probable one, 0 to 1.
+        levels: choices of every dimension that a map of sensitivities tries before the search (see `sensitivity`), 0 to
+            1,000; 0 is no map. These evaluations come on top of the trials, once for all budgets.
 
     Raises:
         SearcherError: if an option is out of range.
@@ -53,6 +59,7 @@ class ResponseSurfaceOptions:
     batch: int = setting(8, at_least=1, at_most=MOST_MODELLED)
     first: int = setting(0, at_least=0, at_most=MOST)
     explore: float = setting(0.5, at_least=0, at_most=1)
+    levels: int = setting(0, at_least=0, at_most=MOST_MODELLED)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -71,8 +78,11 @@ class ResponseSurface(Searcher):
     sampling), so that batches differ.
 
     Costs are closed form, so maximising costs no evaluation: where all structures can be listed (five layers of eight
-    widths, say), all that are inside the budget are compared; elsewhere an evolution on the surface starts from the
-    best trials.
+    widths, say), all that are inside the budget are compared; elsewhere every surface is climbed from the best trial by
+    exchanges between layers.
+
+    What it has been told of others (`know`) makes more columns: a map of sensitivities (`levels`: its own probes; or
+    that of a run that it knows), and a surface of the trials of other budgets. The first batch then is what these say.
 
     Source: Box and Wilson, On the experimental attainment of optimum conditions (1951), for the surface; MacKay,
     Bayesian interpolation (1992), for the variances; Thompson (1933) and Wilson et al., Efficiently sampling functions
@@ -95,36 +105,64 @@ class ResponseSurface(Searcher):
         self._told: list[Ints] = []  # choice positions
         self._fitness: list[float] = []
         self._estimated = 0  # trials that the variances were last estimated from
+        self._read = 0  # trials of the knowledge that the surfaces have been told
         self._surfaces: list[Surface] = [Surface(quadratic, quadratic.prior()) for quadratic in self._quadratics()]
         self._inside: Ints | None = None  # all structures inside the budget, where they can be listed,
         self._numbers: Ints = np.zeros(0, dtype=np.int64)  # their numbers in the order of the whole space,
         self._columns: dict[Quadratic, Floats] = {}  # and their columns
 
     def _quadratics(self) -> list[Quadratic]:
-        return [Quadratic(self.space, power) for power in _POWERS]
+        """Returns the columns for every power, with forms of what is known by now."""
+        return [known_quadratic(self.space, power, self.knowledge[: self._read]) for power in _POWERS]
+
+    def probes(self) -> list[Candidate]:
+        """Returns the structures of the map, if it has one."""
+        return probes(self.space, self.options.levels) if self.options.levels else []
 
     def _learn(self, batch: list[Trial]) -> None:
         self._told += [self.space.indices(trial.candidate) for trial in batch]
         self._fitness += [trial.fitness for trial in batch]
 
     def _propose(self) -> list[Candidate]:
-        fitness = self._targets()
-        if fitness is None:
-            return self._batch(self._starts())
         with threadpool_limits(1):  # the order of sums, and so the last bit, must not depend on the machine
-            return self._batch(self._maximisers(fitness))
+            if self._read != len(self.knowledge):
+                self._read = len(self.knowledge)
+                self._surfaces = [
+                    Surface(quadratic, surface.log_variances)
+                    for quadratic, surface in zip(self._quadratics(), self._surfaces, strict=True)
+                ]
+                self._inside, self._estimated = None, 0
+            fitness = self._targets()
+            return self._batch(self._starts() if fitness is None else self._maximisers(fitness))
 
     def _starts(self) -> Iterator[Iterator[Candidate]]:
-        """Yields structures to begin with: the largest uniform one, and in turn random ones and neighbours of it."""
+        """Yields structures to begin with: what is known to be good, the largest uniform one, random ones around it."""
         # Ahead of the first results, no more than a batch goes to what no surface has chosen.
         ahead = len(self._known) > len(self._told)
-        count = min(self._first, self.options.batch) if ahead else self._first
+        count = min(self._least(), self.options.batch) if ahead else self._least()
         rows = np.array([self.space.uniform(ratio) for ratio in np.arange(1, 101) / 100])
         inside = np.flatnonzero(self.constraint.violation(rows) == 0)
         center = self.space.indices(tuple(rows[inside[-1]].tolist()) if len(inside) else self._random())
+        known = 0
         yield iter([self.space.at(center)])
-        for number in range(1, count):
+        if not ahead and not self._told and self._surfaces[0].quadratic.known:
+            rankings = itertools.chain(self._solved(), self._maximisers(np.zeros(0), center))
+            for known, ranking in enumerate(itertools.islice(rankings, count - 1), start=1):  # noqa: B007
+                yield ranking
+        for number in range(1 + known, count):
             yield iter([self._grown(self._around(center)) if number % 2 else self._random()])
+
+    def _least(self) -> int:
+        """Returns how many trials there are before the first surface."""
+        return min(self._first, self.options.batch) if self._read else self._first
+
+    def _solved(self) -> Iterator[Iterator[Candidate]]:
+        """Yields the structures that the map makes of the budget, if there is one."""
+        known = sensitivity_map(self.space, self.knowledge[: self._read])
+        if known is not None:
+            costs = linear_costs(self.constraint, self.space.largest_indices)
+            for power in RULES:
+                yield iter([solved(self.constraint, known.relative, costs, power, self.rng)])
 
     def _around(self, center: Ints) -> Candidate:
         """Returns a structure whose choices lie around those of another one, (n_dims,) choice positions."""
@@ -147,41 +185,52 @@ class ResponseSurface(Searcher):
 
     def _targets(self) -> Floats | None:
         """Returns the fitness of all trials with mean 0 and standard deviation 1; None if they tell nothing yet."""
-        fitness = np.array(self._fitness)
-        found = fitness[np.isfinite(fitness)]
-        if len(found) < 2 or len(fitness) < self._first or found.max() == found.min():
-            return None
-        # By a power of two, which is exact: so that squares neither overflow nor vanish.
-        power = -int(np.frexp(np.abs(found).max())[1])
-        fitness, found = np.ldexp(fitness, power), np.ldexp(found, power)
-        best, median = found.max(), float(np.median(found))
-        lowest = max(found.min(), best - _WORST * (best - median)) if median < best else found.min()
-        fitness = np.maximum(fitness, lowest)
-        return (fitness - fitness.mean()) / (fitness.std() or 1.0)
+        return standardised(np.array(self._fitness)) if len(self._fitness) >= self._least() else None
 
-    def _maximisers(self, fitness: Floats) -> Iterator[Iterator[Candidate]]:
-        """Yields, for every proposal of a batch, structures inside the budget, the best of a surface first."""
-        told = np.stack(self._told)
-        if len(told) >= _GROWTH * self._estimated:
+    def _maximisers(self, fitness: Floats, start: Ints | None = None) -> Iterator[Iterator[Candidate]]:
+        """Yields, for every proposal of a batch, structures inside the budget, the best of a surface first.
+
+        Args:
+            fitness: of the trials told, (n,); of none while surfaces say no more than what was known before.
+            start: choice positions inside the budget, (n_dims,), where no trial was told.
+        """
+        told = np.array(self._told, dtype=np.int64).reshape(-1, len(self.space))
+        if len(told) and len(told) >= _GROWTH * self._estimated:
             self._estimated = len(told)
             for surface in self._surfaces:
                 surface.estimate(told, fitness)
         evidence = np.array([surface.evidence for surface in self._surfaces])
         chances = np.exp(evidence - evidence.max())
         chosen = self.rng.choice(len(_POWERS), size=self.options.batch, p=chances / chances.sum())
-        drawn = self.rng.random(self.options.batch) < self.options.explore
+        # Without a trial, a drawn surface would be mostly chance.
+        drawn = (self.rng.random(self.options.batch) < self.options.explore) & (len(told) > 0)
         for index in np.unique(chosen):
             self._surfaces[index].condition(told, fitness)
         surfaces = [self._surfaces[index] for index in chosen]
         weights = [s.draw(self.rng) if draw else s.mean for s, draw in zip(surfaces, drawn, strict=True)]
-        score = _Scores([(s.quadratic, own) for s, own in zip(surfaces, weights, strict=True)])
-        rows, scores = self._listed(score) if self._listable() else self._evolved(score, told)
-        # One proposal may take the best of another, so each needs as many as there are proposals.
-        count = min(self.options.batch, len(rows))
-        for own in scores:
-            best = np.argpartition(-own, count - 1)[:count] if count else np.zeros(0, dtype=np.int64)
-            best = best[np.lexsort((best, -own[best]))]
-            yield (self.space.at(rows[i]) for i in best if np.isfinite(own[i]))
+        if self._listable():
+            rows, scores = self._listed(_Scores([(s.quadratic, w) for s, w in zip(surfaces, weights, strict=True)]))
+            yield from self._best_of(itertools.repeat(rows), scores)
+        else:
+            forms = [s.quadratic.form(w) for s, w in zip(surfaces, weights, strict=True)]
+            yield from self._best_of(*self._climbed(forms, told if start is None else start[None]))
+
+    def _best_of(self, rows: Iterable[Ints], scores: Floats) -> Iterator[Iterator[Candidate]]:
+        """Yields, for every proposal, the structures of highest score, best first; (n, n_dims) and (n,) each."""
+        for near, score in zip(rows, scores, strict=False):
+            yield self._ranked(near, score)
+
+    def _ranked(self, rows: Ints, score: Floats) -> Iterator[Candidate]:
+        """Yields structures, (n, n_dims) choice positions, of the highest score first, none of minus infinity."""
+        count = min(_RANKED, len(rows))
+        best = np.argpartition(-score, count - 1)[:count] if count else np.zeros(0, dtype=np.int64)
+        best = best[np.lexsort((best, -score[best]))]
+        seen: set[Candidate] = set()
+        for i in best[np.isfinite(score[best])].tolist():
+            candidate = self.space.at(rows[i])
+            if candidate not in seen and candidate not in self._known:
+                yield candidate
+            seen.add(candidate)
 
     def _listable(self) -> bool:
         """Returns whether all structures and their columns fit into memory."""
@@ -204,38 +253,13 @@ class ResponseSurface(Searcher):
         scores[:, place] = -np.inf
         return self._inside, scores
 
-    def _evolved(self, score: _Scores, told: Ints) -> tuple[Ints, Floats]:
-        """Returns the same as `_listed` for the survivors of an evolution that maximises all scores at once."""
-        own = score(told)
-        start = np.unique(np.argsort(-own, axis=1)[:, :_KEPT])
-        fresh = [self.space.indices(self._random()) for _ in range(4)]
-        rows = np.concatenate([told[start], fresh])
-        scores = score(rows)
-        for _ in range(_GENERATIONS):
-            children = self._children(rows)
-            children = children[self.constraint.violation(self.space.values(children)) == 0]
-            rows, first = np.unique(np.concatenate([rows, children]), axis=0, return_index=True)
-            scores = np.concatenate([scores, score(children)], axis=1)[:, first]
-            kept = np.unique(np.argsort(-scores, axis=1, kind="stable")[:, :_KEPT])
-            rows, scores = rows[kept], scores[:, kept]
-        scores[:, [self.space.at(row) in self._known for row in rows]] = -np.inf
-        return rows, scores
+    def _climbed(self, forms: list[Form], rows: Ints) -> tuple[Ints, Floats]:
+        """Returns structures inside the budget where forms are large, (batch, n, n_dims), and their values.
 
-    def _children(self, rows: Ints) -> Ints:
-        """Returns crossovers and small changes of structures, all as choice positions, (n, n_dims)."""
-        n_dims = rows.shape[1]
-        parents = rows[self.rng.integers(len(rows), size=(2, _CHILDREN))]
-        crossed = (self.rng.random(_CHILDREN) < 0.3)[:, None] & (self.rng.random((_CHILDREN, n_dims)) < 0.5)
-        children = np.where(crossed, parents[1], parents[0])
-        # One to three dimensions change: a step or two up or down, or, one time in four and of criteria, to any choice.
-        for change in range(3):
-            changed = np.flatnonzero(self.rng.integers(3, size=_CHILDREN) >= change)
-            where = self.rng.integers(n_dims, size=len(changed))
-            step = self.rng.choice([-2, -1, 1, 2], size=len(changed))
-            anywhere = self.rng.integers(self.space.last_indices[where] + 1)
-            jump = (self.rng.random(len(changed)) < 0.25) | ~self.space.ordered[where]
-            children[changed, where] = np.where(jump, anywhere, children[changed, where] + step)
-        return np.clip(children, 0, self.space.last_indices)
+        Each climb starts from the best for its form of some structures inside, (n, n_dims) choice positions.
+        """
+        values = np.stack([form(rows) for form in forms])
+        return Climb(forms, self.constraint, self.rng)(rows[values.argmax(axis=1)])
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -244,6 +268,7 @@ class ResponseSurface(Searcher):
             "estimated": self._estimated,
             "log_variances": np.stack([surface.log_variances for surface in self._surfaces]),
             "evidence": np.array([surface.evidence for surface in self._surfaces]),
+            "read": self._read,
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
@@ -251,6 +276,7 @@ class ResponseSurface(Searcher):
         self._told = list(state["told"].copy())
         self._fitness = state["fitness"].tolist()
         self._estimated = int(state["estimated"])
+        self._read = int(state.get("read", 0))
         self._surfaces = [
             Surface(quadratic, variances.copy(), float(evidence))
             for quadratic, variances, evidence in zip(

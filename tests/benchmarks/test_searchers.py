@@ -147,6 +147,14 @@ def test_repeated_evaluations_are_charged_before_the_batch_that_is_asked_next(da
     assert run.steps[-1] == (9, pytest.approx(0.708))
 
 
+def test_what_a_searcher_wants_to_know_first_is_charged_told_and_cannot_win(data):
+    probed = play(job(searcher="sensitivity", evaluations=12, options={"levels": 1}), data)
+    assert probed.steps[0][0] == 7  # after five dimensions' smallest choices and the largest structure
+    assert probed.evaluations == 12
+    unfinished = play(job(searcher="sensitivity", evaluations=6, options={"levels": 1}), data)
+    assert (unfinished.steps, unfinished.evaluations) == ([], 6)
+
+
 def test_a_run_ends_when_everything_inside_the_budget_is_known(data):
     run = play(job(searcher="random", task="cifar10-50", evaluations=100), data)
     task = problems.problem("cifar10-50", data)

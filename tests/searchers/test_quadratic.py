@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from abcsearch.searchers.quadratic import Quadratic, Surface, _Parts, _spread
+from abcsearch.searchers.quadratic import Form, Quadratic, Surface, _Parts, _spread
 from abcsearch.space import Dimension, SearchSpace
 
 
@@ -15,14 +15,26 @@ def space_of(n_dims, n_choices=5):
 
 
 def problem(n, n_dims=3, seed=0):
-    """A quadratic, its columns at random structures, fitness values and log variances."""
+    """A quadratic that knows two forms, random structures, fitness values and log variances."""
     rng = np.random.default_rng(seed)
-    quadratic = Quadratic(space_of(n_dims), 0.0)
+    quadratic = Quadratic(space_of(n_dims), 0.0, [random_form(n_dims, rng) for _ in range(2)])
     indices = rng.integers(5, size=(n, n_dims))
-    return quadratic, indices, rng.normal(size=n), quadratic.prior() + rng.normal(size=8)
+    return quadratic, indices, rng.normal(size=n), quadratic.prior() + rng.normal(size=9)
 
 
-FEW, MANY = 8, 40  # trials: less and more than the 13 columns of three dimensions
+def random_form(n_dims, rng):
+    pairs = rng.normal(size=(n_dims, n_dims))
+    np.fill_diagonal(pairs, 0)
+    table, scale = rng.normal(size=(n_dims, 5)), Quadratic(space_of(n_dims), 0.0).scale
+    return Form(constant=float(rng.normal()), table=table, scale=scale, pairs=pairs + pairs.T)
+
+
+def unexplained(quadratic, indices, fitness):
+    """What is left of fitness beside what is expected of what is known."""
+    return fitness - quadratic.columns(indices) @ quadratic.expected
+
+
+FEW, MANY = 8, 40  # trials: less and more than the 15 columns of three dimensions and what is known
 
 
 def test_columns_by_hand():
@@ -77,12 +89,12 @@ def test_a_space_without_a_choice_has_a_constant_only():
 def test_likelihood_is_that_of_a_dense_normal(n):
     quadratic, indices, targets, start = problem(n)
     columns = quadratic.columns(indices)
-    parts = _Parts(columns, targets, quadratic.kinds)
+    parts = _Parts(quadratic, indices, targets)
     assert parts._few == (n == MANY)
     for log_variances in (start, start + 1, quadratic.prior()):
         covariance = (columns * _spread(log_variances, quadratic.kinds)) @ columns.T
         covariance += np.exp(log_variances[-1]) * np.eye(n)
-        dense = stats.multivariate_normal(np.zeros(n), covariance).logpdf(targets)
+        dense = stats.multivariate_normal(columns @ quadratic.expected, covariance).logpdf(targets)
         constant = -n / 2 * np.log(2 * np.pi)  # left out there
         assert parts.loss(log_variances)[0] == pytest.approx(constant - dense, rel=1e-9, abs=1e-8)
 
@@ -90,15 +102,15 @@ def test_likelihood_is_that_of_a_dense_normal(n):
 @pytest.mark.parametrize("n", [FEW, MANY])
 def test_slope_is_that_of_finite_differences(n):
     quadratic, indices, targets, start = problem(n, seed=1)
-    parts = _Parts(quadratic.columns(indices), targets, quadratic.kinds)
+    parts = _Parts(quadratic, indices, targets)
     step = 1e-5
     differences = [
-        (parts.loss(start + step * unit)[0] - parts.loss(start - step * unit)[0]) / (2 * step) for unit in np.eye(8)
+        (parts.loss(start + step * unit)[0] - parts.loss(start - step * unit)[0]) / (2 * step) for unit in np.eye(9)
     ]
     np.testing.assert_allclose(parts.loss(start)[1], differences, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("n", [FEW, 12, 13, 14, MANY])
+@pytest.mark.parametrize("n", [FEW, 14, 15, 16, MANY])
 def test_both_ways_of_the_likelihood_agree(n):
     quadratic, indices, targets, start = problem(n, seed=2)
     columns = quadratic.columns(indices)
@@ -106,14 +118,57 @@ def test_both_ways_of_the_likelihood_agree(n):
     for parts in (few, many):
         parts._targets, parts._kinds = targets, quadratic.kinds
     few._gram, few._seen = columns.T @ columns, columns.T @ targets
-    own = [columns[:, 1:][:, quadratic.kinds == kind] for kind in range(7)]
-    many._kernels = np.stack([part @ part.T for part in own])
+    many._kernels = quadratic.kernels(indices)
     one, other = few._from_columns(start), many._from_trials(start)
     assert one[0] == pytest.approx(other[0], rel=1e-9)
     np.testing.assert_allclose(one[1], other[1], rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("n", [FEW, 13, MANY])
+def test_kernels_are_those_of_the_columns():
+    widths = tuple(Dimension(f"d{i}", "width", (1, 2, 3, 4, 5)) for i in range(4))
+    criteria = [Dimension(f"of {d.name}", "criterion", (0, 1, 2), of=d.name, labels=tuple("xyz")) for d in widths[:2]]
+    rng = np.random.default_rng(0)
+    plain = Quadratic(SearchSpace((*widths, *criteria)), 0.0)
+    known = [plain.form(rng.normal(size=len(plain.kinds) + 1)) for _ in range(2)]
+    quadratic, indices = Quadratic(SearchSpace((*widths, *criteria)), 0.0, known), rng.integers(3, size=(12, 6))
+    columns = quadratic.columns(indices)[:, 1:]
+    own = [columns[:, quadratic.kinds == kind] for kind in range(8)]
+    np.testing.assert_allclose(quadratic.kernels(indices), [every @ every.T for every in own], atol=1e-12)
+
+
+def test_a_form_and_a_weighted_sum_are_those_of_the_columns():
+    dimensions = (
+        Dimension("a", "width", (1, 2, 4)),
+        Dimension("fixed", "width", (7,)),
+        Dimension("b", "block", (0, 1)),
+        *(Dimension(f"c{i}", "width", (1, 3, 9, 27)) for i in range(3)),
+        Dimension("of a", "criterion", (0, 1, 2), of="a", labels=("x", "y", "z")),
+        Dimension("of c1", "criterion", (0, 1), of="c1", labels=("x", "y")),
+    )
+    space, rng = SearchSpace(dimensions), np.random.default_rng(0)
+    plain = Quadratic(space, 0.5)
+    own = plain.form(rng.normal(size=len(plain.kinds) + 1))
+    quadratic = Quadratic(space, 0.5, [own])
+    rows = np.array([space.indices(space.sample(rng)) for _ in range(20)])
+    weights, sums = rng.normal(size=len(quadratic.kinds) + 1), rng.normal(size=20)
+    np.testing.assert_allclose(quadratic.form(weights)(rows), quadratic.columns(rows) @ weights, atol=1e-12)
+    np.testing.assert_allclose(quadratic.weighted(rows, sums), quadratic.columns(rows).T @ sums, atol=1e-12)
+
+
+def test_what_is_known_is_expected_to_be_true_until_trials_say_otherwise():
+    rng = np.random.default_rng(0)
+    known = random_form(6, rng)
+    quadratic = Quadratic(space_of(6), 0.0, [known])
+    indices, new = rng.integers(5, size=(2, 40, 6))
+    truth = -known(indices)
+    for count, sign in ((0, 1), (40, -1)):
+        surface = Surface(quadratic, quadratic.prior())
+        surface.condition(indices[:count], truth[:count])
+        predicted = quadratic.form(surface.mean)(new)
+        assert sign * np.corrcoef(predicted, known(new))[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("n", [FEW, 15, MANY])
 def test_posterior_and_draws_are_the_textbooks(n):
     quadratic, indices, targets, log_variances = problem(n, seed=3)
     surface = Surface(quadratic, log_variances)
@@ -121,7 +176,8 @@ def test_posterior_and_draws_are_the_textbooks(n):
     columns, noise = quadratic.columns(indices), np.exp(log_variances[-1])
     prior = _spread(log_variances, quadratic.kinds)
     covariance = np.linalg.inv(columns.T @ columns / noise + np.diag(1 / prior))
-    mean = covariance @ columns.T @ targets / noise
+    left = unexplained(quadratic, indices, targets)
+    mean = quadratic.expected + covariance @ columns.T @ left / noise
     np.testing.assert_allclose(surface.mean, mean, rtol=1e-6, atol=1e-8)
     rng, count = np.random.default_rng(0), 8000
     draws = np.array([surface.draw(rng) for _ in range(count)])
@@ -140,7 +196,7 @@ def test_estimation_finds_noise_and_never_gets_worse():
         targets = clean / clean.std() * (1 - share) ** 0.5 + rng.normal(size=300) * share**0.5
         targets = (targets - targets.mean()) / targets.std()
         surface = Surface(quadratic, quadratic.prior())
-        before = -_Parts(quadratic.columns(indices), targets, quadratic.kinds).loss(quadratic.prior())[0]
+        before = -_Parts(quadratic, indices, targets).loss(quadratic.prior())[0]
         surface.estimate(indices, targets)
         assert surface.evidence > before
         assert share / 1.5 < np.exp(surface.log_variances[-1]) < share * 1.5
@@ -192,7 +248,7 @@ def test_variances_at_the_ends_of_their_range_can_be_factored(end):
         for corner in itertools.product((-8, 8), repeat=2):
             log_variances = quadratic.prior() + corner[0]
             log_variances[-1] = quadratic.prior()[-1] + end * corner[1]
-            value, slope = _Parts(quadratic.columns(indices), fitness, quadratic.kinds).loss(log_variances)
+            value, slope = _Parts(quadratic, indices, fitness).loss(log_variances)
             surface = Surface(quadratic, log_variances)
             surface.condition(indices, fitness)
             assert np.isfinite([value, *slope, *surface.mean, *surface.draw(np.random.default_rng(0))]).all()

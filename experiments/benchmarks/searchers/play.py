@@ -55,8 +55,9 @@ def play(job: Job, data: Path) -> Played:
     """Runs a searcher on a task.
 
     The winner so far is the trial of the highest fitness, as in a real run, where nobody knows the truth; it is
-    scored by the truth. Searchers that ask for structures again that they have seen (attribute `repeats`) are charged
-    for them: such evaluations come before the batch that is asked next.
+    scored by the truth. What a searcher wants to know before its first proposal (`probes`) is evaluated first, counts,
+    and cannot win. Searchers that ask for structures again that they have seen (attribute `repeats`) are charged for
+    them: such evaluations come before the batch that is asked next.
 
     Args:
         job: what to run.
@@ -66,10 +67,15 @@ def play(job: Job, data: Path) -> Played:
     start = time.perf_counter()
     searcher = make_searcher(job.searcher, task.space, task.constraint, seed=job.seed, **job.options)
     steps: list[tuple[int, float]] = []
-    best, proposed, charged = -float("inf"), 0, 0
+    probes = [
+        Trial(number, candidate, evaluate(task.evaluator, candidate, derived_seed(job.seed, "probe", number)))
+        for number, candidate in enumerate(searcher.probes()[: job.evaluations])
+    ]
+    searcher.know(probes)
+    best, proposed, charged = -float("inf"), 0, len(probes)
     while charged < job.evaluations:
         asked = searcher.ask(job.evaluations - charged)
-        charged = proposed + int(getattr(searcher, "repeats", 0))
+        charged = len(probes) + proposed + int(getattr(searcher, "repeats", 0))
         trials: list[Trial] = []
         for number, candidate in enumerate(asked, start=proposed):
             trial = Trial(

@@ -35,6 +35,8 @@ class Row:
 # Variants of a registered searcher, instead of the one row with its defaults: name -> options.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "random": {"random": {}, "random (not grown)": {"fill": False}},
+    "response_surface": {"response_surface": {}, "response_surface (map)": {"levels": 1}},
+    "sensitivity": {"sensitivity (1 level)": {"levels": 1}},
     "optuna": {"optuna (tpe)": {}, "optuna (cmaes)": {"sampler": "cmaes"}},
 }
 # Rows whose runs take seconds: number of seeds on tables and on landscapes.
@@ -45,6 +47,7 @@ SEEDS: dict[str, tuple[int, int]] = {
     "optuna (cmaes)": (10, 5),
     "optuna (tpe)": (5, 2),
     "response_surface": (50, 5),
+    "response_surface (map)": (50, 5),
 }
 
 
