@@ -74,7 +74,9 @@ def test_a_run_that_was_stopped_before_it_was_decided_says_so(finished):
     saved = folder.read_json("searcher.json")
     with_mark = {**saved, "undecided": True, "journal": [0, 0]}
     folder.write_json("searcher.json", with_mark)
-    assert "the best are still to be scored in full; continue with: abcsearch resume" in words(call("status", run).output)
+    assert "the best are still to be scored in full; continue with: abcsearch resume" in words(
+        call("status", run).output
+    )
     refused = call("report", run).output, call("export", run, "--out", run / "out")
     assert "are still to be scored in full" in words(refused[1].output)
     assert refused[1].exit_code == 2
