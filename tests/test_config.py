@@ -319,7 +319,7 @@ def test_one_override_changes_one_setting(small, override, changes):
 
 def test_the_last_override_wins_and_together_they_work(small):
     found = read_config(small, ["seed=1", "searcher=bee_colony", "searcher.n_sources=3", "seed=2"])
-    assert (found.seed, found.searcher) == (2, Part(name="bee_colony", options={"n_sources": 3}))
+    assert (found.seed, found.searcher) == (2, Part(name="bee_colony", options={"n_sources": 3, "guide": 1.5}))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.plan import read_sizes, with_sizes
 from abcsearch.models.registry import Constructor
 from abcsearch.records import check_value, names, problems, setting
+from abcsearch.searchers.registry import with_former
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -89,6 +90,10 @@ class Part:
         """Returns the part with options of a registered evaluator that its options do not say: see `BEFORE`."""
         record = EVALUATORS[self.name].options if self.name in EVALUATORS else None
         return replace(self, options=completed(record, self.options, usual))
+
+    def searching(self, *, former: bool) -> Part:
+        """Returns the part with options that say whether a searcher is that of an earlier version (`with_former`)."""
+        return replace(self, options=with_former(self.name, self.options, former=former))
 
     def on(self, device: str | None) -> Part:
         """Returns the part with another device wherever its options name one; None: without."""
@@ -161,6 +166,8 @@ class SearchSettings:
         # Recorded, so that a run which does not say has been made before there was such an option.
         usual = {name: getattr(ScoringOptions, name) for name in BEFORE}
         object.__setattr__(self, "evaluator", self.evaluator.completed(usual))
+        # Likewise: a run which does not say has been made before the searcher was what it is.
+        object.__setattr__(self, "searcher", self.searcher.searching(former=False))
         if self.searcher.name == "given" and self.prepare is None and not self.searcher.options.get("initial"):
             msg = "searcher 'given' proposes what it is given, and is given nothing: set searcher.initial, or [prepare]"
             raise ConfigError(msg)
@@ -329,6 +336,8 @@ def from_plain(kind: type[S], plain: Mapping[str, Any], file: Path | None = None
             values[key] = _RECORDS[key](**table) if key in _RECORDS and not empty else value
         if "evaluator" in values:
             values["evaluator"] = values["evaluator"].completed(BEFORE)
+        if "searcher" in values:
+            values["searcher"] = values["searcher"].searching(former=True)
         key = "settings"
         settings = kind(**values)
         wrong = problems(settings)

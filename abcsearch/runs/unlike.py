@@ -38,9 +38,7 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
             found[key] = filled(found[key])
     registries = {"searcher": SEARCHERS, "evaluator": EVALUATORS, "prepare": PREPARATIONS}
     for key in filter(found.get, registries):
-        part = found[key]
-        if key == "evaluator":
-            part = asdict(Part(**part).completed(BEFORE))
+        part = _dated(key, found[key])
         found[key] = {**part, "options": {**_defaults(registries[key], part["name"]), **(part.get("options") or {})}}
     options = found["evaluator"]["options"]
     if "metric" in options and options["metric"] is None:
@@ -49,6 +47,13 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
         usual = {key: value for key, value in _defaults(EVALUATORS, stage).items() if key not in CascadeOptions.SHARED}
         options[stage] = {**usual, **options[stage]}
     return found
+
+
+def _dated(kind: str, part: dict[str, Any]) -> dict[str, Any]:
+    """Returns a plain part of a kind with the options that earlier versions did not have, as these had their effect."""
+    if kind == "evaluator":
+        return asdict(Part(**part).completed(BEFORE))
+    return asdict(Part(**part).searching(former=True)) if kind == "searcher" else part
 
 
 def _stages(evaluator: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, cast
 
 from abcsearch.errors import AbcSearchError, SearcherError, unknown_name
@@ -26,11 +26,14 @@ class SearcherEntry:
             called with (space, constraint, seed=, initial=, **options) that returns a new searcher.
         description: one line.
         source: paper.
+        former: options that runs of earlier versions lack, with the values that these had the effect of. The first of
+            them is always recorded, and so tells earlier runs from later ones.
     """
 
     home: str | Callable[..., Searcher]
     description: str = ""
     source: str = ""
+    former: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def searcher(self) -> Any:  # noqa: ANN401 - type[Searcher], or a function
@@ -64,8 +67,10 @@ def _accept(name: str, value: Any) -> SearcherEntry:  # noqa: ANN401 - whatever 
 _BUILT_IN: dict[str, SearcherEntry | Home] = {
     "bee_colony": SearcherEntry(
         home="abcsearch.searchers.bee_colony:BeeColony",
-        description="artificial bee colony: sources improved by employed bees, onlookers and scouts",
-        source="Karaboga 2005; Lin et al., ABCPruner, IJCAI 2020",
+        description="artificial bee colony: employed bees, onlookers and scouts, guided by the best sources",
+        source="Karaboga 2005; Lin et al., ABCPruner, IJCAI 2020; guide: Zhu and Kwong 2010; rate, scale: Akay and "
+        "Karaboga 2012",
+        former={"guide": 0.0, "rate": 0.0, "scale": 1.0, "decay": 0.0},
     ),
     "bee_colony_official": SearcherEntry(
         home="abcsearch.searchers.bee_colony_official:BeeColonyOfficial",
@@ -164,6 +169,23 @@ def check_searcher_options(name: str, options: Mapping[str, Any]) -> None:
     for option in options:
         if option not in known:
             raise SearcherError(unknown_name(f"option of searcher {name!r}:", option, [*known, "initial"]))
+
+
+def with_former(name: str, options: Mapping[str, Any], *, former: bool) -> dict[str, Any]:
+    """Returns options of a searcher that say whether it behaves as in earlier versions (see `SearcherEntry.former`).
+
+    Args:
+        name: of the searcher.
+        options: its own; where they say it already, they are returned as they are.
+        former: whether options that do not say it are those of an earlier version.
+    """
+    entry = SEARCHERS.get(name)
+    if not isinstance(entry, SearcherEntry) or not entry.former:
+        return dict(options)
+    mark = next(iter(entry.former))
+    if mark in options:
+        return dict(options)
+    return {**entry.former, **options} if former else {**options, mark: getattr(entry.options, mark)}
 
 
 def make_searcher(

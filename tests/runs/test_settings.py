@@ -18,6 +18,10 @@ from abcsearch.runs.settings import (
     from_plain,
     to_plain,
 )
+from abcsearch.runs.unlike import complete
+from abcsearch.searchers.bee_colony import BeeColonyOptions
+from abcsearch.searchers.random_search import RandomSearch
+from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.recipe import Recipe
 
 shares = st.floats(0.01, 1)
@@ -108,6 +112,33 @@ def test_options_that_no_json_file_holds_are_refused():
     part = Part(name="random", options={"value": object()})
     with pytest.raises(ConfigError, match=r"plain JSON values.*object"):
         to_plain(SearchSettings(budget=Budget(macs=0.5), n_trials=1, searcher=part))
+
+
+FAITHFUL = {"guide": 0, "rate": 0, "scale": 1, "decay": 0}
+
+
+@pytest.mark.parametrize("options", [{}, {"n_sources": 4}, {"n_sources": 4, "scale": 0.5}])
+def test_settings_from_before_the_colony_had_a_guide_are_those_of_one_without(options):
+    now = SearchSettings(budget=Budget(macs=0.5), n_trials=1, searcher=Part(name="bee_colony", options=options))
+    plain = to_plain(now)
+    assert plain["searcher"]["options"]["guide"] == BeeColonyOptions.guide > 0
+    assert from_plain(SearchSettings, plain) == now
+    before = from_plain(SearchSettings, {**plain, "searcher": {"name": "bee_colony", "options": options}})
+    assert before.searcher.options == {**FAITHFUL, **options}
+    assert from_plain(SearchSettings, to_plain(before)) == before  # and they stay so
+    assert any(text.startswith("searcher.options.guide: 0") for text in differences(to_plain(before), plain))
+    # Compared with what was written out, or left to the defaults, they are no different.
+    old, new = (
+        {**plain, "searcher": {"name": "bee_colony", "options": own}} for own in (options, before.searcher.options)
+    )
+    assert complete(old)["searcher"] == complete(new)["searcher"] != complete(plain)["searcher"]
+
+
+def test_only_what_this_package_registers_has_a_past(monkeypatch):
+    monkeypatch.setitem(SEARCHERS, "bee_colony", RandomSearch)
+    for name in ("bee_colony", "random", "tests.problems:Own"):
+        assert Part(name=name, options={"a": 1}).searching(former=True).options == {"a": 1}
+        assert Part(name=name).searching(former=False).options == {}
 
 
 def test_settings_of_another_version_are_refused():

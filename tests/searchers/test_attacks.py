@@ -20,7 +20,8 @@ from abcsearch.budget import Budget
 from abcsearch.errors import CandidateError, SearcherError
 from abcsearch.searchers.registry import SEARCHERS, make_searcher
 from abcsearch.space import Dimension, SearchSpace
-from abcsearch.testing.searchers import ToyCosts, _through_json, toy_fitness, toy_space
+from abcsearch.testing.searchers import ToyCosts, toy_fitness, toy_space
+from abcsearch.testing.toys import through_json
 from abcsearch.trial import Evaluation, Trial
 
 SMALL = {"ddpg": {"hidden": 8, "warmup": 8, "replay": 20, "updates_per_episode": 2, "batch_size": 8}}
@@ -185,7 +186,7 @@ FITNESS = {
 def test_any_finite_fitness_is_taken(name, kind):
     searcher = make(name, toy_space(4, 5))
     assert len(play(searcher, 4, FITNESS[kind], size=12)) > 12
-    _through_json(searcher.state_dict())
+    through_json(searcher.state_dict())
 
 
 def test_fitness_is_scaled_without_a_trace():
@@ -268,7 +269,7 @@ def test_saved_and_loaded_at_every_step_until_nothing_is_left(name):
     searcher, straight = make(name, space), make(name, space)
     count = 0
     while batch := straight.ask(1):
-        state = _through_json(searcher.state_dict())
+        state = through_json(searcher.state_dict())
         searcher = make(name, space, seed=count)
         play(searcher, 1)  # in the middle of something else
         searcher.load_state_dict(state)
@@ -284,7 +285,7 @@ def test_saved_and_loaded_at_every_step_until_nothing_is_left(name):
 def test_a_searcher_goes_back_to_a_state_of_its_own(name):
     searcher = make(name)
     play(searcher, 3)
-    state = _through_json(searcher.state_dict())
+    state = through_json(searcher.state_dict())
     asked = play(searcher, 2)
     searcher.load_state_dict(state)
     assert play(searcher, 2) == asked

@@ -34,6 +34,10 @@ class Row:
 
 # Variants of a registered searcher, instead of the one row with its defaults: name -> options.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "bee_colony": {
+        "bee_colony": {},
+        "bee_colony (faithful)": {"guide": 0, "rate": 0, "scale": 1, "decay": 0},
+    },
     "random": {"random": {}, "random (not grown)": {"fill": False}},
     "response_surface": {"response_surface": {}, "response_surface (map)": {"levels": 1}},
     "sensitivity": {"sensitivity (1 level)": {"levels": 1}},
