@@ -20,8 +20,7 @@ from abcsearch.budget import Budget
 from abcsearch.errors import CandidateError, SearcherError
 from abcsearch.searchers.registry import SEARCHERS, make_searcher
 from abcsearch.space import Dimension, SearchSpace
-from abcsearch.testing.searchers import ToyCosts, toy_fitness, toy_space
-from abcsearch.testing.toys import through_json
+from abcsearch.testing.toys import ToyCosts, through_json, toy_fitness, toy_space
 from abcsearch.trial import Evaluation, Trial
 
 SMALL = {"ddpg": {"hidden": 8, "warmup": 8, "replay": 20, "updates_per_episode": 2, "batch_size": 8}}

@@ -15,7 +15,8 @@ from abcsearch.errors import AbcSearchError, SearcherError
 from abcsearch.searchers.optuna_search import OptunaOptions, OptunaSearch
 from abcsearch.searchers.registry import make_searcher
 from abcsearch.space import Dimension, SearchSpace
-from abcsearch.testing.searchers import SearcherContract, ToyCosts, _through_json, toy_fitness, toy_space
+from abcsearch.testing.searchers import SearcherContract
+from abcsearch.testing.toys import ToyCosts, through_json, toy_fitness, toy_space
 from abcsearch.trial import Evaluation, Trial
 
 SAMPLERS = ("cmaes", "gp", "nsga2", "qmc", "random", "tpe")
@@ -80,7 +81,7 @@ def test_continues_in_the_middle_of_a_batch(sampler):
     played(straight, n)
     batch = evaluated(straight.ask(5), n)
     straight.tell(batch[2:4])
-    state = _through_json(straight.state_dict())
+    state = through_json(straight.state_dict())
     values = {key: value for key, value in state["own"].items() if not isinstance(value, np.ndarray)}
     assert len(json.dumps(values)) < 100 * n
     assert sum(value.nbytes for value in state["own"].values() if isinstance(value, np.ndarray)) < 200 * n
@@ -98,7 +99,7 @@ def test_variants_of_cmaes_continue(sampler_options):
         make_searcher("optuna", SPACE, CONSTRAINT, sampler="cmaes", sampler_options=sampler_options) for _ in range(2)
     ]
     played(runs[0], 72)
-    runs[1].load_state_dict(_through_json(runs[0].state_dict()))
+    runs[1].load_state_dict(through_json(runs[0].state_dict()))
     assert played(runs[0], 40) == played(runs[1], 40)
 
 
@@ -201,7 +202,7 @@ def test_spaces_with_one_free_dimension_and_with_none(sampler):
 def test_continues_with_constraints(sampler):
     runs = [make_searcher("optuna", SPACE, CONSTRAINT, sampler=sampler, batch=4, constraints=True) for _ in range(2)]
     played(runs[0], 28 if sampler == "cmaes" else 12)
-    runs[1].load_state_dict(_through_json(runs[0].state_dict()))
+    runs[1].load_state_dict(through_json(runs[0].state_dict()))
     assert played(runs[0], 4) == played(runs[1], 4)
 
 
