@@ -14,7 +14,7 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,7 +72,8 @@ class Keeping:
         images = self.evaluator.data.validation
         outputs = predict(self.evaluator.build(candidate, seed), images)
         values = {name: metric(outputs, images.labels).double() for name, metric in self.metrics.items()}
-        np.savez(self.path(candidate), **{name: own.numpy() for name, own in values.items()})
+        arrays: dict[str, Any] = {name: own.numpy() for name, own in values.items()}
+        np.savez(self.path(candidate), **arrays)
         means = {name: float(own.mean()) for name, own in values.items()}
         return Evaluation(fitness=means[self.evaluator.metric], metrics=means)
 

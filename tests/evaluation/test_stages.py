@@ -25,7 +25,7 @@ from abcsearch.evaluation.staged import FIRST, STAGE
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.rng import torch_seeded
-from abcsearch.runs.run import search
+from abcsearch.runs.searching import search
 from abcsearch.runs.settings import Part, SearchSettings, from_plain, to_plain
 from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe
@@ -210,7 +210,7 @@ def searched(model, data, path, evaluator, **execution):
         budget=Budget(macs=0.3),
         n_trials=16,
         run_dir=path,
-        searcher={"name": "bee_colony", "n_sources": 3},
+        searcher={"name": "bee_colony", "n_sources": 3, "guide": 0},
         evaluator=evaluator,
         execution=ExecutionOptions(**execution),
     )
@@ -227,7 +227,7 @@ def test_an_evaluator_that_is_called_in_its_own_way_is_called_in_it(model, sourc
 
 def test_the_first_stage_of_a_cascade_races_and_what_is_trained_is_scored_in_full(model, source, data, tmp_path):
     options = CascadeOptions(
-        fraction=0.3,
+        fraction=0.15,
         metric="neg_loss",
         adaptive_bn={"batch_size": 32, "stage_images": 10},
         short_training={"batch_size": 32, "epochs": 1},
@@ -247,7 +247,7 @@ def test_the_first_stage_of_a_cascade_races_and_what_is_trained_is_scored_in_ful
             budget=Budget(macs=0.3),
             n_trials=16,
             run_dir=tmp_path / "again",
-            searcher={"name": "bee_colony", "n_sources": 3},
+            searcher={"name": "bee_colony", "n_sources": 3, "guide": 0},
             evaluator=Cascade(source, data, options),
             executor=pool,
         )

