@@ -37,7 +37,9 @@ def test_gates_of_random_networks_equal_slicing(program, seed):
 # The deeper ResNets are the same blocks, more often.
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - {"resnet32", "resnet44", "resnet56", "resnet110"}))
 def test_models_of_the_registry_gated_and_shared(name):
-    model = scrambled(Constructor(name=name, options={"classes": 5}).build())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of some weights, batch norms of few values magnify rounding
+        model = scrambled(Constructor(name=name, options={"classes": 5}).build())
     size = {"mobilenet_v1": 32, "vgg16_cifar": 16}.get(name, 8)
     channels = INPUT_SHAPES.get(name, (3,))[0]
     graph = trace_channels(model, images(1, size, channels=channels))
