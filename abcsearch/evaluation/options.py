@@ -46,7 +46,7 @@ class ScoringOptions:
 
     metric: str | None = None
     validation_images: int | None = setting(None, at_least=1)
-    scoring: str = setting("racing", words=SCORINGS)
+    scoring: str = setting("full", words=SCORINGS)
     stage_images: int | None = setting(None, at_least=1)
     finalists: int = setting(5, at_least=0)
     device: str = "auto"
@@ -156,7 +156,7 @@ class CascadeOptions:
     fraction: float = setting(0.2, above=0, at_most=1, meaning="the share of trials that are trained")
     metric: str | None = None
     repair: str = setting("one_shot", words=REPAIRS)
-    scoring: str = setting("racing", words=SCORINGS)
+    scoring: str = setting("full", words=SCORINGS)
     finalists: int = setting(5, at_least=0)
     adaptive_bn: Mapping[str, Any] = field(default_factory=dict[str, Any])
     short_training: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -59,7 +59,9 @@ def source(model, data):
 
 
 def made(source, data, **options):
-    return AdaptiveBN(source, data, AdaptiveBNOptions(**{"batch_size": 32, "stage_images": 20, **options}))
+    return AdaptiveBN(
+        source, data, AdaptiveBNOptions(**{"batch_size": 32, "scoring": "racing", "stage_images": 20, **options})
+    )
 
 
 def some(source):

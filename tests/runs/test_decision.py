@@ -18,7 +18,12 @@ def finished(tmp_path_factory):
     """A run whose trials saw 90 of 360 images, and most of them fewer; its output, too."""
     folder = tmp_path_factory.mktemp("decided")
     (folder / "tiny.toml").write_text(TINY_CONFIG)
-    few = ("evaluator.validation_images=90", "evaluator.stage_images=15", "evaluator.metric=neg_loss")
+    few = (
+        "evaluator.scoring=racing",
+        "evaluator.validation_images=90",
+        "evaluator.stage_images=15",
+        "evaluator.metric=neg_loss",
+    )
     result = call(
         "search", folder / "tiny.toml", "--run-dir", folder / "run", *(word for one in few for word in ("--set", one))
     )
