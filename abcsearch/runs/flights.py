@@ -79,8 +79,8 @@ class Flights:
 
     @property
     def under_way(self) -> int:
-        """How many candidates are being evaluated, or wait for it."""
-        return len(self._candidates)
+        """How many candidates are being evaluated, or wait for it or to be collected."""
+        return len(self._candidates) + len(self._ready)
 
     def add(
         self, group: dict[int, Candidate], earlier: Iterable[int] = (), bars: Mapping[int, float] | None = None

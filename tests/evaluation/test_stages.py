@@ -230,6 +230,7 @@ def test_an_evaluator_that_is_called_in_its_own_way_is_called_in_it(model, sourc
 def test_the_first_stage_of_a_cascade_races_and_what_is_trained_is_scored_in_full(model, source, data, tmp_path):
     options = CascadeOptions(
         fraction=0.15,
+        scoring="racing",
         metric="neg_loss",
         adaptive_bn={"batch_size": 32, "stage_images": 10},
         short_training={"batch_size": 32, "epochs": 1},
