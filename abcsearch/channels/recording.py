@@ -127,7 +127,9 @@ class Recorder:
         """Returns what a tensor comes from: an operation, or an attribute of the network."""
         mark = self._mark(tensor)
         if mark is not None:
-            return mark.pending.node
+            node = mark.pending.node
+            self.storages[node] = self.storages[node] or mark.storage  # of one result among several, when it is used
+            return node
         node = self._attributes.get(id(tensor))
         if node is None:
             name = self._names.get(id(tensor)) or self._constant(tensor)

@@ -20,6 +20,7 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import TraceError
 from tests.channels.oracle import few, images, scrambled
+from tests.channels.test_activation import measured
 from tests.channels.test_slicing import check_oracle
 
 C = 8
@@ -314,3 +315,18 @@ def test_tensors_that_forward_drops_are_freed():
 
     trace_channels(Deep().double(), images(1), check=False)
     assert dropped == [[True] * 8 + [False]]
+
+
+def test_a_result_among_several_keeps_the_memory_of_all():
+    class Shuffling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.end = nn.Conv2d(3, 2 * C, 1), nn.Conv2d(2 * C, 2, 1)
+
+        def forward(self, x):
+            first, second = self.stem(x).chunk(2, 1)
+            return self.end(torch.cat([second.relu(), first], 1))
+
+    model = scrambled(Shuffling())
+    costs = trace_channels(model, images(1)).costs
+    assert costs.peak_activation([(C,)])[0] == measured(model, images(1))
