@@ -5,12 +5,12 @@
         [--runs runs/bench-peers] [--results experiments/benchmarks/peers.json]
     python -m experiments.benchmarks.peers --redraw   # the table again, from the file of results
 
-Each method gets `--evaluations` evaluations for a budget. FastNAS needs its map once for all budgets, so it has them
-all in each of its rows. A method is a searcher of ours; with `+repair` what reads channels is solved anew for those
-that stay, in the fitness and in the winner. "before" is accuracy on test images after batch-norm statistics are
-estimated anew, "after" that after the config's recipe for one epoch of `--images` training images, without a warm-up.
-The seed draws the images that fitness sees and everything random in a searcher. What is in the file of results is not
-measured again: a stopped call goes on.
+Each method gets `--evaluations` evaluations for a budget, those of a map among them. FastNAS needs its map once for
+all budgets, so it has them all in each of its rows. Other methods are searchers of ours; with `+repair` what reads
+channels is solved anew for those that stay, in the fitness and in the winner. "before" is accuracy on test images
+after batch-norm statistics are estimated anew, "after" that after the config's recipe for one epoch of `--images`
+training images, without a warm-up. The seed draws the images that fitness sees and everything random in a searcher.
+What is in the file of results is not measured again: a stopped call goes on.
 
 FastNAS: pip install nvidia-modelopt torchprofile==0.0.4 omegaconf pulp huggingface_hub regex
 """
@@ -37,6 +37,7 @@ from abcsearch import (
     Data,
     Sliced,
     finetune,
+    make_searcher,
     rank_channels,
     score,
     search,
@@ -106,16 +107,20 @@ def ours(bench: Bench, row: Row) -> Row:
     torch.set_num_threads(1)
     it = loaded(bench)
     searcher, _, repaired = row["method"].partition("+")
+    options = bench.config.space
+    space = it.graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
+    probes = len(make_searcher(searcher, space).probes())
     start = time.process_time()
     result = search(
         it.model,
         replace(it.data, seed=row["seed"]),
         budget=Budget(macs=row["macs"]),
-        n_trials=row["evaluations"],
+        n_trials=row["evaluations"] - probes,
         searcher=searcher,
         evaluator={
             "name": "adaptive_bn",
             "repair": "one_shot" if repaired else "none",
+            "finalists": 0,
             "validation_images": VALIDATION,
             "calibration_images": CALIBRATION,
         },
@@ -125,7 +130,7 @@ def ours(bench: Bench, row: Row) -> Row:
         run_dir=bench.runs / "-".join(str(row[key]) for key in KEY),
     )
     seconds = time.process_time() - start
-    return {**row, "scored": len(result.trials), "seconds": seconds, **_worth(bench, it, result.model())}
+    return {**row, "scored": probes + len(result.trials), "seconds": seconds, **_worth(bench, it, result.model())}
 
 
 def _drawn(data: Data, split: str, count: int) -> Any:  # noqa: ANN401 - a Split
