@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 WAITING := OMP_WAIT_POLICY=passive
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
+.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -99,6 +99,9 @@ bench-fitness: $(VENV)/.installed ## how well each fitness ranks structures as f
 
 bench-old-runs: $(VENV)/.installed ## how soon a run of 200 000 trials is looked at and goes on (3 minutes); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.old_runs $(ARGS)
+
+bench-peers: $(VENV)/.installed ## searches beside ModelOpt's FastNAS: same network, widths, evaluations and fine-tuning; ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.peers $(ARGS)
 
 bench-racing: $(VENV)/.installed ## what scoring in stages saves and loses, on one search in full; ARGS="CONFIG --out FOLDER", ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.racing $(ARGS)
