@@ -205,11 +205,11 @@ def test_candidates_with_and_without_block_values():
     for cost in (graph.costs.macs, graph.costs.flops, graph.costs.params, graph.costs.peak_activation):
         assert cost([full])[0] == cost([(*full, 1)])[0] > cost([(*full, 0)])[0]
     n = len(full)
-    with pytest.raises(CandidateError, match=rf"has {n} values? \(or {n + 1} with its blocks\), found {n + 2}"):
-        slice_model(model, graph, (*full, 1, 1), ranking)
+    with pytest.raises(CandidateError, match=rf"has {n} values? \(or {n + 1} with its blocks\), found {n + 3}"):
+        slice_model(model, graph, (*full, 1, 1, 1), ranking)
     with pytest.raises(CandidateError, match=r"block 'blocks\.0' has value 2; 1 keeps it, 0 drops it"):
         slice_model(model, graph, (*full, 2), ranking)
     with pytest.raises(CandidateError, match=rf"dimension {n} of candidate 0 is 2; allowed are 0 to 1"):
         graph.costs.macs([(*full, 2)])
     with pytest.raises(CandidateError, match=rf"shape \(n, {n}\), or \(n, {n + 1}\) with its blocks"):
-        graph.costs.macs([(*full, 1, 1)])
+        graph.costs.macs([(*full, 1, 1, 1)])
