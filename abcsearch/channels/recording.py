@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, MappingView, Set
+from collections.abc import Iterator, Mapping, Set, ValuesView
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -351,7 +351,7 @@ def _tensors_within(result: Any, around: tuple[int, ...] = ()) -> Any:  # noqa: 
     if id(result) in around or isinstance(result, nn.Module | type):
         return None
     around = (*around, id(result))
-    if isinstance(result, tuple | list | Set | MappingView | deque):
+    if isinstance(result, tuple | list | Set | ValuesView | deque):
         items = [_tensors_within(item, around) for item in result]
         return items if isinstance(result, list) else tuple(items)
     held = result if isinstance(result, Mapping) else _attributes_of(result)

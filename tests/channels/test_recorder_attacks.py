@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from abcsearch.channels.groups import trace_channels
@@ -61,3 +62,104 @@ def test_outputs_keep_their_channels_whatever_holds_them(kind, check):
 def test_results_that_hide_their_tensors_are_refused(finish):
     with pytest.raises(TraceError, match="hides the tensors"):
         trace_channels(scrambled(Net(finish)), images(1))
+
+
+class Wrong(nn.Module):
+    """Divides by a number of channels in a way that no recorder sees, between what a test asks for."""
+
+    def __init__(self, start=lambda m, x: x, end=lambda m, y: y, width=C):
+        super().__init__()
+        self.start, self.end = start, end
+        self.one, self.two = nn.Conv2d(3, width, 1), nn.Conv2d(width, width, 3, padding=1)
+        self.three = nn.Conv2d(width, 4, 1)
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x):
+        y = self.one(self.start(self, x)).relu()
+        return self.end(self, self.three(self.two(y / y.shape.numel()).relu()))
+
+
+def cast(m, x):
+    return x.float()
+
+
+def bounded(m, y):
+    return torch.cat([y, torch.full_like(y, -torch.inf)], 1)
+
+
+def counting(m, x):
+    m.runs += 1
+    return x * m.runs
+
+
+def spectrum(m, y):
+    return torch.fft.rfft2(y)
+
+
+HIDING = {
+    "types": {"start": cast},
+    "infinite": {"end": bounded},
+    "state": {"start": counting},
+    "complex": {"end": spectrum},
+}
+
+
+@pytest.mark.parametrize("how", HIDING)
+@pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")
+def test_the_self_check_finds_what_is_wrong_whatever_else_forward_does(how):
+    graph = trace_channels(scrambled(Wrong(**HIDING[how])).float(), images(1).float())
+    assert [group.name for group in graph.prunable] == ["two"]
+    assert any("one: self-check: the network without some" in text for text in graph.unsupported)
+
+
+class Plain(Wrong):
+    """Without the mistake."""
+
+    def forward(self, x):
+        return self.end(self, self.three(self.two(self.one(self.start(self, x)).relu()).relu()))
+
+
+@pytest.mark.parametrize("how", HIDING)
+@pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")
+def test_the_self_check_finds_nothing_where_nothing_is_wrong(how):
+    graph = trace_channels(scrambled(Plain(**HIDING[how], width=64)).float(), images(1).float())
+    assert [group.name for group in graph.prunable] == ["one", "two"]
+
+
+@pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")
+def test_what_random_networks_cannot_do_without_channels_is_found():
+    def noisy(m, y):
+        return F.dropout(y, 0.5, training=True)
+
+    class Picky(Plain):
+        def forward(self, x):
+            return super().forward(x) * {"8": 1.0}[str(self.one(x).shape[1])]
+
+    assert len(trace_channels(scrambled(Plain(end=noisy)), images(1)).prunable) == 2
+    graph = trace_channels(scrambled(Picky(end=noisy)), images(1))
+    assert [group.name for group in graph.prunable] == ["two"]
+
+
+@pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")
+@pytest.mark.parametrize("when", [2, 3, 4])
+def test_a_forward_that_fails_later_on_is_a_reason_not_an_error(when):
+    calls = []
+
+    def failing(m, x):
+        calls.append(1)
+        if len(calls) >= when:
+            raise RuntimeError("not again")
+        return x
+
+    graph = trace_channels(scrambled(Wrong(start=failing)), images(1))
+    assert "one" not in {group.name for group in graph.prunable}
+    assert any("not again" in text for text in graph.unsupported)
+
+
+@pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")
+def test_complex_outputs_are_compared_up_to_rounding():
+    def seen(m, y):
+        return torch.fft.rfft2(y.mean(1))
+
+    graph = trace_channels(scrambled(Plain(end=seen)), images(1), fixed=["three"])
+    assert [group.name for group in graph.prunable] == ["one", "two"]
