@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from abcsearch.channels.cloning import keeping_buffers
 from abcsearch.channels.gates import gate, replaced
 from abcsearch.channels.ranking import Ranking
 from abcsearch.channels.recording import returned_by
@@ -41,7 +42,7 @@ def misfits(model: nn.Module, graph: ChannelGraph, example: Example) -> dict[int
     """
     if not graph.prunable:
         return {}
-    with torch.inference_mode(mode=False), torch.no_grad(), torch_seeded(0, "check"):
+    with torch.inference_mode(mode=False), torch.no_grad(), torch_seeded(0, "check"), keeping_buffers(model):
         trial = _Trial(copy.deepcopy(model).eval(), graph, example)
         full, narrow = trial.full, trial.narrow
         if trial.difference(narrow) is None:
@@ -129,15 +130,11 @@ class _Trial:
     def _run(self, network: nn.Module, seed: int) -> list[torch.Tensor] | str:
         """Returns the tensors that a network returns on the example, or why it does not run; it stays as it is."""
         given = self._example.mapped(lambda x: x.clone() if isinstance(x, torch.Tensor) else x)
-        before = [(tensor, tensor.clone()) for tensor in network.buffers()]
         try:
-            with torch_seeded(seed, "check"):
+            with torch_seeded(seed, "check"), keeping_buffers(network):
                 return returned_by(network(*given.args, **given.kwargs))
         except Exception as error:  # noqa: BLE001 - it may fail in any way
             return (str(error).strip() or type(error).__name__).splitlines()[0]
-        finally:
-            for tensor, value in before:
-                tensor.copy_(value)
 
 
 def _is_real(x: Any) -> bool:  # noqa: ANN401 - inputs are anything

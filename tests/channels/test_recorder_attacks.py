@@ -1,18 +1,27 @@
 """Networks that hide things from the recorder: never a wrong slice, never another error, nothing left changed."""
 
 import collections
-from dataclasses import dataclass
+import types
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from abcsearch.channels.example import Example
 from abcsearch.channels.groups import trace_channels
 from abcsearch.errors import TraceError
 from tests.channels.oracle import images, scrambled
 
 C = 8
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 class Net(nn.Module):
@@ -75,8 +84,8 @@ class Wrong(nn.Module):
         self.register_buffer("runs", torch.zeros(()))
 
     def forward(self, x):
-        y = self.one(self.start(self, x)).relu()
-        return self.end(self, self.three(self.two(y / y.shape.numel()).relu()))
+        y = F.silu(self.one(self.start(self, x)))
+        return self.end(self, self.three(F.silu(self.two(y / y.shape.numel()))))
 
 
 def cast(m, x):
@@ -116,7 +125,7 @@ class Plain(Wrong):
     """Without the mistake."""
 
     def forward(self, x):
-        return self.end(self, self.three(self.two(self.one(self.start(self, x)).relu()).relu()))
+        return self.end(self, self.three(F.silu(self.two(F.silu(self.one(self.start(self, x)))))))
 
 
 @pytest.mark.parametrize("how", HIDING)
@@ -163,3 +172,73 @@ def test_complex_outputs_are_compared_up_to_rounding():
 
     graph = trace_channels(scrambled(Plain(end=seen)), images(1), fixed=["three"])
     assert [group.name for group in graph.prunable] == ["one", "two"]
+
+
+@pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")
+@pytest.mark.parametrize("check", [True, False])
+def test_the_users_network_stays_as_it_is_where_a_copy_still_calls_it(check):
+    class Closed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.norm, self.two = nn.Conv2d(3, C, 1), nn.BatchNorm2d(C), nn.Conv2d(C, 2, 1)
+            self.first = lambda x: self.norm(self.one(x))  # copies share it
+
+        def forward(self, x):
+            return self.two(self.first(x))
+
+    model = Closed().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trace_channels(model, images(1).float(), check=check)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.norm.training
+
+
+def test_the_forward_of_an_instance_says_what_it_takes():
+    def scaled(m, image, *, factor):
+        return Plain.forward(m, image) * factor
+
+    model = scrambled(Plain())
+    model.forward = types.MethodType(scaled, model)
+    graph = trace_channels(model, Example((images(1),), {"factor": 2.0}))
+    assert [group.name for group in graph.prunable] == ["one", "two"]
+    with pytest.raises(TraceError, match=r"takes 1 inputs \(image\) and keywords \(factor\)"):
+        trace_channels(model, images(1))
+
+
+@dataclass
+class Request:
+    """With a field that is not given."""
+
+    image: torch.Tensor
+    scale: float = field(default=2.0, init=False)
+
+
+class Options(dict):
+    """A dict that is made in another way."""
+
+    def __init__(self, name, **items):
+        super().__init__(**items)
+        self.name = name
+
+
+CONTAINERS = {
+    "field": lambda x: [Request(x)],
+    "defaultdict": lambda x: collections.defaultdict(list, {0: Request(x)}),
+    "dict": lambda x: (options := Options("a"), options.update({0: Request(x)}))[0],
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_examples_may_be_in_any_container(kind):
+    class Asking(Plain):
+        def forward(self, requests):
+            return super().forward(requests[0].image) * requests[0].scale
+
+    given = CONTAINERS[kind](images(1))
+    graph = trace_channels(scrambled(Asking()), Example((given,)))
+    assert [group.name for group in graph.prunable] == ["one", "two"]
+
+
+def test_sparse_examples_are_refused_with_a_message():
+    with pytest.raises(TraceError, match="sparse"):
+        trace_channels(scrambled(Plain()), images(1).to_sparse())
