@@ -7,6 +7,7 @@ that has its own idea of being copied, goes to deepcopy with the same memo, so t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import copyreg
 from collections import OrderedDict
@@ -17,9 +18,30 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 Memo = dict[Any, Any]
+
+
+@contextlib.contextmanager
+def keeping_buffers(module: nn.Module) -> Iterator[None]:
+    """Puts back at the end what changed in a module's buffers in the block.
+
+    A copy may still call its original, in a lambda that an attribute holds, and update statistics there.
+
+    Args:
+        module: any module.
+    """
+    dense = [tensor for tensor in module.buffers() if tensor.layout is torch.strided and not tensor.is_meta]
+    before = [tensor.clone() for tensor in dense]
+    try:
+        yield
+    finally:
+        for tensor, value in zip(dense, before, strict=True):
+            if not torch.equal(tensor, value):
+                with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                    tensor.copy_(value)
+
 
 # Types whose values deepcopy shares; a subclass may think otherwise, so only exact types count.
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, FunctionType, BuiltinFunctionType})

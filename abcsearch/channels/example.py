@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -46,9 +47,9 @@ class Example:
         Raises:
             TypeError: if forward does not take these arguments.
         """
-        bound = inspect.signature(type(model).forward).bind(model, *self.args, **self.kwargs)
+        bound = inspect.signature(model.forward).bind(*self.args, **self.kwargs)
         names: list[str] = []
-        for name, value in list(bound.arguments.items())[1:]:
+        for name, value in bound.arguments.items():
             count = len(list(_leaves(value)))
             names += [name] if count == 1 else [f"{name}_{index}" for index in range(count)]
         return names
@@ -74,12 +75,17 @@ def _leaves(item: Any) -> Iterator[Any]:  # noqa: ANN401 - arguments are anythin
 def _changed(item: Any, change: Callable[[Any], Any]) -> Any:  # noqa: ANN401 - arguments are anything
     """Returns nested lists, tuples, dicts and dataclasses with every leaf changed."""
     if isinstance(item, dict):
-        return type(item)((key, _changed(value, change)) for key, value in item.items())
+        changed: dict[Any, Any] = copy.copy(item)
+        for key, value in item.items():
+            changed[key] = _changed(value, change)
+        return changed
     if isinstance(item, tuple | list) and not isinstance(item, torch.Size):
         items = [_changed(value, change) for value in item]
         return type(item)(*items) if hasattr(item, "_fields") else type(item)(items)
     fields = _fields(item)
     if fields is not None:
-        record: Any = item
-        return dataclasses.replace(record, **{name: _changed(value, change) for name, value in fields.items()})
+        record = copy.copy(item)
+        for name, value in fields.items():
+            object.__setattr__(record, name, _changed(value, change))  # it may be frozen
+        return record
     return change(item)

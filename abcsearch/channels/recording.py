@@ -7,6 +7,9 @@ A tensor carries its own account, so that what forward lets go is freed.
 from __future__ import annotations
 
 import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Set, ValuesView
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from abcsearch.channels.remembered import Number, Pending, place_in_forward, plain, remembered
 from abcsearch.channels.rules import find_rule, ruled_class
+from abcsearch.errors import TraceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 # What torch calls convolutions and linear layers, as opposed to products of activations.
 _LINEAR = (torch.ops.aten.addmm, torch.ops.aten.mm, torch.ops.aten.convolution)
@@ -326,18 +330,43 @@ def _is_numeric(result: Any) -> bool:  # noqa: ANN401 - operations return anythi
     return type(result) in (int, float)
 
 
-def _tensors_within(result: Any) -> Any:  # noqa: ANN401 - forward returns anything
-    """Returns a result with objects replaced by dicts of what they hold."""
+def _tensors_within(result: Any, around: tuple[int, ...] = ()) -> Any:  # noqa: ANN401 - forward returns anything
+    """Returns a result with objects replaced by dicts of what they hold.
+
+    Args:
+        result: of forward, or something in it.
+        around: ids of what it lies in: what an object says of one of these is known already.
+
+    Raises:
+        TraceError: for what gives its tensors only later, and may give any.
+    """
     if isinstance(result, torch.Tensor | Number):
         return result
-    if isinstance(result, tuple | list):
-        items = [_tensors_within(item) for item in result]
-        return tuple(items) if isinstance(result, tuple) else items
-    if isinstance(result, dict):
-        return {str(key): _tensors_within(item) for key, item in result.items()}
-    if isinstance(result, nn.Module | type) or not hasattr(result, "__dict__"):
+    if isinstance(result, Iterator) or (isinstance(result, FunctionType) and not around):
+        msg = (
+            f"forward returns a {type(result).__name__}, which hides the tensors that it gives later; return a list, "
+            "a tuple, a dict or a dataclass of tensors"
+        )
+        raise TraceError(msg)
+    if id(result) in around or isinstance(result, nn.Module | type):
         return None
-    return {name: _tensors_within(item) for name, item in vars(result).items()}
+    around = (*around, id(result))
+    if isinstance(result, tuple | list | Set | ValuesView | deque):
+        items = [_tensors_within(item, around) for item in result]
+        return items if isinstance(result, list) else tuple(items)
+    held = result if isinstance(result, Mapping) else _attributes_of(result)
+    return {str(key): _tensors_within(item, around) for key, item in held.items()} or None
+
+
+def _attributes_of(thing: object) -> dict[str, Any]:
+    """Returns the attributes of an object, those in slots among them."""
+    held: dict[str, Any] = dict(getattr(thing, "__dict__", {}))
+    for kind in type(thing).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(thing, name):
+                held[name] = getattr(thing, name)
+    return held
 
 
 def _version(tensor: torch.Tensor) -> int:

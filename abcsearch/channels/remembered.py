@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def conversion(a: Any, place: str) -> Any:  # noqa: ANN401, ARG001
     return a
 
 
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, np.__file__, __file__))
 
 
 def place_in_forward() -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from abcsearch.channels.cloning import keeping_buffers
 from abcsearch.channels.gates import gate, replaced
 from abcsearch.channels.ranking import Ranking
 from abcsearch.channels.recording import returned_by
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.example import Example
     from abcsearch.channels.graph import ChannelGraph
 
+_DOUBTFUL, _SURE = 0.7, 0.5  # what differs by less is right; what differs by more, in double precision, is wrong
 _NOISE = 0.1  # added to a parameter that is the same everywhere
 
 
@@ -31,7 +33,7 @@ def misfits(model: nn.Module, graph: ChannelGraph, example: Example) -> dict[int
     """Returns the prunable groups whose channels cannot be removed after all, with the reason; none as a rule.
 
     That takes two forward passes, and about two per group if something is wrong. On the meta device only shapes are
-    compared. A network that draws random numbers in forward is not checked.
+    compared. Of a network that draws random numbers in forward, it only counts whether the smaller one runs.
 
     Args:
         model: the network; not changed.
@@ -40,30 +42,43 @@ def misfits(model: nn.Module, graph: ChannelGraph, example: Example) -> dict[int
     """
     if not graph.prunable:
         return {}
-    with torch.inference_mode(mode=False), torch.no_grad(), torch_seeded(0, "check"):
+    with torch.inference_mode(mode=False), torch.no_grad(), torch_seeded(0, "check"), keeping_buffers(model):
         trial = _Trial(copy.deepcopy(model).eval(), graph, example)
         full, narrow = trial.full, trial.narrow
         if trial.difference(narrow) is None:
             return {}
-        trial = trial.in_double()
-        if trial.difference(narrow) is None or trial.is_random():
+        trial = trial.in_double() or trial
+        trial.exponent = _SURE
+        if trial.difference(narrow) is None:
             return {}
-        found: dict[int, str] = {}
+        if trial.is_random():
+            trial.compares = False
+            if trial.difference(narrow) is None:
+                return {}
+        wrong: dict[int, str] = {}
         widths = list(full)
         for index in range(len(full)):
             widths[index] = narrow[index]
             reason = trial.difference(widths)
             if reason is not None:
-                found[index] = f"self-check: {reason}"
+                wrong[index] = f"self-check: {reason}"
                 widths[index] = full[index]
-        return found
+        return wrong
 
 
 class _Trial:
-    """A noisy copy of a network, and what it computes in two ways."""
+    """A noisy copy of a network, and what it computes in two ways.
+
+    Attributes:
+        full: the width of every prunable group.
+        narrow: a random one.
+        exponent: power of the smallest relative step that differences by rounding stay below.
+        compares: whether it matters what is computed, or only that the smaller network runs.
+    """
 
     def __init__(self, noisy: nn.Module, graph: ChannelGraph, example: Example, *, shake: bool = True) -> None:
         self._model, self._graph, self._example = noisy, graph, example
+        self.compares, self.exponent = True, _DOUBTFUL
         rng = numpy_stream(0, "check")
         self.full = [group.channels for group in graph.prunable]
         self.narrow = [int(rng.integers(1, channels)) if channels > 1 else 1 for channels in self.full]
@@ -76,14 +91,17 @@ class _Trial:
                     if low == high:
                         parameter.add_(torch.randn_like(parameter) * _NOISE)
 
-    def in_double(self) -> _Trial:
-        """Returns the same in double precision, where rounding explains nothing."""
-        double = self._example.mapped(lambda x: x.double() if _is_real(x) else x)
-        return _Trial(self._model.double(), self._graph, double, shake=False)
+    def in_double(self) -> _Trial | None:
+        """Returns the same in double precision, where rounding explains nothing; None if it does not run so."""
+        example = self._example.mapped(lambda x: x.double() if _is_real(x) else x)
+        trial = _Trial(copy.deepcopy(self._model).double(), self._graph, example, shake=False)
+        return None if isinstance(trial._run(trial._model, 0), str) else trial
 
     def is_random(self) -> bool:
         """Returns whether the network computes something else every time."""
         one, two = (self._run(self._model, seed) for seed in (1, 2))
+        if isinstance(one, str) or isinstance(two, str):
+            return False
         return any(not _same(a, b, 0.0) for a, b in zip(one, two, strict=False))
 
     def difference(self, widths: list[int]) -> str | None:
@@ -95,24 +113,28 @@ class _Trial:
             gates.append(kept)
         with replaced(self._model, gate(self._model, self._graph, gates)):
             expected = self._run(self._model, 0)
-        try:
-            actual = self._run(slice_model(self._model, self._graph, widths, self._ranking), 0)
-        except Exception as error:  # noqa: BLE001 - the smaller network may fail in any way
-            return (
-                f"the network does not run without some of them: {(str(error) or type(error).__name__).splitlines()[0]}"
-            )
+        if isinstance(expected, str):
+            return f"the network does not run where some of them are zero: {expected}"
+        actual = self._run(slice_model(self._model, self._graph, widths, self._ranking), 0)
+        if isinstance(actual, str):
+            return f"the network does not run without some of them: {actual}"
+        if not self.compares:
+            return None
         if [x.shape for x in actual] != [x.shape for x in expected]:
             return "the network returns tensors of other shapes without some of them"
         for a, b in zip(actual, expected, strict=True):
-            if not _same(a, b, float(torch.finfo(b.dtype).eps ** 0.5) if b.is_floating_point() else 0.0):
+            if not _same(a, b, _step(b) ** self.exponent):
                 return "the network without some of them does not compute what is left of the original"
         return None
 
-    def _run(self, network: nn.Module, seed: int) -> list[torch.Tensor]:
-        """Returns the tensors that a network returns on the example."""
+    def _run(self, network: nn.Module, seed: int) -> list[torch.Tensor] | str:
+        """Returns the tensors that a network returns on the example, or why it does not run; it stays as it is."""
         given = self._example.mapped(lambda x: x.clone() if isinstance(x, torch.Tensor) else x)
-        with torch_seeded(seed, "check"):
-            return returned_by(network(*given.args, **given.kwargs))
+        try:
+            with torch_seeded(seed, "check"), keeping_buffers(network):
+                return returned_by(network(*given.args, **given.kwargs))
+        except Exception as error:  # noqa: BLE001 - it may fail in any way
+            return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _is_real(x: Any) -> bool:  # noqa: ANN401 - inputs are anything
@@ -124,8 +146,15 @@ def _same(a: torch.Tensor, b: torch.Tensor, rounding: float) -> bool:
     """Returns whether two tensors are equal up to rounding, relative to the largest entry."""
     if a.is_meta or b.is_meta or not b.numel():
         return True
-    if not b.is_floating_point():
+    if not (b.is_floating_point() or b.is_complex()):
         return torch.equal(a, b)
-    if not torch.isfinite(b).all():  # a gate of 0 leaves what is not finite as it is
-        return True
-    return bool((a - b).abs().max() <= rounding * b.abs().max())
+    finite = torch.isfinite(b)  # a gate of 0 leaves what is not finite as it is
+    if not finite.all():
+        a, b = a[finite], b[finite]
+    return not b.numel() or bool((a - b).abs().max() <= rounding * b.abs().max())
+
+
+def _step(tensor: torch.Tensor) -> float:
+    """Returns the smallest relative step between entries of a tensor; 0 for whole numbers."""
+    real = tensor.is_floating_point() or tensor.is_complex()
+    return torch.finfo(tensor.dtype).eps if real else 0.0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from abcsearch.channels.cloning import keeping_buffers
 from abcsearch.channels.example import Example
 from abcsearch.channels.interception import SIZE_ATTRIBUTES, Watched, is_leaf, listening
 from abcsearch.channels.recording import Recorder
@@ -82,7 +83,7 @@ def trace_operations(
     example = Example.of(example_input)
     _check(model, example)
     # Only outside of inference mode do tensors remember that they were changed in place.
-    with torch.inference_mode(mode=False), torch_seeded(0, "trace"):
+    with torch.inference_mode(mode=False), torch_seeded(0, "trace"), keeping_buffers(model):
         twin = _twin(model).train(training)
         leaves = {path: module for path, module in twin.named_modules() if path and is_leaf(module)}
         for leaf in leaves.values():
@@ -155,6 +156,10 @@ def _check(model: object, example: Example) -> None:
         found = ", ".join(str(tuple(x.shape)) if isinstance(x, torch.Tensor) else type(x).__name__ for x in inputs)
         msg = f"the example input is a batch of at least one image as a tensor, or a tuple of inputs, found ({found})"
         raise TraceError(msg)
+    layouts = {str(x.layout) for x in tensors} - {"torch.strided"}
+    if layouts:
+        msg = f"the example input has the layout {', '.join(sorted(layouts))}; pass it dense, with .to_dense()"
+        raise TraceError(msg)
     devices = {str(t.device) for t in (*model.parameters(), *model.buffers())}
     others = {str(x.device) for x in tensors} - devices
     if devices and others:
@@ -214,9 +219,12 @@ def _names(twin: nn.Module, example: Example) -> list[str]:
     try:
         return example.named(twin)
     except TypeError as error:
-        parameters = list(inspect.signature(type(twin).forward).parameters.values())[1:]
+        parameters = inspect.signature(twin.forward).parameters.values()
         taken = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
         names = f"{type(twin).__name__} takes {len(taken)} inputs ({', '.join(taken)})"
+        if keywords:
+            names += f" and keywords ({', '.join(keywords)})"
         count = len(example.args) + len(example.kwargs)
         reason = f"the example has {count}" if len(example.args) > len(taken) else f"the example: {error}"
         msg = f"{names}, {reason}"
