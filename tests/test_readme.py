@@ -89,8 +89,16 @@ def test_paths_exist():
     table = README.split("## Where things are")[1].split("## ")[0]
     paths = re.findall(r"`([\w./]+)`", table)
     assert len(paths) > 15
-    for path in [*paths, *re.findall(r"\]\((\w[^)]*)\)", README)]:
-        assert path in ("pyproject.toml",) or (ROOT / path).exists(), path
+    for link in [*paths, *re.findall(r"\]\((\w[^)]*)\)", README)]:
+        path, _, anchor = link.partition("#")
+        assert (ROOT / path).exists(), link
+        assert not anchor or anchor in _anchors((ROOT / path).read_text()), link
+
+
+def _anchors(page):
+    """Returns the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page, flags=re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 def test_every_searcher_is_in_the_table():

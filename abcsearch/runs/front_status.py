@@ -30,8 +30,9 @@ class FrontStatus:
         running: whether a process works on one of them now.
         finished: whether nothing is left to search, and nobody writes.
         evaluations: how many structures have been evaluated in all: of the map, and of the trials those that were not
-            known already.
-        answer: how small a network can be at a loss of accuracy, once winners and the full network are fine-tuned.
+            known already. Those of baselines are not among them, as in the report.
+        answer: how small a network can be at a loss of accuracy, once winners and the full network are fine-tuned;
+            before, what answers it.
         next: the command that goes on.
     """
 
@@ -86,7 +87,7 @@ class FrontWatch:
             budgets=budgets,
             running=running,
             finished=finished,
-            evaluations=sum(row.evaluated for status in known for row in status.rows),
+            evaluations=sum(_evaluated(status) for status in known),
             answer=self._answer(there, budgets) if finished else "",
             next=self._next(budgets, finished=finished, running=running),
         )
@@ -101,7 +102,7 @@ class FrontWatch:
         return f"abcsearch {'report' if tuned else 'finetune'} {quoted(self.path)}"
 
     def _answer(self, there: FrontFolder, budgets: dict[str, RunStatus | None]) -> str:
-        """Returns how small a network can be, from the scores of what has been fine-tuned; "" where there are none."""
+        """Returns how small a network can be by scores after fine-tuning; what answers it where one is missing."""
         full: float | None = None
         winners: list[Standing] = []
         images = 0
@@ -115,9 +116,24 @@ class FrontWatch:
                 own = Standing(name=run.path.name, macs=best.evaluation.macs, accuracy=accuracy)
                 winners.append(own)
             full = _accuracy(run, "full") if full is None else full
-        if full is None or not winners:
-            return ""
+        if full is None or len(winners) < len(budgets):
+            return self._unanswered(budgets)
         return answer(full, winners, loss=self._loss, images=images, split="test, after fine-tuning")
+
+    def _unanswered(self, budgets: dict[str, RunStatus | None]) -> str:
+        """Returns what answers before all winners are fine-tuned; "" where accuracy is not what the trials measured."""
+        bests = [None if status is None else status.searches[0].best for status in budgets.values()]
+        if any(best is None or _METRIC not in best.evaluation.metrics for best in bests):
+            return ""
+        asked = f"{self._loss:g} {'point' if self._loss == 1 else 'points'}"
+        until = f"abcsearch report {quoted(self.path)} --loss {self._loss:g}"
+        return f"at a loss of at most {asked}: answered here once all winners are fine-tuned; by fitness: {until}"
+
+
+def _evaluated(status: RunStatus) -> int:
+    """Returns how many structures the search of a run and its map have evaluated."""
+    mapped = 0 if status.map is None else status.map.evaluated
+    return mapped + status.searches[0].evaluated
 
 
 def _tuned(status: RunStatus) -> bool:

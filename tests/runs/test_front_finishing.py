@@ -176,6 +176,23 @@ def test_the_answer_names_data_doubt_and_the_nearest():
     assert "may be more" not in answer(0.90, own, loss=20, images=10**6, split="test")
 
 
+def test_status_answers_once_all_winners_are_fine_tuned_and_says_what_answers_before(searched, tuned, tmp_path):
+    asked = "at a loss of at most 30 points: "
+    assert f"{asked}answered here once" in said("status", searched, "--loss", 30)
+    assert f"abcsearch report {searched} --loss 30" in said("status", searched, "--loss", 30)
+    shutil.copytree(tuned, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "budgets" / NAMES[1] / "finetuned")
+    assert f"{asked}answered here once" in said("status", tmp_path / "run", "--loss", 30)
+    assert "of the full network" in said("status", tuned, "--loss", 30)
+
+
+def test_status_and_report_count_the_same_evaluations(config, tmp_path):
+    said("search", config, "--run-dir", tmp_path / "run", "--set", 'baselines=["random"]')
+    counted = r"(\d+) evaluations in all"
+    told = [re.findall(counted, said(command, tmp_path / "run")) for command in ("status", "report")]
+    assert told[0] == told[1]
+
+
 def test_a_smaller_winner_that_is_as_good_is_named():
     def row(budget, macs, after):
         return FrontRow(
