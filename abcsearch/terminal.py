@@ -362,7 +362,7 @@ def _notes(status: RunStatus) -> list[str]:
         for changes, names in groups.items()
     ]
     decided = [f"{own.name}: {own.decision.words}" for own in status.searches if own.decision is not None]
-    notes = [*decided, *status.known, *status.setup, *tuned]
+    notes = [*decided, *status.known, *(line.replace("warning: ", "set-up: ") for line in status.setup), *tuned]
     return [*notes, *(f"warning: {line}" for line in status.damaged)]
 
 

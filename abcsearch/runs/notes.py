@@ -48,8 +48,8 @@ def notes_of(
         f"Forward time: median for a whole batch of {' and of '.join(map(str, BATCHES))} on the CPU, "
         f"{threads} thread(s), the networks in turns.{_overlapping(rows, _again(run, out))}",
         f"{_counted(run)}, {failed} failed, seed {config.seed}; {versions}; {platform}.",
-        *filter(None, [scored(run.result.trials, run.result.decision), outside]),
         *(() if setup is None else setup.lines),
+        *filter(None, [scored(run.result.trials, run.result.decision), outside]),
     )
 
 

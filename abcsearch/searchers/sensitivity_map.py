@@ -150,7 +150,7 @@ def even_map(space: SearchSpace) -> SensitivityMap:
     loss = np.zeros((len(space), int(space.last_indices.max()) + 1))
     for index, dimension in enumerate(space.dimensions):
         if space.ordered[index]:
-            loss[index, : len(dimension.choices)] = 1 - np.array(dimension.choices) / dimension.choices[-1]
+            loss[index, : len(dimension.choices)] = 1 - np.array(dimension.choices) / max(dimension.choices[-1], 1)
     return SensitivityMap(space=space, largest=0.0, loss=loss, probed=np.zeros(loss.shape, dtype=bool))
 
 

@@ -103,7 +103,7 @@ def test_a_report_evaluates_a_network_once(tiny_config, tmp_path, monkeypatch):
     run_config(read_config(tiny_config, ["n_trials=3", 'baselines=["uniform", "random"]']), tmp_path / "run")
     evaluated, kept = [], tmp_path / "run" / "fitness.json"
     monkeypatch.setattr(
-        "abcsearch.runs.finished.evaluate", lambda own, c, n: evaluated.append(c) or evaluate(own, c, n)
+        "abcsearch.runs.finished.evaluate", lambda own, c, *more: evaluated.append(c) or evaluate(own, c, *more)
     )
     run = open_run(tmp_path / "run")
     rows = [row.fitness for row in make_report(run).rows]

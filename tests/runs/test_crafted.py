@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import warnings
 import zlib
@@ -112,7 +113,7 @@ def test_older_runs_without_ids_and_without_chains_are_read(runs):
 
 def test_a_kept_fitness_counts_for_its_own_run_alone(runs):
     run = open_so_far(runs[0])
-    full = next(structure for structure in run.structures if structure.name == "uniform")
+    full = next(structure for structure in run.structures if structure.name == "full")
     key = ",".join(map(str, full.candidate))
     for own, believed in ((run_id(runs[0]), True), (run_id(runs[1]), False), (None, False)):
         run.folder.write_json("fitness.json", {key: 123.0, "id": own})
@@ -274,7 +275,7 @@ def test_every_command_says_that_a_line_is_damaged(runs, kind):
     for command in COMMANDS:
         code, text = said(command, runs[0])
         assert code == 2, (command, text)
-        assert "line 7 of 8 is not an event of a run" in text
+        assert re.search(r"line \d+ of \d+ is not an event of a run", text)
 
 
 def test_a_watch_of_a_sound_run_is_undisturbed(runs):

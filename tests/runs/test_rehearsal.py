@@ -318,7 +318,7 @@ def test_dry_run_prints_it_and_writes_nothing(tiny_config, tmp_path, monkeypatch
         "weights: trained first",
         "data: digits; 1,077 train, 360 search-validation, 360 test; 1x8x8",
         "(40 % to 50 %); this space reaches ",
-        "searcher: bee_colony (n_sources = 4); 24 trials, 4 at a time, 6 rounds",
+        "; 24 trials, 4 at a time, 6 rounds",
         "per structure",
         "search: about ",
         "random baseline: about ",

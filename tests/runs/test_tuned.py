@@ -197,8 +197,8 @@ def test_a_winner_that_has_been_beaten_is_not_fine_tuned(tuned, tmp_path):
     ]
     assert not export_run(run)[1]
     finetune_run(run, SHORT)
-    (shelf,) = (tmp_path / "run" / "finetuned").glob("recipe-*")
-    assert {path.name: path.read_bytes() for path in shelf.iterdir()} == {
+    kept = (tmp_path / "run" / "finetuned").glob("recipe-*/*")
+    assert {path.name: path.read_bytes() for path in kept} == {
         name: content for name, content in old.items() if name.split(".")[0] in stale
     }
     shutil.copytree(tuned, tmp_path / "back")  # where the older winner is the winner
