@@ -641,7 +641,8 @@ def test_list_names_everything_with_its_options():
     whole = call("list", "searchers", "bee_colony").output
     assert "Differences from the paper:" in whole
     assert whole.endswith(
-        "\nDefaults: n_sources=10, abandonment_limit=5, guide=1.5, rate=1.0, genes_changed=2, scale=0.5, elite=0.5, decay=0.2\n"
+        "\nDefaults: n_sources=10, abandonment_limit=5, guide=1.5, rate=1.0, "
+        "genes_changed=2, scale=0.5, elite=0.5, decay=0.2\n"
     )
 
 
