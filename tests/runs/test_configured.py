@@ -100,7 +100,10 @@ def test_what_was_fine_tuned_of_another_structure_is_not_exported_as_the_winner(
 
 def test_a_report_evaluates_a_network_once(tiny_config, tmp_path, monkeypatch):
     """It may mean to train the full network for as long as a trial."""
-    run_config(read_config(tiny_config, ["n_trials=3", 'baselines=["uniform", "random"]']), tmp_path / "run")
+    run_config(
+        read_config(tiny_config, ["n_trials=3", "searcher.guide=0", 'baselines=["uniform", "random"]']),
+        tmp_path / "run",
+    )
     evaluated, kept = [], tmp_path / "run" / "fitness.json"
     monkeypatch.setattr(
         "abcsearch.runs.finished.evaluate", lambda own, c, *more: evaluated.append(c) or evaluate(own, c, *more)
