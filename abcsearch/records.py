@@ -154,6 +154,8 @@ def is_record(value: object) -> bool:
 
 
 def no_table(key: str, value: Any) -> str:  # noqa: ANN401 - a plain value
-    """Returns that a table is expected, and how to name a recipe in one."""
+    """Returns that a table is expected, how to name a recipe in one, and that of preparations there is one."""
+    if key == "prepare" and isinstance(value, list):
+        return f"[{key}] is a table, of one preparation: a run has no more; leave one of them, found {value!r:.200}"
     recipe = key.rpartition(".")[2] in ("pretrain", "finetune", "recipe") and isinstance(value, str)
     return f"[{key}] is a table, found {value!r}" + (f'; a recipe is named in it: preset = "{value}"' if recipe else "")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
+from abcsearch.channels.fixed import Fixed
 from abcsearch.channels.repair import Repaired
 from abcsearch.channels.source import Sliced
 from abcsearch.errors import ConfigError, DataError, plural, unknown_name
@@ -297,7 +298,7 @@ def repaired(source: Source, data: Data, how: str) -> Source:
         data: of whose training images moments are taken.
         how: one of `REPAIRS`.
     """
-    if how == "none" or type(source) is not Sliced:
+    if how == "none" or type(source) not in (Sliced, Fixed):
         return source
     return Repaired(source, calibration_images(data, REPAIR_IMAGES).images, cast("How", how), seed=data.seed)
 

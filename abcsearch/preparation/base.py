@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 import torch
 
 from abcsearch.channels.source import Sliced, Source, check_source
-from abcsearch.errors import AbcSearchError, CandidateError, LessonError, PreparationError, one_line
+from abcsearch.errors import AbcSearchError, CandidateError, LessonError, ModelError, PreparationError, one_line
 from abcsearch.rng import torch_stream
 from abcsearch.training.checkpoints import network_hash
 from abcsearch.training.checks import check_name, check_plain
@@ -236,6 +236,9 @@ def prepared_by(preparation: Preparation, task: Pruning, trainer: Trainer) -> Pr
     before = _traits(task.base)
     try:
         made: object = preparation.prepare(task, trainer)
+    except ModelError as error:  # a loss that is not finite, for one: it says what to lower
+        msg = f"preparation {name}: {error}"
+        raise ModelError(msg) from error
     except AbcSearchError:
         raise
     except Exception as error:  # the user's code: anything can go wrong in it

@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from abcsearch.errors import ConfigError, unknown_name
 from abcsearch.records import problems, setting
 from abcsearch.training.recipe import Recipe, find_preset
 
 
+class TrainedOptions:
+    """What options of preparations that train have in common; a subclass is a record with a field `recipe`.
+
+    Attributes:
+        called: the name of the preparation, for messages.
+        usual: the recipe that changes are made to where none is named.
+        averaged: why a moving average of the weights does not do; "" where it does.
+    """
+
+    called: ClassVar[str]
+    usual: ClassVar[Recipe] = Recipe(lr=0.02)
+    averaged: ClassVar[str] = ""
+    recipe: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ConfigError: if one is of another type or out of range, or the recipe is none.
+        """
+        wrong = problems(self)
+        if not isinstance(self.recipe, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            wrong.append(f"recipe is a table, found {self.recipe!r:.80}")
+        if wrong:
+            msg = f"{self.called}: {'; '.join(wrong)}"
+            raise ConfigError(msg)
+        if self.training.ema and self.averaged:
+            msg = f"{self.called}: ema = {self.training.ema} averages {self.averaged}; set it to 0"
+            raise ConfigError(msg)
+
+    @property
+    def training(self) -> Recipe:
+        """The recipe of the training."""
+        changes = dict(self.recipe)
+        preset = changes.pop("preset", None)
+        known = ["preset", *(f.name for f in fields(Recipe))]
+        for name in changes:
+            if name not in known:
+                raise ConfigError(unknown_name(f"setting of {self.called}.recipe:", name, known))
+        return replace(self.usual if preset is None else find_preset(str(preset)).recipe, **changes)
+
+
 @dataclass(frozen=True, kw_only=True)
-class SlimmingOptions:
+class SlimmingOptions(TrainedOptions):
     """Options of `Slimming`.
 
     Attributes:
@@ -29,30 +71,164 @@ class SlimmingOptions:
         ConfigError: if an option is of another type or out of range.
     """
 
+    called: ClassVar[str] = "slimming"
+    averaged: ClassVar[str] = "gammas that are 0 with what they were"
+
     strength: float = setting(1e-4, above=0)
     step: str = setting("proximal", words=("proximal", "subgradient"))
     start_gamma: float | None = setting(None, above=0)
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        wrong = problems(self)
-        if not isinstance(self.recipe, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            wrong.append(f"recipe is a table, found {self.recipe!r:.80}")
-        if wrong:
-            msg = f"slimming: {'; '.join(wrong)}"
-            raise ConfigError(msg)
-        if self.training.ema:
-            msg = f"slimming: ema = {self.training.ema} averages gammas that are 0 with what they were; set it to 0"
-            raise ConfigError(msg)
 
-    @property
-    def training(self) -> Recipe:
-        """The recipe of the training."""
-        changes = dict(self.recipe)
-        preset = changes.pop("preset", None)
-        known = ["preset", *(f.name for f in fields(Recipe))]
-        for name in changes:
-            if name not in known:
-                raise ConfigError(unknown_name("setting of slimming.recipe:", name, known))
-        return replace(Recipe(lr=0.02) if preset is None else find_preset(str(preset)).recipe, **changes)
+@dataclass(frozen=True, kw_only=True)
+class SlimmableOptions(TrainedOptions):
+    """Options of `Slimmable`.
+
+    Attributes:
+        networks: that every step trains, at least 2: the full one, the smallest of the space, and random ones of it.
+        widths: how the random ones are drawn: "budget", every width by itself, then changed at random until the run's
+            budget is met and spent; "free", every width by itself (AutoSlim); "uniform", one keep ratio for all widths
+            (universally slimmable networks).
+        full_share: of the loss that is the full network's, in (0, 1); the others have the rest in equal parts.
+            Published: 1 / networks.
+        distil: whether the others learn the outputs of the full network; if not, the labels.
+        grow: share of the training, in [0, 1], in which the smallest network comes down from the largest of the space
+            to the smallest one; random ones are never below it (once-for-all's progressive shrinking). 0: at once.
+        recipe: of the training: a table as [finetune], preset and changes to it; by default 30 epochs of SGD at 0.02.
+
+    Raises:
+        ConfigError: if an option is of another type or out of range.
+    """
+
+    called: ClassVar[str] = "slimmable"
+
+    networks: int = setting(4, at_least=2, at_most=64)
+    widths: str = setting("budget", words=("budget", "free", "uniform"))
+    full_share: float = setting(0.5, above=0, below=1)
+    distil: bool = True
+    grow: float = setting(0.0, at_least=0, at_most=1)
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupLassoOptions(TrainedOptions):
+    """Options of `GroupLasso`.
+
+    Attributes:
+        strength: lambda, of the penalty: strength * sum over channels of sqrt(size) * norm; > 0. The root mean square
+            of what makes a channel that no loss defends shrinks by the sum of lr * strength / (1 - momentum) over all
+            steps, which the report says and which should exceed what it is (the report has the median): shorter
+            trainings need more strength.
+        blocks: whether blocks are penalised likewise, where the space has them.
+        recipe: of the training: a table as [finetune], preset and changes to it; by default 30 epochs of SGD at 0.02.
+
+    Raises:
+        ConfigError: if an option is of another type or out of range.
+    """
+
+    called: ClassVar[str] = "group_lasso"
+    averaged: ClassVar[str] = "channels that are 0 with what they were"
+
+    strength: float = setting(1e-4, above=0)
+    blocks: bool = True
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftPruningOptions(TrainedOptions):
+    """Options of `SoftPruning`.
+
+    Attributes:
+        structure: that the network is trained towards: a value per dimension of the space, as a searcher's `initial`
+            has them. None: the largest uniform one inside the budget.
+        criterion: what channels are scored by after every epoch: one that looks at weights alone; published: "l2".
+        recipe: of the training: a table as [finetune], preset and changes to it; by default 30 epochs of SGD at 0.02.
+
+    Raises:
+        ConfigError: if an option is of another type or out of range.
+    """
+
+    called: ClassVar[str] = "soft_pruning"
+    averaged: ClassVar[str] = "channels that are silent with what they were"
+
+    structure: Sequence[int] | None = None
+    criterion: str = setting("reader_l2", words=("reader_l2", "l2", "l1", "fpgm"))
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        """Checks the values, and turns a list (TOML, JSON) into a tuple."""
+        super().__post_init__()
+        given: object = self.structure
+        if given is None:
+            return
+        if not isinstance(given, list | tuple) or not all(type(value) is int for value in given):
+            msg = f"soft_pruning: structure is a list of whole numbers, one per dimension, found {given!r:.80}"
+            raise ConfigError(msg)
+        object.__setattr__(self, "structure", tuple(given))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariationalOptions(TrainedOptions):
+    """Options of `Variational`.
+
+    Attributes:
+        prior: spread of the prior, > 0. A mean that no loss defends shrinks by exp(-lr * strength / ((1 - momentum) *
+            batch_size * prior^2)) per epoch: shorter trainings need a smaller one.
+        strength: that the divergence is multiplied by, > 0; 1 is the bound of the likelihood of all images.
+        recipe: of the training: a table as [finetune], preset and changes to it; by default 30 epochs of SGD at 0.02.
+
+    Raises:
+        ConfigError: if an option is of another type or out of range.
+    """
+
+    called: ClassVar[str] = "variational"
+
+    prior: float = setting(0.1, above=0)
+    strength: float = setting(1.0, above=0)
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoPrunerOptions(TrainedOptions):
+    """Options of `AutoPruner`.
+
+    Attributes:
+        weight: of the penalty on the expected cost, > 0.
+        sharpest: sharpness of the gates at the end, > 1.
+        gate_lr: highest learning rate of the gates' logits, > 0; the recipe's schedule lowers it.
+        recipe: of the training: a table as [finetune], preset and changes to it; by default 30 epochs of SGD at 0.02.
+
+    Raises:
+        ConfigError: if an option is of another type or out of range.
+    """
+
+    called: ClassVar[str] = "autopruner"
+    averaged: ClassVar[str] = "gates that are decided with what they were"
+
+    weight: float = setting(10.0, above=0)
+    sharpest: float = setting(100.0, above=1)
+    gate_lr: float = setting(0.02, above=0)
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaylorIterativeOptions(TrainedOptions):
+    """Options of `TaylorIterative`.
+
+    Attributes:
+        batches: steps from one pruning to the next, at least 1.
+        at_once: channels that go at each, at least 1.
+        memory: what the mean importance keeps of that before, in [0, 1).
+        recipe: of the training: a table as [finetune], preset and changes to it; by default 30 epochs of SGD at 0.02.
+
+    Raises:
+        ConfigError: if an option is of another type or out of range.
+    """
+
+    called: ClassVar[str] = "taylor_iterative"
+    averaged: ClassVar[str] = "channels that are silent with what they were"
+
+    batches: int = setting(30, at_least=1)
+    at_once: int = setting(100, at_least=1)
+    memory: float = setting(0.9, at_least=0, below=1)
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -7,7 +7,15 @@ from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 from abcsearch.errors import AbcSearchError, ConfigError, PreparationError, unknown_name
-from abcsearch.preparation.options import SlimmingOptions
+from abcsearch.preparation.options import (
+    AutoPrunerOptions,
+    GroupLassoOptions,
+    SlimmableOptions,
+    SlimmingOptions,
+    SoftPruningOptions,
+    TaylorIterativeOptions,
+    VariationalOptions,
+)
 from abcsearch.records import is_record
 from abcsearch.registry import Home, Registry
 
@@ -64,6 +72,42 @@ _BUILT_IN: dict[str, PreparationEntry | Home] = {
         options=SlimmingOptions,
         description="training with a penalty on batch-norm scales, which pushes those of dispensable channels to 0",
         source="Liu et al., Network Slimming, ICCV 2017",
+    ),
+    "slimmable": PreparationEntry(
+        make=Home(path="abcsearch.preparation.slimmable:Slimmable"),
+        options=SlimmableOptions,
+        description="training of all structures at once: full network, smallest and random slices in every step",
+        source="Yu and Huang, Universally Slimmable Networks, ICCV 2019; AutoSlim, 2019",
+    ),
+    "group_lasso": PreparationEntry(
+        make=Home(path="abcsearch.preparation.group_lasso:GroupLasso"),
+        options=GroupLassoOptions,
+        description="training with a penalty on all weights of a channel or block together: what can go becomes 0",
+        source="Wen et al., Structured Sparsity Learning, NeurIPS 2016",
+    ),
+    "soft_pruning": PreparationEntry(
+        make=Home(path="abcsearch.preparation.soft_pruning:SoftPruning"),
+        options=SoftPruningOptions,
+        description="training that silences the worst channels after every epoch, and lets them come back in the next",
+        source="He et al., Soft Filter Pruning, IJCAI 2018",
+    ),
+    "variational": PreparationEntry(
+        make=Home(path="abcsearch.preparation.variational:Variational"),
+        options=VariationalOptions,
+        description="training with random batch-norm scales, whose prior draws those of dispensable channels to 0",
+        source="Zhao et al., Variational Convolutional Neural Network Pruning, CVPR 2019",
+    ),
+    "autopruner": PreparationEntry(
+        make=Home(path="abcsearch.preparation.autopruner:AutoPruner"),
+        options=AutoPrunerOptions,
+        description="training of a gate per channel beside the weights; gates end as 0 or 1, at the budget",
+        source="Luo and Wu, AutoPruner, Pattern Recognition 2020",
+    ),
+    "taylor_iterative": PreparationEntry(
+        make=Home(path="abcsearch.preparation.taylor_iterative:TaylorIterative"),
+        options=TaylorIterativeOptions,
+        description="training that loses its least important channels on the way, some at a time, until the budget",
+        source="Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019",
     ),
 }
 

@@ -67,7 +67,7 @@ class Slimming(Preparation):
             msg = (
                 f"slimming penalises the scales of batch norms, and {type(task.base).__name__} has none that is "
                 f"trained and belongs to channels that can be removed ({plural(len(task.graph.prunable), 'group')} "
-                "without); leave [prepare] out, or take another preparation"
+                "without); take group_lasso, soft_pruning, autopruner or taylor_iterative, which need none"
             )
             raise PreparationError(msg)
         if not task.space.ordered.all():

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.configured import LoadData
     from abcsearch.runs.result import SearchResult
     from abcsearch.runs.tuned import Tuned
+    from abcsearch.space import Candidate
     from abcsearch.training.recipe import Recipe
     from abcsearch.trial import Trial
 
@@ -168,15 +169,25 @@ class FinishedRun:
         full = [evaluation.fitness for evaluation in same if complete(self._evaluator, evaluation)]
         if full and not apart:
             return next((fitness for fitness in full if fitness is not None), None)
-        known = self._known()
         origin = self.origin(structure)
         usual = "as brought" if apart else ",".join(map(str, structure.candidate))
         key = usual if origin is None else f"{structure.name} {origin}"
+        return self.fitness_on(source, structure.candidate, key, seed=0 if origin is None else self.config.seed)
+
+    def fitness_on(self, source: Source, candidate: Candidate, key: str, *, seed: int = 0) -> float | None:
+        """Returns the fitness of a structure whose network comes from a source, evaluated as in the search, in full.
+
+        Args:
+            source: where its network comes from.
+            candidate: the structure.
+            key: under which the folder keeps it.
+            seed: of the evaluation.
+        """
+        known = self._known()
         if key not in known:
-            evaluator = self._evaluator_on(source) if apart else self._evaluator
-            seed = 0 if origin is None else self.config.seed
+            evaluator = self._evaluator if source is self.result.task.source else self._evaluator_on(source)
             stage = "in_full" if finalists(evaluator) else None
-            fitness = evaluate(evaluator, structure.candidate, seed, stage).fitness
+            fitness = evaluate(evaluator, candidate, seed, stage).fitness
             if fitness is None:
                 return None
             known[key] = fitness

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import CandidateError, PreparationError, RunError, plural, quoted
+from abcsearch.errors import CandidateError, PreparationError, RunError, differences, plural, quoted
 from abcsearch.preparation.base import Trainer, check_restored, check_start, prepared_by
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.runs.header import data_identity
@@ -84,8 +84,8 @@ def _make(
     of, name = _mark(settings, task), settings.prepare.name if settings.prepare else type(preparation).__name__
     folder.write_progress(f"{PREPARING}: {name}", 0, 1, busy=1, workers=1)
 
-    def show(name: str, done: int, total: int) -> None:
-        now = f"{PREPARING}: {name}, epoch {min(done + 1, total)} of {total}"
+    def show(name: str, done: int, total: int, loss: str = "") -> None:
+        now = f"{PREPARING}: {name}, epoch {min(done + 1, total)} of {total}{loss and ', '}{loss}"
         folder.write_progress(now, done, total, busy=1, workers=1)
 
     def checkpoint(name: str, recipe: Recipe) -> Path:
@@ -95,7 +95,7 @@ def _make(
 
     def on_epoch(name: str, done: int, total: int, loss: float) -> None:
         folder.check()
-        show(name, done, total)
+        show(name, done, total, f"loss {loss:.4f}")
         progress(f"{PREPARING}: {name}", done, total, f"loss {loss:.4f}")
 
     trainer = Trainer(task.data.train, settings.seed, checkpoint=checkpoint, on_epoch=on_epoch)
@@ -175,8 +175,15 @@ def _checked(folder: RunFolder, settings: SearchSettings, task: Task) -> dict[st
     if wrong:
         raise RunError(_refusal(folder, RECORD, f"is damaged: {wrong}"))
     if record["of"] != _mark(settings, task):
-        raise RunError(_refusal(folder, RECORD, "is of another run: of another network, other data or settings"))
+        raise RunError(_refusal(folder, RECORD, f"is of another run: {_otherwise(record, settings)}"))
     return record
+
+
+def _otherwise(record: dict[str, Any], settings: SearchSettings) -> str:
+    """Returns in which settings a record is of another run; where in none, what else it may be."""
+    told = record.get("settings")
+    changed = differences(told, seen(settings), "there") if isinstance(told, dict) else []
+    return "; ".join(changed) or "of another network or other data"
 
 
 def _wrong(record: Any, task: Task) -> str:  # noqa: ANN401 - any JSON value

@@ -13,13 +13,14 @@ from abcsearch.errors import escaped, plural
 from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
 from abcsearch.runs.known import mapped_total
 from abcsearch.runs.notes import notes_of
+from abcsearch.runs.prepared_facts import prepared_facts
 from abcsearch.runs.recipes import asked, changed
 from abcsearch.runs.tuned import problems
 from abcsearch.runs.weights import state_bytes
 from abcsearch.training.objectives import find_objective, metric_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from abcsearch.runs.finished import FinishedRun
@@ -231,7 +232,7 @@ def make_report(run: FinishedRun, out: Path | None = None) -> Report:
         metric=run.metric,
         recipe=recipe,
         damaged=damaged,
-        prepared=tuple(_prepared(run.result)),
+        prepared=tuple(prepared_facts(run, scores)),
         criteria=task.space.criteria(run.winner.candidate),
     )
 
@@ -250,35 +251,6 @@ def write_report(
     folder.write(f"{name}.md", lambda path: path.write_text(report.markdown(), encoding="utf-8"))
     folder.write_json(f"{name}.json", {**asdict(report), **(more or {})})
     return folder.path / f"{name}.md"
-
-
-def _prepared(result: SearchResult) -> Iterator[tuple[str, str]]:
-    """Yields what was prepared, and what became of the structures that the search began with."""
-    made, part = result.task.made, result.settings.prepare
-    if made is None or part is None:
-        return
-    yield "by", part.name
-    for name, value in made.facts.items():
-        yield name, fact_text(value)
-    trials = {trial.candidate: trial for trial in reversed(result.trials)}
-    for start in made.starts:
-        trial = trials.get(start)
-        if trial is not None:
-            fitness = trial.evaluation.fitness
-            yield f"its structure, trial {trial.number}", "failed" if fitness is None else f"fitness {fitness:.4f}"
-
-
-def fact_text(value: Any) -> str:  # noqa: ANN401 - a plain JSON value
-    """Returns a fact of a preparation in words, numbers with four digits."""
-    if isinstance(value, bool | None):
-        return {True: "yes", False: "no", None: "-"}[value]
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list):
-        return ", ".join(map(fact_text, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {fact_text(own)}" for name, own in value.items())
-    return str(value)
 
 
 def _front(result: SearchResult, against: str) -> tuple[Point, ...]:

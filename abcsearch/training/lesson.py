@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -130,6 +130,22 @@ class Lesson:
         return False
 
 
+class Taught(NamedTuple):
+    """What a network was shown, and how it did.
+
+    Attributes:
+        images: of the batch, mixed where the recipe mixes.
+        labels: likewise.
+        outputs: of the network.
+        loss: of them, a scalar.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    outputs: torch.Tensor
+    loss: torch.Tensor
+
+
 class Supervised(Lesson):
     """A network learns the labels, with the recipe's mixing, smoothing and distillation.
 
@@ -161,6 +177,10 @@ class Supervised(Lesson):
     def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
         """Returns the loss of a batch, a scalar; the first one is checked."""
         del draws  # mixing and the network draw from torch's global generators, which are the training's meanwhile
+        return self._taught(images, labels).loss
+
+    def _taught(self, images: torch.Tensor, labels: torch.Tensor) -> Taught:
+        """Shows the network a batch."""
         wanted = labels
         if self._mixing is not None:
             images, wanted = self._mixing(images, labels)
@@ -170,10 +190,10 @@ class Supervised(Lesson):
         if self._mixing is not None:
             wanted = widened(wanted, outputs)
         loss = self._goal.loss(outputs, wanted, **self._smoothing)
-        if self.teacher is None:
-            return loss
-        weight, taught = self._recipe.distillation, teach(self.teacher, images, outputs)
-        return (1 - weight) * loss + weight * distillation_loss(outputs, taught, self._recipe.temperature)
+        if self.teacher is not None:
+            weight, taught = self._recipe.distillation, teach(self.teacher, images, outputs)
+            loss = (1 - weight) * loss + weight * distillation_loss(outputs, taught, self._recipe.temperature)
+        return Taught(images, wanted, outputs, loss)
 
     def _check(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
         """Checks the outputs of the first batch, also with the highest label that any batch will have."""

@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 from abcsearch import Budget, load, resume, search
 from abcsearch.cli import app
 from abcsearch.config import parse_config, read_config
-from abcsearch.errors import ConfigError, PreparationError, RunError
+from abcsearch.errors import ConfigError, ModelError, PreparationError, RunError
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.runs.configured import run_config
 from abcsearch.runs.finished import open_run, open_so_far
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import read_journal
+from abcsearch.runs.prepared_facts import fact_text
 from abcsearch.runs.rehearsal import rehearse
-from abcsearch.runs.report import fact_text
 from abcsearch.runs.weights import load_checkpoint
 from abcsearch.training.checkpoints import network_hash
 from tests.conftest import TINY_CONFIG
@@ -100,7 +100,8 @@ def test_the_commands_know_of_it(made, tmp_path):
     shown = call("report", made / "run")
     assert shown.exit_code == 0, shown.output
     page, text = ((made / "run" / name).read_text() for name in ("report.html", "report.md"))
-    for words in ("Prepared before the search", "an idle scale shrinks by", "its structure, trial 0"):
+    facts = ("an idle scale shrinks by", "its structure, trial 0", "epochs since the base network")
+    for words in ("Prepared before the search", *facts, "fitness of uniform widths, before and after"):
         assert words in page
         assert words in text
     assert json.loads((made / "run" / "report.json").read_text())["prepared"][0] == ["by", "slimming"]
@@ -206,6 +207,17 @@ def damage(name, what):
     return do
 
 
+def other_settings(run):
+    """Of a run with another strength, whose two files somebody has put here."""
+
+    def change(record):
+        record["of"] = "00000000"
+        record["settings"]["prepare"]["options"]["strength"] = 0.1
+        record["settings"]["seed"] = 7
+
+    rewrite(run / "prepared.json", change)
+
+
 def starts(values):
     return lambda run: rewrite(run / "prepared.json", lambda record: record.update(values))
 
@@ -224,7 +236,8 @@ def starts(values):
         (starts({"starts": [[0.5] * 4]}), "damaged: starts"),
         (starts({"starts": "all"}), "starts missing or wrong"),
         (starts({"facts": None}), "facts missing or wrong"),
-        (starts({"of": "00000000"}), "is of another run"),
+        (starts({"of": "00000000"}), "is of another run: of another network or other data"),
+        (other_settings, r"is of another run: prepare\.options\.strength: 0\.1 there, 0\.05 now; "),
     ],
 )
 def test_what_is_damaged_or_another_is_refused_and_what_to_do_is_said(run, made, change, words):
@@ -314,6 +327,7 @@ def test_ones_own_by_import_path(made, tmp_path):
         ({"name": f"{HERE}:Lacking"}, "lacks prepare"),
         ({"strength": 1}, r"\[prepare\] needs a name"),
         (3, r"\[prepare\] is a table, found"),
+        ([{"name": "slimming"}, {"name": "group_lasso"}], r"\[prepare\] is a table, of one preparation"),
     ],
 )
 def test_configs_name_it_and_say_what_is_wrong(prepare, words):
@@ -357,6 +371,12 @@ def test_what_cannot_be_prepared_is_refused_before_a_folder_is_made(tiny_model, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_loss_that_is_not_finite_says_what_to_lower(tiny_model, tiny_data, tmp_path):
+    prepare = {"name": "group_lasso", "recipe": {"epochs": 2, "batch_size": 45, "lr": 1e20, "device": "cpu"}}
+    with pytest.raises(ModelError, match=r"preparation GroupLasso: the training loss is nan in epoch 1; lower lr"):
+        search(tiny_model, tiny_data, budget=Budget(macs=0.6), n_trials=3, prepare=prepare, run_dir=tmp_path / "run")
+
+
 def test_one_that_breaks_its_word_stops_the_run(tiny_model, tiny_data, tmp_path):
     with pytest.raises(PreparationError, match="Greedy has changed the network"):
         search(
@@ -388,9 +408,11 @@ def test_status_says_where_a_preparation_was_stopped(made, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_config(config(made=made), tmp_path / "run", progress=Stopping())
     again = f"continue with: abcsearch resume {tmp_path / 'run'}"
-    assert f"stopped while preparing: slimming, epoch 2 of 3; {again}" in call("status", tmp_path / "run").output
+    said = call("status", tmp_path / "run").output
+    assert re.search(rf"stopped while preparing: slimming, epoch 2 of 3, loss \d\.\d{{4}}; {re.escape(again)}", said)
     plain = json.loads(call("status", tmp_path / "run", "--json").output)
-    assert (plain["preparing"], plain["finished"]) == ("preparing: slimming, epoch 2 of 3", False)
+    assert re.fullmatch(r"preparing: slimming, epoch 2 of 3, loss \d\.\d{4}", plain["preparing"])
+    assert not plain["finished"]
     run_config(config("n_trials=1", "baselines=[]", made=made), tmp_path / "run")
     assert json.loads(call("status", tmp_path / "run", "--json").output)["preparing"] is None
 

@@ -1,0 +1,230 @@
+"""AutoPruner: gates of channels learn beside the weights, and end as 0 or 1 at the budget."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from abcsearch.channels.fixed import Fixed, ranked_by
+from abcsearch.channels.gates import gate, replaced
+from abcsearch.errors import PreparationError
+from abcsearch.preparation.base import Preparation, Prepared, loaded
+from abcsearch.preparation.options import AutoPrunerOptions
+from abcsearch.preparation.structures import check_criterion, threshold_cut
+from abcsearch.training.checks import check_training
+from abcsearch.training.lesson import Supervised
+from abcsearch.training.optimization import make_optimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from abcsearch.budget import Constraint
+    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.source import Source
+    from abcsearch.preparation.base import Pruning, Tensors, Trainer
+    from abcsearch.training.recipe import Recipe
+
+EXPECTED = ("macs", "flops", "params")  # costs that have an expectation
+START = 1.0  # of all logits: 0.73 at sharpness 1
+OPEN = 0.05  # gates farther than this from 0 and 1 are undecided
+
+
+class AutoPruner(Preparation):
+    """Trains the network together with a gate per channel, sigmoid(sharpness * logit), which ends as 0 or 1.
+
+    The loss has the square of how far the expected cost is from the budget, so gates find out how wide each layer
+    becomes. Sharpness grows from 1 to `sharpest` over the training, in equal factors. In the end a channel whose logit
+    is below 0 is no longer read. Channels are ranked by their logits; the search begins with the largest structure that
+    one threshold on them leaves inside the budget.
+
+    Source: Luo and Wu, AutoPruner: An End-to-End Trainable Filter Pruning Method (Pattern Recognition 2020).
+
+    Differences from the paper:
+        - Logits are free numbers; the paper's are a layer of pooled responses, which depends on the batch and on the
+          size of images.
+        - The paper's penalty is of the share of channels of each layer, which is given; here of the whole network's
+          cost, weighed by 10 likewise.
+        - All layers learn at once, as in the paper's MobileNetV2, and residual streams as well. Layers that are not
+          searched have no gates.
+        - Gates have an optimiser of their own, Adam without decay, at `gate_lr` and the recipe's schedule.
+    """
+
+    Options: ClassVar[type] = AutoPrunerOptions
+    options: AutoPrunerOptions
+
+    def check(self, task: Pruning) -> None:
+        """Raises unless the budget has an expectation, and the recipe suits the data.
+
+        Raises:
+            PreparationError: if the budget is of other costs than MACs, FLOPs and params, or the search has criteria to
+                choose from.
+            ConfigError: if the recipe does not suit the data.
+        """
+        targets(task.constraint)
+        check_criterion("autopruner", task, "the gates that it trains")
+        check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
+
+    def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:
+        """Trains a copy of the network; returns it, the structure of the gates, and how decided they are."""
+        network, recipe, options = copy.deepcopy(task.base), self.options.training, self.options
+        widths = [d for d in task.space.dimensions if d.kind == "width"]
+        lesson = Deciding(
+            network,
+            task.graph,
+            [len(d.choices) > 1 for d in widths],
+            targets(task.constraint),
+            weight=options.weight,
+            sharpest=options.sharpest,
+            gate_lr=options.gate_lr,
+            objective=task.data.objective,
+        )
+        trained = trainer.train(lesson, recipe, name="autopruner")
+        scores = lesson.scores()
+        cut = threshold_cut(scores, task)
+        gates = torch.cat(lesson.gates(options.sharpest)).detach()
+        facts = {
+            "epochs": recipe.epochs,
+            "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
+            "channels": len(gates),
+            "of these with a gate of 0": int((gates <= 0.5).sum()),
+            f"of these undecided, more than {OPEN} from 0 and 1": int(((gates - 0.5).abs() < 0.5 - OPEN).sum()),
+            "expected cost by the budget": lesson.expected(lesson.gates(options.sharpest)),
+            **cut.facts(task.constraint),
+        }
+        lesson.fold()
+        source = Fixed(network.eval(), task.graph, ranked_by("autopruner", scores))
+        return Prepared(source=source, starts=[cut.structure], facts=facts)
+
+    def source(self, task: Pruning, modules: Mapping[str, Tensors]) -> Source:
+        """Returns the trained network as a source, its channels ranked by the logits of their gates."""
+        return Fixed.restored(loaded(task.base, modules["network"]), task.graph, modules["ranking"])
+
+
+def targets(constraint: Constraint) -> dict[str, float]:
+    """Returns the costs that a budget bounds, and what they should be: the upper bound; of a band, its middle.
+
+    Raises:
+        PreparationError: if a bounded cost has no expectation, or nothing is bounded.
+    """
+    found = {
+        limit.name: (limit.low + limit.high) / 2 if limit.low else float(limit.high) for limit in constraint.limits
+    }
+    others = [name for name in found if name not in EXPECTED]
+    if others or not found:
+        msg = (
+            f"autopruner needs a budget whose expectation it can follow: {', '.join(EXPECTED)}; found "
+            f"{', '.join(found) or 'none'}; change the budget, or take another preparation"
+        )
+        raise PreparationError(msg)
+    return found
+
+
+class Logits(nn.Module):
+    """The logits of gates, `values` (channels of all groups,)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.full((count,), START))
+
+
+class Deciding(Supervised):
+    """A network learns the labels with gates that learn which channels it needs at a cost.
+
+    Attributes:
+        sharpness: of the gates now.
+    """
+
+    def __init__(  # noqa: PLR0913 - what is trained, at which cost, and how
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        gated: Sequence[bool],
+        costs: Mapping[str, float],
+        *,
+        weight: float = 10.0,
+        sharpest: float = 100.0,
+        gate_lr: float = 0.02,
+        objective: str = "classification",
+    ) -> None:
+        """Takes what is learned at which cost.
+
+        Args:
+            model: the network.
+            graph: its channel groups.
+            gated: per prunable group, whether its channels have gates.
+            costs: what costs should be, by name, see `targets`.
+            weight: of the penalty: the sum over costs of (expected / wanted - 1)^2.
+            sharpest: sharpness at the end.
+            gate_lr: highest learning rate of the logits.
+            objective: of `OBJECTIVES`.
+        """
+        super().__init__(model, objective=objective)
+        self._graph, self._gated, self._costs = graph, tuple(gated), dict(costs)
+        self._weight, self._sharpest, self._gate_lr = weight, sharpest, gate_lr
+        self.logits = Logits(sum(group.channels for group in graph.prunable))
+        self.modules = {"model": model, "gates": self.logits}
+        self.sharpness = 1.0
+
+    def optimizers(self, recipe: Recipe) -> Mapping[str, torch.optim.Optimizer]:
+        """Returns the recipe's one for the network, and one for the logits."""
+        gates = torch.optim.Adam(self.logits.parameters(), lr=self._gate_lr)
+        return {"model": make_optimizer(self.model, recipe), "gates": gates}
+
+    def gates(self, sharpness: float) -> list[torch.Tensor]:
+        """Returns the gates of every group, (channels,); 1 where it has none."""
+        parts = self._parts(torch.sigmoid(sharpness * self.logits.values))
+        return [part if has else torch.ones_like(part) for part, has in zip(parts, self._gated, strict=True)]
+
+    def _parts(self, values: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Returns values of all channels, one tensor per group."""
+        return values.split([group.channels for group in self._graph.prunable])
+
+    def expected(self, gates: Sequence[torch.Tensor]) -> dict[str, float]:
+        """Returns the expected costs as shares of what they should be."""
+        return {name: float(share.detach()) for name, share in self._shares(gates).items()}
+
+    def _shares(self, gates: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: self._graph.costs.expected(gates, name) / wanted for name, wanted in self._costs.items()}
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+        """Returns the loss of a batch through the gates, and the penalty."""
+        gates = self.gates(self.sharpness)
+        with replaced(self.model, gate(self.model, self._graph, gates)):
+            loss = super().step(images, labels, draws)
+        penalty = torch.stack([(share - 1).square() for share in self._shares(gates).values()]).sum()
+        return loss + self._weight * penalty.to(loss)
+
+    def after_step(self, progress: float) -> None:
+        """Sharpens the gates."""
+        self.sharpness = self._sharpest**progress
+
+    def fold(self) -> None:
+        """Has nothing read the channels whose gates are 0; all others are read as they are, for good."""
+        with torch.no_grad():
+            tensors = dict([*self.model.named_parameters(), *self.model.named_buffers()])
+            for name, tensor in gate(self.model, self._graph, [(own > 0.5).float() for own in self.gates(1.0)]).items():
+                tensors[name].copy_(tensor)
+
+    def scores(self) -> list[NDArray[np.float64]]:
+        """Returns the logits of every group, (channels,); infinite where it has no gates."""
+        parts = [part.double().cpu().numpy() for part in self._parts(self.logits.values.detach())]
+        return [own if has else np.full(len(own), np.inf) for own, has in zip(parts, self._gated, strict=True)]
+
+    def same(self) -> Mapping[str, Any]:
+        """Returns what is learned at which cost."""
+        own = {"weight": self._weight, "sharpest": self._sharpest, "gate_lr": self._gate_lr}
+        return {**super().same(), **own, "costs": self._costs, "gated": list(self._gated)}
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Returns how sharp the gates are."""
+        return {"sharpness": self.sharpness}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes that up."""
+        self.sharpness = float(state["sharpness"])

@@ -1,0 +1,65 @@
+"""The weights that make channels, and what depends on each of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+
+    from abcsearch.channels.graph import ChannelGraph
+
+
+class Makers:
+    """What makes the channels of every prunable group: filters, biases, scales and shifts, over all coupled layers.
+
+    Attributes:
+        sizes: per group, (channels,): numbers that make each channel; frozen ones do not count.
+    """
+
+    def __init__(self, graph: ChannelGraph, model: nn.Module) -> None:
+        """Takes a network and its channels; the weights are looked at as they are at every call."""
+        tensors = graph.tensors(model)
+        self._channels = [group.channels for group in graph.prunable]
+        self._members = [
+            [
+                (tensors[m.parameter], m.axis, torch.from_numpy(m.entries), torch.from_numpy(m.channels))
+                for m in group.members
+                if not m.reads and tensors[m.parameter].requires_grad
+            ]
+            for group in graph.prunable
+        ]
+        self.sizes = self._summed(lambda rows: torch.full((len(rows),), float(rows[0].numel())))
+
+    def norms(self) -> list[torch.Tensor]:
+        """Returns per group the Euclidean norm of what makes each channel, (channels,)."""
+        return [squares.sqrt() for squares in self._summed(lambda rows: rows.square().sum(dim=1))]
+
+    def scale(self, factors: Sequence[torch.Tensor]) -> None:
+        """Multiplies in place what makes each channel.
+
+        Args:
+            factors: per group, (channels,).
+        """
+        with torch.no_grad():
+            for members, own in zip(self._members, factors, strict=True):
+                for tensor, axis, entries, channels in members:
+                    along = tensor.new_ones(tensor.shape[axis])
+                    along[entries.to(tensor.device)] = own.to(tensor)[channels.to(tensor.device)]
+                    tensor.mul_(along.reshape([-1 if a == axis else 1 for a in range(tensor.ndim)]))
+
+    def _summed(self, of: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        """Returns per group a number per channel, added up over its members."""
+        sums: list[torch.Tensor] = []
+        for channels, members in zip(self._channels, self._members, strict=True):
+            device = members[0][0].device if members else torch.device("cpu")
+            total = torch.zeros(channels, device=device)
+            for tensor, axis, entries, numbers in members:
+                rows = of(tensor.detach().movedim(axis, 0).reshape(tensor.shape[axis], -1))
+                total.index_add_(0, numbers.to(device), rows.to(total)[entries.to(device)])
+            sums.append(total)
+        return sums

@@ -1,0 +1,87 @@
+"""Structures that preparations propose, and what they ask of a space."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from abcsearch.channels.threshold import largest_within, threshold_path
+from abcsearch.errors import PreparationError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from numpy.typing import NDArray
+
+    from abcsearch.budget import Constraint
+    from abcsearch.preparation.base import Pruning
+    from abcsearch.space import Candidate, SearchSpace
+
+
+class Cut(NamedTuple):
+    """What one threshold on the scores of all channels leaves.
+
+    Attributes:
+        structure: of the space.
+        threshold: the largest score that goes; -infinity where none does.
+    """
+
+    structure: Candidate
+    threshold: float
+
+    def facts(self, constraint: Constraint) -> dict[str, float | bool | None]:
+        """Returns what a report says of it: plain values, the threshold None where nothing goes."""
+        threshold = self.threshold if np.isfinite(self.threshold) else None
+        return {"threshold": threshold, "its structure is inside the budget": constraint.allows(self.structure)}
+
+
+def threshold_cut(scores: Sequence[NDArray[np.float64]], task: Pruning, dropped: Collection[str] = ()) -> Cut:
+    """Returns the largest structure that a threshold on the scores leaves inside the budget.
+
+    Where none is inside, the one that misses the budget least.
+
+    Args:
+        scores: per width of the space, (channels,): higher is more worth keeping; they are compared between layers.
+        task: space and budget.
+        dropped: names of blocks that go in any case, if the space has them.
+    """
+    space = task.space
+    path = threshold_path(scores, space)
+    for column, dimension in enumerate(space.dimensions):
+        if dimension.kind == "block" and dimension.name in dropped and 0 in dimension.choices:
+            path[:, column] = 0
+    structure = largest_within(path, task.constraint)
+    widths = [value for value, d in zip(structure, space.dimensions, strict=True) if d.kind == "width"]
+    gone = [np.sort(own)[: len(own) - width] for own, width in zip(scores, widths, strict=True)]
+    return Cut(structure, float(np.concatenate([*gone, [-np.inf]]).max()))
+
+
+def largest_uniform(space: SearchSpace, constraint: Constraint) -> Candidate:
+    """Returns the largest structure inside the budget that has one position among the choices of every width.
+
+    Where none is inside, the one that misses the budget least. Blocks stay, criteria are the first.
+
+    Args:
+        space: the structures.
+        constraint: the budget.
+    """
+    longest = int(space.last_indices.max())
+    shares = np.arange(longest, -1, -1)[:, None] / max(longest, 1)
+    widths = np.array([dimension.kind == "width" for dimension in space.dimensions])
+    at = np.where(widths, np.floor(shares * space.last_indices + 1e-9), space.largest_indices)
+    rows = space.values(at.astype(np.int64))
+    return tuple(rows[int(constraint.violation(rows).argmin())].tolist())
+
+
+def check_criterion(name: str, task: Pruning, by: str) -> None:
+    """Raises PreparationError if the search is to choose among criteria, which the preparation settles.
+
+    Args:
+        name: of the preparation.
+        task: the space.
+        by: what it ranks channels by.
+    """
+    if not task.space.ordered.all():
+        msg = f"{name} ranks channels by {by}, so criteria cannot be chosen from: set one name"
+        raise PreparationError(msg)

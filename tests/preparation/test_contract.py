@@ -1,0 +1,32 @@
+"""Every preparation of ours keeps its word: the same contract for all."""
+
+import pytest
+
+from abcsearch.preparation.registry import PREPARATIONS, make_preparation
+from abcsearch.testing import PreparationContract
+
+SHORT = {"epochs": 2, "batch_size": 16, "lr": 0.05, "device": "cpu"}
+KINDS = [
+    ("slimming", {"strength": 0.05}),
+    ("slimming", {"strength": 0.05, "step": "subgradient", "start_gamma": 0.5}),
+    ("slimmable", {}),
+    ("slimmable", {"networks": 3, "widths": "uniform", "grow": 0.9, "distil": False}),
+    ("group_lasso", {"strength": 0.05}),
+    ("soft_pruning", {}),
+    ("variational", {"prior": 0.05}),
+    ("autopruner", {"gate_lr": 0.1}),
+    ("taylor_iterative", {"batches": 2, "at_once": 1}),
+]
+
+
+class TestBuiltIn(PreparationContract):
+    @pytest.fixture(autouse=True, params=KINDS, ids=lambda kind: "-".join([kind[0], *map(str, kind[1].values())]))
+    def _kind(self, request):
+        self.name, self.options = request.param
+
+    def make(self):
+        return make_preparation(self.name, recipe=SHORT, **self.options)
+
+
+def test_none_is_left_out():
+    assert {name for name, _ in KINDS} == set(PREPARATIONS)
