@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.criteria import CRITERIA as CRITERIA
     from abcsearch.channels.example import Example as Example
     from abcsearch.channels.gates import gate as gate
+    from abcsearch.channels.gates import gated as gated
     from abcsearch.channels.graph import ChannelGraph as ChannelGraph
     from abcsearch.channels.graph import ChannelGroup as ChannelGroup
     from abcsearch.channels.groups import UnsupportedOpWarning as UnsupportedOpWarning
@@ -116,6 +117,7 @@ _HOME = {
     "Block": "abcsearch.channels.blocks",
     "Example": "abcsearch.channels.example",
     "gate": "abcsearch.channels.gates",
+    "gated": "abcsearch.channels.gates",
     "ChannelGraph": "abcsearch.channels.graph",
     "ChannelGroup": "abcsearch.channels.graph",
     "UnsupportedOpWarning": "abcsearch.channels.groups",

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import fx, nn
 
+from abcsearch.channels.interception import is_leaf
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -118,7 +120,8 @@ class _Ownership:
     def __init__(self, operations: OperationGraph) -> None:
         self._operations = operations
         self._places: dict[int, set[str]] = {}  # paths by id of a module, or of a tensor: of the modules that hold it
-        for path, module in operations.modules[""].named_modules(remove_duplicate=False):
+        self._every = list(operations.modules[""].named_modules(remove_duplicate=False))
+        for path, module in self._every:
             for thing in (module, *module.parameters(recurse=False), *module.buffers(recurse=False)):
                 self._places.setdefault(id(thing), set()).add(path)
         self._read = [
@@ -128,8 +131,10 @@ class _Ownership:
     def alone(self, path: str, own: set[fx.Node]) -> bool:
         """Returns whether nothing under a path is used elsewhere, and no parameter from elsewhere under it."""
         o = self._operations
-        inner = [module for name, module in o.modules.items() if _below(name, path)]
-        things = [t for m in inner for t in (m, *m.parameters(recurse=False), *m.buffers(recurse=False))]
+        inner = [module for name, module in self._every if _below(name, path)]
+        # An activation without weights, which all blocks share, goes on in the others.
+        held = [m for m in inner if m._parameters or m._buffers or not is_leaf(m)]
+        things = [t for m in held for t in (m, *m.parameters(recurse=False), *m.buffers(recurse=False))]
         shared = any(not _below(place, path) for thing in things for place in self._places[id(thing)])
         borrowed = any((node in own) != _below(target, path) for node, target in self._read)
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in inner)

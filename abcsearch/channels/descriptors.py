@@ -48,6 +48,6 @@ def _row(first: Call | None, sizes: Mapping[str, tuple[int, ...]], out_channels:
     return tuple(float(number) for number in numbers)
 
 
-def _macs(call: Call, sizes: Mapping[str, tuple[int, ...]]) -> int:
+def _macs(call: Call, sizes: Mapping[str, tuple[int, ...]]) -> float:
     """Returns the multiply-accumulates of one use of a weight, per image."""
     return call.times * (call.weight if isinstance(call.weight, int) else math.prod(sizes[call.weight]))

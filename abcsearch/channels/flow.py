@@ -15,6 +15,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from abcsearch.channels.norms import Norms
 from abcsearch.channels.operands import Count, NoRuleError, Op, View
 from abcsearch.channels.uses import Call, Setting
 
@@ -40,6 +41,9 @@ class Flow:
         problems: operations without a rule, with the reason: the positions that each touches; None for one that uses
             parameters.
         settings: attributes of modules that slicing must set.
+        norms: norms over channels.
+        heads: whether reshapes that may go by heads or by the channels of each go by heads.
+        attends: whether forward multiplies two tensors with channels, as attention does within heads.
         claimed: the axes of parameters and buffers that the rule which is running has registered.
         count: number of positions.
     """
@@ -54,6 +58,9 @@ class Flow:
     calls: list[Call] = field(default_factory=list)
     problems: dict[str, NDArray[np.int64] | None] = field(default_factory=dict)
     settings: list[Setting] = field(default_factory=list)
+    norms: Norms = field(default_factory=Norms)
+    heads: bool = False
+    attends: bool = False
     claimed: set[tuple[str, int]] = field(default_factory=set)
     count: int = 0
     _ties: list[tuple[NDArray[np.int64], NDArray[np.int64], bool]] = field(default_factory=list)
@@ -65,6 +72,7 @@ class Flow:
     _equations: list[tuple[Count, NDArray[np.int64] | None, str]] = field(default_factory=list)
     _written: dict[tuple[str, str], NDArray[np.int64]] = field(default_factory=dict)
     _standing: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    _lengths: dict[int, NDArray[np.int64]] = field(default_factory=dict)
     _decisions: list[tuple[Count, str, str]] = field(default_factory=list)
 
     def fresh(self, count: int, producer: str = "") -> NDArray[np.int64]:
@@ -111,7 +119,7 @@ class Flow:
         self._equations.append((size, None, f"{op.name}: rounding there would not follow the channels"))
 
     def attribute(self, path: str, name: str, value: int) -> NDArray[np.int64]:
-        """Returns positions that stand for a number among a module's attributes which forward reads.
+        """Returns positions that stand for a number among a module's attributes which forward reads: "c", "sizes[0]".
 
         Where forward uses it as a number of channels (`follows`), it counts those, and slicing sets it; used in any
         other way it stays, and with it what it counts.
@@ -119,12 +127,15 @@ class Flow:
         if (path, name) not in self._written:
             positions = self._written[path, name] = self.fresh(value)
             self._standing[id(positions)] = positions
-            self.setting(path, name, positions)
+            attribute, _, index = name.rstrip("]").partition("[")
+            self.setting(path, attribute, positions, int(index) if index else None)
         return self._written[path, name]
 
     def counted(self, tensor: str, axis: int) -> NDArray[np.int64]:
         """Returns positions that stand for the length of an axis of a parameter or buffer, which forward reads."""
         positions = self.fresh(self.sizes[tensor][axis])
+        if axis > 1:
+            self._lengths[id(positions)] = positions
         known = self.axes.setdefault((tensor, axis), positions)
         if known is not positions:
             self.tie(known, positions)
@@ -133,6 +144,11 @@ class Flow:
     def stands(self, count: Count | None) -> bool:
         """Returns whether a number is made of attributes of modules only."""
         return count is not None and bool(count.terms) and all(id(own) in self._standing for _, own in count.terms)
+
+    def pins(self, count: Count | None) -> bool:
+        """Returns whether a number is made of what hardly ever follows channels: attributes, and sizes of kernels."""
+        fixed = self._standing.keys() | self._lengths.keys()
+        return count is not None and bool(count.terms) and all(id(own) in fixed for _, own in count.terms)
 
     def _bind(self, size: Count, positions: NDArray[np.int64]) -> None:
         """Lets an attribute of a module count the channels that it is meant to be the number of."""
@@ -197,9 +213,10 @@ class Flow:
         if op.path and not any(setting.path == op.path for setting in self.settings[self._settings_before :]):
             self._unset.setdefault(op.path, f"{op.name}: used with other channels as well")
 
-    def begin(self) -> None:
+    def begin(self, op: Op) -> None:
         """Says that the rule of another operation runs now."""
         self.claimed.clear()
+        self.norms.begin(op)
         self._settings_before = len(self.settings)
 
     def problem(self, text: str, touched: Iterable[NDArray[np.int64]], *, parameters: bool) -> None:

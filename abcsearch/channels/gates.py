@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from abcsearch.channels.outline import parts_of, plan_of
+from abcsearch.channels.renormalising import renormalised
 from abcsearch.errors import CandidateError, plural
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.graph import ChannelGraph, ChannelNorm
 
 
 def gate(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -36,6 +37,8 @@ def gate(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]) -
     - Channels that nothing reads change no output: their gate has no effect, and no gradient.
     - In training mode forward updates the statistics of `model` itself, since gates replace no batch norm's buffers.
     - Blocks have no gates.
+    - Norms over channels are computed by no weight: for a network with such among its prunable groups
+      (`ChannelGroup.renormalises`) there is `gated`.
 
     Source: soft masks as in DMCP (Guo et al., CVPR 2020) and AutoPruner (Luo and Wu, Pattern Recognition 2020), which
     multiply feature maps; here the linear operations that read them are multiplied, which is the same.
@@ -52,9 +55,46 @@ def gate(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]) -
 
     Raises:
         CandidateError: if there is not one gate tensor per prunable group, or one has another shape or is not
-            floating point, or is on the meta device where the network is not.
+            floating point, or is on the meta device where the network is not; if there are norms over channels.
         TraceError: if the graph was traced on a network with other modules or parameters.
     """
+    if graph.norms:
+        names = ", ".join(group.name for group in graph.prunable if group.renormalises)
+        msg = (
+            f"norms over channels of {names} need gates as well: run the network in `with gated(model, graph, gates):`"
+            ", or trace it with renormalise=False"
+        )
+        raise CandidateError(msg)
+    return _readers(model, graph, gates)
+
+
+@contextlib.contextmanager
+def gated(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Puts gates on the channels of a model for a block: what `gate` does, and norms over channels as well.
+
+    A norm weighs every channel with its gate: means and variances are weighed ones, a length is that of what is left of
+    the channels. A local response norm, whose neighbours are others where channels go, sees those whose gate is not 0.
+
+    Args:
+        model: of no other thread meanwhile; as it was afterwards.
+        graph: its channel groups.
+        gates: as in `gate`.
+
+    Raises:
+        CandidateError: as in `gate`, but for norms.
+        TraceError: if the graph was traced on a network with other modules or parameters, or a norm gets another input.
+    """
+    tensors = _readers(model, graph, gates)
+    weights: dict[ChannelNorm, torch.Tensor] = {}
+    if graph.norms:
+        every = torch.cat([*gates, gates[0].new_ones(1)])
+        weights = {norm: every[torch.from_numpy(norm.channels).to(every.device)] for norm in graph.norms}
+    with replaced(model, tensors), renormalised(model, weights):
+        yield
+
+
+def _readers(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns what reads channels, times their gates, see `gate`."""
     _, tensors = parts_of(model, graph)
     _check(graph, gates)
     plan = plan_of(graph)

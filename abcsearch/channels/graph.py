@@ -64,6 +64,8 @@ class ChannelGroup:
         kind: "filter" inside a block, "stage" for the residual stream (channels tied by an addition).
         fixed: why the channels cannot be removed, or None.
         members: every parameter axis that the channels lie on.
+        renormalises: whether a norm over channels (layer norm ...) is computed over those of them that are left, which
+            then get other values than in the full network.
     """
 
     name: str
@@ -71,6 +73,26 @@ class ChannelGroup:
     kind: Literal["filter", "stage"]
     fixed: str | None
     members: tuple[Member, ...] = field(repr=False)
+    renormalises: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChannelNorm:
+    """A computation over channels together: in a sliced network, over those that are left.
+
+    Attributes:
+        kind: what it computes, one of `renormalising.KINDS`.
+        scope: the path of the module in whose forward.
+        call: how many of the kind come before it there, in one forward pass.
+        axis: of its input, that runs over channels.
+        channels: (entries,) int64, the channel of every entry, counted over all prunable groups; -1 for one that stays.
+    """
+
+    kind: str
+    scope: str
+    call: int
+    axis: int
+    channels: NDArray[np.int64] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +143,7 @@ class ChannelGraph:
         activations: which results of operations are alive when, and how large they are.
         unsupported: operations without a rule, with the reason each.
         kinds: the class of every module by path.
+        norms: what is computed over channels together, for those of prunable groups.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -132,6 +155,7 @@ class ChannelGraph:
     activations: Activations = field(repr=False)
     unsupported: tuple[str, ...] = field(repr=False)
     kinds: dict[str, type[nn.Module]] = field(repr=False)
+    norms: tuple[ChannelNorm, ...] = field(default=(), repr=False)
 
     @cached_property
     def prunable(self) -> tuple[ChannelGroup, ...]:

@@ -14,7 +14,8 @@ from abcsearch.channels.activation import Activations, Step
 from abcsearch.channels.blocks import find_blocks
 from abcsearch.channels.example import Example
 from abcsearch.channels.flow import Classes, Flow
-from abcsearch.channels.graph import ChannelGraph, ChannelGroup, Member, SizeAttribute
+from abcsearch.channels.graph import ChannelGraph, ChannelGroup, ChannelNorm, Member, SizeAttribute
+from abcsearch.channels.norms import Norms
 from abcsearch.channels.propagate import propagate, tensor_names
 from abcsearch.channels.selfcheck import misfits
 from abcsearch.channels.trace import trace_operations
@@ -44,6 +45,7 @@ def trace_channels(
     fixed: Sequence[str] = (),
     unknown: Literal["fix", "raise"] = "fix",
     check: bool = True,
+    renormalise: bool = True,
 ) -> ChannelGraph:
     """Finds out which channels of a network must be removed together, and which can be removed at all.
 
@@ -56,6 +58,8 @@ def trace_channels(
             "raise" refuses.
         check: tries at the end whether a random structure, sliced, computes what is left of the original: two more
             forward passes. Groups for which it does not are fixed, with the reason.
+        renormalise: lets norms over channels (layer norm, and the like) be computed over the channels that are left,
+            which get other values thereby; their groups say so. Otherwise such norms fix their channels.
 
     Raises:
         TraceError: if the model cannot be traced or run, `fixed` names no module with channels, or the check fails.
@@ -65,8 +69,11 @@ def trace_channels(
         raise TraceError(unknown_name("value of unknown", str(unknown), ("fix", "raise")))
     operations, example, batch = _one_image(model, Example.of(example_input))
     names = tensor_names(operations)
-    flow = Flow(canonical=names[0], sizes=names[1], batch=batch)
+    flow = Flow(canonical=names[0], sizes=names[1], batch=batch, norms=Norms(allowed=renormalise))
     operands = propagate(flow, operations)
+    if flow.attends:  # attention: of a reshape into heads and channels of each, the heads are what can go
+        flow = Flow(canonical=names[0], sizes=names[1], batch=batch, norms=Norms(allowed=renormalise), heads=True)
+        operands = propagate(flow, operations)
     calls = tuple(flow.calls)
     training = _couple_training(flow, operations, model, example)
     _fix_modules(flow, fixed)
@@ -128,6 +135,7 @@ def _assembled(flow: Flow, traced: _Traced) -> tuple[ChannelGraph, list[NDArray[
         calls=traced.calls,
         unsupported=flow.unsupported(classes),
         kinds={path: type(module) for path, module in operations.modules.items()},
+        norms=_norms(flow, classes, groups, place),
     )
     group_of = place[classes.label, 0]
     return graph, [np.flatnonzero(group_of == i) for i, group in enumerate(groups) if group.fixed is None]
@@ -215,6 +223,9 @@ def _groups(flow: Flow, classes: Classes) -> tuple[tuple[ChannelGroup, ...], NDA
         key = (tuple(touched[label]), classes.reasons.get(label), bool(classes.residual[label]))
         grouped.setdefault(key, []).append(label)
     keys = list(flow.axes)
+    together = np.zeros(classes.total, dtype=bool)
+    for norm in flow.norms.found.values():
+        together[classes.label[norm.positions]] = True
     found: list[ChannelGroup] = []
     place = np.full((classes.total, 2), -1, dtype=np.int64)
     for (axes, reason, residual), labels in grouped.items():
@@ -233,6 +244,7 @@ def _groups(flow: Flow, classes: Classes) -> tuple[tuple[ChannelGroup, ...], NDA
                 kind="stage" if residual else "filter",
                 fixed=reason or ("it has only one channel" if len(labels) == 1 else None),
                 members=members,
+                renormalises=bool(reason is None and len(labels) > 1 and together[labels].any()),
             )
         )
     return tuple(found), place
@@ -254,6 +266,23 @@ def _settings(
             )
         )
     return tuple(setting for setting in found if setting.counted)
+
+
+def _norms(
+    flow: Flow, classes: Classes, groups: tuple[ChannelGroup, ...], place: NDArray[np.int64]
+) -> tuple[ChannelNorm, ...]:
+    """Returns what is computed over channels that can be removed."""
+    start, starts = 0, np.full(len(groups) + 1, -1, dtype=np.int64)  # the last one is for positions of no group
+    for index, group in enumerate(groups):
+        if group.fixed is None:
+            starts[index], start = start, start + group.channels
+    found: list[ChannelNorm] = []
+    for (kind, scope, call), norm in flow.norms.found.items():
+        of, channels = place[classes.label[norm.positions]].T
+        numbers = np.where(starts[of] >= 0, starts[of] + channels, -1)
+        if (numbers >= 0).any():
+            found.append(ChannelNorm(kind=kind, scope=scope, call=call, axis=norm.axis, channels=numbers))
+    return tuple(found)
 
 
 def _coefficients(
@@ -284,7 +313,7 @@ def _activations(
     sizes = np.zeros((len(operations.storage_sizes), len(share)))
     for number, (node, index, size) in enumerate(operations.storage_sizes):
         operand = operands.get(node)
-        operand = operand.parts[index] if operand is not None and operand.parts else operand
+        operand = operand.tensors[index] if operand is not None and operand.parts else operand
         if operand is None or operand.layout is None:
             sizes[number, 0] = size / batch
         else:

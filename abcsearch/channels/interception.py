@@ -138,7 +138,7 @@ def listening(recorder: Recorder) -> Iterator[Watched]:
                 return functools.partial(_enter, recorder, watched, bypassing, module, path, look(module, name))
         _watch(recorder, watched, module, name, look(module, "__dict__"))
         value = look(module, name)
-        if type(value) is int and value > 1 and name[:1] != "_" and id(module) in recorder.paths:
+        if _is_size(value) and name[:1] != "_" and id(module) in recorder.paths:
             return recorder.attribute(recorder.paths[id(module)], name, value)
         return value
 
@@ -150,6 +150,12 @@ def listening(recorder: Recorder) -> Iterator[Watched]:
         recorder.open = False
         if "__getattribute__" in vars(nn.Module):
             del nn.Module.__getattribute__
+
+
+def _is_size(value: object) -> bool:
+    """Returns whether an attribute may be a number of channels, or a tuple with such."""
+    several = type(value) is tuple and bool(value) and all(type(item) is int for item in value)
+    return several or (type(value) is int and value > 1)
 
 
 def _watch(recorder: Recorder, watched: Watched, module: nn.Module, name: str, own: dict[str, Any]) -> None:
@@ -166,8 +172,22 @@ def is_leaf(module: nn.Module) -> bool:
     """Returns whether a call of a module is one operation: it has a rule, or is a layer of torch's own."""
     if ruled_class(type(module)) is not None or isinstance(module, torch.jit.ScriptModule):
         return True
-    torchs = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
+    home = type(module).__module__
+    torchs = home.startswith(("torch.nn", "torch.ao.nn")) and home != "torch.nn.modules.transformer"
     return torchs and not isinstance(module, nn.Sequential)
+
+
+def _scope_of(recorder: Recorder, module: nn.Module) -> str:
+    """Returns the path of a layer that is called now: of several, one below the caller, or where none is, that of it.
+
+    An activation that all blocks share belongs to each of them.
+    """
+    held = recorder.active[-1]._modules.items()
+    name = next((name for name, child in held if child is module), None)
+    if name is not None:
+        return f"{recorder.scope}.{name}".lstrip(".")
+    path, around = recorder.paths[id(module)], f"{recorder.scope}." if recorder.scope else ""
+    return path if path.startswith(around) else recorder.scope
 
 
 def _enter(
@@ -185,7 +205,7 @@ def _enter(
     if path and is_leaf(module):
         with inside(recorder, bypassing), torch._C.DisableTorchFunction():
             run = functools.partial(forward, *args, **kwargs)
-            return recorder.computed("call_module", path, args, kwargs, run, scope=path)
+            return recorder.computed("call_module", path, args, kwargs, run, scope=_scope_of(recorder, module))
     single = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
     source = recorder.argument(args[0]) if single else None
     recorder.active.append(module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,13 @@ import torch
 from abcsearch.errors import AbcSearchError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
+
+    from abcsearch.channels.norms import Norm
 
 # Why nothing follows channels in a tensor that slicing cannot reach.
 LOOSE = "a tensor that is neither a parameter nor a buffer"
@@ -98,6 +102,8 @@ class Operand:
         is_tensor: whether it is a tensor.
         counts: of a number or tuple of numbers: how each follows channels, None where it does not.
         parts: the tensors of an operation that returns several.
+        computed: the canonical name of the parameter that it is computed from alone; its rows are the channels.
+        pooled: of a tensor of numbers that channels have in common: the norms that they are for.
     """
 
     value: Any
@@ -107,6 +113,8 @@ class Operand:
     is_tensor: bool = True
     counts: tuple[Count | None, ...] = ()
     parts: tuple[Operand, ...] = ()
+    pooled: tuple[Norm, ...] = ()
+    computed: str = ""
 
     @property
     def is_plain(self) -> bool:
@@ -114,9 +122,15 @@ class Operand:
         return not self.is_tensor and not self.parts and not any(self.counts)
 
     @property
+    def tensors(self) -> list[Operand]:
+        """The tensor itself, or those of an operation that returns several, in order."""
+        return [self] if self.is_tensor else [tensor for part in self.parts for tensor in part.tensors]
+
+    @property
     def touched(self) -> list[NDArray[np.int64]]:
         """The positions of all channels that it depends on."""
-        own = [] if self.layout is None else [self.layout.positions]
+        own = [norm.positions for norm in self.pooled]
+        own += [] if self.layout is None else [self.layout.positions]
         counted = [positions for count in self.counts if count is not None for _, positions in count.terms]
         return [*own, *counted, *(positions for part in self.parts for positions in part.touched)]
 
@@ -169,6 +183,10 @@ class Op:
                 stack = [*(item.values() if isinstance(item, dict) else item), *stack]
         return found
 
+    def mapped(self, function: Callable[[Operand], Operand]) -> Op:
+        """Returns the operation with other operands in the place of its own."""
+        return replace(self, args=_mapped(self.args, function), kwargs=_mapped(self.kwargs, function))
+
     def tensor(self, index: int = 0, keyword: str = "input") -> Operand:
         """Returns an argument that must be a tensor.
 
@@ -188,6 +206,17 @@ class Op:
             NoRuleError: if it is a tensor or depends on the number of channels.
         """
         return _plain(self.argument(index, keyword, default))
+
+
+def _mapped(item: Any, function: Callable[[Operand], Operand]) -> Any:  # noqa: ANN401 - arguments are anything
+    """Returns an argument with its operands replaced by what a function makes of them."""
+    if isinstance(item, Operand):
+        return function(item)
+    if isinstance(item, slice):
+        return slice(*(_mapped(end, function) for end in (item.start, item.stop, item.step)))
+    if isinstance(item, tuple | list):
+        return type(item)(_mapped(each, function) for each in item)
+    return {key: _mapped(each, function) for key, each in item.items()} if isinstance(item, dict) else item
 
 
 def _plain(item: Any) -> Any:  # noqa: ANN401 - arguments are anything

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from abcsearch.channels.graph import check_space
 from abcsearch.errors import ModelError
@@ -12,6 +12,10 @@ from abcsearch.records import check, setting
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
+    from torch import nn
+
+    from abcsearch.channels.example import Example
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.space import SearchSpace
 
@@ -27,6 +31,8 @@ class SpaceOptions:
         divisor: layers have multiples of it as channels, where that is possible.
         lowest: smallest keep ratio; None: one step.
         fixed: paths of modules whose output channels all stay.
+        renormalise: whether norms over channels (layer norm ...) are computed over the channels that are left;
+            otherwise they fix their channels.
     """
 
     alpha: float = 0.9
@@ -35,12 +41,24 @@ class SpaceOptions:
     divisor: int = 1
     lowest: float | None = None
     fixed: tuple[str, ...] = ()
+    renormalise: bool = True
 
     def __post_init__(self) -> None:
         """Turns lists (TOML, JSON) into tuples, and checks the ranges."""
         object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "fixed", tuple(self.fixed))
         check_space(self.alpha, self.step, self.levels, self.divisor, self.lowest)
+
+    @classmethod
+    def recorded(cls, **plain: Any) -> SpaceOptions:  # noqa: ANN401 - plain values
+        """Returns the options that a run has recorded; one that does not say has been made before norms could go."""
+        return cls(**{"renormalise": False, **plain})
+
+    def traced(self, model: nn.Module, example: torch.Tensor | tuple[Any, ...] | Example) -> ChannelGraph:
+        """Returns the channel groups of a network under these options, see `trace_channels`."""
+        from abcsearch.channels.groups import trace_channels  # here, since what a config says is read without torch
+
+        return trace_channels(model, example, fixed=self.fixed, renormalise=self.renormalise)
 
     def of(self, graph: ChannelGraph, criteria: Sequence[str] = ()) -> SearchSpace:
         """Returns the space of a graph, see `ChannelGraph.space`."""

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
+from torch.nn.utils.parametrize import is_parametrized
 
 from abcsearch.channels.flow import Flow
 from abcsearch.channels.interception import SIZE_ATTRIBUTES
 from abcsearch.channels.operands import LOOSE, Count, Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules import find_rule, number, ruled_class
+from abcsearch.channels.rules.attention import count_attention
+from abcsearch.channels.rules.computed import by_rows, source_of
 from abcsearch.channels.rules.contraction import count_products
 from abcsearch.channels.rules.layers import count_calls
-from abcsearch.channels.rules.movement import view_of
+from abcsearch.channels.rules.pointwise import addition, elementwise, pairwise
+from abcsearch.channels.rules.recurrent import count_recurrent
 from abcsearch.channels.rules.table import run_rule
+from abcsearch.channels.rules.views import view_of
 from abcsearch.channels.uses import Call
 from abcsearch.errors import TraceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from abcsearch.channels.norms import Norm
     from abcsearch.channels.rules.table import Rule
     from abcsearch.channels.trace import OperationGraph
+
+
+_BY_ENTRY = (elementwise, addition, pairwise)  # rules of operations on single entries
 
 
 def tensor_names(operations: OperationGraph) -> tuple[dict[int, str], dict[str, tuple[int, ...]]]:
@@ -42,6 +52,7 @@ def tensor_names(operations: OperationGraph) -> tuple[dict[int, str], dict[str, 
 def propagate(flow: Flow, operations: OperationGraph) -> dict[fx.Node, Operand]:
     """Runs the rules over all operations; the flow collects what they say. Returns the result of every operation."""
     operands: dict[fx.Node, Operand] = {}
+    flow.norms.restart()
     for node in operations.nodes:
         if node.op == "output":
             for source in node.all_input_nodes:
@@ -64,7 +75,8 @@ def _result_of(flow: Flow, node: fx.Node, operands: dict[fx.Node, Operand], oper
     if node.op == "get_attr":
         return _attribute(operations, str(node.target), flow, value)
     op = _operation(node, value, operands, operations)
-    if not (count_calls(flow, op) or count_products(flow, op)) and operations.macs.get(node):
+    counted = any(count(flow, op) for count in (count_calls, count_products, count_recurrent, count_attention))
+    if not counted and operations.macs.get(node):
         macs = operations.macs[node] // flow.batch
         flow.calls.append(Call(weight=macs, bias=None, times=1, outputs=0, scope=op.scope))
     return _apply(flow, op)
@@ -79,7 +91,10 @@ def _constant(value: Any, why: str) -> Operand:  # noqa: ANN401 - operations ret
 
 def _several(value: Any) -> bool:  # noqa: ANN401 - operations return anything
     """Returns whether an operation returned several tensors."""
-    return isinstance(value, tuple) and bool(value) and all(isinstance(part, torch.Size) for part in value)
+    if isinstance(value, torch.Size) or not isinstance(value, tuple):
+        return False
+    given = [part for part in value if part is not None]
+    return bool(given) and all(isinstance(part, torch.Size) or _several(part) for part in given)
 
 
 def _attribute(operations: OperationGraph, path: str, flow: Flow, value: Any) -> Operand:  # noqa: ANN401
@@ -98,7 +113,7 @@ def _attribute(operations: OperationGraph, path: str, flow: Flow, value: Any) ->
     if len(long) == 1:
         layout = Layout(long[0], flow.fresh(value[long[0]]))
         flow.parameter(name, long[0], layout.positions)
-    return Operand(value=value, layout=layout, parameter=name, why=name)
+    return Operand(value=value, layout=layout, parameter=name, why=name, computed="" if layout is None else name)
 
 
 def _written(operations: OperationGraph, owner: str, attribute: str, flow: Flow, value: int) -> Operand:
@@ -172,22 +187,41 @@ def _apply(flow: Flow, op: Op) -> Operand:
         return _part(op)
     if isinstance(op.target, type) and issubclass(op.target, tuple):  # a named tuple of results
         return Operand(value=op.value, is_tensor=False, parts=tuple(op.operands))
-    flow.begin()
+    flow.begin(op)
+    _spread(flow, op)
     reason, rule = _obstacle(op), find_rule(op.target)
     if reason is None and rule is not None and (op.is_tensor or several):
-        if (view := view_of(op)) is not None:
+        if (view := view_of(flow, op)) is not None:
             return Operand(value=op.value, parameter=view, why=str(view))
         try:
+            op = by_rows(flow, op, rule)
             return _result(flow, op, _ruled(flow, op, rule))
         except NoRuleError as error:
             reason = str(error)
     return _uncovered(flow, op, f"{op.name}: {reason or 'no rule'}")
 
 
+def _spread(flow: Flow, op: Op) -> None:
+    """Fixes channels whose common numbers go anywhere else than back to them, entry by entry."""
+    if not any(operand.pooled for operand in op.operands) or find_rule(op.target) in _BY_ENTRY:
+        return
+    for operand in op.operands:
+        for norm in operand.pooled:
+            flow.fix(norm.positions, norm.reason)
+            flow.problem(norm.reason, [norm.positions], parameters=False)
+
+
+def _returned(op: Op, layout: Layout | None) -> tuple[Norm, ...]:
+    """Returns of which norms a result is still to reach the channels: numbers that they have in common."""
+    return () if layout is not None else tuple(norm for operand in op.operands for norm in operand.pooled)
+
+
 def _obstacle(op: Op) -> str | None:
     """Returns why a module does something else than its class says; None where it does not, or there is none."""
     if op.module is not None and (op.module._forward_hooks or op.module._forward_pre_hooks):
         return "it has a forward hook"
+    if op.module is not None and is_parametrized(op.module):
+        return "its weights are parametrised; torch.nn.utils.parametrize.remove_parametrizations makes them plain"
     return "its forward was replaced" if op.module is not None and "forward" in vars(op.module) else None
 
 
@@ -225,9 +259,22 @@ def _result(flow: Flow, op: Op, found: Layout | Sequence[Layout | None] | None) 
     if found is None and not op.is_tensor:
         return _constant(op.value, why)
     if found is None or isinstance(found, Layout):
-        return _placed(flow, op.value, found, why)
-    parts = tuple(_placed(flow, shape, part, why) for shape, part in zip(op.value, found, strict=True))
-    return Operand(value=op.value, is_tensor=False, parts=parts, why=why)
+        placed = _placed(flow, op.value, found, why)
+        source = "" if found is None else source_of(flow, op, op.value)
+        return replace(placed, pooled=(*flow.norms.pooled, *_returned(op, found)), computed=source)
+    parted = _parted(flow, op.value, found, why)
+    sources = tuple(replace(part, computed=source_of(flow, op, ())) if part.layout else part for part in parted.parts)
+    return replace(parted, parts=sources)
+
+
+def _parted(flow: Flow, value: Any, found: Any, why: str) -> Operand:  # noqa: ANN401 - shapes and layouts, nested
+    """Returns one of several results, or several, with their layouts."""
+    if isinstance(value, torch.Size):
+        return _placed(flow, value, found, why)
+    if value is None:
+        return Operand(value=None, is_tensor=False)
+    parts = tuple(_parted(flow, shape, part, why) for shape, part in zip(value, found, strict=True))
+    return Operand(value=value, is_tensor=False, parts=parts, why=why)
 
 
 def _placed(flow: Flow, shape: Sequence[int], layout: Layout | None, why: str) -> Operand:

@@ -123,8 +123,10 @@ class Recorder:
             return slice(self.argument(item.start), self.argument(item.stop), self.argument(item.step))
         return item
 
-    def attribute(self, path: str, name: str, value: int) -> Any:  # noqa: ANN401 - an int
-        """Returns a whole number among the attributes of a module, with its memory."""
+    def attribute(self, path: str, name: str, value: int | tuple[int, ...]) -> Any:  # noqa: ANN401 - an int, or some
+        """Returns a whole number among the attributes of a module, or a tuple of some, with their memory."""
+        if isinstance(value, tuple):
+            return tuple(self.attribute(path, f"{name}[{i}]", n) if n > 1 else n for i, n in enumerate(value))
         return remembered(value, Pending(self, "get_attr", f"{path}.{name}".lstrip("."), (), {}, value))
 
     def _node_of(self, tensor: torch.Tensor) -> fx.Node:
@@ -387,5 +389,7 @@ def _shapes(value: Any) -> Any:  # noqa: ANN401 - an operation may return anythi
         return plain(value)
     if isinstance(value, tuple | list):
         items = tuple(_shapes(item) for item in value)
-        return None if None in items else items
+        # Attention gives None in the place of weights that nobody asked for.
+        given = [item for item, each in zip(items, value, strict=True) if each is not None]
+        return None if None in given or not given else items
     return None

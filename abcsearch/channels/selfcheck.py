@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from abcsearch.channels.cloning import keeping_buffers
-from abcsearch.channels.gates import gate, replaced
+from abcsearch.channels.gates import gated
 from abcsearch.channels.ranking import Ranking
 from abcsearch.channels.recording import returned_by
 from abcsearch.channels.slicing import slice_model
@@ -111,7 +111,7 @@ class _Trial:
             kept = torch.zeros(self.full[index])
             kept[torch.from_numpy(self._ranking.kept(index, width))] = 1
             gates.append(kept)
-        with replaced(self._model, gate(self._model, self._graph, gates)):
+        with gated(self._model, self._graph, gates):
             expected = self._run(self._model, 0)
         if isinstance(expected, str):
             return f"the network does not run where some of them are zero: {expected}"

@@ -28,8 +28,8 @@ class Call:
 
     weight: str | int
     bias: str | int | None
-    times: int
-    outputs: int
+    times: float
+    outputs: float
     scope: str = ""
     in_channels: int = 0
     height: int = 1

@@ -16,7 +16,7 @@ from abcsearch.runs.base import train_base
 from abcsearch.runs.executing import check_workers, workers_for
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.front import run_front
-from abcsearch.runs.header import data_identity, write_header
+from abcsearch.runs.header import as_begun, data_identity, write_header
 from abcsearch.runs.known import KNOWN
 from abcsearch.runs.known_runs import found_known
 from abcsearch.runs.loop import Progress, logged, silent
@@ -100,6 +100,7 @@ def run_config(  # noqa: PLR0913 - all but the first two have a default
         UserWarning: if run.json was lost, and has been made again.
     """
     folder = RunFolder(run_dir)
+    config = as_begun(config, folder)
     task, parts = prepare(config, folder, load=load, elsewhere=executor is not None, shared=shared)
     with folder.locked():
         progress = logged(folder, progress)
@@ -288,4 +289,5 @@ def run_front_config(  # noqa: PLR0913 - all but the first two have a default
     def run_one(config: RunConfig, own: RunFolder, shared: Shared, where: Executor, shown: Progress) -> SearchResult:
         return run_config(config, own.path, load=data, executor=where, progress=shown, watchers=watchers, shared=shared)
 
+    front = replace(front, settings=as_begun(front.settings, RunFolder(run_dir)))
     return run_front(front, RunFolder(run_dir), run_one, executor=executor, progress=progress, before=before)

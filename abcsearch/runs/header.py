@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from abcsearch.errors import RunError, TrustError, differences, quoted
 from abcsearch.files import is_map, leaves, redone
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.task import Task
 
 
+S = TypeVar("S", bound=SearchSettings)
 KIND = "run"
 _PATHS = ("path", "checkpoint")
 
@@ -103,6 +105,21 @@ def _other(key: str, settings: SearchSettings) -> str:
     if key == "checkpoint" and model is not None and model.sizes is not None:
         return f"the export that model.export names has changed: {Path(model.checkpoint or '').parent}"
     return _OTHERS[key]
+
+
+def as_begun(settings: S, folder: RunFolder) -> S:
+    """Returns settings as the run that a folder holds was begun with, where that is older than an option.
+
+    Before there was `space.renormalise`, norms over channels fixed them: such a run keeps its space.
+    """
+    try:
+        records = [folder.read_json(name) for name in ("run.json", "front.json")]
+    except RunError:  # damaged: whoever needs it says so
+        return settings
+    spaces = [record["settings"].get("space") for record in records if record is not None and "settings" in record]
+    if any(isinstance(space, dict) and "renormalise" not in space for space in spaces):
+        return replace(settings, space=replace(settings.space, renormalise=False))
+    return settings
 
 
 def held_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any]) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from abcsearch.channels.example import Example
-from abcsearch.channels.groups import summarised, trace_channels
+from abcsearch.channels.groups import summarised
 from abcsearch.errors import TraceError, plural
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class InspectedGroup:
         macs: share of the network's macs that goes if it alone is cut to one channel (a block: dropped); None if fixed.
         params: likewise.
         fixed: why it stays, or None.
+        renormalises: whether norms over channels are computed over those of them that are left.
     """
 
     name: str
@@ -47,6 +48,7 @@ class InspectedGroup:
     macs: float | None
     params: float | None
     fixed: str | None
+    renormalises: bool = False
 
     def cells(self) -> list[str]:
         """Returns the table's cells: name, level, channels, choices, share of macs, of params, why fixed."""
@@ -55,7 +57,8 @@ class InspectedGroup:
             return [self.name, self.level, "", "keep, drop" if self.choices else "", *shares, self.fixed or ""]
         spread = f"{self.choices[0]} ... {self.choices[-1]} ({len(self.choices)})" if len(self.choices) > 2 else ""
         choices = spread or ", ".join(map(str, self.choices))
-        return [self.name, self.level, str(self.channels), choices, *shares, self.fixed or ""]
+        level = f"{self.level}, renormalises" if self.renormalises else self.level
+        return [self.name, level, str(self.channels), choices, *shares, self.fixed or ""]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +144,7 @@ def inspect_model(
     Raises:
         TraceError: if the network cannot be traced.
     """
-    graph = trace_channels(model, example_input, fixed=options.fixed)
+    graph = options.traced(model, example_input)
     try:
         choices, size = {d.name: d.choices for d in options.of(graph).dimensions}, options.of(graph).size
         several = options.of(graph, criteria).size
@@ -160,6 +163,7 @@ def inspect_model(
             macs=saved["macs"].get(group.name),
             params=saved["params"].get(group.name),
             fixed=group.fixed,
+            renormalises=group.renormalises,
         )
         for group in graph.groups
     ]

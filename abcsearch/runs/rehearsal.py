@@ -21,7 +21,7 @@ from abcsearch.runs.executing import evaluation_threads
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.front import check_front
 from abcsearch.runs.front_folder import run_folder
-from abcsearch.runs.header import held_header
+from abcsearch.runs.header import as_begun, held_header
 from abcsearch.runs.knowledge import probes_of
 from abcsearch.runs.known import read_known
 from abcsearch.runs.known_runs import found_known
@@ -93,6 +93,7 @@ def rehearse_front(
 
 def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehearsal:
     """Returns what `run_config` would do in a folder."""
+    config = as_begun(config, folder)
     task, parts = prepare(config, folder, weights=False)
     held = held_header(folder, config, config_identity(config, task.data)) if folder.path.exists() else None
     rounds = parts.searcher.needs_results and config.execution.schedule == "rounds" and not config.execution.window

@@ -101,6 +101,7 @@ class Report:
         damaged: which files of fine-tuning are missing or damaged, and what to do.
         prepared: what was prepared before the search: names and values, its structures among the trials last; () where
             nothing was.
+        renormalises: groups over whose channels norms are computed, in the pruned network over those that are left.
     """
 
     title: str
@@ -114,6 +115,7 @@ class Report:
     damaged: tuple[str, ...] = ()
     prepared: tuple[tuple[str, str], ...] = ()
     criteria: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    renormalises: tuple[str, ...] = ()
 
     def prepared_cells(self) -> list[list[str]]:
         """Returns what was prepared as text, one list per row, the header first; [] where nothing was."""
@@ -157,6 +159,8 @@ class Report:
         if self.criteria:
             widths = [[*row, self.criteria.get(row[0], "")] for row in widths]
             widths[0][-1] = "criterion"
+        together = set(self.renormalises)
+        widths = [[g, f"{level}, renormalises" if g in together else level, *rest] for g, level, *rest in widths]
         warned = [f"Warning: {text}" for text in self.damaged]
         parts = [f"# {self.title}", *warned, _markdown_table(self.cells()), *self.notes, f"## {FRONT}"]
         parts += [_markdown_table(self.front_cells()), "## Widths", _markdown_table(widths)]
@@ -234,6 +238,7 @@ def make_report(run: FinishedRun, out: Path | None = None) -> Report:
         damaged=damaged,
         prepared=tuple(prepared_facts(run, scores)),
         criteria=task.space.criteria(run.winner.candidate),
+        renormalises=tuple(group.name for group in task.graph.prunable if group.renormalises),
     )
 
 

@@ -16,6 +16,7 @@ from abcsearch.preparation.base import Preparation
 from abcsearch.registry import object_name
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.front import Front, FrontResult, as_budgets
+from abcsearch.runs.header import as_begun
 from abcsearch.runs.loop import Progress, silent
 from abcsearch.runs.run import Brought, front_here, run_here
 from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
@@ -143,6 +144,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         preparation=prepare if isinstance(prepare, Preparation) else None,
     )
     folder = RunFolder(run_dir)
+    settings = as_begun(settings, folder)
     if front is None:
         return run_here(folder, model, data, settings, brought, executor, progress, watchers)
     return front_here(folder, model, data, Front(settings, front), brought, executor, progress, watchers)

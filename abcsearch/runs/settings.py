@@ -276,11 +276,11 @@ def check_base(model: ModelSettings, pretrain: Recipe | None) -> None:
         raise ConfigError(msg)
 
 
-_RECORDS: dict[str, type] = {
+_RECORDS: dict[str, Callable[..., Any]] = {
     "budget": Budget,
     "searcher": Part,
     "evaluator": Part,
-    "space": SpaceOptions,
+    "space": SpaceOptions.recorded,
     "latency": LatencyOptions,
     "execution": ExecutionOptions,
     "prepare": Part,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from abcsearch.channels.groups import ChannelGraph, trace_channels
+from abcsearch.channels.groups import ChannelGraph
 from abcsearch.channels.source import Sliced, Source
 from abcsearch.data.splits import Data
 from abcsearch.errors import DataError, ExampleError, ModelError, RunError
@@ -110,7 +110,7 @@ class Task:
             raise ModelError(msg)
         options = settings.space
         try:
-            graph = trace_channels(model, data.example, fixed=options.fixed)
+            graph = options.traced(model, data.example)
         except ExampleError as error:
             if data.example.ndim != 3:
                 raise

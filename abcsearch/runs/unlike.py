@@ -32,7 +32,8 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
     found = dict(settings)
     records = {"space": SpaceOptions(), "latency": LatencyOptions(), "execution": ExecutionOptions()}
     for key, usual in records.items():
-        found[key] = json.loads(json.dumps({**asdict(usual), **(found.get(key) or {})}))
+        dated = {"renormalise": False} if found.get(key) and key == "space" else {}  # what it was before it was asked
+        found[key] = json.loads(json.dumps({**asdict(usual), **dated, **(found.get(key) or {})}))
     for key in ("pretrain", "finetune"):
         if found.get(key):
             found[key] = filled(found[key])

@@ -2,6 +2,9 @@
 
 UNEVEN = "{}: its parts have different sizes, or with other channels there are more or fewer of them"
 
+PARAMETRISED = "ParametrizedConv2d: its weights are parametrised; "
+PARAMETRISED += "torch.nn.utils.parametrize.remove_parametrizations makes them plain"
+
 # Around these, the whole layer before (6 channels) must be prunable, and the operation computes no channels of its own.
 WHOLE = """
     matmul_space view_as view_literal zeros depthwise_literal
@@ -152,14 +155,14 @@ NAMED = {
     "layer_norm": "LayerNorm: it normalises over channels together",
     "local_norm": "LocalResponseNorm: it normalises over neighbouring channels",
     "matmul": "view: a size there would not follow the channels",
-    "conv_reads": "abs: it computes with layers.3.conv.weight",
+    "conv_reads": "mean: an axis is not a plain number",
     "conv_length": "mul: another argument depends on channels",
     "conv_width": "truediv: another argument depends on channels",
     "norm_reads": "sum: an axis is not a plain number",
     "hook": "Conv2d: it has a forward hook",
     "replaced": "Conv2d: its forward was replaced",
-    "weight_norm": "ParametrizedConv2d: no rule",
-    "spectral_norm": "ParametrizedConv2d: no rule",
+    "weight_norm": PARAMETRISED,
+    "spectral_norm": PARAMETRISED,
     "shape": "mul: another argument depends on channels",
     "shape_tail": "mul: another argument depends on channels",
     "shape_negative": "truediv: another argument depends on channels",
@@ -175,13 +178,13 @@ NAMED = {
     "linear_space": "Linear: the channels are not the last axis of the input",
     "indices": "max_pool2d_with_indices: no rule",
     "indices_module": "MaxPool2d: the result has other channels than the argument",
-    "normalize": "normalize: it mixes the channels",
+    "normalize": "normalize: it normalises over channels together",
     "channel_max": "max: it reduces the channels",
     "index_fill": "index_fill_: no rule",
     "tensor_clamp": "clamp: another argument depends on channels",
     "out": "add: another argument depends on channels",
-    "group_norm_function": "group_norm: it normalises over channels together",
-    "layer_norm_channels": "layer_norm: another argument depends on channels",
+    "group_norm_function": "group_norm: it normalises over 2 groups of channels, a number that is written in forward",
+    "layer_norm_channels": "layer_norm: it normalises over channels together",
     "einsum_gram": "einsum: channels at several axes",
     "einsum_sum": "einsum: it sums over channels without a weight of its own for each",
     "einsum_implicit": "einsum: only equations like 'ij,jk->ik' are read",

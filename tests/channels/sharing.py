@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from abcsearch.channels.gates import gate
+from abcsearch.channels.gates import gated
 from abcsearch.channels.sharing import share
 from abcsearch.channels.slicing import slice_model
 from tests.channels.zoo import fingerprint
@@ -57,8 +57,8 @@ def check_gates(model, graph, candidate, ranking, x, rounding=ROUNDING, modes=(F
     for training in modes:
         full = moded(model, training)
         small = slice_model(full, graph, candidate, ranking)
-        gated = gate(full, graph, gates)
-        actual = seeded(lambda: functional_call(full, gated, (x.clone(),)))  # noqa: B023 - called at once
+        with gated(full, graph, gates):
+            actual = seeded(lambda: full(x.clone()))  # noqa: B023 - called at once
         assert_near(actual, seeded(lambda: small(x.clone())), rounding, f"training {training}")  # noqa: B023
         after = slice_model(full, graph, candidate, ranking)
         for (name, statistics), expected in zip(after.named_buffers(), small.buffers(), strict=True):

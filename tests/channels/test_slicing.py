@@ -40,11 +40,11 @@ PLAIN = Program(
 )
 
 
-def traced(model):
+def traced(model, *, renormalise=False):
     """The graph and the texts of the warnings about operations without a rule."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        graph = trace_channels(model, images(batch=1))
+        graph = trace_channels(model, images(batch=1), renormalise=renormalise)
     return graph, [str(w.message) for w in caught if w.category is UnsupportedOpWarning]
 
 
@@ -153,7 +153,7 @@ def test_an_odd_operation_is_sliced_right_or_refused_by_name(name):
     if name in NAMED:
         assert any(group.fixed in graph.unsupported for group in graph.groups)
         with pytest.raises(UnsupportedOpError, match=re.escape(NAMED[name].partition(":")[0])):
-            trace_channels(model, images(batch=1), unknown="raise")
+            trace_channels(model, images(batch=1), unknown="raise", renormalise=False)
     check_oracle(model, graph, np.random.default_rng(0), tries=3)
     # A function that draws numbers in training mode draws others for other widths.
     check_primitives(model, graph, modes=(False,) if name == "dropout_function" else (False, True))

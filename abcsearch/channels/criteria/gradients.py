@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from abcsearch.channels.criteria.base import Criterion, Needs, Subject, summed, words
-from abcsearch.channels.gates import gate, replaced
+from abcsearch.channels.gates import gated
 from abcsearch.channels.pointwise import pointwise_safely
 from abcsearch.channels.responses import Batch, PerWeight, gradient_scores, mean_loss, run_batches, twin_of
 
@@ -79,7 +79,7 @@ class TaylorGateCriterion(Criterion):
 
         def step(batch: Batch) -> None:
             nonlocal count
-            with torch.enable_grad(), replaced(twin, gate(twin, subject.graph, gates)):
+            with torch.enable_grad(), gated(twin, subject.graph, gates):
                 gradients = torch.autograd.grad(mean_loss(twin(*batch.inputs), batch), gates, allow_unused=True)
             images = len(batch.inputs[0])
             count += images

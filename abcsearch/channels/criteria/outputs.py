@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from abcsearch.channels.criteria.base import Criterion, Needs, Subject, words
-from abcsearch.channels.gates import gate, replaced
+from abcsearch.channels.gates import gated
 from abcsearch.channels.responses import Batch, checked_logits, run_batches, twin_of
 from abcsearch.channels.trace import trace_operations
 from abcsearch.rng import torch_seeded
@@ -129,7 +129,7 @@ class _Rest:
         known = self._past.env
         values = copy.deepcopy(list(known.values()))  # operations may change them; in one go, so that views stay views
         # What forward draws is the same with and without a channel.
-        with replaced(self.network, gate(self.network, graph, every)), torch_seeded(seed, "curl"):
+        with gated(self.network, graph, every), torch_seeded(seed, "curl"):
             logits = self._interpreter().run(initial_env=dict(zip(known, values, strict=True)))
         return logits.double().log_softmax(dim=1)
 

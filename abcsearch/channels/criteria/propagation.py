@@ -13,7 +13,7 @@ from torch import fx
 
 from abcsearch.channels.criteria.base import Criterion, Needs, Subject, Tensors, words
 from abcsearch.channels.responses import Batch, run_batches, twin_of
-from abcsearch.channels.rules import find_rule, layers, pointwise
+from abcsearch.channels.rules import find_rule, layers, norms, pointwise
 from abcsearch.channels.trace import trace_operations
 from abcsearch.errors import RankingError
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 _LAYERS = (layers.convolution, layers.linear)
 _PASSED = (
-    *(pointwise.elementwise, layers.channel_norm, layers.channel_norm_function),
-    *(layers.group_norm, layers.layer_norm, layers.local_response_norm),
+    *(pointwise.elementwise, norms.channel_norm, norms.channel_norm_function),
+    *(norms.group_norm, norms.group_norm_function, norms.layer_norm, norms.layer_norm_function),
+    *(norms.local_response_norm, norms.normalize),
 )
 
 

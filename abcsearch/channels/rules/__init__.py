@@ -1,13 +1,13 @@
 """How channels pass through operations: `table` says what a rule is, the others hold the rules.
 
-`layers`: convolutions, linear layers, normalisation. `pointwise`: entry by entry, and windows over space. `movement`
-and `parts`: what moves entries without mixing them. `contraction`: einsum and matrix products. `sizes`: numbers that
-forward reads off shapes.
+`layers`: convolutions and linear layers. `norms`: normalisation. `pointwise`: entry by entry, and windows over space.
+`movement` and `parts`: what moves entries without mixing them. `contraction`: einsum and matrix products. `attention`
+and `recurrent`: what they say. `sizes`: numbers that forward reads off shapes.
 """
 
 from abcsearch.channels.flow import Flow
 from abcsearch.channels.operands import Layout, NoRuleError, Op
-from abcsearch.channels.rules import contraction, layers, movement, parts, pointwise
+from abcsearch.channels.rules import attention, contraction, layers, movement, norms, parts, pointwise, recurrent
 from abcsearch.channels.rules.sizes import number
 from abcsearch.channels.rules.table import RULES, find_rule, rule_for, ruled_class
 
@@ -17,13 +17,16 @@ __all__ = [
     "Layout",
     "NoRuleError",
     "Op",
+    "attention",
     "contraction",
     "find_rule",
     "layers",
     "movement",
+    "norms",
     "number",
     "parts",
     "pointwise",
+    "recurrent",
     "rule_for",
     "ruled_class",
 ]

@@ -121,6 +121,7 @@ def _contract(flow: Flow, op: Op, terms: list[str], right: str, operands: list[O
     if letter is None:
         return None
     meets = [(term, o) for term, o in zip(terms, operands, strict=True) if letter in term]
+    flow.attends = flow.attends or sum(o.layout is not None and o.parameter is None for o in operands) > 1
     weights = [(term, o) for term, o in meets if o.parameter is not None]
     if letter not in right and (len(meets) != 2 or len(weights) != 1):
         # A sum over channels is exact only where the parameter that it meets loses them as well.

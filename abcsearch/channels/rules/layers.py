@@ -1,10 +1,10 @@
-"""Layers with weights: convolutions, linear layers, normalisation; and what they cost."""
+"""Layers with weights: convolutions and linear layers; and what they cost."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from abcsearch.channels.flow import Flow
 from abcsearch.channels.operands import LOOSE, Count, Layout, NoRuleError, Op, Operand
-from abcsearch.channels.rules.table import channels_at, numbers, numbers_plain, rule_for, same_channels
+from abcsearch.channels.rules.table import channels_at, numbers, numbers_plain, rule_for
 from abcsearch.channels.uses import Call
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class _Weights:
 @rule_for(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, *_TRANSPOSED, thorough=True)
 def convolution(flow: Flow, op: Op) -> Layout | None:
     """New channels out, or with conv_groups: whole conv groups, or the same channels of every conv group."""
+    if (weight := _operands(flow, op)[0]) is not None and weight.parameter is None and weight.computed:
+        return _by_rows(flow, op, weight)
     operand, own = op.tensor(), _Weights.of(flow, op)
     axis = len(operand.value) - len(own.shape) + 1  # 0 without a batch axis
     layout = operand.layout
@@ -97,6 +99,26 @@ def convolution(flow: Flow, op: Op) -> Layout | None:
         found = _grouped(flow, op, own, layout.positions, channels)
     flow.parameter(own.bias, 0, found)
     return Layout(axis, found)
+
+
+def _by_rows(flow: Flow, op: Op, weight: Operand) -> Layout:
+    """New channels from a weight that forward computes row by row from a parameter: it needs all that a row reads."""
+    operand, bias, rank = op.tensor(), _operands(flow, op)[1], len(weight.value)
+    groups = op.plain(6, "groups", 1) if op.target is not F.linear else 1
+    if weight.layout is None or weight.layout.axis or groups != 1 or op.target in _TRANSPOSED:
+        msg = "its weight is computed in forward, and is not one row for each output"
+        raise NoRuleError(msg)
+    numbers_plain([o for o in op.operands if not o.is_tensor])
+    for positions in operand.touched:
+        flow.fix(positions, f"{op.name}: forward computes its weight from all that a row reads")
+    found = flow.fresh(weight.value[0], weight.computed.removesuffix(".weight"))
+    flow.tie(found, weight.layout.positions)
+    if bias is not None:
+        if bias.parameter is None:
+            msg = f"it computes with {LOOSE}"
+            raise NoRuleError(msg)
+        flow.parameter(bias.parameter, 0, found)
+    return Layout(len(operand.value) - 1 if op.target is F.linear else len(operand.value) - rank + 1, found)
 
 
 def _fixed(flow: Flow, op: Op, own: _Weights, channels: int) -> NDArray[np.int64]:
@@ -146,6 +168,8 @@ def _grouped(flow: Flow, op: Op, own: _Weights, positions: NDArray[np.int64], ch
 @rule_for(nn.Linear, F.linear, thorough=True)
 def linear(flow: Flow, op: Op) -> Layout | None:
     """New features out; the weight's second axis runs over the input's last axis."""
+    if (weight := _operands(flow, op)[0]) is not None and weight.parameter is None and weight.computed:
+        return _by_rows(flow, op, weight)
     operand, own = op.tensor(), _Weights.of(flow, op)
     layout = channels_at(operand, len(operand.value) - 1, "the last axis")
     if layout is not None:
@@ -154,96 +178,6 @@ def linear(flow: Flow, op: Op) -> Layout | None:
     flow.parameter(own.weight, 0, found)
     flow.parameter(own.bias, 0, found)
     return Layout(len(operand.value) - 1, found)
-
-
-@rule_for(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-@rule_for(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-def channel_norm(flow: Flow, op: Op) -> Layout | None:
-    """Each channel is normalised on its own; weight, bias and running statistics run over the channels."""
-    operand, norm = op.tensor(), op.module
-    if not isinstance(norm, nn.modules.batchnorm._NormBase):
-        raise NoRuleError(type(norm).__name__)
-    instance = isinstance(norm, nn.modules.instancenorm._InstanceNorm)
-    tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    found = _channel_norm(flow, op, operand, tensors, batched=not instance)
-    if found is not None and instance:  # it compares, also without parameters
-        flow.setting(op.path, "num_features", found.positions)
-    return found
-
-
-@rule_for(F.batch_norm, F.instance_norm, torch.batch_norm, thorough=True)
-def channel_norm_function(flow: Flow, op: Op) -> Layout | None:
-    """Likewise, with the parameters as arguments."""
-    operand = op.tensor()
-    tensors = [op.argument(i + 1, name) for i, name in enumerate(("running_mean", "running_var", "weight", "bias"))]
-    if any(isinstance(t, Operand) and t.parameter is None for t in tensors):
-        msg = f"it computes with {LOOSE}"
-        raise NoRuleError(msg)
-    numbers_plain([o for o in op.operands if not o.is_tensor])
-    names = [t.parameter for t in tensors if isinstance(t, Operand)]
-    return _channel_norm(flow, op, operand, names, batched=True)
-
-
-def _channel_norm(flow: Flow, op: Op, operand: Operand, tensors: list[Any], *, batched: bool) -> Layout | None:
-    """Registers the parameters of a norm that looks at each channel alone."""
-    unbatched = not batched and op.module is not None and len(operand.value) == _space(op.module) + 1
-    layout = channels_at(operand, 0 if unbatched else 1, "at axis 1")
-    if layout is not None:
-        for tensor in tensors:
-            flow.parameter(tensor, 0, layout.positions)
-    return same_channels(operand, op)
-
-
-def _space(module: nn.Module) -> int:
-    """Returns the number of axes of space that a layer is for ("...2d")."""
-    return int(type(module).__name__[-2])
-
-
-@rule_for(nn.GroupNorm, F.group_norm, thorough=True)
-def group_norm(flow: Flow, op: Op) -> Layout | None:
-    """Channels are normalised together with their group: whole groups go (never part of one, that would be inexact)."""
-    operand, norm = op.tensor(), op.module
-    layout = channels_at(operand, 1, "at axis 1")
-    if layout is None:
-        return None
-    if not isinstance(norm, nn.GroupNorm) or norm.num_groups == 1:
-        msg = "it normalises over channels together"
-        raise NoRuleError(msg)
-    lanes = layout.positions.reshape(norm.num_groups, -1)
-    for column in lanes.T[1:]:
-        flow.tie(lanes[:, 0], column)
-    for tensor in (norm.weight, norm.bias):
-        flow.parameter(tensor, 0, layout.positions)
-    flow.setting(op.path, "num_groups", lanes[:, 0])
-    flow.setting(op.path, "num_channels", layout.positions)
-    return same_channels(operand, op)
-
-
-@rule_for(nn.LayerNorm, F.layer_norm, nn.RMSNorm, thorough=True)
-def layer_norm(flow: Flow, op: Op) -> Layout | None:
-    """Normalises over the last axes; channels at another axis stay where they are."""
-    operand = op.tensor()
-    shape = op.module.normalized_shape if op.module is not None else op.plain(1, "normalized_shape")
-    layout = operand.layout
-    numbers_plain([o for o in op.operands[1:] if not o.is_tensor])
-    if layout is not None and layout.axis >= len(operand.value) - len(cast("tuple[int, ...]", shape)):
-        msg = "it normalises over channels together"
-        raise NoRuleError(msg)
-    for scale in op.operands[1:]:  # they run over the normalised axes, not over channels
-        for positions in scale.touched:
-            flow.fix(positions, f"{op.name}: {scale.why} runs over normalised axes")
-    return same_channels(operand, op)
-
-
-@rule_for(nn.LocalResponseNorm, F.local_response_norm)
-def local_response_norm(flow: Flow, op: Op) -> Layout | None:
-    """Divides by neighbouring channels: with windows of one channel, each is on its own."""
-    operand = op.tensor()
-    size = op.module.size if isinstance(op.module, nn.LocalResponseNorm) else op.plain(1, "size")
-    if operand.layout is not None and size != 1:
-        msg = "it normalises over neighbouring channels"
-        raise NoRuleError(msg)
-    return same_channels(operand, op)
 
 
 def count_calls(flow: Flow, op: Op) -> bool:
@@ -277,9 +211,8 @@ def count_calls(flow: Flow, op: Op) -> bool:
 
 def counted_as(flow: Flow, weight: Operand) -> str | int:
     """Returns the name of a weight whose elements are all used, or else how many are."""
-    elements = math.prod(weight.value)
-    whole = weight.parameter is not None and elements == math.prod(flow.sizes[weight.parameter])
-    return str(weight.parameter) if whole else elements
+    elements, name = math.prod(weight.value), weight.parameter or weight.computed
+    return str(name) if name and elements == math.prod(flow.sizes[name]) else elements
 
 
 def _sizes(op: Op, shape: Sequence[int], space: int) -> dict[str, int]:

@@ -7,7 +7,6 @@ into equal parts lose the same ones in every part (`tie`).
 
 from __future__ import annotations
 
-import operator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -15,46 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from abcsearch.channels.operands import Count, Layout, NoRuleError, Op, Operand, View
+from abcsearch.channels.operands import Count, Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules.table import axes_of, numbers, rule_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from abcsearch.channels.flow import Flow
-
-
-_VIEWS = (
-    *("t", torch.t, "T", "mT", "permute", torch.permute, "transpose", torch.transpose, "swapaxes", torch.swapaxes),
-    *("movedim", torch.movedim, "unsqueeze", torch.unsqueeze, "squeeze", torch.squeeze, "view", "reshape"),
-    *(torch.reshape, "flatten", torch.flatten, operator.getitem),
-)
-
-
-def view_of(op: Op) -> View | None:
-    """Returns the parameter that an operation shows with its axes in another order, or with axes of one entry more.
-
-    None where it does anything else.
-    """
-    source = op.args[0] if op.args else None
-    if op.target not in _VIEWS or not isinstance(source, Operand) or source.parameter is None:
-        return None
-    if source.layout is not None or any(not o.is_tensor and not o.is_plain for o in op.operands[1:]):
-        return None
-    if any(operand.is_tensor for operand in op.operands[1:]):
-        return None
-    # What happens to the strides of a tensor without entries says which axis goes where.
-    whole = torch.empty(tuple(source.value), device="meta")
-    rest = [op.plain(i, "") for i in range(1, len(op.args))]
-    options = {key: op.plain(len(op.args), key) for key in op.kwargs}
-    found: Any = getattr(whole, op.target) if isinstance(op.target, str) else op.target(whole, *rest, **options)
-    found = found(*rest, **options) if callable(found) and not isinstance(found, torch.Tensor) else found
-    known = {step: axis for axis, step in enumerate(whole.stride()) if whole.shape[axis] > 1}
-    axes = tuple(known.get(step) if n > 1 else None for n, step in zip(found.shape, found.stride(), strict=True))
-    fits = all(
-        n == 1 or (axis is not None and whole.shape[axis] == n) for n, axis in zip(found.shape, axes, strict=True)
-    )
-    return View.of(source.parameter, axes) if fits and found._is_view() else None
 
 
 # Sizes of a result: the value of each, and how forward's argument follows channels (None: torch works it out).
@@ -138,7 +104,8 @@ def _reshape(flow: Flow, op: Op, operand: Operand, sizes: Sizes) -> Layout | Non
     follows = [i for i, count in given if count is not None and count.terms and not flow.stands(count)]
     free = [i for i, count in given if count is None]
     written = [i for i, count in given if flow.stands(count)]
-    chosen = [*follows, *free, *written, *varying][0]
+    heads = sorted([*free, *written]) if flow.heads and len(varying) > 1 else []  # heads stand before their channels
+    chosen = [*heads, *follows, *free, *written, *varying][0]
     lines = np.moveaxis(block, chosen, 0).reshape(block.shape[chosen], -1)
     for column in lines.T[1:] if len(varying) > 1 else ():
         flow.tie(lines[:, 0], column)
@@ -164,8 +131,18 @@ def _require_sizes(flow: Flow, op: Op, sizes: Sizes, layout: Layout | None) -> N
     none = np.zeros(0, np.int64)
     for axis, (_, count) in enumerate(sizes):
         on_channels = layout is not None and axis == layout.axis
+        if flow.heads and count is not None and on_channels and layout is not None:
+            _together(flow, count, layout)
         if count is not None and (on_channels or count.terms):
             flow.follows(count, layout.positions if layout is not None and on_channels else none, op)
+
+
+def _together(flow: Flow, count: Count, layout: Layout) -> None:
+    """Ties the channels of heads to those of another tensor whose number forward writes in their place."""
+    if len(count.terms) == 1 and not count.constant and not flow.stands(count):
+        factor, positions = count.terms[0]
+        if factor == 1 and len(positions) == len(layout.positions):
+            flow.tie(positions, layout.positions)
 
 
 @rule_for("expand", thorough=True)

@@ -35,6 +35,7 @@ def concatenation(flow: Flow, op: Op) -> Layout | None:
     if not known and not parts:
         msg = "one part is not a tensor"
         raise NoRuleError(msg)
+    parts = [part for part in parts if tuple(part.value) != (0,)]  # torch passes over empty tensors without axes
     layouts = [part.layout for part in parts if part.layout is not None]
     if not layouts:
         return None

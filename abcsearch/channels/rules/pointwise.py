@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
 from abcsearch.channels.operands import LOOSE, Layout, NoRuleError, Op, Operand
+from abcsearch.channels.renormalising import POOLS, kind_of
 from abcsearch.channels.rules.table import axes_of, numbers_plain, rule_for, same_channels
 
 if TYPE_CHECKING:
@@ -31,12 +32,18 @@ if TYPE_CHECKING:
     *(F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus, F.softsign, F.logsigmoid, F.tanhshrink, F.threshold),
     *(F.relu_, F.leaky_relu_, F.elu_, F.hardtanh_, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout),
     *(torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.abs, torch.exp, torch.neg, torch.sqrt, torch.rsqrt),
-    *(torch.log, torch.square, torch.clamp, torch.reciprocal, torch.erf, torch.sin, torch.cos, torch.sign),
+    *(torch.log, torch.square, torch.clamp, torch.clamp_min, torch.clip),
+    *(torch.reciprocal, torch.erf, torch.sin, torch.cos, torch.sign),
     *(operator.neg, torch.zeros_like, torch.ones_like, torch.clone),
     *("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "abs", "exp", "neg", "sqrt", "rsqrt", "log", "square"),
     *(
         "clamp",
         "clamp_",
+        "clamp_min",
+        "clamp_min_",
+        "rsqrt_",
+        "sqrt_",
+        "type_as",
         "clip",
         "reciprocal",
         "erf",
@@ -171,21 +178,44 @@ def alike(flow: Flow, op: Op) -> Layout | None:
 
 @rule_for(
     *(torch.mean, torch.sum, torch.amax, torch.amin, torch.prod, torch.std, torch.var, torch.norm, torch.logsumexp),
+    torch.linalg.vector_norm,
     *("mean", "sum", "amax", "amin", "prod", "std", "var", "norm", "logsumexp"),
 )
 def reduction(flow: Flow, op: Op) -> Layout | None:
-    """Reduces axes that are not the channels'."""
-    return _reduced(op)
+    """Reduces axes that are not the channels'; or all channels to what they have in common, as norms do.
+
+    That is a number per place, from which an operation on single entries goes back to the same channels.
+    """
+    operand = op.tensor()
+    layout, rank = operand.layout, len(operand.value)
+    pools = kind_of(op.target) in POOLS and op.is_tensor and len(op.value) == rank
+    if layout is None or not pools or layout.axis not in (_reduced_axes(op) or ()):
+        return reduced(op)
+    if operand.computed:
+        msg = "it reduces rows of a weight"
+        raise NoRuleError(msg)
+    if kind_of(op.target) in ("var", "std"):
+        whole = op.plain(2, "unbiased") is False or op.plain(len(op.args), "correction") == 0
+        if not whole:
+            msg = "of a single channel that is left it would not be a number (unbiased=False has one)"
+            raise NoRuleError(msg)
+    flow.norms.pool(op, layout.axis, layout.positions)
+    return None
 
 
-def _reduced(op: Op) -> Layout | None:
+def _reduced_axes(op: Op) -> list[int]:
+    """Returns the axes over which an operation reduces its input."""
+    position = 2 if getattr(op.target, "__name__", op.target) in ("norm", "linalg_vector_norm") else 1
+    return axes_of(op.plain(position, "dim", op.plain(len(op.args), "axis")), len(op.tensor().value))
+
+
+def reduced(op: Op) -> Layout | None:
     """Returns the layout behind a reduction of other axes than the channels'."""
     operand = op.tensor()
     layout, rank = operand.layout, len(operand.value)
     if layout is None:
         return None
-    position = 2 if getattr(op.target, "__name__", op.target) == "norm" else 1
-    axes = axes_of(op.plain(position, "dim", op.plain(len(op.args), "axis")), rank)
+    axes = _reduced_axes(op)
     if not axes or layout.axis in axes:
         msg = "it reduces the channels"
         raise NoRuleError(msg)
@@ -200,12 +230,12 @@ def extremum(flow: Flow, op: Op) -> Layout | Sequence[Layout | None] | None:
         return _pairwise(flow, op, residual=False)
     numbers_plain(op.operands[1:])
     if op.is_tensor:
-        return _reduced(op)
-    found = _reduced(dataclasses.replace(op, value=op.value[0]))
+        return reduced(op)
+    found = reduced(dataclasses.replace(op, value=op.value[0]))
     return [found, found]
 
 
-@rule_for(nn.Softmax, nn.LogSoftmax, nn.Softmin, F.softmax, F.log_softmax, F.softmin, F.normalize)
+@rule_for(nn.Softmax, nn.LogSoftmax, nn.Softmin, F.softmax, F.log_softmax, F.softmin)
 @rule_for(torch.softmax, torch.log_softmax, torch.cumsum, torch.roll, "roll", "softmax", "log_softmax", "cumsum")
 def along(flow: Flow, op: Op) -> Layout | None:
     """Works along one axis: the channels stay where they are if it is another one."""
@@ -213,9 +243,9 @@ def along(flow: Flow, op: Op) -> Layout | None:
     layout = operand.layout
     if layout is None:
         return None
-    place = 2 if op.target in (F.normalize, torch.roll, "roll") else 1
+    place = 2 if op.target in (torch.roll, "roll") else 1
     dim = op.plain(place, "dim", op.kwargs.get("dims")) if op.module is None else getattr(op.module, "dim", None)
-    if layout.axis in axes_of(1 if op.target is F.normalize and dim is None else dim, len(operand.value)):
+    if layout.axis in axes_of(dim, len(operand.value)):
         msg = "it mixes the channels"
         raise NoRuleError(msg)
     return same_channels(operand, op)

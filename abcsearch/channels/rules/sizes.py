@@ -7,6 +7,8 @@ import operator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from abcsearch.channels.operands import Count, Op, Operand, View
 from abcsearch.channels.remembered import comparison, conversion
 from abcsearch.channels.rules.table import pinned
@@ -33,6 +35,8 @@ def number(flow: Flow, op: Op) -> Operand | None:
         return _read(flow, op, first)
     if any(operand.is_tensor or operand.parts for operand in operands):
         return None
+    if flow.heads and op.target is operator.floordiv and (each := _per_head(flow, op)) is not None:
+        return each
     found = _arithmetic(op)
     values = op.value if isinstance(op.value, tuple) else (op.value,)
     if found is None or [count.full for count in found] != list(values):
@@ -110,6 +114,21 @@ def _arithmetic(op: Op) -> list[Count] | None:
     if len(sides) != 2:
         return None
     return _binary(op.target, *op.args, *(side or [] for side in sides))
+
+
+def _per_head(flow: Flow, op: Op) -> Operand | None:
+    """Returns the channels of one head, where forward divides all of them by a number of heads: they go with these."""
+    sides = [_counts(arg) for arg in op.args]
+    if len(sides) != 2 or any(side is None or len(side) != 1 for side in sides):
+        return None
+    every, heads = (side[0] for side in sides if side)
+    if not (_alone(every) and _alone(heads) and flow.stands(heads)):
+        return None
+    channels, units = every.terms[0][1], heads.terms[0][1]
+    if len(channels) % len(units):
+        return None
+    flow.tie(np.repeat(units, len(channels) // len(units)), channels)
+    return Operand(value=op.value, is_tensor=False)
 
 
 # On numbers, these are the same.

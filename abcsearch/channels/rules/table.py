@@ -137,23 +137,17 @@ def run_rule(rule: Rule, flow: Flow, op: Op) -> Layout | Sequence[Layout | None]
 def pinned(flow: Flow, op: Op) -> Op:
     """Returns an operation to which attributes of modules are numbers that stay; itself where there are none."""
 
-    def pin(item: Any) -> Any:  # noqa: ANN401 - arguments are anything
-        if isinstance(item, Operand):
-            standing = [count for count in item.counts if count is not None and flow.stands(count)]
-            for count in standing:
-                for _, positions in count.terms:
-                    flow.fix(positions, f"{op.name}: it works by a number that is written in the network")
-            left = tuple(None if count in standing else count for count in item.counts) if standing else ()
-            return dataclasses.replace(item, counts=left) if standing else item
-        if isinstance(item, slice):
-            return slice(pin(item.start), pin(item.stop), pin(item.step))
-        if isinstance(item, tuple | list):
-            return type(item)(pin(each) for each in item)
-        return {key: pin(each) for key, each in item.items()} if isinstance(item, dict) else item
+    def pin(item: Operand) -> Operand:
+        standing = [count for count in item.counts if count is not None and flow.pins(count)]
+        for count in standing:
+            for _, positions in count.terms:
+                flow.fix(positions, f"{op.name}: it works by a number that is written in the network")
+        left = tuple(None if count in standing else count for count in item.counts) if standing else ()
+        return dataclasses.replace(item, counts=left) if standing else item
 
-    if not any(flow.stands(count) for operand in op.operands for count in operand.counts):
+    if not any(flow.pins(count) for operand in op.operands for count in operand.counts):
         return op
-    return dataclasses.replace(op, args=pin(op.args), kwargs=pin(op.kwargs))
+    return op.mapped(pin)
 
 
 def numbers_plain(operands: Sequence[Operand]) -> None:
