@@ -42,7 +42,11 @@ def tensor_names(operations: OperationGraph) -> tuple[dict[int, str], dict[str, 
 def propagate(flow: Flow, operations: OperationGraph) -> dict[fx.Node, Operand]:
     """Runs the rules over all operations; the flow collects what they say. Returns the result of every operation."""
     operands: dict[fx.Node, Operand] = {}
+    driven: set[fx.Node] = set()  # what depends on the input
     for node in operations.nodes:
+        if node.op == "placeholder" or not driven.isdisjoint(node.all_input_nodes):
+            driven.add(node)
+        flow.shared = node not in driven
         if node.op == "output":
             for source in node.all_input_nodes:
                 _fix_all(flow, [operands[source]], "the network's output")
@@ -65,7 +69,7 @@ def _result_of(flow: Flow, node: fx.Node, operands: dict[fx.Node, Operand], oper
         return _attribute(operations, str(node.target), flow, value)
     op = _operation(node, value, operands, operations)
     if not (count_calls(flow, op) or count_products(flow, op)) and operations.macs.get(node):
-        macs = operations.macs[node] // flow.batch
+        macs = flow.per_image(operations.macs[node])
         flow.calls.append(Call(weight=macs, bias=None, times=1, outputs=0, scope=op.scope))
     return _apply(flow, op)
 
