@@ -49,8 +49,8 @@ def trace_channels(
 
     Args:
         model: any module that runs; it is not changed.
-        example_input: one batch as forward takes it (batch 1 is enough), a tuple of positional arguments, or an
-            `Example` with keyword arguments as well.
+        example_input: one batch as forward takes it (batch 1 is enough), a tuple of positional arguments, a dict of
+            keyword arguments, or an `Example` of both.
         fixed: paths of modules whose output channels must all stay.
         unknown: "fix" keeps all channels that an operation without a rule touches and says so in one warning;
             "raise" refuses.

@@ -371,7 +371,7 @@ def reader_moments(
     def step(seen: Batch) -> None:
         watch.begin()
         with torch.no_grad():
-            twin(*seen.inputs)
+            seen.run(twin)
 
     run_batches(twin, data, seed, step)
     return watch.moments()
