@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from abcsearch.budget import Constraint as Constraint
     from abcsearch.channels.blocks import Block as Block
     from abcsearch.channels.criteria import CRITERIA as CRITERIA
-    from abcsearch.channels.example import Example as Example
     from abcsearch.channels.gates import gate as gate
     from abcsearch.channels.gates import gated as gated
     from abcsearch.channels.graph import ChannelGraph as ChannelGraph
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from abcsearch.evaluation.sliced import ScoringOptions as ScoringOptions
     from abcsearch.evaluation.sliced import SlicedEvaluator as SlicedEvaluator
     from abcsearch.evaluation.tabular import Tabular as Tabular
+    from abcsearch.example import Example as Example
     from abcsearch.execution.options import ExecutionOptions as ExecutionOptions
     from abcsearch.execution.ray_executor import RayExecutor as RayExecutor
     from abcsearch.execution.ray_training import RayTraining as RayTraining
@@ -115,7 +115,7 @@ _HOME = {
     "Budget": "abcsearch.budget",
     "Constraint": "abcsearch.budget",
     "Block": "abcsearch.channels.blocks",
-    "Example": "abcsearch.channels.example",
+    "Example": "abcsearch.example",
     "gate": "abcsearch.channels.gates",
     "gated": "abcsearch.channels.gates",
     "ChannelGraph": "abcsearch.channels.graph",

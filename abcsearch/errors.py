@@ -9,7 +9,6 @@ import difflib
 import inspect
 import json
 import shlex
-import sys
 import unicodedata
 from typing import TYPE_CHECKING, Any, cast
 
@@ -217,7 +216,9 @@ def callers() -> int:
 
     Work begins at many depths, so that no number is right for all.
     """
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("abcsearch."):
+    frame, level = inspect.currentframe(), 0
+    while (
+        frame is not None and frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("abcsearch.")
+    ):
         frame, level = frame.f_back, level + 1
     return level

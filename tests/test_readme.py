@@ -141,6 +141,12 @@ def test_objective_example_runs(tiny_model, monkeypatch):
     assert OBJECTIVES["angles"].loss(outputs, labels) > 0
 
 
+def test_several_inputs_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(block("python", "class Patient"), {"__name__": "patients"})
+    assert "picture.0" in capsys.readouterr().out
+
+
 def test_int8_example_runs(tiny_model, tiny_data, tmp_path, monkeypatch, capsys):
     pytest.importorskip("torchao")
     monkeypatch.chdir(tmp_path)

@@ -33,6 +33,7 @@ class Flow:
         canonical: canonical name of every parameter and buffer, by the id of the tensor (tied tensors share one).
         sizes: shape of every parameter and buffer, by canonical name.
         batch: number of images in the example input.
+        shared: whether the operation at hand gets nothing of the input: it happens once, however many images there are.
         producers: (module path, first position, count) of every creation of positions, in execution order.
         axes: positions by (canonical name, axis).
         makes: those of `axes` along which an operation makes or scales channels; along the others they are only read.
@@ -51,6 +52,7 @@ class Flow:
     canonical: dict[int, str]
     sizes: dict[str, tuple[int, ...]]
     batch: int = 1
+    shared: bool = False
     producers: list[tuple[str, int, int]] = field(default_factory=list)
     axes: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict)
     makes: set[tuple[str, int]] = field(default_factory=set)
@@ -74,6 +76,10 @@ class Flow:
     _standing: dict[int, NDArray[np.int64]] = field(default_factory=dict)
     _lengths: dict[int, NDArray[np.int64]] = field(default_factory=dict)
     _decisions: list[tuple[Count, str, str]] = field(default_factory=list)
+
+    def per_image(self, times: int) -> int:
+        """Returns how often per image something happens that the example did so many times; a share is rounded up."""
+        return times if self.shared else -(-times // self.batch)
 
     def fresh(self, count: int, producer: str = "") -> NDArray[np.int64]:
         """Returns `count` new positions; `producer` is the path of the module that computes them."""

@@ -12,7 +12,6 @@ import torch
 
 from abcsearch.channels.activation import Activations, Step
 from abcsearch.channels.blocks import find_blocks
-from abcsearch.channels.example import Example
 from abcsearch.channels.flow import Classes, Flow
 from abcsearch.channels.graph import ChannelGraph, ChannelGroup, ChannelNorm, Member, SizeAttribute
 from abcsearch.channels.norms import Norms
@@ -20,6 +19,7 @@ from abcsearch.channels.propagate import propagate, tensor_names
 from abcsearch.channels.selfcheck import misfits
 from abcsearch.channels.trace import trace_operations
 from abcsearch.errors import TraceError, UnsupportedOpError, unknown_name
+from abcsearch.example import Example
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,8 +51,8 @@ def trace_channels(
 
     Args:
         model: any module that runs; it is not changed.
-        example_input: one batch as forward takes it (batch 1 is enough), a tuple of positional arguments, or an
-            `Example` with keyword arguments as well.
+        example_input: one batch as forward takes it (batch 1 is enough), a tuple of positional arguments, a dict of
+            keyword arguments, or an `Example` of both.
         fixed: paths of modules whose output channels must all stay.
         unknown: "fix" keeps all channels that an operation without a rule touches and says so in one warning;
             "raise" refuses.
@@ -144,17 +144,31 @@ def _assembled(flow: Flow, traced: _Traced) -> tuple[ChannelGraph, list[NDArray[
 def _one_image(model: nn.Module, example: Example) -> tuple[OperationGraph, Example, int]:
     """Traces on the first image of the example, since costs are per image.
 
+    What is cut to the first image is told from what all images share, and from an image without an axis for others, by
+    the example alone; see `Example`. Where that leaves doubt (tensors of three axes or fewer), the results of both
+    passes say whether their rows are images.
+
     Returns the operations, the input that was used, and the number of images in it: more than one only if forward
     insists on them.
     """
-    tensors = [x for x in example.tensors if x.ndim]
-    batch = len(tensors[0]) if tensors else 1
-    if batch > 1 and all(len(x) == batch for x in tensors):
-        single = example.mapped(lambda x: x[:1] if isinstance(x, torch.Tensor) and x.ndim else x)
+    batch, most = len(example), max((x.ndim for x in example.tensors), default=0)
+    doubtful = most < 4 and not example.listed
+    whole = trace_operations(model, example) if batch <= 1 or doubtful else None
+    if batch > 1:
+        single = example[:1]
         with contextlib.suppress(TraceError):
-            return trace_operations(model, single), single, 1
-    unbatched = bool(tensors) and tensors[0].ndim == 3  # one image as (channels, height, width)
-    return trace_operations(model, example), example, 1 if unbatched else max(batch, 1)
+            operations = trace_operations(model, single)
+            if whole is None or [n * batch for n in _rows(operations)] == _rows(whole):
+                return operations, single, 1
+    whole = whole or trace_operations(model, example)
+    unbatched = doubtful and most == 3  # one image as (channels, height, width)
+    return whole, example, 1 if unbatched else max(batch, 1)
+
+
+def _rows(operations: OperationGraph) -> list[int]:
+    """Returns the first size of every tensor that forward returns."""
+    shapes = [operations.values[source] for node in operations.nodes[-1:] for source in node.all_input_nodes]
+    return [shape[0] for shape in shapes if isinstance(shape, torch.Size) and shape]
 
 
 def summarised(unsupported: Sequence[str]) -> list[str]:

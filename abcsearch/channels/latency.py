@@ -17,6 +17,7 @@ from abcsearch.channels.options import LatencyOptions
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import ModelError
+from abcsearch.example import repeated, run_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from abcsearch.channels.cost import CostModel
     from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.example import Inputs
 
 _RATIOS = np.arange(1, 11) / 10  # keep ratios whose networks are measured for a model
 
@@ -42,7 +44,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def measure_latency(
-    models: Sequence[nn.Module], example_input: torch.Tensor, *, threads: int = 1, repeats: int = 30, warmup: int = 5
+    models: Sequence[nn.Module], example_input: Inputs, *, threads: int = 1, repeats: int = 30, warmup: int = 5
 ) -> list[float]:
     """Returns the median forward time of each model in milliseconds; see `forward_times`.
 
@@ -55,7 +57,7 @@ def measure_latency(
 
 def forward_times(
     models: Sequence[nn.Module],
-    example_input: torch.Tensor,
+    example_input: Inputs,
     *,
     threads: int = 1,
     repeats: int = 30,
@@ -125,7 +127,7 @@ class LatencyModel:
 
     @classmethod
     def measure(
-        cls, model: nn.Module, graph: ChannelGraph, example: torch.Tensor, options: LatencyOptions | None = None
+        cls, model: nn.Module, graph: ChannelGraph, example: Inputs, options: LatencyOptions | None = None
     ) -> LatencyModel:
         """Measures the networks of ten keep ratios, 0.1 ... 1; takes ten times `repeats` passes, twice.
 
@@ -136,7 +138,7 @@ class LatencyModel:
             options: how to measure.
         """
         options = options or LatencyOptions()
-        batch = example[:1].expand(options.batch, *[-1] * (example.dim() - 1)).clone()
+        batch = repeated(example, options.batch)
         channels = np.array([group.channels for group in graph.prunable])
         candidates = np.maximum(1, np.floor(_RATIOS[:, None] * channels + 1e-9)).astype(np.int64)
         ranking = rank_channels(model, graph, "random")
@@ -209,7 +211,7 @@ def _ascending(
 
 
 def _layer_shares(
-    network: nn.Module, batch: torch.Tensor, owners: Sequence[str], options: LatencyOptions
+    network: nn.Module, batch: Inputs, owners: Sequence[str], options: LatencyOptions
 ) -> NDArray[np.float64]:
     """Returns what share of a pass each module takes itself, without other modules that are called in it, (n,)."""
     spent: dict[str, float] = defaultdict(float)
@@ -244,13 +246,13 @@ def _layer_shares(
     return np.median(passes[1:], axis=0)
 
 
-def _timed(model: nn.Module, example_input: torch.Tensor) -> float:
+def _timed(model: nn.Module, example_input: Inputs) -> float:
     """Returns the wall-clock seconds of one forward pass, the device idle before and after."""
     cuda = example_input.device.type == "cuda"
     if cuda:
         torch.cuda.synchronize(example_input.device)
     start = time.perf_counter()
-    model(example_input)
+    run_on(model, example_input)
     if cuda:
         torch.cuda.synchronize(example_input.device)
     return time.perf_counter() - start

@@ -394,7 +394,7 @@ def moments_of(
     def step(seen: Batch) -> None:
         watch.begin()
         with torch.no_grad():
-            twin(*seen.inputs)
+            seen.run(twin)
 
     run_batches(twin, data, seed, step)
     return watch.moments()

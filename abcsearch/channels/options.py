@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from abcsearch.channels.example import Example
     from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.example import Example
     from abcsearch.space import SearchSpace
 
 

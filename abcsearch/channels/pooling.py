@@ -129,7 +129,7 @@ def pooled_moments(
     def step(batch: Batch) -> None:
         seen.clear()
         with torch.inference_mode():
-            outputs = twin(*batch.inputs)
+            outputs = batch.run(twin)
             wanted = _targets(outputs, batch) if targets else None
             for path, responses in seen:
                 if wanted is None:
@@ -158,7 +158,7 @@ def _responses(reader: Reader, layer: Any, x: torch.Tensor, pool: Pool) -> torch
 
 def _targets(outputs: object, batch: Batch) -> torch.Tensor:
     """Returns what a network should have said of a batch, (images, targets) float64."""
-    labels, images = batch.labels, len(batch.inputs[0])
+    labels, images = batch.labels, len(batch)
     if labels is None or not labels.is_floating_point():
         classes, count = class_labels(outputs, batch)
         return F.one_hot(classes, count).double().cpu()

@@ -53,7 +53,11 @@ def propagate(flow: Flow, operations: OperationGraph) -> dict[fx.Node, Operand]:
     """Runs the rules over all operations; the flow collects what they say. Returns the result of every operation."""
     operands: dict[fx.Node, Operand] = {}
     flow.norms.restart()
+    driven: set[fx.Node] = set()  # what depends on the input
     for node in operations.nodes:
+        if node.op == "placeholder" or not driven.isdisjoint(node.all_input_nodes):
+            driven.add(node)
+        flow.shared = node not in driven
         if node.op == "output":
             for source in node.all_input_nodes:
                 _fix_all(flow, [operands[source]], "the network's output")
@@ -77,7 +81,7 @@ def _result_of(flow: Flow, node: fx.Node, operands: dict[fx.Node, Operand], oper
     op = _operation(node, value, operands, operations)
     counted = any(count(flow, op) for count in (count_calls, count_products, count_recurrent, count_attention))
     if not counted and operations.macs.get(node):
-        macs = operations.macs[node] // flow.batch
+        macs = flow.per_image(operations.macs[node])
         flow.calls.append(Call(weight=macs, bias=None, times=1, outputs=0, scope=op.scope))
     return _apply(flow, op)
 

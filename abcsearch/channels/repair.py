@@ -14,6 +14,7 @@ from abcsearch.channels.outline import outlined
 from abcsearch.channels.sequential import fit_in_turn, goals_of
 from abcsearch.channels.source import Sliced
 from abcsearch.errors import ConfigError, RankingError, unknown_name
+from abcsearch.example import Example
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.moments import Moments
     from abcsearch.channels.outline import Outline
     from abcsearch.channels.sequential import Goal
+    from abcsearch.example import Inputs
     from abcsearch.space import Candidate
 
 How = Literal["one_shot", "sequential"]
@@ -93,11 +95,11 @@ class Repaired(Sliced):
         - "sequential" fits a layer to its own outputs in the full network also where a shortcut is added to them.
 
     Attributes:
-        images: what moments are of: (n, channels, height, width) training images.
+        images: what moments are of: (n, channels, height, width) training images, or several inputs.
         how: "one_shot" or "sequential".
     """
 
-    def __init__(self, sliced: Sliced, images: torch.Tensor, how: How = "one_shot", *, seed: int = 0) -> None:
+    def __init__(self, sliced: Sliced, images: Inputs, how: How = "one_shot", *, seed: int = 0) -> None:
         """Takes a source of slices, training images without augmentation, how to repair, and the seed of positions.
 
         Raises:
@@ -106,15 +108,15 @@ class Repaired(Sliced):
         """
         if how not in get_args(How):
             raise ConfigError(unknown_name("repair", how, get_args(How)))
-        if not isinstance(images, torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - the user's own
-            msg = "images that a repair looks at are one tensor (n, channels, height, width), found "
+        if not isinstance(images, torch.Tensor | Example):  # pyright: ignore[reportUnnecessaryIsInstance] - the user's own
+            msg = "images that a repair looks at are one tensor (n, channels, height, width) or an Example, found "
             raise RankingError(msg + type(images).__name__)
         super().__init__(sliced.model, sliced.graph, sliced.ranking)
         if sliced.full is not sliced.model:
             vars(self)["_full"] = sliced.full
         self.images, self.how, self._seed = images, how, seed
         self._known: dict[str, Moments] | None = None
-        self._goals: tuple[torch.Tensor, dict[str, Goal]] | None = None
+        self._goals: tuple[Inputs, dict[str, Goal]] | None = None
         self._solved: OrderedDict[tuple[str, bytes], dict[str, torch.Tensor]] = OrderedDict()
 
     @property
@@ -161,7 +163,7 @@ class Repaired(Sliced):
                 fit_in_turn(network, outline, goals, images, RIDGE, self._seed)
         return network
 
-    def _aims(self) -> tuple[torch.Tensor, dict[str, Goal]]:
+    def _aims(self) -> tuple[Inputs, dict[str, Goal]]:
         """Returns the images on the network's device, and what the layers of the full network make of them."""
         if self._goals is None:
             images = self.images.to(self._device)

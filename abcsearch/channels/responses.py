@@ -19,6 +19,7 @@ from torch import nn
 
 from abcsearch.channels.pointwise import pointwise_safely
 from abcsearch.errors import AbcSearchError, RankingError, plural
+from abcsearch.example import Example, described, line_of
 from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
@@ -42,40 +43,49 @@ class Batch:
     """One batch of data.
 
     Attributes:
-        inputs: the positional arguments of forward, images first.
+        given: what forward takes.
         labels: (n,) classes, where the data have them.
     """
 
-    inputs: tuple[torch.Tensor, ...]
+    given: Example
     labels: torch.Tensor | None
 
     @classmethod
     def of(cls, value: object) -> Batch:
-        """Returns the batch for images, (images,) or (images, labels); images may be a tuple of several inputs.
+        """Returns the batch for images, (images,) or (images, labels); images may be several inputs, as of a data set.
+
+        These are a tuple or a list (positional arguments), a dict (keyword arguments) or an `Example`.
 
         Raises:
             RankingError: if it is something else.
         """
         parts = tuple(value) if isinstance(value, tuple | list) else (value,)
         images, labels = (*parts, None, None)[:2]
-        given = images if isinstance(images, tuple | list) else (images,)
-        inputs = tuple(x for x in given if isinstance(x, torch.Tensor) and x.ndim)
-        wrong = not inputs or len(inputs) < len(given)
+        given = Example.of(tuple(images) if isinstance(images, list) else images)
+        wrong = not given.leaves or any(not isinstance(x, torch.Tensor) or not x.ndim for x in given.leaves)
         if wrong or len(parts) > 2 or not isinstance(labels, torch.Tensor | None):
             found = ", ".join(type(part).__name__ for part in parts)
             msg = f"a batch of data is images or (images, labels), all torch tensors, found ({found})"
             raise RankingError(msg)
-        return cls(inputs=inputs, labels=labels)
+        return cls(given=given, labels=labels)
 
     @property
-    def copies(self) -> tuple[torch.Tensor, ...]:
-        """The inputs for one of several passes: forward may change them in place."""
-        return tuple(x.clone() for x in self.inputs)
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """All tensors that forward takes, in the order of its arguments, images first."""
+        return tuple(self.given.tensors)
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.given)
+
+    def run(self, network: nn.Module) -> Any:  # noqa: ANN401 - networks return anything
+        """Returns what a network makes of the batch, which it may change in place."""
+        return self.given.run(network)
 
     @property
     def text(self) -> str:
-        """Shapes and types of the inputs, for messages."""
-        return ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in self.inputs)
+        """Names, shapes and types of the inputs, for messages."""
+        return described(self.given, where=False)
 
 
 def read_batches(data: Any) -> Iterator[Batch]:  # noqa: ANN401 - whatever the user brings
@@ -83,22 +93,23 @@ def read_batches(data: Any) -> Iterator[Batch]:  # noqa: ANN401 - whatever the u
 
     Args:
         data: an iterable of batches (a DataLoader), or all of it in two tensors, (images, labels), which are cut into
-            batches of `BATCH_SIZE`. A batch is what `Batch.of` takes.
+            batches of `BATCH_SIZE`; images may be a dict of tensors or an `Example`. A batch is what `Batch.of` takes.
 
     Raises:
         RankingError: if it is something else, or there is no image in it.
     """
-    if isinstance(data, torch.Tensor):
+    if isinstance(data, torch.Tensor | Example):
         data = data.split(BATCH_SIZE)
     elif isinstance(data, tuple | list) and len(data) == 2 and _labelled(*data):
-        data = zip(data[0].split(BATCH_SIZE), data[1].split(BATCH_SIZE), strict=True)
+        images = Example.of(data[0]) if isinstance(data[0], dict) else data[0]
+        data = zip(images.split(BATCH_SIZE), data[1].split(BATCH_SIZE), strict=True)
     if not isinstance(data, Iterable):
         msg = f"data is an iterable of (images, labels) batches, or two tensors, found {type(data).__name__}"
         raise RankingError(msg)
     count = 0
     for value in data:
         batch = Batch.of(value)
-        if len(batch.inputs[0]):
+        if len(batch):
             count += 1
             yield batch
     if not count:
@@ -112,10 +123,15 @@ def _labelled(images: object, labels: object) -> bool:
     Raises:
         RankingError: if they are, but not equally many.
     """
-    if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor) or labels.ndim != 1:
+    if (
+        not isinstance(images, torch.Tensor | dict | Example)
+        or not isinstance(labels, torch.Tensor)
+        or labels.ndim != 1
+    ):
         return False
-    if len(images) != len(labels):
-        msg = f"data has {plural(len(images), 'image')} and {plural(len(labels), 'label')}"
+    count = len(Example.of(images))
+    if count != len(labels):
+        msg = f"data has {plural(count, 'image')} and {plural(len(labels), 'label')}"
         raise RankingError(msg)
     return True
 
@@ -137,13 +153,15 @@ def run_batches(twin: nn.Module, data: Any, seed: int, step: Callable[[Batch], N
         for batch in read_batches(data):
             # The layout decides the order of summation: one for all, whatever the data come in. A copy, since forward
             # may change its input in place.
-            inputs = tuple(x.to(device).contiguous().clone() for x in batch.inputs)
+            given = batch.given.to(device).contiguous().clone()
             try:
-                step(Batch(inputs=inputs, labels=batch.labels))
+                step(Batch(given=given, labels=batch.labels))
             except AbcSearchError:
                 raise
             except Exception as error:  # forward is the user's: anything can go wrong in it
-                msg = f"data do not fit the network: it fails on images {batch.text}: {_reason(error)}"
+                msg = (
+                    f"data do not fit the network: it fails on images {batch.text}: {_reason(error)} ({line_of(error)})"
+                )
                 raise RankingError(msg) from error
 
 
@@ -279,7 +297,7 @@ def response_scores(
 
     def step(batch: Batch) -> None:
         with torch.inference_mode():
-            twin(*batch.inputs)
+            batch.run(twin)
 
     run_batches(twin, data, seed, step)
     scores = [[s for consumer in own if (s := consumer.scores()) is not None] for own in found]
@@ -321,9 +339,9 @@ def gradient_scores(
     def step(batch: Batch) -> None:
         nonlocal count
         with torch.enable_grad():  # the caller may be in a block without gradients
-            loss = mean_loss(twin(*batch.inputs), batch)
+            loss = mean_loss(batch.run(twin), batch)
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        images = len(batch.inputs[0])
+        images = len(batch)
         count += images
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
             if gradient is not None:
@@ -354,7 +372,7 @@ def class_labels(logits: object, batch: Batch) -> tuple[torch.Tensor, int]:
     Raises:
         RankingError: if there are no labels, the network does not return logits, or a label has no output.
     """
-    labels, images = batch.labels, len(batch.inputs[0])
+    labels, images = batch.labels, len(batch)
     if labels is None:
         msg = "labels are missing: each batch of data must be (images, labels)"
         raise RankingError(msg)

@@ -6,6 +6,7 @@ tried on a copy, with noise on weights that are all the same: a layer that start
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from abcsearch.channels.cloning import keeping_buffers
+from abcsearch.channels.decisions import Decisions
 from abcsearch.channels.gates import gated
 from abcsearch.channels.ranking import Ranking
 from abcsearch.channels.recording import returned_by
@@ -20,10 +22,12 @@ from abcsearch.channels.slicing import slice_model
 from abcsearch.rng import numpy_stream, torch_seeded
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import nn
 
-    from abcsearch.channels.example import Example
     from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.example import Example
 
 _DOUBTFUL, _SURE = 0.7, 0.5  # what differs by less is right; what differs by more, in double precision, is wrong
 _NOISE = 0.1  # added to a parameter that is the same everywhere
@@ -105,17 +109,33 @@ class _Trial:
         return any(not _same(a, b, 0.0) for a, b in zip(one, two, strict=False))
 
     def difference(self, widths: list[int]) -> str | None:
-        """Returns how a slice with these widths differs from the original with gates; None if it does not."""
+        """Returns how a slice with these widths differs from the original with gates; None if it does not.
+
+        What differs in double precision is tried once more with the original's decisions wherever the numbers that it
+        decides by are the same: among equal scores, rounding says which are kept (see `Decisions`).
+        """
+        reason = self._compared(widths, contextlib.nullcontext(), contextlib.nullcontext())
+        if reason is None or self.exponent != _SURE:
+            return reason
+        first = Decisions()
+        return self._compared(widths, first, Decisions(first.made, lambda a, b: _same(a, b, _step(b) ** _SURE)))
+
+    def _compared(
+        self, widths: list[int], first: AbstractContextManager[Any], second: AbstractContextManager[Any]
+    ) -> str | None:
+        """Returns the difference if the original runs in one context, and then its slice in another."""
         gates = []
         for index, width in enumerate(widths):
             kept = torch.zeros(self.full[index])
             kept[torch.from_numpy(self._ranking.kept(index, width))] = 1
             gates.append(kept)
-        with gated(self._model, self._graph, gates):
+        with gated(self._model, self._graph, gates), first:
             expected = self._run(self._model, 0)
         if isinstance(expected, str):
             return f"the network does not run where some of them are zero: {expected}"
-        actual = self._run(slice_model(self._model, self._graph, widths, self._ranking), 0)
+        narrow = slice_model(self._model, self._graph, widths, self._ranking)
+        with second:
+            actual = self._run(narrow, 0)
         if isinstance(actual, str):
             return f"the network does not run without some of them: {actual}"
         if not self.compares:

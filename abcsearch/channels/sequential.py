@@ -12,12 +12,14 @@ from torch import nn
 from abcsearch.channels.cutting import cut
 from abcsearch.channels.moments import NORMS, Moments, Reader, Sample
 from abcsearch.channels.responses import twin_of
+from abcsearch.example import run_on
 from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from abcsearch.channels.outline import Outline
+    from abcsearch.example import Inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class Goal:
 
 
 @torch.no_grad()
-def goals_of(model: nn.Module, moments: Mapping[str, Moments], images: torch.Tensor, seed: int) -> dict[str, Goal]:
+def goals_of(model: nn.Module, moments: Mapping[str, Moments], images: Inputs, seed: int) -> dict[str, Goal]:
     """Returns the goals of the layers whose moments are those of patches, by path; one pass with all images at once.
 
     Args:
@@ -58,13 +60,13 @@ def goals_of(model: nn.Module, moments: Mapping[str, Moments], images: torch.Ten
         if one.reader.form == "patches":
             modules[path].register_forward_hook(functools.partial(look, path, one.reader))
     with torch_seeded(seed, "repair"):
-        twin(images.clone())  # forward may change its input in place
+        run_on(twin, images.clone())  # forward may change its input in place
     return goals
 
 
 @torch.no_grad()
 def fit_in_turn(
-    network: nn.Module, outline: Outline, goals: Mapping[str, Goal], images: torch.Tensor, ridge: float, seed: int = 0
+    network: nn.Module, outline: Outline, goals: Mapping[str, Goal], images: Inputs, ridge: float, seed: int = 0
 ) -> None:
     """Fits the layers of a pruned network to their goals, in the order in which forward calls them; in one pass.
 
@@ -105,7 +107,7 @@ def fit_in_turn(
         for norm in norms:
             norm.momentum = 1.0
         with torch_seeded(seed, "repair"):
-            network(images.clone())
+            run_on(network, images.clone())
     finally:
         for handle in handles:
             handle.remove()

@@ -6,19 +6,17 @@ import contextlib
 import copy
 import inspect
 import threading
-import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
 from abcsearch.channels.cloning import keeping_buffers
-from abcsearch.channels.example import Example
 from abcsearch.channels.interception import SIZE_ATTRIBUTES, Watched, is_leaf, listening
 from abcsearch.channels.recording import Recorder
 from abcsearch.errors import ExampleError, TraceError
+from abcsearch.example import Example, described, line_of
 from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
@@ -82,6 +80,7 @@ def trace_operations(
     """
     example = Example.of(example_input)
     _check(model, example)
+    example = example.fitting(model)
     # Only outside of inference mode do tensors remember that they were changed in place.
     with torch.inference_mode(mode=False), torch_seeded(0, "trace"), keeping_buffers(model):
         twin = _twin(model).train(training)
@@ -198,11 +197,10 @@ def _record(twin: nn.Module, example: Example) -> tuple[Recorder, Watched]:
     except TraceError:
         raise
     except Exception as error:
-        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in example.tensors)
         own = ", ".join({str(p.dtype) for p in twin.parameters()} or {"none"})
         msg = (
-            f"{kind} does not run on the example input {shapes}: {_first_line(error)} "
-            f"(at {recorder.current}, {_place(error)}); pass one batch as forward takes it (its weights are {own})"
+            f"{kind} does not run on the example input {described(example)}: {_first_line(error)} "
+            f"(at {recorder.current}, {line_of(error)}); pass one batch as forward takes it (its weights are {own})"
         )
         raise ExampleError(msg) from error
     after = _state(twin)
@@ -227,6 +225,8 @@ def _names(twin: nn.Module, example: Example) -> list[str]:
             names += f" and keywords ({', '.join(keywords)})"
         count = len(example.args) + len(example.kwargs)
         reason = f"the example has {count}" if len(example.args) > len(taken) else f"the example: {error}"
+        if example.kwargs and len(example.args) <= len(taken):
+            reason += f"; it has {', '.join(example.entries)}"
         msg = f"{names}, {reason}"
         raise TraceError(msg) from error
 
@@ -255,10 +255,3 @@ def _plain_attention() -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     """Returns the first line of an error's text, or its class where there is no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _place(error: Exception) -> str:
-    """Returns `file:line` of the innermost frame outside torch: the line of forward that fails."""
-    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "inside torch"

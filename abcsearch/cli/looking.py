@@ -11,6 +11,7 @@ import typer
 
 from abcsearch.cli.options import AsJson, Set
 from abcsearch.errors import ExampleError
+from abcsearch.example import Example, Inputs
 from abcsearch.terminal import answering, console, print_json, print_table
 
 # Of `list`; the catalog itself would import numpy.
@@ -93,7 +94,7 @@ def inspect(
             try:
                 found = inspect_model(model, example, space, criteria)
             except ExampleError as error:
-                raise _with_input(error, target, tuple(example.shape[1:])) from error
+                raise _with_input(error, target, example) from error
         if png is not None:
             found.draw(png)
         if as_json:
@@ -112,8 +113,11 @@ def inspect(
             console.print(f"drawn in {png}")
 
 
-def _with_input(error: ExampleError, target: str, shape: tuple[int, ...]) -> ExampleError:
+def _with_input(error: ExampleError, target: str, example: Inputs) -> ExampleError:
     """Returns the error of a network that does not run on an input, in words of the command line."""
+    if isinstance(example, Example):  # of a config, whose data say what is fed
+        return ExampleError(str(error))
+    shape = tuple(example.shape[1:])
     reason = str(error).partition(": ")[2].partition("; pass one batch")[0]
     return ExampleError(
         f"{target} does not run on one input of {'x'.join(map(str, shape))}; say what one of its inputs is: --input "

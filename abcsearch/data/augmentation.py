@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from abcsearch.data.images import IGNORED
 from abcsearch.errors import DataError
+from abcsearch.example import Example
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,7 @@ class Moves:
         offsets = None if self.offsets is None else self.offsets[:, positions]
         return replace(self, offsets=offsets, mirrored=None if self.mirrored is None else self.mirrored[positions])
 
-    def apply(self, images: torch.Tensor, fill: float = 0) -> torch.Tensor:
+    def apply(self, images: Any, fill: float = 0) -> Any:  # noqa: ANN401 - a tensor; several inputs if nothing moves
         """Returns moved copies of (batch, height, width, channels) images; `fill` comes in at their edges.
 
         Raises:
@@ -43,8 +44,9 @@ class Moves:
         """
         if self.offsets is None and self.mirrored is None:
             return images
-        if images.ndim != 4:
-            msg = f"images {tuple(images.shape[1:])} are not shifted and mirrored, which takes height and width; set "
+        if isinstance(images, Example) or images.ndim != 4:
+            found = "of several inputs" if isinstance(images, Example) else tuple(images.shape[1:])
+            msg = f"images {found} are not shifted and mirrored, which takes height and width; set "
             msg += "shift = 0 and flip = false in the recipe"
             raise DataError(msg)
         n, height, width, channels = images.shape

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from abcsearch.errors import DataError, plural
+from abcsearch.example import Example, Inputs
 from abcsearch.rng import derived_seed
 
 if TYPE_CHECKING:
@@ -18,25 +19,31 @@ if TYPE_CHECKING:
 
     from abcsearch.data.splits import Split
 
-    Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+    Batches = Iterator[tuple[Any, torch.Tensor]]  # inputs are `Inputs`, which what is derived narrows
 
+KINDS = (torch.float32, torch.int64, torch.bool)  # of several inputs
 IGNORED = -100  # label of pixels that do not count, as in torch
 
 
-def as_rows(images: torch.Tensor) -> torch.Tensor:
+def as_rows(images: Any) -> Any:  # noqa: ANN401 - of a tensor a tensor, of several inputs as many
     """Returns images as they lie in memory: with height and width (n, height, width, channels), others as they are."""
+    if isinstance(images, Example):
+        return images.mapped(as_rows)
     return images.permute(0, 2, 3, 1) if images.ndim == 4 else images
 
 
-def from_rows(rows: torch.Tensor) -> torch.Tensor:
+def from_rows(rows: Any) -> Any:  # noqa: ANN401 - as `as_rows`
     """Returns the (n, channels, ...) images that lie in memory as `as_rows` says."""
+    if isinstance(rows, Example):
+        return rows.mapped(from_rows)
     return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
 
 
 class Images(ABC):
     """Images with labels: in memory (`Split`) or decoded when they are needed (`Stream`).
 
-    An image may have one, two or three dimensions besides its channels: signals, images, volumes.
+    An image may have one, two or three dimensions besides its channels: signals, images, volumes. Where a network takes
+    several inputs, an image is all of them: batches are then an `Example` each.
 
     Attributes:
         labels: (n,) int64 class numbers from 0; or (n, ...) float32 values; or (n, height, width) int64 class numbers
@@ -51,8 +58,8 @@ class Images(ABC):
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, ...]:
-        """Of every image: (channels, height, width), or channels and one or three sizes."""
+    def shape(self) -> Any:  # noqa: ANN401 - two kinds
+        """Of every image: (channels, height, width), or channels and one or three sizes; of several inputs by name."""
 
     @abstractmethod
     def part(self, indices: torch.Tensor) -> Self:
@@ -72,7 +79,7 @@ class Images(ABC):
 
         Yields:
             (batch, channels, height, width) float32 images, channels_last, and their labels. Signals and volumes are
-            (batch, channels, ...), contiguous.
+            (batch, channels, ...), contiguous. Of several inputs an `Example` of tensors with a row per image.
         """
 
     @abstractmethod
@@ -139,6 +146,37 @@ def check_labels(labels: torch.Tensor, count: int) -> None:
         but = "" if labels.ndim == 1 else f", {IGNORED} for pixels that do not count"
         msg = f"labels count classes from 0{but}, found {low}"
         raise DataError(msg)
+
+
+def select(rows: Inputs, indices: torch.Tensor) -> Inputs:
+    """Returns the rows at the given positions of what lies in memory."""
+    return rows[indices] if isinstance(rows, Example) else rows.index_select(0, indices)
+
+
+def check_inputs(inputs: Example, count: int) -> None:
+    """Checks several inputs: tensors of numbers that are finite, with a row per image.
+
+    Raises:
+        DataError: if there are none, or others.
+    """
+    if not inputs.entries:
+        msg = "an image has at least one input, found none"
+        raise DataError(msg)
+    if inputs.listed:
+        msg = "a list of tensors of three axes is a list of images, found one among several inputs; make it a tuple"
+        raise DataError(msg)
+    for name, x in inputs.entries.items():
+        if not isinstance(x, torch.Tensor):
+            msg = f"inputs of a network are torch tensors, found {type(x).__name__} as {name!r}; convert it with "
+            raise DataError(f"{msg}torch.as_tensor")
+        if not x.ndim or len(x) != count or not x.numel() or x.dtype not in KINDS:
+            msg = f"inputs are tensors ({count}, ...) of {plural(count, 'image')}, float32, int64 or bool and not "
+            msg += f"empty, found {tuple(x.shape)} {x.dtype} as {name!r}"
+            raise DataError(f"{msg}; scale bytes in your Dataset" if x.dtype == torch.uint8 else msg)
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            first = int((~torch.isfinite(x)).flatten(1).any(dim=1).nonzero()[0]) if x.ndim > 1 else 0
+            msg = f"inputs must be finite, found values that are not in {name!r}, first in number {first} (from 0)"
+            raise DataError(msg)
 
 
 def own_share(batch_size: int, share: tuple[int, int]) -> slice:

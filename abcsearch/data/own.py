@@ -13,10 +13,12 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from abcsearch.data.images import IGNORED, Images, as_rows, check_labels, from_rows
+from abcsearch.data.items import one_of, tensors_of
 from abcsearch.data.pixels import HoldOut, byte_data, scale_of
 from abcsearch.data.splits import Data, Split
 from abcsearch.data.stream import Stream
 from abcsearch.errors import DataError
+from abcsearch.example import Example
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,12 +34,14 @@ def from_datasets(  # noqa: PLR0913 - options of a config
     stream: bool = False,
     workers: int | None = None,
     ignore_index: int | None = None,
+    inputs: Sequence[str] = (),
 ) -> Data:
     """Returns the data of two map-style Datasets of PyTorch.
 
     Args:
         pair: (train, test); items are (image, label), the image a (channels, height, width) tensor, uint8 or normalised
-            float32, unaugmented, the label a number or a tensor. They are read into memory, one by one.
+            float32, unaugmented, the label a number or a tensor; of several inputs see `Data.of`. They are read into
+            memory, one by one.
         name: for records.
         validation: share of the training images that is held out for search-validation, or their number.
         seed: of that choice.
@@ -46,6 +50,7 @@ def from_datasets(  # noqa: PLR0913 - options of a config
             once.
         workers: processes that read a stream; None: one per core.
         ignore_index: label of pixels that do not count, 255 in VOC and Cityscapes; None: -100 alone.
+        inputs: see `Data.of`.
 
     Raises:
         DataError: if they are no Datasets, or an item is not what it has to be.
@@ -57,22 +62,43 @@ def from_datasets(  # noqa: PLR0913 - options of a config
             msg = f"{where} has __getitem__, __len__ and at least one item, found {source!r:.80}"
             raise DataError(msg)
         if not stream:
-            parts.append(_read(source, where, ignore_index))
+            parts.append(_read(source, where, ignore_index, inputs))
             continue
         given = getattr(source, "targets", None)
-        labels = [_item(source, index, where)[1] for index in range(len(source))] if given is None else given
-        parts.append(Stream(source=source, labels=_labels(labels, where, ignore_index), workers=workers))
+        pairs = _Pairs(source, where, inputs)
+        labels = [pairs[index][1] for index in range(len(source))] if given is None else given
+        read: Any = pairs if isinstance(source[0], Mapping) else source
+        parts.append(Stream(source=read, labels=_labels(labels, where, ignore_index), workers=workers))
     return Data.from_images(*parts, validation=validation, seed=seed, name=name, objective=objective)
 
 
-def _read(source: Any, where: str, ignore_index: int | None) -> Split:  # noqa: ANN401 - the user's Dataset
-    """Returns all items of a Dataset in memory."""
-    kept = _Kept(source, where)
+def _read(source: Any, where: str, ignore_index: int | None, inputs: Sequence[str]) -> Split:  # noqa: ANN401
+    """Returns all items of the user's Dataset in memory."""
+    kept = _Kept(_Pairs(source, where, inputs))
     unknown = torch.zeros(len(source), dtype=torch.int64)
     read = Stream(source=kept, labels=unknown, workers=0).loaded()
     return Split(
         read.images, _labels(kept.labels[1:], where, ignore_index), read.scale
     )  # the first item has been read twice
+
+
+class _Pairs:
+    """A Dataset of the user's whose items are (image, label), whatever they were."""
+
+    def __init__(self, source: Any, where: str, inputs: Sequence[str]) -> None:  # noqa: ANN401 - the user's Dataset
+        if isinstance(inputs, str) or not all(isinstance(name, str) for name in inputs):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"inputs are names of what an item holds for the network, a list of texts, found {inputs!r:.80}"
+            raise DataError(msg)
+        self._source, self._where, self._inputs = source, where, tuple(inputs)
+        self.title = type(source).__name__  # in messages
+
+    def __len__(self) -> int:
+        """Returns the number of items."""
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """Returns image and label."""
+        return _item(self._source, index, self._where, self._inputs)
 
 
 class _Kept:
@@ -82,17 +108,17 @@ class _Kept:
         labels: in the order of reading.
     """
 
-    def __init__(self, source: Any, where: str) -> None:  # noqa: ANN401 - the user's Dataset
-        self._source, self._where = source, where
+    def __init__(self, pairs: _Pairs) -> None:
+        self._pairs, self.title = pairs, pairs.title
         self.labels: list[Any] = []
 
     def __len__(self) -> int:
         """Returns the number of items."""
-        return len(self._source)
+        return len(self._pairs)
 
     def __getitem__(self, index: int) -> tuple[Any]:
         """Returns an image."""
-        image, label = _item(self._source, index, self._where)
+        image, label = self._pairs[index]
         self.labels.append(label)
         return (image,)
 
@@ -102,21 +128,28 @@ _LABELS = ("label", "labels", "target", "targets", "y", "mask", "class")
 _COLOURS = (1, 3, 4)  # channels that bytes may have last
 
 
-def _item(source: Any, index: int, where: str) -> tuple[Any, Any]:  # noqa: ANN401 - the user's Dataset
-    """Returns image and label of an item; PIL images and arrays as tensors."""
+def _item(source: Any, index: int, where: str, inputs: tuple[str, ...]) -> tuple[Any, Any]:  # noqa: ANN401
+    """Returns image and label of an item of the user's Dataset; PIL images and arrays as tensors."""
     item: Any = source[index]
     if isinstance(item, Mapping):
-        item = _named(item, where, index)
+        item = _named(item, where, index, inputs)
     if not isinstance(item, tuple | list) or len(item) != 2:
         size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
-        msg = f"{where} has items (image, label), found {type(item).__name__}{size} at {index}; return just these two"
-        raise DataError(msg)
+        msg = f"{where} has items (image, label), found {type(item).__name__}{size} at {index}; return just these two, "
+        raise DataError(msg + "several inputs as one: ((left, right), label) or ({'left': ..., 'right': ...}, label)")
     return _image(item[0]), item[1]
 
 
-def _named(item: Mapping[str, Any], where: str, index: int) -> tuple[Any, Any]:
-    """Returns image and label of an item that names them."""
+def _named(item: Mapping[str, Any], where: str, index: int, inputs: tuple[str, ...]) -> tuple[Any, Any]:
+    """Returns image and label of an item that names them; of several inputs a dict of these."""
     image, label = (next((key for key in names if key in item), None) for names in (_IMAGES, _LABELS))
+    missing = [name for name in inputs if name not in item]
+    if missing:
+        msg = f"{where} has no {', '.join(missing)} among the item at {index} ({', '.join(map(str, item))}), which "
+        raise DataError(f"{msg}inputs = {list(inputs)} asks for; have every item hold all of them")
+    several = inputs or [name for name in item if name != label and image is None]
+    if label is not None and (inputs or len(several) > 1):
+        return {name: item[name] for name in several}, item[label]
     if image is None or label is None:
         msg = (
             f"{where} has items (image, label), or named image and label, found {', '.join(map(str, item))} at {index}"
@@ -174,6 +207,7 @@ class Reading:
         mean: per channel of bytes, in [0, 1]; None: that of the training images.
         std: likewise.
         ignore_index: label of pixels that do not count, 255 in VOC and Cityscapes; None: -100 alone.
+        inputs: see `Data.of`.
     """
 
     name: str = "data"
@@ -182,6 +216,7 @@ class Reading:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     ignore_index: int | None = None
+    inputs: Sequence[str] = ()
 
 
 def data_of(train: Any, test: Any, validation: Any, how: Reading) -> Data:  # noqa: ANN401 - what the user has
@@ -217,21 +252,40 @@ def _taken(source: Any, where: str, how: Reading) -> Any:  # noqa: ANN401 - what
         return source
     if isinstance(source, tuple | list) and len(source) == 2 and hasattr(source[0], "shape"):
         rows, labels = _rows(source[0], where), source[1]
+    elif _are_columns(source):
+        rows, labels = as_rows(one_of(source[0], None, where)), source[1]
     else:
-        rows, labels = _read_items(source, where)
+        rows, labels = _read_items(source, where, how.inputs)
     found = _labels(labels, where, how.ignore_index)
     if how.objective == "classification" and found.ndim == 2:
         found = _class_numbers(found, where)
     if how.objective == "regression":
         found = found.float()
     try:
-        if rows.dtype != torch.uint8:
+        if isinstance(rows, Example) or rows.dtype != torch.uint8:
             return Split(from_rows(rows), found)
         check_labels(found, len(rows))
     except DataError as error:
         msg = f"{where}: {error}"
         raise DataError(msg) from error
     return rows, found
+
+
+def _are_columns(source: Any) -> bool:  # noqa: ANN401 - what the user has
+    """Returns whether something is (several inputs, labels), arrays of all images each, and not two items."""
+    if not isinstance(source, tuple | list) or len(source) != 2 or not hasattr(source[1], "shape"):
+        return False
+    if not isinstance(source[0], dict | tuple | Example) or not len(source[1].shape):
+        return False
+    return all(len(getattr(leaf, "shape", ())) for leaf in Example.of(source[0]).leaves)
+
+
+def _repeats(first: Any, again: Any, where: str) -> bool:  # noqa: ANN401 - what the user has
+    """Returns whether an image is the same when it is read twice, as far as it is one."""
+    if isinstance(first, dict | tuple | Example):
+        both = [tensors_of(one_of(item, None, where)) for item in (first, again)]
+        return len(both[0]) == len(both[1]) and all(map(torch.equal, *both))
+    return not isinstance(first, torch.Tensor) or torch.equal(first, again)
 
 
 def _class_numbers(labels: torch.Tensor, where: str) -> torch.Tensor:
@@ -270,7 +324,7 @@ def _rows(images: Any, where: str) -> torch.Tensor:  # noqa: ANN401 - an array
     return as_rows(values.movedim(-1, 1) if channels_last else values)
 
 
-def _read_items(source: Any, where: str) -> tuple[torch.Tensor, Any]:  # noqa: ANN401 - what the user has
+def _read_items(source: Any, where: str, inputs: Sequence[str]) -> tuple[Any, Any]:  # noqa: ANN401 - what the user has
     """Returns all images of a Dataset, as they lie in memory, and its labels."""
     source = source.dataset if isinstance(source, DataLoader) else source
     if isinstance(source, IterableDataset):
@@ -282,12 +336,12 @@ def _read_items(source: Any, where: str) -> tuple[torch.Tensor, Any]:  # noqa: A
     if not len(source):
         msg = f"{where} has at least one image, found none"
         raise DataError(msg)
-    first, again = (_item(source, 0, where)[0] for _ in range(2))
-    if isinstance(first, torch.Tensor) and not torch.equal(first, again):
+    pairs = _Pairs(source, where, inputs)
+    if not _repeats(pairs[0][0], pairs[0][0], where):
         msg = f"{where}: its first image is another one when it is read again. Augmentation is the recipe's (shift, "
         msg += "flip, randaugment); what this Dataset draws at random is drawn once here: better leave it out"
         warnings.warn(msg, UserWarning, stacklevel=5)
-    kept = _Kept(source, where)
+    kept = _Kept(pairs)
     unknown = torch.zeros(len(source), dtype=torch.int64)
     rows = Stream(source=kept, labels=unknown, workers=0).decoded()
     return rows, kept.labels[1:]  # the first item has been read twice

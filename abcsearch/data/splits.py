@@ -16,12 +16,15 @@ from abcsearch.data.images import (
     Images,
     as_rows,
     check_classification,
+    check_inputs,
     check_labels,
     from_rows,
     held_out,
     own_share,
+    select,
 )
 from abcsearch.errors import DataError, plural
+from abcsearch.example import Example, laid, sizes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +44,8 @@ class Split(Images):
     Attributes:
         images: (n, channels, height, width) float32, normalised; kept channels_last, the layout that convolutions are
             fastest in (images of one channel, or in this layout already, are not copied). Or signals and volumes,
-            (n, channels, length) and (n, channels, depth, height, width), kept contiguous.
+            (n, channels, length) and (n, channels, depth, height, width), kept contiguous. Or several inputs: a dict,
+            a tuple or an `Example` of tensors (n, ...), kept as an `Example`; see `Data.of`.
         labels: see `Images`.
         scale: how the images were made from values in [0, 1], where it is known; augmentation of colours needs it.
 
@@ -49,13 +53,16 @@ class Split(Images):
         DataError: if shapes, types or labels are others, if there is no image, or if images are not finite.
     """
 
-    images: torch.Tensor = field(repr=False)
+    images: Any = field(repr=False)  # a tensor, or of several inputs an Example
     labels: torch.Tensor = field(repr=False)
     scale: Scale | None = None
     _elsewhere: dict[torch.device, Split] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks shapes, types and values."""
+        if isinstance(self.images, dict | tuple | Example):
+            self._check_several(Example.of(self.images))
+            return
         images, labels = self.images, self.labels
         if not all(isinstance(value, torch.Tensor) for value in (images, labels)):
             found = f"{type(images).__name__} and {type(labels).__name__}"
@@ -76,8 +83,17 @@ class Split(Images):
             msg = f"images must be finite, found values that are not {some}"
             raise DataError(msg)
 
+    def _check_several(self, images: Example) -> None:
+        """Checks and keeps several inputs."""
+        if not isinstance(self.labels, torch.Tensor) or not self.labels.ndim:  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"labels are a torch tensor with one row per image, found {type(self.labels).__name__}"
+            raise DataError(msg)
+        check_inputs(images, len(self.labels))
+        check_labels(self.labels, len(self.labels))
+        object.__setattr__(self, "images", laid(images.mapped(lambda x: x.detach())))
+
     @classmethod
-    def _of(cls, rows: torch.Tensor, labels: torch.Tensor, scale: Scale | None = None) -> Split:
+    def _of(cls, rows: Any, labels: torch.Tensor, scale: Scale | None = None) -> Split:  # noqa: ANN401 - two kinds
         """Returns the split of images that have been checked, as they lie in memory (see `as_rows`)."""
         split = object.__new__(cls)
         values = {"images": from_rows(rows), "labels": labels, "scale": scale, "_elsewhere": {}}
@@ -86,19 +102,20 @@ class Split(Images):
         return split
 
     @property
-    def rows(self) -> torch.Tensor:
+    def rows(self) -> Any:  # noqa: ANN401 - a tensor, or of several inputs an Example
         """The images as they lie in memory (see `as_rows`), contiguous."""
         return as_rows(self.images)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Of every image: (channels, height, width), or channels and one or three sizes."""
-        return tuple(self.images.shape[1:])
+    def shape(self) -> Any:  # noqa: ANN401 - two kinds
+        """Of every image: (channels, height, width), or channels and one or three sizes; of several inputs by name."""
+        sizes = sizes_of(self.images)
+        return sizes if isinstance(sizes, dict) else tuple(sizes)
 
     def part(self, indices: torch.Tensor) -> Split:
         """Returns the images at the given positions."""
         indices = indices.to(self.images.device)
-        return Split._of(self.rows.index_select(0, indices), self.labels.index_select(0, indices), self.scale)
+        return Split._of(select(self.rows, indices), self.labels.index_select(0, indices), self.scale)
 
     def loaded(self) -> Split:
         """Returns this split: it is in memory."""
@@ -138,26 +155,32 @@ class Split(Images):
         for indices, moves in zip(order.split(batch_size), every, strict=True):
             if share[1] > 1:
                 indices, moves = indices[positions], moves.part(positions)
-            images = from_rows(moves.apply(own.rows.index_select(0, indices)))
+            images = from_rows(moves.apply(select(own.rows, indices)))
             yield images, moves.apply_to_labels(own.labels.index_select(0, indices), self.shape)
 
     def update(self, digest: hashlib._Hash) -> None:
         """Adds all images and labels to a hash."""
-        digest.update(f"{tuple(self.images.shape)}".encode())
-        for images in self.images.split(_HASHED):
-            digest.update(images.cpu().contiguous().numpy().tobytes())
+        several = isinstance(self.images, Example)
+        every: dict[str, torch.Tensor] = self.images.entries if several else {"": self.images}
+        for name, entry in every.items():
+            digest.update(f"{name}{tuple(entry.shape)}".encode())
+            for images in entry.split(_HASHED):
+                digest.update(images.cpu().contiguous().numpy().tobytes())
         digest.update(self.labels.cpu().contiguous().numpy().tobytes())
 
     def __reduce__(self) -> tuple[Callable[..., Split], tuple[Any, ...]]:
         """Pickles arrays: with protocol 5, Ray's, they stay where they are and all its workers read the same memory."""
         own = self.to("cpu")
-        return _from_arrays, (own.rows.numpy(), own.labels.contiguous().numpy(), own.scale)
+        several, rows = isinstance(own.images, Example), own.rows
+        arrays = rows.mapped(lambda x: x.numpy()) if several else rows.numpy()
+        return _from_arrays, (arrays, own.labels.contiguous().numpy(), own.scale)
 
 
-def _from_arrays(rows: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], scale: Scale | None) -> Split:
+def _from_arrays(rows: Any, labels: np.ndarray[Any, Any], scale: Scale | None) -> Split:  # noqa: ANN401 - two kinds
     with warnings.catch_warnings():  # memory that is shared is read-only, and nobody here writes to images
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return Split._of(torch.from_numpy(rows), torch.from_numpy(labels), scale)
+        tensors = rows.mapped(torch.from_numpy) if isinstance(rows, Example) else torch.from_numpy(rows)
+        return Split._of(tensors, torch.from_numpy(labels), scale)
 
 
 # Pickled for a process of Python's own, tensors are moved to shared memory once; so both sides read the same.
@@ -201,7 +224,7 @@ class Data:
                 raise DataError(msg)
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         shapes = {part: images.shape for part, images in parts.items()}
-        if len(set(shapes.values())) > 1:
+        if any(shape != self.train.shape for shape in shapes.values()):
             found = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
             msg = f"{self.name}: images of all splits have one shape, (channels, height, width), found {found}"
             raise DataError(msg)
@@ -237,6 +260,7 @@ class Data:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         ignore_index: int | None = None,
+        inputs: Sequence[str] = (),
     ) -> Data:
         """Returns the data of what people have: arrays, Datasets, DataLoaders.
 
@@ -246,6 +270,10 @@ class Data:
           are normalised; or inputs of the network as they are, floats (n, channels, ...) of one, two or three sizes;
         - a Dataset of PyTorch, map-style or iterable, with items (image, label), or {"image": ..., "label": ...} and
           the like; images are tensors, arrays or PIL images. It is read once, so it should not augment;
+        - of a network with several inputs likewise (inputs, label) or arrays (inputs, labels): inputs are a tuple, the
+          positional arguments of forward; a dict, its keyword arguments, or where it has none of these names its only
+          one; or an `Example`. Dicts with a label and no image are taken so, too: {"left": ..., "right": ...,
+          "label": ...}. Inputs are taken as they are: floats, whole numbers, bools, alike for all images;
         - a DataLoader: its Dataset; how it draws and batches is the recipe's to say;
         - a `Split` or a `Stream`.
 
@@ -259,13 +287,16 @@ class Data:
             mean: per channel of bytes, in [0, 1]; by default that of the training images.
             std: likewise.
             ignore_index: label of pixels that do not count, 255 in VOC and Cityscapes; None: -100 alone.
+            inputs: which entries of items that are dicts the network takes; needed where one of several is called image
+                (x, data ...), which is taken alone otherwise.
 
         Raises:
             DataError: if something is of none of these kinds, or splits do not fit together.
         """
         from abcsearch.data.own import Reading, data_of
 
-        how = Reading(name=name, seed=seed, objective=objective, mean=mean, std=std, ignore_index=ignore_index)
+        told: dict[str, Any] = {"mean": mean, "std": std, "ignore_index": ignore_index, "inputs": inputs}
+        how = Reading(name=name, seed=seed, objective=objective, **told)
         return data_of(train, test, validation, how)
 
     @classmethod
@@ -347,8 +378,8 @@ class Data:
         return 1 + max(int(labels.max()) for labels in every)
 
     @cached_property
-    def example(self) -> torch.Tensor:
-        """One image as a batch, (1, channels, ...)."""
+    def example(self) -> Any:  # noqa: ANN401 - `Inputs`, which what is derived narrows
+        """One image as a batch, (1, channels, ...); of several inputs an `Example`."""
         return self.train.part(torch.tensor([0])).loaded().images
 
     def fingerprint(self) -> str:

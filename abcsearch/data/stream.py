@@ -14,11 +14,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from abcsearch.data.augmentation import draw_moves
-from abcsearch.data.images import Images, as_rows, check_labels, from_rows, own_share
+from abcsearch.data.images import Images, check_labels, from_rows, own_share
+from abcsearch.data.items import like, one_of, row_of, shape_of, tensors_of
 from abcsearch.data.paths import reading
 from abcsearch.data.pixels import Scale
 from abcsearch.data.splits import Split
 from abcsearch.errors import DataError
+from abcsearch.example import Example
 from abcsearch.rng import torch_reseeded
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 _HASHED = 16  # images of a stream that are decoded for its fingerprint
 _AHEAD = 4  # batches that every worker process prepares in advance
 
-Transform = Callable[[Any], torch.Tensor]
+Transform = Callable[[Any], Any]  # to a tensor, or to several inputs: a dict, a tuple or an Example of tensors
 
 
 @runtime_checkable
@@ -51,7 +53,8 @@ class Stream(Images):
             Its labels are not looked at.
         labels: of its items, known without decoding; see `Images`. `training` does not touch them.
         evaluation: image -> (channels, height, width) tensor, uint8 or float32, always the same; None: images are such
-            tensors already. Signals and volumes have one or three sizes.
+            tensors already. Signals and volumes have one or three sizes. Of several inputs it is a dict, a tuple or an
+            `Example` of tensors and numbers, alike for all images; `scale` leaves these as they are.
         training: likewise, with random augmentation drawn from torch's global generator; by default `evaluation`.
         scale: what is done to whole batches on their device after it: bytes are copied there, not floats.
         workers: processes while training, and threads; None: one per core. Results do not depend on it.
@@ -89,9 +92,14 @@ class Stream(Images):
         return torch.arange(len(self.source)) if self.indices is None else self.indices
 
     @cached_property
-    def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - computed once
-        """Of every image: (channels, height, width), or other sizes; the first one is decoded to see."""
-        return tuple(self._image(0, self.evaluation).shape)
+    def shape(self) -> Any:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride] - computed once
+        """Of every image: (channels, height, width), or other sizes; of several inputs by name. Decodes the first."""
+        return shape_of(self._first)
+
+    @cached_property
+    def _first(self) -> Any:  # noqa: ANN401 - a tensor, or several inputs
+        """The first image: a tensor, or several inputs."""
+        return self._image(0, self.evaluation)
 
     @property
     def _cores(self) -> int:
@@ -107,10 +115,15 @@ class Stream(Images):
         index = int(self._indices[position])
         if isinstance(self.source, HasFiles):
             return f"image {self.source.file(index)}"
-        return f"image {index} of {type(self.source).__name__}"
+        return f"image {index} of {getattr(self.source, 'title', type(self.source).__name__)}"
 
-    def _image(self, position: int, transform: Transform | None, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """Returns one image, decoded.
+    def _image(self, position: int, transform: Transform | None, first: Any = None) -> Any:  # noqa: ANN401 - two kinds
+        """Returns one image, decoded: a tensor, or an `Example` of several inputs without an axis for images.
+
+        Args:
+            position: of the image.
+            transform: that decodes it.
+            first: the first image, which all others are like.
 
         Raises:
             DataError: naming it, if it cannot be read or is not what it has to be.
@@ -121,28 +134,36 @@ class Stream(Images):
         except Exception as error:  # what a decoder raises on a damaged file depends on the format and the damage
             msg = f"{self.where(position)} cannot be read: {error}; repair or remove it"
             raise DataError(msg) from error
+        if isinstance(image, dict | tuple | Example):
+            return one_of(image, first, self.where(position))
         good = isinstance(image, torch.Tensor) and image.ndim in (2, 3, 4)
+        if isinstance(first, Example):
+            msg = f"{self.where(position)} is one tensor, the first has the inputs {', '.join(first.entries)}; return "
+            raise DataError(f"{msg}these for all")
         if not good or image.dtype not in (torch.uint8, torch.float32):
             found = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, torch.Tensor) else type(image).__name__
             msg = f"{self.where(position)} must be a (channels, height, width) uint8 or float32 tensor, found {found}"
             raise DataError(msg)
-        if shape is not None and image.shape != shape:
-            msg = f"{self.where(position)} is {tuple(image.shape)}, the first is {shape}; set size to resize all"
+        if first is not None and image.shape != first.shape:
+            msg = f"{self.where(position)} is {tuple(image.shape)}, the first is {tuple(first.shape)}; set size to "
+            msg += "resize all"
             raise DataError(msg)
         return image.as_subclass(torch.Tensor)
 
-    def decoded(self) -> torch.Tensor:
+    def decoded(self) -> Any:  # noqa: ANN401 - a tensor, or of several inputs an Example
         """Returns all images, unaugmented, before `scale`, as they lie in memory (see `as_rows`): uint8 or float32.
 
         Raises:
             DataError: if an image cannot be read, or has another size than the first.
         """
-        first = self._image(0, self.evaluation)
-        rows = torch.empty(len(self), *_row(first).shape, dtype=first.dtype)
+        first = self._first
+        several = isinstance(first, Example)
+        parts = [torch.empty(len(self), *x.shape, dtype=x.dtype) for x in tensors_of(row_of(first))]
 
         def decode(position: int) -> None:
-            image = self._image(position, self.evaluation, tuple(first.shape))
-            rows[position] = _row(image)
+            image = row_of(self._image(position, self.evaluation, first))
+            for rows, x in zip(parts, tensors_of(image), strict=True):
+                rows[position] = x
 
         with ThreadPoolExecutor(max(1, self._cores)) as pool:
             try:
@@ -151,11 +172,13 @@ class Stream(Images):
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return rows
+        return like(first, parts) if several else parts[0]
 
     def loaded(self) -> Split:
         """Returns all images in memory, unaugmented."""
         rows = self.decoded()
+        if isinstance(rows, Example):
+            return Split(from_rows(rows), self.labels)
         known = self.scale if rows.dtype == torch.uint8 else None
         return Split(from_rows(self.scale.apply(rows)), self.labels, known)
 
@@ -164,7 +187,10 @@ class Stream(Images):
         device, positions = torch.device(device), torch.arange(len(self))
         every = _Decoding(self, self.evaluation, None).rows(positions, batch_size, device)
         for rows, labels in zip(every, self.labels.to(device).split(batch_size), strict=True):
-            yield from_rows(self.scale.apply(rows)), labels
+            yield from_rows(self._scaled(rows)), labels
+
+    def _scaled(self, rows: Any) -> Any:  # noqa: ANN401 - a tensor, or of several inputs an Example
+        return rows if isinstance(rows, Example) else self.scale.apply(rows)
 
     def shuffled(
         self,
@@ -187,7 +213,7 @@ class Stream(Images):
         labels = self.labels[order].to(device).split(batch_size // share[1])
         for rows, own, move in zip(every, labels, moves, strict=True):
             move = move.part(positions)
-            images = from_rows(move.apply(self.scale.apply(rows)))
+            images = from_rows(move.apply(self._scaled(rows)))
             yield images, move.apply_to_labels(own, self.shape)
 
     def update(self, digest: hashlib._Hash) -> None:
@@ -201,12 +227,8 @@ class Stream(Images):
                     size = Path(file).stat().st_size
                 digest.update(os.fsencode("/".join(Path(file).parts[-2:])) + f" {size}\n".encode())
         some = torch.linspace(0, len(self) - 1, min(_HASHED, len(self))).long()
-        digest.update(self.part(some).decoded().numpy().tobytes())
-
-
-def _row(image: torch.Tensor) -> torch.Tensor:
-    """Returns one image as it lies in memory."""
-    return as_rows(image[None])[0]
+        for rows in tensors_of(self.part(some).decoded()):
+            digest.update(rows.numpy().tobytes())
 
 
 class _Decoding(Dataset[Any]):
@@ -215,22 +237,23 @@ class _Decoding(Dataset[Any]):
     def __init__(self, stream: Stream, transform: Transform | None, seeds: torch.Tensor | None) -> None:
         """Keeps what a worker needs; it may be pickled."""
         self._stream, self._transform, self._seeds = stream, transform, seeds
-        self._shape = stream.shape  # before there are workers, each of which would decode an image to see
+        self._first = stream._first  # before there are workers, each of which would decode an image to see
 
-    def __getitems__(self, positions: list[int]) -> torch.Tensor | DataError:
-        """Returns a batch as it lies in memory; an error is returned, as one raised would come with a traceback."""
+    def __getitems__(self, positions: list[int]) -> list[torch.Tensor] | DataError:
+        """Returns the tensors of a batch as they lie in memory; errors too, as one raised would have a traceback."""
         try:
-            return torch.stack([_row(self._one(position)) for position in positions])
+            images = [tensors_of(row_of(self._one(position))) for position in positions]
         except DataError as error:
             return error
+        return [torch.stack(each) for each in zip(*images, strict=True)]
 
-    def _one(self, position: int) -> torch.Tensor:
+    def _one(self, position: int) -> Any:  # noqa: ANN401 - a tensor, or of several inputs an Example
         if self._seeds is None:
-            return self._stream._image(position, self._transform, self._shape)
+            return self._stream._image(position, self._transform, self._first)
         with torch_reseeded(int(self._seeds[position])):
-            return self._stream._image(position, self._transform, self._shape)
+            return self._stream._image(position, self._transform, self._first)
 
-    def rows(self, order: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
+    def rows(self, order: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[Any]:
         """Yields batches on a device."""
         batches = [positions.tolist() for positions in order.split(batch_size)]
         workers = min(self._stream._cores, len(batches))
@@ -246,12 +269,13 @@ class _Decoding(Dataset[Any]):
         found = iter(loader)
         try:
             while (rows := self._next(found, workers)) is not None:
-                yield rows.to(device, non_blocking=True)
+                moved = [x.to(device, non_blocking=True) for x in rows]
+                yield like(self._first, moved) if isinstance(self._first, Example) else moved[0]
         finally:
             del found  # which ends the workers; kept by an error's traceback, they would end late and slowly
 
     @staticmethod
-    def _next(found: Iterator[Any], workers: int) -> torch.Tensor | None:
+    def _next(found: Iterator[Any], workers: int) -> list[torch.Tensor] | None:
         """Returns the next batch of a loader, or None after the last."""
         try:
             rows = next(found, None)

@@ -11,6 +11,7 @@ import torch
 from abcsearch.errors import ConfigError, plural
 from abcsearch.evaluation.options import AdaptiveBNOptions
 from abcsearch.evaluation.sliced import SlicedEvaluator, calibration_images
+from abcsearch.example import run_on
 from abcsearch.training.scoring import modes_kept
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data, Split
+    from abcsearch.example import Inputs
 
 
 class AdaptiveBN(SlicedEvaluator):
@@ -87,14 +89,15 @@ def statistics(model: nn.Module) -> list[Any]:
     ]
 
 
-def calibrate(model: nn.Module, images: torch.Tensor, *, batch_size: int = 128) -> None:
+def calibrate(model: nn.Module, images: Inputs, *, batch_size: int = 128) -> None:
     """Re-estimates the running statistics of every normalisation in place: the exact average over equal batches.
 
     Modes and momenta are as before afterwards, and on failure the statistics as well.
 
     Args:
         model: the network; only running statistics change.
-        images: (n, channels, height, width) calibration images; an incomplete last batch is left out.
+        images: (n, channels, height, width) calibration images, or several inputs; an incomplete last batch is left
+            out.
         batch_size: images per pass, at most n.
 
     Raises:
@@ -113,7 +116,7 @@ def calibrate(model: nn.Module, images: torch.Tensor, *, batch_size: int = 128) 
         learning = [norm for norm in norms if norm.training]  # some refuse: they are frozen
         with _averaging(learning), torch.inference_mode():
             for batch in images[: len(images) // batch_size * batch_size].split(batch_size):
-                model(batch.clone())  # forward may change its input in place
+                run_on(model, batch.clone())  # forward may change its input in place
 
 
 @contextlib.contextmanager

@@ -300,7 +300,9 @@ def repaired(source: Source, data: Data, how: str) -> Source:
     """
     if how == "none" or type(source) not in (Sliced, Fixed):
         return source
-    return Repaired(source, calibration_images(data, REPAIR_IMAGES).images, cast("How", how), seed=data.seed)
+    return Repaired(
+        cast("Sliced", source), calibration_images(data, REPAIR_IMAGES).images, cast("How", how), seed=data.seed
+    )
 
 
 def calibration_images(data: Data, count: int) -> Split:

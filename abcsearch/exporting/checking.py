@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from abcsearch.errors import ExportError, ModelError, one_line
+from abcsearch.errors import ExportError, one_line
+from abcsearch.example import Example, Inputs, described, line_of, run_on
+from abcsearch.exporting.structures import arranged, plain, tensors_by_name
 from abcsearch.rng import torch_stream
-from abcsearch.training.objectives import output_of
+from abcsearch.training.objectives import OUTPUTS, output_of
 from abcsearch.training.scoring import device_of
 
 if TYPE_CHECKING:
@@ -24,14 +27,15 @@ class Frozen(nn.Module):
     Exported graphs have one mode and refuse `train` and `eval`; this one takes them and does nothing.
     """
 
-    def __init__(self, network: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, network: Callable[..., Any], call: Any = None) -> None:  # noqa: ANN401 - plain JSON values
         """Wraps a network.
 
         Args:
             network: a module, which then is one of this module's, or a function.
+            call: what it takes, as `call_outline` returns it; None: one tensor, or it is not known.
         """
         super().__init__()
-        self.network = network
+        self.network, self._call = network, call
         self.training = False
 
     def train(self, mode: bool = True) -> Frozen:  # noqa: FBT001, FBT002 - torch's signature
@@ -39,13 +43,14 @@ class Frozen(nn.Module):
         del mode
         return self
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - networks take and return anything
         """Maps a batch to what the network returns for it."""
-        return self.network(x)
+        args, kwargs = arranged(self._call, args, kwargs)
+        return self.network(*args, **kwargs)
 
 
 class OutputOnly(nn.Module):
-    """A network whose forward pass returns its output and nothing else; see `output_of`."""
+    """A network of one input whose forward pass returns its output and nothing else; see `output_of`."""
 
     def __init__(self, network: nn.Module) -> None:
         """Wraps a network."""
@@ -57,8 +62,38 @@ class OutputOnly(nn.Module):
         return output_of(self.network, self.network(x))
 
 
+class Whole(nn.Module):
+    """A network whose forward pass returns every tensor that it returns, in tuples, lists and dicts.
+
+    Attributes:
+        single: whether that is its output alone, see `output_of`.
+    """
+
+    def __init__(self, network: nn.Module, *, single: bool) -> None:
+        """Wraps a network."""
+        super().__init__()
+        self.network, self.single = network, single
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - networks take and return anything
+        """Maps a batch to what the network returns for it."""
+        returned = self.network(*args, **kwargs)
+        return output_of(self.network, returned) if self.single else plain(returned)
+
+
+def wrapped(network: nn.Module, batch: Inputs, returned: Any) -> nn.Module:  # noqa: ANN401 - networks return anything
+    """Returns a network as a file holds it: what it returns is plain, and one tensor alone where it has one output.
+
+    That is where it returns one tensor, or `OUTPUTS` says which one is its output.
+    """
+    single = isinstance(returned, torch.Tensor) or len(tensors_by_name(plain(returned))) == 1
+    single = single or any(kind in OUTPUTS for kind in type(network).__mro__)
+    if isinstance(batch, torch.Tensor) and single:
+        return OutputOnly(network)
+    return Whole(network, single=single)
+
+
 def copied(model: nn.Module, device: torch.device | str | None = None) -> nn.Module:
-    """Returns a network's copy in evaluation mode that returns one tensor.
+    """Returns a network's copy in evaluation mode.
 
     Args:
         model: not changed.
@@ -74,19 +109,52 @@ def copied(model: nn.Module, device: torch.device | str | None = None) -> nn.Mod
         msg += "it keeps something besides parameters, buffers and plain values. After torch.nn.utils.weight_norm or "
         msg += "spectral_norm: remove_weight_norm(layer), or the one in torch.nn.utils.parametrizations"
         raise ExportError(msg) from error
-    return OutputOnly(twin.to(device)).eval()
+    return twin.to(device).eval()
 
 
-def noise(example_input: torch.Tensor, size: int) -> torch.Tensor:
-    """Returns a batch of standard normal numbers, of the shape (but for the batch) and type of an example."""
+def noise(example_input: Inputs, size: int) -> Inputs:
+    """Returns a batch of standard normal numbers, of the shape (but for the batch) and type of an example.
+
+    Of several inputs, those that are no floats are the example's own, over and over: they may be numbers of something.
+    """
+    draws = torch_stream(0, "export", size)
+    if isinstance(example_input, Example):
+        return example_input.repeated(size).mapped(lambda x: _normal(x, draws))
     shape = (size, *example_input.shape[1:])
-    return torch.randn(shape, generator=torch_stream(0, "export", size)).to(example_input.dtype)
+    return torch.randn(shape, generator=draws).to(example_input.dtype)
 
 
-def _advice(twin: nn.Module, example: torch.Tensor) -> str:
+def _normal(leaf: Any, draws: torch.Generator) -> Any:  # noqa: ANN401 - arguments are anything
+    """Returns standard normal numbers in place of a tensor of floats; anything else as it is."""
+    if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
+        return leaf
+    return torch.randn(leaf.shape, generator=draws).to(leaf)
+
+
+def run_checked(network: nn.Module, batch: Inputs, *, first: Inputs | None = None) -> Any:  # noqa: ANN401
+    """Returns what a network makes of a batch, on its device.
+
+    Args:
+        network: in evaluation mode; it may change the batch in place.
+        batch: on any device.
+        first: a batch that it has run on before.
+
+    Raises:
+        ExportError: if it does not run.
+    """
+    try:
+        return run_on(network, batch.to(device_of(network)).clone())
+    except Exception as error:  # the user's forward
+        what = described(batch, where=False)
+        msg = f"the network does not run on a batch {what}: {one_line(str(error), 400)} ({line_of(error)})"
+        msg += _advice(network, first) if first is not None else ""
+        raise ExportError(msg) from error
+
+
+def _advice(twin: nn.Module, example: Inputs) -> str:
     """Returns what to do about a network that runs on its example but not on every other batch."""
     try:
-        twin(noise(example, len(example)).to(device_of(twin)))
+        run_on(twin, noise(example, len(example)).to(device_of(twin)))
     except Exception:  # noqa: BLE001 - the user's forward
         return "; it runs on the example, but not on standard normal numbers in its place, on which exports are checked"
     return "; it has to take batches of any size: read it off the input (x.shape[0], flatten(1))"
@@ -98,62 +166,74 @@ class Checks:
 
     Attributes:
         batches: the inputs.
-        outputs: what it returns on each.
+        outputs: what it returns on each: all tensors by name, see `tensors_by_name`.
     """
 
-    batches: tuple[torch.Tensor, ...]
-    outputs: tuple[torch.Tensor, ...]
+    batches: tuple[Inputs, ...]
+    outputs: tuple[dict[str, torch.Tensor], ...]
 
     @classmethod
-    def of(cls, twin: nn.Module, batches: Sequence[torch.Tensor]) -> Checks:
+    def of(cls, twin: nn.Module, batches: Sequence[Inputs]) -> Checks:
         """Runs a network on batches.
 
         Args:
-            twin: what `copied` returns: forward may have side effects.
+            twin: a copy: forward may have side effects.
             batches: on any device.
 
         Raises:
-            ExportError: if it does not run on a batch, or returns something else than one finite tensor.
+            ExportError: if it does not run on a batch, or returns no tensor, or numbers that are not finite.
         """
-        device = device_of(twin)
-        outputs: list[torch.Tensor] = []
+        outputs: list[dict[str, torch.Tensor]] = []
         with torch.inference_mode():
             for batch in batches:
-                try:
-                    outputs.append(twin(batch.to(device)))
-                except ModelError as error:
-                    msg = f"only networks that return one finite tensor can be exported: {error}"
-                    raise ExportError(msg) from error
-                except Exception as error:  # the user's forward
-                    msg = f"the network does not run on a batch {tuple(batch.shape)} {batch.dtype}: {error}"
-                    msg += _advice(twin, batches[0]) if outputs else ""
-                    raise ExportError(msg) from error
-                if not bool(torch.isfinite(outputs[-1]).all()):
-                    msg = "only networks that return one finite tensor can be exported, "
-                    msg += f"this one returns numbers that are not finite on {tuple(batch.shape)}"
-                    raise ExportError(msg)
+                returned = run_checked(twin, batch, first=batches[0] if outputs else None)
+                outputs.append(tensors_by_name(plain(returned)))
+                if not outputs[-1]:
+                    msg = "only networks that return tensors, alone or in tuples, lists, dicts or dataclasses, can be "
+                    raise ExportError(f"{msg}exported, found {type(returned).__name__}")
+                for name, tensor in outputs[-1].items():
+                    if not bool(torch.isfinite(tensor).all()):
+                        what = "" if name == "output" else f" as {name}"
+                        msg = "only networks that return finite numbers can be exported, this one returns others"
+                        raise ExportError(f"{msg}{what} on {described(batch, where=False)}")
         return cls(batches=tuple(batches), outputs=tuple(outputs))
 
     @property
     def largest(self) -> float:
-        """The largest absolute output."""
-        return max(float(output.abs().max()) for output in self.outputs)
+        """The largest absolute number in any output."""
+        return max(self.sizes().values())
 
-    def difference(self, loaded: nn.Module) -> float:
-        """Returns the largest absolute difference of a network's outputs to these; NaN if they have another shape.
+    def sizes(self) -> dict[str, float]:
+        """Returns the largest absolute number in each output."""
+        sizes: dict[str, float] = {}
+        for outputs in self.outputs:
+            for name, tensor in outputs.items():
+                own = float(tensor.abs().max()) if tensor.numel() and tensor.dtype != torch.bool else 0.0
+                sizes[name] = max(sizes.get(name, 0.0), own)
+        return sizes
+
+    def differences(self, loaded: nn.Module) -> dict[str, float]:
+        """Returns the largest absolute difference of each output; NaN if it has another shape or type, or is missing.
 
         Raises:
-            ExportError: if it cannot be run.
+            ExportError: if the network cannot be run.
         """
-        gaps: list[torch.Tensor] = []
+        gaps: dict[str, list[float]] = {}
         with torch.inference_mode():
             for batch, expected in zip(self.batches, self.outputs, strict=True):
+                device = next(iter(expected.values())).device
                 try:
-                    found = output_of(loaded, loaded(batch.to(expected.device)))
+                    found = tensors_by_name(plain(run_on(loaded, batch.to(device).clone())))
                 except Exception as error:  # the user's forward, on a network of other sizes; or what runs files
-                    msg = f"the exported network loads but cannot be run on {tuple(batch.shape)}: {error}"
+                    msg = f"the exported network loads but cannot be run on {described(batch, where=False)}: {error}"
                     raise ExportError(msg) from error
-                if found.shape != expected.shape:
-                    return float("nan")
-                gaps.append((expected.double() - found.double()).abs().max())
-        return float(torch.stack(gaps).max())
+                for name in {**expected, **found}:
+                    gaps.setdefault(name, []).append(_gap(expected.get(name), found.get(name)))
+        return {name: float(torch.tensor(every).max()) for name, every in gaps.items()}  # of NaN and others NaN
+
+
+def _gap(expected: torch.Tensor | None, found: torch.Tensor | None) -> float:
+    """Returns the largest absolute difference of two outputs; NaN where one is missing or of another shape."""
+    if expected is None or found is None or found.shape != expected.shape:
+        return math.nan
+    return float((expected.double() - found.double()).abs().max()) if found.numel() else 0.0

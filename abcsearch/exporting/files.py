@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from abcsearch.errors import ExportError, quoted
-from abcsearch.exporting.checking import Checks, Frozen, copied, noise
+from abcsearch.example import Example, Inputs
+from abcsearch.exporting.checking import Checks, Frozen, OutputOnly, Whole, copied, noise, run_checked, wrapped
 from abcsearch.exporting.interchange import open_onnx, open_pt2, traced, write_onnx, write_pt2
 from abcsearch.exporting.plan import FILES, load_plan, plain_json, write_plan
+from abcsearch.exporting.structures import call_outline, input_names, outline, plain, tensors_by_name
 from abcsearch.exporting.targets import check_target, made_folder
 from abcsearch.models.registry import Constructor
 from abcsearch.scratch import owner, sweep
@@ -69,7 +71,7 @@ def export(  # noqa: PLR0913 - all but two are optional
     model: nn.Module,
     path: str | Path,
     *,
-    example_input: torch.Tensor,
+    example_input: Any,  # noqa: ANN401 - whatever an `Example` is made of
     format: str | None = None,  # noqa: A002 - the option's name on the command line
     constructor: str | Callable[..., nn.Module] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -86,7 +88,7 @@ def export(  # noqa: PLR0913 - all but two are optional
         model: the network, on any device; not changed. Files hold it as it is on the CPU.
         path: of safetensors a folder; otherwise a file that ends in .onnx or .pt2, or a folder for model.onnx or
             model.pt2. Made if missing.
-        example_input: one batch.
+        example_input: one batch: a tensor; a tuple of positional arguments, a dict of keyword ones, or an `Example`.
         format: "safetensors", "onnx" or "pt2"; by default what the path ends in, else safetensors.
         constructor: what builds the original network: a class or function, "package.module:callable", or the name of
             a registered model. By default the model's class. For safetensors only.
@@ -104,9 +106,10 @@ def export(  # noqa: PLR0913 - all but two are optional
             written differs.
         ModelError: if the constructor cannot be found or called.
     """
-    _check_arguments(example_input, options, info, tolerance)
+    example = _checked_example(model, example_input)
+    _check_arguments(options, info, tolerance)
     kind, target = check_target(path, format)
-    facts = {"input_shape": list(example_input.shape), "info": dict(info or {})}
+    facts = {"input_shape": _shapes(example), "info": dict(info or {})}
     plain_json(facts)
     record = _record(model, constructor, options or {}) if kind == "safetensors" else None
     folder, files = (target.parent, (target.name,)) if record is None else (target, FILES)
@@ -116,9 +119,9 @@ def export(  # noqa: PLR0913 - all but two are optional
             sweep(folder)  # of what exports that were killed have left
             place = Path(name)
             if record is None:
-                found = _write_file(model, place / target.name, example_input, facts, tolerance)
+                found = _write_file(model, place / target.name, example, facts, tolerance)
             else:
-                found = _write_folder(model, place, example_input, facts, record)
+                found = _write_folder(model, place, example, facts, record)
             size = sum((place / file).stat().st_size for file in files)
             for file in files:
                 (place / file).replace(folder / file)
@@ -128,13 +131,35 @@ def export(  # noqa: PLR0913 - all but two are optional
     return Exported(path=target, format=kind, difference=found[0], largest=found[1], size=size)
 
 
-def _check_arguments(example_input: object, options: object, info: object, tolerance: object) -> None:
+def _checked_example(model: nn.Module, given: Any) -> Inputs:  # noqa: ANN401 - whatever is given as an example
+    """Returns the example: a tensor, or several inputs as forward takes them.
+
+    Raises:
+        ExportError: if it holds no image.
+    """
+    several = isinstance(given, tuple | dict | Example)
+    example = Example.of(given)
+    tensors = [x for x in example.tensors if x.ndim]
+    if not tensors or any(0 in x.shape for x in tensors) or (not several and given.ndim < 2):
+        found = type(given).__name__ if not example.tensors else ", ".join(str(tuple(x.shape)) for x in example.tensors)
+        msg = (
+            "example_input is one batch as a tensor, a tuple, a dict or an Example of several, of at least one input, "
+        )
+        raise ExportError(f"{msg}found {found}")
+    example = example.fitting(model)
+    one = len(example.args) == 1 and not example.kwargs and isinstance(example.args[0], torch.Tensor)
+    return example.args[0] if one else example
+
+
+def _shapes(example: Inputs) -> list[int] | dict[str, list[int]]:
+    """Returns the shape of a batch, or of each of several inputs by name, as plain values."""
+    if isinstance(example, Example):
+        return {name: list(x.shape) for name, x in example.entries.items() if isinstance(x, torch.Tensor)}
+    return list(example.shape)
+
+
+def _check_arguments(options: object, info: object, tolerance: object) -> None:
     """Raises ExportError unless what `export` is given is of the kinds that it takes."""
-    shape = tuple(example_input.shape) if isinstance(example_input, torch.Tensor) else ()
-    if len(shape) < 2 or 0 in shape:
-        found = shape if isinstance(example_input, torch.Tensor) else type(example_input).__name__
-        msg = f"example_input is one batch as a tensor, of at least one input, found {found}"
-        raise ExportError(msg)
     for name, value in (("options", options), ("info", info)):
         if value is not None and not isinstance(value, Mapping):
             msg = f"{name} is a table (a dict) of plain JSON values, found {type(value).__name__}"
@@ -226,40 +251,63 @@ def _record(
 
 
 def _write_folder(
-    model: nn.Module, folder: Path, example_input: torch.Tensor, facts: Mapping[str, Any], record: Constructor
+    model: nn.Module, folder: Path, example_input: Inputs, facts: Mapping[str, Any], record: Constructor
 ) -> tuple[float, float]:
     """Writes and checks a folder; returns the largest difference, which is 0, and the largest output."""
     write_plan(model, folder, record, facts)
     loaded, _, _ = load_plan(folder, record.find())
     checks = Checks.of(copied(model), (example_input, noise(example_input, len(example_input))))
-    gap = checks.difference(loaded.to(device_of(model)))
+    gaps = checks.differences(loaded.to(device_of(model)))
+    name, gap = max(gaps.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
     if gap != 0:
-        msg = f"the exported network loads with other outputs, the largest difference is {gap:g}: "
+        msg = f"the exported network loads with other outputs, the largest difference is {gap:g}{_at(name)}: "
         msg += "does the constructor build this network?"
         raise ExportError(msg)
     return gap, checks.largest
 
 
+def _at(name: str) -> str:
+    """Returns which of several outputs is meant, for messages."""
+    return "" if name == "output" else f" (of {name})"
+
+
 def _write_file(
-    model: nn.Module, path: Path, example_input: torch.Tensor, facts: dict[str, Any], tolerance: float
+    model: nn.Module, path: Path, example_input: Inputs, facts: dict[str, Any], tolerance: float
 ) -> tuple[float, float]:
     """Writes and checks an .onnx or .pt2 file; returns the largest difference and the largest output."""
-    twin = copied(model, "cpu")
+    twin, example_input = copied(model, "cpu"), example_input.to("cpu")
     batches = [example_input, *(noise(example_input, size) for size in _SIZES)]
-    checks = Checks.of(twin, batches)
+    with torch.inference_mode():
+        returned = run_checked(twin, example_input)
+    whole = wrapped(twin, example_input, returned)
+    checks = Checks.of(whole, batches)
+    facts = {**facts, **_structures(twin, whole, example_input, returned)}
     write, read = (write_onnx, open_onnx) if path.suffix.lower() == ".onnx" else (write_pt2, open_pt2)
-    write(traced(twin, batches[1]), path, facts)
+    write(traced(whole, batches[1]), path, facts)
     try:
         found, _, _ = read(path)
     except ExportError as error:
         # Its path is a temporary one.
         msg = f"the {path.suffix} file is written but cannot be read back: {str(error).replace(str(path), path.name)}"
-        if example_input.dtype == torch.float64:
+        if any(x.dtype == torch.float64 for x in Example.of(example_input).tensors):
             msg += "; the network is in double precision, which not everything computes: export it as model.float()"
         raise ExportError(msg) from error
-    gap = checks.difference(found)
-    if not gap <= tolerance * checks.largest:
-        msg = f"the {path.suffix} file computes other outputs: the largest difference is {gap:.3g} of outputs up to "
-        msg += f"{checks.largest:.3g}, allowed is a share of {tolerance:g} (tolerance)"
-        raise ExportError(msg)
-    return gap, checks.largest
+    gaps, sizes = checks.differences(found), checks.sizes()
+    for name, gap in gaps.items():
+        if not gap <= tolerance * sizes.get(name, 0.0):
+            msg = f"the {path.suffix} file computes other outputs: the largest difference is {gap:.3g}{_at(name)} of "
+            msg += f"outputs up to {sizes.get(name, 0.0):.3g}, allowed is a share of {tolerance:g} (tolerance)"
+            raise ExportError(msg)
+    return max(gaps.values()), checks.largest
+
+
+def _structures(twin: nn.Module, whole: nn.Module, example: Inputs, returned: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Returns how a file is called and what it returns, as plain JSON values; nothing of one input and one output."""
+    if isinstance(whole, OutputOnly):
+        return {}
+    given = Example.of(example)
+    returns: dict[str, Any] = {}
+    if isinstance(whole, Whole) and not whole.single:
+        outputs = plain(returned)
+        returns["outputs"] = outline(outputs, iter(tensors_by_name(outputs)))
+    return {"inputs": call_outline(given, input_names(twin, given)), **returns}

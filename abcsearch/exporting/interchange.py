@@ -15,17 +15,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abcsearch.errors import ExportError, one_line
+from abcsearch.example import Example
 from abcsearch.exporting.archives import FACTS, checked_archive, content_of, facts_in, read_entries
 from abcsearch.exporting.checking import Frozen
 from abcsearch.exporting.plan_checks import facts_problems
+from abcsearch.exporting.structures import filled, named_by, names_in
 from abcsearch.files import sealed, unsealed
 from abcsearch.signing import is_own, signed, unsigned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import nn
+
+    from abcsearch.example import Inputs
 
 _CONTENT = "content"  # of the facts: length and hash of the network beside them
 _CHANGED = (
@@ -48,22 +52,24 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def traced(model: nn.Module, example_input: torch.Tensor) -> torch.export.ExportedProgram:
+def traced(model: nn.Module, example_input: Inputs) -> torch.export.ExportedProgram:
     """Returns the computation of a network for batches of any size.
 
     Args:
         model: on the CPU, in evaluation mode.
-        example_input: a batch of at least two: torch takes sizes of one for constants.
+        example_input: a batch of at least two: torch takes sizes of one for constants. Several inputs as forward takes
+            them (see `Example.fitting`).
 
     Raises:
         ExportError: if torch.export cannot follow the network, or it fixes the size of the batch.
     """
-    sizes = ({0: torch.export.Dim("batch")},)
+    example = Example.of(example_input)
+    sizes = _dynamic(example)
     try:
         # torch prints the graph as far as it came, to either, before it raises.
         hidden = io.StringIO()
         with quiet(), contextlib.redirect_stdout(hidden), contextlib.redirect_stderr(hidden):
-            program = torch.export.export(model, (example_input,), dynamic_shapes=sizes)
+            program = torch.export.export(model, example.args, dict(example.kwargs), dynamic_shapes=sizes)
     except Exception as error:  # of many kinds
         text = str(error)
         if "Constraints violated" in text or "specialized" in text:
@@ -76,7 +82,18 @@ def traced(model: nn.Module, example_input: torch.Tensor) -> torch.export.Export
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # paths of this machine
     program.example_inputs = None  # would be pickled
+    # Python code that says that inputs have equally many rows, which is not read out of files from elsewhere.
+    program._guards_code = []
     return program
+
+
+def _dynamic(example: Example) -> Any:  # noqa: ANN401 - a class of torch
+    """Returns which sizes of a call's arguments are those of the batch."""
+    sizes, batch = torch.export.ShapesCollection(), torch.export.Dim("batch")
+    for x in example.tensors:
+        if x.ndim and len(x) == len(example):
+            sizes[x] = {0: batch}
+    return sizes
 
 
 def write_pt2(program: torch.export.ExportedProgram, path: Path, facts: dict[str, Any]) -> None:
@@ -91,14 +108,16 @@ def write_pt2(program: torch.export.ExportedProgram, path: Path, facts: dict[str
 def write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict[str, Any]) -> None:
     """Writes a traced network as one .onnx file, the facts in its metadata, and has it checked by onnx.
 
+    Inputs and outputs have the names that the facts give them under `inputs` and `outputs`, if they do.
+
     Raises:
         ExportError: if a package is missing, or an operation has no counterpart.
     """
     onnx, _ = _onnx()
-    sizes = ({0: torch.export.Dim("batch")},)
+    takes, returns = (names_in(facts[key]) if key in facts else None for key in ("inputs", "outputs"))
     try:
         with quiet():
-            made = torch.onnx.export(program, (), dynamo=True, dynamic_shapes=sizes, verbose=False)
+            made = torch.onnx.export(program, (), dynamo=True, verbose=False, input_names=takes, output_names=returns)
             proto = made.model_proto  # pyright: ignore[reportOptionalMemberAccess] - dynamo returns one
     except Exception as error:  # of many kinds
         msg = f"torch.onnx cannot write the network: {type(error).__name__}: {one_line(str(error), 400)}"
@@ -117,7 +136,10 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict[st
 def _named_batch(proto: Any) -> None:  # noqa: ANN401 - a protocol buffer
     """Names the batch dimension of inputs and outputs "batch" where torch has given it a symbol."""
     graph = proto.graph
-    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    first = [value.type.tensor_type.shape.dim[0].dim_param for value in graph.input if value.type.tensor_type.shape.dim]
+    symbol = next(filter(None, first), None)
+    if symbol is None:
+        return
     for value in (*graph.input, *graph.output, *graph.value_info):
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param == symbol:
@@ -162,8 +184,8 @@ def open_onnx(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, 
         trust: whether it is read although it would have other files read.
 
     Raises:
-        ExportError: if a package is missing, the file is none of a network with one input and one output, it is not
-            what was written, or it would have other files read.
+        ExportError: if a package is missing, the file is none, it is not what was written, or it would have other
+            files read.
     """
     _, onnxruntime = _onnx()
     options = onnxruntime.SessionOptions()
@@ -182,14 +204,6 @@ def open_onnx(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, 
         msg = f"{path} is no ONNX file that onnxruntime can read: {one_line(str(error), 300)}"
         msg += "; write it again with: abcsearch export RUN_DIR --format onnx"
         raise ExportError(msg) from error
-    inputs = session.get_inputs()
-    if len(inputs) != 1 or len(session.get_outputs()) != 1:
-        msg = f"{path}: a network has one input and one output, found {len(inputs)} and {len(session.get_outputs())}"
-        raise ExportError(msg)
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(session.run(None, {inputs[0].name: x.numpy()})[0])
-
     text = session.get_modelmeta().custom_metadata_map.get(FACTS)
     facts, own = _facts(text, path)
     written = facts.pop(_CONTENT, None)
@@ -197,7 +211,33 @@ def open_onnx(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, 
         known = content[: written[0]]
         if _content(known) != written or known + _appended(text) != content:
             raise ExportError(_CHANGED.format(path))
-    return Frozen(run), facts, own and written is not None
+    return Frozen(_Session(session, facts), facts.get("inputs")), facts, own and written is not None
+
+
+class _Session:
+    """What onnxruntime computes, called as the network that the file was made of.
+
+    A file that does not say how that was called takes its inputs in their order or by name, and returns its output, or
+    several by name.
+    """
+
+    def __init__(self, session: Any, facts: Mapping[str, Any]) -> None:  # noqa: ANN401 - of onnxruntime
+        self._session, self._takes, self._returns = session, facts.get("inputs"), facts.get("outputs")
+        self._inputs, self._outputs = ([x.name for x in both] for both in (session.get_inputs(), session.get_outputs()))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the network
+        if self._takes is not None:
+            given = dict(named_by(self._takes, (args, kwargs)))
+        else:
+            given = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
+        if given.keys() != set(self._inputs) and not (self._takes is not None and given.keys() > set(self._inputs)):
+            msg = f"the network takes the inputs {', '.join(self._inputs)}, found {', '.join(given) or 'none'}"
+            raise ExportError(msg)
+        feed = {name: given[name].numpy() for name in self._inputs}
+        found = {n: torch.from_numpy(x) for n, x in zip(self._outputs, self._session.run(None, feed), strict=True)}
+        if self._returns is not None:
+            return filled(self._returns, found)
+        return found if len(found) > 1 else next(iter(found.values()))
 
 
 def _refuse_references(content: bytes, path: Path) -> None:
@@ -237,7 +277,7 @@ def open_pt2(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, A
             torchao()
         packed = io.BytesIO(path.read_bytes()) if own or trust else checked_archive(entries, path)
         with quiet():
-            return Frozen(torch.export.load(packed).module()), facts, own
+            return Frozen(torch.export.load(packed).module(), facts.get("inputs")), facts, own
     except ExportError:
         raise
     except Exception as error:  # of many kinds

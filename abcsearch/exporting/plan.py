@@ -202,6 +202,11 @@ def _is_size(found: object, value: int | list[int]) -> bool:
     return type(found) is int
 
 
+def _listed(value: int | tuple[int, ...]) -> int | list[int]:
+    """Returns a size as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _are_sizes(found: object) -> bool:
     """Returns whether an attribute is a number or a tuple of numbers."""
     return type(found) is int or (isinstance(found, tuple) and all(type(item) is int for item in found))
@@ -317,7 +322,9 @@ def _changed_sizes(original: nn.Module, model: nn.Module) -> dict[str, dict[str,
     changed: dict[str, dict[str, Any]] = {}
     for path, module in after.items():
         sizes = {name: value for name, value in vars(module).items() if _are_sizes(value)}
-        differing = {name: value for name, value in sizes.items() if vars(before[path]).get(name) != value}
+        built = vars(before[path])  # what only forward makes, such as the shape of its last input, is not there
+        known = {name: value for name, value in sizes.items() if _is_size(built.get(name), _listed(value))}
+        differing = {name: value for name, value in known.items() if built[name] != value}
         if differing:
             changed[path] = differing
     return changed

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from abcsearch.exporting.structures import outline_problem
 from abcsearch.training.checkpoints import tensors_hash
 from abcsearch.transforms.factors import METHODS
 
@@ -52,8 +53,16 @@ def facts_problems(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yields what is wrong in what an export says of itself: input_shape and info, where they are there."""
     if not isinstance(facts.get("info", {}), dict):
         yield f"info is {facts['info']!r:.80}"
-    if "input_shape" in facts and not _whole(facts["input_shape"]):
-        yield f"input_shape is {facts['input_shape']!r:.80}"
+    shape = facts.get("input_shape", [])
+    if not all(map(_whole, shape.values() if isinstance(shape, dict) else [shape])):
+        yield f"input_shape is {shape!r:.80}"
+    for key in ("inputs", "outputs"):
+        problem = outline_problem(facts.get(key))
+        if problem is not None:
+            yield f"{key}: {problem}"
+    call = facts.get("inputs")
+    if call is not None and not (isinstance(call, dict) and _is_call(call)):
+        yield f"inputs is {call!r:.80}"
 
 
 def unfit_sizes(path: str, layer: nn.Module, names: Mapping[str, Any]) -> Iterator[str]:
@@ -136,6 +145,12 @@ def _tensors(plan: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> It
 def _whole(value: object) -> bool:
     """Returns whether a JSON value is a list of whole numbers."""
     return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def _is_call(call: Mapping[str, Any]) -> bool:
+    """Returns whether an outline is one of positional and keyword arguments."""
+    kinds = [item.get("kind") if isinstance(item, dict) else None for item in call["items"]]
+    return call["kind"] == "tuple" and kinds == ["tuple", "dict"]
 
 
 def _dense(shape: tuple[int, ...], strides: list[int]) -> bool:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from abcsearch.errors import ExportError, one_line
-from abcsearch.exporting.checking import Frozen, copied
+from abcsearch.example import Example, repeated
+from abcsearch.exporting.checking import Frozen, copied, run_checked, wrapped
 from abcsearch.exporting.interchange import quiet, torchao, traced
+from abcsearch.exporting.structures import call_outline, input_names
 from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
@@ -56,7 +58,11 @@ def quantize(model: nn.Module, data: Data, *, images: int = 256) -> nn.Module:
         raise ExportError(msg)
     chosen = torch.linspace(0, len(data.train) - 1, min(images, len(data.train))).round().long()
     seen = data.train.part(chosen)
-    program = traced(copied(model, "cpu"), torch.cat([data.example, data.example]))
+    twin, two = copied(model, "cpu"), repeated(data.example, 2)
+    two = two.fitting(twin) if isinstance(two, Example) else two
+    with torch.inference_mode():
+        whole = wrapped(twin, two, run_checked(twin, two))
+    program = traced(whole, two)
     graph = cast("torch.fx.GraphModule", program.module())
     _tell_calls_apart(graph)
     try:
@@ -64,13 +70,14 @@ def quantize(model: nn.Module, data: Data, *, images: int = 256) -> nn.Module:
         with quiet(), torch.no_grad(), torch_seeded(0, "quantize"):
             observed = prepare_pt2e(graph, _quantizer())
             for batch, _ in seen.batches(_BATCH):
-                observed(batch)
+                given = Example.of(batch).fitting(twin)
+                observed(*given.args, **given.kwargs)
             made = convert_pt2e(observed)
     except Exception as error:  # of many kinds
         msg = f"torchao cannot quantise the network: {type(error).__name__}: {one_line(str(error), 300)}"
         raise ExportError(msg) from error
     _drop_unused(made)
-    return Frozen(made)
+    return Frozen(made, call_outline(Example.of(two), input_names(twin, Example.of(two))))
 
 
 def _quantizer() -> Any:  # noqa: ANN401 - a class of torchao, which may be missing

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abcsearch.errors import RunError, plural
+from abcsearch.example import sizes_of
 from abcsearch.records import names
 from abcsearch.reporting.gathering import gather
 from abcsearch.runs.configured import LoadedOnce
@@ -229,7 +230,7 @@ def _times(runs: Sequence[Gathered], scores: Sequence[Scores]) -> dict[int, tupl
     if not opened:
         return {}
     example = next(iter(opened.values())).result.task.data.example
-    alike = {place: run for place, run in opened.items() if run.result.task.data.example.shape == example.shape}
+    alike = {place: run for place, run in opened.items() if sizes_of(run.result.task.data.example) == sizes_of(example)}
     networks = [run.network(run.winner, tuned=scores[place] is not None) for place, run in alike.items()]
     threads = max(int(run.config.evaluator.options.get("threads", 1)) for run in alike.values())
     return dict(zip(alike, measure_forward(networks, example, threads=threads), strict=True))

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from abcsearch.channels.latency import forward_times, torch_threads
 from abcsearch.data.registry import load_data, reads_files
 from abcsearch.errors import ConfigError, ExportError, ModelError, one_line, plural, quoted
+from abcsearch.example import Example, described, repeated, run_on
 from abcsearch.exporting import open_export
 from abcsearch.exporting.plan import FILES
 from abcsearch.runs.configured import load_run_data
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.data.splits import Data
+    from abcsearch.example import Inputs
     from abcsearch.runs.settings import RunConfig
 
 SPLITS = ("test", "validation")
@@ -165,7 +167,7 @@ def evaluate_checkpoint(path: str | Path, config: RunConfig, options: Evaluation
     data = load_run_data(config)
     _check_fit(model.eval(), data, place)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:  # it need not be one that can be pruned
-        model(data.example.clone())
+        run_on(model, data.example.clone())
     macs = counter.get_total_flops() // 2
     looked = look_at(model, data, macs, Asked(brought=True, device=find_device(options.device)))
     params = sum(parameter.numel() for parameter in model.parameters())
@@ -193,7 +195,7 @@ def _measured(  # noqa: PLR0913 - what is measured, and what is known of it
         del metrics["top5"]  # always 1
     example = found.example
     sizes = sorted({1, options.batch})
-    batches = {size: example.repeat(size, *(1,) * (example.dim() - 1)).to(device) for size in sizes}
+    batches = {size: repeated(example, size).to(device) for size in sizes}
     latency = {n: _median_ms(model, batch, options.threads) for n, batch in batches.items()}
     return Measured(
         path=str(place),
@@ -211,7 +213,7 @@ def _measured(  # noqa: PLR0913 - what is measured, and what is known of it
     )
 
 
-def _median_ms(model: nn.Module, batch: torch.Tensor, threads: int) -> float:
+def _median_ms(model: nn.Module, batch: Inputs, threads: int) -> float:
     """Returns the median forward time in milliseconds: of 30 passes, or as many as fit into the time, but of three."""
     return statistics.median(forward_times([model], batch, threads=threads, seconds=_SECONDS)[0])
 
@@ -274,8 +276,9 @@ def _check_fit(model: nn.Module, data: Data, place: Path) -> None:
     """Raises ModelError unless a network takes the images of some data."""
     try:
         with torch.inference_mode():
-            model(data.example)
+            run_on(model, data.example.clone())
     except Exception as error:  # of the network, or of what runs the file
-        shape = tuple(data.example.shape[1:])
+        example, shape = data.example, described(data.example[:1])
+        shape = shape if isinstance(example, Example) else tuple(example.shape[1:])
         msg = f"{place} does not take the images of {data.name}, {shape}: {one_line(str(error), 300)}; see --data"
         raise ModelError(msg) from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abcsearch.errors import RunError
+from abcsearch.example import sizes_of
 from abcsearch.exporting import Exported, export
 from abcsearch.runs.configured import seeded_data
 from abcsearch.runs.tuned import problems, refusal
@@ -91,7 +92,7 @@ def _info(run: FinishedRun, structure: Structure, scores: Mapping[str, Any] | No
         "objective": data.objective,
         "classes": _classes(data),
         "input": {
-            "shape": list(data.example.shape[1:]),
+            "shape": sizes_of(data.example),
             "mean": list(scale.mean) if scale and scale.mean else None,
             "std": list(scale.std) if scale and scale.std else None,
         },

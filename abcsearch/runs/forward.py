@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from abcsearch.channels.latency import forward_times
+from abcsearch.example import laid, repeated
 from abcsearch.training.computing import laid_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
+
+    from abcsearch.example import Inputs
 
 BATCHES = (1, 64)
 _SECONDS = 20.0  # for all networks together, per device and batch
@@ -52,9 +55,7 @@ class ForwardTime:
         return self.high_ms < other.low_ms or other.high_ms < self.low_ms
 
 
-def measure_forward(
-    networks: Sequence[nn.Module], example: torch.Tensor, *, threads: int
-) -> list[tuple[ForwardTime, ...]]:
+def measure_forward(networks: Sequence[nn.Module], example: Inputs, *, threads: int) -> list[tuple[ForwardTime, ...]]:
     """Returns the forward times of networks, one tuple for each: on the CPU and, where there is one, on a GPU.
 
     The networks take turns, so that a busy machine slows all of them alike. Weights and images are channels_last, as
@@ -81,11 +82,10 @@ def measure_forward(
 
 
 def _measured(
-    networks: Sequence[nn.Module], example: torch.Tensor, device: torch.device, batch: int, threads: int
+    networks: Sequence[nn.Module], example: Inputs, device: torch.device, batch: int, threads: int
 ) -> list[ForwardTime]:
     """Returns the time of each network on one device in one batch."""
-    layout = torch.channels_last if example.dim() == 4 else torch.contiguous_format
-    images = example[:1].expand(batch, *[-1] * (example.dim() - 1)).to(device).contiguous(memory_format=layout)
+    images = laid(repeated(example, batch).to(device))
     times = forward_times(networks, images, threads=threads, seconds=_SECONDS)
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else "CPU"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from abcsearch.channels.example import Example
 from abcsearch.channels.groups import summarised
 from abcsearch.errors import TraceError, plural
+from abcsearch.example import Example
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

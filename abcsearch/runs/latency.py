@@ -10,12 +10,12 @@ from abcsearch.channels.latency import LatencyModel, measure_latency
 from abcsearch.errors import ModelError, RunError
 from abcsearch.evaluation import racing
 from abcsearch.evaluation.staged import Staged
+from abcsearch.example import repeated
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
     from torch import nn
 
     from abcsearch.budget import Costs, Limit
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
+    from abcsearch.example import Inputs
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
@@ -86,7 +87,7 @@ class _Measured:
 
     evaluator: Evaluator
     source: Source
-    example: torch.Tensor
+    example: Inputs
     options: LatencyOptions
     limit: Limit
 
@@ -122,7 +123,7 @@ class _Measured:
             return found
         network = self.source.network(candidate, seed)
         options, limit = self.options, self.limit
-        batch = self.example.expand(options.batch, *[-1] * (self.example.dim() - 1)).clone()
+        batch = repeated(self.example, options.batch)
         (time,) = measure_latency([network], batch, threads=options.threads, repeats=options.repeats)
         metrics: Mapping[str, float] = {**found.metrics, "latency_ms": time}
         if limit.low <= time <= limit.high:

@@ -131,7 +131,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
             "search-validation": len(task.data.validation),
             "test": len(task.data.test),
         },
-        shape=tuple(task.data.train.shape),
+        shape=task.data.train.shape,
         setup=_looked(config, task, folder),
         groups=len(graph.groups),
         prunable=len(graph.prunable),

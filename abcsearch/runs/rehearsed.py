@@ -65,7 +65,7 @@ class Rehearsal:
         params: likewise.
         data: its name.
         images: number of images by split.
-        shape: of an image, (channels, height, width).
+        shape: of an image, (channels, height, width); of several inputs by name.
         setup: how the full network does on the data.
         groups: number of channel groups.
         prunable: of these.
@@ -105,7 +105,7 @@ class Rehearsal:
     params: int
     data: str
     images: dict[str, int]
-    shape: tuple[int, ...]
+    shape: Any
     setup: SetUp
     groups: int
     prunable: int
@@ -163,7 +163,7 @@ class Rehearsal:
         together = f"{self.batch} at a time, {rounds} rounds" if rounds > 1 else "all at once"
         return [
             f"network: {self.model}, {self.macs:,} macs, {self.params:,} params; weights: {self.weights}",
-            f"data: {self.data}; {images}; {'x'.join(map(str, self.shape))}",
+            f"data: {self.data}; {images}; {_sizes(self.shape)}",
             *self.setup.lines,
             f"groups: {self.prunable} of {self.groups} prunable; {plural(self.blocks, 'block')} could be dropped",
             *(f"  {count} fixed: {reason}" for reason, count in self.fixed.items()),
@@ -250,6 +250,13 @@ def about(seconds: float) -> str:
     _, unit, smaller, part, parts = next(entry for entry in _UNITS if seconds < entry[0])
     whole, rest = divmod(round(seconds / part), parts)
     return f"{whole} {unit} {rest} {smaller}" if rest else f"{whole} {unit}"
+
+
+def _sizes(shape: Any) -> str:  # noqa: ANN401 - two kinds
+    """Returns the shape of an image in words."""
+    if isinstance(shape, dict):
+        return ", ".join(f"{name} {_sizes(own)}" for name, own in shape.items())
+    return "x".join(map(str, shape)) or "a number"
 
 
 def _size(count: float) -> str:

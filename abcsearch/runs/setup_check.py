@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from abcsearch.errors import AbcSearchError, RunError, callers, one_line
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, calibrate, statistics
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.sliced import calibration_images
+from abcsearch.example import Example, Inputs
 from abcsearch.files import is_there
 from abcsearch.rng import torch_seeded, torch_stream
 from abcsearch.runs.settings import RunConfig
@@ -71,7 +71,7 @@ def look_at(model: nn.Module, data: Data, macs: int, asked: Asked) -> SetUp:
     Raises:
         AbcSearchError: if outputs and labels do not fit.
     """
-    values = math.prod(data.train.shape)
+    values = sum(x.numel() for x in Example.of(data.example).tensors)
     count = int(min(_MOST, max(_LEAST, min(_WORK / max(macs, 1), _VALUES / values))))
     goal = find_objective(data.objective)
     train = _some(data.train, count, data.seed, "set-up, training images").loaded()
@@ -122,8 +122,13 @@ def _some(images: Images, count: int, seed: int, stream: str) -> Images:
     return images.part(order[:count].sort().values)
 
 
-def _pixels(images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Returns mean and standard deviation per channel of (n, channels, ...) inputs."""
+def _pixels(images: Inputs) -> dict[str, torch.Tensor]:
+    """Returns mean and standard deviation per channel of (n, channels, ...) inputs; of several, of the deepest."""
+    if isinstance(images, Example):
+        every = [x for x in images.tensors if x.is_floating_point() and x.ndim > 1]
+        if not every:
+            return {"mean": torch.zeros(1), "std": torch.ones(1)}
+        images = max(every, key=lambda x: x.ndim)
     dims = [dim for dim in range(images.dim()) if dim != 1]
     return {"mean": images.mean(dim=dims), "std": images.std(dim=dims, correction=0)}
 

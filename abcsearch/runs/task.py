@@ -12,6 +12,7 @@ from abcsearch.channels.groups import ChannelGraph
 from abcsearch.channels.source import Sliced, Source
 from abcsearch.data.splits import Data
 from abcsearch.errors import DataError, ExampleError, ModelError, RunError
+from abcsearch.example import Example
 from abcsearch.runs.latency import run_costs
 from abcsearch.runs.ranking import rank_for_run
 
@@ -112,7 +113,7 @@ class Task:
         try:
             graph = options.traced(model, data.example)
         except ExampleError as error:
-            if data.example.ndim != 3:
+            if isinstance(data.example, Example) or data.example.ndim != 3:
                 raise
             msg = f"{error}. Images {data.train.shape} are taken as signals, (channels, length); grey images have a "
             msg += "channel: images[:, None]"

@@ -9,6 +9,7 @@ import torch
 from torch import distributed, nn
 
 from abcsearch.errors import ConfigError
+from abcsearch.example import Example
 from abcsearch.training.objectives import output_of
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ class _Output(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return output_of(self.network, self.network(images))
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401 - what the network takes
+        return output_of(self.network, Example(args, kwargs).run(self.network))
 
 
 ALONE = Crew()

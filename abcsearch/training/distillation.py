@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from abcsearch.errors import ModelError
+from abcsearch.example import run_on
 from abcsearch.training.objectives import output_of
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from abcsearch.example import Inputs
 
 
 def distillation_loss(outputs: torch.Tensor, wanted: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -29,14 +32,14 @@ def distillation_loss(outputs: torch.Tensor, wanted: torch.Tensor, temperature: 
     return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
-def teach(teacher: nn.Module, images: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+def teach(teacher: nn.Module, images: Inputs, outputs: torch.Tensor) -> torch.Tensor:
     """Returns the teacher's outputs for images, without gradients.
 
     Raises:
         ModelError: if they have another shape than those of the network that learns.
     """
     with torch.no_grad():
-        wanted = output_of(teacher, teacher(images))
+        wanted = output_of(teacher, run_on(teacher, images))
     if wanted.shape != outputs.shape:
         msg = (
             f"teacher and network must have the same classes, found outputs {tuple(wanted.shape)} of the teacher and "

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from abcsearch.errors import ConfigError, LessonError
+from abcsearch.example import run_on
 from abcsearch.training.checkpoints import network_hash
 from abcsearch.training.distillation import distillation_loss, teach
 from abcsearch.training.mixing import Mixing, widened
@@ -17,7 +18,7 @@ from abcsearch.training.optimization import make_optimizer
 from abcsearch.training.scoring import score
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from abcsearch.data.images import Images
     from abcsearch.training.crew import Crew
@@ -72,6 +73,7 @@ class Lesson:
 
         Args:
             images: (batch, channels, height, width), on the device, shifted, mirrored and changed as the recipe says.
+                Of several inputs an `Example`, which runs a network: `images.run(network)`.
             labels: of these.
             draws: a generator on the CPU for what the lesson draws, the same in all processes that train together; its
                 state is in checkpoints.
@@ -171,7 +173,7 @@ class Supervised(Lesson):
         self._goal: Objective = find_objective(self.objective)
         self._mixing = Mixing(recipe, images) if recipe.mixup or recipe.cutmix else None
         self._smoothing = {"label_smoothing": recipe.label_smoothing} if recipe.label_smoothing else {}
-        self._called: Callable[[torch.Tensor], object] = self.model
+        self._called: nn.Module = self.model
         self._checked = False
 
     def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
@@ -184,7 +186,7 @@ class Supervised(Lesson):
         wanted = labels
         if self._mixing is not None:
             images, wanted = self._mixing(images, labels)
-        outputs = output_of(self.model, self._called(images))
+        outputs = output_of(self.model, run_on(self._called, images))
         if not self._checked:
             self._check(outputs, labels)
         if self._mixing is not None:

@@ -31,7 +31,8 @@ def check_mixing(recipe: Recipe, split: Images, objective: str) -> None:
     """
     flat = {name: getattr(recipe, name) for name in ("shift", "flip", "randaugment", "mixup", "cutmix")}
     asked = [name for name, value in flat.items() if value]
-    if asked and len(split.shape) != 3:
+    several = isinstance(split.shape, dict)
+    if asked and (several or len(split.shape) != 3):
         msg = f"{', '.join(asked)}: for images of height and width, found {split.shape}; leave it out of the recipe"
         raise ConfigError(msg)
     if (recipe.mixup or recipe.cutmix) and objective != "classification":

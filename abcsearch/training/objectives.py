@@ -209,7 +209,8 @@ def output_of(model: nn.Module, returned: object) -> torch.Tensor:
     """Returns a network's output out of what its forward pass returned.
 
     That is the tensor; or what the entry of its class in `OUTPUTS` selects; or else the `logits` (as of torchvision's
-    GoogLeNet in training mode) or the entry "out" of a dict (as of torchvision's segmentation networks).
+    GoogLeNet in training mode, or an entry of a dict) or the entry "out" of a dict (as of torchvision's segmentation
+    networks).
 
     Raises:
         ModelError: if there is no such tensor.
@@ -221,6 +222,8 @@ def output_of(model: nn.Module, returned: object) -> torch.Tensor:
         found: object = select(returned)
     elif isinstance(returned, Mapping) and "out" in returned:
         found = cast("Mapping[str, object]", returned)["out"]
+    elif isinstance(returned, Mapping) and "logits" in returned:
+        found = cast("Mapping[str, object]", returned)["logits"]
     else:
         found = getattr(returned, "logits", None)
     if isinstance(found, torch.Tensor):

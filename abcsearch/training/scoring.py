@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from abcsearch.errors import ConfigError
+from abcsearch.example import run_on
 from abcsearch.training.objectives import Objective, find_objective, output_of
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def score(
     gradients, on the device of the network, and leaves the modes of the modules as they were.
 
     Args:
-        model: maps (batch, channels, height, width) to what the objective expects, (batch, classes) of a classifier.
+        model: maps (batch, channels, height, width), or several inputs, to what the objective expects, (batch, classes)
+            of a classifier.
         split: images and labels, in memory or streamed.
         objective: one of `OBJECTIVES` by name, or your own.
         full: outputs of the full network on the split (see `predict`); with them neg_kl is among the metrics: minus
@@ -142,7 +144,7 @@ def passes(
         model.eval()
         for images, labels in split.batches(batch_size or scoring_batch(device), device=device):
             # A copy, since forward may change its input in place: images are the data set's own.
-            yield output_of(model, model(images.clone())), labels
+            yield output_of(model, run_on(model, images.clone())), labels
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from abcsearch.channels.example import Example
 from abcsearch.channels.moments import Reader, moments_of
 from abcsearch.errors import ModelError, one_line, unknown_name
+from abcsearch.example import Example
 from abcsearch.transforms.factors import METHODS, Factorised, split, unfolded, widths
 from abcsearch.transforms.ranks import by_energy, evbmf
 
@@ -278,7 +278,7 @@ def _run(network: nn.Module, example: Example) -> None:
     modes = {module: module.training for module in network.modules()}
     try:
         with torch.no_grad():
-            network.eval()(*example.args, **example.kwargs)
+            example.run(network.eval())
     except Exception as error:  # of many kinds: the network's own
         msg = f"the network does not run on the example: {type(error).__name__}: {one_line(str(error), 300)}"
         raise ModelError(msg) from error

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from abcsearch.channels.example import Example
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import TraceError
+from abcsearch.example import Example
 from tests.channels.oracle import few, images, scrambled
 from tests.channels.test_activation import measured
 from tests.channels.test_slicing import check_oracle

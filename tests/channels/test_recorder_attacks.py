@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from abcsearch.channels.example import Example
 from abcsearch.channels.groups import trace_channels
 from abcsearch.errors import TraceError
+from abcsearch.example import Example
 from tests.channels.oracle import images, scrambled
 
 C = 8

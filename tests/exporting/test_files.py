@@ -20,6 +20,7 @@ from abcsearch.errors import ExportError
 from abcsearch.exporting import export, files, interchange, load, open_export
 from abcsearch.rng import torch_seeded
 from abcsearch.training.loop import train
+from abcsearch.training.objectives import OUTPUTS
 from abcsearch.training.recipe import Recipe
 from tests.exporting.test_plan import assert_same, built, example, sliced
 
@@ -162,11 +163,17 @@ class Maps(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", *FORMATS])
-def test_of_several_outputs_the_one_that_counts_is_exported(tmp_path, kind):
+def test_of_several_outputs_all_are_exported_or_the_one_that_the_user_says(tmp_path, kind, monkeypatch):
     network = Maps().eval()
-    found = load(export(network, tmp_path, example_input=example(), format=kind))(example(3))
+    found = load(export(network, tmp_path / "all", example_input=example(), format=kind))(example(3))
+    expected = network(example(3))
+    assert list(found) == ["out", "aux"]
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name], tensor, atol=1e-6)
+    monkeypatch.setitem(OUTPUTS, Maps, lambda returned: returned["out"])
+    found = load(export(network, tmp_path / "one", example_input=example(), format=kind))(example(3))
     found = found["out"] if kind == "safetensors" else found
-    assert torch.allclose(found, network(example(3))["out"], atol=1e-6)
+    assert torch.allclose(found, expected["out"], atol=1e-6)
 
 
 class Fixed(nn.Module):

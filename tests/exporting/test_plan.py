@@ -410,12 +410,25 @@ def test_a_network_that_loads_with_other_outputs_is_refused_and_the_older_export
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
-def test_outputs_that_are_not_one_tensor_and_state_that_is_not_tensors_are_refused(tmp_path):
-    with pytest.raises(ExportError, match=r"one finite tensor can be exported.*found a tuple"):
-        export(nn.LSTM(3, 3), tmp_path, example_input=torch.rand(2, 3), options={"input_size": 3, "hidden_size": 3})
+def test_outputs_that_are_no_tensors_and_state_that_is_not_tensors_are_refused(tmp_path):
+    with pytest.raises(ExportError, match=r"only networks that return tensors, alone or in tuples.*found Counter"):
+        export(Counting(), tmp_path, example_input=example())
 
     with pytest.raises(ExportError, match="more than parameters and buffers: _extra_state"):
         export(Extra(), tmp_path, example_input=example())
+
+
+class Counter:
+    pass
+
+
+class Counting(nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 3, 1)
+
+    def forward(self, x):
+        del x
+        return Counter()
 
 
 class Extra(nn.Conv2d):

@@ -80,8 +80,8 @@ class TaylorGateCriterion(Criterion):
         def step(batch: Batch) -> None:
             nonlocal count
             with torch.enable_grad(), gated(twin, subject.graph, gates):
-                gradients = torch.autograd.grad(mean_loss(twin(*batch.inputs), batch), gates, allow_unused=True)
-            images = len(batch.inputs[0])
+                gradients = torch.autograd.grad(mean_loss(batch.run(twin), batch), gates, allow_unused=True)
+            images = len(batch)
             count += images
             for total, gradient in zip(totals, gradients, strict=True):
                 if gradient is not None:

@@ -52,11 +52,11 @@ class CurlCriterion(Criterion):
 
         def step(batch: Batch) -> None:
             nonlocal count
-            images = len(batch.inputs[0])
+            images = len(batch)
             count += images
             with torch.no_grad():
-                checked_logits(twin(*batch.copies), images)
-                rest = _Rest(trace_operations(twin, batch.inputs), batch.inputs)
+                checked_logits(batch.given.clone().run(twin), images)
+                rest = _Rest(trace_operations(twin, batch.given), batch.inputs)
                 for number, index in rest.readers(graph):
                     rest.advance(number)
                     totals[index] += _divergences(rest, graph, index, subject.seed)

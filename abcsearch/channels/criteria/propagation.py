@@ -62,8 +62,8 @@ class NispCriterion(Criterion):
         def step(batch: Batch) -> None:
             with torch.no_grad():
                 if not networks:
-                    twin(*batch.copies)
-                    networks.append((trace_operations(twin, batch.inputs), _absolute(twin, batch)))
+                    batch.given.clone().run(twin)
+                    networks.append((trace_operations(twin, batch.given), _absolute(twin, batch)))
                 run = _Layers(networks[0][0])
                 run.run(*batch.inputs)
             seen.append(run.features().double().cpu().numpy())
@@ -81,14 +81,14 @@ class NispCriterion(Criterion):
 
 def _absolute(twin: torch.nn.Module, batch: Batch) -> _Layers:
     """Returns the network of absolute weights, without what maps entries one by one, run on absolute images."""
-    inputs = tuple(x.double().abs() if x.is_floating_point() else x for x in batch.inputs)
+    given = batch.given.mapped(lambda x: x.double().abs() if x.is_floating_point() else x)
     other = copy.deepcopy(twin).double().requires_grad_(requires_grad=False)
     for tensor in (*other.parameters(), *other.buffers()):
         if tensor.is_floating_point():
             tensor.abs_()
-    run = _Layers(trace_operations(other, inputs), passed=_PASSED)
+    run = _Layers(trace_operations(other, given), passed=_PASSED)
     with torch.enable_grad():
-        run.run(*inputs)
+        run.run(*given.tensors)
     return run
 
 

@@ -101,7 +101,7 @@ def count_products(flow: Flow, op: Op) -> bool:
         return False
     lengths = {a: n for t, o in zip(read[0], read[2], strict=True) for a, n in zip(t, o.value, strict=True)}
     times = math.prod(n for letter, n in lengths.items() if letter not in term)
-    times = times // flow.batch if times % flow.batch == 0 else times
+    times = flow.per_image(times)
     inputs = math.prod(n for letter, n in lengths.items() if letter in term and letter not in read[1])
     flow.calls.append(
         Call(weight=counted_as(flow, weight), bias=None, times=times, outputs=0, scope=op.scope, in_channels=inputs)

@@ -246,4 +246,4 @@ def _places(flow: Flow, shape: Sequence[int], space: int) -> int:
     if space and len(shape) == space + 1:  # no batch axis
         return math.prod(shape[1:])
     total = math.prod(shape) // shape[1 if space else -1]
-    return total // flow.batch if total % flow.batch == 0 else total
+    return flow.per_image(total)
