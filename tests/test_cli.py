@@ -376,6 +376,18 @@ def test_unfinished_search_is_not_fine_tuned(tiny_config, tmp_path):
     assert call("export", run, "--format", "onx").exit_code == 2
 
 
+def test_a_run_folder_is_not_inspected(finished):
+    result = call("inspect", finished[0])
+    assert result.exit_code == 2
+    assert "is a run folder; inspect takes a config, or a network by name" in result.output
+    assert f"abcsearch report {finished[0]}" in result.output
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help_has_a_short_name_everywhere(command):
+    assert call(*command, "-h").output == call(*command, "--help").output
+
+
 def test_help_of_every_command_has_an_example():
     assert "abcsearch search experiments/digits/config.toml" in call("--help").output
     for command in COMMANDS:

@@ -270,7 +270,8 @@ def evaluate(  # noqa: PLR0913 - one argument per option
     With --config CONFIG, those of a checkpoint of your own: weights that CONFIG's network is to be searched with.
     """
     with answering():
-        from abcsearch.config import read_config, read_data
+        from abcsearch.asked import read_data
+        from abcsearch.config import read_config
         from abcsearch.errors import ConfigError
         from abcsearch.runs.evaluating import EvaluationOptions, evaluate_checkpoint, evaluate_export
 

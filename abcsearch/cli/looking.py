@@ -84,7 +84,7 @@ def inspect(
     For a MODEL, --set changes its options (classes=100) and the space (space.alpha=1).
     """
     with answering():
-        from abcsearch.config import read_inspected
+        from abcsearch.asked import read_inspected
         from abcsearch.runs.inspection import Inspection, inspect_model
 
         with warnings.catch_warnings():

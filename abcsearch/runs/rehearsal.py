@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Constraint
     from abcsearch.runs.front import Front
-    from abcsearch.runs.settings import RunConfig
+    from abcsearch.runs.settings import RunConfig, SpaceOptions
     from abcsearch.runs.setup import SetUp
     from abcsearch.runs.task import Task
     from abcsearch.searchers.base import Searcher
@@ -139,6 +139,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         dimensions=len(space),
         free=sum(len(dimension.choices) > 1 for dimension in space.dimensions),
         structures=str(space.size),
+        kept=_kept(config.space),
         budget=_reach(task.constraint),
         prepare=config.prepare,
         baselines=config.baselines,
@@ -162,6 +163,14 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         measured_on=_machine(config),
         notes=tuple(notes),
     )
+
+
+def _kept(options: SpaceOptions) -> str:
+    """Returns what layers may keep, in words that are the settings."""
+    lowest = options.step if options.lowest is None else options.lowest
+    whole = "" if options.alpha == 1 else ", so no layer keeps all its channels (alpha = 1)"
+    widths = f"layers keep {lowest:g} to alpha = {options.alpha:g} of their channels by step = {options.step:g}{whole}"
+    return f"{widths}; levels = {list(options.levels)}, divisor = {options.divisor}"
 
 
 def _mapped(config: RunConfig, folder: RunFolder, task: Task, searcher: Searcher) -> int:

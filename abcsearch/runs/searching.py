@@ -151,7 +151,7 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
 def _absolute(known: Any) -> Any:  # noqa: ANN401 - whatever it was called with
     """Returns paths of known runs whole; anything else as it is, for the settings to refuse."""
     listed = [known] if isinstance(known, str | os.PathLike) else known
-    if not isinstance(listed, list | tuple) or not all(isinstance(run, str | os.PathLike) for run in listed):
+    if not isinstance(listed, list | tuple) or not all(isinstance(run, str | os.PathLike) and run for run in listed):
         return known
     return tuple(os.path.abspath(run) for run in listed)  # noqa: PTH100 - Path.absolute keeps ".."
 
