@@ -28,7 +28,7 @@ from abcsearch.training.recipe import PRESETS, Recipe
 from abcsearch.training.scoring import score
 from tests.records import rewrite
 
-COMMANDS = ("search", "resume", "status", "finetune", "report", "compare", "export", "evaluate", "inspect", "list")
+COMMANDS = ("init", "search", "resume", "status", "finetune", "report", "compare", "export", "evaluate", "inspect", "list")
 
 
 def call(*arguments):
@@ -142,7 +142,8 @@ def test_status_reads_a_finished_and_a_running_folder(finished):
     assert (run / "log.txt").read_text().count("search finished") == 1  # whatever has read the run since
     assert "bee_colony: 24 of 24 trials, 0 failed, best" in printed["status"].output
     assert "baseline random: 24 of 24 trials" in printed["status"].output
-    assert printed["status"].output.splitlines()[-1] == "finished; fine-tuned: bee_colony, full, random, uniform"
+    tuned = "finished; fine-tuned: bee_colony, full, random, uniform"
+    assert printed["status"].output.splitlines()[-1] == f"{tuned}; next: abcsearch export {run}"
     with RunFolder(run).locked():
         assert "running now" in call("status", run).output
         refused = call("resume", run)

@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from abcsearch.cli import finishing, looking, searching
+from abcsearch.cli import finishing, looking, searching, starting
 from abcsearch.importing import use_working_folder
 from abcsearch.terminal import console, set_up
 
 EXAMPLES = """Examples:
+
+  abcsearch init --model resnet20 --data flowers/
 
   abcsearch inspect resnet56
 
@@ -44,7 +46,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (searching, finishing, looking):
+for commands in (starting, searching, finishing, looking):
     app.add_typer(commands.app)
 
 

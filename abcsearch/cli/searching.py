@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from abcsearch.bars import progress_shown, wait_shown
 from abcsearch.cli.options import (
     AsJson,
     DryRun,
@@ -21,7 +23,7 @@ from abcsearch.cli.options import (
     Workers,
 )
 from abcsearch.errors import plural, quoted
-from abcsearch.terminal import answering, console, print_json, print_status, print_table, progress_shown, watch
+from abcsearch.terminal import answering, console, print_json, print_status, print_table, watch
 
 if TYPE_CHECKING:
     from abcsearch.runs.front import Front, FrontResult
@@ -62,7 +64,8 @@ def search(  # noqa: PLR0913 - one argument per option
     """
     name = config.parent.resolve().name if config.stem == "config" else config.stem
     folder = run_dir or Path("runs") / name
-    with answering(folder):
+    shown = wait_shown if dry_run or as_json else progress_shown
+    with answering(folder), shown() as progress:
         from abcsearch.config import read_run
         from abcsearch.errors import ConfigError
         from abcsearch.runs.configured import run_config, run_front_config
@@ -76,14 +79,23 @@ def search(  # noqa: PLR0913 - one argument per option
         settings = read_run(config, [*(overrides or ()), *own])
         if dry_run or as_json:
             _rehearse(settings, folder, dry_run=dry_run, as_json=as_json, chosen=run_dir is not None)
+            if not as_json:
+                console.print(f"next: {_same_search(config, run_dir, [*(overrides or ())], given)}")
             return
         watchers = _watchers(optuna_storage, tensorboard=tensorboard)
-        with progress_shown() as progress:
-            if isinstance(settings, Front):
-                result = run_front_config(settings, folder, progress=progress, **watchers)
-            else:
-                result = run_config(settings, folder, progress=progress, **_given(rebuild=rebuild or None), **watchers)
-        _print_found(result)
+        if isinstance(settings, Front):
+            result = run_front_config(settings, folder, progress=progress, **watchers)
+        else:
+            result = run_config(settings, folder, progress=progress, **_given(rebuild=rebuild or None), **watchers)
+    _print_found(result)
+
+
+def _same_search(config: Path, run_dir: Path | None, overrides: list[str], given: dict[str, Any]) -> str:
+    """Returns the command that searches as was asked for, without --dry-run."""
+    words = ["abcsearch", "search", str(config), *(("--run-dir", str(run_dir)) if run_dir is not None else ())]
+    words += [word for own in overrides for word in ("--set", own)]
+    words += [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    return shlex.join(words)
 
 
 def _rehearse(
@@ -137,7 +149,7 @@ def resume(  # noqa: PLR0913 - one argument per option
     --retry-failed is for failures that have passed, such as those of a full cluster: the run ends as if they had not
     been. Trials before the first failure stay, later ones are evaluated again only where they come out differently.
     """
-    with answering(run_dir):
+    with answering(run_dir), progress_shown() as progress:
         from abcsearch.runs.resuming import resume as resume_run
 
         changes = _given(
@@ -150,9 +162,8 @@ def resume(  # noqa: PLR0913 - one argument per option
             execution=_execution(workers, ray_address) or None,
         )
         watchers = _watchers(optuna_storage, tensorboard=tensorboard)
-        with progress_shown() as progress:
-            result = resume_run(run_dir, progress=progress, **changes, **watchers)
-        _print_found(result)
+        result = resume_run(run_dir, progress=progress, **changes, **watchers)
+    _print_found(result)
 
 
 def _given(**options: Any) -> dict[str, Any]:  # noqa: ANN401 - of any option
@@ -205,6 +216,7 @@ def status(
 
 def _print_found(result: SearchResult | FrontResult) -> None:
     """Prints what a search has found, of one budget or of several."""
+    from abcsearch.runs.following import after_search
     from abcsearch.runs.front import FrontResult
 
     if not isinstance(result, FrontResult):
@@ -213,12 +225,13 @@ def _print_found(result: SearchResult | FrontResult) -> None:
     console.print(f"run folder: {result.run_dir}")
     cells = [[point.name, f"{point.macs:,}", f"{point.params:,}", f"{point.fitness:.4f}"] for point in result.front()]
     print_table(["budget", "MACs", "params", "fitness"], *cells)
-    console.print(f"next: abcsearch finetune {quoted(result.run_dir)}")
+    console.print(f"next: {after_search(result.run_dir, result.results)}")
 
 
 def _print_best(result: SearchResult) -> None:
     """Prints the winner of a search: layer before => after, and its costs."""
     from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.following import after_search
     from abcsearch.searchers.registry import nothing_left
 
     task, best = result.task, result.best
@@ -242,4 +255,4 @@ def _print_best(result: SearchResult) -> None:
     if failed:
         again = f"abcsearch resume {quoted(result.run_dir)} --retry-failed"
         console.print(f"{plural(failed, 'trial')} failed, the reasons are in log.txt; to evaluate them again: {again}")
-    console.print(f"next: abcsearch finetune {quoted(result.run_dir)}")
+    console.print(f"next: {after_search(result.run_dir, [result])}")

@@ -32,6 +32,7 @@ from abcsearch.runs.shared import Shared
 from abcsearch.runs.timing import PATIENCE, evaluation_time, full_macs, preparation_time, training_time
 from abcsearch.runs.weights import state_bytes
 from abcsearch.searchers.registry import make_searcher
+from abcsearch.steps import doing
 from abcsearch.training.computing import find_device
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
     if config.searcher.name == "given" and config.prepare is not None:  # it is given its structures later
         searcher = make_searcher("random", task.space, task.constraint, seed=config.seed)
     mapped = _mapped(config, folder, task, parts.searcher)
+    doing("timing an evaluation")
     candidate, batch = _first(searcher, config.n_trials if rounds else 1)
     unheard = f"{config.searcher.name} proposes all {plural(batch, 'trial')} before it has a result to learn from"
     learns = not rounds or batch < config.n_trials
@@ -107,7 +109,9 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
     workers, crowded = _workers(config)
     evaluation = evaluation_time(task, config, candidate, patience)
     pruned = task.source.network(candidate)
+    doing("timing fine-tuning")
     tuning = [training_time(task, network, config.finetune, patience) for network in (task.base, pruned)]
+    doing("timing trainings before the search")
     pretraining = None if config.pretrain is None else training_time(task, task.base, config.pretrain, patience)
     preparation = preparation_of(config)
     preparing = None if preparation is None else preparation_time(task, config, preparation, patience)
@@ -118,6 +122,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         *(["the run folder holds this run, which would be continued; times are of a whole one"] if held else []),
         *([f"the timed evaluation failed: {evaluation.failure}"] if evaluation.failure else []),
     ]
+    doing("looking at the full network on search-validation")
     space, graph, others = task.space, task.graph, len(searched(config.baselines))
     return Rehearsal(
         model=called(config.model.name, config.model.options),

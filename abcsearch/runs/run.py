@@ -28,6 +28,7 @@ from abcsearch.runs.setup_check import check_setup
 from abcsearch.runs.task import Task
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.registry import make_searcher
+from abcsearch.steps import doing
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
@@ -233,6 +234,8 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         progress=progress,
         stage=stage,
     )
+    if not folder.finished(settings.n_trials):
+        doing("evaluating the first structures")
     trials = loop.run()
     return collected(folder, task, settings, trials, parts.evaluator, loop.decision)
 

@@ -14,6 +14,7 @@ from abcsearch.data.splits import Data
 from abcsearch.errors import BudgetError, DataError, ExampleError, ModelError, RunError
 from abcsearch.runs.latency import run_costs
 from abcsearch.runs.ranking import rank_for_run
+from abcsearch.steps import doing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,6 +110,7 @@ class Task:
             msg = f"the model is on {where}; pass model.cpu(): the evaluator's device says where candidates run"
             raise ModelError(msg)
         options = settings.space
+        doing("tracing the network")
         try:
             graph = trace_channels(model, data.example, fixed=options.fixed)
         except ExampleError as error:
