@@ -28,7 +28,19 @@ from abcsearch.training.recipe import PRESETS, Recipe
 from abcsearch.training.scoring import score
 from tests.records import rewrite
 
-COMMANDS = ("init", "search", "resume", "status", "finetune", "report", "compare", "export", "evaluate", "inspect", "list")
+COMMANDS = (
+    "init",
+    "search",
+    "resume",
+    "status",
+    "finetune",
+    "report",
+    "compare",
+    "export",
+    "evaluate",
+    "inspect",
+    "list",
+)
 
 
 def call(*arguments):

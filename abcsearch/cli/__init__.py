@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from abcsearch.cli import finishing, looking, searching, starting
+from abcsearch.cli import finishing, looking, searching, starting, tabling
 from abcsearch.importing import use_working_folder
 from abcsearch.terminal import console, set_up
 
@@ -46,7 +46,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (starting, searching, finishing, looking):
+for commands in (starting, searching, finishing, tabling, looking):
     app.add_typer(commands.app)
 
 

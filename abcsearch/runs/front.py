@@ -18,6 +18,7 @@ from abcsearch.runs.executing import check_workers, workers_for
 from abcsearch.runs.front_folder import BUDGETS, FORMAT, FRONT, KIND, FrontFolder, is_front, run_folder
 from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, from_plain, to_plain
 from abcsearch.runs.shared import Shared
+from abcsearch.runs.summaries import Summarised
 from abcsearch.signing import signed
 
 if TYPE_CHECKING:
@@ -178,8 +179,8 @@ class FrontPoint:
     params: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrontResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FrontResult(Summarised):
     """A finished search of several budgets.
 
     Attributes:
@@ -191,6 +192,20 @@ class FrontResult:
     run_dir: Path
     names: tuple[str, ...]
     results: tuple[SearchResult, ...] = field(repr=False)
+
+    @property
+    def summary(self) -> tuple[tuple[str, str], ...]:
+        """What it is in a few lines, names and values."""
+        points = self.front()
+        best = "; ".join(f"{own.name}: fitness {own.fitness:.4f}, {own.macs:,} macs" for own in points)
+        trials = sum(len(result.trials) for result in self.results)
+        return (
+            ("run folder", str(self.run_dir)),
+            ("searcher", self.results[0].settings.searcher.name if self.results else "none"),
+            ("budgets", f"{len(self.names)}, {plural(trials, 'trial')} in all"),
+            ("best", best),
+            ("next", "result.results[0].model(), one result for each budget"),
+        )
 
     def front(self) -> tuple[FrontPoint, ...]:
         """Returns the winners, the largest first."""
