@@ -25,6 +25,7 @@ SAMPLE = (
         ("searching", "run.json", "lost"),
     ),
     *(("tuning", "finetuned/*.checkpoint", "bit"), ("training", "base-*.checkpoint", "truncated")),
+    ("finished", "setup.json", "digit"),
 )
 
 
