@@ -95,7 +95,7 @@ def test_the_page_is_one_file_with_all_charts(run):
 
 
 def test_the_page_has_the_numbers_of_the_run(run):
-    text = html.unescape((run / "report.html").read_text())
+    text = html.unescape((run / "report.html").read_text()).replace("\u00a0", " ")
     made = json.loads((run / "report.json").read_text())
     full, winner = made["rows"][0], made["rows"][-1]
     change = 100 * (winner["macs"] - full["macs"]) / full["macs"]
