@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from abcsearch.data.images import Images
-from abcsearch.errors import ConfigError, DataError, LessonError, ModelError, plural
-from abcsearch.training.computing import callers
+from abcsearch.errors import ConfigError, DataError, LessonError, ModelError, callers, plural
 from abcsearch.training.lesson import LOSS_SETTINGS, Lesson, Supervised, whole_of
 from abcsearch.training.mixing import check_mixing
 from abcsearch.training.objectives import find_objective
