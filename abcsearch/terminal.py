@@ -170,7 +170,9 @@ def print_table(head: Iterable[str], *rows: Iterable[str]) -> None:
         table.add_row(*row)
     wide = EscapingConsole(width=1000, highlight=False, markup=False, emoji=False)
     wide.width = wide.measure(table).maximum
-    wide.print(table)
+    with wide.capture() as drawn:
+        wide.print(table)
+    console.print(Text.from_ansi(drawn.get().removesuffix("\n")))  # above a spinner, if there is one
 
 
 def print_status(watched: RunWatch, *, as_json: bool = False) -> None:

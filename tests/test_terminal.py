@@ -90,6 +90,17 @@ def test_a_warning_stands_above_the_spinner(shown, monkeypatch):
     assert "warning: odd [red]" in lines
 
 
+def test_a_table_stands_above_the_spinner_whole(shown):
+    text = shown(40, is_terminal=True)
+    with bars.wait_shown("measuring"):
+        terminal.print_table(["name", "value"], ["x" * 60, "y"])
+    plain = re.sub(r"\x1b\[2K", "\n", text.getvalue())  # what is erased is not seen
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", plain).replace("\r", "\n").splitlines()
+    (row,) = (line for line in lines if "xxx" in line)
+    assert row.split() == ["x" * 60, "y"]
+    assert "measuring" not in row
+
+
 NOTE = "best 0.9312, 2 failed, 3 of 4 workers busy"
 
 
