@@ -60,7 +60,9 @@ if TYPE_CHECKING:
     from abcsearch.runs.front import FrontResult as FrontResult
     from abcsearch.runs.result import SearchResult as SearchResult
     from abcsearch.runs.resuming import resume as resume
+    from abcsearch.runs.rounds import populations as populations
     from abcsearch.runs.searching import search as search
+    from abcsearch.runs.seeds import SeedsResult as SeedsResult
     from abcsearch.runs.settings import SpaceOptions as SpaceOptions
     from abcsearch.searchers.base import Searcher as Searcher
     from abcsearch.searchers.bee_colony import BeeColony as BeeColony
@@ -157,6 +159,8 @@ _HOME = {
     "FrontResult": "abcsearch.runs.front",
     "SearchResult": "abcsearch.runs.result",
     "search": "abcsearch.runs.searching",
+    "populations": "abcsearch.runs.rounds",
+    "SeedsResult": "abcsearch.runs.seeds",
     "SpaceOptions": "abcsearch.runs.settings",
     "Searcher": "abcsearch.searchers.base",
     "BeeColony": "abcsearch.searchers.bee_colony",

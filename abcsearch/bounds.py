@@ -24,6 +24,19 @@ def plain_bound(bound: Any) -> Any:  # noqa: ANN401 - whatever it was called wit
     return tuple(map(plain_bound, cast("list[Any]", value))) if isinstance(value, list | tuple) else value
 
 
+def meant(end: Any) -> str:  # noqa: ANN401 - whatever somebody has written
+    """Returns how a bound that looks like per cent is written, for the end of a message; "" where it does not."""
+    text = str(end).strip()
+    number = text.removesuffix("%")
+    try:
+        value = 0.0 if isinstance(end, bool) else float(number)
+    except ValueError:
+        return ""
+    if 0 < value <= 100 and (number != text or value > 1):
+        return f"; {value:g} % of the full network is {value / 100:g}"
+    return f"; it is a number, without quotation marks: {value:g}" if isinstance(end, str) and value > 0 else ""
+
+
 def check_bound(name: str, bound: Bound) -> None:
     """Raises BudgetError unless the bound is positive, a float at most 1, and a band ascending."""
     ends = bound if isinstance(bound, tuple) else (bound,)
@@ -32,10 +45,11 @@ def check_bound(name: str, bound: Bound) -> None:
         raise BudgetError(msg)
     for end in ends:
         if isinstance(end, bool) or not isinstance(end, float | int) or not end > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = f"budget {name} = {bound}: a bound is a positive number, found {end!r}"
+            msg = f"budget {name} = {bound}: a bound is a positive number, found {end!r}{meant(end)}"
             raise BudgetError(msg)
         if isinstance(end, float) and end > 1 and name != "latency_ms":
             msg = f"budget {name} = {bound}: a float is a fraction in (0, 1]; write an int for an absolute number"
+            msg += meant(end)
             raise BudgetError(msg)
     if len(ends) == 2 and _is_share(ends[0]) == _is_share(ends[1]) and ends[0] > ends[1]:
         msg = f"budget {name} = {bound}: the lower end of a band comes first"

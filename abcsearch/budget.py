@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from abcsearch.bounds import Bound, absolute, amount, check_bound, how_to_get, plain_bound
+from abcsearch.bounds import Bound, absolute, amount, check_bound, how_to_get, meant, plain_bound
 from abcsearch.errors import BudgetError
 from abcsearch.rng import numpy_stream
 
@@ -125,7 +125,7 @@ class Budget:
                 msg = (
                     f"budget {name} = {bound} cannot be reached: it asks for {amount(name, low, high)}, but structures "
                     f"of this space have {amount(name, smallest, largest)} ({share} of the full network's "
-                    f"{amount(name, full)}); change the budget, or alpha and step"
+                    f"{amount(name, full)}); change the budget, or alpha and step{_percents(name, bound)}"
                 )
                 raise BudgetError(msg)
             # What excludes nothing is like 1.0; only forward times that are measured may exceed what is expected.
@@ -135,6 +135,12 @@ class Budget:
         # Bounds that can be met one by one may exclude each other, and a narrow band may hold no structure at all.
         constraint.repair(space.at(space.last_indices), numpy_stream(0, "feasible"))
         return constraint
+
+
+def _percents(name: str, bound: Bound) -> str:
+    """Returns that a number which is too small for a count may have been meant as per cent, or ""."""
+    ends = bound if isinstance(bound, tuple) else (bound,)
+    return "" if name == "latency_ms" else "".join(dict.fromkeys(meant(end) for end in ends if isinstance(end, int)))
 
 
 @dataclass(frozen=True)

@@ -24,26 +24,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-import torch
-
 from abcsearch.baselines.registry import check_names
 from abcsearch.baselines.structures import initial_problems
+from abcsearch.bounds import meant
 from abcsearch.budget import Budget
-from abcsearch.channels.graph import LEVELS
 from abcsearch.channels.named import CRITERIA, names_of
 from abcsearch.channels.options import LatencyOptions
-from abcsearch.data.registry import check_data_options, load_data
-from abcsearch.errors import AbcSearchError, ConfigError, RunError, SearcherError, unknown_name
+from abcsearch.data.registry import check_data_options
+from abcsearch.errors import AbcSearchError, ConfigError, SearcherError, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
 from abcsearch.execution.options import ExecutionOptions
-from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
 from abcsearch.preparation.registry import PREPARATIONS, check_preparation_options
 from abcsearch.records import check_value
-from abcsearch.runs.configured import seeded_data
-from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.front import Front, Peer
-from abcsearch.runs.header import trusted_header
-from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions, check_base
+from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions, check_base, names_of_runs
 from abcsearch.searchers.registry import SEARCHERS, check_searcher_options
 from abcsearch.tables import checked_table, record_of, set_override, typed
 from abcsearch.training.recipe import Recipe, find_preset
@@ -51,7 +45,6 @@ from abcsearch.training.recipe import Recipe, find_preset
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import nn
 
 _SECTIONS: dict[str, type] = {
     "budget": Budget,
@@ -66,6 +59,7 @@ _PARTS: dict[str, Any] = {  # where they are registered, and who checks options 
     "prepare": (PREPARATIONS, check_preparation_options),
 }
 T = TypeVar("T")
+_SEVERAL = ("budgets", "peers")  # settings of several budgets
 _REQUIRED = ("n_trials", "model", "data", "budget")
 
 
@@ -92,13 +86,13 @@ def read_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig | Fro
     Raises:
         ConfigError: if the file is missing or not TOML, or with all mistakes in it.
     """
-    plain = _plain(path)
+    plain = toml_of(path)
     for override in overrides:
         set_override(plain, override)
     return parse_run(plain, f"{path} with --set {' --set '.join(overrides)}" if overrides else str(path))
 
 
-def _plain(path: str | Path) -> dict[str, Any]:
+def toml_of(path: str | Path) -> dict[str, Any]:
     """Returns what is in a TOML file.
 
     Raises:
@@ -146,7 +140,7 @@ def _listed(name: str, kind: type[T], tables: Any, problems: list[str]) -> tuple
     for place, table in enumerate(tables):
         key = f"{name}[{place}]"
         try:
-            records.append(record_of(kind, checked_table(key, table), key))
+            records.append(_record(kind, checked_table(key, table), key))
         except AbcSearchError as error:
             problems.append(str(error) if key in str(error) else f"[{key}]: {error}")
     return tuple(records)
@@ -174,14 +168,16 @@ def _mistakes(where: str, problems: list[str]) -> ConfigError:
 def _parsed(plain: Mapping[str, Any], problems: list[str]) -> RunConfig | None:
     """Returns the run that plain values describe; None where there are problems, which are added to those given."""
     known = [f.name for f in fields(RunConfig)]
-    problems += [unknown_name("setting", key, known) for key in plain if key not in known]
+    unknown = [key for key in plain if key not in known and key != "peers"]
+    problems += [unknown_name("setting", key, [*known, *_SEVERAL]) for key in unknown]
+    problems += ["[[peers]] are drawn beside several budgets: set [[budgets]]"] if "peers" in plain else []
     problems += [f"setting {key!r} is missing" for key in _REQUIRED if key not in plain]
     values: dict[str, Any] = {}
     wrong: dict[str, str] = {}
     for key in sorted(plain, key=lambda key: _turn(key, plain[key])):
         if key in known:
             try:
-                values[key] = _section(key, plain[key])
+                values[key] = section(key, plain[key])
             except AbcSearchError as error:
                 wrong[key] = str(error)
     problems += [wrong[key] for key in plain if key in wrong]
@@ -216,52 +212,18 @@ def parse_recipe(overrides: Sequence[str], recipe: Recipe) -> Recipe:
     return _recipe("finetune", plain["finetune"], recipe)
 
 
-def read_inspected(
-    target: str, shape: str | None, overrides: Sequence[str]
-) -> tuple[nn.Module, torch.Tensor, SpaceOptions, tuple[str, ...]]:
-    """Returns the network that `inspect` is asked about, one example input, and space and criteria of the search.
-
-    Args:
-        target: the path of a config file; otherwise a model's name or package.module:callable.
-        shape: "3x224x224", or None for the config's data, or for what suits the model.
-        overrides: of a config, as in `read_config`; of a model, its options, and space.key=value.
-
-    Raises:
-        ConfigError: if the shape or the overrides cannot be read.
-        ModelError, DataError: if the network cannot be built, or the data not read.
-    """
-    if target.endswith(".toml") or Path(target).is_file():
-        run = read_run(target, overrides)
-        config = run.settings if isinstance(run, Front) else run
-        example = load_data(config.data.name, **config.data.options).example if shape is None else _example(shape)
-        return config.model.build(config.seed).eval(), example, config.space, config.criteria
-    plain: dict[str, Any] = {"model": {"name": target}, "space": {"levels": list(LEVELS)}}
-    for override in overrides:
-        prefixed = override.startswith(("space.", "model."))
-        set_override(plain, override if prefixed else f"model.{override}")
-    settings, space = _section("model", plain["model"]), _section("space", plain["space"])
-    example = _example("x".join(map(str, INPUT_SHAPES.get(target, IMAGENET_SHAPE))) if shape is None else shape)
-    return settings.build(0).eval(), example, space, ()
-
-
-def _example(shape: str) -> torch.Tensor:
-    """Returns a batch of one input of zeros for "3x224x224"."""
-    sizes = shape.lower().split("x")
-    if not all(size.isdecimal() and int(size) for size in sizes):
-        raise ConfigError(f"--input is the shape of one input, such as 3x224x224, found {shape!r}")
-    return torch.zeros(1, *(int(size) for size in sizes))
-
-
-def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a record out
+def section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a record out
     """Returns the record of a table, or a checked top-level value."""
     if key in ("model", "data", *_PARTS):
         return _named(key, value)
     if key in _RECIPES:
         return _recipe(key, checked_table(key, value), Recipe())
     if key in _SECTIONS:
-        return record_of(_SECTIONS[key], checked_table(key, value), key)
+        return _record(_SECTIONS[key], checked_table(key, value), key)
     value = [value] if key == "known" and isinstance(value, str) else value
     value = typed(key, get_type_hints(RunConfig)[key], value)
+    if key == "known":
+        value = names_of_runs(value)
     if key == "criterion":
         named = names_of(value)
         for name in [named] if isinstance(named, str) else named:
@@ -271,6 +233,15 @@ def _section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a
     check_value(RunConfig, key, value)
     # Paths are kept whole, relative ones as seen from where the run started: it may be continued from anywhere.
     return tuple(os.path.abspath(run) for run in value) if key == "known" else value  # noqa: PTH100 - without ".."
+
+
+def _record(kind: type[T], table: dict[str, Any], key: str) -> T:
+    """Returns the record of a table; where a bound is a text, the message says how per cents are written."""
+    try:
+        return record_of(kind, table, key)
+    except ConfigError as error:
+        hints = "".join(dict.fromkeys(meant(value) for value in table.values() if isinstance(value, str)))
+        raise ConfigError(f"{error}{hints if kind is Budget else ''}") from error
 
 
 def _recipe(where: str, table: dict[str, Any], base: Recipe) -> Recipe:
@@ -324,43 +295,13 @@ def _exported(table: Mapping[str, Any]) -> ModelSettings:
     return settings
 
 
-def read_data(target: str | None, overrides: Sequence[str], *, trust: bool = False) -> Part | None:
-    """Returns the data set that `evaluate` is asked for.
-
-    Args:
-        target: a config file, a run folder, or the name of a data set; None: that of the export.
-        overrides: "path=..." or "data.path=...", options of the data set.
-        trust: whether a run folder from elsewhere is taken at its word.
-
-    Raises:
-        ConfigError, DataError, RunError: if it cannot be read, options are wrong, or it is from elsewhere (TrustError).
-    """
-    if target is None and overrides:
-        raise ConfigError("--set changes options of the data set that --data names: give both")
-    if target is None:
-        return None
-    plain: dict[str, Any] = {"data": {"name": target}}
-    if Path(target).is_dir():
-        header = trusted_header(RunFolder(target), trust=trust)["settings"]
-        if "data" not in header:
-            msg = f"{target} was started from Python: its data have no name; score the network there (load, score)"
-            raise RunError(msg)
-        plain = {"data": {"name": header["data"]["name"], **header["data"]["options"]}, "seed": header["seed"]}
-    elif target.endswith(".toml") or Path(target).is_file():
-        plain = _plain(target)
-    for override in overrides:
-        set_override(plain, override if override.startswith("data.") else f"data.{override}")
-    if "data" not in plain:
-        raise ConfigError(f"config {target} has no table [data]")
-    return seeded_data(_section("data", plain["data"]), plain.get("seed", 0))
-
-
 def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a plain value
     """Returns a part whose table holds its name and its own options."""
     table = dict(checked_table(key, {"name": value} if isinstance(value, str) else value))
     if key == "model" and "export" in table:
         return _exported(table)
-    name = table.pop("name", None)
+    usual = getattr(RunConfig, key, None)  # --set searcher.batch=4 changes the usual one
+    name = table.pop("name", usual.name if isinstance(usual, Part) else None)
     if not isinstance(name, str):
         raise ConfigError(f"[{key}] needs a name, found {name!r}")
     if key == "model":

@@ -118,8 +118,57 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    advice = f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(names) or '(none)'}"
-    return f"unknown {kind} {name!r}; {advice}"
+    called = [own for own in names if own == _ELSEWHERE.get(_letters(str(name)))]
+    if close or called:
+        return f"unknown {kind} {name!r}; did you mean {(called or close)[0]!r}?"
+    far = _far(str(name), names)
+    guess = f"did you mean {' or '.join(map(repr, far))}? " if far else ""
+    return f"unknown {kind} {name!r}; {guess}choose one of: {', '.join(names) or '(none)'}"
+
+
+# What people call things elsewhere, and the name here that is spelled otherwise.
+_ELSEWHERE = {
+    "abc": "bee_colony",
+    "acc": "top1",
+    "accuracy": "top1",
+    "adam": "adamw",
+    "bayesian": "response_surface",
+    "bayes": "response_surface",
+    "bo": "response_surface",
+    "ga": "evolution",
+    "genetic": "evolution",
+    "gp": "optuna",
+    "learningrate": "lr",
+    "learnrate": "lr",
+    "imagefolder": "image_folder",
+    "numtrials": "n_trials",
+    "trials": "n_trials",
+    "parameters": "params",
+    "latency": "latency_ms",
+    "time": "latency_ms",
+    "tpe": "optuna",
+    "weights": "checkpoint",
+}
+
+
+def _far(name: str, names: list[str], most: int = 3) -> list[str]:
+    """Returns the valid names that a name which is spelled otherwise may mean: few, or none.
+
+    Those of the same letters whatever the case and the signs between them, and those that hold it or are held by it.
+    """
+    plain = {own: _letters(own) for own in names}
+    word = _letters(name)
+    same = [own for own in names if plain[own] == word]
+    if same or len(word) < 3:
+        return same
+    holding = [own for own in names if word in plain[own] or (len(plain[own]) > 2 and plain[own] in word)]
+    close = difflib.get_close_matches(word, plain.values(), n=1, cutoff=0.6)
+    return holding if 0 < len(holding) <= most else [own for own in names if plain[own] in close]
+
+
+def _letters(name: str) -> str:
+    """Returns letters and digits of a name, in lower case."""
+    return "".join(sign for sign in name.casefold() if sign.isalnum())
 
 
 def plural(count: int, word: str) -> str:

@@ -18,7 +18,6 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
@@ -29,11 +28,10 @@ from abcsearch.searchers.registry import nothing_left
 from abcsearch.stopping import stopping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from rich.console import ConsoleOptions, RenderableType
-    from rich.progress import Task
     from rich.segment import Segment
 
     from abcsearch.runs.status import RunStatus, RunWatch, SearchStatus
@@ -72,6 +70,11 @@ def set_up() -> None:
         logger = logging.getLogger("abcsearch")
         logger.setLevel(logging.INFO)
         logger.addHandler(_LogLines())
+
+
+def switched(name: str) -> bool:
+    """Returns whether "quiet", "verbose" or "debug" is on."""
+    return name in _switches
 
 
 class _LogLines(logging.Handler):
@@ -167,82 +170,9 @@ def print_table(head: Iterable[str], *rows: Iterable[str]) -> None:
         table.add_row(*row)
     wide = EscapingConsole(width=1000, highlight=False, markup=False, emoji=False)
     wide.width = wide.measure(table).maximum
-    wide.print(table)
-
-
-class _Left(ProgressColumn):
-    """The time left of a stage, once there is an estimate and until it is finished."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{duration(task.time_remaining)} left" if task.time_remaining else "")
-
-
-class _Bar:
-    """Progress as one bar per stage on a terminal."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        stage, note = escaped(stage), escaped(note)
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total, note=note)
-            self._progress.reset(self._tasks[stage], completed=max(done - 1, 0), total=total)
-        self._progress.update(self._tasks[stage], completed=done, total=total, note=note)
-
-
-class _Lines:
-    """Progress as plain lines: the first and the last step of a stage and, in between, about every tenth part."""
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._calls, self._start, self._first = 0, 0.0, 0
-
-    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        from abcsearch.runs.loop import milestone
-
-        first = stage != self._stage
-        self._calls = 1 if first else self._calls + 1
-        if self._calls <= 2:  # the first step may have waited for workers to start
-            self._stage, self._start, self._first = stage, time.monotonic(), done
-        if not (first or milestone(done, total)):
-            return
-        left = ""
-        if self._first < done < total:
-            seconds = (time.monotonic() - self._start) / (done - self._first) * (total - done)
-            left = f", {duration(seconds)} left"
-        console.print(f"{stage}: {done}/{total}, {note}{left}")
-
-
-def _unseen(*_: object) -> None:
-    """Shows nothing."""
-
-
-@contextlib.contextmanager
-def progress_shown() -> Iterator[Callable[[str, int, int, str], None]]:
-    """Yields a bar on a terminal, plain lines otherwise; nothing with --quiet, or where --verbose prints the log."""
-    if "quiet" in _switches or ("verbose" in _switches and not console.is_terminal):
-        yield _unseen
-        return
-    if not console.is_terminal:
-        yield _Lines()
-        return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=min(40, max(8, console.width - 95))),
-        MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[note]}", markup=False, table_column=Column()),  # wrapped where it must be
-        _Left(table_column=Column(no_wrap=True)),
-    )
-    # An hour, not rich's 30 seconds, within which many a search finishes no trial; of the last 1000 steps at most.
-    with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
-        yield _Bar(progress)
-
-
-def wait_shown(text: str) -> contextlib.AbstractContextManager[object]:
-    """Shows what a command is at while no progress can be told, on a terminal; nothing with --quiet."""
-    return contextlib.nullcontext() if "quiet" in _switches else console.status(escaped(text))
+    with wide.capture() as drawn:
+        wide.print(table)
+    console.print(Text.from_ansi(drawn.get().removesuffix("\n")))  # above a spinner, if there is one
 
 
 def print_status(watched: RunWatch, *, as_json: bool = False) -> None:
@@ -397,4 +327,7 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
     tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""
     tuned += f"; by other recipes, in finetuned: {', '.join(status.kept)}" if status.kept else ""
     own = status.searches[0]
-    return "finished" + (f": {nothing_left(own.name, own.done)}" if status.exhausted else "") + tuned
+    from abcsearch.runs.following import following  # of what has been fine-tuned, which takes more to be loaded
+
+    text = "finished" + (f": {nothing_left(own.name, own.done)}" if status.exhausted else "") + tuned
+    return f"{text}; next: {following(status, watched.path)}" if watched.configured else text

@@ -51,7 +51,7 @@ EXPORTS = {"safetensors": "export", "onnx": "export/model.onnx", "pt2": "export/
 # By how far a run is: its files, by kind.
 FINISHED = (
     *("run.json", "journal.jsonl", "searcher.json", "population.json", "best.json", "fitness.json", "latency.json"),
-    *("progress.json", "log.txt", "base.safetensors", "report.json"),
+    *("progress.json", "log.txt", "setup.json", "base.safetensors", "report.json"),
     *(f"finetuned/{name}.json" for name in (WINNER, "uniform")),
     *(f"finetuned/{name}.safetensors" for name in (WINNER, "full")),
     f"finetuned/{WINNER}.best.safetensors",
@@ -217,8 +217,12 @@ def _tensors(path):
 
 
 def _printed(text):
-    """Returns the lines of a result: neither of progress nor warnings, nor those with the folder's path."""
-    lines = [line for line in text.splitlines() if not re.match(r"warning: |run folder: |next: |.*: \d+/\d+, ", line)]
+    """Returns the lines of a result: neither of progress and steps nor warnings, nor those with the folder's path."""
+    lines = [
+        line
+        for line in text.splitlines()
+        if not re.match(r"warning: |run folder: |next: |.*: \d+/\d+, |.* \.\.\.$", line)
+    ]
     return [line for line in lines if " was fine-tuned by " not in line]
 
 

@@ -28,7 +28,19 @@ from abcsearch.training.recipe import PRESETS, Recipe
 from abcsearch.training.scoring import score
 from tests.records import rewrite
 
-COMMANDS = ("search", "resume", "status", "finetune", "report", "compare", "export", "evaluate", "inspect", "list")
+COMMANDS = (
+    "init",
+    "search",
+    "resume",
+    "status",
+    "finetune",
+    "report",
+    "compare",
+    "export",
+    "evaluate",
+    "inspect",
+    "list",
+)
 
 
 def call(*arguments):
@@ -142,7 +154,8 @@ def test_status_reads_a_finished_and_a_running_folder(finished):
     assert (run / "log.txt").read_text().count("search finished") == 1  # whatever has read the run since
     assert "bee_colony: 24 of 24 trials, 0 failed, best" in printed["status"].output
     assert "baseline random: 24 of 24 trials" in printed["status"].output
-    assert printed["status"].output.splitlines()[-1] == "finished; fine-tuned: bee_colony, full, random, uniform"
+    tuned = "finished; fine-tuned: bee_colony, full, random, uniform"
+    assert printed["status"].output.splitlines()[-1] == f"{tuned}; next: abcsearch export {run}"
     with RunFolder(run).locked():
         assert "running now" in call("status", run).output
         refused = call("resume", run)
@@ -179,7 +192,8 @@ def test_watching_a_finished_run_ends_by_itself(finished):
     lines = watched.output.splitlines()
     assert re.match(r"bee_colony: 24 of 24 trials, 0 failed, best [\d.]+ \(trial \d+, [\d,]+ MACs\)$", lines[1])
     # Others of these tests may have fine-tuned it by another recipe before.
-    assert lines[-1].split("; by other recipes")[0] == "finished; fine-tuned: bee_colony, full, random, uniform"
+    over = re.split("; by other recipes|; next: ", lines[-1])[0]
+    assert over == "finished; fine-tuned: bee_colony, full, random, uniform"
 
 
 EXECUTION = ["--workers", "0", "--ray-address", 'ray://head:10001/"x"']
@@ -374,6 +388,18 @@ def test_unfinished_search_is_not_fine_tuned(tiny_config, tmp_path):
         assert "is not finished; continue it with: abcsearch resume" in result.output
     assert call("resume", run).exit_code == 0
     assert call("export", run, "--format", "onx").exit_code == 2
+
+
+def test_a_run_folder_is_not_inspected(finished):
+    result = call("inspect", finished[0])
+    assert result.exit_code == 2
+    assert "is a run folder; inspect takes a config, or a network by name" in result.output
+    assert f"abcsearch report {finished[0]}" in result.output
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help_has_a_short_name_everywhere(command):
+    assert call(*command, "-h").output == call(*command, "--help").output
 
 
 def test_help_of_every_command_has_an_example():

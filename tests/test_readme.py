@@ -155,6 +155,16 @@ def test_int8_example_runs(tiny_model, tiny_data, tmp_path, monkeypatch, capsys)
     assert abs(float(capsys.readouterr().out.split()[-1])) <= 0.1
 
 
+def test_watcher_example_hears_of_every_trial(tiny_model, tiny_data, tmp_path):
+    names = {}
+    exec(block("python", "class Watcher"), names)
+    heard, own = [], names["Watcher"]
+    own.trial = lambda self, trial, best, before=own.trial: heard.append((trial.number, before(self, trial, best)))
+    options = {"budget": Budget(macs=0.8), "n_trials": 3, "searcher": "random", "evaluator": lambda c, seed: sum(c)}
+    search(tiny_model, tiny_data, run_dir=tmp_path / "run", **options, **names["watched"])
+    assert heard == [(number, None) for number in range(3)]
+
+
 def test_every_export_format_is_in_the_table():
     table = README.split("## Exports")[1].split("## ")[0]
     assert all(f"| `{name}` |" in table for name in FORMATS)

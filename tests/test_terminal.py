@@ -9,10 +9,14 @@ import time
 import pytest
 from rich.console import Console
 
-from abcsearch import terminal
+from abcsearch import bars, terminal
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.journal import Journal
+from abcsearch.runs.pace import Note
+from abcsearch.runs.standing import Standing
 from abcsearch.runs.status import RunWatch
+from abcsearch.runs.tail import JournalTail
+from abcsearch.steps import doing
 from abcsearch.trial import Evaluation, Trial
 
 
@@ -72,7 +76,7 @@ def test_json_for_scripts_has_no_numbers_that_are_not_finite(shown, run):
 def test_a_wait_is_shown_on_a_terminal_alone(shown, monkeypatch, is_terminal, switches, seen):
     text = shown(80, is_terminal=is_terminal)
     monkeypatch.setattr(terminal, "_switches", set(switches))
-    with terminal.wait_shown("measuring"):
+    with bars.wait_shown("measuring"):
         pass
     assert ("measuring" in text.getvalue()) == seen
 
@@ -80,10 +84,21 @@ def test_a_wait_is_shown_on_a_terminal_alone(shown, monkeypatch, is_terminal, sw
 def test_a_warning_stands_above_the_spinner(shown, monkeypatch):
     text = shown(80, is_terminal=True)
     monkeypatch.setattr(terminal, "_err", Console(stderr=True, force_terminal=True))
-    with terminal.wait_shown("measuring"):
+    with bars.wait_shown("measuring"):
         terminal._show_warning("odd [red]")
     lines = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", text.getvalue()).replace("\r", "\n").splitlines()
     assert "warning: odd [red]" in lines
+
+
+def test_a_table_stands_above_the_spinner_whole(shown):
+    text = shown(40, is_terminal=True)
+    with bars.wait_shown("measuring"):
+        terminal.print_table(["name", "value"], ["x" * 60, "y"])
+    plain = re.sub(r"\x1b\[2K", "\n", text.getvalue())  # what is erased is not seen
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", plain).replace("\r", "\n").splitlines()
+    (row,) = (line for line in lines if "xxx" in line)
+    assert row.split() == ["x" * 60, "y"]
+    assert "measuring" not in row
 
 
 NOTE = "best 0.9312, 2 failed, 3 of 4 workers busy"
@@ -92,7 +107,7 @@ NOTE = "best 0.9312, 2 failed, 3 of 4 workers busy"
 @pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
 def test_a_bar_shows_all_its_words_at_any_width(shown, width):
     text = shown(width, is_terminal=True)
-    with terminal.progress_shown() as progress:
+    with bars.progress_shown() as progress:
         for stage, total in (("base network", 3), ("regularized_evolution", 1200)):
             for done in (1, 2, 3):
                 progress(stage, done, total, NOTE)
@@ -108,25 +123,97 @@ def test_a_bar_shows_all_its_words_at_any_width(shown, width):
     assert "3/1200" in " ".join(words)
 
 
-def test_the_estimate_of_slow_trials_lasts(shown, monkeypatch):
-    shown(120, is_terminal=True)
-    now = [0.0]
-    with terminal.progress_shown() as progress:
-        bar = progress._progress
-        monkeypatch.setattr(bar, "get_time", lambda: now[0])
-        for done in range(101, 105):  # continued: the first hundred took no time
-            now[0] += 600
-            progress("search", done, 114, NOTE)
-        (task,) = bar.tasks
-        assert task.time_remaining == 6000
+def left(text, stage):
+    """Returns the times left that were shown for a stage, in order, each once."""
+    plain = re.sub(r"\x1b\[[\d?]*[A-Za-z]", "", text.getvalue()).replace("\r", "\n")
+    found = re.findall(rf"^{stage}.* ([\d:]+(?: s)?) left", plain, re.MULTILINE)
+    return list(dict.fromkeys(found))
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_time_left_does_not_count_what_came_before_the_first_step(shown, monkeypatch, is_terminal):
+    """Workers that start, or a journal that is read: the first step says nothing of how long steps take."""
+    text = shown(120, is_terminal=is_terminal)
+    now = [1000.0]
+    monkeypatch.setattr(bars.time, "time", lambda: now[0])
+    with bars.progress_shown() as progress:
+        progress("training", 0, 5, "starting")
+        for passed in (500.0, 7.0, 7.0, 7.0, 7.0):
+            now[0] += passed
+            progress("training", round(1 + (now[0] - 1500) / 7), 5, "loss")
+            if is_terminal:
+                progress._progress.refresh()
+    assert left(text, "training") == ["21 s", "14 s", "7 s"]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_time_left_is_what_the_search_itself_says(shown, monkeypatch, is_terminal):
+    text = shown(120, is_terminal=is_terminal)
+    monkeypatch.setattr(bars.time, "time", lambda: 1000.0)  # steps take no time at all
+    with bars.progress_shown() as progress:
+        for done, seconds in ((1, None), (2, 187.0), (3, 59.0), (4, 12.0)):
+            progress("search", done, 4, Note.of("best 0.9", seconds if done < 4 else 99.0))
+            if is_terminal:
+                progress._progress.refresh()
+    assert left(text, "search") == ["3:07", "59 s"]  # and nothing once all is done
+
+
+def test_bar_and_status_have_the_same_time_left(run, monkeypatch):
+    """Both by the pace of the trials, told from inside and from the journal."""
+    now, told = [1000.0], []
+    monkeypatch.setattr("abcsearch.runs.standing.time.time", lambda: now[0])
+    monkeypatch.setattr("abcsearch.runs.journal.time.time", lambda: now[0], raising=False)
+    monkeypatch.setattr("abcsearch.runs.pace.time", lambda: now[0])
+    standing = Standing(
+        folder=run, n_trials=6, max_failures=9, watchers=(), progress=lambda *said: told.append(said[3].left), stage="s"
+    )
+    with run.locked(), Journal(run.journal) as journal:
+        for number in range(4):
+            now[0] += 7.0 + number
+            trial = Trial(number, (1,), Evaluation(0.5, macs=1, params=1, seconds=3.0))
+            journal.append(trial)
+            standing._count = lambda trial, standing=standing: bool(setattr(standing, "_done", standing._done + 1))
+            standing.add(trial, (2, 2))
+            tail = JournalTail(run.journal, 6)
+            tail.look()
+            assert tail.pace.left(6 - number - 1, 2) == pytest.approx(told[-1])
+    assert len(told) == 4
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_is_being_done_is_shown_until_a_stage_tells(shown, is_terminal):
+    text = shown(100, is_terminal=is_terminal)
+    with bars.progress_shown() as progress:
+        assert "loading PyTorch" in text.getvalue()  # at once: nothing has been imported for it
+        for _ in range(3):
+            doing("tracing the network\x1b[2J" if is_terminal else "tracing the network")
+        if is_terminal:
+            progress._progress.refresh()
+        assert ("tracing the network\\x1b[2J" if is_terminal else "tracing the network ...") in text.getvalue()
+        progress("search", 1, 2, "best")
+        if is_terminal:
+            progress._progress.refresh()
+    doing("unheard")
+    assert "unheard" not in text.getvalue()
+    assert is_terminal or text.getvalue().count("tracing") == 1
+    if is_terminal:
+        last = text.getvalue().split("\x1b[2K")[-1]
+        assert "search" in last
+        assert "tracing" not in last
+
+
+def test_steps_are_said_to_nobody_unless_asked(capsys):
+    doing("tracing the network")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_progress_lines_are_the_milestones(shown):
     text = shown(40, is_terminal=False)
-    with terminal.progress_shown() as progress:
+    with bars.progress_shown() as progress:
         for done in range(95, 201):
             progress("bee_colony", done, 200, NOTE)
     lines = text.getvalue().splitlines()
+    assert lines.pop(0) == f"{bars.START} ..."
     assert [line.split(",")[0] for line in lines] == [
         "bee_colony: 95/200",
         *(f"bee_colony: {n}/200" for n in range(100, 201, 20)),

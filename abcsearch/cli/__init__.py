@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from abcsearch.cli import finishing, looking, searching
+from abcsearch.cli import finishing, looking, searching, starting, tabling
 from abcsearch.importing import use_working_folder
 from abcsearch.terminal import console, set_up
 
 EXAMPLES = """Examples:
+
+  abcsearch init --model resnet20 --data flowers/
 
   abcsearch inspect resnet56
 
@@ -42,8 +44,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (searching, finishing, looking):
+for commands in (starting, searching, finishing, tabling, looking):
     app.add_typer(commands.app)
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from abcsearch.bars import progress_shown, wait_shown
 from abcsearch.cli.options import AsJson, Loss, RunDir, Set, Trust
 from abcsearch.errors import quoted
-from abcsearch.terminal import answering, console, print_json, print_table, progress_shown, wait_shown
+from abcsearch.terminal import answering, console, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +74,7 @@ def finetune(  # noqa: PLR0913 - one argument per option
     options += [] if ray_address is None else ["--ray-address", ray_address]
     options += [word for own in only for word in ("--only", own)]
     options += ["--replace"] if replace else []
-    with answering(run_dir, "finetune", options):
+    with answering(run_dir, "finetune", options), progress_shown() as progress:
         from abcsearch.cli.fronts import finetune_all
         from abcsearch.config import parse_recipe
         from abcsearch.runs.finetuning import finetune_run
@@ -82,19 +83,17 @@ def finetune(  # noqa: PLR0913 - one argument per option
 
         if is_front(run_dir):
             with_log = partial(_together, workers, ray_address)
-            finetune_all(run_dir, overrides or (), with_log, only, trust=trust, replace=replace)
+            finetune_all(run_dir, overrides or (), with_log, only, progress, trust=trust, replace=replace)
             return
         run = open_run(run_dir, trust=trust)
         recipe = parse_recipe(overrides or (), run.config.finetune)
         together = _together(workers, ray_address, run.folder.log)
-        with progress_shown() as progress:
-            finetune_run(
-                run, recipe, workers=together, progress=progress, tell=console.print, only=only, replace=replace
-            )
+        finetune_run(run, recipe, workers=together, progress=progress, tell=console.print, only=only, replace=replace)
         for structure in run.structures:
             scores = None if only and structure.name not in only else run.scores(structure)
             if scores is not None:
                 console.print(f"{structure.name}: test {run.metric} {run.change(scores)}")
+        console.print(f"next: abcsearch report {quoted(run_dir)}")
 
 
 def _together(workers: int | None, ray_address: str | None, log: Callable[[str], object]) -> RayTraining | None:
@@ -125,7 +124,7 @@ def report(
 
     Of several budgets: a page of all, with the curve of accuracy against MACs and time, and one of each.
     """
-    with answering(run_dir, "report"):
+    with answering(run_dir, "report"), wait_shown():
         from abcsearch.cli.fronts import check_loss, report_all
         from abcsearch.runs.front_folder import is_front
 
@@ -134,17 +133,19 @@ def report(
             report_all(run_dir, out, trust=trust, loss=loss)
             return
         from abcsearch.reporting.gathering import gather
+        from abcsearch.reporting.headline import doubts, headline
         from abcsearch.reporting.report_page import check_place, state_of, title_of, write_page
+        from abcsearch.runs.following import after_report
         from abcsearch.runs.report import FRONT
 
         check_place(run_dir, out)
-        with wait_shown("measuring and evaluating what is compared"):
-            found = gather(run_dir, trust=trust, out=out)
+        found = gather(run_dir, trust=trust, out=out)
         path = write_page(found, out)
         console.print(title_of(found))
         if found.report is not None:
+            console.print(headline(found.report))
             print_table(*found.report.cells(short=True))
-            for note in found.report.notes:
+            for note in (*doubts(found.report), *found.report.notes):
                 console.print(note)
             console.print(FRONT)
             print_table(*found.report.front_cells())
@@ -155,6 +156,7 @@ def report(
         if found.history.note:
             console.print(found.history.note)
         console.print(f"written to {path}; the pictures as PNG files to {path.with_suffix('')}")
+        console.print(f"next: {after_report(run_dir)}")
 
 
 @app.command(epilog="Example: abcsearch compare runs/digits runs/digits-random --out compare.html")
@@ -164,14 +166,13 @@ def compare(
     trust: Trust = False,  # noqa: FBT002 - an option
 ) -> None:
     """Puts several runs side by side: best fitness over trials, fronts, widths, and a table of the winners."""
-    with answering():
+    with answering(), wait_shown():
         from abcsearch.reporting.compare_page import short_cells, write_comparison
         from abcsearch.reporting.comparison import compare_runs
         from abcsearch.reporting.page import check_page
 
         check_page(out, "compare.html")
-        with wait_shown("measuring the winners"):
-            found = compare_runs(run_dirs, trust=trust)
+        found = compare_runs(run_dirs, trust=trust)
         path = write_comparison(found, out)
         print_table(*short_cells(found.winners))
         for warning in found.warnings:
@@ -209,7 +210,7 @@ def export(
     Where the files of fine-tuning are damaged, that is an error: they are not passed over. Of several budgets, a folder
     for each is written.
     """
-    with answering(run_dir, "export"):
+    with answering(run_dir, "export"), wait_shown():
         from abcsearch.cli.fronts import export_all
         from abcsearch.runs.front_folder import is_front
 
@@ -228,7 +229,8 @@ def export(
         made, tuned = export_run(run, out, format=format, network=network)
         console.print(f"exported to {made}")
         state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {quoted(run_dir)})"
-        console.print(f"{state}; try it with: abcsearch evaluate {quoted(made.path)}; load it with: {made.how_to_load}")
+        console.print(f"{state}; load it with: {made.how_to_load}")
+        console.print(f"next: abcsearch evaluate {quoted(made.path)}")
 
 
 def _check_budget(budget: str | None) -> None:
@@ -270,8 +272,9 @@ def evaluate(  # noqa: PLR0913 - one argument per option
 
     With --config CONFIG, those of a checkpoint of your own: weights that CONFIG's network is to be searched with.
     """
-    with answering():
-        from abcsearch.config import read_config, read_data
+    with answering(), wait_shown():
+        from abcsearch.asked import read_data
+        from abcsearch.config import read_config
         from abcsearch.errors import ConfigError
         from abcsearch.runs.evaluating import EvaluationOptions, evaluate_checkpoint, evaluate_export
 

@@ -7,13 +7,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import plural, quoted
-from abcsearch.terminal import console, print_json, print_table, progress_shown, wait_shown
+from abcsearch.steps import doing
+from abcsearch.terminal import console, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from abcsearch.runs.front_status import FrontStatus, FrontWatch
+    from abcsearch.runs.loop import Progress
     from abcsearch.training.crew import Workers
 
 
@@ -84,11 +86,12 @@ def _line(name: str, status: Any) -> str:  # noqa: ANN401 - RunStatus, or None
     return f"{name}: {mapped}{own.done} of {plural(own.total, 'trial')}, {own.failed} failed, {best}{tuned}"
 
 
-def finetune_all(
+def finetune_all(  # noqa: PLR0913 - what the command line was given
     path: Path,
     overrides: Sequence[str],
     together: Callable[[Callable[[str], object]], Workers | None],
     only: Sequence[str],
+    progress: Progress,
     *,
     trust: bool,
     replace: bool,
@@ -101,13 +104,13 @@ def finetune_all(
     runs = open_front(path, trust=trust)
     recipe = parse_recipe(overrides, runs[0].config.finetune)
     workers = together(RunFolder(path).log)
-    with progress_shown() as progress:
-        finetune_front(runs, recipe, workers=workers, progress=progress, tell=console.print, only=only, replace=replace)
+    finetune_front(runs, recipe, workers=workers, progress=progress, tell=console.print, only=only, replace=replace)
     for run in runs:
         for structure in run.structures:
             scores = None if only and structure.name not in only else run.scores(structure)
             if scores is not None:
                 console.print(f"{run.folder.path.name}, {structure.name}: test {run.metric} {run.change(scores)}")
+    console.print(f"next: abcsearch report {quoted(path)}")
 
 
 def report_all(path: Path, out: Path | None, *, trust: bool, loss: float | None) -> None:
@@ -116,6 +119,7 @@ def report_all(path: Path, out: Path | None, *, trust: bool, loss: float | None)
     from abcsearch.reporting.gathering import gather
     from abcsearch.reporting.report_page import check_place, write_page
     from abcsearch.runs.configured import LoadedOnce
+    from abcsearch.runs.following import after_report
     from abcsearch.runs.front_answer import LOSS
     from abcsearch.runs.front_folder import FrontFolder
     from abcsearch.runs.front_report import make_front_report
@@ -124,16 +128,17 @@ def report_all(path: Path, out: Path | None, *, trust: bool, loss: float | None)
     there, load = FrontFolder.of(path), LoadedOnce()
     for run in there.begun if out is None else ():
         if run.journal.exists() and run.journal.stat().st_size:
-            with wait_shown(f"{run.path.name}: measuring and evaluating what is compared"):
-                write_page(gather(run.path, load=load, trust=trust))
-    with wait_shown("measuring all networks in turns"):
-        report = make_front_report(there, load=load, trust=trust, loss=LOSS if loss is None else loss)
+            doing(f"{run.path.name}: measuring and evaluating what is compared")
+            write_page(gather(run.path, load=load, trust=trust))
+    doing("measuring all networks in turns")
+    report = make_front_report(there, load=load, trust=trust, loss=LOSS if loss is None else loss)
     page = write_front(report, out or path / "report.html")
     console.print(report.title)
     print_table(*report.cells(short=True))
     for note in report.notes:
         console.print(note)
     console.print(f"written to {page}; the pictures as PNG files to {page.with_suffix('')}")
+    console.print(f"next: {after_report(path)}")
 
 
 def export_all(
@@ -159,4 +164,4 @@ def export_all(
         made, tuned = export_run(run, place, format=format, network=network)
         state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {quoted(path)})"
         console.print(f"{run.folder.path.name}: exported to {made}; {state}")
-    console.print(f"try them with: abcsearch evaluate {quoted(places[0])}")
+    console.print(f"next: abcsearch evaluate {quoted(places[0])}")

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from abcsearch.bars import wait_shown
 from abcsearch.cli.options import AsJson, Set
-from abcsearch.errors import ExampleError
+from abcsearch.errors import ExampleError, quoted
 from abcsearch.example import Example, Inputs
 from abcsearch.terminal import answering, console, print_json, print_table
 
@@ -84,8 +85,8 @@ def inspect(
 
     For a MODEL, --set changes its options (classes=100) and the space (space.alpha=1).
     """
-    with answering():
-        from abcsearch.config import read_inspected
+    with answering(), wait_shown():
+        from abcsearch.asked import read_inspected
         from abcsearch.runs.inspection import Inspection, inspect_model
 
         with warnings.catch_warnings():
@@ -111,6 +112,14 @@ def inspect(
             console.print(f"  {line}")
         if png is not None:
             console.print(f"drawn in {png}")
+        console.print(f"next: {_after_inspect(target)}")
+
+
+def _after_inspect(target: str) -> str:
+    """Returns the command that comes after a look at a network."""
+    if target.endswith(".toml") or Path(target).is_file():
+        return f"abcsearch search {quoted(target)} --dry-run"
+    return f"abcsearch init --model {quoted(target)}"
 
 
 def _with_input(error: ExampleError, target: str, example: Inputs) -> ExampleError:

@@ -22,6 +22,14 @@ OptunaStorage = Annotated[
         metavar="URL", help="Mirror the trials into an Optuna study, for optuna-dashboard URL.", show_default=False
     ),
 ]
+MLflow = Annotated[
+    str | None,
+    typer.Option("--mlflow", metavar="URI", help="Write the trials into MLflow there.", show_default=False),
+]
+WandB = Annotated[
+    str | None,
+    typer.Option("--wandb", metavar="PROJECT", help="Write the trials into Weights & Biases.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead, for scripts.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done, and how long it would take.")]
 Trust = Annotated[

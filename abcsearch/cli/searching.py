@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from abcsearch.bars import progress_shown, wait_shown
 from abcsearch.cli.options import (
     AsJson,
     DryRun,
     Loss,
+    MLflow,
     OptunaStorage,
     RayAddress,
     RunDir,
     Set,
     Trust,
     UseTensorBoard,
+    WandB,
     Workers,
 )
 from abcsearch.errors import plural, quoted
-from abcsearch.terminal import answering, console, print_json, print_status, print_table, progress_shown, watch
+from abcsearch.terminal import answering, console, print_json, print_status, print_table, watch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from abcsearch.runs.front import Front, FrontResult
+    from abcsearch.runs.loop import Progress
     from abcsearch.runs.result import SearchResult
+    from abcsearch.runs.seeds import SeedsResult
     from abcsearch.runs.settings import RunConfig
     from abcsearch.runs.watching import WatcherFactory
 
@@ -38,17 +48,38 @@ Several budgets: tables [[budgets]] in the config, instead of [budget]
 Before: abcsearch search experiments/digits/config.toml --dry-run"""
 
 
-@app.command(epilog=SEARCH_EXAMPLE)
+class _SeveralSeeds(TyperCommand):
+    """Takes all numbers after --seeds."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - of click, which typer may bring along
+        """Parses the command line."""
+        given: list[str] = []
+        within = False
+        for word in args:
+            within = word == "--seeds" or (within and word.isdecimal())
+            given += ["--seeds", word] if within and word != "--seeds" else [] if within else [word]
+        return super().parse_args(ctx, given)
+
+
+@app.command(epilog=SEARCH_EXAMPLE, cls=_SeveralSeeds)
 def search(  # noqa: PLR0913 - one argument per option
     config: Annotated[Path, typer.Argument(help="Config file (TOML).", metavar="CONFIG", show_default=False)],
     run_dir: Annotated[
         Path | None, typer.Option(help="Run folder; by default runs/ and the config's name.", show_default=False)
     ] = None,
     overrides: Set = None,
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N ...", min=0, help="Run with each of these seeds, in RUN_DIR/seed-N.", show_default=False
+        ),
+    ] = None,
     workers: Workers = None,
     ray_address: RayAddress = None,
     tensorboard: UseTensorBoard = False,  # noqa: FBT002 - an option
     optuna_storage: OptunaStorage = None,
+    mlflow: MLflow = None,
+    wandb: WandB = None,
     dry_run: DryRun = False,  # noqa: FBT002 - an option
     as_json: AsJson = False,  # noqa: FBT002 - an option
     rebuild: Annotated[  # noqa: FBT002 - an option
@@ -62,7 +93,8 @@ def search(  # noqa: PLR0913 - one argument per option
     """
     name = config.parent.resolve().name if config.stem == "config" else config.stem
     folder = run_dir or Path("runs") / name
-    with answering(folder):
+    shown = wait_shown if dry_run or as_json else progress_shown
+    with answering(folder), shown() as progress:
         from abcsearch.config import read_run
         from abcsearch.errors import ConfigError
         from abcsearch.runs.configured import run_config, run_front_config
@@ -74,16 +106,57 @@ def search(  # noqa: PLR0913 - one argument per option
         given = _execution(workers, ray_address)
         own = [f"execution.{key}={json.dumps(value)}" for key, value in given.items()]
         settings = read_run(config, [*(overrides or ()), *own])
-        if dry_run or as_json:
+        watchers = _watchers(optuna_storage, mlflow, wandb, tensorboard=tensorboard)
+        if seeds:
+            result = _with_seeds(settings, folder, seeds, progress, watchers, dry_run=dry_run or as_json)
+        elif dry_run or as_json:
             _rehearse(settings, folder, dry_run=dry_run, as_json=as_json, chosen=run_dir is not None)
+            if not as_json:
+                console.print(f"next: {_same_search(config, run_dir, [*(overrides or ())], given)}")
             return
-        watchers = _watchers(optuna_storage, tensorboard=tensorboard)
-        with progress_shown() as progress:
-            if isinstance(settings, Front):
-                result = run_front_config(settings, folder, progress=progress, **watchers)
-            else:
-                result = run_config(settings, folder, progress=progress, **_given(rebuild=rebuild or None), **watchers)
-        _print_found(result)
+        elif isinstance(settings, Front):
+            result = run_front_config(settings, folder, progress=progress, **watchers)
+        else:
+            result = run_config(settings, folder, progress=progress, **_given(rebuild=rebuild or None), **watchers)
+    _print_found(result)
+
+
+def _same_search(config: Path, run_dir: Path | None, overrides: list[str], given: dict[str, Any]) -> str:
+    """Returns the command that searches as was asked for, without --dry-run."""
+    words = ["abcsearch", "search", str(config), *(("--run-dir", str(run_dir)) if run_dir is not None else ())]
+    words += [word for own in overrides for word in ("--set", own)]
+    words += [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    return shlex.join(words)
+
+
+def _with_seeds(
+    settings: RunConfig | Front[RunConfig],
+    folder: Path,
+    seeds: Sequence[int],
+    progress: Progress,
+    watchers: dict[str, Any],
+    *,
+    dry_run: bool,
+) -> SeedsResult:
+    """Returns what the same search finds with several seeds."""
+    from abcsearch.errors import ConfigError
+    from abcsearch.runs.configured import LoadedOnce, run_config
+    from abcsearch.runs.front import Front
+    from abcsearch.runs.seeds import run_seeds
+
+    if dry_run or isinstance(settings, Front):
+        what = "--dry-run looks at one search" if dry_run else "[[budgets]] are several searches already"
+        msg = f"{what}: leave --seeds out"
+        raise ConfigError(msg)
+    load = LoadedOnce()
+
+    def run(seed: int, path: Path) -> SearchResult:
+        def shown(stage: str, done: int, total: int, note: str) -> None:
+            progress(f"seed {seed}: {stage}", done, total, note)
+
+        return run_config(replace(settings, seed=seed), path, load=load, progress=shown, **watchers)
+
+    return run_seeds(seeds, folder, run)
 
 
 def _rehearse(
@@ -130,6 +203,8 @@ def resume(  # noqa: PLR0913 - one argument per option
     ray_address: RayAddress = None,
     tensorboard: UseTensorBoard = False,  # noqa: FBT002 - an option
     optuna_storage: OptunaStorage = None,
+    mlflow: MLflow = None,
+    wandb: WandB = None,
     trust: Trust = False,  # noqa: FBT002 - an option
 ) -> None:
     """Continues a run that was stopped or killed; a finished one is only shown.
@@ -137,7 +212,7 @@ def resume(  # noqa: PLR0913 - one argument per option
     --retry-failed is for failures that have passed, such as those of a full cluster: the run ends as if they had not
     been. Trials before the first failure stay, later ones are evaluated again only where they come out differently.
     """
-    with answering(run_dir):
+    with answering(run_dir), progress_shown() as progress:
         from abcsearch.runs.resuming import resume as resume_run
 
         changes = _given(
@@ -149,10 +224,9 @@ def resume(  # noqa: PLR0913 - one argument per option
             device=device,
             execution=_execution(workers, ray_address) or None,
         )
-        watchers = _watchers(optuna_storage, tensorboard=tensorboard)
-        with progress_shown() as progress:
-            result = resume_run(run_dir, progress=progress, **changes, **watchers)
-        _print_found(result)
+        watchers = _watchers(optuna_storage, mlflow, wandb, tensorboard=tensorboard)
+        result = resume_run(run_dir, progress=progress, **changes, **watchers)
+    _print_found(result)
 
 
 def _given(**options: Any) -> dict[str, Any]:  # noqa: ANN401 - of any option
@@ -165,7 +239,9 @@ def _execution(workers: int | None, ray_address: str | None) -> dict[str, Any]:
     return _given(workers=workers, ray_address=ray_address)
 
 
-def _watchers(optuna_storage: str | None, *, tensorboard: bool) -> dict[str, Any]:
+def _watchers(
+    optuna_storage: str | None, mlflow: str | None, wandb: str | None, *, tensorboard: bool
+) -> dict[str, Any]:
     """Returns who watches the search, as an argument, if anybody does."""
     found: list[WatcherFactory] = []
     if tensorboard:
@@ -176,6 +252,14 @@ def _watchers(optuna_storage: str | None, *, tensorboard: bool) -> dict[str, Any
         from abcsearch.runs.mirror import optuna_watcher
 
         found.append(optuna_watcher(optuna_storage))
+    if mlflow is not None:
+        from abcsearch.runs.trackers import mlflow_watcher
+
+        found.append(mlflow_watcher(mlflow))
+    if wandb is not None:
+        from abcsearch.runs.trackers import wandb_watcher
+
+        found.append(wandb_watcher(wandb))
     return {"watchers": found} if found else {}
 
 
@@ -203,9 +287,17 @@ def status(
         show(RunWatch(run_dir), as_json=as_json)
 
 
-def _print_found(result: SearchResult | FrontResult) -> None:
-    """Prints what a search has found, of one budget or of several."""
+def _print_found(result: SearchResult | FrontResult | SeedsResult) -> None:
+    """Prints what a search has found, of one budget or of several, or with several seeds."""
+    from abcsearch.runs.following import after_search
     from abcsearch.runs.front import FrontResult
+    from abcsearch.runs.seeds import HEAD, SeedsResult
+
+    if isinstance(result, SeedsResult):
+        console.print(f"run folders: {', '.join(str(one.run_dir) for one in result.results)}")
+        print_table(HEAD, *(own.cells for own in result.table()))
+        console.print(f"next: {shlex.join(['abcsearch', 'compare', *(str(one.run_dir) for one in result.results)])}")
+        return
 
     if not isinstance(result, FrontResult):
         _print_best(result)
@@ -213,12 +305,13 @@ def _print_found(result: SearchResult | FrontResult) -> None:
     console.print(f"run folder: {result.run_dir}")
     cells = [[point.name, f"{point.macs:,}", f"{point.params:,}", f"{point.fitness:.4f}"] for point in result.front()]
     print_table(["budget", "MACs", "params", "fitness"], *cells)
-    console.print(f"next: abcsearch finetune {quoted(result.run_dir)}")
+    console.print(f"next: {after_search(result.run_dir, result.results)}")
 
 
 def _print_best(result: SearchResult) -> None:
     """Prints the winner of a search: layer before => after, and its costs."""
     from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.following import after_search
     from abcsearch.searchers.registry import nothing_left
 
     task, best = result.task, result.best
@@ -242,4 +335,4 @@ def _print_best(result: SearchResult) -> None:
     if failed:
         again = f"abcsearch resume {quoted(result.run_dir)} --retry-failed"
         console.print(f"{plural(failed, 'trial')} failed, the reasons are in log.txt; to evaluate them again: {again}")
-    console.print(f"next: abcsearch finetune {quoted(result.run_dir)}")
+    console.print(f"next: {after_search(result.run_dir, [result])}")

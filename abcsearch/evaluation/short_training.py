@@ -8,7 +8,7 @@ from torch import nn
 
 from abcsearch.evaluation.options import ShortTrainingOptions
 from abcsearch.evaluation.sliced import SlicedEvaluator
-from abcsearch.training.checks import check_images
+from abcsearch.training.checks import check_images, fitted
 from abcsearch.training.loop import train
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class ShortTraining(SlicedEvaluator):
     def __init__(self, source: Source, data: Data, options: ShortTrainingOptions | None = None) -> None:
         """Prepares the evaluator; see `SlicedEvaluator`.
 
-        Raises:
-            ConfigError: if there are fewer training images than one batch.
+        Warns:
+            UserWarning: if there are fewer training images than one batch.
         """
         options = options or ShortTrainingOptions()
         check_images(options.recipe(), data.train)
@@ -54,7 +54,7 @@ class ShortTraining(SlicedEvaluator):
         train(
             network,
             self.data.train,
-            self.options.recipe(shrink),
+            fitted(self.options.recipe(shrink), len(self.data.train)),  # of which it was told once
             seed=seed,
             stream="short training",
             objective=self.data.objective,

@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from abcsearch.reporting.page import Page, Section, code, paragraph, table
+from abcsearch.reporting.page import Page, Section, link, paragraph, table
 from abcsearch.reporting.plotting import figure_of
 from abcsearch.reporting.words import BLACK, BLUE, GREEN, PURPLE, change_text
 from abcsearch.runs.folder import RunFolder
@@ -19,7 +19,7 @@ from abcsearch.runs.front_report import FULL, PEER, UNIFORM, WINNER, FrontReport
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 # What is drawn: kind, colour, symbols of plotly and matplotlib, whether its points are joined.
@@ -64,25 +64,35 @@ def front_page(report: FrontReport, *, linked: bool) -> Page:
     shown = "A star is the winner of a budget, a diamond its uniform widths, the square the full network."
     shown += " Circles are networks of others." if any(row.kind == PEER for row in report.rows) else ""
     if report.tuned and report.is_share:
-        shown += f" Lines are 95 % intervals by the number of test images, {report.images[0]:,}."
-    cells = report.cells()
+        shown += f" Lines are 95 % intervals (Wilson) by the number of test images, {report.images[0]:,}."
+    cells = [[*row[:3], *row[-2:], *row[3:-2]] for row in report.cells()]  # what is asked first, on telephones too
     sections = [
         Section(title="Accuracy and MACs", lead=shown, chart="macs"),
         Section(title="Accuracy and measured time", lead=_time_lead(report), chart="time"),
         Section(
             title="Networks",
-            lead="Of every budget the winner and uniform widths. Against full: by what the charts show.",
+            lead="Of every budget the winner and uniform widths, which keep the same share of every layer. MACs are "
+            "multiply-accumulates, the work of one image; fitness is what the search maximises; before and after: test "
+            "images, before and after fine-tuning. Against full: by what the charts show.",
             body=table(cells, range(2, len(cells[0])), "dense")
             + "".join(paragraph(note, "note") for note in report.notes),
         ),
     ]
     if linked:
-        files = "\n".join(f"budgets/{name}/report.html" for name in report.names)
         lead = "Each budget is a run of its own, with a report of its own:"
-        sections.append(Section(title="The budgets", lead=lead, body=code(files)))
+        body = "".join(link(f"budgets/{name}/report.html", name) for name in report.names)
+        sections.append(Section(title="The budgets", lead=lead, body=body))
     charts = {"macs": _chart(report, "MACs", _macs), "time": _chart(report, _time_axis(report), _time)}
     subtitle = f"Shown: {report.axis}."
-    return Page(title=report.title, subtitle=subtitle, tiles=_tiles(report), sections=sections, charts=charts)
+    found = report.notes[0] if report.notes else ""
+    return Page(
+        title=report.title,
+        headline=found if found.startswith("At a loss") else "",
+        subtitle=subtitle,
+        tiles=_tiles(report),
+        sections=sections,
+        charts=charts,
+    )
 
 
 def _tiles(report: FrontReport) -> list[tuple[str, str]]:
@@ -131,6 +141,13 @@ def _points(report: FrontReport, kind: str, cost: Callable[[FrontRow], float]) -
     return sorted(known, key=lambda point: point[:2])
 
 
+def _spreads(report: FrontReport, points: Sequence[tuple[float, float, FrontRow]]) -> tuple[list[float], list[float]]:
+    """Returns how far the intervals of networks reach down and up; nothing where one has none."""
+    found = [report.spread(row) for _, _, row in points]
+    known = [one for one in found if one is not None]
+    return ([low for low, _ in known], [high for _, high in known]) if len(known) == len(found) else ([], [])
+
+
 def _chart(report: FrontReport, title: str, cost: Callable[[FrontRow], float]) -> go.Figure:
     """Returns accuracy against a cost."""
     traces: list[Any] = []
@@ -138,8 +155,9 @@ def _chart(report: FrontReport, title: str, cost: Callable[[FrontRow], float]) -
         points = _points(report, kind, cost)
         if not points:
             continue
-        spreads = [report.spread(row) for _, _, row in points]
-        bars = {"type": "data", "array": spreads, "thickness": 1, "width": 3} if None not in spreads else None
+        below, above = _spreads(report, points)
+        ends = {"array": above, "arrayminus": below, "symmetric": False}
+        bars = {"type": "data", **ends, "thickness": 1, "width": 3} if above else None
         text = [f"{html.escape(row.budget or kind)}<br>{_value_text(report, y)}" for _, y, row in points]
         traces.append(
             go.Scatter(
@@ -174,8 +192,8 @@ def _drawn(report: FrontReport, title: str, cost: Callable[[FrontRow], float]) -
         if not points:
             continue
         x, y = [point[0] for point in points], [point[1] for point in points]
-        spreads = [report.spread(point[2]) for point in points]
-        bars = None if None in spreads else np.array(spreads, dtype=float)
+        spreads = _spreads(report, points)
+        bars = np.array(spreads, dtype=float) if spreads[0] else None
         style = "-" if joined else "none"
         axes.errorbar(x, y, yerr=bars, color=color, marker=symbol, linestyle=style, label=kind, capsize=2, markersize=9)
     axes.set_xlabel(f"{title} (lower is better)")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.errors import RunError, plural, quoted
 from abcsearch.reporting.charts import page_charts, thinned_note
 from abcsearch.reporting.drawings import drawings
+from abcsearch.reporting.headline import doubts, headline
 from abcsearch.reporting.page import Page, Section, check_page, code, network_table, paragraph, table
 from abcsearch.reporting.repeating import again_text, command_line, config_toml, facts, load_text
 from abcsearch.reporting.tables import network_lines, width_cells
@@ -111,6 +112,7 @@ def report_page(found: Gathered) -> Page:
     ]
     return Page(
         title=title_of(found),
+        headline="" if found.report is None else headline(found.report),
         subtitle=f"{state_of(found)} Run folder: {found.history.path}",
         tiles=_tiles(found),
         warnings=_warnings(found),
@@ -150,6 +152,7 @@ def _warnings(found: Gathered) -> list[str]:
     if found.missing is not None:
         warnings.append(f"Shown is what the run folder itself holds, without the table of networks: {found.missing}")
     warnings += found.report.damaged if found.report is not None else ()
+    warnings += doubts(found.report) if found.report is not None else ()
     warnings += found.history.known
     notes = (found.history.note, thinned_note(found))
     return [*warnings, *(note for note in notes if note)]
@@ -179,10 +182,13 @@ def _networks(found: Gathered) -> Section | None:
         return None
     names = [row.network for row in found.report.rows]
     lead = (
-        f"The full network, and what was made of it; {names[-1]} is the winner of the search. Small numbers compare "
-        f"with the full network. Fewer MACs are not always less time: forward time is measured here, of whole batches."
+        f"{names[-1]} is the winner of the search, full the network as it was. Small numbers compare with full. MACs "
+        "are multiply-accumulates, the work of one image; fewer are not always less time: forward time is measured "
+        "here, of whole batches. Fitness is what the search maximises: how good a network is on search-validation, "
+        "images held out of training, before any fine-tuning."
     )
-    body = network_table(names, network_lines(found.report))
+    first = [len(names) - 1, *range(len(names) - 1)]  # the winner first: on a telephone it is seen without scrolling
+    body = network_table(names, network_lines(found.report), first)
     return Section(title="Networks", lead=lead, body=body + paragraph(found.report.notes[0], "note"))
 
 
@@ -213,7 +219,11 @@ def _widths(found: Gathered) -> Section | None:
     if found.widths is None:
         return None
     unknown = "" if found.run is not None else " Without the network, full is the largest width that a trial had."
-    lead = f"Layer by layer, before ⇒ after. Grey is the full network, coloured what the winner keeps of it.{unknown}"
+    lead = (
+        "Layer by layer, how many channels (the filters of a convolution) stay, before ⇒ after. Grey is the full "
+        "network, coloured what the winner keeps of it. Level filter: channels inside a block; stage: those that all "
+        f"blocks of a stage pass on, which go together; block: whole blocks.{unknown}"
+    )
     cells = width_cells(found.widths)
     body = table(cells, range(2, len(cells[0])))
     return Section(title="Widths along the network", lead=lead, chart="widths", body=body)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from abcsearch.errors import plural
 from abcsearch.reporting.words import change_text, cost_text, time_change, width_text
+from abcsearch.runs.chance import SHARES, wilson
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
@@ -41,9 +42,26 @@ def network_lines(report: Report) -> list[tuple[str, list[Line]]]:
         own = [_comparable(row, row.tests.get(metric, {})) for row in rows]
         both = ("before", "after")
         lines = [_points(f"{when} fine-tuning", rows, [t.get(when) for t in own], metric) for when in both]
+        if metric in SHARES and report.images:
+            lines[-1] = _with_intervals(lines[-1], [t.get("after") for t in own], report.images)
         changes = tuple((_tuning(metric, found), "") for found in own)
         parts.append((f"Test, {metric}", [*lines, Line(name="change by fine-tuning", cells=changes)]))
     return parts
+
+
+def _with_intervals(line: Line, values: Sequence[float | None], images: int) -> Line:
+    """Returns a line of shares of so many images, each with its 95 % interval."""
+    cells = [
+        (text if value is None or not 0 <= value <= 1 else f"{text} ({_ends(value, images)})", change)
+        for value, (text, change) in zip(values, line.cells, strict=True)
+    ]
+    return Line(name=f"{line.name}, 95 % interval", cells=tuple(cells))
+
+
+def _ends(value: float, images: int) -> str:
+    """Returns the ends of the interval of a share, in per cent."""
+    low, high = wilson(value, images)
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _comparable(row: Row, found: Mapping[str, float]) -> Mapping[str, float]:

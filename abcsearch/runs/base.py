@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from abcsearch.errors import CheckpointError, quoted
+from abcsearch.errors import CheckpointError, plural, quoted
 from abcsearch.files import Anchor, replace_file
 from abcsearch.runs.loop import Progress, silent
 from abcsearch.runs.missing import AGAIN
 from abcsearch.runs.weights import checkpoint_path, load_checkpoint, weights_writer
+from abcsearch.steps import doing
 from abcsearch.training.loop import train
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
     if not file.exists():
         anchor = Anchor.of(file.parent)
         if config.pretrain is not None:
+            doing(f"training the base network, {plural(config.pretrain.epochs, 'epoch')}")
             parts = (asdict(config.pretrain), asdict(config.model), asdict(config.data), config.seed)
             train(
                 model,

@@ -27,6 +27,7 @@ from abcsearch.runs.settings import Part, RunConfig
 from abcsearch.runs.shapes import winner_name
 from abcsearch.runs.task import Task
 from abcsearch.runs.weights import load_checkpoint
+from abcsearch.steps import doing
 from abcsearch.training.checks import check_training
 
 if TYPE_CHECKING:
@@ -215,7 +216,10 @@ def prepare(
 
 def _drafted(config: RunConfig, folder: RunFolder, load: LoadData, *, weights: bool) -> Task:
     """Returns the task of a run as far as it is known before its network is trained; arguments as of `prepare`."""
-    model, data = config.model.build(config.seed), load(config)
+    doing(f"building the network {config.model.name}")
+    model = config.model.build(config.seed)
+    doing(f"reading the data {config.data.name}")
+    data = load(config)
     checkpoint = config.model.checkpoint
     if checkpoint is not None and not folder.base.exists() and (weights or Path(checkpoint).exists()):
         load_checkpoint(model, checkpoint)

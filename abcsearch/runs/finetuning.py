@@ -7,13 +7,15 @@ import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import ConfigError
+from abcsearch.errors import ConfigError, plural
+from abcsearch.runs.chance import packed
 from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.recipes import asked, changed, finetune_command
 from abcsearch.runs.shelf import Home, keep, look_up, put, shelf_of, take, tidy
 from abcsearch.runs.status import TUNING
 from abcsearch.runs.tuned import ASKED, FOLDER, command, read_tuned, unfinished, weights_names
 from abcsearch.runs.weights import checkpoint_path, tensors_writer
+from abcsearch.steps import doing
 from abcsearch.training.begun import begun, losses_so_far
 from abcsearch.training.checkpoints import tensors_hash
 from abcsearch.training.checks import check_training
@@ -240,6 +242,7 @@ def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: H
         show(done)
         progress(stage, done, total, f"loss {loss:.4f}")
 
+    doing(f"{stage}: scoring it on test images, then the first of {plural(recipe.epochs, 'epoch')}")
     show(len(losses_so_far(checkpoint)))
     tuned: FineTuned = finetune(
         run.network(structure, tuned=False),
@@ -263,6 +266,7 @@ def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: H
         "losses": training.losses,
         "validation": training.scores,
         "best_epoch": training.best_epoch,
+        **({} if tuned.hits is None else {"hits": packed(tuned.hits.numpy())}),  # for intervals, image by image
         "weights": {name: tensors_hash(state) for name, state in states.items()},
     }
     return put(folder, structure.name, scores, {name: tensors_writer(state) for name, state in states.items()})

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
+import shutil
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from abcsearch.bounds import bounds_text
 from abcsearch.budget import Budget
-from abcsearch.errors import BudgetError, ConfigError, RunError, differences, plural, quoted
+from abcsearch.errors import AbcSearchError, BudgetError, ConfigError, RunError, differences, plural, quoted
 from abcsearch.runs.environment import environment
 from abcsearch.runs.executing import check_workers, workers_for
 from abcsearch.runs.front_folder import BUDGETS, FORMAT, FRONT, KIND, FrontFolder, is_front, run_folder
 from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, from_plain, to_plain
 from abcsearch.runs.shared import Shared
+from abcsearch.runs.summaries import Summarised
 from abcsearch.signing import signed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -33,6 +36,7 @@ _NSGA2 = (
     "searcher 'nsga2' looks for a front inside of each budget, whose winner is the structure of the highest fitness "
     "there; for one front against a cost, search the largest budget alone"
 )
+_COSTLY = (".jsonl", ".safetensors", ".checkpoint")  # files of what took time: evaluations and trainings
 S = TypeVar("S", bound=SearchSettings)
 
 
@@ -175,8 +179,8 @@ class FrontPoint:
     params: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrontResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FrontResult(Summarised):
     """A finished search of several budgets.
 
     Attributes:
@@ -188,6 +192,20 @@ class FrontResult:
     run_dir: Path
     names: tuple[str, ...]
     results: tuple[SearchResult, ...] = field(repr=False)
+
+    @property
+    def summary(self) -> tuple[tuple[str, str], ...]:
+        """What it is in a few lines, names and values."""
+        points = self.front()
+        best = "; ".join(f"{own.name}: fitness {own.fitness:.4f}, {own.macs:,} macs" for own in points)
+        trials = sum(len(result.trials) for result in self.results)
+        return (
+            ("run folder", str(self.run_dir)),
+            ("searcher", self.results[0].settings.searcher.name if self.results else "none"),
+            ("budgets", f"{len(self.names)}, {plural(trials, 'trial')} in all"),
+            ("best", best),
+            ("next", "result.results[0].model(), one result for each budget"),
+        )
 
     def front(self) -> tuple[FrontPoint, ...]:
         """Returns the winners, the largest first."""
@@ -235,7 +253,7 @@ def run_front(
         warnings.warn(_NSGA2, UserWarning, stacklevel=2)
     if executor is None:
         check_workers(front.settings.execution)
-    with folder.locked():
+    with _withdrawn_if_refused(folder), folder.locked():
         _write_record(folder, front)
         shared = Shared(front, folder)
         results: list[SearchResult] = []
@@ -250,6 +268,25 @@ def run_front(
                 shown = _named(progress, name)
                 results.append(run_one(front.run(place), own, shared, where, shown))
     return FrontResult(run_dir=folder.path, names=front.names, results=tuple(results))
+
+
+@contextlib.contextmanager
+def _withdrawn_if_refused(folder: RunFolder) -> Iterator[None]:
+    """Leaves a folder as it was where a front is refused before anything of it has begun."""
+    made = not folder.path.exists()
+    before = set() if made else {entry.name for entry in folder.path.iterdir()}
+    try:
+        yield
+    except AbcSearchError:
+        costly = any(file.suffix in _COSTLY and file.stat().st_size for file in (folder.path / BUDGETS).rglob("*"))
+        if not costly:
+            for name in {FRONT, ".lock"} - before:
+                (folder.path / name).unlink(missing_ok=True)
+            if BUDGETS not in before:
+                shutil.rmtree(folder.path / BUDGETS, ignore_errors=True)
+        if made and folder.path.is_dir() and not any(folder.path.iterdir()):
+            folder.path.rmdir()
+        raise
 
 
 def _named(progress: Progress, name: str) -> Progress:

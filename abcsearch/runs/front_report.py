@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import RunError, escaped, plural, quoted
+from abcsearch.runs.chance import SHARES, wilson
 from abcsearch.runs.configured import LoadedOnce
 from abcsearch.runs.finished import open_so_far
 from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from abcsearch.runs.front_folder import FrontFolder
 
 FULL, UNIFORM, WINNER, PEER = "full", "uniform", "winner", "peer"
-_SHARES = ("top1", "top5")  # metrics that are shares of images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +88,14 @@ class FrontReport:
     @property
     def is_share(self) -> bool:
         """Whether the test metric is a share of images, so that its chance can be said."""
-        return self.metric in _SHARES
+        return self.metric in SHARES
 
-    def spread(self, row: FrontRow) -> float | None:
-        """Returns half of a 95 % interval of a network's test metric; None where that is no share of images."""
-        if not (self.tuned and self.is_share) or row.after is None or row.kind == PEER:
+    def spread(self, row: FrontRow) -> tuple[float, float] | None:
+        """Returns how far a 95 % interval of a network's test metric reaches down and up; None where it is no share."""
+        if not (self.tuned and self.is_share) or row.after is None or row.kind == PEER or not 0 <= row.after <= 1:
             return None
-        return interval(row.after, 0.0, self.images[0])
+        low, high = wilson(row.after, self.images[0])
+        return row.after - low, high - row.after
 
     def cells(self, *, short: bool = False) -> list[list[str]]:
         """Returns the table as text, one list per row, the header first."""

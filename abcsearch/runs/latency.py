@@ -11,6 +11,7 @@ from abcsearch.errors import ModelError, RunError
 from abcsearch.evaluation import racing
 from abcsearch.evaluation.staged import Staged
 from abcsearch.example import repeated
+from abcsearch.steps import doing
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def run_costs(
         msg += "restore it from a copy, or start a new run in another folder"
         raise RunError(msg)
     if kept is None:
+        doing("measuring the forward time of the network's layers")
         return LatencyModel.measure(model, graph, data.example, settings.latency)
     try:
         return LatencyModel.from_plain(kept, graph.costs)

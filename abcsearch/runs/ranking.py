@@ -11,6 +11,7 @@ from abcsearch.channels.latency import torch_threads
 from abcsearch.channels.pooling import FewSamplesWarning
 from abcsearch.channels.ranking import Ranking, rank_channels
 from abcsearch.rng import torch_stream
+from abcsearch.steps import doing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +42,8 @@ def rank_for_run(
     Raises:
         RankingError, TraceError: see `rank_channels`.
     """
+    if not draft:
+        doing(f"ranking channels by {', '.join(settings.criteria)}")
     order = torch.randperm(len(data.train), generator=torch_stream(settings.seed, "ranking images"))
     part = data.train.part(order[: DRAFT_IMAGES if draft else RANKING_IMAGES]).loaded()
     with torch_threads(1), warnings.catch_warnings():

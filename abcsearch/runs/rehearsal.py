@@ -32,6 +32,7 @@ from abcsearch.runs.shared import Shared
 from abcsearch.runs.timing import PATIENCE, evaluation_time, full_macs, preparation_time, training_time
 from abcsearch.runs.weights import state_bytes
 from abcsearch.searchers.registry import make_searcher
+from abcsearch.steps import doing
 from abcsearch.training.computing import find_device
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Constraint
     from abcsearch.runs.front import Front
-    from abcsearch.runs.settings import RunConfig
+    from abcsearch.runs.settings import RunConfig, SpaceOptions
     from abcsearch.runs.setup import SetUp
     from abcsearch.runs.task import Task
     from abcsearch.searchers.base import Searcher
@@ -101,6 +102,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
     if config.searcher.name == "given" and config.prepare is not None:  # it is given its structures later
         searcher = make_searcher("random", task.space, task.constraint, seed=config.seed)
     mapped = _mapped(config, folder, task, parts.searcher)
+    doing("timing an evaluation")
     candidate, batch = _first(searcher, config.n_trials if rounds else 1)
     unheard = f"{config.searcher.name} proposes all {plural(batch, 'trial')} before it has a result to learn from"
     learns = not rounds or batch < config.n_trials
@@ -108,7 +110,9 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
     workers, crowded = _workers(config)
     evaluation = evaluation_time(task, config, candidate, patience)
     pruned = task.source.network(candidate)
+    doing("timing fine-tuning")
     tuning = [training_time(task, network, config.finetune, patience) for network in (task.base, pruned)]
+    doing("timing trainings before the search")
     pretraining = None if config.pretrain is None else training_time(task, task.base, config.pretrain, patience)
     preparation = preparation_of(config)
     preparing = None if preparation is None else preparation_time(task, config, preparation, patience)
@@ -119,6 +123,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         *(["the run folder holds this run, which would be continued; times are of a whole one"] if held else []),
         *([f"the timed evaluation failed: {evaluation.failure}"] if evaluation.failure else []),
     ]
+    doing("looking at the full network on search-validation")
     space, graph, others = task.space, task.graph, len(searched(config.baselines))
     return Rehearsal(
         model=called(config.model.name, config.model.options),
@@ -140,6 +145,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         dimensions=len(space),
         free=sum(len(dimension.choices) > 1 for dimension in space.dimensions),
         structures=str(space.size),
+        kept=_kept(config.space),
         budget=_reach(task.constraint),
         prepare=config.prepare,
         baselines=config.baselines,
@@ -163,6 +169,14 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         measured_on=_machine(config),
         notes=tuple(notes),
     )
+
+
+def _kept(options: SpaceOptions) -> str:
+    """Returns what layers may keep, in words that are the settings."""
+    lowest = options.step if options.lowest is None else options.lowest
+    whole = "" if options.alpha == 1 else ", so no layer keeps all its channels (alpha = 1)"
+    widths = f"layers keep {lowest:g} to alpha = {options.alpha:g} of their channels by step = {options.step:g}{whole}"
+    return f"{widths}; levels = {list(options.levels)}, divisor = {options.divisor}"
 
 
 def _mapped(config: RunConfig, folder: RunFolder, task: Task, searcher: Searcher) -> int:

@@ -74,6 +74,7 @@ class Rehearsal:
         dimensions: of the space.
         free: of these, those with more than one choice.
         structures: exact size of the space, as text: it is larger than most programs' numbers.
+        kept: what layers may keep, in words: the settings of the space, defaults too.
         budget: its bounds.
         prepare: name and options of what is trained before the search, or None.
         baselines: what the winner would be compared with.
@@ -114,6 +115,7 @@ class Rehearsal:
     dimensions: int
     free: int
     structures: str
+    kept: str
     budget: tuple[Reach, ...]
     prepare: Part | None
     baselines: tuple[str, ...]
@@ -168,6 +170,7 @@ class Rehearsal:
             f"groups: {self.prunable} of {self.groups} prunable; {plural(self.blocks, 'block')} could be dropped",
             *(f"  {count} fixed: {reason}" for reason, count in self.fixed.items()),
             f"space: {counted(int(self.structures))}; {self.free} of {plural(self.dimensions, 'dimension')} free",
+            f"  {self.kept}",
             *(f"budget: {bound.line}" for bound in self.budget),
             *([] if self.prepare is None else [f"preparation: {_words(self.prepare)}"]),
             f"searcher: {_words(self.searcher)}; {self._counts()}, {together}",

@@ -10,6 +10,7 @@ import numpy as np
 
 from abcsearch.bounds import amount
 from abcsearch.errors import escaped, plural
+from abcsearch.runs.chance import SHARES, Difference, difference
 from abcsearch.runs.forward import BATCHES, ForwardTime, measure_forward
 from abcsearch.runs.known import mapped_total
 from abcsearch.runs.notes import notes_of
@@ -17,6 +18,7 @@ from abcsearch.runs.prepared_facts import prepared_facts
 from abcsearch.runs.recipes import asked, changed
 from abcsearch.runs.tuned import problems
 from abcsearch.runs.weights import state_bytes
+from abcsearch.steps import doing
 from abcsearch.training.objectives import find_objective, metric_text
 
 if TYPE_CHECKING:
@@ -99,6 +101,9 @@ class Report:
         metric: what `before` and `after` of the rows are.
         recipe: that the winner was fine-tuned with, plain values; None if it was not.
         damaged: which files of fine-tuning are missing or damaged, and what to do.
+        images: number of test images.
+        differences: of the winner's metric after fine-tuning to that of every other network by the same recipe, where
+            it is a share of images.
         prepared: what was prepared before the search: names and values, its structures among the trials last; () where
             nothing was.
         renormalises: groups over whose channels norms are computed, in the pruned network over those that are left.
@@ -113,6 +118,8 @@ class Report:
     metric: str
     recipe: Mapping[str, Any] | None = field(default=None, repr=False)
     damaged: tuple[str, ...] = ()
+    images: int = 0
+    differences: tuple[Difference, ...] = ()
     prepared: tuple[tuple[str, str], ...] = ()
     criteria: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     renormalises: tuple[str, ...] = ()
@@ -194,6 +201,7 @@ def make_report(run: FinishedRun, out: Path | None = None) -> Report:
         UserWarning: of files of fine-tuning that are damaged or missing; the report says so, too.
     """
     task, config = run.result.task, run.config
+    doing("evaluating what is compared, and measuring forward time in turns")
     threads = int(config.evaluator.options.get("threads", 1))
     tuned = {structure.name: run.tuned(structure) for structure in run.structures}
     damaged = tuple(line for name, own in tuned.items() for line in problems(run.folder, name, own))
@@ -236,10 +244,27 @@ def make_report(run: FinishedRun, out: Path | None = None) -> Report:
         metric=run.metric,
         recipe=recipe,
         damaged=damaged,
+        images=len(task.data.test),
+        differences=_differences(run, rows, scores),
         prepared=tuple(prepared_facts(run, scores)),
         criteria=task.space.criteria(run.winner.candidate),
         renormalises=tuple(group.name for group in task.graph.prunable if group.renormalises),
     )
+
+
+def _differences(
+    run: FinishedRun, rows: Sequence[Row], scores: Mapping[str, dict[str, Any] | None]
+) -> tuple[Difference, ...]:
+    """Returns how the winner's accuracy after fine-tuning differs from the others', with what that is worth."""
+    if run.metric not in SHARES or rows[-1].after is None:
+        return ()
+    known = [
+        (row.network, row.after, (scores[row.network] or {}).get("hits"))
+        for row in rows
+        if row.after is not None and 0 <= row.after <= 1
+    ]
+    images = len(run.result.task.data.test)
+    return tuple(difference(known[-1], other, images) for other in known[:-1])
 
 
 def write_report(
@@ -286,7 +311,8 @@ def tested_metrics(run: FinishedRun, score: dict[str, Any] | None) -> dict[str, 
         return {}
     names = [name for name in find_objective(run.result.task.data.objective).metrics if not name.endswith("loss")]
     both = {when: score[when] for when in ("before", "after")}
-    known = [name for name in names if all(name in own for own in both.values())]
+    few = run.result.task.data.objective == "classification" and run.result.task.data.classes <= 5  # top5 is always 1
+    known = [name for name in names if all(name in own for own in both.values()) and not (few and name == "top5")]
     return {name: {when: float(own[name]) for when, own in both.items()} for name in known}
 
 

@@ -6,16 +6,20 @@ import copy
 import warnings
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from abcsearch.bounds import COSTS
 from abcsearch.channels.repair import Repaired
-from abcsearch.errors import RunError, quoted
+from abcsearch.errors import RunError, plural, quoted
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 from abcsearch.evaluation.sliced import SlicedEvaluator
 from abcsearch.evaluation.staged import Staged
+from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.summaries import Summarised
+from abcsearch.runs.trials import frame_of, rows_of
+from abcsearch.runs.watching import finish_times
 from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
@@ -26,15 +30,14 @@ if TYPE_CHECKING:
 
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.decision import Decision
-    from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
     from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SearchResult(Summarised):
     """A finished search.
 
     Attributes:
@@ -83,6 +86,32 @@ class SearchResult:
                 front.append(trial)
                 best = negative
         return front
+
+    def trials_frame(self) -> Any:  # noqa: ANN401 - of a package that need not be there
+        """Returns the trials as a pandas DataFrame: fitness, costs, metrics and widths by name; see `rows_of`.
+
+        Raises:
+            ConfigError: if pandas is not installed.
+        """
+        space = self.task.space
+        names = [d.name for d in space.dimensions if d.kind != "criterion"]
+        times = finish_times(RunFolder(self.run_dir).journal)
+        return frame_of(rows_of(self.trials, names, self.settings.criteria, times))
+
+    @property
+    def summary(self) -> tuple[tuple[str, str], ...]:
+        """What it is in five lines, names and values."""
+        failed = sum(trial.evaluation.failure is not None for trial in self.trials)
+        costs, pair = self.task.graph.costs, [self.task.space.full, self.best.candidate]
+        counts = {name: getattr(costs, name)(pair).tolist() for name in ("macs", "params")}
+        sizes = (f"{name} {full:,} => {own:,} ({own / (full or 1):.1%})" for name, (full, own) in counts.items())
+        return (
+            ("run folder", str(self.run_dir)),
+            ("searcher", f"{self.settings.searcher.name}, {plural(len(self.trials), 'trial')}, {failed} failed"),
+            ("best", f"trial {self.best.number}, fitness {self.best.fitness:.4f}"),
+            ("size", ", ".join(sizes)),
+            ("next", "finetune(result.model(), data, Recipe(...)); result.trials_frame(), result.pareto()"),
+        )
 
     def number(self, trial: Trial, name: str) -> float:
         """Returns a number of a trial by name, as `pareto` takes it.

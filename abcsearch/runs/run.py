@@ -28,6 +28,7 @@ from abcsearch.runs.setup_check import check_setup
 from abcsearch.runs.task import Task
 from abcsearch.searchers.base import Searcher
 from abcsearch.searchers.registry import make_searcher
+from abcsearch.steps import doing
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
@@ -233,17 +234,24 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         progress=progress,
         stage=stage,
     )
+    if not folder.finished(settings.n_trials):
+        doing("evaluating the first structures")
     trials = loop.run()
     return collected(folder, task, settings, trials, parts.evaluator, loop.decision)
+
+
+def named_searcher(task: Task, settings: SearchSettings) -> Searcher:
+    """Returns a new searcher as the settings name it."""
+    part = settings.searcher
+    options = dict(part.options)
+    options["initial"] = [*task.starts, *initial_structures(options.get("initial", ()), task)]
+    return make_searcher(part.name, task.space, task.constraint, seed=settings.seed, **options)
 
 
 def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Searcher | None) -> Searcher:
     """Returns the searcher that the caller brought, or makes the one that the settings name."""
     if given is None:
-        part = settings.searcher
-        options = dict(part.options)
-        options["initial"] = [*task.starts, *initial_structures(options.get("initial", ()), task)]
-        return make_searcher(part.name, task.space, task.constraint, seed=settings.seed, **options)
+        return named_searcher(task, settings)
     searcher = given if isinstance(given, Searcher) else given(task.space, task.constraint)
     if not isinstance(searcher, Searcher):  # pyright: ignore[reportUnnecessaryIsInstance]
         msg = f"a function of (space, constraint) returns a new Searcher, found {searcher!r}"

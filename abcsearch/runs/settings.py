@@ -152,7 +152,7 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         """Checks the numbers, and makes known a tuple of names."""
-        object.__setattr__(self, "known", _names(self.known))
+        object.__setattr__(self, "known", names_of_runs(self.known))
         if not isinstance(self.budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"budget is a Budget, e.g. Budget(macs=0.5), found {self.budget!r}"
             raise ConfigError(msg)
@@ -173,8 +173,8 @@ class SearchSettings:
             raise ConfigError(msg)
 
 
-def _names(known: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever it was given
-    """Returns the names of known runs, each once; raises ConfigError for anything else than texts."""
+def names_of_runs(known: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever it was given
+    """Returns the names of known runs, each once; raises ConfigError for anything else than texts that name one."""
     listed = [known] if isinstance(known, str) else known
     if isinstance(listed, list | tuple) and all(isinstance(name, str) and name for name in listed):
         return tuple(dict.fromkeys(listed))

@@ -21,6 +21,7 @@ from abcsearch.runs.settings import RunConfig
 from abcsearch.runs.setup import FILE, SetUp, write_setup
 from abcsearch.runs.setup_words import Looked, Scored, notes_on, warnings_on
 from abcsearch.runs.timing import full_macs
+from abcsearch.steps import doing
 from abcsearch.training.computing import computing, find_device
 from abcsearch.training.objectives import find_objective
 from abcsearch.training.scoring import passes, values_of
@@ -209,6 +210,7 @@ def check_setup(
     begun = is_there(folder.journal) and folder.journal.stat().st_size
     if begun or is_there(folder.path / FILE) or folder.run != folder.path:
         return
+    doing("looking at the full network on search-validation")
     try:
         found = look_at(task.base, task.data, full_macs(task), asked_of(settings))
         found = replace(found, **_references(task, evaluator))

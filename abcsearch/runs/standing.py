@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import FailuresError, plural, quoted
 from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.pace import Note, Pace
 from abcsearch.runs.setup import read_setup
 from abcsearch.runs.watching import Watcher, Watchers
 from abcsearch.trial import Trial
@@ -53,6 +54,7 @@ class Standing:
     _in_a_row: list[str] = field(default_factory=list[str], init=False)
     _written: float = field(default=-math.inf, init=False)  # monotonic: the clock may be set back
     _workers: tuple[int, int] | None = field(default=None, init=False)
+    _pace: Pace = field(default_factory=Pace, init=False)
     _against: str = field(default="", init=False)  # fitness of what the best is seen against
 
     def __post_init__(self, watchers: Sequence[Watcher]) -> None:
@@ -86,7 +88,9 @@ class Standing:
             self._write_best()
         self._watching.trial(trial, self.best)
         self._workers = workers
-        self.progress(self.stage, self._done, self.n_trials, self.note)
+        self._pace.add(time.time(), trial.evaluation.seconds)
+        left = self._pace.left(self.n_trials - self._done, (workers or (1, 1))[1])
+        self.progress(self.stage, self._done, self.n_trials, Note.of(self.note, left))
         if trial.evaluation.failure is None:
             self._in_a_row.clear()
             return

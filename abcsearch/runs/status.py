@@ -161,6 +161,11 @@ class RunWatch:
         settings, started = header["settings"], header["environment"]["started"]
         return f"{self.path}: {settings['searcher']['name']}, seed {settings['seed']}, started {started}"
 
+    @property
+    def configured(self) -> bool:
+        """Whether it has a config, so that the command line goes on with it."""
+        return "model" in shown_header(self._folder)["settings"]
+
     def look(self) -> RunStatus:
         """Returns how far the run is now.
 

@@ -11,10 +11,11 @@ import torch
 from abcsearch.channels.groups import ChannelGraph
 from abcsearch.channels.source import Sliced, Source
 from abcsearch.data.splits import Data
-from abcsearch.errors import DataError, ExampleError, ModelError, RunError
+from abcsearch.errors import BudgetError, DataError, ExampleError, ModelError, RunError
 from abcsearch.example import Example
 from abcsearch.runs.latency import run_costs
 from abcsearch.runs.ranking import rank_for_run
+from abcsearch.steps import doing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from abcsearch.budget import Constraint
+    from abcsearch.budget import Constraint, Costs
     from abcsearch.channels.ranking import Ranking
     from abcsearch.runs.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
@@ -110,6 +111,7 @@ class Task:
             msg = f"the model is on {where}; pass model.cpu(): the evaluator's device says where candidates run"
             raise ModelError(msg)
         options = settings.space
+        doing("tracing the network")
         try:
             graph = options.traced(model, data.example)
         except ExampleError as error:
@@ -119,7 +121,7 @@ class Task:
             msg += "channel: images[:, None]"
             raise ExampleError(msg) from error
         space = options.of(graph, settings.criteria)
-        constraint = settings.budget.bind(space, run_costs(model, graph, data, settings, folder))
+        constraint = _bound(settings, space, run_costs(model, graph, data, settings, folder))
         ranking = rank_for_run(model, graph, data, settings, draft=not trained)
         source = Sliced(model, graph, ranking)
         return cls(source=source, data=data, space=space, constraint=constraint, settings=settings)
@@ -155,3 +157,20 @@ class Task:
             msg = "no uniform width meets the budget; widen its band"
             raise RunError(msg)
         return tuple(structures[inside[-1]].tolist())
+
+
+def _bound(settings: SearchSettings, space: SearchSpace, costs: Costs) -> Constraint:
+    """Returns the budget of a run bound to its space.
+
+    Raises:
+        BudgetError: as `Budget.bind`; of forward time it says what it was measured at and what else there is to drop.
+    """
+    try:
+        return settings.budget.bind(space, costs)
+    except BudgetError as error:
+        if "latency_ms" not in str(error):
+            raise
+        levels, batch = list(settings.space.levels), settings.latency.batch
+        more = "" if "block" in levels else '; with "block" whole blocks, and the time of their layers, can go'
+        msg = f"{error}. Forward time is of batches of {batch} (batch in [latency]), the space has levels = {levels}"
+        raise BudgetError(f"{msg} in [space]{more}") from error

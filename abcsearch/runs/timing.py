@@ -16,7 +16,7 @@ from abcsearch.evaluation.registry import EVALUATORS, make_evaluator
 from abcsearch.evaluation.short_training import ShortTrainingOptions
 from abcsearch.preparation.base import Trainer, prepared_by
 from abcsearch.runs.latency import measured
-from abcsearch.training.checks import check_lesson
+from abcsearch.training.checks import check_lesson, fitted
 from abcsearch.training.computing import find_device
 from abcsearch.training.loop import train
 
@@ -138,11 +138,12 @@ def _adaptive_bn(options: dict[str, Any], task: Task, share: float) -> tuple[dic
 def _short_training(options: dict[str, Any], task: Task, share: float) -> tuple[dict[str, Any], float]:
     """Returns options for a share of the work, and that work."""
     made = ShortTrainingOptions(**options)
-    steps, batch = made.steps or made.epochs * (len(task.data.train) // made.batch_size), made.batch_size
+    batch = min(made.batch_size, len(task.data.train))
+    steps = made.steps or made.epochs * (len(task.data.train) // batch)
     scored = _scored(made, task.data, share)
     if share < 1:
         batch = _batch(batch, made.device, full_macs(task))
-        steps = max(1, round(share * steps * made.batch_size / batch))
+        steps = max(1, round(share * steps * min(made.batch_size, len(task.data.train)) / batch))
     own = {**options, "steps": steps, "batch_size": batch, "validation_images": scored, "lr": _TINY, **_ALL}
     return own, _TRAINED * steps * batch + scored
 
@@ -178,6 +179,7 @@ def training_time(task: Task, network: nn.Module, recipe: Recipe, patience: floa
         patience: a timed part that takes longer than so many seconds is not made larger.
     """
     split, teacher = task.data.train, task.base if recipe.distillation else None
+    recipe = fitted(recipe, len(split))
     whole = len(split) // recipe.batch_size * recipe.epochs * recipe.batch_size
     batch = _batch(recipe.batch_size, recipe.device, full_macs(task))
 
@@ -231,6 +233,7 @@ class _Rehearsing(Trainer):
 
     def _train(self, lesson: Lesson, recipe: Recipe, name: str, images: Images) -> Trained:
         """Takes some steps that change next to nothing; returns how the last ones went."""
+        recipe = fitted(recipe, len(images))
         whole = len(images) // recipe.batch_size * recipe.epochs * recipe.batch_size
         batch = _batch(recipe.batch_size, recipe.device, full_macs(self._task))
         done: list[Trained] = []

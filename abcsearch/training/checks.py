@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from abcsearch.data.images import Images
-from abcsearch.errors import ConfigError, DataError, LessonError, ModelError, plural
+from abcsearch.errors import ConfigError, DataError, LessonError, ModelError, callers, plural
 from abcsearch.training.lesson import LOSS_SETTINGS, Lesson, Supervised, whole_of
 from abcsearch.training.mixing import check_mixing
 from abcsearch.training.objectives import find_objective
@@ -21,20 +23,35 @@ if TYPE_CHECKING:
 
 
 def check_images(recipe: Recipe, split: Images) -> None:
-    """Raises unless there are images for at least one batch.
+    """Raises unless these are images; says so where they are fewer than one batch, which then has all of them.
 
     Raises:
-        DataError: if it is no set of images.
-        ConfigError: if there are fewer images than one batch.
+        DataError: if it is no set of images, or there is none.
+
+    Warns:
+        UserWarning: if there are fewer images than one batch.
     """
     if not isinstance(split, Images):  # pyright: ignore[reportUnnecessaryIsInstance]
         msg = f"training takes a Split or Stream (data.train), found {type(split).__name__}"
         raise DataError(msg)
+    if not len(split):
+        raise DataError("there is no training image to learn from")
     if len(split) < recipe.batch_size:
-        msg = (
-            f"batch_size {recipe.batch_size} is larger than the {plural(len(split), 'training image')}; make it smaller"
-        )
-        raise ConfigError(msg)
+        images = plural(len(split), "training image")
+        msg = f"batch_size = {recipe.batch_size} is larger than the {images}: they are one batch"
+        warnings.warn(msg, UserWarning, stacklevel=callers())
+
+
+def fitted(recipe: Recipe, images: int, workers: int = 1) -> Recipe:
+    """Returns a recipe whose batches there are images for; the same one where that is so already.
+
+    Args:
+        recipe: how to train.
+        images: how many there are.
+        workers: that share a batch equally.
+    """
+    most = max(images // workers * workers, workers)
+    return recipe if recipe.batch_size <= images else replace(recipe, batch_size=most)
 
 
 def check_training(recipe: Recipe, split: Images, objective: str, *, taught: bool, scored: bool) -> None:
@@ -49,7 +66,7 @@ def check_training(recipe: Recipe, split: Images, objective: str, *, taught: boo
 
     Raises:
         DataError: if it is no set of images, or RandAugment cannot have their pixels.
-        ConfigError: if there are fewer images than one batch, the objective is unknown or not that of a classification
+        ConfigError: if the objective is unknown or not that of a classification
             where it has to be, or a teacher or validation images are missing, or the teacher is one too many.
     """
     check_images(recipe, split)

@@ -11,14 +11,16 @@ from abcsearch.data.splits import Data
 from abcsearch.errors import DataError
 from abcsearch.training.computing import computing, find_device
 from abcsearch.training.loop import train
+from abcsearch.training.objectives import find_objective
 from abcsearch.training.recipe import Recipe
-from abcsearch.training.scoring import device_of, score
+from abcsearch.training.scoring import Tally, device_of, score
 from abcsearch.training.together import train_together
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import torch
     from torch import nn
 
     from abcsearch.training.crew import Workers
@@ -35,12 +37,15 @@ class FineTuned:
         before: metrics on the test split before fine-tuning (see `score`).
         after: metrics on the test split after it.
         training: losses, scores on search-validation, and both the best and the last weights.
+        hits: (n,) bool, which test images it answers rightly after it, where the metric that reports show says so
+            (top1 of a classifier); None of other metrics.
     """
 
     model: nn.Module = field(repr=False)
     before: dict[str, float]
     after: dict[str, float]
     training: Trained
+    hits: torch.Tensor | None = field(default=None, repr=False)
 
 
 def finetune(  # noqa: PLR0913 - all but the first two have a good default
@@ -97,6 +102,10 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
         checkpoint=checkpoint,
         same=same,
     )
+    objective = find_objective(goal)
+    tally = Tally(objective, kept=objective.headline)
     with computing(place, threads=recipe.threads):
-        after = score(tuned, data.test, objective=goal)
-    return FineTuned(model=tuned.eval().to(home), before=before, after=after, training=training)
+        tally.take(tuned, data.test)
+    values = tally.values()
+    hits = values.bool() if values.ndim == 1 and bool(((values == 0) | (values == 1)).all()) else None
+    return FineTuned(model=tuned.eval().to(home), before=before, after=tally.means(), training=training, hits=hits)

@@ -13,7 +13,7 @@ from abcsearch.channels.pointwise import pointwise_safely
 from abcsearch.errors import ModelError
 from abcsearch.rng import torch_seeded
 from abcsearch.training.checkpoints import Checkpoint, images_hash
-from abcsearch.training.checks import check_lesson, check_loss
+from abcsearch.training.checks import check_lesson, check_loss, fitted
 from abcsearch.training.computing import computing, find_device, laid_out
 from abcsearch.training.crew import ALONE, Crew
 from abcsearch.training.lesson import lesson_of, whole_of
@@ -73,7 +73,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
         same: what else tells this training from others: plain values, which its checkpoint is recognised by.
 
     Raises:
-        ConfigError: if there are fewer images than one batch, or fewer steps than one, or the recipe does not suit the
+        ConfigError: if there are fewer steps than one, or the recipe does not suit the
             objective, the teacher, the lesson or the validation images.
         ModelError: if the model does not return logits, or has nothing to train, or the loss is not finite.
         LessonError: if a lesson does not keep what `Lesson` says.
@@ -82,10 +82,11 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
     """
     lesson = lesson_of(model, objective, teacher)
     check_lesson(lesson, recipe, split, scored=validation is not None)
-    crew.check(recipe.batch_size)
+    own = fitted(recipe, len(split), crew.size)
+    crew.check(own.batch_size)
     modules = dict(lesson.modules)
     whole = whole_of(modules)
-    shares = step_shares(recipe, len(split) // recipe.batch_size, steps)
+    shares = step_shares(own, len(split) // own.batch_size, steps)
     file = None
     if checkpoint is not None:
         identity: dict[str, Any] = {"seed": seed, "part": stream, "steps": steps, **lesson._identity()}
@@ -104,11 +105,11 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
         whole.train()
         for asked in lesson.teachers.values():
             asked.to(device).eval()
-        lesson.begin(recipe, split)
-        training = Training(lesson, modules, recipe, seed, stream)
+        lesson.begin(own, split)
+        training = Training(lesson, modules, own, seed, stream)
         if file is not None and (saved := file.read()) is not None:
             training.load(saved)
-        epochs = _Epochs(training, split, recipe, device, crew, shares)
+        epochs = _Epochs(training, split, own, device, crew, shares)
         while training.done < len(shares):
             with _draws_of(crew, seed, stream, training.done):
                 loss = epochs.next()

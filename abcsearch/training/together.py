@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import CheckpointError
 from abcsearch.training.begun import losses_so_far
-from abcsearch.training.checks import check_lesson
+from abcsearch.training.checks import check_lesson, fitted
 from abcsearch.training.crew import Crew, Workers
 from abcsearch.training.lesson import lesson_of
 from abcsearch.training.loop import train
@@ -63,7 +63,7 @@ def train_together(  # noqa: PLR0913 - as `train`
     lesson = lesson_of(model, objective, teacher)
     check_lesson(lesson, recipe, split, scored=options.get("validation") is not None)
     crew = Crew(size=workers.workers)
-    crew.check(recipe.batch_size)
+    crew.check(fitted(recipe, len(split), crew.size).batch_size)
     with contextlib.ExitStack() as stack:
         if checkpoint is None:
             checkpoint = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "training.checkpoint"

@@ -5,6 +5,7 @@ import json
 import sys
 import tomllib
 import types
+import warnings
 
 import pytest
 import torch
@@ -131,16 +132,26 @@ def test_a_report_evaluates_a_network_once(tiny_config, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        (["pretrain.batch_size=5000"], ConfigError, "batch_size 5000 is larger than the"),
-        (["finetune.batch_size=5000"], ConfigError, "batch_size 5000 is larger than the"),
+        (["pretrain.distillation=0.5"], ConfigError, "no teacher"),
         (["budget.macs=0.3", "budget.params=[0.95, 1.0]", "space.alpha=1.0"], BudgetError, "no structure found"),
-        (["data.validation=0.9"], ConfigError, "batch_size 256 is larger than the 143 training images"),
     ],
 )
 def test_mistakes_are_found_before_training_and_leave_the_folder_free(tiny_config, tmp_path, changes, error, words):
     with pytest.raises(error, match=words):
         run_config(read_config(tiny_config, changes), tmp_path / "run")
     assert len(run_config(read_config(tiny_config, ["n_trials=2"]), tmp_path / "run").trials) == 2
+
+
+def test_batches_fit_small_data_and_it_is_said(tiny_config, tmp_path):
+    """Before, the run was refused: nothing was trained in batches that there are no images for."""
+    small = ["data.validation=0.9", "n_trials=2", "baselines=[]", "finetune.epochs=1"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        result = run_config(read_config(tiny_config, small), tmp_path / "run")
+        finetune_run(open_run(tmp_path / "run"))
+    said = [str(one.message) for one in caught if "one batch" in str(one.message)]
+    assert set(said) == {"batch_size = 256 is larger than the 143 training images: they are one batch"}
+    assert len(result.trials) == 2
 
 
 def test_settings_may_change_until_there_is_something_to_lose(tiny_config, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import signal
+import types
 import warnings
 
 import pytest
@@ -187,8 +188,8 @@ def test_report_and_export_say_that_a_file_is_damaged(tuned, tmp_path, end, how)
 
 
 def test_what_does_not_suit_the_data_is_refused_before_anything_is_trained(run):
-    with pytest.raises(ConfigError, match="batch_size 5000 is larger"):
-        finetune_run(run, dataclasses.replace(SHORT, batch_size=5000))
+    with pytest.raises(ConfigError, match="workers share a batch equally"):
+        finetune_run(run, dataclasses.replace(SHORT, batch_size=63), workers=types.SimpleNamespace(workers=2))
     assert not (run.folder.path / "finetuned").exists()
 
 

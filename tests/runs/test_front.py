@@ -305,3 +305,23 @@ def test_a_front_from_elsewhere_is_not_taken_at_its_word(tiny_model, tiny_data, 
 def test_journals_are_whole(whole):
     for result in whole.results:
         assert len(read_journal(result.run_dir / "journal.jsonl").trials) == 20
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_front_that_is_refused_before_it_begins_leaves_nothing(tiny_model, tiny_data, tmp_path, there):
+    folder = tmp_path / "refused"
+    if there:
+        folder.mkdir()
+    with pytest.raises(RunError, match="nowhere"):
+        run(tiny_model, tiny_data, folder, known=[tmp_path / "nowhere"])
+    assert folder.exists() == there
+    assert not there or not list(folder.iterdir())
+    assert run(tiny_model, tiny_data, folder).names == NAMES  # and the folder is free
+
+
+def test_a_front_that_has_begun_stays_where_it_is_refused_later(whole, tiny_model, tiny_data, tmp_path):
+    folder = tmp_path / "whole"
+    before = sorted(path for path in folder.rglob("*") if path.is_file())
+    with pytest.raises(RunError, match=r"nowhere|another front"):
+        run(tiny_model, tiny_data, folder, known=[tmp_path / "nowhere"])
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == before

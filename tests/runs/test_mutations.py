@@ -9,6 +9,7 @@ SAMPLE = (
     ("finished", "journal.jsonl", "digit"),
     ("finished", "searcher.json", "deleted"),
     ("finished", "fitness.json", "zeros"),
+    ("finished", "setup.json", "digit"),
     ("finished", "base.safetensors", "bit"),
     ("finished", "baselines/random/journal.jsonl", "doubled"),
     ("searching", "run.json", "lost"),

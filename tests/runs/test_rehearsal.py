@@ -112,7 +112,7 @@ def test_a_checkpoint_that_is_missing_is_noted_and_one_that_does_not_fit_refused
     [
         ["budget.macs=0.0001"],
         ["data={name = 'cifar10', path = 'gone'}"],
-        ["finetune.batch_size=2000"],
+        ["pretrain.distillation=0.5"],
         ["evaluator.batch_size=2000", "evaluator.calibration_images=2000"],
         ["space.fixed=['nothing']"],
         ["searcher.initial=[[1, 2]]"],

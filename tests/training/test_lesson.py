@@ -316,7 +316,6 @@ def test_a_lesson_that_is_none_is_told_why_and_nothing_is_lost(kind, error, word
             "label_smoothing = 0.1, mixup = 0.2",
         ),
         (Straight(), {"recipe": Recipe(keep="best")}, ConfigError, "needs validation images"),
-        (Straight(), {"recipe": Recipe(batch_size=97)}, ConfigError, "larger than the 96 training images"),
         (Straight(), {"split": [1]}, DataError, "found list"),
         (Straight(), {"recipe": Recipe(randaugment=5)}, DataError, "how these images were normalised is not known"),
         (Supervised(Net(), teacher=Net()), {}, ConfigError, "distillation = 0 with a teacher"),

@@ -1,5 +1,6 @@
 """The training loop: deterministic, leaves everything else alone, and learns."""
 
+import contextlib
 import copy
 import math
 import re
@@ -16,6 +17,7 @@ from abcsearch.data.splits import Data, Split
 from abcsearch.data.stream import Stream
 from abcsearch.errors import ConfigError, DataError, ModelError
 from abcsearch.rng import torch_stream
+from abcsearch.training.checks import fitted
 from abcsearch.training.finetuning import FineTuned, finetune
 from abcsearch.training.loop import train
 from abcsearch.training.optimization import rate_share
@@ -322,7 +324,6 @@ def test_a_label_without_an_output_is_found_before_the_batch_that_holds_it():
 @pytest.mark.parametrize(
     ("model", "recipe", "error", "words"),
     [
-        (Net, {"batch_size": 97}, ConfigError, "batch_size 97 is larger than the 96 training images"),
         (lambda: Net(classes=2), {}, DataError, "label 2 has no output: the model has 2 classes"),
         (lambda: nn.Conv2d(1, 3, 3), {}, ModelError, r"logits \(batch, classes\) for 64 images, found \(64, 3, 4, 4\)"),
         (lambda: Net().requires_grad_(requires_grad=False), {}, ModelError, "Net has no parameter to train"),
@@ -385,3 +386,23 @@ def test_finetune_trains_a_copy_and_scores_both_on_the_test_images_only():
     assert torch.equal(weights(again.model), weights(result.model))
     assert again.after == result.after
     assert not torch.equal(weights(finetune(model, data, QUICK, seed=1).model), weights(result.model))
+
+
+@pytest.mark.parametrize("size", [97, 5000])
+def test_a_batch_that_is_larger_than_the_data_is_all_of_them(size):
+    """The same bits as with a batch of so many images, whatever was asked for."""
+    trained = {}
+    for asked in (96, size):
+        model = network()
+        ctx = pytest.warns(UserWarning, match="they are one batch") if asked > 96 else contextlib.nullcontext()
+        with ctx:
+            trained[asked] = train(model, stripes(), Recipe(epochs=2, batch_size=asked, lr=0.1)), model.state_dict()
+    assert trained[96][0].losses == trained[size][0].losses
+    assert all(torch.equal(value, trained[size][1][name]) for name, value in trained[96][1].items())
+
+
+@pytest.mark.parametrize(
+    ("images", "workers", "batch"), [(100, 1, 64), (64, 1, 64), (63, 1, 63), (63, 4, 60), (3, 4, 4)]
+)
+def test_a_batch_is_shared_equally_when_it_is_made_smaller(images, workers, batch):
+    assert fitted(Recipe(batch_size=64), images, workers) == Recipe(batch_size=batch)

@@ -1,0 +1,74 @@
+"""What a report says in one sentence, and what its differences are worth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abcsearch.errors import plural
+from abcsearch.training.objectives import metric_text
+
+if TYPE_CHECKING:
+    from abcsearch.runs.chance import Difference
+    from abcsearch.runs.forward import ForwardTime
+    from abcsearch.runs.report import Report
+
+_SHARES = ((1 / 2, "half the"), (1 / 3, "a third of the"), (1 / 4, "a quarter of the"))
+_NAMES = {"top1": "accuracy"}
+
+
+def headline(report: Report) -> str:
+    """Returns what was found in one sentence: how small, how fast, how accurate, against the full network."""
+    full, winner = report.rows[0], report.rows[-1]
+    parts = [f"{_share(winner.macs / full.macs)} MACs", _time(full.times, winner.times), _accuracy(report)]
+    text = ", ".join(part for part in parts if part)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _share(share: float) -> str:
+    """Returns a share in words where it has one."""
+    return next((words for value, words in _SHARES if abs(share - value) < 0.01), f"{100 * share:.3g} % of the")
+
+
+def _time(before: tuple[ForwardTime, ...], after: tuple[ForwardTime, ...]) -> str:
+    """Returns what became of the forward time of the largest batch, on a GPU where there is one."""
+    if not before:
+        return ""
+    pairs = list(zip(before, after, strict=True))
+    old, new = max(pairs, key=lambda pair: (pair[0].device != "CPU", pair[0].batch))
+    where = f"at batch {old.batch}" + ("" if old.device == "CPU" else f" on {old.device}")
+    if not new.apart(old):
+        return f"no difference in time {where} that can be told from chance"
+    change = 100 * (new.median_ms - old.median_ms) / old.median_ms
+    return f"{abs(change):.1f} % {'less' if change < 0 else 'more'} time {where}"
+
+
+def _accuracy(report: Report) -> str:
+    """Returns how accurate the winner is beside the full network, in the end or, without fine-tuning, by fitness."""
+    full, winner, metric = report.rows[0], report.rows[-1], report.metric
+    if winner.after is None or full.after is None:
+        known = winner.fitness is not None and full.fitness is not None
+        return f"fitness {winner.fitness:.4f} against {full.fitness:.4f}, not fine-tuned yet" if known else ""
+    text = f"{_NAMES.get(metric, metric)} {metric_text(metric, winner.after)} against {metric_text(metric, full.after)}"
+    against = next((own for own in report.differences if own.second == full.network), None)
+    if against is None:
+        return text
+    return f"{text} (\u00b1{100 * against.half:.1f}, on {plural(report.images, 'test image')})"
+
+
+def doubts(report: Report) -> list[str]:
+    """Returns which differences of the winner are within noise, as a warning; [] where all can be told apart."""
+    near = [own for own in report.differences if not own.told_apart]
+    if not near:
+        return []
+    names = ", ".join(f"{own.second} ({difference_text(own)})" for own in near)
+    how = "the same images, compared one by one" if all(own.paired for own in near) else "each by itself"
+    return [
+        f"Within noise: on {plural(report.images, 'test image')} {report.rows[-1].network} cannot be told apart from "
+        f"{names}; 95 % intervals, {how}. More test images, or more seeds, would tell."
+    ]
+
+
+def difference_text(own: Difference) -> str:
+    """Returns a difference with its interval, in points."""
+    text = f"{100 * own.change:+.2f} points, {100 * own.low:+.2f} to {100 * own.high:+.2f}"
+    return text.replace("-", "\u2212")
