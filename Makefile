@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 WAITING := OMP_WAIT_POLICY=passive
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo test lint types layers tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
+.PHONY: help demo test lint types layers docs tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -46,7 +46,7 @@ demo: $(VENV)/.installed ## the whole job on scikit-learn's digits: train, searc
 	@echo "== report"
 	@$(BIN)/abcsearch report $(RUN)
 
-test: lint types layers tests ## everything that CI checks
+test: lint types layers docs tests ## everything that CI checks
 	@echo "== all checks passed"
 
 lint: $(VENV)/.installed-dev ## format and style
@@ -61,6 +61,10 @@ types: $(VENV)/.installed-dev ## types
 layers: $(VENV)/.installed-dev ## which module may import which
 	@echo "== layers"
 	@$(BIN)/lint-imports --no-cache > $(VENV)/layers.log 2>&1 || { cat $(VENV)/layers.log >&2; exit 1; }
+
+docs: $(VENV)/.installed-dev ## the documentation's site, docs/_build/docs/index.html; warnings are errors
+	@echo "== docs"
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html -c docs . docs/_build
 
 tests: $(VENV)/.installed-dev ## tests, README examples and notebooks, warnings as errors
 	@echo "== tests"
@@ -127,5 +131,5 @@ bench-wide: $(VENV)/.installed ## what searchers cost with 300 dimensions of 100
 bench-widths: $(VENV)/.installed-bench ## forward times at equal MACs by what multiples widths are of; ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.widths $(ARGS)
 
-clean: ## removes the virtual environment and the runs
-	rm -rf $(VENV) runs
+clean: ## removes the virtual environment, the runs and the built documentation
+	rm -rf $(VENV) runs docs/_build

@@ -280,7 +280,7 @@ class SearchSpace:
 
     @cached_property
     def largest_indices(self) -> NDArray[np.int64]:
-        """The choice positions of the largest structure, shape (n_dims,), int64: last widths, first criteria."""
+        """The choice positions of the largest structure, (n_dims,) int64, made of last widths and first criteria."""
         return np.where(self.ordered, self.last_indices, 0)
 
     def encode(self, candidate: Sequence[int]) -> NDArray[np.float64]:

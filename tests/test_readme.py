@@ -1,4 +1,4 @@
-"""The README tells the truth: its Python runs, its commands exist, its paths are there."""
+"""README and guide tell the truth: their Python runs, their commands exist, their paths are there."""
 
 import copy
 import json
@@ -38,10 +38,10 @@ from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.loop import train
 from abcsearch.training.objectives import OBJECTIVES, OUTPUTS
 from abcsearch.training.recipe import PRESETS, Recipe
+from tests.pages import CHAPTERS, FRONT, GUIDE, PAGES, ROOT
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXTENDING = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+README = GUIDE
+EXTENDING = CHAPTERS["extending"]
 
 
 def blocks(language, page=README):
@@ -89,10 +89,23 @@ def test_paths_exist():
     table = README.split("## Where things are")[1].split("## ")[0]
     paths = re.findall(r"`([\w./]+)`", table)
     assert len(paths) > 15
-    for link in [*paths, *re.findall(r"\]\((\w[^)]*)\)", README)]:
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
         path, _, anchor = link.partition("#")
-        assert (ROOT / path).exists(), link
-        assert not anchor or anchor in _anchors((ROOT / path).read_text()), link
+        if not re.match(r"[a-z]+:", path):
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in _anchors(target.read_text()), link
+
+
+def test_the_front_page_is_short_and_every_chapter_is_in_the_contents():
+    assert len(FRONT.splitlines()) <= 200
+    contents = re.findall(r"^([\w./-]+)$", CHAPTERS["index"], flags=re.MULTILINE)
+    assert {name for name in CHAPTERS if name not in contents} == {"index"}
 
 
 def _anchors(page):
@@ -362,7 +375,7 @@ def test_data_example_runs(tmp_path, monkeypatch):
     data = load_data(**options)
     assert data.example.shape == (1, 1, 16, 16)
     assert (len(data.train), len(data.validation), len(data.test)) == (320, 80, 100)
-    assert set(re.findall(r"also (.*)\n", README)[0].split(", ")) <= set(PAIR_OPTIONS)
+    assert set(re.findall(r"also (.*)\n", README.split("## Data\n")[1])[0].split(", ")) <= set(PAIR_OPTIONS)
     streamed = load_data(**options, stream=True, workers=0)
     assert torch.equal(streamed.train.loaded().images, data.train.images)
 

@@ -118,7 +118,7 @@ class BeeColony(Searcher):
         - Neighbours spend nearly all of an upper bound: a share like the largest of 32 uniform numbers.
         - A neighbour that is known goes on from there by random steps, a choice up, one down, or both, until it is new.
         - Criteria have no order to move along, and no mean: one becomes that of one of the better sources, drawn by its
-          weight, with probability P, that of the other source with probability |R|. Without a guide one that a move
+          weight, with probability P, that of the other source with probability abs(R). Without a guide one that a move
           would change is drawn anew.
 
     Differences from the paper, whatever the options:
@@ -137,7 +137,7 @@ class BeeColony(Searcher):
           compare with a source as neighbours do.
 
     With `guide = 0` onlookers choose a source with a probability proportional to 0.9 * fit / max(fit) + 0.1; where a
-    fitness is negative (a loss), Karaboga's transform comes first: 1 + f for f >= 0, else 1 / (1 + |f|).
+    fitness is negative (a loss), Karaboga's transform comes first: 1 + f for f >= 0, else 1 / (1 + abs(f)).
     """
 
     name: ClassVar[str] = "bee_colony"

@@ -23,7 +23,7 @@ class SearcherEntry:
 
     Attributes:
         home: where its class is, "module:Class", imported when it is first used; or the class itself, or a function
-            called with (space, constraint, seed=, initial=, **options) that returns a new searcher.
+            called with `(space, constraint, seed=, initial=, **options)` that returns a new searcher.
         description: one line.
         source: paper.
         former: options that runs of earlier versions lack, with the values that these had the effect of. The first of
@@ -201,7 +201,7 @@ def make_searcher(
 
     Args:
         name: a key of `SEARCHERS`, e.g. "bee_colony"; or your own: a subclass of `Searcher`, or a function called with
-            (space, constraint, seed=, initial=, **options) that returns a new searcher; or "package.module:callable"
+            `(space, constraint, seed=, initial=, **options)` that returns a new searcher; or "package.module:callable"
             that leads to one of these.
         space: the structures.
         constraint: the budget bound to the space (`Budget.bind`); None allows everything.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
+    Flags = NDArray[np.bool_]
 
 RULES = (0.0, 1.0, 2.0)  # powers of losses of which structures are made (`solved`), the most useful first
 _PRICES = 400  # of a unit of cost that are tried at once
@@ -65,7 +66,7 @@ class SensitivityMap:
     space: SearchSpace
     largest: float
     loss: Floats
-    probed: NDArray[np.bool_]
+    probed: Flags
 
     @property
     def relative(self) -> Floats:
