@@ -113,7 +113,7 @@ bench-racing: $(VENV)/.installed ## what scoring in stages saves and loses, on o
 bench-scaling: $(VENV)/.installed ## how busy many workers are kept, and how soon a long run goes on (an hour); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.scaling $(ARGS)
 
-bench-zoo: $(VENV)/.installed-zoo ## the table of networks in the README: groups, shares and tracing time by family
+bench-zoo: $(VENV)/.installed-zoo ## the table of docs/networks.md: groups, shares and tracing time by family
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.zoo
 
 bench-checkpoints: $(VENV)/.installed ## public CIFAR-10 checkpoints: accuracy, and zero channels removed (DATA=folder)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.main import get_command
 
+import abcsearch
 from abcsearch.budget import Budget
 from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
@@ -106,6 +107,12 @@ def test_the_front_page_is_short_and_every_chapter_is_in_the_contents():
     assert len(FRONT.splitlines()) <= 200
     contents = re.findall(r"^([\w./-]+)$", CHAPTERS["index"], flags=re.MULTILINE)
     assert {name for name in CHAPTERS if name not in contents} == {"index"}
+
+
+def test_every_public_name_is_in_the_reference():
+    page = CHAPTERS["api"]
+    names = [name for name in abcsearch.__all__ if f" abcsearch.{name}\n" not in page and f"`{name}`" not in page]
+    assert not names
 
 
 def _anchors(page):

@@ -106,7 +106,7 @@ def inspect(
             console.print(line)
         if found.unsupported:
             console.print(
-                "Operations without a rule; what they touch is fixed. Your own rule: see README, Rules of your own."
+                "Operations without a rule; what they touch is fixed. Your own rule: see docs/prunable.md, Rules of your own."
             )
         for line in found.unsupported:
             console.print(f"  {line}")
