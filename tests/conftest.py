@@ -37,6 +37,13 @@ def _key_of_the_tests(tmp_path_factory):
         yield
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Reports without PNG files, which take most of their time."""
+    for page, name in (("report_page", "drawings"), ("front_page", "drawings"), ("compare_page", "compare_drawings")):
+        monkeypatch.setattr(f"abcsearch.reporting.{page}.{name}", lambda _: {})
+
+
 @pytest.fixture(scope="session")
 def tiny_data():
     """Two classes of 6x6 noise with a bright half: learnt in a few steps."""

@@ -105,9 +105,7 @@ def inspect(
         for line in found.totals:
             console.print(line)
         if found.unsupported:
-            console.print(
-                "Operations without a rule; what they touch is fixed. Your own rule: see docs/prunable.md, Rules of your own."
-            )
+            console.print("Operations without a rule; what they touch is fixed. Rules of your own: docs/prunable.md")
         for line in found.unsupported:
             console.print(f"  {line}")
         if png is not None:

@@ -21,6 +21,8 @@ from abcsearch.runs.configured import run_config
 from abcsearch.runs.finished import open_run
 from tests.conftest import TINY_CONFIG
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 NAMES = ["scratch_e", "scratch_b", "rewound", "random_channels"]
 
 

@@ -32,6 +32,8 @@ from tests.conftest import TINY_CONFIG
 from tests.records import rewrite
 from tests.test_cli import call
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 NAMES = ["l1", "taylor", "reader_l2"]
 CHANGES = [
     f"criterion={json.dumps(NAMES)}",

@@ -12,6 +12,8 @@ from abcsearch.trial import Evaluation, Trial
 from tests.conftest import TINY_CONFIG
 from tests.test_cli import call
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

@@ -28,6 +28,8 @@ from abcsearch.training.scoring import score
 from tests.problems import forks
 from tests.records import rewrite
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SHORT = Recipe(epochs=3, batch_size=256, lr=0.05)
 
 

@@ -27,6 +27,8 @@ from abcsearch.runs.report import make_report
 from abcsearch.training.checkpoints import network_hash
 from abcsearch.training.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 class Fresh(Sliced):
     """Networks with new weights."""

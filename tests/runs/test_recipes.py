@@ -22,6 +22,8 @@ from abcsearch.training.recipe import Recipe
 from tests.conftest import TINY_CONFIG
 from tests.records import rewrite
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 recipes = st.builds(
     Recipe,
     epochs=st.integers(1, 99),

@@ -22,6 +22,8 @@ from abcsearch.training import checkpoints
 from abcsearch.training.recipe import Recipe
 from tests.conftest import TINY_CONFIG
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ONE = Recipe(epochs=1, batch_size=256, lr=0.05)
 TWO = Recipe(epochs=2, batch_size=256, lr=0.05, keep="best")
 FILES = {"bee_colony.json", "bee_colony.safetensors"}

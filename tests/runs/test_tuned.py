@@ -25,6 +25,8 @@ from abcsearch.runs.weights import tensors_writer
 from abcsearch.training.recipe import Recipe
 from tests.conftest import TINY_CONFIG
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SHORT = Recipe(epochs=2, batch_size=256, lr=0.05, keep="best")
 
 
@@ -286,7 +288,7 @@ def test_the_winner_is_exported_whatever_has_become_of_the_random_baseline(run, 
         more = [] if name is None else ["--network", name]
         made = call("export", path, "--out", tmp_path / str(name), *more)
         assert made.exit_code == 0, made.output
-        assert "fine-tuned; try it" in made.output
+        assert "\nfine-tuned" in made.output
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != ".lock"} == before
     refused = call("export", path, "--network", "random")
     assert refused.exit_code == 2

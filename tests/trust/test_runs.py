@@ -44,6 +44,12 @@ def run(made, tmp_path, monkeypatch):
     sys.modules.pop("evil", None)
 
 
+def said(output):
+    """The one message of a command: what it was doing stands before it."""
+    (message,) = (line for line in output.splitlines() if line.startswith("error: "))
+    return message
+
+
 def named(run, **settings):
     """Has run.json name something, as somebody who has no key of the user's."""
 
@@ -92,7 +98,7 @@ def test_what_a_folder_from_elsewhere_names_is_said_and_left_alone(run, settings
         assert words in done.output
         assert "comes from elsewhere" in done.output
         assert "--trust" in done.output
-        assert len(done.output.splitlines()) == 1
+        assert [line for line in done.output.splitlines() if not line.endswith(" ...")] == [said(done.output)]
     for opened in (resume, open_run, open_so_far):
         with pytest.raises(TrustError):
             opened(run)
@@ -113,6 +119,7 @@ def test_what_a_folder_from_elsewhere_names_is_said_and_left_alone(run, settings
     ],
     ids=["model", "searcher", "criterion", "criteria", "evaluator", "baseline"],
 )
+@pytest.mark.usefixtures("no_pictures")
 def test_without_code_it_is_shown(run, settings, words):
     named(run, **settings)
     assert call("status", run).exit_code == 0
@@ -234,6 +241,7 @@ def repeated(run):
     return html.unescape(section)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_report_of_a_run_of_the_user_has_the_command_and_no_warning(run):
     rewrite(run / "run.json", lambda header: header["environment"].update(command=["x", "search", "mine.toml"]), "run")
     text = repeated(run)
@@ -242,6 +250,7 @@ def test_a_report_of_a_run_of_the_user_has_the_command_and_no_warning(run):
 
 
 @pytest.mark.parametrize(("settings", "words"), OUTSIDE, ids=[words for _, words in OUTSIDE])
+@pytest.mark.usefixtures("no_pictures")
 def test_a_report_of_a_folder_from_elsewhere_says_what_its_settings_would_do(run, settings, words):
     named(run, **settings)
     planted = ["x", "search", "https://evil.example/config.toml"]
@@ -259,6 +268,7 @@ def test_a_report_of_a_folder_from_elsewhere_says_what_its_settings_would_do(run
     assert not (run.parent / "imported").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_report_of_a_folder_from_elsewhere_that_reaches_nothing_shows_no_command_either(run):
     rewrite(run / "run.json", lambda header: header["environment"].update(command=["x", "search", "evil.toml"]))
     text = repeated(run)
@@ -267,6 +277,7 @@ def test_a_report_of_a_folder_from_elsewhere_that_reaches_nothing_shows_no_comma
     assert "nothing imported or read" in text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_who_continues_a_run_does_not_take_its_command_as_their_own(run):
     planted = ["x", "search", "evil.toml"]
     rewrite(run / "run.json", lambda header: header["environment"].update(command=planted))
