@@ -65,7 +65,8 @@ class DMCP(Preparation):
           budget. Steps begin with one probability for all, of which the expected cost is the budget's; published: 1/2,
           which of ten widths makes the second or third the likeliest.
         - Residual blocks have no chain: all stay.
-        - The chains' learning rate follows the recipe's schedule.
+        - Chains learn by Adam, at a rate that follows the recipe's schedule; published: SGD at 0.5, for 20 epochs of
+          ImageNet, of which thousands of images leave all chains as they were.
     """
 
     Options: ClassVar[type] = DMCPOptions
@@ -220,8 +221,8 @@ class Marking(Sandwich):
         *,
         structure: Images | None,
         costs: Mapping[str, float],
-        weight: float = 0.1,
-        chain_lr: float = 0.5,
+        weight: float = 1.0,
+        chain_lr: float = 0.1,
         networks: int = 4,
         full_share: float = 0.5,
         objective: str = "classification",
@@ -248,7 +249,7 @@ class Marking(Sandwich):
 
     def optimizers(self, recipe: Recipe) -> Mapping[str, torch.optim.Optimizer]:
         """Returns the recipe's one for the network, and one for the chains."""
-        chains = torch.optim.SGD(self._chains.parameters(), lr=self._chain_lr, momentum=0.9, nesterov=True)
+        chains = torch.optim.Adam(self._chains.parameters(), lr=self._chain_lr)
         return {"model": make_optimizer(self.model, recipe), "chains": chains}
 
     def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:

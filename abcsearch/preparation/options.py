@@ -256,7 +256,7 @@ class DMCPOptions(TrainedOptions):
     networks: int = setting(4, at_least=2, at_most=64)
     full_share: float = setting(0.5, above=0, below=1)
     split: float = setting(0.5, at_least=0, below=1)
-    chain_lr: float = setting(0.5, above=0)
+    chain_lr: float = setting(0.1, above=0)
     weight: float = setting(1.0, at_least=0)
     structures: int = setting(5, at_least=1, at_most=1000)
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
