@@ -68,7 +68,7 @@ tests: $(VENV)/.installed-dev ## tests, README examples and notebooks, warnings 
 
 test-faults: $(VENV)/.installed-dev ## runs survive whatever is killed, and no damage to a file changes a result in silence (an hour and a half; not part of test)
 	@echo "== faults"
-	@$(THREADS) $(WAITING) $(BIN)/python -m pytest -m faults tests/faults tests/execution tests/searchers
+	@$(THREADS) $(WAITING) $(BIN)/python -m pytest -m faults tests
 
 $(VENV)/.installed-zoo: $(VENV)/.installed-dev
 	@echo "== timm"
@@ -77,7 +77,7 @@ $(VENV)/.installed-zoo: $(VENV)/.installed-dev
 
 test-zoo: $(VENV)/.installed-zoo ## slicing is exact on 175 networks of all families (20 minutes, 5 GB; not part of test)
 	@echo "== zoo"
-	@$(THREADS) $(BIN)/python -m pytest -m zoo tests/zoo -n 1
+	@$(THREADS) $(BIN)/python -m pytest -m zoo tests/zoo tests/experiments -n 1
 
 bench-cifar10: $(VENV)/.installed-bench ## searchers on CIFAR-10 at equal budget, with its images and weights (hours); ARGS="searchers --help"
 	@$(THREADS) $(BIN)/python -m experiments.cifar10.search $(ARGS)

@@ -101,6 +101,8 @@ if TYPE_CHECKING:
     from abcsearch.training.recipe import PRESETS as PRESETS
     from abcsearch.training.recipe import Recipe as Recipe
     from abcsearch.training.scoring import score as score
+    from abcsearch.transforms.low_rank import LowRank as LowRank
+    from abcsearch.transforms.low_rank import low_rank as low_rank
     from abcsearch.trial import Evaluation as Evaluation
     from abcsearch.trial import Trial as Trial
 
@@ -198,6 +200,8 @@ _HOME = {
     "MODELS": "abcsearch.models.registry",
     "SEARCHERS": "abcsearch.searchers.registry",
     "METRICS": "abcsearch.training.objectives",
+    "LowRank": "abcsearch.transforms.low_rank",
+    "low_rank": "abcsearch.transforms.low_rank",
     "Evaluation": "abcsearch.trial",
     "Trial": "abcsearch.trial",
 }

@@ -9,6 +9,7 @@ import difflib
 import inspect
 import json
 import shlex
+import sys
 import unicodedata
 from typing import TYPE_CHECKING, Any, cast
 
@@ -209,3 +210,14 @@ def option_problems(function: Callable[..., object], options: Iterable[str]) -> 
     problems = [unknown_name("option", name, named) for name in given if name not in named and not takes_all]
     missing = [name for name, p in named.items() if p.default is p.empty and name not in given]
     return problems + ([f"option missing: {', '.join(missing)}"] if missing else [])
+
+
+def callers() -> int:
+    """Returns how many calls away the code is that uses this package, as `warnings.warn` counts in the caller's place.
+
+    Work begins at many depths, so that no number is right for all.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("abcsearch."):
+        frame, level = frame.f_back, level + 1
+    return level

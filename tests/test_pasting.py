@@ -25,7 +25,7 @@ NAME = "$(touch PWNED) `touch PWNED` \"b\" 'c'\ntouch PWNED\n; touch PWNED & d"
 _COMMAND = re.compile(r"abcsearch [a-z]+ |chmod \d+ |--run-dir ")
 _CUT = re.compile(r"(abcsearch [a-z]+|chmod \d+|--run-dir) (\{.*|%s.*)?$")
 _QUOTING = {"quoted", "shlex.quote", "shlex.join", "finetune_command"}
-_NUMBERS = {"now", "sound"}  # of --n-trials and --until
+_NUMBERS = {"now", "sound", "self._loss"}  # of --n-trials, --until and --loss
 _WORDS = {"own"}  # of `list`: the kinds, names of our own
 
 

@@ -63,7 +63,7 @@ def _accept(name: str, value: Any) -> Baseline:  # noqa: ANN401 - whatever a nam
     raise ConfigError(msg)
 
 
-_THRESHOLD = "abcsearch.baselines.threshold"
+_THRESHOLD, _CONTROLS = "abcsearch.baselines.threshold", "abcsearch.baselines.controls"
 _BUILT_IN = {
     "uniform": Baseline(structure=_uniform, description="all layers keep the same ratio, the largest in the budget"),
     "global_threshold": Baseline(
@@ -82,6 +82,29 @@ _BUILT_IN = {
         source="Suau et al., PFA, 2018",
     ),
     "random": Baseline(searcher="random", description="the best of a random search of as many trials"),
+    "scratch_e": Baseline(
+        networks=Home(path=f"{_CONTROLS}:scratch"),
+        recipe=Home(path=f"{_CONTROLS}:as_long"),
+        description="the winner's structure with new weights, trained for as many epochs as the base network",
+        source="Liu et al., ICLR 2019",
+    ),
+    "scratch_b": Baseline(
+        networks=Home(path=f"{_CONTROLS}:scratch"),
+        recipe=Home(path=f"{_CONTROLS}:as_many_macs"),
+        description="the same for as many MACs, at most twice the epochs",
+        source="Liu et al., ICLR 2019",
+    ),
+    "rewound": Baseline(
+        networks=Home(path=f"{_CONTROLS}:rewound"),
+        recipe=Home(path=f"{_CONTROLS}:as_long"),
+        description="the winner's channels with the weights that the base network began with, trained as that was",
+        source="Frankle and Carbin, ICLR 2019",
+    ),
+    "random_channels": Baseline(
+        networks=Home(path=f"{_CONTROLS}:random_channels"),
+        description="the winner's widths with random channels of the trained network",
+        source="Mittal et al., WACV 2018",
+    ),
 }
 
 # Name -> baseline. `BASELINES["mine"] = function` makes one known by name; "package.module:function" needs no entry.

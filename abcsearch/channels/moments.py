@@ -14,7 +14,7 @@ from torch import nn
 
 from abcsearch.channels.outline import parts_of, plan_of
 from abcsearch.channels.responses import run_batches, twin_of
-from abcsearch.errors import RankingError
+from abcsearch.errors import RankingError, callers
 from abcsearch.rng import derived_seed
 
 if TYPE_CHECKING:
@@ -326,7 +326,6 @@ class _Watch:
         return moments
 
 
-@torch.inference_mode(mode=False)  # in it, tensors have no versions
 def reader_moments(
     model: nn.Module,
     graph: ChannelGraph,
@@ -334,10 +333,7 @@ def reader_moments(
     *,
     seed: int = 0,
 ) -> dict[str, Moments]:
-    """Returns moments of what every reader reads, of some positions per image; one pass in evaluation mode.
-
-    Sums are float64, in the order of the data: the same bits wherever they are computed alike. A reader takes 8 bytes
-    times the square of its inputs; one of more than `LARGEST` is looked at in pooled form.
+    """Returns moments of what every reader of prunable channels reads, see `moments_of`.
 
     Args:
         model: the network; not changed.
@@ -345,19 +341,46 @@ def reader_moments(
         data: as `read_batches` takes it; labels are not needed.
         seed: of the positions, see also `run_batches`.
 
-    Returns:
-        Moments by the reader's path, in the order of the modules; readers that forward does not call as modules have
-        none.
-
     Raises:
-        RankingError: if the data are none, do not fit the network, or make it compute what is not finite.
+        RankingError: as `moments_of`.
         TraceError: if the graph was traced on another network.
 
     Warns:
         UserWarning: of a reader that is too large for moments of its patches.
     """
+    return moments_of(model, readers_of(model, graph), data, seed=seed)
+
+
+@torch.inference_mode(mode=False)  # in it, tensors have no versions
+def moments_of(
+    model: nn.Module,
+    readers: Sequence[Reader],
+    data: Any,  # noqa: ANN401 - see read_batches
+    *,
+    seed: int = 0,
+) -> dict[str, Moments]:
+    """Returns moments of what some layers read, of some positions per image; one pass in evaluation mode.
+
+    Sums are float64, in the order of the data: the same bits wherever they are computed alike. A reader takes 8 bytes
+    times the square of its inputs; one of more than `LARGEST` is looked at in pooled form.
+
+    Args:
+        model: the network; not changed.
+        readers: the layers.
+        data: as `read_batches` takes it; labels are not needed.
+        seed: of the positions, see also `run_batches`.
+
+    Returns:
+        Moments by the reader's path, in the order of the readers; those that forward does not call as modules have
+        none.
+
+    Raises:
+        RankingError: if the data are none, do not fit the network, or make it compute what is not finite.
+
+    Warns:
+        UserWarning: of a reader that is too large for moments of its patches.
+    """
     twin = twin_of(model)
-    readers = readers_of(twin, graph)
     for reader in readers:
         if reader.axis == 1 and reader.form == "pooled":
             inputs = reader.units * reader.entries
@@ -365,7 +388,7 @@ def reader_moments(
                 f"{reader.path} reads {inputs:,} numbers for every output, whose second moments would take "
                 f"{8 * reader.conv_groups * inputs**2 / 2**30:.1f} GiB: only {reader.units:,} channels are looked at"
             )
-            warnings.warn(msg, stacklevel=2)
+            warnings.warn(msg, stacklevel=callers())
     watch = _Watch(twin, readers, seed)
 
     def step(seen: Batch) -> None:

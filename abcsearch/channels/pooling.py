@@ -15,7 +15,7 @@ from torch import nn
 from abcsearch.channels.moments import readers_of
 from abcsearch.channels.outline import plan_of
 from abcsearch.channels.responses import class_labels, run_batches, twin_of
-from abcsearch.errors import RankingError, plural
+from abcsearch.errors import RankingError, callers, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -169,14 +169,13 @@ def _targets(outputs: object, batch: Batch) -> torch.Tensor:
     return labels.reshape(images, -1).double().cpu()
 
 
-def warn_of_few(reads: Mapping[str, tuple[int, int]], what: str, then: str, *, stacklevel: int) -> None:
+def warn_of_few(reads: Mapping[str, tuple[int, int]], what: str, then: str) -> None:
     """Warns once if layers read more than there are samples of.
 
     Args:
         reads: by the path of the layer: how many samples of what it reads there are, and how many numbers it reads.
         what: the samples are.
         then: what follows from their being few.
-        stacklevel: of the warning, as seen from the caller.
 
     Warns:
         FewSamplesWarning: of the layer where they are fewest by number.
@@ -186,7 +185,7 @@ def warn_of_few(reads: Mapping[str, tuple[int, int]], what: str, then: str, *, s
         path, (samples, inputs) = max(short.items(), key=lambda item: item[1][1] - item[1][0])
         others = f" (likewise {plural(len(short) - 1, 'other layer')})" if len(short) > 1 else ""
         msg = f"{samples:,} {what} are fewer than the {inputs:,} numbers that {path} reads{others}: {then}"
-        warnings.warn(msg, FewSamplesWarning, stacklevel=stacklevel + 1)
+        warnings.warn(msg, FewSamplesWarning, stacklevel=callers())
 
 
 def units_by_group(graph: ChannelGraph, readers: Iterable[Reader]) -> list[dict[str, torch.Tensor]]:
@@ -253,7 +252,7 @@ def response_covariances(
     seen = pooled_moments(model, graph, data, seed=seed)
     few = {path: (pooled.images, pooled.reader.units) for path, pooled in seen.items()}
     then = "correlations are partly chance, and widths by them at most one less than that; take more images"
-    warn_of_few(few, "images", then, stacklevel=2)
+    warn_of_few(few, "images", then)
     covariances: list[NDArray[np.float64] | None] = []
     for units in units_by_group(graph, (pooled.reader for pooled in seen.values())):
         each = [by_channel(seen[path].covariance, which) for path, which in units.items()]

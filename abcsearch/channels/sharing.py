@@ -83,6 +83,32 @@ def share(
         return assembled(model, graph, outline, hollow), shared
 
 
+def shared_network(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ranking: Ranking) -> nn.Module:
+    """Returns a candidate as a module that holds differentiable slices of the model's tensors, to be run at once.
+
+    What it computes is what both halves of `share` do together, in less time: nothing has to be put in its place for a
+    call. Like the tensors there, it is of the model's weights as they are now, its slices are no parameters of its
+    own, and a backward pass adds to the gradients of the model's; its buffers are copies.
+
+    Args:
+        model: as in `share`, and the others likewise.
+        graph: its channel groups.
+        candidate: kept channels and what follows.
+        ranking: which channels are best.
+
+    Raises:
+        CandidateError, RankingError, TraceError: as `share`.
+    """
+    with no_collection():
+        outline = outlined(model, graph, candidate, ranking)
+        slices = _slices(outline.tensors, outline.cuts)
+        held: dict[int, torch.Tensor] = {}
+        for name, tensor in outline.tensors.items():
+            whole = tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
+            held[id(tensor)] = slices.get(name, whole)
+        return assembled(model, graph, outline, held)
+
+
 def _slices(tensors: Mapping[str, torch.Tensor], every: Sequence[tuple[Target, Cuts]]) -> dict[str, torch.Tensor]:
     """Returns by name what is left of every tensor that becomes shorter; gradients reach the tensor."""
     slices: dict[str, torch.Tensor] = {}

@@ -54,7 +54,7 @@ def finetune(  # noqa: PLR0913 - one argument per option
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Only this network, e.g. bee_colony or full; repeatable.", show_default=False
+            metavar="NAME,NAME", help="Only these networks, e.g. bee_colony or full; repeatable.", show_default=False
         ),
     ] = None,
     trust: Trust = False,  # noqa: FBT002 - an option
@@ -67,10 +67,11 @@ def finetune(  # noqa: PLR0913 - one argument per option
     --set preset=NAME takes a recipe of `abcsearch list recipes`, with further --set as changes to it. What another
     recipe has made is kept in RUN_DIR/finetuned/recipe-*, and put back when that recipe is asked for again.
     """
+    only = [name for names in only or () for name in names.split(",")]
     options = [word for own in overrides or () for word in ("--set", own)]
     options += [] if workers is None else ["--workers", str(workers)]
     options += [] if ray_address is None else ["--ray-address", ray_address]
-    options += [word for own in only or () for word in ("--only", own)]
+    options += [word for own in only for word in ("--only", own)]
     options += ["--replace"] if replace else []
     with answering(run_dir, "finetune", options):
         from abcsearch.cli.fronts import finetune_all
@@ -81,14 +82,14 @@ def finetune(  # noqa: PLR0913 - one argument per option
 
         if is_front(run_dir):
             with_log = partial(_together, workers, ray_address)
-            finetune_all(run_dir, overrides or (), with_log, only or (), trust=trust, replace=replace)
+            finetune_all(run_dir, overrides or (), with_log, only, trust=trust, replace=replace)
             return
         run = open_run(run_dir, trust=trust)
         recipe = parse_recipe(overrides or (), run.config.finetune)
         together = _together(workers, ray_address, run.folder.log)
         with progress_shown() as progress:
             finetune_run(
-                run, recipe, workers=together, progress=progress, tell=console.print, only=only or (), replace=replace
+                run, recipe, workers=together, progress=progress, tell=console.print, only=only, replace=replace
             )
         for structure in run.structures:
             scores = None if only and structure.name not in only else run.scores(structure)

@@ -22,10 +22,13 @@ from abcsearch.importing import leave_working_folder
 from abcsearch.models.registry import Constructor
 from abcsearch.signing import is_own, signed, written_here
 from abcsearch.training.checkpoints import tensors_hash
+from abcsearch.transforms.factors import Factorised, full_ranks, skeleton
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from abcsearch.transforms.factors import Method
 
 FORMAT = 1
 FILES = ("plan.json", "model.safetensors")  # in the order of writing: a plan alone is known as ours
@@ -55,6 +58,7 @@ def write_plan(model: nn.Module, folder: Path, record: Constructor, facts: Mappi
         "format": FORMAT,
         "constructor": {"name": record.name, "options": dict(record.options)},
         "dropped": _drop(original, model),
+        **_split(original, model),
         "layers": _changed_sizes(original, model),
         "tensors": _changed_shapes(original, tensors),
         "strides": _strides(tensors),
@@ -120,7 +124,7 @@ def read_sizes(folder: Path, *, trust: bool = False) -> tuple[Constructor, dict[
         ModelError: if it is from elsewhere and its constructor is not one that such a file may name.
     """
     plan, tensors, own = _read(folder)
-    sizes = {key: plan[key] for key in ("dropped", "layers", "strides")}
+    sizes = {key: plan[key] for key in ("dropped", "factorised", "layers", "strides") if key in plan}
     shapes = {name: [plan["tensors"][name], list(tensors[name].shape)] for name in plan["tensors"] if name in tensors}
     record = Constructor(**plan["constructor"])
     if not (trust or written_here(plan)):
@@ -166,8 +170,9 @@ def _reshape(model: nn.Module, plan: Mapping[str, Any], tensors: Mapping[str, to
     Raises:
         ExportError: if it is another network than the plan was written for, or its numbers contradict its tensors.
     """
+    problems = _factorise(model, plan.get("factorised", {}))
     modules = dict(model.named_modules())
-    problems = [f"{path} is missing" for path in (*plan["dropped"], *plan["layers"]) if path not in modules]
+    problems += [f"{path} is missing" for path in (*plan["dropped"], *plan["layers"]) if path not in modules]
     problems += [
         f"{path} has no number {name}"
         for path, sizes in plan["layers"].items()
@@ -271,6 +276,27 @@ def _drop(original: nn.Module, model: nn.Module) -> list[str]:
     for path in dropped:
         original.set_submodule(path, nn.Identity())
     return dropped
+
+
+def _split(original: nn.Module, model: nn.Module) -> dict[str, dict[str, Method]]:
+    """Factorises in the original what is factorised in the network to export; returns the methods by path."""
+    factorised = {path: module for path, module in model.named_modules() if isinstance(module, Factorised)}
+    methods: dict[str, Method] = {path: module.method for path, module in factorised.items()}
+    _factorise(original, methods)
+    return {"factorised": methods} if methods else {}
+
+
+def _factorise(model: nn.Module, methods: Mapping[str, Method]) -> list[str]:
+    """Replaces layers by smaller ones, of full rank and any weights; returns what is not there to be replaced."""
+    modules = dict(model.named_modules())
+    problems: list[str] = []
+    for path, method in methods.items():
+        layer = modules.get(path)
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            model.set_submodule(path, skeleton(layer, method, full_ranks(layer, method)))
+        elif not isinstance(layer, Factorised):
+            problems.append(f"{path} is {_kind(layer)}, no layer that low rank splits")
+    return problems
 
 
 def _changed_sizes(original: nn.Module, model: nn.Module) -> dict[str, dict[str, Any]]:

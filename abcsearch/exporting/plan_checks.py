@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from abcsearch.training.checkpoints import tensors_hash
+from abcsearch.transforms.factors import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,6 +40,7 @@ def plan_problems(plan: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[st
     if not wrong:
         yield from _constructor(plan["constructor"])
         yield from _dropped(plan["dropped"])
+        yield from _factorised(plan.get("factorised", {}), plan["dropped"])
         yield from _layers(plan["layers"])
         yield from _tensors(plan, tensors)
         if plan.get("weights", "older") not in ("older", tensors_hash(tensors)):
@@ -95,6 +97,17 @@ def _dropped(paths: list[Any]) -> Iterator[str]:
         wrong = [path for path in paths if any(path.startswith(f"{other}.") for other in paths)]
     if wrong:
         yield f"dropped holds {wrong[0]!r:.80}"
+
+
+def _factorised(methods: Any, dropped: list[str]) -> Iterator[str]:  # noqa: ANN401 - any JSON value
+    """Yields what is wrong in plan["factorised"]: path -> method, none of them inside another or a dropped block."""
+    if not isinstance(methods, dict):
+        yield f"factorised is {methods!r:.80}"
+        return
+    for path, method in methods.items():
+        inside = any(path == other or path.startswith(f"{other}.") for other in (*dropped, *methods) if other != path)
+        if not path or path in dropped or inside or method not in list(METHODS):
+            yield f"factorised: {path} is {method!r:.80}"
 
 
 def _layers(layers: Mapping[str, Any]) -> Iterator[str]:

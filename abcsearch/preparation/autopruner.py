@@ -19,7 +19,7 @@ from abcsearch.training.lesson import Supervised
 from abcsearch.training.optimization import make_optimizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,9 +36,10 @@ class AutoPruner(Preparation):
     """Trains the network together with a gate per channel, sigmoid(sharpness * logit), which ends as 0 or 1.
 
     The loss has the square of how far the expected cost is from the budget, so gates find out how wide each layer
-    becomes. Sharpness grows from 1 to `sharpest` over the training, in equal factors. In the end a channel whose logit
-    is below 0 is no longer read. Channels are ranked by their logits; the search begins with the largest structure that
-    one threshold on them leaves inside the budget.
+    becomes. Sharpness grows from 1 to `sharpest`, in equal factors, until the share `decide` of the training is done.
+    Then gates are decided: 1 for the largest structure that one threshold on the logits leaves inside the budget, 0 for
+    all other channels, which are no longer read; the network trains on with them. The search begins with that
+    structure. Channels are ranked by their logits.
 
     Source: Luo and Wu, AutoPruner: An End-to-End Trainable Filter Pruning Method (Pattern Recognition 2020).
 
@@ -49,6 +50,8 @@ class AutoPruner(Preparation):
           cost, weighed by 10 likewise.
         - All layers learn at once, as in the paper's MobileNetV2, and residual streams as well. Layers that are not
           searched have no gates.
+        - Gates that have not come near 0 or 1 by then are decided by the threshold; in the paper sharpness grows faster
+          in the last epoch until they have.
         - Gates have an optimiser of their own, Adam without decay, at `gate_lr` and the recipe's schedule.
     """
 
@@ -76,22 +79,24 @@ class AutoPruner(Preparation):
             task.graph,
             [len(d.choices) > 1 for d in widths],
             targets("autopruner", task.constraint),
+            widths=lambda scores: threshold_cut(scores, task).structure,
             weight=options.weight,
             sharpest=options.sharpest,
+            decide=options.decide,
             gate_lr=options.gate_lr,
             objective=task.data.objective,
         )
         trained = trainer.train(lesson, recipe, name="autopruner")
         scores = lesson.scores()
         cut = threshold_cut(scores, task)
-        gates = torch.cat(lesson.gates(options.sharpest)).detach()
+        gates = lesson.gates()
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
-            "channels": len(gates),
-            "of these with a gate of 0": int((gates <= 0.5).sum()),
-            f"of these undecided, more than {OPEN} from 0 and 1": int(((gates - 0.5).abs() < 0.5 - OPEN).sum()),
-            "expected cost by the budget": lesson.expected(lesson.gates(options.sharpest)),
+            "channels": sum(map(len, gates)),
+            "of these with a gate of 0": int((torch.cat(gates) <= OPEN).sum()),
+            f"of these more than {OPEN} from 0 and 1 when they were decided": lesson.undecided,
+            "expected cost by the budget": lesson.expected(gates),
             **cut.facts(task.constraint),
         }
         lesson.fold()
@@ -116,6 +121,7 @@ class Deciding(Supervised):
 
     Attributes:
         sharpness: of the gates now.
+        undecided: gates that were neither near 0 nor near 1 when they were decided.
     """
 
     def __init__(  # noqa: PLR0913 - what is trained, at which cost, and how
@@ -124,9 +130,11 @@ class Deciding(Supervised):
         graph: ChannelGraph,
         gated: Sequence[bool],
         costs: Mapping[str, float],
+        widths: Callable[[list[NDArray[np.float64]]], Sequence[int]],
         *,
         weight: float = 10.0,
         sharpest: float = 100.0,
+        decide: float = 0.6,
         gate_lr: float = 0.02,
         objective: str = "classification",
     ) -> None:
@@ -137,26 +145,32 @@ class Deciding(Supervised):
             graph: its channel groups.
             gated: per prunable group, whether its channels have gates.
             costs: what costs should be, by name, see `targets`.
+            widths: logits of all groups to how many channels of each are kept when gates are decided.
             weight: of the penalty: the sum over costs of (expected / wanted - 1)^2.
-            sharpest: sharpness at the end.
+            sharpest: sharpness when gates are decided.
+            decide: share of the training that is done then.
             gate_lr: highest learning rate of the logits.
             objective: of `OBJECTIVES`.
         """
         super().__init__(model, objective=objective)
         self._graph, self._gated, self._costs = graph, tuple(gated), dict(costs)
-        self._weight, self._sharpest, self._gate_lr = weight, sharpest, gate_lr
+        self._weight, self._sharpest, self._decide, self._gate_lr = weight, sharpest, decide, gate_lr
+        self._widths = widths
         self.logits = Logits(sum(group.channels for group in graph.prunable))
         self.modules = {"model": model, "gates": self.logits}
-        self.sharpness = 1.0
+        self.sharpness, self.undecided = 1.0, 0
+        self._decided = torch.zeros(0)  # all gates, once they are
 
     def optimizers(self, recipe: Recipe) -> Mapping[str, torch.optim.Optimizer]:
         """Returns the recipe's one for the network, and one for the logits."""
         gates = torch.optim.Adam(self.logits.parameters(), lr=self._gate_lr)
         return {"model": make_optimizer(self.model, recipe), "gates": gates}
 
-    def gates(self, sharpness: float) -> list[torch.Tensor]:
+    def gates(self) -> list[torch.Tensor]:
         """Returns the gates of every group, (channels,); 1 where it has none."""
-        parts = self._parts(torch.sigmoid(sharpness * self.logits.values))
+        logits = self.logits.values
+        known = len(self._decided) > 0
+        parts = self._parts(self._decided.to(logits) if known else torch.sigmoid(self.sharpness * logits))
         return [part if has else torch.ones_like(part) for part, has in zip(parts, self._gated, strict=True)]
 
     def _parts(self, values: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -172,21 +186,26 @@ class Deciding(Supervised):
 
     def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
         """Returns the loss of a batch through the gates, and the penalty."""
-        gates = self.gates(self.sharpness)
+        gates = self.gates()
         with replaced(self.model, gate(self.model, self._graph, gates)):
             loss = super().step(images, labels, draws)
         penalty = torch.stack([(share - 1).square() for share in self._shares(gates).values()]).sum()
         return loss + self._weight * penalty.to(loss)
 
     def after_step(self, progress: float) -> None:
-        """Sharpens the gates."""
-        self.sharpness = self._sharpest**progress
+        """Sharpens the gates, and decides them when it is time."""
+        self.sharpness = self._sharpest ** min(1.0, progress / self._decide)
+        if progress >= self._decide and not len(self._decided):
+            soft, scores = torch.cat(self.gates()).detach(), self.scores()
+            self.undecided = int(((soft - 0.5).abs() < 0.5 - OPEN).sum())
+            pairs = zip(scores, self._widths(scores), strict=False)
+            self._decided = torch.from_numpy(np.concatenate([_best(own, width) for own, width in pairs]))
 
     def fold(self) -> None:
-        """Has nothing read the channels whose gates are 0; all others are read as they are, for good."""
+        """Has nothing read the channels whose gates are 0, for good; gates are decided."""
         with torch.no_grad():
             tensors = dict([*self.model.named_parameters(), *self.model.named_buffers()])
-            for name, tensor in gate(self.model, self._graph, [(own > 0.5).float() for own in self.gates(1.0)]).items():
+            for name, tensor in gate(self.model, self._graph, self.gates()).items():
                 tensors[name].copy_(tensor)
 
     def scores(self) -> list[NDArray[np.float64]]:
@@ -196,13 +215,21 @@ class Deciding(Supervised):
 
     def same(self) -> Mapping[str, Any]:
         """Returns what is learned at which cost."""
-        own = {"weight": self._weight, "sharpest": self._sharpest, "gate_lr": self._gate_lr}
+        own = {"weight": self._weight, "sharpest": self._sharpest, "decide": self._decide, "gate_lr": self._gate_lr}
         return {**super().same(), **own, "costs": self._costs, "gated": list(self._gated)}
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Returns how sharp the gates are."""
-        return {"sharpness": self.sharpness}
+        """Returns how sharp the gates are, and what they are once they are decided."""
+        return {"sharpness": self.sharpness, "undecided": self.undecided, "decided": self._decided}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes that up."""
-        self.sharpness = float(state["sharpness"])
+        self.sharpness, self.undecided = float(state["sharpness"]), int(state["undecided"])
+        self._decided = state["decided"].clone()
+
+
+def _best(scores: NDArray[np.float64], width: int) -> NDArray[np.float32]:
+    """Returns 1 for the channels with the highest scores, 0 for the others, (channels,); of equal ones the first."""
+    best = np.zeros(len(scores), dtype=np.float32)
+    best[np.argsort(-scores, kind="stable")[:width]] = 1
+    return best

@@ -32,8 +32,9 @@ class GroupLasso(Preparation):
     """Trains the network with a penalty on the norm of all that makes a channel; dispensable ones become 0 as a whole.
 
     Where the space has blocks, the norm of all weights of a block is penalised as well. It needs no batch norms.
-    Channels are ranked by the root mean square of their weights, which the search's first structure cuts at one
-    threshold for all layers, where the budget is met; blocks that have become 0 are dropped in it.
+    Channels are ranked by the norm of their weights by the mean norm of their layer before the training, which the
+    search's first structure cuts at one threshold for all layers, where the budget is met; blocks that have become 0
+    are dropped in it.
 
     Source: Wen et al., Learning Structured Sparsity in Deep Neural Networks (NeurIPS 2016).
 
@@ -41,10 +42,11 @@ class GroupLasso(Preparation):
         - A channel's weights are those of all coupled layers that make it, batch-norm scales and shifts among them: a
           scale would make up for whatever is taken from the filters. The paper penalises single filters, single input
           channels and positions of kernels.
-        - A norm counts times the square root of how many numbers it is of.
-        - After a step of the optimiser, w <- w * max(0, 1 - lr * strength * sqrt(size) / (1 - momentum) / ||w||), which
-          makes channels exactly 0; the paper adds a sub-gradient, and sets weights below 1e-4 to 0. Under AdamW the
-          factor 1 / (1 - momentum) is 1. Blocks follow channels, one after the other.
+        - A norm counts times the mean norm of its layer before the training, so that what is idle vanishes at one pace
+          everywhere; that of a block likewise.
+        - After a step of the optimiser, w <- w * max(0, 1 - lr * strength * usual / (1 - momentum) / ||w||) with that
+          mean for usual, which makes channels exactly 0; the paper adds a sub-gradient and sets weights below 1e-4 to
+          0. Under AdamW the factor 1 / (1 - momentum) is 1. Blocks follow channels, one after the other.
         - What it trains after the penalty, with zeros frozen, is fine-tuning here.
     """
 
@@ -83,8 +85,8 @@ class GroupLasso(Preparation):
             "channels": len(every),
             "of these 0 as a whole": int((every == 0).sum()),
             "blocks that are 0 as a whole": list(dropped),
-            "median of the channels' weights (root mean square)": float(np.median(every)),
-            "an idle channel's weights shrink by": lesson.reach,
+            "median norm, by the layer's before": float(np.median(every)),
+            "an idle channel's norm shrinks by": lesson.reach,
             **cut.facts(task.constraint),
         }
         source = Fixed(network.eval(), task.graph, ranked_by("group_lasso", scores))
@@ -99,7 +101,8 @@ class SparseChannels(Supervised):
     """A network learns the labels with a penalty on the norms of what makes each channel, and of blocks.
 
     Attributes:
-        reach: how far the steps so far have moved the root mean square of a channel that no gradient holds.
+        reach: how far the steps so far have moved the norm of a channel that no gradient holds, by the mean norm of its
+            layer before.
     """
 
     def __init__(
@@ -123,6 +126,8 @@ class SparseChannels(Supervised):
         super().__init__(model, objective=objective)
         self._strength, self._makers, self.reach = strength, Makers(graph, model), 0.0
         self._blocks = {name: [p for p in model.get_submodule(name).parameters() if p.requires_grad] for name in blocks}
+        self._usual = [float(norms.mean()) for norms in self._makers.norms()]
+        self._usual_of_blocks = {name: float(_norm(weights)) for name, weights in self._blocks.items()}
 
     def optimizers(self, recipe: Recipe) -> Mapping[str, torch.optim.Optimizer]:
         """Returns the recipe's one, whose learning rate is the length of steps of the penalty."""
@@ -137,21 +142,22 @@ class SparseChannels(Supervised):
         del progress
         length = self._optimizer.param_groups[0]["lr"] * self._strength * self._factor
         self.reach += length
-        pairs = zip(self._makers.norms(), self._makers.sizes, strict=True)
-        self._makers.scale([_shrunk(norms, length * sizes.to(norms).sqrt()) for norms, sizes in pairs])
+        pairs = zip(self._makers.norms(), self._usual, strict=True)
+        self._makers.scale([_shrunk(norms, length * usual) for norms, usual in pairs])
         with torch.no_grad():
-            for weights in self._blocks.values():
-                size = sum(weight.numel() for weight in weights)
-                norm = torch.stack([weight.norm() for weight in weights]).norm()
-                factor = _shrunk(norm, length * norm.new_tensor(float(size)).sqrt())
+            for name, weights in self._blocks.items():
+                factor = _shrunk(_norm(weights), length * self._usual_of_blocks[name])
                 for weight in weights:
                     weight.mul_(factor)
 
     def scores(self) -> list[NDArray[np.float64]]:
-        """Returns per group the root mean square of what makes each channel, (channels,); infinite without any."""
-        pairs = zip(self._makers.norms(), self._makers.sizes, strict=True)
-        found = [(norms.double().cpu().numpy(), sizes.double().cpu().numpy()) for norms, sizes in pairs]
-        return [np.where(sizes > 0, norms / np.sqrt(np.maximum(sizes, 1)), np.inf) for norms, sizes in found]
+        """Returns per group the norm of what makes each channel by the mean norm before, (channels,).
+
+        Infinite where nothing is trained that makes one, or all was 0.
+        """
+        pairs = zip(self._makers.norms(), self._usual, strict=True)
+        found = [(norms.double().cpu().numpy(), usual) for norms, usual in pairs]
+        return [norms / usual if usual else np.full(len(norms), np.inf) for norms, usual in found]
 
     def empty(self) -> list[str]:
         """Returns the blocks all of whose weights are 0."""
@@ -170,6 +176,11 @@ class SparseChannels(Supervised):
         self.reach = float(state["reach"])
 
 
-def _shrunk(norms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Returns what vectors of some norms are multiplied by when they become shorter by some lengths, at most to 0."""
-    return torch.where(norms > lengths, 1 - lengths / norms.clamp_min(1e-30), torch.zeros_like(norms))
+def _norm(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns the Euclidean norm of several tensors together, a scalar."""
+    return torch.stack([weight.detach().norm() for weight in weights]).norm()
+
+
+def _shrunk(norms: torch.Tensor, length: float) -> torch.Tensor:
+    """Returns what vectors of some norms are multiplied by when they become shorter by a length, at most to 0."""
+    return torch.where(norms > length, 1 - length / norms.clamp_min(1e-30), torch.zeros_like(norms))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 class Makers:
-    """What makes the channels of every prunable group: filters, biases, scales and shifts, over all coupled layers.
-
-    Attributes:
-        sizes: per group, (channels,): numbers that make each channel; frozen ones do not count.
-    """
+    """What makes the channels of every prunable group: filters, biases, scales and shifts, over all coupled layers."""
 
     def __init__(self, graph: ChannelGraph, model: nn.Module) -> None:
         """Takes a network and its channels; the weights are looked at as they are at every call."""
@@ -33,11 +29,18 @@ class Makers:
             ]
             for group in graph.prunable
         ]
-        self.sizes = self._summed(lambda rows: torch.full((len(rows),), float(rows[0].numel())))
 
     def norms(self) -> list[torch.Tensor]:
         """Returns per group the Euclidean norm of what makes each channel, (channels,)."""
-        return [squares.sqrt() for squares in self._summed(lambda rows: rows.square().sum(dim=1))]
+        norms: list[torch.Tensor] = []
+        for channels, members in zip(self._channels, self._members, strict=True):
+            device = members[0][0].device if members else torch.device("cpu")
+            total = torch.zeros(channels, device=device)
+            for tensor, axis, entries, numbers in members:
+                rows = tensor.detach().movedim(axis, 0).reshape(tensor.shape[axis], -1).square().sum(dim=1)
+                total.index_add_(0, numbers.to(device), rows.to(total)[entries.to(device)])
+            norms.append(total.sqrt())
+        return norms
 
     def scale(self, factors: Sequence[torch.Tensor]) -> None:
         """Multiplies in place what makes each channel.
@@ -51,15 +54,3 @@ class Makers:
                     along = tensor.new_ones(tensor.shape[axis])
                     along[entries.to(tensor.device)] = own.to(tensor)[channels.to(tensor.device)]
                     tensor.mul_(along.reshape([-1 if a == axis else 1 for a in range(tensor.ndim)]))
-
-    def _summed(self, of: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
-        """Returns per group a number per channel, added up over its members."""
-        sums: list[torch.Tensor] = []
-        for channels, members in zip(self._channels, self._members, strict=True):
-            device = members[0][0].device if members else torch.device("cpu")
-            total = torch.zeros(channels, device=device)
-            for tensor, axis, entries, numbers in members:
-                rows = of(tensor.detach().movedim(axis, 0).reshape(tensor.shape[axis], -1))
-                total.index_add_(0, numbers.to(device), rows.to(total)[entries.to(device)])
-            sums.append(total)
-        return sums

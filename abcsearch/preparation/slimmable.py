@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from abcsearch.channels.fixed import Fixed
-from abcsearch.channels.sharing import share
+from abcsearch.channels.pointwise import pointwise_safely
+from abcsearch.channels.sharing import shared_network
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.options import SlimmableOptions
 from abcsearch.preparation.structures import largest_uniform
@@ -187,8 +188,9 @@ class Sandwich(Supervised):
         total = self._weighed(taught.loss, self._full_share)
         wanted = self._wanted(taught)
         for candidate in drawn:
-            skeleton, tensors = share(self.model, self._graph, candidate, self._ranking)
-            outputs = output_of(self.model, torch.func.functional_call(skeleton, tensors, (taught.images,)))
+            network = shared_network(self.model, self._graph, candidate, self._ranking)
+            with pointwise_safely(network):  # the training's block is around the full network's modules
+                outputs = output_of(self.model, network(taught.images))
             total = total + self._weighed(self._goal.loss(outputs, wanted), (1 - self._full_share) / len(drawn))
         return total
 

@@ -42,7 +42,6 @@ class SoftPruning(Preparation):
         - A silenced channel is no longer read: 0 are the weights of all that reads it, so that the network is the
           sliced one. The paper sets filters to 0; batch norms then still hand on their shifts, and were scale and shift
           0 as well, no gradient would bring the channel back.
-        - By default channels are scored by what reads them (`criterion`); the paper's is the l2 norm of filters.
         - Channels that are tied together, as on a residual stream, go together; the paper leaves streams as they are.
         - Every layer has the width of the structure; the paper removes one share of all of them.
     """
@@ -126,7 +125,7 @@ class Silencing(Supervised):
         graph: ChannelGraph,
         widths: Sequence[int],
         *,
-        criterion: str = "reader_l2",
+        criterion: str = "l2",
         objective: str = "classification",
     ) -> None:
         """Takes what is learned, and how many channels are left of every layer.

@@ -199,7 +199,7 @@ def prepare(
     if preparation is not None:
         preparation.check(task)
     for name in config.baselines:
-        if name not in BASELINES.homes:
+        if name not in BASELINES.homes or BASELINES[name].networks is not None:
             _check_baseline(name, config, task)
     if config.known and not (folder.path / KNOWN).exists():
         found_known(folder, task.space, config, config_identity(config, data))
@@ -222,7 +222,7 @@ def _drafted(config: RunConfig, folder: RunFolder, load: LoadData, *, weights: b
 
 
 def _check_baseline(name: str, config: RunConfig, task: Task) -> None:
-    """Raises unless a baseline of the user's brings what it should, as far as that is known before the search.
+    """Raises unless a baseline brings what it should, as far as that is known before the search.
 
     Raises:
         ConfigError, ModelError, DataError: as what it brings is checked, and the training by its recipe.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abcsearch.errors import AbcSearchError, RunError, one_line
+from abcsearch.errors import AbcSearchError, RunError, callers, one_line
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, calibrate, statistics
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.sliced import calibration_images
@@ -21,7 +21,7 @@ from abcsearch.runs.settings import RunConfig
 from abcsearch.runs.setup import FILE, SetUp, write_setup
 from abcsearch.runs.setup_words import Looked, Scored, notes_on, warnings_on
 from abcsearch.runs.timing import full_macs
-from abcsearch.training.computing import callers, computing, find_device
+from abcsearch.training.computing import computing, find_device
 from abcsearch.training.objectives import find_objective
 from abcsearch.training.scoring import passes, values_of
 

@@ -55,8 +55,8 @@ class KnowledgeContract(SearcherPlay):
         space, constraint = self.problem()
         searcher = self.told_of(space, constraint, 0, self.knowledge(space))
         assert searcher.knowledge == self.knowledge(space)
-        trials = self.play(searcher, 28)
-        assert len({trial.candidate for trial in trials}) == 28
+        trials = self.play(searcher, 24)
+        assert len({trial.candidate for trial in trials}) == 24
         assert all(constraint.allows(trial.candidate) for trial in trials)
         assert searcher.knowledge == self.knowledge(space)
         searcher.know([trials[0]])

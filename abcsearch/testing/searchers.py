@@ -201,10 +201,10 @@ class SearcherContract(KnowledgeContract, CriteriaContract):
             self.play(searcher, self.trials // 4)
 
     def test_every_dimension_changes_in_time(self) -> None:
-        """No dimension that has a choice is left out; those without one stay."""
+        """No dimension that has a choice is left out after the start; those without one stay."""
         space, constraint = self.problem()
         rows = np.array([trial.candidate for trial in self.play(self.make(space, constraint, 0), self.trials)])
-        late = rows[len(rows) // 2 :]
+        late = rows[len(rows) // 8 :]  # not much later: what a model is sure of by then, it need not try again
         varies = np.array([len(np.unique(late[:, i])) > 1 for i in range(len(space))])
         assert (varies == (space.last_indices > 0)).all()
 

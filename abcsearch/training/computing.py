@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import warnings
 from typing import TYPE_CHECKING
 
 import torch
 
 from abcsearch.channels.latency import torch_threads
-from abcsearch.errors import ConfigError
+from abcsearch.errors import ConfigError, callers
 from abcsearch.training.recipe import TF32, check_computing
 
 if TYPE_CHECKING:
@@ -52,17 +51,6 @@ def find_device(name: str, precision: str = "float32") -> torch.device:
         msg = f"precision bf16 is about ten times slower than float32 on this CPU ({kind}); set precision to float32"
         warnings.warn(msg, stacklevel=callers())
     return device
-
-
-def callers() -> int:
-    """Returns how many calls away the code is that uses this package, as `warnings.warn` counts in the caller's place.
-
-    Work begins at many depths, so that no number is right for all.
-    """
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("abcsearch."):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def slow_in_bf16() -> bool:

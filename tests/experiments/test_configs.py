@@ -37,6 +37,17 @@ PUBLISHED = {
     "metapruning/imagenet_mobilenet_v2.toml": (585, 303, 25),
 }
 NETWORKS = ("resnet20", "resnet56", "resnet110", "vgg16_cifar", "googlenet_cifar")
+# One of every kind; the others are the same with more layers, or other budgets: `make test-zoo` has them.
+QUICK = {
+    "digits/config.toml",
+    "cifar10/resnet20.toml",
+    "cifar10/vgg16_cifar.toml",
+    "abcpruner/cifar10_resnet56.toml",
+    "abcpruner/imagenet_resnet18.toml",
+    "amc/imagenet_mobilenet_v1.toml",
+    "eagleeye/imagenet_resnet50_2g.toml",
+    "metapruning/imagenet_mobilenet_v2.toml",
+}
 SIZE = 128 / 224  # of images here: those of ImageNet are smaller than published, and convolutions cost its square
 # Few images: batches of one, and one step of training.
 SMALL = {
@@ -68,7 +79,9 @@ def test_every_published_setting_has_a_config():
     assert set(CONFIGS) == ours | set(PUBLISHED)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.zoo) for name in CONFIGS]
+)
 def test_a_config_can_be_searched(name, stand_in, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = read_config(CONFIGS[name], overrides(CONFIGS[name], stand_in))

@@ -3,6 +3,7 @@
 import pytest
 
 from abcsearch.config import read_config
+from abcsearch.preparation.registry import PREPARATIONS
 from abcsearch.runs.configured import run_config
 from tests.conftest import TINY_CONFIG
 from tests.problems import written
@@ -11,17 +12,33 @@ from tests.training.test_checkpoints import killed
 pytestmark = pytest.mark.faults
 
 CONFIG = TINY_CONFIG.replace("n_trials = 24", "n_trials = 2").replace('baselines = ["uniform", "random"]', "")
-CONFIG += 'prepare = {name = "slimming", strength = 0.05, recipe = {epochs = 60, batch_size = 64, lr = 0.05}}\n'
+RECIPE = "recipe = {epochs = 60, batch_size = 64, lr = 0.05}"
+# Of each how it is prepared, and how often it is killed; slimmable takes several passes per step.
+KINDS = {
+    "slimming": (f'{{name = "slimming", strength = 0.05, {RECIPE}}}', 3),
+    "slimmable": ('{name = "slimmable", grow = 0.5, recipe = {epochs = 12, batch_size = 64, lr = 0.05}}', 1),
+    "group_lasso": (f'{{name = "group_lasso", strength = 0.01, {RECIPE}}}', 1),
+    "soft_pruning": (f'{{name = "soft_pruning", {RECIPE}}}', 1),
+    "variational": (f'{{name = "variational", {RECIPE}}}', 1),
+    "autopruner": (f'{{name = "autopruner", {RECIPE}}}', 1),
+    "taylor_iterative": (f'{{name = "taylor_iterative", batches = 10, at_once = 2, {RECIPE}}}', 1),
+}
 
 
 def _drive(path, config):
     run_config(read_config(config), path)
 
 
-def test_a_run_that_is_killed_while_it_prepares_is_the_same_run(tmp_path):
-    (tmp_path / "config.toml").write_text(CONFIG)
+def test_none_is_left_out():
+    assert set(KINDS) == set(PREPARATIONS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_is_killed_while_it_prepares_is_the_same_run(tmp_path, kind):
+    prepare, times = KINDS[kind]
+    (tmp_path / "config.toml").write_text(f"{CONFIG}prepare = {prepare}\n")
     _drive(tmp_path / "whole", tmp_path / "config.toml")
-    for number in range(3):
+    for number in range(times):
         (tmp_path / str(number)).mkdir()
         path = killed(tmp_path / str(number), _drive, tmp_path / "config.toml")
         _drive(path, tmp_path / "config.toml")

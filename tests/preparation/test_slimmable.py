@@ -21,9 +21,10 @@ from abcsearch.preparation.slimmable import Sampler, Sandwich
 from abcsearch.rng import numpy_stream
 from abcsearch.runs.settings import SearchSettings, SpaceOptions
 from abcsearch.runs.task import Task
-from abcsearch.testing import LessonContract
+from abcsearch.testing import LessonContract, PreparationContract
 from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe
+from tests.channels.test_pointwise import Recorded
 from tests.preparation.test_sparse import STILL, orthogonal
 from tests.training.toys import network
 
@@ -64,9 +65,7 @@ def test_every_width_loses_the_gains_that_it_drops_and_the_order_counts():
 
 @pytest.fixture(scope="module")
 def task():
-    from tests.preparation.test_contract import TestBuiltIn
-
-    return TestBuiltIn().task()
+    return PreparationContract().task()
 
 
 @pytest.mark.parametrize("distil", [True, False])
@@ -100,6 +99,19 @@ def test_a_step_is_that_of_a_hand_written_loop(task, distil):
     assert loss.item() == pytest.approx(total.item(), rel=1e-6)
     for one, other in zip(found, again.parameters(), strict=True):
         assert torch.allclose(one, other.grad, atol=1e-6)
+
+
+def test_steps_keep_off_the_kernel_that_writes_past_its_buffer(tiny_model, tiny_data):
+    """Slices of strided 1x1 convolutions have fewer channels than oneDNN takes at a time, the network itself or not."""
+    model = tiny_model
+    graph = trace_channels(model, tiny_data.example)
+    assert any(m.stride == (2, 2) and m.kernel_size == (1, 1) for m in model.modules() if isinstance(m, nn.Conv2d))
+    sampler = Sampler(graph.space(), Constraint(graph.space()), widths="free")
+    lesson = Sandwich(model, graph, rank_channels(model, graph), sampler)
+    with Recorded() as seen:
+        train(lesson, tiny_data.train, Recipe(epochs=1, batch_size=45, device="cpu"))
+    assert len(seen.strides) >= 4
+    assert all(strides == [1, 1] for strides in seen.strides)
 
 
 def test_a_step_runs_as_many_networks_as_it_says(task):

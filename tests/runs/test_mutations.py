@@ -4,27 +4,16 @@ import pytest
 
 from tests import mutations
 
-# One of each kind of file, and of each way to damage it.
+# One of each kind of file, and of each way to damage it but "empty".
 SAMPLE = (
-    *(
-        ("finished", "run.json", "bit"),
-        ("finished", "journal.jsonl", "digit"),
-        ("finished", "searcher.json", "deleted"),
-    ),
-    *(
-        ("finished", "fitness.json", "zeros"),
-        ("finished", "latency.json", "lost"),
-        ("finished", "population.json", "bit"),
-    ),
-    *(("finished", "base.safetensors", "bit"), ("finished", "base.safetensors", "truncated")),
-    *(("finished", "baselines/random/run.json", "deleted"), ("finished", "baselines/random/journal.jsonl", "doubled")),
-    *(("finished", "log.txt", "zeros"), ("finished", "progress.json", "empty"), ("finished", "best.json", "digit")),
-    *(
-        ("searching", "journal.jsonl", "doubled"),
-        ("searching", "searcher.json", "digit"),
-        ("searching", "run.json", "lost"),
-    ),
-    *(("tuning", "finetuned/*.checkpoint", "bit"), ("training", "base-*.checkpoint", "truncated")),
+    ("finished", "journal.jsonl", "digit"),
+    ("finished", "searcher.json", "deleted"),
+    ("finished", "fitness.json", "zeros"),
+    ("finished", "base.safetensors", "bit"),
+    ("finished", "baselines/random/journal.jsonl", "doubled"),
+    ("searching", "run.json", "lost"),
+    ("tuning", "finetuned/*.checkpoint", "bit"),
+    ("training", "base-*.checkpoint", "truncated"),
 )
 
 

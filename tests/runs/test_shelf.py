@@ -195,6 +195,7 @@ def wholes(run):
     return [state.scores["recipe"]["epochs"] for state in states if state.scores is not None]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("replace", [False, True])
 def test_killed_at_any_instant_the_old_or_the_new_is_whole_and_is_had_again(run, made, instants, replace):
     one, two = (content(made / name / "finetuned") for name in ("one", "two"))

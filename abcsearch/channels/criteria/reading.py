@@ -192,7 +192,7 @@ class RefitCriterion(ReadingCriterion):
             )
             for read in reads
         }
-        warn_of_few(few, "samples", FEW, stacklevel=4)
+        warn_of_few(few, "samples", FEW)
 
     def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]]) -> NDArray[np.float64]:
         """Returns the growth of the error when each channel goes."""

@@ -90,7 +90,7 @@ class Subspace(ReadingCriterion):
     def check(self, reads: Sequence[Read]) -> None:
         """Warns of layers that have more channels than there are samples of them."""
         few = {read.moments.reader.path: (read.samples, read.moments.reader.units) for read in reads}
-        warn_of_few(few, "samples", FEW, stacklevel=6)
+        warn_of_few(few, "samples", FEW)
 
     def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]]) -> NDArray[np.float64]:
         """Returns the scores for the channels' second moments in all readers."""
@@ -162,7 +162,7 @@ class Discriminant(Criterion):
     def _check(seen: dict[str, Pooled]) -> None:
         """Warns of layers that have more channels than there are images."""
         few = {path: (pooled.images, pooled.reader.units) for path, pooled in seen.items()}
-        warn_of_few(few, "images", FEW, stacklevel=6)
+        warn_of_few(few, "images", FEW)
 
     @staticmethod
     def _fit(pooled: Pooled, inverse: torch.Tensor, units: torch.Tensor) -> Fit:

@@ -1,0 +1,111 @@
+"""Is it the structure or the weights? The winner's structure with other weights, or with other channels.
+
+Source: Liu et al., Rethinking the value of network pruning (ICLR 2019), for training from scratch; Frankle and Carbin,
+The lottery ticket hypothesis (ICLR 2019), for early weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from abcsearch.channels.ranking import rank_channels
+from abcsearch.channels.source import Sliced, Source
+from abcsearch.errors import ConfigError, ModelError
+from abcsearch.rng import torch_seeded
+
+if TYPE_CHECKING:
+    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.ranking import Ranking
+    from abcsearch.space import Candidate
+    from abcsearch.training.recipe import Recipe
+
+_MOST = 2.0  # times as many epochs as the base network had, for what is trained with as many MACs
+_RESETS = ("reset_parameters", "_reset_parameters")  # the second is that of torch's attention
+
+
+class Fresh(Source):
+    """Networks of the widths of a candidate with new weights, drawn from the seed."""
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, ranking: Ranking) -> None:
+        """Takes what candidates are sliced from.
+
+        Raises:
+            ModelError: if a module has parameters, and nothing that draws them anew.
+        """
+        super().__init__(model, graph, ranking)
+        lacking = [path or "the network itself" for path, m in model.named_modules() if m._parameters and not _reset(m)]
+        lacking = [path for path in lacking if not _inside_attention(model, path)]
+        if lacking:
+            others = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+            msg = f"{lacking[0]}{others} has parameters and no method reset_parameters, which draws new ones: write "
+            msg += "one, or leave out the baselines scratch_e and scratch_b"
+            raise ModelError(msg)
+
+    def network(self, candidate: Candidate, seed: int = 0) -> nn.Module:
+        """Returns the network of a candidate, with the weights of the seed."""
+        network = Sliced(self.model, self.graph, self.ranking).network(candidate)
+        with torch_seeded(seed, "fresh weights"):
+            for module in network.modules():
+                if module._parameters and _reset(module):
+                    getattr(module, _reset(module))()
+        return network
+
+
+def _reset(module: nn.Module) -> str:
+    """Returns the name of the method that draws a module's parameters anew; "" where there is none."""
+    return next((name for name in _RESETS if callable(getattr(module, name, None))), "")
+
+
+def _inside_attention(model: nn.Module, path: str) -> bool:
+    """Returns whether a module is torch's attention's, which draws its parameters itself."""
+    parent = path.rpartition(".")[0]
+    return isinstance(model.get_submodule(parent) if parent else model, nn.MultiheadAttention)
+
+
+def scratch(task: Any) -> Source:  # noqa: ANN401 - a task, of the room that runs are in
+    """Returns networks with new weights."""
+    return Fresh(task.base, task.graph, task.source.ranking)
+
+
+def rewound(task: Any) -> Source:  # noqa: ANN401 - a task
+    """Returns networks that are sliced from the weights with which the training of the base network began.
+
+    Raises:
+        ConfigError: if the run has not trained it.
+    """
+    if _training(task) is None:
+        msg = "baseline 'rewound' begins with early weights, and this run has none: its network was brought trained. "
+        msg += "Train it by [pretrain], or leave the baseline out"
+        raise ConfigError(msg)
+    settings = task.settings
+    return Sliced(settings.model.build(settings.seed).eval(), task.graph, task.source.ranking)
+
+
+def random_channels(task: Any) -> Source:  # noqa: ANN401 - a task
+    """Returns networks that keep as many channels of the trained network, but random ones."""
+    source = task.source
+    ranking = rank_channels(source.model, task.graph, "random", seed=task.settings.seed)
+    return Sliced(source.model, task.graph, ranking).beside(source.full)
+
+
+def as_long(recipe: Recipe, task: Any, structure: Candidate) -> Recipe:  # noqa: ANN401 - a task
+    """Returns the recipe that the base network was trained by, where the run has trained it; else what is asked for."""
+    del structure
+    training = _training(task)
+    return recipe if training is None else replace(training, device=recipe.device, threads=recipe.threads)
+
+
+def as_many_macs(recipe: Recipe, task: Any, structure: Candidate) -> Recipe:  # noqa: ANN401 - a task
+    """Returns the same for as many MACs: more epochs, as the structure is smaller, at most twice as many."""
+    recipe = as_long(recipe, task, structure)
+    costs = task.graph.costs
+    (full,), (small,) = costs.macs([task.graph.space(1.0).full]), costs.macs([structure])
+    return replace(recipe, epochs=int(recipe.epochs * min(full / small, _MOST)))
+
+
+def _training(task: Any) -> Recipe | None:  # noqa: ANN401 - a task
+    """Returns the recipe that the run trains its base network by, if it does."""
+    return getattr(task.settings, "pretrain", None)
