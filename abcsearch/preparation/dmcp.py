@@ -13,7 +13,7 @@ from torch import nn
 from abcsearch.channels.fixed import Fixed
 from abcsearch.channels.gates import gate
 from abcsearch.preparation.base import Preparation, Prepared, loaded
-from abcsearch.preparation.likeliest import likeliest
+from abcsearch.preparation.likeliest import expected_structure, likeliest
 from abcsearch.preparation.options import DMCPOptions
 from abcsearch.preparation.slimmable import Sampler, Sandwich
 from abcsearch.preparation.structures import check_criterion, targets
@@ -48,7 +48,7 @@ class DMCP(Preparation):
     wide as the choice before. A step teaches the full network, the smallest and random slices, as `slimmable` does;
     from the middle of the training on, random slices come more and more from the chains, and the chains learn, too: all
     channels are gated by the probability that their width is kept, and the loss has the distance of the expected cost
-    from the budget. The search begins with the likeliest structures inside the budget.
+    from the budget. The search begins with the expected structure, and the likeliest ones inside the budget.
 
     Source: Guo et al., DMCP: Differentiable Markov Channel Pruning for Neural Networks (CVPR 2020).
 
@@ -58,9 +58,10 @@ class DMCP(Preparation):
         - The loss of the cost is |log(expected / wanted)| beyond a band of 2.5 %; published: log of the difference in
           MFLOPs, which depends on the scale and is singular at the band's edge. Expectations are exact also where one
           group stands on both ends of a layer.
-        - The result is the likeliest structures inside the budget that spend most of it, which are then evaluated.
-          Published: draws until one fits, which need not end where chains are certain; or expected widths, rounded,
-          which may be above the budget.
+        - The result is the structure of the expected widths, scaled into the budget, and the likeliest structures that
+          spend most of it, which are then evaluated. Published: expected widths, rounded, which may be above the
+          budget; or draws until one fits, which need not end where chains are certain. As long as chains are undecided,
+          the likeliest structures are extreme: a layer that stops at no step is as wide as it can be.
         - It begins with the trained network and its channels in the order of its ranking, and random slices meet the
           budget. Steps begin with one probability for all, of which the expected cost is the budget's; published: 1/2,
           which of ten widths makes the second or third the likeliest.
@@ -108,6 +109,8 @@ class DMCP(Preparation):
         probabilities = chains.probabilities()
         rng = numpy_stream(trainer.seed, "dmcp structures")
         chosen = likeliest(probabilities, task.constraint, options.structures, rng)
+        expected = expected_structure(probabilities, task.constraint)
+        starts = list(dict.fromkeys([expected, *(structure for structure, _ in chosen)]))[: options.structures]
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
@@ -119,7 +122,7 @@ class DMCP(Preparation):
             "log probabilities of its structures": [score for _, score in chosen],
         }
         source = Fixed(network.eval(), task.graph, ranking)
-        return Prepared(source=source, starts=[structure for structure, _ in chosen], facts=facts)
+        return Prepared(source=source, starts=starts, facts=facts)
 
     def source(self, task: Pruning, modules: Mapping[str, Tensors]) -> Source:
         """Returns the trained network as a source, its channels ranked as it was trained."""

@@ -23,6 +23,7 @@ _LISTED = 2**17  # structures of a space that are all looked at
 _DRAWN = 128  # of a larger one, repaired: where climbs may begin,
 _PRICES = np.geomspace(0.01, 1000, 64)  # and the likeliest where the whole budget costs so much, in logarithms
 _CLIMBS, _ROUNDS = 16, 200  # from the likeliest of these, and how far at most
+_FACTORS = np.geomspace(0.05, 4, 400)  # of expected widths
 _SPENT = 0.8  # of every upper bound, at least, as long as there are structures that do
 _NEVER = 1e-30  # stands for a probability of 0
 
@@ -62,6 +63,28 @@ def likeliest(
         if len(chosen) == count:
             break
     return list(chosen.items())
+
+
+def expected_structure(probabilities: Sequence[Floats], constraint: Constraint) -> Candidate:
+    """Returns the largest structure inside the budget whose widths are in proportion to those that are expected.
+
+    Where none is inside, the one that misses the budget least. Other dimensions have their likeliest choice.
+
+    Args:
+        probabilities: per dimension of the space, (n_choices,).
+        constraint: the budget bound to the space.
+    """
+    rows: list[Ints] = []
+    for factor in _FACTORS:
+        row = [int(each.argmax()) for each in probabilities]
+        for index, (dimension, each) in enumerate(zip(constraint.space.dimensions, probabilities, strict=True)):
+            if dimension.kind == "width":
+                choices = np.array(dimension.choices)
+                row[index] = int(np.abs(choices - factor * (choices @ each)).argmin())
+        rows.append(np.array(row, dtype=np.int64))
+    values = constraint.space.values(np.stack(rows))
+    violation = constraint.violation(values)
+    return tuple(values[np.flatnonzero(violation == violation.min())[-1]].tolist())
 
 
 def _score(logs: Floats, rows: Ints) -> Floats:

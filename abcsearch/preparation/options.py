@@ -247,7 +247,7 @@ class DMCPOptions(TrainedOptions):
         split: share of the training images, in [0, 1), that chains learn on and weights do not; 0: both learn on all.
         chain_lr: highest learning rate of the chains.
         weight: of the distance of the expected cost from the budget, in logarithms.
-        structures: how many of the likeliest inside the budget the search begins with.
+        structures: how many the search begins with: the expected one, and the likeliest inside the budget.
         recipe: of the training: a table as [finetune], preset and changes to it; by default 30 epochs of SGD at 0.02.
 
     Raises:

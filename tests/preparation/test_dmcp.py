@@ -14,7 +14,7 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.errors import PreparationError
 from abcsearch.preparation.base import Trainer, prepared_by
 from abcsearch.preparation.dmcp import BAND, Chains
-from abcsearch.preparation.likeliest import likeliest
+from abcsearch.preparation.likeliest import expected_structure, likeliest
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.preparation.structures import targets
 from abcsearch.runs.settings import SearchSettings, SpaceOptions
@@ -132,6 +132,22 @@ def test_a_large_space_is_climbed(monkeypatch):
             assert all(
                 constraint.allows(each) for each, _ in likeliest(certain, constraint, 3, np.random.default_rng(0))
             )
+
+
+@given(st.integers(0, 999), st.sampled_from([0.3, 0.5, 0.8]))
+def test_the_expected_structure_is_in_proportion_and_inside(seed, share):
+    space = toy_space(4, 30)
+    constraint = Budget(macs=share).bind(space, ToyCosts())
+    probabilities = random_chains(space, seed).probabilities()
+    structure = expected_structure(probabilities, constraint)
+    assert constraint.allows(structure)
+    pairs = [
+        (width / float(np.dot(d.choices, p)), d.choices.index(width), len(d.choices))
+        for width, d, p in zip(structure, space.dimensions, probabilities, strict=True)
+        if d.kind == "width" and len(d.choices) > 1
+    ]
+    free = [ratio for ratio, index, count in pairs if 0 < index < count - 1]
+    assert not free or max(free) <= 1.35 * min(free)
 
 
 def test_chains_begin_at_the_budget(tiny_model, tiny_data):
