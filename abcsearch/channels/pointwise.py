@@ -30,7 +30,8 @@ def pointwise_safely(network: nn.Module) -> Iterator[None]:
     Args:
         network: trained in the block; as it was afterwards.
     """
-    modules = [module for module in network.modules() if isinstance(module, nn.Conv2d) and _affected(module)]
+    every = [module for module in network.modules() if isinstance(module, nn.Conv2d) and _affected(module)]
+    modules = [module for module in every if "_conv_forward" not in vars(module)]  # those of a block around this one
     graphs = [module for module in network.modules() if isinstance(module, GraphModule)]
     for module in modules:
         vars(module)["_conv_forward"] = functools.partial(_conv_forward, module)

@@ -11,10 +11,9 @@ from torch import nn
 
 from abcsearch.channels.fixed import Fixed, ranked_by
 from abcsearch.channels.gates import gate, replaced
-from abcsearch.errors import PreparationError
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.options import AutoPrunerOptions
-from abcsearch.preparation.structures import check_criterion, threshold_cut
+from abcsearch.preparation.structures import check_criterion, check_norms, targets, threshold_cut
 from abcsearch.training.checks import check_training
 from abcsearch.training.lesson import Supervised
 from abcsearch.training.optimization import make_optimizer
@@ -24,13 +23,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from abcsearch.budget import Constraint
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.source import Source
     from abcsearch.preparation.base import Pruning, Tensors, Trainer
     from abcsearch.training.recipe import Recipe
 
-EXPECTED = ("macs", "flops", "params")  # costs that have an expectation
 START = 1.0  # of all logits: 0.73 at sharpness 1
 OPEN = 0.05  # gates farther than this from 0 and 1 are undecided
 
@@ -69,8 +66,9 @@ class AutoPruner(Preparation):
                 choose from.
             ConfigError: if the recipe does not suit the data.
         """
-        targets(task.constraint)
+        targets("autopruner", task.constraint)
         check_criterion("autopruner", task, "the gates that it trains")
+        check_norms("autopruner", task)
         check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
 
     def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:
@@ -81,7 +79,7 @@ class AutoPruner(Preparation):
             network,
             task.graph,
             [len(d.choices) > 1 for d in widths],
-            targets(task.constraint),
+            targets("autopruner", task.constraint),
             widths=lambda scores: threshold_cut(scores, task).structure,
             weight=options.weight,
             sharpest=options.sharpest,
@@ -109,25 +107,6 @@ class AutoPruner(Preparation):
     def source(self, task: Pruning, modules: Mapping[str, Tensors]) -> Source:
         """Returns the trained network as a source, its channels ranked by the logits of their gates."""
         return Fixed.restored(loaded(task.base, modules["network"]), task.graph, modules["ranking"])
-
-
-def targets(constraint: Constraint) -> dict[str, float]:
-    """Returns the costs that a budget bounds, and what they should be: the upper bound; of a band, its middle.
-
-    Raises:
-        PreparationError: if a bounded cost has no expectation, or nothing is bounded.
-    """
-    found = {
-        limit.name: (limit.low + limit.high) / 2 if limit.low else float(limit.high) for limit in constraint.limits
-    }
-    others = [name for name in found if name not in EXPECTED]
-    if others or not found:
-        msg = (
-            f"autopruner needs a budget whose expectation it can follow: {', '.join(EXPECTED)}; found "
-            f"{', '.join(found) or 'none'}; change the budget, or take another preparation"
-        )
-        raise PreparationError(msg)
-    return found
 
 
 class Logits(nn.Module):

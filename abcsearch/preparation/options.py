@@ -235,3 +235,31 @@ class TaylorIterativeOptions(TrainedOptions):
     at_once: int = setting(100, at_least=1)
     memory: float = setting(0.9, at_least=0, below=1)
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DMCPOptions(TrainedOptions):
+    """Options of `DMCP`.
+
+    Attributes:
+        networks: that every step trains, as of `SlimmableOptions`; one more pass is the chains'.
+        full_share: of the loss that is the full network's, likewise.
+        split: share of the training images, in [0, 1), that chains learn on and weights do not; 0: both learn on all.
+        chain_lr: highest learning rate of the chains.
+        weight: of the distance of the expected cost from the budget, in logarithms.
+        structures: how many the search begins with: the expected one, and the likeliest inside the budget.
+        recipe: of the training: a table as [finetune], preset and changes to it; by default 30 epochs of SGD at 0.02.
+
+    Raises:
+        ConfigError: if an option is of another type or out of range.
+    """
+
+    called: ClassVar[str] = "dmcp"
+
+    networks: int = setting(4, at_least=2, at_most=64)
+    full_share: float = setting(0.5, above=0, below=1)
+    split: float = setting(0.5, at_least=0, below=1)
+    chain_lr: float = setting(0.1, above=0)
+    weight: float = setting(1.0, at_least=0)
+    structures: int = setting(5, at_least=1, at_most=1000)
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])

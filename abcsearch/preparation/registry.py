@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from abcsearch.errors import AbcSearchError, ConfigError, PreparationError, unknown_name
 from abcsearch.preparation.options import (
     AutoPrunerOptions,
+    DMCPOptions,
     GroupLassoOptions,
     SlimmableOptions,
     SlimmingOptions,
@@ -102,6 +103,12 @@ _BUILT_IN: dict[str, PreparationEntry | Home] = {
         options=AutoPrunerOptions,
         description="training of a gate per channel beside the weights; gates end as 0 or 1, at the budget",
         source="Luo and Wu, AutoPruner, Pattern Recognition 2020",
+    ),
+    "dmcp": PreparationEntry(
+        make=Home(path="abcsearch.preparation.dmcp:DMCP"),
+        options=DMCPOptions,
+        description="training of all structures at once, and of chains that say how probable each width is",
+        source="Guo et al., DMCP, CVPR 2020",
     ),
     "taylor_iterative": PreparationEntry(
         make=Home(path="abcsearch.preparation.taylor_iterative:TaylorIterative"),

@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from abcsearch.channels.fixed import Fixed
 from abcsearch.channels.pointwise import pointwise_safely
 from abcsearch.channels.sharing import shared_network
+from abcsearch.example import run_on
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.options import SlimmableOptions
 from abcsearch.preparation.structures import largest_uniform
@@ -190,7 +191,7 @@ class Sandwich(Supervised):
         for candidate in drawn:
             network = shared_network(self.model, self._graph, candidate, self._ranking)
             with pointwise_safely(network):  # the training's block is around the full network's modules
-                outputs = output_of(self.model, network(taught.images))
+                outputs = output_of(self.model, run_on(network, taught.images))
             total = total + self._weighed(self._goal.loss(outputs, wanted), (1 - self._full_share) / len(drawn))
         return total
 

@@ -13,7 +13,7 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.errors import CandidateError, PreparationError
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.options import SoftPruningOptions
-from abcsearch.preparation.structures import check_criterion, largest_uniform
+from abcsearch.preparation.structures import check_criterion, check_norms, largest_uniform
 from abcsearch.training.checks import check_training
 from abcsearch.training.lesson import Supervised
 
@@ -59,6 +59,7 @@ class SoftPruning(Preparation):
         """
         check_criterion("soft_pruning", task, f"{self.options.criterion} in the course of the training")
         self._structure(task)
+        check_norms("soft_pruning", task)
         check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
 
     def _structure(self, task: Pruning) -> Candidate:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from abcsearch.preparation.base import Pruning
     from abcsearch.space import Candidate, SearchSpace
 
+EXPECTED = ("macs", "flops", "params")  # costs that have an expectation
+
 
 class Cut(NamedTuple):
     """What one threshold on the scores of all channels leaves.
@@ -84,4 +86,43 @@ def check_criterion(name: str, task: Pruning, by: str) -> None:
     """
     if not task.space.ordered.all():
         msg = f"{name} ranks channels by {by}, so criteria cannot be chosen from: set one name"
+        raise PreparationError(msg)
+
+
+def targets(name: str, constraint: Constraint) -> dict[str, float]:
+    """Returns the costs that a budget bounds, and what they should be: the upper bound; of a band, its middle.
+
+    Args:
+        name: of the preparation that follows the expectation.
+        constraint: the budget.
+
+    Raises:
+        PreparationError: if a bounded cost has no expectation, or nothing is bounded.
+    """
+    found = {
+        limit.name: (limit.low + limit.high) / 2 if limit.low else float(limit.high) for limit in constraint.limits
+    }
+    others = [name for name in found if name not in EXPECTED]
+    if others or not found:
+        msg = (
+            f"{name} needs a budget whose expectation it can follow: {', '.join(EXPECTED)}; found "
+            f"{', '.join(found) or 'none'}; change the budget, or take another preparation"
+        )
+        raise PreparationError(msg)
+    return found
+
+
+def check_norms(name: str, task: Pruning) -> None:
+    """Raises PreparationError if norms of the network are over channels that a preparation silences.
+
+    A silenced channel still counts in such a norm, one that is cut out does not: the slice would be another network.
+
+    Args:
+        name: of the preparation.
+        task: the network's graph.
+    """
+    if task.graph.norms:
+        groups = [group.name for group in task.graph.prunable if group.renormalises]
+        msg = f"{name} silences channels, and norms of this network are over channels, of {', '.join(groups[:3])}"
+        msg += f"{' ...' if len(groups) > 3 else ''}: set renormalise = false in [space], or take slimmable or dmcp"
         raise PreparationError(msg)

@@ -12,7 +12,7 @@ from abcsearch.channels.fixed import Fixed, ranked_by
 from abcsearch.channels.gates import gate, replaced
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.options import TaylorIterativeOptions
-from abcsearch.preparation.structures import check_criterion, threshold_cut
+from abcsearch.preparation.structures import check_criterion, check_norms, threshold_cut
 from abcsearch.training.checks import check_training
 from abcsearch.training.lesson import Supervised
 
@@ -58,6 +58,7 @@ class TaylorIterative(Preparation):
             ConfigError: if the recipe does not suit the data.
         """
         check_criterion("taylor_iterative", task, "importance in the course of the training")
+        check_norms("taylor_iterative", task)
         check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
 
     def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:

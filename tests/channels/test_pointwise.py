@@ -150,3 +150,13 @@ for size in range(8, 40):
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "1"}
     )
+
+
+def test_a_block_inside_a_block_leaves_the_outer_one_alone():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.Conv2d(4, 4, 3))
+    with pointwise_safely(network):
+        outer = vars(network[0])["_conv_forward"]
+        with pointwise_safely(network):
+            assert vars(network[0])["_conv_forward"] is outer
+        assert vars(network[0])["_conv_forward"] is outer
+    assert "_conv_forward" not in vars(network[0])

@@ -8,7 +8,7 @@ from abcsearch.budget import Budget
 from abcsearch.errors import ConfigError, PreparationError
 from abcsearch.preparation.base import Trainer, prepared_by
 from abcsearch.preparation.registry import make_preparation
-from abcsearch.runs.settings import SearchSettings
+from abcsearch.runs.settings import SearchSettings, SpaceOptions
 from abcsearch.runs.task import Task
 from abcsearch.testing import PreparationContract as Contract
 from tests.preparation.test_contract import SHORT
@@ -32,6 +32,37 @@ def test_without_batch_norms_the_others_work(tiny_data, name):
     preparation.check(task)
     made = prepared_by(preparation, task, Trainer(tiny_data.train, 0))
     assert task.constraint.allows(made.starts[0])
+
+
+def with_norms_over_channels(data, **space):
+    layers = [nn.Conv2d(1, 6, 3), nn.GroupNorm(1, 6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(24, 2)).eval()
+    settings = SearchSettings(budget=Budget(macs=0.5), n_trials=1, space=SpaceOptions(**space))
+    return Task.of(model, data, settings)
+
+
+@pytest.mark.parametrize("name", ["soft_pruning", "autopruner", "taylor_iterative"])
+def test_what_silences_channels_refuses_norms_over_them(tiny_data, name):
+    """A silenced channel counts in such a norm, one that is cut out does not."""
+    with pytest.raises(PreparationError, match=f"{name} silences channels, .* over channels, of 0: set renormalise"):
+        make_preparation(name).check(with_norms_over_channels(tiny_data))
+
+
+@pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")
+@pytest.mark.parametrize("name", ["soft_pruning", "autopruner", "taylor_iterative"])
+def test_where_these_norms_fix_their_channels_it_works(tiny_data, name):
+    task = with_norms_over_channels(tiny_data, renormalise=False)
+    preparation = make_preparation(name, recipe={"epochs": 1, "batch_size": 45, "lr": 0.05, "device": "cpu"})
+    preparation.check(task)
+    assert task.constraint.allows(prepared_by(preparation, task, Trainer(tiny_data.train, 0)).starts[0])
+
+
+@pytest.mark.parametrize("name", ["slimmable", "dmcp", "group_lasso"])
+def test_others_work_with_norms_over_channels(tiny_data, name):
+    task = with_norms_over_channels(tiny_data)
+    preparation = make_preparation(name, recipe={"epochs": 2, "batch_size": 45, "lr": 0.05, "device": "cpu"})
+    preparation.check(task)
+    assert task.constraint.allows(prepared_by(preparation, task, Trainer(tiny_data.train, 0)).starts[0])
 
 
 @pytest.mark.parametrize(
