@@ -14,7 +14,11 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.data.named import DATASETS
 from abcsearch.errors import ExampleError, ExportError, TraceError
 from abcsearch.models.named import MODELS
+from abcsearch.preparation.base import Trainer, prepared_by
+from abcsearch.preparation.registry import make_preparation
 from abcsearch.rng import torch_seeded
+from abcsearch.runs.settings import SearchSettings
+from abcsearch.runs.task import Task
 
 pytest.importorskip("onnx")
 
@@ -146,3 +150,11 @@ def test_examples_of_another_shape_type_device_or_structure_are_told(model, tmp_
         with pytest.raises(ExportError):
             export(model, tmp_path, example_input=example)
     assert list(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["slimmable", "dmcp", "autopruner", "soft_pruning"])
+def test_preparations_feed_all_inputs(data, model, name):
+    task = Task.of(model.eval(), data, SearchSettings(budget=Budget(macs=0.6), n_trials=1))
+    preparation = make_preparation(name, recipe={"epochs": 2, "batch_size": 30, "lr": 0.02, "device": "cpu"})
+    preparation.check(task)
+    assert task.constraint.allows(prepared_by(preparation, task, Trainer(data.train, 0)).starts[0])
