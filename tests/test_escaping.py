@@ -100,7 +100,9 @@ def test_every_text_of_a_page_shows(text, steering):
     text += steering
     figure = figure_of([{"type": "scatter", "y": [1.0], "name": html.escape(text), "customdata": [[text]]}], text, text)
     body = (
-        code(text) + table([[text], [text]]) + network_table([text], [(text, [Line(name=text, cells=((text, text),))])])
+        code(text)
+        + table([[text], [text]])
+        + network_table([text], [(text, [Line(name=text, cells=((text, text),))])], [0])
     )
     section = Section(title=text, lead=text, hint=text, chart="one", body=body + paragraph(text))
     page = Page(

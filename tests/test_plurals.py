@@ -29,6 +29,9 @@ ALWAYS = {
     "duration_text(own.busy) of evaluations",
     "duration(search.seconds) of evaluations",
     "100 * value points",
+    "100 * own.change points",
+    "conv_groups conv groups",  # of which there are more than one
+    "groups groups",  # likewise
     "seconds / interval trials",
 }
 

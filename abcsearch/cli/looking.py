@@ -5,15 +5,17 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from abcsearch.bars import wait_shown
 from abcsearch.cli.options import AsJson, Set
 from abcsearch.errors import ExampleError, quoted
-from abcsearch.example import Example, Inputs
 from abcsearch.terminal import answering, console, print_json, print_table
+
+if TYPE_CHECKING:
+    from abcsearch.example import Inputs
 
 # Of `list`; the catalog itself would import numpy.
 KINDS = (
@@ -122,6 +124,8 @@ def _after_inspect(target: str) -> str:
 
 def _with_input(error: ExampleError, target: str, example: Inputs) -> ExampleError:
     """Returns the error of a network that does not run on an input, in words of the command line."""
+    from abcsearch.example import Example
+
     if isinstance(example, Example):  # of a config, whose data say what is fed
         return ExampleError(str(error))
     shape = tuple(example.shape[1:])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abcsearch.cli.options import RunDir
+from abcsearch.errors import plural
 from abcsearch.terminal import answering, console
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def trials(
             return
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(out, lambda path: path.write_bytes(made))
-        console.print(f"{len(rows):,} trials written to {out}")
+        console.print(f"{plural(len(rows), 'trial')} written to {out}")
 
 
 def _rows(history: History) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from abcsearch.errors import quoted
+from abcsearch.errors import AbcSearchError, quoted
 from abcsearch.runs.folder import RunFolder
 from abcsearch.runs.front_folder import is_front
 from abcsearch.runs.front_status import FrontWatch
@@ -53,5 +53,9 @@ def _next(path: Path, *, tuned: bool) -> str:
 
 def after_report(path: Path) -> str:
     """Returns the command that goes on with a run, or with several budgets, whose report has been written."""
-    command = FrontWatch(path).look().next if is_front(path) else following(RunWatch(path).look(), path)
-    return command.replace("abcsearch report ", "abcsearch export ", 1)
+    try:
+        command = FrontWatch(path).look().next if is_front(path) else following(RunWatch(path).look(), path)
+    except AbcSearchError:  # the report has been written; status says what is wrong with the folder
+        return f"abcsearch status {quoted(path)}"
+    words = command.split(" ")
+    return " ".join([*words[:1], *("export" if word == "report" else word for word in words[1:2]), *words[2:]])

@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from abcsearch.channels.gates import gated
+
 BATCH = 2
 SIZE = 4
 HUNT = os.environ.get("HYPOTHESIS_EXAMPLES")  # set it to look for new counterexamples
@@ -41,6 +43,15 @@ def scrambled(model):
 def images(batch=BATCH, size=SIZE, seed=1, channels=3):
     """A batch of random images, double precision."""
     return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def keeping(model, graph, candidate, ranking):
+    """A block in which the original has gates of 0 and 1, and norms over channels are restricted to those of 1."""
+    gates = []
+    for index, (group, width) in enumerate(zip(graph.prunable, candidate, strict=False)):
+        kept = torch.as_tensor(ranking.kept(index, width))
+        gates.append(torch.zeros(group.channels).double().index_fill(0, kept, 1))
+    return gated(model, graph, gates)
 
 
 def zeroed(model, graph, candidate, ranking):

@@ -22,7 +22,10 @@ from abcsearch.runs.executing import changed_execution
         ({"workers": 1, "gpus": 1.5}, "gpus above 1 is a whole number, found 1.5"),
         ({"workers": 1, "timeout": 0}, "timeout is a number of seconds above 0, found 0"),
         ({"timeout": 5.0}, "timeout needs workers: an evaluation in this process cannot be stopped"),
-        ({"schedule": "async"}, """unknown schedule 'async'; choose one of: asynchronous, rounds"""),
+        (
+            {"schedule": "async"},
+            "unknown schedule 'async'; did you mean 'asynchronous'? choose one of",
+        ),
         ({"window": -3}, "window is at least 0, found -3"),
         ({"schedule": "asynchronous", "window": 3}, "window = 3 is for the schedule rounds"),
         ({"ray_address": "auto"}, "ray_address = 'auto' without workers"),

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from abcsearch.runs.journal import read_journal
+from tests.pages import CHAPTERS
 
 ROOT = Path(__file__).parents[2]
-SECTION = (ROOT / "README.md").read_text(encoding="utf-8").split("## From laptop to cluster")[1]
+SECTION = CHAPTERS["cluster"]
 SMALLER = "--set n_trials=120 --set pretrain.epochs=1 --set 'baselines=[]'"
 
 pytestmark = [

@@ -28,7 +28,7 @@ def test_the_same_trials_and_no_nonsense(tmp_path, monkeypatch, options):
     def jumping(*_):
         jump = next(jumps)
         monkeypatch.setattr(time, "time", lambda: clock() + jump)
-        monkeypatch.setattr("abcsearch.runs.tail.time", lambda: clock() + jump)
+        monkeypatch.setattr("abcsearch.runs.pace.time", lambda: clock() + jump)
         seen.append(RunWatch(folder.path).look().searches[0])
 
     run.progress = jumping

@@ -252,6 +252,11 @@ def test_killed_and_run_again_it_ends_with_the_same_bits_and_trains_no_epoch_twi
     assert [run.scores(s) for s in run.structures] == [whole.scores(s) for s in whole.structures]
 
 
+def said(done):
+    """What a command printed, but for what it said that it was at."""
+    return [line for line in done.output.splitlines() if not line.endswith(" ...")]
+
+
 def state_of(run):
     """What status shows, as text and as JSON."""
     shown = [CliRunner().invoke(app, ["status", str(run.folder.path), *more]) for more in ([], ["--json"])]
@@ -269,8 +274,9 @@ def test_status_shows_fine_tuning_under_way(run):
     seen.append(state_of(run))
     texts = [text for text, _ in seen]
     stages = [f"fine-tuning {name}, epoch {epoch} of 3" for name in names for epoch in (2, 3, 3)]
-    done = "finished; fine-tuned: bee_colony, full, uniform"
-    assert texts == ["finished", *(f"running now: {stage}" for stage in stages), done]
+    path = run.folder.path
+    done = f"finished; fine-tuned: bee_colony, full, uniform; next: abcsearch report {path}"
+    assert texts == [f"finished; next: abcsearch finetune {path}", *(f"running now: {stage}" for stage in stages), done]
     assert [plain["pulse"]["stage"] for _, plain in seen[1:-1]] == stages
     assert [plain["finished"] for _, plain in seen] == [True, *[False] * 9, True]
     assert seen[-1][1]["pulse"] is seen[-1][1]["interrupted"] is None
@@ -292,13 +298,13 @@ def test_a_fine_tuning_that_was_killed_is_continued_by_the_command_that_status_n
     assert "batch_size=256" not in command  # as in the run's own recipe
     waiting = CliRunner().invoke(app, ["finetune", str(run.folder.path)])
     assert waiting.exit_code == 0, waiting.output
-    first = waiting.output.splitlines()[0]
+    first = said(waiting)[0]
     assert first.startswith("bee_colony: a fine-tuning with other settings (epochs 3, not 1; lr 0.05, not 0.02; ")
     assert first.endswith(f" was stopped after epoch 2; it stays, continue it with: {plain['interrupted']}")
     assert state_of(run)[0].startswith("finished;")  # what was stopped before that is not the last one
     done = CliRunner().invoke(app, command[1:])
     assert done.exit_code == 0, done.output
-    lines = done.output.splitlines()
+    lines = said(done)
     assert lines[0].startswith("bee_colony was fine-tuned by another recipe (epochs 1, not 3; lr 0.02, not 0.05; ")
     assert ["): kept in finetuned/recipe-" in line for line in lines[:4]] == [True, True, True, False]
     assert "fine-tuning bee_colony: 3/3" in lines[3]

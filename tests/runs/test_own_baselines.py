@@ -25,7 +25,6 @@ from abcsearch.runs.finished import open_run
 from abcsearch.runs.rehearsal import rehearse
 from abcsearch.runs.report import make_report
 from abcsearch.training.checkpoints import network_hash
-from abcsearch.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -246,7 +245,6 @@ WRONG = {
         "other weights at every call",
     ),
     "no recipe": (Baseline(recipe=lambda *_: {"epochs": 3}), ConfigError, "that returns a Recipe, found"),
-    "wrong recipe": (Baseline(recipe=lambda *_: Recipe(batch_size=10**6)), ConfigError, "batch"),
     "recipe fails": (Baseline(recipe=lambda recipe: recipe), ConfigError, "recipe of baseline .* fails: TypeError"),
 }
 

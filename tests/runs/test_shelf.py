@@ -86,7 +86,8 @@ def test_what_is_replaced_is_kept_and_taken_from_there_again(run, made):
     assert lines[-1] == f"bee_colony has been fine-tuned by this recipe: taken from finetuned/{name}"
     assert content(home) == one
     assert shelves(run) == [two]
-    assert status(run).endswith(RunWatch(run.folder.path).look().kept[0])  # and nothing of an interruption
+    kept = RunWatch(run.folder.path).look().kept[0]
+    assert status(run).endswith(f"{kept}; next: abcsearch report {run.folder.path}")  # and nothing of an interruption
     assert not tune(run, dataclasses.replace(TWO, warmup_epochs=1))  # a number is a number
     assert content(home) == two
 
