@@ -15,8 +15,6 @@ from abcsearch.runs.front_answer import Standing, answer, interval, smallest_wit
 from abcsearch.runs.front_report import FrontReport, FrontRow, _beaten
 from tests.conftest import TINY_CONFIG
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 NAMES = ("1-macs-0.7", "2-macs-0.4")
 
 
