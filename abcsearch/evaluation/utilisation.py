@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate
 
 MOST = 0.5  # of its channels that a layer loses
-BATCH = 32  # images that have the same silent channels
+BATCH = 64  # images that have the same silent channels
 
 
 def rates(graph: ChannelGraph, candidate: Candidate, base: float) -> dict[str, float]:
@@ -76,7 +76,7 @@ def utilisation(  # noqa: PLR0913 - of what, on what, and how
     number says that the layer makes more of its MACs. Evaluation mode; the network is as it was afterwards.
 
     Differences from the paper:
-        - The channels of 32 images at a time are silent together; published: of every image others. The mean is the
+        - The channels of 64 images at a time are silent together; published: of every image others. The mean is the
           same, its scatter larger.
         - Channels are silent for whatever reads them; those that are tied together, together.
 
