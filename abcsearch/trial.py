@@ -67,9 +67,9 @@ class Evaluation:
 
         Likewise diagnostics, which are left out where there are none.
         """
-        plain = {**vars(self), "metrics": _plain(self.metrics)}
-        diagnostics = _plain(plain.pop("diagnostics"))
-        return {**plain, "diagnostics": diagnostics} if diagnostics else plain
+        plain: dict[str, Any] = {**vars(self), "metrics": _plain(self.metrics)}
+        del plain["diagnostics"]
+        return {**plain, "diagnostics": _plain(self.diagnostics)} if self.diagnostics else plain
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Evaluation:

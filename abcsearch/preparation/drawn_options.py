@@ -21,6 +21,7 @@ class TASOptions(TrainedOptions):
         split: share of the training images, in (0, 1), that logits learn on and weights do not.
         logit_lr: highest learning rate of the logits; the recipe's schedule lowers it. Published: 0.001, for 600
             epochs.
+        logit_decay: L2 penalty on the logits. Published: 0.001.
         weight: of the cost in the loss of the logits: the logarithm of how far the expected cost is outside.
         tolerance: share of the full network's cost that the expected one may be below the budget at no loss.
         hottest: temperature of the draws at the beginning, above `coldest`.
@@ -37,6 +38,7 @@ class TASOptions(TrainedOptions):
     samples: int = setting(2, at_least=2, at_most=1000)
     split: float = setting(0.5, above=0, below=1)
     logit_lr: float = setting(0.1, above=0)
+    logit_decay: float = setting(0.0, at_least=0)
     weight: float = setting(2.0, at_least=0)
     tolerance: float = setting(0.05, at_least=0, below=1)
     hottest: float = setting(5.0, above=0)

@@ -99,6 +99,7 @@ class TAS(Preparation):
             weight=options.weight,
             samples=options.samples,
             logit_lr=options.logit_lr,
+            logit_decay=options.logit_decay,
             temperatures=(options.hottest, options.coldest),
             objective=task.data.objective,
         )
@@ -146,6 +147,8 @@ def bounds_of(constraint: Constraint, graph: ChannelGraph, tolerance: float) -> 
 
 class Sizes(Logits):
     """The logits of all widths and blocks of a space that have a choice: a row for each."""
+
+    choices: torch.Tensor
 
     def __init__(self, space: SearchSpace) -> None:
         """Takes the space; what has one choice has no row."""
@@ -217,6 +220,7 @@ class Sampling(Relaxed):
         weight: float = 2.0,
         samples: int = 2,
         logit_lr: float = 0.1,
+        logit_decay: float = 0.0,
         temperatures: tuple[float, float] = (5.0, 0.1),
         objective: str = "classification",
     ) -> None:
@@ -232,11 +236,19 @@ class Sampling(Relaxed):
             weight: of the logarithms of how far they are outside.
             samples: choices of every dimension that a pass mixes.
             logit_lr: highest learning rate of the logits.
+            logit_decay: L2 penalty on them.
             temperatures: of the draws at the beginning and at the end.
             objective: of `OBJECTIVES`.
         """
         super().__init__(
-            model, graph, sizes, structure, logit_lr=logit_lr, temperatures=temperatures, objective=objective
+            model,
+            graph,
+            sizes,
+            structure,
+            logit_lr=logit_lr,
+            logit_decay=logit_decay,
+            temperatures=temperatures,
+            objective=objective,
         )
         self._ranking, self._bounds, self._weight, self._samples = ranking, dict(bounds), weight, samples
         widths = [d for d in sizes.shapes if d.kind == "width"]
