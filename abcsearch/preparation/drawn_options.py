@@ -27,6 +27,9 @@ class TASOptions(TrainedOptions):
         hottest: temperature of the draws at the beginning, above `coldest`.
         coldest: at the end; a cosine leads there.
         structures: how many the search begins with: the expected one, and the likeliest inside the budget.
+        weights: of all candidates: "brought", those of the network as it was before, or "trained" through draws. On
+            digits structures of the first were better by 1.4 to 1.7 points after the same fine-tuning
+            (docs/preparation.md).
         recipe: of the training: a table as [finetune], preset and changes to it; by default 30 epochs of SGD at 0.02.
 
     Raises:
@@ -44,6 +47,7 @@ class TASOptions(TrainedOptions):
     hottest: float = setting(5.0, above=0)
     coldest: float = setting(0.1, above=0, at_most="hottest")
     structures: int = setting(5, at_least=1, at_most=1000)
+    weights: str = setting("brought", words=("brought", "trained"))
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 

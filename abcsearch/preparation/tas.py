@@ -59,6 +59,8 @@ class TAS(Preparation):
           width, with the one slope of which the expected cost is the budget's; published: near 0.
         - The loss has log(expected / budget) as soon as the expected cost is above the budget or more than `tolerance`
           below; published: as soon as that of the likeliest structure is.
+        - Candidates are cut out of the network as it was brought, or with `weights = "trained"` as it is then; published:
+          the structure that is found has new weights.
         - The result are several structures inside the budget, which are then evaluated; published: the likeliest one,
           whatever it costs.
     """
@@ -83,7 +85,7 @@ class TAS(Preparation):
         check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
 
     def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:
-        """Trains a copy of the network; returns it, and the likeliest structures inside the budget."""
+        """Trains a copy of the network; returns the weights of candidates, and the likeliest structures inside."""
         network, recipe, options = copy.deepcopy(task.base), self.options.training, self.options
         ranking = task.rank(network)
         images, structure = parted(trainer, options.split, "tas")
@@ -121,11 +123,12 @@ class TAS(Preparation):
             "the likeliest structure of all is inside the budget": task.constraint.allows(argmax),
             "log probabilities of its structures": [score for _, score in chosen],
         }
-        source = Fixed(network.eval(), task.graph, ranking)
+        made = network.eval() if options.weights == "trained" else copy.deepcopy(task.base)
+        source = Fixed(made, task.graph, ranking)
         return Prepared(source=source, starts=list(dict.fromkeys(every))[: options.structures], facts=facts)
 
     def source(self, task: Pruning, modules: Mapping[str, Tensors]) -> Source:
-        """Returns the trained network as a source, its channels ranked as it was trained."""
+        """Returns the network of the candidates as a source, its channels ranked as draws were made."""
         return Fixed.restored(loaded(task.base, modules["network"]), task.graph, modules["ranking"])
 
 

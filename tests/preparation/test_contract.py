@@ -19,7 +19,7 @@ KINDS = [
     ("dmcp", {"networks": 3}),
     ("dmcp", {"split": 0.0, "structures": 2}),
     ("tas", {}),
-    ("tas", {"samples": 3, "structures": 2}),
+    ("tas", {"samples": 3, "structures": 2, "weights": "trained"}),
     ("lfpc", {}),
     ("lfpc", {"criteria": ["l1", "taylor"], "ratio": 0.5}),
 ]
