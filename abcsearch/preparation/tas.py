@@ -59,8 +59,8 @@ class TAS(Preparation):
           width, with the one slope of which the expected cost is the budget's; published: near 0.
         - The loss has log(expected / budget) as soon as the expected cost is above the budget or more than `tolerance`
           below; published: as soon as that of the likeliest structure is.
-        - Candidates are cut out of the network as it was brought, or with `weights = "trained"` as it is then; published:
-          the structure that is found has new weights.
+        - Candidates are cut out of the network as it was brought, or with `weights = "trained"` as it is then;
+          published: the structure that is found has new weights.
         - The result are several structures inside the budget, which are then evaluated; published: the likeliest one,
           whatever it costs.
     """

@@ -28,6 +28,7 @@ from abcsearch.rng import torch_seeded
 from abcsearch.runs.settings import SearchSettings, SpaceOptions
 from abcsearch.runs.task import Task
 from abcsearch.space import Dimension, SearchSpace
+from abcsearch.training.checkpoints import network_hash
 from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe
 
@@ -225,6 +226,10 @@ def test_tas_comes_near_the_budget_and_proposes_structures_inside(tiny_data):
     assert all(task.constraint.allows(start) for start in prepared.starts)
     (share,) = prepared.facts["expected cost by the budget"].values()
     assert 0.8 < share < 1.2
+    assert network_hash(prepared.source.model) == network_hash(task.base)
+    trained = make_preparation("tas", weights="trained", recipe=SHORT)
+    source = prepared_by(trained, task, Trainer(tiny_data.train, 0)).source
+    assert network_hash(source.model) != network_hash(task.base)
 
 
 # LFPC.
