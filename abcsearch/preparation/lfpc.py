@@ -14,7 +14,7 @@ from abcsearch.errors import CandidateError, PreparationError
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.drawn_options import LFPCOptions
 from abcsearch.preparation.gumbel import CERTAIN, Gates, Logits, Relaxed, parted
-from abcsearch.preparation.structures import check_norms, largest_uniform
+from abcsearch.preparation.structures import largest_uniform
 from abcsearch.rng import torch_stream
 from abcsearch.training.checks import check_training
 
@@ -59,8 +59,7 @@ class LFPC(Preparation):
         """Raises unless there is something to choose, widths to choose it for, and the recipe suits the data.
 
         Raises:
-            PreparationError: if all layers keep all channels, the structure is none of the space, or norms are over
-                channels.
+            PreparationError: if all layers keep all channels, or the structure is none of the space.
             RankingError: if a criterion by import path leads nowhere.
             ConfigError: if the recipe does not suit the data.
         """
@@ -68,7 +67,6 @@ class LFPC(Preparation):
         if not any(_open(task, structure)):
             msg = f"lfpc has nothing to choose: {structure} keeps all channels of every layer; take narrower widths"
             raise PreparationError(msg)
-        check_norms("lfpc", task)
         for name in self._names(task):
             CRITERIA.find(name)
         check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)

@@ -366,3 +366,27 @@ def test_a_ratio_outside_of_the_budget_is_said(tiny_model, tiny_data):
     made = prepared_by(make_preparation("lfpc", ratio=0.9, recipe=SHORT), task, Trainer(tiny_data.train, 0))
     assert made.facts["its structure is inside the budget"] is False
     assert not task.constraint.allows(made.starts[0])
+
+
+def test_norms_over_channels_are_of_those_that_are_drawn(tiny_data):
+    """They are weighed with the gates, so what is learned is what the slice computes."""
+    with torch_seeded(0, "norms"):
+        first = [nn.Conv2d(1, 6, 3, padding=1), nn.GroupNorm(1, 6), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1)]
+        model = nn.Sequential(
+            *first, nn.GroupNorm(1, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+        )
+    task = task_of(model.eval(), tiny_data)
+    assert task.graph.norms
+    for name in ("tas", "lfpc"):
+        preparation = make_preparation(name, recipe=SHORT)
+        preparation.check(task)
+        made = prepared_by(preparation, task, Trainer(tiny_data.train, 0))
+        assert all(task.constraint.allows(start) for start in made.starts)
+    structure = made.starts[0]
+    masks = kept_by_each(made.source.ranking, structure)
+    logits = Logits([1] * len(masks))
+    lesson = Choosing(made.source.model, task.graph, logits, tiny_data.train, masks=masks, open_=[True] * len(masks))
+    x = tiny_data.validation.part(torch.arange(5)).loaded().images
+    with torch.no_grad(), lesson._through(lesson.gates(torch.Generator())):
+        gated = made.source.model(x)
+    assert torch.allclose(gated, made.source.network(structure)(x), atol=1e-5)

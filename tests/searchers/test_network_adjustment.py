@@ -104,6 +104,21 @@ def test_the_order_of_a_round_does_not_matter_but_its_fittest_does():
     assert one != played(30, lambda i, width: (1 + i) / width, batch=1, seed=0)
 
 
+def test_what_has_one_choice_stays_and_bands_are_kept():
+    one = SearchSpace((Dimension("a", "width", (3,), 8), Dimension("b", "width", (5,), 8)))
+    searcher = make_searcher("network_adjustment", one)
+    assert searcher.ask(3) == [(3, 5)]
+    searcher.tell([Trial(0, (3, 5), Evaluation(fitness=0.5, diagnostics={"a": 1.0, "b": 2.0}))])
+    assert searcher.ask(3) == []
+    band = Budget(macs=(0.48, 0.5)).bind(FINE, ToyCosts())
+    searcher = make_searcher("network_adjustment", FINE, band)
+    for number in range(12):
+        (asked,) = searcher.ask(1)
+        assert band.allows(asked)
+        worth = {f"w{i}": (1.0 + i) / value for i, value in enumerate(asked)}
+        searcher.tell([Trial(number, asked, Evaluation(fitness=0.5, diagnostics=worth))])
+
+
 @pytest.mark.parametrize("options", [{"moved": -1}, {"step": 0}, {"less": 2.0}, {"batch": 0}, {"mvoed": 1}])
 def test_wrong_options_are_named(options):
     with pytest.raises(SearcherError, match=next(iter(options)).replace("mvoed", "moved")):
