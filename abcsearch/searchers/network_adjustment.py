@@ -113,8 +113,9 @@ class NetworkAdjustment(Searcher):
             worth += self.rng.normal(0, len(drawn) / 4, len(worth)) * (worth.std() or 1.0)
         target = self._here
         if self._rounds or far:
-            count = max(1, round(self.options.moved - self._rounds * self.options.fewer))
-            steps = self.options.step - self.options.less * np.arange(min(count, self.options.moved))
+            most = min(self.options.moved, len(self.space))
+            count = min(most, max(1, round(self.options.moved - self._rounds * self.options.fewer)))
+            steps = self.options.step - self.options.less * np.arange(count)
             target = adjusted(self.space, target, worth, (1 + far / 2) * steps.clip(0))
         target = scaled(self.constraint, target)
         candidate = self.space.canonical(self.constraint.repair(self._with_criteria(target, far), self.rng))
