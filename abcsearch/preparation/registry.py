@@ -11,6 +11,7 @@ from abcsearch.preparation.options import (
     AutoPrunerOptions,
     DMCPOptions,
     GroupLassoOptions,
+    PruningNetOptions,
     SlimmableOptions,
     SlimmingOptions,
     SoftPruningOptions,
@@ -109,6 +110,12 @@ _BUILT_IN: dict[str, PreparationEntry | Home] = {
         options=DMCPOptions,
         description="training of all structures at once, and of chains that say how probable each width is",
         source="Guo et al., DMCP, CVPR 2020",
+    ),
+    "pruning_net": PreparationEntry(
+        make=Home(path="abcsearch.preparation.pruning_net:PruningNet"),
+        options=PruningNetOptions,
+        description="training of a generator that makes the weights of any structure from its keep ratios",
+        source="Liu et al., MetaPruning, ICCV 2019",
     ),
     "taylor_iterative": PreparationEntry(
         make=Home(path="abcsearch.preparation.taylor_iterative:TaylorIterative"),

@@ -16,6 +16,9 @@ KINDS = [
     ("variational", {"prior": 0.05}),
     ("autopruner", {"gate_lr": 0.1}),
     ("taylor_iterative", {"batches": 2, "at_once": 1}),
+    ("pruning_net", {}),
+    ("pruning_net", {"form": "low_rank", "widths": "uniform"}),
+    ("pruning_net", {"form": "published", "hidden": 8, "widths": "free"}),
     ("dmcp", {"networks": 3}),
     ("dmcp", {"split": 0.0, "structures": 2}),
 ]
