@@ -83,7 +83,9 @@ class PruningNet(Preparation):
             msg += 'as well, levels = ["filter", "stage", ...], or take slimmable'
             raise PreparationError(msg)
         if not made_weights(task.base, task.graph, _free(task.space)):
-            msg = "pruning_net makes weights of convolutions and linear layers, and none that is trained (requires_grad)"
+            msg = (
+                "pruning_net makes weights of convolutions and linear layers, and none that is trained (requires_grad)"
+            )
             msg += " has channels that are searched: thaw them, or take another preparation"
             raise PreparationError(msg)
         if self.options.form == "published":
@@ -95,7 +97,11 @@ class PruningNet(Preparation):
 
     def needs(self, task: Pruning) -> Needs:
         """Returns how much memory and disk the generator takes."""
-        made, options, recipe = made_weights(task.base, task.graph, _free(task.space)), self.options, self.options.training
+        made, options, recipe = (
+            made_weights(task.base, task.graph, _free(task.space)),
+            self.options,
+            self.options.training,
+        )
         network = sum(tensor.numel() for tensor in task.base.parameters())
         own = _numbers(made, options)
         kept = 4 * (own + network) * (1 + _states(recipe) + (recipe.ema > 0))

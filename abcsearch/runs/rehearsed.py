@@ -264,4 +264,3 @@ def _sizes(shape: Any) -> str:  # noqa: ANN401 - two kinds
     if isinstance(shape, dict):
         return ", ".join(f"{name} {_sizes(own)}" for name, own in shape.items())
     return "x".join(map(str, shape)) or "a number"
-
