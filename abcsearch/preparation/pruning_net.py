@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from abcsearch.channels.fixed import ranked_by, ranking_of
 from abcsearch.channels.generated import Generated, Generator, made_weights
-from abcsearch.channels.pointwise import pointwise_safely
+from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.channels.sharing import shared_network
 from abcsearch.errors import PreparationError
 from abcsearch.preparation.base import Preparation, Prepared, loaded

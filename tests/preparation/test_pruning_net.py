@@ -19,14 +19,14 @@ from abcsearch.data.splits import Split
 from abcsearch.errors import AbcSearchError, ConfigError, ModelError, PreparationError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.evaluation.options import AdaptiveBNOptions
+from abcsearch.planning.dry_run import rehearse
 from abcsearch.preparation import needs
 from abcsearch.preparation.base import Trainer, prepared_by
 from abcsearch.preparation.pruning_net import Generating
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.preparation.slimmable import Sampler
 from abcsearch.rng import numpy_stream
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.rehearsal import rehearse
+from abcsearch.runs.config_run import run_config
 from abcsearch.runs.settings import SearchSettings, SpaceOptions
 from abcsearch.runs.task import Task
 from abcsearch.testing import LessonContract, PreparationContract
