@@ -9,7 +9,7 @@ from abcsearch.errors import CandidateError, PreparationError, RunError, differe
 from abcsearch.preparation.base import Trainer, check_restored, check_start, prepared_by
 from abcsearch.preparation.needs import check_needs
 from abcsearch.preparation.registry import make_preparation
-from abcsearch.results.status import PREPARING
+from abcsearch.runs.disk.stages import PREPARING
 from abcsearch.runs.disk.weights import checkpoint_path, load_tensors, tensors_writer
 from abcsearch.runs.header import data_identity
 from abcsearch.runs.loop import Progress, silent
