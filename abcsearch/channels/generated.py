@@ -173,7 +173,7 @@ class _Maker(nn.Module):
     def drawn(self, draws: torch.Generator, *, outputs: bool) -> None:
         """Draws the hidden layer, and what reads it, see `Generator.drawn`."""
         count, inputs = self.hidden.shape
-        drawn = {self.hidden: inputs, self.offset: inputs} | ({out: count for out in self.outputs} if outputs else {})
+        drawn = {self.hidden: inputs, self.offset: inputs} | (dict.fromkeys(self.outputs, count) if outputs else {})
         with torch.no_grad():
             for tensor, fan in drawn.items():
                 tensor.uniform_(-(fan**-0.5), fan**-0.5, generator=draws)

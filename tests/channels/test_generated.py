@@ -1,4 +1,4 @@
-"""Weights from keep ratios: nothing added is slicing bit for bit; what is added is what the formula says, in its place."""
+"""Weights from keep ratios: nothing added is slicing bit for bit; what is added is what the formula says."""
 
 import copy
 import pickle
@@ -173,7 +173,7 @@ def test_a_generator_of_another_network_or_space_is_refused(residual):
     with torch.random.fork_rng(devices=[]):
         wider = scrambled(SmallResNet(3, 5, (4, 6, 10), (3, 2, 2)))
     graph, _ = traced(wider)
-    with pytest.raises(ModelError, match="made for another network or space: it has a weight .* shape .* anew"):
+    with pytest.raises(ModelError, match=r"made for another network or space: it has a weight .* shape .* anew"):
         Generated(wider, graph, rank_channels(wider, graph), source.generator)
     made = [one._replace(groups=(len(source.graph.prunable) - 1,)) for one in source.generator.made]
     with pytest.raises(ModelError, match="channels of groups"):

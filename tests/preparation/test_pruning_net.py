@@ -1,4 +1,4 @@
-"""PruningNet: begins as slicing, learns what depends on the ratios, takes the memory that it says, and refuses the rest."""
+"""PruningNet: begins as slicing, learns what depends on the ratios, takes the memory that it says."""
 
 import copy
 from dataclasses import replace
@@ -189,7 +189,7 @@ def test_published_weights_forget_the_trained_ones_and_keep_the_first_channels(t
 
 
 def test_full_is_the_network_and_its_teacher_the_one_of_before(task):
-    """Whatever the form, the source's network is what it makes of all channels; with a teacher there is one more pass."""
+    """Whatever the form, its network is what is made of all channels; with a teacher there is one more pass."""
     for form in FORMS:
         made = prepared_on(task, form=form, hidden=4, recipe={**SHORT, "distillation": 0.5})
         full = made.source.network(task.space.full)
@@ -207,7 +207,7 @@ def test_several_criteria_are_kept_with_the_weights(tiny_model, tiny_data):
     images = tiny_data.validation.images
     assert again.ranking.criteria == ("l1", "reader_l2")
     assert torch.equal(again.network(candidate)(images), made.source.network(candidate)(images))
-    with pytest.raises(PreparationError, match="pruning_net ranks channels by their positions .* set one name"):
+    with pytest.raises(PreparationError, match=r"pruning_net ranks channels by their positions .* set one name"):
         make_preparation("pruning_net", form="published").check(own)
 
 
@@ -226,14 +226,14 @@ def test_where_nothing_can_be_made_is_said(tiny_model, tiny_data):
     for module in tiny_model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.weight.requires_grad_(False)
-    with pytest.raises(PreparationError, match="none that is trained .* thaw them"):
+    with pytest.raises(PreparationError, match=r"none that is trained .* thaw them"):
         make_preparation("pruning_net").check(task_of(tiny_model, tiny_data))
 
 
 def test_published_weights_need_batch_norms_and_residual_ones_do_not(tiny_data):
     layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 2)]
     own = task_of(nn.Sequential(*layers), tiny_data)
-    with pytest.raises(PreparationError, match='no scale of their own, .* no batch norms .* form = "residual"'):
+    with pytest.raises(PreparationError, match=r'no scale of their own, .* no batch norms .* form = "residual"'):
         make_preparation("pruning_net", form="published").check(own)
     for form in ("residual", "low_rank"):
         assert own.constraint.allows(prepared_on(own, form=form).starts[0])
