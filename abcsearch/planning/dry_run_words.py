@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.bounds import amount
 from abcsearch.errors import plural
+from abcsearch.formats import size_text
 from abcsearch.planning.inspection import counted
-from abcsearch.preparation.needs import size_text
 
 if TYPE_CHECKING:
     from abcsearch.runs.disk.setup import SetUp

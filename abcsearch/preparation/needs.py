@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from abcsearch.errors import PreparationError
+from abcsearch.formats import size_text
 
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
@@ -87,12 +88,3 @@ def _all_memory() -> list[int]:
         return [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, OSError, ValueError):
         return []
-
-
-def size_text(count: float) -> str:
-    """Returns a number of bytes in words."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -15,8 +15,9 @@ from abcsearch.channels.generated import Generated, Generator, made_weights
 from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.channels.sharing import shared_network
 from abcsearch.errors import PreparationError
+from abcsearch.formats import size_text
 from abcsearch.preparation.base import Preparation, Prepared, loaded
-from abcsearch.preparation.needs import Needs, size_text
+from abcsearch.preparation.needs import Needs
 from abcsearch.preparation.options import PruningNetOptions
 from abcsearch.preparation.slimmable import Sampler
 from abcsearch.preparation.structures import check_criterion, largest_uniform

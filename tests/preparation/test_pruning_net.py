@@ -326,19 +326,6 @@ def test_the_winner_is_fine_tuned_with_the_weights_made_for_it_and_other_setting
         make_preparation("pruning_net", hidden=5).source(result.task, states)
 
 
-def test_free_memory_is_that_of_the_machine_or_its_container(tmp_path, monkeypatch):
-    monkeypatch.setattr(needs, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(needs, "_CGROUP", tmp_path)
-    assert needs.free_memory() is None or needs.free_memory() > 2**20  # all of it, where only that is known
-    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:   500 kB\n")
-    assert needs.free_memory() == 512_000
-    for name, text in {"max": "300000\n", "current": "200000\n", "stat": "anon 5\ninactive_file 50000\n"}.items():
-        (tmp_path / f"memory.{name}").write_text(text)
-    assert needs.free_memory() == 150_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert needs.free_memory() == 512_000
-
-
 class TestGenerating(LessonContract):
     def make(self, widths="free", from_full=True, hidden=3, criterion="l1"):
         model = network(seed=0)
