@@ -12,6 +12,7 @@ from abcsearch.preparation.options import (
     AutoPrunerOptions,
     DMCPOptions,
     GroupLassoOptions,
+    PruningNetOptions,
     SlimmableOptions,
     SlimmingOptions,
     SoftPruningOptions,
@@ -122,6 +123,12 @@ _BUILT_IN: dict[str, PreparationEntry | Home] = {
         options=LFPCOptions,
         description="training through channels that criteria drawn per layer keep, and of how probable each one is",
         source="He et al., Learning Filter Pruning Criteria, CVPR 2020",
+    ),
+    "pruning_net": PreparationEntry(
+        make=Home(path="abcsearch.preparation.pruning_net:PruningNet"),
+        options=PruningNetOptions,
+        description="training of a generator that makes the weights of any structure from its keep ratios",
+        source="Liu et al., MetaPruning, ICCV 2019",
     ),
     "taylor_iterative": PreparationEntry(
         make=Home(path="abcsearch.preparation.taylor_iterative:TaylorIterative"),
