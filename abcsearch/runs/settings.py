@@ -18,6 +18,7 @@ from abcsearch.evaluation.options import BEFORE, ScoringOptions, completed
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.plan import read_sizes, with_sizes
+from abcsearch.exporting.plan_files import export_files
 from abcsearch.models.registry import Constructor
 from abcsearch.records import check_value, names, problems, setting
 from abcsearch.searchers.registry import with_former
@@ -217,7 +218,7 @@ class ModelSettings(Constructor):
             ModelError: if it is from elsewhere and its constructor is not one that such a file may name.
         """
         record, sizes = read_sizes(folder, trust=trust)
-        weights = str(folder / "model.safetensors")
+        weights = str(export_files(folder)[1])
         return cls(name=record.name, options=record.options, checkpoint=weights, sizes=sizes)
 
     def build(self, seed: int = 0, make: Callable[..., nn.Module] | None = None) -> nn.Module:
