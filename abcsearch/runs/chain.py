@@ -19,6 +19,7 @@ from abcsearch.exporting import export, open_export
 from abcsearch.models.registry import Constructor
 from abcsearch.runs.chain_check import check_chain
 from abcsearch.runs.chain_costs import forward_times_of, measured
+from abcsearch.runs.disk.weights import checkpoint_path
 from abcsearch.runs.links import (
     CHAIN,
     LINK,
@@ -36,7 +37,6 @@ from abcsearch.runs.links import (
 )
 from abcsearch.runs.loop import Progress, silent
 from abcsearch.runs.settings import Part
-from abcsearch.runs.weights import checkpoint_path
 from abcsearch.steps import doing
 from abcsearch.training.checkpoints import network_hash
 from abcsearch.training.loop import train

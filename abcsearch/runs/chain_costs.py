@@ -16,10 +16,10 @@ from abcsearch.errors import ExportError
 from abcsearch.example import Example, repeated
 from abcsearch.exporting import export, open_export
 from abcsearch.exporting.checking import Frozen
-from abcsearch.runs.chance import packed
-from abcsearch.runs.forward import BATCHES
+from abcsearch.results.forward import BATCHES
+from abcsearch.results.intervals import packed
+from abcsearch.runs.disk.weights import state_bytes
 from abcsearch.runs.links import Chain, Link, Time
-from abcsearch.runs.weights import state_bytes
 from abcsearch.training.objectives import find_objective
 from abcsearch.training.scoring import Tally
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import RunError
 from abcsearch.files import replace_file, sealed, unsealed
-from abcsearch.runs.chance import SHARES, wilson
+from abcsearch.results.intervals import SHARES, wilson
 from abcsearch.training.named import metric_text
 
 if TYPE_CHECKING:
