@@ -17,10 +17,8 @@ from abcsearch.errors import AbcSearchError, ConfigError, ModelError, plural
 from abcsearch.evaluation.adaptive_bn import calibrate, statistics
 from abcsearch.exporting import export, open_export
 from abcsearch.models.registry import Constructor
-from abcsearch.runs.chain_check import check_chain
-from abcsearch.runs.chain_costs import forward_times_of, measured
-from abcsearch.runs.disk.weights import checkpoint_path
-from abcsearch.runs.links import (
+from abcsearch.results.chain_costs import forward_times_of, measured
+from abcsearch.results.links import (
     CHAIN,
     LINK,
     START,
@@ -35,6 +33,8 @@ from abcsearch.runs.links import (
     write_chain,
     write_record,
 )
+from abcsearch.runs.chain_check import check_chain
+from abcsearch.runs.disk.weights import checkpoint_path
 from abcsearch.runs.loop import Progress, silent
 from abcsearch.runs.settings import Part
 from abcsearch.steps import doing

@@ -18,8 +18,8 @@ from abcsearch.exporting import export, open_export
 from abcsearch.exporting.checking import Frozen
 from abcsearch.results.forward import BATCHES
 from abcsearch.results.intervals import packed
+from abcsearch.results.links import Chain, Link, Time
 from abcsearch.runs.disk.weights import state_bytes
-from abcsearch.runs.links import Chain, Link, Time
 from abcsearch.training.objectives import find_objective
 from abcsearch.training.scoring import Tally
 
