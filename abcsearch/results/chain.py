@@ -185,7 +185,9 @@ def _known(folder: Path) -> Chain | None:
 def _begun(model: nn.Module, work: _Work) -> Link:
     """Returns the network that the chain begins with as its first link, written if it is not there."""
     identity = digits([network_hash(model), work.data.fingerprint(), work.constructor.name])
-    return _kept(0, START, identity, work) or _written(0, _Made(name=START, identity=identity, model=model), None, work)
+    applied = Applied(model=model, facts={"weights": network_hash(model)})
+    made = _Made(name=START, identity=identity, model=model, applied=applied)
+    return _kept(0, START, identity, work) or _written(0, made, None, work)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+FOLDER = "chain"  # in that of a run
 CHAIN, LINK = "chain.json", "link.json"
 START = "start"  # the name of the network that the chain begins with
 
@@ -272,6 +273,29 @@ def read_chain(folder: Path) -> Chain | None:
         )
         raise RunError(msg) from error
     return chain
+
+
+def chain_for(folder: Path, transforms: Sequence[tuple[str, Mapping[str, Any]]], weights: str | None) -> Chain | None:
+    """Returns the chain that a folder holds if it is that of a network and these transforms; else None.
+
+    Args:
+        folder: of the chain.
+        transforms: names and options, in their order.
+        weights: hash of the network that it begins with.
+    """
+    try:
+        chain = read_chain(folder)
+    except RunError:
+        return None
+    if chain is None or chain.links[0].facts.get("weights") != weights:
+        return None
+    there = [(link.name, link.options) for link in chain.links[1:]]
+    return chain if there == [(name, _plain(options)) for name, options in transforms] else None
+
+
+def _plain(options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - plain JSON values
+    """Returns options as they come out of a file: tuples are lists."""
+    return json.loads(json.dumps(options))
 
 
 def write_chain(chain: Chain) -> None:

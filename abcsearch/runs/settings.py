@@ -243,6 +243,7 @@ class RunConfig(SearchSettings):
         pretrain: how the network is trained first, where there is no checkpoint.
         finetune: how the winner and the baselines are fine-tuned.
         baselines: what the winner is compared with, of `BASELINES` or by import path.
+        transform: what is done to the fine-tuned winner, of `TRANSFORMS` or by import path, in this order.
 
     Raises:
         ConfigError: if there is neither a checkpoint nor a recipe for pre-training, or a baseline is unknown.
@@ -253,10 +254,12 @@ class RunConfig(SearchSettings):
     pretrain: Recipe | None = setting(None, compared=True)
     finetune: Recipe = setting(make=lambda: Recipe(lr=0.02), decides=False)
     baselines: tuple[str, ...] = setting(("uniform",), decides=False)
+    transform: tuple[Part, ...] = setting((), decides=False)
 
     def __post_init__(self) -> None:
         """Checks that there will be a trained network."""
         super().__post_init__()
+        object.__setattr__(self, "transform", _parts("transform", self.transform))
         if isinstance(self.baselines, str) or not all(isinstance(b, str) for b in self.baselines):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"baselines are a list of names, found {self.baselines!r:.80}"
             raise ConfigError(msg)
@@ -267,6 +270,14 @@ class RunConfig(SearchSettings):
         others = tuple(b for b in dict.fromkeys(self.baselines) if b != self.searcher.name)
         object.__setattr__(self, "baselines", others)
         check_base(self.model, self.pretrain)
+
+
+def _parts(name: str, listed: Any) -> tuple[Part, ...]:  # noqa: ANN401 - whatever was given, or a file holds
+    """Returns a list of parts: as they are, or as a file has them; raises ConfigError for anything else."""
+    if not isinstance(listed, list | tuple):
+        msg = f"{name} is a list of tables, one [[{name}]] for each, found {listed!r:.80}"
+        raise ConfigError(msg)
+    return tuple(own if isinstance(own, Part) else Part(**own) for own in listed)
 
 
 def check_base(model: ModelSettings, pretrain: Recipe | None) -> None:
