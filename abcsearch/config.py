@@ -22,6 +22,7 @@ import difflib
 import os
 import tomllib
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -217,10 +218,8 @@ def parse_recipe(overrides: Sequence[str], recipe: Recipe) -> Recipe:
 
 def section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a record out
     """Returns the record of a table, or a checked top-level value."""
-    if key == "transform":
-        return _transforms(value)
     if key in ("model", "data", *_PARTS):
-        return _named(key, value)
+        return (_transforms if key == "transform" else partial(_named, key))(value)
     if key in _RECIPES:
         return _recipe(key, checked_table(key, value), Recipe())
     if key in _SECTIONS:

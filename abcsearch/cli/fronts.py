@@ -183,6 +183,6 @@ def print_chain(run: FinishedRun) -> None:
 
     chain = known_chain(run)
     if chain is not None:
-        print_table(*chain.cells())
+        print_table(*chain.cells(short=True))
         for line in chain.lines():
             console.print(line)

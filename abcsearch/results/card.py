@@ -45,9 +45,8 @@ def feeding(info: Mapping[str, Any]) -> list[str]:
     order = f", NCHW: batch, channels, {layout}" if layout and len(shape) > 1 else ""
     lines = [f"input: float32 of shape (batch, {sizes}){order}; a batch of any size"]
     if mean and std:
-        lines.append(
-            f"pixels: scaled to [0, 1], then (x - mean) / std for each channel, mean {_listed(mean)}, std {_listed(std)}"
-        )
+        how = f"(x - mean) / std for each channel, mean {_listed(mean)}, std {_listed(std)}"
+        lines.append(f"pixels: scaled to [0, 1], then {how}")
     else:
         lines.append("values: as the data set of the run gives them; how these were normalised is not known")
     return [*lines, f"output: {_output(info)}"]
@@ -237,11 +236,8 @@ def _loading(made: Exported, info: Mapping[str, Any]) -> list[str]:
         f"from abcsearch import load\nnetwork = load({name!r})  # a torch.nn.Module, to train or prune again",
     )
     file = name if made.format == "onnx" else "model.onnx"
-    write = (
-        ""
-        if made.format == "onnx"
-        else f"from abcsearch import export, load\n\nexport(load({name!r}), 'model.onnx', example_input=batch{int8})\n\n"
-    )
+    write = f"from abcsearch import export, load\n\nexport(load({name!r}), 'model.onnx', example_input=batch{int8})\n\n"
+    write = "" if made.format == "onnx" else write
     runtime = f"{write}import onnxruntime\n\nsession = onnxruntime.InferenceSession({file!r})\n"
     runtime += "outputs = session.run(None, {session.get_inputs()[0].name: batch.numpy()})"
     told = ["In PyTorch:", _code("python", pytorch), "In ONNX Runtime:", _code("python", runtime)]

@@ -76,7 +76,7 @@ def run_chain(run: FinishedRun, *, progress: Progress = silent, tell: Callable[[
 
 def known_chain(run: FinishedRun) -> Chain | None:
     """Returns the chain of a run's fine-tuned winner, finished, as its config says; None where there is none such."""
-    scores = _scores(run)
+    scores = run.tuned(run.winner).scores
     wanted = [(part.name, part.options) for part in run.config.transform]
     file = weights_path(run.folder, run.winner.name).name
     if scores is None or not wanted:

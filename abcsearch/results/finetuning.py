@@ -25,7 +25,7 @@ from abcsearch.training.finetuning import FineTuned, finetune
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from abcsearch.results.finetuned_files import Tuned
@@ -150,10 +150,13 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
             with home.kept():
                 home.check()
                 _put_in_place(wanted, structure, shelf or _finetune(wanted, structure, progress, home))
-        if run.winner not in chosen or not run.config.transform:
-            run.folder.inside(ASKED).unlink(missing_ok=True)
-            return
-    run_chain(run, progress=progress, tell=tell)
+    _finish(run, chosen, progress, tell)
+
+
+def _finish(run: FinishedRun, chosen: Sequence[Structure], progress: Progress, tell: Callable[[str], object]) -> None:
+    """Applies the transforms of the config to the winner, if it was asked for; then nothing is left to be done."""
+    if run.winner in chosen:
+        run_chain(run, progress=progress, tell=tell)
     run.folder.inside(ASKED).unlink(missing_ok=True)
 
 

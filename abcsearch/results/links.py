@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.bounds import short_count
 from abcsearch.errors import RunError
 from abcsearch.files import replace_file, sealed, unsealed
 from abcsearch.results.intervals import SHARES, wilson
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
 FOLDER = "chain"  # in that of a run
 CHAIN, LINK = "chain.json", "link.json"
+_COUNTS = {
+    "macs": "MACs",
+    "params": "params",
+    "nonzero": "not 0",
+    "weight_bytes": "bytes of weights",
+    "file_bytes": "bytes of files",
+    "bit_operations": "bit operations",
+}
 START = "start"  # the name of the network that the chain begins with
 
 
@@ -68,6 +77,11 @@ class Link:
     def bit_operations(self) -> int:
         """MACs times the bits of both numbers that are multiplied."""
         return self.macs * self.bits[0] * self.bits[1]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Its costs, in the order of tables."""
+        return tuple(getattr(self, name) for name in _COUNTS)
 
     @classmethod
     def of(cls, plain: Any) -> Link:  # noqa: ANN401 - any JSON value
@@ -135,21 +149,25 @@ class Chain:
         """Returns the folder of a link, 0 of the network that it begins with."""
         return link_folder(self.folder, number, self.links[number].name)
 
-    def cells(self) -> list[list[str]]:
-        """Returns the table as text, one list per row, the header first."""
+    def cells(self, *, short: bool = False) -> list[list[str]]:
+        """Returns the table as text, one list per row, the header first.
+
+        Args:
+            short: counts as 1.65 M instead of 1,648,256.
+        """
+        count = short_count if short else "{:,}".format
         start = self.links[0]
-        head = ["link", "MACs", "params", "not 0", "weights", "file", "bit operations", f"test {self.metric}"]
+        head = ["link", *_COUNTS.values(), f"test {self.metric}"]
         rows = [[*head, *(f"{time.runtime}, batch {time.batch}" for time in self.times)]]
         for place, (label, link) in enumerate(zip(self.labels, self.links, strict=True)):
             times = [time.median_ms[place] for time in self.times]
             rows.append(
                 [
                     label,
-                    *(_count(getattr(link, name), getattr(start, name)) for name in ("macs", "params")),
-                    f"{link.nonzero:,}",
-                    _count(link.weight_bytes, start.weight_bytes),
-                    f"{link.file_bytes:,}",
-                    _count(link.bit_operations, start.bit_operations),
+                    *(
+                        f"{count(now)} ({100 * now / before:.3g} %)" if before else count(now)
+                        for now, before in zip(link.counts, start.counts, strict=True)
+                    ),
                     self._score(link),
                     *("-" if ms is None else f"{ms:.3g} ms" for ms in times),
                 ]
@@ -176,13 +194,7 @@ class Chain:
 
     def to_plain(self) -> dict[str, Any]:
         """Returns plain JSON values, without the folder."""
-        plain = {key: value for key, value in asdict(self).items() if key != "folder"}
-        return {**plain, "cells": self.cells()}
-
-
-def _count(value: int, before: int) -> str:
-    """Returns a count, and what that is of the count before."""
-    return f"{value:,} ({100 * value / before:.3g} %)" if before else f"{value:,}"
+        return {**{key: value for key, value in asdict(self).items() if key != "folder"}, "cells": self.cells()}
 
 
 def link_folder(folder: Path, number: int, name: str) -> Path:
