@@ -95,10 +95,11 @@ def _coded(tensor: torch.Tensor) -> tuple[NDArray[Any], Bytes, NDArray[Any]]:
     Without values, the last are the entries themselves. The most frequent value is the first one.
     """
     flat = tensor.detach().contiguous().reshape(-1)
-    words = flat.view(torch.uint8).numpy().view(_WORDS[tensor.element_size()])  # by their bits: NaN and -0 as well
+    kind = _WORDS[tensor.element_size()]  # by their bits: NaN and -0 as well
+    words = flat.view(torch.uint8).numpy().view(kind) if len(flat) else np.empty(0, kind)
     none = words[:0].view(np.uint8)
     values, codes, counts = np.unique(words, return_inverse=True, return_counts=True)
-    if len(values) > min(_FEW, len(words) // _ENTRIES):
+    if not len(words) or len(values) > min(_FEW, len(words) // _ENTRIES):
         return words[:0], none, words
     order = np.argsort(-counts, kind="stable")
     codes = np.argsort(order)[codes].astype(np.uint8 if len(values) <= 2**8 else np.uint16)

@@ -96,13 +96,18 @@ class FactoriseOptions(LinkOptions):
     """
 
     method: str = setting("spatial", words=("output", "input", "spatial", "tucker"))
-    ranks: float | str | Mapping[str, Any] = 0.9
+    ranks: Any = 0.9
     data: bool = False
     images: int = setting(1024, at_least=1)
 
     def __post_init__(self) -> None:
         """Checks the values."""
         super().__post_init__()
+        if isinstance(self.ranks, bool) or not isinstance(self.ranks, int | float | str | Mapping):
+            msg = (
+                f"low_rank: ranks are a share, a rule, or a table of ranks by the path of a layer, found {self.ranks!r}"
+            )
+            raise ConfigError(msg)
         if self.data and self.method != "output":
             msg = f"low_rank: with data, outputs are met best, which only method 'output' can, found {self.method!r}"
             raise ConfigError(msg)
