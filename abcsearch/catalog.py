@@ -88,8 +88,8 @@ def _preparation(name: str) -> Entry:
 def _transform(name: str) -> Entry:
     entry = TRANSFORMS.find(name)
     options = _options(entry.options)
-    text = _whole([entry.description, _doc(entry.make), _doc(entry.options)], options)
     description = entry.description or _first_line(entry.make)
+    text = _whole([description, _doc(entry.options)], options)
     return Entry(name=name, description=description, options=options, source=entry.source, text=text)
 
 

@@ -95,11 +95,7 @@ def _shared(weight: torch.Tensor, most: int) -> torch.Tensor:
 
 
 class Codebook(Transform):
-    """Few values for the weights of a layer, which are trained on, if the options say so; see `codebook`.
-
-    Differences from the paper: the gradient of a value is the mean of those of its weights, not their sum, so that the
-    learning rates of weights suit; the direction is the same for each value.
-    """
+    """Few values for the weights of a layer, which are trained on, if the options say so; see `codebook`."""
 
     Options = CodebookOptions
     makes = "shared"

@@ -139,6 +139,9 @@ class SparsifyOptions(LinkOptions):
 class CodebookOptions(LinkOptions):
     """Options of `codebook`.
 
+    Differences from the paper: the gradient of a value is the mean of those of its weights, not their sum, so that the
+    learning rates of weights suit; LZMA codes instead of Huffman's.
+
     Attributes:
         bits: of the number of a weight's value in convolutions: a layer has 2^bits values at most.
         linear_bits: the same of linear layers.

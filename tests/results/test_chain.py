@@ -2,9 +2,11 @@
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from typing import ClassVar
 
 import pytest
@@ -25,6 +27,7 @@ from abcsearch.results.open_run import open_run
 from abcsearch.results.report import make_report
 from abcsearch.runs.config_run import run_config
 from abcsearch.transforms.registry import TRANSFORMS, order_problems
+from tests.pages import CHAPTERS
 
 OPTIONS = {"widths": [8, 16], "depths": [1, 1]}
 RECIPE = Recipe(epochs=2, batch_size=128, lr=0.02)
@@ -415,3 +418,29 @@ def test_the_model_card(searched):
             [sys.executable, "-c", feed + code], cwd=searched, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_chapter_tells_the_truth(tiny_model, tiny_data, tmp_path, monkeypatch):
+    """Its Python runs, its configs are read, its tables name every transform."""
+    blocks = re.findall(r"```(python|toml)\n(.*?)```", CHAPTERS["chain"], flags=re.DOTALL)
+    plain, deep = (tomllib.loads(text) for language, text in blocks if language == "toml")
+    rest = {"model": "small_resnet", "data": "digits", "pretrain": {}}
+    assert [part.name for part in parse_config({**plain, **rest}).transform] == ["low_rank", "quantize"]
+    assert [part.name for part in parse_config({**plain, **rest, **deep}).transform] == [
+        "sparsify",
+        "sparsify",
+        "codebook",
+    ]
+    call, mine = (text for language, text in blocks if language == "python")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {"model": tiny_model, "data": tiny_data}
+    call = call.replace("recipe=", 'constructor="small_resnet", options=OWN, recipe=')
+    exec(call, names | {"OWN": {"in_channels": 1, "classes": 2, "widths": [6, 8], "depths": [1, 1]}})
+    (tmp_path / "rounding.py").write_text(mine)
+    links = [{"name": "rounding:Rounded", "bits": 4, "finetune": {"epochs": 1, "batch_size": 32}}]
+    own = {"in_channels": 1, "classes": 2, "widths": [6, 8], "depths": [1, 1]}
+    chain = apply_chain(tiny_model, tiny_data, links, tmp_path / "mine", constructor="small_resnet", options=own)
+    assert chain.links[1].facts == {"bits": 4}
+    rows = re.findall(r"^\| `(\w+)` \|", CHAPTERS["chain"], flags=re.MULTILINE)
+    assert set(rows) - {"name"} == set(TRANSFORMS.homes)
