@@ -1,6 +1,6 @@
 """Config files: TOML in, `RunConfig` out, all mistakes at once.
 
-seed, n_trials, criterion, max_failures, baselines, known      top level
+seed, n_trials, criterion, max_failures, baselines, known, rewind      top level
 [model]      name, checkpoint, and the constructor's own options; or export, a folder of `abcsearch export`, and trust
 [data]       name, and the data set's own options
 [pretrain]   training recipe of the base network: preset, and changes to it
@@ -39,7 +39,15 @@ from abcsearch.execution.options import ExecutionOptions
 from abcsearch.preparation.registry import PREPARATIONS, check_preparation_options
 from abcsearch.records import check_value
 from abcsearch.runs.front import Front, Peer
-from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions, check_base, names_of_runs
+from abcsearch.runs.settings import (
+    ModelSettings,
+    Part,
+    RunConfig,
+    SpaceOptions,
+    check_base,
+    check_rewind,
+    names_of_runs,
+)
 from abcsearch.searchers.registry import SEARCHERS, check_searcher_options
 from abcsearch.tables import checked_table, record_of, set_override, typed
 from abcsearch.training.recipe import Recipe, find_preset
@@ -188,6 +196,7 @@ def _parsed(plain: Mapping[str, Any], problems: list[str]) -> RunConfig | None:
     if "model" in values and ("pretrain" in values or "pretrain" not in plain):
         try:
             check_base(values["model"], values.get("pretrain"))
+            check_rewind(values.get("rewind", 0), values.get("pretrain"))
         except ConfigError as error:
             problems.append(str(error))
     return None if problems else RunConfig(**values)

@@ -159,7 +159,7 @@ def _made_ready(  # noqa: PLR0913 - what it works with
         shared.give_base(folder)
     if shared is None or not shared.holds(task):
         train_base(config, folder.base, task.base, task.data, progress)
-        task = prepared(folder, config, task.reranked(), preparation_of(config), progress)
+        task = prepared(folder, config, task.reranked().keeping(folder), preparation_of(config), progress)
     if remains is not None:
         parts = Parts.of(task, config)
         if config.prepare is not None:  # whose structures the searcher begins with

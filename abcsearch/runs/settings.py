@@ -244,6 +244,7 @@ class RunConfig(SearchSettings):
         finetune: how the winner and the baselines are fine-tuned.
         baselines: what the winner is compared with, of `BASELINES` or by import path.
         transform: what is done to the fine-tuned winner, of `TRANSFORMS` or by import path, in this order.
+        rewind: the epoch of pre-training whose weights the baseline `rewound` begins with; 0: those before it.
 
     Raises:
         ConfigError: if there is neither a checkpoint nor a recipe for pre-training, or a baseline is unknown.
@@ -255,6 +256,7 @@ class RunConfig(SearchSettings):
     finetune: Recipe = setting(make=lambda: Recipe(lr=0.02), decides=False)
     baselines: tuple[str, ...] = setting(("uniform",), decides=False)
     transform: tuple[Part, ...] = setting((), decides=False)
+    rewind: int = setting(0, at_least=0, decides=False)
 
     def __post_init__(self) -> None:
         """Checks that there will be a trained network."""
@@ -270,6 +272,17 @@ class RunConfig(SearchSettings):
         others = tuple(b for b in dict.fromkeys(self.baselines) if b != self.searcher.name)
         object.__setattr__(self, "baselines", others)
         check_base(self.model, self.pretrain)
+        check_rewind(self.rewind, self.pretrain)
+
+
+def check_rewind(rewind: int, pretrain: Recipe | None) -> None:
+    """Raises ConfigError unless there are weights of that epoch of pre-training."""
+    check_value(RunConfig, "rewind", rewind)
+    epochs = 0 if pretrain is None else pretrain.epochs
+    if rewind > epochs:
+        what = "the network was brought trained: there are no early weights" if pretrain is None else ""
+        msg = f"rewind is an epoch of [pretrain], from 0 to {epochs}, found {rewind}" + (f"; {what}" if what else "")
+        raise ConfigError(msg)
 
 
 def _parts(name: str, listed: Any) -> tuple[Part, ...]:  # noqa: ANN401 - whatever was given, or a file holds
