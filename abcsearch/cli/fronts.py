@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from abcsearch.results.exports import RunExport
     from abcsearch.results.front_status import FrontStatus, FrontWatch
     from abcsearch.results.open_run import FinishedRun
-    from abcsearch.runs.loop import Progress
+    from abcsearch.runs.progress import Progress
     from abcsearch.training.crew import Workers
 
 

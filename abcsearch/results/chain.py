@@ -35,7 +35,7 @@ from abcsearch.results.links import (
 )
 from abcsearch.runs.chain_check import check_chain
 from abcsearch.runs.disk.weights import checkpoint_path
-from abcsearch.runs.loop import Progress, silent
+from abcsearch.runs.progress import Progress, silent
 from abcsearch.runs.settings import Part
 from abcsearch.steps import doing
 from abcsearch.training.checkpoints import network_hash

@@ -9,7 +9,7 @@ from abcsearch.results.chain import apply_chain, chain_model
 from abcsearch.results.finetuned_files import refusal, weights_path
 from abcsearch.results.links import FOLDER, START, Chain, chain_for
 from abcsearch.runs.disk.stages import CHAINING
-from abcsearch.runs.loop import Progress, logged, silent
+from abcsearch.runs.progress import Progress, logged, silent
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from abcsearch.files import Anchor, replace_file
 from abcsearch.runs.disk.early import early_path
 from abcsearch.runs.disk.missing import AGAIN
 from abcsearch.runs.disk.weights import checkpoint_path, load_checkpoint, weights_writer
-from abcsearch.runs.loop import Progress, silent
+from abcsearch.runs.progress import Progress, silent
 from abcsearch.steps import doing
 from abcsearch.training.loop import train
 

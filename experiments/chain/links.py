@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_config(read_config(options.config), folder)
         run = open_run(folder)
         finetune_run(run, progress=_say)
-        sys.stdout.write(f"{processors()}; {versions("abcsearch", "torch", "onnxruntime", "torchao")}\n\n")
+        sys.stdout.write(f"{processors()}; {versions('abcsearch', 'torch', 'onnxruntime', 'torchao')}\n\n")
         for name in options.chains:
             _chain(run, name, options.run_dir)
     except AbcSearchError as error:

@@ -8,6 +8,7 @@ import torch
 
 from abcsearch import Recipe, apply_chain, chain_model, load_data
 from abcsearch.models.registry import Constructor
+from abcsearch.results import chain_costs
 from abcsearch.results.links import read_link
 from tests.problems import forks
 
@@ -23,6 +24,7 @@ LINKS = [
 
 def _apply(folder):
     torch.set_num_threads(1)
+    chain_costs._SECONDS, chain_costs._session = 0.05, lambda *_: None  # in no time, without onnxruntime
     model = Constructor(name="small_resnet", options=OPTIONS).build().eval()
     recipe = Recipe(epochs=3, batch_size=64, lr=0.02)
     named = {"constructor": "small_resnet", "options": OPTIONS, "recipe": recipe}
