@@ -106,7 +106,7 @@ def splitting(flow: Flow, op: Op) -> Sequence[Layout | None]:
 def _split_by_sizes(
     flow: Flow, op: Op, pieces: list[NDArray[np.int64]], counts: Sequence[Count], layout: Layout
 ) -> None:
-    """Says that every piece is as long as a number; if that is computed, pieces of one length lose the same channels."""
+    """Says that every piece is as long as a number; where that is computed, equal pieces lose the same channels."""
     if any(count.terms for count in counts) and _same_lengths(pieces):
         equal_runs(flow, layout.positions, len(pieces))
     for piece, count in zip(pieces, counts, strict=False):
