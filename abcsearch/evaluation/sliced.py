@@ -19,6 +19,7 @@ from abcsearch.errors import ConfigError, DataError, plural, unknown_name
 from abcsearch.evaluation import racing
 from abcsearch.evaluation.options import ScoringOptions
 from abcsearch.rng import torch_seeded, torch_stream
+from abcsearch.training.collected import by_images
 from abcsearch.training.computing import computing, find_device, laid_out
 from abcsearch.training.objectives import METRICS, Objective, find_objective
 from abcsearch.training.scoring import Tally, predict, score, scoring_batch
@@ -67,7 +68,8 @@ class SlicedEvaluator(ABC):
             options: see `ScoringOptions`.
 
         Raises:
-            ConfigError: if the metric is unknown, or is none; if this machine has no such device.
+            ConfigError: if the metric is unknown, or is none, or of a whole data set where scoring is in stages; if
+                this machine has no such device.
             ModelError: if the network does not return what the objective needs.
             DataError: if a label has no output; if the first stage of racing is to show fewer images than there are
                 classes, or more than there are images.
@@ -84,6 +86,7 @@ class SlicedEvaluator(ABC):
         self._validation = data.validation if whole else data.validation.part(chosen.values)
         self._stages: tuple[torch.Tensor, ...] = ()  # positions of the images of each
         if self.races:
+            by_images(self.metric, self._image_metrics)
             ends = racing.ends(count, _first_stage(data, count, options.stage_images))
             self._stages = chosen.indices.argsort().tensor_split(ends[:-1])
         self._settle()
@@ -154,6 +157,11 @@ class SlicedEvaluator(ABC):
         return predict(copy.deepcopy(self.source.full), images)
 
     @property
+    def _image_metrics(self) -> tuple[str, ...]:
+        """The metrics that are means over images."""
+        return (*self._objective.metrics, *self._objective.to_full)
+
+    @property
     def races(self) -> bool:
         """Whether it stops scoring candidates that have lost."""
         return self.options.scoring == "racing" and self._is_usual
@@ -217,7 +225,8 @@ class SlicedEvaluator(ABC):
 
     def _scored(self, network: nn.Module, shrink: int, bar: float | None, images: Split | None) -> Tally:
         """Returns the metrics on some images, or on those of each stage until the bar is out of reach."""
-        tally, size = Tally(self._objective, self.metric), scoring_batch(self.device) // shrink
+        kept = self.metric if self.metric in self._image_metrics else None
+        tally, size = Tally(self._objective, kept), scoring_batch(self.device) // shrink
         stages, shown = self._stages, self._validation
         if images is not None:
             stages, shown = (torch.arange(len(images)),), images
@@ -237,10 +246,14 @@ class SlicedEvaluator(ABC):
         means = tally.means()
         if bar is None or not all(map(math.isfinite, means.values())):
             return bar is not None
+        if self.metric not in self._image_metrics:
+            return False
         return racing.is_behind(means[self.metric], racing.standard_error(tally.values()), bar)
 
     def _spread(self, tally: Tally) -> dict[str, float]:
         """Returns on how many images a fitness was found, how sure it is, and how groups of all images did."""
+        if self.metric not in self._image_metrics:
+            return {racing.IMAGES: float(tally.count)}
         values = tally.values()
         error = racing.standard_error(values)
         found = {racing.IMAGES: float(tally.count)} | ({} if error is None else {racing.ERROR: error})
@@ -317,8 +330,8 @@ def with_metric(objective: Objective, metric: str) -> Objective:
     Raises:
         ConfigError: if the metric is unknown, or its import path leads nowhere.
     """
-    known = [*objective.metrics, *objective.to_full, *METRICS.added()]
-    if metric in (*objective.metrics, *objective.to_full):
+    known = [*objective.all_metrics, *objective.to_full, *METRICS.added()]
+    if metric in (*objective.all_metrics, *objective.to_full):
         return objective
     if metric not in known and ":" not in metric:
         raise ConfigError(unknown_name("metric", metric, known))

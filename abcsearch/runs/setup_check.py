@@ -22,11 +22,14 @@ from abcsearch.runs.setup import FILE, SetUp, write_setup
 from abcsearch.runs.setup_words import Looked, Scored, notes_on, warnings_on
 from abcsearch.runs.timing import full_macs
 from abcsearch.steps import doing
+from abcsearch.training.collected import finished
 from abcsearch.training.computing import computing, find_device
 from abcsearch.training.objectives import find_objective
-from abcsearch.training.scoring import passes, values_of
+from abcsearch.training.scoring import Tally, device_of, passes, scoring_batch, values_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import nn
 
     from abcsearch.data.images import Images
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 _MOST, _LEAST, _WORK, _VALUES = 2000, 200, 300e9, 64e6
 _CALIBRATION, _BATCH = 512, 128  # as of AdaptiveBN
 _GUESSED = 256  # labels that a constant answer is scored on at a time
+_GROUPS = 10  # of images, whose scores say how sure a metric is that is no mean over images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,15 +139,18 @@ def _pixels(images: Inputs) -> dict[str, torch.Tensor]:
 
 
 def _scored(model: nn.Module, images: Images, goal: Objective) -> Scored:
-    """Returns what a network answers on images: values per image, and classes of a classification."""
-    name = goal.headline
+    """Returns what a network answers on images: values per image or group, and classes of a classification."""
+    name, whole = goal.headline, goal.collected()
+    size = None if whole is None else min(scoring_batch(device_of(model)), -(-len(images) // _GROUPS))
     values: list[torch.Tensor] = []
     losses: list[torch.Tensor] = []
     answers: list[torch.Tensor] = []
     outputs: int | None = None
-    for given, labels in passes(model, images):
+    for given, labels in passes(model, images, size):
         goal.check(given, labels)
-        values.append(values_of(name, goal.metrics[name], given, labels).double().cpu())
+        if whole is not None:
+            whole.add(given, labels)
+        values.append(_values(goal, given, labels).cpu())
         if "neg_loss" in goal.metrics:
             losses.append(values_of("neg_loss", goal.metrics["neg_loss"], given, labels).double().cpu())
         if labels.dtype == torch.int64 and given.ndim == labels.ndim + 1:
@@ -156,7 +163,23 @@ def _scored(model: nn.Module, images: Images, goal: Objective) -> Scored:
         answers=torch.cat(answers) if answers else None,
         labels=images.labels.cpu(),
         outputs=outputs,
+        whole=None if whole is None else finished(whole, goal.collects)[name],
     )
+
+
+def _values(goal: Objective, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns the metric that reports show of every image, float64; of a group of them if it is no mean over images."""
+    if goal.headline in goal.metrics:
+        return values_of(goal.headline, goal.metrics[goal.headline], outputs, labels).double()
+    return torch.tensor([_of_all(goal, [(outputs, labels)])], dtype=torch.float64).nan_to_num()
+
+
+def _of_all(goal: Objective, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Returns the metric that reports show of all batches of outputs and labels."""
+    tally = Tally(goal)
+    for outputs, labels in batches:
+        tally.add(outputs, labels)
+    return tally.means()[goal.headline]
 
 
 def _chance(data: Data, goal: Objective, scored: Scored) -> float | None:
@@ -173,11 +196,8 @@ def _chance(data: Data, goal: Objective, scored: Scored) -> float | None:
         one[:, int(every[every >= 0].bincount().argmax())] = 1
     else:
         return None
-    name, total = goal.headline, 0.0
-    for some in labels.split(_GUESSED):
-        shape = some.shape if some.dtype != torch.int64 else (len(some), one.shape[1], *some.shape[1:])
-        total += float(values_of(name, goal.metrics[name], one.expand(shape), some).double().sum())
-    return total / len(labels)
+    shape = labels.shape[1:] if labels.dtype != torch.int64 else (one.shape[1], *labels.shape[1:])
+    return _of_all(goal, ((one.expand(len(some), *shape), some) for some in labels.split(_GUESSED)))
 
 
 def asked_of(settings: SearchSettings) -> Asked:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.registry import Registry
+    from abcsearch.training.collected import Collected
 
 Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -45,19 +46,44 @@ class Objective:
             sets it.
         metrics: by name: (outputs, labels) of a batch to one number per image, (batch,); higher is better. A network's
             score is their mean over all images.
+        collects: names of metrics of a whole data set, which are no means over images (average precision, intersection
+            over union); the first one is what reports show. () without any.
+        collector: makes what they are collected by, anew for each scoring; None: there are none.
         to_full: by name: (outputs, outputs of the full network) to one number per image, (batch,); higher is better.
         check: raises ModelError or DataError where the outputs of a batch do not fit its labels.
+
+    Raises:
+        ConfigError: if there is no metric at all, or names or what collects them are missing.
     """
 
     loss: Callable[..., torch.Tensor]
     metrics: Mapping[str, Metric]
     to_full: Mapping[str, Metric] = field(default_factory=dict[str, Metric])
     check: Callable[[torch.Tensor, torch.Tensor], None] = _fits
+    collects: tuple[str, ...] = ()
+    collector: Callable[[], Collected] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks that there are metrics, and names for those that are collected."""
+        if (self.collector is None) == bool(self.collects):
+            msg = "an objective has collects, names of metrics of a whole data set, and their collector, or neither"
+            raise ConfigError(msg)
+        if not self.all_metrics:
+            raise ConfigError("an objective has a metric at least, found none: give it metrics, or collects")
+
+    @property
+    def all_metrics(self) -> tuple[str, ...]:
+        """The names of its metrics but for those to the full network; those of a whole data set first."""
+        return (*self.collects, *self.metrics)
 
     @property
     def headline(self) -> str:
-        """The metric that reports show: the first one."""
-        return next(iter(self.metrics))
+        """The metric that reports show: the first one of a whole data set, or else of images."""
+        return self.all_metrics[0]
+
+    def collected(self) -> Collected | None:
+        """Returns what collects a scoring's answers; None: all metrics are means over images."""
+        return None if self.collector is None else self.collector()
 
 
 def _hits(outputs: torch.Tensor, labels: torch.Tensor, count: int) -> torch.Tensor:

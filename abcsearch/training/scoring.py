@@ -9,6 +9,7 @@ import torch
 
 from abcsearch.errors import ConfigError
 from abcsearch.example import run_on
+from abcsearch.training.collected import finished
 from abcsearch.training.objectives import Objective, find_objective, output_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def score(
     full: torch.Tensor | None = None,
     batch_size: int | None = None,
 ) -> dict[str, float]:
-    """Returns all metrics of a network on a split, means over its images; higher is better.
+    """Returns all metrics of a network on a split, means over its images or of all of them; higher is better.
 
     Of a classifier: top1 and top5 in [0, 1], neg_loss (negative mean cross-entropy). Runs in evaluation mode without
     gradients, on the device of the network, and leaves the modes of the modules as they were.
@@ -72,6 +73,7 @@ class Tally:
             kept: the metric whose values `values` returns, image by image; None: of none.
         """
         self.count = 0
+        self._collected = objective.collected()
         self._objective, self._kept = objective, kept
         self._names: list[str] = []
         self._sums: torch.Tensor | None = None
@@ -81,25 +83,33 @@ class Tally:
         self, model: nn.Module, split: Images, *, full: torch.Tensor | None = None, batch_size: int | None = None
     ) -> None:
         """Shows a network further images; arguments and errors as of `score`."""
-        goal, first = self._objective, 0
-        self._names = [*goal.metrics, *(goal.to_full if full is not None else ())]
+        first = 0
         for outputs, labels in passes(model, split, batch_size):
-            goal.check(outputs, labels)
-            each = [values_of(name, metric, outputs, labels) for name, metric in goal.metrics.items()]
-            if full is not None:
-                theirs = full[first : first + len(labels)]
-                each += [values_of(name, metric, outputs, theirs) for name, metric in goal.to_full.items()]
-            sums = torch.stack([values.sum(dtype=torch.float64) for values in each])
-            self._sums = sums + (0.0 if self._sums is None else self._sums)
-            if self._kept is not None:
-                self._values.append(each[self._names.index(self._kept)].double())
+            self._objective.check(outputs, labels)
+            self.add(outputs, labels, None if full is None else full[first : first + len(labels)])
             first += len(labels)
-        self.count += first
+
+    def add(self, outputs: torch.Tensor, labels: torch.Tensor, full: torch.Tensor | None = None) -> None:
+        """Takes the outputs of a batch, its labels and, with the metrics that need them, the full network's outputs."""
+        goal = self._objective
+        each = {name: values_of(name, metric, outputs, labels) for name, metric in goal.metrics.items()}
+        if full is not None:
+            each |= {name: values_of(name, metric, outputs, full) for name, metric in goal.to_full.items()}
+        if self._collected is not None:
+            self._collected.add(outputs, labels)
+        if each:
+            sums = torch.stack([values.sum(dtype=torch.float64) for values in each.values()])
+            self._sums = sums + (0.0 if self._sums is None else self._sums)
+        if self._kept is not None:
+            self._values.append(each[self._kept].double())
+        self._names = list(each)
+        self.count += len(labels)
 
     def means(self) -> dict[str, float]:
-        """Returns the mean of every metric over the images, which are one or more."""
+        """Returns every metric of the images, which are one or more: means, and those that are of all of them."""
+        collected = {} if self._collected is None else finished(self._collected, self._objective.collects)
         means = [] if self._sums is None else (self._sums / self.count).tolist()
-        return dict(zip(self._names, means, strict=True))
+        return {**collected, **dict(zip(self._names, means, strict=True))}
 
     def values(self) -> torch.Tensor:
         """Returns the values of the metric that is kept, in the order of the images: (count,) float64, on the CPU."""
