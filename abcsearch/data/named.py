@@ -25,6 +25,8 @@ DATASETS: Registry[Callable[..., Data]] = Registry(
         "imagenet": Home(path=f"{_IN}.folders:imagenet"),
         "image_folder": Home(path=f"{_IN}.folders:image_folder"),
         "npz": Home(path=f"{_IN}.arrays:npz"),
+        "superresolution_samples": Home(path=f"{_IN}.pairs:superresolution_samples"),
+        "superresolution_folder": Home(path=f"{_IN}.pairs:superresolution_folder"),
     },
     error=DataError,
 )

@@ -92,7 +92,7 @@ def look_at(model: nn.Module, data: Data, macs: int, asked: Asked) -> SetUp:
         if statistics(network) and len(images) > 1:
             calibrate(network, images, batch_size=min(_BATCH, len(images)))
             known["calibrated"] = _scored(network, held, goal)
-    return _record(Looked(**known, images=len(held), chance=_chance(data, goal, known["loaded"])))
+    return _record(Looked(**known, images=len(held), chance=_chance(data, goal, known["loaded"], held)))
 
 
 def _record(looked: Looked) -> SetUp:
@@ -182,12 +182,15 @@ def _of_all(goal: Objective, batches: Iterable[tuple[torch.Tensor, torch.Tensor]
     return tally.means()[goal.headline]
 
 
-def _chance(data: Data, goal: Objective, scored: Scored) -> float | None:
+def _chance(data: Data, goal: Objective, scored: Scored, held: Images) -> float | None:
     """Returns the score of the best constant answer: the commonest class of the training labels, or their mean.
 
-    None where the objective is the user's own, of which nobody knows what that is.
+    Of super-resolution that of bicubic interpolation of the images that the network was scored on. None where the
+    objective is the user's own, of which nobody knows what that is.
     """
     labels = data.validation.labels.cpu()
+    if data.objective == "superresolution":
+        return _of_all(goal, ((_enlarged(low, high), high) for low, high in held.batches(_GUESSED)))
     if data.objective == "regression":
         one = data.train.labels.mean(dim=0)[None]
     elif data.objective in ("classification", "segmentation") and scored.outputs is not None:
@@ -198,6 +201,12 @@ def _chance(data: Data, goal: Objective, scored: Scored) -> float | None:
         return None
     shape = labels.shape[1:] if labels.dtype != torch.int64 else (one.shape[1], *labels.shape[1:])
     return _of_all(goal, ((one.expand(len(some), *shape), some) for some in labels.split(_GUESSED)))
+
+
+def _enlarged(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns images as large as the labels, by bicubic interpolation."""
+    size = tuple(labels.shape[2:])
+    return torch.nn.functional.interpolate(images, size=size, mode="bicubic", align_corners=False)
 
 
 def asked_of(settings: SearchSettings) -> Asked:

@@ -23,6 +23,7 @@ def _metric(name: str, value: Any) -> Metric:  # noqa: ANN401 - whatever a name 
 
 
 _IN = "abcsearch.training.objectives"
+_QUALITY = "abcsearch.training.image_quality"
 
 # Name -> metric: (outputs, labels) of a batch to one number per image, (batch,); higher is better. Those of this
 # package are of objectives, which say which; `METRICS["mine"] = function` can be the fitness under any objective.
@@ -50,6 +51,11 @@ METRICS: Registry[Metric] = Registry(
         ),
         "neg_mse": Home(path=f"{_IN}:neg_mse", description="regression: minus the mean squared error"),
         "neg_mae": Home(path=f"{_IN}:neg_mae", description="regression: minus the mean absolute error"),
+        "psnr": Home(
+            path=f"{_QUALITY}:psnr",
+            description="super-resolution: peak signal-to-noise ratio of Y in dB, mean over images",
+        ),
+        "ssim": Home(path=f"{_QUALITY}:ssim", description="super-resolution: structural similarity of Y, up to 1"),
     },
     error=ConfigError,
     accept=_metric,
@@ -71,6 +77,10 @@ OBJECTIVES: Registry[Any] = Registry(
         "regression": Home(
             path=f"{_IN}:REGRESSION", description="numbers: mean squared error; judged by neg_mse, neg_mae"
         ),
+        "superresolution": Home(
+            path=f"{_QUALITY}:SUPERRESOLUTION",
+            description="images from small ones: mean absolute error; judged by psnr, ssim",
+        ),
     },
     error=ConfigError,
     accept=Home(path=f"{_IN}:as_objective"),
@@ -86,5 +96,7 @@ def is_share(metric: str) -> bool:
 
 
 def metric_text(metric: str, value: float) -> str:
-    """Returns a metric's value as people read it: shares of images or pixels in per cent."""
+    """Returns a metric's value as people read it: shares of images or pixels in per cent, ratios of signals in dB."""
+    if metric == "psnr":
+        return f"{value:.2f} dB"
     return f"{100 * value:.2f} %" if is_share(metric) else f"{value:.4f}"
