@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from abcsearch.errors import plural
-from abcsearch.runs.setup import chance_name
+from abcsearch.runs.disk.setup import chance_name
 from abcsearch.training.objectives import is_share, metric_text
 
 if TYPE_CHECKING:
