@@ -24,6 +24,8 @@ DATASETS: Registry[Callable[..., Data]] = Registry(
         "cifar100": Home(path=f"{_IN}.arrays:cifar100"),
         "imagenet": Home(path=f"{_IN}.folders:imagenet"),
         "image_folder": Home(path=f"{_IN}.folders:image_folder"),
+        "coco": Home(path=f"{_IN}.coco:coco"),
+        "shapes": Home(path=f"{_IN}.shapes:shapes"),
         "npz": Home(path=f"{_IN}.arrays:npz"),
     },
     error=DataError,

@@ -22,7 +22,9 @@ from abcsearch.runs.setup import FILE, SetUp, write_setup
 from abcsearch.runs.setup_words import Looked, Scored, notes_on, warnings_on
 from abcsearch.runs.timing import full_macs
 from abcsearch.steps import doing
+from abcsearch.training.collected import Collection
 from abcsearch.training.computing import computing, find_device
+from abcsearch.training.detections import constant_detections
 from abcsearch.training.objectives import find_objective
 from abcsearch.training.scoring import passes, values_of
 
@@ -141,9 +143,12 @@ def _scored(model: nn.Module, images: Images, goal: Objective) -> Scored:
     losses: list[torch.Tensor] = []
     answers: list[torch.Tensor] = []
     outputs: int | None = None
-    for given, labels in passes(model, images):
+    whole = _of_all(goal)
+    for given, labels in passes(model, images, output=goal.output):
         goal.check(given, labels)
-        values.append(values_of(name, goal.metrics[name], given, labels).double().cpu())
+        whole.add(given, labels)
+        if name in goal.metrics:
+            values.append(values_of(name, goal.metrics[name], given, labels).double().cpu())
         if "neg_loss" in goal.metrics:
             losses.append(values_of("neg_loss", goal.metrics["neg_loss"], given, labels).double().cpu())
         if labels.dtype == torch.int64 and given.ndim == labels.ndim + 1:
@@ -151,7 +156,7 @@ def _scored(model: nn.Module, images: Images, goal: Objective) -> Scored:
         if labels.dtype == torch.int64 and labels.ndim == 1 and given.ndim == 2:
             answers.append(given.argmax(dim=1).cpu())
     return Scored(
-        values=torch.cat(values),
+        values=torch.cat(values) if values else torch.tensor([whole.finish()[name]], dtype=torch.float64),
         losses=torch.cat(losses) if losses else None,
         answers=torch.cat(answers) if answers else None,
         labels=images.labels.cpu(),
@@ -159,12 +164,21 @@ def _scored(model: nn.Module, images: Images, goal: Objective) -> Scored:
     )
 
 
+def _of_all(goal: Objective) -> Collection:
+    """Returns what the first metric of an objective is collected in, where it is one of a whole data set."""
+    return Collection({name: kind for name, kind in goal.whole.items() if name == goal.headline})
+
+
 def _chance(data: Data, goal: Objective, scored: Scored) -> float | None:
-    """Returns the score of the best constant answer: the commonest class of the training labels, or their mean.
+    """Returns the score of a constant answer: the commonest class of the training labels, or their mean.
 
     None where the objective is the user's own, of which nobody knows what that is.
     """
     labels = data.validation.labels.cpu()
+    if data.objective == "detection":
+        whole = _of_all(goal)
+        whole.add(constant_detections(data.train.labels, len(labels)), labels)
+        return whole.finish()[goal.headline]
     if data.objective == "regression":
         one = data.train.labels.mean(dim=0)[None]
     elif data.objective in ("classification", "segmentation") and scored.outputs is not None:

@@ -40,7 +40,7 @@ class Scored:
     """What a network answers on some images.
 
     Attributes:
-        values: (n,) float64, the metric of every image.
+        values: (n,) float64, the metric of every image; (1,) where it is one of a whole data set.
         losses: (n,) minus the loss of every image, higher is better; None where the objective has no such metric.
         answers: (n,) int64, the best class of every image of a classification; else None.
         labels: of these images.

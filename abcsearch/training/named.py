@@ -23,6 +23,7 @@ def _metric(name: str, value: Any) -> Metric:  # noqa: ANN401 - whatever a name 
 
 
 _IN = "abcsearch.training.objectives"
+_MAP = "abcsearch.training.detections:MeanAveragePrecision"
 
 # Name -> metric: (outputs, labels) of a batch to one number per image, (batch,); higher is better. Those of this
 # package are of objectives, which say which; `METRICS["mine"] = function` can be the fitness under any objective.
@@ -50,6 +51,9 @@ METRICS: Registry[Metric] = Registry(
         ),
         "neg_mse": Home(path=f"{_IN}:neg_mse", description="regression: minus the mean squared error"),
         "neg_mae": Home(path=f"{_IN}:neg_mae", description="regression: minus the mean absolute error"),
+        "mAP": Home(path=_MAP, description="detection: COCO's average precision, overlaps of 0.5 to 0.95"),
+        "mAP50": Home(path=_MAP, description="detection: likewise, boxes that overlap by half are right"),
+        "mAP75": Home(path=_MAP, description="detection: likewise, by three quarters"),
     },
     error=ConfigError,
     accept=_metric,
@@ -71,20 +75,24 @@ OBJECTIVES: Registry[Any] = Registry(
         "regression": Home(
             path=f"{_IN}:REGRESSION", description="numbers: mean squared error; judged by neg_mse, neg_mae"
         ),
+        "detection": Home(
+            path="abcsearch.training.detections:DETECTION",
+            description="boxes of objects: the network's own losses; judged by mAP, mAP50, mAP75 of all images",
+        ),
     },
     error=ConfigError,
     accept=Home(path=f"{_IN}:as_objective"),
     callables=False,
 )
 
-_SHARES = frozenset({"top1", "top5", "pixel_accuracy", "miou"})
+_SHARES = frozenset({"top1", "top5", "pixel_accuracy", "miou", "mAP", "mAP50", "mAP75"})
 
 
 def is_share(metric: str) -> bool:
-    """Returns whether a metric is a share of images or pixels."""
+    """Returns whether a metric is in [0, 1] and told in per cent: shares of images or pixels, average precision."""
     return metric in _SHARES
 
 
 def metric_text(metric: str, value: float) -> str:
-    """Returns a metric's value as people read it: shares of images or pixels in per cent."""
+    """Returns a metric's value as people read it: what is in [0, 1] in per cent."""
     return f"{100 * value:.2f} %" if is_share(metric) else f"{value:.4f}"
