@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
+from abcsearch.data.boxes import are_boxes, moved
 from abcsearch.data.images import IGNORED
 from abcsearch.errors import DataError
 from abcsearch.example import Example
@@ -66,7 +67,7 @@ class Moves:
         return images.flatten(0, 2).index_select(0, positions.flatten()).view(n, height, width, channels)
 
     def apply_to_labels(self, labels: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """Returns the labels of moved images: those of pixels move with them, pixels that come in do not count.
+        """Returns the labels of moved images: pixels and boxes move with them, pixels that come in do not count.
 
         Labels that are images themselves, of as many channels and a whole number of times as large, move with them,
         too.
@@ -80,16 +81,18 @@ class Moves:
         """
         if labels.ndim <= 2 or (self.offsets is None and self.mirrored is None):
             return labels
+        if are_boxes(labels):
+            offsets = None if self.offsets is None else self.offsets - self.shift
+            return moved(labels, (shape[1], shape[2]), offsets, self.mirrored)
         if scale := _enlargement(labels, shape):
-            larger = replace(
-                self, shift=scale * self.shift, offsets=None if self.offsets is None else scale * self.offsets
-            )
+            offsets = None if self.offsets is None else scale * self.offsets
+            larger = replace(self, shift=scale * self.shift, offsets=offsets)
             return larger.apply(labels.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if labels.dtype != torch.int64 or labels.shape[1:] != shape[1:]:
             msg = (
                 f"labels {tuple(labels.shape[1:])} {labels.dtype} of images {shape} cannot be shifted and mirrored "
-                "with them: only class numbers of every pixel can, and images of as many channels; set shift = 0 and "
-                "flip = false in the recipe"
+                "with them: only class numbers of every pixel, boxes, and images of as many channels can; set "
+                "shift = 0 and flip = false in the recipe"
             )
             raise DataError(msg)
         return self.apply(labels[..., None], IGNORED)[..., 0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from abcsearch.data.boxes import LABEL, are_boxes, check_boxes
 from abcsearch.errors import DataError, plural
 from abcsearch.example import Example, Inputs
 from abcsearch.rng import derived_seed
@@ -47,7 +48,7 @@ class Images(ABC):
 
     Attributes:
         labels: (n,) int64 class numbers from 0; or (n, ...) float32 values; or (n, height, width) int64 class numbers
-            of pixels, -100 for those that do not count.
+            of pixels, -100 for those that do not count; or (n, most, 6) float64 boxes, see `abcsearch.data.boxes`.
     """
 
     labels: torch.Tensor
@@ -128,6 +129,9 @@ def check_labels(labels: torch.Tensor, count: int) -> None:
     if labels.shape[:1] != (count,):
         msg = f"labels are ({count},) int64 for {plural(count, 'image')}, {found}"
         raise DataError(msg)
+    if are_boxes(labels):
+        check_boxes(labels, count)
+        return
     if labels.dtype == torch.float32:
         wrong = int((~torch.isfinite(labels)).sum())
         if wrong:
@@ -146,6 +150,22 @@ def check_labels(labels: torch.Tensor, count: int) -> None:
         but = "" if labels.ndim == 1 else f", {IGNORED} for pixels that do not count"
         msg = f"labels count classes from 0{but}, found {low}"
         raise DataError(msg)
+
+
+def class_count(labels: torch.Tensor) -> int | None:
+    """Returns the number of classes, the largest class number plus 1; of boxes without class 0, the background.
+
+    None where labels are values.
+    """
+    if are_boxes(labels):
+        return int(labels[..., LABEL].max())
+    return 1 + int(labels.max()) if labels.dtype == torch.int64 else None
+
+
+def hardest(labels: torch.Tensor) -> torch.Tensor:
+    """Returns the position of an image with the highest class number or value, (1,), which needs an output."""
+    values = labels[..., LABEL] if are_boxes(labels) else labels
+    return values.reshape(len(labels), -1).amax(dim=1).argmax()[None]
 
 
 def select(rows: Inputs, indices: torch.Tensor) -> Inputs:
@@ -195,7 +215,7 @@ def check_classification(labels: torch.Tensor) -> None:
     if labels.dtype != torch.int64 or labels.ndim != 1:
         msg = (
             f"labels of a classification are (n,) int64, found {tuple(labels.shape)} {labels.dtype}; say what they are "
-            'for: objective = "regression" or "segmentation"'
+            'for: objective = "regression", "segmentation" or "detection"'
         )
         raise DataError(msg)
 

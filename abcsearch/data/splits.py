@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abcsearch.data.augmentation import draw_moves
+from abcsearch.data.boxes import check_splits
 from abcsearch.data.images import (
     Images,
     as_rows,
     check_classification,
     check_inputs,
     check_labels,
+    class_count,
     from_rows,
     held_out,
     own_share,
@@ -230,6 +232,8 @@ class Data:
             raise DataError(msg)
         if self.objective == "classification":
             self._check_classes(parts)
+        labels = {part: images.labels for part, images in parts.items()}
+        check_splits(self.name, self.objective, labels, self.train.shape)
 
     def _check_classes(self, parts: dict[str, Images]) -> None:
         for part, images in parts.items():
@@ -366,16 +370,17 @@ class Data:
 
     @property
     def classes(self) -> int:
-        """The number of classes: the largest label plus 1.
+        """The number of classes: the largest label plus 1; of boxes the largest label, as 0 is the background.
 
         Raises:
             DataError: if labels are no class numbers.
         """
-        every = [images.labels for images in (self.train, self.validation, self.test)]
-        if any(labels.dtype != torch.int64 for labels in every):
+        counts = [class_count(images.labels) for images in (self.train, self.validation, self.test)]
+        known = [count for count in counts if count is not None]
+        if len(known) < len(counts):
             msg = f"{self.name}: labels are values, not class numbers: there is no number of classes"
             raise DataError(msg)
-        return 1 + max(int(labels.max()) for labels in every)
+        return max(known)
 
     @cached_property
     def example(self) -> Any:  # noqa: ANN401 - `Inputs`, which what is derived narrows

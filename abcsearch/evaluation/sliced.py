@@ -15,14 +15,15 @@ import torch
 from abcsearch.channels.fixed import Fixed
 from abcsearch.channels.repair import Repaired
 from abcsearch.channels.source import Sliced
+from abcsearch.data.images import hardest
 from abcsearch.errors import ConfigError, DataError, plural, unknown_name
 from abcsearch.evaluation import racing
 from abcsearch.evaluation.options import ScoringOptions
 from abcsearch.rng import torch_seeded, torch_stream
-from abcsearch.training.collected import by_images
+from abcsearch.training.collected import is_whole
 from abcsearch.training.computing import computing, find_device, laid_out
 from abcsearch.training.objectives import METRICS, Objective, find_objective
-from abcsearch.training.scoring import Tally, predict, score, scoring_batch
+from abcsearch.training.scoring import Tally, predict, repeats, score, scoring_batch
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ class SlicedEvaluator(ABC):
             options: see `ScoringOptions`.
 
         Raises:
-            ConfigError: if the metric is unknown, or is none, or of a whole data set where scoring is in stages; if
-                this machine has no such device.
+            ConfigError: if the metric is unknown, or is none; if this machine has no such device.
             ModelError: if the network does not return what the objective needs.
             DataError: if a label has no output; if the first stage of racing is to show fewer images than there are
                 classes, or more than there are images.
@@ -79,6 +79,11 @@ class SlicedEvaluator(ABC):
         self.metric = options.metric or objective.headline
         self._objective = with_metric(objective, self.metric)
         self.source, self.data = repaired(source, data, options.repair), data
+        if self.metric in self._objective.whole and options.scoring == "racing":
+            msg = (
+                f'evaluator: scoring = "racing" compares candidates image by image, and {self.metric} is one number of '
+            )
+            raise ConfigError(f'{msg}all images, of which one image has no share; set scoring = "full"')
         count = min(options.validation_images or len(data.validation), len(data.validation))
         self._order = torch.randperm(len(data.validation), generator=torch_stream(data.seed, "validation images"))
         chosen = self._order[:count].sort()
@@ -86,18 +91,16 @@ class SlicedEvaluator(ABC):
         self._validation = data.validation if whole else data.validation.part(chosen.values)
         self._stages: tuple[torch.Tensor, ...] = ()  # positions of the images of each
         if self.races:
-            by_images(self.metric, self._image_metrics)
             ends = racing.ends(count, _first_stage(data, count, options.stage_images))
             self._stages = chosen.indices.argsort().tensor_split(ends[:-1])
         self._settle()
         # What is wrong with all candidates is said once here, not by every trial; on a copy, since forward may have
         # side effects.
-        labels = self._validation.labels
-        highest = labels.reshape(len(labels), -1).amax(dim=1).argmax()[None]
+        highest = hardest(self._validation.labels)
         one, probe = self._validation.part(highest), copy.deepcopy(source.model)
         with torch_seeded(0, "probe"):
             score(probe, one, objective=self._objective)
-            if not torch.equal(*(predict(probe, one).nan_to_num() for _ in range(2))):
+            if not repeats(probe, one, objective=self._objective):
                 msg = (
                     f"{type(source.model).__name__} draws random numbers in evaluation mode, so fitness cannot be "
                     "repeated; F.dropout needs training=self.training"
@@ -155,11 +158,6 @@ class SlicedEvaluator(ABC):
         if self.metric not in self._objective.to_full:
             return None
         return predict(copy.deepcopy(self.source.full), images)
-
-    @property
-    def _image_metrics(self) -> tuple[str, ...]:
-        """The metrics that are means over images."""
-        return (*self._objective.metrics, *self._objective.to_full)
 
     @property
     def races(self) -> bool:
@@ -225,8 +223,7 @@ class SlicedEvaluator(ABC):
 
     def _scored(self, network: nn.Module, shrink: int, bar: float | None, images: Split | None) -> Tally:
         """Returns the metrics on some images, or on those of each stage until the bar is out of reach."""
-        kept = self.metric if self.metric in self._image_metrics else None
-        tally, size = Tally(self._objective, kept), scoring_batch(self.device) // shrink
+        tally, size = Tally(self._objective, self.metric), scoring_batch(self.device) // shrink
         stages, shown = self._stages, self._validation
         if images is not None:
             stages, shown = (torch.arange(len(images)),), images
@@ -246,15 +243,14 @@ class SlicedEvaluator(ABC):
         means = tally.means()
         if bar is None or not all(map(math.isfinite, means.values())):
             return bar is not None
-        if self.metric not in self._image_metrics:
-            return False
-        return racing.is_behind(means[self.metric], racing.standard_error(tally.values()), bar)
+        values = tally.values()
+        return values is not None and racing.is_behind(means[self.metric], racing.standard_error(values), bar)
 
     def _spread(self, tally: Tally) -> dict[str, float]:
         """Returns on how many images a fitness was found, how sure it is, and how groups of all images did."""
-        if self.metric not in self._image_metrics:
-            return {racing.IMAGES: float(tally.count)}
         values = tally.values()
+        if values is None:
+            return {racing.IMAGES: float(tally.count)}
         error = racing.standard_error(values)
         found = {racing.IMAGES: float(tally.count)} | ({} if error is None else {racing.ERROR: error})
         if not self.finalists or tally.count < len(self._order):
@@ -330,9 +326,12 @@ def with_metric(objective: Objective, metric: str) -> Objective:
     Raises:
         ConfigError: if the metric is unknown, or its import path leads nowhere.
     """
-    known = [*objective.all_metrics, *objective.to_full, *METRICS.added()]
-    if metric in (*objective.all_metrics, *objective.to_full):
+    known = [*objective.names, *objective.to_full, *METRICS.added()]
+    if metric in (*objective.names, *objective.to_full):
         return objective
     if metric not in known and ":" not in metric:
         raise ConfigError(unknown_name("metric", metric, known))
-    return replace(objective, metrics={**objective.metrics, metric: METRICS.find(metric)})
+    made: Any = METRICS.find(metric)
+    if is_whole(made):
+        return replace(objective, whole={**objective.whole, metric: made})
+    return replace(objective, metrics={**objective.metrics, metric: made})

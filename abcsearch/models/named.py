@@ -34,6 +34,7 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
         "mobilenet_v1_cifar": Home(path=f"{_IN}.mobile:mobilenet_v1_cifar"),
         "mobilenet_v2_cifar": Home(path=f"{_IN}.mobile:mobilenet_v2_cifar"),
         "shufflenet_v2_x0_5_cifar": Home(path=f"{_IN}.mobile:shufflenet_v2_x0_5_cifar"),
+        "tiny_ssd": Home(path=f"{_IN}.ssd:TinySSD"),
     },
     error=ModelError,
 )

@@ -6,8 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from abcsearch.data.images import class_count
 from abcsearch.errors import RunError
 from abcsearch.example import sizes_of
 from abcsearch.exporting import Exported, export
@@ -109,5 +108,4 @@ def _info(run: FinishedRun, structure: Structure, scores: Mapping[str, Any] | No
 
 def _classes(data: Data) -> int | None:
     """Returns the number of classes; None where labels are values."""
-    whole = all(part.labels.dtype == torch.int64 for part in (data.train, data.validation, data.test))
-    return data.classes if whole else None
+    return None if class_count(data.train.labels) is None else data.classes

@@ -22,10 +22,11 @@ from abcsearch.runs.settings import RunConfig
 from abcsearch.runs.setup_words import Looked, Scored, notes_on, warnings_on
 from abcsearch.runs.timing import full_macs
 from abcsearch.steps import doing
-from abcsearch.training.collected import finished
+from abcsearch.training.collected import Collection
 from abcsearch.training.computing import computing, find_device
+from abcsearch.training.detections import constant_detections
 from abcsearch.training.objectives import find_objective
-from abcsearch.training.scoring import Tally, device_of, passes, scoring_batch, values_of
+from abcsearch.training.scoring import passes, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 _MOST, _LEAST, _WORK, _VALUES = 2000, 200, 300e9, 64e6
 _CALIBRATION, _BATCH = 512, 128  # as of AdaptiveBN
 _GUESSED = 256  # labels that a constant answer is scored on at a time
-_GROUPS = 10  # of images, whose scores say how sure a metric is that is no mean over images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,18 +139,18 @@ def _pixels(images: Inputs) -> dict[str, torch.Tensor]:
 
 
 def _scored(model: nn.Module, images: Images, goal: Objective) -> Scored:
-    """Returns what a network answers on images: values per image or group, and classes of a classification."""
-    name, whole = goal.headline, goal.collected()
-    size = None if whole is None else min(scoring_batch(device_of(model)), -(-len(images) // _GROUPS))
+    """Returns what a network answers on images: values per image, and classes of a classification."""
+    name = goal.headline
     values: list[torch.Tensor] = []
     losses: list[torch.Tensor] = []
     answers: list[torch.Tensor] = []
     outputs: int | None = None
-    for given, labels in passes(model, images, size):
+    whole = _of_all(goal)
+    for given, labels in passes(model, images, output=goal.output):
         goal.check(given, labels)
-        if whole is not None:
-            whole.add(given, labels)
-        values.append(_values(goal, given, labels).cpu())
+        whole.add(given, labels)
+        if name in goal.metrics:
+            values.append(values_of(name, goal.metrics[name], given, labels).double().cpu())
         if "neg_loss" in goal.metrics:
             losses.append(values_of("neg_loss", goal.metrics["neg_loss"], given, labels).double().cpu())
         if labels.dtype == torch.int64 and given.ndim == labels.ndim + 1:
@@ -158,39 +158,30 @@ def _scored(model: nn.Module, images: Images, goal: Objective) -> Scored:
         if labels.dtype == torch.int64 and labels.ndim == 1 and given.ndim == 2:
             answers.append(given.argmax(dim=1).cpu())
     return Scored(
-        values=torch.cat(values),
+        values=torch.cat(values) if values else torch.tensor([whole.finish()[name]], dtype=torch.float64),
         losses=torch.cat(losses) if losses else None,
         answers=torch.cat(answers) if answers else None,
         labels=images.labels.cpu(),
         outputs=outputs,
-        whole=None if whole is None else finished(whole, goal.collects)[name],
     )
 
 
-def _values(goal: Objective, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns the metric that reports show of every image, float64; of a group of them if it is no mean over images."""
-    if goal.headline in goal.metrics:
-        return values_of(goal.headline, goal.metrics[goal.headline], outputs, labels).double()
-    return torch.tensor([_of_all(goal, [(outputs, labels)])], dtype=torch.float64).nan_to_num()
-
-
-def _of_all(goal: Objective, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """Returns the metric that reports show of all batches of outputs and labels."""
-    tally = Tally(goal)
-    for outputs, labels in batches:
-        tally.add(outputs, labels)
-    return tally.means()[goal.headline]
+def _of_all(goal: Objective) -> Collection:
+    """Returns what the first metric of an objective is collected in, where it is one of a whole data set."""
+    return Collection({name: kind for name, kind in goal.whole.items() if name == goal.headline})
 
 
 def _chance(data: Data, goal: Objective, scored: Scored, held: Images) -> float | None:
-    """Returns the score of the best constant answer: the commonest class of the training labels, or their mean.
+    """Returns the score of a constant answer: the commonest class of the training labels, or their mean.
 
     Of super-resolution that of bicubic interpolation of the images that the network was scored on. None where the
     objective is the user's own, of which nobody knows what that is.
     """
-    labels = data.validation.labels.cpu()
+    labels, batches = data.validation.labels.cpu(), data.validation.labels.cpu().split(_GUESSED)
+    if data.objective == "detection":
+        return _over(goal, [(constant_detections(data.train.labels, len(labels)), labels)])
     if data.objective == "superresolution":
-        return _of_all(goal, ((_enlarged(low, high), high) for low, high in held.batches(_GUESSED)))
+        return _over(goal, ((_enlarged(low, high), high) for low, high in held.batches(_GUESSED)))
     if data.objective == "regression":
         one = data.train.labels.mean(dim=0)[None]
     elif data.objective in ("classification", "segmentation") and scored.outputs is not None:
@@ -200,7 +191,17 @@ def _chance(data: Data, goal: Objective, scored: Scored, held: Images) -> float 
     else:
         return None
     shape = labels.shape[1:] if labels.dtype != torch.int64 else (one.shape[1], *labels.shape[1:])
-    return _of_all(goal, ((one.expand(len(some), *shape), some) for some in labels.split(_GUESSED)))
+    return _over(goal, ((one.expand(len(some), *shape), some) for some in batches))
+
+
+def _over(goal: Objective, batches: Iterable[tuple[Any, torch.Tensor]]) -> float:
+    """Returns the metric that reports show over batches of outputs and labels."""
+    whole, name, values = _of_all(goal), goal.headline, list[torch.Tensor]()
+    for outputs, labels in batches:
+        whole.add(outputs, labels)
+        if name in goal.metrics:
+            values.append(values_of(name, goal.metrics[name], outputs, labels).double())
+    return float(torch.cat(values).mean()) if values else whole.finish()[name]
 
 
 def _enlarged(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

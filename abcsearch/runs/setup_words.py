@@ -41,12 +41,11 @@ class Scored:
     """What a network answers on some images.
 
     Attributes:
-        values: (n,) float64, the metric of every image; of groups of them, where it is no mean over images.
+        values: (n,) float64, the metric of every image; (1,) where it is one of a whole data set.
         losses: (n,) minus the loss of every image, higher is better; None where the objective has no such metric.
         answers: (n,) int64, the best class of every image of a classification; else None.
         labels: of these images.
         outputs: classes that the network has outputs for; None where it answers none.
-        whole: the metric of all images where it is no mean over them.
     """
 
     values: torch.Tensor
@@ -54,12 +53,11 @@ class Scored:
     answers: torch.Tensor | None
     labels: torch.Tensor
     outputs: int | None
-    whole: float | None = None
 
     @property
     def mean(self) -> float:
         """The score."""
-        return float(self.values.mean()) if self.whole is None else self.whole
+        return float(self.values.mean())
 
     @property
     def error(self) -> float:

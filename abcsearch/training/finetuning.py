@@ -103,14 +103,10 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
         same=same,
     )
     objective = find_objective(goal)
-    kept = objective.headline if objective.headline in objective.metrics else None
-    tally = Tally(objective, kept=kept)
+    tally = Tally(objective, kept=objective.headline)
     with computing(place, threads=recipe.threads):
         tally.take(tuned, data.test)
-    hits = None if kept is None else _hits(tally.values())
+    values = tally.values()
+    binary = values is not None and values.ndim == 1 and bool(((values == 0) | (values == 1)).all())
+    hits = values.bool() if values is not None and binary else None
     return FineTuned(model=tuned.eval().to(home), before=before, after=tally.means(), training=training, hits=hits)
-
-
-def _hits(values: torch.Tensor) -> torch.Tensor | None:
-    """Returns which images are answered rightly, where a metric of images says so: it is 0 or 1."""
-    return values.bool() if values.ndim == 1 and bool(((values == 0) | (values == 1)).all()) else None

@@ -41,7 +41,7 @@ def check_mixing(recipe: Recipe, split: Images, objective: str) -> None:
     if not recipe.randaugment:
         return
     if split.labels.ndim > 2:
-        msg = "randaugment moves images, not labels of pixels with them; set it to 0, and use shift and flip"
+        msg = "randaugment moves images, not labels of pixels or boxes with them; set it to 0, and use shift and flip"
         raise ConfigError(msg)
     if split.shape[0] not in _COLOURS:
         msg = f"randaugment takes images of 1 or 3 channels, found {split.shape[0]}; set it to 0"

@@ -24,6 +24,7 @@ def _metric(name: str, value: Any) -> Metric:  # noqa: ANN401 - whatever a name 
 
 _IN = "abcsearch.training.objectives"
 _QUALITY = "abcsearch.training.image_quality"
+_MAP = "abcsearch.training.detections:MeanAveragePrecision"
 
 # Name -> metric: (outputs, labels) of a batch to one number per image, (batch,); higher is better. Those of this
 # package are of objectives, which say which; `METRICS["mine"] = function` can be the fitness under any objective.
@@ -56,6 +57,9 @@ METRICS: Registry[Metric] = Registry(
             description="super-resolution: peak signal-to-noise ratio of Y in dB, mean over images",
         ),
         "ssim": Home(path=f"{_QUALITY}:ssim", description="super-resolution: structural similarity of Y, up to 1"),
+        "mAP": Home(path=_MAP, description="detection: COCO's average precision, overlaps of 0.5 to 0.95"),
+        "mAP50": Home(path=_MAP, description="detection: likewise, boxes that overlap by half are right"),
+        "mAP75": Home(path=_MAP, description="detection: likewise, by three quarters"),
     },
     error=ConfigError,
     accept=_metric,
@@ -81,22 +85,26 @@ OBJECTIVES: Registry[Any] = Registry(
             path=f"{_QUALITY}:SUPERRESOLUTION",
             description="images from small ones: mean absolute error; judged by psnr, ssim",
         ),
+        "detection": Home(
+            path="abcsearch.training.detections:DETECTION",
+            description="boxes of objects: the network's own losses; judged by mAP, mAP50, mAP75 of all images",
+        ),
     },
     error=ConfigError,
     accept=Home(path=f"{_IN}:as_objective"),
     callables=False,
 )
 
-_SHARES = frozenset({"top1", "top5", "pixel_accuracy", "miou"})
+_SHARES = frozenset({"top1", "top5", "pixel_accuracy", "miou", "mAP", "mAP50", "mAP75"})
 
 
 def is_share(metric: str) -> bool:
-    """Returns whether a metric is a share of images or pixels."""
+    """Returns whether a metric is in [0, 1] and told in per cent: shares of images or pixels, average precision."""
     return metric in _SHARES
 
 
 def metric_text(metric: str, value: float) -> str:
-    """Returns a metric's value as people read it: shares of images or pixels in per cent, ratios of signals in dB."""
+    """Returns a metric's value as people read it: what is in [0, 1] in per cent, ratios of signals in dB."""
     if metric == "psnr":
         return f"{value:.2f} dB"
     return f"{100 * value:.2f} %" if is_share(metric) else f"{value:.4f}"

@@ -17,7 +17,9 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from abcsearch.data.images import IGNORED
 from abcsearch.errors import ConfigError, DataError, ModelError, plural
+from abcsearch.example import run_on
 from abcsearch.training import named
+from abcsearch.training.collected import Metrics
 from abcsearch.training.named import is_share as is_share
 from abcsearch.training.named import metric_text as metric_text
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.registry import Registry
-    from abcsearch.training.collected import Collected
 
 Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -37,6 +38,11 @@ def _fits(outputs: torch.Tensor, labels: torch.Tensor) -> None:
     del outputs, labels
 
 
+def _output(model: nn.Module, returned: Any) -> Any:  # noqa: ANN401 - networks return anything
+    """Returns a network's output, see `output_of`, which is found when it is called."""
+    return output_of(model, returned)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """What a network is for.
@@ -46,44 +52,55 @@ class Objective:
             sets it.
         metrics: by name: (outputs, labels) of a batch to one number per image, (batch,); higher is better. A network's
             score is their mean over all images.
-        collects: names of metrics of a whole data set, which are no means over images (average precision, intersection
-            over union); the first one is what reports show. () without any.
-        collector: makes what they are collected by, anew for each scoring; None: there are none.
         to_full: by name: (outputs, outputs of the full network) to one number per image, (batch,); higher is better.
         check: raises ModelError or DataError where the outputs of a batch do not fit its labels.
+        whole: by name: metrics of a whole data set, which are no means over its images. A class stands for all its
+            metrics, and is computed once for those that are named.
+        output: (network, what its forward pass returned) to its output; metrics and `check` are of that.
+        taught: (network, what is called in its place, images, labels) to the output, or None, and the loss of a batch,
+            where the loss is the network's own; `loss` is then not asked.
 
-    Raises:
-        ConfigError: if there is no metric at all, or names or what collects them are missing.
+    The first metric is that of `whole`, where there are some, and the others follow.
     """
 
     loss: Callable[..., torch.Tensor]
     metrics: Mapping[str, Metric]
     to_full: Mapping[str, Metric] = field(default_factory=dict[str, Metric])
-    check: Callable[[torch.Tensor, torch.Tensor], None] = _fits
-    collects: tuple[str, ...] = ()
-    collector: Callable[[], Collected] | None = None
-
-    def __post_init__(self) -> None:
-        """Checks that there are metrics, and names for those that are collected."""
-        if (self.collector is None) == bool(self.collects):
-            msg = "an objective has collects, names of metrics of a whole data set, and their collector, or neither"
-            raise ConfigError(msg)
-        if not self.all_metrics:
-            raise ConfigError("an objective has a metric at least, found none: give it metrics, or collects")
+    check: Callable[[Any, torch.Tensor], None] = _fits
+    whole: Mapping[str, type[Metrics]] = field(default_factory=dict[str, type[Metrics]])
+    output: Callable[[nn.Module, Any], Any] = _output
+    taught: Callable[..., tuple[Any, torch.Tensor]] | None = None
 
     @property
-    def all_metrics(self) -> tuple[str, ...]:
-        """The names of its metrics but for those to the full network; those of a whole data set first."""
-        return (*self.collects, *self.metrics)
+    def names(self) -> list[str]:
+        """All metrics but those to the full network, the one that reports show first."""
+        return [*self.whole, *self.metrics]
 
     @property
     def headline(self) -> str:
-        """The metric that reports show: the first one of a whole data set, or else of images."""
-        return self.all_metrics[0]
+        """The metric that reports show: the first one."""
+        return self.names[0]
 
-    def collected(self) -> Collected | None:
-        """Returns what collects a scoring's answers; None: all metrics are means over images."""
-        return None if self.collector is None else self.collector()
+    def learned(
+        self,
+        model: nn.Module,
+        called: Callable[..., Any],
+        batch: tuple[Any, torch.Tensor],
+        **options: Any,  # noqa: ANN401 - keywords of the loss
+    ) -> tuple[Any, torch.Tensor]:
+        """Shows a network a batch; returns its output and the loss.
+
+        Args:
+            model: the network, in training mode.
+            called: what is called in its place: itself, or what averages gradients over processes.
+            batch: images and labels.
+            options: of the loss.
+        """
+        images, labels = batch
+        if self.taught is not None:
+            return self.taught(model, called, images, labels, **options)
+        outputs = self.output(model, run_on(called, images))
+        return outputs, self.loss(outputs, labels, **options)
 
 
 def _hits(outputs: torch.Tensor, labels: torch.Tensor, count: int) -> torch.Tensor:

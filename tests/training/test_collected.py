@@ -12,35 +12,29 @@ from abcsearch.errors import ConfigError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 from abcsearch.evaluation.base import evaluate
 from abcsearch.runs.setup_check import Asked, look_at
-from abcsearch.training.collected import Collected
+from abcsearch.training.collected import Metrics
 from abcsearch.training.finetuning import finetune
 from abcsearch.training.objectives import OBJECTIVES, Objective, top1
 from abcsearch.training.recipe import Recipe
 from abcsearch.training.scoring import Tally, score
 
 
-class Spread:
+class Spread(Metrics):
     """The standard deviation of all outputs: no mean over images."""
 
     def __init__(self):
         self.outputs = []
 
-    def add(self, outputs, targets):
-        assert len(outputs) == len(targets)
+    def add(self, outputs, labels):
+        assert len(outputs) == len(labels)
         self.outputs.append(outputs.double().cpu())
 
     def finish(self):
         return {"spread": float(torch.cat(self.outputs).std()), "outputs": sum(map(len, self.outputs))}
 
 
-def spread(**more):
-    return Objective(
-        loss=F.cross_entropy,
-        metrics={"top1": top1},
-        collects=("spread", "outputs"),
-        collector=Spread,
-        **more,
-    )
+def spread(kind=Spread):
+    return Objective(loss=F.cross_entropy, metrics={"top1": top1}, whole={"spread": kind, "outputs": kind})
 
 
 @pytest.fixture
@@ -58,7 +52,6 @@ def data(tiny_data):
 
 
 def test_every_scoring_collects_anew_and_no_batch_size_matters():
-    assert isinstance(Spread(), Collected)
     draws = torch.Generator().manual_seed(0)
     split = Split(torch.randn(23, 3, 1, 1, generator=draws), torch.arange(23) % 3)
     wanted = float(split.images.flatten(1).double().std())
@@ -74,28 +67,21 @@ def test_every_scoring_collects_anew_and_no_batch_size_matters():
     assert tally.means()["outputs"] == tally.count == 46
 
 
-def test_names_and_collector_go_together():
-    assert spread().headline == "spread"
-    assert Objective(loss=F.cross_entropy, metrics={"top1": top1}).collected() is None
-    for wrong in ({"collects": ("a",)}, {"collector": Spread}):
-        with pytest.raises(ConfigError, match="names of metrics of a whole data set, and their collector, or neither"):
-            Objective(loss=F.cross_entropy, metrics={"top1": top1}, **wrong)
-    with pytest.raises(ConfigError, match="an objective has a metric at least, found none"):
-        Objective(loss=F.cross_entropy, metrics={})
-
-
 @pytest.mark.parametrize(
-    ("returned", "said"), [({}, "nothing"), ({"spread": 1.0}, "spread = 1.0"), (0.5, "0.5"), ({"spread": "a"}, "'a'")]
+    ("returned", "said"),
+    [
+        ({"a": 1.0, "b": 2.0}, r"with 'spread' among them, found \['a', 'b'\]"),
+        ("good", "found str"),
+        ({"spread": "a", "outputs": 1}, r"found \['outputs', 'spread'\]"),
+    ],
 )
-def test_what_a_collector_returns_is_checked(returned, said):
+def test_what_is_returned_in_the_end_is_checked(returned, said):
     class Wrong(Spread):
         def finish(self):
             return returned
 
-    goal = Objective(loss=F.cross_entropy, metrics={}, collects=("spread", "outputs"), collector=Wrong)
-    with pytest.raises(ConfigError, match=r"Wrong.finish\(\) returns a number each of spread, outputs, found") as info:
-        score(nn.Flatten(), Split(torch.rand(4, 3, 1, 1), torch.arange(4) % 3), objective=goal)
-    assert said in str(info.value)
+    with pytest.raises(ConfigError, match=f"metric 'spread': .*{said}"):
+        score(nn.Flatten(), Split(torch.rand(4, 3, 1, 1), torch.arange(4) % 3), objective=spread(Wrong))
 
 
 def test_a_candidate_is_scored_by_it_and_stages_are_refused(known, data, tiny_model):
@@ -117,8 +103,8 @@ def test_a_candidate_is_scored_by_it_and_stages_are_refused(known, data, tiny_mo
     with pytest.raises(ConfigError) as info:
         AdaptiveBN(source, data, AdaptiveBNOptions(scoring="racing", **options))
     assert str(info.value) == (
-        'evaluator: scoring = "racing" stops early by means over images, and spread is of a whole data set; set '
-        'scoring = "full", or choose another metric: top1'
+        'evaluator: scoring = "racing" compares candidates image by image, and spread is one number of all images, of '
+        'which one image has no share; set scoring = "full"'
     )
     AdaptiveBN(source, data, AdaptiveBNOptions(scoring="racing", metric="top1", stage_images=8, **options))
 
