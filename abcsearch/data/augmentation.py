@@ -84,7 +84,7 @@ class Moves:
         if labels.dtype != torch.int64 or labels.shape[1:] != shape[1:]:
             msg = (
                 f"labels {tuple(labels.shape[1:])} {labels.dtype} of images {shape} cannot be shifted and mirrored "
-                "with them: only class numbers of every pixel and boxes can; set shift = 0 and flip = false in the recipe"
+                "with them: only class numbers of pixels and boxes can; set shift = 0 and flip = false in the recipe"
             )
             raise DataError(msg)
         return self.apply(labels[..., None], IGNORED)[..., 0]

@@ -163,7 +163,7 @@ def class_count(labels: torch.Tensor) -> int | None:
 
 
 def hardest(labels: torch.Tensor) -> torch.Tensor:
-    """Returns the position of an image with the highest class number or value, (1,): a network needs an output for it."""
+    """Returns the position of an image with the highest class number or value, (1,), which needs an output."""
     values = labels[..., LABEL] if are_boxes(labels) else labels
     return values.reshape(len(labels), -1).amax(dim=1).argmax()[None]
 

@@ -12,7 +12,6 @@ from torch import nn
 
 from abcsearch.channels.fixed import Fixed
 from abcsearch.channels.gates import gated, replaced
-from abcsearch.example import run_on
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.likeliest import expected_structure, likeliest
 from abcsearch.preparation.options import DMCPOptions

@@ -12,7 +12,6 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from abcsearch.channels.fixed import Fixed
 from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.channels.sharing import shared_network
-from abcsearch.example import run_on
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.options import SlimmableOptions
 from abcsearch.preparation.structures import largest_uniform

@@ -16,10 +16,7 @@ from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.known import STAGE, mapped_total, told_lines
 from abcsearch.runs.disk.setup import read_setup
 from abcsearch.runs.disk.shapes import other_baseline, shown_header, winner_name
-<<<<<<< HEAD
-=======
 from abcsearch.runs.disk.stages import PREPARING, TUNING
->>>>>>> main
 from abcsearch.trial import Trial
 
 _LOG_LINES = 5

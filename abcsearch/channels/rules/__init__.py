@@ -1,13 +1,8 @@
 """How channels pass through operations: `table` says what a rule is, the others hold the rules.
 
 `layers`: convolutions and linear layers. `norms`: normalisation. `pointwise`: entry by entry, and windows over space.
-<<<<<<< HEAD
-`movement` and `split_concat`: what moves entries without mixing them. `contraction`: einsum and matrix products. `attention`
-and `recurrent`: what they say. `sizes`: numbers that forward reads off shapes.
-=======
 `movement` and `split_concat`: what moves entries without mixing them. `contraction`: einsum and matrix products.
 `attention` and `recurrent`: what they say. `sizes`: numbers that forward reads off shapes.
->>>>>>> main
 """
 
 from abcsearch.channels.flow import Flow
@@ -29,10 +24,6 @@ __all__ = [
     "movement",
     "norms",
     "number",
-<<<<<<< HEAD
-    "split_concat",
-=======
->>>>>>> main
     "pointwise",
     "recurrent",
     "rule_for",
