@@ -86,7 +86,7 @@ def _numbers(values: Any, where: str) -> torch.Tensor:  # noqa: ANN401 - what th
         msg = f"{where} are numbers, found {values!r:.80}"
         raise DataError(msg) from error
     if found.dtype == torch.bool or found.is_complex():
-        found = found.to(torch.int64) if where.endswith("iscrowd") else torch.full_like(found, torch.nan, dtype=float)
+        found = found.to(torch.int64) if where.endswith("iscrowd") else torch.full(found.shape, torch.nan)
     return found.to(torch.float64)
 
 

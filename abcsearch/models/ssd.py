@@ -125,9 +125,9 @@ def _head(channels: int, classes: int) -> nn.Sequential:
 
 
 @torch.no_grad()
-def _begin_rare(head: nn.Sequential) -> None:
+def _begin_rare(head: Any) -> None:  # noqa: ANN401 - as of `_head`
     """Has a head say that there is nothing anywhere."""
-    last: Any = head[-1]
+    last = head[-1]
     last.weight.normal_(0, 0.01)
     bias = last.bias.view(len(_SIDES), -1)
     bias.zero_()

@@ -199,7 +199,9 @@ class MeanAveragePrecision(Metrics):
             ConfigError: if the extra is not installed.
         """
         try:
-            from torchmetrics.detection import MeanAveragePrecision as Coco
+            from torchmetrics.detection import (  # pyright: ignore[reportMissingImports] - an extra
+                MeanAveragePrecision as Coco,
+            )
         except ImportError as error:
             msg = f"mAP is computed by torchmetrics with pycocotools: pip install 'abcsearch[detection]' ({error})"
             raise ConfigError(msg) from error
