@@ -215,9 +215,39 @@ def check_classification(labels: torch.Tensor) -> None:
     if labels.dtype != torch.int64 or labels.ndim != 1:
         msg = (
             f"labels of a classification are (n,) int64, found {tuple(labels.shape)} {labels.dtype}; say what they are "
-            'for: objective = "regression", "segmentation" or "detection"'
+            'for: objective = "regression", "segmentation", "multilabel", "superresolution" or "detection"'
         )
         raise DataError(msg)
+
+
+def check_multi_hot(labels: torch.Tensor) -> None:
+    """Raises DataError unless labels are multi-hot: (n, labels) float32, 1 where an image has a label, else 0."""
+    rule = "labels of a multi-label classification are multi-hot, (n, labels) float32 of 0 and 1, found "
+    if labels.dtype != torch.float32 or labels.ndim != 2:
+        convert = "; convert them with labels.float()" if labels.ndim == 2 else ""
+        msg = f"{rule}{tuple(labels.shape)} {labels.dtype}{convert}"
+        raise DataError(msg)
+    wrong = ((labels != 0) & (labels != 1)).any(dim=1)
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        value = float(labels[first][(labels[first] != 0) & (labels[first] != 1)][0])
+        raise DataError(f"{rule}{value:g} in number {first} (from 0)")
+
+
+def check_masks(labels: torch.Tensor, shape: Any) -> None:  # noqa: ANN401 - see `Images.shape`
+    """Raises DataError unless labels are masks: class numbers of the pixels of images, or of some of their places.
+
+    Args:
+        labels: (n, height, width) int64, with other sizes than the images where a network answers for fewer places; or
+            of signals and volumes.
+        shape: of every image, see `Images.shape`.
+    """
+    sizes = () if isinstance(shape, dict) else tuple(shape[1:])
+    if labels.dtype == torch.int64 and labels.ndim > 1 and (not sizes or labels.ndim == len(sizes) + 1):
+        return
+    convert = "; convert them with masks.long()" if labels.ndim > 1 and labels.dtype != torch.int64 else ""
+    msg = f"labels of a segmentation are class numbers of pixels, (n{''.join(f', {size}' for size in sizes)}) int64, "
+    raise DataError(f"{msg}found {tuple(labels.shape)} {labels.dtype}{convert}")
 
 
 def held_out(

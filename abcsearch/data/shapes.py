@@ -66,17 +66,17 @@ def shapes(
 
 def draw(rng: np.random.Generator, size: int) -> Drawn:
     """Returns an image, (size, size, 3) uint8, and its boxes and labels."""
-    image = _background(rng, size)
+    image = background(rng, size)
     boxes: list[list[int]] = []
     labels: list[int] = []
     for _ in range(int(rng.integers(1, _MOST + 1))):
         side = int(rng.integers(round(_SMALLEST * size), round(_LARGEST * size) + 1))
         left, top = (int(rng.integers(0, size - side + 1)) for _ in range(2))
         label = int(rng.integers(1, len(CLASSES) + 1))
-        mask = _mask(label, left, top, side, size)
+        mask = mask_of(label, left, top, side, size)
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
-        colour = _colour(rng, image[mask].mean(axis=0))
+        colour = colour_beside(rng, image[mask].mean(axis=0))
         if any(_overlap(box, other) > _OVERLAP for other in boxes):
             continue  # the first one never is: no image is empty
         image[mask] = colour + rng.normal(0, 8, (int(mask.sum()), 3))
@@ -85,7 +85,7 @@ def draw(rng: np.random.Generator, size: int) -> Drawn:
     return image.clip(0, 255).astype(np.uint8), {"boxes": boxes, "labels": labels}
 
 
-def _background(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
+def background(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
     """Returns stripes of two colours in any direction, with noise."""
     first, second = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
     angle, period = rng.uniform(0, np.pi), rng.uniform(4, size)
@@ -94,7 +94,7 @@ def _background(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
     return first * share[..., None] + second * (1 - share[..., None]) + rng.normal(0, 12, (size, size, 3))
 
 
-def _colour(rng: np.random.Generator, behind: NDArray[np.float64]) -> NDArray[np.float64]:
+def colour_beside(rng: np.random.Generator, behind: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns a colour that can be told from the mean one behind it."""
     colour = rng.uniform(0, 255, 3)
     while np.abs(colour - behind).mean() < _CONTRAST:
@@ -102,7 +102,7 @@ def _colour(rng: np.random.Generator, behind: NDArray[np.float64]) -> NDArray[np
     return colour
 
 
-def _mask(label: int, left: int, top: int, side: int, size: int) -> NDArray[np.bool_]:
+def mask_of(label: int, left: int, top: int, side: int, size: int) -> NDArray[np.bool_]:
     """Returns which pixels of an image belong to a shape: those whose middle is inside of it."""
     x = (np.arange(size) + 0.5 - left) / side
     y = (np.arange(size)[:, None] + 0.5 - top) / side

@@ -19,6 +19,8 @@ from abcsearch.data.images import (
     check_classification,
     check_inputs,
     check_labels,
+    check_masks,
+    check_multi_hot,
     class_count,
     from_rows,
     held_out,
@@ -233,7 +235,24 @@ class Data:
         if self.objective == "classification":
             self._check_classes(parts)
         labels = {part: images.labels for part, images in parts.items()}
+        self._check_kind(labels)
         check_splits(self.name, self.objective, labels, self.train.shape)
+
+    def _check_kind(self, labels: dict[str, torch.Tensor]) -> None:
+        """Raises DataError, naming the split, unless labels are those of a segmentation or of several that is one."""
+        for part, own in labels.items():
+            try:
+                if self.objective == "segmentation":
+                    check_masks(own, self.train.shape)
+                elif self.objective == "multilabel":
+                    check_multi_hot(own)
+            except DataError as error:
+                msg = f"{self.name}: {part}: {error}"
+                raise DataError(msg) from error
+        if self.objective == "multilabel" and len({own.shape[1] for own in labels.values()}) > 1:
+            counts = ", ".join(f"{part} {own.shape[1]}" for part, own in labels.items())
+            msg = f"{self.name}: all splits have the same labels, found {counts} of them"
+            raise DataError(msg)
 
     def _check_classes(self, parts: dict[str, Images]) -> None:
         for part, images in parts.items():
@@ -323,8 +342,8 @@ class Data:
             validation: share in (0, 1), or a whole number of images.
             seed: which images are held out.
             name: for records.
-            objective: what networks are for: "classification", "segmentation", "regression" or your own of
-                `OBJECTIVES`.
+            objective: what networks are for: "classification", "segmentation", "multilabel", "regression", ... or your
+                own of `OBJECTIVES`.
 
         Raises:
             DataError: if shapes, types or the share are wrong, or a class has fewer than two training images.

@@ -268,7 +268,7 @@ def _taken(source: Any, where: str, how: Reading) -> Any:  # noqa: ANN401 - what
     found = _labels(labels, where, how.ignore_index)
     if how.objective == "classification" and found.ndim == 2:
         found = _class_numbers(found, where)
-    if how.objective == "regression":
+    if how.objective in ("regression", "multilabel"):
         found = found.float()
     try:
         if isinstance(rows, Example) or rows.dtype != torch.uint8:
@@ -306,7 +306,8 @@ def _class_numbers(labels: torch.Tensor, where: str) -> torch.Tensor:
     if labels.shape[1] == 1:
         return labels[:, 0]
     msg = f"{where} has {labels.shape[1]} labels per image, where a classification has one class number; of one-hot "
-    msg += 'labels that is labels.argmax(1). Of values, say so: objective="regression"'
+    msg += 'labels that is labels.argmax(1). Of several labels at once, or of values, say so: objective="multilabel", '
+    msg += 'or "regression"'
     raise DataError(msg)
 
 

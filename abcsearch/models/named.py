@@ -21,6 +21,7 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
     f"{__name__}:MODELS",
     {
         "small_resnet": Home(path=f"{_IN}.resnet:SmallResNet"),
+        "small_fcn": Home(path=f"{_IN}.fcn:SmallFCN"),
         "small_edsr": Home(path=f"{_IN}.edsr:SmallEDSR"),
         "resnet20": Home(path=f"{_IN}.resnet:resnet20"),
         "resnet32": Home(path=f"{_IN}.resnet:resnet32"),

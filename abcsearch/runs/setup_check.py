@@ -182,7 +182,7 @@ def _chance(data: Data, goal: Objective, scored: Scored, held: Images) -> float 
         return _over(goal, [(constant_detections(data.train.labels, len(labels)), labels)])
     if data.objective == "superresolution":
         return _over(goal, ((_enlarged(low, high), high) for low, high in held.batches(_GUESSED)))
-    if data.objective == "regression":
+    if data.objective in ("regression", "multilabel"):
         one = data.train.labels.mean(dim=0)[None]
     elif data.objective in ("classification", "segmentation") and scored.outputs is not None:
         every = data.train.labels

@@ -14,7 +14,7 @@ from abcsearch.example import run_on
 from abcsearch.training.checkpoints import network_hash
 from abcsearch.training.distillation import distillation_loss, teach
 from abcsearch.training.mixing import Mixing, widened
-from abcsearch.training.objectives import find_objective
+from abcsearch.training.objectives import aux_of, find_objective
 from abcsearch.training.optimization import make_optimizer
 from abcsearch.training.scoring import score
 
@@ -190,12 +190,15 @@ class Supervised(Lesson):
         if self._goal.taught is not None:
             outputs, loss = self._goal.learned(self.model, self._called, (images, labels))
             return Taught(images, labels, outputs, loss)
-        outputs = self._goal.output(self.model, run_on(self._called, images))
+        returned = run_on(self._called, images)
+        outputs = self._goal.output(self.model, returned)
         if not self._checked:
             self._check(outputs, labels)
         if self._mixing is not None:
             wanted = widened(wanted, outputs)
         loss = self._goal.loss(outputs, wanted, **self._smoothing)
+        if self._recipe.aux and (aux := aux_of(returned)) is not None:
+            loss = loss + self._recipe.aux * self._goal.loss(aux, wanted, **self._smoothing)
         if self.teacher is not None:
             weight, taught = self._recipe.distillation, teach(self.teacher, images, outputs)
             loss = (1 - weight) * loss + weight * distillation_loss(outputs, taught, self._recipe.temperature)

@@ -23,6 +23,7 @@ def _metric(name: str, value: Any) -> Metric:  # noqa: ANN401 - whatever a name 
 
 
 _IN = "abcsearch.training.objectives"
+_LABELS = "abcsearch.training.multilabel"
 _QUALITY = "abcsearch.training.image_quality"
 _MAP = "abcsearch.training.detections:MeanAveragePrecision"
 
@@ -48,10 +49,20 @@ METRICS: Registry[Metric] = Registry(
             path=f"{_IN}:pixel_accuracy", description="segmentation: share of pixels whose best class is the label"
         ),
         "miou": Home(
-            path=f"{_IN}:miou", description="segmentation: intersection over union, mean over an image's classes"
+            path="abcsearch.training.segmentation:MeanIoU",
+            description="segmentation: intersection over union of all images' pixels, mean over classes",
         ),
         "neg_mse": Home(path=f"{_IN}:neg_mse", description="regression: minus the mean squared error"),
         "neg_mae": Home(path=f"{_IN}:neg_mae", description="regression: minus the mean absolute error"),
+        "macro_ap": Home(
+            path=f"{_LABELS}:LabelScores", description="multi-label: average precision of all images, mean over labels"
+        ),
+        "macro_f1": Home(path=f"{_LABELS}:LabelScores", description="multi-label: F1 of all images, mean over labels"),
+        "micro_f1": Home(path=f"{_LABELS}:LabelScores", description="multi-label: F1 of all answers together"),
+        "label_accuracy": Home(
+            path=f"{_LABELS}:label_accuracy", description="multi-label: share of an image's labels that are right"
+        ),
+        "neg_bce": Home(path=f"{_LABELS}:neg_bce", description="multi-label: minus the binary cross-entropy"),
         "psnr": Home(
             path=f"{_QUALITY}:psnr",
             description="super-resolution: peak signal-to-noise ratio of Y in dB, mean over images",
@@ -76,10 +87,14 @@ OBJECTIVES: Registry[Any] = Registry(
         ),
         "segmentation": Home(
             path=f"{_IN}:SEGMENTATION",
-            description="one class per pixel: cross-entropy; judged by pixel_accuracy, miou, neg_loss, neg_kl",
+            description="one class per pixel: cross-entropy; judged by miou of all images, pixel_accuracy, neg_loss",
         ),
         "regression": Home(
             path=f"{_IN}:REGRESSION", description="numbers: mean squared error; judged by neg_mse, neg_mae"
+        ),
+        "multilabel": Home(
+            path=f"{_LABELS}:MULTILABEL",
+            description="several labels at once: binary cross-entropy; judged by macro_ap, macro_f1, micro_f1",
         ),
         "superresolution": Home(
             path=f"{_QUALITY}:SUPERRESOLUTION",
@@ -95,7 +110,10 @@ OBJECTIVES: Registry[Any] = Registry(
     callables=False,
 )
 
-_SHARES = frozenset({"top1", "top5", "pixel_accuracy", "miou", "mAP", "mAP50", "mAP75"})
+_SHARES = frozenset(
+    {"top1", "top5", "pixel_accuracy", "miou", "mAP", "mAP50", "mAP75", "label_accuracy"}
+    | {"macro_ap", "macro_f1", "micro_f1"}
+)
 
 
 def is_share(metric: str) -> bool:

@@ -22,6 +22,7 @@ from abcsearch.training import named
 from abcsearch.training.collected import Metrics
 from abcsearch.training.named import is_share as is_share
 from abcsearch.training.named import metric_text as metric_text
+from abcsearch.training.segmentation import MeanIoU
 
 if TYPE_CHECKING:
     from torch import nn
@@ -138,19 +139,6 @@ def pixel_accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return ((outputs.argmax(dim=1) == labels).flatten(1) & counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
 
 
-def miou(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns the intersection over union of every image, mean over the classes that it shows or is said to show."""
-    found, counted = outputs.argmax(dim=1).flatten(1), (labels != IGNORED).flatten(1)
-    labels = labels.flatten(1)
-    sums, present = torch.zeros(len(labels), device=labels.device), torch.zeros(len(labels), device=labels.device)
-    for number in range(outputs.shape[1]):
-        said, there = (found == number) & counted, labels == number
-        union = (said | there).sum(dim=1)
-        sums += (said & there).sum(dim=1) / union.clamp_min(1)
-        present += union > 0
-    return sums / present.clamp_min(1)
-
-
 def neg_mse(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Returns minus the mean squared error of every image."""
     return -F.mse_loss(outputs.float(), labels, reduction="none").flatten(1).mean(dim=1)
@@ -198,7 +186,8 @@ CLASSIFICATION = Objective(
 )
 SEGMENTATION = Objective(
     loss=F.cross_entropy,
-    metrics={"pixel_accuracy": pixel_accuracy, "miou": miou, "neg_loss": neg_loss},
+    metrics={"pixel_accuracy": pixel_accuracy, "neg_loss": neg_loss},
+    whole={"miou": MeanIoU},
     to_full={"neg_kl": neg_kl},
     check=_check_classes,
 )
@@ -242,6 +231,14 @@ def registered() -> dict[str, Callable[[], object]]:
         **METRICS.sent(),
         **{f"OUTPUTS[{kind.__qualname__}]": partial(_add_output, kind, entry) for kind, entry in OUTPUTS.items()},
     }
+
+
+def aux_of(returned: object) -> torch.Tensor | None:
+    """Returns the entry "aux" of what a forward pass returned, beside "out" as torchvision has it; None without one."""
+    if not isinstance(returned, Mapping) or "out" not in returned:
+        return None
+    aux = cast("Mapping[str, object]", returned).get("aux")
+    return aux if isinstance(aux, torch.Tensor) else None
 
 
 def _add_output(kind: type, select: Callable[[Any], torch.Tensor]) -> None:
