@@ -34,14 +34,25 @@ def check_mixing(recipe: Recipe, split: Images, objective: str) -> None:
     if (recipe.mixup or recipe.cutmix) and objective != "classification":
         msg = f"mixup and cutmix mix labels of a classification, found the objective {objective!r}; set both to 0"
         raise ConfigError(msg)
-    if recipe.jigsaw and split.labels.ndim > 2:
-        msg = "jigsaw moves tiles of images, not labels of pixels, boxes or images with them; set it to 0"
+    moved = [name for name in ("randaugment", "jigsaw") if getattr(recipe, name)]
+    if moved and split.labels.ndim > 2:
+        msg = f"{moved[0]} moves images, not labels of pixels or boxes with them; set it to 0, and use shift and flip"
         raise ConfigError(msg)
-    if not recipe.randaugment:
-        return
-    if split.labels.ndim > 2:
-        msg = "randaugment moves images, not labels of pixels or boxes with them; set it to 0, and use shift and flip"
+    if recipe.randaugment:
+        _check_pixels(split)
+
+
+def _check_flat(recipe: Recipe, split: Images) -> None:
+    """Raises ConfigError if what has no height and width is to be augmented."""
+    augmentations = ("shift", "flip", "randaugment", "jigsaw", "mixup", "cutmix")
+    asked = [name for name in augmentations if getattr(recipe, name)]
+    if asked and (isinstance(split.shape, dict) or len(split.shape) != 3):
+        msg = f"{', '.join(asked)}: for images of height and width, found {split.shape}; leave it out of the recipe"
         raise ConfigError(msg)
+
+
+def _check_pixels(split: Images) -> None:
+    """Raises DataError unless RandAugment can have the pixels of these images."""
     if split.shape[0] not in _COLOURS:
         msg = f"randaugment takes images of 1 or 3 channels, found {split.shape[0]}; set it to 0"
         raise DataError(msg)
