@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 WAITING := OMP_WAIT_POLICY=passive
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo test lint types layers docs tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
+.PHONY: help demo demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,6 +45,16 @@ demo: $(VENV)/.installed ## the whole job on scikit-learn's digits: train, searc
 	@$(BIN)/abcsearch export $(RUN) --format safetensors
 	@echo "== report"
 	@$(BIN)/abcsearch report $(RUN)
+
+demo-superresolution: $(VENV)/.installed ## the same with a network that enlarges images, on scikit-learn's photos (a few minutes)
+	@echo "== search"
+	@$(BIN)/abcsearch search experiments/superresolution/config.toml --run-dir runs/superresolution
+	@echo "== fine-tuning"
+	@$(BIN)/abcsearch finetune runs/superresolution
+	@echo "== export"
+	@$(BIN)/abcsearch export runs/superresolution --format safetensors
+	@echo "== report"
+	@$(BIN)/abcsearch report runs/superresolution
 
 test: lint types layers docs tests ## everything that CI checks
 	@echo "== all checks passed"

@@ -37,8 +37,11 @@ PUBLISHED = {
     "metapruning/imagenet_mobilenet_v2.toml": (585, 303, 25),
 }
 NETWORKS = ("resnet20", "resnet56", "resnet110", "vgg16_cifar", "googlenet_cifar")
+TASKS = {"detection/config.toml", "segmentation/config.toml", "superresolution/config.toml"}
 # One of every kind; the others are the same with more layers, or other budgets: `make test-zoo` has them.
 QUICK = {
+    "segmentation/config.toml",
+    "superresolution/config.toml",
     "digits/config.toml",
     "cifar10/resnet20.toml",
     "cifar10/vgg16_cifar.toml",
@@ -71,11 +74,13 @@ def overrides(path, folder):
             if isinstance(config.budget.macs, int):
                 small.append(f"budget.macs={int(SIZE**2 * config.budget.macs)}")
             return [*own, *small, f"data.path={folder / 'imagenet'}"]
+        case "superresolution_samples":
+            return []  # nothing is calibrated
     return ["evaluator.calibration_images=128"]
 
 
 def test_every_published_setting_has_a_config():
-    ours = {"digits/config.toml", *(f"cifar10/{name}.toml" for name in NETWORKS)}
+    ours = {*TASKS, "digits/config.toml", *(f"cifar10/{name}.toml" for name in NETWORKS)}
     assert set(CONFIGS) == ours | set(PUBLISHED)
 
 

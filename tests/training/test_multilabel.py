@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score
 from torch import nn
@@ -16,6 +16,7 @@ from abcsearch.training.multilabel import LabelScores
 from abcsearch.training.scoring import score
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(4, 30), st.integers(2, 5), st.integers(1, 9))
 def test_scores_are_scikit_learns(seed, n, labels, size):
     draws = torch.Generator().manual_seed(seed)
