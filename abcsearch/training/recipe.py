@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from abcsearch.errors import ConfigError, unknown_name
@@ -107,6 +107,16 @@ class Recipe:
             raise ConfigError(msg)
         object.__setattr__(self, "milestones", tuple(self.milestones))
         check_computing(self.device, self.precision)
+
+
+# Settings that came later, and what was done before there were any: left out of what a checkpoint is recognised by.
+_LATER = {"jigsaw": 0.0, "aux": 0.4}
+
+
+def identity_of(recipe: Recipe) -> dict[str, Any]:
+    """Returns what a training is recognised by, plain values: as before there were later settings, where it can be."""
+    plain = asdict(recipe)
+    return {name: value for name, value in plain.items() if name not in _LATER or value != _LATER[name]}
 
 
 def check_computing(device: str, precision: str) -> None:
