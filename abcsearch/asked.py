@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abcsearch.channels.graph import LEVELS
+from abcsearch.channels.widths import LEVELS
 from abcsearch.config import read_run, section, toml_of
 from abcsearch.data.registry import load_data
 from abcsearch.errors import ConfigError, RunError, quoted
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
 from abcsearch.runs.config_run import seeded_data
 from abcsearch.runs.disk.folder import RunFolder
-from abcsearch.runs.front import Front
 from abcsearch.runs.front_folder import FRONT
+from abcsearch.runs.front_settings import Front
 from abcsearch.runs.header import trusted_header
 from abcsearch.tables import set_override
 
