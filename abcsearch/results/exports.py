@@ -12,6 +12,7 @@ from abcsearch.example import sizes_of
 from abcsearch.exporting import Exported, export
 from abcsearch.results.finetuned_files import problems, refusal
 from abcsearch.runs.config_run import seeded_data
+from abcsearch.training.detections import POST_PROCESSING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,6 +96,7 @@ def _info(run: FinishedRun, structure: Structure, scores: Mapping[str, Any] | No
             "mean": list(scale.mean) if scale and scale.mean else None,
             "std": list(scale.std) if scale and scale.std else None,
         },
+        **({"post_processing": POST_PROCESSING} if _has_places(run) else {}),
         "candidate": list(structure.candidate),
         "widths": {name: list(pair) for name, pair in task.space.widths(structure.candidate).items()},
         **({"criteria": chosen} if (chosen := task.space.criteria(structure.candidate)) else {}),
@@ -104,6 +106,12 @@ def _info(run: FinishedRun, structure: Structure, scores: Mapping[str, Any] | No
         "metric": run.metric,
         "test": None if scores is None else scores["after"],
     }
+
+
+def _has_places(run: FinishedRun) -> bool:
+    """Returns whether detections are made of what the network returns, by whoever runs its export."""
+    task = run.result.task
+    return task.data.objective == "detection" and hasattr(task.base, "losses")
 
 
 def _classes(data: Data) -> int | None:

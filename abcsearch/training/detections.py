@@ -4,8 +4,8 @@ A detector is one of two kinds.
 
 - As torchvision's: in training mode it is called with images and targets, a dict of boxes and labels for each image,
   and returns a dict of losses; in evaluation mode it returns for each image a dict of boxes, labels and scores.
-- With a criterion: in training mode it returns a tensor, of which its method `losses(outputs, targets)` returns a dict
-  of losses; in evaluation mode boxes and scores of all places, (batch, places, 4 + classes), of which detections are
+- With a criterion: of what it returns in training mode its method `losses(outputs, targets)` returns a dict of losses;
+  in evaluation mode it returns boxes and scores of all places, (batch, places, 4 + classes), of which detections are
   made here. So what is exported has no loops and no sizes that depend on what is seen.
 """
 
@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 # Scores below are no detections; of so many best ones per image, those are left that overlap no better one of their
 # class by so much; of these the best, as many as COCO counts.
 _LEAST_SCORE, _FIRST, _OVERLAP, _MOST = 0.05, 300, 0.5, 100
+# What an export says of them.
+POST_PROCESSING = {
+    "of": "boxes x1, y1, x2, y2 in pixels and scores in [0, 1] of all places, (batch, places, 4 + classes)",
+    "least_score": _LEAST_SCORE,
+    "best_before": _FIRST,
+    "overlap": _OVERLAP,
+    "best_after": _MOST,
+    "first_label": 1,
+}
 _KEYS = ("boxes", "labels", "scores")
 
 
@@ -139,32 +148,28 @@ def taught(
         DataError: if a label has no output.
     """
     targets = without_crowds(unpacked(labels))
-    name = type(model).__name__
-    criterion = getattr(model, "losses", None)
+    name, criterion = type(model).__name__, getattr(model, "losses", None)
     if criterion is None:
-        losses = _run(name, lambda: called(images, targets), labels)
-        return None, _summed(name, losses)
-    output = _selected(model, called(images))
-    if not _are_places(output) or len(output) != len(labels):
-        msg = f"{name} has losses(outputs, targets) and must return, in training mode, a tensor of all places, (batch, "
-        raise ModelError(f"{msg}places, 4 + classes), found {_described(output)}")
-    _check_classes(output.shape[2] - 4, labels)
-    return output, _summed(name, criterion(output, targets))
+        how = "(images, targets) in training mode. A detector takes both as torchvision's do and returns a dict of "
+        how += "losses, or has a method losses(outputs, targets)"
+        return None, _summed(name, _run(name, how, lambda: called(images, targets), labels))
+    output = called(images)
+    if _are_places(output):
+        _check_classes(output.shape[2] - 4, labels)
+    how = f"losses(outputs, targets), whose outputs were {_described(output)}"
+    return output, _summed(name, _run(name, how, lambda: criterion(output, targets), labels))
 
 
-def _run(name: str, call: Callable[[], Any], labels: torch.Tensor) -> Any:  # noqa: ANN401 - networks return anything
-    """Returns what a detector returns for images and targets, or says what may be wrong with it."""
+def _run(name: str, how: str, call: Callable[[], Any], labels: torch.Tensor) -> Any:  # noqa: ANN401 - the user's network
+    """Returns what a detector returns for targets, or says what may be wrong with it."""
     try:
         return call()
     except (torch.OutOfMemoryError, ModelError):
         raise
     except Exception as error:  # the user's network
-        msg = (
-            f"{name} fails on (images, targets) in training mode: {type(error).__name__}: {one_line(str(error), 200)}. "
-        )
-        msg += "A detector takes both as torchvision's do and returns a dict of losses, or has a method "
-        msg += f"losses(outputs, targets); labels go up to {int(labels[..., LABEL].max())}: it needs an output for each"
-        raise ModelError(f"{msg} (num_classes of torchvision counts the background as well)") from error
+        msg = f"{name} fails, {type(error).__name__}: {one_line(str(error), 200)}, on {how}; labels go up to "
+        msg += f"{int(labels[..., LABEL].max())}: it needs an output for each (num_classes of torchvision counts the "
+        raise ModelError(f"{msg}background as well)") from error
 
 
 def _summed(name: str, losses: Any) -> torch.Tensor:  # noqa: ANN401 - networks return anything

@@ -42,6 +42,7 @@ TASKS = {"detection/config.toml", "segmentation/config.toml", "superresolution/c
 QUICK = {
     "segmentation/config.toml",
     "superresolution/config.toml",
+    "detection/config.toml",
     "digits/config.toml",
     "cifar10/resnet20.toml",
     "cifar10/vgg16_cifar.toml",
@@ -76,6 +77,9 @@ def overrides(path, folder):
             return [*own, *small, f"data.path={folder / 'imagenet'}"]
         case "superresolution_samples":
             return []  # nothing is calibrated
+        case "shapes":
+            pytest.importorskip("torchmetrics", reason="mAP needs the extra `detection`")
+            return ["data.train=60", "data.test=10", "evaluator.calibration_images=16", "evaluator.batch_size=16"]
     return ["evaluator.calibration_images=128"]
 
 

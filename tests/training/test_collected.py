@@ -1,119 +1,123 @@
-"""Metrics of a whole data set: collected batch by batch, and finished in the end."""
-
-import math
+"""Metrics of a whole data set: collected over batches, then finished."""
 
 import pytest
 import torch
-import torch.nn.functional as F
+from sklearn.metrics import f1_score
 from torch import nn
 
-from abcsearch.data.splits import Data, Split
+from abcsearch import METRICS, AdaptiveBN, Metrics, Objective, Sliced, rank_channels, score, trace_channels
+from abcsearch.data.splits import Split
 from abcsearch.errors import ConfigError
-from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
-from abcsearch.evaluation.base import evaluate
-from abcsearch.runs.setup_check import Asked, look_at
-from abcsearch.training.collected import Metrics
-from abcsearch.training.finetuning import finetune
-from abcsearch.training.objectives import OBJECTIVES, Objective, top1
-from abcsearch.training.recipe import Recipe
-from abcsearch.training.scoring import Tally, score
+from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions
+from abcsearch.evaluation.cascade import Cascade, CascadeOptions
+from abcsearch.evaluation.sliced import with_metric
+from abcsearch.training.objectives import CLASSIFICATION
+from abcsearch.training.scoring import Tally
 
 
-class Spread(Metrics):
-    """The standard deviation of all outputs: no mean over images."""
+class F1(Metrics):
+    """F1 of class 1, which is no mean over images."""
 
     def __init__(self):
-        self.outputs = []
+        self.said, self.there, self.batches = [], [], 0
 
     def add(self, outputs, labels):
-        assert len(outputs) == len(labels)
-        self.outputs.append(outputs.double().cpu())
+        self.said.append(outputs.argmax(dim=1).cpu())
+        self.there.append(labels.cpu())
+        self.batches += 1
 
     def finish(self):
-        return {"spread": float(torch.cat(self.outputs).std()), "outputs": sum(map(len, self.outputs))}
+        said, there = torch.cat(self.said), torch.cat(self.there)
+        return {"f1": 2 * float((said & there).sum()) / float(said.sum() + there.sum()), "batches": self.batches}
 
 
-def spread(kind=Spread):
-    return Objective(loss=F.cross_entropy, metrics={"top1": top1}, whole={"spread": kind, "outputs": kind})
+class Alone(F1):
+    def finish(self):
+        return super().finish()["f1"]
 
 
-@pytest.fixture
-def known(monkeypatch):
-    goal = spread()
-    monkeypatch.setitem(OBJECTIVES, "spread", goal)
-    return goal
+class Broken(F1):
+    def finish(self):
+        raise ValueError("none")
 
 
-@pytest.fixture
-def data(tiny_data):
-    return Data(
-        name="tiny", train=tiny_data.train, validation=tiny_data.validation, test=tiny_data.test, objective="spread"
-    )
+class Wordy(F1):
+    def finish(self):
+        return {"precision": 1.0, "recall": 1.0}
 
 
-def test_every_scoring_collects_anew_and_no_batch_size_matters():
+def logits(count=30):
     draws = torch.Generator().manual_seed(0)
-    split = Split(torch.randn(23, 3, 1, 1, generator=draws), torch.arange(23) % 3)
-    wanted = float(split.images.flatten(1).double().std())
-    for size in (1, 5, 23):
-        found = score(nn.Flatten(), split, objective=spread(), batch_size=size)
-        assert list(found) == ["spread", "outputs", "top1"]
-        assert found["spread"] == pytest.approx(wanted, abs=1e-12)
-        assert found["outputs"] == 23
-    tally = Tally(spread())
-    for _ in range(2):  # asking changes nothing, and more images may follow
-        tally.take(nn.Flatten(), split)
-        assert tally.means() == tally.means()
-    assert tally.means()["outputs"] == tally.count == 46
+    return Split(torch.randn(count, 2, 1, 1, generator=draws), torch.randint(0, 2, (count,), generator=draws))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30])
+def test_it_is_of_all_images_whatever_the_batch_size(batch_size):
+    split = logits()
+    goal = Objective(loss=nn.functional.cross_entropy, metrics=CLASSIFICATION.metrics, whole={"f1": F1, "batches": F1})
+    found = score(nn.Flatten(), split, objective=goal, batch_size=batch_size)
+    wanted = f1_score(split.labels.numpy(), split.images.flatten(1).argmax(dim=1).numpy())
+    assert found["f1"] == pytest.approx(wanted)
+    assert found["batches"] == -(-30 // batch_size)  # one object had all of them
+    assert found["top1"] == score(nn.Flatten(), split)["top1"]
+    assert goal.headline == "f1"
+    assert goal.names[:2] == ["f1", "batches"]
+
+
+def test_it_is_collected_over_calls_and_images_have_no_values():
+    split = logits()
+    goal = Objective(loss=nn.functional.cross_entropy, metrics={}, whole={"f1": F1})
+    tally = Tally(goal, kept="f1")
+    for positions in torch.arange(30).split(11):
+        tally.take(nn.Flatten(), split.part(positions))
+        partly = tally.means()
+    assert partly == score(nn.Flatten(), split, objective=goal)
+    assert tally.values() is None
+    assert tally.count == 30
 
 
 @pytest.mark.parametrize(
-    ("returned", "said"),
-    [
-        ({"a": 1.0, "b": 2.0}, r"with 'spread' among them, found \['a', 'b'\]"),
-        ("good", "found str"),
-        ({"spread": "a", "outputs": 1}, r"found \['outputs', 'spread'\]"),
-    ],
+    ("kind", "said"), [(Broken, "'f1' of the whole data set failed: ValueError"), (Wordy, "found .*precision.*recall")]
 )
-def test_what_is_returned_in_the_end_is_checked(returned, said):
-    class Wrong(Spread):
-        def finish(self):
-            return returned
-
-    with pytest.raises(ConfigError, match=f"metric 'spread': .*{said}"):
-        score(nn.Flatten(), Split(torch.rand(4, 3, 1, 1), torch.arange(4) % 3), objective=spread(Wrong))
+def test_what_is_no_number_is_refused_with_the_name_of_the_metric(kind, said):
+    goal = Objective(loss=nn.functional.cross_entropy, metrics={}, whole={"f1": kind})
+    with pytest.raises(ConfigError, match=said):
+        score(nn.Flatten(), logits(), objective=goal)
 
 
-def test_a_candidate_is_scored_by_it_and_stages_are_refused(known, data, tiny_model):
-    from abcsearch.channels.groups import trace_channels
-    from abcsearch.channels.ranking import rank_channels
-    from abcsearch.channels.source import Sliced
-
-    graph = trace_channels(tiny_model, data.example)
-    source = Sliced(tiny_model, graph, rank_channels(tiny_model, graph))
-    options = {"calibration_images": 64, "batch_size": 64}
-    evaluator = AdaptiveBN(source, data, AdaptiveBNOptions(**options))
-    candidate = graph.space().uniform(0.5)
-    found = evaluate(evaluator, candidate, 0)
-    wanted = score(evaluator.build(candidate), data.validation, objective=known)
-    assert found.fitness == pytest.approx(wanted["spread"], rel=1e-6)
-    assert evaluator.in_full(candidate, 0).metrics["images"] == len(data.validation)
-    again = AdaptiveBN(source, data, AdaptiveBNOptions(metric="spread", validation_images=10, **options))
-    assert not again.complete(again.race(candidate, 0, -math.inf))
-    with pytest.raises(ConfigError) as info:
-        AdaptiveBN(source, data, AdaptiveBNOptions(scoring="racing", **options))
-    assert str(info.value) == (
-        'evaluator: scoring = "racing" compares candidates image by image, and spread is one number of all images, of '
-        'which one image has no share; set scoring = "full"'
-    )
-    AdaptiveBN(source, data, AdaptiveBNOptions(scoring="racing", metric="top1", stage_images=8, **options))
+def sliced(model, data):
+    graph = trace_channels(model, data.example)
+    return Sliced(model, graph, rank_channels(model, graph))
 
 
-def test_set_up_and_fine_tuning_show_it(known, data, tiny_model):
-    found = look_at(tiny_model, data, 1000, Asked(brought=True))
-    assert found.metric == "spread"
-    assert found.loaded == pytest.approx(score(tiny_model, data.validation, objective=known)["spread"], rel=1e-6)
-    tuned = finetune(tiny_model, data, Recipe(epochs=1, batch_size=64, lr=0.01))
-    assert tuned.hits is None
-    assert tuned.after == score(tuned.model, data.test, objective=known)
-    assert tuned.training.scores == (score(tuned.model, data.validation, objective=known)["spread"],)
+@pytest.fixture
+def named():
+    """A metric by name."""
+    METRICS["f1"] = F1
+    yield "f1"
+    del METRICS["f1"]
+
+
+@pytest.mark.parametrize("how", ["name", "import path"])
+def test_one_of_your_own_is_a_fitness_by_name_and_by_import_path(tiny_model, tiny_data, how, named):
+    name = named if how == "name" else f"{__name__}:Alone"
+    options = AdaptiveBNOptions(metric=name, calibration_images=16, batch_size=16, validation_images=30)
+    source = sliced(tiny_model, tiny_data)
+    evaluator = AdaptiveBN(source, tiny_data, options)
+    candidate = source.graph.space().uniform(0.5)
+    found, network = evaluator(candidate, 0), evaluator.build(candidate)
+    goal = with_metric(CLASSIFICATION, name)
+    assert found.fitness == score(network, evaluator._validation, objective=goal)[name]
+    assert found.metrics["top1"] == pytest.approx(score(network, evaluator._validation)["top1"])
+    in_full = evaluator.in_full(candidate, 0)
+    assert in_full.metrics["images"] == len(tiny_data.validation)
+    assert "standard_error" not in in_full.metrics
+
+
+def test_racing_is_refused_in_all_evaluators(tiny_model, tiny_data):
+    name, source = f"{__name__}:Alone", sliced(tiny_model, tiny_data)
+    said = 'scoring = "racing" compares candidates image by image, and .*Alone is one number of all images.*"full"'
+    with pytest.raises(ConfigError, match=said):
+        AdaptiveBN(source, tiny_data, AdaptiveBNOptions(metric=name, scoring="racing", batch_size=8))
+    with pytest.raises(ConfigError, match=said):
+        Cascade(source, tiny_data, CascadeOptions(metric=name, scoring="racing"))
