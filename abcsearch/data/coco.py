@@ -14,7 +14,7 @@ from abcsearch.data.boxes import packed
 from abcsearch.data.folders import bytes_of
 from abcsearch.data.images import held_out
 from abcsearch.data.paths import reading
-from abcsearch.data.pixels import IMAGENET_MEAN, IMAGENET_STD, HoldOut, byte_data, scale_of
+from abcsearch.data.pixels import HoldOut, byte_data, scale_of
 from abcsearch.data.splits import Data
 from abcsearch.data.stream import Stream
 from abcsearch.errors import DataError
@@ -72,7 +72,8 @@ class CocoImages:
         self._entries = {entry["id"]: self._entry(entry) for entry in tables["images"]}
         self._images = list(self._entries.values())
         if not self._images or not self.classes:
-            msg = f"{self._file} has images and categories, found {len(self._images)} and {len(self.classes)}"
+            msg = f"entries of images and of categories are in {self._file}, found {len(self._images)} and "
+            msg += f"{len(self.classes)}"
             raise DataError(msg)
         self.labels = self._labels(tables["annotations"], size)
 
@@ -176,8 +177,8 @@ def coco(  # noqa: PLR0913 - options of a config
     size: int = 320,
     validation: float = 0.05,
     seed: int = 0,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
     stream: bool = True,
     workers: int | None = None,
 ) -> Data:

@@ -162,6 +162,19 @@ def class_count(labels: torch.Tensor) -> int | None:
     return 1 + int(labels.max()) if labels.dtype == torch.int64 else None
 
 
+def most_classes(name: str, every: list[torch.Tensor]) -> int:
+    """Returns the largest number of classes of a data set's splits.
+
+    Raises:
+        DataError: if labels are no class numbers.
+    """
+    known = [count for labels in every if (count := class_count(labels)) is not None]
+    if len(known) < len(every):
+        msg = f"{name}: labels are values, not class numbers: there is no number of classes"
+        raise DataError(msg)
+    return max(known)
+
+
 def hardest(labels: torch.Tensor) -> torch.Tensor:
     """Returns the position of an image with the highest class number or value, (1,), which needs an output."""
     values = labels[..., LABEL] if are_boxes(labels) else labels

@@ -21,9 +21,9 @@ from abcsearch.data.images import (
     check_labels,
     check_masks,
     check_multi_hot,
-    class_count,
     from_rows,
     held_out,
+    most_classes,
     own_share,
     select,
 )
@@ -394,12 +394,7 @@ class Data:
         Raises:
             DataError: if labels are no class numbers.
         """
-        counts = [class_count(images.labels) for images in (self.train, self.validation, self.test)]
-        known = [count for count in counts if count is not None]
-        if len(known) < len(counts):
-            msg = f"{self.name}: labels are values, not class numbers: there is no number of classes"
-            raise DataError(msg)
-        return max(known)
+        return most_classes(self.name, [self.train.labels, self.validation.labels, self.test.labels])
 
     @cached_property
     def example(self) -> Any:  # noqa: ANN401 - `Inputs`, which what is derived narrows

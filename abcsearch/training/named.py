@@ -102,7 +102,7 @@ OBJECTIVES: Registry[Any] = Registry(
         ),
         "detection": Home(
             path="abcsearch.training.detections:DETECTION",
-            description="boxes of objects: the network's own losses; judged by mAP, mAP50, mAP75 of all images",
+            description="boxes of objects: the network's own losses; judged by mAP, mAP50, mAP75",
         ),
     },
     error=ConfigError,

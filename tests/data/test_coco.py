@@ -79,7 +79,7 @@ IMAGE = {"id": 1, "file_name": "a.png", "width": 2, "height": 2}
     [
         ({"images": None}, "images is a list, found nothing; it should be a file of COCO's format"),
         ({"images": {}}, "images is a list, found dict"),
-        ({"images": []}, "has images and categories, found 0 and 2"),
+        ({"images": []}, "entries of images and of categories are in .*, found 0 and 2"),
         ({"categories": []}, "found 6 and 0"),
         ({"annotations": [3]}, "annotations: number 0 .* image_id is missing"),
         ({"annotations": [{"image_id": 101, "category_id": 3}]}, "bbox is missing"),
