@@ -15,7 +15,7 @@ from abcsearch.rng import derived_seed
 
 if TYPE_CHECKING:
     import hashlib
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Self
 
     from abcsearch.data.splits import Split
@@ -261,6 +261,32 @@ def check_masks(labels: torch.Tensor, shape: Any) -> None:  # noqa: ANN401 - see
     convert = "; convert them with masks.long()" if labels.ndim > 1 and labels.dtype != torch.int64 else ""
     msg = f"labels of a segmentation are class numbers of pixels, (n{''.join(f', {size}' for size in sizes)}) int64, "
     raise DataError(f"{msg}found {tuple(labels.shape)} {labels.dtype}{convert}")
+
+
+def check_kinds(name: str, objective: str, labels: Mapping[str, torch.Tensor], shape: Any) -> None:  # noqa: ANN401
+    """Raises DataError, naming the split, unless labels are those of a classification or segmentation that is one.
+
+    Args:
+        name: of the data set.
+        objective: what networks are for; of those that are not ours labels may be anything.
+        labels: by split.
+        shape: of every image, see `Images.shape`.
+    """
+    for part, own in labels.items():
+        try:
+            if objective == "classification":
+                check_classification(own)
+            elif objective == "segmentation":
+                check_masks(own, shape)
+            elif objective == "multilabel":
+                check_multi_hot(own)
+        except DataError as error:
+            msg = f"{name}: {part}: {error}"
+            raise DataError(msg) from error
+    if objective == "multilabel" and len({own.shape[1] for own in labels.values()}) > 1:
+        counts = ", ".join(f"{part} {own.shape[1]}" for part, own in labels.items())
+        msg = f"{name}: all splits have the same labels, found {counts} of them"
+        raise DataError(msg)
 
 
 def held_out(

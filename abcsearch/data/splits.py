@@ -16,11 +16,9 @@ from abcsearch.data.boxes import check_splits
 from abcsearch.data.images import (
     Images,
     as_rows,
-    check_classification,
     check_inputs,
+    check_kinds,
     check_labels,
-    check_masks,
-    check_multi_hot,
     from_rows,
     held_out,
     most_classes,
@@ -232,35 +230,13 @@ class Data:
             found = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
             msg = f"{self.name}: images of all splits have one shape, (channels, height, width), found {found}"
             raise DataError(msg)
-        if self.objective == "classification":
-            self._check_classes(parts)
         labels = {part: images.labels for part, images in parts.items()}
-        self._check_kind(labels)
+        check_kinds(self.name, self.objective, labels, self.train.shape)
+        if self.objective == "classification":
+            self._check_classes()
         check_splits(self.name, self.objective, labels, self.train.shape)
 
-    def _check_kind(self, labels: dict[str, torch.Tensor]) -> None:
-        """Raises DataError, naming the split, unless labels are those of a segmentation or of several that is one."""
-        for part, own in labels.items():
-            try:
-                if self.objective == "segmentation":
-                    check_masks(own, self.train.shape)
-                elif self.objective == "multilabel":
-                    check_multi_hot(own)
-            except DataError as error:
-                msg = f"{self.name}: {part}: {error}"
-                raise DataError(msg) from error
-        if self.objective == "multilabel" and len({own.shape[1] for own in labels.values()}) > 1:
-            counts = ", ".join(f"{part} {own.shape[1]}" for part, own in labels.items())
-            msg = f"{self.name}: all splits have the same labels, found {counts} of them"
-            raise DataError(msg)
-
-    def _check_classes(self, parts: dict[str, Images]) -> None:
-        for part, images in parts.items():
-            try:
-                check_classification(images.labels)
-            except DataError as error:
-                msg = f"{self.name}: {part}: {error}"
-                raise DataError(msg) from error
+    def _check_classes(self) -> None:
         known, seen = (set(images.labels.unique().tolist()) for images in (self.train, self.validation))
         if missing := sorted(known - seen):
             some = ", ".join(map(str, missing[:10])) + (", ..." if missing[10:] else "")
