@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 WAITING := OMP_WAIT_POLICY=passive
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo test lint types layers docs tests notebooks test-faults test-zoo bench-checkpoints bench-chain bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
+.PHONY: help demo demo-detection demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo bench-checkpoints bench-chain bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,6 +45,31 @@ demo: $(VENV)/.installed ## the whole job on scikit-learn's digits: train, searc
 	@$(BIN)/abcsearch export $(RUN) --format safetensors
 	@echo "== report"
 	@$(BIN)/abcsearch report $(RUN)
+
+$(VENV)/.installed-detection: $(VENV)/.installed
+	@echo "== torchmetrics and pycocotools, for mAP"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[detection]'
+	@touch $@
+
+demo-detection: $(VENV)/.installed-detection ## the same with a small detector on drawn shapes (a few minutes)
+	@echo "== search"
+	@$(BIN)/abcsearch search experiments/detection/config.toml --run-dir runs/detection
+	@echo "== fine-tuning"
+	@$(BIN)/abcsearch finetune runs/detection
+	@echo "== export"
+	@$(BIN)/abcsearch export runs/detection --format safetensors
+	@echo "== report"
+	@$(BIN)/abcsearch report runs/detection
+
+demo-superresolution: $(VENV)/.installed ## the same with a network that enlarges images, on scikit-learn's photos (a few minutes)
+	@echo "== search"
+	@$(BIN)/abcsearch search experiments/superresolution/config.toml --run-dir runs/superresolution
+	@echo "== fine-tuning"
+	@$(BIN)/abcsearch finetune runs/superresolution
+	@echo "== export"
+	@$(BIN)/abcsearch export runs/superresolution --format safetensors
+	@echo "== report"
+	@$(BIN)/abcsearch report runs/superresolution
 
 test: lint types layers docs tests ## everything that CI checks
 	@echo "== all checks passed"

@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate as Candidate
     from abcsearch.space import Dimension as Dimension
     from abcsearch.space import SearchSpace as SearchSpace
+    from abcsearch.training.collected import Metrics as Metrics
     from abcsearch.training.finetuning import FineTuned as FineTuned
     from abcsearch.training.finetuning import finetune as finetune
     from abcsearch.training.lesson import Lesson as Lesson
@@ -208,6 +209,7 @@ _HOME = {
     "Lesson": "abcsearch.training.lesson",
     "Supervised": "abcsearch.training.lesson",
     "train": "abcsearch.training.loop",
+    "Metrics": "abcsearch.training.collected",
     "OBJECTIVES": "abcsearch.training.objectives",
     "OUTPUTS": "abcsearch.training.objectives",
     "Objective": "abcsearch.training.objectives",

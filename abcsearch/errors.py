@@ -173,7 +173,7 @@ def _letters(name: str) -> str:
 
 def plural(count: int, word: str) -> str:
     """Returns a count and what is counted: "1 trial", "2,000 trials"."""
-    ending = "" if count == 1 else "es" if word.endswith(("s", "tch")) else "s"  # batches, but epochs
+    ending = "" if count == 1 else "es" if word.endswith(("s", "tch", "x")) else "s"  # batches, but epochs
     return f"{count:,} {word}{ending}"
 
 

@@ -61,7 +61,7 @@ def test_settings_of_tables_are_listed_with_their_defaults(kind, record):
 
 def test_metrics_say_which_objectives_have_them():
     for name in METRICS:
-        having = [key for key, goal in OBJECTIVES.items() if name in (*goal.metrics, *goal.to_full)]
+        having = [key for key, goal in OBJECTIVES.items() if name in (*goal.names, *goal.to_full)]
         (entry,) = catalog("metrics", name)
         assert entry.description.startswith(f"{', '.join(having)}: ")
         for key in having:

@@ -57,6 +57,7 @@ def test_counts_are_followed_by_words_that_fit():
     ("count", "word", "words"),
     [
         *((0, "trial", "0 trials"), (1, "trial", "1 trial"), (2000, "trial", "2,000 trials")),
+        *((1, "box", "1 box"), (3, "box", "3 boxes")),
         *((2, "class", "2 classes"), (2, "batch", "2 batches"), (20, "epoch", "20 epochs")),
     ],
 )
@@ -72,4 +73,4 @@ def test_words_with_an_uncommon_plural_are_those_that_were_looked_at():
                 words |= {word.value for word in node.args[1:] if isinstance(word, ast.Constant)}
     assert {"trial", "epoch"} <= words
     uncommon = {word.split()[-1] for word in words if word.endswith(("s", "x", "z", "ch", "sh", "y", "f", "fe", "o"))}
-    assert uncommon <= {"class", "batch", "epoch", "process"}
+    assert uncommon <= {"class", "batch", "box", "epoch", "process"}

@@ -205,7 +205,7 @@ def npz(  # noqa: PLR0913 - options of a config
     Images are bytes, (n, height, width) or (n, height, width, channels) uint8, which are normalised; or inputs of the
     network as they are, (n, channels, height, width) float32, or with the one or three sizes of signals or volumes.
     Labels are whole numbers, (n,) or (n, 1); of a regression, (n, ...) numbers; of a segmentation, (n, height, width)
-    whole numbers.
+    whole numbers; of several labels at once ("multilabel"), (n, labels) of 0 and 1.
 
     Args:
         path: the file.
@@ -214,7 +214,7 @@ def npz(  # noqa: PLR0913 - options of a config
         mean: per channel, of values in [0, 1]; by default that of the training images. For bytes only.
         std: likewise.
         classes: labels are below it; by default any.
-        objective: what networks are for: "classification", "segmentation", "regression" or your own.
+        objective: what networks are for: "classification", "segmentation", "multilabel", "regression" or your own.
         ignore_index: label of pixels that do not count, 255 in VOC and Cityscapes; None: -100 alone.
 
     Raises:
@@ -290,5 +290,5 @@ def _labels(where: str, labels: NDArray[Any], objective: str) -> torch.Tensor:
         raise DataError(msg)
     if objective == "classification" and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    whole = labels.dtype.kind in "iu" and objective != "regression"
+    whole = labels.dtype.kind in "iu" and objective not in ("regression", "multilabel")
     return torch.from_numpy(labels.astype(np.int64 if whole else np.float32))

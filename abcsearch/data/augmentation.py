@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
+from abcsearch.data.boxes import are_boxes, moved
 from abcsearch.data.images import IGNORED
 from abcsearch.errors import DataError
 from abcsearch.example import Example
@@ -66,24 +67,43 @@ class Moves:
         return images.flatten(0, 2).index_select(0, positions.flatten()).view(n, height, width, channels)
 
     def apply_to_labels(self, labels: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """Returns the labels of moved images: those of pixels move with them, pixels that come in do not count.
+        """Returns the labels of moved images: pixels and boxes move with them, pixels that come in do not count.
+
+        Labels that are images themselves, of as many channels and a whole number of times as large, move with them,
+        too.
 
         Args:
             labels: (batch, ...), see `Images.labels`.
             shape: (channels, height, width) of the images.
 
         Raises:
-            DataError: if they are maps of another size than the images, or of values.
+            DataError: if they are maps of another size than the images, or of other values.
         """
         if labels.ndim <= 2 or (self.offsets is None and self.mirrored is None):
             return labels
+        if are_boxes(labels):
+            offsets = None if self.offsets is None else self.offsets - self.shift
+            return moved(labels, (shape[1], shape[2]), offsets, self.mirrored)
+        if scale := _enlargement(labels, shape):
+            offsets = None if self.offsets is None else scale * self.offsets
+            larger = replace(self, shift=scale * self.shift, offsets=offsets)
+            return larger.apply(labels.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if labels.dtype != torch.int64 or labels.shape[1:] != shape[1:]:
             msg = (
                 f"labels {tuple(labels.shape[1:])} {labels.dtype} of images {shape} cannot be shifted and mirrored "
-                "with them: only class numbers of every pixel can; set shift = 0 and flip = false in the recipe"
+                "with them: only class numbers of every pixel, boxes, and images of as many channels can; set "
+                "shift = 0 and flip = false in the recipe"
             )
             raise DataError(msg)
         return self.apply(labels[..., None], IGNORED)[..., 0]
+
+
+def _enlargement(labels: torch.Tensor, shape: tuple[int, ...]) -> int:
+    """Returns how many times larger labels are that are images of as many channels; 0 if they are none."""
+    if labels.ndim != 4 or labels.dtype != torch.float32 or labels.shape[1] != shape[0]:
+        return 0
+    scale = labels.shape[2] // shape[1]
+    return scale if tuple(labels.shape[2:]) == (scale * shape[1], scale * shape[2]) else 0
 
 
 def draw_moves(

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from abcsearch.data.boxes import LABEL, are_boxes, check_boxes
 from abcsearch.errors import DataError, plural
 from abcsearch.example import Example, Inputs
 from abcsearch.rng import derived_seed
 
 if TYPE_CHECKING:
     import hashlib
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Self
 
     from abcsearch.data.splits import Split
@@ -47,7 +48,7 @@ class Images(ABC):
 
     Attributes:
         labels: (n,) int64 class numbers from 0; or (n, ...) float32 values; or (n, height, width) int64 class numbers
-            of pixels, -100 for those that do not count.
+            of pixels, -100 for those that do not count; or (n, most, 6) float64 boxes, see `abcsearch.data.boxes`.
     """
 
     labels: torch.Tensor
@@ -128,6 +129,9 @@ def check_labels(labels: torch.Tensor, count: int) -> None:
     if labels.shape[:1] != (count,):
         msg = f"labels are ({count},) int64 for {plural(count, 'image')}, {found}"
         raise DataError(msg)
+    if are_boxes(labels):
+        check_boxes(labels, count)
+        return
     if labels.dtype == torch.float32:
         wrong = int((~torch.isfinite(labels)).sum())
         if wrong:
@@ -146,6 +150,35 @@ def check_labels(labels: torch.Tensor, count: int) -> None:
         but = "" if labels.ndim == 1 else f", {IGNORED} for pixels that do not count"
         msg = f"labels count classes from 0{but}, found {low}"
         raise DataError(msg)
+
+
+def class_count(labels: torch.Tensor) -> int | None:
+    """Returns the number of classes, the largest class number plus 1; of boxes without class 0, the background.
+
+    None where labels are values.
+    """
+    if are_boxes(labels):
+        return int(labels[..., LABEL].max())
+    return 1 + int(labels.max()) if labels.dtype == torch.int64 else None
+
+
+def most_classes(name: str, every: list[torch.Tensor]) -> int:
+    """Returns the largest number of classes of a data set's splits.
+
+    Raises:
+        DataError: if labels are no class numbers.
+    """
+    known = [count for labels in every if (count := class_count(labels)) is not None]
+    if len(known) < len(every):
+        msg = f"{name}: labels are values, not class numbers: there is no number of classes"
+        raise DataError(msg)
+    return max(known)
+
+
+def hardest(labels: torch.Tensor) -> torch.Tensor:
+    """Returns the position of an image with the highest class number or value, (1,), which needs an output."""
+    values = labels[..., LABEL] if are_boxes(labels) else labels
+    return values.reshape(len(labels), -1).amax(dim=1).argmax()[None]
 
 
 def select(rows: Inputs, indices: torch.Tensor) -> Inputs:
@@ -195,8 +228,64 @@ def check_classification(labels: torch.Tensor) -> None:
     if labels.dtype != torch.int64 or labels.ndim != 1:
         msg = (
             f"labels of a classification are (n,) int64, found {tuple(labels.shape)} {labels.dtype}; say what they are "
-            'for: objective = "regression" or "segmentation"'
+            'for: objective = "regression", "segmentation", "multilabel", "superresolution" or "detection"'
         )
+        raise DataError(msg)
+
+
+def check_multi_hot(labels: torch.Tensor) -> None:
+    """Raises DataError unless labels are multi-hot: (n, labels) float32, 1 where an image has a label, else 0."""
+    rule = "labels of a multi-label classification are multi-hot, (n, labels) float32 of 0 and 1, found "
+    if labels.dtype != torch.float32 or labels.ndim != 2:
+        convert = "; convert them with labels.float()" if labels.ndim == 2 else ""
+        msg = f"{rule}{tuple(labels.shape)} {labels.dtype}{convert}"
+        raise DataError(msg)
+    wrong = ((labels != 0) & (labels != 1)).any(dim=1)
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        value = float(labels[first][(labels[first] != 0) & (labels[first] != 1)][0])
+        raise DataError(f"{rule}{value:g} in number {first} (from 0)")
+
+
+def check_masks(labels: torch.Tensor, shape: Any) -> None:  # noqa: ANN401 - see `Images.shape`
+    """Raises DataError unless labels are masks: class numbers of the pixels of images, or of some of their places.
+
+    Args:
+        labels: (n, height, width) int64, with other sizes than the images where a network answers for fewer places; or
+            of signals and volumes.
+        shape: of every image, see `Images.shape`.
+    """
+    sizes = () if isinstance(shape, dict) else tuple(shape[1:])
+    if labels.dtype == torch.int64 and labels.ndim > 1 and (not sizes or labels.ndim == len(sizes) + 1):
+        return
+    convert = "; convert them with masks.long()" if labels.ndim > 1 and labels.dtype != torch.int64 else ""
+    msg = f"labels of a segmentation are class numbers of pixels, (n{''.join(f', {size}' for size in sizes)}) int64, "
+    raise DataError(f"{msg}found {tuple(labels.shape)} {labels.dtype}{convert}")
+
+
+def check_kinds(name: str, objective: str, labels: Mapping[str, torch.Tensor], shape: Any) -> None:  # noqa: ANN401
+    """Raises DataError, naming the split, unless labels are those of a classification or segmentation that is one.
+
+    Args:
+        name: of the data set.
+        objective: what networks are for; of those that are not ours labels may be anything.
+        labels: by split.
+        shape: of every image, see `Images.shape`.
+    """
+    for part, own in labels.items():
+        try:
+            if objective == "classification":
+                check_classification(own)
+            elif objective == "segmentation":
+                check_masks(own, shape)
+            elif objective == "multilabel":
+                check_multi_hot(own)
+        except DataError as error:
+            msg = f"{name}: {part}: {error}"
+            raise DataError(msg) from error
+    if objective == "multilabel" and len({own.shape[1] for own in labels.values()}) > 1:
+        counts = ", ".join(f"{part} {own.shape[1]}" for part, own in labels.items())
+        msg = f"{name}: all splits have the same labels, found {counts} of them"
         raise DataError(msg)
 
 

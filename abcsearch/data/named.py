@@ -24,7 +24,13 @@ DATASETS: Registry[Callable[..., Data]] = Registry(
         "cifar100": Home(path=f"{_IN}.arrays:cifar100"),
         "imagenet": Home(path=f"{_IN}.folders:imagenet"),
         "image_folder": Home(path=f"{_IN}.folders:image_folder"),
+        "coco": Home(path=f"{_IN}.coco:coco"),
+        "shapes": Home(path=f"{_IN}.shapes:shapes"),
         "npz": Home(path=f"{_IN}.arrays:npz"),
+        "shape_masks": Home(path=f"{_IN}.shape_masks:shape_masks"),
+        "shape_tags": Home(path=f"{_IN}.shape_masks:shape_tags"),
+        "superresolution_samples": Home(path=f"{_IN}.pairs:superresolution_samples"),
+        "superresolution_folder": Home(path=f"{_IN}.pairs:superresolution_folder"),
     },
     error=DataError,
 )

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abcsearch.data.augmentation import draw_moves
+from abcsearch.data.boxes import check_splits
 from abcsearch.data.images import (
     Images,
     as_rows,
-    check_classification,
     check_inputs,
+    check_kinds,
     check_labels,
     from_rows,
     held_out,
+    most_classes,
     own_share,
     select,
 )
@@ -228,16 +230,13 @@ class Data:
             found = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
             msg = f"{self.name}: images of all splits have one shape, (channels, height, width), found {found}"
             raise DataError(msg)
+        labels = {part: images.labels for part, images in parts.items()}
+        check_kinds(self.name, self.objective, labels, self.train.shape)
         if self.objective == "classification":
-            self._check_classes(parts)
+            self._check_classes()
+        check_splits(self.name, self.objective, labels, self.train.shape)
 
-    def _check_classes(self, parts: dict[str, Images]) -> None:
-        for part, images in parts.items():
-            try:
-                check_classification(images.labels)
-            except DataError as error:
-                msg = f"{self.name}: {part}: {error}"
-                raise DataError(msg) from error
+    def _check_classes(self) -> None:
         known, seen = (set(images.labels.unique().tolist()) for images in (self.train, self.validation))
         if missing := sorted(known - seen):
             some = ", ".join(map(str, missing[:10])) + (", ..." if missing[10:] else "")
@@ -319,8 +318,8 @@ class Data:
             validation: share in (0, 1), or a whole number of images.
             seed: which images are held out.
             name: for records.
-            objective: what networks are for: "classification", "segmentation", "regression" or your own of
-                `OBJECTIVES`.
+            objective: what networks are for: "classification", "segmentation", "multilabel", "regression", ... or your
+                own of `OBJECTIVES`.
 
         Raises:
             DataError: if shapes, types or the share are wrong, or a class has fewer than two training images.
@@ -366,16 +365,12 @@ class Data:
 
     @property
     def classes(self) -> int:
-        """The number of classes: the largest label plus 1.
+        """The number of classes: the largest label plus 1; of boxes the largest label, as 0 is the background.
 
         Raises:
             DataError: if labels are no class numbers.
         """
-        every = [images.labels for images in (self.train, self.validation, self.test)]
-        if any(labels.dtype != torch.int64 for labels in every):
-            msg = f"{self.name}: labels are values, not class numbers: there is no number of classes"
-            raise DataError(msg)
-        return 1 + max(int(labels.max()) for labels in every)
+        return most_classes(self.name, [self.train.labels, self.validation.labels, self.test.labels])
 
     @cached_property
     def example(self) -> Any:  # noqa: ANN401 - `Inputs`, which what is derived narrows

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from abcsearch.data.boxes import TARGET_KEYS, are_targets, packed
 from abcsearch.data.images import IGNORED, Images, as_rows, check_labels, from_rows
 from abcsearch.data.items import one_of, tensors_of
 from abcsearch.data.pixels import HoldOut, byte_data, scale_of
@@ -141,7 +142,10 @@ def _item(source: Any, index: int, where: str, inputs: tuple[str, ...]) -> tuple
 
 
 def _named(item: Mapping[str, Any], where: str, index: int, inputs: tuple[str, ...]) -> tuple[Any, Any]:
-    """Returns image and label of an item that names them; of several inputs a dict of these."""
+    """Returns image and label of an item that names them; of several inputs a dict of these; boxes are a label."""
+    if "boxes" in item:
+        target = {key: item[key] for key in TARGET_KEYS if key in item}
+        item = {**{key: value for key, value in item.items() if key not in target}, "target": target}
     image, label = (next((key for key in names if key in item), None) for names in (_IMAGES, _LABELS))
     missing = [name for name in inputs if name not in item]
     if missing:
@@ -175,7 +179,12 @@ def _image(image: Any) -> Any:  # noqa: ANN401 - whatever a Dataset returns
 
 
 def _labels(labels: Any, where: str, ignore_index: int | None = None) -> torch.Tensor:  # noqa: ANN401 - what the user has
-    """Returns labels as one tensor: whole numbers int64, others float32; of pixels that do not count `IGNORED`."""
+    """Returns labels as one tensor: whole numbers int64, others float32; of pixels that do not count `IGNORED`.
+
+    Dicts with boxes become what `abcsearch.data.boxes` says.
+    """
+    if are_targets(labels):
+        return packed(labels, where)
     try:
         found = torch.as_tensor(labels) if hasattr(labels, "shape") else _stacked(labels)
     except Exception as error:  # what can be made a tensor is torch's to say
@@ -259,7 +268,7 @@ def _taken(source: Any, where: str, how: Reading) -> Any:  # noqa: ANN401 - what
     found = _labels(labels, where, how.ignore_index)
     if how.objective == "classification" and found.ndim == 2:
         found = _class_numbers(found, where)
-    if how.objective == "regression":
+    if how.objective in ("regression", "multilabel"):
         found = found.float()
     try:
         if isinstance(rows, Example) or rows.dtype != torch.uint8:
@@ -297,7 +306,8 @@ def _class_numbers(labels: torch.Tensor, where: str) -> torch.Tensor:
     if labels.shape[1] == 1:
         return labels[:, 0]
     msg = f"{where} has {labels.shape[1]} labels per image, where a classification has one class number; of one-hot "
-    msg += 'labels that is labels.argmax(1). Of values, say so: objective="regression"'
+    msg += 'labels that is labels.argmax(1). Of several labels at once, or of values, say so: objective="multilabel", '
+    msg += 'or "regression"'
     raise DataError(msg)
 
 

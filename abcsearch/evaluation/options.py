@@ -66,7 +66,7 @@ class ScoringOptions:
         check(self, "evaluator")
         check_computing(self.device, self.precision)
         added = OBJECTIVES.added().values()
-        known = {*METRICS, *(name for objective in added for name in (*objective.metrics, *objective.to_full))}
+        known = {*METRICS, *(name for objective in added for name in (*objective.names, *objective.to_full))}
         if self.metric is not None and ":" not in self.metric and self.metric not in known:
             raise ConfigError(unknown_name("metric", self.metric, known))
 

@@ -15,14 +15,16 @@ import torch
 from abcsearch.channels.fixed import Fixed
 from abcsearch.channels.repair import Repaired
 from abcsearch.channels.source import Sliced
+from abcsearch.data.images import hardest
 from abcsearch.errors import ConfigError, DataError, plural, unknown_name
 from abcsearch.evaluation import racing
 from abcsearch.evaluation.options import ScoringOptions
 from abcsearch.evaluation.utilisation import utilisation
 from abcsearch.rng import torch_seeded, torch_stream
+from abcsearch.training.collected import is_whole
 from abcsearch.training.computing import computing, find_device, laid_out
 from abcsearch.training.objectives import METRICS, Objective, find_objective
-from abcsearch.training.scoring import Tally, predict, score, scoring_batch
+from abcsearch.training.scoring import Tally, predict, repeats, score, scoring_batch
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
@@ -78,6 +80,11 @@ class SlicedEvaluator(ABC):
         self.metric = options.metric or objective.headline
         self._objective = with_metric(objective, self.metric)
         self.source, self.data = repaired(source, data, options.repair), data
+        if self.metric in self._objective.whole and options.scoring == "racing":
+            msg = (
+                f'evaluator: scoring = "racing" compares candidates image by image, and {self.metric} is one number of '
+            )
+            raise ConfigError(f'{msg}all images, of which one image has no share; set scoring = "full"')
         count = min(options.validation_images or len(data.validation), len(data.validation))
         self._order = torch.randperm(len(data.validation), generator=torch_stream(data.seed, "validation images"))
         chosen = self._order[:count].sort()
@@ -90,12 +97,11 @@ class SlicedEvaluator(ABC):
         self._settle()
         # What is wrong with all candidates is said once here, not by every trial; on a copy, since forward may have
         # side effects.
-        labels = self._validation.labels
-        highest = labels.reshape(len(labels), -1).amax(dim=1).argmax()[None]
+        highest = hardest(self._validation.labels)
         one, probe = self._validation.part(highest), copy.deepcopy(source.model)
         with torch_seeded(0, "probe"):
             score(probe, one, objective=self._objective)
-            if not torch.equal(*(predict(probe, one).nan_to_num() for _ in range(2))):
+            if not repeats(probe, one, objective=self._objective):
                 msg = (
                     f"{type(source.model).__name__} draws random numbers in evaluation mode, so fitness cannot be "
                     "repeated; F.dropout needs training=self.training"
@@ -254,11 +260,14 @@ class SlicedEvaluator(ABC):
         means = tally.means()
         if bar is None or not all(map(math.isfinite, means.values())):
             return bar is not None
-        return racing.is_behind(means[self.metric], racing.standard_error(tally.values()), bar)
+        values = tally.values()
+        return values is not None and racing.is_behind(means[self.metric], racing.standard_error(values), bar)
 
     def _spread(self, tally: Tally) -> dict[str, float]:
         """Returns on how many images a fitness was found, how sure it is, and how groups of all images did."""
         values = tally.values()
+        if values is None:
+            return {racing.IMAGES: float(tally.count)}
         error = racing.standard_error(values)
         found = {racing.IMAGES: float(tally.count)} | ({} if error is None else {racing.ERROR: error})
         if not self.finalists or tally.count < len(self._order):
@@ -334,9 +343,12 @@ def with_metric(objective: Objective, metric: str) -> Objective:
     Raises:
         ConfigError: if the metric is unknown, or its import path leads nowhere.
     """
-    known = [*objective.metrics, *objective.to_full, *METRICS.added()]
-    if metric in (*objective.metrics, *objective.to_full):
+    known = [*objective.names, *objective.to_full, *METRICS.added()]
+    if metric in (*objective.names, *objective.to_full):
         return objective
     if metric not in known and ":" not in metric:
         raise ConfigError(unknown_name("metric", metric, known))
-    return replace(objective, metrics={**objective.metrics, metric: METRICS.find(metric)})
+    made: Any = METRICS.find(metric)
+    if is_whole(made):
+        return replace(objective, whole={**objective.whole, metric: made})
+    return replace(objective, metrics={**objective.metrics, metric: made})

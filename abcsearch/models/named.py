@@ -21,6 +21,8 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
     f"{__name__}:MODELS",
     {
         "small_resnet": Home(path=f"{_IN}.resnet:SmallResNet"),
+        "small_fcn": Home(path=f"{_IN}.fcn:SmallFCN"),
+        "small_edsr": Home(path=f"{_IN}.edsr:SmallEDSR"),
         "resnet20": Home(path=f"{_IN}.resnet:resnet20"),
         "resnet32": Home(path=f"{_IN}.resnet:resnet32"),
         "resnet44": Home(path=f"{_IN}.resnet:resnet44"),
@@ -33,6 +35,7 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
         "mobilenet_v1_cifar": Home(path=f"{_IN}.mobile:mobilenet_v1_cifar"),
         "mobilenet_v2_cifar": Home(path=f"{_IN}.mobile:mobilenet_v2_cifar"),
         "shufflenet_v2_x0_5_cifar": Home(path=f"{_IN}.mobile:shufflenet_v2_x0_5_cifar"),
+        "tiny_ssd": Home(path=f"{_IN}.ssd:TinySSD"),
     },
     error=ModelError,
 )

@@ -19,6 +19,7 @@ from abcsearch.rng import torch_seeded
 INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
     **dict.fromkeys((name for name in MODELS if name != "mobilenet_v1"), (3, 32, 32)),
     "small_resnet": (1, 8, 8),
+    "tiny_ssd": (3, 64, 64),
 }
 IMAGENET_SHAPE = (3, 224, 224)
 

@@ -12,7 +12,6 @@ from torch import nn
 
 from abcsearch.channels.fixed import Fixed
 from abcsearch.channels.gates import gated, replaced
-from abcsearch.example import run_on
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.likeliest import expected_structure, likeliest
 from abcsearch.preparation.options import DMCPOptions
@@ -20,7 +19,6 @@ from abcsearch.preparation.slimmable import Sampler, Sandwich
 from abcsearch.preparation.structures import check_criterion, targets
 from abcsearch.rng import numpy_stream
 from abcsearch.training.checks import check_training
-from abcsearch.training.objectives import output_of
 from abcsearch.training.optimization import make_optimizer
 
 if TYPE_CHECKING:
@@ -273,8 +271,7 @@ class Marking(Sandwich):
         # Statistics of batch norms stay those of networks without gates.
         buffers = {name: tensor.clone() for name, tensor in self.model.named_buffers()}
         with replaced(self.model, buffers), gated(self.model, self._graph, gates):
-            outputs = output_of(self.model, run_on(self.model, images))
-        loss = self._goal.loss(outputs, labels)
+            _, loss = self._goal.learned(self.model, self.model, (images, labels))
         beyond = [
             (share.log().abs() - BAND).clamp_min(0) for share in self._chains.shares(self._graph, self._costs).values()
         ]

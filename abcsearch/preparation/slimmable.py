@@ -12,14 +12,12 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from abcsearch.channels.fixed import Fixed
 from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.channels.sharing import shared_network
-from abcsearch.example import run_on
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.options import SlimmableOptions
 from abcsearch.preparation.structures import largest_uniform
 from abcsearch.rng import numpy_stream
 from abcsearch.training.checks import check_training
 from abcsearch.training.lesson import Supervised
-from abcsearch.training.objectives import output_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -195,8 +193,8 @@ class Sandwich(Supervised):
         for candidate in drawn:
             network = shared_network(self.model, self._graph, candidate, self._ranking)
             with pointwise_safely(network):  # the training's block is around the full network's modules
-                outputs = output_of(self.model, run_on(network, taught.images))
-            total = total + self._weighed(self._goal.loss(outputs, wanted), (1 - self._full_share) / len(drawn))
+                _, loss = self._goal.learned(self.model, network, (taught.images, wanted))
+            total = total + self._weighed(loss, (1 - self._full_share) / len(drawn))
         return total
 
     def _weighed(self, loss: torch.Tensor, weight: float) -> torch.Tensor:
@@ -208,6 +206,8 @@ class Sandwich(Supervised):
 
     def _wanted(self, taught: Taught) -> torch.Tensor:
         """Returns what slices learn."""
+        if self._goal.taught is not None:
+            return taught.labels
         outputs = taught.outputs.detach().float()
         if self._distil and self._goal.loss is F.cross_entropy:
             return outputs.softmax(dim=1)

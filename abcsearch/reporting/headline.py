@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from abcsearch.results.report import Report
 
 _SHARES = ((1 / 2, "half the"), (1 / 3, "a third of the"), (1 / 4, "a quarter of the"))
-_NAMES = {"top1": "accuracy"}
+_NAMES = {"top1": "accuracy", "psnr": "PSNR", "ssim": "SSIM", "miou": "mean IoU", "macro_ap": "mean average precision"}
 
 
 def headline(report: Report) -> str:

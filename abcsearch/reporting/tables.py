@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from abcsearch.errors import plural
 from abcsearch.reporting.words import change_text, cost_text, time_change, width_text
 from abcsearch.results.intervals import SHARES, wilson
-from abcsearch.training.objectives import metric_text
+from abcsearch.training.objectives import is_share, metric_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -132,9 +132,10 @@ def _points(name: str, rows: Sequence[Row], values: Sequence[float | None], metr
 
 
 def _difference(metric: str, value: float) -> str:
-    """Returns a difference of a metric: shares in points."""
-    percent = metric_text(metric, 0.0).endswith("%")
-    text = f"{100 * value:+.2f} points" if percent else f"{value:+.4f}"
+    """Returns a difference of a metric: shares in points, ratios of signals in dB."""
+    text = (
+        f"{100 * value:+.2f} points" if is_share(metric) else f"{'+' if value >= 0 else ''}{metric_text(metric, value)}"
+    )
     return text.replace("-", "\u2212")
 
 

@@ -54,13 +54,13 @@ def measured(folder: Path, opened: Open, before: Link | None, data: Data) -> dic
     tally = Tally(goal := find_objective(data.objective), kept=goal.headline)
     tally.take(network, data.test)
     values = tally.values()
-    shares = values.ndim == 1 and bool(((values == 0) | (values == 1)).all())
+    shares = values is not None and values.ndim == 1 and bool(((values == 0) | (values == 1)).all())
     packed_file = folder / "model.compressed"
     return {
         **_costs(network, before, data),
         "weight_bytes": packed_file.stat().st_size if packed_file.exists() else state_bytes(network),
         "test": tally.means(),
-        "hits": tuple(packed(values.bool().numpy())) if shares else (),
+        "hits": tuple(packed(values.bool().numpy())) if shares and values is not None else (),
     }
 
 

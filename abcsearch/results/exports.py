@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from abcsearch.data.images import class_count
 from abcsearch.errors import ConfigError, RunError, quoted
 from abcsearch.example import sizes_of
 from abcsearch.exporting import Exported, export
@@ -19,6 +18,7 @@ from abcsearch.results.chained import chain_facts, chain_network, known_chain, l
 from abcsearch.results.finetuned_files import problems, refusal
 from abcsearch.results.links import START, Chain, Time
 from abcsearch.runs.config_run import seeded_data
+from abcsearch.training.detections import POST_PROCESSING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -177,6 +177,7 @@ def _info(run: FinishedRun, structure: Structure, scores: Mapping[str, Any] | No
             "mean": list(scale.mean) if scale and scale.mean else None,
             "std": list(scale.std) if scale and scale.std else None,
         },
+        **({"post_processing": POST_PROCESSING} if _has_places(run) else {}),
         "candidate": list(structure.candidate),
         "widths": {name: list(pair) for name, pair in task.space.widths(structure.candidate).items()},
         **({"criteria": chosen} if (chosen := task.space.criteria(structure.candidate)) else {}),
@@ -188,7 +189,12 @@ def _info(run: FinishedRun, structure: Structure, scores: Mapping[str, Any] | No
     }
 
 
+def _has_places(run: FinishedRun) -> bool:
+    """Returns whether detections are made of what the network returns, by whoever runs its export."""
+    task = run.result.task
+    return task.data.objective == "detection" and hasattr(task.base, "losses")
+
+
 def _classes(data: Data) -> int | None:
     """Returns the number of classes; None where labels are values."""
-    whole = all(part.labels.dtype == torch.int64 for part in (data.train, data.validation, data.test))
-    return data.classes if whole else None
+    return None if class_count(data.train.labels) is None else data.classes

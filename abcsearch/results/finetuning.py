@@ -22,7 +22,7 @@ from abcsearch.training.checkpoints import tensors_hash
 from abcsearch.training.checks import check_training
 from abcsearch.training.crew import Crew
 from abcsearch.training.finetuning import FineTuned, finetune
-from abcsearch.training.recipe import Recipe
+from abcsearch.training.recipe import Recipe, identity_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -76,7 +76,7 @@ class _Wanted:
         """Returns where the training of a structure is kept until it is finished."""
         stem = self.run.folder.path / FOLDER / structure.name
         recipe, own = self.recipe_of(structure), self.own(structure)
-        return checkpoint_path(stem, structure.candidate, asdict(recipe), self.size, *own.values())
+        return checkpoint_path(stem, structure.candidate, identity_of(recipe), self.size, *own.values())
 
 
 def finetune_run(  # noqa: PLR0913 - all but the first have a default

@@ -279,7 +279,7 @@ def tested_metrics(run: FinishedRun, score: dict[str, Any] | None) -> dict[str, 
     """Returns the metrics of the objective on the test split before and after fine-tuning; not the losses."""
     if score is None:
         return {}
-    names = [name for name in find_objective(run.result.task.data.objective).metrics if not name.endswith("loss")]
+    names = [name for name in find_objective(run.result.task.data.objective).names if not name.endswith("loss")]
     both = {when: score[when] for when in ("before", "after")}
     few = run.result.task.data.objective == "classification" and run.result.task.data.classes <= 5  # top5 is always 1
     known = [name for name in names if all(name in own for own in both.values()) and not (few and name == "top5")]

@@ -15,6 +15,7 @@ from abcsearch.runs.disk.weights import checkpoint_path, load_checkpoint, weight
 from abcsearch.runs.progress import Progress, silent
 from abcsearch.steps import doing
 from abcsearch.training.loop import train
+from abcsearch.training.recipe import identity_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +50,7 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
                     replace_file(early, weights_writer(model))
                 progress("base network", done, total, f"loss {loss:.4f}")
 
-            parts = (asdict(config.pretrain), asdict(config.model), asdict(config.data), config.seed)
+            parts = (identity_of(config.pretrain), asdict(config.model), asdict(config.data), config.seed)
             train(
                 model,
                 data.train,

@@ -22,11 +22,15 @@ from abcsearch.runs.settings import RunConfig
 from abcsearch.runs.setup_words import Looked, Scored, notes_on, warnings_on
 from abcsearch.runs.timing import full_macs
 from abcsearch.steps import doing
+from abcsearch.training.collected import Collection
 from abcsearch.training.computing import computing, find_device
+from abcsearch.training.detections import constant_detections
 from abcsearch.training.objectives import find_objective
 from abcsearch.training.scoring import passes, values_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import nn
 
     from abcsearch.data.images import Images
@@ -88,7 +92,7 @@ def look_at(model: nn.Module, data: Data, macs: int, asked: Asked) -> SetUp:
         if statistics(network) and len(images) > 1:
             calibrate(network, images, batch_size=min(_BATCH, len(images)))
             known["calibrated"] = _scored(network, held, goal)
-    return _record(Looked(**known, images=len(held), chance=_chance(data, goal, known["loaded"])))
+    return _record(Looked(**known, images=len(held), chance=_chance(data, goal, known["loaded"], held)))
 
 
 def _record(looked: Looked) -> SetUp:
@@ -141,9 +145,12 @@ def _scored(model: nn.Module, images: Images, goal: Objective) -> Scored:
     losses: list[torch.Tensor] = []
     answers: list[torch.Tensor] = []
     outputs: int | None = None
-    for given, labels in passes(model, images):
+    whole = _of_all(goal)
+    for given, labels in passes(model, images, output=goal.output):
         goal.check(given, labels)
-        values.append(values_of(name, goal.metrics[name], given, labels).double().cpu())
+        whole.add(given, labels)
+        if name in goal.metrics:
+            values.append(values_of(name, goal.metrics[name], given, labels).double().cpu())
         if "neg_loss" in goal.metrics:
             losses.append(values_of("neg_loss", goal.metrics["neg_loss"], given, labels).double().cpu())
         if labels.dtype == torch.int64 and given.ndim == labels.ndim + 1:
@@ -151,7 +158,7 @@ def _scored(model: nn.Module, images: Images, goal: Objective) -> Scored:
         if labels.dtype == torch.int64 and labels.ndim == 1 and given.ndim == 2:
             answers.append(given.argmax(dim=1).cpu())
     return Scored(
-        values=torch.cat(values),
+        values=torch.cat(values) if values else torch.tensor([whole.finish()[name]], dtype=torch.float64),
         losses=torch.cat(losses) if losses else None,
         answers=torch.cat(answers) if answers else None,
         labels=images.labels.cpu(),
@@ -159,13 +166,23 @@ def _scored(model: nn.Module, images: Images, goal: Objective) -> Scored:
     )
 
 
-def _chance(data: Data, goal: Objective, scored: Scored) -> float | None:
-    """Returns the score of the best constant answer: the commonest class of the training labels, or their mean.
+def _of_all(goal: Objective) -> Collection:
+    """Returns what the first metric of an objective is collected in, where it is one of a whole data set."""
+    return Collection({name: kind for name, kind in goal.whole.items() if name == goal.headline})
 
-    None where the objective is the user's own, of which nobody knows what that is.
+
+def _chance(data: Data, goal: Objective, scored: Scored, held: Images) -> float | None:
+    """Returns the score of a constant answer: the commonest class of the training labels, or their mean.
+
+    Of super-resolution that of bicubic interpolation of the images that the network was scored on. None where the
+    objective is the user's own, of which nobody knows what that is.
     """
-    labels = data.validation.labels.cpu()
-    if data.objective == "regression":
+    labels, batches = data.validation.labels.cpu(), data.validation.labels.cpu().split(_GUESSED)
+    if data.objective == "detection":
+        return _over(goal, [(constant_detections(data.train.labels, len(labels)), labels)])
+    if data.objective == "superresolution":
+        return _over(goal, ((_enlarged(low, high), high) for low, high in held.batches(_GUESSED)))
+    if data.objective in ("regression", "multilabel"):
         one = data.train.labels.mean(dim=0)[None]
     elif data.objective in ("classification", "segmentation") and scored.outputs is not None:
         every = data.train.labels
@@ -173,11 +190,24 @@ def _chance(data: Data, goal: Objective, scored: Scored) -> float | None:
         one[:, int(every[every >= 0].bincount().argmax())] = 1
     else:
         return None
-    name, total = goal.headline, 0.0
-    for some in labels.split(_GUESSED):
-        shape = some.shape if some.dtype != torch.int64 else (len(some), one.shape[1], *some.shape[1:])
-        total += float(values_of(name, goal.metrics[name], one.expand(shape), some).double().sum())
-    return total / len(labels)
+    shape = labels.shape[1:] if labels.dtype != torch.int64 else (one.shape[1], *labels.shape[1:])
+    return _over(goal, ((one.expand(len(some), *shape), some) for some in batches))
+
+
+def _over(goal: Objective, batches: Iterable[tuple[Any, torch.Tensor]]) -> float:
+    """Returns the metric that reports show over batches of outputs and labels."""
+    whole, name, values = _of_all(goal), goal.headline, list[torch.Tensor]()
+    for outputs, labels in batches:
+        whole.add(outputs, labels)
+        if name in goal.metrics:
+            values.append(values_of(name, goal.metrics[name], outputs, labels).double())
+    return float(torch.cat(values).mean()) if values else whole.finish()[name]
+
+
+def _enlarged(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns images as large as the labels, by bicubic interpolation."""
+    size = tuple(labels.shape[2:])
+    return torch.nn.functional.interpolate(images, size=size, mode="bicubic", align_corners=False)
 
 
 def asked_of(settings: SearchSettings) -> Asked:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from abcsearch.errors import plural
+from abcsearch.runs.disk.setup import chance_name
 from abcsearch.training.objectives import is_share, metric_text
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Scored:
     """What a network answers on some images.
 
     Attributes:
-        values: (n,) float64, the metric of every image.
+        values: (n,) float64, the metric of every image; (1,) where it is one of a whole data set.
         losses: (n,) minus the loss of every image, higher is better; None where the objective has no such metric.
         answers: (n,) int64, the best class of every image of a classification; else None.
         labels: of these images.
@@ -83,7 +84,7 @@ class Looked:
         loaded: on search-validation, with the weights as they were loaded; None where they are not there yet.
         calibrated: the same with statistics of normalisations taken anew.
         training: as loaded, on training images.
-        chance: score of the best constant answer.
+        chance: score of the best constant answer, or of interpolation.
     """
 
     goal: Objective
@@ -138,6 +139,8 @@ class Looked:
         """Whether the network does hardly better than a constant answer."""
         if self.best is None or self.chance is None:
             return False
+        if chance_name(self.goal.headline) != "chance":  # of the same images, which differ more than methods do
+            return self.best.mean <= self.chance
         room = _NEAR * (1 - self.chance) if is_share(self.goal.headline) else 0.0
         return self.best.mean <= self.chance + max(_SURE * self.best.error, min(self.chance, room))
 
@@ -152,8 +155,10 @@ def warnings_on(looked: Looked) -> Iterator[str]:
     other_order = "" if looked.best is None else _other_order(looked.best)
     if looked.near_chance and looked.best is not None and looked.chance is not None:
         best, chance = (metric_text(metric, value) for value in (looked.best.mean, looked.chance))
+        name, other = chance_name(metric), "one answer for all images"
+        told = f"is near chance: {metric} {best}, where {other}" if name == "chance" else f"has {metric} {best}, {name}"
         yield (
-            f"the full network is near chance: {metric} {best}, where one answer for all images has {chance}; a search "
+            f"the full network {told} has {chance}; a search "
             f"has nothing to go by.{_same_answer(looked.best)} {_TO_CHECK[looked.brought]}{_odd_pixels(looked)}"
         )
     elif looked.gains:

@@ -70,8 +70,13 @@ def check_training(recipe: Recipe, split: Images, objective: str, *, taught: boo
             where it has to be, or a teacher or validation images are missing, or the teacher is one too many.
     """
     check_images(recipe, split)
-    find_objective(objective)
+    goal = find_objective(objective)
     check_mixing(recipe, split, objective)
+    if recipe.label_smoothing and goal.taught is not None:
+        msg = (
+            f"label_smoothing is of a loss on labels; under the objective {objective!r} the loss is the network's own, "
+        )
+        raise ConfigError(f"{msg}found {recipe.label_smoothing:g}; set it to 0")
     if recipe.distillation and objective != "classification":
         msg = f"distillation learns the classes of a classification, found the objective {objective!r}; set it to 0"
         raise ConfigError(msg)

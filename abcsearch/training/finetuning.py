@@ -107,5 +107,6 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
     with computing(place, threads=recipe.threads):
         tally.take(tuned, data.test)
     values = tally.values()
-    hits = values.bool() if values.ndim == 1 and bool(((values == 0) | (values == 1)).all()) else None
+    binary = values is not None and values.ndim == 1 and bool(((values == 0) | (values == 1)).all())
+    hits = values.bool() if values is not None and binary else None
     return FineTuned(model=tuned.eval().to(home), before=before, after=tally.means(), training=training, hits=hits)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from abcsearch.data.images import hardest
 from abcsearch.errors import ConfigError, LessonError
 from abcsearch.example import run_on
 from abcsearch.training.checkpoints import network_hash
 from abcsearch.training.distillation import distillation_loss, teach
 from abcsearch.training.mixing import Mixing, widened
-from abcsearch.training.objectives import find_objective, output_of
+from abcsearch.training.objectives import aux_of, find_objective
 from abcsearch.training.optimization import make_optimizer
 from abcsearch.training.scoring import score
 
@@ -138,13 +139,13 @@ class Taught(NamedTuple):
     Attributes:
         images: of the batch, mixed where the recipe mixes.
         labels: likewise.
-        outputs: of the network.
+        outputs: of the network; None where the loss is the network's own and it returns nothing else.
         loss: of them, a scalar.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
-    outputs: torch.Tensor
+    outputs: Any
     loss: torch.Tensor
 
 
@@ -186,12 +187,18 @@ class Supervised(Lesson):
         wanted = labels
         if self._mixing is not None:
             images, wanted = self._mixing(images, labels)
-        outputs = output_of(self.model, run_on(self._called, images))
+        if self._goal.taught is not None:
+            outputs, loss = self._goal.learned(self.model, self._called, (images, labels))
+            return Taught(images, labels, outputs, loss)
+        returned = run_on(self._called, images)
+        outputs = self._goal.output(self.model, returned)
         if not self._checked:
             self._check(outputs, labels)
         if self._mixing is not None:
             wanted = widened(wanted, outputs)
         loss = self._goal.loss(outputs, wanted, **self._smoothing)
+        if self._recipe.aux and (aux := aux_of(returned)) is not None:
+            loss = loss + self._recipe.aux * self._goal.loss(aux, wanted, **self._smoothing)
         if self.teacher is not None:
             weight, taught = self._recipe.distillation, teach(self.teacher, images, outputs)
             loss = (1 - weight) * loss + weight * distillation_loss(outputs, taught, self._recipe.temperature)
@@ -201,7 +208,7 @@ class Supervised(Lesson):
         """Checks the outputs of the first batch, also with the highest label that any batch will have."""
         self._goal.check(outputs, labels)
         every = self._images.labels
-        highest = every.reshape(len(every), -1).amax(dim=1).argmax()[None]
+        highest = hardest(every)
         self._goal.check(outputs[:1], every[highest].to(outputs.device))
         self._checked = True
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from abcsearch.training.crew import ALONE, Crew
 from abcsearch.training.lesson import lesson_of, whole_of
 from abcsearch.training.mixing import augmented
 from abcsearch.training.optimization import step_shares
+from abcsearch.training.recipe import identity_of
 from abcsearch.training.scoring import device_of, modes_kept
 from abcsearch.training.state import Trained, Training
 
@@ -90,7 +90,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
     file = None
     if checkpoint is not None:
         identity: dict[str, Any] = {"seed": seed, "part": stream, "steps": steps, **lesson._identity()}
-        identity |= {"recipe": asdict(recipe), "workers": crew.size, **(same or {})}
+        identity |= {"recipe": identity_of(recipe), "workers": crew.size, **(same or {})}
         every = {"images": split, "validation": validation}
         identity |= {name: None if images is None else images_hash(images) for name, images in every.items()}
         file = Checkpoint(checkpoint, identity)

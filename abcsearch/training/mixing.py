@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from abcsearch.data.stream import Stream
 from abcsearch.errors import ConfigError, DataError
+from abcsearch.training import jigsaw
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,20 +30,29 @@ def check_mixing(recipe: Recipe, split: Images, objective: str) -> None:
         ConfigError: if labels are to be mixed that are no classes, or signals or volumes augmented.
         DataError: if RandAugment cannot have pixels of these images.
     """
-    flat = {name: getattr(recipe, name) for name in ("shift", "flip", "randaugment", "mixup", "cutmix")}
-    asked = [name for name, value in flat.items() if value]
-    several = isinstance(split.shape, dict)
-    if asked and (several or len(split.shape) != 3):
-        msg = f"{', '.join(asked)}: for images of height and width, found {split.shape}; leave it out of the recipe"
-        raise ConfigError(msg)
+    _check_flat(recipe, split)
     if (recipe.mixup or recipe.cutmix) and objective != "classification":
         msg = f"mixup and cutmix mix labels of a classification, found the objective {objective!r}; set both to 0"
         raise ConfigError(msg)
-    if not recipe.randaugment:
-        return
-    if split.labels.ndim > 2:
-        msg = "randaugment moves images, not labels of pixels with them; set it to 0, and use shift and flip"
+    moved = [name for name in ("randaugment", "jigsaw") if getattr(recipe, name)]
+    if moved and split.labels.ndim > 2:
+        msg = f"{moved[0]} moves images, not labels of pixels or boxes with them; set it to 0, and use shift and flip"
         raise ConfigError(msg)
+    if recipe.randaugment:
+        _check_pixels(split)
+
+
+def _check_flat(recipe: Recipe, split: Images) -> None:
+    """Raises ConfigError if what has no height and width is to be augmented."""
+    augmentations = ("shift", "flip", "randaugment", "jigsaw", "mixup", "cutmix")
+    asked = [name for name in augmentations if getattr(recipe, name)]
+    if asked and (isinstance(split.shape, dict) or len(split.shape) != 3):
+        msg = f"{', '.join(asked)}: for images of height and width, found {split.shape}; leave it out of the recipe"
+        raise ConfigError(msg)
+
+
+def _check_pixels(split: Images) -> None:
+    """Raises DataError unless RandAugment can have the pixels of these images."""
     if split.shape[0] not in _COLOURS:
         msg = f"randaugment takes images of 1 or 3 channels, found {split.shape[0]}; set it to 0"
         raise DataError(msg)
@@ -65,8 +75,17 @@ def check_mixing(recipe: Recipe, split: Images, objective: str) -> None:
 def augmented(recipe: Recipe, split: Images) -> tuple[Images, Callable[[torch.Tensor], torch.Tensor] | None]:
     """Returns the images to train on, and what is to be done to every batch of them, if anything.
 
-    Streamed images are changed as bytes by the processes that decode them, those in memory batch by batch.
+    RandAugment changes streamed images as bytes in the processes that decode them, those in memory batch by batch.
     """
+    split, change = _randomly_augmented(recipe, split)
+    share = recipe.jigsaw
+    if not share:
+        return split, change
+    return split, lambda images: jigsaw.changed(images if change is None else change(images), share)
+
+
+def _randomly_augmented(recipe: Recipe, split: Images) -> tuple[Images, Callable[[torch.Tensor], torch.Tensor] | None]:
+    """Returns the same of RandAugment."""
     if not recipe.randaugment:
         return split, None
     from torchvision.transforms import v2

@@ -23,6 +23,9 @@ def _metric(name: str, value: Any) -> Metric:  # noqa: ANN401 - whatever a name 
 
 
 _IN = "abcsearch.training.objectives"
+_LABELS = "abcsearch.training.multilabel"
+_QUALITY = "abcsearch.training.image_quality"
+_MAP = "abcsearch.training.detections:MeanAveragePrecision"
 
 # Name -> metric: (outputs, labels) of a batch to one number per image, (batch,); higher is better. Those of this
 # package are of objectives, which say which; `METRICS["mine"] = function` can be the fitness under any objective.
@@ -46,10 +49,28 @@ METRICS: Registry[Metric] = Registry(
             path=f"{_IN}:pixel_accuracy", description="segmentation: share of pixels whose best class is the label"
         ),
         "miou": Home(
-            path=f"{_IN}:miou", description="segmentation: intersection over union, mean over an image's classes"
+            path="abcsearch.training.segmentation:MeanIoU",
+            description="segmentation: intersection over union of all images' pixels, mean over classes",
         ),
         "neg_mse": Home(path=f"{_IN}:neg_mse", description="regression: minus the mean squared error"),
         "neg_mae": Home(path=f"{_IN}:neg_mae", description="regression: minus the mean absolute error"),
+        "macro_ap": Home(
+            path=f"{_LABELS}:LabelScores", description="multi-label: average precision of all images, mean over labels"
+        ),
+        "macro_f1": Home(path=f"{_LABELS}:LabelScores", description="multi-label: F1 of all images, mean over labels"),
+        "micro_f1": Home(path=f"{_LABELS}:LabelScores", description="multi-label: F1 of all answers together"),
+        "label_accuracy": Home(
+            path=f"{_LABELS}:label_accuracy", description="multi-label: share of an image's labels that are right"
+        ),
+        "neg_bce": Home(path=f"{_LABELS}:neg_bce", description="multi-label: minus the binary cross-entropy"),
+        "psnr": Home(
+            path=f"{_QUALITY}:psnr",
+            description="super-resolution: peak signal-to-noise ratio of Y in dB, mean over images",
+        ),
+        "ssim": Home(path=f"{_QUALITY}:ssim", description="super-resolution: structural similarity of Y, up to 1"),
+        "mAP": Home(path=_MAP, description="detection: COCO's average precision, overlaps of 0.5 to 0.95"),
+        "mAP50": Home(path=_MAP, description="detection: likewise, boxes that overlap by half are right"),
+        "mAP75": Home(path=_MAP, description="detection: likewise, by three quarters"),
     },
     error=ConfigError,
     accept=_metric,
@@ -66,10 +87,22 @@ OBJECTIVES: Registry[Any] = Registry(
         ),
         "segmentation": Home(
             path=f"{_IN}:SEGMENTATION",
-            description="one class per pixel: cross-entropy; judged by pixel_accuracy, miou, neg_loss, neg_kl",
+            description="one class per pixel: cross-entropy; judged by miou of all images, pixel_accuracy, neg_loss",
         ),
         "regression": Home(
             path=f"{_IN}:REGRESSION", description="numbers: mean squared error; judged by neg_mse, neg_mae"
+        ),
+        "multilabel": Home(
+            path=f"{_LABELS}:MULTILABEL",
+            description="several labels at once: binary cross-entropy; judged by macro_ap, macro_f1, micro_f1",
+        ),
+        "superresolution": Home(
+            path=f"{_QUALITY}:SUPERRESOLUTION",
+            description="images from small ones: mean absolute error; judged by psnr, ssim",
+        ),
+        "detection": Home(
+            path="abcsearch.training.detections:DETECTION",
+            description="boxes of objects: the network's own losses; judged by mAP, mAP50, mAP75",
         ),
     },
     error=ConfigError,
@@ -77,14 +110,19 @@ OBJECTIVES: Registry[Any] = Registry(
     callables=False,
 )
 
-_SHARES = frozenset({"top1", "top5", "pixel_accuracy", "miou"})
+_SHARES = frozenset(
+    {"top1", "top5", "pixel_accuracy", "miou", "mAP", "mAP50", "mAP75", "label_accuracy"}
+    | {"macro_ap", "macro_f1", "micro_f1"}
+)
 
 
 def is_share(metric: str) -> bool:
-    """Returns whether a metric is a share of images or pixels."""
+    """Returns whether a metric is in [0, 1] and told in per cent: shares of images or pixels, average precision."""
     return metric in _SHARES
 
 
 def metric_text(metric: str, value: float) -> str:
-    """Returns a metric's value as people read it: shares of images or pixels in per cent."""
+    """Returns a metric's value as people read it: what is in [0, 1] in per cent, ratios of signals in dB."""
+    if metric == "psnr":
+        return f"{value:.2f} dB"
     return f"{100 * value:.2f} %" if is_share(metric) else f"{value:.4f}"

@@ -17,9 +17,12 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from abcsearch.data.images import IGNORED
 from abcsearch.errors import ConfigError, DataError, ModelError, plural
+from abcsearch.example import run_on
 from abcsearch.training import named
+from abcsearch.training.collected import Metrics
 from abcsearch.training.named import is_share as is_share
 from abcsearch.training.named import metric_text as metric_text
+from abcsearch.training.segmentation import MeanIoU
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,6 +39,11 @@ def _fits(outputs: torch.Tensor, labels: torch.Tensor) -> None:
     del outputs, labels
 
 
+def _output(model: nn.Module, returned: Any) -> Any:  # noqa: ANN401 - networks return anything
+    """Returns a network's output, see `output_of`, which is found when it is called."""
+    return output_of(model, returned)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """What a network is for.
@@ -47,17 +55,53 @@ class Objective:
             score is their mean over all images.
         to_full: by name: (outputs, outputs of the full network) to one number per image, (batch,); higher is better.
         check: raises ModelError or DataError where the outputs of a batch do not fit its labels.
+        whole: by name: metrics of a whole data set, which are no means over its images. A class stands for all its
+            metrics, and is computed once for those that are named.
+        output: (network, what its forward pass returned) to its output; metrics and `check` are of that.
+        taught: (network, what is called in its place, images, labels) to the output, or None, and the loss of a batch,
+            where the loss is the network's own; `loss` is then not asked.
+
+    The first metric is that of `whole`, where there are some, and the others follow.
     """
 
     loss: Callable[..., torch.Tensor]
     metrics: Mapping[str, Metric]
     to_full: Mapping[str, Metric] = field(default_factory=dict[str, Metric])
-    check: Callable[[torch.Tensor, torch.Tensor], None] = _fits
+    check: Callable[[Any, torch.Tensor], None] = _fits
+    whole: Mapping[str, type[Metrics]] = field(default_factory=dict[str, type[Metrics]])
+    output: Callable[[nn.Module, Any], Any] = _output
+    taught: Callable[..., tuple[Any, torch.Tensor]] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """All metrics but those to the full network, the one that reports show first."""
+        return [*self.whole, *self.metrics]
 
     @property
     def headline(self) -> str:
         """The metric that reports show: the first one."""
-        return next(iter(self.metrics))
+        return self.names[0]
+
+    def learned(
+        self,
+        model: nn.Module,
+        called: Callable[..., Any],
+        batch: tuple[Any, torch.Tensor],
+        **options: Any,  # noqa: ANN401 - keywords of the loss
+    ) -> tuple[Any, torch.Tensor]:
+        """Shows a network a batch; returns its output and the loss.
+
+        Args:
+            model: the network, in training mode.
+            called: what is called in its place: itself, or what averages gradients over processes.
+            batch: images and labels.
+            options: of the loss.
+        """
+        images, labels = batch
+        if self.taught is not None:
+            return self.taught(model, called, images, labels, **options)
+        outputs = self.output(model, run_on(called, images))
+        return outputs, self.loss(outputs, labels, **options)
 
 
 def _hits(outputs: torch.Tensor, labels: torch.Tensor, count: int) -> torch.Tensor:
@@ -93,19 +137,6 @@ def pixel_accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Returns the share of the pixels of every image whose best class is the label; ignored ones left out."""
     counted = (labels != IGNORED).flatten(1)
     return ((outputs.argmax(dim=1) == labels).flatten(1) & counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
-
-
-def miou(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns the intersection over union of every image, mean over the classes that it shows or is said to show."""
-    found, counted = outputs.argmax(dim=1).flatten(1), (labels != IGNORED).flatten(1)
-    labels = labels.flatten(1)
-    sums, present = torch.zeros(len(labels), device=labels.device), torch.zeros(len(labels), device=labels.device)
-    for number in range(outputs.shape[1]):
-        said, there = (found == number) & counted, labels == number
-        union = (said | there).sum(dim=1)
-        sums += (said & there).sum(dim=1) / union.clamp_min(1)
-        present += union > 0
-    return sums / present.clamp_min(1)
 
 
 def neg_mse(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -155,7 +186,8 @@ CLASSIFICATION = Objective(
 )
 SEGMENTATION = Objective(
     loss=F.cross_entropy,
-    metrics={"pixel_accuracy": pixel_accuracy, "miou": miou, "neg_loss": neg_loss},
+    metrics={"pixel_accuracy": pixel_accuracy, "neg_loss": neg_loss},
+    whole={"miou": MeanIoU},
     to_full={"neg_kl": neg_kl},
     check=_check_classes,
 )
@@ -199,6 +231,14 @@ def registered() -> dict[str, Callable[[], object]]:
         **METRICS.sent(),
         **{f"OUTPUTS[{kind.__qualname__}]": partial(_add_output, kind, entry) for kind, entry in OUTPUTS.items()},
     }
+
+
+def aux_of(returned: object) -> torch.Tensor | None:
+    """Returns the entry "aux" of what a forward pass returned, beside "out" as torchvision has it; None without one."""
+    if not isinstance(returned, Mapping) or "out" not in returned:
+        return None
+    aux = cast("Mapping[str, object]", returned).get("aux")
+    return aux if isinstance(aux, torch.Tensor) else None
 
 
 def _add_output(kind: type, select: Callable[[Any], torch.Tensor]) -> None:

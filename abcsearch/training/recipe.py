@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from abcsearch.errors import ConfigError, unknown_name
@@ -59,6 +59,10 @@ class Recipe:
         distillation: weight in [0, 1] of the divergence from the full network's outputs; the loss on labels has the
             rest. For classification.
         temperature: 0.01 to 1000, that both outputs are divided by for it.
+        jigsaw: share of the images of every batch, in [0, 1], that are changed as CURL enlarges small data: each cut
+            into 2x2, 3x3 or 4x4 tiles in another order, blanked in a square, or turned. 0: none.
+        aux: weight of the loss of an auxiliary head, where a network returns {"out": ..., "aux": ...}; 0: it is not
+            trained. Metrics never see it.
         keep: which weights count in the end: "last", or "best" on search-validation after each epoch.
 
     Raises:
@@ -89,6 +93,8 @@ class Recipe:
     randaugment: int = setting(0, at_least=0, at_most=MAX_MAGNITUDE)
     distillation: float = setting(0.0, at_least=0, at_most=1)
     temperature: float = setting(4.0, at_least=MIN_TEMPERATURE, at_most=MAX_TEMPERATURE)
+    jigsaw: float = setting(0.0, at_least=0, at_most=1)
+    aux: float = setting(0.4, at_least=0)
     keep: str = setting("last", words=KEPT)
 
     def __post_init__(self) -> None:
@@ -101,6 +107,16 @@ class Recipe:
             raise ConfigError(msg)
         object.__setattr__(self, "milestones", tuple(self.milestones))
         check_computing(self.device, self.precision)
+
+
+# Settings that came later, and what was done before there were any: left out of what a checkpoint is recognised by.
+_LATER = {"jigsaw": 0.0, "aux": 0.4}
+
+
+def identity_of(recipe: Recipe) -> dict[str, Any]:
+    """Returns what a training is recognised by, plain values: as before there were later settings, where it can be."""
+    plain = asdict(recipe)
+    return {name: value for name, value in plain.items() if name not in _LATER or value != _LATER[name]}
 
 
 def check_computing(device: str, precision: str) -> None:
@@ -200,6 +216,27 @@ _BUILT_IN = {
         description="20 epochs of SGD with Nesterov momentum at 0.02, a cosine down to 0",
         source="ours: experiments/digits/config.toml",
         note="For scikit-learn's digits, in seconds on a CPU; batches of 64, shifts by up to one pixel.",
+    ),
+    "small_data": Preset(
+        recipe=Recipe(
+            epochs=200,
+            batch_size=32,
+            lr=0.01,
+            weight_decay=4e-5,
+            nesterov=False,
+            warmup_epochs=0,
+            mixup=1.0,
+            jigsaw=5 / 6,
+            distillation=0.7,
+            temperature=2.0,
+        ),
+        description="200 epochs on few images: mixup, distillation, images cut and put together anew",
+        source="the published code of CURL (Luo and Wu, CVPR 2020), first stage of fine-tuning on small data",
+        note=(
+            "The code enlarges data to six times as many files before training; here a version is drawn for every "
+            "image of a batch, so that an epoch is as long as the data are. Its second stage, labels that are refined, "
+            "is left out. For fine-tuning of what was pruned: distillation takes the full network."
+        ),
     ),
 }
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abcsearch.errors import ConfigError
-from abcsearch.example import run_on
+from abcsearch.errors import ConfigError, plural
+from abcsearch.example import paths, run_on
+from abcsearch.training.collected import Collection
 from abcsearch.training.objectives import Objective, find_objective, output_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import nn
 
@@ -33,7 +34,7 @@ def score(
     full: torch.Tensor | None = None,
     batch_size: int | None = None,
 ) -> dict[str, float]:
-    """Returns all metrics of a network on a split, means over its images; higher is better.
+    """Returns all metrics of a network on a split, means over its images or of them all; higher is better.
 
     Of a classifier: top1 and top5 in [0, 1], neg_loss (negative mean cross-entropy). Runs in evaluation mode without
     gradients, on the device of the network, and leaves the modes of the modules as they were.
@@ -76,6 +77,8 @@ class Tally:
         self._names: list[str] = []
         self._sums: torch.Tensor | None = None
         self._values: list[torch.Tensor] = []
+        self._whole = Collection(objective.whole)
+        self._finished: dict[str, float] | None = None
 
     def take(
         self, model: nn.Module, split: Images, *, full: torch.Tensor | None = None, batch_size: int | None = None
@@ -83,27 +86,35 @@ class Tally:
         """Shows a network further images; arguments and errors as of `score`."""
         goal, first = self._objective, 0
         self._names = [*goal.metrics, *(goal.to_full if full is not None else ())]
-        for outputs, labels in passes(model, split, batch_size):
+        self._finished = None
+        for outputs, labels in passes(model, split, batch_size, output=goal.output):
             goal.check(outputs, labels)
+            self._whole.add(outputs, labels)
             each = [values_of(name, metric, outputs, labels) for name, metric in goal.metrics.items()]
             if full is not None:
                 theirs = full[first : first + len(labels)]
                 each += [values_of(name, metric, outputs, theirs) for name, metric in goal.to_full.items()]
-            sums = torch.stack([values.sum(dtype=torch.float64) for values in each])
-            self._sums = sums + (0.0 if self._sums is None else self._sums)
-            if self._kept is not None:
+            if each:
+                sums = torch.stack([values.sum(dtype=torch.float64) for values in each])
+                self._sums = sums + (0.0 if self._sums is None else self._sums)
+            if self._kept in self._names:
                 self._values.append(each[self._names.index(self._kept)].double())
             first += len(labels)
         self.count += first
 
     def means(self) -> dict[str, float]:
-        """Returns the mean of every metric over the images, which are one or more."""
+        """Returns every metric: the mean over the images, which are one or more; of a whole data set, what it is."""
         means = [] if self._sums is None else (self._sums / self.count).tolist()
-        return dict(zip(self._names, means, strict=True))
+        if self._finished is None:
+            self._finished = self._whole.finish()
+        return {**self._finished, **dict(zip(self._names, means, strict=True))}
 
-    def values(self) -> torch.Tensor:
-        """Returns the values of the metric that is kept, in the order of the images: (count,) float64, on the CPU."""
-        return torch.cat(self._values).cpu()
+    def values(self) -> torch.Tensor | None:
+        """Returns the values of the metric that is kept, in the order of the images: (count,) float64, on the CPU.
+
+        None where it is a metric of a whole data set, of which images have no values.
+        """
+        return torch.cat(self._values).cpu() if self._values else None
 
 
 def values_of(name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -117,7 +128,8 @@ def values_of(name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Te
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        msg = f"metric {name!r} failed on outputs {tuple(outputs.shape)} and labels {tuple(wanted.shape)}: {error!r}"
+        given = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else f"of {plural(len(outputs), 'image')}"
+        msg = f"metric {name!r} failed on outputs {given} and labels {tuple(wanted.shape)}: {error!r}"
         raise ConfigError(msg) from error
     if isinstance(found, torch.Tensor) and found.shape == (len(outputs),) and not found.is_complex():
         return found
@@ -136,15 +148,40 @@ def predict(model: nn.Module, split: Images, *, batch_size: int | None = None) -
 
 
 def passes(
-    model: nn.Module, split: Images, batch_size: int | None = None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields outputs and labels, batch by batch, in evaluation mode without gradients."""
+    model: nn.Module,
+    split: Images,
+    batch_size: int | None = None,
+    *,
+    output: Callable[[nn.Module, Any], Any] = output_of,
+) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Yields outputs and labels, batch by batch, in evaluation mode without gradients.
+
+    Args:
+        model: left in the modes that it has.
+        split: images and labels.
+        batch_size: images per pass; by default `scoring_batch` of the device.
+        output: (network, what its forward pass returned) to its output, as of `Objective`.
+    """
     device = device_of(model)
     with modes_kept(model), torch.inference_mode():
         model.eval()
         for images, labels in split.batches(batch_size or scoring_batch(device), device=device):
             # A copy, since forward may change its input in place: images are the data set's own.
-            yield output_of(model, run_on(model, images.clone())), labels
+            yield output(model, run_on(model, images.clone())), labels
+
+
+def repeats(model: nn.Module, split: Images, *, objective: Objective) -> bool:
+    """Returns whether a network answers the same when it is asked again; NaN is the same as NaN."""
+    first, second = ([*passes(model, split, output=objective.output)] for _ in range(2))
+    return all(_same(one, other) for (one, _), (other, _) in zip(first, second, strict=True))
+
+
+def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - outputs of two kinds
+    """Returns whether outputs are the same: tensors, or what lists, tuples and dicts hold."""
+    pairs = [dict(paths(item)) for item in (one, other)]
+    if pairs[0].keys() != pairs[1].keys():
+        return False
+    return all(torch.equal(x.nan_to_num(), pairs[1][name].nan_to_num()) for name, x in pairs[0].items())
 
 
 def device_of(model: nn.Module) -> torch.device:

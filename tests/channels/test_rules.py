@@ -64,6 +64,18 @@ def test_products_couple_without_a_stage():
     assert [(g.name, g.kind, g.channels) for g in found.values()] == [("a", "filter", 6)]
 
 
+def test_of_a_tensor_whose_type_is_taken_shape_and_channels_do_not_count():
+    # As detectors make their grids: numbers without channels, of the type of feature maps.
+    def typed(m, a, b):
+        grid = torch.arange(a.shape[2]).type_as(a)
+        return a.type_as(b) + grid[:, None]
+
+    found, problems = groups(typed, b=4)
+    assert not problems
+    assert list(found) == ["a", "b"]
+    assert found["a"].fixed is None
+
+
 def test_an_addition_to_itself_is_no_stage():
     found, _ = groups(lambda m, a, b: a + torch.relu(a))
     assert found["a"].kind == "filter"

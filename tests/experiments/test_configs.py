@@ -51,8 +51,12 @@ PUBLISHED = {
     "network_adjustment/cifar100_resnet20.toml": (90.92, 40.56, 12),
 }
 NETWORKS = ("resnet20", "resnet56", "resnet110", "vgg16_cifar", "googlenet_cifar")
+TASKS = {"detection/config.toml", "segmentation/config.toml", "superresolution/config.toml"}
 # One of every kind; the others are the same with more layers, or other budgets: `make test-zoo` has them.
 QUICK = {
+    "segmentation/config.toml",
+    "superresolution/config.toml",
+    "detection/config.toml",
     "digits/config.toml",
     "cifar10/resnet20.toml",
     "cifar10/vgg16_cifar.toml",
@@ -102,11 +106,17 @@ def overrides(path, folder):
             if isinstance(config.budget.macs, int):
                 small.append(f"budget.macs={int(SIZE**2 * config.budget.macs)}")
             return [*own, *small, f"data.path={folder / 'imagenet'}"]
+        case "superresolution_samples":
+            return []  # nothing is calibrated
+        case "shapes":
+            pytest.importorskip("torchmetrics", reason="mAP needs the extra `detection`")
+            return ["data.train=60", "data.test=10", "evaluator.calibration_images=16", "evaluator.batch_size=16"]
     return ["evaluator.calibration_images=128", *tiny_preparation(config)]
 
 
 def test_every_published_setting_has_a_config():
     ours = {
+        *TASKS,
         "digits/config.toml",
         "autoslim/digits.toml",
         "metapruning/digits.toml",

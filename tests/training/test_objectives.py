@@ -36,12 +36,6 @@ def test_segmentation_metrics_are_those_of_a_loop_over_images_and_classes(seed, 
         assert metrics["pixel_accuracy"](outputs, labels)[image] == pytest.approx(
             float((found == wanted).float().mean())
         )
-        shares = []
-        for number in range(classes):
-            union = int(((found == number) | (wanted == number)).sum())
-            if union:
-                shares.append(int(((found == number) & (wanted == number)).sum()) / union)
-        assert metrics["miou"](outputs, labels)[image] == pytest.approx(sum(shares) / len(shares))
         loss = F.cross_entropy(outputs[image][None], labels[image][None], ignore_index=IGNORED)
         assert metrics["neg_loss"](outputs, labels)[image] == pytest.approx(-float(loss), rel=1e-5)
 

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
         "clamp_min_",
         "rsqrt_",
         "sqrt_",
-        "type_as",
         "clip",
         "reciprocal",
         "erf",
@@ -104,12 +103,18 @@ def addition(flow: Flow, op: Op) -> Layout | None:
     *(torch.sub, torch.mul, torch.div, torch.pow, torch.maximum, torch.minimum, torch.where, torch.lerp),
     *(torch.gt, torch.lt, torch.ge, torch.le, torch.addcmul),
     *("sub", "sub_", "mul", "mul_", "div", "div_", "pow", "gt", "lt", "ge", "le", "where", "maximum", "minimum"),
-    *("masked_fill", "masked_fill_", "lerp", "type_as"),
+    *("masked_fill", "masked_fill_", "lerp"),
     thorough=True,
 )
 def pairwise(flow: Flow, op: Op) -> Layout | None:
     """Entry by entry: all tensors lose the same channels."""
     return _pairwise(flow, op, residual=False)
+
+
+@rule_for("type_as", thorough=True)
+def typed(flow: Flow, op: Op) -> Layout | None:
+    """Of the other tensor only the type is read: it may have any shape and any channels."""
+    return same_channels(op.tensor(), op)
 
 
 def _pairwise(flow: Flow, op: Op, *, residual: bool) -> Layout | None:

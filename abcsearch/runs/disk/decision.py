@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import plural
-from abcsearch.evaluation.racing import IMAGES
+from abcsearch.evaluation.racing import ERROR, IMAGES
 from abcsearch.runs.disk.lines import trial_of
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Decision:
         """How sure it is, in words."""
         count, alike = len(self.among), len(self.alike)
         scored = f"the best {plural(count, 'trial')} scored in full"
+        if alike <= 1 and ERROR not in self.winner.evaluation.metrics:
+            return f"{scored}: trial {self.winner.number} is ahead; by how much chance would put one ahead is not known"
         if alike <= 1:
             return f"{scored}: trial {self.winner.number} wins by more than twice the standard error of the differences"
         if alike == count:

@@ -32,7 +32,8 @@ class SetUp:
         loaded: score with the weights as they were loaded; None where they are not there yet.
         calibrated: the same with statistics of normalisations taken anew; None where there are none.
         training: score as loaded on unaugmented training images.
-        chance: score of the best constant answer; None where the objective has none.
+        chance: score of the best constant answer, of super-resolution that of bicubic interpolation; None where the
+            objective has none.
         outputs: of the network, of a classification or segmentation.
         classes: of the data, likewise.
         mean: of the inputs, per channel, over training images.
@@ -67,7 +68,7 @@ class SetUp:
         if self.calibrated is not None:
             texts.append(f"{metric_text(self.metric, self.calibrated)} calibrated")
         if self.chance is not None:
-            texts.append(f"chance {metric_text(self.metric, self.chance)}")
+            texts.append(f"{chance_name(self.metric)} {metric_text(self.metric, self.chance)}")
         seen = "" if self.training is None else f"; {metric_text(self.metric, self.training)} on training images"
         return f"{self.metric} {', '.join(texts)} ({plural(self.images, 'search-validation image')}{seen})"
 
@@ -82,6 +83,11 @@ class SetUp:
         """The fitness that the best one is seen against, in a few words; "" without any."""
         known = {"full": self.full, "uniform": self.uniform}
         return ", ".join(f"{name} {value:.4f}" for name, value in known.items() if value is not None)
+
+
+def chance_name(metric: str) -> str:
+    """Returns what a network has to be better than, in words."""
+    return "bicubic interpolation" if metric == "psnr" else "chance"
 
 
 def write_setup(folder: RunFolder, found: SetUp) -> None:

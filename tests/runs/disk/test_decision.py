@@ -112,9 +112,16 @@ def decided(journal, run):
     ],
 )
 def test_what_is_noise_is_called_noise(alike, words):
-    winner = Trial(4, (1,), Evaluation(fitness=0.5))
+    winner = Trial(4, (1,), Evaluation(fitness=0.5, metrics={"standard_error": 0.01}))
     assert Decision(winner=winner, among=(4, 1, 2, 3, 0), alike=alike).words.startswith(words)
     assert scored([winner], None) == ""
+
+
+def test_of_a_metric_of_a_whole_data_set_nobody_knows_what_is_noise():
+    winner = Trial(4, (1,), Evaluation(fitness=0.5, metrics={"images": 200.0}))
+    words = Decision(winner=winner, among=(4, 1, 2), alike=(4,)).words
+    assert words.startswith("the best 3 trials scored in full: trial 4 is ahead; ")
+    assert "standard error" not in words
 
 
 @pytest.mark.parametrize(
