@@ -21,6 +21,9 @@ KINDS = {
     "soft_pruning": (f'{{name = "soft_pruning", {RECIPE}}}', 1),
     "variational": (f'{{name = "variational", {RECIPE}}}', 1),
     "autopruner": (f'{{name = "autopruner", {RECIPE}}}', 1),
+    "dmcp": ('{name = "dmcp", networks = 3, recipe = {epochs = 12, batch_size = 64, lr = 0.05}}', 1),
+    "tas": ('{name = "tas", recipe = {epochs = 30, batch_size = 64, lr = 0.05}}', 1),
+    "lfpc": ('{name = "lfpc", recipe = {epochs = 30, batch_size = 64, lr = 0.05}}', 1),
     "taylor_iterative": (f'{{name = "taylor_iterative", batches = 10, at_once = 2, {RECIPE}}}', 1),
 }
 

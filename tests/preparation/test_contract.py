@@ -18,6 +18,10 @@ KINDS = [
     ("taylor_iterative", {"batches": 2, "at_once": 1}),
     ("dmcp", {"networks": 3}),
     ("dmcp", {"split": 0.0, "structures": 2}),
+    ("tas", {}),
+    ("tas", {"samples": 3, "structures": 2, "weights": "trained"}),
+    ("lfpc", {}),
+    ("lfpc", {"criteria": ["l1", "taylor"], "ratio": 0.5}),
 ]
 
 
