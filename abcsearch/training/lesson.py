@@ -230,9 +230,10 @@ class Supervised(Lesson):
     def _joined(self, crew: Crew) -> bool:
         """Calls the network through torch's DistributedDataParallel, which averages while the backward pass runs.
 
-        What a subclass adds to the loss may read weights past the network's forward pass, which that does not see.
+        What a subclass adds to the loss may read weights past the network's forward pass, which that does not see; nor
+        does it take a network whose forward pass returns losses.
         """
-        if type(self) is not Supervised:
+        if type(self) is not Supervised or self._goal.taught is not None:
             return False
         self._called = crew.joined(self.model)
         return True
