@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from abcsearch.channels.source import Source as Source
     from abcsearch.data.registry import DATASETS as DATASETS
     from abcsearch.data.registry import load_data as load_data
+    from abcsearch.data.split import Split as Split
     from abcsearch.data.splits import Data as Data
-    from abcsearch.data.splits import Split as Split
     from abcsearch.data.stream import Stream as Stream
     from abcsearch.errors import AbcSearchError as AbcSearchError
     from abcsearch.evaluation.adaptive_bn import AdaptiveBN as AdaptiveBN
@@ -145,7 +145,7 @@ _HOME = {
     "Source": "abcsearch.channels.source",
     "load_data": "abcsearch.data.registry",
     "Data": "abcsearch.data.splits",
-    "Split": "abcsearch.data.splits",
+    "Split": "abcsearch.data.split",
     "Stream": "abcsearch.data.stream",
     "AbcSearchError": "abcsearch.errors",
     "AdaptiveBN": "abcsearch.evaluation.adaptive_bn",

@@ -25,7 +25,7 @@ from abcsearch.channels.slicing import slice_model
 from abcsearch.cli import app
 from abcsearch.config import parse_config
 from abcsearch.data.registry import DATASETS, load_data
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.data.user_data import PAIR_OPTIONS
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions

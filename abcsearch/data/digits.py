@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from abcsearch.data.pixels import Scale
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.scale import Scale
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 
 
 def digits(*, validation: float = 0.25, seed: int = 0) -> Data:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +13,8 @@ from abcsearch.example import Example, Inputs
 from abcsearch.rng import derived_seed
 
 if TYPE_CHECKING:
-    import hashlib
-    from collections.abc import Iterator, Mapping
-    from typing import Self
+    from collections.abc import Mapping
 
-    from abcsearch.data.splits import Split
-
-    Batches = Iterator[tuple[Any, torch.Tensor]]  # inputs are `Inputs`, which what is derived narrows
 
 KINDS = (torch.float32, torch.int64, torch.bool)  # of several inputs
 IGNORED = -100  # label of pixels that do not count, as in torch
@@ -38,85 +32,6 @@ def from_rows(rows: Any) -> Any:  # noqa: ANN401 - as `as_rows`
     if isinstance(rows, Example):
         return rows.mapped(from_rows)
     return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
-
-
-class Images(ABC):
-    """Images with labels: in memory (`Split`) or decoded when they are needed (`Stream`).
-
-    An image may have one, two or three dimensions besides its channels: signals, images, volumes. Where a network takes
-    several inputs, an image is all of them: batches are then an `Example` each.
-
-    Attributes:
-        labels: (n,) int64 class numbers from 0; or (n, ...) float32 values; or (n, height, width) int64 class numbers
-            of pixels, -100 for those that do not count; or (n, most, 6) float64 boxes, see `abcsearch.data.boxes`.
-    """
-
-    labels: torch.Tensor
-
-    def __len__(self) -> int:
-        """Returns the number of images."""
-        return len(self.labels)
-
-    @property
-    @abstractmethod
-    def shape(self) -> Any:  # noqa: ANN401 - two kinds
-        """Of every image: (channels, height, width), or channels and one or three sizes; of several inputs by name."""
-
-    @abstractmethod
-    def part(self, indices: torch.Tensor) -> Self:
-        """Returns the images at the given positions, (m,) int64."""
-
-    @abstractmethod
-    def loaded(self) -> Split:
-        """Returns all images in memory, unaugmented."""
-
-    @abstractmethod
-    def batches(self, batch_size: int, *, device: torch.device | str = "cpu") -> Batches:
-        """Yields all images in order, unaugmented, the last batch being what is left.
-
-        Args:
-            batch_size: images per batch.
-            device: where they are wanted.
-
-        Yields:
-            (batch, channels, height, width) float32 images, channels_last, and their labels. Signals and volumes are
-            (batch, channels, ...), contiguous. Of several inputs an `Example` of tensors with a row per image.
-        """
-
-    @abstractmethod
-    def shuffled(
-        self,
-        batch_size: int,
-        generator: torch.Generator,
-        *,
-        shift: int = 0,
-        flip: bool = False,
-        device: torch.device | str = "cpu",
-        share: tuple[int, int] = (0, 1),
-    ) -> Batches:
-        """Yields one epoch of training: every image once, in a new order, augmented; no incomplete batch.
-
-        The same generator state gives the same bits, whatever the number of workers.
-
-        Args:
-            batch_size: images per batch.
-            generator: on the CPU; order and augmentation are drawn from it.
-            shift: random translation by up to so many pixels in both directions, zeros coming in.
-            flip: random horizontal mirror image.
-            device: where they are wanted.
-            share: (number, count): of every batch, only this one of so many equal parts; all draws stay the same.
-
-        Yields:
-            As `batches`.
-
-        Raises:
-            DataError: if images are signals or volumes, which are not shifted and mirrored, or labels are maps that
-                cannot be moved with them.
-        """
-
-    @abstractmethod
-    def update(self, digest: hashlib._Hash) -> None:
-        """Adds what identifies these images and labels to a hash."""
 
 
 def check_labels(labels: torch.Tensor, count: int) -> None:

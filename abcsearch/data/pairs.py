@@ -13,8 +13,9 @@ from PIL import Image
 
 from abcsearch.data.images import from_rows, held_out
 from abcsearch.data.paths import reading
-from abcsearch.data.pixels import Scale
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.scale import Scale
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.errors import DataError, callers, plural
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from abcsearch.data.images import IGNORED, held_out
-from abcsearch.data.pixels import HoldOut, Scale, byte_data
+from abcsearch.data.pixels import HoldOut, byte_data
+from abcsearch.data.scale import Scale
 from abcsearch.data.shapes import CLASSES, background, colour_beside, mask_of
 from abcsearch.errors import DataError
 from abcsearch.rng import numpy_stream

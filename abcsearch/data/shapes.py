@@ -9,7 +9,8 @@ import torch
 
 from abcsearch.data.boxes import packed
 from abcsearch.data.images import held_out
-from abcsearch.data.pixels import HoldOut, Scale, byte_data
+from abcsearch.data.pixels import HoldOut, byte_data
+from abcsearch.data.scale import Scale
 from abcsearch.errors import DataError
 from abcsearch.rng import numpy_stream
 

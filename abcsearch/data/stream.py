@@ -14,11 +14,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from abcsearch.data.augmentation import draw_moves
-from abcsearch.data.images import Images, check_labels, from_rows, own_share
+from abcsearch.data.images import check_labels, from_rows, own_share
 from abcsearch.data.items import like, one_of, row_of, shape_of, tensors_of
 from abcsearch.data.paths import reading
-from abcsearch.data.pixels import Scale
-from abcsearch.data.splits import Split
+from abcsearch.data.scale import Scale
+from abcsearch.data.split import Images, Split
 from abcsearch.errors import DataError
 from abcsearch.example import Example
 from abcsearch.rng import torch_reseeded
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import hashlib
     from collections.abc import Iterator
 
-    from abcsearch.data.images import Batches
+    from abcsearch.data.split import Batches
 
 _HASHED = 16  # images of a stream that are decoded for its fingerprint
 _AHEAD = 4  # batches that every worker process prepares in advance

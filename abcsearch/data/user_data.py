@@ -13,10 +13,11 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from abcsearch.data.boxes import TARGET_KEYS, are_targets, packed
-from abcsearch.data.images import IGNORED, Images, as_rows, check_labels, from_rows
+from abcsearch.data.images import IGNORED, as_rows, check_labels, from_rows
 from abcsearch.data.items import one_of, tensors_of
 from abcsearch.data.pixels import HoldOut, byte_data, scale_of
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.split import Images, Split
+from abcsearch.data.splits import Data
 from abcsearch.data.stream import Stream
 from abcsearch.errors import DataError
 from abcsearch.example import Example
@@ -226,6 +227,11 @@ class Reading:
     std: Sequence[float] | None = None
     ignore_index: int | None = None
     inputs: Sequence[str] = ()
+
+
+def read(train: Any, test: Any, validation: Any, **how: Any) -> Data:  # noqa: ANN401 - what the user has
+    """Returns the data of arrays, Datasets or DataLoaders, read as the keywords of `Reading` say; see `Data.of`."""
+    return data_of(train, test, validation, Reading(**how))
 
 
 def data_of(train: Any, test: Any, validation: Any, how: Reading) -> Data:  # noqa: ANN401 - what the user has

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.channels.source import Source
-    from abcsearch.data.splits import Data, Split
+    from abcsearch.data.split import Split
+    from abcsearch.data.splits import Data
     from abcsearch.example import Inputs
 
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from abcsearch.channels.repair import How
     from abcsearch.channels.source import Source
-    from abcsearch.data.splits import Data, Split
+    from abcsearch.data.split import Split
+    from abcsearch.data.splits import Data
     from abcsearch.space import Candidate
 
 REPAIR_IMAGES = 384  # whose second moments repairs are fitted to: twice as many are worth 0.2 points

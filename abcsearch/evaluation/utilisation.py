@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.data.splits import Data, Split
+    from abcsearch.data.split import Split
+    from abcsearch.data.splits import Data
     from abcsearch.space import Candidate
 
 MOST = 0.5  # of its channels that a layer loses

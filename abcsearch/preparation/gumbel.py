@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.data.images import Images
+    from abcsearch.data.split import Images
     from abcsearch.preparation.base import Trainer
     from abcsearch.space import Dimension
     from abcsearch.training.recipe import Recipe

@@ -9,7 +9,8 @@ import torch
 
 from abcsearch.channels.fixed import Fixed
 from abcsearch.channels.named import CRITERIA
-from abcsearch.channels.ranking import Ranking, rank_channels
+from abcsearch.channels.orders import Ranking
+from abcsearch.channels.ranking import rank_channels
 from abcsearch.errors import CandidateError, PreparationError
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.drawn_options import LFPCOptions
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.source import Source
-    from abcsearch.data.images import Images
+    from abcsearch.data.split import Images
     from abcsearch.preparation.base import Pruning, Tensors, Trainer
     from abcsearch.space import Candidate
 

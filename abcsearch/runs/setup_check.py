@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from abcsearch.data.images import Images
+    from abcsearch.data.split import Images
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.disk.folder import RunFolder

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from abcsearch.data.images import Images
+    from abcsearch.data.split import Images
     from abcsearch.data.splits import Data
     from abcsearch.preparation.base import Preparation
     from abcsearch.runs.settings import SearchSettings

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from abcsearch.data.images import Images
+    from abcsearch.data.split import Images
     from abcsearch.training.lesson import Lesson
     from abcsearch.training.recipe import Recipe
     from abcsearch.training.state import Trained
@@ -50,7 +50,7 @@ class LessonContract:
         """Returns images and labels: by default 48 of noise, (1, 8, 8), in three classes."""
         import torch
 
-        from abcsearch.data.splits import Split
+        from abcsearch.data.split import Split
 
         noise = torch.rand(48, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         return Split(noise, torch.arange(48) % 3)

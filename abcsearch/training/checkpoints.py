@@ -22,7 +22,7 @@ from abcsearch.training.begun import KEY
 if TYPE_CHECKING:
     from torch import nn
 
-    from abcsearch.data.images import Images
+    from abcsearch.data.split import Images
 
 _CHECK = "crc32"  # of the metadata; older files have no checksum
 

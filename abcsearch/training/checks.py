@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from abcsearch.data.images import Images
+from abcsearch.data.split import Images
 from abcsearch.errors import ConfigError, DataError, LessonError, ModelError, callers, plural
 from abcsearch.training.lesson import LOSS_SETTINGS, Lesson, Supervised, whole_of
 from abcsearch.training.mixing import check_mixing

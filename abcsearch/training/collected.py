@@ -24,7 +24,7 @@ class Metrics(ABC):
 
         Args:
             outputs: of the network, as `Objective.output` makes them.
-            labels: of the batch, see `abcsearch.data.images.Images`.
+            labels: of the batch, see `abcsearch.data.split.Images`.
         """
 
     @abstractmethod

@@ -21,7 +21,7 @@ from abcsearch.training.scoring import score
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from abcsearch.data.images import Images
+    from abcsearch.data.split import Images
     from abcsearch.training.crew import Crew
     from abcsearch.training.objectives import Objective
     from abcsearch.training.recipe import Recipe

@@ -15,8 +15,8 @@ from abcsearch.training import jigsaw
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from abcsearch.data.images import Images
-    from abcsearch.data.pixels import Scale
+    from abcsearch.data.scale import Scale
+    from abcsearch.data.split import Images
     from abcsearch.training.recipe import Recipe
 
 _COLOURS = (1, 3)  # channels of the images that RandAugment takes

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from abcsearch.data.images import Images
+    from abcsearch.data.split import Images
     from abcsearch.training.objectives import Metric
 
 

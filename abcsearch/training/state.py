@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from abcsearch.data.images import Images
+    from abcsearch.data.split import Images
     from abcsearch.training.crew import Crew
     from abcsearch.training.lesson import Lesson
     from abcsearch.training.recipe import Recipe

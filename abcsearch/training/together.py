@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from abcsearch.data.images import Images
+    from abcsearch.data.split import Images
     from abcsearch.training.lesson import Lesson
     from abcsearch.training.loop import OnEpoch
     from abcsearch.training.recipe import Recipe

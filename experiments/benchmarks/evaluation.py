@@ -40,7 +40,7 @@ from abcsearch.channels.graph import ChannelGraph
 from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.channels.orders import Ranking
 from abcsearch.channels.source import Sliced
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.models.resnet import resnet56
 from abcsearch.training.computing import computing, find_device
 from abcsearch.training.scoring import scoring_batch

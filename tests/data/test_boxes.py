@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from abcsearch.data.augmentation import draw_moves
 from abcsearch.data.boxes import check_boxes, moved, packed, unpacked, without_crowds
 from abcsearch.data.images import class_count, hardest
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.errors import DataError
 from abcsearch.training.checks import check_training
 from abcsearch.training.recipe import Recipe

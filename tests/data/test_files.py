@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from abcsearch.data.registry import load_data
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.data.stream import Stream
 from abcsearch.errors import DataError
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from abcsearch.data.pairs import Cut
 from abcsearch.data.registry import load_data
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.errors import DataError
 
 

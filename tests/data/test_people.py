@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from abcsearch.budget import Budget
 from abcsearch.data.registry import load_data
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.data.stream import Stream
 from abcsearch.data.user_data import from_datasets
 from abcsearch.errors import ConfigError, DataError, ExampleError

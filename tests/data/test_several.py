@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import default_collate
 
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.data.stream import Stream
 from abcsearch.data.user_data import from_datasets
 from abcsearch.errors import ConfigError, DataError

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from abcsearch.data.pixels import Scale
-from abcsearch.data.splits import Split
+from abcsearch.data.scale import Scale
+from abcsearch.data.split import Split
 from abcsearch.data.stream import Stream
 
 SCALE = Scale(mean=(0.5,), std=(0.25,))

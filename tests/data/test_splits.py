@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.errors import DataError
 
 

@@ -11,8 +11,9 @@ from torchvision.transforms import v2
 
 from abcsearch.data.folders import Folder, bytes_of
 from abcsearch.data.images import IGNORED
-from abcsearch.data.pixels import Scale
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.scale import Scale
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.data.stream import Stream
 from abcsearch.errors import DataError
 

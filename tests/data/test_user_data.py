@@ -6,7 +6,7 @@ from torch.utils.data import TensorDataset
 
 from abcsearch.config import parse_config
 from abcsearch.data.registry import check_data_options, load_data, takes_seed
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.data.stream import Stream
 from abcsearch.data.user_data import from_datasets
 from abcsearch.errors import ConfigError, DataError

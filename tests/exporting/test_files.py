@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.errors import ExportError
 from abcsearch.exporting import export, files, interchange, load, open_export
 from abcsearch.rng import torch_seeded

@@ -14,7 +14,7 @@ from torch import nn
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.errors import ExportError, ModelError
 from abcsearch.exporting import export, load
 from abcsearch.models.resnet import SmallResNet

@@ -12,7 +12,8 @@ from torch import nn
 
 from abcsearch.budget import Budget
 from abcsearch.channels.groups import trace_channels
-from abcsearch.channels.ranking import Ranking, rank_channels
+from abcsearch.channels.orders import Ranking
+from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.skipping import skipping
 from abcsearch.channels.slicing import slice_model
 from abcsearch.data.splits import Data

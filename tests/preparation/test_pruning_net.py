@@ -15,7 +15,7 @@ from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
 from abcsearch.config import read_config
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.errors import AbcSearchError, ConfigError, ModelError, PreparationError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.evaluation.options import AdaptiveBNOptions

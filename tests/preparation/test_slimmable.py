@@ -13,7 +13,7 @@ from abcsearch.channels.fixed import Fixed, ranked_by
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.sharing import share
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.preparation.base import Trainer, prepared_by
 from abcsearch.preparation.registry import make_preparation

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from abcsearch.channels.groups import trace_channels
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.errors import ConfigError
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.preparation.slimming import SparseScales, gamma_scores, penalised

@@ -10,7 +10,8 @@ from torch import nn
 from abcsearch.budget import Budget
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.slicing import slice_model
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.preparation.autopruner import Deciding
 from abcsearch.preparation.base import Trainer, prepared_by

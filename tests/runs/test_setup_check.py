@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from abcsearch import cli
 from abcsearch.budget import Budget
 from abcsearch.data.registry import load_data
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.rng import torch_seeded

@@ -6,7 +6,7 @@ from sklearn.metrics import f1_score
 from torch import nn
 
 from abcsearch import METRICS, AdaptiveBN, Metrics, Objective, Sliced, rank_channels, score, trace_channels
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.errors import ConfigError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions
 from abcsearch.evaluation.cascade import Cascade, CascadeOptions

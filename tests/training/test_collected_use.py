@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.errors import ConfigError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 from abcsearch.evaluation.base import evaluate

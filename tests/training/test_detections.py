@@ -6,7 +6,8 @@ from torch import nn
 
 from abcsearch import OUTPUTS, Recipe, finetune, score, train
 from abcsearch.data.boxes import packed
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.errors import ConfigError, DataError, ModelError
 from abcsearch.training import detections
 from abcsearch.training.detections import DETECTION, constant_detections, output_of

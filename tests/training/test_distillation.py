@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.errors import ConfigError, ModelError
 from abcsearch.training.distillation import distillation_loss
 from abcsearch.training.finetuning import finetune

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.errors import DataError, ModelError
 from abcsearch.training.image_quality import SHAVED, luma, psnr, ssim
 from abcsearch.training.objectives import metric_text

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.errors import ConfigError
 from abcsearch.training import jigsaw
 from abcsearch.training.loop import train

@@ -13,7 +13,8 @@ from torch.utils.data import TensorDataset
 
 from abcsearch.config import parse_config
 from abcsearch.data.images import IGNORED
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.data.stream import Stream
 from abcsearch.errors import ConfigError, DataError, ModelError
 from abcsearch.rng import torch_stream

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from abcsearch.data.pixels import Scale
 from abcsearch.data.registry import load_data
-from abcsearch.data.splits import Split
+from abcsearch.data.scale import Scale
+from abcsearch.data.split import Split
 from abcsearch.data.stream import Stream
 from abcsearch.errors import ConfigError, DataError
 from abcsearch.training.loop import train

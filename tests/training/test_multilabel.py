@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score
 from torch import nn
 
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.errors import DataError, ModelError
 from abcsearch.training.multilabel import LabelScores
 from abcsearch.training.scoring import score

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from abcsearch.data.images import IGNORED
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.errors import ConfigError, DataError, ModelError
 from abcsearch.training.objectives import OBJECTIVES, OUTPUTS, Objective, find_objective, output_of
 from abcsearch.training.scoring import predict, score

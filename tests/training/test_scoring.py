@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import nn
 
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.errors import DataError, ModelError
 from abcsearch.training.scoring import modes_kept, score
 

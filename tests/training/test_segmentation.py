@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from abcsearch.data.images import IGNORED
-from abcsearch.data.splits import Data, Split
+from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.errors import DataError, ModelError
 from abcsearch.training.lesson import Supervised
 from abcsearch.training.loop import train

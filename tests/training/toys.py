@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from abcsearch.data.splits import Split
+from abcsearch.data.split import Split
 from abcsearch.training.lesson import Lesson
 from abcsearch.training.optimization import make_optimizer
 from abcsearch.training.scoring import score
