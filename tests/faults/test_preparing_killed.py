@@ -22,6 +22,8 @@ KINDS = {
     "variational": (f'{{name = "variational", {RECIPE}}}', 1),
     "autopruner": (f'{{name = "autopruner", {RECIPE}}}', 1),
     "taylor_iterative": (f'{{name = "taylor_iterative", batches = 10, at_once = 2, {RECIPE}}}', 1),
+    "dmcp": ('{name = "dmcp", recipe = {epochs = 12, batch_size = 64, lr = 0.05}}', 1),
+    "iterate": (f'{{name = "iterate", searcher = "random", trials = 5, {RECIPE.replace("60", "20")}}}', 2),
 }
 
 
