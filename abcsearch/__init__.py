@@ -57,11 +57,11 @@ if TYPE_CHECKING:
     from abcsearch.preparation.base import Preparation as Preparation
     from abcsearch.preparation.base import Prepared as Prepared
     from abcsearch.preparation.base import Trainer as Trainer
+    from abcsearch.results.rounds import populations as populations
+    from abcsearch.runs.entry import search as search
     from abcsearch.runs.front import FrontResult as FrontResult
     from abcsearch.runs.result import SearchResult as SearchResult
     from abcsearch.runs.resuming import resume as resume
-    from abcsearch.runs.rounds import populations as populations
-    from abcsearch.runs.searching import search as search
     from abcsearch.runs.seeds import SeedsResult as SeedsResult
     from abcsearch.runs.settings import SpaceOptions as SpaceOptions
     from abcsearch.searchers.base import Searcher as Searcher
@@ -158,8 +158,8 @@ _HOME = {
     "resume": "abcsearch.runs.resuming",
     "FrontResult": "abcsearch.runs.front",
     "SearchResult": "abcsearch.runs.result",
-    "search": "abcsearch.runs.searching",
-    "populations": "abcsearch.runs.rounds",
+    "search": "abcsearch.runs.entry",
+    "populations": "abcsearch.results.rounds",
     "SeedsResult": "abcsearch.runs.seeds",
     "SpaceOptions": "abcsearch.runs.settings",
     "Searcher": "abcsearch.searchers.base",

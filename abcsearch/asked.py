@@ -12,8 +12,8 @@ from abcsearch.config import read_run, section, toml_of
 from abcsearch.data.registry import load_data
 from abcsearch.errors import ConfigError, RunError, quoted
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
-from abcsearch.runs.configured import seeded_data
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.config_run import seeded_data
+from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.front import Front
 from abcsearch.runs.front_folder import FRONT
 from abcsearch.runs.header import trusted_header

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType
     from rich.segment import Segment
 
-    from abcsearch.runs.status import RunStatus, RunWatch, SearchStatus
+    from abcsearch.results.status import RunStatus, RunWatch, SearchStatus
 
 _ANYWHERE = {"--debug": "debug", "--quiet": "quiet", "-q": "quiet", "--verbose": "verbose", "-v": "verbose"}
 
@@ -327,7 +327,7 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
     tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""
     tuned += f"; by other recipes, in finetuned: {', '.join(status.kept)}" if status.kept else ""
     own = status.searches[0]
-    from abcsearch.runs.following import following  # of what has been fine-tuned, which takes more to be loaded
+    from abcsearch.results.following import following  # of what has been fine-tuned, which takes more to be loaded
 
     text = "finished" + (f": {nothing_left(own.name, own.done)}" if status.exhausted else "") + tuned
     return f"{text}; next: {following(status, watched.path)}" if watched.configured else text

@@ -23,15 +23,15 @@ from abcsearch.channels import latency
 from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError
 from abcsearch.reporting import report_page
+from abcsearch.results import evaluating
+from abcsearch.results.finetuning import finetune_run
+from abcsearch.results.forward import ForwardTime
+from abcsearch.results.open_run import open_run
 from abcsearch.rng import torch_seeded
-from abcsearch.runs import evaluating
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.finetuning import finetune_run
-from abcsearch.runs.finished import open_run
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.forward import ForwardTime
-from abcsearch.runs.journal import read_journal
-from abcsearch.runs.weights import load_tensors
+from abcsearch.runs.config_run import run_config
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import read_journal
+from abcsearch.runs.disk.weights import load_tensors
 
 CONFIG = """
 n_trials = 8
@@ -92,7 +92,7 @@ def quick():
     times = lambda networks, example, threads: [(time, dataclasses.replace(time, batch=64))] * len(networks)  # noqa: E731
     with (
         mock.patch.object(report_page, "drawings", return_value={}),
-        mock.patch("abcsearch.runs.report.measure_forward", times),
+        mock.patch("abcsearch.results.report.measure_forward", times),
         mock.patch.object(evaluating, "_median_ms", return_value=1.0),
         # Wider networks take longer, whatever else the machine does: the budget bounds the estimate made of these.
         mock.patch.object(latency, "measure_latency", lambda networks, *_, **__: list(range(1, 1 + len(networks)))),

@@ -15,8 +15,8 @@ from abcsearch.budget import Budget
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.ray_executor import RayExecutor
 from abcsearch.execution.serial import SerialExecutor
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import read_journal
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import read_journal
 from abcsearch.runs.loop import Loop
 from abcsearch.searchers.registry import make_searcher
 from abcsearch.testing import ToyCosts
@@ -128,7 +128,7 @@ def resumed(path, *, between=lambda: None, sessions=200, **options):
 def forks():
     """Returns the maker of processes that start with everything imported: a kill then hits the run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.problems", "torch", "abcsearch.config", "abcsearch.runs.configured"])
+    context.set_forkserver_preload(["tests.problems", "torch", "abcsearch.config", "abcsearch.runs.config_run"])
     return context
 
 

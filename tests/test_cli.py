@@ -20,8 +20,8 @@ from abcsearch import __version__ as abcsearch_version
 from abcsearch.catalog import KINDS, catalog
 from abcsearch.cli import looking
 from abcsearch.data.registry import load_data
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import read_journal
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import read_journal
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.space import Dimension, SearchSpace
 from abcsearch.training.recipe import PRESETS, Recipe
@@ -202,7 +202,7 @@ EXECUTION = ["--workers", "0", "--ray-address", 'ray://head:10001/"x"']
 def test_options_of_search_reach_the_run(tiny_config, tmp_path, monkeypatch):
     read, ran = [], []
     monkeypatch.setattr("abcsearch.config.read_run", lambda path, overrides: read.append(overrides) or "settings")
-    monkeypatch.setattr("abcsearch.runs.configured.run_config", lambda *given, **named: ran.append((given, named)))
+    monkeypatch.setattr("abcsearch.runs.config_run.run_config", lambda *given, **named: ran.append((given, named)))
     monkeypatch.setattr(cli.searching, "_print_best", lambda result: None)
     assert call("search", tiny_config, "--run-dir", tmp_path / "run").exit_code == 0
     arguments = ["--set", "n_trials=5", *EXECUTION, "--tensorboard", "--optuna-storage", tmp_path / "studies.log"]
@@ -494,7 +494,7 @@ def test_debug_shows_the_traceback_and_internal_errors_exit_1(tmp_path, monkeypa
     def broken(path):
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("abcsearch.runs.folder.RunFolder.header", broken)
+    monkeypatch.setattr("abcsearch.runs.disk.folder.RunFolder.header", broken)
     result = call("status", tmp_path)
     assert result.exit_code == 1
     assert "internal error: ZeroDivisionError: ours; please report it with what --debug prints" in result.output
@@ -572,7 +572,7 @@ def test_a_full_disk_is_no_fault_of_ours(tmp_path, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device", "journal.jsonl")
 
-    monkeypatch.setattr("abcsearch.runs.folder.RunFolder.header", full)
+    monkeypatch.setattr("abcsearch.runs.disk.folder.RunFolder.header", full)
     result = call("status", tmp_path)
     assert result.exit_code == 2
     assert "error: journal.jsonl: No space left on device; what is finished is kept" in result.output

@@ -32,8 +32,8 @@ from abcsearch.reporting.page import Page, Section, code, network_table, paragra
 from abcsearch.reporting.plotting import figure_of
 from abcsearch.reporting.repeating import config_toml
 from abcsearch.reporting.tables import Line
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.searching import search
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.entry import search
 from abcsearch.trial import Evaluation
 from tests.conftest import TINY_CONFIG
 

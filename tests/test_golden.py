@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from abcsearch import load, load_data
-from abcsearch.runs.finished import open_run
+from abcsearch.results.open_run import open_run
 from abcsearch.training.scoring import score
 from tests.records import rewrite
 from tests.test_cli import call

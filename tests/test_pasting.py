@@ -18,7 +18,7 @@ from abcsearch import cli
 from abcsearch.errors import quoted
 from abcsearch.reporting import report_page
 from abcsearch.reporting.gathering import gather
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.disk.folder import RunFolder
 from tests.conftest import TINY_CONFIG
 
 NAME = "$(touch PWNED) `touch PWNED` \"b\" 'c'\ntouch PWNED\n; touch PWNED & d"

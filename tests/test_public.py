@@ -49,7 +49,7 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_what_workers_import_is_little_more_than_torch():
     """Libraries that take seconds to import are imported where they are used."""
     slow = ("sklearn", "pandas", "optuna", "ray", "torchvision", "plotly", "matplotlib")
-    code = f"import sys, abcsearch.runs.configured; print([m for m in {slow} if m in sys.modules])"
+    code = f"import sys, abcsearch.runs.config_run; print([m for m in {slow} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -58,6 +58,6 @@ def test_no_public_name_is_hidden_by_a_module_of_that_name():
     folder = Path(abcsearch.__file__).parent
     modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert not modules & set(abcsearch._HOME)
-    code = "from abcsearch import load, export; import abcsearch.runs.configured; print(callable(abcsearch.export))"
+    code = "from abcsearch import load, export; import abcsearch.runs.config_run; print(callable(abcsearch.export))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"

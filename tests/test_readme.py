@@ -24,16 +24,16 @@ from abcsearch.channels.rules import RULES
 from abcsearch.channels.slicing import slice_model
 from abcsearch.cli import app
 from abcsearch.config import parse_config
-from abcsearch.data.own import PAIR_OPTIONS
 from abcsearch.data.registry import DATASETS, load_data
 from abcsearch.data.splits import Split
+from abcsearch.data.user_data import PAIR_OPTIONS
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.targets import FORMATS
 from abcsearch.models.registry import MODELS
 from abcsearch.preparation.registry import PREPARATIONS, make_preparation
+from abcsearch.runs.entry import search
 from abcsearch.runs.ranking import RANKING_IMAGES
-from abcsearch.runs.searching import search
 from abcsearch.runs.settings import Part
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.loop import train

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from abcsearch import scratch
 from abcsearch.files import replace_file
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.scratch import owner, sibling_of, sweep, sweep_all
 
 MADE = """
 import sys, tempfile
 from pathlib import Path
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.scratch import owner, sibling_of
 folder = Path(sys.argv[1])
 sibling_of(folder / "best.json").write_text("half")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abcsearch.files import CHECKSUM
-from abcsearch.runs.weights import tensors_writer
+from abcsearch.runs.disk.weights import tensors_writer
 from abcsearch.stored import content_hash, read_header
 from abcsearch.training.checkpoints import tensors_hash
 
@@ -70,6 +70,6 @@ def test_what_is_no_file_of_tensors_is_an_error_of_one_kind(tmp_path, content):
 
 
 def test_what_has_been_fine_tuned_is_asked_without_torch():
-    modules = "abcsearch.runs.tuned, abcsearch.stored, abcsearch.scratch, abcsearch.training.begun, abcsearch.files"
+    modules = "abcsearch.results.finetuned_files, abcsearch.stored, abcsearch.scratch, abcsearch.training.begun, abcsearch.files"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 
 from abcsearch import bars, terminal
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import Journal
+from abcsearch.results.status import RunWatch
+from abcsearch.results.tail import JournalTail
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import Journal
 from abcsearch.runs.pace import Note
-from abcsearch.runs.standing import Standing
-from abcsearch.runs.status import RunWatch
-from abcsearch.runs.tail import JournalTail
+from abcsearch.runs.run_state import Standing
 from abcsearch.steps import doing
 from abcsearch.trial import Evaluation, Trial
 
@@ -161,8 +161,8 @@ def test_time_left_is_what_the_search_itself_says(shown, monkeypatch, is_termina
 def test_bar_and_status_have_the_same_time_left(run, monkeypatch):
     """Both by the pace of the trials, told from inside and from the journal."""
     now, told = [1000.0], []
-    monkeypatch.setattr("abcsearch.runs.standing.time.time", lambda: now[0])
-    monkeypatch.setattr("abcsearch.runs.journal.time.time", lambda: now[0], raising=False)
+    monkeypatch.setattr("abcsearch.runs.run_state.time.time", lambda: now[0])
+    monkeypatch.setattr("abcsearch.runs.disk.journal.time.time", lambda: now[0], raising=False)
     monkeypatch.setattr("abcsearch.runs.pace.time", lambda: now[0])
     standing = Standing(
         folder=run, n_trials=6, max_failures=9, watchers=(), progress=lambda *said: told.append(said[3].left), stage="s"

@@ -130,7 +130,7 @@ CRITERIA: Registry[Any] = Registry(
         ),
     },
     error=RankingError,
-    accept=Home(path=f"{_IN}.own:as_criterion"),
+    accept=Home(path=f"{_IN}.user_criteria:as_criterion"),
     callables=False,
 )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from abcsearch.channels.cutting import Cuts
+    from abcsearch.channels.fast.cutting import Cuts
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.ranking import Ranking
 

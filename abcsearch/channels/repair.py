@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 
-from abcsearch.channels.cutting import cut
+from abcsearch.channels.fast.cutting import cut
 from abcsearch.channels.moments import reader_moments
 from abcsearch.channels.outline import outlined
 from abcsearch.channels.sequential import fit_in_turn, goals_of

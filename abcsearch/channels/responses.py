@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
-from abcsearch.channels.pointwise import pointwise_safely
+from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.errors import AbcSearchError, RankingError, plural
 from abcsearch.example import Example, described, line_of
 from abcsearch.rng import torch_seeded

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from abcsearch.channels.cloning import keeping_buffers
 from abcsearch.channels.decisions import Decisions
+from abcsearch.channels.fast.cloning import keeping_buffers
 from abcsearch.channels.gates import gated
 from abcsearch.channels.ranking import Ranking
 from abcsearch.channels.recording import returned_by

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from abcsearch.channels.cutting import cut
+from abcsearch.channels.fast.cutting import cut
 from abcsearch.channels.moments import NORMS, Moments, Reader, Sample
 from abcsearch.channels.responses import twin_of
 from abcsearch.example import run_on

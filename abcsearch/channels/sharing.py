@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from abcsearch.channels.cutting import cut, cut_into, is_large, left_shape
-from abcsearch.channels.memory import Memory, room
+from abcsearch.channels.fast.cutting import cut, cut_into, is_large, left_shape
+from abcsearch.channels.fast.memory import Memory, room
 from abcsearch.channels.outline import outlined
 from abcsearch.channels.slicing import assembled, no_collection, parameter_of
 from abcsearch.errors import ModelError, unknown_name
@@ -16,7 +16,7 @@ from abcsearch.errors import ModelError, unknown_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from abcsearch.channels.cutting import Cuts
+    from abcsearch.channels.fast.cutting import Cuts
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.outline import Target
     from abcsearch.channels.ranking import Ranking

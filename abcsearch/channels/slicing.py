@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from abcsearch.channels.cloning import clone
-from abcsearch.channels.cutting import Cuts, cut, cut_into, is_large, left_shape
-from abcsearch.channels.memory import Memory, room
+from abcsearch.channels.fast.cloning import clone
+from abcsearch.channels.fast.cutting import Cuts, cut, cut_into, is_large, left_shape
+from abcsearch.channels.fast.memory import Memory, room
 from abcsearch.channels.outline import Outline, Target, outlined
 
 if TYPE_CHECKING:

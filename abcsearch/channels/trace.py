@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from abcsearch.channels.cloning import keeping_buffers
+from abcsearch.channels.fast.cloning import keeping_buffers
 from abcsearch.channels.interception import SIZE_ATTRIBUTES, Watched, is_leaf, listening
 from abcsearch.channels.recording import Recorder
 from abcsearch.errors import ExampleError, TraceError

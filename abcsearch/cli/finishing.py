@@ -77,8 +77,8 @@ def finetune(  # noqa: PLR0913 - one argument per option
     with answering(run_dir, "finetune", options), progress_shown() as progress:
         from abcsearch.cli.fronts import finetune_all
         from abcsearch.config import parse_recipe
-        from abcsearch.runs.finetuning import finetune_run
-        from abcsearch.runs.finished import open_run
+        from abcsearch.results.finetuning import finetune_run
+        from abcsearch.results.open_run import open_run
         from abcsearch.runs.front_folder import is_front
 
         if is_front(run_dir):
@@ -135,8 +135,8 @@ def report(
         from abcsearch.reporting.gathering import gather
         from abcsearch.reporting.headline import doubts, headline
         from abcsearch.reporting.report_page import check_place, state_of, title_of, write_page
-        from abcsearch.runs.following import after_report
-        from abcsearch.runs.report import FRONT
+        from abcsearch.results.following import after_report
+        from abcsearch.results.report import FRONT
 
         check_place(run_dir, out)
         found = gather(run_dir, trust=trust, out=out)
@@ -219,9 +219,9 @@ def export(
             return
         _check_budget(budget)
         from abcsearch.exporting.targets import check_target
-        from abcsearch.runs.exports import export_folder, export_run
-        from abcsearch.runs.finished import open_run
-        from abcsearch.runs.folder import RunFolder
+        from abcsearch.results.exports import export_folder, export_run
+        from abcsearch.results.open_run import open_run
+        from abcsearch.runs.disk.folder import RunFolder
 
         RunFolder(run_dir).header()  # before its folder is taken for that of an export
         check_target(export_folder(run_dir, network) if out is None else out, format)
@@ -276,7 +276,7 @@ def evaluate(  # noqa: PLR0913 - one argument per option
         from abcsearch.asked import read_data
         from abcsearch.config import read_config
         from abcsearch.errors import ConfigError
-        from abcsearch.runs.evaluating import EvaluationOptions, evaluate_checkpoint, evaluate_export
+        from abcsearch.results.evaluating import EvaluationOptions, evaluate_checkpoint, evaluate_export
 
         options = EvaluationOptions(batch=batch, split=split, device=device, threads=threads)
         if config is not None and data is not None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from abcsearch.runs.front_status import FrontStatus, FrontWatch
+    from abcsearch.results.front_status import FrontStatus, FrontWatch
     from abcsearch.runs.loop import Progress
     from abcsearch.training.crew import Workers
 
@@ -33,8 +33,8 @@ def check_loss(loss: float | None, *, several: bool) -> None:
 
 def show_status(path: Path, *, watching: bool, as_json: bool, loss: float | None) -> None:
     """Prints how far a front is; while it is watched, whenever something changes."""
-    from abcsearch.runs.front_answer import LOSS
-    from abcsearch.runs.front_status import FrontWatch
+    from abcsearch.results.front_answer import LOSS
+    from abcsearch.results.front_status import FrontWatch
 
     watched = FrontWatch(path, LOSS if loss is None else loss)
     if not watching:
@@ -98,8 +98,8 @@ def finetune_all(  # noqa: PLR0913 - what the command line was given
 ) -> None:
     """Fine-tunes the winners of a front, and what they are compared with, and prints what became of them."""
     from abcsearch.config import parse_recipe
-    from abcsearch.runs.folder import RunFolder
-    from abcsearch.runs.front_finishing import finetune_front, open_front
+    from abcsearch.results.front_finishing import finetune_front, open_front
+    from abcsearch.runs.disk.folder import RunFolder
 
     runs = open_front(path, trust=trust)
     recipe = parse_recipe(overrides, runs[0].config.finetune)
@@ -118,11 +118,11 @@ def report_all(path: Path, out: Path | None, *, trust: bool, loss: float | None)
     from abcsearch.reporting.front_page import write_front
     from abcsearch.reporting.gathering import gather
     from abcsearch.reporting.report_page import check_place, write_page
-    from abcsearch.runs.configured import LoadedOnce
-    from abcsearch.runs.following import after_report
-    from abcsearch.runs.front_answer import LOSS
+    from abcsearch.results.following import after_report
+    from abcsearch.results.front_answer import LOSS
+    from abcsearch.results.front_report import make_front_report
+    from abcsearch.runs.config_run import LoadedOnce
     from abcsearch.runs.front_folder import FrontFolder
-    from abcsearch.runs.front_report import make_front_report
 
     check_place(path, out)
     there, load = FrontFolder.of(path), LoadedOnce()
@@ -152,9 +152,9 @@ def export_all(
 ) -> None:
     """Exports a network of every budget, or of one, and says where."""
     from abcsearch.exporting.targets import check_target
-    from abcsearch.runs.exports import export_run
-    from abcsearch.runs.folder import RunFolder
-    from abcsearch.runs.front_finishing import chosen, export_paths, open_front
+    from abcsearch.results.exports import export_run
+    from abcsearch.results.front_finishing import chosen, export_paths, open_front
+    from abcsearch.runs.disk.folder import RunFolder
 
     runs = chosen(open_front(path, trust=trust, baselines=network == "random"), budget)
     places = export_paths(RunFolder(path), runs, out, network, single=budget is not None)

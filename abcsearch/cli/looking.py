@@ -89,7 +89,7 @@ def inspect(
     """
     with answering(), wait_shown():
         from abcsearch.asked import read_inspected
-        from abcsearch.runs.inspection import Inspection, inspect_model
+        from abcsearch.planning.inspection import Inspection, inspect_model
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what has no rule is printed below the table

@@ -97,7 +97,7 @@ def search(  # noqa: PLR0913 - one argument per option
     with answering(folder), shown() as progress:
         from abcsearch.config import read_run
         from abcsearch.errors import ConfigError
-        from abcsearch.runs.configured import run_config, run_front_config
+        from abcsearch.runs.config_run import run_config, run_front_config
         from abcsearch.runs.front import Front
 
         if (config / "run.json").is_file():
@@ -140,7 +140,7 @@ def _with_seeds(
 ) -> SeedsResult:
     """Returns what the same search finds with several seeds."""
     from abcsearch.errors import ConfigError
-    from abcsearch.runs.configured import LoadedOnce, run_config
+    from abcsearch.runs.config_run import LoadedOnce, run_config
     from abcsearch.runs.front import Front
     from abcsearch.runs.seeds import run_seeds
 
@@ -164,8 +164,8 @@ def _rehearse(
 ) -> None:
     """Prints what a search would do."""
     from abcsearch.errors import ConfigError
+    from abcsearch.planning.dry_run import rehearse, rehearse_front
     from abcsearch.runs.front import Front
-    from abcsearch.runs.rehearsal import rehearse, rehearse_front
 
     if not dry_run:
         msg = "--json belongs to --dry-run: add that, or leave --json out"
@@ -249,7 +249,7 @@ def _watchers(
 
         found.append(tensorboard_watcher())
     if optuna_storage is not None:
-        from abcsearch.runs.mirror import optuna_watcher
+        from abcsearch.runs.optuna_mirror import optuna_watcher
 
         found.append(optuna_watcher(optuna_storage))
     if mlflow is not None:
@@ -276,8 +276,8 @@ def status(
     """
     with answering():
         from abcsearch.cli.fronts import check_loss, show_status
+        from abcsearch.results.status import RunWatch
         from abcsearch.runs.front_folder import is_front
-        from abcsearch.runs.status import RunWatch
 
         check_loss(loss, several=is_front(run_dir))
         if is_front(run_dir):
@@ -289,7 +289,7 @@ def status(
 
 def _print_found(result: SearchResult | FrontResult | SeedsResult) -> None:
     """Prints what a search has found, of one budget or of several, or with several seeds."""
-    from abcsearch.runs.following import after_search
+    from abcsearch.results.following import after_search
     from abcsearch.runs.front import FrontResult
     from abcsearch.runs.seeds import HEAD, SeedsResult
 
@@ -310,8 +310,8 @@ def _print_found(result: SearchResult | FrontResult | SeedsResult) -> None:
 
 def _print_best(result: SearchResult) -> None:
     """Prints the winner of a search: layer before => after, and its costs."""
-    from abcsearch.runs.folder import RunFolder
-    from abcsearch.runs.following import after_search
+    from abcsearch.results.following import after_search
+    from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.searchers.registry import nothing_left
 
     task, best = result.task, result.best

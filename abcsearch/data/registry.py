@@ -6,8 +6,8 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.data.named import DATASETS
-from abcsearch.data.own import PAIR_OPTIONS, call_own
 from abcsearch.data.splits import Data
+from abcsearch.data.user_data import PAIR_OPTIONS, call_own
 from abcsearch.errors import AbcSearchError, DataError, option_problems
 
 if TYPE_CHECKING:

@@ -293,7 +293,7 @@ class Data:
         Raises:
             DataError: if something is of none of these kinds, or splits do not fit together.
         """
-        from abcsearch.data.own import Reading, data_of
+        from abcsearch.data.user_data import Reading, data_of
 
         told: dict[str, Any] = {"mean": mean, "std": std, "ignore_index": ignore_index, "inputs": inputs}
         how = Reading(name=name, seed=seed, objective=objective, **told)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from abcsearch.channels.fixed import Fixed
-from abcsearch.channels.pointwise import pointwise_safely
+from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.channels.sharing import shared_network
 from abcsearch.example import run_on
 from abcsearch.preparation.base import Preparation, Prepared, loaded

@@ -12,7 +12,7 @@ from abcsearch.reporting.compare_drawings import compare_drawings
 from abcsearch.reporting.page import Page, Section, check_page, paragraph, table
 from abcsearch.reporting.plotting import cost_buttons, figure_of, layer_axis
 from abcsearch.reporting.words import COSTS, SERIES, cost_text, short_name, short_names
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:

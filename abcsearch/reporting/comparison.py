@@ -13,19 +13,19 @@ from abcsearch.errors import RunError, plural
 from abcsearch.example import sizes_of
 from abcsearch.records import names
 from abcsearch.reporting.gathering import gather
-from abcsearch.runs.configured import LoadedOnce
-from abcsearch.runs.forward import measure_forward
+from abcsearch.results.finetuned_files import problems
+from abcsearch.results.forward import measure_forward
+from abcsearch.results.report import tested_metrics
+from abcsearch.runs.config_run import LoadedOnce
 from abcsearch.runs.recipes import changed, finetune_command
-from abcsearch.runs.report import tested_metrics
 from abcsearch.runs.settings import RunConfig, deciding
-from abcsearch.runs.tuned import problems
-from abcsearch.runs.unlike import complete, unlike
+from abcsearch.runs.settings_diff import complete, unlike
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from abcsearch.reporting.gathering import Gathered
-    from abcsearch.runs.forward import ForwardTime
+    from abcsearch.results.forward import ForwardTime
 
     Scores = dict[str, Any] | None
 

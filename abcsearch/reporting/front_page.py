@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from abcsearch.reporting.page import Page, Section, link, paragraph, table
 from abcsearch.reporting.plotting import figure_of
 from abcsearch.reporting.words import BLACK, BLUE, GREEN, PURPLE, change_text
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.front_report import FULL, PEER, UNIFORM, WINNER, FrontReport, FrontRow
+from abcsearch.results.front_report import FULL, PEER, UNIFORM, WINNER, FrontReport, FrontRow
+from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:

@@ -21,16 +21,16 @@ from abcsearch.reporting.curves import (
 from abcsearch.reporting.history import History, read_history
 from abcsearch.reporting.sensitivity import Sensitivity, layer_sensitivity
 from abcsearch.reporting.timeline import Timeline, run_timeline
-from abcsearch.runs.configured import load_run_data
-from abcsearch.runs.finished import open_so_far
-from abcsearch.runs.report import Report, make_report
+from abcsearch.results.open_run import open_so_far
+from abcsearch.results.report import Report, make_report
+from abcsearch.runs.config_run import load_run_data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from abcsearch.runs.configured import LoadData
-    from abcsearch.runs.finished import FinishedRun
+    from abcsearch.results.open_run import FinishedRun
+    from abcsearch.runs.config_run import LoadData
     from abcsearch.trial import Trial
 
 _COSTS = ("macs", "params", "latency_ms", "flops", "peak_activation")

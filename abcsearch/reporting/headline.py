@@ -8,9 +8,9 @@ from abcsearch.errors import plural
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
-    from abcsearch.runs.chance import Difference
-    from abcsearch.runs.forward import ForwardTime
-    from abcsearch.runs.report import Report
+    from abcsearch.results.forward import ForwardTime
+    from abcsearch.results.intervals import Difference
+    from abcsearch.results.report import Report
 
 _SHARES = ((1 / 2, "half the"), (1 / 3, "a third of the"), (1 / 4, "a quarter of the"))
 _NAMES = {"top1": "accuracy"}

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.baselines.registry import searched
 from abcsearch.errors import RunError, plural, quoted
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import read_journal
+from abcsearch.runs.disk.known import STAGE, mapped_total, told_lines
+from abcsearch.runs.disk.shapes import other_baseline, shown_header, winner_name
 from abcsearch.runs.header import KIND
-from abcsearch.runs.journal import read_journal
-from abcsearch.runs.known import STAGE, mapped_total, told_lines
-from abcsearch.runs.shapes import other_baseline, shown_header, winner_name
 from abcsearch.runs.watching import finish_times
 from abcsearch.signing import is_own
 from abcsearch.trial import Trial, best_trial
@@ -21,7 +21,7 @@ from abcsearch.trial import Trial, best_trial
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from abcsearch.runs.decision import Decision
+    from abcsearch.runs.disk.decision import Decision
 
 
 @dataclass(frozen=True, kw_only=True)

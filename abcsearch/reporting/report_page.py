@@ -13,10 +13,10 @@ from abcsearch.reporting.page import Page, Section, check_page, code, network_ta
 from abcsearch.reporting.repeating import again_text, command_line, config_toml, facts, load_text
 from abcsearch.reporting.tables import network_lines, width_cells
 from abcsearch.reporting.words import change_text, duration_text, time_change
-from abcsearch.runs.decision import scored
-from abcsearch.runs.folder import RunFolder
+from abcsearch.results.report import write_report
+from abcsearch.runs.disk.decision import scored
+from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.header import reached_by
-from abcsearch.runs.report import write_report
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from abcsearch.errors import plural
 from abcsearch.reporting.words import change_text, cost_text, time_change, width_text
-from abcsearch.runs.chance import SHARES, wilson
+from abcsearch.results.intervals import SHARES, wilson
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from abcsearch.reporting.gathering import Widths
-    from abcsearch.runs.report import Report, Row
+    from abcsearch.results.report import Report, Row
 
 
 @dataclass(frozen=True, kw_only=True)

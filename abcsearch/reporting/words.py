@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from abcsearch.bounds import amount
-from abcsearch.runs.report import short_count
+from abcsearch.results.report import short_count
 
 if TYPE_CHECKING:
     from abcsearch.reporting.curves import Layer
-    from abcsearch.runs.forward import ForwardTime
+    from abcsearch.results.forward import ForwardTime
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"

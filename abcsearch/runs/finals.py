@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from abcsearch.errors import plural
 from abcsearch.evaluation.racing import complete, finalists, told_apart
-from abcsearch.runs.decision import Decision
+from abcsearch.runs.disk.decision import Decision
 from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from abcsearch.runs.flights import Flights
-    from abcsearch.runs.journal import Journal
+    from abcsearch.runs.disk.journal import Journal
+    from abcsearch.runs.dispatch import Flights
     from abcsearch.runs.loop import Loop
-    from abcsearch.runs.standing import Standing
+    from abcsearch.runs.run_state import Standing
     from abcsearch.trial import Trial
 
 

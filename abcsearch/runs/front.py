@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from abcsearch.bounds import bounds_text
 from abcsearch.budget import Budget
 from abcsearch.errors import AbcSearchError, BudgetError, ConfigError, RunError, differences, plural, quoted
-from abcsearch.runs.environment import environment
-from abcsearch.runs.executing import check_workers, workers_for
+from abcsearch.runs.disk.environment import environment
 from abcsearch.runs.front_folder import BUDGETS, FORMAT, FRONT, KIND, FrontFolder, is_front, run_folder
 from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, from_plain, to_plain
 from abcsearch.runs.shared import Shared
 from abcsearch.runs.summaries import Summarised
+from abcsearch.runs.workers import check_workers, workers_for
 from abcsearch.signing import signed
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
-    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.loop import Progress
     from abcsearch.runs.result import SearchResult
     from abcsearch.space import Candidate

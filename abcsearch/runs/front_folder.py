@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import RunError, TrustError, quoted
 from abcsearch.importing import leave_working_folder
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.shapes import unsound
 from abcsearch.runs.header import reached_by
-from abcsearch.runs.shapes import unsound
 from abcsearch.signing import is_own, written_here
 
 if TYPE_CHECKING:

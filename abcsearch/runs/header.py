@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from abcsearch.errors import RunError, TrustError, differences, quoted
 from abcsearch.files import is_map, leaves, redone
 from abcsearch.importing import leave_working_folder
-from abcsearch.runs.environment import environment
-from abcsearch.runs.folder import FORMAT, RunFolder
-from abcsearch.runs.missing import AGAIN, again
+from abcsearch.runs.disk.environment import environment
+from abcsearch.runs.disk.folder import FORMAT, RunFolder
+from abcsearch.runs.disk.missing import AGAIN, again
 from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, from_plain, to_plain
 from abcsearch.signing import is_own, signed, written_here
 from abcsearch.training.checkpoints import network_hash

@@ -11,7 +11,7 @@ from abcsearch.evaluation.racing import Bars, races
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from abcsearch.runs.journal import Contents
+    from abcsearch.runs.disk.journal import Contents
     from abcsearch.runs.loop import Loop
     from abcsearch.trial import Trial
 

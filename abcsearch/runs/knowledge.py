@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from abcsearch.budget import Budget, Constraint
 from abcsearch.errors import RunError, plural
 from abcsearch.runs.blame import named
+from abcsearch.runs.disk.journal import read_journal
+from abcsearch.runs.disk.known import KNOWN, STAGE, Known, read_known
 from abcsearch.runs.header import identity, write_header
-from abcsearch.runs.journal import read_journal
-from abcsearch.runs.known import KNOWN, STAGE, Known, read_known
 from abcsearch.runs.known_runs import found_known
 from abcsearch.runs.loop import Loop, Progress
 from abcsearch.runs.settings import Part, RunConfig, SearchSettings
@@ -20,8 +20,8 @@ from abcsearch.searchers.registry import make_searcher
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from abcsearch.runs.folder import RunFolder
-    from abcsearch.runs.run import Parts
+    from abcsearch.runs.disk.folder import RunFolder
+    from abcsearch.runs.search import Parts
     from abcsearch.runs.task import Task
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate

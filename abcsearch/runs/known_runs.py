@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import CandidateError, RunError
+from abcsearch.runs.disk.journal import read_journal
+from abcsearch.runs.disk.known import Known, Source, read_known
+from abcsearch.runs.disk.lines import run_id
+from abcsearch.runs.disk.shapes import shown_header
 from abcsearch.runs.front_folder import runs_of
-from abcsearch.runs.journal import read_journal
-from abcsearch.runs.known import Known, Source, read_known
-from abcsearch.runs.lines import run_id
 from abcsearch.runs.settings import Part, SearchSettings, to_plain
-from abcsearch.runs.shapes import shown_header
-from abcsearch.runs.unlike import complete, unlike
+from abcsearch.runs.settings_diff import complete, unlike
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.space import Candidate, SearchSpace
     from abcsearch.trial import Trial
 

@@ -12,13 +12,13 @@ from abcsearch.evaluation.racing import BAR, outdated
 from abcsearch.evaluation.staged import Staged
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.runs.blame import is_users, named
+from abcsearch.runs.disk.journal import Journal
+from abcsearch.runs.disk.lines import many_objects, run_id
+from abcsearch.runs.disk.retrying import earlier
+from abcsearch.runs.dispatch import Flights, slots
 from abcsearch.runs.finals import Finals
-from abcsearch.runs.flights import Flights, slots
 from abcsearch.runs.incumbents import Incumbents
-from abcsearch.runs.journal import Journal
-from abcsearch.runs.lines import many_objects, run_id
-from abcsearch.runs.retrying import earlier
-from abcsearch.runs.standing import Standing
+from abcsearch.runs.run_state import Standing
 from abcsearch.searchers.registry import nothing_left
 from abcsearch.trial import Trial
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Costs
     from abcsearch.evaluation.base import Evaluator
-    from abcsearch.runs.decision import Decision
-    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.disk.decision import Decision
+    from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.watching import Watcher
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate

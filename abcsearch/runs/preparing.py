@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.errors import CandidateError, PreparationError, RunError, differences, plural, quoted
 from abcsearch.preparation.base import Trainer, check_restored, check_start, prepared_by
 from abcsearch.preparation.registry import make_preparation
+from abcsearch.results.status import PREPARING
+from abcsearch.runs.disk.weights import checkpoint_path, load_tensors, tensors_writer
 from abcsearch.runs.header import data_identity
 from abcsearch.runs.loop import Progress, silent
 from abcsearch.runs.settings import deciding, to_plain
-from abcsearch.runs.status import PREPARING
 from abcsearch.runs.task import Made
-from abcsearch.runs.weights import checkpoint_path, load_tensors, tensors_writer
 from abcsearch.training.begun import losses_so_far
 from abcsearch.training.checkpoints import network_hash, tensors_hash
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from abcsearch.preparation.base import Preparation, Prepared
-    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
     from abcsearch.training.recipe import Recipe

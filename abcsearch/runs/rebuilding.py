@@ -25,12 +25,12 @@ from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.evaluation.staged import BAR, FIRST, Staged
 from abcsearch.rng import derived_seed
-from abcsearch.runs.environment import environment
-from abcsearch.runs.folder import FORMAT, RunFolder
+from abcsearch.runs.disk.environment import environment
+from abcsearch.runs.disk.folder import FORMAT, RunFolder
+from abcsearch.runs.disk.journal import Contents, read_journal
+from abcsearch.runs.disk.known import KNOWN
 from abcsearch.runs.header import KIND
-from abcsearch.runs.journal import Contents, read_journal
 from abcsearch.runs.knowledge import kept, mark, probes_of
-from abcsearch.runs.known import KNOWN
 from abcsearch.runs.loop import Loop
 from abcsearch.runs.preparing import seen
 from abcsearch.runs.settings import RunConfig, deciding, from_plain, to_plain
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from abcsearch.evaluation.base import Evaluator
-    from abcsearch.runs.run import Parts
+    from abcsearch.runs.search import Parts
     from abcsearch.runs.task import Task
     from abcsearch.trial import Evaluation, Trial
 

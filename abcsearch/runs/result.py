@@ -16,7 +16,7 @@ from abcsearch.errors import RunError, plural, quoted
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 from abcsearch.evaluation.sliced import SlicedEvaluator
 from abcsearch.evaluation.staged import Staged
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.summaries import Summarised
 from abcsearch.runs.trials import frame_of, rows_of
 from abcsearch.runs.watching import finish_times
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.evaluation.base import Evaluator
-    from abcsearch.runs.decision import Decision
+    from abcsearch.runs.disk.decision import Decision
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
     from abcsearch.space import Candidate

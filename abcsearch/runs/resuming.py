@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from abcsearch.channels.named import names_of
 from abcsearch.errors import ConfigError, RunError, plural, quoted
-from abcsearch.runs.configured import run_config, run_front_config
-from abcsearch.runs.executing import changed_execution
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.config_run import run_config, run_front_config
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import read_journal
+from abcsearch.runs.disk.retrying import set_back
 from abcsearch.runs.front import Front
 from abcsearch.runs.front_folder import FRONT, FrontFolder, is_front
 from abcsearch.runs.header import trusted_header
-from abcsearch.runs.journal import read_journal
 from abcsearch.runs.loop import Progress, silent
-from abcsearch.runs.retrying import set_back
-from abcsearch.runs.run import Brought, front_here, run_here
+from abcsearch.runs.search import Brought, front_here, run_here
 from abcsearch.runs.settings import RunConfig, SearchSettings, from_plain
+from abcsearch.runs.workers import changed_execution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from abcsearch.preparation.base import Preparation
     from abcsearch.runs.front import FrontResult
     from abcsearch.runs.result import SearchResult
-    from abcsearch.runs.run import SearcherFactory
+    from abcsearch.runs.search import SearcherFactory
     from abcsearch.runs.watching import WatcherFactory
     from abcsearch.searchers.base import Searcher
     from abcsearch.trial import Trial

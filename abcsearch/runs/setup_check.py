@@ -17,8 +17,8 @@ from abcsearch.evaluation.sliced import calibration_images
 from abcsearch.example import Example, Inputs
 from abcsearch.files import is_there
 from abcsearch.rng import torch_seeded, torch_stream
+from abcsearch.runs.disk.setup import FILE, SetUp, write_setup
 from abcsearch.runs.settings import RunConfig
-from abcsearch.runs.setup import FILE, SetUp, write_setup
 from abcsearch.runs.setup_words import Looked, Scored, notes_on, warnings_on
 from abcsearch.runs.timing import full_macs
 from abcsearch.steps import doing
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from abcsearch.data.images import Images
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
-    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.loop import Progress
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Constraint, Costs
     from abcsearch.channels.ranking import Ranking
-    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.space import Candidate, SearchSpace
     from abcsearch.trial import Evaluation

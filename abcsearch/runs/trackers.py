@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import ConfigError
-from abcsearch.runs.lines import run_id
+from abcsearch.runs.disk.lines import run_id
 from abcsearch.runs.watching import finish_times
 from abcsearch.trial import best_trial
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
     from abcsearch.runs.watching import WatcherFactory

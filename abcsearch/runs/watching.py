@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from abcsearch.errors import ConfigError
 from abcsearch.files import is_there
-from abcsearch.runs.lines import decode_line
+from abcsearch.runs.disk.lines import decode_line
 from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch.utils.tensorboard import SummaryWriter
 
-    from abcsearch.runs.folder import RunFolder
+    from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.task import Task
     from abcsearch.trial import Trial
 

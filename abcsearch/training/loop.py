@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abcsearch.channels.pointwise import pointwise_safely
+from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.errors import ModelError
 from abcsearch.rng import torch_seeded
 from abcsearch.training.checkpoints import Checkpoint, images_hash

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from abcsearch import Split, rank_channels, score, slice_model, trace_channels
 from abcsearch.models.registry import Constructor
-from abcsearch.runs.weights import load_checkpoint
+from abcsearch.runs.disk.weights import load_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

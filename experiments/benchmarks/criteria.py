@@ -49,9 +49,9 @@ from abcsearch.errors import AbcSearchError
 from abcsearch.evaluation.options import REPAIRS
 from abcsearch.files import replace_file
 from abcsearch.rng import numpy_stream, torch_stream
-from abcsearch.runs.configured import load_run_data
+from abcsearch.runs.config_run import load_run_data
+from abcsearch.runs.disk.weights import load_checkpoint
 from abcsearch.runs.settings import RunConfig
-from abcsearch.runs.weights import load_checkpoint
 from experiments.processes import at_least_one, side_by_side
 from experiments.tables import cell, processors, versions
 

@@ -48,9 +48,9 @@ from abcsearch.errors import AbcSearchError, ConfigError, differences, unknown_n
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.files import replace_file
 from abcsearch.rng import numpy_stream, torch_stream
-from abcsearch.runs.configured import load_run_data
+from abcsearch.runs.config_run import load_run_data
+from abcsearch.runs.disk.weights import load_checkpoint
 from abcsearch.runs.settings import RunConfig, to_plain
-from abcsearch.runs.weights import load_checkpoint
 from experiments.benchmarks.fitness_tables import METRICS, SCREEN, judged_by, report
 from experiments.processes import at_least_one, side_by_side
 from experiments.tables import processors, versions

@@ -31,10 +31,10 @@ from torch import nn
 from abcsearch import Evaluation, Trial, make_searcher
 from abcsearch.config import read_config
 from abcsearch.data.splits import Data
-from abcsearch.runs.configured import load_run_data, run_config
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import Journal
-from abcsearch.runs.lines import Chain, encode_line, run_id
+from abcsearch.runs.config_run import load_run_data, run_config
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import Journal
+from abcsearch.runs.disk.lines import Chain, encode_line, run_id
 from abcsearch.runs.task import Task
 from abcsearch.signing import signed
 

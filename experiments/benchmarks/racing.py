@@ -24,9 +24,9 @@ from abcsearch.config import read_config
 from abcsearch.evaluation import racing
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.evaluation.sliced import SlicedEvaluator
-from abcsearch.runs.configured import load_run_data
+from abcsearch.runs.config_run import load_run_data
+from abcsearch.runs.disk.weights import load_checkpoint
 from abcsearch.runs.task import Task
-from abcsearch.runs.weights import load_checkpoint
 from abcsearch.searchers.registry import make_searcher
 from abcsearch.training.objectives import find_objective
 from abcsearch.training.scoring import predict

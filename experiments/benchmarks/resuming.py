@@ -25,7 +25,7 @@ from abcsearch.evaluation.base import Evaluator
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.models.resnet import resnet56
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.loop import Loop, logged, silent
 from experiments.benchmarks.sleeping import Sleeping
 

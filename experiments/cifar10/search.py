@@ -37,13 +37,13 @@ from abcsearch.channels.latency import forward_times
 from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
 from abcsearch.files import replace_file
+from abcsearch.results.finetuning import finetune_run
+from abcsearch.results.forward import BATCHES, measure_forward
+from abcsearch.results.open_run import FinishedRun, Structure, open_run
 from abcsearch.runs.base import train_base
-from abcsearch.runs.configured import LoadedOnce, run_config
-from abcsearch.runs.finetuning import finetune_run
-from abcsearch.runs.finished import FinishedRun, Structure, open_run
-from abcsearch.runs.forward import BATCHES, measure_forward
+from abcsearch.runs.config_run import LoadedOnce, run_config
+from abcsearch.runs.disk.weights import checkpoint_path
 from abcsearch.runs.settings import RunConfig
-from abcsearch.runs.weights import checkpoint_path
 from experiments.processes import at_least_one, side_by_side
 from experiments.tables import cell, check_onnx, in_onnxruntime, machine_of, processors, versions
 

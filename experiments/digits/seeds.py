@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from abcsearch.config import read_config
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.finetuning import finetune_run
-from abcsearch.runs.finished import open_run
-from abcsearch.runs.report import make_report, write_report
+from abcsearch.results.finetuning import finetune_run
+from abcsearch.results.open_run import open_run
+from abcsearch.results.report import make_report, write_report
+from abcsearch.runs.config_run import run_config
 from experiments.tables import machine_of
 
 HERE = Path(__file__).parent

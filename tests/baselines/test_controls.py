@@ -17,8 +17,8 @@ from abcsearch.channels.source import check_source
 from abcsearch.cli import app
 from abcsearch.config import read_config
 from abcsearch.errors import ConfigError, ModelError
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.finished import open_run
+from abcsearch.results.open_run import open_run
+from abcsearch.runs.config_run import run_config
 from tests.conftest import TINY_CONFIG
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -10,9 +10,9 @@ from abcsearch import Budget, Data, search
 from abcsearch.baselines.registry import BASELINES
 from abcsearch.channels.options import SpaceOptions
 from abcsearch.config import read_config
+from abcsearch.results.open_run import open_run
 from abcsearch.rng import torch_seeded
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.finished import open_run
+from abcsearch.runs.config_run import run_config
 from abcsearch.runs.settings import SearchSettings
 from abcsearch.runs.task import Task
 

@@ -16,9 +16,9 @@ from abcsearch.channels.ranking import Ranking
 from abcsearch.config import read_config
 from abcsearch.data.registry import load_data
 from abcsearch.errors import ConfigError, RankingError
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.finished import open_run
-from abcsearch.runs.report import make_report
+from abcsearch.results.open_run import open_run
+from abcsearch.results.report import make_report
+from abcsearch.runs.config_run import run_config
 from abcsearch.runs.task import Task
 from abcsearch.space import Dimension, SearchSpace
 from abcsearch.testing import ToyCosts

@@ -2,8 +2,8 @@
 
 import pytest
 
+from abcsearch.results.status import RunWatch
 from abcsearch.runs.resuming import resume
-from abcsearch.runs.status import RunWatch
 from experiments.benchmarks import old_runs
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from abcsearch.channels import sharing
-from abcsearch.channels.cutting import is_large
+from abcsearch.channels.fast.cutting import is_large
 from abcsearch.channels.gates import gate
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.sharing import share

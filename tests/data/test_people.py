@@ -11,14 +11,14 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from abcsearch.budget import Budget
-from abcsearch.data.own import from_datasets
 from abcsearch.data.registry import load_data
 from abcsearch.data.splits import Data, Split
 from abcsearch.data.stream import Stream
+from abcsearch.data.user_data import from_datasets
 from abcsearch.errors import ConfigError, DataError, ExampleError
 from abcsearch.exporting import export, load
 from abcsearch.rng import torch_seeded
-from abcsearch.runs.searching import search
+from abcsearch.runs.entry import search
 from abcsearch.training.finetuning import finetune
 from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe

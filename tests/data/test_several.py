@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import default_collate
 
-from abcsearch.data.own import from_datasets
 from abcsearch.data.splits import Data, Split
 from abcsearch.data.stream import Stream
+from abcsearch.data.user_data import from_datasets
 from abcsearch.errors import ConfigError, DataError
 from abcsearch.example import Example
 from abcsearch.training.mixing import check_mixing

@@ -21,7 +21,7 @@ from abcsearch.evaluation.short_training import ShortTraining, ShortTrainingOpti
 from abcsearch.evaluation.staged import FIRST, Staged, Verdict, cheap, trained
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.rng import derived_seed
-from abcsearch.runs.searching import search
+from abcsearch.runs.entry import search
 from abcsearch.trial import Evaluation, Trial
 
 TINY = {"adaptive_bn": {"batch_size": 32}, "short_training": {"epochs": 1, "batch_size": 32}}

@@ -25,7 +25,7 @@ from abcsearch.evaluation.staged import FIRST, STAGE
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.rng import torch_seeded
-from abcsearch.runs.searching import search
+from abcsearch.runs.entry import search
 from abcsearch.runs.settings import Part, SearchSettings, from_plain, to_plain
 from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe

@@ -9,8 +9,8 @@ import pytest
 from abcsearch.config import parse_config, read_config
 from abcsearch.errors import ConfigError, RunError
 from abcsearch.execution.options import ExecutionOptions
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.executing import changed_execution
+from abcsearch.runs.config_run import run_config
+from abcsearch.runs.workers import changed_execution
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def call(stand_in, tmp_path, monkeypatch):
     places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]
     own = [word for setting in settings for word in ("--set", setting)]
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
-    monkeypatch.setattr("abcsearch.runs.forward._SECONDS", 0.1)
+    monkeypatch.setattr("abcsearch.results.forward._SECONDS", 0.1)
     monkeypatch.setattr(search, "_SECONDS", 0.1)
     monkeypatch.setattr(search, "in_onnxruntime", lambda networks, example: networks)  # else seconds for each
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from abcsearch.config import read_config
-from abcsearch.runs.rehearsal import rehearse
+from abcsearch.planning.dry_run import rehearse
 from abcsearch.searchers.registry import SEARCHERS
 
 ROOT = Path(__file__).parents[2] / "experiments"

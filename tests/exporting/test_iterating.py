@@ -16,7 +16,7 @@ from abcsearch.exporting import export, load
 from abcsearch.models.registry import Constructor
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.rng import torch_seeded
-from abcsearch.runs.searching import search
+from abcsearch.runs.entry import search
 from abcsearch.runs.settings import SpaceOptions
 
 

@@ -16,7 +16,7 @@ from abcsearch.exporting import export, load
 from abcsearch.exporting.quantizing import quantize
 from abcsearch.models.registry import Constructor
 from abcsearch.rng import torch_seeded
-from abcsearch.runs.searching import search
+from abcsearch.runs.entry import search
 from abcsearch.training.finetuning import finetune
 from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe

@@ -11,7 +11,7 @@ import tempfile
 
 import pytest
 
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.disk.folder import RunFolder
 from tests.evaluators import Troubled
 from tests.problems import assert_same_as, descendants, finished, loop, started, undisturbed, until_trials, written
 

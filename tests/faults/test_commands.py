@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from abcsearch.runs.journal import read_journal
+from abcsearch.runs.disk.journal import read_journal
 from tests.pages import CHAPTERS
 
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ import pytest
 
 from abcsearch.config import read_config
 from abcsearch.exporting import load
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.exports import export_run
-from abcsearch.runs.finetuning import finetune_run
-from abcsearch.runs.finished import open_run
-from abcsearch.runs.status import RunWatch
+from abcsearch.results.exports import export_run
+from abcsearch.results.finetuning import finetune_run
+from abcsearch.results.open_run import open_run
+from abcsearch.results.status import RunWatch
+from abcsearch.runs.config_run import run_config
 from abcsearch.training.recipe import Recipe
 from tests.conftest import TINY_CONFIG
 
@@ -40,7 +40,7 @@ def forks():
     """Processes that start with everything imported, so that a kill hits what they do."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "onnx", "onnxruntime", "onnxscript", "abcsearch.runs.exports", "abcsearch.runs.finetuning"]
+        ["torch", "onnx", "onnxruntime", "onnxscript", "abcsearch.results.exports", "abcsearch.results.finetuning"]
     )
     first = context.Process(target=int)
     first.start()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from abcsearch.config import read_run
-from abcsearch.runs.configured import run_front_config
-from abcsearch.runs.front_finishing import finetune_front, open_front
+from abcsearch.results.front_finishing import finetune_front, open_front
+from abcsearch.runs.config_run import run_front_config
+from abcsearch.runs.disk.known import read_known
 from abcsearch.runs.front_folder import FrontFolder
-from abcsearch.runs.known import read_known
 from abcsearch.runs.resuming import resume
 from tests.conftest import TINY_CONFIG
 from tests.problems import outcome, written

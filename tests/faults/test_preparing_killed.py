@@ -4,7 +4,7 @@ import pytest
 
 from abcsearch.config import read_config
 from abcsearch.preparation.registry import PREPARATIONS
-from abcsearch.runs.configured import run_config
+from abcsearch.runs.config_run import run_config
 from tests.conftest import TINY_CONFIG
 from tests.problems import written
 from tests.training.test_checkpoints import killed

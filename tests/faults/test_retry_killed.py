@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.retrying import set_back
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.retrying import set_back
 from tests.evaluators import Troubled, numbers, score
 from tests.problems import assert_same_as, drive, finished, forks, loop, started, undisturbed
 

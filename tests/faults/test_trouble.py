@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.disk.folder import RunFolder
 from tests.evaluators import Troubled
 from tests.problems import (
     PATIENCE,

@@ -14,7 +14,7 @@ from abcsearch.models.registry import MODELS
 from abcsearch.models.renaming import RENAMINGS, own_names
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.rng import torch_seeded
-from abcsearch.runs.weights import load_checkpoint
+from abcsearch.runs.disk.weights import load_checkpoint
 
 BENCHMARK = Path(__file__).parents[2] / "experiments" / "benchmarks" / "checkpoints.py"
 SIZES = {"widths": (4, 8, 16), "depths": (1, 2, 1)}

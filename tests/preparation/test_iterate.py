@@ -13,10 +13,10 @@ from abcsearch.config import read_config, read_run
 from abcsearch.errors import ConfigError, PreparationError, SearcherError
 from abcsearch.preparation.base import Trainer, prepared_by
 from abcsearch.preparation.registry import make_preparation
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.finetuning import finetune_run
-from abcsearch.runs.finished import open_run
-from abcsearch.runs.report import make_report
+from abcsearch.results.finetuning import finetune_run
+from abcsearch.results.open_run import open_run
+from abcsearch.results.report import make_report
+from abcsearch.runs.config_run import run_config
 from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
 from abcsearch.runs.task import Task
 from abcsearch.testing import PreparationContract

@@ -24,7 +24,7 @@ from abcsearch.runs.task import Task
 from abcsearch.testing import LessonContract, PreparationContract
 from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe
-from tests.channels.test_pointwise import Recorded
+from tests.channels.test_onednn import Recorded
 from tests.preparation.test_sparse import STILL, orthogonal
 from tests.training.toys import network
 

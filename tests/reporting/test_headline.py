@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from abcsearch.reporting.headline import doubts, headline
-from abcsearch.runs.chance import difference
-from abcsearch.runs.forward import ForwardTime
-from abcsearch.runs.report import Report, Row
+from abcsearch.results.forward import ForwardTime
+from abcsearch.results.intervals import difference
+from abcsearch.results.report import Report, Row
 
 FIELDS = {own.name for own in dataclasses.fields(ForwardTime)}
 

@@ -29,10 +29,10 @@ from abcsearch.reporting.history import read_history
 from abcsearch.reporting.page import Page, Section, table
 from abcsearch.reporting.plotting import figure_of
 from abcsearch.reporting.report_page import report_page, write_page
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.finetuning import finetune_run
-from abcsearch.runs.finished import open_run
-from abcsearch.runs.folder import RunFolder
+from abcsearch.results.finetuning import finetune_run
+from abcsearch.results.open_run import open_run
+from abcsearch.runs.config_run import run_config
+from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.trial import Trial
 
 CHARTS = {"fitness", "pareto", "widths", "sensitivity", "parallel", "timeline"}

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.status import RunWatch
+from abcsearch.results.status import RunWatch
+from abcsearch.runs.disk.folder import RunFolder
 from tests.problems import assert_same_as, loop, undisturbed
 
 YEARS = 10 * 365.25 * 86400

@@ -14,13 +14,13 @@ from abcsearch import cli
 from abcsearch.config import read_config
 from abcsearch.errors import RunError
 from abcsearch.files import is_there
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.finished import open_so_far
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import read_journal
-from abcsearch.runs.lines import Chain, Success, decode_event, encode_line, run_id, trial_of
-from abcsearch.runs.status import RunWatch
-from abcsearch.runs.tail import JournalTail
+from abcsearch.results.open_run import open_so_far
+from abcsearch.results.status import RunWatch
+from abcsearch.results.tail import JournalTail
+from abcsearch.runs.config_run import run_config
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import read_journal
+from abcsearch.runs.disk.lines import Chain, Success, decode_event, encode_line, run_id, trial_of
 from abcsearch.signing import is_own, signed
 from tests.conftest import TINY_CONFIG
 

@@ -22,12 +22,12 @@ from abcsearch.data.splits import Data
 from abcsearch.errors import AbcSearchError, DataError, PreparationError, RunError
 from abcsearch.preparation.base import Preparation, Prepared
 from abcsearch.reporting.gathering import gather
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.exports import export_run
-from abcsearch.runs.finetuning import finetune_run
-from abcsearch.runs.finished import open_run
-from abcsearch.runs.mirror import OptunaMirror
-from abcsearch.runs.unlike import unlike
+from abcsearch.results.exports import export_run
+from abcsearch.results.finetuning import finetune_run
+from abcsearch.results.open_run import open_run
+from abcsearch.runs.config_run import run_config
+from abcsearch.runs.optuna_mirror import OptunaMirror
+from abcsearch.runs.settings_diff import unlike
 from tests.conftest import TINY_CONFIG
 from tests.records import rewrite
 from tests.test_cli import call

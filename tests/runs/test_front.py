@@ -10,15 +10,15 @@ from abcsearch import Budget, FrontResult, resume, search
 from abcsearch.channels.source import Sliced
 from abcsearch.config import parse_run, read_config, read_run
 from abcsearch.errors import BudgetError, ConfigError, RunError, TrustError
-from abcsearch.runs.configured import run_front_config
-from abcsearch.runs.folder import RunFolder
+from abcsearch.planning.dry_run import rehearse_front
+from abcsearch.runs.config_run import run_front_config
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import read_journal
+from abcsearch.runs.disk.known import read_known
 from abcsearch.runs.front import Front
-from abcsearch.runs.journal import read_journal
-from abcsearch.runs.known import read_known
-from abcsearch.runs.rehearsal import rehearse_front
 from tests.knowing import Mapped
 from tests.runs.test_knowledge import LOG, by_width, mapped
-from tests.runs.test_run import outcome
+from tests.runs.test_search import outcome
 
 BUDGETS = [Budget(macs=0.8), Budget(macs=0.5), Budget(macs=(0.2, 0.3))]
 NAMES = ("1-macs-0.8", "2-macs-0.5", "3-macs-0.2-0.3")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from abcsearch.config import read_config
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import read_journal
+from abcsearch.runs.config_run import run_config
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import read_journal
 from abcsearch.runs.resuming import resume
 
 KILLS = 4
@@ -41,7 +41,7 @@ def _left_behind(folder):
 def forks():
     """Processes that start with everything imported: a kill then hits the run, not the import of torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["abcsearch.config", "abcsearch.runs.configured", "torch", "sklearn.datasets"])
+    context.set_forkserver_preload(["abcsearch.config", "abcsearch.runs.config_run", "torch", "sklearn.datasets"])
     return context
 
 

@@ -7,11 +7,11 @@ import pytest
 from abcsearch import Budget, Evaluation, resume, search
 from abcsearch.errors import CandidateError, RunError
 from abcsearch.files import unsealed
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import read_journal
-from abcsearch.runs.status import RunWatch
+from abcsearch.results.status import RunWatch
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import read_journal
 from tests.knowing import Mapped, Strange
-from tests.runs.test_run import outcome
+from tests.runs.test_search import outcome
 
 LOG = []
 

@@ -10,10 +10,10 @@ import pytest
 
 from abcsearch import Budget, Evaluation, ExecutionOptions, resume, search
 from abcsearch.errors import FailuresError, RunError
-from abcsearch.runs.executing import workers_for
-from abcsearch.runs.folder import FORMAT, RunFolder
-from abcsearch.runs.journal import Journal, encode_line, read_journal
+from abcsearch.runs.disk.folder import FORMAT, RunFolder
+from abcsearch.runs.disk.journal import Journal, encode_line, read_journal
 from abcsearch.runs.settings import SearchSettings
+from abcsearch.runs.workers import workers_for
 from abcsearch.trial import Trial
 
 EVOLUTION = {"name": "evolution", "population": 8, "mutations": 4, "crossovers": 3, "parents": 4, "archive": 8}

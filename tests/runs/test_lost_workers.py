@@ -5,7 +5,7 @@ import pytest
 from abcsearch.errors import NodeLostError, RunError, SearcherError, WorkerLostError
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.rng import derived_seed
-from abcsearch.runs.journal import Journal
+from abcsearch.runs.disk.journal import Journal
 from abcsearch.searchers.bee_colony import BeeColony, BeeColonyOptions
 from tests.evaluators import SPACE, numbers
 from tests.problems import BOUND, assert_same_as, loop, undisturbed

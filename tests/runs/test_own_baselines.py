@@ -18,12 +18,12 @@ from abcsearch.cli import app
 from abcsearch.config import read_config
 from abcsearch.errors import ConfigError, ModelError
 from abcsearch.evaluation.registry import make_evaluator
+from abcsearch.planning.dry_run import rehearse
+from abcsearch.results.finetuning import finetune_run
+from abcsearch.results.open_run import open_run
+from abcsearch.results.report import make_report
 from abcsearch.rng import torch_seeded
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.finetuning import finetune_run
-from abcsearch.runs.finished import open_run
-from abcsearch.runs.rehearsal import rehearse
-from abcsearch.runs.report import make_report
+from abcsearch.runs.config_run import run_config
 from abcsearch.training.checkpoints import network_hash
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -290,7 +290,7 @@ def test_all_inside_nothing_is_noted(run):
 
 
 def test_commands_in_a_report_that_lies_elsewhere_write_it_there(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("abcsearch.runs.forward.ForwardTime.apart", lambda *_: False)
+    monkeypatch.setattr("abcsearch.results.forward.ForwardTime.apart", lambda *_: False)
     out = tmp_path / "other place" / "page.html"
     out.parent.mkdir()
     done = call("report", run.folder.path, "--out", out)

@@ -121,7 +121,7 @@ def test_a_criterion_without_a_name_is_asked_for_again(own, tiny_model, tiny_dat
 
 
 def test_a_winner_is_not_called_like_a_baseline():
-    from abcsearch.runs.shapes import winner_name
+    from abcsearch.runs.disk.shapes import winner_name
 
     assert winner_name("bee_colony") == "bee_colony"
     assert winner_name("walking:Walk") == "Walk"

@@ -14,14 +14,14 @@ from abcsearch import Budget, load, resume, search
 from abcsearch.cli import app
 from abcsearch.config import parse_config, read_config
 from abcsearch.errors import ConfigError, ModelError, PreparationError, RunError
+from abcsearch.planning.dry_run import rehearse
 from abcsearch.preparation.registry import make_preparation
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.finished import open_run, open_so_far
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import read_journal
-from abcsearch.runs.prepared_facts import fact_text
-from abcsearch.runs.rehearsal import rehearse
-from abcsearch.runs.weights import load_checkpoint
+from abcsearch.results.open_run import open_run, open_so_far
+from abcsearch.results.prepared_facts import fact_text
+from abcsearch.runs.config_run import run_config
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import read_journal
+from abcsearch.runs.disk.weights import load_checkpoint
 from abcsearch.training.checkpoints import network_hash
 from tests.conftest import TINY_CONFIG
 from tests.preparation import own

@@ -12,9 +12,9 @@ import torch
 
 from abcsearch.evaluation import racing
 from abcsearch.evaluation.racing import BAR, ERROR, IMAGES, MARGIN
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import Journal, lines_of, read_journal
-from abcsearch.runs.retrying import set_back
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import Journal, lines_of, read_journal
+from abcsearch.runs.disk.retrying import set_back
 from abcsearch.testing import toy_fitness
 from abcsearch.trial import Evaluation
 from tests.evaluators import SPACE, numbers

@@ -12,9 +12,9 @@ from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.pooling import FewSamplesWarning
 from abcsearch.config import parse_config, read_config
 from abcsearch.errors import ConfigError, RankingError
+from abcsearch.results.open_run import open_run
 from abcsearch.runs import ranking
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.finished import open_run
+from abcsearch.runs.config_run import run_config
 from abcsearch.runs.ranking import rank_for_run
 from abcsearch.runs.resuming import resume
 from abcsearch.runs.settings import SearchSettings

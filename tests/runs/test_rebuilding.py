@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from abcsearch.config import read_config
 from abcsearch.errors import RunError
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.config_run import run_config
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import read_journal
 from abcsearch.runs.header import held_header
-from abcsearch.runs.journal import read_journal
 from abcsearch.runs.rebuilding import _id_before
 from tests.conftest import TINY_CONFIG
 

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from abcsearch import cli
 from abcsearch.config import parse_recipe, read_config
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.finetuning import finetune_run
-from abcsearch.runs.finished import open_run
-from abcsearch.runs.folder import RunFolder
+from abcsearch.results.finetuning import finetune_run
+from abcsearch.results.open_run import open_run
+from abcsearch.results.report import make_report
+from abcsearch.runs.config_run import run_config
+from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.recipes import changed, filled, finetune_command
-from abcsearch.runs.report import make_report
 from abcsearch.training.recipe import Recipe
 from tests.conftest import TINY_CONFIG
 from tests.records import rewrite

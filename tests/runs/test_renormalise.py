@@ -7,7 +7,7 @@ from torch import nn
 from abcsearch import Budget, Data, SpaceOptions, resume, search
 from abcsearch.errors import RunError
 from abcsearch.runs.settings import SearchSettings, from_plain, to_plain
-from abcsearch.runs.unlike import complete
+from abcsearch.runs.settings_diff import complete
 from tests.records import rewrite
 
 pytestmark = pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")

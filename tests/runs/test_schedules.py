@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from abcsearch.errors import RunError
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import encode_line, read_journal
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import encode_line, read_journal
 from abcsearch.searchers.bee_colony import BeeColony, BeeColonyOptions
 from tests.evaluators import SPACE, jittery
 from tests.problems import (

@@ -18,7 +18,7 @@ from abcsearch.runs.settings import (
     from_plain,
     to_plain,
 )
-from abcsearch.runs.unlike import complete
+from abcsearch.runs.settings_diff import complete
 from abcsearch.searchers.bee_colony import BeeColonyOptions
 from abcsearch.searchers.random_search import RandomSearch
 from abcsearch.searchers.registry import SEARCHERS

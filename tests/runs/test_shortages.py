@@ -15,7 +15,7 @@ import torch
 from abcsearch.errors import ModelError, NodeLostError, SearcherError, ShortageError, WorkerStoppedError
 from abcsearch.evaluation.base import evaluate
 from abcsearch.execution.serial import SerialExecutor
-from abcsearch.runs.journal import read_journal
+from abcsearch.runs.disk.journal import read_journal
 from abcsearch.trial import Evaluation
 from tests.evaluators import numbers, score, without_memory
 from tests.problems import assert_same_as, forks, loop, undisturbed

@@ -8,9 +8,9 @@ import pytest
 from abcsearch import Budget, Evaluation, search
 from abcsearch.errors import ConfigError, RunError
 from abcsearch.execution.options import ExecutionOptions
-from abcsearch.runs.executing import changed_execution
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import Journal
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import Journal
+from abcsearch.runs.workers import changed_execution
 from abcsearch.searchers.bee_colony import BeeColony, BeeColonyOptions
 from tests.evaluators import SPACE, constant, score
 from tests.problems import (
@@ -141,8 +141,8 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(tmp_path, monkeypatch):
 
 def test_a_clock_that_jumps_does_not_hide_the_progress(tmp_path, monkeypatch):
     clock = itertools.count(1_000_000_000, -10)
-    monkeypatch.setattr("abcsearch.runs.standing.time.time", lambda: next(clock))
-    monkeypatch.setattr("abcsearch.runs.standing._EVERY", 0.0)
+    monkeypatch.setattr("abcsearch.runs.run_state.time.time", lambda: next(clock))
+    monkeypatch.setattr("abcsearch.runs.run_state._EVERY", 0.0)
     loop(tmp_path, n_trials=5).run()
     assert RunFolder(tmp_path).read_json("progress.json")["done"] == 5
 

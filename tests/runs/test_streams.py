@@ -6,10 +6,10 @@ from PIL import Image
 
 from abcsearch.config import read_config
 from abcsearch.data.stream import Stream
-from abcsearch.runs.configured import run_config
-from abcsearch.runs.finetuning import finetune_run
-from abcsearch.runs.finished import open_run
-from abcsearch.runs.folder import RunFolder
+from abcsearch.results.finetuning import finetune_run
+from abcsearch.results.open_run import open_run
+from abcsearch.runs.config_run import run_config
+from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.resuming import resume
 
 CONFIG = """

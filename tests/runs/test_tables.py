@@ -193,7 +193,7 @@ def test_seeds_on_the_command_line_take_all_numbers(tiny_config, tmp_path, monke
         seen.append((config.seed, folder.name))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("abcsearch.runs.configured.run_config", run_config)
+    monkeypatch.setattr("abcsearch.runs.config_run.run_config", run_config)
     call("search", "--seeds", "3", "1", tiny_config, "--run-dir", tmp_path / "runs")
     assert seen == [(3, "seed-3")]
     refused = call("search", tiny_config, "--seeds", "0", "1", "--dry-run")

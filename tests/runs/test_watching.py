@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abcsearch.errors import ConfigError
-from abcsearch.runs.folder import RunFolder
-from abcsearch.runs.journal import encode_line
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import encode_line
 from abcsearch.runs.watching import TensorBoard, finish_times, tensorboard_watcher
 from abcsearch.trial import Evaluation, Trial
 

@@ -11,7 +11,7 @@ import torch
 
 from abcsearch.budget import Budget, Constraint
 from abcsearch.errors import SearcherError
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.searchers.ddpg import DDPG, DDPGOptions, truncated_normal
 from abcsearch.searchers.ddpg_agent import Agent
 from abcsearch.searchers.ddpg_environment import Environment, Transitions

@@ -135,7 +135,7 @@ CONSTRUCTORS = [
     ("abcsearch:load_data", {"name": "os:system", "command": TOUCH}),
     ("abcsearch.importing:import_callable", {"what": "", "path": "os:system", "kind": None}),
     ("abcsearch.models.registry:Constructor", {"name": "os:system"}),
-    ("abcsearch.runs.folder:RunFolder", {"path": "MARKER"}),
+    ("abcsearch.runs.disk.folder:RunFolder", {"path": "MARKER"}),
     ("abcsearch.cli:main", {}),
     # no names of anything
     ("", {}),

@@ -14,7 +14,7 @@ from abcsearch.cli import app
 from abcsearch.errors import ExportError, ModelError, RunError
 from abcsearch.exporting import export, load
 from abcsearch.models.resnet import SmallResNet
-from abcsearch.runs.folder import RunFolder
+from abcsearch.runs.disk.folder import RunFolder
 from tests.records import rewrite
 from tests.trust import files
 

@@ -12,8 +12,8 @@ from abcsearch import resume
 from abcsearch.cli import app
 from abcsearch.errors import RunError, TrustError
 from abcsearch.files import unsealed
-from abcsearch.runs.finished import open_run, open_so_far
-from abcsearch.runs.folder import RunFolder
+from abcsearch.results.open_run import open_run, open_so_far
+from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.signing import is_own
 from tests.conftest import TINY_CONFIG
 from tests.records import aged, rewrite

@@ -37,9 +37,9 @@ from abcsearch.channels.criteria.contributions import (
     ThiNetTpami,
 )
 from abcsearch.channels.criteria.gradients import TAYLOR, GradientCriterion, taylor
-from abcsearch.channels.criteria.own import FunctionCriterion, as_criterion
 from abcsearch.channels.criteria.reading import REFIT, ReadingCriterion, RefitCriterion
 from abcsearch.channels.criteria.redundancy import DISCRIMINANT, PFA, SUBSPACE, Discriminant, Pfa, Subspace
+from abcsearch.channels.criteria.user_criteria import FunctionCriterion, as_criterion
 from abcsearch.channels.criteria.weights import BN_GAMMA, FPGM, L1, L2, WeightCriterion, bn_gamma, fpgm, l1, l2
 from abcsearch.registry import Registry
 

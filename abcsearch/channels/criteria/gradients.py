@@ -9,7 +9,7 @@ import torch
 
 from abcsearch.channels.criteria.base import Criterion, Needs, Subject, summed, words
 from abcsearch.channels.gates import gated
-from abcsearch.channels.pointwise import pointwise_safely
+from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.channels.responses import Batch, PerWeight, gradient_scores, mean_loss, run_batches, twin_of
 
 if TYPE_CHECKING:

@@ -1,13 +1,13 @@
 """How channels pass through operations: `table` says what a rule is, the others hold the rules.
 
 `layers`: convolutions and linear layers. `norms`: normalisation. `pointwise`: entry by entry, and windows over space.
-`movement` and `parts`: what moves entries without mixing them. `contraction`: einsum and matrix products. `attention`
+`movement` and `split_concat`: what moves entries without mixing them. `contraction`: einsum and matrix products. `attention`
 and `recurrent`: what they say. `sizes`: numbers that forward reads off shapes.
 """
 
 from abcsearch.channels.flow import Flow
 from abcsearch.channels.operands import Layout, NoRuleError, Op
-from abcsearch.channels.rules import attention, contraction, layers, movement, norms, parts, pointwise, recurrent
+from abcsearch.channels.rules import attention, contraction, layers, movement, norms, pointwise, recurrent, split_concat
 from abcsearch.channels.rules.sizes import number
 from abcsearch.channels.rules.table import RULES, find_rule, rule_for, ruled_class
 
@@ -24,7 +24,7 @@ __all__ = [
     "movement",
     "norms",
     "number",
-    "parts",
+    "split_concat",
     "pointwise",
     "recurrent",
     "rule_for",

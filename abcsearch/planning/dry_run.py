@@ -1,0 +1,284 @@
+"""A search before it is run: what would be searched, what can be reached, and how long it would take."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from abcsearch.baselines.checks import checked_recipe
+from abcsearch.baselines.registry import BASELINES, searched
+from abcsearch.errors import RunError, SearcherError, plural
+from abcsearch.planning.dry_run_words import Reach, Rehearsal, called, for_budgets
+from abcsearch.runs.base import load_base
+from abcsearch.runs.config_run import config_identity, prepare
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.known import read_known
+from abcsearch.runs.disk.weights import state_bytes
+from abcsearch.runs.front import check_front
+from abcsearch.runs.front_folder import run_folder
+from abcsearch.runs.header import as_begun, held_header
+from abcsearch.runs.knowledge import probes_of
+from abcsearch.runs.known_runs import found_known
+from abcsearch.runs.preparing import preparation_of
+from abcsearch.runs.setup_check import asked_of, look_at
+from abcsearch.runs.shared import Shared
+from abcsearch.runs.timing import PATIENCE, evaluation_time, full_macs, preparation_time, training_time
+from abcsearch.runs.workers import evaluation_threads
+from abcsearch.searchers.registry import make_searcher
+from abcsearch.steps import doing
+from abcsearch.training.computing import find_device
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from abcsearch.budget import Constraint
+    from abcsearch.runs.disk.setup import SetUp
+    from abcsearch.runs.front import Front
+    from abcsearch.runs.settings import RunConfig, SpaceOptions
+    from abcsearch.runs.task import Task
+    from abcsearch.searchers.base import Searcher
+    from abcsearch.space import Candidate
+
+_JOURNAL = 600  # bytes per trial, more than most take
+
+
+def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIENCE, chosen: bool = True) -> Rehearsal:
+    """Returns what `run_config` would do, without training, searching or writing anything.
+
+    It refuses what a search refuses, but for a missing checkpoint: that is noted, and random weights stand in, as
+    costs and times do not depend on them.
+
+    Args:
+        config: the run.
+        run_dir: its folder, which need not exist.
+        patience: seconds that one timed part may take; larger is more exact.
+        chosen: whether the user has named the folder; if not, one that holds something else is noted.
+
+    Raises:
+        AbcSearchError: of the kind that fits.
+    """
+    folder = RunFolder(run_dir)
+    try:
+        return _rehearsed(config, folder, patience)
+    except RunError as error:
+        if chosen or not folder.path.exists():
+            raise
+        note = f"a search would need another folder, --run-dir: {error}"
+    found = _rehearsed(config, RunFolder(folder.path / "new"), patience)
+    return replace(found, notes=(*found.notes, note))
+
+
+def rehearse_front(
+    front: Front[RunConfig], run_dir: str | Path, *, patience: float = PATIENCE, chosen: bool = True
+) -> Rehearsal:
+    """Returns what `run_front_config` would do, likewise: times are those of the first budget, for all of them.
+
+    Raises:
+        AbcSearchError: of the kind that fits; BudgetError names the budget.
+    """
+    folder, config = RunFolder(run_dir), front.run(0)
+    if chosen and folder.path.exists():
+        check_front(folder, front)
+    shared = Shared(front, folder)
+    prepare(config, run_folder(folder, front.names[0]), weights=False, shared=shared)  # refuses what cannot be
+    one = rehearse(config, run_folder(folder, front.names[0]).path, patience=patience, chosen=chosen)
+    return for_budgets(one, front.names)
+
+
+def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehearsal:
+    """Returns what `run_config` would do in a folder."""
+    config = as_begun(config, folder)
+    task, parts = prepare(config, folder, weights=False)
+    held = held_header(folder, config, config_identity(config, task.data)) if folder.path.exists() else None
+    rounds = parts.searcher.needs_results and config.execution.schedule == "rounds" and not config.execution.window
+    searcher = parts.searcher
+    if config.searcher.name == "given" and config.prepare is not None:  # it is given its structures later
+        searcher = make_searcher("random", task.space, task.constraint, seed=config.seed)
+    mapped = _mapped(config, folder, task, parts.searcher)
+    doing("timing an evaluation")
+    candidate, batch = _first(searcher, config.n_trials if rounds else 1)
+    unheard = f"{config.searcher.name} proposes all {plural(batch, 'trial')} before it has a result to learn from"
+    learns = not rounds or batch < config.n_trials
+    batch = batch if rounds else config.n_trials
+    workers, crowded = _workers(config)
+    evaluation = evaluation_time(task, config, candidate, patience)
+    pruned = task.source.network(candidate)
+    doing("timing fine-tuning")
+    tuning = [training_time(task, network, config.finetune, patience) for network in (task.base, pruned)]
+    doing("timing trainings before the search")
+    pretraining = None if config.pretrain is None else training_time(task, task.base, config.pretrain, patience)
+    preparation = preparation_of(config)
+    preparing = None if preparation is None else preparation_time(task, config, preparation, patience)
+    notes = [
+        *_weights_notes(config, folder),
+        *crowded,
+        *([] if learns else [unheard]),
+        *(["the run folder holds this run, which would be continued; times are of a whole one"] if held else []),
+        *([f"the timed evaluation failed: {evaluation.failure}"] if evaluation.failure else []),
+    ]
+    doing("looking at the full network on search-validation")
+    space, graph, others = task.space, task.graph, len(searched(config.baselines))
+    return Rehearsal(
+        model=called(config.model.name, config.model.options),
+        weights="trained first" if config.model.checkpoint is None else config.model.checkpoint,
+        macs=full_macs(task),
+        params=int(graph.costs.params([space.full])[0]),
+        data=task.data.name,
+        images={
+            "train": len(task.data.train),
+            "search-validation": len(task.data.validation),
+            "test": len(task.data.test),
+        },
+        shape=task.data.train.shape,
+        setup=_looked(config, task, folder),
+        groups=len(graph.groups),
+        prunable=len(graph.prunable),
+        fixed=dict(Counter(group.fixed for group in graph.groups if group.fixed is not None)),
+        blocks=len(graph.blocks),
+        dimensions=len(space),
+        free=sum(len(dimension.choices) > 1 for dimension in space.dimensions),
+        structures=str(space.size),
+        kept=_kept(config.space),
+        budget=_reach(task.constraint),
+        prepare=config.prepare,
+        baselines=config.baselines,
+        searcher=config.searcher,
+        mapped=mapped,
+        mapping=evaluation.seconds * math.ceil(mapped / workers),
+        trials=config.n_trials,
+        batch=batch,
+        evaluator=config.evaluator,
+        workers=workers,
+        evaluation=evaluation,
+        search=evaluation.seconds * _turns(config.n_trials, batch, workers),
+        alone=evaluation.seconds * config.n_trials,
+        baseline=others * evaluation.seconds * math.ceil(config.n_trials / workers) if others else None,
+        pretraining=pretraining,
+        preparing=preparing,
+        finetuning=(tuning[0], tuning[1]),
+        finetuned=1 + len(config.baselines),
+        longer=tuning[1].seconds * _more_epochs(task, config, candidate),
+        disk=_disk(task, pruned, config, mapped),
+        measured_on=_machine(config),
+        notes=tuple(notes),
+    )
+
+
+def _kept(options: SpaceOptions) -> str:
+    """Returns what layers may keep, in words that are the settings."""
+    lowest = options.step if options.lowest is None else options.lowest
+    whole = "" if options.alpha == 1 else ", so no layer keeps all its channels (alpha = 1)"
+    widths = f"layers keep {lowest:g} to alpha = {options.alpha:g} of their channels by step = {options.step:g}{whole}"
+    return f"{widths}; levels = {list(options.levels)}, divisor = {options.divisor}"
+
+
+def _mapped(config: RunConfig, folder: RunFolder, task: Task, searcher: Searcher) -> int:
+    """Returns how many structures would be evaluated before the search begins."""
+    probes = probes_of(searcher)
+    known = read_known(folder)
+    if known is None and probes:
+        known = found_known(folder, task.space, config, config_identity(config, task.data))
+    return len(probes) if known is None else len(set(probes) - known.structures)
+
+
+def _looked(config: RunConfig, task: Task, folder: RunFolder) -> SetUp:
+    """Returns how the full network does on the data, as far as its weights are there."""
+    checkpoint = config.model.checkpoint
+    there = folder.base.exists() or (checkpoint is not None and Path(checkpoint).exists())
+    if folder.base.exists():
+        load_base(task.base, folder.base)
+    return look_at(task.base, task.data, full_macs(task), replace(asked_of(config), trained=there))
+
+
+def _first(searcher: Searcher, count: int) -> tuple[Candidate, int]:
+    """Returns the first structure that a new searcher proposes, and how many with it, at most `count`.
+
+    Raises:
+        SearcherError: if it proposes none.
+    """
+    asked = searcher.ask(count)
+    if not asked:
+        msg = f"searcher {searcher.name!r} proposes nothing; is there anything to choose in the space?"
+        raise SearcherError(msg)
+    return asked[0], len(asked)
+
+
+def _more_epochs(task: Task, config: RunConfig, candidate: Candidate) -> float:
+    """Returns how many fine-tunings more recipes of baselines' own are than the run's, by their epochs."""
+    usual, more = config.finetune, 0.0
+    for name in config.baselines:
+        baseline = BASELINES.find(name)
+        if baseline.recipe:
+            structure = baseline.structure(task) if baseline.structure else candidate
+            more += checked_recipe(name, baseline.recipe, usual, task, structure).epochs / usual.epochs - 1
+    return more
+
+
+def _turns(trials: int, batch: int, workers: int) -> int:
+    """Returns how many evaluations follow one another where every batch waits for the one before."""
+    whole, rest = divmod(trials, batch)
+    return whole * math.ceil(batch / workers) + math.ceil(rest / workers)
+
+
+def _workers(config: RunConfig) -> tuple[int, list[str]]:
+    """Returns how many evaluations really run at a time, and a note where those are fewer than asked for."""
+    own, threads = config.execution, evaluation_threads(config.evaluator.options)
+    wanted = max(1, min(own.workers, own.window or own.workers))
+    here = own.ray_address is None and not own.gpus
+    most = max(1, (os.cpu_count() or 1) // threads) if here else wanted
+    if wanted <= most:
+        return wanted, []
+    return most, [f"{wanted} workers of {threads} thread(s) share {os.cpu_count()} CPUs and count as {most}"]
+
+
+def _reach(constraint: Constraint) -> tuple[Reach, ...]:
+    """Returns the bounds of a budget with what the space reaches."""
+    space = constraint.space
+    ends = [space.at([0] * len(space)), space.at(space.last_indices), space.full]
+    found: list[Reach] = []
+    for limit in constraint.limits:
+        smallest, largest, full = limit.cost(ends).tolist()
+        found.append(
+            Reach(
+                name=limit.name,
+                low=limit.low,
+                high=limit.high,
+                smallest=smallest,
+                largest=largest,
+                full=full,
+            )
+        )
+    return tuple(found)
+
+
+def _weights_notes(config: RunConfig, folder: RunFolder) -> list[str]:
+    """Returns what there is to say about weights that are not there yet."""
+    checkpoint = config.model.checkpoint
+    if folder.base.exists() or checkpoint is None or Path(checkpoint).exists():
+        return []
+    return [f"checkpoint {checkpoint} is missing: the search will refuse; random weights were timed here"]
+
+
+def _disk(task: Task, pruned: nn.Module, config: RunConfig, mapped: int) -> int:
+    """Returns the bytes of a run folder: the base network, the fine-tuned ones, and what is kept of every trial."""
+    searches = 1 + len(searched(config.baselines))
+    trials = (searches * config.n_trials + mapped) * (_JOURNAL + 6 * len(task.space))
+    full = (2 + (config.prepare is not None)) * state_bytes(task.base)
+    return full + (1 + len(config.baselines)) * state_bytes(pruned) + trials
+
+
+def _machine(config: RunConfig) -> str:
+    """Returns where things were timed, in words."""
+    options = config.evaluator.options
+    device = find_device(str(options.get("device", "auto")))
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, precision {options.get('precision', 'float32')}"
+    threads = evaluation_threads(options)
+    return f"a CPU ({platform.machine()}, {plural(os.cpu_count() or 1, 'core')}), evaluations with {threads} thread(s)"

@@ -1,0 +1,1 @@
+"""After a search, and beside it: how far runs are, their fine-tuning, exports and reports."""

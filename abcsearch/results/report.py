@@ -1,0 +1,336 @@
+"""The table of a run: full network, uniform width, best random structure, winner; and the winner's widths."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from abcsearch.bounds import amount
+from abcsearch.errors import escaped, plural
+from abcsearch.results.finetuned_files import problems
+from abcsearch.results.forward import BATCHES, ForwardTime, measure_forward
+from abcsearch.results.intervals import SHARES, Difference, difference
+from abcsearch.results.notes import notes_of
+from abcsearch.results.prepared_facts import prepared_facts
+from abcsearch.runs.disk.known import mapped_total
+from abcsearch.runs.disk.weights import state_bytes
+from abcsearch.runs.recipes import asked, changed
+from abcsearch.steps import doing
+from abcsearch.training.objectives import find_objective, metric_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from abcsearch.results.open_run import FinishedRun
+    from abcsearch.runs.disk.folder import RunFolder
+    from abcsearch.runs.result import SearchResult
+
+_POINTS = 10  # of the front that are shown, evenly spread
+FRONT = "Front: trials that no other one beats in both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One network of the report.
+
+    Attributes:
+        network: its name.
+        macs: multiply-accumulates, batch 1.
+        flops: the count of the surveys, see `CostModel.flops`, batch 1.
+        params: number of parameters.
+        size_mb: all parameters and buffers as they are stored, in 10^6 bytes.
+        latency_ms: median forward time on the CPU of the largest batch, for the whole batch.
+        times: forward times by device and batch.
+        fitness: on search-validation.
+        before: the metric on the test split (of classifiers top1, in [0, 1]) before fine-tuning, or None without.
+        after: the same after it; None also if it was fine-tuned with another recipe than the winner.
+        tests: all such metrics by name, each with "before" and "after"; empty if it has not been fine-tuned.
+        otherwise: in what the recipe that was asked for differs from the winner's, whereupon what is after cannot be
+            compared.
+        own: in what its baseline's own recipe differs from what was asked for.
+    """
+
+    network: str
+    macs: int
+    flops: int
+    params: int
+    size_mb: float
+    latency_ms: float
+    times: tuple[ForwardTime, ...]
+    fitness: float | None
+    before: float | None
+    after: float | None
+    tests: Mapping[str, Mapping[str, float]]
+    otherwise: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One trial of the front.
+
+    Attributes:
+        trial: its number.
+        cost: of its structure.
+        share: the same as a share of the full network's.
+        fitness: on search-validation.
+    """
+
+    trial: int
+    cost: float
+    share: float
+    fitness: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run found.
+
+    Attributes:
+        title: what was searched.
+        rows: the networks.
+        widths: (group, level, full width, kept width) along the network; of a block, 1 and whether it is kept.
+        criteria: the criterion that has chosen the channels, by group; {} where there was no choice.
+        notes: how the numbers were measured, and where the run is.
+        against: the cost of the front: what the searcher weighs fitness against, for most of them macs.
+        front: trials that no other one beats in both cost and fitness, by ascending cost; ten of them at most.
+        metric: what `before` and `after` of the rows are.
+        recipe: that the winner was fine-tuned with, plain values; None if it was not.
+        damaged: which files of fine-tuning are missing or damaged, and what to do.
+        images: number of test images.
+        differences: of the winner's metric after fine-tuning to that of every other network by the same recipe, where
+            it is a share of images.
+        prepared: what was prepared before the search: names and values, its structures among the trials last; () where
+            nothing was.
+        renormalises: groups over whose channels norms are computed, in the pruned network over those that are left.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    widths: tuple[tuple[str, str, int, int], ...] = field(repr=False)
+    notes: tuple[str, ...]
+    against: str
+    front: tuple[Point, ...]
+    metric: str
+    recipe: Mapping[str, Any] | None = field(default=None, repr=False)
+    damaged: tuple[str, ...] = ()
+    images: int = 0
+    differences: tuple[Difference, ...] = ()
+    prepared: tuple[tuple[str, str], ...] = ()
+    criteria: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    renormalises: tuple[str, ...] = ()
+
+    def prepared_cells(self) -> list[list[str]]:
+        """Returns what was prepared as text, one list per row, the header first; [] where nothing was."""
+        return [["prepared", ""], *map(list, self.prepared)] if self.prepared else []
+
+    def cells(self, *, short: bool = False) -> list[list[str]]:
+        """Returns the table as text, one list per row, the header first; costs also in per cent of the full network.
+
+        Args:
+            short: counts as 1.65 M instead of 1,648,256.
+        """
+        full = self.rows[0]
+        times = [f"batch {time.batch}" for time in full.times if time.device == "CPU"]
+        table = [["network", "MACs", "params", "size", *times, "fitness", "before", "after"]]
+        for row in self.rows:
+            macs, params = (short_count(count) if short else f"{count:,}" for count in (row.macs, row.params))
+            table.append(
+                [
+                    row.network,
+                    f"{macs} ({100 * row.macs / full.macs:.3g} %)",
+                    f"{params} ({100 * row.params / full.params:.3g} %)",
+                    f"{row.size_mb:.3g} MB",
+                    *(f"{time.median_ms:.3g} ms" for time in row.times if time.device == "CPU"),
+                    "-" if row.fitness is None else f"{row.fitness:.4f}",
+                    *("-" if v is None else metric_text(self.metric, v) for v in (row.before, row.after)),
+                ]
+            )
+        return table
+
+    def front_cells(self) -> list[list[str]]:
+        """Returns the front as text, one list per row, the header first."""
+        rows = [
+            [str(p.trial), f"{amount(self.against, p.cost)} ({100 * p.share:.3g} %)", f"{p.fitness:.4f}"]
+            for p in self.front
+        ]
+        return [["trial", self.against, "fitness"], *rows]
+
+    def markdown(self) -> str:
+        """Returns the report as Markdown, every character of which shows."""
+        widths = [["layer", "level", "channels"], *([g, level, _change(level, c, k)] for g, level, c, k in self.widths)]
+        if self.criteria:
+            widths = [[*row, self.criteria.get(row[0], "")] for row in widths]
+            widths[0][-1] = "criterion"
+        together = set(self.renormalises)
+        widths = [[g, f"{level}, renormalises" if g in together else level, *rest] for g, level, *rest in widths]
+        warned = [f"Warning: {text}" for text in self.damaged]
+        parts = [f"# {self.title}", *warned, _markdown_table(self.cells()), *self.notes, f"## {FRONT}"]
+        parts += [_markdown_table(self.front_cells()), "## Widths", _markdown_table(widths)]
+        if self.prepared:
+            parts += ["## Prepared before the search", _markdown_table(self.prepared_cells())]
+        return escaped("\n\n".join(parts) + "\n")
+
+
+def short_count(count: int) -> str:
+    """Returns a count with three digits and its unit: 950, 175 k, 1.65 M, 4.09 G."""
+    for unit, name in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return str(count)
+
+
+def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table; the first row is the header."""
+    head, *rows = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([head, "|" + " --- |" * len(cells[0]), *rows])
+
+
+def make_report(run: FinishedRun, out: Path | None = None) -> Report:
+    """Measures and collects the report of a run, finished or not.
+
+    Args:
+        run: the run.
+        out: where the page is written, if not in its folder: what is to be repeated is repeated there.
+
+    Warns:
+        UserWarning: of files of fine-tuning that are damaged or missing; the report says so, too.
+    """
+    task, config = run.result.task, run.config
+    doing("evaluating what is compared, and measuring forward time in turns")
+    threads = int(config.evaluator.options.get("threads", 1))
+    tuned = {structure.name: run.tuned(structure) for structure in run.structures}
+    damaged = tuple(line for name, own in tuned.items() for line in problems(run.folder, name, own))
+    for line in damaged:
+        warnings.warn(line, UserWarning, stacklevel=2)
+    scores = {name: own.scores for name, own in tuned.items()}
+    networks = [run.network(structure, tuned=scores[structure.name] is not None) for structure in run.structures]
+    times = measure_forward(networks, task.data.example, threads=threads)
+    candidates = [structure.candidate for structure in run.structures]
+    recipe = (scores[run.winner.name] or {}).get("recipe")
+    otherwise = {name: _otherwise(score, recipe) for name, score in scores.items()}
+    costs = {name: getattr(task.graph.costs, name)(candidates).tolist() for name in ("macs", "flops", "params")}
+    rows = tuple(
+        Row(
+            network=structure.name,
+            **{name: counts[index] for name, counts in costs.items()},
+            size_mb=state_bytes(networks[index]) / 1e6,
+            latency_ms=next(time.median_ms for time in times[index] if time.batch == max(BATCHES)),
+            times=times[index],
+            fitness=run.fitness(structure),
+            before=_test(run, scores[structure.name], "before"),
+            after=None if otherwise[structure.name] else _test(run, scores[structure.name], "after"),
+            tests=tested_metrics(run, scores[structure.name]),
+            otherwise=otherwise[structure.name],
+            own=_own(scores[structure.name]),
+        )
+        for index, structure in enumerate(run.structures)
+    )
+    levels = [group.kind for group in task.graph.prunable] + ["block"] * len(task.graph.blocks)
+    dimensions = zip(task.space.dimensions, levels, run.winner.candidate, strict=False)
+    widths = tuple((d.name, level, d.full, value) for d, level, value in dimensions)
+    against = str(config.searcher.options.get("against", "macs"))
+    return Report(
+        title=_title(run),
+        rows=rows,
+        widths=widths,
+        notes=notes_of(run, rows, recipe, out),
+        against=against,
+        front=_front(run.result, against),
+        metric=run.metric,
+        recipe=recipe,
+        damaged=damaged,
+        images=len(task.data.test),
+        differences=_differences(run, rows, scores),
+        prepared=tuple(prepared_facts(run, scores)),
+        criteria=task.space.criteria(run.winner.candidate),
+        renormalises=tuple(group.name for group in task.graph.prunable if group.renormalises),
+    )
+
+
+def _differences(
+    run: FinishedRun, rows: Sequence[Row], scores: Mapping[str, dict[str, Any] | None]
+) -> tuple[Difference, ...]:
+    """Returns how the winner's accuracy after fine-tuning differs from the others', with what that is worth."""
+    if run.metric not in SHARES or rows[-1].after is None:
+        return ()
+    known = [
+        (row.network, row.after, (scores[row.network] or {}).get("hits"))
+        for row in rows
+        if row.after is not None and 0 <= row.after <= 1
+    ]
+    images = len(run.result.task.data.test)
+    return tuple(difference(known[-1], other, images) for other in known[:-1])
+
+
+def write_report(
+    report: Report, folder: RunFolder, more: Mapping[str, Any] | None = None, name: str = "report"
+) -> Path:
+    """Writes report.md and report.json into a folder; returns the path of report.md.
+
+    Args:
+        report: what is written.
+        folder: that of the run, or another one.
+        more: further entries of report.json: plain JSON values.
+        name: other than report.
+    """
+    folder.write(f"{name}.md", lambda path: path.write_text(report.markdown(), encoding="utf-8"))
+    folder.write_json(f"{name}.json", {**asdict(report), **(more or {})})
+    return folder.path / f"{name}.md"
+
+
+def _front(result: SearchResult, against: str) -> tuple[Point, ...]:
+    """Returns at most ten trials of the front of fitness against a cost, both ends among them."""
+    front = result.pareto(against)
+    shown = np.linspace(0, len(front) - 1, min(len(front), _POINTS)).round().astype(int)
+    full = float(getattr(result.task.constraint.costs, against)([result.task.space.full])[0])
+    costs = [result.number(front[place], against) for place in shown]
+    return tuple(
+        Point(trial=front[place].number, cost=cost, share=cost / full, fitness=front[place].fitness)
+        for place, cost in zip(shown, costs, strict=True)
+    )
+
+
+def _change(level: str, full: int, kept: int) -> str:
+    """Returns what became of a width or a block, in words."""
+    return f"{full} => {kept}" if level != "block" else ("kept" if kept else "dropped")
+
+
+def _test(run: FinishedRun, score: dict[str, Any] | None, when: str) -> float | None:
+    """Returns the metric on the test split before or after fine-tuning, or None if there was none."""
+    return None if score is None else float(score[when][run.metric])
+
+
+def tested_metrics(run: FinishedRun, score: dict[str, Any] | None) -> dict[str, dict[str, float]]:
+    """Returns the metrics of the objective on the test split before and after fine-tuning; not the losses."""
+    if score is None:
+        return {}
+    names = [name for name in find_objective(run.result.task.data.objective).metrics if not name.endswith("loss")]
+    both = {when: score[when] for when in ("before", "after")}
+    few = run.result.task.data.objective == "classification" and run.result.task.data.classes <= 5  # top5 is always 1
+    known = [name for name in names if all(name in own for own in both.values()) and not (few and name == "top5")]
+    return {name: {when: float(own[name]) for when, own in both.items()} for name in known}
+
+
+def _title(run: FinishedRun) -> str:
+    """Returns what was searched, in one line."""
+    config = run.config
+    bounds = ", ".join(f"{name} {bound}" for name, bound in config.budget.bounds.items())
+    trials = plural(config.n_trials, "trial")
+    if mapped := mapped_total(run.folder):
+        trials = f"{plural(mapped, 'evaluation')} of the map, {trials}"
+    return f"{config.model.name} on {config.data.name}: {config.searcher.name}, {trials}, budget {bounds}"
+
+
+def _otherwise(score: dict[str, Any] | None, recipe: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Returns in what the recipe of a structure differs from the winner's; nothing where one has none."""
+    return () if score is None or recipe is None else changed(asked(score), recipe)
+
+
+def _own(score: dict[str, Any] | None) -> tuple[str, ...]:
+    """Returns in what a baseline's own recipe differs from what was asked for; nothing where it has none."""
+    return () if score is None else changed(score["recipe"], asked(score))

@@ -1,0 +1,279 @@
+"""How far a run is, seen from outside: cheap enough to look every second, and nothing is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from abcsearch.baselines.registry import searched
+from abcsearch.errors import RunError
+from abcsearch.results.damage import damaged
+from abcsearch.results.finetuned_files import interrupted, kept, recipes, tunings
+from abcsearch.results.tail import JournalTail
+from abcsearch.runs.disk.decision import Decision
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.known import STAGE, mapped_total, told_lines
+from abcsearch.runs.disk.setup import read_setup
+from abcsearch.runs.disk.shapes import other_baseline, shown_header, winner_name
+from abcsearch.trial import Trial
+
+_LOG_LINES = 5
+TUNING = "fine-tuning"  # what the stages of fine-tuning begin with
+PREPARING = "preparing"  # and those of what is trained before a search
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What a running search, or a fine-tuning, says of itself in progress.json.
+
+    Attributes:
+        stage: what is being done.
+        busy: evaluations that run now.
+        workers: how many can run at a time.
+        time: when it said so, in unix seconds.
+    """
+
+    stage: str
+    busy: int
+    workers: int
+    time: float
+
+    @property
+    def tuning(self) -> bool:
+        """Whether it is that of fine-tuning."""
+        return str(self.stage).startswith(TUNING)
+
+    @property
+    def training(self) -> bool:
+        """Whether it is that of a training, which says how far it is in its stage."""
+        return str(self.stage).startswith((TUNING, PREPARING))
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> Pulse | None:
+        """Returns what the file says, or None without a file that can be read."""
+        try:
+            plain = folder.read_json("progress.json")
+            return cls(**{own.name: plain[own.name] for own in fields(cls)})
+        except (RunError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStatus:
+    """How far one search is.
+
+    Attributes:
+        name: of the searcher or the baseline.
+        done: number of finished trials.
+        total: of so many.
+        failed: number of failed ones.
+        failing: of these, the last ones without a success after them.
+        best: the best trial, by full scores where they have decided.
+        decision: by full scores; None where there is none.
+        undecided: whether all trials are finished, and the best of them still to be scored in full.
+        seconds: sum of the evaluations' times.
+        evaluated: number of trials that were evaluated, and not known from elsewhere.
+        interval: seconds from one finished trial to the next; None if it does not run, or nothing tells.
+        left: seconds until it is finished, likewise.
+        unit: what is counted.
+    """
+
+    name: str
+    done: int
+    total: int
+    failed: int
+    failing: int
+    best: Trial | None
+    seconds: float
+    evaluated: int
+    decision: Decision | None = None
+    undecided: bool = False
+    interval: float | None = None
+    left: float | None = None
+    unit: str = "trial"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """How far a run is.
+
+    Attributes:
+        map: of what the searcher wanted to know before it began; None where there is none.
+        known: what it was told of other runs, a line for each.
+        searches: the search, then the baselines.
+        running: whether a process writes to the folder now.
+        finished: whether nothing is left to search, and nobody writes.
+        gave_up: whether failures in a row have stopped it: more of them than max_failures.
+        exhausted: whether the search ended because there are no other structures.
+        tuned: names of the structures that have been fine-tuned: what export and report take as such.
+        kept: names of the folders in finetuned/ with what was fine-tuned by other recipes.
+        recipes: in what the recipe of a fine-tuning differs from the run's own, by name, or folder/name of those kept.
+        damaged: files of weights or scores that are damaged or missing, with what to do, once nobody writes.
+        interrupted: the command that continues a fine-tuning which was stopped, once nobody writes; else None.
+        pulse: what the running process says of itself; None if it says nothing.
+        setup: how the full network did on the data before the search, and what looked wrong, a line each.
+        preparing: where a preparation stood that was stopped, or failed; None without such a one.
+        log: the last lines of the log.
+    """
+
+    map: SearchStatus | None
+    known: tuple[str, ...]
+    searches: tuple[SearchStatus, ...]
+    running: bool
+    finished: bool
+    gave_up: bool
+    exhausted: bool
+    tuned: tuple[str, ...]
+    kept: tuple[str, ...]
+    recipes: dict[str, tuple[str, ...]]
+    damaged: tuple[str, ...]
+    interrupted: str | None
+    pulse: Pulse | None
+    setup: tuple[str, ...]
+    preparing: str | None
+    log: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[SearchStatus, ...]:
+        """What was, is and will be evaluated, in that order: the map, the search, the baselines."""
+        return self.searches if self.map is None else (self.map, *self.searches)
+
+
+class RunWatch:
+    """Looks at a run folder again and again.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._folder = RunFolder(path)
+        self._tails: dict[str, JournalTail] = {}
+        self._ends: tuple[list[int], bool, bool] = ([], False, False)
+        self._to_decide: set[Path] = set()  # searches whose best trials are scored in full at their end
+
+    @property
+    def title(self) -> str:
+        """What is run, and since when."""
+        header = shown_header(self._folder)
+        settings, started = header["settings"], header["environment"]["started"]
+        return f"{self.path}: {settings['searcher']['name']}, seed {settings['seed']}, started {started}"
+
+    @property
+    def configured(self) -> bool:
+        """Whether it has a config, so that the command line goes on with it."""
+        return "model" in shown_header(self._folder)["settings"]
+
+    def look(self) -> RunStatus:
+        """Returns how far the run is now.
+
+        Raises:
+            RunError: if the folder holds no run, or a damaged one.
+        """
+        header = shown_header(self._folder)
+        settings = header["settings"]
+        folders = {winner_name(settings["searcher"]["name"]): self._folder}
+        begun_baselines = {path.parent.name for path in self.path.glob("baselines/*/run.json")}
+        due = set(searched(settings.get("baselines", ())))
+        for name in sorted(begun_baselines | due):
+            if other := other_baseline(self._folder, name, header):
+                raise RunError(other)
+            folders[f"baseline {name}"] = self._folder.baseline(name)
+        running = self._folder.in_use()  # before the journals: what is finished after that is seen at the next look
+        ended, exhausted = self._ended(list(folders.values()), settings["n_trials"])
+        # What is left of a search or a fine-tuning that was killed, or is over, says nothing.
+        total = mapped_total(self._folder)
+        places = [*folders.values(), *([self._folder.map] if total else [])]
+        pulses = [p for p in map(Pulse.of, places) if p and running and p.tuning == ended]
+        pulse = max(pulses, key=lambda found: found.time, default=None)
+        written = {name: folder.journal.stat().st_mtime for name, folder in folders.items() if folder.journal.exists()}
+        active = max(written, key=lambda name: written[name]) if running and written else None
+        now = None if ended else pulse
+        searches = tuple(
+            self._search(name, folder, settings["n_trials"], now, active=name == active)
+            for name, folder in folders.items()
+        )
+        begun = self._folder.journal.exists()
+        mapped = self._search(STAGE, self._folder.map, total, now, active=running and not begun) if total else None
+        # Of a trial whose line is damaged the snapshot says that it is done; it has to be evaluated again.
+        lacking = not exhausted and any(search.done < search.total for search in searches)
+        lacking = lacking or any(search.undecided for search in searches)
+        over = ended and not running and not lacking
+        winners = {search.name.removeprefix("baseline "): search.best for search in searches}
+        best = {name: None if trial is None else trial.candidate for name, trial in winners.items()}
+        most = settings.get("max_failures")
+        most = most if isinstance(most, int) else math.inf
+        made = tunings(self._folder, settings, best)
+        return RunStatus(
+            map=mapped,
+            known=told_lines(self._folder),
+            searches=searches,
+            running=running,
+            finished=over,
+            gave_up=not (running or over) and any(search.failing > most for search in searches),
+            exhausted=exhausted,
+            tuned=tuple(name for name, tuned in made.items() if tuned.scores is not None),
+            kept=tuple(path.name for path in kept(self._folder)),
+            recipes=recipes(self._folder, made, settings.get("finetune")),
+            damaged=() if running else damaged(self._folder, header, made),
+            interrupted=interrupted(self._folder, settings.get("finetune")) if over else None,
+            pulse=pulse,
+            setup=() if (known := read_setup(self._folder)) is None else known.lines,
+            preparing=None if running else _left_off(self._folder),
+            log=_last_lines(self.path / "log.txt"),
+        )
+
+    def _search(
+        self, name: str, folder: RunFolder, n_trials: int, pulse: Pulse | None, *, active: bool
+    ) -> SearchStatus:
+        """Returns how far one search is."""
+        tail = self._tails.get(name)
+        if tail is None or tail.n_trials != n_trials:  # continued with another number of trials
+            tail = self._tails[name] = JournalTail(folder.journal, n_trials)
+        tail.look()
+        workers = pulse.workers if pulse else None
+        return SearchStatus(
+            name=name,
+            done=tail.done,
+            total=n_trials,
+            failed=tail.failed,
+            failing=tail.failing,
+            best=tail.best,
+            decision=tail.decision,
+            undecided=folder.path in self._to_decide and tail.decision is None and tail.done >= n_trials,
+            seconds=tail.seconds,
+            evaluated=tail.evaluated,
+            interval=tail.pace.interval(workers) if active else None,
+            left=tail.pace.left(n_trials - tail.done, workers) if active else None,
+            unit="evaluation" if name == STAGE else "trial",
+        )
+
+    def _ended(self, folders: list[RunFolder], n_trials: int) -> tuple[bool, bool]:
+        """Returns whether all searches are over, and whether the first one has run out of structures.
+
+        That is in the states of the searchers, which can be large: they are read again only when they are new.
+        """
+        states = [folder.path / "searcher.json" for folder in folders]
+        stamps = [n_trials, *(state.stat().st_mtime_ns if state.exists() else 0 for state in states)]
+        if stamps != self._ends[0]:
+            ended = all(folder.finished(n_trials) for folder in folders)
+            self._ends = (stamps, ended, folders[0].exhausted())
+            self._to_decide = {folder.path for folder in folders if folder.decided() is not None}
+        return self._ends[1:]
+
+
+def _left_off(folder: RunFolder) -> str | None:
+    """Returns where a preparation stands that has not come to its end; None without such a one."""
+    pulse = None if (folder.path / "prepared.json").exists() else Pulse.of(folder)
+    return pulse.stage if pulse is not None and str(pulse.stage).startswith(PREPARING) else None
+
+
+def _last_lines(path: Path) -> tuple[str, ...]:
+    """Returns the last lines of a log."""
+    if not path.is_file():
+        return ()
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 4096, 0))
+        return tuple(file.read().decode(errors="replace").splitlines()[-_LOG_LINES:])

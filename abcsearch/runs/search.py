@@ -1,0 +1,262 @@
+"""A search on the user's own objects: model, data, searcher, evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from abcsearch.baselines.structures import initial_structures
+from abcsearch.data.splits import Data
+from abcsearch.errors import ConfigError, SearcherError
+from abcsearch.evaluation.registry import make_evaluator
+from abcsearch.execution.serial import SerialExecutor
+from abcsearch.preparation.base import Preparation
+from abcsearch.registry import OBJECT
+from abcsearch.runs.blame import named
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.front import Front, FrontResult, run_front
+from abcsearch.runs.header import identity, write_header
+from abcsearch.runs.knowledge import learned
+from abcsearch.runs.latency import keep_times, measured
+from abcsearch.runs.loop import Loop, Progress, logged
+from abcsearch.runs.preparing import preparation_of, prepared
+from abcsearch.runs.result import SearchResult, collected
+from abcsearch.runs.settings import SearchSettings
+from abcsearch.runs.setup_check import check_setup
+from abcsearch.runs.task import Task
+from abcsearch.runs.workers import workers_for
+from abcsearch.searchers.base import Searcher
+from abcsearch.searchers.registry import make_searcher
+from abcsearch.steps import doing
+from abcsearch.trial import Evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
+
+    from torch import nn
+
+    from abcsearch.budget import Constraint
+    from abcsearch.channels.criteria import Criterion
+    from abcsearch.evaluation.base import Evaluator
+    from abcsearch.runs.shared import Shared
+    from abcsearch.runs.watching import WatcherFactory
+    from abcsearch.space import Candidate, SearchSpace
+
+    SearcherFactory = Callable[["SearchSpace", "Constraint"], Searcher]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brought:
+    """Objects of the caller's own, which a record of settings cannot name; None: it names one.
+
+    Attributes:
+        searcher: a function of (space, constraint), or a new searcher.
+        evaluator: candidate and seed -> evaluation.
+        criterion: which channels are kept; of several, all.
+        preparation: of the source.
+    """
+
+    searcher: SearcherFactory | Searcher | None = None
+    evaluator: Evaluator | None = None
+    criterion: Criterion | Callable[..., Any] | Sequence[str | Criterion | Callable[..., Any]] | None = None
+    preparation: Preparation | None = None
+
+    def missing(self, settings: SearchSettings) -> list[str]:
+        """Returns the arguments that the caller has to bring again to go on with a run."""
+        prepare = "" if settings.prepare is None else settings.prepare.name
+        parts = {
+            "searcher": (settings.searcher.name, self.searcher),
+            "evaluator": (settings.evaluator.name, self.evaluator),
+            "prepare": (prepare, self.preparation),
+        }
+        missing = [name for name, (recorded, own) in parts.items() if recorded.endswith(OBJECT) and own is None]
+        unnamed = any(name.endswith(OBJECT) for name in settings.criteria)
+        return [*missing, *(["criterion"] if unnamed and self.criterion is None else [])]
+
+
+def run_here(  # noqa: PLR0913 - all that a search from Python has
+    folder: RunFolder,
+    model: nn.Module,
+    data: Data,
+    settings: SearchSettings,
+    brought: Brought,
+    executor: Executor | None,
+    progress: Progress,
+    watchers: Sequence[WatcherFactory],
+    shared: Shared | None = None,
+) -> SearchResult:
+    """Runs or continues a search on objects of the caller's, as `search` says.
+
+    Args:
+        folder: of the run.
+        model: the trained network.
+        data: its data.
+        settings: of the run.
+        brought: what they do not name.
+        executor: where evaluations run.
+        progress: called after every trial.
+        watchers: make those who hear of every trial.
+        shared: what it has in common with the other budgets of a front.
+    """
+    task = None if shared is None else shared.task_for(settings, folder)
+    evaluator = brought.evaluator if shared is None or task is None else shared.evaluator
+    task = task or Task.of(model, data, settings, folder=folder)
+    if shared is not None:
+        shared.check(task)
+    parts = Parts.of(task, settings, searcher=brought.searcher, evaluator=evaluator)
+    if shared is not None:
+        shared.keep(task, parts.evaluator)
+    preparation = preparation_of(settings, brought.preparation)
+    if preparation is not None:
+        preparation.check(task)
+    with folder.locked():
+        progress = logged(folder, progress)
+        if preparation is not None:
+            write_header(folder, settings, identity(task))
+            task = prepared(folder, settings, task, preparation, progress)
+            parts = Parts.of(task, settings, searcher=brought.searcher, evaluator=brought.evaluator)
+        with workers_for(settings, folder, executor) as where:
+            return run_search(folder, task, settings, replace(parts, executor=where), progress, watchers=watchers)
+
+
+def front_here(  # noqa: PLR0913 - all that a search from Python has
+    folder: RunFolder,
+    model: nn.Module,
+    data: Data,
+    front: Front[SearchSettings],
+    brought: Brought,
+    executor: Executor | None,
+    progress: Progress,
+    watchers: Sequence[WatcherFactory],
+    before: Callable[[RunFolder], object] = str,
+) -> FrontResult:
+    """Runs or continues a search of several budgets on objects of the caller's; arguments as of `run_here`.
+
+    Raises:
+        ConfigError: if it is to be one searcher for all of them.
+    """
+    if isinstance(brought.searcher, Searcher):
+        msg = "one searcher cannot search several budgets: pass a function of (space, constraint), or a name"
+        raise ConfigError(msg)
+
+    def run_one(
+        settings: SearchSettings, own: RunFolder, shared: Shared, where: Executor, shown: Progress
+    ) -> SearchResult:
+        return run_here(own, model, data, settings, brought, where, shown, watchers, shared)
+
+    return run_front(front, folder, run_one, executor=executor, progress=progress, before=before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Who does the work of one search.
+
+    Attributes:
+        searcher: new.
+        evaluator: candidate and seed -> evaluation.
+        executor: where evaluations run.
+    """
+
+    searcher: Searcher
+    evaluator: Evaluator
+    executor: Executor = field(default_factory=SerialExecutor)
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        settings: SearchSettings,
+        *,
+        searcher: SearcherFactory | Searcher | None = None,
+        evaluator: Evaluator | None = None,
+    ) -> Parts:
+        """Returns the caller's own parts, and for those left out the ones that the settings name.
+
+        Raises:
+            SearcherError, ConfigError: if a name or option is unknown, or the caller's searcher is of another space or
+                has been used.
+        """
+        own = settings.evaluator
+        return cls(
+            searcher=_searcher(task, settings, searcher),
+            evaluator=evaluator or make_evaluator(own.name, task.source, task.data, **own.options),
+        )
+
+
+def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
+    folder: RunFolder,
+    task: Task,
+    settings: SearchSettings,
+    parts: Parts,
+    progress: Progress,
+    stage: str = "search",
+    known: Mapping[Candidate, Evaluation] | None = None,
+    watchers: Sequence[WatcherFactory] = (),
+) -> SearchResult:
+    """Runs or continues a search in a folder that the caller has locked.
+
+    Args:
+        folder: the run's.
+        task: what is pruned.
+        settings: of the run.
+        parts: who does the work.
+        progress: shown after every trial.
+        stage: what progress calls it.
+        known: evaluations of structures by the same evaluator; they are not evaluated again.
+        watchers: make those who hear of every trial.
+
+    Raises:
+        RunError: if the folder holds a different run, or no trial succeeded.
+    """
+    write_header(folder, settings, identity(task))
+    check_setup(folder, task, settings, parts.evaluator, progress)
+    keep_times(folder, task)
+    told = learned(folder, task, settings, parts, progress)
+    with named(parts.searcher):
+        parts.searcher.know(told.trials)
+    evaluator = measured(parts.evaluator, task, settings)
+    if evaluator is parts.evaluator:  # else what was evaluated has no measured time
+        known = {**told.evaluations, **(known or {})}
+    loop = Loop(
+        folder=folder,
+        searcher=parts.searcher,
+        evaluator=evaluator,
+        costs=task.graph.costs,
+        executor=parts.executor,
+        n_trials=settings.n_trials,
+        seed=settings.seed,
+        max_failures=settings.max_failures,
+        execution=settings.execution,
+        known=known or {},
+        watchers=[make(task, folder) for make in watchers],
+        progress=progress,
+        stage=stage,
+    )
+    if not folder.finished(settings.n_trials):
+        doing("evaluating the first structures")
+    trials = loop.run()
+    return collected(folder, task, settings, trials, parts.evaluator, loop.decision)
+
+
+def named_searcher(task: Task, settings: SearchSettings) -> Searcher:
+    """Returns a new searcher as the settings name it."""
+    part = settings.searcher
+    options = dict(part.options)
+    options["initial"] = [*task.starts, *initial_structures(options.get("initial", ()), task)]
+    return make_searcher(part.name, task.space, task.constraint, seed=settings.seed, **options)
+
+
+def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Searcher | None) -> Searcher:
+    """Returns the searcher that the caller brought, or makes the one that the settings name."""
+    if given is None:
+        return named_searcher(task, settings)
+    searcher = given if isinstance(given, Searcher) else given(task.space, task.constraint)
+    if not isinstance(searcher, Searcher):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"a function of (space, constraint) returns a new Searcher, found {searcher!r}"
+        raise SearcherError(msg)
+    if searcher.space != task.space or searcher.state_dict()["known"].size:
+        msg = "the searcher must be new and made for this network's space: pass a function of (space, constraint)"
+        raise SearcherError(msg)
+    return searcher
