@@ -70,6 +70,6 @@ def test_what_is_no_file_of_tensors_is_an_error_of_one_kind(tmp_path, content):
 
 
 def test_what_has_been_fine_tuned_is_asked_without_torch():
-    modules = "abcsearch.results.finetuned_files, abcsearch.stored, abcsearch.scratch, abcsearch.training.begun, abcsearch.files"
-    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    modules = ("results.finetuned_files", "stored", "scratch", "training.begun", "files")
+    code = f"import sys, {', '.join(f'abcsearch.{name}' for name in modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

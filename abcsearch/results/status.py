@@ -16,11 +16,10 @@ from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.known import STAGE, mapped_total, told_lines
 from abcsearch.runs.disk.setup import read_setup
 from abcsearch.runs.disk.shapes import other_baseline, shown_header, winner_name
+from abcsearch.runs.disk.stages import PREPARING, TUNING
 from abcsearch.trial import Trial
 
 _LOG_LINES = 5
-TUNING = "fine-tuning"  # what the stages of fine-tuning begin with
-PREPARING = "preparing"  # and those of what is trained before a search
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.errors import CandidateError, PreparationError, RunError, differences, plural, quoted
 from abcsearch.preparation.base import Trainer, check_restored, check_start, prepared_by
 from abcsearch.preparation.registry import make_preparation
-from abcsearch.results.status import PREPARING
+from abcsearch.runs.disk.stages import PREPARING
 from abcsearch.runs.disk.weights import checkpoint_path, load_tensors, tensors_writer
 from abcsearch.runs.header import data_identity
 from abcsearch.runs.loop import Progress, silent

@@ -1,8 +1,8 @@
 """How channels pass through operations: `table` says what a rule is, the others hold the rules.
 
 `layers`: convolutions and linear layers. `norms`: normalisation. `pointwise`: entry by entry, and windows over space.
-`movement` and `split_concat`: what moves entries without mixing them. `contraction`: einsum and matrix products. `attention`
-and `recurrent`: what they say. `sizes`: numbers that forward reads off shapes.
+`movement` and `split_concat`: what moves entries without mixing them. `contraction`: einsum and matrix products.
+`attention` and `recurrent`: what they say. `sizes`: numbers that forward reads off shapes.
 """
 
 from abcsearch.channels.flow import Flow
@@ -24,9 +24,9 @@ __all__ = [
     "movement",
     "norms",
     "number",
-    "split_concat",
     "pointwise",
     "recurrent",
     "rule_for",
     "ruled_class",
+    "split_concat",
 ]

@@ -1,0 +1,4 @@
+"""What progress.json calls the stages of a run that are not a search."""
+
+TUNING = "fine-tuning"  # what the stages of fine-tuning begin with
+PREPARING = "preparing"  # and those of what is trained before a search
