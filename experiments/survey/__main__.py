@@ -85,7 +85,8 @@ def _measure(arguments: argparse.Namespace, results: Results) -> None:
 def _times(arguments: argparse.Namespace, results: Results) -> None:
     """Measures forward times of the first seed's rows that have none."""
     seed = min(arguments.seeds)
-    rows = [row for row in results.rows if row["seed"] == seed and "skipped" not in row and "forward" not in row]
+    rows = [row for row in results.rows if row["seed"] == seed and row["budget"] in arguments.budgets]
+    rows = [row for row in rows if not {"skipped", "forward"} & {*row}]
     candidates = list(dict.fromkeys(tuple(row["candidate"]) for row in rows))
     (job,), load = _jobs(arguments, ["uniform"], [max(arguments.budgets)], [seed]), LoadedOnce()
     config = with_base(job.config(), job.folder.with_name(f"base-{seed}"), load)
