@@ -75,7 +75,12 @@ def overrides(path, folder):
 
 
 def test_every_published_setting_has_a_config():
-    ours = {"digits/config.toml", "survey/digits.toml", "survey/resnet20.toml", *(f"cifar10/{name}.toml" for name in NETWORKS)}
+    ours = {
+        "digits/config.toml",
+        "survey/digits.toml",
+        "survey/resnet20.toml",
+        *(f"cifar10/{name}.toml" for name in NETWORKS),
+    }
     assert set(CONFIGS) == ours | set(PUBLISHED)
 
 

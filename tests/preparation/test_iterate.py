@@ -11,6 +11,7 @@ from abcsearch.budget import Budget
 from abcsearch.channels.slicing import slice_model
 from abcsearch.config import read_config, read_run
 from abcsearch.errors import ConfigError, PreparationError, SearcherError
+from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.preparation.base import Trainer, prepared_by
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.results.finetuning import finetune_run
@@ -19,6 +20,7 @@ from abcsearch.results.report import make_report
 from abcsearch.runs.config_run import run_config
 from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
 from abcsearch.runs.task import Task
+from abcsearch.runs.timing import preparation_time
 from abcsearch.testing import PreparationContract
 from abcsearch.training.lesson import Supervised
 from abcsearch.training.loop import train
@@ -157,6 +159,26 @@ def test_a_round_whose_structures_all_fail_ends_the_preparation_with_the_reason(
     monkeypatch.setattr("abcsearch.evaluation.adaptive_bn.AdaptiveBN.prepare", fail)
     with pytest.raises(PreparationError, match=r"no structure of round 1 could be scored: .*no numbers"):
         made_by(task_of(tiny_model, tiny_data), searcher="random", trials=3)
+
+
+def test_a_dry_run_scores_few_structures_and_counts_all(tiny_model, tiny_data, monkeypatch):
+    scored, real = [], AdaptiveBN.prepare
+
+    def counted(self, network, seed, shrink):
+        scored.append(seed)
+        return real(self, network, seed, shrink)
+
+    monkeypatch.setattr(AdaptiveBN, "prepare", counted)
+    task = task_of(tiny_model, tiny_data)
+    options = {"searcher": "random", "recipe": SHORT, "rounds": 2}
+    few, many = (
+        preparation_time(task, task.settings, make_preparation("iterate", trials=trials, **options), patience=0)
+        for trials in (3, 300)
+    )
+    assert len(scored) == 2 * 2 * 3
+    evaluator = task.evaluator(task.source)
+    least = min(evaluator(task.space.uniform(0.1), seed).seconds for seed in range(5))
+    assert many.seconds > few.seconds + 300 * least / 2
 
 
 # -- the words of a config, and the control
