@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from abcsearch.baselines.registry import Baseline as Baseline
     from abcsearch.budget import Budget as Budget
     from abcsearch.budget import Constraint as Constraint
-    from abcsearch.channels.blocks import Block as Block
     from abcsearch.channels.criteria import CRITERIA as CRITERIA
     from abcsearch.channels.gates import gate as gate
     from abcsearch.channels.gates import gated as gated
     from abcsearch.channels.graph import ChannelGraph as ChannelGraph
-    from abcsearch.channels.graph import ChannelGroup as ChannelGroup
+    from abcsearch.channels.group import Block as Block
+    from abcsearch.channels.group import ChannelGroup as ChannelGroup
     from abcsearch.channels.groups import UnsupportedOpWarning as UnsupportedOpWarning
     from abcsearch.channels.groups import trace_channels as trace_channels
-    from abcsearch.channels.ranking import Ranking as Ranking
+    from abcsearch.channels.orders import Ranking as Ranking
     from abcsearch.channels.ranking import rank_channels as rank_channels
     from abcsearch.channels.repair import Repaired as Repaired
     from abcsearch.channels.sharing import share as share
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from abcsearch.searchers.bee_colony import BeeColonyOptions as BeeColonyOptions
     from abcsearch.searchers.bee_colony_official import BeeColonyOfficial as BeeColonyOfficial
     from abcsearch.searchers.ddpg import DDPG as DDPG
-    from abcsearch.searchers.ddpg import DDPGOptions as DDPGOptions
+    from abcsearch.searchers.ddpg_options import DDPGOptions as DDPGOptions
     from abcsearch.searchers.evolution import Evolution as Evolution
     from abcsearch.searchers.evolution import EvolutionOptions as EvolutionOptions
     from abcsearch.searchers.greedy import Greedy as Greedy
@@ -116,15 +116,15 @@ _HOME = {
     "Baseline": "abcsearch.baselines.registry",
     "Budget": "abcsearch.budget",
     "Constraint": "abcsearch.budget",
-    "Block": "abcsearch.channels.blocks",
+    "Block": "abcsearch.channels.group",
     "Example": "abcsearch.example",
     "gate": "abcsearch.channels.gates",
     "gated": "abcsearch.channels.gates",
     "ChannelGraph": "abcsearch.channels.graph",
-    "ChannelGroup": "abcsearch.channels.graph",
+    "ChannelGroup": "abcsearch.channels.group",
     "UnsupportedOpWarning": "abcsearch.channels.groups",
     "trace_channels": "abcsearch.channels.groups",
-    "Ranking": "abcsearch.channels.ranking",
+    "Ranking": "abcsearch.channels.orders",
     "rank_channels": "abcsearch.channels.ranking",
     "share": "abcsearch.channels.sharing",
     "Repaired": "abcsearch.channels.repair",
@@ -173,7 +173,7 @@ _HOME = {
     "NSGA2": "abcsearch.searchers.nsga2",
     "NSGA2Options": "abcsearch.searchers.nsga2",
     "DDPG": "abcsearch.searchers.ddpg",
-    "DDPGOptions": "abcsearch.searchers.ddpg",
+    "DDPGOptions": "abcsearch.searchers.ddpg_options",
     "OptunaOptions": "abcsearch.searchers.optuna_search",
     "OptunaSearch": "abcsearch.searchers.optuna_search",
     "RandomSearch": "abcsearch.searchers.random_search",

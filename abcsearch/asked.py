@@ -14,8 +14,8 @@ from abcsearch.errors import ConfigError, RunError, quoted
 from abcsearch.models.registry import IMAGENET_SHAPE, INPUT_SHAPES
 from abcsearch.runs.config_run import seeded_data
 from abcsearch.runs.disk.folder import RunFolder
-from abcsearch.runs.front import Front
 from abcsearch.runs.front_folder import FRONT
+from abcsearch.runs.front_settings import Front
 from abcsearch.runs.header import trusted_header
 from abcsearch.tables import set_override
 

@@ -108,7 +108,7 @@ class _Lines:
         self.step(START)
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        from abcsearch.runs.loop import milestone
+        from abcsearch.runs.progress import milestone
 
         first = stage != self._stage
         if first:

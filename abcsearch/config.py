@@ -37,7 +37,7 @@ from abcsearch.evaluation.registry import EVALUATORS, check_evaluator_options
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.preparation.registry import PREPARATIONS, check_preparation_options
 from abcsearch.records import check_value
-from abcsearch.runs.front import Front, Peer
+from abcsearch.runs.front_settings import Front, Peer
 from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions, check_base, names_of_runs
 from abcsearch.searchers.registry import SEARCHERS, check_searcher_options
 from abcsearch.tables import checked_table, record_of, set_override, typed

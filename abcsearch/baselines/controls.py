@@ -19,7 +19,7 @@ from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
     from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.ranking import Ranking
+    from abcsearch.channels.orders import Ranking
     from abcsearch.space import Candidate
     from abcsearch.training.recipe import Recipe
 

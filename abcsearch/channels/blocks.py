@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import fx, nn
 
+from abcsearch.channels.group import Block
 from abcsearch.channels.interception import is_leaf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from abcsearch.channels.trace import OperationGraph
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """A module that adds something to its input; without it, the input goes on as it is.
-
-    Attributes:
-        name: path of the module.
-        source: index of the operation whose result enters the block, in execution order.
-        result: index of the operation whose result leaves it.
-    """
-
-    name: str
-    source: int
-    result: int
 
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")

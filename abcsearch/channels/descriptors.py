@@ -8,28 +8,39 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from abcsearch.channels.blocks import Block
-    from abcsearch.channels.graph import ChannelGraph, ChannelGroup
+    from abcsearch.channels.group import Block, ChannelGroup
     from abcsearch.channels.uses import Call
 
 
-def layer_descriptors(graph: ChannelGraph) -> tuple[tuple[float, ...], ...]:
-    """Returns one row of `LAYER_DESCRIPTORS` per prunable group, then one per block, all at full width."""
-    made = [_of_group(group, graph) for group in graph.prunable]
-    return (*made, *(_of_block(block, graph.calls, graph.sizes) for block in graph.blocks))
+def layer_descriptors(
+    groups: Sequence[ChannelGroup],
+    blocks: Sequence[Block],
+    calls: Sequence[Call],
+    sizes: Mapping[str, tuple[int, ...]],
+) -> tuple[tuple[float, ...], ...]:
+    """Returns one row of `LAYER_DESCRIPTORS` per prunable group, then one per block, all at full width.
+
+    Args:
+        groups: the prunable ones.
+        blocks: the residual blocks.
+        calls: uses of weights.
+        sizes: of parameters and buffers, by name.
+    """
+    made = [_of_group(group, calls, sizes) for group in groups]
+    return (*made, *(_of_block(block, calls, sizes) for block in blocks))
 
 
-def _of_group(group: ChannelGroup, graph: ChannelGraph) -> tuple[float, ...]:
+def _of_group(group: ChannelGroup, calls: Sequence[Call], sizes: Mapping[str, tuple[int, ...]]) -> tuple[float, ...]:
     """Returns the row of a group: its first layer, and the MACs of all that make its channels."""
     makers = [
-        (call, len(member.entries) / graph.sizes[member.parameter][member.axis])
+        (call, len(member.entries) / sizes[member.parameter][member.axis])
         for member in group.members
         if not member.reads
-        for call in graph.calls
+        for call in calls
         if call.weight == member.parameter
     ]
-    macs = sum(_macs(call, graph.sizes) * share for call, share in makers)
-    return _row(makers[0][0] if makers else None, graph.sizes, group.channels, macs)
+    macs = sum(_macs(call, sizes) * share for call, share in makers)
+    return _row(makers[0][0] if makers else None, sizes, group.channels, macs)
 
 
 def _of_block(block: Block, calls: Sequence[Call], sizes: Mapping[str, tuple[int, ...]]) -> tuple[float, ...]:

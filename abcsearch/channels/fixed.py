@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from abcsearch.channels.ranking import Ranking
+from abcsearch.channels.orders import Ranking
 from abcsearch.channels.source import Sliced
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from abcsearch.channels.graph import ChannelGraph, ChannelNorm
+    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.group import ChannelNorm
 
 
 def gate(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

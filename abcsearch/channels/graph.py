@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from numbers import Real
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from abcsearch.channels.cost import CostModel
 from abcsearch.channels.descriptors import layer_descriptors
+from abcsearch.channels.group import ChannelGroup, ChannelNorm, SizeAttribute
 from abcsearch.channels.widths import widths_of
 from abcsearch.errors import CandidateError, TraceError, plural, unknown_name
 from abcsearch.space import Dimension, SearchSpace
@@ -17,116 +18,16 @@ from abcsearch.space import Dimension, SearchSpace
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from torch import nn
 
     from abcsearch.channels.activation import Activations
-    from abcsearch.channels.blocks import Block
+    from abcsearch.channels.group import Block
     from abcsearch.channels.uses import Call
 
 WIDTHS = ("filter", "stage")  # levels of channel groups
 LEVELS = (*WIDTHS, "block")
 _FINEST = 10**6  # keep ratios are fractions with denominators up to this
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One axis of a parameter or buffer on which a group's channels lie.
-
-    Attributes:
-        parameter: qualified name, e.g. "stages.0.conv1.weight".
-        axis: the axis.
-        entries: (n,) int64, the entries of that axis that belong to the group.
-        channels: (n,) int64, the channel of the group that each entry belongs to.
-        reads: whether the channels are only read there, as by the next convolution; otherwise they are made or scaled.
-        sums: whether an operation reads the channels there and sums over them; so it is wherever `reads` holds, and
-            where one of two operations with a tied weight does and the other makes channels.
-    """
-
-    parameter: str
-    axis: int
-    entries: NDArray[np.int64] = field(repr=False)
-    channels: NDArray[np.int64] = field(repr=False)
-    reads: bool
-    sums: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChannelGroup:
-    """Channels that are ranked and counted together; each is present, or absent, in every member at once.
-
-    Attributes:
-        name: the module that computes the channels (the first one in execution order); where only some of its
-            channels belong to the group, followed by their range.
-        channels: the number of channels.
-        kind: "filter" inside a block, "stage" for the residual stream (channels tied by an addition).
-        fixed: why the channels cannot be removed, or None.
-        members: every parameter axis that the channels lie on.
-        renormalises: whether a norm over channels (layer norm ...) is computed over those of them that are left, which
-            then get other values than in the full network.
-    """
-
-    name: str
-    channels: int
-    kind: Literal["filter", "stage"]
-    fixed: str | None
-    members: tuple[Member, ...] = field(repr=False)
-    renormalises: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ChannelNorm:
-    """A computation over channels together: in a sliced network, over those that are left.
-
-    Attributes:
-        kind: what it computes, one of `renormalising.KINDS`.
-        scope: the path of the module in whose forward.
-        call: how many of the kind come before it there, in one forward pass.
-        axis: of its input, that runs over channels.
-        channels: (entries,) int64, the channel of every entry, counted over all prunable groups; -1 for one that stays.
-    """
-
-    kind: str
-    scope: str
-    call: int
-    axis: int
-    channels: NDArray[np.int64] = field(repr=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SizeAttribute:
-    """A number among a module's attributes that follows channels.
-
-    Attributes:
-        path: of the module.
-        name: of the attribute.
-        index: which entry, where the attribute is a tuple; None where it is a number.
-        constant: how many channels it counts that cannot be removed.
-        counted: (prunable group, channels of it, as often as they count).
-    """
-
-    path: str
-    name: str
-    index: int | None
-    constant: int
-    counted: tuple[tuple[int, NDArray[np.int64]], ...] = field(repr=False)
-
-    def apply(self, module: nn.Module, kept: NDArray[np.bool_], starts: Sequence[int]) -> None:
-        """Sets the attribute of the module in a sliced network.
-
-        Args:
-            module: the module there.
-            kept: which channels are left, counted over all prunable groups.
-            starts: the number of the first channel of each prunable group.
-        """
-        value = self.constant + sum(int(kept[channels + starts[group]].sum()) for group, channels in self.counted)
-        if self.index is not None:
-            items = list(getattr(module, self.name))
-            items[self.index] = value
-            value = tuple(items)
-        setattr(module, self.name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,13 +124,17 @@ class ChannelGraph:
         dimensions: list[Dimension] = []
         for index, group in enumerate(self.prunable):
             c = group.channels
-            choices = widths_of(self, index, ratios, divisor) if group.kind in levels else [c]
+            choices = (
+                widths_of(self.prunable, index, self.calls, self.sizes, ratios, divisor)
+                if group.kind in levels
+                else [c]
+            )
             dimensions.append(Dimension(group.name, "width", tuple(choices), c))
         chosen = [criterion_of(width, criteria) for width in dimensions] if len(criteria) > 1 else []
         if "block" in levels or chosen:
             switches = (0, 1) if "block" in levels else (1,)
             dimensions += [Dimension(block.name, "block", switches, 1) for block in self.blocks]
-        described = layer_descriptors(self)[: len(dimensions)]
+        described = layer_descriptors(self.prunable, self.blocks, self.calls, self.sizes)[: len(dimensions)]
         return SearchSpace((*dimensions, *chosen), (*described, *described[: len(chosen)]))
 
     def _require_prunable(self, levels: Sequence[str]) -> None:

@@ -13,7 +13,8 @@ import torch
 from abcsearch.channels.activation import Activations, Step
 from abcsearch.channels.blocks import find_blocks
 from abcsearch.channels.flow import Classes, Flow
-from abcsearch.channels.graph import ChannelGraph, ChannelGroup, ChannelNorm, Member, SizeAttribute
+from abcsearch.channels.graph import ChannelGraph
+from abcsearch.channels.group import ChannelGroup, ChannelNorm, Member, SizeAttribute
 from abcsearch.channels.norms import Norms
 from abcsearch.channels.propagate import propagate, tensor_names
 from abcsearch.channels.selfcheck import misfits
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.fx import Node
 
-    from abcsearch.channels.blocks import Block
+    from abcsearch.channels.group import Block
     from abcsearch.channels.operands import Operand
     from abcsearch.channels.trace import OperationGraph
     from abcsearch.channels.uses import Call

@@ -5,27 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from abcsearch.channels.operands import NoRuleError, Op
+from abcsearch.channels.operands import Norm, NoRuleError, Op
 from abcsearch.channels.renormalising import kind_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A computation over channels together, which a sliced network does over those that are left.
-
-    Attributes:
-        axis: of its input, that runs over channels.
-        positions: of the channels.
-        reason: why they would stay if it could not be done.
-    """
-
-    axis: int
-    positions: NDArray[np.int64]
-    reason: str
 
 
 @dataclass

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from abcsearch.channels.norms import Norm
 
 # Why nothing follows channels in a tensor that slicing cannot reach.
 LOOSE = "a tensor that is neither a parameter nor a buffer"
@@ -229,3 +228,18 @@ def _plain(item: Any) -> Any:  # noqa: ANN401 - arguments are anything
     if isinstance(item, tuple | list):
         return type(item)(_plain(part) for part in item)
     return item
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A computation over channels together, which a sliced network does over those that are left.
+
+    Attributes:
+        axis: of its input, that runs over channels.
+        positions: of the channels.
+        reason: why they would stay if it could not be done.
+    """
+
+    axis: int
+    positions: NDArray[np.int64]
+    reason: str

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from abcsearch.channels.fast.cutting import Cuts
     from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.ranking import Ranking
+    from abcsearch.channels.orders import Ranking
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from abcsearch.errors import TraceError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from abcsearch.channels.norms import Norm
+    from abcsearch.channels.operands import Norm
     from abcsearch.channels.rules.table import Rule
     from abcsearch.channels.trace import OperationGraph
 

@@ -8,8 +8,7 @@ for every group which of them counts.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 
 from abcsearch.channels.criteria import CRITERIA, Subject, l1
 from abcsearch.channels.named import names_of
+from abcsearch.channels.orders import Ranking
 from abcsearch.errors import AbcSearchError, RankingError, one_line
 
 if TYPE_CHECKING:
@@ -27,72 +27,6 @@ if TYPE_CHECKING:
 
     from abcsearch.channels.criteria import Criterion
     from abcsearch.channels.graph import ChannelGraph
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranking:
-    """The order of channels in every prunable group.
-
-    Attributes:
-        criterion: the name of the criterion.
-        scores: per prunable group, (channels,) float64, higher is more worth keeping.
-        others: by the other criteria that candidates choose from, which number them from 1; this one is 0.
-    """
-
-    criterion: str
-    scores: tuple[NDArray[np.float64], ...] = field(repr=False)
-    others: tuple[Ranking, ...] = ()
-
-    @property
-    def criteria(self) -> tuple[str, ...]:
-        """The names of all criteria, in the order of their numbers."""
-        return self.criterion, *(other.criterion for other in self.others)
-
-    @cached_property
-    def orders(self) -> tuple[NDArray[np.int64], ...]:
-        """Per prunable group, the channels from best to worst; equal scores in ascending order of the channel."""
-        return tuple(np.argsort(-scores, kind="stable") for scores in self.scores)
-
-    def kept(self, group: int, width: int, criterion: int = 0) -> NDArray[np.int64]:
-        """Returns the `width` best channels of a prunable group by one of the criteria, in ascending order."""
-        return np.sort((self, *self.others)[criterion].orders[group][:width])
-
-    def chosen(self, criteria: Sequence[int]) -> Ranking:
-        """Returns the ranking in which every group has the scores, and the order, by a criterion of its own.
-
-        Args:
-            criteria: the number of a criterion per prunable group; () for the first everywhere.
-
-        Raises:
-            RankingError: if there is no criterion of a number.
-        """
-        if not any(criteria):
-            return self
-        every = (self, *self.others)
-        wrong = [number for number in criteria if number not in range(len(every))]
-        if wrong:
-            msg = (
-                f"a candidate asks for criterion number {wrong[0]}, and the ranking is by {', '.join(self.criteria)}, "
-            )
-            raise RankingError(msg + "numbered from 0; rank by all criteria that the space has")
-        own = [every[number] for number in criteria]
-        name = ", ".join(dict.fromkeys(ranking.criterion for ranking in own))
-        mixed = Ranking(criterion=name, scores=tuple(ranking.scores[group] for group, ranking in enumerate(own)))
-        vars(mixed)["orders"] = tuple(ranking.orders[group] for group, ranking in enumerate(own))  # sorted once for all
-        return mixed
-
-    def check(self, graph: ChannelGraph) -> None:
-        """Raises unless there is one score for every channel of every prunable group.
-
-        Raises:
-            RankingError: if the ranking was computed for another graph.
-        """
-        found, expected = [len(own) for own in self.scores], [group.channels for group in graph.prunable]
-        if found != expected:
-            msg = f"the ranking is for groups of {found} channels, but the graph has groups of {expected}; rank again"
-            raise RankingError(msg)
-        for other in self.others:
-            other.check(graph)
 
 
 def rank_channels(

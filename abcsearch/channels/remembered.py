@@ -12,15 +12,13 @@ import operator
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
     from torch import fx
-
-    from abcsearch.channels.recording import Recorder
 
 
 def comparison(a: Any, b: Any, how: str, outcome: bool, place: str) -> bool:  # noqa: ANN401, ARG001, FBT001
@@ -44,6 +42,28 @@ def place_in_forward() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "inside torch"
 
 
+class Records(Protocol):
+    """What keeps the operations of a forward pass: `Recorder`."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether what happens now is recorded."""
+        ...
+
+    @property
+    def scope(self) -> str:
+        """The path of the module in whose forward it happens."""
+        ...
+
+    def add(self, op: str, target: Any, args: Any, kwargs: Any, value: Any, scope: str) -> fx.Node:  # noqa: ANN401
+        """Adds an operation; see `Pending`."""
+        ...
+
+    def note(self, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Adds that forward has decided something."""
+        ...
+
+
 class Pending:
     """An operation that becomes a node of the graph when its result is used.
 
@@ -60,7 +80,7 @@ class Pending:
 
     def __init__(
         self,
-        recorder: Recorder,
+        recorder: Records,
         op: str,
         target: Any,  # noqa: ANN401 - functions and names
         args: tuple[Any, ...],

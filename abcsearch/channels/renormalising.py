@@ -21,7 +21,7 @@ from abcsearch.errors import TraceError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from abcsearch.channels.graph import ChannelNorm
+    from abcsearch.channels.group import ChannelNorm
 
 # Reductions, from whose results norms are written by hand.
 POOLS = ("mean", "sum", "var", "std", "norm", "linalg_vector_norm")

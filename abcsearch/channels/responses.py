@@ -25,7 +25,8 @@ from abcsearch.rng import torch_seeded
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from abcsearch.channels.graph import ChannelGraph, Member
+    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.group import Member
 
 BATCH_SIZE = 64  # images per pass where the caller gives two tensors instead of batches
 _Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear

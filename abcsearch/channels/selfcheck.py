@@ -16,7 +16,7 @@ import torch
 from abcsearch.channels.decisions import Decisions
 from abcsearch.channels.fast.cloning import keeping_buffers
 from abcsearch.channels.gates import gated
-from abcsearch.channels.ranking import Ranking
+from abcsearch.channels.orders import Ranking
 from abcsearch.channels.recording import returned_by
 from abcsearch.channels.slicing import slice_model
 from abcsearch.rng import numpy_stream, torch_seeded

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from abcsearch.channels.fast.cutting import Cuts
     from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.orders import Ranking
     from abcsearch.channels.outline import Target
-    from abcsearch.channels.ranking import Ranking
 
 
 def share(

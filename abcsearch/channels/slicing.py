@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.ranking import Ranking
+    from abcsearch.channels.orders import Ranking
 
 
 def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ranking: Ranking) -> nn.Module:

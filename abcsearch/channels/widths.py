@@ -6,13 +6,21 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
     from fractions import Fraction
 
-    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.group import ChannelGroup
+    from abcsearch.channels.uses import Call
 
 
-def widths_of(graph: ChannelGraph, index: int, ratios: Iterable[Fraction], divisor: int) -> list[int]:
+def widths_of(
+    groups: Sequence[ChannelGroup],
+    index: int,
+    calls: Sequence[Call],
+    sizes: Mapping[str, tuple[int, ...]],
+    ratios: Iterable[Fraction],
+    divisor: int,
+) -> list[int]:
     """Returns the widths of a prunable group at some keep ratios: the largest that fit, ascending.
 
     A width fits where every layer that makes the channels has a multiple of the divisor, channels that stay and several
@@ -20,23 +28,25 @@ def widths_of(graph: ChannelGraph, index: int, ratios: Iterable[Fraction], divis
     Where no width fits a layer, that layer does not count; where none fits any, the group keeps all channels.
 
     Args:
-        graph: the network's groups.
-        index: of the prunable group.
+        groups: the prunable ones of a network.
+        index: of one of them.
+        calls: uses of weights.
+        sizes: of parameters and buffers, by name.
         ratios: keep ratios.
         divisor: at least 1.
     """
-    group = graph.prunable[index]
+    group = groups[index]
     fitting = [*range(1, group.channels + 1)]
-    shared = {(m.parameter, m.axis) for i, g in enumerate(graph.prunable) if i != index for m in g.members}
+    shared = {(m.parameter, m.axis) for i, g in enumerate(groups) if i != index for m in g.members}
     met = divisor == 1
     # A weight holds the inputs of one of its conv_groups.
-    read = {call.weight: call.in_channels for call in graph.calls if isinstance(call.weight, str)}
-    inputs = {name: read[name] // graph.sizes[name][1] for name in read if len(graph.sizes[name]) > 1}
+    read = {call.weight: call.in_channels for call in calls if isinstance(call.weight, str)}
+    inputs = {name: read[name] // sizes[name][1] for name in read if len(sizes[name]) > 1}
     # What makes channels first; an axis that holds channels of other groups as well follows from these.
     for member in sorted(group.members, key=lambda m: m.reads):
         if divisor > 1 and (member.parameter, member.axis) not in shared:
             times = len(member.entries) // group.channels
-            stay = graph.sizes[member.parameter][member.axis] - len(member.entries)
+            stay = sizes[member.parameter][member.axis] - len(member.entries)
             lanes = inputs.get(member.parameter, 1) if member.reads and member.axis == 1 else 1
             left = [width for width in fitting if lanes * (stay + times * width) % divisor == 0]
             met, fitting = met or bool(left), left or fitting

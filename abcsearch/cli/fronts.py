@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from abcsearch.results.front_status import FrontStatus, FrontWatch
-    from abcsearch.runs.loop import Progress
+    from abcsearch.runs.progress import Progress
     from abcsearch.training.crew import Workers
 
 

@@ -32,8 +32,9 @@ from abcsearch.terminal import answering, console, print_json, print_status, pri
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from abcsearch.runs.front import Front, FrontResult
-    from abcsearch.runs.loop import Progress
+    from abcsearch.runs.front import FrontResult
+    from abcsearch.runs.front_settings import Front
+    from abcsearch.runs.progress import Progress
     from abcsearch.runs.result import SearchResult
     from abcsearch.runs.seeds import SeedsResult
     from abcsearch.runs.settings import RunConfig
@@ -98,7 +99,7 @@ def search(  # noqa: PLR0913 - one argument per option
         from abcsearch.config import read_run
         from abcsearch.errors import ConfigError
         from abcsearch.runs.config_run import run_config, run_front_config
-        from abcsearch.runs.front import Front
+        from abcsearch.runs.front_settings import Front
 
         if (config / "run.json").is_file():
             msg = f"{config} is a run folder, not a config; continue its run with: abcsearch resume {quoted(config)}"
@@ -141,7 +142,7 @@ def _with_seeds(
     """Returns what the same search finds with several seeds."""
     from abcsearch.errors import ConfigError
     from abcsearch.runs.config_run import LoadedOnce, run_config
-    from abcsearch.runs.front import Front
+    from abcsearch.runs.front_settings import Front
     from abcsearch.runs.seeds import run_seeds
 
     if dry_run or isinstance(settings, Front):
@@ -165,7 +166,7 @@ def _rehearse(
     """Prints what a search would do."""
     from abcsearch.errors import ConfigError
     from abcsearch.planning.dry_run import rehearse, rehearse_front
-    from abcsearch.runs.front import Front
+    from abcsearch.runs.front_settings import Front
 
     if not dry_run:
         msg = "--json belongs to --dry-run: add that, or leave --json out"

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Constraint
     from abcsearch.runs.disk.setup import SetUp
-    from abcsearch.runs.front import Front
+    from abcsearch.runs.front_settings import Front
     from abcsearch.runs.settings import RunConfig, SpaceOptions
     from abcsearch.runs.task import Task
     from abcsearch.searchers.base import Searcher

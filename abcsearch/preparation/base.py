@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Constraint
     from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.ranking import Ranking
+    from abcsearch.channels.orders import Ranking
     from abcsearch.data.images import Images
     from abcsearch.data.splits import Data
     from abcsearch.space import Candidate, SearchSpace

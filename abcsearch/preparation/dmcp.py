@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Constraint
     from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.ranking import Ranking
+    from abcsearch.channels.orders import Ranking
     from abcsearch.channels.source import Source
     from abcsearch.data.images import Images
     from abcsearch.preparation.base import Pruning, Tensors, Trainer

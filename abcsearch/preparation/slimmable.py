@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Constraint
     from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.ranking import Ranking
+    from abcsearch.channels.orders import Ranking
     from abcsearch.channels.source import Source
     from abcsearch.preparation.base import Pruning, Tensors, Trainer
     from abcsearch.space import Candidate, SearchSpace

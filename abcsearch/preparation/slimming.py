@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from abcsearch.channels.graph import ChannelGraph, Member
+    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.group import Member
     from abcsearch.channels.source import Source
     from abcsearch.preparation.base import Pruning, Tensors, Trainer
     from abcsearch.training.recipe import Recipe

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from abcsearch.reporting.gathering import Widths
-    from abcsearch.results.report import Report, Row
+    from abcsearch.results.report import Report
+    from abcsearch.results.rows import Row
 
 
 @dataclass(frozen=True, kw_only=True)

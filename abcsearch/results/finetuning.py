@@ -13,7 +13,7 @@ from abcsearch.results.intervals import packed
 from abcsearch.results.shelf import Home, keep, look_up, put, shelf_of, take, tidy
 from abcsearch.results.status import TUNING
 from abcsearch.runs.disk.weights import checkpoint_path, tensors_writer
-from abcsearch.runs.loop import Progress, logged, silent
+from abcsearch.runs.progress import Progress, logged, silent
 from abcsearch.runs.recipes import asked, changed, finetune_command
 from abcsearch.steps import doing
 from abcsearch.training.begun import begun, losses_so_far

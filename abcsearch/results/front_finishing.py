@@ -13,7 +13,7 @@ from abcsearch.results.finetuning import finetune_run
 from abcsearch.results.open_run import open_run
 from abcsearch.runs.config_run import LoadedOnce
 from abcsearch.runs.front_folder import FrontFolder
-from abcsearch.runs.loop import Progress, silent
+from abcsearch.runs.progress import Progress, silent
 from abcsearch.runs.recipes import changed
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from abcsearch.results.open_run import open_so_far
 from abcsearch.results.report import short_count
 from abcsearch.runs.config_run import LoadedOnce
 from abcsearch.runs.disk.known import mapped_total
-from abcsearch.runs.front import Front
 from abcsearch.runs.front_folder import FRONT
+from abcsearch.runs.front_settings import Front
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:

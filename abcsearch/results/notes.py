@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Limit
     from abcsearch.results.open_run import FinishedRun
-    from abcsearch.results.report import Row
+    from abcsearch.results.rows import Row
 
 
 def notes_of(

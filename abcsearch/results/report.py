@@ -11,10 +11,11 @@ import numpy as np
 from abcsearch.bounds import amount
 from abcsearch.errors import escaped, plural
 from abcsearch.results.finetuned_files import problems
-from abcsearch.results.forward import BATCHES, ForwardTime, measure_forward
+from abcsearch.results.forward import BATCHES, measure_forward
 from abcsearch.results.intervals import SHARES, Difference, difference
 from abcsearch.results.notes import notes_of
 from abcsearch.results.prepared_facts import prepared_facts
+from abcsearch.results.rows import Row
 from abcsearch.runs.disk.known import mapped_total
 from abcsearch.runs.disk.weights import state_bytes
 from abcsearch.runs.recipes import asked, changed
@@ -31,42 +32,6 @@ if TYPE_CHECKING:
 
 _POINTS = 10  # of the front that are shown, evenly spread
 FRONT = "Front: trials that no other one beats in both"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One network of the report.
-
-    Attributes:
-        network: its name.
-        macs: multiply-accumulates, batch 1.
-        flops: the count of the surveys, see `CostModel.flops`, batch 1.
-        params: number of parameters.
-        size_mb: all parameters and buffers as they are stored, in 10^6 bytes.
-        latency_ms: median forward time on the CPU of the largest batch, for the whole batch.
-        times: forward times by device and batch.
-        fitness: on search-validation.
-        before: the metric on the test split (of classifiers top1, in [0, 1]) before fine-tuning, or None without.
-        after: the same after it; None also if it was fine-tuned with another recipe than the winner.
-        tests: all such metrics by name, each with "before" and "after"; empty if it has not been fine-tuned.
-        otherwise: in what the recipe that was asked for differs from the winner's, whereupon what is after cannot be
-            compared.
-        own: in what its baseline's own recipe differs from what was asked for.
-    """
-
-    network: str
-    macs: int
-    flops: int
-    params: int
-    size_mb: float
-    latency_ms: float
-    times: tuple[ForwardTime, ...]
-    fitness: float | None
-    before: float | None
-    after: float | None
-    tests: Mapping[str, Mapping[str, float]]
-    otherwise: tuple[str, ...] = ()
-    own: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from abcsearch.errors import RunError
 from abcsearch.registry import OBJECT
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.knowledge import kept
-from abcsearch.runs.search import named_searcher
+from abcsearch.runs.roles import named_searcher
 
 if TYPE_CHECKING:
     from abcsearch.runs.result import SearchResult

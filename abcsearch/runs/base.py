@@ -9,7 +9,7 @@ from abcsearch.errors import CheckpointError, plural, quoted
 from abcsearch.files import Anchor, replace_file
 from abcsearch.runs.disk.missing import AGAIN
 from abcsearch.runs.disk.weights import checkpoint_path, load_checkpoint, weights_writer
-from abcsearch.runs.loop import Progress, silent
+from abcsearch.runs.progress import Progress, silent
 from abcsearch.steps import doing
 from abcsearch.training.loop import train
 

@@ -20,10 +20,11 @@ from abcsearch.runs.disk.weights import load_checkpoint
 from abcsearch.runs.front import run_front
 from abcsearch.runs.header import as_begun, data_identity, write_header
 from abcsearch.runs.known_runs import found_known
-from abcsearch.runs.loop import Progress, logged, silent
 from abcsearch.runs.preparing import preparation_of, prepared
+from abcsearch.runs.progress import Progress, logged, silent
 from abcsearch.runs.rebuilding import Remains
-from abcsearch.runs.search import Parts, SearchResult, run_search
+from abcsearch.runs.roles import Parts
+from abcsearch.runs.search import SearchResult, run_search
 from abcsearch.runs.settings import Part, RunConfig
 from abcsearch.runs.task import Task
 from abcsearch.runs.workers import check_workers, workers_for
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from abcsearch.data.splits import Data
-    from abcsearch.runs.front import Front, FrontResult
+    from abcsearch.runs.front import FrontResult
+    from abcsearch.runs.front_settings import Front
     from abcsearch.runs.shared import Shared
     from abcsearch.runs.watching import WatcherFactory
 

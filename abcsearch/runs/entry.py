@@ -16,9 +16,10 @@ from abcsearch.execution.options import ExecutionOptions
 from abcsearch.preparation.base import Preparation
 from abcsearch.registry import object_name
 from abcsearch.runs.disk.folder import RunFolder
-from abcsearch.runs.front import Front, FrontResult, as_budgets
+from abcsearch.runs.front import FrontResult
+from abcsearch.runs.front_settings import Front, as_budgets
 from abcsearch.runs.header import as_begun
-from abcsearch.runs.loop import Progress, silent
+from abcsearch.runs.progress import Progress, silent
 from abcsearch.runs.search import Brought, front_here, run_here
 from abcsearch.runs.seeds import SeedsResult, run_seeds
 from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions

@@ -17,9 +17,9 @@ from abcsearch.trial import best_trial
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.disk.journal import Journal
     from abcsearch.runs.dispatch import Flights
-    from abcsearch.runs.loop import Loop
     from abcsearch.runs.run_state import Standing
     from abcsearch.trial import Trial
 
@@ -27,17 +27,28 @@ if TYPE_CHECKING:
 class Finals:
     """Scores the best trials of a search in full."""
 
-    def __init__(self, loop: Loop, journal: Journal, flights: Flights, standing: Standing) -> None:
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        n_trials: int,
+        journal: Journal,
+        flights: Flights,
+        standing: Standing,
+        *,
+        competing: bool,
+    ) -> None:
         """Takes what it works with.
 
         Args:
-            loop: of the search.
+            evaluator: scores in full.
+            n_trials: structures to evaluate in all.
             journal: of the search.
             flights: where evaluations run; nothing is under way when the search ends.
             standing: shows how it stands.
+            competing: whether one of the trials is to win; else there is nothing to decide.
         """
-        self._evaluator, self._n_trials = loop.evaluator, loop.n_trials
-        self._finalists = finalists(loop.evaluator) if loop.competing else 0
+        self._evaluator, self._n_trials = evaluator, n_trials
+        self._finalists = finalists(evaluator) if competing else 0
         self._journal, self._flights, self._standing = journal, flights, standing
 
     @property

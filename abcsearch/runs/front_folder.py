@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.errors import RunError, TrustError, quoted
 from abcsearch.importing import leave_working_folder
 from abcsearch.runs.disk.folder import RunFolder
-from abcsearch.runs.disk.shapes import unsound
+from abcsearch.runs.disk.soundness import unsound
 from abcsearch.runs.header import reached_by
 from abcsearch.signing import is_own, written_here
 

@@ -11,8 +11,10 @@ from abcsearch.evaluation.racing import Bars, races
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from abcsearch.evaluation.base import Evaluator
+    from abcsearch.execution.options import ExecutionOptions
     from abcsearch.runs.disk.journal import Contents
-    from abcsearch.runs.loop import Loop
+    from abcsearch.searchers.base import Searcher
     from abcsearch.trial import Trial
 
 # Searchers that wait for nothing are asked far ahead. Their trials race against the best of those that are so many
@@ -31,10 +33,11 @@ class Incumbents:
         racing: whether there are any.
     """
 
-    def __init__(self, loop: Loop) -> None:
-        """Begins before the first trial of a search."""
-        evaluator, searcher, execution = loop.evaluator, loop.searcher, loop.execution
-        self.racing = loop.competing and races(evaluator) and not searcher.seeks_front
+    def __init__(
+        self, evaluator: Evaluator, searcher: Searcher, execution: ExecutionOptions, *, competing: bool
+    ) -> None:
+        """Begins before the first trial of a search; there are no bars where trials do not compete."""
+        self.racing = competing and races(evaluator) and not searcher.seeks_front
         self._bars, self._searcher = Bars(evaluator), searcher
         self._rounds = execution.schedule != "asynchronous"
         self._batches = self._rounds and not execution.window

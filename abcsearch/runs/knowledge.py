@@ -13,7 +13,8 @@ from abcsearch.runs.disk.journal import read_journal
 from abcsearch.runs.disk.known import KNOWN, STAGE, Known, read_known
 from abcsearch.runs.header import identity, write_header
 from abcsearch.runs.known_runs import found_known
-from abcsearch.runs.loop import Loop, Progress
+from abcsearch.runs.loop import Loop
+from abcsearch.runs.progress import Progress
 from abcsearch.runs.settings import Part, RunConfig, SearchSettings
 from abcsearch.searchers.registry import make_searcher
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from abcsearch.runs.disk.folder import RunFolder
-    from abcsearch.runs.search import Parts
+    from abcsearch.runs.roles import Parts
     from abcsearch.runs.task import Task
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate

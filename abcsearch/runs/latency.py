@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from abcsearch.channels.latency import LatencyModel, measure_latency
+from abcsearch.channels.latency import LatencyModel
 from abcsearch.errors import ModelError, RunError
-from abcsearch.evaluation import racing
-from abcsearch.evaluation.staged import Staged
-from abcsearch.example import repeated
 from abcsearch.steps import doing
-from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import nn
 
-    from abcsearch.budget import Costs, Limit
+    from abcsearch.budget import Costs
     from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.options import LatencyOptions
-    from abcsearch.channels.source import Source
     from abcsearch.data.splits import Data
-    from abcsearch.evaluation.base import Evaluator
-    from abcsearch.example import Inputs
     from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
-    from abcsearch.runs.task import Task
-    from abcsearch.space import Candidate
 
 _FILE = "latency.json"
 
@@ -61,74 +47,7 @@ def run_costs(
         raise RunError(msg) from error
 
 
-def keep_times(folder: RunFolder, task: Task) -> None:
+def keep_times(folder: RunFolder, costs: Costs | None) -> None:
     """Writes what was measured into the folder, unless it is there."""
-    costs = task.constraint.costs
     if isinstance(costs, LatencyModel) and folder.read_json(_FILE) is None:
         folder.write_json(_FILE, costs.to_plain())
-
-
-def measured(evaluator: Evaluator, task: Task, settings: SearchSettings) -> Evaluator:
-    """Returns the evaluator; if the settings ask for it, one that measures each candidate and fails those outside.
-
-    The time is among the metrics as latency_ms. It is measured after the evaluation, in the same process.
-    """
-    limit = next((limit for limit in task.constraint.limits if limit.name == "latency_ms"), None)
-    if limit is None or not settings.latency.check:
-        return evaluator
-    if isinstance(evaluator, Staged):
-        staged = copy.copy(evaluator)
-        staged.first = measured(evaluator.first, task, settings)  # those outside are not worth training
-        return staged
-    return _Measured(evaluator, task.source, task.data.example[:1], settings.latency, limit)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """An evaluator that measures each candidate's forward time as well, and fails those outside of a limit."""
-
-    evaluator: Evaluator
-    source: Source
-    example: Inputs
-    options: LatencyOptions
-    limit: Limit
-
-    def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
-        """Returns what the evaluator finds, with latency_ms among the metrics."""
-        return self._timed(self.evaluator(candidate, seed), candidate, seed)
-
-    @property
-    def races(self) -> bool:
-        """Whether the evaluator does; see `Racer`."""
-        return racing.races(self.evaluator)
-
-    def race(self, candidate: Candidate, seed: int, bar: float) -> Evaluation:
-        """Returns the same of a race."""
-        return self._timed(cast("racing.Racer", self.evaluator).race(candidate, seed, bar), candidate, seed)
-
-    @property
-    def finalists(self) -> int:
-        """How many trials the evaluator scores in full; see `Finalist`."""
-        return racing.finalists(self.evaluator)
-
-    def complete(self, evaluation: Evaluation) -> bool:
-        """Returns whether a trial has been scored in full already."""
-        return racing.complete(self.evaluator, evaluation)
-
-    def in_full(self, candidate: Candidate, seed: int) -> Evaluation:
-        """Returns what the evaluator finds on all images; the time was measured, and allowed, before."""
-        return cast("racing.Finalist", self.evaluator).in_full(candidate, seed)
-
-    def _timed(self, found: Evaluation, candidate: Candidate, seed: int) -> Evaluation:
-        """Returns an evaluation with latency_ms among the metrics, failed if that is outside of the limit."""
-        if found.failure is not None:
-            return found
-        network = self.source.network(candidate, seed)
-        options, limit = self.options, self.limit
-        batch = repeated(self.example, options.batch)
-        (time,) = measure_latency([network], batch, threads=options.threads, repeats=options.repeats)
-        metrics: Mapping[str, float] = {**found.metrics, "latency_ms": time}
-        if limit.low <= time <= limit.high:
-            return replace(found, metrics=metrics)
-        why = f"latency of {time:.3g} ms is outside of {limit.low:.3g} to {limit.high:.3g} ms"
-        return replace(found, metrics=metrics, fitness=None, failure=why)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from abcsearch.errors import RunError, SearcherError, plural
 from abcsearch.evaluation.racing import BAR, outdated
@@ -18,6 +18,7 @@ from abcsearch.runs.disk.retrying import earlier
 from abcsearch.runs.dispatch import Flights, slots
 from abcsearch.runs.finals import Finals
 from abcsearch.runs.incumbents import Incumbents
+from abcsearch.runs.progress import Progress, silent
 from abcsearch.runs.run_state import Standing
 from abcsearch.searchers.registry import nothing_left
 from abcsearch.trial import Trial
@@ -38,35 +39,6 @@ if TYPE_CHECKING:
 # Snapshots of the searcher take at most this share of the time, and come at most every so many seconds: what happened
 # since the last one is told again from the journal, which takes a small part of the time that it took.
 _SAVING, _LEAST = 0.02, 5.0
-
-
-class Progress(Protocol):
-    """The one interface for progress: a bar on a terminal, plain lines in a log."""
-
-    def __call__(self, stage: str, done: int, total: int, note: str, /) -> None:
-        """Takes that `done` of `total` steps of a stage are finished; `note` is a few words on how it stands."""
-        ...
-
-
-def milestone(done: int, total: int) -> bool:
-    """Returns whether a step is worth a line in a log: the first, the last, and about every tenth part between."""
-    return done in (1, total) or done % max(1, total // 10) == 0
-
-
-def logged(folder: RunFolder, progress: Progress) -> Progress:
-    """Returns a progress that also writes the milestones of every stage to the folder's log."""
-
-    def both(stage: str, done: int, total: int, note: str) -> None:
-        if milestone(done, total):
-            folder.log(f"{stage}: {done}/{total}, {note}")
-        progress(stage, done, total, note)
-
-    return both
-
-
-def silent(stage: str, done: int, total: int, note: str) -> None:
-    """Shows nothing."""
-    del stage, done, total, note
 
 
 @dataclass(kw_only=True)
@@ -160,8 +132,8 @@ class _Search:
         self._flights = Flights(
             loop.executor, loop.evaluator, loop.seed, journal, loop.folder, at_once=self._asynchronous
         )
-        self._incumbents = Incumbents(loop)
-        self._finals = Finals(loop, journal, self._flights, standing)
+        self._incumbents = _new_incumbents(loop)
+        self._finals = Finals(loop.evaluator, loop.n_trials, journal, self._flights, standing, competing=loop.competing)
         self._asked, self._told = 0, 0  # how many
         self._replayed = 0  # calls in the journal's order that the searcher has seen (asynchronous)
         self._open: dict[int, Candidate] = {}  # asked for, not yet told
@@ -376,7 +348,7 @@ class _Search:
                 usable = False  # a run of more trials would have asked on before the last ones were told
             if not usable:
                 return
-            incumbents = Incumbents(self._loop)
+            incumbents = _new_incumbents(self._loop)
             incumbents.restore(self._journal.contents, told, replayed, saved["open"])
             self._searcher.load_state_dict(saved["state"])
         except (RunError, SearcherError, LookupError, TypeError, ValueError) as error:
@@ -397,3 +369,8 @@ class _Search:
             else:
                 msg = f"{self._loop.folder.journal} is damaged: trial {~number} has finished, but was never asked for"
                 raise RunError(msg)
+
+
+def _new_incumbents(loop: Loop) -> Incumbents:
+    """Returns the bars of a search that has not begun."""
+    return Incumbents(loop.evaluator, loop.searcher, loop.execution, competing=loop.competing)

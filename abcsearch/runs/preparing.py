@@ -11,7 +11,7 @@ from abcsearch.preparation.registry import make_preparation
 from abcsearch.runs.disk.stages import PREPARING
 from abcsearch.runs.disk.weights import checkpoint_path, load_tensors, tensors_writer
 from abcsearch.runs.header import data_identity
-from abcsearch.runs.loop import Progress, silent
+from abcsearch.runs.progress import Progress, silent
 from abcsearch.runs.settings import deciding, to_plain
 from abcsearch.runs.task import Made
 from abcsearch.training.begun import losses_so_far

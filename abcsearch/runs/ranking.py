@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from abcsearch.channels.latency import torch_threads
+from abcsearch.channels.orders import Ranking
 from abcsearch.channels.pooling import FewSamplesWarning
-from abcsearch.channels.ranking import Ranking, rank_channels
+from abcsearch.channels.ranking import rank_channels
 from abcsearch.rng import torch_stream
 from abcsearch.steps import doing
 

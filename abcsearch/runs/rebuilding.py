@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from abcsearch.evaluation.base import Evaluator
-    from abcsearch.runs.search import Parts
+    from abcsearch.runs.roles import Parts
     from abcsearch.runs.task import Task
     from abcsearch.trial import Evaluation, Trial
 

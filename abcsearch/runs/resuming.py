@@ -11,10 +11,10 @@ from abcsearch.runs.config_run import run_config, run_front_config
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.journal import read_journal
 from abcsearch.runs.disk.retrying import set_back
-from abcsearch.runs.front import Front
 from abcsearch.runs.front_folder import FRONT, FrontFolder, is_front
+from abcsearch.runs.front_settings import Front
 from abcsearch.runs.header import trusted_header
-from abcsearch.runs.loop import Progress, silent
+from abcsearch.runs.progress import Progress, silent
 from abcsearch.runs.search import Brought, front_here, run_here
 from abcsearch.runs.settings import RunConfig, SearchSettings, from_plain
 from abcsearch.runs.workers import changed_execution

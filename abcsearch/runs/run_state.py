@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from abcsearch.runs.disk.decision import Decision
-    from abcsearch.runs.loop import Progress
+    from abcsearch.runs.progress import Progress
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate, SearchSpace
 

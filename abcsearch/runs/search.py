@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.baselines.structures import initial_structures
 from abcsearch.data.splits import Data
-from abcsearch.errors import ConfigError, SearcherError
-from abcsearch.evaluation.registry import make_evaluator
-from abcsearch.execution.serial import SerialExecutor
+from abcsearch.errors import ConfigError
 from abcsearch.preparation.base import Preparation
 from abcsearch.registry import OBJECT
 from abcsearch.runs.blame import named
 from abcsearch.runs.disk.folder import RunFolder
-from abcsearch.runs.front import Front, FrontResult, run_front
+from abcsearch.runs.front import FrontResult, run_front
+from abcsearch.runs.front_settings import Front
 from abcsearch.runs.header import identity, write_header
 from abcsearch.runs.knowledge import learned
-from abcsearch.runs.latency import keep_times, measured
-from abcsearch.runs.loop import Loop, Progress, logged
+from abcsearch.runs.latency import keep_times
+from abcsearch.runs.loop import Loop
 from abcsearch.runs.preparing import preparation_of, prepared
+from abcsearch.runs.progress import Progress, logged
 from abcsearch.runs.result import SearchResult, collected
+from abcsearch.runs.roles import Parts
 from abcsearch.runs.settings import SearchSettings
 from abcsearch.runs.setup_check import check_setup
 from abcsearch.runs.task import Task
+from abcsearch.runs.timed_evaluator import measured
 from abcsearch.runs.workers import workers_for
 from abcsearch.searchers.base import Searcher
-from abcsearch.searchers.registry import make_searcher
 from abcsearch.steps import doing
 from abcsearch.trial import Evaluation
 
@@ -149,42 +149,6 @@ def front_here(  # noqa: PLR0913 - all that a search from Python has
     return run_front(front, folder, run_one, executor=executor, progress=progress, before=before)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """Who does the work of one search.
-
-    Attributes:
-        searcher: new.
-        evaluator: candidate and seed -> evaluation.
-        executor: where evaluations run.
-    """
-
-    searcher: Searcher
-    evaluator: Evaluator
-    executor: Executor = field(default_factory=SerialExecutor)
-
-    @classmethod
-    def of(
-        cls,
-        task: Task,
-        settings: SearchSettings,
-        *,
-        searcher: SearcherFactory | Searcher | None = None,
-        evaluator: Evaluator | None = None,
-    ) -> Parts:
-        """Returns the caller's own parts, and for those left out the ones that the settings name.
-
-        Raises:
-            SearcherError, ConfigError: if a name or option is unknown, or the caller's searcher is of another space or
-                has been used.
-        """
-        own = settings.evaluator
-        return cls(
-            searcher=_searcher(task, settings, searcher),
-            evaluator=evaluator or make_evaluator(own.name, task.source, task.data, **own.options),
-        )
-
-
 def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
     folder: RunFolder,
     task: Task,
@@ -212,7 +176,7 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
     """
     write_header(folder, settings, identity(task))
     check_setup(folder, task, settings, parts.evaluator, progress)
-    keep_times(folder, task)
+    keep_times(folder, task.constraint.costs)
     told = learned(folder, task, settings, parts, progress)
     with named(parts.searcher):
         parts.searcher.know(told.trials)
@@ -238,25 +202,3 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         doing("evaluating the first structures")
     trials = loop.run()
     return collected(folder, task, settings, trials, parts.evaluator, loop.decision)
-
-
-def named_searcher(task: Task, settings: SearchSettings) -> Searcher:
-    """Returns a new searcher as the settings name it."""
-    part = settings.searcher
-    options = dict(part.options)
-    options["initial"] = [*task.starts, *initial_structures(options.get("initial", ()), task)]
-    return make_searcher(part.name, task.space, task.constraint, seed=settings.seed, **options)
-
-
-def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Searcher | None) -> Searcher:
-    """Returns the searcher that the caller brought, or makes the one that the settings name."""
-    if given is None:
-        return named_searcher(task, settings)
-    searcher = given if isinstance(given, Searcher) else given(task.space, task.constraint)
-    if not isinstance(searcher, Searcher):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"a function of (space, constraint) returns a new Searcher, found {searcher!r}"
-        raise SearcherError(msg)
-    if searcher.space != task.space or searcher.state_dict()["known"].size:
-        msg = "the searcher must be new and made for this network's space: pass a function of (space, constraint)"
-        raise SearcherError(msg)
-    return searcher

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from abcsearch.data.splits import Data
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.disk.folder import RunFolder
-    from abcsearch.runs.loop import Progress
+    from abcsearch.runs.progress import Progress
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
     from abcsearch.training.objectives import Objective

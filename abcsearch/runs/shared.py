@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from abcsearch.budget import Costs
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.disk.folder import RunFolder
-    from abcsearch.runs.front import Front
+    from abcsearch.runs.front_settings import Front
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
 

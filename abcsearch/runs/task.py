@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.budget import Constraint, Costs
-    from abcsearch.channels.ranking import Ranking
+    from abcsearch.channels.orders import Ranking
     from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.space import Candidate, SearchSpace

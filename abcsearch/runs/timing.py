@@ -15,8 +15,8 @@ from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import EVALUATORS, make_evaluator
 from abcsearch.evaluation.short_training import ShortTrainingOptions
 from abcsearch.preparation.base import Trainer, prepared_by
-from abcsearch.runs.latency import measured
 from abcsearch.runs.task import Task
+from abcsearch.runs.timed_evaluator import measured
 from abcsearch.training.checks import check_lesson, fitted
 from abcsearch.training.computing import find_device
 from abcsearch.training.loop import train

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from abcsearch.searchers.ddpg import DDPGOptions
+    from abcsearch.searchers.ddpg_options import DDPGOptions
 
 _LAST = 3e-3  # range of the last layer's first weights (Lillicrap 2015, section 7): the first actions are near 0.5
 

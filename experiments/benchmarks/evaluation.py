@@ -38,7 +38,7 @@ from torch import nn
 from abcsearch import AdaptiveBN, AdaptiveBNOptions, Data, Recipe, rank_channels, slice_model, trace_channels, train
 from abcsearch.channels.graph import ChannelGraph
 from abcsearch.channels.onednn import pointwise_safely
-from abcsearch.channels.ranking import Ranking
+from abcsearch.channels.orders import Ranking
 from abcsearch.channels.source import Sliced
 from abcsearch.data.splits import Split
 from abcsearch.models.resnet import resnet56

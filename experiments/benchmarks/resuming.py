@@ -26,7 +26,8 @@ from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.models.resnet import resnet56
 from abcsearch.runs.disk.folder import RunFolder
-from abcsearch.runs.loop import Loop, logged, silent
+from abcsearch.runs.loop import Loop
+from abcsearch.runs.progress import logged, silent
 from experiments.benchmarks.sleeping import Sleeping
 
 _INSTANT = Sleeping(0, 0)

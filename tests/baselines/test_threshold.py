@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from abcsearch import Budget, search
 from abcsearch.baselines.registry import BASELINES
 from abcsearch.channels.named import CRITERIA
-from abcsearch.channels.ranking import Ranking
+from abcsearch.channels.orders import Ranking
 from abcsearch.config import read_config
 from abcsearch.data.registry import load_data
 from abcsearch.errors import ConfigError, RankingError

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from abcsearch.channels.groups import trace_channels
-from abcsearch.channels.ranking import Ranking, rank_channels
+from abcsearch.channels.orders import Ranking
+from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.repair import Repaired
 from abcsearch.channels.sharing import share
 from abcsearch.channels.slicing import slice_model

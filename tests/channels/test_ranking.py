@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from abcsearch.channels.groups import trace_channels
-from abcsearch.channels.ranking import Ranking, rank_channels
+from abcsearch.channels.orders import Ranking
+from abcsearch.channels.ranking import rank_channels
 from abcsearch.errors import RankingError, TraceError
 from tests.channels.oracle import images
 

@@ -14,7 +14,8 @@ from torch import nn
 from abcsearch.channels import repair
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.moments import Sample, reader_moments
-from abcsearch.channels.ranking import Ranking, rank_channels
+from abcsearch.channels.orders import Ranking
+from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.repair import Repaired, solve
 from abcsearch.channels.source import Sliced, check_source
 from abcsearch.errors import ConfigError, RankingError

@@ -173,12 +173,12 @@ def test_a_dry_run_scores_few_structures_and_counts_all(tiny_model, tiny_data, m
     options = {"searcher": "random", "recipe": SHORT, "rounds": 2}
     few, many = (
         preparation_time(task, task.settings, make_preparation("iterate", trials=trials, **options), patience=0)
-        for trials in (3, 300)
+        for trials in (3, 60)
     )
     assert len(scored) == 2 * 2 * 3
     evaluator = task.evaluator(task.source)
     least = min(evaluator(task.space.uniform(0.1), seed).seconds for seed in range(5))
-    assert many.seconds > few.seconds + 300 * least / 2
+    assert many.seconds > few.seconds + 60 * least / 2
 
 
 # -- the words of a config, and the control

@@ -7,7 +7,8 @@ import pytest
 from abcsearch.reporting.headline import doubts, headline
 from abcsearch.results.forward import ForwardTime
 from abcsearch.results.intervals import difference
-from abcsearch.results.report import Report, Row
+from abcsearch.results.report import Report
+from abcsearch.results.rows import Row
 
 FIELDS = {own.name for own in dataclasses.fields(ForwardTime)}
 

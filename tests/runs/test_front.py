@@ -15,7 +15,7 @@ from abcsearch.runs.config_run import run_front_config
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.journal import read_journal
 from abcsearch.runs.disk.known import read_known
-from abcsearch.runs.front import Front
+from abcsearch.runs.front_settings import Front
 from tests.knowing import Mapped
 from tests.runs.test_knowledge import LOG, by_width, mapped
 from tests.runs.test_search import outcome

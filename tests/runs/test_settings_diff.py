@@ -14,7 +14,8 @@ from abcsearch.reporting.tables import network_lines
 from abcsearch.reporting.timeline import Bar, Timeline, outline
 from abcsearch.reporting.words import time_change
 from abcsearch.results.forward import ForwardTime
-from abcsearch.results.report import Report, Row
+from abcsearch.results.report import Report
+from abcsearch.results.rows import Row
 from abcsearch.runs.settings import to_plain
 from abcsearch.runs.settings_diff import complete, unlike
 

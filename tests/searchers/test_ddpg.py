@@ -12,9 +12,10 @@ import torch
 from abcsearch.budget import Budget, Constraint
 from abcsearch.errors import SearcherError
 from abcsearch.runs.disk.folder import RunFolder
-from abcsearch.searchers.ddpg import DDPG, DDPGOptions, truncated_normal
+from abcsearch.searchers.ddpg import DDPG, truncated_normal
 from abcsearch.searchers.ddpg_agent import Agent
 from abcsearch.searchers.ddpg_environment import Environment, Transitions
+from abcsearch.searchers.ddpg_options import DDPGOptions
 from abcsearch.searchers.registry import make_searcher
 from abcsearch.space import Dimension, SearchSpace
 from abcsearch.testing import ToyCosts, toy_fitness, toy_space

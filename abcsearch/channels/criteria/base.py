@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from abcsearch.channels.graph import ChannelGraph, ChannelGroup, Member
+    from abcsearch.channels.graph import ChannelGraph
+    from abcsearch.channels.group import ChannelGroup, Member
 
 Tensors = dict[str, torch.Tensor]
 Needs = Literal["", "images", "images and labels"]

@@ -15,7 +15,7 @@ from abcsearch.channels.criteria.weights import WeightCriterion
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from abcsearch.channels.graph import ChannelGroup
+    from abcsearch.channels.group import ChannelGroup
 
 
 def scsp(tensors: Tensors, group: ChannelGroup) -> NDArray[np.float64] | None:

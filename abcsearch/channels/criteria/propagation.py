@@ -20,7 +20,7 @@ from abcsearch.errors import RankingError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from abcsearch.channels.graph import ChannelGroup
+    from abcsearch.channels.group import ChannelGroup
     from abcsearch.channels.trace import OperationGraph
 
 _LAYERS = (layers.convolution, layers.linear)

@@ -12,7 +12,7 @@ from abcsearch.channels.criteria.weights import WeightCriterion, bn_gamma, l2
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from abcsearch.channels.graph import ChannelGroup
+    from abcsearch.channels.group import ChannelGroup
 
 
 def reader_l2(tensors: Tensors, group: ChannelGroup) -> NDArray[np.float64] | None:

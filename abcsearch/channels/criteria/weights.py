@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from abcsearch.channels.graph import ChannelGroup
+    from abcsearch.channels.group import ChannelGroup
 
 
 @dataclass(frozen=True)

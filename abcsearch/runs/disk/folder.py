@@ -40,7 +40,7 @@ from abcsearch.runs.disk.arrays import decode_array, encode_array
 from abcsearch.runs.disk.journal import cut_journal
 from abcsearch.runs.disk.lines import run_id
 from abcsearch.runs.disk.missing import again, no_run
-from abcsearch.runs.disk.shapes import unsound
+from abcsearch.runs.disk.soundness import unsound
 from abcsearch.scratch import sweep_all
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from scipy.spatial.distance import pdist
 from torch import nn
 
 from abcsearch.channels.criteria.clusters import scsp
-from abcsearch.channels.graph import ChannelGroup, Member
+from abcsearch.channels.group import ChannelGroup, Member
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.errors import RankingError
 from tests.channels.criteria.known import Branches, ranked
