@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _AT_ONCE = 20  # networks whose forward times are measured in turn
+_BASE = "base network"  # what a run calls its training, where a control has it trained again: no cost of the method
 _TIMED = 2  # epochs of the base network
 BATCH = 64
 
@@ -93,7 +94,7 @@ class Clock:
     def __init__(self, file: Path) -> None:
         """Reads the file, where it is there."""
         self._file = file
-        self.seconds = {"search": 0.0, "training": 0.0}
+        self.seconds = {"search": 0.0, "training": 0.0, "base": 0.0}
         with suppress(OSError, ValueError):
             self.seconds |= json.loads(file.read_text())
         self._since = time.process_time()
@@ -101,10 +102,11 @@ class Clock:
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
         """Adds what has been spent since the last call; takes what a run shows of its progress."""
         del done, total, note
-        self.add("training" if stage.startswith((PREPARING, TUNING)) else "search")
+        trained = stage.startswith((PREPARING, TUNING))
+        self.add("training" if trained else "base" if stage == _BASE else "search")
 
     def add(self, what: str) -> None:
-        """Adds what has been spent since the last call to one of both."""
+        """Adds what has been spent since the last call to one of the three."""
         now = time.process_time()
         self.seconds[what] += now - self._since
         self._since = now
