@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from abcsearch.errors import ConfigError
 from abcsearch.files import replace_file
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from experiments.survey.measuring import Row
     from experiments.survey.results import Results
 
+    Points = dict[str, tuple[float, float, str]]
+
 _HEAD = ("method", "seeds", "MACs, %", "params, k", "before, %", "after, %", "- uniform", "epochs", "evaluations")
 _HEAD += ("search", "training", "forward")
 _COLORS = dict(zip(KINDS, ("#17202a", "#56b4e9", "#0072b2", "#d55e00", "#009e73", "#cc79a7"), strict=True))
@@ -30,6 +32,7 @@ _MARKS = dict(zip(KINDS, "sov^DX", strict=True))
 _NAMED = 5  # the best of a budget, which the picture names, besides these
 _ALWAYS = ("full", "uniform", "random structure", "ours (default)")
 _BEST = 3
+_LINE = 11.0  # pixels from one name to the next
 
 
 def _rank(row: Row) -> tuple[int, int, str]:
@@ -145,21 +148,23 @@ def draw(results: Results, path: Path) -> None:
     rows = results.rows
     budgets = sorted({row["budget"] for row in _whole(rows)}, reverse=True)
     figure = Figure(figsize=(5.6 * len(budgets), 4.8), layout="constrained")
-    panels = figure.subplots(1, len(budgets), squeeze=False).ravel()
-    for axes, budget in zip(panels, budgets, strict=True):
-        _panel(axes, _by_method(rows, budget), budget)
+    panels = figure.subplots(1, len(budgets), squeeze=False, sharex=True, sharey=True).ravel()
+    points = [_panel(axes, _by_method(rows, budget), budget) for axes, budget in zip(panels, budgets, strict=True)]
     figure.supxlabel("search and training, CPU time in epochs of the base network", fontsize=9)
     figure.supylabel("test accuracy after fine-tuning, %", fontsize=9)
     marks = {}
     for axes in panels:
         marks |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(marks.values(), marks.keys(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    figure.draw_without_rendering()  # so that it is known where the points are
+    for axes, own in zip(panels, points, strict=True):
+        _name(axes, own)
     figure.savefig(path, dpi=100, format="png")
 
 
-def _panel(axes: Axes, every: dict[str, list[Row]], budget: float) -> None:
-    """Draws the methods of a budget; names the best, and what all are compared with."""
-    points = {}
+def _panel(axes: Axes, every: dict[str, list[Row]], budget: float) -> Points:
+    """Draws the methods of a budget; returns them: cost, accuracy in per cent, and kind."""
+    points: Points = {}
     for name, many in every.items():
         if whole := _whole(many):
             cost = statistics.mean(row["search"] + row["training"] for row in whole)
@@ -168,14 +173,27 @@ def _panel(axes: Axes, every: dict[str, list[Row]], budget: float) -> None:
         mine = [(cost, after) for cost, after, own in points.values() if own == kind]
         if mine:
             axes.scatter(*zip(*mine, strict=True), s=22, c=_COLORS[kind], marker=_MARKS[kind], label=kind, alpha=0.85)
-    candidates = [name for name in points if name != "full" and points[name][2] != KINDS[5]]
-    best = sorted(candidates, key=lambda name: -points[name][1])[:_NAMED]
-    for name in (name for name in points if name in (*best, *_ALWAYS)):
-        axes.annotate(name, points[name][:2], xytext=(4, 3), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(f"{budget:.0%} of the MACs", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
+    return points
+
+
+def _name(axes: Axes, points: Points) -> None:
+    """Names the best methods of a panel, and what all are compared with, one name beside the other."""
+    candidates = [name for name in points if name != "full" and points[name][2] != KINDS[5]]
+    best = sorted(candidates, key=lambda name: -points[name][1])[:_NAMED]
+    taken: list[tuple[float, float, float]] = []  # left, right and height of names, in pixels
+    for name in sorted({*best, *_ALWAYS} & {*points}, key=lambda name: -points[name][1]):
+        x, y = axes.transData.transform(points[name][:2])
+        height = y + 3
+        while any(left < x + 6 * len(name) and x < right and abs(height - own) < _LINE for left, right, own in taken):
+            height -= _LINE
+        taken.append((x, x + 6 * len(name), height))
+        offset = (4, (height - y) * 72 / axes.figure.dpi)
+        axes.annotate(name, points[name][:2], xytext=offset, textcoords="offset points", fontsize=7)
