@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abcsearch.channels.graph import LEVELS
+from abcsearch.channels.widths import LEVELS
 from abcsearch.config import read_run, section, toml_of
 from abcsearch.data.registry import load_data
 from abcsearch.errors import ConfigError, RunError, quoted

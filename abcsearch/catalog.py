@@ -22,6 +22,7 @@ from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.named import MODELS
 from abcsearch.preparation.registry import PREPARATIONS
+from abcsearch.records import rule_of
 from abcsearch.registry import Home
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.named import METRICS, OBJECTIVES
@@ -52,16 +53,31 @@ class Entry:
     text: str
 
 
-def _whole(texts: Iterable[str], options: tuple[str, ...]) -> str:
-    """Returns all there is to say, defaults last."""
+def _whole(texts: Iterable[str], options: tuple[str, ...], *records: type) -> str:
+    """Returns all there is to say, defaults and what the fields of records may hold last."""
     said = [text for text in texts if text]
-    return "\n\n".join([*said, *([f"Defaults: {', '.join(options)}"] if options else [])])
+    if options:
+        said.append(f"Defaults: {', '.join(options)}")
+    if ranges := [text for record in records for text in _ranges(record)]:
+        said.append(f"Ranges: {', '.join(dict.fromkeys(ranges))}")
+    return "\n\n".join(said)
+
+
+def _records(options: object) -> list[type]:
+    """Returns the class of options, if it is a record: without one, what is made takes arguments of its own."""
+    return [options] if isinstance(options, type) and is_dataclass(options) else []
+
+
+def _ranges(record: type) -> list[str]:
+    """Returns what the fields of a record may hold, where a rule says more than their types."""
+    rules = {own.name: rule_of(own).allowed() for own in fields(record)}
+    return [f"{name} {allowed}" for name, allowed in rules.items() if allowed]
 
 
 def _searcher(name: str) -> Entry:
     entry = SEARCHERS.find(name)
     options = _options(entry.options or entry.searcher)
-    text = _whole([_doc(entry.searcher), _doc(entry.options)], options)
+    text = _whole([_doc(entry.searcher), _doc(entry.options)], options, *_records(entry.options))
     description = entry.description or _first_line(entry.searcher)
     return Entry(name=name, description=description, options=options, source=entry.source, text=text)
 
@@ -71,7 +87,7 @@ def _evaluator(name: str) -> Entry:
     kinds = entry.options.__mro__ if entry.options else ()
     records = [kind for kind in kinds if is_dataclass(kind)]  # options that evaluators share come last
     options = _options(entry.options or entry.make)
-    text = _whole(map(_doc, [entry.make, *records]), options)
+    text = _whole(map(_doc, [entry.make, *records]), options, *_records(entry.options))
     description = entry.description or _first_line(entry.make)
     return Entry(name=name, description=description, options=options, source=entry.source, text=text)
 
@@ -79,7 +95,7 @@ def _evaluator(name: str) -> Entry:
 def _preparation(name: str) -> Entry:
     entry = PREPARATIONS.find(name)
     options = _options(entry.options)
-    text = _whole([_doc(entry.make), _doc(entry.options)], options)
+    text = _whole([_doc(entry.make), _doc(entry.options)], options, *_records(entry.options))
     description = entry.description or _first_line(entry.make)
     return Entry(name=name, description=description, options=options, source=entry.source, text=text)
 
@@ -113,7 +129,10 @@ def _setting(record: type, name: str) -> Entry:
     options = tuple(option for option in _options(record) if option.partition("=")[0] == name)
     said = re.search(rf"^    {name}: (.*?)(?=^    \w+: |^\w|\Z)", _doc(record), re.MULTILINE | re.DOTALL)
     description = " ".join(said[1].split()) if said else ""
-    return Entry(name=name, description=description, options=options, source="", text=_whole([description], options))
+    text = _whole([description], options)
+    if allowed := rule_of(next(own for own in fields(record) if own.name == name)).allowed():
+        text += f"\n\nRange: {allowed}"
+    return Entry(name=name, description=description, options=options, source="", text=text)
 
 
 def _doc(described: object) -> str:

@@ -35,6 +35,8 @@ class Rule:
         below: numbers are smaller than this.
         zero: whether 0 is taken as well, where the range does not hold it.
         words: one of these.
+        each: it is a list, with one at least, and each of its entries is one of these.
+        unit: what is counted, for messages and lists: "seconds", "images".
         meaning: what it is, for the message about its range.
         decides: whether it decides the trials of a run, so that it stays what it is when the run is continued.
         compared: whether runs that differ in it are not compared without a warning.
@@ -46,6 +48,8 @@ class Rule:
     below: float | None = None
     zero: bool = False
     words: Collection[str] = ()
+    each: Collection[str] = ()
+    unit: str = ""
     meaning: str = ""
     decides: bool = True
     compared: bool = False
@@ -58,24 +62,46 @@ class Rule:
             value: what it holds.
             record: that holds the other fields.
         """
+        if self.each:
+            return self._entries_problem(name, value)
         if self.words and value not in self.words:
             return unknown_name(name, value, self.words)
         if not isinstance(value, int | float) or isinstance(value, bool) or (self.zero and value == 0):
             return ""
         high: Any = getattr(record, self.at_most, None) if isinstance(self.at_most, str) else self.at_most
-        ends = [(self.at_least, "at least"), (self.above, "above"), (high, "at most"), (self.below, "below")]
-        given = [f"{words} {_number(end)}" for end, words in ends if end is not None]
         low, top = self.at_least is None or value >= self.at_least, high is None or value <= high
         inside = (self.above is None or value > self.above) and (self.below is None or value < self.below)
-        if not given or (low and top and inside and abs(value) < math.inf):
+        allowed = self.allowed(high)
+        if not allowed or (low and top and inside and abs(value) < math.inf):
             return ""
-        both = self.at_least is not None and high is not None
-        rule = f"from {_number(self.at_least)} to {_number(high)}" if both else " and ".join(given)
         meaning = f"{self.meaning}, " if self.meaning else ""
-        return f"{name} is {meaning}{'0, or ' if self.zero else ''}{rule}, found {value!r}"
+        return f"{name} is {meaning}{allowed}, found {value!r}"
+
+    def allowed(self, high: Any = None) -> str:  # noqa: ANN401 - a number, or none
+        """Returns what the rule allows, in words: "from 2 to 10000 images"; "" if that is anything.
+
+        Args:
+            high: the value of the field that `at_most` names; None names the field.
+        """
+        if self.words or self.each:
+            return f"{'some' if self.each else 'one'} of {', '.join(self.each or self.words)}"
+        top = self.at_most if high is None else high
+        ends = [(self.at_least, "at least"), (self.above, "above"), (top, "at most"), (self.below, "below")]
+        given = [f"{words} {_number(end)}" for end, words in ends if end is not None]
+        both = self.at_least is not None and top is not None
+        numbers = f"from {_number(self.at_least)} to {_number(top)}" if both else " and ".join(given)
+        counted = f" {self.unit}" if self.unit and numbers else ""
+        return f"{'0, or ' if self.zero and numbers else ''}{numbers}{counted}"
+
+    def _entries_problem(self, name: str, value: Any) -> str:  # noqa: ANN401 - whatever was given
+        """Returns the message for something that is not a list of names, or for the first unknown one; or ""."""
+        if not isinstance(value, list | tuple) or not value:
+            return f"{name} is a list with at least one of {', '.join(self.each)}, found {value!r}"
+        wrong = [entry for entry in value if entry not in self.each]
+        return unknown_name(f"entry of {name}:", str(wrong[0]), self.each) if wrong else ""
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | str | None) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -311,7 +311,7 @@ def test_base_network_follows_the_checkpoint(finished, tmp_path):
         (["budget.macs=0.0001"], "cannot be reached"),
         (["budget.macs=1.5"], "a float is a fraction in (0, 1]"),
         (["budget.mac=0.5"], "unknown setting in [budget]: 'mac'; did you mean 'macs'?"),
-        (["space.alpha=1.2"], "alpha is the largest keep ratio, in (0, 1], found 1.2"),
+        (["space.alpha=1.2"], "alpha is the largest keep ratio, above 0 and at most 1, found 1.2"),
         (["space.step=0"], "step"),
         (["space.fixed=['conv1']"], "unknown module in fixed 'conv1'"),
         (["criterion=l7"], "unknown criterion 'l7'"),

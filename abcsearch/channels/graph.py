@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from abcsearch.channels.cost import CostModel
 from abcsearch.channels.descriptors import layer_descriptors
 from abcsearch.channels.group import ChannelGroup, ChannelNorm, SizeAttribute
-from abcsearch.channels.widths import widths_of
-from abcsearch.errors import CandidateError, TraceError, plural, unknown_name
+from abcsearch.channels.widths import FINEST, WidthOptions, widths_of
+from abcsearch.errors import CandidateError, TraceError, plural
+from abcsearch.records import check
 from abcsearch.space import Dimension, SearchSpace
 
 if TYPE_CHECKING:
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from abcsearch.channels.activation import Activations
     from abcsearch.channels.group import Block
     from abcsearch.channels.uses import Call
-
-WIDTHS = ("filter", "stage")  # levels of channel groups
-LEVELS = (*WIDTHS, "block")
-_FINEST = 10**6  # keep ratios are fractions with denominators up to this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +81,7 @@ class ChannelGraph:
         self,
         alpha: float = 0.9,
         step: float = 0.1,
-        levels: Sequence[str] = WIDTHS,
+        levels: Sequence[str] = ("filter", "stage"),
         divisor: int = 1,
         lowest: float | None = None,
         criteria: Sequence[str] = (),
@@ -115,11 +112,12 @@ class ChannelGraph:
             TraceError: if nothing at these levels can be pruned; the message names every fixed group, every operation
                 without a rule, and the reasons.
         """
-        check_space(alpha, step, levels, divisor, lowest)
+        asked: dict[str, Any] = {"alpha": alpha, "step": step, "levels": levels, "divisor": divisor, "lowest": lowest}
+        check(WidthOptions(**asked), "space", CandidateError)
         self._require_prunable(levels)
         # The simplest fraction near a float is the number that was meant: 0.1 is 1/10 and 1 / 3 is 1/3, exactly.
         given = (alpha, step, step if lowest is None else lowest)
-        last, apart, first = (Fraction(ratio).limit_denominator(_FINEST) for ratio in given)
+        last, apart, first = (Fraction(ratio).limit_denominator(FINEST) for ratio in given)
         ratios = [first + h * apart for h in range(int((last - first) / apart) + 1)]
         dimensions: list[Dimension] = []
         for index, group in enumerate(self.prunable):
@@ -215,25 +213,3 @@ def criterion_of(width: Dimension, criteria: Sequence[str]) -> Dimension:
     """Returns the dimension that says by which of some criteria the channels of a width are chosen."""
     labels = tuple(criteria if width.choices != (width.full,) else criteria[:1])
     return Dimension(f"criterion of {width.name}", "criterion", tuple(range(len(labels))), of=width.name, labels=labels)
-
-
-def check_space(alpha: float, step: float, levels: Sequence[str], divisor: int, lowest: float | None = None) -> None:
-    """Raises CandidateError for settings of a space that are out of range."""
-    if not 0 < alpha <= 1:
-        msg = f"alpha is the largest keep ratio, in (0, 1], found {alpha}"
-        raise CandidateError(msg)
-    if not 1 / _FINEST <= step <= alpha:
-        msg = f"step is the distance of keep ratios, in [{1 / _FINEST:f}, alpha = {alpha}], found {step}"
-        raise CandidateError(msg)
-    if lowest is not None and not 1 / _FINEST <= lowest <= alpha:
-        msg = f"lowest is the smallest keep ratio, in [{1 / _FINEST:f}, alpha = {alpha}], found {lowest}"
-        raise CandidateError(msg)
-    if not levels or isinstance(levels, str):
-        msg = f"levels is a list with at least one of {LEVELS}, found {levels!r}"
-        raise CandidateError(msg)
-    for level in levels:
-        if level not in LEVELS:
-            raise CandidateError(unknown_name("level", str(level), LEVELS))
-    if divisor < 1 or int(divisor) != divisor:
-        msg = f"divisor is a whole number, at least 1, found {divisor}"
-        raise CandidateError(msg)

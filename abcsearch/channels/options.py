@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from abcsearch.channels.graph import check_space
-from abcsearch.errors import ModelError
+from abcsearch.channels.widths import WidthOptions
+from abcsearch.errors import CandidateError, ModelError
 from abcsearch.records import check, setting
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpaceOptions:
+class SpaceOptions(WidthOptions):
     """Which widths are searched; see `ChannelGraph.space` for ranges.
 
     Attributes:
@@ -35,19 +35,14 @@ class SpaceOptions:
             otherwise they fix their channels.
     """
 
-    alpha: float = 0.9
-    step: float = 0.1
-    levels: tuple[Literal["filter", "stage", "block"], ...] = ("filter", "stage")
-    divisor: int = 1
-    lowest: float | None = None
     fixed: tuple[str, ...] = ()
     renormalise: bool = True
 
     def __post_init__(self) -> None:
         """Turns lists (TOML, JSON) into tuples, and checks the ranges."""
+        check(self, "space", CandidateError)
         object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "fixed", tuple(self.fixed))
-        check_space(self.alpha, self.step, self.levels, self.divisor, self.lowest)
 
     @classmethod
     def recorded(cls, **plain: Any) -> SpaceOptions:  # noqa: ANN401 - plain values
@@ -80,7 +75,7 @@ class LatencyOptions:
         ModelError: if a number is not whole or below 1.
     """
 
-    batch: int = setting(1, at_least=1)
+    batch: int = setting(1, at_least=1, unit="images")
     threads: int = setting(1, at_least=1)
     repeats: int = setting(20, at_least=1)
     check: bool = False

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from abcsearch.records import setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +14,29 @@ if TYPE_CHECKING:
 
     from abcsearch.channels.group import ChannelGroup
     from abcsearch.channels.uses import Call
+
+
+FINEST = 10**6  # keep ratios are fractions with denominators up to this
+LEVELS = ("filter", "stage", "block")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthOptions:
+    """Which widths there are to choose from, not checked yet.
+
+    Attributes:
+        alpha: largest keep ratio.
+        step: distance of keep ratios.
+        levels: "filter" (inside blocks), "stage" (residual streams), "block" (whole residual blocks).
+        divisor: layers have multiples of it as channels, where that is possible.
+        lowest: smallest keep ratio; None: one step.
+    """
+
+    alpha: float = setting(0.9, above=0, at_most=1, meaning="the largest keep ratio")
+    step: float = setting(0.1, at_least=1 / FINEST, at_most="alpha", meaning="the distance of keep ratios")
+    levels: tuple[Literal["filter", "stage", "block"], ...] = setting(("filter", "stage"), each=LEVELS)
+    divisor: int = setting(1, at_least=1)
+    lowest: float | None = setting(None, at_least=1 / FINEST, at_most="alpha", meaning="the smallest keep ratio")
 
 
 def widths_of(

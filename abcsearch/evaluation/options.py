@@ -45,9 +45,9 @@ class ScoringOptions:
     """
 
     metric: str | None = None
-    validation_images: int | None = setting(None, at_least=1)
+    validation_images: int | None = setting(None, at_least=1, unit="images")
     scoring: str = setting("full", words=SCORINGS)
-    stage_images: int | None = setting(None, at_least=1)
+    stage_images: int | None = setting(None, at_least=1, unit="images")
     finalists: int = setting(5, at_least=0)
     device: str = "auto"
     precision: str = "float32"
@@ -77,8 +77,8 @@ class AdaptiveBNOptions(ScoringOptions):
         ConfigError: if a number is out of range.
     """
 
-    calibration_images: int = setting(512, at_least=0)
-    batch_size: int = setting(128, at_least=2)
+    calibration_images: int = setting(512, at_least=0, unit="images")
+    batch_size: int = setting(128, at_least=2, unit="images")
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -112,7 +112,7 @@ class ShortTrainingOptions(ScoringOptions):
 
     epochs: int = 2
     steps: int | None = setting(None, at_least=1)
-    batch_size: int = setting(128, at_least=1)
+    batch_size: int = setting(128, at_least=1, unit="images")
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from abcsearch.errors import ConfigError
@@ -34,7 +33,7 @@ class ExecutionOptions:
     workers: int = setting(0, at_least=0, decides=False)
     ray_address: str | None = setting(None, decides=False)
     gpus: float = setting(0.0, at_least=0, meaning="a share of a GPU per worker", decides=False)
-    timeout: float | None = setting(None, decides=False)
+    timeout: float | None = setting(None, above=0, unit="seconds", decides=False)
     schedule: str = setting("rounds", words=SCHEDULES)
     window: int = setting(0, at_least=0)
 
@@ -47,11 +46,9 @@ class ExecutionOptions:
 
     def _rules(self) -> list[tuple[bool, str]]:
         """Returns what may be wrong, and its message."""
-        timeout = math.inf if self.timeout is None else self.timeout
         address = self.ray_address or ""
         return [
             (self.gpus > 1 and self.gpus != int(self.gpus), f"gpus above 1 is a whole number, found {self.gpus}"),
-            (not timeout > 0, f"timeout is a number of seconds above 0, found {self.timeout}"),
             (
                 self.window > 0 and self.schedule == "asynchronous",
                 f"window = {self.window} is for the schedule rounds; leave it out",

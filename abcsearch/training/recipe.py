@@ -65,14 +65,14 @@ class Recipe:
         ConfigError: if a value is out of range, or the device or the precision unknown.
     """
 
-    epochs: int = setting(30, at_least=1)
-    batch_size: int = setting(64, at_least=1)
+    epochs: int = setting(30, at_least=1, unit="epochs")
+    batch_size: int = setting(64, at_least=1, unit="images")
     lr: float = setting(0.1, above=0, at_most=MAX_LR)
     momentum: float = setting(0.9, at_least=0, below=1)
     weight_decay: float = setting(5e-4, at_least=0, at_most=MAX_DECAY)
-    warmup_epochs: float = setting(1.0, at_least=0)
+    warmup_epochs: float = setting(1.0, at_least=0, unit="epochs")
     label_smoothing: float = setting(0.0, at_least=0, below=1)
-    shift: int = setting(0, at_least=0)
+    shift: int = setting(0, at_least=0, unit="pixels")
     flip: bool = False
     threads: int = setting(1, at_least=1, at_most=MAX_THREADS)
     device: str = "auto"
