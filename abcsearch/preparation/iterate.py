@@ -174,7 +174,8 @@ class _Rounds:
 
         searcher.know([tried(probe) for probe in searcher.probes()])
         first = len(trials)
-        while len(trials) < self._options.trials and (asked := searcher.ask(self._options.trials - len(trials))):
+        last = first + self._options.trials
+        while len(trials) < last and (asked := searcher.ask(last - len(trials))):
             searcher.tell([tried(candidate) for candidate in asked])
         good = [trial for trial in trials[first:] if trial.evaluation.fitness is not None]
         if not good:

@@ -274,7 +274,7 @@ class IterateOptions(TrainedOptions):
         epochs: of every round, in the place of the recipe's.
         searcher: who chooses the structure of a round: "threshold", one threshold on the scores of all channels; or a
             searcher, by name or as a table with its options, whose structures the run's evaluator scores.
-        trials: structures that a searcher has evaluated in a round, those of its map among them.
+        trials: structures that a searcher has evaluated in a round, besides those of its map.
         recipe: of the training of a round: a table as [finetune], preset and changes to it; by default 4 epochs of SGD
             at 0.02.
 

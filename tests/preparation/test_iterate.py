@@ -121,6 +121,13 @@ def test_channels_are_ranked_by_when_they_went(tiny_model, tiny_data):
         assert list(itertools.chain(*levels)) == sorted(itertools.chain(*levels))
 
 
+def test_a_map_is_made_besides_the_trials(tiny_model, tiny_data):
+    """That of sensitivity has more structures than the round has trials."""
+    task = task_of(tiny_model, tiny_data)
+    made, _ = made_by(task, rounds=1, searcher="sensitivity", trials=2)
+    assert task.constraint.allows(made.starts[0])
+
+
 def test_a_searched_round_is_no_worse_than_its_threshold_by_the_runs_fitness(tiny_model, tiny_data, searching):
     task = task_of(tiny_model, tiny_data)
     fitness = task.evaluator(task.source)
