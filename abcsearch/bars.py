@@ -14,9 +14,10 @@ from rich.text import Text
 
 from abcsearch import terminal
 from abcsearch.errors import escaped
+from abcsearch.formats import clock_text
 from abcsearch.runs.pace import Note, Pace
 from abcsearch.steps import STEPS
-from abcsearch.terminal import duration, switched
+from abcsearch.terminal import switched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ class _Rest:
     @property
     def words(self) -> str:
         """The rest in words; "" where nothing tells."""
-        return "" if self._end is None else f"{duration(max(self._end - time.time(), 0))} left"
+        return "" if self._end is None else f"{clock_text(max(self._end - time.time(), 0))} left"
 
 
 class _Left(ProgressColumn):

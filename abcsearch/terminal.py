@@ -24,6 +24,7 @@ from rich.text import Text
 from typer import rich_utils
 
 from abcsearch.errors import AbcSearchError, escaped, plural, quoted
+from abcsearch.formats import clock_text
 from abcsearch.searchers.registry import nothing_left
 from abcsearch.stopping import stopping
 
@@ -136,15 +137,6 @@ def _explained(error: Exception) -> tuple[str, int]:
     return f"internal error: {type(error).__name__}: {error}{advice}", 1
 
 
-def duration(seconds: float) -> str:
-    """Returns a duration as 42 s, 3:07 or 1:02:03."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if whole < 60:
-        return f"{whole} s"
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def print_json(value: Any, *, indent: int | None = 1) -> None:  # noqa: ANN401 - plain JSON values
     """Prints plain values for scripts, and nothing else; without an indent on one line.
 
@@ -183,7 +175,7 @@ def print_status(watched: RunWatch, *, as_json: bool = False) -> None:
         return
     console.print(watched.title)
     for search in status.rows:
-        console.print(f"{search.name}: {_counts(search)}; {duration(search.seconds)} of evaluations")
+        console.print(f"{search.name}: {_counts(search)}; {clock_text(search.seconds)} of evaluations")
     for line in _notes(status):
         console.print(line)
     console.print(_state(status, watched))
@@ -239,7 +231,7 @@ def _watch_lines(watched: RunWatch, every: float) -> None:
     while True:
         status = watched.look()
         now = {search.name: f"{search.name}: {_counts(search)}" for search in status.rows}
-        left = {search.name: f", {duration(search.left)} left" for search in status.rows if search.left}
+        left = {search.name: f", {clock_text(search.left)} left" for search in status.rows if search.left}
         plain = status.running and not (
             status.pulse and status.pulse.training
         )  # how many are busy changes all the time
@@ -260,7 +252,7 @@ def _screen(status: RunStatus, watched: RunWatch) -> Group:
         line = Table.grid(Column(ratio=1), Column(no_wrap=True), Column(width=12), padding=(0, 1, 0, 0), expand=True)
         bar = ProgressBar(total=search.total, completed=search.done)
         count = f"{search.done:>{len(str(search.total))}}/{search.total}"
-        line.add_row(bar, count, f"{duration(search.left)} left" if search.left else "")
+        line.add_row(bar, count, f"{clock_text(search.left)} left" if search.left else "")
         pace = f", {_pace(search.interval)}" if search.interval else ""
         table.add_row(escaped(search.name), Group(line, Text(_result(search) + pace)))
     log = [Text(escaped(line), style="dim", no_wrap=True, overflow="ellipsis") for line in status.log]

@@ -27,7 +27,7 @@ ALWAYS = {
     "labels.dtype of images",
     "self.difference of outputs",
     "duration_text(own.busy) of evaluations",
-    "duration(search.seconds) of evaluations",
+    "clock_text(search.seconds) of evaluations",
     "100 * value points",
     "100 * own.change points",
     "conv_groups conv groups",  # of which there are more than one

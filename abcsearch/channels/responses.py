@@ -20,6 +20,7 @@ from torch import nn
 from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.errors import AbcSearchError, RankingError, plural
 from abcsearch.example import Example, described, line_of
+from abcsearch.formats import first_line
 from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
@@ -160,15 +161,9 @@ def run_batches(twin: nn.Module, data: Any, seed: int, step: Callable[[Batch], N
             except AbcSearchError:
                 raise
             except Exception as error:  # forward is the user's: anything can go wrong in it
-                msg = (
-                    f"data do not fit the network: it fails on images {batch.text}: {_reason(error)} ({line_of(error)})"
-                )
+                why = f"{first_line(error)} ({line_of(error)})"
+                msg = f"data do not fit the network: it fails on images {batch.text}: {why}"
                 raise RankingError(msg) from error
-
-
-def _reason(error: Exception) -> str:
-    """Returns the first line of an error's text, or its class where there is no text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _applied(name: str, function: Callable[..., torch.Tensor], *values: torch.Tensor) -> torch.Tensor:
@@ -176,7 +171,7 @@ def _applied(name: str, function: Callable[..., torch.Tensor], *values: torch.Te
     try:
         return function(*values)
     except Exception as error:  # it may be the user's
-        msg = f"{name} of the criterion fails on {', '.join(str(tuple(v.shape)) for v in values)}: {_reason(error)}"
+        msg = f"{name} of the criterion fails on {', '.join(str(tuple(v.shape)) for v in values)}: {first_line(error)}"
         raise RankingError(msg) from error
 
 

@@ -19,6 +19,7 @@ from abcsearch.channels.gates import gated
 from abcsearch.channels.orders import Ranking
 from abcsearch.channels.recording import returned_by
 from abcsearch.channels.slicing import slice_model
+from abcsearch.formats import first_line
 from abcsearch.rng import numpy_stream, torch_seeded
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class _Trial:
             with torch_seeded(seed, "check"), keeping_buffers(network):
                 return returned_by(network(*given.args, **given.kwargs))
         except Exception as error:  # noqa: BLE001 - it may fail in any way
-            return (str(error).strip() or type(error).__name__).splitlines()[0]
+            return first_line(error)
 
 
 def _is_real(x: Any) -> bool:  # noqa: ANN401 - inputs are anything

@@ -17,6 +17,7 @@ from abcsearch.channels.interception import SIZE_ATTRIBUTES, Watched, is_leaf, l
 from abcsearch.channels.recording import Recorder
 from abcsearch.errors import ExampleError, TraceError
 from abcsearch.example import Example, described, line_of
+from abcsearch.formats import first_line
 from abcsearch.rng import torch_seeded
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _twin(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         msg = (
-            f"{type(model).__name__} cannot be copied: {_first_line(error)}; weights that are computed by a hook "
+            f"{type(model).__name__} cannot be copied: {first_line(error)}; weights that are computed by a hook "
             "(weight_norm, pruning masks) must be made plain first, with the matching remove function"
         )
         raise TraceError(msg) from error
@@ -199,7 +200,7 @@ def _record(twin: nn.Module, example: Example) -> tuple[Recorder, Watched]:
     except Exception as error:
         own = ", ".join({str(p.dtype) for p in twin.parameters()} or {"none"})
         msg = (
-            f"{kind} does not run on the example input {described(example)}: {_first_line(error)} "
+            f"{kind} does not run on the example input {described(example)}: {first_line(error)} "
             f"(at {recorder.current}, {line_of(error)}); pass one batch as forward takes it (its weights are {own})"
         )
         raise ExampleError(msg) from error
@@ -250,8 +251,3 @@ def _plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _first_line(error: Exception) -> str:
-    """Returns the first line of an error's text, or its class where there is no text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from abcsearch.formats import duration_text
 from abcsearch.reporting.curves import SHOWN, thinned
 from abcsearch.reporting.layer_charts import parallel_chart, sensitivity_chart, widths_chart
 from abcsearch.reporting.plotting import cost_buttons, figure_of
@@ -18,7 +19,6 @@ from abcsearch.reporting.words import (
     GREY,
     VERMILLION,
     cost_text,
-    duration_text,
     lane_ticks,
     network_color,
     network_symbol,

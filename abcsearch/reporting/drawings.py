@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from abcsearch.errors import plural
+from abcsearch.formats import duration_text
 from abcsearch.reporting.curves import thinned
 from abcsearch.reporting.gathering import block_height
 from abcsearch.reporting.timeline import outline
@@ -21,7 +22,6 @@ from abcsearch.reporting.words import (
     ORANGE,
     SKY,
     VERMILLION,
-    duration_text,
     lane_ticks,
     network_color,
     network_symbol,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -20,61 +21,104 @@ if TYPE_CHECKING:
     from abcsearch.reporting.sensitivity import Sensitivity
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A layer or a block of the chart of widths.
+
+    Attributes:
+        x: where it stands.
+        index: among the layers of the widths.
+        layer: what it is.
+        full: height of the full network's bar: its channels; of a block, the same for all.
+        kept: height of the winner's.
+        text: shown where the mouse is, as HTML.
+    """
+
+    x: int
+    index: int
+    layer: Layer
+    full: float
+    kept: float
+    text: str
+
+
 def widths_chart(widths: Widths) -> go.Figure:
     """Returns the widths of the winner within those of the full network, and those of the baselines."""
-    wide = [i for i, layer in enumerate(widths.layers) if layer.level != "block"]
-    blocks = [i for i, layer in enumerate(widths.layers) if layer.level == "block"]
-    order = [*wide, *blocks]
-    names = [widths.layers[i].name for i in order]
-    tall = block_height(widths)
     *others, winner = widths.kept
-    x = list(range(len(order)))
-    texts = [f"{layer.name}: {width_text(layer, widths.kept[winner][i])}" for i, layer in enumerate(widths.layers)]
-    for i, label in enumerate(widths.criteria.get(winner, ())):
-        texts[i] += f", by {label}" if label else ""
-    hover = [html.escape(texts[i]) for i in order]
-    traces: list[Any] = [
-        go.Bar(
-            x=x,
-            y=[tall if widths.layers[i].level == "block" else widths.layers[i].full for i in order],
-            name="full",
-            marker={"color": "#dcdfe3"},
-            hoverinfo="skip",
+    columns = _columns(widths, winner)
+    layers = [column for column in columns if column.layer.level != "block"]
+    traces = [_full_bars(columns), *_winner_bars(columns)]
+    traces += [_marks(widths, name, winner, layers, size=max(5, min(11, 400 // len(columns)))) for name in others]
+    unit = "channels" if len(layers) == len(columns) else "channels (blocks: coloured if kept)"
+    figure = figure_of(traces, "", unit, 520)
+    figure.update_layout(barmode="overlay")
+    layer_axis(figure, [column.layer.name for column in columns])
+    return figure
+
+
+def _columns(widths: Widths, winner: str) -> list[_Column]:
+    """Returns the columns from left to right: layers first, then blocks."""
+    numbered = sorted(enumerate(widths.layers), key=lambda entry: entry[1].level == "block")
+    criteria = widths.criteria.get(winner, ())
+    columns: list[_Column] = []
+    for x, (index, layer) in enumerate(numbered):
+        kept = widths.kept[winner][index]
+        text = f"{layer.name}: {width_text(layer, kept)}"
+        if index < len(criteria) and criteria[index]:
+            text += f", by {criteria[index]}"
+        tall = block_height(widths) if layer.level == "block" else 0
+        heights = (tall, kept * tall) if tall else (layer.full, kept)
+        columns.append(_Column(x, index, layer, *heights, html.escape(text)))
+    return columns
+
+
+def _full_bars(columns: Sequence[_Column]) -> go.Bar:
+    """Returns the bars of the full network, behind the others."""
+    return go.Bar(
+        x=[column.x for column in columns],
+        y=[column.full for column in columns],
+        name="full",
+        marker={"color": "#dcdfe3"},
+        hoverinfo="skip",
+        width=0.86,
+    )
+
+
+def _winner_bars(columns: Sequence[_Column]) -> list[go.Bar]:
+    """Returns the bars of the winner, those of every level in its colour."""
+    bars: list[go.Bar] = []
+    for level in dict.fromkeys(column.layer.level for column in columns):
+        same = [column for column in columns if column.layer.level == level]
+        bar = go.Bar(
+            x=[column.x for column in same],
+            y=[column.kept for column in same],
+            name=f"winner, {level} level" if level else "winner",
+            marker={"color": LEVELS[level]},
+            hovertext=[column.text for column in same],
+            hoverinfo="text",
             width=0.86,
         )
-    ]
-    for level in dict.fromkeys(widths.layers[i].level for i in order):
-        own = [place for place in x if widths.layers[order[place]].level == level]
-        label = f"winner, {level} level" if level else "winner"
-        traces.append(
-            go.Bar(
-                x=own,
-                y=[widths.kept[winner][order[place]] * (tall if level == "block" else 1) for place in own],
-                name=label,
-                marker={"color": LEVELS[level]},
-                hovertext=[hover[place] for place in own],
-                hoverinfo="text",
-                width=0.86,
-            )
-        )
-    for name in others:
-        color = network_color(name, winner)
-        size = max(5, min(11, 400 // len(x)))
-        line = {
+        bars.append(bar)
+    return bars
+
+
+def _marks(widths: Widths, name: str, winner: str, layers: Sequence[_Column], *, size: int) -> go.Scatter:
+    """Returns a baseline's widths as marks over the bars of layers."""
+    kept = [widths.kept[name][column.index] for column in layers]
+    return go.Scatter(
+        x=[column.x for column in layers],
+        y=kept,
+        mode="markers",
+        name=name,
+        marker={
             "symbol": network_symbol(name, winner)[0],
             "size": size,
-            "color": color,
+            "color": network_color(name, winner),
             "line": {"color": "white", "width": 1},
-        }
-        kept = [widths.kept[name][i] for i in wide]
-        text = [f"{html.escape(name)}: {value}" for value in kept]
-        places = list(range(len(wide)))
-        trace = go.Scatter(x=places, y=kept, mode="markers", name=name, marker=line, hovertext=text, hoverinfo="text")
-        traces.append(trace)
-    figure = figure_of(traces, "", "channels (blocks: coloured if kept)" if blocks else "channels", 520)
-    figure.update_layout(barmode="overlay")
-    layer_axis(figure, names)
-    return figure
+        },
+        hovertext=[f"{html.escape(name)}: {value}" for value in kept],
+        hoverinfo="text",
+    )
 
 
 def sensitivity_chart(found: Sensitivity) -> go.Figure:

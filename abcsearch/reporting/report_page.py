@@ -6,13 +6,14 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import RunError, plural, quoted
+from abcsearch.formats import duration_text
 from abcsearch.reporting.charts import page_charts, thinned_note
 from abcsearch.reporting.drawings import drawings
 from abcsearch.reporting.headline import doubts, headline
 from abcsearch.reporting.page import Page, Section, check_page, code, network_table, paragraph, table
 from abcsearch.reporting.repeating import again_text, command_line, config_toml, facts, load_text
 from abcsearch.reporting.tables import network_lines, width_cells
-from abcsearch.reporting.words import change_text, duration_text, time_change
+from abcsearch.reporting.words import change_text, time_change
 from abcsearch.results.report import write_report
 from abcsearch.runs.disk.decision import scored
 from abcsearch.runs.disk.folder import RunFolder

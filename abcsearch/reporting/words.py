@@ -92,18 +92,6 @@ def width_text(layer: Layer, kept: int) -> str:
     return f"{layer.full} ⇒ {kept}"
 
 
-def duration_text(seconds: float) -> str:
-    """Returns a duration: 4.2 s, 3 min 7 s, 2 h 13 min, 3 d 4 h."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    whole = round(seconds)
-    for unit, word, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= unit:
-            rest = whole % unit // smaller
-            return f"{whole // unit} {word}" + (f" {rest} {small}" if rest else "")
-    return f"{whole} s"
-
-
 def tick_step(count: int, most: int = 90) -> int:
     """Returns that every how-manieth of so many layers is named on an axis."""
     return -(-count // most)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from abcsearch.baselines.registry import searched
 from abcsearch.errors import RunError
@@ -18,6 +18,11 @@ from abcsearch.runs.disk.setup import read_setup
 from abcsearch.runs.disk.shapes import other_baseline, shown_header, winner_name
 from abcsearch.runs.disk.stages import PREPARING, TUNING
 from abcsearch.trial import Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from abcsearch.space import Candidate
 
 _LOG_LINES = 5
 
@@ -172,57 +177,60 @@ class RunWatch:
             RunError: if the folder holds no run, or a damaged one.
         """
         header = shown_header(self._folder)
-        settings = header["settings"]
-        folders = {winner_name(settings["searcher"]["name"]): self._folder}
-        begun_baselines = {path.parent.name for path in self.path.glob("baselines/*/run.json")}
-        due = set(searched(settings.get("baselines", ())))
-        for name in sorted(begun_baselines | due):
-            if other := other_baseline(self._folder, name, header):
-                raise RunError(other)
-            folders[f"baseline {name}"] = self._folder.baseline(name)
+        settings, n_trials = header["settings"], header["settings"]["n_trials"]
+        folders = self._searched(header)
         running = self._folder.in_use()  # before the journals: what is finished after that is seen at the next look
-        ended, exhausted = self._ended(list(folders.values()), settings["n_trials"])
-        # What is left of a search or a fine-tuning that was killed, or is over, says nothing.
+        ended, exhausted = self._ended(list(folders.values()), n_trials)
         total = mapped_total(self._folder)
-        places = [*folders.values(), *([self._folder.map] if total else [])]
-        pulses = [p for p in map(Pulse.of, places) if p and running and p.tuning == ended]
-        pulse = max(pulses, key=lambda found: found.time, default=None)
-        written = {name: folder.journal.stat().st_mtime for name, folder in folders.items() if folder.journal.exists()}
-        active = max(written, key=lambda name: written[name]) if running and written else None
+        pulse = self._pulse([*folders.values(), self._folder.map], ended=ended) if running else None
         now = None if ended else pulse
+        active = _last_written(folders) if running else None
         searches = tuple(
-            self._search(name, folder, settings["n_trials"], now, active=name == active)
-            for name, folder in folders.items()
+            self._search(name, folder, n_trials, now, active=name == active) for name, folder in folders.items()
         )
-        begun = self._folder.journal.exists()
-        mapped = self._search(STAGE, self._folder.map, total, now, active=running and not begun) if total else None
-        # Of a trial whose line is damaged the snapshot says that it is done; it has to be evaluated again.
-        lacking = not exhausted and any(search.done < search.total for search in searches)
-        lacking = lacking or any(search.undecided for search in searches)
-        over = ended and not running and not lacking
-        winners = {search.name.removeprefix("baseline "): search.best for search in searches}
-        best = {name: None if trial is None else trial.candidate for name, trial in winners.items()}
-        most = settings.get("max_failures")
-        most = most if isinstance(most, int) else math.inf
-        made = tunings(self._folder, settings, best)
+        mapping = running and not self._folder.journal.exists()
+        mapped = self._search(STAGE, self._folder.map, total, now, active=mapping) if total else None
+        over = ended and not running and (exhausted or _complete(searches)) and not _undecided(searches)
+        tuned = tunings(self._folder, settings, _winners(searches))
+        setup = read_setup(self._folder)
         return RunStatus(
             map=mapped,
             known=told_lines(self._folder),
             searches=searches,
             running=running,
             finished=over,
-            gave_up=not (running or over) and any(search.failing > most for search in searches),
+            gave_up=not (running or over) and _gave_up(searches, settings),
             exhausted=exhausted,
-            tuned=tuple(name for name, tuned in made.items() if tuned.scores is not None),
+            tuned=tuple(name for name, tuning in tuned.items() if tuning.scores is not None),
             kept=tuple(path.name for path in kept(self._folder)),
-            recipes=recipes(self._folder, made, settings.get("finetune")),
-            damaged=() if running else damaged(self._folder, header, made),
+            recipes=recipes(self._folder, tuned, settings.get("finetune")),
+            damaged=() if running else damaged(self._folder, header, tuned),
             interrupted=interrupted(self._folder, settings.get("finetune")) if over else None,
             pulse=pulse,
-            setup=() if (known := read_setup(self._folder)) is None else known.lines,
+            setup=() if setup is None else setup.lines,
             preparing=None if running else _left_off(self._folder),
             log=_last_lines(self.path / "log.txt"),
         )
+
+    def _searched(self, header: dict[str, Any]) -> dict[str, RunFolder]:
+        """Returns the folders of the search and of its baselines, begun or to come.
+
+        Raises:
+            RunError: if a baseline is that of another run.
+        """
+        settings = header["settings"]
+        folders = {winner_name(settings["searcher"]["name"]): self._folder}
+        begun = {path.parent.name for path in self.path.glob("baselines/*/run.json")}
+        for name in sorted(begun | set(searched(settings.get("baselines", ())))):
+            if other := other_baseline(self._folder, name, header):
+                raise RunError(other)
+            folders[f"baseline {name}"] = self._folder.baseline(name)
+        return folders
+
+    def _pulse(self, folders: list[RunFolder], *, ended: bool) -> Pulse | None:
+        """Returns what the running process has said last: a search that is over, or was killed, says nothing."""
+        pulses = [pulse for pulse in map(Pulse.of, folders) if pulse and pulse.tuning == ended]
+        return max(pulses, key=lambda pulse: pulse.time, default=None)
 
     def _search(
         self, name: str, folder: RunFolder, n_trials: int, pulse: Pulse | None, *, active: bool
@@ -261,6 +269,34 @@ class RunWatch:
             self._ends = (stamps, ended, folders[0].exhausted())
             self._to_decide = {folder.path for folder in folders if folder.decided() is not None}
         return self._ends[1:]
+
+
+def _last_written(folders: dict[str, RunFolder]) -> str | None:
+    """Returns the name of the search whose journal was written to last; None before the first trial."""
+    written = {name: folder.journal.stat().st_mtime for name, folder in folders.items() if folder.journal.exists()}
+    return max(written, key=written.__getitem__, default=None)
+
+
+def _complete(searches: Sequence[SearchStatus]) -> bool:
+    """Returns whether all trials are there: one whose line is damaged is done by the snapshot, and evaluated again."""
+    return all(search.done >= search.total for search in searches)
+
+
+def _undecided(searches: Sequence[SearchStatus]) -> bool:
+    """Returns whether the best trials of a search are still to be scored in full."""
+    return any(search.undecided for search in searches)
+
+
+def _gave_up(searches: Sequence[SearchStatus], settings: dict[str, Any]) -> bool:
+    """Returns whether more evaluations in a row have failed than the run allows."""
+    most = settings.get("max_failures")
+    return isinstance(most, int) and any(search.failing > most for search in searches)
+
+
+def _winners(searches: Sequence[SearchStatus]) -> dict[str, Candidate | None]:
+    """Returns the best structure of every search so far, by what files call it."""
+    best = {search.name.removeprefix("baseline "): search.best for search in searches}
+    return {name: trial and trial.candidate for name, trial in best.items()}
 
 
 def _left_off(folder: RunFolder) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from abcsearch.errors import CheckpointError, plural, quoted
 from abcsearch.files import Anchor, replace_file
+from abcsearch.formats import first_line
 from abcsearch.runs.disk.missing import AGAIN
 from abcsearch.runs.disk.weights import checkpoint_path, load_checkpoint, weights_writer
 from abcsearch.runs.progress import Progress, silent
@@ -74,6 +75,6 @@ def load_base(model: nn.Module, file: Path) -> None:
         elif error.__cause__ is None:
             msg = f"{error}; restore {file.name} from a copy, or delete it: {again}"
         else:
-            reason = (str(error.__cause__) or type(error.__cause__).__name__).splitlines()[0].removeprefix("damaged: ")
+            reason = first_line(error.__cause__).removeprefix("damaged: ")
             msg = f"{file} is damaged: {reason}; restore it from a copy, or delete it: {again}"
         raise CheckpointError(msg) from error

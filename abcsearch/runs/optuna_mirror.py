@@ -19,6 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from abcsearch.errors import ConfigError
+from abcsearch.formats import first_line
 from abcsearch.runs.watching import finish_times
 from abcsearch.searchers.optuna_search import quiet
 
@@ -87,7 +88,7 @@ def open_storage(storage: str) -> BaseStorage:
                 return _database(storage)
             return JournalStorage(JournalFileBackend(storage))
         except Exception as error:  # every database and driver has its own
-            reason = str(error).partition("\n")[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             shown = re.sub(r":[^:@/]*@", ":***@", storage)  # without the password
             msg = (
                 f"Optuna storage {shown!r} cannot be opened: {reason}; give a URL such as sqlite:///studies.db, "

@@ -6,6 +6,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import CandidateError, PreparationError, RunError, differences, plural, quoted
+from abcsearch.formats import first_line
 from abcsearch.preparation.base import Trainer, check_restored, check_start, prepared_by
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.runs.disk.stages import PREPARING
@@ -210,7 +211,7 @@ def _weights(folder: RunFolder, vouched: str) -> dict[str, torch.Tensor]:
     try:
         tensors = load_tensors(path)
     except Exception as error:  # what is raised depends on the damage
-        reason = (str(error) or type(error).__name__).splitlines()[0].removeprefix("damaged: ")
+        reason = first_line(error).removeprefix("damaged: ")
         raise RunError(_refusal(folder, WEIGHTS, f"is damaged: {reason}")) from error
     if tensors_hash(tensors) != vouched:
         raise RunError(_refusal(folder, WEIGHTS, f"holds other weights than {RECORD} vouches for"))

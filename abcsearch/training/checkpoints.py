@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from abcsearch.errors import CheckpointError, differences
 from abcsearch.files import Anchor, is_there, replace_file
+from abcsearch.formats import first_line
 from abcsearch.training.begun import KEY
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Checkpoint:
             _verify(metadata, tensors)
             identity, state = found["identity"], found["state"]
         except Exception as error:  # what is raised depends on the damage
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             msg = f"{self.path} is no checkpoint of a training ({reason}); delete it to train from the beginning"
             raise CheckpointError(msg) from error
         if identity != self._identity:

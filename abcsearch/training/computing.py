@@ -10,6 +10,7 @@ import torch
 
 from abcsearch.channels.latency import torch_threads
 from abcsearch.errors import ConfigError, callers
+from abcsearch.formats import first_line
 from abcsearch.training.recipe import TF32, check_computing
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def find_device(name: str, precision: str = "float32") -> torch.device:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             msg = (
-                f'this machine has no device {name!r} ({str(error).splitlines()[0]}); set device to "cpu" or "auto" '
+                f'this machine has no device {name!r} ({first_line(error)}); set device to "cpu" or "auto" '
                 "(of a run: abcsearch resume --device cpu, abcsearch finetune --set device=cpu)"
             )
             raise ConfigError(msg) from error

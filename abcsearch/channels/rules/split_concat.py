@@ -85,30 +85,55 @@ def splitting(flow: Flow, op: Op) -> Sequence[Layout | None]:
         numbers_plain(op.operands[1:])
         return [layout] * len(lengths)
     ends = np.cumsum([0, *(shape[axis] for shape in lengths)])
-    parts = [layout.positions[start:stop] for start, stop in pairwise(ends)]
+    pieces = [layout.positions[start:stop] for start, stop in pairwise(ends)]
     name = op.target if isinstance(op.target, str) else op.target.__name__
     given = op.argument(1, {"chunk": "chunks", "split": "split_size_or_sections"}.get(name, "indices_or_sections"))
     counts = [count for _, count in numbers(given)]
-    if len(parts) == 1 and any(flow.stands(count) for count in counts):
+    listed = isinstance(given.value if isinstance(given, Operand) else given, tuple | list)
+    if len(pieces) == 1 and any(flow.stands(count) for count in counts):
         msg = "one part has all of them"
         raise NoRuleError(msg)
-    listed = isinstance(given.value if isinstance(given, Operand) else given, tuple | list)
-    if name == "split" and (listed or not counts[0].terms):
-        if any(count.terms for count in counts) and len(set(map(len, parts))) == 1:
-            equal_runs(flow, layout.positions, len(parts))
-        # With one size for all, the last part takes what is left.
-        for part, count in zip(
-            parts if listed else parts[:-1], counts if listed else counts * len(parts), strict=False
-        ):
-            flow.follows(count, part, op)
-    elif listed or len(set(map(len, parts))) > 1 or (name != "split" and counts[0].terms):
+    if name == "split" and listed:
+        _split_by_sizes(flow, op, pieces, counts, layout)
+    elif name == "split" and not counts[0].terms:
+        # With one size for all, the last piece takes what is left.
+        _split_by_sizes(flow, op, pieces[:-1], counts * (len(pieces) - 1), layout)
+    else:
+        _split_equally(flow, op, pieces, counts, layout, listed=listed, by_size=name == "split")
+    return [Layout(axis, piece) for piece in pieces]
+
+
+def _split_by_sizes(
+    flow: Flow, op: Op, pieces: list[NDArray[np.int64]], counts: Sequence[Count], layout: Layout
+) -> None:
+    """Says that every piece is as long as a number; where that is computed, equal pieces lose the same channels."""
+    if any(count.terms for count in counts) and _same_lengths(pieces):
+        equal_runs(flow, layout.positions, len(pieces))
+    for piece, count in zip(pieces, counts, strict=False):
+        flow.follows(count, piece, op)
+
+
+def _split_equally(  # noqa: PLR0913 - the call, what it makes, and how it was asked
+    flow: Flow,
+    op: Op,
+    pieces: list[NDArray[np.int64]],
+    counts: Sequence[Count],
+    layout: Layout,
+    *,
+    listed: bool,
+    by_size: bool,
+) -> None:
+    """Says that all pieces lose the same channels: there are a written number of them, or of a computed size."""
+    if listed or not _same_lengths(pieces) or (not by_size and counts[0].terms):
         msg = "its parts have different sizes, or with other channels there are more or fewer of them"
         raise NoRuleError(msg)
-    else:
-        lane = equal_runs(flow, layout.positions, len(parts))
-        if name == "split":
-            flow.follows(counts[0], lane, op)
-    return [Layout(axis, part) for part in parts]
+    lane = equal_runs(flow, layout.positions, len(pieces))
+    if by_size:
+        flow.follows(counts[0], lane, op)
+
+
+def _same_lengths(pieces: Sequence[NDArray[np.int64]]) -> bool:
+    return len({len(piece) for piece in pieces}) == 1
 
 
 @rule_for(operator.getitem, thorough=True)

@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from abcsearch.errors import CheckpointError
 from abcsearch.files import CHECKSUM
+from abcsearch.formats import first_line
 from abcsearch.models.renaming import own_names, wrapper_prefix
 from abcsearch.training.checkpoints import tensors_hash
 
@@ -104,7 +105,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             warnings.filterwarnings("ignore", message="'torch.load' received a zip file")
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is raised depends on the damage; pickled code is an error as well
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         msg = f"checkpoint {path} cannot be read: {reason}; save a state dict with torch.save or safetensors"
         msg = _more_than_weights(path, str(error)) or msg
         raise CheckpointError(msg) from error
