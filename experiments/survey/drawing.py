@@ -57,13 +57,16 @@ def _whole(many: list[Row]) -> list[Row]:
 def best_three(rows: list[Row], budget: float) -> list[str]:
     """Returns the methods with the highest mean accuracy after fine-tuning, of those that ran with most seeds.
 
-    Without the full network and controls.
+    Without the full network and controls; of methods that found the same networks, the first.
     """
     every = {name: _whole(many) for name, many in _by_method(rows, budget).items() if many[0]["kind"] != KINDS[5]}
     most = max((len(many) for many in every.values()), default=0)
     means = {n: statistics.mean(r["after"] for r in many) for n, many in every.items() if len(many) == most > 0}
     means.pop("full", None)
-    return sorted(means, key=lambda name: -means[name])[:_BEST]
+    others: dict[str, str] = {}  # what a method found -> its name
+    for name in means:
+        others.setdefault(repr(sorted((r["seed"], r["candidate"], r["after"]) for r in every[name])), name)
+    return sorted(others.values(), key=lambda name: -means[name])[:_BEST]
 
 
 def table(rows: list[Row]) -> str:

@@ -152,7 +152,15 @@ def sum_of(config, rounds):
 
 def test_the_best_three_are_those_of_most_seeds(tmp_path):
     def row(name, seed, after, **own):
-        return {"method": name, "kind": KINDS[1], "budget": 0.5, "seed": seed, "after": after, **own}
+        plain = {
+            "method": name,
+            "kind": KINDS[1],
+            "budget": 0.5,
+            "seed": seed,
+            "after": after,
+            "candidate": [ord(name[0])],
+        }
+        return {**plain, **own}
 
     rows = [
         row(name, seed, after)
@@ -161,6 +169,7 @@ def test_the_best_three_are_those_of_most_seeds(tmp_path):
     ]
     rows = [own for own in rows if (own["method"], own["seed"]) != ("e", 1)] + [row("f", 0, 1.0, skipped="no")]
     rows += [row("full", seed, 1.0) for seed in (0, 1)]
+    rows += [row("again", seed, 0.9) for seed in (0, 1)]  # the same networks as a
     assert drawing.best_three(rows, 0.5) == ["a", "b", "c"]
     assert drawing.best_three(rows, 0.3) == []
     assert Results(tmp_path / "none.json").rows == []
