@@ -90,9 +90,10 @@ def _times(arguments: argparse.Namespace, results: Results) -> None:
     candidates = list(dict.fromkeys(tuple(row["candidate"]) for row in rows))
     (job,), load = _jobs(arguments, ["uniform"], [max(arguments.budgets)], [seed]), LoadedOnce()
     config = with_base(job.config(), job.folder.with_name(f"base-{seed}"), load)
-    shares = dict(zip(candidates, forward_shares(config, load, candidates), strict=True))
-    for row in rows:
-        results.add({**row, "forward": shares[tuple(row["candidate"])]})
+    for shares in forward_shares(config, load, candidates):
+        for row in rows:
+            if tuple(row["candidate"]) in shares:
+                results.add({**row, "forward": shares[tuple(row["candidate"])]})
 
 
 def main() -> None:

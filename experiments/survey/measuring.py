@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import statistics
 import time
 import zlib
 from contextlib import suppress
@@ -29,7 +30,7 @@ from experiments.survey.results import decided
 from experiments.tables import in_onnxruntime, processors, with_base
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from abcsearch.results.open_run import FinishedRun
     from abcsearch.runs.settings import RunConfig
@@ -198,20 +199,21 @@ def _task(config: RunConfig, load: LoadedOnce) -> Task:
     return Task.of(model.eval(), load(config), config)
 
 
-def forward_shares(config: RunConfig, load: LoadedOnce, candidates: Sequence[tuple[int, ...]]) -> list[float]:
-    """Returns forward times in ONNX Runtime as shares of the full network's, batches of 64 on one thread.
+def forward_shares(
+    config: RunConfig, load: LoadedOnce, candidates: Sequence[tuple[int, ...]]
+) -> Iterator[dict[tuple[int, ...], float]]:
+    """Yields forward times in ONNX Runtime as shares of the full network's, some structures at a time.
 
-    Networks take turns, the full one in every round of some of them.
+    Batches of 64 on one thread; networks take turns, the full one in every round of some of them.
     """
     task = _task(config, load)
-    batch = task.data.test.images[:BATCH]
-    shares: list[float] = []
+    batch = task.data.test.loaded().images[:BATCH]
     for first in range(0, len(candidates), _AT_ONCE):
-        every = [task.base, *(_sliced(task, own) for own in candidates[first : first + _AT_ONCE])]
-        times = forward_times(in_onnxruntime(every, task.data.example), batch, threads=1)
-        full, *others = (float(torch.tensor(own).median()) for own in times)
-        shares += [own / full for own in others]
-    return shares
+        some = candidates[first : first + _AT_ONCE]
+        networks = [task.base, *(_sliced(task, own) for own in some)]
+        times = forward_times(in_onnxruntime(networks, task.data.example), batch, threads=1)
+        full, *others = (statistics.median(own) for own in times)
+        yield {own: time / full for own, time in zip(some, others, strict=True)}
 
 
 def _sliced(task: Task, candidate: tuple[int, ...]) -> torch.nn.Module:
