@@ -223,13 +223,6 @@ def test_progress_lines_are_the_milestones(shown):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (187, "3:07"), (3723, "1:02:03")]
-)
-def test_durations(seconds, text):
-    assert terminal.duration(seconds) == text
-
-
-@pytest.mark.parametrize(
     ("interval", "text"),
     [
         (0.25, "4.0 trials/s"),

@@ -15,7 +15,7 @@ from abcsearch.reporting.history import SearchHistory
 from abcsearch.reporting.repeating import config_toml
 from abcsearch.reporting.sensitivity import layer_sensitivity, least_trials
 from abcsearch.reporting.timeline import run_timeline
-from abcsearch.reporting.words import change_text, cost_text, duration_text, short_names
+from abcsearch.reporting.words import change_text, cost_text, short_names
 from abcsearch.runs.settings import to_plain
 from abcsearch.trial import Evaluation, Trial
 
@@ -181,6 +181,5 @@ def test_numbers_in_words():
     assert [cost_text("macs", c) for c in (950, 175_000, 1_648_256, 4.09e9)] == ["950", "175 k", "1.65 M", "4.09 G"]
     assert change_text(200, 79.4) == "\u221260.3 %"
     assert (change_text(100, 100), change_text(0, 5), change_text(10, 11)) == ("0 %", "", "+10.0 %")
-    assert [duration_text(s) for s in (4.2, 187, 7980, 100_000)] == ["4.2 s", "3 min 7 s", "2 h 13 min", "1 d 3 h"]
     long = [f"features.denseblock{n}.denselayer1.layers.conv1.weight" for n in range(3)]
     assert len(set(short_names(long))) == 3
