@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.ranking import rank_channels as rank_channels
     from abcsearch.channels.repair import Repaired as Repaired
     from abcsearch.channels.sharing import share as share
+    from abcsearch.channels.skipping import skipping as skipping
     from abcsearch.channels.slicing import slice_model as slice_model
     from abcsearch.channels.source import Sliced as Sliced
     from abcsearch.channels.source import Source as Source
@@ -120,6 +121,7 @@ _HOME = {
     "Example": "abcsearch.example",
     "gate": "abcsearch.channels.gates",
     "gated": "abcsearch.channels.gates",
+    "skipping": "abcsearch.channels.skipping",
     "ChannelGraph": "abcsearch.channels.graph",
     "ChannelGroup": "abcsearch.channels.group",
     "UnsupportedOpWarning": "abcsearch.channels.groups",

@@ -27,3 +27,12 @@ def duration_text(seconds: float) -> str:
             rest = whole % unit // smaller
             return f"{whole // unit} {word}" + (f" {rest} {small}" if rest else "")
     return f"{whole} s"
+
+
+def size_text(count: float) -> str:
+    """Returns a number of bytes: 12 bytes, 700 kB, 1.1 GB."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -26,6 +26,8 @@ class Evaluation:
         params: number of parameters of the structure; 0 until known.
         seconds: wall-clock time of the evaluation; recorded, never decides.
         failure: why there is no fitness, or None.
+        diagnostics: what was found of single dimensions of the structure, by their names, for searchers that look at
+            it; no score. What it is, the evaluator says (`ScoringOptions.utilisation`).
 
     Raises:
         AbcSearchError: if fitness and failure are both set or both missing, or if the fitness is not finite.
@@ -38,6 +40,7 @@ class Evaluation:
     params: int = 0
     seconds: float = 0.0
     failure: str | None = None
+    diagnostics: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
         """Checks that either fitness or failure is set."""
@@ -60,16 +63,26 @@ class Evaluation:
         object.__setattr__(self, "fitness", float(self.fitness))  # of any type, such as numpy's: a state is plain
 
     def to_plain(self) -> dict[str, Any]:
-        """Returns the evaluation as plain JSON values; metrics that are not finite are the texts nan, inf and -inf."""
-        metrics = {name: value if math.isfinite(value) else str(value) for name, value in self.metrics.items()}
-        return {**vars(self), "metrics": metrics}
+        """Returns the evaluation as plain JSON values; metrics that are not finite are the texts nan, inf and -inf.
+
+        Likewise diagnostics, which are left out where there are none.
+        """
+        plain: dict[str, Any] = {**vars(self), "metrics": _plain(self.metrics)}
+        del plain["diagnostics"]
+        return {**plain, "diagnostics": _plain(self.diagnostics)} if self.diagnostics else plain
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Evaluation:
         """Returns the evaluation that `to_plain` described."""
         values = dict(plain)
-        values["metrics"] = {name: float(value) for name, value in plain.get("metrics", {}).items()}
+        for name in ("metrics", "diagnostics"):
+            values[name] = {key: float(value) for key, value in plain.get(name, {}).items()}
         return cls(**values)
+
+
+def _plain(numbers: Mapping[str, float]) -> dict[str, float | str]:
+    """Returns numbers by name; those that are not finite as texts, which JSON has no numbers for."""
+    return {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
 
 
 def is_truth(value: object) -> bool:

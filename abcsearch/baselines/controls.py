@@ -9,22 +9,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from abcsearch.baselines.threshold import global_threshold
 from abcsearch.channels.ranking import rank_channels
+from abcsearch.channels.renewing import check_renewable, renew
 from abcsearch.channels.source import Sliced, Source
-from abcsearch.errors import ConfigError, ModelError
-from abcsearch.rng import torch_seeded
+from abcsearch.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.orders import Ranking
     from abcsearch.space import Candidate
     from abcsearch.training.recipe import Recipe
 
 _MOST = 2.0  # times as many epochs as the base network had, for what is trained with as many MACs
-_RESETS = ("reset_parameters", "_reset_parameters")  # the second is that of torch's attention
 
 
 class Fresh(Source):
@@ -37,33 +36,13 @@ class Fresh(Source):
             ModelError: if a module has parameters, and nothing that draws them anew.
         """
         super().__init__(model, graph, ranking)
-        lacking = [path or "the network itself" for path, m in model.named_modules() if m._parameters and not _reset(m)]
-        lacking = [path for path in lacking if not _inside_attention(model, path)]
-        if lacking:
-            others = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-            msg = f"{lacking[0]}{others} has parameters and no method reset_parameters, which draws new ones: write "
-            msg += "one, or leave out the baselines scratch_e and scratch_b"
-            raise ModelError(msg)
+        check_renewable(model, "leave out the baselines scratch_e and scratch_b")
 
     def network(self, candidate: Candidate, seed: int = 0) -> nn.Module:
         """Returns the network of a candidate, with the weights of the seed."""
         network = Sliced(self.model, self.graph, self.ranking).network(candidate)
-        with torch_seeded(seed, "fresh weights"):
-            for module in network.modules():
-                if module._parameters and _reset(module):
-                    getattr(module, _reset(module))()
+        renew(network, seed)
         return network
-
-
-def _reset(module: nn.Module) -> str:
-    """Returns the name of the method that draws a module's parameters anew; "" where there is none."""
-    return next((name for name in _RESETS if callable(getattr(module, name, None))), "")
-
-
-def _inside_attention(model: nn.Module, path: str) -> bool:
-    """Returns whether a module is torch's attention's, which draws its parameters itself."""
-    parent = path.rpartition(".")[0]
-    return isinstance(model.get_submodule(parent) if parent else model, nn.MultiheadAttention)
 
 
 def scratch(task: Any) -> Source:  # noqa: ANN401 - a task, of the room that runs are in

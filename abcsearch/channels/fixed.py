@@ -38,7 +38,7 @@ class Fixed(Sliced):
             graph: its channel groups.
             scores: the state of the module "ranking".
         """
-        return cls(model, graph, _ranking(scores))
+        return cls(model, graph, ranking_of(scores))
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
@@ -58,8 +58,8 @@ class _Scores(nn.Module):
                 self.register_buffer(f"scores_{number}_{group}", torch.tensor(scores, dtype=torch.float64))
 
 
-def _ranking(state: Mapping[str, torch.Tensor]) -> Ranking:
-    """Returns the ranking whose scores were saved."""
+def ranking_of(state: Mapping[str, torch.Tensor]) -> Ranking:
+    """Returns the ranking whose scores were saved, from the state of the module "ranking"."""
     names = bytes(state[_NAMES].tolist()).decode().split("\n")
     groups = (len(state) - 1) // len(names)
     every = [

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 
-from abcsearch.channels.fast.cutting import cut
 from abcsearch.channels.moments import reader_moments
 from abcsearch.channels.outline import outlined
 from abcsearch.channels.sequential import fit_in_turn, goals_of
+from abcsearch.channels.slicing import fill
 from abcsearch.channels.source import Sliced
 from abcsearch.errors import ConfigError, RankingError, unknown_name
 from abcsearch.example import Example
@@ -149,14 +149,7 @@ class Repaired(Sliced):
         """Returns the sliced network, repaired; the seed is not used."""
         network = super().network(candidate, seed)
         outline = outlined(self.model, self.graph, candidate, self.ranking)
-        by_name = {target.name: (target, cuts) for target, cuts in outline.cuts}
-        left = dict([*network.named_parameters(), *network.named_buffers()])
-        with torch.no_grad():
-            for name, tensor in self._changes(outline).items():
-                if name in by_name:
-                    target, cuts = by_name[name]
-                    tensor = target.merged(cut(target.divided(tensor), cuts))
-                left[name].copy_(tensor)
+        fill(network, outline, self._changes(outline))
         if self.how == "sequential" and (outline.cuts or outline.dropped):  # else there is nothing to repair
             images, goals = self._aims()
             with torch.autocast(images.device.type, enabled=False):

@@ -83,7 +83,13 @@ def share(
         return assembled(model, graph, outline, hollow), shared
 
 
-def shared_network(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ranking: Ranking) -> nn.Module:
+def shared_network(
+    model: nn.Module,
+    graph: ChannelGraph,
+    candidate: Sequence[int],
+    ranking: Ranking,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+) -> nn.Module:
     """Returns a candidate as a module that holds differentiable slices of the model's tensors, to be run at once.
 
     What it computes is what both halves of `share` do together, in less time: nothing has to be put in its place for a
@@ -95,16 +101,20 @@ def shared_network(model: nn.Module, graph: ChannelGraph, candidate: Sequence[in
         graph: its channel groups.
         candidate: kept channels and what follows.
         ranking: which channels are best.
+        tensors: what is sliced in the place of the model's.
 
     Raises:
-        CandidateError, RankingError, TraceError: as `share`.
+        CandidateError, ModelError, RankingError, TraceError: as `share`.
     """
     with no_collection():
         outline = outlined(model, graph, candidate, ranking)
-        slices = _slices(outline.tensors, outline.cuts)
+        given = dict(tensors or {})
+        _check(model, graph, given)
+        full = {name: given.get(name, tensor) for name, tensor in outline.tensors.items()}
+        slices = _slices(full, outline.cuts)
         held: dict[int, torch.Tensor] = {}
         for name, tensor in outline.tensors.items():
-            whole = tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
+            whole = full[name] if isinstance(tensor, nn.Parameter) else full[name].clone()
             held[id(tensor)] = slices.get(name, whole)
         return assembled(model, graph, outline, held)
 

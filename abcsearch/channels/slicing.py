@@ -50,6 +50,25 @@ def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int],
         return assembled(model, graph, outline, _slices(outline))
 
 
+@torch.no_grad()
+def fill(network: nn.Module, outline: Outline, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Puts what a candidate keeps of other tensors in the place of its own, in place.
+
+    Args:
+        network: of the candidate, as `slice_model` returns it.
+        outline: what is left of the full network.
+        tensors: full-size ones by the names of the full network's; those of dropped blocks are left out.
+    """
+    cuts = {target.name: (target, kept) for target, kept in outline.cuts}
+    left = dict([*network.named_parameters(), *network.named_buffers()])
+    for name, tensor in tensors.items():
+        if name in cuts:
+            target, kept = cuts[name]
+            tensor = target.merged(cut(target.divided(tensor), kept))
+        if name in left:
+            left[name].copy_(tensor)
+
+
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
     """Keeps the collector of reference cycles from looking, again and again, at what is just being built."""

@@ -63,6 +63,7 @@ def _plain(found: Evaluation, seconds: float) -> Evaluation:
             found,
             fitness=None if found.fitness is None else float(found.fitness),
             metrics={str(name): float(value) for name, value in found.metrics.items()},
+            diagnostics={str(name): float(value) for name, value in found.diagnostics.items()},
             macs=_cost(found.macs),
             params=_cost(found.params),
             failure=None if found.failure is None else one_line(words(found.failure)),

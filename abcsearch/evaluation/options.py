@@ -39,6 +39,11 @@ class ScoringOptions:
         repair: whether what reads channels is first fitted to those that are left, on training images: "one_shot", all
             layers at once; "sequential", then one after the other, for many times the cost; "none". See `Repaired`.
         threads: torch threads on the CPU; recorded, since they decide the order of summation.
+        utilisation: passes over search-validation for each layer, with some of its channels silent, that say what its
+            MACs are worth, in `Evaluation.diagnostics`: for searchers that look at it, such as `network_adjustment`.
+            0: none. Published: 5.
+        noise: share of the channels that are silent then, of a layer of the mean cost, in (0, 0.5]. Published: 0.05 on
+            CIFAR, 0.2 on ImageNet.
 
     Raises:
         ConfigError: if the metric, the device, the precision or the scoring is unknown, or a number out of range.
@@ -53,6 +58,8 @@ class ScoringOptions:
     precision: str = "float32"
     repair: str = setting("one_shot", words=REPAIRS)
     threads: int = setting(1, at_least=1, at_most=MAX_THREADS)
+    utilisation: int = setting(0, at_least=0, at_most=1000)
+    noise: float = setting(0.05, above=0, at_most=0.5)
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -105,6 +112,8 @@ class ShortTrainingOptions(ScoringOptions):
         shift: augmentation: random translation by up to so many pixels.
         flip: augmentation: random horizontal mirror image.
         fresh_norms: batch norms begin anew instead of inheriting, as in ABCPruner's published code.
+        fresh_weights: all weights do, drawn from the evaluation's seed: a training from the beginning, as in network
+            adjustment.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -121,6 +130,7 @@ class ShortTrainingOptions(ScoringOptions):
     shift: int = 0
     flip: bool = False
     fresh_norms: bool = False
+    fresh_weights: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values."""

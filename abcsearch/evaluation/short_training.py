@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from abcsearch.channels.renewing import check_renewable, renew
 from abcsearch.evaluation.options import ShortTrainingOptions
 from abcsearch.evaluation.sliced import SlicedEvaluator
 from abcsearch.training.checks import check_images, fitted
@@ -43,10 +44,14 @@ class ShortTraining(SlicedEvaluator):
         """
         options = options or ShortTrainingOptions()
         check_images(options.recipe(), data.train)
+        if options.fresh_weights:
+            check_renewable(source.model, "set fresh_weights = false")
         super().__init__(source, data, options)
 
     def prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
         """Trains the network."""
+        if self.options.fresh_weights:
+            renew(network, seed)
         if self.options.fresh_norms:
             for module in network.modules():
                 if isinstance(module, _NORMS):

@@ -18,6 +18,7 @@ from abcsearch.channels.source import Sliced
 from abcsearch.errors import ConfigError, DataError, plural, unknown_name
 from abcsearch.evaluation import racing
 from abcsearch.evaluation.options import ScoringOptions
+from abcsearch.evaluation.utilisation import utilisation
 from abcsearch.rng import torch_seeded, torch_stream
 from abcsearch.training.computing import computing, find_device, laid_out
 from abcsearch.training.objectives import METRICS, Objective, find_objective
@@ -203,6 +204,7 @@ class SlicedEvaluator(ABC):
         with computing(self.device, precision=self.options.precision, threads=self.options.threads):
             network = self._build(candidate, seed, shrink)
             tally = self._scored(network, shrink, bar, images)
+            diagnostics = self._diagnosed(network, candidate, seed)
         metrics = tally.means()
         costs = self.source.graph.costs
         macs, params = int(costs.macs([candidate])[0]), int(costs.params([candidate])[0])
@@ -213,7 +215,22 @@ class SlicedEvaluator(ABC):
         fitness = metrics[self.metric]
         if bar is not None:
             metrics |= self._spread(tally) | ({} if math.isinf(bar) else {racing.BAR: bar})
-        return Evaluation(fitness=fitness, metrics=metrics, macs=macs, params=params)
+        return Evaluation(fitness=fitness, metrics=metrics, macs=macs, params=params, diagnostics=diagnostics)
+
+    def _diagnosed(self, network: nn.Module, candidate: Candidate, seed: int) -> dict[str, float]:
+        """Returns what the MACs of every layer are worth, where that is asked for."""
+        if not self.options.utilisation:
+            return {}
+        return utilisation(
+            network,
+            self.source.graph,
+            candidate,
+            self.data,
+            self._validation,
+            base=self.options.noise,
+            passes=self.options.utilisation,
+            seed=seed,
+        )
 
     def _scored(self, network: nn.Module, shrink: int, bar: float | None, images: Split | None) -> Tally:
         """Returns the metrics on some images, or on those of each stage until the bar is out of reach."""

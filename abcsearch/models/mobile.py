@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from abcsearch.errors import ModelError
 from abcsearch.models.layers import check_counts, conv_norm, init_convolutions
 
 if TYPE_CHECKING:
@@ -30,25 +32,31 @@ class MobileNetV1(nn.Module):
     Source: Howard et al., MobileNets (arXiv 1704.04861), table 1.
     """
 
-    def __init__(self, classes: int = 1000, in_channels: int = 3, stem_stride: int = 2) -> None:
+    def __init__(self, classes: int = 1000, in_channels: int = 3, stem_stride: int = 2, width: float = 1.0) -> None:
         """Builds the network.
 
         Args:
             classes: number of outputs.
             in_channels: channels of the images.
             stem_stride: 2 for ImageNet; 1 for images as small as CIFAR's.
+            width: times the usual channels, rounded down.
 
         Raises:
-            ModelError: if a number is not at least 1.
+            ModelError: if a number is not at least 1, or a layer would have no channels.
         """
         super().__init__()
         check_counts("MobileNetV1", classes=classes, in_channels=in_channels, stem_stride=stem_stride)
-        channels = 32
+        if not isinstance(width, int | float) or not 1 / 32 <= width < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = (
+                f"MobileNetV1: width is what its 32 to 1024 channels are multiplied by, at least 1/32, found {width!r}"
+            )
+            raise ModelError(msg)
+        channels = int(32 * width)
         layers: list[nn.Module] = [conv_norm(in_channels, channels, 3, stem_stride)]
-        for width, stride in _MOBILENET_V1:
+        for usual, stride in _MOBILENET_V1:
             depthwise = conv_norm(channels, channels, 3, stride, conv_groups=channels)
-            layers.append(nn.Sequential(*depthwise, *conv_norm(channels, width, 1)))
-            channels = width
+            layers.append(nn.Sequential(*depthwise, *conv_norm(channels, int(usual * width), 1)))
+            channels = int(usual * width)
         self.features = nn.Sequential(*layers)
         self.linear = nn.Linear(channels, classes)
         init_convolutions(self)

@@ -116,6 +116,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
     pretraining = None if config.pretrain is None else training_time(task, task.base, config.pretrain, patience)
     preparation = preparation_of(config)
     preparing = None if preparation is None else preparation_time(task, config, preparation, patience)
+    needs = None if preparation is None else preparation.needs(task)
     notes = [
         *_weights_notes(config, folder),
         *crowded,
@@ -148,6 +149,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         kept=_kept(config.space),
         budget=_reach(task.constraint),
         prepare=config.prepare,
+        needs="" if needs is None else needs.line,
         baselines=config.baselines,
         searcher=config.searcher,
         mapped=mapped,
@@ -165,7 +167,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         finetuning=(tuning[0], tuning[1]),
         finetuned=1 + len(config.baselines),
         longer=tuning[1].seconds * _more_epochs(task, config, candidate),
-        disk=_disk(task, pruned, config, mapped),
+        disk=_disk(task, pruned, config, mapped) + (0 if needs is None else needs.disk),
         measured_on=_machine(config),
         notes=tuple(notes),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.bounds import amount
 from abcsearch.errors import plural
+from abcsearch.formats import size_text
 from abcsearch.planning.inspection import counted
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Rehearsal:
         kept: what layers may keep, in words: the settings of the space, defaults too.
         budget: its bounds.
         prepare: name and options of what is trained before the search, or None.
+        needs: what that takes of a machine besides a network's training, in a line; "" for nothing worth mentioning.
         baselines: what the winner would be compared with.
         searcher: name and options.
         mapped: structures that would be evaluated before the search begins, for its map.
@@ -118,6 +120,7 @@ class Rehearsal:
     kept: str
     budget: tuple[Reach, ...]
     prepare: Part | None
+    needs: str
     baselines: tuple[str, ...]
     searcher: Part
     mapped: int
@@ -173,12 +176,13 @@ class Rehearsal:
             f"  {self.kept}",
             *(f"budget: {bound.line}" for bound in self.budget),
             *([] if self.prepare is None else [f"preparation: {_words(self.prepare)}"]),
+            *([f"  {self.needs}"] if self.needs else []),
             f"searcher: {_words(self.searcher)}; {self._counts()}, {together}",
             f"evaluator: {_words(self.evaluator)}; {_estimated(self.evaluation)} per structure{seen}",
             f"baselines: {', '.join(self.baselines) or 'none'}",
             *([f"budgets: {', '.join(self.budgets)}; times are of all of them"] if self.budgets else []),
             *self._times(),
-            f"disk: about {_size(self.disk)}, fine-tuned networks included",
+            f"disk: about {size_text(self.disk)}, fine-tuned networks included",
             f"measured on {self.measured_on}; nothing was written",
             *(f"note: {note}" for note in self.notes),
         ]
@@ -260,12 +264,3 @@ def _sizes(shape: Any) -> str:  # noqa: ANN401 - two kinds
     if isinstance(shape, dict):
         return ", ".join(f"{name} {_sizes(own)}" for name, own in shape.items())
     return "x".join(map(str, shape)) or "a number"
-
-
-def _size(count: float) -> str:
-    """Returns a number of bytes in words."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.orders import Ranking
     from abcsearch.data.images import Images
     from abcsearch.data.splits import Data
+    from abcsearch.preparation.needs import Needs
     from abcsearch.space import Candidate, SearchSpace
     from abcsearch.training.lesson import Lesson
     from abcsearch.training.recipe import Recipe
@@ -201,6 +202,13 @@ class Preparation(ABC):
 
     def check(self, task: Pruning) -> None:  # noqa: B027 - not all have something to refuse
         """Raises what `prepare` would, as far as that is known before the network is trained."""
+
+    def needs(self, task: Pruning) -> Needs | None:
+        """Returns what it takes of a machine besides a network's training; None: nothing worth mentioning.
+
+        It is said by a dry run and before `prepare` is called, and refused where the machine has less.
+        """
+        del task
 
     @abstractmethod
     def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:

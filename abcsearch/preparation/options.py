@@ -111,6 +111,30 @@ class SlimmableOptions(TrainedOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PruningNetOptions(TrainedOptions):
+    """Options of `PruningNet`.
+
+    Attributes:
+        form: what the generator makes: "residual", what is added to the trained weights, which takes `hidden` times
+            their memory; "low_rank", factors per output and input of them, which take little; "published", weights
+            alone, which begin as noise and take as much.
+        hidden: units of the hidden layer of every weight, at least 1; published: 32, or 64 in MobileNetV2's blocks.
+        widths: how structures are drawn, as of `SlimmableOptions`: "budget", "free" (published) or "uniform".
+        recipe: of the training: a table as [finetune], preset and changes to it; by default 30 epochs of SGD at 0.02.
+
+    Raises:
+        ConfigError: if an option is of another type or out of range.
+    """
+
+    called: ClassVar[str] = "pruning_net"
+
+    form: str = setting("residual", words=("residual", "low_rank", "published"))
+    hidden: int = setting(32, at_least=1, at_most=4096)
+    widths: str = setting("budget", words=("budget", "free", "uniform"))
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupLassoOptions(TrainedOptions):
     """Options of `GroupLasso`.
 

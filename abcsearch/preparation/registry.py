@@ -7,11 +7,13 @@ from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 from abcsearch.errors import AbcSearchError, ConfigError, PreparationError, unknown_name
+from abcsearch.preparation.drawn_options import LFPCOptions, TASOptions
 from abcsearch.preparation.options import (
     AutoPrunerOptions,
     DMCPOptions,
     GroupLassoOptions,
     IterateOptions,
+    PruningNetOptions,
     SlimmableOptions,
     SlimmingOptions,
     SoftPruningOptions,
@@ -110,6 +112,24 @@ _BUILT_IN: dict[str, PreparationEntry | Home] = {
         options=DMCPOptions,
         description="training of all structures at once, and of chains that say how probable each width is",
         source="Guo et al., DMCP, CVPR 2020",
+    ),
+    "tas": PreparationEntry(
+        make=Home(path="abcsearch.preparation.tas:TAS"),
+        options=TASOptions,
+        description="training through widths and blocks that are drawn for every pass, and of how probable each is",
+        source="Dong and Yang, TAS, NeurIPS 2019",
+    ),
+    "lfpc": PreparationEntry(
+        make=Home(path="abcsearch.preparation.lfpc:LFPC"),
+        options=LFPCOptions,
+        description="training through channels that criteria drawn per layer keep, and of how probable each one is",
+        source="He et al., Learning Filter Pruning Criteria, CVPR 2020",
+    ),
+    "pruning_net": PreparationEntry(
+        make=Home(path="abcsearch.preparation.pruning_net:PruningNet"),
+        options=PruningNetOptions,
+        description="training of a generator that makes the weights of any structure from its keep ratios",
+        source="Liu et al., MetaPruning, ICCV 2019",
     ),
     "taylor_iterative": PreparationEntry(
         make=Home(path="abcsearch.preparation.taylor_iterative:TaylorIterative"),

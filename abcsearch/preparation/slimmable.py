@@ -123,6 +123,10 @@ class Sampler:
         random = [np.maximum(least, self._space.indices(self._random(rng))) for _ in range(count - 1)]
         return [self._space.at(row) for row in (least, *random)]
 
+    def one(self, rng: np.random.Generator) -> Candidate:
+        """Returns one random structure, whatever the smallest one of the moment is."""
+        return self._random(rng)
+
     def same(self) -> dict[str, Any]:
         """Returns its settings as plain values."""
         bounds = [[limit.name, limit.low, limit.high] for limit in self._constraint.limits]

@@ -124,5 +124,6 @@ def check_norms(name: str, task: Pruning) -> None:
     if task.graph.norms:
         groups = [group.name for group in task.graph.prunable if group.renormalises]
         msg = f"{name} silences channels, and norms of this network are over channels, of {', '.join(groups[:3])}"
-        msg += f"{' ...' if len(groups) > 3 else ''}: set renormalise = false in [space], or take slimmable or dmcp"
+        msg += f"{' ...' if len(groups) > 3 else ''}: set renormalise = false in [space], or take slimmable, "
+        msg += "dmcp, tas or lfpc"
         raise PreparationError(msg)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.errors import CandidateError, PreparationError, RunError, differences, plural, quoted
 from abcsearch.formats import first_line
 from abcsearch.preparation.base import Trainer, check_restored, check_start, prepared_by
+from abcsearch.preparation.needs import check_needs
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.runs.disk.stages import PREPARING
 from abcsearch.runs.disk.weights import checkpoint_path, load_tensors, tensors_writer
@@ -15,6 +16,7 @@ from abcsearch.runs.header import data_identity
 from abcsearch.runs.progress import Progress, silent
 from abcsearch.runs.settings import deciding, to_plain
 from abcsearch.runs.task import Made
+from abcsearch.steps import doing
 from abcsearch.training.begun import losses_so_far
 from abcsearch.training.checkpoints import network_hash, tensors_hash
 
@@ -43,6 +45,13 @@ def preparation_of(settings: SearchSettings, given: Preparation | None = None) -
     if settings.prepare is None or given is not None:
         return given
     return make_preparation(settings.prepare.name, **settings.prepare.options)
+
+
+def check_room(folder: RunFolder, task: Task, preparation: Preparation) -> None:
+    """Raises PreparationError if this machine has less memory than it takes to prepare what the folder has not yet."""
+    needs = None if (folder.path / RECORD).exists() else preparation.needs(task)
+    if needs is not None:
+        check_needs(type(preparation).__name__, needs)
 
 
 def prepared(
@@ -84,6 +93,10 @@ def _make(
     """Prepares, and writes the weights, then the record that vouches for them."""
     of, name = _mark(settings, task), settings.prepare.name if settings.prepare else type(preparation).__name__
     folder.write_progress(f"{PREPARING}: {name}", 0, 1, busy=1, workers=1)
+    needs = preparation.needs(task)
+    if needs is not None:
+        doing(needs.line)
+        folder.log(f"{PREPARING}: {needs.line}")
 
     def show(name: str, done: int, total: int, loss: str = "") -> None:
         now = f"{PREPARING}: {name}, epoch {min(done + 1, total)} of {total}{loss and ', '}{loss}"

@@ -20,7 +20,7 @@ from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.plan import read_sizes, with_sizes
 from abcsearch.models.registry import Constructor
 from abcsearch.records import check_value, names, problems, setting
-from abcsearch.searchers.registry import with_former
+from abcsearch.searchers.registry import is_diagnosed, with_former
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -171,6 +171,21 @@ class SearchSettings:
         if self.searcher.name == "given" and self.prepare is None and not self.searcher.options.get("initial"):
             msg = "searcher 'given' proposes what it is given, and is given nothing: set searcher.initial, or [prepare]"
             raise ConfigError(msg)
+        check_diagnosed(self.searcher, self.evaluator)
+
+
+def check_diagnosed(searcher: Part, evaluator: Part) -> None:
+    """Raises ConfigError if a searcher learns from the diagnostics of evaluations, and one of ours makes none."""
+    if not is_diagnosed(searcher.name) or evaluator.name not in EVALUATORS.homes:
+        return
+    tables = [evaluator.options, *(value for value in evaluator.options.values() if isinstance(value, Mapping))]
+    if not any(table.get("utilisation") for table in tables):
+        where = "evaluator.short_training" if evaluator.name == "cascade" else "evaluator"
+        msg = (
+            f"searcher {searcher.name!r} learns from what evaluations say of every layer, and {evaluator.name!r} says "
+        )
+        msg += f"nothing: set {where}.utilisation = 5, passes over search-validation for each"
+        raise ConfigError(msg)
 
 
 def names_of_runs(known: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever it was given

@@ -28,12 +28,14 @@ class SearcherEntry:
         source: paper.
         former: options that runs of earlier versions lack, with the values that these had the effect of. The first of
             them is always recorded, and so tells earlier runs from later ones.
+        diagnosed: whether it learns from the diagnostics of evaluations, which they have where they are asked for.
     """
 
     home: str | Callable[..., Searcher]
     description: str = ""
     source: str = ""
     former: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    diagnosed: bool = False
 
     @property
     def searcher(self) -> Any:  # noqa: ANN401 - type[Searcher], or a function
@@ -91,6 +93,12 @@ _BUILT_IN: dict[str, SearcherEntry | Home] = {
         home="abcsearch.searchers.greedy:Greedy",
         description="slimming from the largest structure by the least harmful steps, then local search",
         source="Yu and Huang, AutoSlim, 2019",
+    ),
+    "network_adjustment": SearcherEntry(
+        home="abcsearch.searchers.network_adjustment:NetworkAdjustment",
+        description="moves channels from layers that make least of their MACs to those that make most of them",
+        source="Chen et al., Network Adjustment, CVPR 2020",
+        diagnosed=True,
     ),
     "nsga2": SearcherEntry(
         home="abcsearch.searchers.nsga2:NSGA2",
@@ -169,6 +177,12 @@ def check_searcher_options(name: str, options: Mapping[str, Any]) -> None:
     for option in options:
         if option not in known:
             raise SearcherError(unknown_name(f"option of searcher {name!r}:", option, [*known, "initial"]))
+
+
+def is_diagnosed(name: str) -> bool:
+    """Returns whether a searcher learns from the diagnostics of evaluations (see `SearcherEntry.diagnosed`)."""
+    entry = SEARCHERS.get(name)
+    return isinstance(entry, SearcherEntry) and entry.diagnosed
 
 
 def with_former(name: str, options: Mapping[str, Any], *, former: bool) -> dict[str, Any]:

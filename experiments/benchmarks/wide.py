@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("--choices", type=int, default=1000)
     parser.add_argument("--trials", type=int, default=100, help="of each searcher, at most")
     parser.add_argument("--seconds", type=float, default=60, help="for each searcher, but one trial at least")
-    parser.add_argument("searchers", nargs="*", default=[name for name in SEARCHERS if name != "given"])
+    parser.add_argument(
+        "searchers", nargs="*", default=[name for name in SEARCHERS if name not in ("given", "network_adjustment")]
+    )
     given = parser.parse_args()
     choices = tuple(range(1, given.choices + 1))
     space = SearchSpace(tuple(Dimension(f"layer{i}", "width", choices) for i in range(given.dimensions)))

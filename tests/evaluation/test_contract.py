@@ -17,8 +17,8 @@ from abcsearch.testing import EvaluatorContract
 from abcsearch.trial import Evaluation
 
 CASES = {
-    "adaptive_bn": {"calibration_images": 64, "batch_size": 32},
-    "short_training": {"steps": 2, "batch_size": 32, "shift": 1, "flip": True},
+    "adaptive_bn": {"calibration_images": 64, "batch_size": 32, "utilisation": 1},
+    "short_training": {"steps": 2, "batch_size": 32, "shift": 1, "flip": True, "fresh_weights": True, "utilisation": 1},
     "cascade": {"adaptive_bn": {"batch_size": 32}, "short_training": {"steps": 1, "batch_size": 32}},
 }
 

@@ -1,4 +1,4 @@
-"""A little of CIFAR-10 and of ImageNet, in their real formats."""
+"""A little of CIFAR-10, of CIFAR-100 and of ImageNet, in their real formats."""
 
 import pickle
 
@@ -7,9 +7,18 @@ import pytest
 from PIL import Image
 
 
+def cifar100(folder, draws):
+    """Writes a little of CIFAR-100."""
+    folder.mkdir()
+    for file, count in (("train", 200), ("test", 100)):
+        pixels = draws.integers(0, 256, (count, 3072), dtype=np.uint8)
+        content = {"data": pixels, "fine_labels": [i % 100 for i in range(count)]}
+        (folder / file).write_bytes(pickle.dumps(content, protocol=2))
+
+
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
-    """A folder with a little of CIFAR-10 and of ImageNet, as they are distributed."""
+    """A folder with a little of CIFAR-10, of CIFAR-100 and of ImageNet, as they are distributed."""
     folder = tmp_path_factory.mktemp("data")
     draws = np.random.default_rng(0)
     cifar = folder / "cifar-10-batches-py"
@@ -17,6 +26,7 @@ def stand_in(tmp_path_factory):
     for file in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
         content = {"data": draws.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]}
         (cifar / file).write_bytes(pickle.dumps(content, protocol=2))
+    cifar100(folder / "cifar-100-python", draws)
     for part, count in (("train", 10), ("test", 2)):
         for name in range(10):
             place = folder / "cifar10-jpeg" / part / f"class{name}"

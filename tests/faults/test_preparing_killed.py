@@ -21,8 +21,11 @@ KINDS = {
     "soft_pruning": (f'{{name = "soft_pruning", {RECIPE}}}', 1),
     "variational": (f'{{name = "variational", {RECIPE}}}', 1),
     "autopruner": (f'{{name = "autopruner", {RECIPE}}}', 1),
+    "dmcp": ('{name = "dmcp", networks = 3, recipe = {epochs = 12, batch_size = 64, lr = 0.05}}', 1),
+    "tas": ('{name = "tas", recipe = {epochs = 30, batch_size = 64, lr = 0.05}}', 1),
+    "lfpc": ('{name = "lfpc", recipe = {epochs = 30, batch_size = 64, lr = 0.05}}', 1),
+    "pruning_net": (f'{{name = "pruning_net", hidden = 4, {RECIPE}}}', 2),
     "taylor_iterative": (f'{{name = "taylor_iterative", batches = 10, at_once = 2, {RECIPE}}}', 1),
-    "dmcp": ('{name = "dmcp", recipe = {epochs = 12, batch_size = 64, lr = 0.05}}', 1),
     "iterate": (f'{{name = "iterate", searcher = "random", trials = 5, {RECIPE.replace("60", "20")}}}', 2),
 }
 

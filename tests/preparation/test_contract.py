@@ -17,8 +17,15 @@ KINDS = [
     ("autopruner", {"gate_lr": 0.1}),
     ("taylor_iterative", {"batches": 2, "at_once": 1}),
     ("iterate", {"rounds": 2}),
+    ("pruning_net", {}),
+    ("pruning_net", {"form": "low_rank", "widths": "uniform"}),
+    ("pruning_net", {"form": "published", "hidden": 8, "widths": "free"}),
     ("dmcp", {"networks": 3}),
     ("dmcp", {"split": 0.0, "structures": 2}),
+    ("tas", {}),
+    ("tas", {"samples": 3, "structures": 2, "weights": "trained"}),
+    ("lfpc", {}),
+    ("lfpc", {"criteria": ["l1", "taylor"], "ratio": 0.5}),
 ]
 
 

@@ -25,7 +25,9 @@ def test_without_batch_norms_the_way_out_is_named(tiny_data, name):
         make_preparation(name).check(without_norms(tiny_data))
 
 
-@pytest.mark.parametrize("name", ["group_lasso", "soft_pruning", "autopruner", "taylor_iterative", "slimmable"])
+@pytest.mark.parametrize(
+    "name", ["group_lasso", "soft_pruning", "autopruner", "taylor_iterative", "slimmable", "pruning_net"]
+)
 def test_without_batch_norms_the_others_work(tiny_data, name):
     task, recipe = without_norms(tiny_data), {"epochs": 1, "batch_size": 45, "lr": 0.05, "device": "cpu"}
     preparation = make_preparation(name, recipe=recipe)
@@ -57,7 +59,7 @@ def test_where_these_norms_fix_their_channels_it_works(tiny_data, name):
     assert task.constraint.allows(prepared_by(preparation, task, Trainer(tiny_data.train, 0)).starts[0])
 
 
-@pytest.mark.parametrize("name", ["slimmable", "dmcp", "group_lasso"])
+@pytest.mark.parametrize("name", ["slimmable", "dmcp", "pruning_net", "group_lasso"])
 def test_others_work_with_norms_over_channels(tiny_data, name):
     task = with_norms_over_channels(tiny_data)
     preparation = make_preparation(name, recipe={"epochs": 2, "batch_size": 45, "lr": 0.05, "device": "cpu"})

@@ -23,7 +23,10 @@ from abcsearch.space import Dimension, SearchSpace
 from abcsearch.testing.toys import ToyCosts, through_json, toy_fitness, toy_space
 from abcsearch.trial import Evaluation, Trial
 
-SMALL = {"ddpg": {"hidden": 8, "warmup": 8, "replay": 20, "updates_per_episode": 2, "batch_size": 8}}
+SMALL = {
+    "ddpg": {"hidden": 8, "warmup": 8, "replay": 20, "updates_per_episode": 2, "batch_size": 8},
+    "network_adjustment": {"batch": 4},
+}
 everyone = pytest.mark.parametrize("name", sorted(set(SEARCHERS) - {"given"}))  # which has to be given something
 
 

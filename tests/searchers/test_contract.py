@@ -8,7 +8,10 @@ from abcsearch.testing import SearcherContract, toy_space
 
 # So that it learns for most of a test, and soon.
 SLOW = ("ddpg", "optuna")  # a round of theirs takes tens of times as long as one of the others
-OPTIONS = {"ddpg": {"hidden": 32, "warmup": 24, "replay": 40, "updates_per_episode": 4}}
+OPTIONS = {
+    "ddpg": {"hidden": 32, "warmup": 24, "replay": 40, "updates_per_episode": 4},
+    "network_adjustment": {"batch": 3},
+}
 
 
 # The defects of one break a test, another has to be given something: see test_bee_colony_official.py, test_given.py.

@@ -189,3 +189,33 @@ def test_options_out_of_range(options, message):
     with pytest.raises(SearcherError) as error:
         GreedyOptions(**options)
     assert str(error.value) == message
+
+
+class Unequal(ToyCosts):
+    """A channel of the third layer costs more than the others'."""
+
+    def __init__(self, dear):
+        object.__setattr__(self, "dear", dear)
+
+    def macs(self, candidates):
+        return np.asarray(candidates, dtype=np.int64) @ np.array([1, 1, self.dear, 1])
+
+
+def ways(searcher, rounds, fitness):
+    """Where the structure that is slimmed is after each round."""
+    for number in range(rounds):
+        batch = list(dict.fromkeys(searcher.ask(1000)))
+        searcher.tell([Trial(1000 * number + i, c, Evaluation(fitness=fitness(c))) for i, c in enumerate(batch)])
+        yield searcher._here.tolist()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_of_steps_that_do_equal_harm_the_one_that_saves_most_is_taken(seed):
+    """Published code takes the first layer's of these: here all fitness ties, and then every step costs as much."""
+    space = SearchSpace(tuple(Dimension(f"w{i}", "width", tuple(range(1, 41)), 40) for i in range(4)))
+    for dear, fitness in ((2, lambda c: 0.5), (100, lambda c: float(sum(c)))):
+        constraint = Budget(macs=0.5).bind(space, Unequal(dear))
+        searcher = Greedy(space, constraint, seed=seed, options=GreedyOptions(taken=0))
+        rows = np.array(list(ways(searcher, 5, fitness)))
+        assert (rows[:, [0, 1, 3]] == 39).all()
+        assert (np.diff(rows[:, 2], prepend=39) < 0).all()  # several at once where a round has nothing new

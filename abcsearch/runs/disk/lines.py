@@ -134,7 +134,9 @@ def evaluation_of(plain: Any) -> Evaluation:  # noqa: ANN401 - whatever a line h
     fitness, failure, metrics = plain.get("fitness"), plain.get("failure"), plain.get("metrics", {})
     _check(fitness is None or _is_number(fitness), "fitness is a number or null", fitness)
     _check(failure is None or isinstance(failure, str), "failure is a text or null", failure)
-    _check(isinstance(metrics, dict) and all(map(_is_metric, metrics.values())), "metrics are numbers by name", metrics)
+    for name, numbers in (("metrics", metrics), ("diagnostics", plain.get("diagnostics", {}))):
+        sound = isinstance(numbers, dict) and all(map(_is_metric, numbers.values()))
+        _check(sound, f"{name} are numbers by name", numbers)
     for name in ("macs", "params", "seconds"):
         value = plain.get(name, 0)
         _check(_is_number(value) and (name == "seconds" or abs(value) < _LARGEST), f"{name} is a number", value)
@@ -289,7 +291,7 @@ def _trial(  # noqa: PLR0913 - a record's
     evaluation, trial = object.__new__(Evaluation), object.__new__(Trial)
     fields = evaluation.__dict__
     fields["fitness"], fields["metrics"], fields["macs"], fields["params"] = fitness, values, int(macs), int(params)
-    fields["seconds"], fields["failure"] = seconds, None
+    fields["seconds"], fields["failure"], fields["diagnostics"] = seconds, None, {}
     structure = tuple(map(_WIDTHS.__getitem__, candidate.split(b", ")))
     trial.__dict__.update(number=number, candidate=structure, evaluation=evaluation)
     return trial

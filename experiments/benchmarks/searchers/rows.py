@@ -59,7 +59,8 @@ def all_rows() -> list[Row]:
     """Returns the rows of all registered searchers, in alphabetical order."""
     return [
         Row(name=name, searcher=searcher, options=options, seeds=SEEDS.get(name, Row.seeds))
-        for searcher in sorted(set(SEARCHERS) - {"given"})  # it searches nothing
+        # One searches nothing, the other learns from what no table or landscape says.
+        for searcher in sorted(set(SEARCHERS) - {"given", "network_adjustment"})
         for name, options in VARIANTS.get(searcher, {searcher: {}}).items()
     ]
 

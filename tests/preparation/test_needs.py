@@ -1,0 +1,47 @@
+"""What a preparation needs: said in words, refused with figures where there is less."""
+
+import pytest
+
+from abcsearch.errors import PreparationError
+from abcsearch.formats import size_text
+from abcsearch.preparation import needs
+from abcsearch.preparation.needs import Needs, check_needs
+
+
+def test_free_memory_is_that_of_the_machine_or_its_container(tmp_path, monkeypatch):
+    monkeypatch.setattr(needs, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(needs, "_CGROUP", tmp_path)
+    assert needs.free_memory() is None or needs.free_memory() > 2**20  # all of it, where only that is known
+    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:   500 kB\n")
+    assert needs.free_memory() == 512_000
+    for name, text in {"max": "300000\n", "current": "200000\n", "stat": "anon 5\ninactive_file 50000\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert needs.free_memory() == 150_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert needs.free_memory() == 512_000
+
+
+@pytest.mark.parametrize(
+    ("free", "refused"), [(999_999, True), (1_000_000, False), (None, False)], ids=["less", "enough", "unknown"]
+)
+def test_a_machine_with_less_is_refused_with_figures(monkeypatch, free, refused):
+    monkeypatch.setattr(needs, "free_memory", lambda: free)
+    wanted = Needs(text="it makes much", memory=1_000_000, disk=2_000, less="set hidden below 4")
+    assert wanted.line == "it makes much; memory about 1 MB, 2 kB of the run folder"
+    if refused:
+        words = r"Mine: it makes much; that takes 1 MB of memory, and 1000 kB are free; set hidden below 4, or take a"
+        with pytest.raises(PreparationError, match=words):
+            check_needs("Mine", wanted)
+    else:
+        check_needs("Mine", wanted)
+
+
+def test_sizes_in_words():
+    assert [size_text(count) for count in (0, 999, 1000, 2.5e6, 1.25e9, 3e13)] == [
+        "0 bytes",
+        "999 bytes",
+        "1 kB",
+        "2 MB",
+        "1.2 GB",
+        "30000.0 GB",
+    ]
