@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 WAITING := OMP_WAIT_POLICY=passive
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo test lint types layers docs tests notebooks test-faults test-zoo bench-checkpoints bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo survey-table clean
+.PHONY: help demo test lint types layers docs tests notebooks test-faults test-zoo bench-checkpoints bench-chain bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo survey-table clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -94,6 +94,9 @@ bench-depth: $(VENV)/.installed ## what every command takes with networks of 500
 
 bench-evaluation: $(VENV)/.installed ## what an evaluation costs above its forward passes; ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.evaluation $(ARGS)
+
+bench-chain: $(VENV)/.installed ## what each link of a chain is worth: low rank, int8, sparsity, codebooks (20 minutes); ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.chain.links $(ARGS)
 
 bench-criteria: $(VENV)/.installed ## what each criterion is worth, with and without repair (hours); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.criteria $(ARGS)

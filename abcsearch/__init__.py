@@ -58,6 +58,9 @@ if TYPE_CHECKING:
     from abcsearch.preparation.base import Preparation as Preparation
     from abcsearch.preparation.base import Prepared as Prepared
     from abcsearch.preparation.base import Trainer as Trainer
+    from abcsearch.results.chain import apply_chain as apply_chain
+    from abcsearch.results.chain import chain_model as chain_model
+    from abcsearch.results.links import Chain as Chain
     from abcsearch.results.rounds import populations as populations
     from abcsearch.runs.entry import search as search
     from abcsearch.runs.front import FrontResult as FrontResult
@@ -105,8 +108,14 @@ if TYPE_CHECKING:
     from abcsearch.training.recipe import PRESETS as PRESETS
     from abcsearch.training.recipe import Recipe as Recipe
     from abcsearch.training.scoring import score as score
+    from abcsearch.transforms.base import Applied as Applied
+    from abcsearch.transforms.base import Transform as Transform
+    from abcsearch.transforms.codebook import codebook as codebook
     from abcsearch.transforms.low_rank import LowRank as LowRank
     from abcsearch.transforms.low_rank import low_rank as low_rank
+    from abcsearch.transforms.options import LinkOptions as LinkOptions
+    from abcsearch.transforms.registry import TRANSFORMS as TRANSFORMS
+    from abcsearch.transforms.sparse import sparsify as sparsify
     from abcsearch.trial import Evaluation as Evaluation
     from abcsearch.trial import Trial as Trial
 
@@ -162,6 +171,9 @@ _HOME = {
     "SearchResult": "abcsearch.runs.result",
     "search": "abcsearch.runs.entry",
     "populations": "abcsearch.results.rounds",
+    "apply_chain": "abcsearch.results.chain",
+    "chain_model": "abcsearch.results.chain",
+    "Chain": "abcsearch.results.links",
     "SeedsResult": "abcsearch.runs.seeds",
     "SpaceOptions": "abcsearch.runs.settings",
     "Searcher": "abcsearch.searchers.base",
@@ -208,8 +220,14 @@ _HOME = {
     "MODELS": "abcsearch.models.registry",
     "SEARCHERS": "abcsearch.searchers.registry",
     "METRICS": "abcsearch.training.objectives",
+    "Applied": "abcsearch.transforms.base",
+    "Transform": "abcsearch.transforms.base",
+    "codebook": "abcsearch.transforms.codebook",
     "LowRank": "abcsearch.transforms.low_rank",
     "low_rank": "abcsearch.transforms.low_rank",
+    "LinkOptions": "abcsearch.transforms.options",
+    "TRANSFORMS": "abcsearch.transforms.registry",
+    "sparsify": "abcsearch.transforms.sparse",
     "Evaluation": "abcsearch.trial",
     "Trial": "abcsearch.trial",
 }

@@ -94,3 +94,11 @@ def how_to_get(name: str) -> str:
 def _is_share(end: float) -> bool:
     """Returns whether an end of a bound is a fraction of the full network."""
     return isinstance(end, float) and end <= 1
+
+
+def short_count(count: int) -> str:
+    """Returns a count with three digits and its unit: 950, 175 k, 1.65 M, 4.09 G."""
+    for unit, name in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return str(count)

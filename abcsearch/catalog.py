@@ -27,6 +27,7 @@ from abcsearch.registry import Home
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.named import METRICS, OBJECTIVES
 from abcsearch.training.recipe import PRESETS, Recipe
+from abcsearch.transforms.registry import TRANSFORMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -97,6 +98,14 @@ def _preparation(name: str) -> Entry:
     options = _options(entry.options)
     text = _whole([_doc(entry.make), _doc(entry.options)], options, *_records(entry.options))
     description = entry.description or _first_line(entry.make)
+    return Entry(name=name, description=description, options=options, source=entry.source, text=text)
+
+
+def _transform(name: str) -> Entry:
+    entry = TRANSFORMS.find(name)
+    options = _options(entry.options)
+    description = entry.description or _first_line(entry.make)
+    text = _whole([description, _doc(entry.options)], options)
     return Entry(name=name, description=description, options=options, source=entry.source, text=text)
 
 
@@ -201,6 +210,7 @@ _KINDS: dict[str, tuple[Mapping[str, Any], Callable[[str], Entry]]] = {
     "searchers": (SEARCHERS, _searcher),
     "evaluators": (EVALUATORS, _evaluator),
     "preparations": (PREPARATIONS, _preparation),
+    "transforms": (TRANSFORMS, _transform),
     "criteria": (CRITERIA, partial(_described, CRITERIA)),
     "models": (MODELS, partial(_function, MODELS)),
     "datasets": (DATASETS, partial(_function, DATASETS)),

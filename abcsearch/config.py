@@ -1,6 +1,6 @@
 """Config files: TOML in, `RunConfig` out, all mistakes at once.
 
-seed, n_trials, criterion, max_failures, baselines, known      top level
+seed, n_trials, criterion, max_failures, baselines, known, rewind      top level
 [model]      name, checkpoint, and the constructor's own options; or export, a folder of `abcsearch export`, and trust
 [data]       name, and the data set's own options
 [pretrain]   training recipe of the base network: preset, and changes to it
@@ -14,6 +14,7 @@ seed, n_trials, criterion, max_failures, baselines, known      top level
 [iterate]    rounds, epochs ...: the same as [prepare] with name = "iterate"
 [execution]  workers, ray_address, gpus, timeout, schedule, window
 [finetune]   training recipe of the winner: likewise
+[[transform]] name, and the transform's own options: what is done to the fine-tuned winner, in this order
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import difflib
 import os
 import tomllib
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -38,10 +40,19 @@ from abcsearch.execution.options import ExecutionOptions
 from abcsearch.preparation.registry import PREPARATIONS, check_preparation_options
 from abcsearch.records import check_value
 from abcsearch.runs.front_settings import Front, Peer
-from abcsearch.runs.settings import ModelSettings, Part, RunConfig, SpaceOptions, check_base, names_of_runs
+from abcsearch.runs.settings import (
+    ModelSettings,
+    Part,
+    RunConfig,
+    SpaceOptions,
+    check_base,
+    check_rewind,
+    names_of_runs,
+)
 from abcsearch.searchers.registry import SEARCHERS, check_searcher_options
 from abcsearch.tables import checked_table, record_of, set_override, typed
 from abcsearch.training.recipe import Recipe, find_preset
+from abcsearch.transforms.registry import TRANSFORMS, make_transform, order_problems
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +69,7 @@ _PARTS: dict[str, Any] = {  # where they are registered, and who checks options 
     "searcher": (SEARCHERS, check_searcher_options),
     "evaluator": (EVALUATORS, check_evaluator_options),
     "prepare": (PREPARATIONS, check_preparation_options),
+    "transform": (TRANSFORMS, make_transform),
 }
 T = TypeVar("T")
 _SEVERAL = ("budgets", "peers")  # settings of several budgets
@@ -200,6 +212,7 @@ def _parsed(plain: Mapping[str, Any], problems: list[str]) -> RunConfig | None:
     if "model" in values and ("pretrain" in values or "pretrain" not in plain):
         try:
             check_base(values["model"], values.get("pretrain"))
+            check_rewind(values.get("rewind", 0), values.get("pretrain"))
         except ConfigError as error:
             problems.append(str(error))
     return None if problems else RunConfig(**values)
@@ -231,7 +244,7 @@ def parse_recipe(overrides: Sequence[str], recipe: Recipe) -> Recipe:
 def section(key: str, value: Any) -> Any:  # noqa: ANN401 - a plain value in, a record out
     """Returns the record of a table, or a checked top-level value."""
     if key in ("model", "data", *_PARTS):
-        return _named(key, value)
+        return (_transforms if key == "transform" else partial(_named, key))(value)
     if key in _RECIPES:
         return _recipe(key, checked_table(key, value), Recipe())
     if key in _SECTIONS:
@@ -328,6 +341,26 @@ def _named(key: str, value: Any) -> Part | ModelSettings:  # noqa: ANN401 - a pl
             table["path"] = str(Path(table["path"]).absolute())
         return Part(name=name, options=table)
     return _part(key, name, table)
+
+
+def _transforms(value: Any) -> tuple[Part, ...]:  # noqa: ANN401 - a plain value
+    """Returns the records of [[transform]], with all mistakes in their options and their order."""
+    if not isinstance(value, list):
+        msg = f"transform is a list, one [[transform]] for each link, or names, found {value!r:.80}"
+        raise ConfigError(msg)
+    parts: list[Part] = []
+    problems: list[str] = []
+    for place, table in enumerate(value):
+        try:
+            part = _named("transform", table)
+            assert isinstance(part, Part)
+            parts.append(part)
+        except AbcSearchError as error:
+            problems += [f"transform[{place}]: {line.removeprefix('[transform] ')}" for line in str(error).split("\n")]
+    problems += [] if problems else order_problems([part.name for part in parts])
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return tuple(parts)
 
 
 def _part(key: str, name: str, table: dict[str, Any]) -> Part:

@@ -666,10 +666,12 @@ def test_list_names_everything_with_its_options():
         assert call("list", kind, catalog(kind)[0].name).output.strip() == catalog(kind)[0].text.strip()
     whole = call("list", "searchers", "bee_colony").output
     assert "Differences from the paper:" in whole
-    assert whole.endswith(
+    assert (
         "\nDefaults: n_sources=10, abandonment_limit=5, guide=1.5, rate=1.0, "
         "genes_changed=2, scale=0.5, elite=0.5, decay=0.2\n"
-    )
+    ) in whole
+    assert "\nRanges: n_sources from 2 to 10000, abandonment_limit at least 1, guide from 0 to 10" in whole
+    assert "\nRange: above 0 and at most 1\n" in call("list", "space", "alpha").output
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import load_file
+
 from abcsearch.baselines.threshold import global_threshold
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.renewing import check_renewable, renew
 from abcsearch.channels.source import Sliced, Source
-from abcsearch.errors import ConfigError
+from abcsearch.errors import ConfigError, quoted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,15 +55,24 @@ def scratch(task: Any) -> Source:  # noqa: ANN401 - a task, of the room that run
 def rewound(task: Any) -> Source:  # noqa: ANN401 - a task
     """Returns networks that are sliced from the weights with which the training of the base network began.
 
+    With `rewind` in the config, from those after that epoch (late rewinding).
+
     Raises:
-        ConfigError: if the run has not trained it.
+        ConfigError: if the run has not trained it, or kept no weights of that epoch.
     """
     if _training(task) is None:
         msg = "baseline 'rewound' begins with early weights, and this run has none: its network was brought trained. "
         msg += "Train it by [pretrain], or leave the baseline out"
         raise ConfigError(msg)
     settings = task.settings
-    return Sliced(settings.model.build(settings.seed).eval(), task.graph, task.source.ranking)
+    network = settings.model.build(settings.seed).eval()
+    if task.early is not None and task.early.exists():
+        network.load_state_dict(load_file(task.early))
+    elif task.early is not None and task.early.with_name("base.safetensors").exists():
+        msg = f"baseline 'rewound' begins with the weights after epoch {settings.rewind} of pre-training (rewind), and "
+        msg += f"{task.early} is missing: it is made again by: abcsearch resume {quoted(task.early.parent)}"
+        raise ConfigError(msg)
+    return Sliced(network, task.graph, task.source.ranking)
 
 
 def random_channels(task: Any) -> Source:  # noqa: ANN401 - a task

@@ -75,7 +75,7 @@ def finetune(  # noqa: PLR0913 - one argument per option
     options += [word for own in only for word in ("--only", own)]
     options += ["--replace"] if replace else []
     with answering(run_dir, "finetune", options), progress_shown() as progress:
-        from abcsearch.cli.fronts import finetune_all
+        from abcsearch.cli.fronts import finetune_all, print_chain
         from abcsearch.config import parse_recipe
         from abcsearch.results.finetuning import finetune_run
         from abcsearch.results.open_run import open_run
@@ -93,6 +93,7 @@ def finetune(  # noqa: PLR0913 - one argument per option
             scores = None if only and structure.name not in only else run.scores(structure)
             if scores is not None:
                 console.print(f"{structure.name}: test {run.metric} {run.change(scores)}")
+        print_chain(run)
         console.print(f"next: abcsearch report {quoted(run_dir)}")
 
 
@@ -181,13 +182,13 @@ def compare(
 
 
 @app.command(epilog="Example: abcsearch export runs/digits --format onnx --out digits.onnx")
-def export(
+def export(  # noqa: PLR0913 - one argument per option
     run_dir: RunDir,
     format: Annotated[  # noqa: A002 - the option's name
         str | None,
         typer.Option(
-            help="safetensors: a folder for abcsearch.load; onnx; pt2: for torch.export.load. "
-            "By default what --out ends in, else safetensors.",
+            help="safetensors: a folder for abcsearch.load; compressed: the same in fewer bytes; onnx; pt2: for "
+            "torch.export.load. By default what --out ends in, else safetensors, or what the last link needs.",
             show_default=False,
         ),
     ] = None,
@@ -203,19 +204,31 @@ def export(
         str | None,
         typer.Option(metavar="NAME", help="Of several budgets only this one, by name or place.", show_default=False),
     ] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LINK",
+            help="Of a chain of transforms another link than the last; 0: before it.",
+            show_default=False,
+        ),
+    ] = None,
+    licence: Annotated[str, typer.Option(help="Of the weights, for the model card.")] = "unknown",
     trust: Trust = False,  # noqa: FBT002 - an option
 ) -> None:
     """Exports a network, fine-tuned if it has been, and checks that it loads back with the same outputs.
+
+    Beside it lies a model card: README.md in a folder. Where the config has [[transform]], the last link is exported.
 
     Where the files of fine-tuning are damaged, that is an error: they are not passed over. Of several budgets, a folder
     for each is written.
     """
     with answering(run_dir, "export"), wait_shown():
-        from abcsearch.cli.fronts import export_all
+        from abcsearch.cli.fronts import export_all, state_of
         from abcsearch.runs.front_folder import is_front
 
         if is_front(run_dir):
-            export_all(run_dir, out, format=format, network=network, budget=budget, trust=trust)
+            chosen = {"network": network, "link": link, "licence": licence, "format": format}
+            export_all(run_dir, out, chosen, budget=budget, trust=trust)
             return
         _check_budget(budget)
         from abcsearch.exporting.targets import check_target
@@ -226,11 +239,13 @@ def export(
         RunFolder(run_dir).header()  # before its folder is taken for that of an export
         check_target(export_folder(run_dir, network) if out is None else out, format)
         run = open_run(run_dir, trust=trust, baselines=network == "random")
-        made, tuned = export_run(run, out, format=format, network=network)
-        console.print(f"exported to {made}")
-        state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {quoted(run_dir)})"
-        console.print(f"{state}; load it with: {made.how_to_load}")
-        console.print(f"next: abcsearch evaluate {quoted(made.path)}")
+        done = export_run(run, out, format=format, network=network, link=link, licence=licence)
+        console.print(f"exported to {done.made}")
+        console.print(f"{state_of(done, run_dir)}; load it with: {done.made.how_to_load}")
+        for line in done.feeding:
+            console.print(line)
+        console.print(f"model card: {done.card}")
+        console.print(f"next: abcsearch evaluate {quoted(done.made.path)}")
 
 
 def _check_budget(budget: str | None) -> None:

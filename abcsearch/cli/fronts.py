@@ -11,10 +11,12 @@ from abcsearch.steps import doing
 from abcsearch.terminal import console, print_json, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from abcsearch.results.exports import RunExport
     from abcsearch.results.front_status import FrontStatus, FrontWatch
+    from abcsearch.results.open_run import FinishedRun
     from abcsearch.runs.progress import Progress
     from abcsearch.training.crew import Workers
 
@@ -110,6 +112,7 @@ def finetune_all(  # noqa: PLR0913 - what the command line was given
             scores = None if only and structure.name not in only else run.scores(structure)
             if scores is not None:
                 console.print(f"{run.folder.path.name}, {structure.name}: test {run.metric} {run.change(scores)}")
+        print_chain(run)
     console.print(f"next: abcsearch report {quoted(path)}")
 
 
@@ -142,26 +145,44 @@ def report_all(path: Path, out: Path | None, *, trust: bool, loss: float | None)
 
 
 def export_all(
-    path: Path,
-    out: str | None,
-    *,
-    format: str | None,  # noqa: A002 - the option's name
-    network: str | None,
-    budget: str | None,
-    trust: bool,
+    path: Path, out: str | None, chosen: Mapping[str, str | None], *, budget: str | None, trust: bool
 ) -> None:
-    """Exports a network of every budget, or of one, and says where."""
+    """Exports a network of every budget, or of one, and says where; `chosen` are further arguments of `export_run`."""
     from abcsearch.exporting.targets import check_target
     from abcsearch.results.exports import export_run
-    from abcsearch.results.front_finishing import chosen, export_paths, open_front
+    from abcsearch.results.front_finishing import chosen as chosen_runs
+    from abcsearch.results.front_finishing import export_paths, open_front
     from abcsearch.runs.disk.folder import RunFolder
 
-    runs = chosen(open_front(path, trust=trust, baselines=network == "random"), budget)
+    network: Any = chosen["network"]
+    runs = chosen_runs(open_front(path, trust=trust, baselines=network == "random"), budget)
     places = export_paths(RunFolder(path), runs, out, network, single=budget is not None)
     for place in places:
-        check_target(place, format)
+        check_target(place, chosen["format"])
+    options: dict[str, Any] = dict(chosen)
     for run, place in zip(runs, places, strict=True):
-        made, tuned = export_run(run, place, format=format, network=network)
-        state = "fine-tuned" if tuned else f"not fine-tuned yet (abcsearch finetune {quoted(path)})"
-        console.print(f"{run.folder.path.name}: exported to {made}; {state}")
+        done = export_run(run, place, **options)
+        console.print(f"{run.folder.path.name}: exported to {done.made}; {state_of(done, path)}")
+        console.print(f"model card: {done.card}")
     console.print(f"next: abcsearch evaluate {quoted(places[0])}")
+
+
+def state_of(done: RunExport, path: Path) -> str:
+    """Returns what was exported, in a few words: fine-tuned or not, and which link of a chain."""
+    if done.link:
+        return f"fine-tuned, after {done.link}"
+    if done.tuned:
+        return "fine-tuned"
+    waiting = f", which applies {', '.join(done.waiting)} as well" if done.waiting else ""
+    return f"not fine-tuned yet (abcsearch finetune {quoted(path)}{waiting})"
+
+
+def print_chain(run: FinishedRun) -> None:
+    """Prints the table of a run's chain, if there is one."""
+    from abcsearch.results.chained import known_chain
+
+    chain = known_chain(run)
+    if chain is not None:
+        print_table(*chain.cells(short=True))
+        for line in chain.lines():
+            console.print(line)

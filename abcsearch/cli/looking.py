@@ -22,6 +22,7 @@ KINDS = (
     "searchers",
     "evaluators",
     "preparations",
+    "transforms",
     "criteria",
     "models",
     "datasets",

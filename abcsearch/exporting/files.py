@@ -1,4 +1,4 @@
-"""Export and load: one network, three formats."""
+"""Export and load: one network, four formats."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from abcsearch.errors import ExportError, quoted
 from abcsearch.example import Example, Inputs
 from abcsearch.exporting.checking import Checks, Frozen, OutputOnly, Whole, copied, noise, run_checked, wrapped
 from abcsearch.exporting.interchange import open_onnx, open_pt2, traced, write_onnx, write_pt2
-from abcsearch.exporting.plan import FILES, load_plan, plain_json, write_plan
+from abcsearch.exporting.plan import load_plan, plain_json, write_plan
+from abcsearch.exporting.plan_files import WEIGHTS, files_of
 from abcsearch.exporting.structures import call_outline, input_names, outline, plain, tensors_by_name
-from abcsearch.exporting.targets import check_target, made_folder
+from abcsearch.exporting.targets import FOLDERS, check_target, made_folder
 from abcsearch.models.registry import Constructor
 from abcsearch.scratch import owner, sweep
 from abcsearch.training.scoring import device_of
@@ -38,9 +39,9 @@ class Exported(os.PathLike[str]):
     """What was written and how far it is from the network; itself a path.
 
     Attributes:
-        path: the folder (safetensors) or file.
+        path: the folder (safetensors, compressed) or file.
         format: one of `targets.FORMATS`.
-        difference: the largest absolute difference of its outputs to the network's; 0 of safetensors, always.
+        difference: the largest absolute difference of its outputs to the network's; 0 of folders, always.
         largest: the largest absolute output of the network on the same batches.
         size: bytes of what was written.
     """
@@ -54,8 +55,9 @@ class Exported(os.PathLike[str]):
     @property
     def how_to_load(self) -> str:
         """The call that loads it: of abcsearch for a folder, otherwise of whatever reads such files."""
-        readers = {"safetensors": "abcsearch.load", "onnx": "onnxruntime.InferenceSession", "pt2": "torch.export.load"}
-        return f"{readers[self.format]}({str(self.path)!r}){'.module()' if self.format == 'pt2' else ''}"
+        readers = {"onnx": "onnxruntime.InferenceSession", "pt2": "torch.export.load"}
+        reader, then = readers.get(self.format, "abcsearch.load"), ".module()" if self.format == "pt2" else ""
+        return f"{reader}({str(self.path)!r}){then}"
 
     def __fspath__(self) -> str:
         """Returns the path."""
@@ -81,17 +83,19 @@ def export(  # noqa: PLR0913 - all but two are optional
     """Writes a pruned network and checks that it loads back with the same outputs; until then an older export stays.
 
     safetensors: a folder with model.safetensors and plan.json, which `load` makes the very same module of: bit for bit
-    the same outputs. onnx and pt2: one file with the traced computation in evaluation mode, for batches of any size,
-    checked on three of them; it needs neither abcsearch nor the network's class.
+    the same outputs. compressed: the same in fewer bytes, the more so the fewer values weights have (`sparsify`,
+    `codebook`); what is loaded is as dense as before, and no faster. onnx and pt2: one file with the traced computation
+    in evaluation mode, for batches of any size, checked on three of them; it needs neither abcsearch nor the network's
+    class.
 
     Args:
         model: the network, on any device; not changed. Files hold it as it is on the CPU.
-        path: of safetensors a folder; otherwise a file that ends in .onnx or .pt2, or a folder for model.onnx or
-            model.pt2. Made if missing.
+        path: of safetensors and compressed a folder; otherwise a file that ends in .onnx or .pt2, or a folder for
+            model.onnx or model.pt2. Made if missing.
         example_input: one batch: a tensor; a tuple of positional arguments, a dict of keyword ones, or an `Example`.
-        format: "safetensors", "onnx" or "pt2"; by default what the path ends in, else safetensors.
+        format: "safetensors", "onnx", "pt2" or "compressed"; by default what the path ends in, else safetensors.
         constructor: what builds the original network: a class or function, "package.module:callable", or the name of
-            a registered model. By default the model's class. For safetensors only.
+            a registered model. By default the model's class. For folders only.
         options: keyword arguments for it, plain JSON values.
         info: plain JSON values to keep with it, e.g. where the network comes from; see `open_export`.
         tolerance: how much outputs of an .onnx or .pt2 file may differ, as a share of the network's largest. An int8
@@ -111,8 +115,8 @@ def export(  # noqa: PLR0913 - all but two are optional
     kind, target = check_target(path, format)
     facts = {"input_shape": _shapes(example), "info": dict(info or {})}
     plain_json(facts)
-    record = _record(model, constructor, options or {}) if kind == "safetensors" else None
-    folder, files = (target.parent, (target.name,)) if record is None else (target, FILES)
+    record = _record(model, constructor, options or {}) if kind in FOLDERS else None
+    folder, files = (target.parent, (target.name,)) if record is None else (target, files_of(kind))
     try:
         # Checked before it replaces an older export.
         with made_folder(folder), tempfile.TemporaryDirectory(prefix=f".export-{owner()}-", dir=folder) as name:
@@ -121,10 +125,12 @@ def export(  # noqa: PLR0913 - all but two are optional
             if record is None:
                 found = _write_file(model, place / target.name, example, facts, tolerance)
             else:
-                found = _write_folder(model, place, example, facts, record)
+                found = _write_folder(model, place, example, facts, record, kind)
             size = sum((place / file).stat().st_size for file in files)
             for file in files:
                 (place / file).replace(folder / file)
+            for other in [name for own, name in WEIGHTS.items() if record is not None and own != kind]:
+                (folder / other).unlink(missing_ok=True)  # of an export that has been replaced
     except OSError as error:
         msg = f"export folder {folder} cannot be written: {error}; choose another one"
         raise ExportError(msg) from error
@@ -225,8 +231,8 @@ def open_export(
         return Opened(*load_plan(place, constructor, trust=trust))
     readers = {".onnx": open_onnx, ".pt2": open_pt2}
     if place.suffix.lower() not in readers:
-        msg = f"{path} is not an export: that is a folder with model.safetensors and plan.json, an .onnx or a .pt2 "
-        msg += f"file; weights of your own: abcsearch evaluate {quoted(place)} --config CONFIG"
+        msg = f"{path} is not an export: that is a folder with plan.json and weights, an .onnx or a .pt2 file; weights "
+        msg += f"of your own: abcsearch evaluate {quoted(place)} --config CONFIG"
         raise ExportError(msg)
     return Opened(*readers[place.suffix.lower()](place, trust=trust))
 
@@ -241,7 +247,7 @@ def _record(
         ModelError: if it cannot be named.
     """
     if isinstance(model, Frozen):
-        msg = "this network is a traced computation without a class: it is exported as onnx or pt2, not as safetensors"
+        msg = "this network is a traced computation without a class: it is exported as onnx or pt2, not as a folder"
         raise ExportError(msg)
     record = Constructor.of(constructor or type(model), options)
     if record.name.startswith("__main__:"):
@@ -251,10 +257,10 @@ def _record(
 
 
 def _write_folder(
-    model: nn.Module, folder: Path, example_input: Inputs, facts: Mapping[str, Any], record: Constructor
+    model: nn.Module, folder: Path, example_input: Inputs, facts: Mapping[str, Any], record: Constructor, kind: str
 ) -> tuple[float, float]:
     """Writes and checks a folder; returns the largest difference, which is 0, and the largest output."""
-    write_plan(model, folder, record, facts)
+    write_plan(model, folder, record, facts, kind)
     loaded, _, _ = load_plan(folder, record.find())
     checks = Checks.of(copied(model), (example_input, noise(example_input, len(example_input))))
     gaps = checks.differences(loaded.to(device_of(model)))

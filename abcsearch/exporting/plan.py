@@ -1,4 +1,4 @@
-"""A pruned network as a folder, and back: model.safetensors and plan.json.
+"""A pruned network as a folder, and back: plan.json, and model.safetensors or model.compressed.
 
 The plan says how to build the original network (its constructor) and which of its layers and tensors are smaller; the
 weights fill them. Loading needs the constructor and nothing else: no tracing, no search, no pickle.
@@ -6,21 +6,21 @@ weights fill them. Loading needs the constructor and nothing else: no tracing, n
 
 from __future__ import annotations
 
-import difflib
 import json
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from abcsearch.errors import ExportError, ModelError
-from abcsearch.exporting.plan_checks import plan_problems, unfit_sizes
-from abcsearch.files import CHECKSUM, sealed, unsealed
+from abcsearch.exporting.compressed import pack
+from abcsearch.exporting.plan_checks import unfit_sizes
+from abcsearch.exporting.plan_files import FORMAT, PLAN, WEIGHTS, read_plan
+from abcsearch.files import CHECKSUM, sealed
 from abcsearch.importing import leave_working_folder
 from abcsearch.models.registry import Constructor
-from abcsearch.signing import is_own, signed, written_here
+from abcsearch.signing import signed, written_here
 from abcsearch.training.checkpoints import tensors_hash
 from abcsearch.transforms.factors import Factorised, full_ranks, skeleton
 
@@ -30,19 +30,18 @@ if TYPE_CHECKING:
 
     from abcsearch.transforms.factors import Method
 
-FORMAT = 1
-FILES = ("plan.json", "model.safetensors")  # in the order of writing: a plan alone is known as ours
-_DAMAGED = "export {} is damaged: {}; write it again with: abcsearch export RUN_DIR"
 
-
-def write_plan(model: nn.Module, folder: Path, record: Constructor, facts: Mapping[str, Any]) -> None:
+def write_plan(
+    model: nn.Module, folder: Path, record: Constructor, facts: Mapping[str, Any], kind: str = "safetensors"
+) -> None:
     """Writes a network to a folder that is there.
 
     Args:
         model: the network.
-        folder: model.safetensors and plan.json in it are replaced.
+        folder: the files of the format in it are replaced.
         record: what builds the original network.
         facts: plain JSON values that the plan holds beside: input_shape and info.
+        kind: "safetensors" or "compressed".
 
     Raises:
         ExportError: if the constructor builds another network, or its options are no plain JSON values.
@@ -62,15 +61,21 @@ def write_plan(model: nn.Module, folder: Path, record: Constructor, facts: Mappi
         "layers": _changed_sizes(original, model),
         "tensors": _changed_shapes(original, tensors),
         "strides": _strides(tensors),
+        **({} if kind == "safetensors" else {"file": WEIGHTS[kind]}),
         **facts,
     }
     plain_json(plan)
     # Tied tensors share memory, which the format refuses: every name gets its own copy.
     contiguous = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
     weights = tensors_hash(contiguous)
-    (folder / "model.safetensors").write_bytes(save(contiguous, {CHECKSUM: weights}))
+    try:
+        content = (save if kind == "safetensors" else pack)(contiguous, {CHECKSUM: weights})
+    except ValueError as error:
+        msg = f"the network cannot be written as {kind}: {error}"
+        raise ExportError(msg) from error
+    (folder / WEIGHTS[kind]).write_bytes(content)
     plan = signed("export", {**plan, "weights": weights})
-    (folder / "plan.json").write_text(sealed(plan), encoding="utf-8")
+    (folder / PLAN).write_text(sealed(plan), encoding="utf-8")
 
 
 def plain_json(values: Mapping[str, Any]) -> str:
@@ -95,7 +100,7 @@ def load_plan(
         ExportError: if files are missing or damaged, or the constructor builds another network.
         ModelError: if the constructor cannot be found or called.
     """
-    plan, tensors, own = _read(folder)
+    plan, tensors, own = read_plan(folder)
     record = Constructor(name=plan["constructor"]["name"], options=plan["constructor"]["options"])
     if not (trust or written_here(plan)):
         leave_working_folder()
@@ -123,7 +128,7 @@ def read_sizes(folder: Path, *, trust: bool = False) -> tuple[Constructor, dict[
         ExportError: if files are missing or damaged.
         ModelError: if it is from elsewhere and its constructor is not one that such a file may name.
     """
-    plan, tensors, own = _read(folder)
+    plan, tensors, own = read_plan(folder)
     sizes = {key: plan[key] for key in ("dropped", "factorised", "layers", "strides") if key in plan}
     shapes = {name: [plan["tensors"][name], list(tensors[name].shape)] for name in plan["tensors"] if name in tensors}
     record = Constructor(**plan["constructor"])
@@ -210,49 +215,6 @@ def _listed(value: int | tuple[int, ...]) -> int | list[int]:
 def _are_sizes(found: object) -> bool:
     """Returns whether an attribute is a number or a tuple of numbers."""
     return type(found) is int or (isinstance(found, tuple) and all(type(item) is int for item in found))
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], bool]:
-    """Returns plan and tensors of an export, and whether the user has written it."""
-    plan, tensors = _read_files(folder)
-    newer = plan.get("format") if isinstance(plan, dict) else None
-    if type(newer) is int and newer > FORMAT:
-        msg = f"export {folder} has format {newer}, this version reads up to {FORMAT}; update abcsearch"
-        raise ExportError(msg)
-    if isinstance(plan, dict):
-        plan.setdefault("dropped", [])
-    problem = next(plan_problems(plan, tensors), None)
-    if problem is not None:
-        raise ExportError(_DAMAGED.format(folder, f"in plan.json, {problem}"))
-    constructor = {key: plan["constructor"][key] for key in ("name", "options")}
-    return {**plan, "constructor": constructor}, tensors, is_own("export", plan)
-
-
-def _read_files(folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Returns what the files of an export hold."""
-    if not folder.exists():
-        raise ExportError(_missing(folder))
-    for name in FILES:
-        if not (folder / name).is_file():
-            msg = f"{folder} is not an export: {name} is missing; write one with: abcsearch export RUN_DIR"
-            raise ExportError(msg)
-    reading = FILES[0]
-    try:
-        plan: Any = unsealed((folder / reading).read_text(encoding="utf-8"))[0]
-        reading = FILES[1]
-        return plan, load_file(folder / reading)
-    except (ValueError, RecursionError, SafetensorError) as error:
-        raise ExportError(_DAMAGED.format(folder, f"{reading} cannot be read, {error!r}")) from error
-
-
-def _missing(path: Path) -> str:
-    """Returns the message for an export that does not exist, with the nearest one beside it."""
-    beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    exports = [p.name for p in beside if p.suffix.lower() in {".onnx", ".pt2"} or (p / "plan.json").is_file()]
-    close = difflib.get_close_matches(path.name, exports, n=1, cutoff=0.6)
-    if close:
-        return f"export {path} does not exist; did you mean {str(path.with_name(close[0]))!r}?"
-    return f"export {path} does not exist; write one with: abcsearch export RUN_DIR"
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -13,6 +13,8 @@ from abcsearch.exporting.checking import Frozen, copied, run_checked, wrapped
 from abcsearch.exporting.interchange import quiet, torchao, traced
 from abcsearch.exporting.structures import call_outline, input_names
 from abcsearch.rng import torch_seeded
+from abcsearch.transforms.base import Applied, Transform
+from abcsearch.transforms.options import QuantizeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,6 +80,27 @@ def quantize(model: nn.Module, data: Data, *, images: int = 256) -> nn.Module:
         raise ExportError(msg) from error
     _drop_unused(made)
     return Frozen(made, call_outline(Example.of(two), input_names(twin, Example.of(two))))
+
+
+class Quantize(Transform):
+    """The network in int8, as the last link of a chain; see `quantize`."""
+
+    Options = QuantizeOptions
+    makes = "int8"
+    ends = "it is a traced computation without weights that could be changed"
+    format = "pt2"
+    tolerance = 0.05  # onnxruntime rounds otherwise here and there
+    bits = (8, 8)
+
+    def check(self, model: nn.Module, data: Data) -> None:
+        """Refuses if torchao is not installed."""
+        del model, data
+        torchao()
+
+    def apply(self, model: nn.Module, data: Data, seed: int) -> Applied:
+        """Returns the int8 network."""
+        del seed
+        return Applied(model=quantize(model, data, images=self.options.images), facts={"kind": "int8"})
 
 
 def _quantizer() -> Any:  # noqa: ANN401 - a class of torchao, which may be missing

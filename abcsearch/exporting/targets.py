@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abcsearch.errors import ExportError, unknown_name
-from abcsearch.exporting.plan import FILES
+from abcsearch.exporting.plan_files import PLAN, WEIGHTS
 from abcsearch.files import CHECKSUM
 from abcsearch.stored import content_hash, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FORMATS = ("safetensors", "onnx", "pt2")
-_FILES = FORMATS[1:]  # formats that are one file, and its ending
+FORMATS = ("safetensors", "onnx", "pt2", "compressed")
+FOLDERS = tuple(WEIGHTS)  # formats that are a folder; the others are one file, and its ending:
+_FILES = ("onnx", "pt2")
 # Of files of models, so that a folder of such a name is a mistake; names like run-1.2 are none.
 _FOREIGN = (
     {"bin", "ckpt", "pickle", "pkl", "pt", "pt1", "pt3", "pte", "pth", "safetensors", "torchscript", "ts", "weights"}
@@ -47,7 +48,7 @@ def check_target(path: str | Path, kind: str | None) -> tuple[str, Path]:
     if ending and ending != kind:
         msg = f"{path} is to be written as {kind} but ends in .{ending}; give it another name, or format {ending!r}"
         raise ExportError(msg)
-    target = path if ending or kind == FORMATS[0] else path / f"model.{kind}"
+    target = path if ending or kind in FOLDERS else path / f"model.{kind}"
     _refuse_taken(kind, target)
     return kind, target
 
@@ -78,7 +79,7 @@ def _refuse_unknown(path: Path, ending: str) -> None:
 
 def _refuse_taken(kind: str, target: Path) -> None:
     """Raises ExportError where something else is in the place of an export."""
-    whole = kind == FORMATS[0]
+    whole = kind in FOLDERS
     if not whole and target.is_dir():
         msg = f"{target} is a folder, but {kind} is one file; give another name, or remove the folder"
         raise ExportError(msg)
@@ -87,7 +88,7 @@ def _refuse_taken(kind: str, target: Path) -> None:
     if there is not None and not there.is_dir():
         msg = f"export folder {folder} cannot be written: {there} is a file; give another name"
         raise ExportError(msg + (", or one that ends in .onnx or .pt2 for a file" if whole else ""))
-    taken = [folder / name for name in FILES if (folder / name).exists()] if whole else []
+    taken = [folder / name for name in (PLAN, *WEIGHTS.values()) if whole and (folder / name).exists()]
     if taken and not (_is_ours(folder / "plan.json") or _has_lost_its_plan(folder)):
         msg = f"{taken[0]} would be overwritten, and {folder} is not an export of abcsearch; choose a new folder, or "
         raise ExportError(f"{msg}remove the file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import RunError, plural, quoted
@@ -10,11 +11,11 @@ from abcsearch.formats import duration_text
 from abcsearch.reporting.charts import page_charts, thinned_note
 from abcsearch.reporting.drawings import drawings
 from abcsearch.reporting.headline import doubts, headline
-from abcsearch.reporting.page import Page, Section, check_page, code, network_table, paragraph, table
+from abcsearch.reporting.page import Page, Section, check_page, code, link, network_table, paragraph, table
 from abcsearch.reporting.repeating import again_text, command_line, config_toml, facts, load_text
 from abcsearch.reporting.tables import network_lines, width_cells
 from abcsearch.reporting.words import change_text, time_change
-from abcsearch.results.report import write_report
+from abcsearch.results.report import CHAIN, write_report
 from abcsearch.runs.disk.decision import scored
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.header import reached_by
@@ -22,7 +23,6 @@ from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from matplotlib.figure import Figure
 
@@ -105,6 +105,7 @@ def report_page(found: Gathered) -> Page:
         _front(found),
         _widths(found),
         _prepared(found),
+        _chain(found),
         _sensitivity(found),
         _parallel(found),
         _timeline(found),
@@ -239,6 +240,20 @@ def _prepared(found: Gathered) -> Section | None:
     return Section(title="Prepared before the search", lead=lead, body=table(cells, ()))
 
 
+def _chain(found: Gathered) -> Section | None:
+    """Returns what transforms have made of the winner."""
+    chain = None if found.report is None else found.report.chain
+    if chain is None:
+        return None
+    lead = (
+        "What was done to the fine-tuned winner, start, in this order. Bit operations are MACs times the bits of both "
+        "numbers that are multiplied; MACs are computed in full, whether weights are 0 or not."
+    )
+    cells = chain.cells()
+    notes = "".join(paragraph(line, "note") for line in chain.lines())
+    return Section(title=CHAIN, lead=lead, body=table(cells, range(1, len(cells[0]))) + notes)
+
+
 def _sensitivity(found: Gathered) -> Section:
     """Returns which layers matter."""
     own, title = found.sensitivity, "Sensitivity: which layers matter"
@@ -304,6 +319,9 @@ def _listed(trials: tuple[str, ...], prefix: str, most: int = 12) -> str:
 def _load(found: Gathered) -> Section:
     """Returns how to load the network."""
     body = code(load_text(found.history, configured="model" in found.history.settings, tuned=bool(_recipe(found))))
+    card = Path("export", "README.md")
+    if (found.history.path / card).is_file():
+        body += link(card.as_posix(), "The model card: what it expects, and what it is worth")
     return Section(title="How to load the network", body=body)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from abcsearch.bounds import amount
-from abcsearch.results.report import short_count
+from abcsearch.bounds import amount, short_count
 
 if TYPE_CHECKING:
     from abcsearch.reporting.curves import Layer

@@ -16,7 +16,7 @@ from abcsearch.data.registry import load_data, reads_files
 from abcsearch.errors import ConfigError, ExportError, ModelError, one_line, plural, quoted
 from abcsearch.example import Example, described, repeated, run_on
 from abcsearch.exporting import open_export
-from abcsearch.exporting.plan import FILES
+from abcsearch.exporting.plan_files import export_files
 from abcsearch.runs.config_run import load_run_data
 from abcsearch.runs.disk.weights import load_checkpoint
 from abcsearch.runs.settings import Part
@@ -144,7 +144,7 @@ def evaluate_export(
     part = _data_of(place, info, vouched=own or trust) if data is None else data
     found = load_data(part.name, **part.options)
     counted = sum(parameter.numel() for parameter in model.parameters()) if place.is_dir() else None
-    files = [place / name for name in FILES] if place.is_dir() else [place]
+    files = export_files(place) if place.is_dir() else [place]
     facts = {"macs": info.get("macs"), "params": info.get("params", counted)}
     return _measured(model, found, place, options, files=files, **facts, notes=_notes(info, given=data is not None))
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abcsearch.errors import RunError
+from abcsearch.errors import ConfigError, RunError, quoted
 from abcsearch.example import sizes_of
 from abcsearch.exporting import Exported, export
+from abcsearch.exporting.checking import Frozen
+from abcsearch.exporting.files import TOLERANCE
+from abcsearch.results.card import feeding, write_card
+from abcsearch.results.chained import chain_facts, chain_network, known_chain, link_number
 from abcsearch.results.finetuned_files import problems, refusal
+from abcsearch.results.links import START, Chain, Time
 from abcsearch.runs.config_run import seeded_data
 
 if TYPE_CHECKING:
@@ -20,6 +26,29 @@ if TYPE_CHECKING:
     from abcsearch.data.splits import Data
     from abcsearch.results.open_run import FinishedRun, Structure
 
+_INT8 = 0.05  # tolerance of an int8 network in ONNX, where rounding is another one here and there
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunExport:
+    """What was exported of a run.
+
+    Attributes:
+        made: what was written.
+        tuned: whether the network was fine-tuned.
+        card: the model card.
+        feeding: how to feed it, a line each.
+        link: the link of the chain that it is; "" of none.
+        waiting: transforms of the config that have not been applied, since it is not fine-tuned.
+    """
+
+    made: Exported
+    tuned: bool
+    card: Path
+    feeding: tuple[str, ...]
+    link: str = ""
+    waiting: tuple[str, ...] = ()
+
 
 def export_run(
     run: FinishedRun,
@@ -27,22 +56,25 @@ def export_run(
     *,
     format: str | None = None,  # noqa: A002 - as of `export`
     network: str | None = None,
-) -> tuple[Exported, bool]:
-    """Exports the winner or what it is compared with, fine-tuned if it has been.
+    link: str | None = None,
+    licence: str = "unknown",
+) -> RunExport:
+    """Exports the winner or what it is compared with, fine-tuned if it has been, with a model card.
+
+    Where the config has transforms, the winner is what the last of them has made of it.
 
     Args:
         run: the run.
         path: folder or file; by default `export_folder`, in which every format has files of its own.
-        format: see `export`.
+        format: see `export`; by default that of the path, or of the link.
         network: name of a structure of the run, e.g. full or uniform; by default the winner.
-
-    Returns:
-        What was written, and whether the network was fine-tuned.
+        link: number or name of the link of the chain that is exported; "0" or "start" for the winner before it.
+        licence: of the weights, for the card.
 
     Raises:
-        ConfigError: if the run has no structure of that name.
-        RunError: if that is a link in the run folder.
-        RunError: if it has been fine-tuned and what there is of that is damaged: it is not passed over.
+        ConfigError: if the run has no structure, or its chain no link, of that name.
+        RunError: if that is a link in the run folder; if it has been fine-tuned and what there is of that is damaged,
+            which is not passed over; or if the chain is not finished.
         ExportError: see `export`.
 
     Warns:
@@ -57,20 +89,69 @@ def export_run(
     for line in problems(run.folder, structure.name, tuned):
         warnings.warn(line, UserWarning, stacklevel=2)
     scores = tuned.scores
-    model = run.network(structure, tuned=scores is not None)
+    chain = _chain(run, structure, scores, link)
+    number = 0 if chain is None else link_number(chain, link)
+    if chain is None or not number:
+        model = run.network(structure, tuned=scores is not None)
+    else:
+        model = chain_network(run, chain, number)
     if run.tuned(structure) != tuned:
         msg = f"{structure.name} has been fine-tuned anew while it was exported; run it again"
         raise RunError(msg)
+    info, last = _info(run, structure, scores), chain and chain.links[number]
+    if chain is not None and last is not None and number:
+        chain = replace(chain, links=chain.links[: number + 1], times=_shortened(chain.times, number + 1))
+        info |= {"macs": last.macs, "params": last.params, "test": dict(last.test), "chain": chain_facts(chain, number)}
+    place = export_folder(run.folder.path, network) if path is None else Path(path)
+    one_file = place.suffix.lower() in (".onnx", ".pt2")
+    frozen = isinstance(model, Frozen)
     made = export(
         model,
-        export_folder(run.folder.path, network) if path is None else path,
-        format=format,
+        place,
+        format=format or (None if one_file or last is None else last.format),
         example_input=run.result.task.data.example,
-        constructor=run.config.model.name,
-        options=run.config.model.options,
-        info=_info(run, structure, scores),
+        constructor=None if frozen else run.config.model.name,
+        options=None if frozen else run.config.model.options,
+        info=info,
+        tolerance=_INT8 if frozen else TOLERANCE,
     )
-    return made, scores is not None
+    shown = chain if number else None
+    return RunExport(
+        made=made,
+        tuned=scores is not None,
+        card=write_card(run, structure, model, made, info, scores, shown, licence),
+        feeding=tuple(feeding(info)),
+        link="" if chain is None or not number else chain.labels[number],
+        waiting=tuple(part.name for part in run.config.transform) if structure is run.winner and scores is None else (),
+    )
+
+
+def _chain(run: FinishedRun, structure: Structure, scores: object, link: str | None) -> Chain | None:
+    """Returns the chain that a structure is exported from; None where there is none.
+
+    Raises:
+        ConfigError: if a link is asked for where there is no chain.
+        RunError: if the chain is not finished, and not asked to be left out.
+    """
+    of_winner = structure is run.winner and run.config.transform and scores is not None
+    if not of_winner:
+        if link not in (None, "0", START):
+            msg = f"link {link!r} is one of the chain of the fine-tuned winner, which this run has not, or not yet: "
+            msg += "leave it out; a chain is made by [[transform]] in the config, and abcsearch finetune"
+            raise ConfigError(msg)
+        return None
+    chain = known_chain(run)
+    if chain is None and link not in ("0", START):
+        names = ", ".join(part.name for part in run.config.transform)
+        msg = f"the chain of {run.winner.name} ({names}) is not finished; run: abcsearch finetune "
+        msg += f"{quoted(run.folder.path)}; or export the network before it: --link 0"
+        raise RunError(msg)
+    return chain
+
+
+def _shortened(times: tuple[Time, ...], count: int) -> tuple[Time, ...]:
+    """Returns times of the first so many links."""
+    return tuple(replace(time, median_ms=time.median_ms[:count]) for time in times)
 
 
 def export_folder(run_dir: Path, network: str | None = None) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import ConfigError, plural
+from abcsearch.results.chained import run_chain
 from abcsearch.results.finetuned_files import ASKED, FOLDER, command, read_tuned, unfinished, weights_names
 from abcsearch.results.intervals import packed
 from abcsearch.results.shelf import Home, keep, look_up, put, shelf_of, take, tidy
@@ -24,7 +25,7 @@ from abcsearch.training.finetuning import FineTuned, finetune
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from abcsearch.results.finetuned_files import Tuned
@@ -90,7 +91,8 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
 ) -> None:
     """Fine-tunes the winner, then what it is compared with; what is done already is left alone.
 
-    All by one recipe, but for baselines that make another one of it.
+    All by one recipe, but for baselines that make another one of it. Then the transforms of the config, if there are
+    any, are applied to the winner, see `run_chain`.
 
     A fine-tuning that was killed goes on after its last whole epoch, also if others, with another recipe, have been
     done since. The teacher, if the recipe distils, is the full network as it was searched in. The folder holds, for
@@ -148,7 +150,14 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
             with home.kept():
                 home.check()
                 _put_in_place(wanted, structure, shelf or _finetune(wanted, structure, progress, home))
-        run.folder.inside(ASKED).unlink(missing_ok=True)
+    _finish(run, chosen, progress, tell)
+
+
+def _finish(run: FinishedRun, chosen: Sequence[Structure], progress: Progress, tell: Callable[[str], object]) -> None:
+    """Applies the transforms of the config to the winner, if it was asked for; then nothing is left to be done."""
+    if run.winner in chosen:
+        run_chain(run, progress=progress, tell=tell)
+    run.folder.inside(ASKED).unlink(missing_ok=True)
 
 
 def _chosen(run: FinishedRun, only: Collection[str]) -> list[Structure]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abcsearch.errors import AbcSearchError, quoted
 from abcsearch.results.finetuned_files import read_tuned
 from abcsearch.results.front_status import FrontWatch
+from abcsearch.results.links import FOLDER as CHAIN_FOLDER
+from abcsearch.results.links import chain_for
 from abcsearch.results.status import RunWatch
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.shapes import winner_name
@@ -14,7 +17,6 @@ from abcsearch.runs.front_folder import is_front
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from abcsearch.results.status import RunStatus
     from abcsearch.runs.result import SearchResult
@@ -29,6 +31,7 @@ def after_search(path: Path, results: Sequence[SearchResult]) -> str:
     """
     tuned = all(
         read_tuned(RunFolder(one.run_dir), winner_name(one.settings.searcher.name), candidate=one.best.candidate).scores
+        and not _chain_due(Path(one.run_dir), winner_name(one.settings.searcher.name))
         for one in results
     )
     return _next(path, tuned=tuned)
@@ -42,7 +45,19 @@ def following(status: RunStatus, path: Path) -> str:
         return f"abcsearch resume {quoted(path)}"
     if status.interrupted is not None:
         return status.interrupted
-    return _next(path, tuned=status.searches[0].name in status.tuned)
+    name = status.searches[0].name
+    return _next(path, tuned=name in status.tuned and not _chain_due(path, name))
+
+
+def _chain_due(path: Path, name: str) -> bool:
+    """Returns whether the config has transforms that have not been applied to the fine-tuned winner of this name."""
+    folder = RunFolder(path)
+    transforms = folder.header()["settings"].get("transform", [])
+    scores = read_tuned(folder, name).scores
+    if not transforms or scores is None:
+        return False
+    wanted = [(part["name"], part["options"]) for part in transforms]
+    return chain_for(path / CHAIN_FOLDER, wanted, scores.get("weights", {}).get(f"{name}.safetensors")) is None
 
 
 def _next(path: Path, *, tuned: bool) -> str:

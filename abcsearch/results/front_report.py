@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from abcsearch.bounds import short_count
 from abcsearch.errors import RunError, escaped, plural, quoted
 from abcsearch.results.forward import BATCHES, ForwardTime, measure_forward
 from abcsearch.results.front_answer import LOSS, Standing, answer, interval
 from abcsearch.results.intervals import SHARES, wilson
 from abcsearch.results.open_run import open_so_far
-from abcsearch.results.report import short_count
 from abcsearch.runs.config_run import LoadedOnce
 from abcsearch.runs.disk.known import mapped_total
 from abcsearch.runs.front_folder import FRONT

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from abcsearch.bounds import amount
+from abcsearch.bounds import amount, short_count
 from abcsearch.errors import escaped, plural
+from abcsearch.results.chained import known_chain
 from abcsearch.results.finetuned_files import problems
 from abcsearch.results.forward import BATCHES, measure_forward
 from abcsearch.results.intervals import SHARES, Difference, difference
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from abcsearch.results.links import Chain
     from abcsearch.results.open_run import FinishedRun
     from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.result import SearchResult
 
 _POINTS = 10  # of the front that are shown, evenly spread
+CHAIN = "The chain after the winner, link by link"
 FRONT = "Front: trials that no other one beats in both"
 
 
@@ -71,6 +74,7 @@ class Report:
             it is a share of images.
         prepared: what was prepared before the search: names and values, its structures among the trials last; () where
             nothing was.
+        chain: what the transforms of the config have made of the winner; None without any.
         renormalises: groups over whose channels norms are computed, in the pruned network over those that are left.
     """
 
@@ -88,6 +92,11 @@ class Report:
     prepared: tuple[tuple[str, str], ...] = ()
     criteria: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     renormalises: tuple[str, ...] = ()
+    chain: Chain | None = None
+
+    def chain_cells(self, *, short: bool = False) -> list[list[str]]:
+        """Returns the chain after the winner as text, one list per row, the header first; [] without one."""
+        return [] if self.chain is None else self.chain.cells(short=short)
 
     def prepared_cells(self) -> list[list[str]]:
         """Returns what was prepared as text, one list per row, the header first; [] where nothing was."""
@@ -136,17 +145,11 @@ class Report:
         warned = [f"Warning: {text}" for text in self.damaged]
         parts = [f"# {self.title}", *warned, _markdown_table(self.cells()), *self.notes, f"## {FRONT}"]
         parts += [_markdown_table(self.front_cells()), "## Widths", _markdown_table(widths)]
+        if self.chain is not None:
+            parts += [f"## {CHAIN}", _markdown_table(self.chain_cells()), *self.chain.lines()]
         if self.prepared:
             parts += ["## Prepared before the search", _markdown_table(self.prepared_cells())]
         return escaped("\n\n".join(parts) + "\n")
-
-
-def short_count(count: int) -> str:
-    """Returns a count with three digits and its unit: 950, 175 k, 1.65 M, 4.09 G."""
-    for unit, name in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
-        if count >= unit:
-            return f"{count / unit:.3g}{name}"
-    return str(count)
 
 
 def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
@@ -213,6 +216,7 @@ def make_report(run: FinishedRun, out: Path | None = None) -> Report:
         differences=_differences(run, rows, scores),
         prepared=tuple(prepared_facts(run, scores)),
         criteria=task.space.criteria(run.winner.candidate),
+        chain=known_chain(run),
         renormalises=tuple(group.name for group in task.graph.prunable if group.renormalises),
     )
 
@@ -244,7 +248,8 @@ def write_report(
         name: other than report.
     """
     folder.write(f"{name}.md", lambda path: path.write_text(report.markdown(), encoding="utf-8"))
-    folder.write_json(f"{name}.json", {**asdict(report), **(more or {})})
+    chain = None if report.chain is None else report.chain.to_plain()
+    folder.write_json(f"{name}.json", {**asdict(replace(report, chain=None)), "chain": chain, **(more or {})})
     return folder.path / f"{name}.md"
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from abcsearch.errors import CheckpointError, plural, quoted
 from abcsearch.files import Anchor, replace_file
 from abcsearch.formats import first_line
+from abcsearch.runs.disk.early import early_path
 from abcsearch.runs.disk.missing import AGAIN
 from abcsearch.runs.disk.weights import checkpoint_path, load_checkpoint, weights_writer
 from abcsearch.runs.progress import Progress, silent
@@ -36,10 +38,17 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
     Raises:
         AbcSearchError: of the kind that fits, as `train`.
     """
+    early = early_path(file.parent, config.rewind)
     if not file.exists():
         anchor = Anchor.of(file.parent)
         if config.pretrain is not None:
             doing(f"training the base network, {plural(config.pretrain.epochs, 'epoch')}")
+
+            def on_epoch(done: int, total: int, loss: float) -> None:
+                if early is not None and done == config.rewind:
+                    replace_file(early, weights_writer(model))
+                progress("base network", done, total, f"loss {loss:.4f}")
+
             parts = (asdict(config.pretrain), asdict(config.model), asdict(config.data), config.seed)
             train(
                 model,
@@ -48,7 +57,7 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
                 seed=config.seed,
                 stream="pretrain",
                 objective=data.objective,
-                on_epoch=lambda done, total, loss: progress("base network", done, total, f"loss {loss:.4f}"),
+                on_epoch=on_epoch,
                 validation=data.validation if config.pretrain.keep == "best" else None,
                 checkpoint=checkpoint_path(file.with_suffix(""), *parts),
             )
@@ -56,8 +65,39 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
         replace_file(file, weights_writer(model))
         for done in file.parent.glob(f"{file.stem}-*.checkpoint"):  # also of settings that it has not become
             done.unlink()
+    if early is not None and not early.exists():  # a kill came between, or it was not asked for then
+        _train_early(config, early, data)
     load_base(model, file)
     model.eval()
+
+
+class _EnoughError(Exception):
+    """Ends a training after some epochs: its schedule is that of all of them."""
+
+
+def _train_early(config: RunConfig, file: Path, data: Data) -> None:
+    """Trains the network once more until the epoch that `rewind` names, and writes its weights: the same ones."""
+    doing(f"training the base network once more, {plural(config.rewind, 'epoch')}, for its early weights")
+    model = config.model.build(config.seed)
+
+    def on_epoch(done: int, total: int, loss: float) -> None:
+        del total, loss
+        if done == config.rewind:
+            raise _EnoughError
+
+    assert config.pretrain is not None
+    with contextlib.suppress(_EnoughError):
+        train(
+            model,
+            data.train,
+            config.pretrain,
+            seed=config.seed,
+            stream="pretrain",
+            objective=data.objective,
+            on_epoch=on_epoch,
+            validation=data.validation if config.pretrain.keep == "best" else None,
+        )
+    replace_file(file, weights_writer(model))
 
 
 def load_base(model: nn.Module, file: Path) -> None:

@@ -13,6 +13,7 @@ from abcsearch.baselines.registry import BASELINES, searched
 from abcsearch.data.registry import load_data, takes_seed
 from abcsearch.errors import plural
 from abcsearch.runs.base import train_base
+from abcsearch.runs.chain_check import check_chain
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.known import KNOWN
 from abcsearch.runs.disk.shapes import winner_name
@@ -160,7 +161,7 @@ def _made_ready(  # noqa: PLR0913 - what it works with
         shared.give_base(folder)
     if shared is None or not shared.holds(task):
         train_base(config, folder.base, task.base, task.data, progress)
-        task = prepared(folder, config, task.reranked(), preparation_of(config), progress)
+        task = prepared(folder, config, task.reranked().keeping(folder), preparation_of(config), progress)
     if remains is not None:
         parts = Parts.of(task, config)
         if config.prepare is not None:  # whose structures the searcher begins with
@@ -214,6 +215,7 @@ def prepare(
         check_training(config.pretrain, data.train, data.objective, taught=False, scored=True)
     taught = bool(config.finetune.distillation)
     check_training(config.finetune, data.train, data.objective, taught=taught, scored=True)
+    check_chain(config.transform, task.base, data, config.finetune)
     return task, parts
 
 

@@ -18,6 +18,7 @@ from abcsearch.evaluation.options import BEFORE, ScoringOptions, completed
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.exporting.plan import read_sizes, with_sizes
+from abcsearch.exporting.plan_files import export_files
 from abcsearch.models.registry import Constructor
 from abcsearch.records import check_value, names, problems, setting
 from abcsearch.searchers.registry import is_diagnosed, with_former
@@ -232,7 +233,7 @@ class ModelSettings(Constructor):
             ModelError: if it is from elsewhere and its constructor is not one that such a file may name.
         """
         record, sizes = read_sizes(folder, trust=trust)
-        weights = str(folder / "model.safetensors")
+        weights = str(export_files(folder)[1])
         return cls(name=record.name, options=record.options, checkpoint=weights, sizes=sizes)
 
     def build(self, seed: int = 0, make: Callable[..., nn.Module] | None = None) -> nn.Module:
@@ -257,6 +258,8 @@ class RunConfig(SearchSettings):
         pretrain: how the network is trained first, where there is no checkpoint.
         finetune: how the winner and the baselines are fine-tuned.
         baselines: what the winner is compared with, of `BASELINES` or by import path.
+        transform: what is done to the fine-tuned winner, of `TRANSFORMS` or by import path, in this order.
+        rewind: the epoch of pre-training whose weights the baseline `rewound` begins with; 0: those before it.
 
     Raises:
         ConfigError: if there is neither a checkpoint nor a recipe for pre-training, or a baseline is unknown.
@@ -267,10 +270,13 @@ class RunConfig(SearchSettings):
     pretrain: Recipe | None = setting(None, compared=True)
     finetune: Recipe = setting(make=lambda: Recipe(lr=0.02), decides=False)
     baselines: tuple[str, ...] = setting(("uniform",), decides=False)
+    transform: tuple[Part, ...] = setting((), decides=False)
+    rewind: int = setting(0, at_least=0, decides=False)
 
     def __post_init__(self) -> None:
         """Checks that there will be a trained network."""
         super().__post_init__()
+        object.__setattr__(self, "transform", _parts("transform", self.transform))
         if isinstance(self.baselines, str) or not all(isinstance(b, str) for b in self.baselines):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"baselines are a list of names, found {self.baselines!r:.80}"
             raise ConfigError(msg)
@@ -281,6 +287,25 @@ class RunConfig(SearchSettings):
         others = tuple(b for b in dict.fromkeys(self.baselines) if b != self.searcher.name)
         object.__setattr__(self, "baselines", others)
         check_base(self.model, self.pretrain)
+        check_rewind(self.rewind, self.pretrain)
+
+
+def check_rewind(rewind: int, pretrain: Recipe | None) -> None:
+    """Raises ConfigError unless there are weights of that epoch of pre-training."""
+    check_value(RunConfig, "rewind", rewind)
+    epochs = 0 if pretrain is None else pretrain.epochs
+    if rewind > epochs:
+        what = "the network was brought trained: there are no early weights" if pretrain is None else ""
+        msg = f"rewind is an epoch of [pretrain], from 0 to {epochs}, found {rewind}" + (f"; {what}" if what else "")
+        raise ConfigError(msg)
+
+
+def _parts(name: str, listed: Any) -> tuple[Part, ...]:  # noqa: ANN401 - whatever was given, or a file holds
+    """Returns a list of parts: as they are, or as a file has them; raises ConfigError for anything else."""
+    if not isinstance(listed, list | tuple):
+        msg = f"{name} is a list of tables, one [[{name}]] for each, found {listed!r:.80}"
+        raise ConfigError(msg)
+    return tuple(own if isinstance(own, Part) else Part(**own) for own in listed)
 
 
 def check_base(model: ModelSettings, pretrain: Recipe | None) -> None:

@@ -91,6 +91,8 @@ class Shared:
         """Has a run whose folder has its run.json take the trained network of the first one."""
         if self._base is not None:
             link(self._base, folder.inside(folder.base.name))
+            for early in self._base.parent.glob("early-*.safetensors"):
+                link(early, folder.inside(early.name))
 
     def _costs(self, task: Task, settings: SearchSettings, folder: RunFolder) -> Costs:
         """Returns the costs of a budget; forward time is measured once for all."""

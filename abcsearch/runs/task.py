@@ -16,12 +16,14 @@ from abcsearch.errors import BudgetError, DataError, ExampleError, ModelError, R
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.example import Example
+from abcsearch.runs.disk.early import early_path
 from abcsearch.runs.latency import run_costs
 from abcsearch.runs.ranking import rank_for_run
 from abcsearch.steps import doing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
     from typing import Any
 
     from torch import nn
@@ -60,6 +62,7 @@ class Task:
         constraint: the budget bound to the space.
         settings: of the run.
         made: what was prepared besides the source; None where nothing was.
+        early: the file of early weights of the base network; None where none are kept.
     """
 
     source: Source = field(repr=False)
@@ -68,6 +71,7 @@ class Task:
     constraint: Constraint = field(repr=False)
     settings: SearchSettings = field(repr=False)
     made: Made | None = None
+    early: Path | None = None
 
     @property
     def base(self) -> nn.Module:
@@ -128,7 +132,8 @@ class Task:
         constraint = _bound(settings, space, run_costs(model, graph, data, settings, folder))
         ranking = rank_for_run(model, graph, data, settings, draft=not trained)
         source = Sliced(model, graph, ranking)
-        return cls(source=source, data=data, space=space, constraint=constraint, settings=settings)
+        task = cls(source=source, data=data, space=space, constraint=constraint, settings=settings)
+        return task if folder is None or not trained else task.keeping(folder)
 
     def rank(self, model: nn.Module) -> Ranking:
         """Returns the ranking of a network of the same graph by the run's criterion."""
@@ -146,6 +151,10 @@ class Task:
     def reranked(self) -> Task:
         """Returns the task after its model has been trained: only the ranking depends on the weights."""
         return replace(self, source=Sliced(self.base, self.graph, self.rank(self.base)))
+
+    def keeping(self, folder: RunFolder) -> Task:
+        """Returns the task whose early weights, if there are any, are kept in a folder."""
+        return replace(self, early=early_path(folder.path, getattr(self.settings, "rewind", 0)))
 
     def prepared(self, source: Source, made: Made) -> Task:
         """Returns the task with another source; what is full stays so."""

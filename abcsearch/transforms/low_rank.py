@@ -121,6 +121,16 @@ def low_rank(
     return LowRank(model=network, factors=tuple(made), left=left)
 
 
+def check_ranks(model: nn.Module, example: Any, *, method: str, ranks: Ranks) -> None:  # noqa: ANN401 - as of `low_rank`
+    """Raises ModelError where `low_rank` would refuse method, ranks, or layers that ranks are given for, by path.
+
+    The ranks themselves are not looked at: they may be of a network that is pruned first.
+    """
+    _check(method, ranks, None)
+    if isinstance(ranks, Mapping):
+        _check_paths(ranks, *_layers(model, Example.of(example)), model)
+
+
 def _check(method: str, ranks: object, data: object) -> None:
     """Raises ModelError for arguments that are out of range."""
     if method not in METHODS:

@@ -1,7 +1,9 @@
 """Controls: the winner's structure with other weights, or with other channels."""
 
+import dataclasses
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from abcsearch.baselines.controls import Fresh
+from abcsearch.baselines.controls import Fresh, rewound
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
@@ -17,8 +19,9 @@ from abcsearch.channels.source import check_source
 from abcsearch.cli import app
 from abcsearch.config import read_config
 from abcsearch.errors import ConfigError, ModelError
-from abcsearch.results.open_run import open_run
+from abcsearch.results.open_run import open_run, open_so_far
 from abcsearch.runs.config_run import run_config
+from abcsearch.training.loop import train
 from tests.conftest import TINY_CONFIG
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -170,3 +173,76 @@ def test_attention_draws_its_own_weights():
     check_source(source)
     before, after = states(model, source.network(graph.space(1.0).full, 3))
     assert not torch.equal(before["attention.in_proj_weight"], after["attention.in_proj_weight"])
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory):
+    """A finished search that keeps the weights after the first epoch."""
+    path = tmp_path_factory.mktemp("late")
+    (path / "tiny.toml").write_text(TINY_CONFIG)
+    settings = ["n_trials=2", "seed=5", 'baselines=["rewound"]', "pretrain.epochs=3", "pretrain.lr=0.03", "rewind=1"]
+    config = read_config(path / "tiny.toml", settings)
+    run_config(config, path / "run")
+    return path, config
+
+
+def test_late_rewinding_is_the_winner_after_that_epoch(late, tmp_path):
+    path, config = late
+    opened = open_run(path / "run")
+    task, candidate = opened.result.task, opened.winner.candidate
+    early = config.model.build(config.seed)
+    seen = []
+
+    def look(done, total, loss):
+        if done == 1:
+            seen.append({name: tensor.clone() for name, tensor in early.state_dict().items()})
+
+    train(early, task.data.train, config.pretrain, seed=config.seed, stream="pretrain", on_epoch=look)
+    early.load_state_dict(seen[0])
+    expected = slice_model(early, task.graph, candidate, task.source.ranking)
+    assert same(*states(opened.source(opened.named("rewound")).network(candidate), expected))
+    assert not same(*states(early, config.model.build(config.seed)))
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_early_weights_that_are_lost_or_were_not_kept_are_made_again(late, tmp_path, epoch):
+    path, config = late
+    folder = tmp_path / "run"
+    shutil.copytree(path / "run", folder)
+    kept = (folder / "early-1.safetensors").read_bytes()
+    (folder / "early-1.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"early-1.safetensors is missing: it is made again by: abcsearch resume"):
+        rewound(open_so_far(folder).result.task)
+    run_config(dataclasses.replace(config, rewind=epoch), folder)
+    made_again = (folder / f"early-{epoch}.safetensors").read_bytes()
+    assert (made_again == kept) == (epoch == 1)
+
+
+def test_a_training_that_is_killed_after_that_epoch_keeps_its_weights(late, tmp_path):
+    """Between the checkpoint of the epoch and the early weights."""
+    path, config = late
+    done = []
+
+    def stop(stage, epoch, total, note):
+        done.append((stage, epoch))
+        if len(done) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_config(config, tmp_path / "run", progress=stop)
+    (tmp_path / "run/early-1.safetensors").unlink()
+    run_config(config, tmp_path / "run", progress=stop)
+    assert done[:3] == [("base network", 1), ("base network", 2), ("base network", 3)]
+    kept = [(folder / "early-1.safetensors").read_bytes() for folder in (path / "run", tmp_path / "run")]
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize(("value", "words"), [(9, "from 0 to 1, found 9"), (-1, "at least 0"), ("x", "rewind")])
+def test_an_epoch_that_there_is_not(tmp_path, value, words):
+    (tmp_path / "tiny.toml").write_text(TINY_CONFIG)
+    with pytest.raises(ConfigError, match=words):
+        read_config(tmp_path / "tiny.toml", [f"rewind={value}"])
+    text = TINY_CONFIG.replace("pretrain = {epochs = 1, batch_size = 256}\n", "rewind = 1\n")
+    (tmp_path / "tiny.toml").write_text(text)
+    with pytest.raises(ConfigError, match="brought trained: there are no early weights"):
+        read_config(tmp_path / "tiny.toml", ["model.checkpoint=x.pt"])

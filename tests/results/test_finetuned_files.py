@@ -197,7 +197,7 @@ def test_a_winner_that_has_been_beaten_is_not_fine_tuned(tuned, tmp_path):
     assert [s.name for s in run.structures if run.scores(s) is not None] == [
         s.name for s in run.structures if s.name in names
     ]
-    assert not export_run(run)[1]
+    assert not export_run(run).tuned
     finetune_run(run, SHORT)
     kept = (tmp_path / "run" / "finetuned").glob("recipe-*/*")
     assert {path.name: path.read_bytes() for path in kept} == {
@@ -229,7 +229,7 @@ def test_old_scores_without_hashes_still_count(run, tuned):
     before = files_of(run)
     finetune_run(run, SHORT)
     assert files_of(run) == before
-    assert export_run(run)[1]
+    assert export_run(run).tuned
     path = folder.path / "finetuned" / "bee_colony.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
     assert "does not fit the network" in run.tuned(run.winner).wrong

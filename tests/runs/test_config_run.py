@@ -89,11 +89,13 @@ def test_what_was_fine_tuned_of_another_structure_is_not_exported_as_the_winner(
     finetune_run(run)
     scores = run.folder.read_json("finetuned/bee_colony.json")
     run.folder.write_json("finetuned/bee_colony.json", {**scores, "candidate": [1, *scores["candidate"][1:]]})
-    path, tuned = export_run(run)
+    done = export_run(run)
+    path, tuned = done.made, done.tuned
     assert not tuned
     assert sum(p.numel() for p in load(path).parameters()) == run.result.best.evaluation.params
     assert make_report(run).rows[-1].after is None
-    uniform, tuned = export_run(run, network="uniform")
+    done = export_run(run, network="uniform")
+    uniform, tuned = done.made, done.tuned
     assert tuned
     assert uniform.path == run.folder.path / "export" / "uniform"
     assert sum(p.numel() for p in load(uniform.path).parameters()) == make_report(run).rows[1].params

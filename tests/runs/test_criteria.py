@@ -121,7 +121,8 @@ def test_stopped_and_continued_it_is_the_same_run(run, tmp_path):
 
 def test_an_export_says_which_and_computes_what_the_run_does(run):
     opened = open_run(run)
-    made, tuned = export_run(opened)
+    done = export_run(opened)
+    made, tuned = done.made, done.tuned
     assert tuned
     infos = [json.loads(path.read_text()) for path in made.path.glob("*.json")]
     assert any(opened.result.criteria in _tables(info) for info in infos)

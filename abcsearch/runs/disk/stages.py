@@ -2,3 +2,4 @@
 
 TUNING = "fine-tuning"  # what the stages of fine-tuning begin with
 PREPARING = "preparing"  # and those of what is trained before a search
+CHAINING = f"{TUNING} link"  # of a chain; and the name of its transform

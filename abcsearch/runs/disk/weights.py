@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from abcsearch.errors import CheckpointError
+from abcsearch.exporting.compressed import unpack
 from abcsearch.files import CHECKSUM
 from abcsearch.formats import first_line
 from abcsearch.models.renaming import own_names, wrapper_prefix
@@ -31,9 +32,9 @@ _UNDER = ("state_dict", "model_state_dict", "model", "net")  # where training sc
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Loads trained weights into a network in place.
 
-    Reads .safetensors, and files of torch.save with a state dict (also under "state_dict" and the like, also with the
-    prefix of a wrapper such as DataParallel or a LightningModule, also with the names that public checkpoints of the
-    network have, see `models.renaming`); pickled code is never run.
+    Reads .safetensors, the .compressed of an export, and files of torch.save with a state dict (also under "state_dict"
+    and the like, also with the prefix of a wrapper such as DataParallel or a LightningModule, also with the names that
+    public checkpoints of the network have, see `models.renaming`); pickled code is never run.
 
     Raises:
         CheckpointError: if the file is missing or unreadable, or does not fit the network (naming the keys).
@@ -101,6 +102,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_tensors(path)
+        if path.suffix == ".compressed":
+            return _vouched(*unpack(path.read_bytes()))
         with warnings.catch_warnings():  # of a TorchScript program, which is refused
             warnings.filterwarnings("ignore", message="'torch.load' received a zip file")
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -148,8 +151,14 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         SafetensorError, OSError: if it cannot be read.
     """
     with safe_open(path, framework="pt") as file:
-        written = (file.metadata() or {}).get(CHECKSUM)
+        metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    return _vouched(tensors, metadata)
+
+
+def _vouched(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a file whose checksum, if it has one, is theirs; raises CheckpointError otherwise."""
+    written = metadata.get(CHECKSUM)
     if written not in (None, tensors_hash(tensors)):  # files of others, and old ones, have none
         msg = "damaged: its checksum is not that of its content"
         raise CheckpointError(msg)

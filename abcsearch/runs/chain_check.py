@@ -1,0 +1,39 @@
+"""Whether a chain of transforms can work, as far as that is known before the search."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abcsearch.errors import AbcSearchError, ConfigError
+from abcsearch.training.checks import check_training
+from abcsearch.transforms.options import recipe_of
+from abcsearch.transforms.registry import make_transform, order_problems
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from abcsearch.data.splits import Data
+    from abcsearch.runs.settings import Part
+    from abcsearch.training.recipe import Recipe
+
+
+def check_chain(parts: Sequence[Part], model: nn.Module, data: Data, recipe: Recipe) -> None:
+    """Refuses a chain that cannot work, as far as that is known before the network is pruned.
+
+    Raises:
+        ConfigError: if links lose in this order, an option is wrong, or a recipe does not suit the data.
+        ModelError, ExportError: as the transforms refuse.
+    """
+    if told := order_problems([part.name for part in parts]):
+        raise ConfigError("\n".join(told))
+    for part in parts:
+        transform = make_transform(part.name, part.options)
+        try:
+            transform.check(model, data)
+        except AbcSearchError as error:
+            raise type(error)(f"transform {part.name!r}: {error}") from error
+        own = recipe_of(transform.options, recipe)
+        if own is not None:
+            check_training(own, data.train, data.objective, taught=bool(own.distillation), scored=True)
