@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 WAITING := OMP_WAIT_POLICY=passive
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo demo-detection demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo bench-checkpoints bench-chain bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
+.PHONY: help demo demo-detection demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo survey-table bench-checkpoints bench-chain bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -152,6 +152,9 @@ bench-searchers: $(VENV)/.installed ## how many evaluations every searcher needs
 
 bench-slicing: $(VENV)/.installed-bench ## time of one candidate against copy.deepcopy and torch-pruning, of a shared slice, and of tracing
 	@$(THREADS) $(BIN)/python experiments/benchmarks/slicing.py
+
+survey-table: $(VENV)/.installed-bench ## every method of the survey on digits: equal epochs, one recipe (two hours); ARGS="digits --seeds 0", ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.survey $(or $(ARGS),digits --controls --times)
 
 bench-wide: $(VENV)/.installed ## what searchers cost with 300 dimensions of 1000 choices (10 minutes); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.wide $(ARGS)

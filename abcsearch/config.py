@@ -11,6 +11,7 @@ seed, n_trials, criterion, max_failures, baselines, known, rewind      top level
 [searcher]   name, and the searcher's own options
 [evaluator]  name, and the evaluator's own options
 [prepare]    name, and the preparation's own options: what is trained before the search
+[iterate]    rounds, epochs ...: the same as [prepare] with name = "iterate"
 [execution]  workers, ray_address, gpus, timeout, schedule, window
 [finetune]   training recipe of the winner: likewise
 [[transform]] name, and the transform's own options: what is done to the fine-tuned winner, in this order
@@ -125,9 +126,12 @@ def parse_run(plain: Mapping[str, Any], where: str = "config") -> RunConfig | Fr
     Raises:
         ConfigError: with all mistakes.
     """
+    problems: list[str] = []
+    plain = _iterated(plain, problems)
+    if problems:
+        raise _mistakes(where, problems)
     if "budgets" not in plain:
         return parse_config(plain, where)
-    problems: list[str] = []
     budgets = _listed("budgets", Budget, plain["budgets"], problems)
     if "budget" in plain:
         problems.append("[budget] is one budget, [[budgets]] are several: set one of the two, found both")
@@ -141,6 +145,18 @@ def parse_run(plain: Mapping[str, Any], where: str = "config") -> RunConfig | Fr
         except ConfigError as error:
             problems.append(str(error))
     raise _mistakes(where, problems)
+
+
+def _iterated(plain: Mapping[str, Any], problems: list[str]) -> Mapping[str, Any]:
+    """Returns plain values with [iterate] as the preparation that it is; what is wrong is added to the problems."""
+    if "iterate" not in plain:
+        return plain
+    rest, table = {key: value for key, value in plain.items() if key != "iterate"}, plain["iterate"]
+    if "prepare" in plain:
+        problems.append("[iterate] is a preparation, and a run has one: set it or [prepare], found both")
+    elif not isinstance(table, dict) or "name" in table:
+        problems.append(f"[iterate] is a table: rounds, epochs, searcher, trials, recipe; found {table!r:.80}")
+    return rest if problems else {**rest, "prepare": {"name": "iterate", **table}}
 
 
 def _listed(name: str, kind: type[T], tables: Any, problems: list[str]) -> tuple[T, ...]:  # noqa: ANN401 - plain

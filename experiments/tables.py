@@ -9,19 +9,26 @@ import os
 import platform
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from filelock import FileLock
 
 from abcsearch import export, load
 from abcsearch.channels.latency import torch_threads
 from abcsearch.errors import ConfigError
+from abcsearch.runs.base import train_base
+from abcsearch.runs.disk.weights import checkpoint_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
+
+    from abcsearch.runs.config_run import LoadedOnce
+    from abcsearch.runs.settings import RunConfig
 
 
 def cell(values: Sequence[float], digits: int = 2) -> str:
@@ -65,3 +72,20 @@ def in_onnxruntime(made: Sequence[nn.Module], example: torch.Tensor) -> list[nn.
             load(export(network, Path(folder) / f"{number}.onnx", example_input=example))
             for number, network in enumerate(made)
         ]
+
+
+def with_base(config: RunConfig, stem: Path, load: LoadedOnce) -> RunConfig:
+    """Returns settings that start from a file of weights, which are trained once for all searches with one seed.
+
+    Args:
+        config: of a search.
+        stem: where the file is, its name to be completed by what tells one base network from another.
+        load: returns its data.
+    """
+    if config.pretrain is None:
+        return config
+    file = checkpoint_path(stem.absolute(), repr((config.pretrain, config.model, config.data)))
+    file = file.with_suffix(".safetensors")
+    with FileLock(file.with_name(f".{stem.name}.lock")):  # the others wait; its folder is made if missing
+        train_base(config, file, config.model.build(config.seed), load(config))
+    return replace(config, pretrain=None, model=replace(config.model, checkpoint=str(file)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
 
+from abcsearch.baselines.threshold import global_threshold
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.renewing import check_renewable, renew
 from abcsearch.channels.source import Sliced, Source
@@ -79,6 +80,35 @@ def random_channels(task: Any) -> Source:  # noqa: ANN401 - a task
     source = task.source
     ranking = rank_channels(source.model, task.graph, "random", seed=task.settings.seed)
     return Sliced(source.model, task.graph, ranking).beside(source.full)
+
+
+def as_brought(task: Any) -> Source:  # noqa: ANN401 - a task
+    """Returns networks that are sliced from the base network, by its own ranking, as if nothing had been prepared.
+
+    Raises:
+        ConfigError: if the run prepares nothing.
+    """
+    if task.settings.prepare is None:
+        msg = "baseline 'one_shot' is what a preparation is compared with, and this run has none: set [iterate] or "
+        raise ConfigError(f"{msg}[prepare], or take global_threshold")
+    return _unprepared(task)
+
+
+def _unprepared(task: Any) -> Source:  # noqa: ANN401 - a task
+    """Returns the source of a run as it was before its preparation, which may be still to come."""
+    return task.source if task.made is None else Sliced(task.base, task.graph, task.rank(task.base))
+
+
+def one_shot(task: Any) -> Candidate:  # noqa: ANN401 - a task
+    """Returns what `global_threshold` leaves of the base network by its own scores."""
+    return global_threshold(replace(task, source=_unprepared(task)))
+
+
+def as_many_epochs(recipe: Recipe, task: Any, structure: Candidate) -> Recipe:  # noqa: ANN401 - a task
+    """Returns the recipe that is asked for, with the epochs on top that the preparation says it has trained for."""
+    del structure
+    epochs = None if task.made is None else task.made.facts.get("epochs")
+    return replace(recipe, epochs=recipe.epochs + epochs) if isinstance(epochs, int) else recipe
 
 
 def as_long(recipe: Recipe, task: Any, structure: Candidate) -> Recipe:  # noqa: ANN401 - a task

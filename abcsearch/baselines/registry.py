@@ -100,6 +100,13 @@ _BUILT_IN = {
         description="the winner's channels with the weights that the base network began with, trained as that was",
         source="Frankle and Carbin, ICLR 2019",
     ),
+    "one_shot": Baseline(
+        structure=Home(path=f"{_CONTROLS}:one_shot"),
+        networks=Home(path=f"{_CONTROLS}:as_brought"),
+        recipe=Home(path=f"{_CONTROLS}:as_many_epochs"),
+        description="what one threshold leaves of the network before its preparation, fine-tuned for as many epochs",
+        source="control of iterative pruning",
+    ),
     "random_channels": Baseline(
         networks=Home(path=f"{_CONTROLS}:random_channels"),
         description="the winner's widths with random channels of the trained network",

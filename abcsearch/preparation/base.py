@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from abcsearch.training.lesson import Lesson
     from abcsearch.training.recipe import Recipe
     from abcsearch.training.state import Trained
+    from abcsearch.trial import Evaluation
 
     Tensors = Mapping[str, torch.Tensor]
     # Called after every epoch with (name of the training, epochs done, epochs in all, mean training loss).
@@ -69,6 +70,10 @@ class Pruning(Protocol):
 
     def rank(self, model: nn.Module) -> Ranking:
         """Returns the ranking of a network of the same graph by the run's criterion."""
+        ...
+
+    def evaluator(self, source: Source) -> Callable[[Candidate, int], Evaluation]:
+        """Returns the run's evaluator of structures whose networks come from a source; called with a seed as well."""
         ...
 
 

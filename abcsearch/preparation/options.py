@@ -287,3 +287,54 @@ class DMCPOptions(TrainedOptions):
     weight: float = setting(1.0, at_least=0)
     structures: int = setting(5, at_least=1, at_most=1000)
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterateOptions(TrainedOptions):
+    """Options of `Iterate`.
+
+    Attributes:
+        rounds: how often channels go and what is left is trained, at least 1.
+        epochs: of every round, in the place of the recipe's.
+        searcher: who chooses the structure of a round: "threshold", one threshold on the scores of all channels; or a
+            searcher, by name or as a table with its options, whose structures the run's evaluator scores.
+        trials: structures that a searcher has evaluated in a round, besides those of its map.
+        recipe: of the training of a round: a table as [finetune], preset and changes to it; by default 4 epochs of SGD
+            at 0.02.
+
+    Raises:
+        ConfigError: if an option is of another type or out of range.
+    """
+
+    called: ClassVar[str] = "iterate"
+    usual: ClassVar[Recipe] = Recipe(epochs=4, lr=0.02)
+
+    rounds: int = setting(3, at_least=1, at_most=1000)
+    epochs: int | None = setting(None, at_least=1)
+    searcher: Mapping[str, Any] | str = "threshold"
+    trials: int = setting(50, at_least=1)
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        super().__post_init__()
+        given: object = self.searcher
+        if not isinstance(given, str) and not (isinstance(given, Mapping) and isinstance(given.get("name"), str)):
+            msg = f'iterate: searcher is "threshold", a name, or a table with one, found {given!r:.80}'
+            raise ConfigError(msg)
+        if self.epochs is not None and "epochs" in self.recipe and self.recipe["epochs"] != self.epochs:
+            msg = f"iterate: a round has epochs = {self.epochs} and recipe.epochs = {self.recipe['epochs']}: set one"
+            raise ConfigError(msg)
+
+    @property
+    def training(self) -> Recipe:
+        """The recipe of a round."""
+        recipe = super().training
+        return recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
+
+    @property
+    def searching(self) -> tuple[str, dict[str, Any]]:
+        """The searcher of a round and its options; "" for the threshold."""
+        given = {"name": self.searcher} if isinstance(self.searcher, str) else dict(self.searcher)
+        name = str(given.pop("name"))
+        return ("" if name == "threshold" else name), given

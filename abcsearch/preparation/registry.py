@@ -12,6 +12,7 @@ from abcsearch.preparation.options import (
     AutoPrunerOptions,
     DMCPOptions,
     GroupLassoOptions,
+    IterateOptions,
     PruningNetOptions,
     SlimmableOptions,
     SlimmingOptions,
@@ -135,6 +136,12 @@ _BUILT_IN: dict[str, PreparationEntry | Home] = {
         options=TaylorIterativeOptions,
         description="training that loses its least important channels on the way, some at a time, until the budget",
         source="Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019",
+    ),
+    "iterate": PreparationEntry(
+        make=Home(path="abcsearch.preparation.iterate:Iterate"),
+        options=IterateOptions,
+        description="rounds of pruning and training: score, choose a structure, cut, train, down to the budget",
+        source="the standard loop; Han et al., NeurIPS 2015; Molchanov et al., ICLR 2017",
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,8 @@ from abcsearch.channels.groups import ChannelGraph
 from abcsearch.channels.source import Sliced, Source
 from abcsearch.data.splits import Data
 from abcsearch.errors import BudgetError, DataError, ExampleError, ModelError, RunError
+from abcsearch.evaluation.base import evaluate
+from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.example import Example
 from abcsearch.runs.disk.early import early_path
 from abcsearch.runs.latency import run_costs
@@ -19,7 +22,7 @@ from abcsearch.runs.ranking import rank_for_run
 from abcsearch.steps import doing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from typing import Any
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.space import Candidate, SearchSpace
+    from abcsearch.trial import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +138,15 @@ class Task:
     def rank(self, model: nn.Module) -> Ranking:
         """Returns the ranking of a network of the same graph by the run's criterion."""
         return rank_for_run(model, self.graph, self.data, self.settings)
+
+    def evaluator(self, source: Source) -> Callable[[Candidate, int], Evaluation]:
+        """Returns the run's evaluator of structures whose networks come from a source; one that fails says so.
+
+        Raises:
+            ConfigError: if the evaluator is an object that the caller brought, which knows its own networks.
+        """
+        own = self.settings.evaluator
+        return partial(evaluate, make_evaluator(own.name, source, self.data, **own.options))
 
     def reranked(self) -> Task:
         """Returns the task after its model has been trained: only the ranking depends on the weights."""

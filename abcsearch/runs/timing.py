@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import EVALUATORS, make_evaluator
 from abcsearch.evaluation.short_training import ShortTrainingOptions
 from abcsearch.preparation.base import Trainer, prepared_by
+from abcsearch.runs.task import Task
 from abcsearch.runs.timed_evaluator import measured
 from abcsearch.training.checks import check_lesson, fitted
 from abcsearch.training.computing import find_device
@@ -25,21 +26,23 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from abcsearch.channels.source import Source
     from abcsearch.data.split import Images
     from abcsearch.data.splits import Data
     from abcsearch.preparation.base import Preparation
     from abcsearch.runs.settings import SearchSettings
-    from abcsearch.runs.task import Task
     from abcsearch.space import Candidate
     from abcsearch.training.lesson import Lesson
     from abcsearch.training.recipe import Recipe
     from abcsearch.training.state import Trained
+    from abcsearch.trial import Evaluation
 
 PATIENCE = 2.0  # seconds; a part that takes longer is not made larger
 # On a CPU, batches are of so many images, and of more while their forward passes have so few MACs: larger ones would
 # need the memory of a GPU, and take as long per image.
 _SMALL, _CHEAP = 8, 4_000_000_000
 _TRAINED = 3  # forward passes that a training step of an image costs
+_SCORED = 3  # structures in a search of a preparation
 _TINY = 1e-6  # learning rate: what is timed need not learn, and must not diverge
 _FASTER = 8  # parts grow by so much at most
 _SLOWER = 1.5  # and at least
@@ -198,7 +201,9 @@ def training_time(task: Task, network: nn.Module, recipe: Recipe, patience: floa
 def preparation_time(
     task: Task, settings: SearchSettings, preparation: Preparation, patience: float = PATIENCE
 ) -> Estimate:
-    """Returns how long a preparation takes: it runs as a whole, but for its trainings, of which some steps are taken.
+    """Returns how long a preparation takes: it runs as a whole, but for what takes long.
+
+    Of its trainings some steps are taken, and of structures that it has scored, a few in every search of its own.
 
     Args:
         task: what it is for; not changed.
@@ -209,12 +214,37 @@ def preparation_time(
     Raises:
         PreparationError: if the preparation does not keep its word.
     """
-    trainer = _Rehearsing(task, settings.seed, patience)
+    trainer, sparing = _Rehearsing(task, settings.seed, patience), _Sparing(**vars(task))
     start = time.perf_counter()
-    prepared_by(preparation, task, trainer)
-    rest = time.perf_counter() - start - trainer.waited
+    prepared_by(preparation, sparing, trainer)
+    rest = time.perf_counter() - start - trainer.waited + sum(sparing.spared)
     shares = [estimate.share for estimate in trainer.estimates]
     return Estimate(seconds=rest + sum(own.seconds for own in trainer.estimates), share=min(shares, default=1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sparing(Task):
+    """Scores a few structures; the others have the fitness of the last one, and would take as long.
+
+    Attributes:
+        spared: seconds that each of the others would take.
+    """
+
+    spared: list[float] = field(default_factory=list[float])
+
+    def evaluator(self, source: Source) -> Callable[[Candidate, int], Evaluation]:
+        """Returns an evaluator for one search."""
+        known: list[Evaluation] = []
+        evaluator = super().evaluator(source)
+
+        def few(candidate: Candidate, seed: int) -> Evaluation:
+            if len(known) < _SCORED:
+                known.append(evaluator(candidate, seed))
+            else:
+                self.spared.append(known[-1].seconds)  # the first took longer, as what happens for the first time does
+            return known[-1]
+
+        return few
 
 
 class _Rehearsing(Trainer):

@@ -23,7 +23,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +40,10 @@ from abcsearch.files import replace_file
 from abcsearch.results.finetuning import finetune_run
 from abcsearch.results.forward import BATCHES, measure_forward
 from abcsearch.results.open_run import FinishedRun, Structure, open_run
-from abcsearch.runs.base import train_base
 from abcsearch.runs.config_run import LoadedOnce, run_config
-from abcsearch.runs.disk.weights import checkpoint_path
 from abcsearch.runs.settings import RunConfig
 from experiments.processes import at_least_one, side_by_side
-from experiments.tables import cell, check_onnx, in_onnxruntime, machine_of, processors, versions
+from experiments.tables import cell, check_onnx, in_onnxruntime, machine_of, processors, versions, with_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -125,7 +123,7 @@ class Job:
 def run(job: Job) -> list[Row]:
     """Searches and fine-tunes, and returns what came of it; what is in the run folder already is left alone."""
     load = _loader(job.seed)
-    run_config(_trained(job.config(), job.folder.with_name(f"base-{job.seed}"), load), job.folder, load=load)
+    run_config(with_base(job.config(), job.folder.with_name(f"base-{job.seed}"), load), job.folder, load=load)
     found = open_run(job.folder, load=load)
     finetune_run(found, only=[found.winner.name, *COMPARED.get(job.name, ())])
     own = {"seed": job.seed, "changes": list(job.changes), "machine": "; ".join(machine_of(job.folder))}
@@ -138,17 +136,6 @@ def run(job: Job) -> list[Row]:
             name = job.name if mine else structure.name
             rows.append({"name": name, **own, **_network(found, structure, scores), **result})
     return rows
-
-
-def _trained(config: RunConfig, stem: Path, load: LoadedOnce) -> RunConfig:
-    """Returns settings that start from a file of weights, which are trained once for all searches with one seed."""
-    if config.pretrain is None:
-        return config
-    file = checkpoint_path(stem.absolute(), repr((config.pretrain, config.model, config.data)))
-    file = file.with_suffix(".safetensors")
-    with FileLock(file.with_name(f".{stem.name}.lock")):  # the others wait; its folder is made if missing
-        train_base(config, file, config.model.build(config.seed), load(config))
-    return replace(config, pretrain=None, model=replace(config.model, checkpoint=str(file)))
 
 
 @functools.lru_cache(maxsize=1)

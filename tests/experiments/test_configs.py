@@ -118,6 +118,8 @@ def test_every_published_setting_has_a_config():
     ours = {
         *TASKS,
         "digits/config.toml",
+        "survey/digits.toml",
+        "survey/resnet20.toml",
         "autoslim/digits.toml",
         "metapruning/digits.toml",
         *(f"cifar10/{name}.toml" for name in NETWORKS),

@@ -26,6 +26,7 @@ KINDS = {
     "lfpc": ('{name = "lfpc", recipe = {epochs = 30, batch_size = 64, lr = 0.05}}', 1),
     "pruning_net": (f'{{name = "pruning_net", hidden = 4, {RECIPE}}}', 2),
     "taylor_iterative": (f'{{name = "taylor_iterative", batches = 10, at_once = 2, {RECIPE}}}', 1),
+    "iterate": (f'{{name = "iterate", searcher = "random", trials = 5, {RECIPE.replace("60", "20")}}}', 2),
 }
 
 

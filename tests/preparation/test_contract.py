@@ -16,6 +16,7 @@ KINDS = [
     ("variational", {"prior": 0.05}),
     ("autopruner", {"gate_lr": 0.1}),
     ("taylor_iterative", {"batches": 2, "at_once": 1}),
+    ("iterate", {"rounds": 2}),
     ("pruning_net", {}),
     ("pruning_net", {"form": "low_rank", "widths": "uniform"}),
     ("pruning_net", {"form": "published", "hidden": 8, "widths": "free"}),
