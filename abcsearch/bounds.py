@@ -72,7 +72,7 @@ def bounds_text(bounds: Mapping[str, Bound], *, file: bool = False) -> str:
     """Returns bounds by name in words: "macs 0.7, params 0.3 to 0.6"; of a file's name: "macs-0.7-params-0.3-0.6"."""
     between, space, comma = ("-", "-", "-") if file else (" to ", " ", ", ")
     ends = {name: bound if isinstance(bound, tuple) else (bound,) for name, bound in bounds.items()}
-    return comma.join(f"{name}{space}{between.join(map(str, own))}" for name, own in ends.items())
+    return comma.join(f"{name}{space}{between.join(map(str, end))}" for name, end in ends.items())
 
 
 def amount(name: str, *costs: float) -> str:

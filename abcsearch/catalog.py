@@ -71,7 +71,7 @@ def _records(options: object) -> list[type]:
 
 def _ranges(record: type) -> list[str]:
     """Returns what the fields of a record may hold, where a rule says more than their types."""
-    rules = {own.name: rule_of(own).allowed() for own in fields(record)}
+    rules = {field.name: rule_of(field).allowed() for field in fields(record)}
     return [f"{name} {allowed}" for name, allowed in rules.items() if allowed]
 
 
@@ -139,7 +139,7 @@ def _setting(record: type, name: str) -> Entry:
     said = re.search(rf"^    {name}: (.*?)(?=^    \w+: |^\w|\Z)", _doc(record), re.MULTILINE | re.DOTALL)
     description = " ".join(said[1].split()) if said else ""
     text = _whole([description], options)
-    if allowed := rule_of(next(own for own in fields(record) if own.name == name)).allowed():
+    if allowed := rule_of(next(field for field in fields(record) if field.name == name)).allowed():
         text += f"\n\nRange: {allowed}"
     return Entry(name=name, description=description, options=options, source="", text=text)
 

@@ -165,8 +165,8 @@ def _listed(name: str, kind: type[T], tables: Any, problems: list[str]) -> tuple
         problems.append(f"{name} is a list of tables, one [[{name}]] for each, found {tables!r:.80}")
         return ()
     records: list[T] = []
-    for place, table in enumerate(tables):
-        key = f"{name}[{place}]"
+    for index, table in enumerate(tables):
+        key = f"{name}[{index}]"
         try:
             records.append(_record(kind, checked_table(key, table), key))
         except AbcSearchError as error:
@@ -350,13 +350,13 @@ def _transforms(value: Any) -> tuple[Part, ...]:  # noqa: ANN401 - a plain value
         raise ConfigError(msg)
     parts: list[Part] = []
     problems: list[str] = []
-    for place, table in enumerate(value):
+    for index, table in enumerate(value):
         try:
             part = _named("transform", table)
             assert isinstance(part, Part)
             parts.append(part)
         except AbcSearchError as error:
-            problems += [f"transform[{place}]: {line.removeprefix('[transform] ')}" for line in str(error).split("\n")]
+            problems += [f"transform[{index}]: {line.removeprefix('[transform] ')}" for line in str(error).split("\n")]
     problems += [] if problems else order_problems([part.name for part in parts])
     if problems:
         raise ConfigError("\n".join(problems))

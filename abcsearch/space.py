@@ -161,8 +161,8 @@ class SearchSpace:
     @cached_property
     def _criteria(self) -> tuple[tuple[int, int], ...]:
         """Where criteria are, each with the place of its width."""
-        places = {dimension.name: place for place, dimension in enumerate(self.dimensions)}
-        return tuple((place, places[d.of]) for place, d in enumerate(self.dimensions) if d.kind == "criterion")
+        places = {dimension.name: index for index, dimension in enumerate(self.dimensions)}
+        return tuple((index, places[d.of]) for index, d in enumerate(self.dimensions) if d.kind == "criterion")
 
     def canonical(self, candidate: Candidate) -> Candidate:
         """Returns the one structure that stands for all that are the same network whatever a criterion is.

@@ -283,7 +283,7 @@ def _notes(status: RunStatus) -> list[str]:
         f"fine-tuned with {'; '.join(changes) or 'the recipe of the run'}: {', '.join(names)}"
         for changes, names in groups.items()
     ]
-    decided = [f"{own.name}: {own.decision.words}" for own in status.searches if own.decision is not None]
+    decided = [f"{search.name}: {search.decision.words}" for search in status.searches if search.decision is not None]
     notes = [*decided, *status.known, *(line.replace("warning: ", "set-up: ") for line in status.setup), *tuned]
     return [*notes, *(f"warning: {line}" for line in status.damaged)]
 

@@ -76,4 +76,4 @@ def ranked_by(name: str, scores: Sequence[NDArray[np.float64]]) -> Ranking:
         name: what they are.
         scores: per prunable group, (channels,): higher is more worth keeping.
     """
-    return Ranking(criterion=name, scores=tuple(np.asarray(own, dtype=np.float64) for own in scores))
+    return Ranking(criterion=name, scores=tuple(np.asarray(score, dtype=np.float64) for score in scores))

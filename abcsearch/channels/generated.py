@@ -70,7 +70,7 @@ def made_weights(model: nn.Module, graph: ChannelGraph, free: Collection[int]) -
         for name in dict.fromkeys(member.parameter for member in graph.prunable[index].members):
             if name in groups:
                 groups[name].append(index)
-    return tuple(Made(name, graph.sizes[name], tuple(own)) for name, own in groups.items() if own)
+    return tuple(Made(name, graph.sizes[name], tuple(group)) for name, group in groups.items() if group)
 
 
 class Generator(nn.Module):

@@ -76,7 +76,7 @@ class Ranking:
         Raises:
             RankingError: if the ranking was computed for another graph.
         """
-        found, expected = [len(own) for own in self.scores], [group.channels for group in graph.prunable]
+        found, expected = [len(score) for score in self.scores], [group.channels for group in graph.prunable]
         if found != expected:
             msg = f"the ranking is for groups of {found} channels, but the graph has groups of {expected}; rank again"
             raise RankingError(msg)

@@ -42,7 +42,7 @@ def put_back(
     }
     _, entries = share(model, graph, candidate, ranking, numbered)
     with torch.no_grad():
-        for name, own in entries.items():
+        for name, entry in entries.items():
             flat = whole[name].flatten().clone()
-            flat[own.flatten().long().to(flat.device)] = left[name].to(flat).flatten()
+            flat[entry.flatten().long().to(flat.device)] = left[name].to(flat).flatten()
             whole[name].copy_(flat.reshape(whole[name].shape))

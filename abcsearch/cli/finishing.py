@@ -34,7 +34,7 @@ class _WithRecipe(TyperCommand):
             from abcsearch.training.recipe import Recipe
 
             name = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
-            if name in {"preset", *(own.name for own in fields(Recipe))}:
+            if name in {"preset", *(field.name for field in fields(Recipe))}:
                 vars(error)["message"] += f"; it is a setting of the recipe: --set {name}=VALUE"
                 vars(error)["possibilities"] = []
             raise

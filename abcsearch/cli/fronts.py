@@ -51,7 +51,7 @@ def _watch(watched: FrontWatch, every: float = 1.0, *, as_json: bool) -> None:
     shown: Any = None
     while True:
         status = watched.look()
-        now = [_line(name, own) for name, own in status.budgets.items()], status.running
+        now = [_line(name, budget) for name, budget in status.budgets.items()], status.running
         if now != shown:
             _print_status(watched, status, as_json=as_json, indent=None)
         if status.finished:
@@ -66,9 +66,9 @@ def _print_status(watched: FrontWatch, status: FrontStatus, *, as_json: bool, in
         print_json(status.to_plain(), indent=indent)
         return
     console.print(watched.title)
-    for name, own in status.budgets.items():
-        console.print(_line(name, own))
-        for warning in () if own is None else own.damaged:
+    for name, budget in status.budgets.items():
+        console.print(_line(name, budget))
+        for warning in () if budget is None else budget.damaged:
             console.print(f"warning: {warning}")
     console.print(f"{plural(status.evaluations, 'evaluation')} in all")
     if status.answer:

@@ -125,7 +125,7 @@ def search(  # noqa: PLR0913 - one argument per option
 def _same_search(config: Path, run_dir: Path | None, overrides: list[str], given: dict[str, Any]) -> str:
     """Returns the command that searches as was asked for, without --dry-run."""
     words = ["abcsearch", "search", str(config), *(("--run-dir", str(run_dir)) if run_dir is not None else ())]
-    words += [word for own in overrides for word in ("--set", own)]
+    words += [word for override in overrides for word in ("--set", override)]
     words += [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     return shlex.join(words)
 

@@ -134,13 +134,13 @@ def check_splits(name: str, objective: str, labels: Mapping[str, torch.Tensor], 
         labels: by split.
         shape: of every image, see `Images.shape`.
     """
-    others = [part for part, own in labels.items() if not are_boxes(own)]
+    others = [part for part, label in labels.items() if not are_boxes(label)]
     if others and (objective == "detection" or len(others) < len(labels)):
         msg = f"{name}: labels of a detection are a dict for each image, with boxes and labels, found others in "
         raise DataError(f"{msg}{', '.join(others)}")
-    for part, own in labels.items():
-        if are_boxes(own):
-            check_inside(own, shape, f"{name}: {part}")
+    for part, label in labels.items():
+        if are_boxes(label):
+            check_inside(label, shape, f"{name}: {part}")
 
 
 def check_inside(labels: torch.Tensor, shape: Any, where: str) -> None:  # noqa: ANN401 - see `Images.shape`

@@ -187,19 +187,19 @@ def check_kinds(name: str, objective: str, labels: Mapping[str, torch.Tensor], s
         labels: by split.
         shape: of every image, see `Images.shape`.
     """
-    for part, own in labels.items():
+    for part, label in labels.items():
         try:
             if objective == "classification":
-                check_classification(own)
+                check_classification(label)
             elif objective == "segmentation":
-                check_masks(own, shape)
+                check_masks(label, shape)
             elif objective == "multilabel":
-                check_multi_hot(own)
+                check_multi_hot(label)
         except DataError as error:
             msg = f"{name}: {part}: {error}"
             raise DataError(msg) from error
-    if objective == "multilabel" and len({own.shape[1] for own in labels.values()}) > 1:
-        counts = ", ".join(f"{part} {own.shape[1]}" for part, own in labels.items())
+    if objective == "multilabel" and len({label.shape[1] for label in labels.values()}) > 1:
+        counts = ", ".join(f"{part} {label.shape[1]}" for part, label in labels.items())
         msg = f"{name}: all splits have the same labels, found {counts} of them"
         raise DataError(msg)
 

@@ -211,10 +211,10 @@ class Stream(Images):
         order = order.view(count, batch_size)[:, positions].flatten()
         every = _Decoding(self, self.training or self.evaluation, seeds).rows(order, batch_size // share[1], device)
         labels = self.labels[order].to(device).split(batch_size // share[1])
-        for rows, own, move in zip(every, labels, moves, strict=True):
+        for rows, label, move in zip(every, labels, moves, strict=True):
             move = move.part(positions)
             images = from_rows(move.apply(self._scaled(rows)))
-            yield images, move.apply_to_labels(own, self.shape)
+            yield images, move.apply_to_labels(label, self.shape)
 
     def update(self, digest: hashlib._Hash) -> None:
         """Adds the labels, names and sizes of files, and a few decoded images to a hash."""

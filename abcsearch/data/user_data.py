@@ -203,7 +203,7 @@ def _labels(labels: Any, where: str, ignore_index: int | None = None) -> torch.T
 
 def _stacked(labels: Any) -> torch.Tensor:  # noqa: ANN401 - what the user has
     """Returns labels, one by one, as a tensor; masks may be PIL images."""
-    return torch.stack([torch.as_tensor(np.array(own) if hasattr(own, "convert") else own) for own in labels])
+    return torch.stack([torch.as_tensor(np.array(label) if hasattr(label, "convert") else label) for label in labels])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,8 +379,8 @@ def call_own(name: str, function: Callable[..., object], options: Mapping[str, A
     Raises:
         DataError: if there are such options and the function returns data that are split already.
     """
-    own = inspect.signature(function).parameters
-    split = {key: value for key, value in options.items() if key in PAIR_OPTIONS and key not in own}
+    parameters = inspect.signature(function).parameters
+    split = {key: value for key, value in options.items() if key in PAIR_OPTIONS and key not in parameters}
     made = function(**{key: value for key, value in options.items() if key not in split})
     if isinstance(made, tuple) and len(made) == 2:
         return from_datasets(made, name=name, **{k: v for k, v in options.items() if k in PAIR_OPTIONS})

@@ -155,9 +155,9 @@ class _Rounds:
     def _over_mean(self, scores: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
         """Returns scores over the mean size of those that are left in their group, as `global_threshold` has them."""
         every: list[NDArray[np.float64]] = []
-        for own, went in zip(scores, self._went, strict=True):
-            mean = float(np.abs(own[went == 0]).mean())
-            every.append(own / mean if mean else own)
+        for score, went in zip(scores, self._went, strict=True):
+            mean = float(np.abs(score[went == 0]).mean())
+            every.append(score / mean if mean else score)
         return every
 
     def _searched(self, source: Source, space: SearchSpace, constraint: Constraint, number: int) -> Candidate:

@@ -49,8 +49,8 @@ class Makers:
             factors: per group, (channels,).
         """
         with torch.no_grad():
-            for members, own in zip(self._members, factors, strict=True):
+            for members, factor in zip(self._members, factors, strict=True):
                 for tensor, axis, entries, channels in members:
                     along = tensor.new_ones(tensor.shape[axis])
-                    along[entries.to(tensor.device)] = own.to(tensor)[channels.to(tensor.device)]
+                    along[entries.to(tensor.device)] = factor.to(tensor)[channels.to(tensor.device)]
                     tensor.mul_(along.reshape([-1 if a == axis else 1 for a in range(tensor.ndim)]))

@@ -259,7 +259,9 @@ def _renew(network: nn.Module, generator: Generator, hidden: int, seed: int) -> 
     with torch_seeded(seed, "pruning_net weights"):
         for module in network.modules():
             reset = getattr(module, "reset_parameters", None)
-            if callable(reset) and any(own is not None and own.requires_grad for own in module._parameters.values()):
+            if callable(reset) and any(
+                parameter is not None and parameter.requires_grad for parameter in module._parameters.values()
+            ):
                 reset()
         made, tensors = [one.name for one in generator.made], dict(network.named_parameters())
         for name in made:

@@ -96,7 +96,7 @@ class Slimming(Preparation):
         trained = trainer.train(lesson, recipe, name="slimming")
         scores = gamma_scores(task.graph, network.eval())
         start = largest_within(threshold_path(scores, task.space), task.constraint)
-        values = np.concatenate([own[np.isfinite(own)] for own in scores])
+        values = np.concatenate([score[np.isfinite(score)] for score in scores])
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],

@@ -170,7 +170,7 @@ class Silencing(Supervised):
 
     def state_dict(self) -> Mapping[str, Any]:
         """Returns the scores of the last epoch, and what has changed in every one."""
-        scores = {f"scores {i}": torch.from_numpy(own) for i, own in enumerate(self.ranking.scores)}
+        scores = {f"scores {i}": torch.from_numpy(score) for i, score in enumerate(self.ranking.scores)}
         return {"changes": self.changes, **scores}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

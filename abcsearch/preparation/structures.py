@@ -55,7 +55,7 @@ def threshold_cut(scores: Sequence[NDArray[np.float64]], task: Pruning, dropped:
             path[:, column] = 0
     structure = largest_within(path, task.constraint)
     widths = [value for value, d in zip(structure, space.dimensions, strict=True) if d.kind == "width"]
-    gone = [np.sort(own)[: len(own) - width] for own, width in zip(scores, widths, strict=True)]
+    gone = [np.sort(score)[: len(score) - width] for score, width in zip(scores, widths, strict=True)]
     return Cut(structure, float(np.concatenate([*gone, [-np.inf]]).max()))
 
 

@@ -110,8 +110,8 @@ class Bounds:
         """
         rows = np.tile(self._space.values(self._space.largest_indices), (len(counts), 1))
         columns = [at for at, d in enumerate(self._space.dimensions) if d.kind == "width"]
-        for column, own, number in zip(columns, self._widths, counts.T, strict=True):
-            choices = np.array(own.choices)
+        for column, width, number in zip(columns, self._widths, counts.T, strict=True):
+            choices = np.array(width.choices)
             rows[:, column] = choices[np.minimum(np.searchsorted(choices, number), len(choices) - 1)]
         return self._constraint.violation(rows) == 0
 

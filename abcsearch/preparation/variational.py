@@ -155,11 +155,11 @@ class NoisyScales(Supervised):
 
     def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
         """Returns the loss of a batch under one draw of the factors, and the divergence."""
-        own = self.factors
-        noise = torch.randn(own.mean.shape, generator=draws).to(own.mean)
-        with replaced(self.model, self._scaled(own.mean + own.log_spread.exp() * noise)):
+        factors = self.factors
+        noise = torch.randn(factors.mean.shape, generator=draws).to(factors.mean)
+        with replaced(self.model, self._scaled(factors.mean + factors.log_spread.exp() * noise)):
             loss = super().step(images, labels, draws)
-        return loss + self._strength / self._count * own.divergence(self._prior)
+        return loss + self._strength / self._count * factors.divergence(self._prior)
 
     def _scaled(self, factors: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns scales and shifts of batch norms times factors, by name; scales are constants."""

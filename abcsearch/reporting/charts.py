@@ -101,13 +101,13 @@ def pareto_chart(clouds: Sequence[Cloud], marks: Sequence[Mark], searcher: str) 
         spans.append(range(len(traces), len(traces) + len(own)))
         traces += own
     at_first = [trace.visible or True for trace in traces]
-    for place, trace in enumerate(traces):
-        trace.visible = at_first[place] if place in spans[0] else False
+    for index, trace in enumerate(traces):
+        trace.visible = at_first[index] if index in spans[0] else False
     figure = figure_of(traces, _axis_title(clouds[0]), "fitness (higher is better)", 480)
     figure.update_layout(shapes=_bounds(clouds[0]))
     choices = [
         (
-            [seen if place in span else False for place, seen in enumerate(at_first)],
+            [seen if index in span else False for index, seen in enumerate(at_first)],
             {"xaxis.title.text": _axis_title(cloud), "shapes": _bounds(cloud), "xaxis.autorange": True},
         )
         for cloud, span in zip(clouds, spans, strict=True)

@@ -32,8 +32,8 @@ def compare_drawings(found: Comparison) -> Mapping[str, Callable[[], Figure]]:
 def draw_fitness(found: Comparison) -> Figure:
     """Draws the best fitness over trials by group."""
     figure, axes = figure_of("Best fitness over trials")
-    for place, group in enumerate(found.groups):
-        color = SERIES[place % len(SERIES)]
+    for index, group in enumerate(found.groups):
+        color = SERIES[index % len(SERIES)]
         axes.step(group.numbers, group.mean, where="post", color=color, linewidth=2, label=plain(group.name))
         if len(group.runs) > 1:
             axes.fill_between(group.numbers, group.low, group.high, step="post", color=color, alpha=0.2, linewidth=0)
@@ -47,13 +47,13 @@ def draw_fronts(found: Comparison) -> Figure:
     """Draws the front of each run against the cost that the first one weighs fitness with."""
     figure, axes = figure_of("Fronts of fitness and cost")
     cost = next(run.clouds[0].cost for run in found.runs if run.clouds)
-    for place, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
+    for index, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
         cloud = next((cloud for cloud in run.clouds if cloud.cost == cost), None)
         if cloud is None:
             continue
         front = cloud.front_places
         x, y = [cloud.costs[i] for i in front], [cloud.fitness[i] for i in front]
-        axes.step(x, y, where="post", marker=".", color=SERIES[place % len(SERIES)], label=plain(label))
+        axes.step(x, y, where="post", marker=".", color=SERIES[index % len(SERIES)], label=plain(label))
     axes.set_xlabel(COSTS[cost])
     axes.set_ylabel("fitness (higher is better)")
     if cost != "latency_ms":
@@ -66,10 +66,10 @@ def draw_widths(found: Comparison) -> Figure:
     """Draws what the winners keep of every layer."""
     layers = next(run.widths.layers for run in found.runs if run.widths is not None)
     figure, axes = along_layers("Widths of the winners", [layer.name for layer in layers])
-    for place, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
+    for index, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
         kept = [*run.widths.kept.values()][-1] if run.widths else ()
         shares = [100 * value / layer.full for value, layer in zip(kept, layers, strict=True)]
-        axes.plot(shares, "o-", color=SERIES[place % len(SERIES)], linewidth=1.4, markersize=4, label=plain(label))
+        axes.plot(shares, "o-", color=SERIES[index % len(SERIES)], linewidth=1.4, markersize=4, label=plain(label))
     axes.set_ylabel("kept, % of the full width")
     axes.set_ylim(-3, 103)
     legend_below(figure)

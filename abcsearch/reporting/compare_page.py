@@ -202,8 +202,8 @@ def _rgb(color: str) -> str:
 def fitness_chart(found: Comparison) -> go.Figure:
     """Returns the best fitness over trials by group."""
     traces: list[Any] = []
-    for place, group in enumerate(found.groups):
-        color, name = _color(place), html.escape(group.name)
+    for index, group in enumerate(found.groups):
+        color, name = _color(index), html.escape(group.name)
         if len(group.runs) > 1:
             edge = {"x": group.numbers, "mode": "lines", "line": {"width": 0, "shape": "hv"}, "hoverinfo": "skip"}
             traces.append(go.Scatter(y=group.low, showlegend=False, **edge))
@@ -222,7 +222,7 @@ def front_chart(found: Comparison, costs: Sequence[str]) -> go.Figure:
     traces: list[Any] = []
     hover = "%{customdata[0]}<br>%{customdata[1]}<br>fitness %{y:.4f}<extra></extra>"
     for cost in costs:
-        for place, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
+        for index, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
             cloud = next((cloud for cloud in run.clouds if cloud.cost == cost), None)
             if cloud is None:
                 continue
@@ -233,7 +233,7 @@ def front_chart(found: Comparison, costs: Sequence[str]) -> go.Figure:
                 y=[cloud.fitness[i] for i in front],
                 customdata=[[cloud.numbers[i], cost_text(cost, cloud.costs[i])] for i in front],
                 mode="lines+markers",
-                line={"color": _color(place), "width": 2, "shape": "hv"},
+                line={"color": _color(index), "width": 2, "shape": "hv"},
                 name=name,
                 meta=cost,
                 visible=cost == costs[0],
@@ -250,14 +250,14 @@ def widths_chart(found: Comparison) -> go.Figure:
     """Returns what the winners keep of every layer."""
     traces: list[Any] = []
     layers = next(run.widths.layers for run in found.runs if run.widths is not None)
-    for place, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
+    for index, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
         kept = [*run.widths.kept.values()][-1] if run.widths else ()
         text = [f"{html.escape(label)}: {value} of {layer.full}" for value, layer in zip(kept, layers, strict=True)]
         trace = go.Scatter(
             x=list(range(len(layers))),
             y=[100 * value / layer.full for value, layer in zip(kept, layers, strict=True)],
             mode="lines+markers",
-            line={"color": _color(place), "width": 1.5},
+            line={"color": _color(index), "width": 1.5},
             name=html.escape(label),
             hovertext=text,
             hoverinfo="text",

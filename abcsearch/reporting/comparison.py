@@ -195,7 +195,7 @@ def _winners(labels: Sequence[str], runs: Sequence[Gathered], scores: Sequence[S
     """
     times = _times(runs, scores)
     found: list[Winner] = []
-    for place, (label, run, tested) in enumerate(zip(labels, runs, scores, strict=True)):
+    for index, (label, run, tested) in enumerate(zip(labels, runs, scores, strict=True)):
         own, best = run.history.own, run.history.own.best
         shares = dict.fromkeys(("macs", "params"))
         if run.run is not None and best is not None:
@@ -215,7 +215,7 @@ def _winners(labels: Sequence[str], runs: Sequence[Gathered], scores: Sequence[S
                 params=None if best is None else best.evaluation.params,
                 macs_share=shares["macs"],
                 params_share=shares["params"],
-                times=times.get(place, ()),
+                times=times.get(index, ()),
                 tests={} if run.run is None else tested_metrics(run.run, tested),
                 recipe=None if tested is None else tested["recipe"],
                 metric=None if run.run is None else run.run.metric,
@@ -277,14 +277,14 @@ def _complete(run: Gathered) -> dict[str, Any]:
 def _recipe_warnings(winners: Sequence[Winner], runs: Sequence[Gathered]) -> Iterator[str]:
     """Yields which winners were fine-tuned with another recipe than the first one that was, and how to change that."""
     first: Winner | None = None
-    for own, run in zip(winners, runs, strict=True):
-        if own.recipe is None or run.run is None:
+    for winner, run in zip(winners, runs, strict=True):
+        if winner.recipe is None or run.run is None:
             continue
-        first = first or own
-        odd = changed(own.recipe, first.recipe or {})
+        first = first or winner
+        odd = changed(winner.recipe, first.recipe or {})
         if odd:
             again = finetune_command(run.history.path, first.recipe, asdict(run.run.config.finetune))
             yield (
-                f"the winners of {first.run} and {own.run} were fine-tuned by different recipes, so that their test "
-                f"metrics after it cannot be compared: {own.run} has {'; '.join(odd)}. Make them equal with: {again}"
+                f"the winners of {first.run} and {winner.run} were fine-tuned by different recipes, so that their test "
+                f"metrics after it cannot be compared: {winner.run} has {'; '.join(odd)}. Make them equal with: {again}"
             )

@@ -49,7 +49,7 @@ def _accuracy(report: Report) -> str:
         known = winner.fitness is not None and full.fitness is not None
         return f"fitness {winner.fitness:.4f} against {full.fitness:.4f}, not fine-tuned yet" if known else ""
     text = f"{_NAMES.get(metric, metric)} {metric_text(metric, winner.after)} against {metric_text(metric, full.after)}"
-    against = next((own for own in report.differences if own.second == full.network), None)
+    against = next((difference for difference in report.differences if difference.second == full.network), None)
     if against is None:
         return text
     return f"{text} (\u00b1{100 * against.half:.1f}, on {plural(report.images, 'test image')})"

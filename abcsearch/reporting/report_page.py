@@ -290,24 +290,24 @@ def _parallel(found: Gathered) -> Section | None:
 
 def _timeline(found: Gathered) -> Section:
     """Returns when evaluations ran, and the failures."""
-    own = found.timeline
-    side = f"; at most {own.lanes} side by side" if own.lanes > 1 else ", one after the other"
+    timeline = found.timeline
+    side = f"; at most {timeline.lanes} side by side" if timeline.lanes > 1 else ", one after the other"
     lead = (
-        f"{duration_text(own.busy)} of evaluations in {duration_text(own.seconds)}{side}. A row is not a worker, which "
-        f"the journal does not name, but what ran at the same time. Time without any evaluation for more than "
+        f"{duration_text(timeline.busy)} of evaluations in {duration_text(timeline.seconds)}{side}. A row is not a "
+        f"worker, which the journal does not name, but what ran at the same time. Time without any evaluation for more than "
         f"30 seconds (a run that was stopped) is cut out."
     )
-    if own.untimed:
-        lead += f" Of {plural(own.untimed, 'trial')} the journal has no time."
+    if timeline.untimed:
+        lead += f" Of {plural(timeline.untimed, 'trial')} the journal has no time."
     body = "<h3>Failures</h3>" + paragraph("No trial failed.")
-    if own.failures:
+    if timeline.failures:
         prefix = f"{found.history.searcher} "
-        rows = [[f.reason, str(len(f.trials)), _listed(f.trials, prefix)] for f in own.failures]
+        rows = [[f.reason, str(len(f.trials)), _listed(f.trials, prefix)] for f in timeline.failures]
         body = "<h3>Failures</h3>" + table([["reason (of the first)", "trials", "which"], *rows], [1])
     lost = sum(sum(search.lost.values()) for search in found.history.evaluated)
     if lost:
         body += paragraph(f"Workers were lost {lost} time(s) during an evaluation, which was then run again.")
-    return Section(title="Timeline and failures", lead=lead if own.bars else "", chart="timeline", body=body)
+    return Section(title="Timeline and failures", lead=lead if timeline.bars else "", chart="timeline", body=body)
 
 
 def _listed(trials: tuple[str, ...], prefix: str, most: int = 12) -> str:

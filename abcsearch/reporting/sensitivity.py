@@ -141,7 +141,7 @@ def _bootstrap(x: NDArray[np.float64], y: NDArray[np.float64], penalty: float) -
 
 def _explained(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """Returns the share of variance that is predicted of trials left out."""
-    parts = KFold(5, shuffle=True, random_state=0)
-    predicted = cross_val_predict(RidgeCV(alphas=_PENALTIES), x, y, cv=parts)
+    fold = KFold(5, shuffle=True, random_state=0)
+    predicted = cross_val_predict(RidgeCV(alphas=_PENALTIES), x, y, cv=fold)
     share = 1 - float(((y - predicted) ** 2).sum() / ((y - y.mean()) ** 2).sum())
     return share if math.isfinite(share) else 0.0

@@ -104,8 +104,8 @@ def _change(row: Row, full: Row, before: float, after: float) -> str:
 def _times(rows: Sequence[Row]) -> list[Line]:
     """Returns the forward times."""
     lines: list[Line] = []
-    for place, first in enumerate(rows[0].times):
-        own = [row.times[place] for row in rows]
+    for index, first in enumerate(rows[0].times):
+        own = [row.times[index] for row in rows]
         threads = f", {plural(first.threads, 'thread')}" if first.threads else ""
         cells = tuple(
             (

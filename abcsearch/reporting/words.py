@@ -54,7 +54,7 @@ def short_name(name: str, longest: int = _LONGEST) -> str:
 def short_names(names: list[str], longest: int = _LONGEST) -> list[str]:
     """Returns names for an axis, all different: numbered where they are not when shortened."""
     shown = [short_name(name, longest) for name in names]
-    return [text if shown.count(text) == 1 else f"{text} ({place + 1})" for place, text in enumerate(shown)]
+    return [text if shown.count(text) == 1 else f"{text} ({index + 1})" for index, text in enumerate(shown)]
 
 
 def cost_name(cost: str) -> str:

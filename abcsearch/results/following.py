@@ -56,7 +56,7 @@ def _chain_due(path: Path, name: str) -> bool:
     scores = read_tuned(folder, name).scores
     if not transforms or scores is None:
         return False
-    wanted = [(part["name"], part["options"]) for part in transforms]
+    wanted = [(transform["name"], transform["options"]) for transform in transforms]
     return chain_for(path / CHAIN_FOLDER, wanted, scores.get("weights", {}).get(f"{name}.safetensors")) is None
 
 

@@ -89,7 +89,7 @@ def _measured(
     times = forward_times(networks, images, threads=threads, seconds=_SECONDS)
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else "CPU"
-    return [_summary(own, device=name, batch=batch, threads=0 if cuda else threads) for own in times]
+    return [_summary(time, device=name, batch=batch, threads=0 if cuda else threads) for time in times]
 
 
 def _summary(times: Sequence[float], *, device: str, batch: int, threads: int) -> ForwardTime:

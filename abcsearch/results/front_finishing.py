@@ -51,7 +51,7 @@ def chosen(runs: Sequence[FinishedRun], budget: str | None) -> list[FinishedRun]
         ConfigError: if there is no such budget.
     """
     names = [run.folder.path.name for run in runs]
-    found = [run for place, run in enumerate(runs, start=1) if budget in (None, names[place - 1], str(place))]
+    found = [run for index, run in enumerate(runs, start=1) if budget in (None, names[index - 1], str(index))]
     if not found:
         raise ConfigError(unknown_name("budget", str(budget), names))
     return found
@@ -81,9 +81,9 @@ def finetune_front(  # noqa: PLR0913 - those of finetune_run
     Raises:
         AbcSearchError: as `finetune_run`.
     """
-    for place, run in enumerate(runs):
+    for index, run in enumerate(runs):
         name = run.folder.path.name
-        for other in runs[:place] if not only or _FULL in only else ():
+        for other in runs[:index] if not only or _FULL in only else ():
             _share_full(other, run, recipe)
 
         def shown(stage: str, done: int, total: int, note: str, name: str = name) -> None:

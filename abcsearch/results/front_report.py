@@ -182,11 +182,11 @@ def make_front_report(
 
 def _structures(runs: Sequence[FinishedRun]) -> list[tuple[FinishedRun, Structure, str]]:
     """Returns the networks that are compared, each with its run and its kind: the full one once, and first."""
-    found = [(runs[0], runs[0].structures[0], FULL)]
+    structures = [(runs[0], runs[0].structures[0], FULL)]
     for run in runs:
-        found.append((run, run.winner, WINNER))
-        found += [(run, own, UNIFORM) for own in run.structures if own.name == UNIFORM]
-    return found
+        structures.append((run, run.winner, WINNER))
+        structures += [(run, structure, UNIFORM) for structure in run.structures if structure.name == UNIFORM]
+    return structures
 
 
 def _row(run: FinishedRun, structure: Structure, kind: str, times: tuple[ForwardTime, ...]) -> FrontRow:
@@ -278,9 +278,9 @@ def _beaten(report: FrontReport) -> str:
     """Returns which winners a smaller one is at least as good as, in words; "" if there are none."""
     winners = [row for row in report.rows if row.kind == WINNER]
     beaten = []
-    for place, row in enumerate(winners):
+    for index, row in enumerate(winners):
         own = report.accuracy(row)
-        others = [other for other in winners[place + 1 :] if other.macs < row.macs]
+        others = [other for other in winners[index + 1 :] if other.macs < row.macs]
         better = [other for other in others if own is not None and (report.accuracy(other) or float("-inf")) >= own]
         if better:
             beaten.append(f"{better[-1].budget} is at least as good as {row.budget}, and smaller")

@@ -159,8 +159,8 @@ class Chain:
         start = self.links[0]
         head = ["link", *_COUNTS.values(), f"test {self.metric}"]
         rows = [[*head, *(f"{time.runtime}, batch {time.batch}" for time in self.times)]]
-        for place, (label, link) in enumerate(zip(self.labels, self.links, strict=True)):
-            times = [time.median_ms[place] for time in self.times]
+        for index, (label, link) in enumerate(zip(self.labels, self.links, strict=True)):
+            times = [time.median_ms[index] for time in self.times]
             rows.append(
                 [
                     label,

@@ -83,8 +83,8 @@ def _overlapping(rows: Sequence[Row], again: str) -> str:
     """Returns which forward times cannot be told apart from the full network's, and what to do; "" if all can."""
     full, *others = rows
     near = {
-        before.where: [row.network for row in others if not row.times[place].apart(before)]
-        for place, before in enumerate(full.times)
+        before.where: [row.network for row in others if not row.times[index].apart(before)]
+        for index, before in enumerate(full.times)
     }
     found = [f"{where} of {', '.join(names)}" for where, names in near.items() if names]
     if not found:

@@ -220,8 +220,8 @@ class FinishedRun:
 
     def _evaluator_on(self, source: Source) -> Evaluator:
         """Returns a new evaluator, as that of the search, for the networks of a source."""
-        part = self.config.evaluator
-        return make_evaluator(part.name, source, self.result.task.data, **part.options)
+        evaluator = self.config.evaluator
+        return make_evaluator(evaluator.name, source, self.result.task.data, **evaluator.options)
 
     @property
     def metric(self) -> str:

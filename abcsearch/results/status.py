@@ -58,7 +58,7 @@ class Pulse:
         """Returns what the file says, or None without a file that can be read."""
         try:
             plain = folder.read_json("progress.json")
-            return cls(**{own.name: plain[own.name] for own in fields(cls)})
+            return cls(**{field.name: plain[field.name] for field in fields(cls)})
         except (RunError, KeyError, TypeError):
             return None
 

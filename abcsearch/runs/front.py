@@ -76,7 +76,7 @@ class FrontResult(Summarised):
     def summary(self) -> tuple[tuple[str, str], ...]:
         """What it is in a few lines, names and values."""
         points = self.front()
-        best = "; ".join(f"{own.name}: fitness {own.fitness:.4f}, {own.macs:,} macs" for own in points)
+        best = "; ".join(f"{point.name}: fitness {point.fitness:.4f}, {point.macs:,} macs" for point in points)
         trials = sum(len(result.trials) for result in self.results)
         return (
             ("run folder", str(self.run_dir)),
@@ -137,15 +137,15 @@ def run_front(
         shared = Shared(front, folder)
         results: list[SearchResult] = []
         with workers_for(front.settings, folder, executor) as where:
-            for place, name in enumerate(front.names):
+            for index, name in enumerate(front.names):
                 folder.check()
                 own = run_folder(folder, name)
                 if own.path.is_dir():
                     before(own)
-                elif place:
+                elif index:
                     own.path.mkdir(parents=True)
                 shown = _named(progress, name)
-                results.append(run_one(front.run(place), own, shared, where, shown))
+                results.append(run_one(front.run(index), own, shared, where, shown))
     return FrontResult(run_dir=folder.path, names=front.names, results=tuple(results))
 
 

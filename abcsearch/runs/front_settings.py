@@ -71,10 +71,10 @@ class Front(Generic[S]):
     def __post_init__(self) -> None:
         """Checks the budgets."""
         object.__setattr__(self, "budgets", as_budgets(self.budgets))
-        for place, budget in enumerate(self.budgets):
+        for index, budget in enumerate(self.budgets):
             first = self.budgets.index(budget)
-            if first != place:
-                msg = f"budgets[{first}] and budgets[{place}] are equal ({bounds_text(budget.bounds)}): leave one out"
+            if first != index:
+                msg = f"budgets[{first}] and budgets[{index}] are equal ({bounds_text(budget.bounds)}): leave one out"
                 raise ConfigError(msg)
         if not self.trials:
             least = -(-len(self.budgets) // _TWICE)
@@ -94,7 +94,7 @@ class Front(Generic[S]):
     def names(self) -> tuple[str, ...]:
         """What folders and tables call the budgets."""
         return tuple(
-            f"{place}-{bounds_text(budget.bounds, file=True)}" for place, budget in enumerate(self.budgets, start=1)
+            f"{index}-{bounds_text(budget.bounds, file=True)}" for index, budget in enumerate(self.budgets, start=1)
         )
 
     def run(self, place: int) -> S:

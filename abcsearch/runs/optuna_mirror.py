@@ -167,12 +167,12 @@ class OptunaMirror:
             if self._name not in optuna.get_all_study_names(self._storage):
                 return set()
             study = optuna.load_study(study_name=self._name, storage=self._storage)
-            found = study.get_trials(deepcopy=False)
-        ours = all(trial.distributions == self._distributions and "number" in trial.user_attrs for trial in found)
+            trials = study.get_trials(deepcopy=False)
+        ours = all(trial.distributions == self._distributions and "number" in trial.user_attrs for trial in trials)
         if study.directions != [StudyDirection.MAXIMIZE] or not ours:
             msg = f"the Optuna study {self._name!r} exists with other parameters; choose another name or storage"
             raise ConfigError(msg)
-        return {trial.user_attrs["number"] for trial in found}
+        return {trial.user_attrs["number"] for trial in trials}
 
     def _add(self, trial: Trial, finished: float) -> None:
         """Adds a trial unless the study has it."""
@@ -192,18 +192,23 @@ class OptunaMirror:
 
     def _frozen(self, trial: Trial, finished: float) -> FrozenTrial:
         """Returns a trial as Optuna keeps it."""
-        found = trial.evaluation
-        own = {"number": trial.number, "macs": found.macs, "params": found.params, "seconds": found.seconds}
-        failure = {} if found.failure is None else {"failure": found.failure}
+        evaluation = trial.evaluation
+        own = {
+            "number": trial.number,
+            "macs": evaluation.macs,
+            "params": evaluation.params,
+            "seconds": evaluation.seconds,
+        }
+        failure = {} if evaluation.failure is None else {"failure": evaluation.failure}
         frozen = create_trial(
-            state=TrialState.COMPLETE if found.failure is None else TrialState.FAIL,
-            value=found.fitness,
+            state=TrialState.COMPLETE if evaluation.failure is None else TrialState.FAIL,
+            value=evaluation.fitness,
             params=self._params(trial.candidate),
             distributions=dict(self._distributions),
-            user_attrs={**found.metrics, **own, **failure},
+            user_attrs={**evaluation.metrics, **own, **failure},
         )
         frozen.datetime_complete = datetime.fromtimestamp(finished)  # Optuna's times are local
-        frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=found.seconds)
+        frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=evaluation.seconds)
         return frozen
 
 

@@ -184,8 +184,8 @@ class _Work:
 
     def named(self, settings: SearchSettings) -> SearchSettings:
         """Returns settings that name the criterion as the caller's own is named."""
-        own = self.brought.criterion
-        return settings if own is None else replace(settings, criterion=names_of(own))
+        criterion = self.brought.criterion
+        return settings if criterion is None else replace(settings, criterion=names_of(criterion))
 
 
 def _resume_front(folder: RunFolder, changes: _Changes, work: _Work, *, trust: bool) -> FrontResult:

@@ -77,7 +77,7 @@ def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Sea
 
 def named_searcher(task: Task, settings: SearchSettings) -> Searcher:
     """Returns a new searcher as the settings name it."""
-    part = settings.searcher
-    options = dict(part.options)
+    searcher = settings.searcher
+    options = dict(searcher.options)
     options["initial"] = [*task.starts, *initial_structures(options.get("initial", ()), task)]
-    return make_searcher(part.name, task.space, task.constraint, seed=settings.seed, **options)
+    return make_searcher(searcher.name, task.space, task.constraint, seed=settings.seed, **options)

@@ -54,19 +54,19 @@ class Shared:
             return
         self._checked = True
         seen: dict[Any, int] = {}
-        for place, budget in enumerate(self._front.budgets):
-            settings = self._front.run(place)
-            costs = self._costs(task, settings, run_folder(self._folder, self._front.names[place]))
+        for index, budget in enumerate(self._front.budgets):
+            settings = self._front.run(index)
+            costs = self._costs(task, settings, run_folder(self._folder, self._front.names[index]))
             try:
                 constraint = budget.bind(task.space, costs)
             except BudgetError as error:
-                msg = f"budgets[{place}] ({bounds_text(budget.bounds)}): {error}"
+                msg = f"budgets[{index}] ({bounds_text(budget.bounds)}): {error}"
                 raise BudgetError(msg) from error
             limits = tuple((limit.name, limit.low, limit.high) for limit in constraint.limits)
-            other = seen.setdefault(limits, place)
-            if other != place:
+            other = seen.setdefault(limits, index)
+            if other != index:
                 first = bounds_text(self._front.budgets[other].bounds)
-                msg = f"budgets[{other}] ({first}) and budgets[{place}] ({bounds_text(budget.bounds)}) "
+                msg = f"budgets[{other}] ({first}) and budgets[{index}] ({bounds_text(budget.bounds)}) "
                 raise BudgetError(f"{msg}are the same on this network: leave one out")
 
     def task_for(self, settings: SearchSettings, folder: RunFolder) -> Task | None:

@@ -64,16 +64,16 @@ class _InOrder:
 
     def _count(self, trial: Trial, finished: float) -> None:
         """Takes a trial into the running numbers, and writes it unless it is there."""
-        own = trial.evaluation
-        self._failures += own.failure is not None
+        evaluation = trial.evaluation
+        self._failures += evaluation.failure is not None
         self._best = best_trial([trial] if self._best is None else [self._best, trial])
         values: dict[str, float | None] = {
-            "fitness": own.fitness,
+            "fitness": evaluation.fitness,
             "best_fitness": self._best and self._best.fitness,
-            "macs": own.macs,
-            "params": own.params,
-            "seconds": own.seconds,
-            **{f"metrics/{name}": value for name, value in own.metrics.items()},
+            "macs": evaluation.macs,
+            "params": evaluation.params,
+            "seconds": evaluation.seconds,
+            **{f"metrics/{name}": value for name, value in evaluation.metrics.items()},
             "failures": self._failures,  # last: where it is written, all of the trial is
         }
         if trial.number > self._there:

@@ -42,14 +42,21 @@ def rows_of(
     rows: list[dict[str, Any]] = []
     best = -math.inf
     for trial in trials:
-        own = trial.evaluation
-        best = best if own.fitness is None else max(best, own.fitness)
+        evaluation = trial.evaluation
+        best = best if evaluation.fitness is None else max(best, evaluation.fitness)
         values = (
-            *(trial.number, own.fitness, best if best > -math.inf else None, own.macs, own.params, own.seconds),
-            *((finished or {}).get(trial.number), own.failure),
+            *(
+                trial.number,
+                evaluation.fitness,
+                best if best > -math.inf else None,
+                evaluation.macs,
+                evaluation.params,
+                evaluation.seconds,
+            ),
+            *((finished or {}).get(trial.number), evaluation.failure),
         )
         row: dict[str, Any] = dict(zip(_FIXED, values, strict=True))
-        row |= {f"metric.{name}": own.metrics.get(name) for name in metrics}
+        row |= {f"metric.{name}": evaluation.metrics.get(name) for name in metrics}
         rows.append(row | _structure(trial.candidate, names, criteria))
     return rows
 

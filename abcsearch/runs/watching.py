@@ -197,17 +197,17 @@ class TensorBoard:
 
     def _write(self, trial: Trial, finished: float) -> None:
         """Writes the scalars of a trial."""
-        found = trial.evaluation
-        self._failures += found.failure is not None
+        evaluation = trial.evaluation
+        self._failures += evaluation.failure is not None
         self._best = best_trial([trial] if self._best is None else [self._best, trial])
         scalars: dict[str, float | None] = {
-            "fitness": found.fitness,
+            "fitness": evaluation.fitness,
             "best_fitness": self._best and self._best.fitness,
-            "macs": found.macs,
-            "params": found.params,
-            "seconds": found.seconds,
+            "macs": evaluation.macs,
+            "params": evaluation.params,
+            "seconds": evaluation.seconds,
             "failures": self._failures,
-            **{f"metrics/{name}": value for name, value in found.metrics.items()},
+            **{f"metrics/{name}": value for name, value in evaluation.metrics.items()},
         }
         for name, value in scalars.items():
             if value is not None and self._writer is not None:

@@ -33,8 +33,8 @@ def workers_for(settings: SearchSettings, folder: RunFolder, given: Executor | N
         folder: hears in its log of workers that come and go.
         given: the caller's own, used instead.
     """
-    own = settings.execution
-    if given is not None or own.workers == 0:
+    execution = settings.execution
+    if given is not None or execution.workers == 0:
         _prepare(given)
         yield given or SerialExecutor()
         return
@@ -42,16 +42,16 @@ def workers_for(settings: SearchSettings, folder: RunFolder, given: Executor | N
 
     threads = evaluation_threads(settings.evaluator.options)
     cores = os.cpu_count() or 1
-    if own.ray_address is None and not own.gpus and own.workers * threads > cores:
-        workers = f"{plural(own.workers, 'worker')} of {threads} thread(s)"
+    if execution.ray_address is None and not execution.gpus and execution.workers * threads > cores:
+        workers = f"{plural(execution.workers, 'worker')} of {threads} thread(s)"
         msg = f"{workers} share {plural(cores, 'CPU')}: fewer workers would be as fast"
         warnings.warn(msg, stacklevel=2)
     executor = RayExecutor(
-        own.workers,
-        address=own.ray_address,
+        execution.workers,
+        address=execution.ray_address,
         threads=threads,
-        gpus=own.gpus,
-        timeout=own.timeout,
+        gpus=execution.gpus,
+        timeout=execution.timeout,
         log=folder.log,
     )
     _prepare(executor)
@@ -93,7 +93,7 @@ def changed_execution(before: ExecutionOptions, changes: Mapping[str, Any]) -> E
     Raises:
         ConfigError: if an option is unknown, or decides the trials and is another one than before.
     """
-    known = {own.name for own in fields(ExecutionOptions)}
+    known = {field.name for field in fields(ExecutionOptions)}
     for name, value in changes.items():
         if name not in known:
             raise ConfigError(unknown_name("setting of execution", name, known))

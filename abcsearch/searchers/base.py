@@ -132,7 +132,7 @@ class Searcher(ABC):
         starts = listed_starts(initial)
         if problems := start_problems(starts):
             raise CandidateError("; ".join(problems))
-        self._warm = [self._start(place, start) for place, start in enumerate(starts)]
+        self._warm = [self._start(index, start) for index, start in enumerate(starts)]
         self._batches = Batches()
         self._known: dict[Candidate, None] = {}  # everything ever proposed, in order
         self.knowledge: list[Trial] = []

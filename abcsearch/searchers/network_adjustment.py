@@ -150,8 +150,10 @@ class NetworkAdjustment(Searcher):
         if trial.fitness > self._fitness:
             self._best, self._fitness = trial.candidate, trial.fitness
         self._here = self._targets[number].copy()
-        found = trial.evaluation.diagnostics
-        worth = np.array([found.get(dimension.name, np.nan) for dimension in self.space.dimensions], dtype=np.float64)
+        diagnostics = trial.evaluation.diagnostics
+        worth = np.array(
+            [diagnostics.get(dimension.name, np.nan) for dimension in self.space.dimensions], dtype=np.float64
+        )
         self._worth = np.where(np.isfinite(worth), worth, np.nan)
 
     def population(self) -> list[Candidate]:

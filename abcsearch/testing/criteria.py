@@ -54,7 +54,7 @@ def criteria_space(widths: int = 4, labels: tuple[str, ...] = LABELS, choices: i
 def right_criteria(space: SearchSpace) -> dict[str, str]:
     """Returns which criterion is right for each width: another one from width to width."""
     chosen = [dimension for dimension in space.dimensions if dimension.kind == "criterion"]
-    return {d.of: d.labels[(place + 1) % len(d.labels)] for place, d in enumerate(chosen)}
+    return {d.of: d.labels[(index + 1) % len(d.labels)] for index, d in enumerate(chosen)}
 
 
 def criteria_fitness(space: SearchSpace, candidate: Candidate) -> float:

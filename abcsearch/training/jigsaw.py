@@ -46,8 +46,8 @@ def shuffled_tiles(image: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     result = image.clone()
     if not min(high, wide):
         return result
-    for place, tile in enumerate(order.tolist()):
-        (row, column), (y, x) = divmod(place, side), divmod(tile, side)
+    for index, tile in enumerate(order.tolist()):
+        (row, column), (y, x) = divmod(index, side), divmod(tile, side)
         source = image[:, y * high : (y + 1) * high, x * wide : (x + 1) * wide]
         result[:, row * high : (row + 1) * high, column * wide : (column + 1) * wide] = source
     return result

@@ -46,7 +46,7 @@ def record_with(kind: type, plain: Mapping[str, Any]) -> Any:  # noqa: ANN401 - 
     Raises:
         ConfigError: if an option is unknown.
     """
-    known = [own.name for own in fields(kind)]
+    known = [field.name for field in fields(kind)]
     for name in plain:
         if name not in known:
             raise ConfigError(unknown_name("option of the transform:", name, known))
@@ -71,7 +71,7 @@ def recipe_of(options: Any, usual: Recipe) -> Recipe | None:  # noqa: ANN401 - a
         raise ConfigError(msg)
     plain = dict(changes)
     preset = plain.pop("preset", None)
-    known = ["preset", *(own.name for own in fields(Recipe))]
+    known = ["preset", *(field.name for field in fields(Recipe))]
     for name in plain:
         if name not in known:
             raise ConfigError(unknown_name("setting of a transform's finetune:", name, known))

@@ -64,7 +64,7 @@ def rows_of(operand: Operand) -> int | None:
     if operand.parameter is None or operand.layout is not None or not operand.is_tensor or len(operand.value) < 2:
         return None
     axes = operand.parameter.axes if isinstance(operand.parameter, View) else range(len(operand.value))
-    axis = next((place for place, axis in enumerate(axes) if axis == 0), None)
+    axis = next((index for index, axis in enumerate(axes) if axis == 0), None)
     return None if axis is None or operand.value[axis] < 2 else axis
 
 

@@ -70,7 +70,7 @@ def _first_failure(path: Path) -> tuple[int | None, int]:
     if not failed:
         return None, 0
     lines = lines_of(path)
-    first = next(place for place, line in enumerate(lines) if _of_failure(line, failed))
+    first = next(index for index, line in enumerate(lines) if _of_failure(line, failed))
     return first, len(failed)
 
 

@@ -46,10 +46,10 @@ def winner_name(searcher: str) -> str:
 def baseline_names(settings: Mapping[str, Any]) -> dict[str, str]:
     """Returns what files and tables call the baselines of plain settings, by what the settings call them."""
     taken = [winner_name(settings["searcher"]["name"])]
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in settings.get("baselines", ()):
-        found[name] = short(name, [*taken, *found.values()])
-    return found
+        names[name] = short(name, [*taken, *names.values()])
+    return names
 
 
 def shown_header(folder: RunFolder) -> dict[str, Any]:

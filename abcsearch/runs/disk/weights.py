@@ -75,11 +75,11 @@ def _origins(model: nn.Module, names: Iterable[str], path: str | Path) -> dict[s
         CheckpointError: if two names in the file are one in the network.
     """
     origins: dict[str, str] = {}
-    for origin, own in own_names(model, names).items():
-        if own in origins:
-            msg = f"checkpoint {path} holds {own} of {type(model).__name__} twice: as {origins[own]} and as {origin}"
+    for origin, name in own_names(model, names).items():
+        if name in origins:
+            msg = f"checkpoint {path} holds {name} of {type(model).__name__} twice: as {origins[name]} and as {origin}"
             raise CheckpointError(f"{msg}; remove one of them")
-        origins[own] = origin
+        origins[name] = origin
     return origins
 
 
