@@ -217,12 +217,12 @@ class Constraint:
             return candidate
         here, nearest = start, candidate
         for attempt in range(_ATTEMPTS):
-            found = self._exchange(self._into(here, rng), rng)
-            if self.allows(self.space.at(found)):
-                return self.space.at(found)
-            nearest = min(nearest, self.space.at(found), key=lambda c: float(self.violation([c])[0]))
+            exchanged = self._exchange(self._into(here, rng), rng)
+            if self.allows(self.space.at(exchanged)):
+                return self.space.at(exchanged)
+            nearest = min(nearest, self.space.at(exchanged), key=lambda c: float(self.violation([c])[0]))
             # Stuck beside a narrow band: random steps down, more at every attempt, leave room for another way up.
-            here = found.copy()
+            here = exchanged.copy()
             costly = np.flatnonzero(self.space.ordered)
             np.subtract.at(here, costly[rng.integers(len(costly), size=2 + attempt)], 1)
             here = np.maximum(here, 0)

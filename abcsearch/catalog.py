@@ -118,9 +118,9 @@ def _described(registry: Registry[Any], name: str) -> Entry:
 
 def _recipe(name: str) -> Entry:
     entry = PRESETS.find(name)
-    usual, own = vars(Recipe()), vars(entry.recipe)
-    changes = tuple(f"{key}={_toml(value)}" for key, value in own.items() if value != usual[key])
-    listed = "\n".join(f"{key} = {_toml(value)}" for key, value in own.items())
+    usual, chosen = vars(Recipe()), vars(entry.recipe)
+    changes = tuple(f"{key}={_toml(value)}" for key, value in chosen.items() if value != usual[key])
+    listed = "\n".join(f"{key} = {_toml(value)}" for key, value in chosen.items())
     text = f"{entry.description}\n\n{entry.note}\n\nSource: {entry.source}\n\n{listed}\n\n{_doc(Recipe)}"
     return Entry(name=name, description=entry.description, options=changes, source=entry.source, text=text)
 
@@ -174,7 +174,8 @@ def _toml(value: object) -> str:
     if isinstance(value, bool | str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(f'{own:.3g}' if isinstance(own, float) else _toml(own) for own in value)}]"
+        items = [f"{item:.3g}" if isinstance(item, float) else _toml(item) for item in value]
+        return f"[{', '.join(items)}]"
     return repr(value)
 
 
@@ -201,7 +202,7 @@ def _written_defaults(home: Home) -> dict[str, Any]:
     needed = len(arguments.args) - len(arguments.defaults)
     defaults = [None] * needed + arguments.defaults + arguments.kw_defaults
     pairs = zip([*arguments.args, *arguments.kwonlyargs], defaults, strict=True)
-    values = {own.arg: MISSING if value is None else ast.literal_eval(value) for own, value in pairs}
+    values = {argument.arg: MISSING if value is None else ast.literal_eval(value) for argument, value in pairs}
     return {name: value for name, value in values.items() if name != "self"}
 
 
@@ -246,4 +247,4 @@ def catalog(kind: str, name: str | None = None) -> list[Entry]:
     registry, describe = _KINDS[kind]
     if name is not None and name not in registry:
         raise ConfigError(unknown_name(f"name among the {kind}:", name, registry))
-    return [describe(own) for own in ([name] if name is not None else registry)]
+    return [describe(entry) for entry in ([name] if name is not None else registry)]

@@ -348,19 +348,19 @@ def _transforms(value: Any) -> tuple[Part, ...]:  # noqa: ANN401 - a plain value
     if not isinstance(value, list):
         msg = f"transform is a list, one [[transform]] for each link, or names, found {value!r:.80}"
         raise ConfigError(msg)
-    parts: list[Part] = []
+    transforms: list[Part] = []
     problems: list[str] = []
     for index, table in enumerate(value):
         try:
-            part = _named("transform", table)
-            assert isinstance(part, Part)
-            parts.append(part)
+            transform = _named("transform", table)
+            assert isinstance(transform, Part)
+            transforms.append(transform)
         except AbcSearchError as error:
             problems += [f"transform[{index}]: {line.removeprefix('[transform] ')}" for line in str(error).split("\n")]
-    problems += [] if problems else order_problems([part.name for part in parts])
+    problems += [] if problems else order_problems([transform.name for transform in transforms])
     if problems:
         raise ConfigError("\n".join(problems))
-    return tuple(parts)
+    return tuple(transforms)
 
 
 def _part(key: str, name: str, table: dict[str, Any]) -> Part:

@@ -118,7 +118,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    called = [own for own in names if own == _ELSEWHERE.get(_letters(str(name)))]
+    called = [candidate for candidate in names if candidate == _ELSEWHERE.get(_letters(str(name)))]
     if close or called:
         return f"unknown {kind} {name!r}; did you mean {(called or close)[0]!r}?"
     far = _far(str(name), names)
@@ -156,14 +156,18 @@ def _far(name: str, names: list[str], most: int = 3) -> list[str]:
 
     Those of the same letters whatever the case and the signs between them, and those that hold it or are held by it.
     """
-    plain = {own: _letters(own) for own in names}
+    plain = {candidate: _letters(candidate) for candidate in names}
     word = _letters(name)
-    same = [own for own in names if plain[own] == word]
+    same = [candidate for candidate in names if plain[candidate] == word]
     if same or len(word) < 3:
         return same
-    holding = [own for own in names if word in plain[own] or (len(plain[own]) > 2 and plain[own] in word)]
+    holding = [
+        candidate
+        for candidate in names
+        if word in plain[candidate] or (len(plain[candidate]) > 2 and plain[candidate] in word)
+    ]
     close = difflib.get_close_matches(word, plain.values(), n=1, cutoff=0.6)
-    return holding if 0 < len(holding) <= most else [own for own in names if plain[own] in close]
+    return holding if 0 < len(holding) <= most else [candidate for candidate in names if plain[candidate] in close]
 
 
 def _letters(name: str) -> str:

@@ -240,9 +240,9 @@ def unsealed(text: str, decode: Callable[[dict[str, Any]], Any] | None = None) -
 def _finite(value: Any) -> Any:  # noqa: ANN401 - plain JSON values and what `encode` takes
     """Returns a value in which numbers that are not finite are objects of their text."""
     if isinstance(value, dict):
-        return {key: _finite(own) for key, own in value.items()}
+        return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(own) for own in value]
+        return [_finite(inner) for inner in value]
     return {_FLOAT: str(float(value))} if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -82,16 +82,16 @@ def import_named(what: str, path: str, kind: type[AbcSearchError], last: str = "
     except Exception as error:  # the user's module runs here: anything can go wrong in it
         msg = f"{what} {path!r} cannot be imported: {error!r}; write package.module:{last}"
         raise kind(msg) from error
-    place = module
+    where = module
     for name in attribute.split("."):
         try:
             reached = getattr(reached, name)
         except Exception as error:  # modules and classes may have attributes of any kind
-            advice = _nearest(place, name, reached) or f"write package.module:{last}"
+            advice = _nearest(where, name, reached) or f"write package.module:{last}"
             why = "" if isinstance(error, AttributeError) else f" ({error!r})"
-            msg = f"{what} {path!r} cannot be imported: {place} has no {name!r}{why}; {advice}"
+            msg = f"{what} {path!r} cannot be imported: {where} has no {name!r}{why}; {advice}"
             raise kind(msg) from error
-        place = f"{place}{':' if place == module else '.'}{name}"
+        where = f"{where}{':' if where == module else '.'}{name}"
     return reached
 
 
@@ -173,7 +173,7 @@ def _without_working_folder() -> Iterator[None]:
 def _check_source(module: str, name: str, packages: frozenset[str]) -> None:
     """Raises ValueError unless a module may be imported for a class of that name."""
     top, *rest = module.split(".")
-    if top in sys.stdlib_module_names or any(own.startswith("__") for own in rest):
+    if top in sys.stdlib_module_names or any(step.startswith("__") for step in rest):
         msg = f"{module} holds no networks"
         raise ValueError(msg)
     if top in packages:

@@ -124,7 +124,7 @@ def rule_of(own: Field[Any]) -> Rule:
 
 def names(kind: type, *, decides: bool | None = None, compared: bool | None = None) -> tuple[str, ...]:
     """Returns the names of the fields of a record that decide the trials, or do not; likewise that are compared."""
-    rules = {own.name: rule_of(own) for own in fields(kind)}
+    rules = {field_.name: rule_of(field_) for field_ in fields(kind)}
     kept = [name for name, rule in rules.items() if decides in (None, rule.decides)]
     return tuple(name for name in kept if compared in (None, rules[name].compared))
 
@@ -135,18 +135,18 @@ def problems(record: Any) -> list[str]:  # noqa: ANN401 - any dataclass
     Args:
         record: its fields of types int, float, bool and str, or one of these or None, are looked at.
     """
-    told = {own.name: _problem(own, getattr(record, own.name), None) for own in fields(record)}
-    for own in fields(record):  # what another field bounds, where that is right itself
-        other = rule_of(own).at_most
+    told = {field_.name: _problem(field_, getattr(record, field_.name), None) for field_ in fields(record)}
+    for field_ in fields(record):  # what another field bounds, where that is right itself
+        other = rule_of(field_).at_most
         if isinstance(other, str) and not told[other]:
-            told[own.name] = _problem(own, getattr(record, own.name), record)
+            told[field_.name] = _problem(field_, getattr(record, field_.name), record)
     return [text for text in told.values() if text]
 
 
 def check_value(kind: type, name: str, value: Any) -> None:  # noqa: ANN401 - whatever somebody has given
     """Raises ConfigError unless a field of a record may hold a value."""
-    (own,) = (own for own in fields(kind) if own.name == name)
-    if text := _problem(own, value, None):
+    (field_,) = (field_ for field_ in fields(kind) if field_.name == name)
+    if text := _problem(field_, value, None):
         raise ConfigError(text)
 
 

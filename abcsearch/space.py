@@ -169,10 +169,10 @@ class SearchSpace:
 
         That is so where a group keeps all its channels: there its criterion is the first.
         """
-        idle = {place for place, width in self._criteria if candidate[width] == self.dimensions[width].full}
-        if not any(candidate[place] for place in idle):
+        idle = {index for index, width in self._criteria if candidate[width] == self.dimensions[width].full}
+        if not any(candidate[index] for index in idle):
             return candidate
-        return tuple(0 if place in idle else value for place, value in enumerate(candidate))
+        return tuple(0 if index in idle else value for index, value in enumerate(candidate))
 
     @cached_property
     def size(self) -> int:
@@ -235,8 +235,8 @@ class SearchSpace:
             msg = f"a candidate is a tuple of {plural(len(self.dimensions), 'whole number')}, found {candidate!r}"
             raise CandidateError(msg)
         if len(candidate) != len(self.dimensions):
-            expected, found = len(self.dimensions), tuple(candidate)
-            msg = f"a candidate of this space has {plural(expected, 'value')}, found {len(found)}: {found}"
+            expected, values = len(self.dimensions), tuple(candidate)
+            msg = f"a candidate of this space has {plural(expected, 'value')}, found {len(values)}: {values}"
             raise CandidateError(msg)
         if tuple(candidate) == self.full:
             return

@@ -167,11 +167,11 @@ def _data_lines(wish: Wish, seen: _Seen) -> Iterator[str]:
 def _parameters(model: str) -> Mapping[str, object]:
     """Returns the options of a network's constructor, as far as it says them."""
     try:
-        found = dict(inspect.signature(MODELS.find(model)).parameters)
+        parameters = dict(inspect.signature(MODELS.find(model)).parameters)
     except ValueError:  # some builtins have none
         return {}
-    anything = any(own.kind is own.VAR_KEYWORD for own in found.values())
-    return {**found, "num_classes": None} if anything and model.startswith(_NUMBERED) else found
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {**parameters, "num_classes": None} if anything and model.startswith(_NUMBERED) else parameters
 
 
 def _seen(data: str) -> _Seen:
@@ -230,7 +230,7 @@ def _classes(path: Path) -> list[Path]:
     """Returns the folders of classes."""
     if not path.is_dir():
         return []
-    return sorted(own for own in path.iterdir() if own.is_dir() and not own.name.startswith("."))
+    return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
 
 
 def _sizes(path: Path, most: int) -> Iterator[tuple[int, int]]:

@@ -77,11 +77,11 @@ def set_override(plain: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set changes one setting at a time, found {override!r}")
     value = read["value"]
     *tables, key = path.strip().split(".")
-    place: Any = plain
+    table: Any = plain
     for name in tables:
-        inner = place.get(name, {})
-        place[name] = {"name": inner} if isinstance(inner, str) else inner
-        place = place[name]
-        if not isinstance(place, dict):
+        inner = table.get(name, {})
+        table[name] = {"name": inner} if isinstance(inner, str) else inner
+        table = table[name]
+        if not isinstance(table, dict):
             raise ConfigError(f"--set {override}: {name} is not a table")
-    place[key] = value
+    table[key] = value

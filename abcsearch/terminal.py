@@ -149,9 +149,9 @@ def print_json(value: Any, *, indent: int | None = 1) -> None:  # noqa: ANN401 -
 def _finite(value: Any) -> Any:  # noqa: ANN401 - plain JSON values
     """Returns plain values with None for every number that is not finite."""
     if isinstance(value, dict):
-        return {key: _finite(own) for key, own in value.items()}
+        return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(own) for own in value]
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -304,22 +304,22 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
         busy = "" if pulse.training else f", {pulse.busy} of {plural(pulse.workers, 'worker')} busy"
         return f"running now: {pulse.stage}{busy}"
     if not status.finished:
-        own, again = status.searches[0], f"continue with: abcsearch resume {quoted(watched.path)}"
+        search, again = status.searches[0], f"continue with: abcsearch resume {quoted(watched.path)}"
         if status.gave_up:
             again = f"abcsearch resume {quoted(watched.path)} --retry-failed"
             return f"stopped: too many evaluations failed in a row (see log.txt); once that is mended: {again}"
         if status.preparing is not None:
             return f"not running, stopped while {status.preparing}; {again}"
-        if own.undecided:
+        if search.undecided:
             return f"all trials are finished, the best are still to be scored in full; {again}"
-        only = own.done >= own.total or status.exhausted  # it can be exported and reported
+        only = search.done >= search.total or status.exhausted  # it can be exported and reported
         return f"{'search finished, its random baseline is not' if only else 'not running'}; {again}"
     if status.interrupted is not None:
         return f"search finished; fine-tuning was interrupted: continue with: {status.interrupted}"
     tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""
     tuned += f"; by other recipes, in finetuned: {', '.join(status.kept)}" if status.kept else ""
-    own = status.searches[0]
+    search = status.searches[0]
     from abcsearch.results.following import following  # of what has been fine-tuned, which takes more to be loaded
 
-    text = "finished" + (f": {nothing_left(own.name, own.done)}" if status.exhausted else "") + tuned
+    text = "finished" + (f": {nothing_left(search.name, search.done)}" if status.exhausted else "") + tuned
     return f"{text}; next: {following(status, watched.path)}" if watched.configured else text

@@ -26,13 +26,13 @@ def checked_structure(name: str, structure: Callable[[Any], Any], task: Any) -> 
         ConfigError: if the user's function fails, or returns something that no network of the task can be sliced to.
     """
     try:
-        found = tuple(int(width) for width in structure(task))
-        task.graph.structure(found)
+        candidate = tuple(int(width) for width in structure(task))
+        task.graph.structure(candidate)
     except Exception as error:  # the user's code: anything can go wrong in it
         msg = f"baseline {name!r} gives no structure of this network (kept channels per dimension): {error!r}"
         raise ConfigError(msg) from error
     # Where criteria are searched, a structure that names none has the first.
-    return (*found, *task.space.full[len(found) :]) if not task.space.ordered.all() else found
+    return (*candidate, *task.space.full[len(candidate) :]) if not task.space.ordered.all() else candidate
 
 
 def checked_networks(name: str, networks: Callable[[Any], Any], task: Any) -> Source:  # noqa: ANN401 - a task

@@ -60,9 +60,9 @@ class Activations:
         for index, pattern in enumerate(patterns):
             rows = np.flatnonzero(which.reshape(-1) == index)
             alive, storages = _alive(self, tuple(pattern.tolist()))
-            for part in np.array_split(rows, -(-len(rows) // _ROWS)):
-                terms = np.concatenate([np.ones((len(part), 1)), widths[part]], axis=1)
-                result[part] = np.rint((terms @ self.sizes[storages].T @ alive.T).max(axis=1)).astype(np.int64)
+            for chunk in np.array_split(rows, -(-len(rows) // _ROWS)):
+                terms = np.concatenate([np.ones((len(chunk), 1)), widths[chunk]], axis=1)
+                result[chunk] = np.rint((terms @ self.sizes[storages].T @ alive.T).max(axis=1)).astype(np.int64)
         return result
 
 

@@ -48,7 +48,7 @@ def find_blocks(operations: OperationGraph, training: OperationGraph | None = No
             inside.setdefault(path, []).append(node)
     index = {node: i for i, node in enumerate(operations.nodes)}
     ownership, signs = _Ownership(operations), _Signs(operations)
-    found: list[Block] = []
+    blocks: list[Block] = []
     for path, nodes in inside.items():
         ends = _ends(operations, path, nodes)
         if ends is None or (training is not None and _call(training, path) is None):
@@ -56,8 +56,8 @@ def find_blocks(operations: OperationGraph, training: OperationGraph | None = No
         source, result = ends
         adds = _Identity(operations, signs, source, nodes).holds(result)
         if adds and _unchanged(operations, source, result, nodes) and ownership.alone(path, set(nodes)):
-            found.append(Block(name=path, source=index[source], result=index[result]))
-    inner = [b for b in found if not any(other.name.startswith(f"{b.name}.") for other in found)]
+            blocks.append(Block(name=path, source=index[source], result=index[result]))
+    inner = [b for b in blocks if not any(other.name.startswith(f"{b.name}.") for other in blocks)]
     return tuple(sorted(inner, key=lambda block: block.result))
 
 
@@ -80,9 +80,9 @@ def _ends(operations: OperationGraph, path: str, nodes: list[fx.Node]) -> tuple[
     ends = _call(operations, path)
     if ends is None or operations.values[ends[0]] != operations.values[ends[1]]:
         return None
-    own = set(nodes)
-    sources = {i for node in nodes for i in node.all_input_nodes if i not in own and i.op != "get_attr"}
-    results = {node for node in nodes if any(user not in own for user in node.users)}
+    inside = set(nodes)
+    sources = {i for node in nodes for i in node.all_input_nodes if i not in inside and i.op != "get_attr"}
+    results = {node for node in nodes if any(user not in inside for user in node.users)}
     memory = all(len(operations.storages[node]) == 1 for node in ends)
     return ends if sources == {ends[0]} and results == {ends[1]} and memory else None
 
@@ -120,7 +120,7 @@ class _Ownership:
         # An activation without weights, which all blocks share, goes on in the others.
         held = [m for m in inner if m._parameters or m._buffers or not is_leaf(m)]
         things = [t for m in held for t in (m, *m.parameters(recurse=False), *m.buffers(recurse=False))]
-        shared = any(not _below(place, path) for thing in things for place in self._places[id(thing)])
+        shared = any(not _below(where, path) for thing in things for where in self._places[id(thing)])
         borrowed = any((node in own) != _below(target, path) for node, target in self._read)
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in inner)
         read = any(_below(name, path) for name in o.read)
@@ -154,8 +154,8 @@ class _Identity:
         if not sides or sides[0] not in self._reached:
             return False
         if kind in (F.dropout, F.dropout2d) or getattr(kind, "__module__", "") == _STOCHASTIC_DEPTH:
-            place = 2 if kind in (F.dropout, F.dropout2d) else 3  # on by default
-            return (node.args[place] if len(node.args) > place else node.kwargs.get("training", True)) is False
+            position = 2 if kind in (F.dropout, F.dropout2d) else 3  # on by default
+            return (node.args[position] if len(node.args) > position else node.kwargs.get("training", True)) is False
         return kind in _PASSING or (kind in _RELUS and self._signs.nonnegative(self._source))
 
     def _adds(self, node: fx.Node) -> bool:
@@ -210,8 +210,8 @@ class _Signs:
 
 def _tensors(operations: OperationGraph, node: fx.Node) -> list[fx.Node]:
     """Returns the tensors among a node's arguments, in order, repeated where they are."""
-    found = [arg for arg in node.args if isinstance(arg, fx.Node)]
-    return [arg for arg in found if isinstance(operations.values[arg], torch.Size)]
+    tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    return [arg for arg in tensors if isinstance(operations.values[arg], torch.Size)]
 
 
 def _adds_two(kind: object, node: fx.Node, sides: list[fx.Node]) -> bool:

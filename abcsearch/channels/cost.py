@@ -156,10 +156,10 @@ class CostModel:
 
         The last column of blocks is for what is in none: never dropped.
         """
-        widths, own, constant = len(self._channels), self._block_of[used], self._constant[used]
+        widths, block, constant = len(self._channels), self._block_of[used], self._constant[used]
         terms = np.concatenate([np.ones((len(rows), 1)), rows[:, :widths]], axis=1)
         kept = np.concatenate([rows[:, widths:], np.ones((len(rows), 1 + widths + self._blocks - rows.shape[1]))], 1)
-        elements = kept[:, own] * constant if self._blocks else np.broadcast_to(constant, (len(rows), len(own)))
+        elements = kept[:, block] * constant if self._blocks else np.broadcast_to(constant, (len(rows), len(block)))
         for factor in self._factors[:, used]:
             elements = elements * (terms @ factor.T)
         return elements, kept

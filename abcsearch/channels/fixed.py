@@ -53,8 +53,8 @@ class _Scores(nn.Module):
         super().__init__()
         text = "\n".join(ranking.criteria).encode()
         self.register_buffer(_NAMES, torch.tensor(list(text), dtype=torch.uint8))
-        for number, own in enumerate((ranking, *ranking.others)):
-            for group, scores in enumerate(own.scores):
+        for number, single in enumerate((ranking, *ranking.others)):
+            for group, scores in enumerate(single.scores):
                 self.register_buffer(f"scores_{number}_{group}", torch.tensor(scores, dtype=torch.float64))
 
 

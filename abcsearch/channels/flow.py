@@ -149,7 +149,11 @@ class Flow:
 
     def stands(self, count: Count | None) -> bool:
         """Returns whether a number is made of attributes of modules only."""
-        return count is not None and bool(count.terms) and all(id(own) in self._standing for _, own in count.terms)
+        return (
+            count is not None
+            and bool(count.terms)
+            and all(id(count_of) in self._standing for _, count_of in count.terms)
+        )
 
     def pins(self, count: Count | None) -> bool:
         """Returns whether a number is made of what hardly ever follows channels: attributes, and sizes of kernels."""
@@ -283,11 +287,11 @@ class Flow:
     @staticmethod
     def _axis(name: str, axis: int) -> int:
         """Returns the axis of a parameter that an axis of a view of it is."""
-        own = name.axes[axis] if isinstance(name, View) else axis
-        if own is None:
+        runs = name.axes[axis] if isinstance(name, View) else axis
+        if runs is None:
             msg = f"{name} has no axis for the channels"
             raise NoRuleError(msg)
-        return own
+        return runs
 
     def classes(self) -> Classes:
         """Returns the positions that can only be removed together, and what is known of each class."""

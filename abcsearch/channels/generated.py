@@ -136,9 +136,9 @@ class Generator(nn.Module):
         tensors, weights = dict(model.named_parameters()), {}
         for one, maker in zip(self.made, self._makers, strict=True):
             if not gone or not one.name.startswith(gone):
-                own, inputs = tensors[one.name], [ratios[group] for group in one.groups]
-                with torch.autocast(own.device.type, enabled=False):  # the same numbers, whatever is computed in
-                    weights[one.name] = maker(own, inputs, from_full=from_full)
+                tensor, inputs = tensors[one.name], [ratios[group] for group in one.groups]
+                with torch.autocast(tensor.device.type, enabled=False):  # the same numbers, whatever is computed in
+                    weights[one.name] = maker(tensor, inputs, from_full=from_full)
         return weights
 
     def check(self, model: nn.Module, graph: ChannelGraph) -> None:

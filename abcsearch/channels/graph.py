@@ -154,9 +154,9 @@ class ChannelGraph:
         """
         tensors: dict[str, torch.Tensor] = dict([*model.named_parameters(), *model.named_buffers()])
         for name, size in self.sizes.items():
-            found = tuple(tensors[name].shape) if name in tensors else None
-            if found != size:
-                where = f"{name} has shape {size} there and {found} here"
+            shape = tuple(tensors[name].shape) if name in tensors else None
+            if shape != size:
+                where = f"{name} has shape {size} there and {shape} here"
                 msg = f"the graph was traced on another network: {where}; trace again"
                 raise TraceError(msg)
         return tensors

@@ -122,23 +122,23 @@ def _assembled(flow: Flow, traced: _Traced) -> tuple[ChannelGraph, list[NDArray[
     """Returns the graph that follows from what the rules have said, and the positions of every prunable group."""
     operations, classes = traced.operations, flow.classes()
     parameters = {flow.canonical[id(p)] for p in operations.modules[""].parameters()}
-    groups, place = _groups(flow, classes)
+    groups, lanes = _groups(flow, classes)
     blocks = find_blocks(operations, traced.training)
     graph = ChannelGraph(
         groups=groups,
         blocks=blocks,
-        settings=_settings(flow, classes, groups, place),
+        settings=_settings(flow, classes, groups, lanes),
         activations=_activations(
-            operations, traced.operands, blocks, _coefficients(classes, groups, place), flow.batch
+            operations, traced.operands, blocks, _coefficients(classes, groups, lanes), flow.batch
         ),
         sizes=flow.sizes,
         trainable=frozenset(parameters),
         calls=traced.calls,
         unsupported=flow.unsupported(classes),
         kinds={path: type(module) for path, module in operations.modules.items()},
-        norms=_norms(flow, classes, groups, place),
+        norms=_norms(flow, classes, groups, lanes),
     )
-    group_of = place[classes.label, 0]
+    group_of = lanes[classes.label, 0]
     return graph, [np.flatnonzero(group_of == i) for i, group in enumerate(groups) if group.fixed is None]
 
 
@@ -211,13 +211,13 @@ def _couple_training(
 
 def _fix_modules(flow: Flow, fixed: Sequence[str]) -> None:
     """Fixes the output channels of the named modules and everything inside them."""
-    made = {place: positions for place, positions in flow.axes.items() if place in flow.makes}
+    made = {axis: positions for axis, positions in flow.axes.items() if axis in flow.makes}
     for path in fixed:
-        found = [positions for (name, _), positions in made.items() if name.startswith(f"{path}.")]
-        if not found:
+        outputs = [positions for (name, _), positions in made.items() if name.startswith(f"{path}.")]
+        if not outputs:
             paths = {name.rpartition(".")[0] for name, _ in made}
             raise TraceError(unknown_name("module in fixed", path, paths))
-        for positions in found:
+        for positions in outputs:
             flow.fix(positions, "fixed by the caller")
 
 
@@ -241,18 +241,18 @@ def _groups(flow: Flow, classes: Classes) -> tuple[tuple[ChannelGroup, ...], NDA
     together = np.zeros(classes.total, dtype=bool)
     for norm in flow.norms.found.values():
         together[classes.label[norm.positions]] = True
-    found: list[ChannelGroup] = []
-    place = np.full((classes.total, 2), -1, dtype=np.int64)
+    groups: list[ChannelGroup] = []
+    lanes = np.full((classes.total, 2), -1, dtype=np.int64)
     for (axes, reason, residual), labels in grouped.items():
-        place[labels, 0], place[labels, 1] = len(found), np.arange(len(labels))
+        lanes[labels, 0], lanes[labels, 1] = len(groups), np.arange(len(labels))
         channel_of = np.full(classes.total, -1, dtype=np.int64)
         channel_of[labels] = np.arange(len(labels))
         members = tuple(
             _member(flow, keys[index], channel_of[classes.label[flow.axes[keys[index]]]]) for index, _ in axes
         )
         name = _group_name(flow, classes, labels)
-        same = sum(group.name.partition("#")[0] == name for group in found)
-        found.append(
+        same = sum(group.name.partition("#")[0] == name for group in groups)
+        groups.append(
             ChannelGroup(
                 name=f"{name}#{same + 1}" if same else name,
                 channels=len(labels),
@@ -262,7 +262,7 @@ def _groups(flow: Flow, classes: Classes) -> tuple[tuple[ChannelGroup, ...], NDA
                 renormalises=bool(reason is None and len(labels) > 1 and together[labels].any()),
             )
         )
-    return tuple(found), place
+    return tuple(groups), lanes
 
 
 def _settings(
@@ -270,17 +270,17 @@ def _settings(
 ) -> tuple[SizeAttribute, ...]:
     """Returns the attributes that count channels which can be removed."""
     prunable = {index: n for n, index in enumerate(i for i, group in enumerate(groups) if group.fixed is None)}
-    found: list[SizeAttribute] = []
+    attributes: list[SizeAttribute] = []
     for setting in flow.settings:
         own, channels = place[classes.label[setting.positions]].T
         counted = tuple((prunable[g], channels[own == g]) for g in np.unique(own).tolist() if g in prunable)
         constant = len(own) - sum(len(part) for _, part in counted)
-        found.append(
+        attributes.append(
             SizeAttribute(
                 path=setting.path, name=setting.attribute, index=setting.index, constant=constant, counted=counted
             )
         )
-    return tuple(setting for setting in found if setting.counted)
+    return tuple(setting for setting in attributes if setting.counted)
 
 
 def _norms(
@@ -291,13 +291,13 @@ def _norms(
     for index, group in enumerate(groups):
         if group.fixed is None:
             starts[index], start = start, start + group.channels
-    found: list[ChannelNorm] = []
+    norms: list[ChannelNorm] = []
     for (kind, scope, call), norm in flow.norms.found.items():
         of, channels = place[classes.label[norm.positions]].T
         numbers = np.where(starts[of] >= 0, starts[of] + channels, -1)
         if (numbers >= 0).any():
-            found.append(ChannelNorm(kind=kind, scope=scope, call=call, axis=norm.axis, channels=numbers))
-    return tuple(found)
+            norms.append(ChannelNorm(kind=kind, scope=scope, call=call, axis=norm.axis, channels=numbers))
+    return tuple(norms)
 
 
 def _coefficients(
@@ -365,9 +365,9 @@ def _group_name(flow: Flow, classes: Classes, labels: list[int]) -> str:
     """Returns the first module that computes the channels, with their ranges if it computes others too."""
     wanted = set(labels)
     for path, start, count in flow.producers:
-        own = [i for i, label in enumerate(classes.label[start : start + count].tolist()) if label in wanted]
-        if own:
-            return path if len(own) == count else f"{path}[{_ranges(own)}]"
+        inside = [i for i, label in enumerate(classes.label[start : start + count].tolist()) if label in wanted]
+        if inside:
+            return path if len(inside) == count else f"{path}[{_ranges(inside)}]"
     raise TraceError(f"no module computes channels {labels}")
 
 

@@ -52,7 +52,7 @@ def measure_latency(
         ModelError: if threads or repeats are below 1, or warmup below 0.
     """
     times = forward_times(models, example_input, threads=threads, repeats=repeats, warmup=warmup)
-    return [statistics.median(own) for own in times]
+    return [statistics.median(passes) for passes in times]
 
 
 def forward_times(
@@ -88,9 +88,9 @@ def forward_times(
     try:
         with torch.inference_mode(), torch_threads(threads):
             for counts in _turns(warmup, repeats, seconds):
-                for model, own in zip(models, times, strict=True):
+                for model, passes in zip(models, times, strict=True):
                     passed = _timed(model.eval(), example_input)
-                    own += [1000 * passed] if counts else []
+                    passes += [1000 * passed] if counts else []
     finally:
         for module, mode in modes:
             module.training = mode
@@ -157,7 +157,7 @@ class LatencyModel:
     def latency_ms(self, candidates: ArrayLike) -> NDArray[np.float64]:
         """Returns the expected forward time in milliseconds: (n, n_dims) candidates to (n,) float64."""
         work = np.concatenate([self.costs.macs(candidates)[:, None], self.costs.layer_macs(candidates)], axis=1)
-        return np.sum([np.interp(own, *table) for own, table in zip(work.T, self.tables, strict=True)], axis=0)
+        return np.sum([np.interp(amounts, *table) for amounts, table in zip(work.T, self.tables, strict=True)], axis=0)
 
     def macs(self, candidates: ArrayLike) -> NDArray[np.int64]:
         """As `CostModel.macs`."""

@@ -146,7 +146,7 @@ def names_of(criterion: Any) -> str | tuple[str, ...]:  # noqa: ANN401 - whateve
     """
     if not isinstance(criterion, list | tuple):
         return CRITERIA.name_of(criterion)
-    names = [CRITERIA.name_of(own) for own in cast("list[Any]", criterion)]
+    names = [CRITERIA.name_of(one) for one in cast("list[Any]", criterion)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if not names or twice is not None:
         why = "the list is empty" if twice is None else f"{twice!r} is there {names.count(twice)} times, once is enough"

@@ -65,7 +65,7 @@ class Count:
         return Count(self.constant + other.constant, (*self.terms, *other.terms))
 
     def __mul__(self, factor: Fraction) -> Count:
-        return Count(self.constant * factor, tuple((own * factor, positions) for own, positions in self.terms))
+        return Count(self.constant * factor, tuple((times * factor, positions) for times, positions in self.terms))
 
 
 class View(str):
@@ -123,7 +123,7 @@ class Operand:
     @property
     def tensors(self) -> list[Operand]:
         """The tensor itself, or those of an operation that returns several, in order."""
-        return [self] if self.is_tensor else [tensor for part in self.parts for tensor in part.tensors]
+        return [self] if self.is_tensor else [tensor for inner in self.parts for tensor in inner.tensors]
 
     @property
     def touched(self) -> list[NDArray[np.int64]]:
@@ -131,7 +131,7 @@ class Operand:
         own = [norm.positions for norm in self.pooled]
         own += [] if self.layout is None else [self.layout.positions]
         counted = [positions for count in self.counts if count is not None for _, positions in count.terms]
-        return [*own, *counted, *(positions for part in self.parts for positions in part.touched)]
+        return [*own, *counted, *(positions for inner in self.parts for positions in inner.touched)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +226,7 @@ def _plain(item: Any) -> Any:  # noqa: ANN401 - arguments are anything
             raise NoRuleError(msg)
         return item.value
     if isinstance(item, tuple | list):
-        return type(item)(_plain(part) for part in item)
+        return type(item)(_plain(inner) for inner in item)
     return item
 
 

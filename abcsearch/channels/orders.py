@@ -64,10 +64,12 @@ class Ranking:
                 f"a candidate asks for criterion number {wrong[0]}, and the ranking is by {', '.join(self.criteria)}, "
             )
             raise RankingError(msg + "numbered from 0; rank by all criteria that the space has")
-        own = [every[number] for number in criteria]
-        name = ", ".join(dict.fromkeys(ranking.criterion for ranking in own))
-        mixed = Ranking(criterion=name, scores=tuple(ranking.scores[group] for group, ranking in enumerate(own)))
-        vars(mixed)["orders"] = tuple(ranking.orders[group] for group, ranking in enumerate(own))  # sorted once for all
+        rankings = [every[number] for number in criteria]
+        name = ", ".join(dict.fromkeys(ranking.criterion for ranking in rankings))
+        mixed = Ranking(criterion=name, scores=tuple(ranking.scores[group] for group, ranking in enumerate(rankings)))
+        vars(mixed)["orders"] = tuple(
+            ranking.orders[group] for group, ranking in enumerate(rankings)
+        )  # sorted once for all
         return mixed
 
     def check(self, graph: ChannelGraph) -> None:
@@ -76,9 +78,9 @@ class Ranking:
         Raises:
             RankingError: if the ranking was computed for another graph.
         """
-        found, expected = [len(score) for score in self.scores], [group.channels for group in graph.prunable]
-        if found != expected:
-            msg = f"the ranking is for groups of {found} channels, but the graph has groups of {expected}; rank again"
+        counts, expected = [len(score) for score in self.scores], [group.channels for group in graph.prunable]
+        if counts != expected:
+            msg = f"the ranking is for groups of {counts} channels, but the graph has groups of {expected}; rank again"
             raise RankingError(msg)
         for other in self.others:
             other.check(graph)

@@ -89,7 +89,7 @@ def _result_of(flow: Flow, node: fx.Node, operands: dict[fx.Node, Operand], oper
 def _constant(value: Any, why: str) -> Operand:  # noqa: ANN401 - operations return anything
     """Returns a result in which nothing follows channels."""
     several = _several(value)
-    parts = tuple(_constant(part, why) for part in value) if several else ()
+    parts = tuple(_constant(inner, why) for inner in value) if several else ()
     return Operand(value=value, why=why, is_tensor=isinstance(value, torch.Size), parts=parts)
 
 
@@ -97,8 +97,8 @@ def _several(value: Any) -> bool:  # noqa: ANN401 - operations return anything
     """Returns whether an operation returned several tensors."""
     if isinstance(value, torch.Size) or not isinstance(value, tuple):
         return False
-    given = [part for part in value if part is not None]
-    return bool(given) and all(isinstance(part, torch.Size) or _several(part) for part in given)
+    given = [inner for inner in value if inner is not None]
+    return bool(given) and all(isinstance(inner, torch.Size) or _several(inner) for inner in given)
 
 
 def _attribute(operations: OperationGraph, path: str, flow: Flow, value: Any) -> Operand:  # noqa: ANN401
@@ -277,7 +277,7 @@ def _parted(flow: Flow, value: Any, found: Any, why: str) -> Operand:  # noqa: A
         return _placed(flow, value, found, why)
     if value is None:
         return Operand(value=None, is_tensor=False)
-    parts = tuple(_parted(flow, shape, part, why) for shape, part in zip(value, found, strict=True))
+    parts = tuple(_parted(flow, shape, inner, why) for shape, inner in zip(value, found, strict=True))
     return Operand(value=value, is_tensor=False, parts=parts, why=why)
 
 
@@ -304,10 +304,10 @@ def _uncovered(flow: Flow, op: Op, problem: str) -> Operand:
     _fix_all(flow, operands, problem)
     if module is not None:
         _freeze(flow, module, problem)
-    own = module is not None and any(True for _ in module.parameters())
-    used = own or any(operand.parameter is not None for operand in operands)
+    weighted = module is not None and any(True for _ in module.parameters())
+    used = weighted or any(operand.parameter is not None for operand in operands)
     flow.problem(problem, [p for operand in operands for p in operand.touched], parameters=used)
-    if own:  # shown as groups that stay
+    if weighted:  # shown as groups that stay
         _show(flow, op, problem)
     return _constant(op.value, problem)
 

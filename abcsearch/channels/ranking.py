@@ -123,8 +123,8 @@ def _own_scores(criterion: str, entry: Criterion, subject: Subject) -> list[NDAr
 
 def _real(scores: Any) -> NDArray[np.float64]:  # noqa: ANN401 - whatever the user's own returns
     """Returns scores as numbers; raises TypeError if they are none."""
-    found = np.asarray(scores.detach().cpu() if isinstance(scores, torch.Tensor) else scores)
-    if found.dtype.kind not in "biuf":
-        msg = f"scores are real numbers, found {found.dtype}"
+    values = np.asarray(scores.detach().cpu() if isinstance(scores, torch.Tensor) else scores)
+    if values.dtype.kind not in "biuf":
+        msg = f"scores are real numbers, found {values.dtype}"
         raise TypeError(msg)
-    return found.astype(np.float64)
+    return values.astype(np.float64)

@@ -275,12 +275,12 @@ def response_scores(
     """
     twin = twin_of(model)
     tensors = graph.tensors(twin)
-    found: list[list[_Consumer]] = []
+    consumers: list[list[_Consumer]] = []
     readers: dict[int, list[_Consumer]] = {}
     for group in graph.prunable:
         members = [m for m in group.members if m.reads]
-        found.append([_Consumer(m, group.channels, per_image, over_images) for m in members])
-        for member, consumer in zip(members, found[-1], strict=True):
+        consumers.append([_Consumer(m, group.channels, per_image, over_images) for m in members])
+        for member, consumer in zip(members, consumers[-1], strict=True):
             readers.setdefault(id(tensors[member.parameter]), []).append(consumer)
 
     def look(layer: _Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -296,7 +296,7 @@ def response_scores(
             batch.run(twin)
 
     run_batches(twin, data, seed, step)
-    scores = [[s for consumer in own if (s := consumer.scores()) is not None] for own in found]
+    scores = [[s for consumer in own if (s := consumer.scores()) is not None] for own in consumers]
     return [torch.stack(own).mean(dim=0).numpy() if own else None for own in scores]
 
 
@@ -389,7 +389,7 @@ def class_labels(logits: object, batch: Batch) -> tuple[torch.Tensor, int]:
 def checked_logits(logits: object, images: int) -> torch.Tensor:
     """Returns what a network has returned; raises RankingError unless it is logits (images, classes)."""
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != images:
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        msg = f"the model must return logits (batch, classes) for {plural(images, 'image')}, found {found}"
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        msg = f"the model must return logits (batch, classes) for {plural(images, 'image')}, found {shape}"
         raise RankingError(msg)
     return logits

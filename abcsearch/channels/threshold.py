@@ -39,9 +39,9 @@ def threshold_path(scores: Sequence[NDArray[np.float64]], space: SearchSpace) ->
         RankingError: if there is not one score for every channel of every width, or a score is NaN.
     """
     widths = [dimension for dimension in space.dimensions if dimension.kind == "width"]
-    found, expected = [len(score) for score in scores], [dimension.full for dimension in widths]
-    if found != expected or any(np.isnan(score).any() for score in scores):
-        msg = f"a threshold needs a number for every channel: scores of {found} channels, the space has {expected}"
+    counts, expected = [len(score) for score in scores], [dimension.full for dimension in widths]
+    if counts != expected or any(np.isnan(score).any() for score in scores):
+        msg = f"a threshold needs a number for every channel: scores of {counts} channels, the space has {expected}"
         raise RankingError(msg)
     steps: list[tuple[float, int, int]] = []  # the score at which it is made, the dimension, minus the width after it
     every = iter(scores)

@@ -113,8 +113,8 @@ def _unseen(twin: nn.Module, recorder: Recorder, watched: Watched) -> dict[fx.No
 
     What never ran may need all of their channels: the branch that was not taken on the example.
     """
-    found: dict[fx.Node, str] = {}
-    for scope, place in recorder.reads:
+    unseen: dict[fx.Node, str] = {}
+    for scope, where in recorder.reads:
         prefix = f"{scope}." if scope else ""
         idle = [
             path
@@ -123,7 +123,7 @@ def _unseen(twin: nn.Module, recorder: Recorder, watched: Watched) -> dict[fx.No
         ]
         if not idle:
             continue
-        text = f"{place}: forward decides on data there, and {', '.join(idle[:3])} never ran"
+        text = f"{where}: forward decides on data there, and {', '.join(idle[:3])} never ran"
         called = {path for path, callers in recorder.callers.items() if scope in callers}
         ends = {node for path in called for node in watched.calls.get(path) or ()}
         for node in recorder.graph.nodes:
@@ -133,8 +133,8 @@ def _unseen(twin: nn.Module, recorder: Recorder, watched: Watched) -> dict[fx.No
                 ends.add(node)
         for node in ends:
             for each in (node, *node.all_input_nodes):
-                found.setdefault(each, text)
-    return found
+                unseen.setdefault(each, text)
+    return unseen
 
 
 def _check(model: object, example: Example) -> None:
@@ -153,8 +153,8 @@ def _check(model: object, example: Example) -> None:
     tensors = example.tensors
     if all(not x.ndim for x in tensors) or any(x.ndim and not len(x) for x in tensors):
         inputs = [*example.args, *example.kwargs.values()]
-        found = ", ".join(str(tuple(x.shape)) if isinstance(x, torch.Tensor) else type(x).__name__ for x in inputs)
-        msg = f"the example input is a batch of at least one image as a tensor, or a tuple of inputs, found ({found})"
+        given = ", ".join(str(tuple(x.shape)) if isinstance(x, torch.Tensor) else type(x).__name__ for x in inputs)
+        msg = f"the example input is a batch of at least one image as a tensor, or a tuple of inputs, found ({given})"
         raise TraceError(msg)
     layouts = {str(x.layout) for x in tensors} - {"torch.strided"}
     if layouts:
@@ -163,8 +163,8 @@ def _check(model: object, example: Example) -> None:
     devices = {str(t.device) for t in (*model.parameters(), *model.buffers())}
     others = {str(x.device) for x in tensors} - devices
     if devices and others:
-        found = f"{', '.join(sorted(devices))}, the example input on {', '.join(sorted(others))}"
-        msg = f"the network is on {found}: move one of them"
+        given = f"{', '.join(sorted(devices))}, the example input on {', '.join(sorted(others))}"
+        msg = f"the network is on {given}: move one of them"
         raise TraceError(msg)
 
 
@@ -198,10 +198,10 @@ def _record(twin: nn.Module, example: Example) -> tuple[Recorder, Watched]:
     except TraceError:
         raise
     except Exception as error:
-        own = ", ".join({str(p.dtype) for p in twin.parameters()} or {"none"})
+        dtypes = ", ".join({str(p.dtype) for p in twin.parameters()} or {"none"})
         msg = (
             f"{kind} does not run on the example input {described(example)}: {first_line(error)} "
-            f"(at {recorder.current}, {line_of(error)}); pass one batch as forward takes it (its weights are {own})"
+            f"(at {recorder.current}, {line_of(error)}); pass one batch as forward takes it (its weights are {dtypes})"
         )
         raise ExampleError(msg) from error
     after = _state(twin)

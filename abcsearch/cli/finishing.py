@@ -69,10 +69,10 @@ def finetune(  # noqa: PLR0913 - one argument per option
     recipe has made is kept in RUN_DIR/finetuned/recipe-*, and put back when that recipe is asked for again.
     """
     only = [name for names in only or () for name in names.split(",")]
-    options = [word for own in overrides or () for word in ("--set", own)]
+    options = [word for word_of in overrides or () for word in ("--set", word_of)]
     options += [] if workers is None else ["--workers", str(workers)]
     options += [] if ray_address is None else ["--ray-address", ray_address]
-    options += [word for own in only for word in ("--only", own)]
+    options += [word for word_of in only for word in ("--only", word_of)]
     options += ["--replace"] if replace else []
     with answering(run_dir, "finetune", options), progress_shown() as progress:
         from abcsearch.cli.fronts import finetune_all, print_chain
@@ -140,22 +140,22 @@ def report(
         from abcsearch.results.report import FRONT
 
         check_place(run_dir, out)
-        found = gather(run_dir, trust=trust, out=out)
-        path = write_page(found, out)
-        console.print(title_of(found))
-        if found.report is not None:
-            console.print(headline(found.report))
-            print_table(*found.report.cells(short=True))
-            for note in (*doubts(found.report), *found.report.notes):
+        gathered = gather(run_dir, trust=trust, out=out)
+        path = write_page(gathered, out)
+        console.print(title_of(gathered))
+        if gathered.report is not None:
+            console.print(headline(gathered.report))
+            print_table(*gathered.report.cells(short=True))
+            for note in (*doubts(gathered.report), *gathered.report.notes):
                 console.print(note)
             console.print(FRONT)
-            print_table(*found.report.front_cells())
-            if found.report.prepared:
-                print_table(*found.report.prepared_cells())
+            print_table(*gathered.report.front_cells())
+            if gathered.report.prepared:
+                print_table(*gathered.report.prepared_cells())
         else:
-            console.print(f"{state_of(found)} No table of networks: {found.missing}")
-        if found.history.note:
-            console.print(found.history.note)
+            console.print(f"{state_of(gathered)} No table of networks: {gathered.missing}")
+        if gathered.history.note:
+            console.print(gathered.history.note)
         console.print(f"written to {path}; the pictures as PNG files to {path.with_suffix('')}")
         console.print(f"next: {after_report(run_dir)}")
 
@@ -173,10 +173,10 @@ def compare(
         from abcsearch.reporting.page import check_page
 
         check_page(out, "compare.html")
-        found = compare_runs(run_dirs, trust=trust)
-        path = write_comparison(found, out)
-        print_table(*short_cells(found.winners))
-        for warning in found.warnings:
+        comparison = compare_runs(run_dirs, trust=trust)
+        path = write_comparison(comparison, out)
+        print_table(*short_cells(comparison.winners))
+        for warning in comparison.warnings:
             console.print(f"note: {warning}")
         console.print(f"written to {path}")
 
@@ -298,11 +298,11 @@ def evaluate(  # noqa: PLR0913 - one argument per option
             msg = "--config says network and data, --data those of an export: leave one of them out"
             raise ConfigError(msg)
         if config is not None:
-            found = evaluate_checkpoint(model, read_config(config, overrides or ()), options)
+            evaluated = evaluate_checkpoint(model, read_config(config, overrides or ()), options)
         else:
-            found = evaluate_export(model, read_data(data, overrides or (), trust=trust), options, trust=trust)
+            evaluated = evaluate_export(model, read_data(data, overrides or (), trust=trust), options, trust=trust)
         if as_json:
-            print_json(asdict(found))
+            print_json(asdict(evaluated))
             return
-        for line in found.lines():
+        for line in evaluated.lines():
             console.print(line)

@@ -81,11 +81,15 @@ def _line(name: str, status: Any) -> str:  # noqa: ANN401 - RunStatus, or None
     """Returns how far one budget is."""
     if status is None:
         return f"{name}: not begun"
-    own = status.searches[0]
+    search = status.searches[0]
     mapped = "" if status.map is None else f"map {status.map.done} of {status.map.total}, "
-    best = "no success yet" if own.best is None else f"best {own.best.fitness:.4f}, {own.best.evaluation.macs:,} MACs"
+    best = (
+        "no success yet"
+        if search.best is None
+        else f"best {search.best.fitness:.4f}, {search.best.evaluation.macs:,} MACs"
+    )
     tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""
-    return f"{name}: {mapped}{own.done} of {plural(own.total, 'trial')}, {own.failed} failed, {best}{tuned}"
+    return f"{name}: {mapped}{search.done} of {plural(search.total, 'trial')}, {search.failed} failed, {best}{tuned}"
 
 
 def finetune_all(  # noqa: PLR0913 - what the command line was given
@@ -157,11 +161,11 @@ def export_all(
     network: Any = chosen["network"]
     runs = chosen_runs(open_front(path, trust=trust, baselines=network == "random"), budget)
     places = export_paths(RunFolder(path), runs, out, network, single=budget is not None)
-    for place in places:
-        check_target(place, chosen["format"])
+    for target in places:
+        check_target(target, chosen["format"])
     options: dict[str, Any] = dict(chosen)
-    for run, place in zip(runs, places, strict=True):
-        done = export_run(run, place, **options)
+    for run, target in zip(runs, places, strict=True):
+        done = export_run(run, target, **options)
         console.print(f"{run.folder.path.name}: exported to {done.made}; {state_of(done, path)}")
         console.print(f"model card: {done.card}")
     console.print(f"next: abcsearch evaluate {quoted(places[0])}")

@@ -54,7 +54,7 @@ def list_(
     """Lists what a config can name, and the settings of its tables, with their defaults."""
     with answering():
         if kind is None:
-            print_json(KINDS) if as_json else console.print("\n".join(f"abcsearch list {own}" for own in KINDS))
+            print_json(KINDS) if as_json else console.print("\n".join(f"abcsearch list {kind_}" for kind_ in KINDS))
             return
         from abcsearch.catalog import catalog
 
@@ -96,20 +96,20 @@ def inspect(
             warnings.simplefilter("ignore")  # what has no rule is printed below the table
             model, example, space, criteria = read_inspected(target, shape, overrides or ())
             try:
-                found = inspect_model(model, example, space, criteria)
+                inspection = inspect_model(model, example, space, criteria)
             except ExampleError as error:
                 raise _with_input(error, target, example) from error
         if png is not None:
-            found.draw(png)
+            inspection.draw(png)
         if as_json:
-            print_json(asdict(found))
+            print_json(asdict(inspection))
             return
-        print_table(Inspection.HEAD, *(group.cells() for group in found.groups))
-        for line in found.totals:
+        print_table(Inspection.HEAD, *(group.cells() for group in inspection.groups))
+        for line in inspection.totals:
             console.print(line)
-        if found.unsupported:
+        if inspection.unsupported:
             console.print("Operations without a rule; what they touch is fixed. Rules of your own: docs/prunable.md")
-        for line in found.unsupported:
+        for line in inspection.unsupported:
             console.print(f"  {line}")
         if png is not None:
             console.print(f"drawn in {png}")

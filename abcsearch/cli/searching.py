@@ -105,8 +105,8 @@ def search(  # noqa: PLR0913 - one argument per option
             msg = f"{config} is a run folder, not a config; continue its run with: abcsearch resume {quoted(config)}"
             raise ConfigError(msg)
         given = _execution(workers, ray_address)
-        own = [f"execution.{key}={json.dumps(value)}" for key, value in given.items()]
-        settings = read_run(config, [*(overrides or ()), *own])
+        changes = [f"execution.{key}={json.dumps(value)}" for key, value in given.items()]
+        settings = read_run(config, [*(overrides or ()), *changes])
         watchers = _watchers(optuna_storage, mlflow, wandb, tensorboard=tensorboard)
         if seeds:
             result = _with_seeds(settings, folder, seeds, progress, watchers, dry_run=dry_run or as_json)
@@ -172,13 +172,13 @@ def _rehearse(
         msg = "--json belongs to --dry-run: add that, or leave --json out"
         raise ConfigError(msg)
     if isinstance(settings, Front):
-        found = rehearse_front(settings, folder, chosen=chosen)
+        rehearsal = rehearse_front(settings, folder, chosen=chosen)
     else:
-        found = rehearse(settings, folder, chosen=chosen)
+        rehearsal = rehearse(settings, folder, chosen=chosen)
     if as_json:
-        print_json(found.to_plain())
+        print_json(rehearsal.to_plain())
         return
-    for line in found.lines:
+    for line in rehearsal.lines:
         console.print(line)
 
 
@@ -244,24 +244,24 @@ def _watchers(
     optuna_storage: str | None, mlflow: str | None, wandb: str | None, *, tensorboard: bool
 ) -> dict[str, Any]:
     """Returns who watches the search, as an argument, if anybody does."""
-    found: list[WatcherFactory] = []
+    watchers: list[WatcherFactory] = []
     if tensorboard:
         from abcsearch.runs.watching import tensorboard_watcher
 
-        found.append(tensorboard_watcher())
+        watchers.append(tensorboard_watcher())
     if optuna_storage is not None:
         from abcsearch.runs.optuna_mirror import optuna_watcher
 
-        found.append(optuna_watcher(optuna_storage))
+        watchers.append(optuna_watcher(optuna_storage))
     if mlflow is not None:
         from abcsearch.runs.trackers import mlflow_watcher
 
-        found.append(mlflow_watcher(mlflow))
+        watchers.append(mlflow_watcher(mlflow))
     if wandb is not None:
         from abcsearch.runs.trackers import wandb_watcher
 
-        found.append(wandb_watcher(wandb))
-    return {"watchers": found} if found else {}
+        watchers.append(wandb_watcher(wandb))
+    return {"watchers": watchers} if watchers else {}
 
 
 @app.command(epilog="Example: abcsearch status runs/digits --watch")
@@ -296,7 +296,7 @@ def _print_found(result: SearchResult | FrontResult | SeedsResult) -> None:
 
     if isinstance(result, SeedsResult):
         console.print(f"run folders: {', '.join(str(one.run_dir) for one in result.results)}")
-        print_table(HEAD, *(own.cells for own in result.table()))
+        print_table(HEAD, *(row.cells for row in result.table()))
         console.print(f"next: {shlex.join(['abcsearch', 'compare', *(str(one.run_dir) for one in result.results)])}")
         return
 

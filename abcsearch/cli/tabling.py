@@ -55,6 +55,6 @@ def _rows(history: History) -> list[dict[str, Any]]:
     """Returns the rows of a run's own search."""
     from abcsearch.runs.trials import rows_of
 
-    own = history.own
+    search = history.own
     names = history.names if len(history.names) == history.n_dims or history.criteria else ()
-    return rows_of(own.trials, names, history.criteria, own.finished)
+    return rows_of(search.trials, names, history.criteria, search.finished)

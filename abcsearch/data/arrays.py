@@ -126,7 +126,7 @@ def _cifar(kind: _Cifar, name: str, path: str, given: tuple[Any, Any], how: Hold
         there = {entry.name for entry in root.iterdir()}
     folder = root if kind.train[0] in there and kind.folder not in there else root / kind.folder
     train = [_cifar_batch(kind, folder / file) for file in kind.train]
-    images, labels = (torch.cat(part) for part in zip(*train, strict=True))
+    images, labels = (torch.cat(tensors) for tensors in zip(*train, strict=True))
     missing = sorted(set(range(kind.classes)) - set(labels.tolist()))
     if missing:
         msg = (
@@ -221,31 +221,33 @@ def npz(  # noqa: PLR0913 - options of a config
         DataError: if the file or an array in it is missing, damaged, or of another shape or type.
     """
     arrays = _arrays(Path(path))
-    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for part in ("train", "test"):
-        images, labels = arrays[f"{part}_images"], _counted(arrays[f"{part}_labels"], ignore_index)
-        parts.append((_images(f"{path}: {part}_images", images), _labels(f"{path}: {part}_labels", labels, objective)))
+    splits: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for split in ("train", "test"):
+        images, labels = arrays[f"{split}_images"], _counted(arrays[f"{split}_labels"], ignore_index)
+        splits.append(
+            (_images(f"{path}: {split}_images", images), _labels(f"{path}: {split}_labels", labels, objective))
+        )
         if classes is not None:
             counted = np.where(labels == IGNORED, 0, labels) if objective == "segmentation" else labels
-            _check_range(f"{path}: {part}_labels", counted.ravel(), classes)
+            _check_range(f"{path}: {split}_labels", counted.ravel(), classes)
         try:
-            check_labels(parts[-1][1], len(images))
+            check_labels(splits[-1][1], len(images))
             if objective == "classification":
-                check_classification(parts[-1][1])
+                check_classification(splits[-1][1])
         except DataError as error:
-            msg = f"{path}: {part}_labels: {error}"
+            msg = f"{path}: {split}_labels: {error}"
             raise DataError(msg) from error
-    (train, _), (test, _) = parts
+    (train, _), (test, _) = splits
     if train.dtype != test.dtype:
         msg = f"{path}: train_images and test_images have one type, found {train.dtype} and {test.dtype}"
         raise DataError(msg)
     how, name = HoldOut(validation=validation, seed=seed, objective=objective), f"npz {path}"
     if train.dtype == torch.uint8:
-        return byte_data(name, parts[0], parts[1], scale_of(mean, std, train), how)
+        return byte_data(name, splits[0], splits[1], scale_of(mean, std, train), how)
     if mean is not None or std is not None:
         msg = f"{path}: mean and std are for bytes; float32 images are taken as they are: leave them out"
         raise DataError(msg)
-    return Data.from_tensors(parts[0], parts[1], validation=validation, seed=seed, name=name, objective=objective)
+    return Data.from_tensors(splits[0], splits[1], validation=validation, seed=seed, name=name, objective=objective)
 
 
 def _counted(labels: NDArray[Any], ignore_index: int | None) -> NDArray[Any]:
@@ -260,9 +262,9 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     with reading(path, "a file of numpy.savez"), path.open("rb") as opened:
         try:
             file = np.load(opened, allow_pickle=False)
-            found = list(getattr(file, "files", []))
-            if missing := [name for name in _ARRAYS if name not in found]:
-                msg = f"{path} holds {', '.join(_ARRAYS)}; missing: {', '.join(missing)} (found: {', '.join(found)})"
+            names = list(getattr(file, "files", []))
+            if missing := [name for name in _ARRAYS if name not in names]:
+                msg = f"{path} holds {', '.join(_ARRAYS)}; missing: {', '.join(missing)} (found: {', '.join(names)})"
                 raise DataError(msg)
             return {name: file[name] for name in _ARRAYS}
         except (ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, KeyError) as error:

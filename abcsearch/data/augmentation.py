@@ -46,8 +46,8 @@ class Moves:
         if self.offsets is None and self.mirrored is None:
             return images
         if isinstance(images, Example) or images.ndim != 4:
-            found = "of several inputs" if isinstance(images, Example) else tuple(images.shape[1:])
-            msg = f"images {found} are not shifted and mirrored, which takes height and width; set "
+            given = "of several inputs" if isinstance(images, Example) else tuple(images.shape[1:])
+            msg = f"images {given} are not shifted and mirrored, which takes height and width; set "
             msg += "shift = 0 and flip = false in the recipe"
             raise DataError(msg)
         n, height, width, channels = images.shape

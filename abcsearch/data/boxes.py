@@ -81,13 +81,13 @@ def _rows(target: Any, where: str) -> torch.Tensor:  # noqa: ANN401 - what the u
 def _numbers(values: Any, where: str) -> torch.Tensor:  # noqa: ANN401 - what the user has
     """Returns numbers as float64."""
     try:
-        found = torch.as_tensor(values).detach().cpu()
+        numbers = torch.as_tensor(values).detach().cpu()
     except Exception as error:  # what can be made a tensor is torch's to say
         msg = f"{where} are numbers, found {values!r:.80}"
         raise DataError(msg) from error
-    if found.dtype == torch.bool or found.is_complex():
-        found = found.to(torch.int64) if where.endswith("iscrowd") else torch.full(found.shape, torch.nan)
-    return found.to(torch.float64)
+    if numbers.dtype == torch.bool or numbers.is_complex():
+        numbers = numbers.to(torch.int64) if where.endswith("iscrowd") else torch.full(numbers.shape, torch.nan)
+    return numbers.to(torch.float64)
 
 
 def _check_rows(rows: torch.Tensor, where: str) -> None:
@@ -134,13 +134,13 @@ def check_splits(name: str, objective: str, labels: Mapping[str, torch.Tensor], 
         labels: by split.
         shape: of every image, see `Images.shape`.
     """
-    others = [part for part, label in labels.items() if not are_boxes(label)]
+    others = [split for split, label in labels.items() if not are_boxes(label)]
     if others and (objective == "detection" or len(others) < len(labels)):
         msg = f"{name}: labels of a detection are a dict for each image, with boxes and labels, found others in "
         raise DataError(f"{msg}{', '.join(others)}")
-    for part, label in labels.items():
+    for split, label in labels.items():
         if are_boxes(label):
-            check_inside(label, shape, f"{name}: {part}")
+            check_inside(label, shape, f"{name}: {split}")
 
 
 def check_inside(labels: torch.Tensor, shape: Any, where: str) -> None:  # noqa: ANN401 - see `Images.shape`

@@ -216,13 +216,13 @@ def coco(  # noqa: PLR0913 - options of a config
         msg = f"{path}: {train} and {test} have different categories: {odd[:5]}"
         raise DataError(msg)
     transform: Transform = v2.Compose([bytes_of, v2.Resize((size, size))])
-    parts = [
+    splits = [
         Stream(source=source, labels=source.labels, evaluation=transform, scale=scale, workers=workers)
         for source in sources
     ]
     how = HoldOut(validation=validation, seed=seed, objective="detection")
     if stream:
-        return Data.from_images(*parts, validation=validation, seed=seed, name=name, objective=how.objective)
-    held_out(parts[0].labels, validation, seed, objective=how.objective)  # refused before anything is decoded
-    rows = [(images.decoded(), images.labels) for images in parts]
+        return Data.from_images(*splits, validation=validation, seed=seed, name=name, objective=how.objective)
+    held_out(splits[0].labels, validation, seed, objective=how.objective)  # refused before anything is decoded
+    rows = [(images.decoded(), images.labels) for images in splits]
     return byte_data(name, rows[0], rows[1], scale, how)

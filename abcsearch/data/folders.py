@@ -187,8 +187,8 @@ def image_folder(  # noqa: PLR0913 - options of a config
         held_out(train.labels, how.validation, seed)  # refused before anything is decoded, like mean and std
     rows = train.decoded()
     scale = scale if mean is not None else scale_of(None, None, rows)
-    parts = [(images.decoded(), images.labels) for images in (test, *held)]
-    return byte_data(name, (rows, train.labels), parts[0], scale, how, *parts[1:])
+    splits = [(images.decoded(), images.labels) for images in (test, *held)]
+    return byte_data(name, (rows, train.labels), splits[0], scale, how, *splits[1:])
 
 
 def imagenet(  # noqa: PLR0913 - options of a config

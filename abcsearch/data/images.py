@@ -187,7 +187,7 @@ def check_kinds(name: str, objective: str, labels: Mapping[str, torch.Tensor], s
         labels: by split.
         shape: of every image, see `Images.shape`.
     """
-    for part, label in labels.items():
+    for split, label in labels.items():
         try:
             if objective == "classification":
                 check_classification(label)
@@ -196,10 +196,10 @@ def check_kinds(name: str, objective: str, labels: Mapping[str, torch.Tensor], s
             elif objective == "multilabel":
                 check_multi_hot(label)
         except DataError as error:
-            msg = f"{name}: {part}: {error}"
+            msg = f"{name}: {split}: {error}"
             raise DataError(msg) from error
     if objective == "multilabel" and len({label.shape[1] for label in labels.values()}) > 1:
-        counts = ", ".join(f"{part} {label.shape[1]}" for part, label in labels.items())
+        counts = ", ".join(f"{split} {label.shape[1]}" for split, label in labels.items())
         msg = f"{name}: all splits have the same labels, found {counts} of them"
         raise DataError(msg)
 
@@ -233,7 +233,7 @@ def held_out(
     if objective == "classification":
         check_classification(labels)
     try:
-        parts = train_test_split(
+        indices = train_test_split(
             np.arange(len(labels)),
             test_size=validation,
             stratify=labels.cpu().numpy() if objective == "classification" else None,
@@ -244,5 +244,5 @@ def held_out(
             f"cannot hold {validation:g} of {plural(len(labels), 'training image')} out for search-validation: {error}"
         )
         raise DataError(msg) from error
-    kept, held = (torch.from_numpy(part).sort().values for part in parts)
+    kept, held = (torch.from_numpy(some).sort().values for some in indices)
     return kept, held

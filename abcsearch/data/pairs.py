@@ -125,18 +125,18 @@ def superresolution_samples(*, scale: int = 2, patch: int = 16, validation: floa
     """
     from sklearn.datasets import load_sample_images
 
-    cut, parts = Cut(scale=scale, patch=patch), {"train": list[Pairs](), "test": list[Pairs]()}
+    cut, pairs = Cut(scale=scale, patch=patch), {"train": list[Pairs](), "test": list[Pairs]()}
     bunch: Any = load_sample_images()
     for name, pixels in zip(("china.jpg", "flower.jpg"), bunch.images, strict=True):
         photo = Image.fromarray(pixels)
         edge = photo.height * 3 // 4
-        for part, box in (("train", (0, 0, photo.width, edge)), ("test", (0, edge, *photo.size))):
+        for split, box in (("train", (0, 0, photo.width, edge)), ("test", (0, edge, *photo.size))):
             low, high = cut.shrunk(photo.crop(box))
             small, large = cut.patches(low, high, name)
             enlarged = cut.patches(low, low.resize(high.size, Image.Resampling.BICUBIC), name)[1]
             detailed = ((enlarged.float() - large.float()) ** 2).flatten(1).mean(dim=1) > _PLAIN
-            parts[part].append((small[detailed], large[detailed]))
-    train, test = _split(parts["train"]), _split(parts["test"])
+            pairs[split].append((small[detailed], large[detailed]))
+    train, test = _split(pairs["train"]), _split(pairs["test"])
     name = "superresolution_samples"
     return Data.from_images(train, test, validation=validation, seed=seed, name=name, objective=_OBJECTIVE)
 
@@ -190,8 +190,8 @@ def superresolution_folder(
         return Data(name=name, train=_split(train), validation=kept, test=test, seed=seed, objective=_OBJECTIVE)
     share = 0.1 if validation is None else validation
     stay, out = held_out(torch.arange(len(train)), share, seed, objective=_OBJECTIVE)
-    parts = {"train": _split([train[i] for i in stay]), "validation": _split([train[i] for i in out])}
-    return Data(name=name, **parts, test=test, seed=seed, objective=_OBJECTIVE, held_out=True)
+    splits = {"train": _split([train[i] for i in stay]), "validation": _split([train[i] for i in out])}
+    return Data(name=name, **splits, test=test, seed=seed, objective=_OBJECTIVE, held_out=True)
 
 
 def _pairs(folder: Path, cut: Cut) -> list[Pairs]:

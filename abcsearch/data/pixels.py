@@ -47,8 +47,8 @@ def _measured(rows: torch.Tensor) -> tuple[list[float], list[float]]:
     channels = rows.shape[-1]
     counts = torch.zeros(channels * 256, dtype=torch.int64)
     first = 256 * torch.arange(channels, dtype=torch.int16 if channels < 128 else torch.int64)
-    for part in rows.split(_COUNTED):
-        counts += torch.bincount((part.to(first.dtype) + first).flatten(), minlength=len(counts))
+    for chunk in rows.split(_COUNTED):
+        counts += torch.bincount((chunk.to(first.dtype) + first).flatten(), minlength=len(counts))
     shares = counts.view(channels, 256).double()
     total, values = shares.sum(dim=1), torch.arange(256).double() / 255
     mean = shares @ values / total

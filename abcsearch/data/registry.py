@@ -51,8 +51,8 @@ def load_data(name: str | Callable[..., Any], **options: Any) -> Data:  # noqa: 
 def check_data_options(name: str, options: Mapping[str, Any]) -> None:
     """Raises DataError for an unknown name, or with all unknown and missing options, without loading anything."""
     function = DATASETS.find(name)
-    own = _parameters(function)
-    given = [option for option in options if ":" not in name or option not in PAIR_OPTIONS or option in own]
+    parameters = _parameters(function)
+    given = [option for option in options if ":" not in name or option not in PAIR_OPTIONS or option in parameters]
     problems = option_problems(function, given)
     if problems:
         raise DataError("\n".join(f"data set {name!r}: {problem}" for problem in problems))

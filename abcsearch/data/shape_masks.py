@@ -79,14 +79,14 @@ def _drawn(name: str, counts: tuple[int, int], size: int, drawing: int, how: Hol
         msg = f"{name}: train is at least 2, test 1, size 16 pixels, drawing 0, found {wrong}"
         raise DataError(msg)
     held_out(torch.zeros(counts[0]), how.validation, how.seed, objective=how.objective)  # before anything is drawn
-    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for part, count in zip(("train", "test"), counts, strict=True):
-        every = [_image(numpy_stream(drawing, f"shape masks, {part}", number), size) for number in range(count)]
+    splits: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for split, count in zip(("train", "test"), counts, strict=True):
+        every = [_image(numpy_stream(drawing, f"shape masks, {split}", number), size) for number in range(count)]
         images, labels = (
             np.stack(each) for each in zip(*((image, labelled(mask)) for image, mask in every), strict=True)
         )
-        parts.append((torch.from_numpy(images), torch.from_numpy(labels)))
-    return byte_data(name, parts[0], parts[1], _SCALE, how)
+        splits.append((torch.from_numpy(images), torch.from_numpy(labels)))
+    return byte_data(name, splits[0], splits[1], _SCALE, how)
 
 
 def _image(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -52,17 +52,17 @@ def shapes(
     wrong |= {"size": size} if size < 16 else {}
     wrong |= {"drawing": drawing} if drawing < 0 else {}
     if wrong:
-        found = ", ".join(f"{name} = {value}" for name, value in wrong.items())
-        msg = f"shapes: train is at least 2, test 1, size 16 pixels, drawing 0, found {found}"
+        given = ", ".join(f"{name} = {value}" for name, value in wrong.items())
+        msg = f"shapes: train is at least 2, test 1, size 16 pixels, drawing 0, found {given}"
         raise DataError(msg)
     held_out(torch.zeros(train), validation, seed, objective="detection")  # refused before anything is drawn
-    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for part, count in (("train", train), ("test", test)):
-        every = [draw(numpy_stream(drawing, f"shapes, {part}", number), size) for number in range(count)]
+    splits: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for split, count in (("train", train), ("test", test)):
+        every = [draw(numpy_stream(drawing, f"shapes, {split}", number), size) for number in range(count)]
         images = torch.from_numpy(np.stack([image for image, _ in every]))
-        parts.append((images, packed([target for _, target in every])))
+        splits.append((images, packed([target for _, target in every])))
     how = HoldOut(validation=validation, seed=seed, objective="detection")
-    return byte_data("shapes", parts[0], parts[1], _SCALE, how)
+    return byte_data("shapes", splits[0], splits[1], _SCALE, how)
 
 
 def draw(rng: np.random.Generator, size: int) -> Drawn:

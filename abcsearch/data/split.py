@@ -143,12 +143,12 @@ class Split(Images):
             return
         images, labels = self.images, self.labels
         if not all(isinstance(value, torch.Tensor) for value in (images, labels)):
-            found = f"{type(images).__name__} and {type(labels).__name__}"
-            msg = f"images and labels are torch tensors, found {found}; convert them with torch.as_tensor"
+            given = f"{type(images).__name__} and {type(labels).__name__}"
+            msg = f"images and labels are torch tensors, found {given}; convert them with torch.as_tensor"
             raise DataError(msg)
         if images.ndim not in (3, 4, 5) or images.dtype != torch.float32 or not images.numel():
-            found = f"{tuple(images.shape)} {images.dtype}"
-            msg = f"images are (n, channels, height, width) float32 and not empty, found {found}; signals are "
+            given = f"{tuple(images.shape)} {images.dtype}"
+            msg = f"images are (n, channels, height, width) float32 and not empty, found {given}; signals are "
             msg += "(n, channels, length), volumes (n, channels, depth, height, width)"
             raise DataError(msg)
         check_labels(labels, len(images))
@@ -211,8 +211,8 @@ class Split(Images):
 
     def batches(self, batch_size: int, *, device: torch.device | str = "cpu") -> Batches:
         """Yields all images in order; see `Images.batches`."""
-        own = self.to(device)
-        yield from zip(own.images.split(batch_size), own.labels.split(batch_size), strict=True)
+        here = self.to(device)
+        yield from zip(here.images.split(batch_size), here.labels.split(batch_size), strict=True)
 
     def shuffled(
         self,
@@ -225,16 +225,16 @@ class Split(Images):
         share: tuple[int, int] = (0, 1),
     ) -> Batches:
         """Yields one epoch of training; see `Images.shuffled`. Images are selected and augmented on the device."""
-        own = self.to(device)
+        here = self.to(device)
         count = len(self) // batch_size
-        order = torch.randperm(len(self), generator=generator)[: count * batch_size].to(own.images.device)
-        every = draw_moves(count, batch_size, generator, shift=shift, flip=flip, device=own.images.device)
+        order = torch.randperm(len(self), generator=generator)[: count * batch_size].to(here.images.device)
+        every = draw_moves(count, batch_size, generator, shift=shift, flip=flip, device=here.images.device)
         positions = own_share(batch_size, share)
         for indices, moves in zip(order.split(batch_size), every, strict=True):
             if share[1] > 1:
                 indices, moves = indices[positions], moves.part(positions)
-            images = from_rows(moves.apply(select(own.rows, indices)))
-            yield images, moves.apply_to_labels(own.labels.index_select(0, indices), self.shape)
+            images = from_rows(moves.apply(select(here.rows, indices)))
+            yield images, moves.apply_to_labels(here.labels.index_select(0, indices), self.shape)
 
     def update(self, digest: hashlib._Hash) -> None:
         """Adds all images and labels to a hash."""
@@ -248,10 +248,10 @@ class Split(Images):
 
     def __reduce__(self) -> tuple[Callable[..., Split], tuple[Any, ...]]:
         """Pickles arrays: with protocol 5, Ray's, they stay where they are and all its workers read the same memory."""
-        own = self.to("cpu")
-        several, rows = isinstance(own.images, Example), own.rows
+        here = self.to("cpu")
+        several, rows = isinstance(here.images, Example), here.rows
         arrays = rows.mapped(lambda x: x.numpy()) if several else rows.numpy()
-        return _from_arrays, (arrays, own.labels.contiguous().numpy(), own.scale)
+        return _from_arrays, (arrays, here.labels.contiguous().numpy(), here.scale)
 
 
 def _from_arrays(rows: Any, labels: np.ndarray[Any, Any], scale: Scale | None) -> Split:  # noqa: ANN401 - two kinds

@@ -56,19 +56,19 @@ class Data:
 
     def __post_init__(self) -> None:
         """Checks that the splits fit together."""
-        for part in ("train", "validation", "test"):
-            kind, found = (Split if part == "validation" else Images), getattr(self, part)
-            if not isinstance(found, kind):
-                msg = f"{self.name}: {part} is {'a Split' if kind is Split else 'a Split or Stream'}, found "
-                msg += f"{type(found).__name__}"
+        for split in ("train", "validation", "test"):
+            kind, given = (Split if split == "validation" else Images), getattr(self, split)
+            if not isinstance(given, kind):
+                msg = f"{self.name}: {split} is {'a Split' if kind is Split else 'a Split or Stream'}, found "
+                msg += f"{type(given).__name__}"
                 raise DataError(msg)
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        shapes = {part: images.shape for part, images in parts.items()}
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        shapes = {split: images.shape for split, images in splits.items()}
         if any(shape != self.train.shape for shape in shapes.values()):
-            found = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
-            msg = f"{self.name}: images of all splits have one shape, (channels, height, width), found {found}"
+            given = ", ".join(f"{split} {shape}" for split, shape in shapes.items())
+            msg = f"{self.name}: images of all splits have one shape, (channels, height, width), found {given}"
             raise DataError(msg)
-        labels = {part: images.labels for part, images in parts.items()}
+        labels = {split: images.labels for split, images in splits.items()}
         check_kinds(self.name, self.objective, labels, self.train.shape)
         if self.objective == "classification":
             self._check_classes()
@@ -222,8 +222,8 @@ class Data:
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for part, images in (("train", self.train), ("validation", self.validation), ("test", self.test)):
-            digest.update(part.encode())
+        for split, images in (("train", self.train), ("validation", self.validation), ("test", self.test)):
+            digest.update(split.encode())
             images.update(digest)
         if self.objective != "classification":
             digest.update(self.objective.encode())

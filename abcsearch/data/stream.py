@@ -141,8 +141,8 @@ class Stream(Images):
             msg = f"{self.where(position)} is one tensor, the first has the inputs {', '.join(first.entries)}; return "
             raise DataError(f"{msg}these for all")
         if not good or image.dtype not in (torch.uint8, torch.float32):
-            found = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, torch.Tensor) else type(image).__name__
-            msg = f"{self.where(position)} must be a (channels, height, width) uint8 or float32 tensor, found {found}"
+            given = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, torch.Tensor) else type(image).__name__
+            msg = f"{self.where(position)} must be a (channels, height, width) uint8 or float32 tensor, found {given}"
             raise DataError(msg)
         if first is not None and image.shape != first.shape:
             msg = f"{self.where(position)} is {tuple(image.shape)}, the first is {tuple(first.shape)}; set size to "
@@ -158,11 +158,11 @@ class Stream(Images):
         """
         first = self._first
         several = isinstance(first, Example)
-        parts = [torch.empty(len(self), *x.shape, dtype=x.dtype) for x in tensors_of(row_of(first))]
+        arrays = [torch.empty(len(self), *x.shape, dtype=x.dtype) for x in tensors_of(row_of(first))]
 
         def decode(position: int) -> None:
             image = row_of(self._image(position, self.evaluation, first))
-            for rows, x in zip(parts, tensors_of(image), strict=True):
+            for rows, x in zip(arrays, tensors_of(image), strict=True):
                 rows[position] = x
 
         with ThreadPoolExecutor(max(1, self._cores)) as pool:
@@ -172,7 +172,7 @@ class Stream(Images):
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return like(first, parts) if several else parts[0]
+        return like(first, arrays) if several else arrays[0]
 
     def loaded(self) -> Split:
         """Returns all images in memory, unaugmented."""
@@ -266,13 +266,13 @@ class _Decoding(Dataset[Any]):
             prefetch_factor=_AHEAD if workers else None,
             generator=torch.Generator(),  # otherwise the loader draws from the global one
         )
-        found = iter(loader)
+        items = iter(loader)
         try:
-            while (rows := self._next(found, workers)) is not None:
+            while (rows := self._next(items, workers)) is not None:
                 moved = [x.to(device, non_blocking=True) for x in rows]
                 yield like(self._first, moved) if isinstance(self._first, Example) else moved[0]
         finally:
-            del found  # which ends the workers; kept by an error's traceback, they would end late and slowly
+            del items  # which ends the workers; kept by an error's traceback, they would end late and slowly
 
     @staticmethod
     def _next(found: Iterator[Any], workers: int) -> list[torch.Tensor] | None:

@@ -57,21 +57,21 @@ def from_datasets(  # noqa: PLR0913 - options of a config
     Raises:
         DataError: if they are no Datasets, or an item is not what it has to be.
     """
-    parts: list[Images] = []
+    read_: list[Images] = []
     for part, source in zip(("train", "test"), pair, strict=True):
         where = f"{name}: the {part} Dataset"
         if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")) or not len(source):
             msg = f"{where} has __getitem__, __len__ and at least one item, found {source!r:.80}"
             raise DataError(msg)
         if not stream:
-            parts.append(_read(source, where, ignore_index, inputs))
+            read_.append(_read(source, where, ignore_index, inputs))
             continue
         given = getattr(source, "targets", None)
         pairs = _Pairs(source, where, inputs)
         labels = [pairs[index][1] for index in range(len(source))] if given is None else given
         read: Any = pairs if isinstance(source[0], Mapping) else source
-        parts.append(Stream(source=read, labels=_labels(labels, where, ignore_index), workers=workers))
-    return Data.from_images(*parts, validation=validation, seed=seed, name=name, objective=objective)
+        read_.append(Stream(source=read, labels=_labels(labels, where, ignore_index), workers=workers))
+    return Data.from_images(*read_, validation=validation, seed=seed, name=name, objective=objective)
 
 
 def _read(source: Any, where: str, ignore_index: int | None, inputs: Sequence[str]) -> Split:  # noqa: ANN401
@@ -187,18 +187,18 @@ def _labels(labels: Any, where: str, ignore_index: int | None = None) -> torch.T
     if are_targets(labels):
         return packed(labels, where)
     try:
-        found = torch.as_tensor(labels) if hasattr(labels, "shape") else _stacked(labels)
+        numbers = torch.as_tensor(labels) if hasattr(labels, "shape") else _stacked(labels)
     except Exception as error:  # what can be made a tensor is torch's to say
         msg = f"{where} has labels that are numbers or tensors of one shape, found others: {error}"
         raise DataError(msg) from error
-    found = found.to(torch.float32 if found.is_floating_point() else torch.int64)
+    numbers = numbers.to(torch.float32 if numbers.is_floating_point() else torch.int64)
     if ignore_index is None:
-        return found
-    if found.ndim < 2 or found.dtype != torch.int64:
+        return numbers
+    if numbers.ndim < 2 or numbers.dtype != torch.int64:
         msg = f"ignore_index = {ignore_index} is the label of pixels that do not count; {where} has labels "
-        msg += f"{tuple(found.shape[1:])} {found.dtype} per image: leave it out"
+        msg += f"{tuple(numbers.shape[1:])} {numbers.dtype} per image: leave it out"
         raise DataError(msg)
-    return found.where(found != ignore_index, IGNORED)
+    return numbers.where(numbers != ignore_index, IGNORED)
 
 
 def _stacked(labels: Any) -> torch.Tensor:  # noqa: ANN401 - what the user has
@@ -240,8 +240,8 @@ def data_of(train: Any, test: Any, validation: Any, how: Reading) -> Data:  # no
     share = isinstance(validation, int | float) and not isinstance(validation, bool)
     if not share:
         given["validation"] = validation
-    read = {part: _taken(source, f"{how.name}: {part}", how) for part, source in given.items()}
-    as_bytes = [part for part, own in read.items() if not isinstance(own, Images)]
+    read = {split: _taken(source, f"{how.name}: {split}", how) for split, source in given.items()}
+    as_bytes = [split for split, images in read.items() if not isinstance(images, Images)]
     if not as_bytes and (how.mean is not None or how.std is not None):
         msg = f"{how.name}: mean and std are for bytes; these inputs are taken as they are: leave them out"
         raise DataError(msg)
@@ -251,7 +251,7 @@ def data_of(train: Any, test: Any, validation: Any, how: Reading) -> Data:  # no
     if not as_bytes:
         return Data(train=read["train"], validation=read["validation"].loaded(), test=read["test"], **common)
     if len(as_bytes) < len(read):
-        others = [part for part in read if part not in as_bytes]
+        others = [split for split in read if split not in as_bytes]
         msg = f"{how.name}: images of all splits are of one kind, found bytes in {', '.join(as_bytes)} and inputs as "
         msg += f"they are in {', '.join(others)}"
         raise DataError(msg)
@@ -271,19 +271,19 @@ def _taken(source: Any, where: str, how: Reading) -> Any:  # noqa: ANN401 - what
         rows, labels = as_rows(one_of(source[0], None, where)), source[1]
     else:
         rows, labels = _read_items(source, where, how.inputs)
-    found = _labels(labels, where, how.ignore_index)
-    if how.objective == "classification" and found.ndim == 2:
-        found = _class_numbers(found, where)
+    numbers = _labels(labels, where, how.ignore_index)
+    if how.objective == "classification" and numbers.ndim == 2:
+        numbers = _class_numbers(numbers, where)
     if how.objective in ("regression", "multilabel"):
-        found = found.float()
+        numbers = numbers.float()
     try:
         if isinstance(rows, Example) or rows.dtype != torch.uint8:
-            return Split(from_rows(rows), found)
-        check_labels(found, len(rows))
+            return Split(from_rows(rows), numbers)
+        check_labels(numbers, len(rows))
     except DataError as error:
         msg = f"{where}: {error}"
         raise DataError(msg) from error
-    return rows, found
+    return rows, numbers
 
 
 def _are_columns(source: Any) -> bool:  # noqa: ANN401 - what the user has

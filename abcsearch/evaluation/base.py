@@ -43,7 +43,7 @@ def evaluate(
     start = time.perf_counter()
     try:
         call: Any = evaluator if stage is None else getattr(evaluator, stage)
-        found = call(candidate, seed) if bar is None else call.race(candidate, seed, bar)
+        evaluation = call(candidate, seed) if bar is None else call.race(candidate, seed, bar)
     except (KeyboardInterrupt, SearcherError, ShortageError):
         raise
     except BaseException as error:  # noqa: BLE001 - any failure of a candidate is recorded and the search goes on
@@ -51,8 +51,8 @@ def evaluate(
         if what is not None:
             msg = f"{platform.node()} ran short of {what}: {one_line(described(error))}"
             raise ShortageError(msg) from None  # it must be pickled, which what it was raised from need not survive
-        found = Evaluation(fitness=None, failure=described(error))
-    return _plain(found, time.perf_counter() - start)
+        evaluation = Evaluation(fitness=None, failure=described(error))
+    return _plain(evaluation, time.perf_counter() - start)
 
 
 def _plain(found: Evaluation, seconds: float) -> Evaluation:

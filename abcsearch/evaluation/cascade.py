@@ -76,8 +76,8 @@ class Cascade:
 
     def in_full(self, candidate: Candidate, seed: int) -> Evaluation:
         """Returns what the second stage finds on all of search-validation."""
-        found = evaluate(self.second, candidate, seed, "in_full")
-        return replace(found, metrics={**found.metrics, STAGE: 2})
+        scored = evaluate(self.second, candidate, seed, "in_full")
+        return replace(scored, metrics={**scored.metrics, STAGE: 2})
 
     def promoted(self, earlier: Sequence[Verdict], batch: Mapping[int, Evaluation]) -> list[int]:
         """Returns the numbers of the trials that are decided together and see the second stage, best first.

@@ -139,8 +139,8 @@ class ShortTrainingOptions(ScoringOptions):
 
     def recipe(self, shrink: int = 1) -> Recipe:
         """Returns the recipe of the training loop, with the batch size divided by `shrink`."""
-        own = {option.name for option in fields(self)}
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Recipe) if f.name in own}
+        names = {option.name for option in fields(self)}
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Recipe) if f.name in names}
         values["batch_size"] = max(1, self.batch_size // shrink)
         return Recipe(**values)
 

@@ -270,11 +270,11 @@ class SlicedEvaluator(ABC):
         if values is None:
             return {racing.IMAGES: float(tally.count)}
         error = racing.standard_error(values)
-        found = {racing.IMAGES: float(tally.count)} | ({} if error is None else {racing.ERROR: error})
+        spread = {racing.IMAGES: float(tally.count)} | ({} if error is None else {racing.ERROR: error})
         if not self.finalists or tally.count < len(self._order):
-            return found
+            return spread
         in_turn = self._stages and len(self._validation) == len(self._order)  # scored in the order drawn
-        return found | racing.group_means(values if in_turn else values[self._order])
+        return spread | racing.group_means(values if in_turn else values[self._order])
 
 
 def _once_more(evaluation: Callable[[int], Evaluation]) -> Evaluation:
@@ -288,8 +288,8 @@ def _once_more(evaluation: Callable[[int], Evaluation]) -> Evaluation:
     except torch.OutOfMemoryError:
         pass  # outside of this block nothing holds the failed evaluation's memory any more
     torch.cuda.empty_cache()
-    found = evaluation(2)
-    return replace(found, metrics={**found.metrics, "halved_batch": 1.0})
+    again = evaluation(2)
+    return replace(again, metrics={**again.metrics, "halved_batch": 1.0})
 
 
 def _first_stage(data: Data, count: int, wanted: int | None) -> int:

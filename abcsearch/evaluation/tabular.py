@@ -59,10 +59,10 @@ class TableCosts:
             msg = f"structures of this table have shape (n, {len(self._rows)}), found {values.shape}"
             raise CandidateError(msg)
         inside = np.minimum(np.maximum(values, 0), self._places.shape[1] - 1)
-        found = self._places[self._rows, inside].sum(axis=1)
-        if len(found) and found.min() < 0:
-            self._space.check(values[int(found.argmin())].tolist())
-        return found
+        rows = self._places[self._rows, inside].sum(axis=1)
+        if len(rows) and rows.min() < 0:
+            self._space.check(values[int(rows.argmin())].tolist())
+        return rows
 
     def macs(self, candidates: ArrayLike) -> NDArray[np.int64]:
         """Returns multiply-accumulates, batch 1: (n, n_dims) integers to (n,) int64."""

@@ -94,12 +94,12 @@ def utilisation(  # noqa: PLR0913 - of what, on what, and how
     Returns:
         By name of dimension; those whose channels cannot be found again in the network are left out.
     """
-    own = _traced(network, data)
-    if own is None:
+    traced = _traced(network, data)
+    if traced is None:
         return {}
     wanted = rates(graph, candidate, base)
-    groups = {name: index for name, index in _again(graph, own, candidate).items() if name in wanted}
-    blocks = {block.name: index for index, block in enumerate(own.blocks) if block.name in wanted}
+    groups = {name: index for name, index in _again(graph, traced, candidate).items() if name in wanted}
+    blocks = {block.name: index for index, block in enumerate(traced.blocks) if block.name in wanted}
     loss = find_objective(data.objective).loss
     rises = dict.fromkeys([*groups, *blocks], 0.0)
     draws = torch_stream(seed, "utilisation")
@@ -109,8 +109,8 @@ def utilisation(  # noqa: PLR0913 - of what, on what, and how
             before = float(loss(output_of(network, run_on(network, batch)), labels))
             for name in rises:
                 for _ in range(passes):
-                    gates, kept = _drawn(own, groups.get(name), blocks.get(name), wanted[name], draws)
-                    with gated(network, own, gates), skipping(network, own, kept):
+                    gates, kept = _drawn(traced, groups.get(name), blocks.get(name), wanted[name], draws)
+                    with gated(network, traced, gates), skipping(network, traced, kept):
                         after = float(loss(output_of(network, run_on(network, batch)), labels))
                     rises[name] += (after - before) * len(labels) / (passes * len(images))
     return rises
@@ -118,9 +118,9 @@ def utilisation(  # noqa: PLR0913 - of what, on what, and how
 
 def _batches(images: Split) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Returns images and labels, a few at a time."""
-    parts = torch.arange(len(images)).split(BATCH)
-    loaded = [images.part(part).loaded() for part in parts]
-    return [(part.images, part.labels) for part in loaded]
+    chunks = torch.arange(len(images)).split(BATCH)
+    loaded = [images.part(chunk).loaded() for chunk in chunks]
+    return [(chunk.images, chunk.labels) for chunk in loaded]
 
 
 def _traced(network: nn.Module, data: Data) -> ChannelGraph | None:

@@ -113,8 +113,12 @@ class RayTraining:
             def _create_default_callbacks(self) -> list[Any]:
                 # What cleans up after a lost controller asks Ray's dashboard, which a Ray of ours has none of, and ends
                 # only when that has timed out; a Ray of ours goes with all that is in it.
-                found: list[Any] = super()._create_default_callbacks()
-                return [own for own in found if not (ours and type(own).__name__ == "PlacementGroupCleanerCallback")]
+                callbacks: list[Any] = super()._create_default_callbacks()
+                return [
+                    callback
+                    for callback in callbacks
+                    if not (ours and type(callback).__name__ == "PlacementGroupCleanerCallback")
+                ]
 
             def _register_sigint_handler(self, controller: Any) -> None:  # noqa: ANN401 - a handle of Ray's
                 self.controller = controller

@@ -208,8 +208,8 @@ class Checks:
         sizes: dict[str, float] = {}
         for outputs in self.outputs:
             for name, tensor in outputs.items():
-                own = float(tensor.abs().max()) if tensor.numel() and tensor.dtype != torch.bool else 0.0
-                sizes[name] = max(sizes.get(name, 0.0), own)
+                largest = float(tensor.abs().max()) if tensor.numel() and tensor.dtype != torch.bool else 0.0
+                sizes[name] = max(sizes.get(name, 0.0), largest)
         return sizes
 
     def differences(self, loaded: nn.Module) -> dict[str, float]:
@@ -223,12 +223,12 @@ class Checks:
             for batch, expected in zip(self.batches, self.outputs, strict=True):
                 device = next(iter(expected.values())).device
                 try:
-                    found = tensors_by_name(plain(run_on(loaded, batch.to(device).clone())))
+                    outputs = tensors_by_name(plain(run_on(loaded, batch.to(device).clone())))
                 except Exception as error:  # the user's forward, on a network of other sizes; or what runs files
                     msg = f"the exported network loads but cannot be run on {described(batch, where=False)}: {error}"
                     raise ExportError(msg) from error
-                for name in {**expected, **found}:
-                    gaps.setdefault(name, []).append(_gap(expected.get(name), found.get(name)))
+                for name in {**expected, **outputs}:
+                    gaps.setdefault(name, []).append(_gap(expected.get(name), outputs.get(name)))
         return {name: float(torch.tensor(every).max()) for name, every in gaps.items()}  # of NaN and others NaN
 
 

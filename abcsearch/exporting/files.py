@@ -65,8 +65,8 @@ class Exported(os.PathLike[str]):
 
     def __str__(self) -> str:
         """Returns path, size and difference in one line."""
-        found = f"largest difference {self.difference:.2g} of outputs up to {self.largest:.3g}"
-        return f"{self.path} ({self.size:,} bytes; {found})"
+        text = f"largest difference {self.difference:.2g} of outputs up to {self.largest:.3g}"
+        return f"{self.path} ({self.size:,} bytes; {text})"
 
 
 def export(  # noqa: PLR0913 - all but two are optional
@@ -123,9 +123,9 @@ def export(  # noqa: PLR0913 - all but two are optional
             sweep(folder)  # of what exports that were killed have left
             place = Path(name)
             if record is None:
-                found = _write_file(model, place / target.name, example, facts, tolerance)
+                written = _write_file(model, place / target.name, example, facts, tolerance)
             else:
-                found = _write_folder(model, place, example, facts, record, kind)
+                written = _write_folder(model, place, example, facts, record, kind)
             size = sum((place / file).stat().st_size for file in files)
             for file in files:
                 (place / file).replace(folder / file)
@@ -134,7 +134,7 @@ def export(  # noqa: PLR0913 - all but two are optional
     except OSError as error:
         msg = f"export folder {folder} cannot be written: {error}; choose another one"
         raise ExportError(msg) from error
-    return Exported(path=target, format=kind, difference=found[0], largest=found[1], size=size)
+    return Exported(path=target, format=kind, difference=written[0], largest=written[1], size=size)
 
 
 def _checked_example(model: nn.Module, given: Any) -> Inputs:  # noqa: ANN401 - whatever is given as an example
@@ -147,11 +147,13 @@ def _checked_example(model: nn.Module, given: Any) -> Inputs:  # noqa: ANN401 - 
     example = Example.of(given)
     tensors = [x for x in example.tensors if x.ndim]
     if not tensors or any(0 in x.shape for x in tensors) or (not several and given.ndim < 2):
-        found = type(given).__name__ if not example.tensors else ", ".join(str(tuple(x.shape)) for x in example.tensors)
+        given_as = (
+            type(given).__name__ if not example.tensors else ", ".join(str(tuple(x.shape)) for x in example.tensors)
+        )
         msg = (
             "example_input is one batch as a tensor, a tuple, a dict or an Example of several, of at least one input, "
         )
-        raise ExportError(f"{msg}found {found}")
+        raise ExportError(f"{msg}found {given_as}")
     example = example.fitting(model)
     one = len(example.args) == 1 and not example.kwargs and isinstance(example.args[0], torch.Tensor)
     return example.args[0] if one else example
@@ -226,15 +228,15 @@ def open_export(
     Raises:
         ExportError, ModelError: see `load`.
     """
-    place = Path(path)
-    if not place.is_file():
-        return Opened(*load_plan(place, constructor, trust=trust))
+    where = Path(path)
+    if not where.is_file():
+        return Opened(*load_plan(where, constructor, trust=trust))
     readers = {".onnx": open_onnx, ".pt2": open_pt2}
-    if place.suffix.lower() not in readers:
+    if where.suffix.lower() not in readers:
         msg = f"{path} is not an export: that is a folder with plan.json and weights, an .onnx or a .pt2 file; weights "
-        msg += f"of your own: abcsearch evaluate {quoted(place)} --config CONFIG"
+        msg += f"of your own: abcsearch evaluate {quoted(where)} --config CONFIG"
         raise ExportError(msg)
-    return Opened(*readers[place.suffix.lower()](place, trust=trust))
+    return Opened(*readers[where.suffix.lower()](where, trust=trust))
 
 
 def _record(
@@ -291,14 +293,14 @@ def _write_file(
     write, read = (write_onnx, open_onnx) if path.suffix.lower() == ".onnx" else (write_pt2, open_pt2)
     write(traced(whole, batches[1]), path, facts)
     try:
-        found, _, _ = read(path)
+        read_back, _, _ = read(path)
     except ExportError as error:
         # Its path is a temporary one.
         msg = f"the {path.suffix} file is written but cannot be read back: {str(error).replace(str(path), path.name)}"
         if any(x.dtype == torch.float64 for x in Example.of(example_input).tensors):
             msg += "; the network is in double precision, which not everything computes: export it as model.float()"
         raise ExportError(msg) from error
-    gaps, sizes = checks.differences(found), checks.sizes()
+    gaps, sizes = checks.differences(read_back), checks.sizes()
     for name, gap in gaps.items():
         if not gap <= tolerance * sizes.get(name, 0.0):
             msg = f"the {path.suffix} file computes other outputs: the largest difference is {gap:.3g}{_at(name)} of "

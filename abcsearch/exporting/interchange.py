@@ -205,13 +205,13 @@ def open_onnx(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, 
         msg += "; write it again with: abcsearch export RUN_DIR --format onnx"
         raise ExportError(msg) from error
     text = session.get_modelmeta().custom_metadata_map.get(FACTS)
-    facts, own = _facts(text, path)
+    facts, trusted = _facts(text, path)
     written = facts.pop(_CONTENT, None)
     if written is not None:
         known = content[: written[0]]
         if _content(known) != written or known + _appended(text) != content:
             raise ExportError(_CHANGED.format(path))
-    return Frozen(_Session(session, facts), facts.get("inputs")), facts, own and written is not None
+    return Frozen(_Session(session, facts), facts.get("inputs")), facts, trusted and written is not None
 
 
 class _Session:
@@ -234,10 +234,10 @@ class _Session:
             msg = f"the network takes the inputs {', '.join(self._inputs)}, found {', '.join(given) or 'none'}"
             raise ExportError(msg)
         feed = {name: given[name].numpy() for name in self._inputs}
-        found = {n: torch.from_numpy(x) for n, x in zip(self._outputs, self._session.run(None, feed), strict=True)}
+        outputs = {n: torch.from_numpy(x) for n, x in zip(self._outputs, self._session.run(None, feed), strict=True)}
         if self._returns is not None:
-            return filled(self._returns, found)
-        return found if len(found) > 1 else next(iter(found.values()))
+            return filled(self._returns, outputs)
+        return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
 
 def _refuse_references(content: bytes, path: Path) -> None:
@@ -267,17 +267,17 @@ def open_pt2(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, A
         ExportError: if the file is no traced network, or an int8 one and torchao is not installed.
     """
     entries = read_entries(path)
-    facts, own = _facts(facts_in(entries), path)
+    facts, trusted = _facts(facts_in(entries), path)
     written = facts.pop(_CONTENT, None)
-    own = own and written is not None
+    trusted = trusted and written is not None
     if written is not None and content_of(entries) != written:
         raise ExportError(_CHANGED.format(path))
     try:
         if any(_INT8 in entry for entry in entries.values()):
             torchao()
-        packed = io.BytesIO(path.read_bytes()) if own or trust else checked_archive(entries, path)
+        packed = io.BytesIO(path.read_bytes()) if trusted or trust else checked_archive(entries, path)
         with quiet():
-            return Frozen(torch.export.load(packed).module(), facts.get("inputs")), facts, own
+            return Frozen(torch.export.load(packed).module(), facts.get("inputs")), facts, trusted
     except ExportError:
         raise
     except Exception as error:  # of many kinds

@@ -100,18 +100,18 @@ def load_plan(
         ExportError: if files are missing or damaged, or the constructor builds another network.
         ModelError: if the constructor cannot be found or called.
     """
-    plan, tensors, own = read_plan(folder)
+    plan, tensors, trusted = read_plan(folder)
     record = Constructor(name=plan["constructor"]["name"], options=plan["constructor"]["options"])
     if not (trust or written_here(plan)):
         leave_working_folder()
-    make = constructor or (None if own or trust else record.find_outside())
+    make = constructor or (None if trusted or trust else record.find_outside())
     try:
         model = record.build(make=make)
     except ModelError as error:
         msg = f"{folder}: {error} (pass constructor=, what builds the network before pruning)"
         raise ModelError(msg) from error
     _reshape(model, plan, tensors, f"{folder}: {record.name}")
-    return model.eval(), {key: plan[key] for key in ("input_shape", "info") if key in plan}, own
+    return model.eval(), {key: plan[key] for key in ("input_shape", "info") if key in plan}, trusted
 
 
 def read_sizes(folder: Path, *, trust: bool = False) -> tuple[Constructor, dict[str, Any]]:
@@ -128,13 +128,13 @@ def read_sizes(folder: Path, *, trust: bool = False) -> tuple[Constructor, dict[
         ExportError: if files are missing or damaged.
         ModelError: if it is from elsewhere and its constructor is not one that such a file may name.
     """
-    plan, tensors, own = read_plan(folder)
+    plan, tensors, trusted = read_plan(folder)
     sizes = {key: plan[key] for key in ("dropped", "factorised", "layers", "strides") if key in plan}
     shapes = {name: [plan["tensors"][name], list(tensors[name].shape)] for name in plan["tensors"] if name in tensors}
     record = Constructor(**plan["constructor"])
     if not (trust or written_here(plan)):
         leave_working_folder()
-    if not (own or trust):
+    if not (trusted or trust):
         record.find_outside()
     return record, {**sizes, "shapes": shapes}
 

@@ -113,11 +113,11 @@ def _quantizer() -> Any:  # noqa: ANN401 - a class of torchao, which may be miss
 
     class Rounding(x86.X86InductorQuantizer):
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
-            found = super().annotate(model)
-            for node in _outputs(found):
+            annotated = super().annotate(model)
+            for node in _outputs(annotated):
                 note = node.meta.setdefault("quantization_annotation", pt2e.QuantizationAnnotation(_annotated=True))
                 note.output_qspec = note.output_qspec or config.input_activation
-            return found
+            return annotated
 
     return Rounding().set_global(config)
 
@@ -155,5 +155,5 @@ def _drop_unused(graph: torch.fx.GraphModule) -> None:
     read = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
     for name, _ in [*graph.named_parameters(), *graph.named_buffers()]:
         if name not in read:
-            owner, _, own = name.rpartition(".")
-            delattr(graph.get_submodule(owner), own)
+            owner, _, attribute = name.rpartition(".")
+            delattr(graph.get_submodule(owner), attribute)

@@ -56,14 +56,14 @@ def check_target(path: str | Path, kind: str | None) -> tuple[str, Path]:
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
     """Makes a folder, and removes what it made of it again where the block fails, unless something else is in it."""
-    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            for place in new:
-                place.rmdir()
+            for parent in new:
+                parent.rmdir()
         raise
 
 
@@ -84,7 +84,7 @@ def _refuse_taken(kind: str, target: Path) -> None:
         msg = f"{target} is a folder, but {kind} is one file; give another name, or remove the folder"
         raise ExportError(msg)
     folder = target if whole else target.parent
-    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    there = next((parent for parent in (folder, *folder.parents) if parent.exists()), None)
     if there is not None and not there.is_dir():
         msg = f"export folder {folder} cannot be written: {there} is a file; give another name"
         raise ExportError(msg + (", or one that ends in .onnx or .pt2 for a file" if whole else ""))
@@ -97,10 +97,10 @@ def _refuse_taken(kind: str, target: Path) -> None:
 def _is_ours(plan: Path) -> bool:
     """Returns whether a file is the plan of an export; a damaged one is not."""
     try:
-        found = json.loads(plan.read_text(encoding="utf-8"))
+        plain = json.loads(plan.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and {"format", "constructor", "layers", "tensors"} <= found.keys()
+    return isinstance(plain, dict) and {"format", "constructor", "layers", "tensors"} <= plain.keys()
 
 
 def _has_lost_its_plan(folder: Path) -> bool:

@@ -38,6 +38,6 @@ def check_counts(network: str, **counts: object) -> None:
     """
     wrong = {name: n for name, n in counts.items() if not isinstance(n, int) or isinstance(n, bool) or n < 1}
     if wrong:
-        found = ", ".join(f"{name}={value!r}" for name, value in wrong.items())
-        msg = f"{network}: {', '.join(counts)} are whole numbers, at least 1; found {found}; set a whole number there"
+        given = ", ".join(f"{name}={value!r}" for name, value in wrong.items())
+        msg = f"{network}: {', '.join(counts)} are whole numbers, at least 1; found {given}; set a whole number there"
         raise ModelError(msg)

@@ -75,7 +75,7 @@ class TinySSD(nn.Module):
         """Maps images (batch, in_channels, size, size) to offsets and logits (batch, places, 4 + classes)."""
         low = self.low(self.stem(x))
         maps = [head(features) for head, features in zip(self.heads, (low, self.high(low)), strict=True)]
-        every = [own.permute(0, 2, 3, 1).reshape(own.shape[0], -1, 4 + self.classes) for own in maps]
+        every = [level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, 4 + self.classes) for level in maps]
         return torch.cat(every, dim=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

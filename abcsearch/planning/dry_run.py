@@ -71,8 +71,8 @@ def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIEN
         if chosen or not folder.path.exists():
             raise
         note = f"a search would need another folder, --run-dir: {error}"
-    found = _rehearsed(config, RunFolder(folder.path / "new"), patience)
-    return replace(found, notes=(*found.notes, note))
+    rehearsal = _rehearsed(config, RunFolder(folder.path / "new"), patience)
+    return replace(rehearsal, notes=(*rehearsal.notes, note))
 
 
 def rehearse_front(
@@ -95,13 +95,13 @@ def rehearse_front(
 def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehearsal:
     """Returns what `run_config` would do in a folder."""
     config = as_begun(config, folder)
-    task, parts = prepare(config, folder, weights=False)
+    task, roles = prepare(config, folder, weights=False)
     held = held_header(folder, config, config_identity(config, task.data)) if folder.path.exists() else None
-    rounds = parts.searcher.needs_results and config.execution.schedule == "rounds" and not config.execution.window
-    searcher = parts.searcher
+    rounds = roles.searcher.needs_results and config.execution.schedule == "rounds" and not config.execution.window
+    searcher = roles.searcher
     if config.searcher.name == "given" and config.prepare is not None:  # it is given its structures later
         searcher = make_searcher("random", task.space, task.constraint, seed=config.seed)
-    mapped = _mapped(config, folder, task, parts.searcher)
+    mapped = _mapped(config, folder, task, roles.searcher)
     doing("timing an evaluation")
     candidate, batch = _first(searcher, config.n_trials if rounds else 1)
     unheard = f"{config.searcher.name} proposes all {plural(batch, 'trial')} before it has a result to learn from"
@@ -231,9 +231,9 @@ def _turns(trials: int, batch: int, workers: int) -> int:
 
 def _workers(config: RunConfig) -> tuple[int, list[str]]:
     """Returns how many evaluations really run at a time, and a note where those are fewer than asked for."""
-    own, threads = config.execution, evaluation_threads(config.evaluator.options)
-    wanted = max(1, min(own.workers, own.window or own.workers))
-    here = own.ray_address is None and not own.gpus
+    execution, threads = config.execution, evaluation_threads(config.evaluator.options)
+    wanted = max(1, min(execution.workers, execution.window or execution.workers))
+    here = execution.ray_address is None and not execution.gpus
     most = max(1, (os.cpu_count() or 1) // threads) if here else wanted
     if wanted <= most:
         return wanted, []
@@ -244,10 +244,10 @@ def _reach(constraint: Constraint) -> tuple[Reach, ...]:
     """Returns the bounds of a budget with what the space reaches."""
     space = constraint.space
     ends = [space.at([0] * len(space)), space.at(space.last_indices), space.full]
-    found: list[Reach] = []
+    reaches: list[Reach] = []
     for limit in constraint.limits:
         smallest, largest, full = limit.cost(ends).tolist()
-        found.append(
+        reaches.append(
             Reach(
                 name=limit.name,
                 low=limit.low,
@@ -257,7 +257,7 @@ def _reach(constraint: Constraint) -> tuple[Reach, ...]:
                 full=full,
             )
         )
-    return tuple(found)
+    return tuple(reaches)
 
 
 def _weights_notes(config: RunConfig, folder: RunFolder) -> list[str]:

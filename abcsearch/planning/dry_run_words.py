@@ -156,7 +156,7 @@ class Rehearsal:
     @property
     def total(self) -> float:
         """Seconds of all that is estimated."""
-        before = sum(own.seconds for own in (self.pretraining, self.preparing) if own is not None)
+        before = sum(estimate.seconds for estimate in (self.pretraining, self.preparing) if estimate is not None)
         return before + self.mapping + self.search + (self.baseline or 0.0) + self.tuning
 
     @property
@@ -206,8 +206,8 @@ class Rehearsal:
         if self.pretraining is not None:
             lines.insert(0, f"base network: about {_estimated(self.pretraining)}")
         others = "the pruned one" if self.finetuned == 1 else f"each of {self.finetuned} pruned ones"
-        own = " and what recipes of their own take" if self.longer else ""
-        tuned = f"full network {_estimated(full)}, {others} {_estimated(pruned)}{own}"
+        longer = " and what recipes of their own take" if self.longer else ""
+        tuned = f"full network {_estimated(full)}, {others} {_estimated(pruned)}{longer}"
         lines.append(f"fine-tuning: about {about(self.tuning)}: {tuned}")
         return [*lines, f"in all: about {about(self.total)}"]
 
@@ -246,21 +246,21 @@ def called(name: str, options: Any) -> str:  # noqa: ANN401 - a mapping of plain
 
 def _estimated(estimate: Estimate) -> str:
     """Returns a time in words, and whether it was extrapolated."""
-    part = "" if estimate.share >= 1 else f" (timed: {100 * estimate.share:.2g} % of it)"
-    return f"{about(estimate.seconds)}{part}"
+    timed = "" if estimate.share >= 1 else f" (timed: {100 * estimate.share:.2g} % of it)"
+    return f"{about(estimate.seconds)}{timed}"
 
 
 def about(seconds: float) -> str:
     """Returns a time in words: the largest unit and the next one."""
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    _, unit, smaller, part, parts = next(entry for entry in _UNITS if seconds < entry[0])
-    whole, rest = divmod(round(seconds / part), parts)
+    _, unit, smaller, one, many = next(entry for entry in _UNITS if seconds < entry[0])
+    whole, rest = divmod(round(seconds / one), many)
     return f"{whole} {unit} {rest} {smaller}" if rest else f"{whole} {unit}"
 
 
 def _sizes(shape: Any) -> str:  # noqa: ANN401 - two kinds
     """Returns the shape of an image in words."""
     if isinstance(shape, dict):
-        return ", ".join(f"{name} {_sizes(own)}" for name, own in shape.items())
+        return ", ".join(f"{name} {_sizes(inner)}" for name, inner in shape.items())
     return "x".join(map(str, shape)) or "a number"

@@ -171,8 +171,8 @@ class Deciding(Supervised):
         """Returns the gates of every group, (channels,); 1 where it has none."""
         logits = self.logits.values
         known = len(self._decided) > 0
-        parts = self._parts(self._decided.to(logits) if known else torch.sigmoid(self.sharpness * logits))
-        return [part if has else torch.ones_like(part) for part, has in zip(parts, self._gated, strict=True)]
+        groups = self._parts(self._decided.to(logits) if known else torch.sigmoid(self.sharpness * logits))
+        return [group if has else torch.ones_like(group) for group, has in zip(groups, self._gated, strict=True)]
 
     def _parts(self, values: torch.Tensor) -> Sequence[torch.Tensor]:
         """Returns values of all channels, one tensor per group."""
@@ -200,7 +200,7 @@ class Deciding(Supervised):
             soft, scores = torch.cat(self.gates()).detach(), self.scores()
             self.undecided = int(((soft - 0.5).abs() < 0.5 - OPEN).sum())
             pairs = zip(scores, self._widths(scores), strict=False)
-            self._decided = torch.from_numpy(np.concatenate([_best(own, width) for own, width in pairs]))
+            self._decided = torch.from_numpy(np.concatenate([_best(logits, width) for logits, width in pairs]))
 
     def fold(self) -> None:
         """Has nothing read the channels whose gates are 0, for good; gates are decided."""
@@ -211,13 +211,20 @@ class Deciding(Supervised):
 
     def scores(self) -> list[NDArray[np.float64]]:
         """Returns the logits of every group, (channels,); infinite where it has no gates."""
-        parts = [part.double().cpu().numpy() for part in self._parts(self.logits.values.detach())]
-        return [own if has else np.full(len(own), np.inf) for own, has in zip(parts, self._gated, strict=True)]
+        groups = [group.double().cpu().numpy() for group in self._parts(self.logits.values.detach())]
+        return [
+            logits if has else np.full(len(logits), np.inf) for logits, has in zip(groups, self._gated, strict=True)
+        ]
 
     def same(self) -> Mapping[str, Any]:
         """Returns what is learned at which cost."""
-        own = {"weight": self._weight, "sharpest": self._sharpest, "decide": self._decide, "gate_lr": self._gate_lr}
-        return {**super().same(), **own, "costs": self._costs, "gated": list(self._gated)}
+        settings = {
+            "weight": self._weight,
+            "sharpest": self._sharpest,
+            "decide": self._decide,
+            "gate_lr": self._gate_lr,
+        }
+        return {**super().same(), **settings, "costs": self._costs, "gated": list(self._gated)}
 
     def state_dict(self) -> Mapping[str, Any]:
         """Returns how sharp the gates are, and what they are once they are decided."""

@@ -196,8 +196,8 @@ class Preparation(ABC):
         """
         self.options = self.Options() if options is None else options
         if not isinstance(self.options, self.Options):
-            wanted, found = self.Options.__name__, type(self.options).__name__
-            msg = f"options of {type(self).__name__} are {wanted}, found {found}"
+            wanted, given = self.Options.__name__, type(self.options).__name__
+            msg = f"options of {type(self).__name__} are {wanted}, found {given}"
             raise PreparationError(msg)
 
     def check(self, task: Pruning) -> None:  # noqa: B027 - not all have something to refuse
@@ -287,10 +287,10 @@ def check_restored(preparation: Preparation, task: Pruning, source: Source, stat
 
 def _check_fits(name: str, made: Prepared, task: Pruning) -> None:
     """Raises PreparationError unless names, starts and facts are of their kind, and of this task."""
-    wanted, found = [len(d.labels) for d in task.space.dimensions], made.source.ranking.criteria
-    if max(wanted) > len(found):
+    wanted, given = [len(d.labels) for d in task.space.dimensions], made.source.ranking.criteria
+    if max(wanted) > len(given):
         msg = (
-            f"preparation {name} ranks channels by {', '.join(found)} alone, and the space has {max(wanted)} criteria "
+            f"preparation {name} ranks channels by {', '.join(given)} alone, and the space has {max(wanted)} criteria "
             "to choose from: rank with task.rank(network), or set criterion to one name"
         )
         raise PreparationError(msg)
@@ -298,8 +298,8 @@ def _check_fits(name: str, made: Prepared, task: Pruning) -> None:
         msg = f"preparation {name} returns a source of another graph: the space is that of task.graph, use it"
         raise PreparationError(msg)
     if not isinstance(made.starts, Sequence) or not isinstance(made.facts, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        found = f"{type(made.starts).__name__} and {type(made.facts).__name__}"
-        msg = f"preparation {name}: starts are a list of structures and facts values by name, found {found}"
+        given = f"{type(made.starts).__name__} and {type(made.facts).__name__}"
+        msg = f"preparation {name}: starts are a list of structures and facts values by name, found {given}"
         raise PreparationError(msg)
     try:
         for module in made.source.modules:

@@ -157,8 +157,8 @@ class Chains(nn.Module):
 
     def reached(self) -> list[torch.Tensor]:
         """Returns per width the probability that it is at least each of its choices, (n_choices,), 1 first."""
-        parts = self.steps.split([len(d.choices) - 1 for d in self.widths])
-        return [torch.cat([part.new_ones(1), torch.sigmoid(part).cumprod(0)]) for part in parts]
+        chains = self.steps.split([len(d.choices) - 1 for d in self.widths])
+        return [torch.cat([chain.new_ones(1), torch.sigmoid(chain).cumprod(0)]) for chain in chains]
 
     def distributions(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Returns per width its choices and their probabilities, both (n_choices,)."""
@@ -282,5 +282,10 @@ class Marking(Sandwich):
     def same(self) -> Mapping[str, Any]:
         """Returns what is learned at which cost."""
         images = 0 if self._structure is None else len(self._structure)
-        own = {"weight": self._weight, "chain_lr": self._chain_lr, "costs": self._costs, "structure images": images}
-        return {**super().same(), **own}
+        settings = {
+            "weight": self._weight,
+            "chain_lr": self._chain_lr,
+            "costs": self._costs,
+            "structure images": images,
+        }
+        return {**super().same(), **settings}

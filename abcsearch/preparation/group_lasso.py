@@ -156,8 +156,8 @@ class SparseChannels(Supervised):
         Infinite where nothing is trained that makes one, or all was 0.
         """
         pairs = zip(self._makers.norms(), self._usual, strict=True)
-        found = [(norms.double().cpu().numpy(), usual) for norms, usual in pairs]
-        return [norms / usual if usual else np.full(len(norms), np.inf) for norms, usual in found]
+        norms_of = [(norms.double().cpu().numpy(), usual) for norms, usual in pairs]
+        return [norms / usual if usual else np.full(len(norms), np.inf) for norms, usual in norms_of]
 
     def empty(self) -> list[str]:
         """Returns the blocks all of whose weights are 0."""

@@ -240,8 +240,12 @@ class Relaxed(Supervised):
 
     def same(self) -> Mapping[str, Any]:
         """Returns how it is learned."""
-        own = {"logit_lr": self._logit_lr, "temperatures": list(self._temperatures), "logit_decay": self._logit_decay}
-        return {**super().same(), **own, "structure images": len(self._structure)}
+        settings = {
+            "logit_lr": self._logit_lr,
+            "temperatures": list(self._temperatures),
+            "logit_decay": self._logit_decay,
+        }
+        return {**super().same(), **settings, "structure images": len(self._structure)}
 
     def state_dict(self) -> Mapping[str, Any]:
         """Returns how far the training is."""

@@ -97,14 +97,14 @@ class LFPC(Preparation):
         network, recipe, options = copy.deepcopy(task.base), self.options.training, self.options
         ranking = self._ranking(task, network, trainer)
         structure = self._structure(task)
-        images, own = parted(trainer, options.split, "lfpc")
+        images, structure_split = parted(trainer, options.split, "lfpc")
         open_ = _open(task, structure)
         logits = Logits([len(ranking.criteria)] * sum(open_))
         lesson = Choosing(
             network,
             task.graph,
             logits,
-            own,
+            structure_split,
             masks=kept_by_each(ranking, structure),
             open_=open_,
             blocks=structure[len(open_) : int(task.space.ordered.sum())],

@@ -104,20 +104,20 @@ class PruningNet(Preparation):
             self.options.training,
         )
         network = sum(tensor.numel() for tensor in task.base.parameters())
-        own = _numbers(made, options)
-        kept = 4 * (own + network) * (1 + _states(recipe) + (recipe.ema > 0))
+        numbers = _numbers(made, options)
+        kept = 4 * (numbers + network) * (1 + _states(recipe) + (recipe.ema > 0))
         # Gradients, and the weights of a step with theirs. What is saved is copied, is bytes tensor by tensor, then all
         # bytes; and the last weights are returned besides. Measured: 1.08 GB, where this says 1.05.
-        training, saving = kept + 4 * (own + 3 * network), 3 * kept + 4 * (own + network)
+        training, saving = kept + 4 * (numbers + 3 * network), 3 * kept + 4 * (numbers + network)
         where = str(find_device(recipe.device))
         apart = where != "cpu"
         return Needs(
-            text=f"pruning_net makes {len(made)} weights by a generator of {own:,} numbers, {own / network:.3g} times "
-            "those of the network",
+            text=f"pruning_net makes {len(made)} weights by a generator of {numbers:,} numbers, "
+            f"{numbers / network:.3g} times those of the network",
             memory=saving if apart else training + saving,
             device=training if apart else 0,
             where=where,
-            disk=4 * own,
+            disk=4 * numbers,
             less=_less(made, options),
         )
 

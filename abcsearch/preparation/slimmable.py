@@ -128,8 +128,12 @@ class Sampler:
     def same(self) -> dict[str, Any]:
         """Returns its settings as plain values."""
         bounds = [[limit.name, limit.low, limit.high] for limit in self._constraint.limits]
-        own = {"widths": self._widths, "grow": self._grow, "choices": [list(d.choices) for d in self._space.dimensions]}
-        return own | ({"budget": bounds} if self._widths == "budget" else {})
+        settings = {
+            "widths": self._widths,
+            "grow": self._grow,
+            "choices": [list(d.choices) for d in self._space.dimensions],
+        }
+        return settings | ({"budget": bounds} if self._widths == "budget" else {})
 
     def _random(self, rng: np.random.Generator) -> Candidate:
         """Returns one random structure."""
@@ -219,9 +223,14 @@ class Sandwich(Supervised):
 
     def same(self) -> Mapping[str, Any]:
         """Returns what is drawn, how it is weighed, and the order of channels."""
-        orders = [[order.tolist() for order in own.orders] for own in (self._ranking, *self._ranking.others)]
-        own = {"networks": self._networks, "full_share": self._full_share, "distil": self._distil, "orders": orders}
-        return {**super().same(), **own, **self._sampler.same()}
+        orders = [[order.tolist() for order in settings.orders] for settings in (self._ranking, *self._ranking.others)]
+        settings = {
+            "networks": self._networks,
+            "full_share": self._full_share,
+            "distil": self._distil,
+            "orders": orders,
+        }
+        return {**super().same(), **settings, **self._sampler.same()}
 
     def state_dict(self) -> Mapping[str, Any]:
         """Returns how far the training is."""

@@ -99,17 +99,17 @@ def targets(name: str, constraint: Constraint) -> dict[str, float]:
     Raises:
         PreparationError: if a bounded cost has no expectation, or nothing is bounded.
     """
-    found = {
+    bounds = {
         limit.name: (limit.low + limit.high) / 2 if limit.low else float(limit.high) for limit in constraint.limits
     }
-    others = [name for name in found if name not in EXPECTED]
-    if others or not found:
+    others = [name for name in bounds if name not in EXPECTED]
+    if others or not bounds:
         msg = (
             f"{name} needs a budget whose expectation it can follow: {', '.join(EXPECTED)}; found "
-            f"{', '.join(found) or 'none'}; change the budget, or take another preparation"
+            f"{', '.join(bounds) or 'none'}; change the budget, or take another preparation"
         )
         raise PreparationError(msg)
-    return found
+    return bounds
 
 
 def check_norms(name: str, task: Pruning) -> None:

@@ -278,6 +278,6 @@ class Sampling(Relaxed):
     def same(self) -> Mapping[str, Any]:
         """Returns what is drawn at which cost."""
         orders = [order.tolist() for order in self._ranking.orders]
-        own = {"bounds": {name: list(ends) for name, ends in self._bounds.items()}, "orders": orders}
-        own["choices"] = [list(d.choices) for d in self.logits.shapes]
-        return {**super().same(), **own, "weight": self._weight, "samples": self._samples}
+        settings = {"bounds": {name: list(ends) for name, ends in self._bounds.items()}, "orders": orders}
+        settings["choices"] = [list(d.choices) for d in self.logits.shapes]
+        return {**super().same(), **settings, "weight": self._weight, "samples": self._samples}

@@ -224,17 +224,17 @@ class Dwindling(Supervised):
         """Returns per group importance, (channels,); those that went have negative numbers, the first the lowest."""
         went = self._went.double()
         scores = torch.where(went > 0, went - (self.silenced + 1), self._mean.double())
-        return [own.numpy() for own in scores.split(self._channels)]
+        return [score.numpy() for score in scores.split(self._channels)]
 
     def same(self) -> Mapping[str, Any]:
         """Returns what is learned, and how channels go."""
-        own = {"batches": self._batches, "at_once": self._at_once, "memory": self._memory}
-        return {**super().same(), **own, **self._bounds.same()}
+        settings = {"batches": self._batches, "at_once": self._at_once, "memory": self._memory}
+        return {**super().same(), **settings, **self._bounds.same()}
 
     def state_dict(self) -> Mapping[str, Any]:
         """Returns which channels went, and what is known of the others."""
-        own = {"went": self._went, "sums": self._sums, "mean": self._mean}
-        return {**own, "seen": self._seen, "prunings": self.prunings, "met": self.met}
+        state = {"went": self._went, "sums": self._sums, "mean": self._mean}
+        return {**state, "seen": self._seen, "prunings": self.prunings, "met": self.met}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes them up."""

@@ -89,7 +89,7 @@ class Variational(Preparation):
         means, ratios = lesson.scores(task.graph)
         lesson.fold()
         cut = threshold_cut(ratios, task)
-        values = np.concatenate([own[np.isfinite(own)] for own in means])
+        values = np.concatenate([values_of[np.isfinite(values_of)] for values_of in means])
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
@@ -165,10 +165,10 @@ class NoisyScales(Supervised):
         """Returns scales and shifts of batch norms times factors, by name; scales are constants."""
         tensors = dict(self.model.named_parameters())
         scaled: dict[str, torch.Tensor] = {}
-        parts = factors.split([len(entries) for entries in self._entries.values()])
-        for (name, entries), part in zip(self._entries.items(), parts, strict=True):
+        chunks = factors.split([len(entries) for entries in self._entries.values()])
+        for (name, entries), chunk in zip(self._entries.items(), chunks, strict=True):
             gamma, shift = tensors[name].detach(), f"{name.removesuffix('weight')}bias"
-            along = torch.ones_like(gamma).index_put((entries.to(gamma.device),), part.to(gamma.dtype))
+            along = torch.ones_like(gamma).index_put((entries.to(gamma.device),), chunk.to(gamma.dtype))
             scaled[name] = gamma * along
             if shift in tensors:
                 scaled[shift] = tensors[shift] * along
@@ -187,10 +187,10 @@ class NoisyScales(Supervised):
         spread = self.factors.log_spread.detach().double().cpu().exp()
         found: list[list[NDArray[np.float64]]] = []
         for values in (mean.abs(), (mean / spread).square()):
-            parts = values.split([len(entries) for entries in self._entries.values()])
+            chunks = values.split([len(entries) for entries in self._entries.values()])
             by_name = {
-                name: dict(zip(entries.tolist(), part.tolist(), strict=True))
-                for (name, entries), part in zip(self._entries.items(), parts, strict=True)
+                name: dict(zip(entries.tolist(), chunk.tolist(), strict=True))
+                for (name, entries), chunk in zip(self._entries.items(), chunks, strict=True)
             }
             found.append([_mean_over(group, by_name) for group in graph.prunable])
         return found[0], found[1]

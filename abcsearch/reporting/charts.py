@@ -97,9 +97,9 @@ def pareto_chart(clouds: Sequence[Cloud], marks: Sequence[Mark], searcher: str) 
     """Returns fitness against a cost, with buttons for the other costs."""
     traces, spans = list[Any](), list[range]()
     for cloud in clouds:
-        own = _cloud_traces(cloud, marks, searcher)
-        spans.append(range(len(traces), len(traces) + len(own)))
-        traces += own
+        traces_of = _cloud_traces(cloud, marks, searcher)
+        spans.append(range(len(traces), len(traces) + len(traces_of)))
+        traces += traces_of
     at_first = [trace.visible or True for trace in traces]
     for index, trace in enumerate(traces):
         trace.visible = at_first[index] if index in spans[0] else False
@@ -181,23 +181,23 @@ def timeline_chart(found: Timeline) -> go.Figure:
     traces: list[Any] = []
     kinds = dict.fromkeys((bar.search, bar.state) for bar in found.bars)
     for search, state in sorted(kinds, key=lambda kind: kind[1] != "succeeded"):
-        own = [bar for bar in found.bars if (bar.search, bar.state) == (search, state)]
-        own = [own[i] for i in thinned(len(own))]
+        bars = [bar for bar in found.bars if (bar.search, bar.state) == (search, state)]
+        bars = [bars[i] for i in thinned(len(bars))]
         color = network_color(search) if state == "succeeded" else VERMILLION
         traces.append(
             go.Bar(
-                base=[bar.start for bar in own],
-                x=[bar.end - bar.start for bar in own],
-                y=[bar.lane + 1 for bar in own],
+                base=[bar.start for bar in bars],
+                x=[bar.end - bar.start for bar in bars],
+                y=[bar.lane + 1 for bar in bars],
                 orientation="h",
                 name=html.escape(f"{search}: {state}"),
                 marker={
                     "color": color,
-                    "line": {"color": "white", "width": [outline(bar, found.seconds) for bar in own]},
+                    "line": {"color": "white", "width": [outline(bar, found.seconds) for bar in bars]},
                 },
                 hovertext=[
                     f"{html.escape(search)}, trial {bar.trial}: {state}, {duration_text(bar.end - bar.start)}"
-                    for bar in own
+                    for bar in bars
                 ],
                 hoverinfo="text",
             )
@@ -210,10 +210,10 @@ def timeline_chart(found: Timeline) -> go.Figure:
     figure.update_yaxes(
         tickmode="array", tickvals=lane_ticks(found.lanes), range=[found.lanes + 0.6, 0.4], showgrid=False
     )
-    for place, seconds in found.cuts:
-        figure.add_vline(x=place, line={"color": BLACK, "width": 1.2, "dash": "dash"})
+    for at, seconds in found.cuts:
+        figure.add_vline(x=at, line={"color": BLACK, "width": 1.2, "dash": "dash"})
         figure.add_annotation(
-            x=place,
+            x=at,
             y=1,
             yref="paper",
             yanchor="bottom",

@@ -166,7 +166,7 @@ def _cost(name: str, cost: int | None, share: float | None) -> str:
 def common_costs(found: Comparison) -> list[str]:
     """Returns the costs that are known of all runs that have a success."""
     known = [[cloud.cost for cloud in run.clouds] for run in found.runs if run.clouds]
-    return [cost for cost in (known[0] if known else []) if all(cost in own for own in known)]
+    return [cost for cost in (known[0] if known else []) if all(cost in costs for costs in known)]
 
 
 def same_layers(found: Comparison) -> bool:
@@ -196,7 +196,7 @@ def _color(place: int) -> str:
 
 def _rgb(color: str) -> str:
     """Returns the parts of a colour such as #0072B2 as numbers."""
-    return ", ".join(str(int(color[place : place + 2], 16)) for place in (1, 3, 5))
+    return ", ".join(str(int(color[start : start + 2], 16)) for start in (1, 3, 5))
 
 
 def fitness_chart(found: Comparison) -> go.Figure:

@@ -113,8 +113,8 @@ class Comparison:
     def plain(self) -> dict[str, Any]:
         """Returns the numbers of all charts and tables as plain values."""
         runs = {label: run.charts() for label, run in zip(self.labels, self.runs, strict=True)}
-        parts = {"groups": self.groups, "winners": self.winners}
-        return {name: [asdict(one) for one in many] for name, many in parts.items()} | {
+        tables = {"groups": self.groups, "winners": self.winners}
+        return {name: [asdict(one) for one in many] for name, many in tables.items()} | {
             "warnings": list(self.warnings),
             "runs": runs,
         }
@@ -154,18 +154,18 @@ def compare_runs(run_dirs: Sequence[str | Path], *, trust: bool = False) -> Comp
 def _groups(labels: Sequence[str], runs: Sequence[Gathered]) -> tuple[Group, ...]:
     """Returns the runs by settings."""
     members: dict[str, list[int]] = {}
-    for place, run in enumerate(runs):
+    for index, run in enumerate(runs):
         settings = deciding(_complete(run))
-        members.setdefault(json.dumps({**settings, "seed": 0}, sort_keys=True), []).append(place)
+        members.setdefault(json.dumps({**settings, "seed": 0}, sort_keys=True), []).append(index)
     searchers = [runs[places[0]].history.searcher for places in members.values()]
-    found: list[Group] = []
+    groups: list[Group] = []
     for places in members.values():
-        own = tuple(labels[place] for place in places)
+        own = tuple(labels[index] for index in places)
         searcher = runs[places[0]].history.searcher
         several = f" ({len(own)} runs)" if len(own) > 1 else ""
         same = f": {', '.join(own)}" if searchers.count(searcher) > 1 else several
-        found.append(_group(f"{searcher}{same}", own, [runs[place] for place in places]))
-    return tuple(found)
+        groups.append(_group(f"{searcher}{same}", own, [runs[index] for index in places]))
+    return tuple(groups)
 
 
 def _group(name: str, labels: tuple[str, ...], runs: Sequence[Gathered]) -> Group:
@@ -194,21 +194,21 @@ def _winners(labels: Sequence[str], runs: Sequence[Gathered], scores: Sequence[S
         scores: of the winner of each, see `FinishedRun.scores`; None also without its network.
     """
     times = _times(runs, scores)
-    found: list[Winner] = []
+    winners: list[Winner] = []
     for index, (label, run, tested) in enumerate(zip(labels, runs, scores, strict=True)):
-        own, best = run.history.own, run.history.own.best
+        search, best = run.history.own, run.history.own.best
         shares = dict.fromkeys(("macs", "params"))
         if run.run is not None and best is not None:
             costs, full = run.run.result.task.graph.costs, run.run.result.task.space.full
             pairs = {name: getattr(costs, name)([best.candidate, full]).tolist() for name in shares}
             shares = {name: kept / before for name, (kept, before) in pairs.items()}
-        found.append(
+        winners.append(
             Winner(
                 run=label,
-                searcher=own.name,
+                searcher=search.name,
                 seed=int(run.history.settings["seed"]),
-                trials=len(own.trials),
-                failed=len(own.trials) - len(own.succeeded),
+                trials=len(search.trials),
+                failed=len(search.trials) - len(search.succeeded),
                 trial=None if best is None else best.number,
                 fitness=None if best is None else best.fitness,
                 macs=None if best is None else best.evaluation.macs,
@@ -221,17 +221,17 @@ def _winners(labels: Sequence[str], runs: Sequence[Gathered], scores: Sequence[S
                 metric=None if run.run is None else run.run.metric,
             )
         )
-    return tuple(found)
+    return tuple(winners)
 
 
 def _times(runs: Sequence[Gathered], scores: Sequence[Scores]) -> dict[int, tuple[ForwardTime, ...]]:
     """Returns the forward times of the winners, by place, of those that take the same images as the first one."""
-    opened = {place: run.run for place, run in enumerate(runs) if run.run is not None}
+    opened = {index: run.run for index, run in enumerate(runs) if run.run is not None}
     if not opened:
         return {}
     example = next(iter(opened.values())).result.task.data.example
-    alike = {place: run for place, run in opened.items() if sizes_of(run.result.task.data.example) == sizes_of(example)}
-    networks = [run.network(run.winner, tuned=scores[place] is not None) for place, run in alike.items()]
+    alike = {index: run for index, run in opened.items() if sizes_of(run.result.task.data.example) == sizes_of(example)}
+    networks = [run.network(run.winner, tuned=scores[index] is not None) for index, run in alike.items()]
     threads = max(int(run.config.evaluator.options.get("threads", 1)) for run in alike.values())
     return dict(zip(alike, measure_forward(networks, example, threads=threads), strict=True))
 
@@ -241,17 +241,17 @@ def _warnings(labels: Sequence[str], runs: Sequence[Gathered]) -> Iterator[str]:
     first = runs[0].history
     for label, run in zip(labels[1:], runs[1:], strict=True):
         other = run.history
-        found = unlike(_complete(runs[0]), _complete(run), _SAME)
-        if found:
+        differing = unlike(_complete(runs[0]), _complete(run), _SAME)
+        if differing:
             yield (
                 f"{labels[0]} and {label} differ in more than the searcher, so that their fitness or costs cannot be "
-                f"compared directly: {'; '.join(found)}"
+                f"compared directly: {'; '.join(differing)}"
             )
         same_seed = first.settings["seed"] == other.settings["seed"]
         hashes = [
             key for key in ("model", "data") if first.header["identity"].get(key) != other.header["identity"].get(key)
         ]
-        if hashes and same_seed and not found:
+        if hashes and same_seed and not differing:
             yield f"{labels[0]} and {label} have another {' and another '.join(hashes)}, by their hashes"
     for label, run in zip(labels, runs, strict=True):
         if not run.history.over:
@@ -264,7 +264,7 @@ def _warnings(labels: Sequence[str], runs: Sequence[Gathered]) -> Iterator[str]:
 
 def _damages(runs: Sequence[Gathered]) -> Iterator[str]:
     """Yields which files of the fine-tuned winners are missing or damaged."""
-    for run in (own.run for own in runs):
+    for run in (winner.run for winner in runs):
         if run is not None:
             yield from problems(run.folder, run.winner.name, run.tuned(run.winner))
 

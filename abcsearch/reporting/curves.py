@@ -52,12 +52,12 @@ class Curve:
 
 def fitness_curve(search: SearchHistory) -> Curve:
     """Returns the fitness of a search over its trials, with the best so far."""
-    found = [trial.fitness for trial in search.trials]
-    best = np.maximum.accumulate(np.array(found)).tolist() if found else []
+    fitness = [trial.fitness for trial in search.trials]
+    best = np.maximum.accumulate(np.array(fitness)).tolist() if fitness else []
     return Curve(
         name=search.name,
         numbers=tuple(trial.number for trial in search.trials),
-        fitness=tuple(map(_known, found)),
+        fitness=tuple(map(_known, fitness)),
         best=tuple(map(_known, best)),
     )
 
@@ -118,7 +118,7 @@ class Cloud:
     @property
     def front_places(self) -> list[int]:
         """Places of the front's trials among all of them."""
-        index = {number: place for place, number in enumerate(self.numbers)}
+        index = {number: position for position, number in enumerate(self.numbers)}
         return [index[number] for number in self.front]
 
     def is_far(self, cost: float) -> bool:
@@ -140,10 +140,10 @@ def cost_cloud(
     order = sorted(range(len(trials)), key=lambda i: (costs[i], -trials[i].fitness, trials[i].number))
     front: list[int] = []
     best = -math.inf
-    for place in order:
-        if trials[place].fitness > best:
-            best = trials[place].fitness
-            front.append(trials[place].number)
+    for index in order:
+        if trials[index].fitness > best:
+            best = trials[index].fitness
+            front.append(trials[index].number)
     return Cloud(
         cost=cost,
         numbers=tuple(trial.number for trial in trials),

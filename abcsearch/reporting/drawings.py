@@ -136,7 +136,7 @@ def draw_pareto(clouds: Sequence[Cloud], marks: Sequence[Mark]) -> Figure:
     many[0].set_ylabel("fitness (higher is better)")
     many[0].set_title("Front of fitness and cost", fontsize=11, loc="left")
     every = (axes.get_legend_handles_labels() for axes in many)  # a network may be far outside of one panel
-    shown = {label: handle for own in every for handle, label in zip(*own, strict=True)}
+    shown = {label: handle for entries in every for handle, label in zip(*entries, strict=True)}
     handles, labels = list(shown.values()), list(shown)
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7), fontsize=8, frameon=False)
     return figure
@@ -147,7 +147,7 @@ def along_layers(title: str, names: Sequence[str], height: float = 5.0) -> tuple
     figure, axes = figure_of(title, max(7.0, min(16.0, 3 + 0.2 * len(names))), height)
     shown, step = short_names(list(names)), tick_step(len(names))
     places = list(range(0, len(names), step))
-    labels = [plain(shown[place]) for place in places]
+    labels = [plain(shown[at]) for at in places]
     axes.set_xticks(places, labels, rotation=90, fontsize=8 if len(names) <= 40 else 6.5)
     axes.set_xlim(-0.7, len(names) - 0.3)
     axes.grid(visible=False, axis="x")
@@ -164,10 +164,10 @@ def draw_widths(widths: Widths) -> Figure:
     full = [tall if widths.layers[i].level == "block" else widths.layers[i].full for i in order]
     axes.bar(range(len(order)), full, color="#dcdfe3", width=0.86, label="full")
     for level in dict.fromkeys(widths.layers[i].level for i in order):
-        own = [place for place, i in enumerate(order) if widths.layers[i].level == level]
+        columns = [column for column, i in enumerate(order) if widths.layers[i].level == level]
         label = f"winner, {level} level" if level else "winner"
-        kept = [widths.kept[winner][order[place]] * (tall if level == "block" else 1) for place in own]
-        axes.bar(own, kept, color=LEVELS[level], width=0.86, label=label)
+        kept = [widths.kept[winner][order[column]] * (tall if level == "block" else 1) for column in columns]
+        axes.bar(columns, kept, color=LEVELS[level], width=0.86, label=label)
     for name in others:
         kept = [widths.kept[name][i] for i in wide]
         style = {
@@ -189,11 +189,11 @@ def draw_sensitivity(found: Sensitivity) -> Figure:
         "Sensitivity: what one standard deviation more width does", [e.name for e in found.effects]
     )
     for level in dict.fromkeys(effect.level for effect in found.effects):
-        own = [place for place, effect in enumerate(found.effects) if effect.level == level]
-        effects = [found.effects[place] for place in own]
+        columns = [column for column, effect in enumerate(found.effects) if effect.level == level]
+        effects = [found.effects[column] for column in columns]
         ends = np.array([[e.effect - e.low for e in effects], [e.high - e.effect for e in effects]])
         label = f"{level} level" if level else "layers"
-        bars = axes.bar(own, [100 * e.effect for e in effects], color=LEVELS[level], width=0.7, label=label)
+        bars = axes.bar(columns, [100 * e.effect for e in effects], color=LEVELS[level], width=0.7, label=label)
         axes.errorbar(
             [bar.get_x() + bar.get_width() / 2 for bar in bars],
             [100 * e.effect for e in effects],
@@ -215,9 +215,9 @@ def draw_parallel(found: BestTrials, layers: Sequence[Layer]) -> Figure:
         f"The best {plural(len(found.numbers), 'trial')}, layer by layer",
         [layer.name for layer in layers],
     )
-    for place in range(len(found.numbers) - 1, 0, -1):
-        label = "best trials" if place == 1 else None
-        axes.plot([100 * share for share in found.widths[place]], color=SKY, linewidth=1, alpha=0.75, label=label)
+    for rank in range(len(found.numbers) - 1, 0, -1):
+        label = "best trials" if rank == 1 else None
+        axes.plot([100 * share for share in found.widths[rank]], color=SKY, linewidth=1, alpha=0.75, label=label)
     axes.plot([100 * share for share in found.median], "--", color=ORANGE, linewidth=1.8, label="median of all trials")
     winner = [100 * share for share in found.widths[0]]
     axes.plot(winner, "o-", color=BLUE, linewidth=2.4, markersize=4, label=f"winner: trial {found.numbers[0]}")
@@ -233,15 +233,15 @@ def draw_timeline(found: Timeline) -> Figure:
     figure, axes = figure_of("Evaluations over time", 11.0, max(2.4, min(7.0, 1.8 + 0.3 * found.lanes)))
     kinds = dict.fromkeys((bar.search, bar.state) for bar in found.bars)
     for search, state in sorted(kinds, key=lambda kind: kind[1] != "succeeded"):
-        own = [bar for bar in found.bars if (bar.search, bar.state) == (search, state)]
-        own = [own[i] for i in thinned(len(own))]
+        bars = [bar for bar in found.bars if (bar.search, bar.state) == (search, state)]
+        bars = [bars[i] for i in thinned(len(bars))]
         axes.barh(
-            [bar.lane + 1 for bar in own],
-            [bar.end - bar.start for bar in own],
-            left=[bar.start for bar in own],
+            [bar.lane + 1 for bar in bars],
+            [bar.end - bar.start for bar in bars],
+            left=[bar.start for bar in bars],
             color=network_color(search) if state == "succeeded" else VERMILLION,
             edgecolor="white",
-            linewidth=[outline(bar, found.seconds) for bar in own],
+            linewidth=[outline(bar, found.seconds) for bar in bars],
             label=plain(f"{search}: {state}"),
         )
     failed = [(bar.end, bar.lane + 1) for bar in found.bars if bar.state == "failed"]
@@ -250,9 +250,9 @@ def draw_timeline(found: Timeline) -> Figure:
     for places, sign, color, label in marks:
         if places:
             axes.plot(*zip(*places, strict=True), sign, color=color, markeredgecolor="white", label=label)
-    for place, seconds in found.cuts:
-        axes.axvline(place, color=BLACK, linestyle="--", linewidth=1)
-        axes.text(place, 0.35, duration_text(seconds), fontsize=7, ha="center", va="bottom")
+    for at, seconds in found.cuts:
+        axes.axvline(at, color=BLACK, linestyle="--", linewidth=1)
+        axes.text(at, 0.35, duration_text(seconds), fontsize=7, ha="center", va="bottom")
     axes.set_ylim(found.lanes + 0.6, 0.4)
     axes.set_yticks(lane_ticks(found.lanes))
     axes.set_xlabel("seconds in which evaluations ran")

@@ -99,7 +99,7 @@ def _tiles(report: FrontReport) -> list[tuple[str, str]]:
     """Returns the numbers at the top of the page: of every winner its MACs and what charts show."""
     full = report.rows[0]
     tiles: list[tuple[str, str]] = []
-    for row in (own for own in report.rows if own.kind == WINNER):
+    for row in (each for each in report.rows if each.kind == WINNER):
         value = report.accuracy(row)
         text = "-" if value is None else _value_text(report, value)
         tiles.append((text, f"{row.budget}: {change_text(full.macs, row.macs)} MACs"))
@@ -136,16 +136,16 @@ def _time(row: FrontRow) -> float:
 
 def _points(report: FrontReport, kind: str, cost: Callable[[FrontRow], float]) -> list[tuple[float, float, FrontRow]]:
     """Returns the networks of a kind by ascending cost: cost, what is shown, and the row."""
-    found = [(cost(row), report.accuracy(row), row) for row in report.rows if row.kind == kind]
-    known = [(x, y, row) for x, y, row in found if y is not None and not math.isnan(x)]
+    points = [(cost(row), report.accuracy(row), row) for row in report.rows if row.kind == kind]
+    known = [(x, y, row) for x, y, row in points if y is not None and not math.isnan(x)]
     return sorted(known, key=lambda point: point[:2])
 
 
 def _spreads(report: FrontReport, points: Sequence[tuple[float, float, FrontRow]]) -> tuple[list[float], list[float]]:
     """Returns how far the intervals of networks reach down and up; nothing where one has none."""
-    found = [report.spread(row) for _, _, row in points]
-    known = [one for one in found if one is not None]
-    return ([low for low, _ in known], [high for _, high in known]) if len(known) == len(found) else ([], [])
+    spreads = [report.spread(row) for _, _, row in points]
+    known = [one for one in spreads if one is not None]
+    return ([low for low, _ in known], [high for _, high in known]) if len(known) == len(spreads) else ([], [])
 
 
 def _chart(report: FrontReport, title: str, cost: Callable[[FrontRow], float]) -> go.Figure:

@@ -188,12 +188,12 @@ def _clouds(trials: Sequence[Trial], run: FinishedRun | None, against: str) -> t
     """Returns fitness against every cost that is known, first against the one that the searcher weighs it with."""
     if not trials:
         return ()
-    found: dict[str, Sequence[float]] = {}
+    clouds: dict[str, Sequence[float]] = {}
     bounds: dict[str, tuple[float, float]] = {}
     if run is None:
         for name in ("macs", "params"):
             values = [float(getattr(trial.evaluation, name)) for trial in trials]
-            found |= {name: values} if any(values) else {}
+            clouds |= {name: values} if any(values) else {}
     else:
         constraint = run.result.task.constraint
         bounds = {limit.name: (limit.low, limit.high) for limit in constraint.limits}
@@ -201,9 +201,9 @@ def _clouds(trials: Sequence[Trial], run: FinishedRun | None, against: str) -> t
         candidates = [trial.candidate for trial in trials]
         for name in _COSTS:
             if name in wanted and hasattr(constraint.costs, name):
-                found[name] = getattr(constraint.costs, name)(candidates).tolist()
-    order = sorted(found, key=lambda name: (name != against, _COSTS.index(name)))
-    return tuple(cost_cloud(name, trials, found[name], bounds.get(name)) for name in order)
+                clouds[name] = getattr(constraint.costs, name)(candidates).tolist()
+    order = sorted(clouds, key=lambda name: (name != against, _COSTS.index(name)))
+    return tuple(cost_cloud(name, trials, clouds[name], bounds.get(name)) for name in order)
 
 
 def _marks(history: History, run: FinishedRun | None, report: Report | None) -> tuple[Mark, ...]:

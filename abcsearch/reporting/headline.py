@@ -19,8 +19,8 @@ _NAMES = {"top1": "accuracy", "psnr": "PSNR", "ssim": "SSIM", "miou": "mean IoU"
 def headline(report: Report) -> str:
     """Returns what was found in one sentence: how small, how fast, how accurate, against the full network."""
     full, winner = report.rows[0], report.rows[-1]
-    parts = [f"{_share(winner.macs / full.macs)} MACs", _time(full.times, winner.times), _accuracy(report)]
-    text = ", ".join(part for part in parts if part)
+    phrases = [f"{_share(winner.macs / full.macs)} MACs", _time(full.times, winner.times), _accuracy(report)]
+    text = ", ".join(phrase for phrase in phrases if phrase)
     return f"{text[:1].upper()}{text[1:]}."
 
 
@@ -57,11 +57,11 @@ def _accuracy(report: Report) -> str:
 
 def doubts(report: Report) -> list[str]:
     """Returns which differences of the winner are within noise, as a warning; [] where all can be told apart."""
-    near = [own for own in report.differences if not own.told_apart]
+    near = [difference for difference in report.differences if not difference.told_apart]
     if not near:
         return []
-    names = ", ".join(f"{own.second} ({difference_text(own)})" for own in near)
-    how = "the same images, compared one by one" if all(own.paired for own in near) else "each by itself"
+    names = ", ".join(f"{difference.second} ({difference_text(difference)})" for difference in near)
+    how = "the same images, compared one by one" if all(difference.paired for difference in near) else "each by itself"
     return [
         f"Within noise: on {plural(report.images, 'test image')} {report.rows[-1].network} cannot be told apart from "
         f"{names}; 95 % intervals, {how}. More test images, or more seeds, would tell."

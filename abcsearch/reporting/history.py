@@ -157,9 +157,9 @@ def read_history(run_dir: str | Path) -> History:
 def _baseline_note(folder: RunFolder, settings: Mapping[str, Any], searches: Sequence[SearchHistory]) -> str:
     """Returns that a searched baseline of a finished search is not finished, or ""."""
     wanted = int(settings["n_trials"])
-    found = {search.name: len(search.trials) for search in searches[1:]}
+    counts = {search.name: len(search.trials) for search in searches[1:]}
     for name in searched(settings.get("baselines", ())) if folder.finished(wanted) else ():
-        done = found.get(name, 0)
+        done = counts.get(name, 0)
         if done < wanted and not folder.baseline(name).exhausted():
             again = f"abcsearch resume {quoted(folder.path)}"
             return f"The {name} baseline is not finished, {done} of {plural(wanted, 'trial')}: {again}"

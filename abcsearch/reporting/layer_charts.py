@@ -126,15 +126,15 @@ def sensitivity_chart(found: Sensitivity) -> go.Figure:
     traces: list[Any] = []
     names = [effect.name for effect in found.effects]
     for level in dict.fromkeys(effect.level for effect in found.effects):
-        own = [place for place, effect in enumerate(found.effects) if effect.level == level]
-        effects = [found.effects[place] for place in own]
+        columns = [column for column, effect in enumerate(found.effects) if effect.level == level]
+        effects = [found.effects[column] for column in columns]
         text = [
             f"{html.escape(e.name)}: {100 * e.effect:+.1f} % ({100 * e.low:+.1f} to {100 * e.high:+.1f} %)"
             for e in effects
         ]
         traces.append(
             go.Bar(
-                x=own,
+                x=columns,
                 y=[100 * e.effect for e in effects],
                 name=f"{level} level" if level else "layers",
                 marker={"color": LEVELS[level]},
@@ -162,17 +162,17 @@ def parallel_chart(found: BestTrials, layers: Sequence[Layer]) -> go.Figure:
     """Returns the best trials as lines over the layers, the better the darker; the winner and all trials' median."""
     x = list(range(len(layers)))
     traces = list[Any]()
-    for place in range(len(found.numbers) - 1, 0, -1):  # the best ones on top
-        trial = f"trial {found.numbers[place]}, fitness {found.fitness[place]:.4f}"
+    for rank in range(len(found.numbers) - 1, 0, -1):  # the best ones on top
+        trial = f"trial {found.numbers[rank]}, fitness {found.fitness[rank]:.4f}"
         line = go.Scatter(
             x=x,
-            y=[100 * share for share in found.widths[place]],
+            y=[100 * share for share in found.widths[rank]],
             mode="lines",
             line={"color": SKY, "width": 1.2},
             opacity=0.75,
             name=f"the best {plural(len(found.numbers), 'trial')}",
             legendgroup="best",
-            showlegend=place == 1,
+            showlegend=rank == 1,
             hovertemplate=f"{trial}<br>%{{y:.0f}} %<extra></extra>",
         )
         traces.append(line)

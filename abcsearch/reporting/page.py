@@ -120,7 +120,7 @@ class Page:
             f'<div class="tile"><b>{_safe(_bound(n))}</b><span>{_safe(_bound(what))}</span></div>'
             for n, what in self.tiles
         )
-        parts = [
+        blocks = [
             "<!DOCTYPE html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -137,7 +137,7 @@ class Page:
             f"<script>{_SCRIPT}</script>",
             "</body></html>\n",
         ]
-        return "\n".join(part for part in parts if part)
+        return "\n".join(block for block in blocks if block)
 
     def _section(self, section: Section) -> str:
         """Returns a section as HTML."""
@@ -192,8 +192,8 @@ def _seen(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, str):
         return escaped(value)
     if isinstance(value, dict):
-        return {key: _seen(own) for key, own in cast("dict[str, Any]", value).items()}
-    return [_seen(own) for own in cast("list[Any]", value)] if isinstance(value, list) else value
+        return {key: _seen(inner) for key, inner in cast("dict[str, Any]", value).items()}
+    return [_seen(inner) for inner in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
 def paragraph(text: str, kind: str = "") -> str:
@@ -239,13 +239,13 @@ def network_table(names: Sequence[str], parts: Sequence[tuple[str, Sequence[Line
         parts: titles and lines, whose cells are in the order of the names.
         order: places of the networks as they are shown, the winner first.
     """
-    kinds = {place: "n winner" if place == order[0] else "n" for place in order}
-    top = "".join(f'<th class="{kinds[place]}">{_safe(names[place])}</th>' for place in order)
+    kinds = {index: "n winner" if index == order[0] else "n" for index in order}
+    top = "".join(f'<th class="{kinds[index]}">{_safe(names[index])}</th>' for index in order)
     rows: list[str] = []
     for title, lines in parts:
         rows.append(f'<tr class="part"><th colspan="{len(names) + 1}">{_safe(title)}</th></tr>')
         for line in lines:
-            cells = "".join(f'<td class="{kinds[place]}">{_cell(*line.cells[place])}</td>' for place in order)
+            cells = "".join(f'<td class="{kinds[index]}">{_cell(*line.cells[index])}</td>' for index in order)
             rows.append(f"<tr><td>{_safe(line.name)}</td>{cells}</tr>")
     body = "\n".join(rows)
     head = f"<thead><tr><th></th>{top}</tr></thead>"

@@ -61,7 +61,7 @@ def layer_axis(figure: go.Figure, names: Sequence[str]) -> None:
     figure.update_xaxes(
         tickmode="array",
         tickvals=places,
-        ticktext=[shown[place] for place in places],
+        ticktext=[shown[at] for at in places],
         tickangle=-90 if len(names) > 12 else -40,
         tickfont={"size": size},
         range=[-0.7, len(names) - 0.3],

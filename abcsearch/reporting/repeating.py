@@ -28,7 +28,7 @@ def config_toml(settings: Mapping[str, Any]) -> str:
     plain: dict[str, Any] = {}
     for key, value in settings.items():
         if key in _PARTS and value is not None:
-            kept = {name: own for name, own in value.items() if name != "options"}
+            kept = {name: setting for name, setting in value.items() if name != "options"}
             plain[key] = {**kept, **(value.get("options") or {})}
         else:
             plain[key] = value
@@ -66,7 +66,7 @@ def _value(value: Any) -> str:  # noqa: ANN401 - a plain JSON value
 
 def command_line(history: History) -> str | None:
     """Returns the command that started a run, or None if that was no command of ours, or is not the user's."""
-    given = [str(part) for part in history.environment.get("command") or []]
+    given = [str(word) for word in history.environment.get("command") or []]
     if len(given) < 2 or given[1] not in ("search", "resume") or not history.vouched:
         return None
     return shlex.join(["abcsearch", *given[1:]])

@@ -134,11 +134,11 @@ def title_of(found: Gathered) -> str:
 
 def state_of(found: Gathered) -> str:
     """Returns how far the search is, in a sentence."""
-    own, wanted = found.history.own, found.history.settings["n_trials"]
-    failed = len(own.trials) - len(own.succeeded)
-    counts = f"{plural(len(own.trials), 'trial')}"
+    search, wanted = found.history.own, found.history.settings["n_trials"]
+    failed = len(search.trials) - len(search.succeeded)
+    counts = f"{plural(len(search.trials), 'trial')}"
     if not found.history.over:
-        counts = f"{len(own.trials):,} of {plural(wanted, 'trial')} so far"
+        counts = f"{len(search.trials):,} of {plural(wanted, 'trial')} so far"
     mapped = found.history.map
     if mapped is not None:
         counts = f"{plural(len(mapped.trials), 'evaluation')} of the map, {counts}"
@@ -199,8 +199,10 @@ def _fitness(found: Gathered) -> Section:
     if not found.curves:
         return Section(title="Fitness over trials", lead="No trial has finished yet.")
     lead = "A point is a trial, a line the best so far. Fitness is measured on search-validation, before fine-tuning."
-    own = found.history.own
-    return Section(title="Fitness over trials", lead=f"{lead} {scored(own.trials, own.decision)}", chart="fitness")
+    search = found.history.own
+    return Section(
+        title="Fitness over trials", lead=f"{lead} {scored(search.trials, search.decision)}", chart="fitness"
+    )
 
 
 def _front(found: Gathered) -> Section | None:
@@ -256,22 +258,22 @@ def _chain(found: Gathered) -> Section | None:
 
 def _sensitivity(found: Gathered) -> Section:
     """Returns which layers matter."""
-    own, title = found.sensitivity, "Sensitivity: which layers matter"
-    if own.reason is not None:
-        return Section(title=title, lead=f"Not shown: {own.reason}.")
-    explained = own.explained or 0.0
+    sensitivity, title = found.sensitivity, "Sensitivity: which layers matter"
+    if sensitivity.reason is not None:
+        return Section(title=title, lead=f"Not shown: {sensitivity.reason}.")
+    explained = sensitivity.explained or 0.0
     worth = (
         f"The model predicts {100 * explained:.0f} % of the variance of ranks of trials that it has not seen."
         if explained > 0
         else "The model does not predict trials that it has not seen: take nothing from this chart."
     )
-    constant = f" Never varied: {', '.join(own.constant)}." if own.constant else ""
+    constant = f" Never varied: {', '.join(sensitivity.constant)}." if sensitivity.constant else ""
     lead = (
         "How much better a trial ranks where a layer is wider by one standard deviation of the widths that were tried, "
         "all others being equal; layers with low bars can be cut without much harm. Lines are intervals: those across "
         "zero say nothing for certain."
     )
-    how = paragraph(f"{own.method} {worth}{constant}", "note")
+    how = paragraph(f"{sensitivity.method} {worth}{constant}", "note")
     return Section(title=title, lead=lead, chart="sensitivity", body=how)
 
 
@@ -294,8 +296,8 @@ def _timeline(found: Gathered) -> Section:
     side = f"; at most {timeline.lanes} side by side" if timeline.lanes > 1 else ", one after the other"
     lead = (
         f"{duration_text(timeline.busy)} of evaluations in {duration_text(timeline.seconds)}{side}. A row is not a "
-        f"worker, which the journal does not name, but what ran at the same time. Time without any evaluation for more than "
-        f"30 seconds (a run that was stopped) is cut out."
+        f"worker, which the journal does not name, but what ran at the same time. Time without any evaluation for more "
+        f"than 30 seconds (a run that was stopped) is cut out."
     )
     if timeline.untimed:
         lead += f" Of {plural(timeline.untimed, 'trial')} the journal has no time."

@@ -129,14 +129,14 @@ def _too_little(trials: int, varied: int, fitness: NDArray[np.float64]) -> str |
 def _bootstrap(x: NDArray[np.float64], y: NDArray[np.float64], penalty: float) -> NDArray[np.float64]:
     """Returns the coefficients of ridge regressions on trials drawn with replacement, (draws, layers)."""
     rng, count = numpy_stream(0, "sensitivity"), len(y)
-    found = np.empty((_DRAWS, x.shape[1]))
+    draws = np.empty((_DRAWS, x.shape[1]))
     for draw in range(_DRAWS):
         weights = np.bincount(rng.integers(count, size=count), minlength=count).astype(float)
         centred = x - np.average(x, axis=0, weights=weights)
         scaled = centred * weights[:, None]
         normal = scaled.T @ centred + penalty * np.eye(x.shape[1])
-        found[draw] = np.linalg.solve(normal, scaled.T @ (y - np.average(y, weights=weights)))
-    return found
+        draws[draw] = np.linalg.solve(normal, scaled.T @ (y - np.average(y, weights=weights)))
+    return draws
 
 
 def _explained(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

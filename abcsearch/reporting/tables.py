@@ -34,20 +34,20 @@ class Line:
 def network_lines(report: Report) -> list[tuple[str, list[Line]]]:
     """Returns the table of networks in parts: (title, lines). Changes are against the full network."""
     rows = report.rows
-    parts = [
+    columns = [
         ("Size", [*_counts(rows), _line("weights", rows, [row.size_mb for row in rows], "{:.3g} MB")]),
         ("Forward time, median (middle half of the passes)", _times(rows)),
         ("Search-validation", [_points("fitness", rows, [row.fitness for row in rows], "")]),
     ]
     for metric in dict.fromkeys(name for row in rows for name in row.tests):
-        own = [_comparable(row, row.tests.get(metric, {})) for row in rows]
+        tests = [_comparable(row, row.tests.get(metric, {})) for row in rows]
         both = ("before", "after")
-        lines = [_points(f"{when} fine-tuning", rows, [t.get(when) for t in own], metric) for when in both]
+        lines = [_points(f"{when} fine-tuning", rows, [t.get(when) for t in tests], metric) for when in both]
         if metric in SHARES and report.images:
-            lines[-1] = _with_intervals(lines[-1], [t.get("after") for t in own], report.images)
-        changes = tuple((_tuning(metric, found), "") for found in own)
-        parts.append((f"Test, {metric}", [*lines, Line(name="change by fine-tuning", cells=changes)]))
-    return parts
+            lines[-1] = _with_intervals(lines[-1], [t.get("after") for t in tests], report.images)
+        changes = tuple((_tuning(metric, tested), "") for tested in tests)
+        columns.append((f"Test, {metric}", [*lines, Line(name="change by fine-tuning", cells=changes)]))
+    return columns
 
 
 def _with_intervals(line: Line, values: Sequence[float | None], images: int) -> Line:
@@ -105,14 +105,14 @@ def _times(rows: Sequence[Row]) -> list[Line]:
     """Returns the forward times."""
     lines: list[Line] = []
     for index, first in enumerate(rows[0].times):
-        own = [row.times[index] for row in rows]
+        times = [row.times[index] for row in rows]
         threads = f", {plural(first.threads, 'thread')}" if first.threads else ""
         cells = tuple(
             (
                 f"{time.median_ms:#.3g} ms ({time.low_ms:#.3g} to {time.high_ms:#.3g})",
                 "" if row is rows[0] else time_change(first, time),
             )
-            for row, time in zip(rows, own, strict=True)
+            for row, time in zip(rows, times, strict=True)
         )
         lines.append(Line(name=f"{first.where}{threads}", cells=cells))
     return lines

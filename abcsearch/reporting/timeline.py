@@ -100,14 +100,14 @@ def run_timeline(searches: Sequence[SearchHistory]) -> Timeline:
         for trial in search.trials:
             if search is not searches[0] and trial.candidate in evaluated:
                 continue
-            end, found = search.finished.get(trial.number), trial.evaluation
+            end, evaluation = search.finished.get(trial.number), trial.evaluation
             if end is None:
                 untimed += 1
                 continue
-            state: State = "succeeded" if found.failure is None else "failed"
+            state: State = "succeeded" if evaluation.failure is None else "failed"
             lost = search.lost.get(trial.number, 0)
             bar = Bar(search=search.name, trial=trial.number, lane=0, start=0, end=0, state=state, lost=lost)
-            spans.append((end - max(found.seconds, 0.0), end, bar))
+            spans.append((end - max(evaluation.seconds, 0.0), end, bar))
         evaluated |= {trial.candidate for trial in search.trials}
     spans.sort(key=lambda span: span[:2])
     cuts, shifts, length = _compressed([span[:2] for span in spans])
@@ -165,12 +165,12 @@ def _laned(spans: Sequence[tuple[float, float, Bar]], shifts: Sequence[float]) -
 
 def _failures(searches: Sequence[SearchHistory]) -> tuple[Failures, ...]:
     """Returns failed trials by reason; reasons that differ in numbers only count as one."""
-    found: dict[str, tuple[str, list[str]]] = {}
+    failures: dict[str, tuple[str, list[str]]] = {}
     for search in searches:
         for trial in search.trials:
             reason = trial.evaluation.failure
             if reason is not None:
                 key = re.sub(r"\d+(\.\d+)?", "#", reason)
-                found.setdefault(key, (reason, []))[1].append(f"{search.name} {trial.number}")
-    ranked = sorted(found.values(), key=lambda entry: -len(entry[1]))
+                failures.setdefault(key, (reason, []))[1].append(f"{search.name} {trial.number}")
+    ranked = sorted(failures.values(), key=lambda entry: -len(entry[1]))
     return tuple(Failures(reason=reason, trials=tuple(trials)) for reason, trials in ranked)

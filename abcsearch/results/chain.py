@@ -126,9 +126,9 @@ def apply_chain(  # noqa: PLR0913 - all but the first four have a good default
         ConfigError: if links lose in this order, or an option is unknown or out of range.
         ModelError, ExportError, DataError: as the transforms, `train` and `export`.
     """
-    parts = [part if isinstance(part, Part) else Part.of(part) for part in transforms]
+    transforms_ = [part if isinstance(part, Part) else Part.of(part) for part in transforms]
     recipe = recipe or Recipe(lr=0.02)
-    check_chain(parts, model, data, recipe)
+    check_chain(transforms_, model, data, recipe)
     work = _Work(
         data=data,
         folder=Path(folder),
@@ -141,7 +141,7 @@ def apply_chain(  # noqa: PLR0913 - all but the first four have a good default
     )
     work.folder.mkdir(parents=True, exist_ok=True)
     links = [_begun(copy.deepcopy(model).cpu().eval(), work)]
-    for number, part in enumerate(parts, start=1):
+    for number, part in enumerate(transforms_, start=1):
         transform = make_transform(part.name, part.options)
         links.append(_linked(number, part, transform, links[-1], work))
     known = _known(work.folder)

@@ -46,7 +46,7 @@ def run_chain(run: FinishedRun, *, progress: Progress = silent, tell: Callable[[
         raise RunError(msg + quoted(run.folder.path))
     folder = run.folder.inside(FOLDER)
     told = logged(run.folder, progress)
-    names = ", ".join(part.name for part in config.transform)
+    names = ", ".join(transform.name for transform in config.transform)
 
     def on_epoch(stage: str, done: int, total: int, note: str) -> None:
         run.folder.check()
@@ -77,7 +77,7 @@ def run_chain(run: FinishedRun, *, progress: Progress = silent, tell: Callable[[
 def known_chain(run: FinishedRun) -> Chain | None:
     """Returns the chain of a run's fine-tuned winner, finished, as its config says; None where there is none such."""
     scores = run.tuned(run.winner).scores
-    wanted = [(part.name, part.options) for part in run.config.transform]
+    wanted = [(transform.name, transform.options) for transform in run.config.transform]
     file = weights_path(run.folder, run.winner.name).name
     if scores is None or not wanted:
         return None

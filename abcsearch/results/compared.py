@@ -58,19 +58,19 @@ def compared(folder: RunFolder, config: RunConfig, result: SearchResult) -> tupl
     """
     winner = winner_name(config.searcher.name)
     called = baseline_names(to_plain(config))
-    found = [Structure("full", result.task.space.full)]
+    structures = [Structure("full", result.task.space.full)]
     for name in sorted(config.baselines, key=_turn):
         baseline = BASELINES.find(name)
         best: Trial | None = result.best
         if baseline.structure is not None:
             candidate = checked_structure(name, baseline.structure, result.task)
-            found.append(Structure(called[name], candidate, baseline))
+            structures.append(Structure(called[name], candidate, baseline))
             continue
         if baseline.searcher:
             best = baseline_best(folder, name, config)
         if best is not None:
-            found.append(Structure(called[name], best.candidate, baseline))
-    return (*found, Structure(winner, result.best.candidate))
+            structures.append(Structure(called[name], best.candidate, baseline))
+    return (*structures, Structure(winner, result.best.candidate))
 
 
 def _turn(name: str) -> int:

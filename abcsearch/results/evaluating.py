@@ -131,22 +131,22 @@ def evaluate_export(
             from elsewhere and its data would be imported by name, or read from a path.
         DataError, ModelError: if the data cannot be read, or do not fit the network.
     """
-    place, options = Path(path), options or EvaluationOptions()
-    _refuse_run(place)
+    where, options = Path(path), options or EvaluationOptions()
+    _refuse_run(where)
     with torch_threads(options.threads):
-        model, facts, own = open_export(place, trust=trust)
+        model, facts, trusted = open_export(where, trust=trust)
     device = find_device(options.device)
-    if place.is_file() and device.type != "cpu":
-        msg = f"{place} runs on the CPU, found device {options.device!r}; the format safetensors runs on others"
+    if where.is_file() and device.type != "cpu":
+        msg = f"{where} runs on the CPU, found device {options.device!r}; the format safetensors runs on others"
         raise ConfigError(msg)
     info = facts.get("info", {})
-    _check_costs(info, place)
-    part = _data_of(place, info, vouched=own or trust) if data is None else data
-    found = load_data(part.name, **part.options)
-    counted = sum(parameter.numel() for parameter in model.parameters()) if place.is_dir() else None
-    files = export_files(place) if place.is_dir() else [place]
+    _check_costs(info, where)
+    named = _data_of(where, info, vouched=trusted or trust) if data is None else data
+    loaded = load_data(named.name, **named.options)
+    counted = sum(parameter.numel() for parameter in model.parameters()) if where.is_dir() else None
+    files = export_files(where) if where.is_dir() else [where]
     facts = {"macs": info.get("macs"), "params": info.get("params", counted)}
-    return _measured(model, found, place, options, files=files, **facts, notes=_notes(info, given=data is not None))
+    return _measured(model, loaded, where, options, files=files, **facts, notes=_notes(info, given=data is not None))
 
 
 def evaluate_checkpoint(path: str | Path, config: RunConfig, options: EvaluationOptions | None = None) -> Measured:
@@ -161,18 +161,18 @@ def evaluate_checkpoint(path: str | Path, config: RunConfig, options: Evaluation
         CheckpointError: if the file is missing or unreadable, or does not fit the network.
         DataError, ModelError: if the data cannot be read, or do not fit the network.
     """
-    place, options = Path(path), options or EvaluationOptions()
+    where, options = Path(path), options or EvaluationOptions()
     model = config.model.build(config.seed)
-    load_checkpoint(model, place)
+    load_checkpoint(model, where)
     data = load_run_data(config)
-    _check_fit(model.eval(), data, place)
+    _check_fit(model.eval(), data, where)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:  # it need not be one that can be pruned
         run_on(model, data.example.clone())
     macs = counter.get_total_flops() // 2
     looked = look_at(model, data, macs, Asked(brought=True, device=find_device(options.device)))
     params = sum(parameter.numel() for parameter in model.parameters())
     notes = (f"search would begin with the full network: {looked.words}", *looked.warnings, *looked.notes)
-    return _measured(model, data, place, options, files=[place], macs=macs, params=params, notes=notes)
+    return _measured(model, data, where, options, files=[where], macs=macs, params=params, notes=notes)
 
 
 def _measured(  # noqa: PLR0913 - what is measured, and what is known of it
@@ -260,11 +260,11 @@ def _data_of(place: Path, info: Mapping[str, Any], *, vouched: bool) -> Part:
         ExportError: if it says nothing of them; or if nobody vouches for it, and they would be imported by name or read
             from a path.
     """
-    part = info.get("data")
-    if not isinstance(part, Mapping) or not isinstance(part.get("name"), str):
+    named = info.get("data")
+    if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
         msg = f"{place} does not say what data it is for; give them: --data, a config, a run folder or a data set"
         raise ExportError(msg)
-    data = Part.of(part)
+    data = Part.of(named)
     if not vouched and reads_files(data.name):
         msg = f"{place} comes from elsewhere and says that its data are {data.name!r}, {dict(data.options)!r:.200}; an "
         msg += "export does not decide what is imported or read: give them (--data), or trust it (--trust)"

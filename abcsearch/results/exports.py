@@ -102,12 +102,12 @@ def export_run(
     if chain is not None and last is not None and number:
         chain = replace(chain, links=chain.links[: number + 1], times=_shortened(chain.times, number + 1))
         info |= {"macs": last.macs, "params": last.params, "test": dict(last.test), "chain": chain_facts(chain, number)}
-    place = export_folder(run.folder.path, network) if path is None else Path(path)
-    one_file = place.suffix.lower() in (".onnx", ".pt2")
+    target = export_folder(run.folder.path, network) if path is None else Path(path)
+    one_file = target.suffix.lower() in (".onnx", ".pt2")
     frozen = isinstance(model, Frozen)
     made = export(
         model,
-        place,
+        target,
         format=format or (None if one_file or last is None else last.format),
         example_input=run.result.task.data.example,
         constructor=None if frozen else run.config.model.name,
@@ -122,7 +122,9 @@ def export_run(
         card=write_card(run, structure, model, made, info, scores, shown, licence),
         feeding=tuple(feeding(info)),
         link="" if chain is None or not number else chain.labels[number],
-        waiting=tuple(part.name for part in run.config.transform) if structure is run.winner and scores is None else (),
+        waiting=tuple(transform.name for transform in run.config.transform)
+        if structure is run.winner and scores is None
+        else (),
     )
 
 
@@ -142,7 +144,7 @@ def _chain(run: FinishedRun, structure: Structure, scores: object, link: str | N
         return None
     chain = known_chain(run)
     if chain is None and link not in ("0", START):
-        names = ", ".join(part.name for part in run.config.transform)
+        names = ", ".join(transform.name for transform in run.config.transform)
         msg = f"the chain of {run.winner.name} ({names}) is not finished; run: abcsearch finetune "
         msg += f"{quoted(run.folder.path)}; or export the network before it: --link 0"
         raise RunError(msg)
@@ -165,11 +167,11 @@ def _info(run: FinishedRun, structure: Structure, scores: Mapping[str, Any] | No
     Costs are those of one image; mean and std are of pixels in [0, 1], per channel, null where that is not known.
     """
     config, task, data = run.config, run.result.task, run.result.task.data
-    part = seeded_data(config.data, config.seed)
+    named = seeded_data(config.data, config.seed)
     scale = getattr(data.train, "scale", None)
     return {
         "model": config.model.name,
-        "data": {"name": part.name, **part.options},
+        "data": {"name": named.name, **named.options},
         "objective": data.objective,
         "classes": _classes(data),
         "input": {

@@ -208,10 +208,10 @@ def command(folder: RunFolder, name: str, identity: Mapping[str, Any], recipe: A
         identity: of its checkpoint, or its scores.
         recipe: of the run; what differs from it is given by --set.
     """
-    own, workers = asked(identity), int(identity.get("workers", 1))
+    settings, workers = asked(identity), int(identity.get("workers", 1))
     done = (asked(scores) for other, scores in _all_scores(folder) if other != name)
-    others = any(changed(recipe_done, own) for recipe_done in done)
-    return finetune_command(folder.path, own, recipe, workers, only=[name] if others else [])
+    others = any(changed(recipe_done, settings) for recipe_done in done)
+    return finetune_command(folder.path, settings, recipe, workers, only=[name] if others else [])
 
 
 def _all_scores(folder: RunFolder) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -58,16 +58,21 @@ class _Wanted:
         """Returns how a structure is fine-tuned."""
         return self.run.recipe(structure, self.recipe)
 
-    def own(self, structure: Structure) -> dict[str, Any]:
+    def changes(self, structure: Structure) -> dict[str, Any]:
         """Returns what a baseline has of its own: `asked` if its recipe is another one, a hash of its `network`."""
-        own = {"asked": asdict(self.recipe)} if structure.baseline and structure.baseline.recipe else {}
+        changes = {"asked": asdict(self.recipe)} if structure.baseline and structure.baseline.recipe else {}
         origin = self.run.origin(structure)
-        return own if origin is None else {**own, "network": origin}
+        return changes if origin is None else {**changes, "network": origin}
 
     def scores(self, structure: Structure) -> dict[str, Any]:
         """Returns what a file of scores says of where they come from."""
         recipe = asdict(self.recipe_of(structure))
-        plain = {"candidate": list(structure.candidate), "recipe": recipe, "workers": self.size, **self.own(structure)}
+        plain = {
+            "candidate": list(structure.candidate),
+            "recipe": recipe,
+            "workers": self.size,
+            **self.changes(structure),
+        }
         identity = self.run.folder.header()["identity"]
         prepared = {"prepared": identity["prepared"]} if "prepared" in identity else {}
         return {**plain, "model": identity.get("model"), **prepared}
@@ -75,8 +80,8 @@ class _Wanted:
     def checkpoint(self, structure: Structure) -> Path:
         """Returns where the training of a structure is kept until it is finished."""
         stem = self.run.folder.path / FOLDER / structure.name
-        recipe, own = self.recipe_of(structure), self.own(structure)
-        return checkpoint_path(stem, structure.candidate, identity_of(recipe), self.size, *own.values())
+        recipe, changes = self.recipe_of(structure), self.changes(structure)
+        return checkpoint_path(stem, structure.candidate, identity_of(recipe), self.size, *changes.values())
 
 
 def finetune_run(  # noqa: PLR0913 - all but the first have a default
@@ -199,12 +204,12 @@ def _others(wanted: _Wanted, structure: Structure, tuned: Tuned, shelf: str | No
 
 def _is_it(wanted: _Wanted, structure: Structure, scores: dict[str, Any]) -> bool:
     """Returns whether scores are those of what is asked for."""
-    own = wanted.own(structure)
+    changes = wanted.changes(structure)
     return (
         scores["candidate"] == list(structure.candidate)
         and _same(scores["recipe"], wanted.recipe_of(structure))
         and _same(asked(scores), wanted.recipe)
-        and scores.get("network") == own.get("network")
+        and scores.get("network") == changes.get("network")
     )
 
 
@@ -262,7 +267,7 @@ def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: H
         teacher=run.result.task.base if recipe.distillation else None,
         checkpoint=checkpoint,
         workers=wanted.workers,
-        same=wanted.own(structure),
+        same=wanted.changes(structure),
     )
     home.check()
     training = tuned.training

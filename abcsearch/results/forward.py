@@ -67,18 +67,18 @@ def measure_forward(networks: Sequence[nn.Module], example: Inputs, *, threads: 
         threads: of torch on the CPU.
     """
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
-    found: list[tuple[ForwardTime, ...]] = [() for _ in networks]
+    times_of: list[tuple[ForwardTime, ...]] = [() for _ in networks]
     for device in devices:
         for network in networks:
             laid_out(network, device)
         try:
             for batch in BATCHES:
                 times = _measured(networks, example, device, batch, threads)
-                found = [(*own, new) for own, new in zip(found, times, strict=True)]
+                times_of = [(*before, new) for before, new in zip(times_of, times, strict=True)]
         finally:
             for network in networks:
                 network.to("cpu")
-    return found
+    return times_of
 
 
 def _measured(

@@ -36,7 +36,7 @@ def interval(first: float, second: float, images: int) -> float:
     It is that of two samples that have nothing to do with each other; networks that are asked about the same images
     differ by less, so that it is too wide rather than too narrow.
     """
-    return _NORMAL * math.sqrt(sum(own * (1 - own) for own in (first, second)) / max(images, 1))
+    return _NORMAL * math.sqrt(sum(share * (1 - share) for share in (first, second)) / max(images, 1))
 
 
 def smallest_within(full: float, winners: Sequence[Standing], loss: float) -> Standing | None:
@@ -57,14 +57,14 @@ def answer(full: float, winners: Sequence[Standing], *, loss: float, images: int
     """
     asked = f"at a loss of at most {loss:g} {'point' if loss == 1 else 'points'}"
     where = f"{plural(images, 'image')} ({split})"
-    found = smallest_within(full, winners, loss)
-    if found is None:
+    smallest = smallest_within(full, winners, loss)
+    if smallest is None:
         best = max(winners, key=lambda own: own.accuracy)
         change = _change(full, best, images)
         return f"{asked}: no winner; the nearest is {best.name}, {change}, on {where}"
-    change, half = 100 * (full - found.accuracy), 100 * interval(full, found.accuracy, images)
+    change, half = 100 * (full - smallest.accuracy), 100 * interval(full, smallest.accuracy, images)
     doubt = "; on so few images it may be more" if change + half > loss else ""
-    return f"{asked}: {found.name} with {found.macs:,} MACs, {_change(full, found, images)}, on {where}{doubt}"
+    return f"{asked}: {smallest.name} with {smallest.macs:,} MACs, {_change(full, smallest, images)}, on {where}{doubt}"
 
 
 def _change(full: float, own: Standing, images: int) -> str:

@@ -51,10 +51,10 @@ def chosen(runs: Sequence[FinishedRun], budget: str | None) -> list[FinishedRun]
         ConfigError: if there is no such budget.
     """
     names = [run.folder.path.name for run in runs]
-    found = [run for index, run in enumerate(runs, start=1) if budget in (None, names[index - 1], str(index))]
-    if not found:
+    chosen_runs = [run for index, run in enumerate(runs, start=1) if budget in (None, names[index - 1], str(index))]
+    if not chosen_runs:
         raise ConfigError(unknown_name("budget", str(budget), names))
-    return found
+    return chosen_runs
 
 
 def finetune_front(  # noqa: PLR0913 - those of finetune_run
@@ -98,8 +98,8 @@ def finetune_front(  # noqa: PLR0913 - those of finetune_run
 def _share_full(there: FinishedRun, run: FinishedRun, recipe: Recipe) -> None:
     """Has a run take the full network that another budget has fine-tuned by the same recipe, unless it has its own."""
     scores = read_tuned(there.folder, _FULL, candidate=run.structures[0].candidate).scores
-    own = run.folder.path / FOLDER / f"{_FULL}.json"
-    if scores is None or own.exists() or changed(scores["recipe"], asdict(recipe)):
+    source = run.folder.path / FOLDER / f"{_FULL}.json"
+    if scores is None or source.exists() or changed(scores["recipe"], asdict(recipe)):
         return
     with run.folder.locked():
         run.folder.inside(f"{FOLDER}/{_FULL}.json")
@@ -127,5 +127,5 @@ def export_paths(
     if out is not None and Path(out).suffix in (".onnx", ".pt2"):
         msg = f"--out {out} is one file for {len(runs)} budgets: name a folder, with --format, or a --budget"
         raise ConfigError(msg)
-    place = folder.path / "export" if out is None else Path(out)
-    return [place / run.folder.path.name / (network or "") for run in runs]
+    target = folder.path / "export" if out is None else Path(out)
+    return [target / run.folder.path.name / (network or "") for run in runs]

@@ -120,12 +120,12 @@ class FrontReport:
 
     def _against(self, row: FrontRow) -> str:
         """Returns what a network loses against the full one, by what charts show."""
-        full, own = self.accuracy(self.rows[0]), self.accuracy(row)
-        if full is None or own is None or row.kind == FULL:
+        full, accuracy = self.accuracy(self.rows[0]), self.accuracy(row)
+        if full is None or accuracy is None or row.kind == FULL:
             return "-"
         if not (self.tuned and self.is_share) or row.kind == PEER:  # of how many images that is, nobody says
-            return f"{own - full:+.4f}"
-        return f"{100 * (own - full):+.2f} ± {100 * interval(full, own, self.images[0]):.2f}"
+            return f"{accuracy - full:+.4f}"
+        return f"{100 * (accuracy - full):+.2f} ± {100 * interval(full, accuracy, self.images[0]):.2f}"
 
     def markdown(self) -> str:
         """Returns the report as Markdown, every character of which shows."""
@@ -160,10 +160,10 @@ def make_front_report(
         raise RunError(msg)
     runs = [open_so_far(run.path, load=load, trust=trust) for run in begun]
     chosen = _structures(runs)
-    networks = [run.network(own, tuned=run.tuned(own).scores is not None) for run, own, _ in chosen]
+    networks = [run.network(structure, tuned=run.tuned(structure).scores is not None) for run, structure, _ in chosen]
     example, threads = runs[0].result.task.data.example, int(runs[0].config.evaluator.options.get("threads", 1))
     times = measure_forward(networks, example, threads=threads)
-    rows = [_row(*one, own) for one, own in zip(chosen, times, strict=True)]
+    rows = [_row(*one, structure) for one, structure in zip(chosen, times, strict=True)]
     rows = [rows[0], *sorted(rows[1:], key=lambda row: (-_size(rows, row.budget), row.budget, row.kind != WINNER))]
     data, metric = runs[0].result.task.data, runs[0].metric
     tuned = all(row.after is not None for row in rows if row.kind != UNIFORM)
@@ -242,7 +242,7 @@ def _noted(report: FrontReport, there: FrontFolder, runs: Sequence[FinishedRun],
     """Returns a report with its notes."""
     notes = [_answer(report, loss), _beaten(report)]
     trials = [run.result.trials for run in runs]
-    evaluated = sum(trial.evaluation.seconds > 0 for own in trials for trial in own)
+    evaluated = sum(trial.evaluation.seconds > 0 for searched in trials for trial in searched)
     mapped = sum(mapped_total(run.folder) for run in runs)
     counts = f"{plural(evaluated, 'trial')}, and {mapped} of the map"
     notes.append(f"{plural(mapped + evaluated, 'evaluation')} in all: {counts}.")
@@ -279,9 +279,11 @@ def _beaten(report: FrontReport) -> str:
     winners = [row for row in report.rows if row.kind == WINNER]
     beaten = []
     for index, row in enumerate(winners):
-        own = report.accuracy(row)
+        accuracy = report.accuracy(row)
         others = [other for other in winners[index + 1 :] if other.macs < row.macs]
-        better = [other for other in others if own is not None and (report.accuracy(other) or float("-inf")) >= own]
+        better = [
+            other for other in others if accuracy is not None and (report.accuracy(other) or float("-inf")) >= accuracy
+        ]
         if better:
             beaten.append(f"{better[-1].budget} is at least as good as {row.budget}, and smaller")
     return f"{'; '.join(beaten)}." if beaten else ""

@@ -113,8 +113,8 @@ class FrontWatch:
             images = int(header["identity"].get("split", {}).get("test", 0))
             accuracy = _accuracy(run, winner_name(header["settings"]["searcher"]["name"]), best)
             if best is not None and accuracy is not None:
-                own = Standing(name=run.path.name, macs=best.evaluation.macs, accuracy=accuracy)
-                winners.append(own)
+                point = Standing(name=run.path.name, macs=best.evaluation.macs, accuracy=accuracy)
+                winners.append(point)
             full = _accuracy(run, "full") if full is None else full
         if full is None or len(winners) < len(budgets):
             return self._unanswered(budgets)

@@ -62,14 +62,14 @@ def _fine_tuned(run: FinishedRun, rows: Sequence[Row], recipe: Mapping[str, Any]
         return f"{rows[-1].network} not yet ({again}){others if len(missing) < len(rows) else ''}"
     epochs = f"{plural(recipe['epochs'], 'epoch')}"
     odd = [f"{row.network}: {'; '.join(row.otherwise)}" for row in rows if row.otherwise]
-    own = "".join(f"; {row.network} with its own: {', '.join(row.own)}" for row in rows if row.own)
+    recipes = "".join(f"; {row.network} with its own: {', '.join(row.own)}" for row in rows if row.own)
     if not odd:
         rest = f"; not yet: {', '.join(missing)} ({again})" if missing else ""
-        others = " for all" if not own else " for all others"
-        return f"{epochs} with one recipe{rest or others}{own}"
+        others = " for all" if not recipes else " for all others"
+        return f"{epochs} with one recipe{rest or others}{recipes}"
     return (
         f"{rows[-1].network} {epochs}; not with this recipe, so that what is after cannot be compared: "
-        f"{'. '.join([*odd, *(f'{name}: not yet' for name in missing)])}. Make them equal first ({again}){own}"
+        f"{'. '.join([*odd, *(f'{name}: not yet' for name in missing)])}. Make them equal first ({again}){recipes}"
     )
 
 
@@ -86,11 +86,11 @@ def _overlapping(rows: Sequence[Row], again: str) -> str:
         before.where: [row.network for row in others if not row.times[index].apart(before)]
         for index, before in enumerate(full.times)
     }
-    found = [f"{where} of {', '.join(names)}" for where, names in near.items() if names]
-    if not found:
+    overlaps = [f"{where} of {', '.join(names)}" for where, names in near.items() if names]
+    if not overlaps:
         return ""
     return (
-        f" Not told apart from the full network's: {'; '.join(found)}: the middle halves of the times overlap. "
+        f" Not told apart from the full network's: {'; '.join(overlaps)}: the middle halves of the times overlap. "
         f"If this machine was busy, repeat it when it is quiet: {again}"
     )
 

@@ -81,10 +81,10 @@ class FinishedRun:
         Raises:
             ConfigError: if there is none.
         """
-        found = {structure.name: structure for structure in self.structures}
-        if name not in found:
-            raise ConfigError(unknown_name("network", name, found))
-        return found[name]
+        by_name = {structure.name: structure for structure in self.structures}
+        if name not in by_name:
+            raise ConfigError(unknown_name("network", name, by_name))
+        return by_name[name]
 
     def network(self, structure: Structure, *, tuned: bool) -> nn.Module:
         """Returns a structure's network: sliced and calibrated, or as fine-tuned.
@@ -198,12 +198,12 @@ class FinishedRun:
     def _known(self) -> dict[str, float]:
         """Returns the fitness that the folder keeps, by candidate; nothing if the file is damaged or another run's."""
         try:
-            found = self.folder.read_json(self.folder.fitness.name)
+            kept = self.folder.read_json(self.folder.fitness.name)
         except (RunError, OSError):
             return {}
-        if not isinstance(found, dict) or found.pop("id", None) != run_id(self.folder.path):
+        if not isinstance(kept, dict) or kept.pop("id", None) != run_id(self.folder.path):
             return {}
-        return found if all(isinstance(one, float) and math.isfinite(one) for one in found.values()) else {}
+        return kept if all(isinstance(one, float) and math.isfinite(one) for one in kept.values()) else {}
 
     @cached_property
     def _trials(self) -> tuple[Trial, ...]:
@@ -273,10 +273,10 @@ def open_run(
     """
     folder = RunFolder(run_dir)
     config = _config(folder, trust=trust)
-    parts = [folder, *(folder.baseline(name) for name in searched(config.baselines))]
-    over = all(part.finished(config.n_trials) for part in parts)
+    folders = [folder, *(folder.baseline(name) for name in searched(config.baselines))]
+    over = all(each.finished(config.n_trials) for each in folders)
     if not (over if baselines else folder.finished(config.n_trials)):
-        lacking = "; ".join(text for part in parts for text in _unfinished(part, config.n_trials))
+        lacking = "; ".join(text for each in folders for text in _unfinished(each, config.n_trials))
         msg = (
             f"the search in {folder.path} is not finished; continue it with: abcsearch resume {quoted(folder.path)} "
             f"({lacking})"

@@ -22,10 +22,10 @@ def prepared_facts(run: FinishedRun, scores: Mapping[str, dict[str, Any] | None]
         scores: of the networks that the report compares, by name: of their fine-tuning, None without one.
     """
     result = run.result
-    made, part = result.task.made, result.settings.prepare
-    if made is None or part is None:
+    made, named = result.task.made, result.settings.prepare
+    if made is None or named is None:
         return
-    yield "by", part.name
+    yield "by", named.name
     for name, value in made.facts.items():
         yield name, fact_text(value)
     trials = {trial.candidate: trial for trial in reversed(result.trials)}
@@ -78,5 +78,5 @@ def fact_text(value: Any) -> str:  # noqa: ANN401 - a plain JSON value
     if isinstance(value, list):
         return ", ".join(map(fact_text, value))
     if isinstance(value, dict):
-        return ", ".join(f"{name} {fact_text(own)}" for name, own in value.items())
+        return ", ".join(f"{name} {fact_text(inner)}" for name, inner in value.items())
     return str(value)

@@ -143,13 +143,13 @@ class Report:
         together = set(self.renormalises)
         widths = [[g, f"{level}, renormalises" if g in together else level, *rest] for g, level, *rest in widths]
         warned = [f"Warning: {text}" for text in self.damaged]
-        parts = [f"# {self.title}", *warned, _markdown_table(self.cells()), *self.notes, f"## {FRONT}"]
-        parts += [_markdown_table(self.front_cells()), "## Widths", _markdown_table(widths)]
+        paragraphs = [f"# {self.title}", *warned, _markdown_table(self.cells()), *self.notes, f"## {FRONT}"]
+        paragraphs += [_markdown_table(self.front_cells()), "## Widths", _markdown_table(widths)]
         if self.chain is not None:
-            parts += [f"## {CHAIN}", _markdown_table(self.chain_cells()), *self.chain.lines()]
+            paragraphs += [f"## {CHAIN}", _markdown_table(self.chain_cells()), *self.chain.lines()]
         if self.prepared:
-            parts += ["## Prepared before the search", _markdown_table(self.prepared_cells())]
-        return escaped("\n\n".join(parts) + "\n")
+            paragraphs += ["## Prepared before the search", _markdown_table(self.prepared_cells())]
+        return escaped("\n\n".join(paragraphs) + "\n")
 
 
 def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
@@ -172,10 +172,10 @@ def make_report(run: FinishedRun, out: Path | None = None) -> Report:
     doing("evaluating what is compared, and measuring forward time in turns")
     threads = int(config.evaluator.options.get("threads", 1))
     tuned = {structure.name: run.tuned(structure) for structure in run.structures}
-    damaged = tuple(line for name, own in tuned.items() for line in problems(run.folder, name, own))
+    damaged = tuple(line for name, tuning in tuned.items() for line in problems(run.folder, name, tuning))
     for line in damaged:
         warnings.warn(line, UserWarning, stacklevel=2)
-    scores = {name: own.scores for name, own in tuned.items()}
+    scores = {name: tuning.scores for name, tuning in tuned.items()}
     networks = [run.network(structure, tuned=scores[structure.name] is not None) for structure in run.structures]
     times = measure_forward(networks, task.data.example, threads=threads)
     candidates = [structure.candidate for structure in run.structures]
@@ -258,10 +258,10 @@ def _front(result: SearchResult, against: str) -> tuple[Point, ...]:
     front = result.pareto(against)
     shown = np.linspace(0, len(front) - 1, min(len(front), _POINTS)).round().astype(int)
     full = float(getattr(result.task.constraint.costs, against)([result.task.space.full])[0])
-    costs = [result.number(front[place], against) for place in shown]
+    costs = [result.number(front[index], against) for index in shown]
     return tuple(
-        Point(trial=front[place].number, cost=cost, share=cost / full, fitness=front[place].fitness)
-        for place, cost in zip(shown, costs, strict=True)
+        Point(trial=front[index].number, cost=cost, share=cost / full, fitness=front[index].fitness)
+        for index, cost in zip(shown, costs, strict=True)
     )
 
 
@@ -282,8 +282,8 @@ def tested_metrics(run: FinishedRun, score: dict[str, Any] | None) -> dict[str, 
     names = [name for name in find_objective(run.result.task.data.objective).names if not name.endswith("loss")]
     both = {when: score[when] for when in ("before", "after")}
     few = run.result.task.data.objective == "classification" and run.result.task.data.classes <= 5  # top5 is always 1
-    known = [name for name in names if all(name in own for own in both.values()) and not (few and name == "top5")]
-    return {name: {when: float(own[name]) for when, own in both.items()} for name in known}
+    known = [name for name in names if all(name in scores for scores in both.values()) and not (few and name == "top5")]
+    return {name: {when: float(scores[name]) for when, scores in both.items()} for name in known}
 
 
 def _title(run: FinishedRun) -> str:

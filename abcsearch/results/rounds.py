@@ -46,8 +46,8 @@ def populations(result: SearchResult) -> list[Round]:
     settings, trials = result.settings, result.trials
     how = settings.execution
     if how.schedule != "rounds" or how.window or settings.searcher.name.endswith(OBJECT):
-        found = "its searcher was passed as an object" if settings.searcher.name.endswith(OBJECT) else "it had none"
-        raise RunError(f"populations are those of a search in rounds whose searcher has a name; {found}")
+        why = "its searcher was passed as an object" if settings.searcher.name.endswith(OBJECT) else "it had none"
+        raise RunError(f"populations are those of a search in rounds whose searcher has a name; {why}")
     searcher = named_searcher(result.task, settings)
     searcher.know(kept(RunFolder(result.run_dir), searcher).trials)
     known: dict[Candidate, Trial] = {}
@@ -64,6 +64,6 @@ def populations(result: SearchResult) -> list[Round]:
             searcher.tell([trial])
             known[trial.candidate] = trial
         done += len(told)
-        own = tuple(known[candidate] for candidate in searcher.population() if candidate in known)
-        rounds.append(Round(number=len(rounds), trials=told, population=own))
+        members = tuple(known[candidate] for candidate in searcher.population() if candidate in known)
+        rounds.append(Round(number=len(rounds), trials=told, population=members))
     return rounds

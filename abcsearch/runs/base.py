@@ -50,7 +50,7 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
                     replace_file(early, weights_writer(model))
                 progress("base network", done, total, f"loss {loss:.4f}")
 
-            parts = (identity_of(config.pretrain), asdict(config.model), asdict(config.data), config.seed)
+            facts = (identity_of(config.pretrain), asdict(config.model), asdict(config.data), config.seed)
             train(
                 model,
                 data.train,
@@ -60,7 +60,7 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
                 objective=data.objective,
                 on_epoch=on_epoch,
                 validation=data.validation if config.pretrain.keep == "best" else None,
-                checkpoint=checkpoint_path(file.with_suffix(""), *parts),
+                checkpoint=checkpoint_path(file.with_suffix(""), *facts),
             )
         anchor.check()
         replace_file(file, weights_writer(model))

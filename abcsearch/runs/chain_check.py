@@ -34,6 +34,6 @@ def check_chain(parts: Sequence[Part], model: nn.Module, data: Data, recipe: Rec
             transform.check(model, data)
         except AbcSearchError as error:
             raise type(error)(f"transform {part.name!r}: {error}") from error
-        own = recipe_of(transform.options, recipe)
-        if own is not None:
-            check_training(own, data.train, data.objective, taught=bool(own.distillation), scored=True)
+        recipe_ = recipe_of(transform.options, recipe)
+        if recipe_ is not None:
+            check_training(recipe_, data.train, data.objective, taught=bool(recipe_.distillation), scored=True)

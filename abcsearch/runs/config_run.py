@@ -52,8 +52,8 @@ def seeded_data(data: Part, seed: int) -> Part:
 
 def load_run_data(config: RunConfig) -> Data:
     """Returns the data of a config; the split follows the run's seed unless the data's options have their own."""
-    part = seeded_data(config.data, config.seed)
-    return load_data(part.name, **part.options)
+    named = seeded_data(config.data, config.seed)
+    return load_data(named.name, **named.options)
 
 
 class LoadedOnce:
@@ -66,8 +66,8 @@ class LoadedOnce:
 
     def __call__(self, config: RunConfig) -> Data:
         """Returns the data of a config."""
-        part = seeded_data(config.data, config.seed)
-        key = json.dumps([part.name, part.options], sort_keys=True, default=str)
+        named = seeded_data(config.data, config.seed)
+        key = json.dumps([named.name, named.options], sort_keys=True, default=str)
         if key not in self._known:
             self._known[key] = self._load(config)
         return self._known[key]
@@ -105,26 +105,26 @@ def run_config(  # noqa: PLR0913 - all but the first two have a default
     """
     folder = RunFolder(run_dir)
     config = as_begun(config, folder)
-    task, parts = prepare(config, folder, load=load, elsewhere=executor is not None, shared=shared)
+    task, roles = prepare(config, folder, load=load, elsewhere=executor is not None, shared=shared)
     with folder.locked():
         progress = logged(folder, progress)
         common = shared is not None and shared.holds(task)
-        task = _made_ready(config, folder, task, parts, progress, rebuild=rebuild, shared=shared)
+        task = _made_ready(config, folder, task, roles, progress, rebuild=rebuild, shared=shared)
         with workers_for(config, folder, executor) as where:
-            ready = parts.evaluator if common else None
-            parts = replace(Parts.of(task, config, evaluator=ready), executor=where)
+            ready = roles.evaluator if common else None
+            roles = replace(Parts.of(task, config, evaluator=ready), executor=where)
             if shared is not None:
-                shared.keep(task, parts.evaluator, folder.base)
+                shared.keep(task, roles.evaluator, folder.base)
             known = folder.finished(config.n_trials)
             result = run_search(
-                folder, task, config, parts, progress, winner_name(config.searcher.name), watchers=watchers
+                folder, task, config, roles, progress, winner_name(config.searcher.name), watchers=watchers
             )
             best = result.best
             if not known:
                 done = plural(len(result.trials), "trial")
                 folder.log(f"search finished: {done}, best {best.fitness:.4f} (trial {best.number})")
             for name in searched(config.baselines):
-                _searched_baseline(folder, name, config, result, parts, progress)
+                _searched_baseline(folder, name, config, result, roles, progress)
     return result
 
 
@@ -199,7 +199,7 @@ def prepare(
     if shared is not None:
         shared.check(task)
     data = task.data
-    parts = Parts.of(task, config, evaluator=None if shared is None or common is None else shared.evaluator)
+    roles = Parts.of(task, config, evaluator=None if shared is None or common is None else shared.evaluator)
     preparation = preparation_of(config)
     if preparation is not None:
         preparation.check(task)
@@ -216,7 +216,7 @@ def prepare(
     taught = bool(config.finetune.distillation)
     check_training(config.finetune, data.train, data.objective, taught=taught, scored=True)
     check_chain(config.transform, task.base, data, config.finetune)
-    return task, parts
+    return task, roles
 
 
 def _drafted(config: RunConfig, folder: RunFolder, load: LoadData, *, weights: bool) -> Task:
@@ -260,16 +260,16 @@ def _searched_baseline(
     folder: RunFolder, name: str, config: RunConfig, result: SearchResult, parts: Parts, progress: Progress
 ) -> None:
     """Runs a search that the winner is compared with, by the same evaluator."""
-    own = replace(config, searcher=Part(name=BASELINES.find(name).searcher), baselines=(), known=())
+    settings = replace(config, searcher=Part(name=BASELINES.find(name).searcher), baselines=(), known=())
     baseline = folder.baseline(name)
     folder.check()
     baseline.path.mkdir(parents=True, exist_ok=True)
     task = result.task
     if task.made is not None:  # of which the weights are what all structures come from, and the structures are searched
         task = replace(task, made=replace(task.made, starts=()))
-    parts = replace(Parts.of(task, own, evaluator=parts.evaluator), executor=parts.executor)
+    parts = replace(Parts.of(task, settings, evaluator=parts.evaluator), executor=parts.executor)
     known = {trial.candidate: trial.evaluation for trial in result.trials}
-    run_search(baseline, task, own, parts, progress, f"{name} baseline", known)
+    run_search(baseline, task, settings, parts, progress, f"{name} baseline", known)
 
 
 def run_front_config(  # noqa: PLR0913 - all but the first two have a default

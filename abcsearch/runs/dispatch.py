@@ -154,7 +154,7 @@ class Flights:
     def _landed(self, number: int, stage: str | None, future: Future[Evaluation]) -> None:
         """Takes a finished future: passes its evaluation on, or evaluates once more where the worker was lost."""
         try:
-            found = future.result()
+            evaluation = future.result()
         except WorkerLostError as error:
             self._lost(number, stage, error)
             return
@@ -165,7 +165,7 @@ class Flights:
             raise
         except Exception as error:
             raise self._broken(error) from error
-        self._found(number, stage, found)
+        self._found(number, stage, evaluation)
 
     def _found(self, number: int, stage: str | None, found: Evaluation) -> None:
         metrics, means = without_groups(found)
@@ -250,7 +250,7 @@ class _Stages:
 
     def decided(self) -> list[tuple[int, bool]]:
         """Returns numbers that are decided now, and whether they see the second stage."""
-        found: list[tuple[int, bool]] = []
+        decisions: list[tuple[int, bool]] = []
         while self._groups and self._verdicts is not None:
             first = {number: self._first(number) for number in self._groups[0]}
             known = {number: evaluation for number, evaluation in first.items() if evaluation is not None}
@@ -260,14 +260,14 @@ class _Stages:
             finished = {n: self._journal.trials[n] for n in known if n in self._journal.trials}
             if len(finished) < len(known):
                 promoted = self._staged.promoted(self._verdicts, known)
-                found += [(number, number in promoted) for number in known]
+                decisions += [(number, number in promoted) for number in known]
             else:
                 promoted = []
             self._verdicts += [
                 Verdict.of(finished[n].evaluation) if n in finished else Verdict.of(e)._replace(promoted=n in promoted)
                 for n, e in known.items()
             ]
-        return found
+        return decisions
 
     def _first(self, number: int) -> Evaluation | None:
         """Returns what the first stage found, or the whole trial found where the journal has only that."""

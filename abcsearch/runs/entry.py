@@ -228,8 +228,8 @@ def _part(what: str, value: str | Mapping[str, Any] | object) -> Part:
         return Part.of(value)
     good = isinstance(value, Preparation) if what == "prepare" else callable(value) or isinstance(value, Searcher)
     if not good:
-        own = _OWN[what]
-        msg = f'{what} is a name, {{"name": name, "option": value}} or {own}, found {value!r}'
+        kind = _OWN[what]
+        msg = f'{what} is a name, {{"name": name, "option": value}} or {kind}, found {value!r}'
         raise ConfigError(msg)
     options: dict[str, Any] = {}
     if isinstance(value, Preparation):

@@ -139,13 +139,13 @@ def run_front(
         with workers_for(front.settings, folder, executor) as where:
             for index, name in enumerate(front.names):
                 folder.check()
-                own = run_folder(folder, name)
-                if own.path.is_dir():
-                    before(own)
+                subfolder = run_folder(folder, name)
+                if subfolder.path.is_dir():
+                    before(subfolder)
                 elif index:
-                    own.path.mkdir(parents=True)
+                    subfolder.path.mkdir(parents=True)
                 shown = _named(progress, name)
-                results.append(run_one(front.run(index), own, shared, where, shown))
+                results.append(run_one(front.run(index), subfolder, shared, where, shown))
     return FrontResult(run_dir=folder.path, names=front.names, results=tuple(results))
 
 
@@ -214,13 +214,13 @@ def _held(folder: RunFolder, front: Front[Any]) -> dict[str, Any] | None:
         return None
     there = FrontFolder.of(folder.path)
     known = Front.from_plain(there.record, folder.path / FRONT)
-    found = differences(_decides(known), _decides(front))
-    if not found:
+    differing = differences(_decides(known), _decides(front))
+    if not differing:
         return dict(there.record)
     if not any(_begun(run) for run in there.runs):
         return None  # nothing to lose yet
-    msg = f"{folder.path} already holds another front: {'; '.join(found)}. Choose another folder, or delete this one; "
-    msg += f"what it holds goes on with: abcsearch resume {quoted(folder.path)}"
+    msg = f"{folder.path} already holds another front: {'; '.join(differing)}. Choose another folder, or delete this "
+    msg += f"one; what it holds goes on with: abcsearch resume {quoted(folder.path)}"
     raise RunError(msg)
 
 

@@ -41,7 +41,7 @@ class Peer:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        sound = isinstance(self.name, str) and all(type(own) in (int, float) for own in (self.macs, self.accuracy))  # pyright: ignore[reportUnnecessaryIsInstance]
+        sound = isinstance(self.name, str) and all(type(value) in (int, float) for value in (self.macs, self.accuracy))  # pyright: ignore[reportUnnecessaryIsInstance]
         if not (sound and self.name and self.macs > 0 and 0 <= self.accuracy <= 1):
             msg = f"a peer is a name, macs above 0 and an accuracy from 0 to 1, found {self!r:.120}"
             raise ConfigError(msg)

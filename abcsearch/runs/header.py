@@ -135,24 +135,24 @@ def held_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any
     same_kind = to_plain(
         from_plain(type(settings), before["settings"], folder.path / "run.json")
     )  # with defaults for what is new since
-    found = differences(deciding(same_kind), deciding(to_plain(settings)))
-    found += [
+    differing = differences(deciding(same_kind), deciding(to_plain(settings)))
+    differing += [
         f"{_other(key, settings)} (hash {value} in the folder, {same[key]} now)"
         for key, value in before["identity"].items()
         if key in _OTHERS and same.get(key, value) != value
     ]
     begun = (folder.base, folder.path / "prepared.json", folder.journal)
-    if found and not any(path.exists() and path.stat().st_size for path in begun):
+    if differing and not any(path.exists() and path.stat().st_size for path in begun):
         return None  # nothing to lose yet
-    if [text.split(" (hash ")[0] for text in found] == [_OTHERS["model"]] and folder.base.exists():
+    if [text.split(" (hash ")[0] for text in differing] == [_OTHERS["model"]] and folder.base.exists():
         msg = (
             f"the weights in {folder.base} are others than those that the run began with; restore the file from a "
             f"copy, or delete it: {AGAIN} abcsearch resume {quoted(folder.path)}"
         )
         raise RunError(msg)
-    if found:
+    if differing:
         msg = (
-            f"{folder.path} already holds a different run: {'; '.join(found)}. "
+            f"{folder.path} already holds a different run: {'; '.join(differing)}. "
             f"Choose another folder, or delete this one"
         )
         raise RunError(msg)

@@ -99,8 +99,8 @@ def mark(probes: tuple[Candidate, ...]) -> str:
 def _knowledge(others: Known, trials: list[Trial]) -> Knowledge:
     """Returns what other runs and the map make known."""
     succeeded = [trial for trial in trials if trial.evaluation.failure is None]
-    own = {trial.candidate: trial.evaluation for trial in trials}
-    return Knowledge(trials=(*others.trials, *succeeded), evaluations={**others.evaluations, **own})
+    evaluated = {trial.candidate: trial.evaluation for trial in trials}
+    return Knowledge(trials=(*others.trials, *succeeded), evaluations={**others.evaluations, **evaluated})
 
 
 def _begun_without(folder: RunFolder) -> bool:
@@ -131,14 +131,14 @@ def _kept_known(folder: RunFolder, task: Task, settings: SearchSettings) -> Know
 
 def map_settings(settings: SearchSettings, probes: list[Candidate]) -> SearchSettings:
     """Returns the settings of the map of a run: its structures are given, and no budget keeps any out."""
-    own = replace(
+    settings_ = replace(
         settings,
         searcher=Part(name="given", options={"initial": [list(probe) for probe in probes]}),
         n_trials=len(probes),
         budget=Budget(macs=1.0),
         known=(),
     )
-    return replace(own, baselines=()) if isinstance(own, RunConfig) else own
+    return replace(settings_, baselines=()) if isinstance(settings_, RunConfig) else settings_
 
 
 def _mapped(
@@ -152,9 +152,9 @@ def _mapped(
     """Returns the trials of probes: those that the map's journal has, the others evaluated now."""
     folder.check()
     folder.map.path.mkdir(exist_ok=True)
-    own = map_settings(settings, probes)
+    asked = map_settings(settings, probes)
     begun = folder.map.journal.exists()
-    write_header(folder.map, own, identity(task))
+    write_header(folder.map, asked, identity(task))
     if not begun:
         folder.log(f"{STAGE}: {plural(len(probes), 'structure')} to evaluate before the search begins")
     return Loop(

@@ -150,6 +150,6 @@ def _weights(hashed: str | None) -> str | None:
 
 def _comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Returns plain settings with all defaults, and without devices, on which candidates may be evaluated anywhere."""
-    found = complete(plain)
-    evaluator = found["evaluator"]
-    return {**found, "evaluator": asdict(Part(name=evaluator["name"], options=evaluator["options"]).on(None))}
+    settings = complete(plain)
+    evaluator = settings["evaluator"]
+    return {**settings, "evaluator": asdict(Part(name=evaluator["name"], options=evaluator["options"]).on(None))}

@@ -256,8 +256,8 @@ class _Search:
 
     def _collect(self) -> None:
         """Waits for evaluations and writes them down."""
-        for number, found in self._flights.wait():
-            self._finish(number, found)
+        for number, evaluation in self._flights.wait():
+            self._finish(number, evaluation)
         self._standing.show(self._flights.workers)
 
     def _finish(self, number: int, found: Evaluation) -> None:

@@ -193,7 +193,7 @@ class OptunaMirror:
     def _frozen(self, trial: Trial, finished: float) -> FrozenTrial:
         """Returns a trial as Optuna keeps it."""
         evaluation = trial.evaluation
-        own = {
+        attributes = {
             "number": trial.number,
             "macs": evaluation.macs,
             "params": evaluation.params,
@@ -205,7 +205,7 @@ class OptunaMirror:
             value=evaluation.fitness,
             params=self._params(trial.candidate),
             distributions=dict(self._distributions),
-            user_attrs={**evaluation.metrics, **own, **failure},
+            user_attrs={**evaluation.metrics, **attributes, **failure},
         )
         frozen.datetime_complete = datetime.fromtimestamp(finished)  # Optuna's times are local
         frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=evaluation.seconds)

@@ -35,10 +35,10 @@ class Pace:
         last = self._recent[-1][0]
         recent = [pair for pair in self._recent if pair[0] > last - _RECENT]
         recent = recent if len(recent) > _FEWEST else list(self._recent)[-_FEWEST:]
-        found = [(last - recent[0][0]) / (len(recent) - 1)] if len(recent) > 1 else []
+        paces = [(last - recent[0][0]) / (len(recent) - 1)] if len(recent) > 1 else []
         if workers:
-            found.append(sum(seconds for _, seconds in recent) / len(recent) / workers)
-        return max(found, default=None)
+            paces.append(sum(seconds for _, seconds in recent) / len(recent) / workers)
+        return max(paces, default=None)
 
     def left(self, remaining: int, workers: int | None = None, now: float | None = None) -> float | None:
         """Returns the seconds until so many more trials are finished, or None if nothing tells."""

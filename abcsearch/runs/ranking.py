@@ -46,8 +46,8 @@ def rank_for_run(
     if not draft:
         doing(f"ranking channels by {', '.join(settings.criteria)}")
     order = torch.randperm(len(data.train), generator=torch_stream(settings.seed, "ranking images"))
-    part = data.train.part(order[: DRAFT_IMAGES if draft else RANKING_IMAGES]).loaded()
+    images = data.train.part(order[: DRAFT_IMAGES if draft else RANKING_IMAGES]).loaded()
     with torch_threads(1), warnings.catch_warnings():
         if draft:
             warnings.simplefilter("ignore", FewSamplesWarning)
-        return rank_channels(model, graph, settings.criterion, data=(part.images, part.labels), seed=settings.seed)
+        return rank_channels(model, graph, settings.criterion, data=(images.images, images.labels), seed=settings.seed)

@@ -233,17 +233,17 @@ class Remains:
                 continue  # whoever reads the baseline says so
             mine = deciding(to_plain(config))
             apart = {"searcher": None, "known": None}
-            found = differences({**there, **apart}, {**mine, **apart})
-            if found:
-                self._refuse(f"its baseline {path.parent.name} has {'; '.join(found)}")
+            differing = differences({**there, **apart}, {**mine, **apart})
+            if differing:
+                self._refuse(f"its baseline {path.parent.name} has {'; '.join(differing)}")
 
     def _check_snapshot(self, parts: Parts) -> None:
         """Raises RunError if the snapshot of the searcher is that of another one."""
         there, now = self._snapshot, parts.searcher.state_dict()
         names = [name for name in ("searcher", "seed", "options", "space") if name in there]
-        found = differences({name: there[name] for name in names}, {name: now[name] for name in names})
-        if found:
-            told = (text if len(text) < _LONG else f"another {text.partition(':')[0]}" for text in found)
+        differing = differences({name: there[name] for name in names}, {name: now[name] for name in names})
+        if differing:
+            told = (text if len(text) < _LONG else f"another {text.partition(':')[0]}" for text in differing)
             self._refuse(f"the snapshot of its searcher has {'; '.join(told)}")
 
     def _check_trials(self, config: RunConfig, task: Task, trials: list[Trial]) -> None:

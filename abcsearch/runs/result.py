@@ -104,7 +104,7 @@ class SearchResult(Summarised):
         failed = sum(trial.evaluation.failure is not None for trial in self.trials)
         costs, pair = self.task.graph.costs, [self.task.space.full, self.best.candidate]
         counts = {name: getattr(costs, name)(pair).tolist() for name in ("macs", "params")}
-        sizes = (f"{name} {full:,} => {own:,} ({own / (full or 1):.1%})" for name, (full, own) in counts.items())
+        sizes = (f"{name} {full:,} => {kept:,} ({kept / (full or 1):.1%})" for name, (full, kept) in counts.items())
         return (
             ("run folder", str(self.run_dir)),
             ("searcher", f"{self.settings.searcher.name}, {plural(len(self.trials), 'trial')}, {failed} failed"),

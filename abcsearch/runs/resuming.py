@@ -193,14 +193,14 @@ def _resume_front(folder: RunFolder, changes: _Changes, work: _Work, *, trust: b
     there = FrontFolder.of(folder.path)
     front = Front.from_plain(there.trusted(trust=trust), folder.path / FRONT)
     if changes.until is not None:
-        place = quoted(there.runs[0].path)
-        msg = f"--until cuts one journal: name the run folder of a budget, such as {place}"
+        where = quoted(there.runs[0].path)
+        msg = f"--until cuts one journal: name the run folder of a budget, such as {where}"
         raise RunError(msg)
     now = changes.of(front.settings, folder)
     later = replace(front, settings=now)
     if changes.n_trials is not None and not changes.shorten:
-        for own in there.begun:
-            _check_shortened(own, front.trials, later.trials)
+        for settings in there.begun:
+            _check_shortened(settings, front.trials, later.trials)
     if isinstance(now, RunConfig):
         configured = Front(now, front.budgets, front.peers)
         return run_front_config(

@@ -54,10 +54,10 @@ class Parts:
             SearcherError, ConfigError: if a name or option is unknown, or the caller's searcher is of another space or
                 has been used.
         """
-        own = settings.evaluator
+        named = settings.evaluator
         return cls(
             searcher=_searcher(task, settings, searcher),
-            evaluator=evaluator or make_evaluator(own.name, task.source, task.data, **own.options),
+            evaluator=evaluator or make_evaluator(named.name, task.source, task.data, **named.options),
         )
 
 

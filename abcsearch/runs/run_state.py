@@ -109,12 +109,12 @@ class Standing:
     def note(self) -> str:
         """How it stands, in a few words."""
         against = f" ({self._against})" if self._against else ""
-        parts = [f"best {self.best.fitness:.4f}{against}" if self.best else "no success yet"]
+        phrases = [f"best {self.best.fitness:.4f}{against}" if self.best else "no success yet"]
         if self._failed:
-            parts.append(f"{self._failed} failed")
+            phrases.append(f"{self._failed} failed")
         if self._workers is not None:
-            parts.append(f"{self._workers[0]} of {plural(self._workers[1], 'worker')} busy")
-        return ", ".join(parts)
+            phrases.append(f"{self._workers[0]} of {plural(self._workers[1], 'worker')} busy")
+        return ", ".join(phrases)
 
     def show(self, workers: tuple[int, int] | None) -> None:
         """Writes progress.json for those who watch from outside, at most once a second."""
@@ -167,12 +167,12 @@ class Standing:
 
 def _member(trial: Trial, space: SearchSpace) -> dict[str, Any]:
     """Returns a trial as population.json has it; criteria only where they are searched."""
-    found, chosen = trial.evaluation, space.criteria(trial.candidate)
+    evaluation, chosen = trial.evaluation, space.criteria(trial.candidate)
     return {
         "trial": trial.number,
-        "fitness": found.fitness,
-        "macs": found.macs,
-        "params": found.params,
+        "fitness": evaluation.fitness,
+        "macs": evaluation.macs,
+        "params": evaluation.params,
         "widths": {name: kept for name, (kept, _) in space.widths(trial.candidate).items()},
         **({"criteria": chosen} if chosen else {}),
     }

@@ -66,12 +66,12 @@ class Brought:
     def missing(self, settings: SearchSettings) -> list[str]:
         """Returns the arguments that the caller has to bring again to go on with a run."""
         prepare = "" if settings.prepare is None else settings.prepare.name
-        parts = {
+        needed = {
             "searcher": (settings.searcher.name, self.searcher),
             "evaluator": (settings.evaluator.name, self.evaluator),
             "prepare": (prepare, self.preparation),
         }
-        missing = [name for name, (recorded, own) in parts.items() if recorded.endswith(OBJECT) and own is None]
+        missing = [name for name, (recorded, given) in needed.items() if recorded.endswith(OBJECT) and given is None]
         unnamed = any(name.endswith(OBJECT) for name in settings.criteria)
         return [*missing, *(["criterion"] if unnamed and self.criterion is None else [])]
 
@@ -105,9 +105,9 @@ def run_here(  # noqa: PLR0913 - all that a search from Python has
     task = task or Task.of(model, data, settings, folder=folder)
     if shared is not None:
         shared.check(task)
-    parts = Parts.of(task, settings, searcher=brought.searcher, evaluator=evaluator)
+    roles = Parts.of(task, settings, searcher=brought.searcher, evaluator=evaluator)
     if shared is not None:
-        shared.keep(task, parts.evaluator)
+        shared.keep(task, roles.evaluator)
     preparation = preparation_of(settings, brought.preparation)
     if preparation is not None:
         preparation.check(task)
@@ -116,9 +116,9 @@ def run_here(  # noqa: PLR0913 - all that a search from Python has
         if preparation is not None:
             write_header(folder, settings, identity(task))
             task = prepared(folder, settings, task, preparation, progress)
-            parts = Parts.of(task, settings, searcher=brought.searcher, evaluator=brought.evaluator)
+            roles = Parts.of(task, settings, searcher=brought.searcher, evaluator=brought.evaluator)
         with workers_for(settings, folder, executor) as where:
-            return run_search(folder, task, settings, replace(parts, executor=where), progress, watchers=watchers)
+            return run_search(folder, task, settings, replace(roles, executor=where), progress, watchers=watchers)
 
 
 def front_here(  # noqa: PLR0913 - all that a search from Python has

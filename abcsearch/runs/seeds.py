@@ -98,7 +98,7 @@ class SeedsResult(Summarised):
     @property
     def summary(self) -> tuple[tuple[str, str], ...]:
         """What it is in five lines, names and values."""
-        fitness, macs, *_ = (" ".join(own.cells[2:5]) for own in self.table())
+        fitness, macs, *_ = (" ".join(row.cells[2:5]) for row in self.table())
         return (
             ("run folder", str(self.run_dir)),
             ("searcher", self.results[0].settings.searcher.name),

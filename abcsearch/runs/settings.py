@@ -38,7 +38,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - an option
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Mapping):
-        return {key: _plain(own) for key, own in value.items()}
+        return {key: _plain(inner) for key, inner in value.items()}
     return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
@@ -305,14 +305,14 @@ def _parts(name: str, listed: Any) -> tuple[Part, ...]:  # noqa: ANN401 - whatev
     if not isinstance(listed, list | tuple):
         msg = f"{name} is a list of tables, one [[{name}]] for each, found {listed!r:.80}"
         raise ConfigError(msg)
-    return tuple(own if isinstance(own, Part) else Part(**own) for own in listed)
+    return tuple(one if isinstance(one, Part) else Part(**one) for one in listed)
 
 
 def check_base(model: ModelSettings, pretrain: Recipe | None) -> None:
     """Raises ConfigError unless a network's weights come from exactly one of checkpoint and pre-training."""
     if (model.checkpoint is None) == (pretrain is None):
-        found = "neither" if pretrain is None else "both"
-        msg = f"a search starts from a trained network: set model.checkpoint or the table [pretrain], found {found}"
+        given = "neither" if pretrain is None else "both"
+        msg = f"a search starts from a trained network: set model.checkpoint or the table [pretrain], found {given}"
         raise ConfigError(msg)
 
 

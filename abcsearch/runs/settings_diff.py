@@ -29,25 +29,30 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
         settings: as `to_plain` has them; also those of an older version.
         metric: what fitness is where the evaluator's metric is left open; None: not known.
     """
-    found = dict(settings)
+    settings_ = dict(settings)
     records = {"space": SpaceOptions(), "latency": LatencyOptions(), "execution": ExecutionOptions()}
     for key, usual in records.items():
-        dated = {"renormalise": False} if found.get(key) and key == "space" else {}  # what it was before it was asked
-        found[key] = json.loads(json.dumps({**asdict(usual), **dated, **(found.get(key) or {})}))
+        dated = (
+            {"renormalise": False} if settings_.get(key) and key == "space" else {}
+        )  # what it was before it was asked
+        settings_[key] = json.loads(json.dumps({**asdict(usual), **dated, **(settings_.get(key) or {})}))
     for key in ("pretrain", "finetune"):
-        if found.get(key):
-            found[key] = filled(found[key])
+        if settings_.get(key):
+            settings_[key] = filled(settings_[key])
     registries = {"searcher": SEARCHERS, "evaluator": EVALUATORS, "prepare": PREPARATIONS}
-    for key in filter(found.get, registries):
-        part = _dated(key, found[key])
-        found[key] = {**part, "options": {**_defaults(registries[key], part["name"]), **(part.get("options") or {})}}
-    options = found["evaluator"]["options"]
+    for key in filter(settings_.get, registries):
+        table = _dated(key, settings_[key])
+        settings_[key] = {
+            **table,
+            "options": {**_defaults(registries[key], table["name"]), **(table.get("options") or {})},
+        }
+    options = settings_["evaluator"]["options"]
     if "metric" in options and options["metric"] is None:
         options["metric"] = metric
-    for stage in _stages(found["evaluator"]["name"]):
+    for stage in _stages(settings_["evaluator"]["name"]):
         usual = {key: value for key, value in _defaults(EVALUATORS, stage).items() if key not in CascadeOptions.SHARED}
         options[stage] = {**usual, **options[stage]}
-    return found
+    return settings_
 
 
 def _dated(kind: str, part: dict[str, Any]) -> dict[str, Any]:
@@ -80,9 +85,9 @@ def unlike(one: Mapping[str, Any], other: Mapping[str, Any], keys: tuple[str, ..
         other: likewise.
         keys: which of them count.
     """
-    found = [line for key in keys for line in _lines(one.get(key), other.get(key), key)]
-    found = list(dict.fromkeys(found))
-    return found[:_MOST] + ([f"and {len(found) - _MOST} more"] if len(found) > _MOST else [])
+    lines = [line for key in keys for line in _lines(one.get(key), other.get(key), key)]
+    lines = list(dict.fromkeys(lines))
+    return lines[:_MOST] + ([f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else [])
 
 
 def _lines(one: Any, other: Any, where: str) -> Iterator[str]:  # noqa: ANN401 - plain values

@@ -242,16 +242,16 @@ def check_setup(
         return
     doing("looking at the full network on search-validation")
     try:
-        found = look_at(task.base, task.data, full_macs(task), asked_of(settings))
-        found = replace(found, **_references(task, evaluator))
+        setup = look_at(task.base, task.data, full_macs(task), asked_of(settings))
+        setup = replace(setup, **_references(task, evaluator))
     except Exception as error:  # noqa: BLE001 - the network, its objective and metrics may be the user's
         folder.log(f"full network: not looked at: {type(error).__name__}: {one_line(str(error))}")
         return
-    write_setup(folder, found)
-    progress("full network", 1, 1, found.words)
-    for text in (*found.warnings, *found.notes):
+    write_setup(folder, setup)
+    progress("full network", 1, 1, setup.words)
+    for text in (*setup.warnings, *setup.notes):
         folder.log(f"set-up: {text}")
-    for text in found.warnings:
+    for text in setup.warnings:
         warnings.warn(f"set-up: {text}", UserWarning, stacklevel=callers())
 
 
@@ -262,11 +262,11 @@ def _references(task: Task, evaluator: Evaluator) -> dict[str, float | None]:
     structures = {"full": task.space.full}
     with contextlib.suppress(RunError):  # none is inside the budget
         structures["uniform"] = task.uniform()
-    found: dict[str, float | None] = {}
+    references: dict[str, float | None] = {}
     with torch_seeded(0, "set-up"):
         for name, candidate in structures.items():
             try:
-                found[name] = evaluate(evaluator, candidate, 0).fitness
+                references[name] = evaluate(evaluator, candidate, 0).fitness
             except AbcSearchError:
                 return {}
-    return found
+    return references

@@ -145,8 +145,8 @@ class Task:
         Raises:
             ConfigError: if the evaluator is an object that the caller brought, which knows its own networks.
         """
-        own = self.settings.evaluator
-        return partial(evaluate, make_evaluator(own.name, source, self.data, **own.options))
+        named = self.settings.evaluator
+        return partial(evaluate, make_evaluator(named.name, source, self.data, **named.options))
 
     def reranked(self) -> Task:
         """Returns the task after its model has been trained: only the ranking depends on the weights."""

@@ -114,12 +114,12 @@ def _stage_time(
         with warnings.catch_warnings():  # what there is to warn of has been said when the run's own was made
             warnings.simplefilter("ignore", UserWarning)
             evaluator = make_evaluator(name, task.source, task.data, **own)
-        found = evaluate(measured(evaluator, task, settings), candidate, settings.seed)
-        return _Part(work, found.seconds, time.perf_counter() - start, found.failure)
+        evaluation = evaluate(measured(evaluator, task, settings), candidate, settings.seed)
+        return _Part(work, evaluation.seconds, time.perf_counter() - start, evaluation.failure)
 
     if name not in _REDUCED:
-        part = timed(options, 1)
-        return Estimate(seconds=part.seconds, share=1, failure=part.failure)
+        small = timed(options, 1)
+        return Estimate(seconds=small.seconds, share=1, failure=small.failure)
     reduced = _REDUCED[name]
     full = reduced(options, task, 1.0)[1]
     return _grown(lambda share: timed(*reduced(options, task, share)), full, patience)
@@ -134,8 +134,8 @@ def _adaptive_bn(options: dict[str, Any], task: Task, share: float) -> tuple[dic
     if share < 1 and images:
         batch = _batch(batch, made.device, full_macs(task))
         images = max(batch, round(share * images) // batch * batch)
-    own = {**options, "calibration_images": images, "batch_size": batch, "validation_images": scored, **_ALL}
-    return own, images + scored
+    small = {**options, "calibration_images": images, "batch_size": batch, "validation_images": scored, **_ALL}
+    return small, images + scored
 
 
 def _short_training(options: dict[str, Any], task: Task, share: float) -> tuple[dict[str, Any], float]:
@@ -147,8 +147,8 @@ def _short_training(options: dict[str, Any], task: Task, share: float) -> tuple[
     if share < 1:
         batch = _batch(batch, made.device, full_macs(task))
         steps = max(1, round(share * steps * min(made.batch_size, len(task.data.train)) / batch))
-    own = {**options, "steps": steps, "batch_size": batch, "validation_images": scored, "lr": _TINY, **_ALL}
-    return own, _TRAINED * steps * batch + scored
+    small = {**options, "steps": steps, "batch_size": batch, "validation_images": scored, "lr": _TINY, **_ALL}
+    return small, _TRAINED * steps * batch + scored
 
 
 def _scored(options: AdaptiveBNOptions | ShortTrainingOptions, data: Data, share: float) -> int:
@@ -188,9 +188,9 @@ def training_time(task: Task, network: nn.Module, recipe: Recipe, patience: floa
 
     def timed(share: float) -> _Part:
         steps = max(1, round(share * whole / batch))
-        trained, own = copy.deepcopy(network), replace(recipe, batch_size=batch, lr=_TINY, keep="last")
+        trained, small = copy.deepcopy(network), replace(recipe, batch_size=batch, lr=_TINY, keep="last")
         start = time.perf_counter()
-        train(trained, split, own, stream="rehearsal", objective=task.data.objective, steps=steps, teacher=teacher)
+        train(trained, split, small, stream="rehearsal", objective=task.data.objective, steps=steps, teacher=teacher)
         _finished(recipe.device)
         seconds = time.perf_counter() - start
         return _Part(steps * batch, seconds, seconds)
@@ -270,9 +270,9 @@ class _Rehearsing(Trainer):
 
         def timed(share: float) -> _Part:
             steps = max(1, round(share * whole / batch))
-            own = replace(recipe, batch_size=batch, lr=_TINY, keep="last")
+            small = replace(recipe, batch_size=batch, lr=_TINY, keep="last")
             start = time.perf_counter()
-            done.append(train(lesson, images, own, seed=self.seed, stream=f"rehearsal {name}", steps=steps))
+            done.append(train(lesson, images, small, seed=self.seed, stream=f"rehearsal {name}", steps=steps))
             _finished(recipe.device)
             seconds = time.perf_counter() - start
             return _Part(steps * batch, seconds, seconds)

@@ -95,14 +95,14 @@ class _InOrder:
 def _settings(settings: SearchSettings) -> dict[str, Any]:
     """Returns what a run is called by in tables of runs."""
     budget = ", ".join(f"{name} {bound}" for name, bound in settings.budget.bounds.items())
-    own = {"searcher": settings.searcher.name, "evaluator": settings.evaluator.name, "budget": budget}
-    return {**own, "n_trials": settings.n_trials, "seed": settings.seed}
+    facts = {"searcher": settings.searcher.name, "evaluator": settings.evaluator.name, "budget": budget}
+    return {**facts, "n_trials": settings.n_trials, "seed": settings.seed}
 
 
 def _identity(folder: RunFolder) -> str:
     """Returns letters and digits that a run is known by elsewhere: its id or, of older ones, a hash of its place."""
-    own = run_id(folder.path) or ""
-    return own if own.isalnum() else hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:32]
+    known = run_id(folder.path) or ""
+    return known if known.isalnum() else hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:32]
 
 
 def mlflow_watcher(uri: str | None = None, experiment: str = "abcsearch") -> WatcherFactory:
@@ -138,10 +138,10 @@ class _MLflow(_InOrder):
         client = self._client
         known = client.get_experiment_by_name(self._experiment)
         home = client.create_experiment(self._experiment) if known is None else known.experiment_id
-        found = client.search_runs([home], filter_string=f"tags.`{_TAG}` = '{self._id}'", max_results=1)
-        if found:
-            self._run = found[0].info.run_id
-            return max((own.step - 1 for own in client.get_metric_history(self._run, "failures")), default=-1)
+        matching = client.search_runs([home], filter_string=f"tags.`{_TAG}` = '{self._id}'", max_results=1)
+        if matching:
+            self._run = matching[0].info.run_id
+            return max((metric.step - 1 for metric in client.get_metric_history(self._run, "failures")), default=-1)
         self._run = client.create_run(home, run_name=self._name, tags={_TAG: self._id}).info.run_id
         for name, value in self._settings.items():
             client.log_param(self._run, name, value)
@@ -180,8 +180,8 @@ class _WandB(_InOrder):
     def __init__(self, wandb: Any, options: dict[str, Any], task: Task, folder: RunFolder) -> None:  # noqa: ANN401
         super().__init__(folder.journal)
         self._wandb = wandb
-        own = {"id": f"abcsearch-{_identity(folder)}", "name": folder.path.name, "resume": "allow"}
-        self._options = {**own, "dir": str(folder.path), "config": _settings(task.settings), **options}
+        settings = {"id": f"abcsearch-{_identity(folder)}", "name": folder.path.name, "resume": "allow"}
+        self._options = {**settings, "dir": str(folder.path), "config": _settings(task.settings), **options}
         self._run: Any = None
 
     def _opened(self, n_trials: int) -> int:

@@ -64,7 +64,7 @@ def rows_of(
 def _structure(candidate: Sequence[int], names: Sequence[str], criteria: Sequence[str]) -> dict[str, Any]:
     """Returns the columns of a structure: widths and blocks, then the criteria that have chosen the channels."""
     count = len(names) or len(candidate)
-    called = [*(names or (f"layer {place + 1}" for place in range(count)))]
+    called = [*(names or (f"layer {index + 1}" for index in range(count)))]
     columns: dict[str, Any] = {f"width.{name}": kept for name, kept in zip(called, candidate, strict=False)}
     chosen = zip(called, candidate[count:], strict=False) if names else ()
     known = dict(enumerate(criteria))

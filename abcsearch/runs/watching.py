@@ -109,12 +109,12 @@ def finish_times(journal: Path | None) -> dict[int, float]:
     """Returns when each trial of a journal finished, in unix seconds; of a line that is damaged nothing."""
     if journal is None or not is_there(journal):
         return {}
-    found: dict[int, float] = {}
+    times: dict[int, float] = {}
     for line in journal.read_bytes().splitlines(keepends=True):
         event = decode_line(line) or {}
         if {"number", "time"} <= event.keys():
-            found[event["number"]] = event["time"]
-    return found
+            times[event["number"]] = event["time"]
+    return times
 
 
 def tensorboard_watcher() -> WatcherFactory:

@@ -345,8 +345,8 @@ class Searcher(ABC):
         if state.get("space") != space:
             other = [
                 entry[0]
-                for entry, own in itertools.zip_longest(state.get("space") or [], space)
-                if entry != own and entry
+                for entry, dimension in itertools.zip_longest(state.get("space") or [], space)
+                if entry != dimension and entry
             ]
             where = ", ".join(other[:3]) or "the number of dimensions"
             msg = f"the state belongs to another space; it differs in {where}"
@@ -356,7 +356,7 @@ class Searcher(ABC):
             raise SearcherError(msg)
         before = self.state_dict()
         try:
-            if state["checksum"] != checksum({key: part for key, part in state.items() if key != "checksum"}):
+            if state["checksum"] != checksum({key: value for key, value in state.items() if key != "checksum"}):
                 msg = "its checksum does not fit what is in it"
                 raise ValueError(msg)
             self._restore(state)

@@ -232,10 +232,10 @@ class BeeColony(Searcher):
             ranks = np.empty(len(fitness))
             ranks[np.argsort(-fitness, kind="stable")] = np.arange(len(fitness), 0, -1)
             return ranks / ranks.sum()
-        found = np.isfinite(fitness)
-        if (fitness[found] < 0).any():
-            fitness[found] = [1 + f if f >= 0 else 1 / (1 + abs(f)) for f in fitness[found].tolist()]
-        fitness[~found] = 0
+        finite = np.isfinite(fitness)
+        if (fitness[finite] < 0).any():
+            fitness[finite] = [1 + f if f >= 0 else 1 / (1 + abs(f)) for f in fitness[finite].tolist()]
+        fitness[~finite] = 0
         best = fitness.max()
         weights = 0.9 * (fitness / best if best > 0 else np.zeros_like(fitness)) + 0.1
         return weights / weights.sum()

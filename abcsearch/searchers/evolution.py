@@ -99,8 +99,8 @@ class Evolution(Searcher):
 
     def _learn(self, batch: list[Trial]) -> None:
         """Keeps the best of all generations; failed trials never enter."""
-        found = [(trial.candidate, trial.fitness) for trial in batch if trial.evaluation.failure is None]
-        ranked = sorted([*self._archive, *found], key=lambda entry: -entry[1])
+        successes = [(trial.candidate, trial.fitness) for trial in batch if trial.evaluation.failure is None]
+        ranked = sorted([*self._archive, *successes], key=lambda entry: -entry[1])
         self._archive = ranked[: self.options.archive]
 
     def population(self) -> list[Candidate]:

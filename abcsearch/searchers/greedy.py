@@ -97,11 +97,11 @@ class Greedy(Searcher):
         after = self._here - np.eye(len(self._here), dtype=np.int64)[self._steps]
         offsets = self.rng.random(len(self._here))
         self._stand_ins = [self._shrunk(row, offsets) for row in [self._here, *after]]
-        found: list[Candidate | None] = []
+        proposals: list[Candidate | None] = []
         while self._warm:
-            found.append(self._fresh(lambda: self._stand_ins[0]))
-        found += [self._fresh(lambda c=c: c) for c in dict.fromkeys(self._stand_ins) if c not in self._known]
-        return [candidate for candidate in found if candidate is not None]
+            proposals.append(self._fresh(lambda: self._stand_ins[0]))
+        proposals += [self._fresh(lambda c=c: c) for c in dict.fromkeys(self._stand_ins) if c not in self._known]
+        return [candidate for candidate in proposals if candidate is not None]
 
     def _possible(self) -> list[int]:
         """Returns the dimensions that can step down; none when slimming is over."""
@@ -150,9 +150,9 @@ class Greedy(Searcher):
         saved = self._savings()
         ties = self.rng.permutation(len(harm)).tolist()  # equal harm and saving: no layer is favoured
         ranked = sorted(range(len(harm)), key=lambda i: (harm[i], -saved[i], ties[i]))
-        for place in ranked[: max(1, round(self.options.taken * len(harm)))]:
-            if self._steps[place] in self._possible():
-                self._here[self._steps[place]] -= 1
+        for index in ranked[: max(1, round(self.options.taken * len(harm)))]:
+            if self._steps[index] in self._possible():
+                self._here[self._steps[index]] -= 1
 
     def _savings(self) -> list[float]:
         """Returns what each step of the round saves: the sum of shares of the budget's bounds; 0 without a budget."""

@@ -135,18 +135,18 @@ class NSGA2(Searcher):
 
     def _learn(self, batch: list[Trial]) -> None:
         """Keeps the best fronts of parents and children."""
-        found = [trial for trial in batch if trial.evaluation.failure is None]
-        if not found:
+        successes = [trial for trial in batch if trial.evaluation.failure is None]
+        if not successes:
             return
-        fitness = np.array([trial.fitness for trial in found], dtype=np.float64)
-        members = [*self._members, *(trial.candidate for trial in found)]
-        losses = np.concatenate([self._losses, np.stack([-fitness, self._costs(found)], axis=1)])
+        fitness = np.array([trial.fitness for trial in successes], dtype=np.float64)
+        members = [*self._members, *(trial.candidate for trial in successes)]
+        losses = np.concatenate([self._losses, np.stack([-fitness, self._costs(successes)], axis=1)])
         ranks = fronts(losses)
         gaps = np.zeros(len(members))
         for rank in np.unique(ranks):
             gaps[ranks == rank] = crowding(losses[ranks == rank])
         kept = np.lexsort((-gaps, ranks))[: self.options.population]
-        self._members = [members[place] for place in kept.tolist()]
+        self._members = [members[index] for index in kept.tolist()]
         self._losses, self._ranks, self._gaps = losses[kept], ranks[kept], gaps[kept]
 
     def _costs(self, trials: list[Trial]) -> NDArray[np.float64]:

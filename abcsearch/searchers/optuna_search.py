@@ -302,13 +302,13 @@ class OptunaSearch(Searcher):
         if not self.options.constraints:
             return {}
         row = self.space.values(self._positions(list(params.values())))[None]
-        found: dict[str, float] = {}
+        constraints: dict[str, float] = {}
         for limit in self.constraint.limits:
             cost = float(limit.cost(row)[0])
-            found[f"{limit.name} high"] = cost / (limit.high or 1) - 1
+            constraints[f"{limit.name} high"] = cost / (limit.high or 1) - 1
             if limit.low:
-                found[f"{limit.name} low"] = 1 - cost / limit.low
-        return found
+                constraints[f"{limit.name} low"] = 1 - cost / limit.low
+        return constraints
 
     def _settle(self, trial: optuna.Trial, params: Mapping[str, int]) -> None:
         """Makes a running trial stand for the structure that is evaluated."""

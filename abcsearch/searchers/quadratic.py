@@ -137,9 +137,9 @@ class Quadratic:
         """Returns the columns of structures summed with weights, (n_columns,): columns(indices).T @ weights."""
         t = self.points(indices)
         pairs = (t * weights[:, None]).T @ t
-        own = [t.T @ weights, (t * t).T @ weights, pairs[self._first, self._second]]
-        own += [chosen.T @ weights for chosen in self._chosen(indices)]
-        return np.concatenate([[weights.sum()], *own, self._shared(indices, t) @ weights])
+        sums = [t.T @ weights, (t * t).T @ weights, pairs[self._first, self._second]]
+        sums += [chosen.T @ weights for chosen in self._chosen(indices)]
+        return np.concatenate([[weights.sum()], *sums, self._shared(indices, t) @ weights])
 
     def form(self, weights: Floats) -> Form:
         """Returns the surface with these coefficients, (n_columns,), as a form: columns @ weights."""
@@ -199,20 +199,20 @@ class Surface:
             fitness: (n,), mean 0 and standard deviation 1.
         """
         every = np.unique(np.linspace(0, len(fitness) - 1, _SUBSET).astype(np.int64))
-        parts = _Parts(self.quadratic, indices[every], fitness[every])
+        data = _Parts(self.quadratic, indices[every], fitness[every])
         prior = self.quadratic.prior()
 
         def loss(log_variances: Floats) -> tuple[float, Floats]:
-            likelihood, slope = parts.loss(log_variances)
+            likelihood, slope = data.loss(log_variances)
             away = (log_variances - prior) / _SPREAD
             return likelihood + float(away @ away) / 2, slope + away / _SPREAD
 
         bounds = [(value - 4 * _SPREAD, value + 4 * _SPREAD) for value in prior]
         options = {"maxiter": _STEPS}
-        found = scipy.optimize.minimize(
+        optimum = scipy.optimize.minimize(
             loss, self.log_variances, jac=True, method="L-BFGS-B", bounds=bounds, options=options
         )
-        self.log_variances, self.evidence = np.array(found.x), -float(found.fun)
+        self.log_variances, self.evidence = np.array(optimum.x), -float(optimum.fun)
 
     def condition(self, indices: Ints, fitness: Floats) -> None:
         """Takes trials as all that is known; arguments as in `estimate`."""
@@ -287,9 +287,9 @@ class _Parts:
         squares = self._targets @ self._targets
         fit = (squares - mean @ self._seen) / noise
         value = fit + 2 * np.log(np.diag(factor)).sum() + np.log(spread).sum() + n * np.log(noise)
-        own = 1 - (np.diag(covariance) + mean**2) / spread
+        known = 1 - (np.diag(covariance) + mean**2) / spread
         left = squares - 2 * mean @ self._seen + mean @ self._gram @ mean + (covariance * self._gram).sum()
-        slope = np.append(np.bincount(self._kinds, weights=own[1:], minlength=_NOISE), n - left / noise)
+        slope = np.append(np.bincount(self._kinds, weights=known[1:], minlength=_NOISE), n - left / noise)
         return float(value) / 2, slope / 2
 
     def _from_trials(self, log_variances: Floats) -> tuple[float, Floats]:

@@ -249,8 +249,8 @@ class ResponseSurface(Searcher):
             self._columns = {s.quadratic: s.quadratic.columns(self._inside) for s in self._surfaces}
         scores = score.of(self._columns)
         known = np.array([self.space.indices(candidate) for candidate in self._known])
-        place = np.searchsorted(self._numbers, np.ravel_multi_index(tuple(known.T), shape))
-        scores[:, place] = -np.inf
+        positions = np.searchsorted(self._numbers, np.ravel_multi_index(tuple(known.T), shape))
+        scores[:, positions] = -np.inf
         return self._inside, scores
 
     def _climbed(self, forms: list[Form], rows: Ints) -> tuple[Ints, Floats]:
@@ -294,7 +294,9 @@ class _Scores:
 
     def __call__(self, indices: Ints) -> Floats:
         """Returns the score of every structure for every proposal: (n, n_dims) to (batch, n)."""
-        return self.of({quadratic: quadratic.columns(indices) for quadratic in {own for own, _ in self._members}})
+        return self.of(
+            {quadratic: quadratic.columns(indices) for quadratic in {surface for surface, _ in self._members}}
+        )
 
     def of(self, columns: dict[Quadratic, Floats]) -> Floats:
         """Returns the same from columns, (n, n_columns) per quadratic."""

@@ -95,7 +95,7 @@ def sensitivity_map(space: SearchSpace, trials: Iterable[Trial]) -> SensitivityM
             by_choice[int(narrow[0]), int(below[narrow[0]])].append(trial.fitness)
         elif not len(narrow) and math.isfinite(trial.fitness):
             largest.append(trial.fitness)
-    known = {place: _mean(values) for place, values in by_choice.items()}
+    known = {choice: _mean(values) for choice, values in by_choice.items()}
     succeeded = [value for value in known.values() if math.isfinite(value)]
     if not succeeded:
         return None

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def checksum(value: Any, before: int = 0) -> int:  # noqa: ANN401 - part of a state
     """Returns a checksum of what comes before and a value: plain JSON values by their text, arrays by their bytes."""
     if isinstance(value, dict):
-        for key, part in sorted(cast("dict[str, Any]", value).items()):
-            before = checksum(part, zlib.crc32(key.encode(), before))
+        for key, inner in sorted(cast("dict[str, Any]", value).items()):
+            before = checksum(inner, zlib.crc32(key.encode(), before))
         return before
     if isinstance(value, np.ndarray):
         array = cast("NDArray[Any]", value)

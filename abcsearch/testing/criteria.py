@@ -80,9 +80,9 @@ class CriteriaContract(SearcherPlay):
         """
         trials: list[Trial] = []
         while len(trials) < n and (asked := searcher.ask(min(5, n - len(trials)))):
-            found = [Evaluation(fitness=criteria_fitness(searcher.space, candidate)) for candidate in asked]
+            evaluations = [Evaluation(fitness=criteria_fitness(searcher.space, candidate)) for candidate in asked]
             numbers = range(len(trials), n)
-            batch = [Trial(*made) for made in zip(numbers, asked, found, strict=False)]
+            batch = [Trial(*made) for made in zip(numbers, asked, evaluations, strict=False)]
             searcher.tell(batch)
             trials += batch
             searcher = searcher if state is None else state(searcher)

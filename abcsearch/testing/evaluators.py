@@ -57,10 +57,10 @@ class EvaluatorContract:
         """Metrics and fitness are finite numbers, costs whole ones."""
         evaluator = self.make()
         for candidate in self.candidates():
-            found = evaluate(evaluator, candidate, 0)
-            assert (found.fitness is None) == (found.failure is not None)
-            if found.fitness is not None:
-                assert np.isfinite([found.fitness, *found.metrics.values()]).all()
+            evaluation = evaluate(evaluator, candidate, 0)
+            assert (evaluation.fitness is None) == (evaluation.failure is not None)
+            if evaluation.fitness is not None:
+                assert np.isfinite([evaluation.fitness, *evaluation.metrics.values()]).all()
 
     def test_candidate_and_seed_decide(self) -> None:
         """The same again, in another order, in another copy, and beside others."""
@@ -111,7 +111,7 @@ def _traits(module: nn.Module) -> list[object]:
     """Returns tensors, modes and hooks of a network, to be compared."""
     tensors = [(name, tensor.detach().cpu().numpy().tobytes()) for name, tensor in module.state_dict().items()]
     modes = [
-        (name, own.training, len(own._forward_hooks), len(own._forward_pre_hooks))
-        for name, own in module.named_modules()
+        (name, layer.training, len(layer._forward_hooks), len(layer._forward_pre_hooks))
+        for name, layer in module.named_modules()
     ]
     return [tensors, modes, [parameter.requires_grad for parameter in module.parameters()]]

@@ -73,10 +73,10 @@ class Checkpoint:
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata()
-                found = json.loads(metadata[KEY])
+                record = json.loads(metadata[KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             _verify(metadata, tensors)
-            identity, state = found["identity"], found["state"]
+            identity, state = record["identity"], record["state"]
         except Exception as error:  # what is raised depends on the damage
             reason = first_line(error)
             msg = f"{self.path} is no checkpoint of a training ({reason}); delete it to train from the beginning"

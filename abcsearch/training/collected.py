@@ -83,8 +83,8 @@ def _number(name: str, returned: Any) -> float:  # noqa: ANN401 - the user's
         value = value.item()
     if isinstance(value, int | float):
         return float(value)
-    found = sorted(map(str, returned)) if isinstance(returned, Mapping) else type(returned).__name__
-    msg = f"metric {name!r}: finish() returns a number, or numbers by name with {name!r} among them, found {found}"
+    given = sorted(map(str, returned)) if isinstance(returned, Mapping) else type(returned).__name__
+    msg = f"metric {name!r}: finish() returns a number, or numbers by name with {name!r} among them, found {given}"
     raise ConfigError(msg)
 
 

@@ -57,19 +57,17 @@ def output_of(model: nn.Module, returned: Any) -> Detections:  # noqa: ANN401 - 
     Raises:
         ModelError: if there are none; `OUTPUTS` then says which part is.
     """
-    found = _selected(model, returned)
-    if _are_places(found):
-        made = Detections(_suppressed(image[:, :4], image[:, 4:]) for image in found.detach().float())
-        made.classes = found.shape[2] - 4
+    selected = _selected(model, returned)
+    if _are_places(selected):
+        made = Detections(_suppressed(image[:, :4], image[:, 4:]) for image in selected.detach().float())
+        made.classes = selected.shape[2] - 4
         return made
-    if isinstance(found, Sequence) and all(_is_detection(item) for item in found):
-        return Detections({key: item[key].detach() for key in _KEYS} for item in found)
+    if isinstance(selected, Sequence) and all(_is_detection(item) for item in selected):
+        return Detections({key: item[key].detach() for key in _KEYS} for item in selected)
     name = type(model).__name__
     msg = f"{name} must return, in evaluation mode, a list of dicts with boxes, labels and scores, or boxes and scores "
-    msg += (
-        f"of all places in one tensor (batch, places, 4 + classes), found {_described(found)}; say which part it is: "
-    )
-    raise ModelError(f"{msg}abcsearch.OUTPUTS[{name}] = lambda returned: ...")
+    msg += f"of all places in one tensor (batch, places, 4 + classes), found {_described(selected)}; say which part it "
+    raise ModelError(f"{msg}is: abcsearch.OUTPUTS[{name}] = lambda returned: ...")
 
 
 def _selected(model: nn.Module, returned: Any) -> Any:  # noqa: ANN401 - networks return anything
@@ -215,8 +213,8 @@ class MeanAveragePrecision(Metrics):
 
     def add(self, outputs: Detections, labels: torch.Tensor) -> None:
         """Takes the detections of a batch."""
-        found = [{key: value.cpu() for key, value in item.items()} for item in outputs]
-        self._coco.update(found, unpacked(labels.cpu()))
+        detections = [{key: value.cpu() for key, value in item.items()} for item in outputs]
+        self._coco.update(detections, unpacked(labels.cpu()))
 
     def finish(self) -> dict[str, float]:
         """Returns mAP, mAP50 and mAP75."""

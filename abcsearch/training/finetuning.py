@@ -83,10 +83,10 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
     if not isinstance(data, Data):  # pyright: ignore[reportUnnecessaryIsInstance]
         msg = f"fine-tuning takes a Data, with train and test splits, found {type(data).__name__}"
         raise DataError(msg)
-    home, place = device_of(model), find_device(recipe.device)
-    tuned, goal = copy.deepcopy(model).to(place), data.objective
+    home, device = device_of(model), find_device(recipe.device)
+    tuned, goal = copy.deepcopy(model).to(device), data.objective
     # In float32 whatever the recipe trains in: what a network scores does not depend on how it is trained next.
-    with computing(place, threads=recipe.threads):
+    with computing(device, threads=recipe.threads):
         before = score(tuned, data.test, objective=goal)
     trained_by = train if workers is None else functools.partial(train_together, workers=workers)
     training = trained_by(
@@ -104,7 +104,7 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
     )
     objective = find_objective(goal)
     tally = Tally(objective, kept=objective.headline)
-    with computing(place, threads=recipe.threads):
+    with computing(device, threads=recipe.threads):
         tally.take(tuned, data.test)
     values = tally.values()
     binary = values is not None and values.ndim == 1 and bool(((values == 0) | (values == 1)).all())

@@ -24,7 +24,9 @@ def changed(images: torch.Tensor, share: float) -> torch.Tensor:
     """
     kinds = torch.randint(len(_TILES) + 2, (len(images),)).tolist()
     picked = (torch.rand(len(images)) < share).tolist()
-    rows = [_version(image, kind) if own else image for image, kind, own in zip(images, kinds, picked, strict=True)]
+    rows = [
+        _version(image, kind) if chosen else image for image, kind, chosen in zip(images, kinds, picked, strict=True)
+    ]
     return torch.stack(rows).contiguous(memory_format=torch.channels_last)
 
 

@@ -82,11 +82,11 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
     """
     lesson = lesson_of(model, objective, teacher)
     check_lesson(lesson, recipe, split, scored=validation is not None)
-    own = fitted(recipe, len(split), crew.size)
-    crew.check(own.batch_size)
+    fitting = fitted(recipe, len(split), crew.size)
+    crew.check(fitting.batch_size)
     modules = dict(lesson.modules)
     whole = whole_of(modules)
-    shares = step_shares(own, len(split) // own.batch_size, steps)
+    shares = step_shares(fitting, len(split) // fitting.batch_size, steps)
     file = None
     if checkpoint is not None:
         identity: dict[str, Any] = {"seed": seed, "part": stream, "steps": steps, **lesson._identity()}
@@ -105,11 +105,11 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
         whole.train()
         for asked in lesson.teachers.values():
             asked.to(device).eval()
-        lesson.begin(own, split)
-        training = Training(lesson, modules, own, seed, stream)
+        lesson.begin(fitting, split)
+        training = Training(lesson, modules, fitting, seed, stream)
         if file is not None and (saved := file.read()) is not None:
             training.load(saved)
-        epochs = _Epochs(training, split, own, device, crew, shares)
+        epochs = _Epochs(training, split, fitting, device, crew, shares)
         while training.done < len(shares):
             with _draws_of(crew, seed, stream, training.done):
                 loss = epochs.next()

@@ -101,7 +101,7 @@ def _randomly_augmented(recipe: Recipe, split: Images) -> tuple[Images, Callable
 def _changed(images: torch.Tensor, scale: Scale, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Returns (batch, channels, height, width) images, each changed as bytes."""
     pixels = (scale.undo(images.permute(0, 2, 3, 1)).clamp(0, 1) * 255).round().to(torch.uint8)
-    rows = torch.stack([change(own.permute(2, 0, 1)).permute(1, 2, 0) for own in pixels])
+    rows = torch.stack([change(image.permute(2, 0, 1)).permute(1, 2, 0) for image in pixels])
     return scale.apply(rows).permute(0, 3, 1, 2)
 
 
@@ -116,12 +116,12 @@ class Mixing:
         from torchvision.transforms import v2
 
         classes = int(split.labels.max()) + 1
-        own = [
+        changes = [
             kind(alpha=a, num_classes=classes)
             for kind, a in ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
             if a
         ]
-        self._mix: Any = v2.RandomChoice(own)
+        self._mix: Any = v2.RandomChoice(changes)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns mixed (batch, channels, height, width) images and (batch, classes) shares that sum to 1."""

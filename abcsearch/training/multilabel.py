@@ -47,11 +47,13 @@ class LabelScores(Metrics):
             return dict.fromkeys(names, 0.0)
         with warnings.catch_warnings():  # of a single image
             warnings.simplefilter("ignore")
-            own: Any = average_precision_score(there[:, shown], scores[:, shown], average="macro")
+            precision: Any = average_precision_score(there[:, shown], scores[:, shown], average="macro")
         hits = ((scores > 0) & there).sum(axis=0)
         both = (scores > 0).sum(axis=0) + there.sum(axis=0)
         macro = 2 * hits[shown] / both[shown]
-        return dict(zip(names, (float(own), float(macro.mean()), float(2 * hits.sum() / both.sum())), strict=True))
+        return dict(
+            zip(names, (float(precision), float(macro.mean()), float(2 * hits.sum() / both.sum())), strict=True)
+        )
 
 
 def label_accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

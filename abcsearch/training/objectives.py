@@ -259,25 +259,25 @@ def output_of(model: nn.Module, returned: object) -> torch.Tensor:
         return returned
     select = next((OUTPUTS[kind] for kind in type(model).__mro__ if kind in OUTPUTS), None)
     if select is not None:
-        found: object = select(returned)
+        output: object = select(returned)
     elif isinstance(returned, Mapping) and "out" in returned:
-        found = cast("Mapping[str, object]", returned)["out"]
+        output = cast("Mapping[str, object]", returned)["out"]
     elif isinstance(returned, Mapping) and "logits" in returned:
-        found = cast("Mapping[str, object]", returned)["logits"]
+        output = cast("Mapping[str, object]", returned)["logits"]
     else:
-        found = getattr(returned, "logits", None)
-    if isinstance(found, torch.Tensor):
-        return found
+        output = getattr(returned, "logits", None)
+    if isinstance(output, torch.Tensor):
+        return output
     name = type(model).__name__
     if select is not None:
-        msg = f"OUTPUTS[{name}] must select a tensor, found {type(found).__name__}"
+        msg = f"OUTPUTS[{name}] must select a tensor, found {type(output).__name__}"
         raise ModelError(msg)
-    part, keys = "0", ""
+    example, keys = "0", ""
     if isinstance(returned, Mapping):
         names = [str(key) for key in cast("Mapping[object, object]", returned)]
-        part, keys = repr(names[0]) if names else "'logits'", f" with {', '.join(names)}"
+        example, keys = repr(names[0]) if names else "'logits'", f" with {', '.join(names)}"
     msg = (
         f"{name} must return logits, found a {type(returned).__name__}{keys}; say which part is the output: "
-        f"abcsearch.OUTPUTS[{name}] = lambda returned: returned[{part}]"
+        f"abcsearch.OUTPUTS[{name}] = lambda returned: returned[{example}]"
     )
     raise ModelError(msg)

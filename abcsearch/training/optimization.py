@@ -201,9 +201,9 @@ class Average:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Runs a block with the average in the network, and puts its own weights back afterwards."""
-        own = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+        before = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
         self._model.load_state_dict(self.tensors)
         try:
             yield
         finally:
-            self._model.load_state_dict(own)
+            self._model.load_state_dict(before)

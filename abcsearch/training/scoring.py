@@ -124,16 +124,16 @@ def values_of(name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Te
         ConfigError: if the metric, which may be the user's, fails or returns something else.
     """
     try:
-        found: object = metric(outputs, wanted)
+        values: object = metric(outputs, wanted)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         given = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else f"of {plural(len(outputs), 'image')}"
         msg = f"metric {name!r} failed on outputs {given} and labels {tuple(wanted.shape)}: {error!r}"
         raise ConfigError(msg) from error
-    if isinstance(found, torch.Tensor) and found.shape == (len(outputs),) and not found.is_complex():
-        return found
-    what = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, torch.Tensor) else type(found).__name__
+    if isinstance(values, torch.Tensor) and values.shape == (len(outputs),) and not values.is_complex():
+        return values
+    what = f"{tuple(values.shape)} {values.dtype}" if isinstance(values, torch.Tensor) else type(values).__name__
     msg = f"metric {name!r} returns a tensor of one number per image, ({len(outputs)},), found {what}"
     raise ConfigError(msg)
 

@@ -209,8 +209,8 @@ class Training:
     def _random_states(self) -> State:
         """Returns the states of all generators that every training draws from."""
         states = {"draws": self.draws.get_state(), "cpu": torch.get_rng_state()}
-        place = device_of(self.whole)
-        return states if place.type == "cpu" else states | {"device": torch.cuda.get_rng_state(place)}
+        device = device_of(self.whole)
+        return states if device.type == "cpu" else states | {"device": torch.cuda.get_rng_state(device)}
 
     def load(self, saved: Saved) -> None:
         """Takes a training up where it was left.

@@ -71,11 +71,11 @@ def train_together(  # noqa: PLR0913 - as `train`
         file.parent.mkdir(parents=True, exist_ok=True)
         options |= {"checkpoint": file}
         if crew.size > 1 and len(losses_so_far(file)) < recipe.epochs:
-            own = copy.deepcopy(lesson)
-            for module in (*own.modules.values(), *own.teachers.values()):
+            twin = copy.deepcopy(lesson)
+            for module in (*twin.modules.values(), *twin.teachers.values()):
                 module.cpu()
             with _watched(file, recipe.epochs, on_epoch):
-                share = functools.partial(_share, own, split, recipe, options)
+                share = functools.partial(_share, twin, split, recipe, options)
                 workers.run(share, file.parent, gpu=recipe.device != "cpu", setup=registered())
             if not losses_so_far(file):
                 msg = f"{file} is gone or damaged, though the workers have trained to the end; run it again to go on"

@@ -76,8 +76,8 @@ class Transform(ABC):
         """
         self.options = self.Options() if options is None else options
         if not isinstance(self.options, self.Options):
-            wanted, found = self.Options.__name__, type(self.options).__name__
-            msg = f"options of {type(self).__name__} are {wanted}, found {found}"
+            wanted, given = self.Options.__name__, type(self.options).__name__
+            msg = f"options of {type(self).__name__} are {wanted}, found {given}"
             raise ConfigError(msg)
 
     def check(self, model: nn.Module, data: Data) -> None:  # noqa: B027 - not all have something to refuse

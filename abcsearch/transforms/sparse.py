@@ -48,14 +48,14 @@ def sparsify(model: nn.Module, sparsity: float = 0.8, *, scope: str = "layer", f
         every = torch.cat([sizes[path].double() for path in pool]) if pool else torch.empty(0)
         gone = torch.zeros(len(every), dtype=torch.bool)
         gone[every.argsort(stable=True)[: int(sparsity * len(every))]] = True
-        for path, own in zip(pool, gone.split([len(sizes[path]) for path in pool]), strict=True):
+        for path, mask in zip(pool, gone.split([len(sizes[path]) for path in pool]), strict=True):
             weight = layers[path].weight
-            if own.all():
+            if mask.all():
                 msg = f"sparsity {sparsity:g} over all layers leaves none of the weights of {path}: lower it, put the "
                 msg += "layer into fixed, or set scope to 'layer'"
                 raise ModelError(msg)
             with torch.no_grad():
-                weight.masked_fill_(own.reshape(weight.shape).to(weight.device), 0.0)
+                weight.masked_fill_(mask.reshape(weight.shape).to(weight.device), 0.0)
     return network
 
 

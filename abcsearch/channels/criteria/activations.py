@@ -58,7 +58,7 @@ def hrank(maps: torch.Tensor) -> torch.Tensor:
     """
     matrices = maps.float().flatten(0, 1)
     # A decomposition needs several copies: a bounded number of matrices at a time.
-    ranks = [torch.linalg.matrix_rank(part) for part in matrices.split(4096)]
+    ranks = [torch.linalg.matrix_rank(chunk) for chunk in matrices.split(4096)]
     return torch.cat(ranks).reshape(maps.shape[:2]).double()
 
 
@@ -88,8 +88,8 @@ def entropy(responses: torch.Tensor) -> torch.Tensor:
     index = (share * bins).long().clamp(0, bins - 1)
     counts = torch.zeros(bins, channels, dtype=torch.float64)
     counts.scatter_add_(0, index, torch.ones_like(responses))
-    found = counts / images
-    return -torch.xlogy(found, found).sum(dim=0).masked_fill(constant, 0.0)
+    shares = counts / images
+    return -torch.xlogy(shares, shares).sum(dim=0).masked_fill(constant, 0.0)
 
 
 APOZ = ActivationCriterion(apoz, **words("apoz"))

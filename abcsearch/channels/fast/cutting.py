@@ -67,5 +67,5 @@ def _cut_matrix(tensor: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor,
     for start in range(0, len(kept), count):
         own = kept[start : start + count]
         # "wrap" never has to, and is the quickest: with "raise" numpy would fill a buffer of its own first.
-        part = source.take(own, 0, piece[: len(own)], "wrap")
-        part.take(columns_kept, 1, target[start : start + count], "wrap")
+        taken = source.take(own, 0, piece[: len(own)], "wrap")
+        taken.take(columns_kept, 1, target[start : start + count], "wrap")

@@ -47,8 +47,8 @@ class Memory:
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Returns a new tensor, not initialised."""
         size = room(shape, dtype)
-        own, self._free = self._free[:size], self._free[size:]
-        return torch.frombuffer(own, dtype=dtype, count=math.prod(shape)).view(shape)
+        memory, self._free = self._free[:size], self._free[size:]
+        return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
 
 
 def room(shape: Sequence[int], dtype: torch.dtype) -> int:

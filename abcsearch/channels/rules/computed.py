@@ -28,8 +28,8 @@ def two_reductions(flow: Flow, op: Op) -> Sequence[Layout | None]:
     if first != second:
         msg = "its results differ in shape"
         raise NoRuleError(msg)
-    found = reduced(dataclasses.replace(op, value=first))
-    return [found, found]
+    layout = reduced(dataclasses.replace(op, value=first))
+    return [layout, layout]
 
 
 _BY_ROW = (elementwise, addition, pairwise, reduction, two_reductions, view, view_as, channel_norm_function)
@@ -54,9 +54,9 @@ def by_rows(flow: Flow, op: Op, rule: Rule) -> Op:
         flow.claimed.add((name, 0))
         return Operand(value=operand.value, layout=Layout(axis, flow.counted(name, 0)), why=name, computed=name)
 
-    found = op.mapped(seen)
+    layout = op.mapped(seen)
     flow.hold(op, [str(operand.parameter) for operand in rows])
-    return found
+    return layout
 
 
 def rows_of(operand: Operand) -> int | None:

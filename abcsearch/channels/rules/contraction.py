@@ -51,22 +51,22 @@ def product_and_sum(flow: Flow, op: Op) -> Layout | None:
     """A matrix product, and something added to it."""
     added, read = op.tensor(0), _read(op)
     numbers_plain([operand for operand in op.operands if not operand.is_tensor])
-    found = None if read is None else _contract(flow, op, *read)
-    if found is None:
+    layout = None if read is None else _contract(flow, op, *read)
+    if layout is None:
         if added.layout is not None:
             msg = "it is added to what keeps its channels"
             raise NoRuleError(msg)
         return None
-    axis = found.axis - len(op.value) + len(added.value)
+    axis = layout.axis - len(op.value) + len(added.value)
     if axis < 0 or added.value[axis] == 1:
-        return found
+        return layout
     if added.layout is not None and added.layout.axis == axis:
-        flow.tie(found.positions, added.layout.positions)
+        flow.tie(layout.positions, added.layout.positions)
     elif added.parameter is not None:
-        flow.parameter(added.parameter, axis, found.positions)
+        flow.parameter(added.parameter, axis, layout.positions)
     else:
-        flow.fix(found.positions, f"{op.name}: combined with {added.why}")
-    return found
+        flow.fix(layout.positions, f"{op.name}: combined with {added.why}")
+    return layout
 
 
 def _read(op: Op) -> tuple[list[str], str, list[Operand]] | None:

@@ -74,31 +74,31 @@ def convolution(flow: Flow, op: Op) -> Layout | None:
     """New channels out, or with conv_groups: whole conv groups, or the same channels of every conv group."""
     if (weight := _operands(flow, op)[0]) is not None and weight.parameter is None and weight.computed:
         return _by_rows(flow, op, weight)
-    operand, own = op.tensor(), _Weights.of(flow, op)
-    axis = len(operand.value) - len(own.shape) + 1  # 0 without a batch axis
+    operand, weights = op.tensor(), _Weights.of(flow, op)
+    axis = len(operand.value) - len(weights.shape) + 1  # 0 without a batch axis
     layout = operand.layout
     if layout is not None and layout.axis != axis:
         msg = "the input is not (batch, channels, space...)"
         raise NoRuleError(msg)
     transposed = isinstance(op.module, nn.modules.conv._ConvTransposeNd) or op.target in _TRANSPOSED
     into, out = (0, 1) if transposed else (1, 0)
-    channels = own.shape[1] * own.groups if transposed else own.shape[0]
-    if own.groups == 1 and own.count is not None and own.count.terms:
+    channels = weights.shape[1] * weights.groups if transposed else weights.shape[0]
+    if weights.groups == 1 and weights.count is not None and weights.count.terms:
         msg = "conv_groups follow channels"
         raise NoRuleError(msg)
-    if own.groups == 1:
+    if weights.groups == 1:
         if layout is not None:
-            flow.parameter(own.weight, into, layout.positions, reads=True)
-        found = flow.fresh(channels, op.path or own.name)
-        flow.parameter(own.weight, out, found)
+            flow.parameter(weights.weight, into, layout.positions, reads=True)
+        made = flow.fresh(channels, op.path or weights.name)
+        flow.parameter(weights.weight, out, made)
     elif layout is None:
-        found = _fixed(flow, op, own, channels)
+        made = _fixed(flow, op, weights, channels)
         if not transposed:
-            flow.parameter(own.weight, 0, found)
+            flow.parameter(weights.weight, 0, made)
     else:
-        found = _grouped(flow, op, own, layout.positions, channels)
-    flow.parameter(own.bias, 0, found)
-    return Layout(axis, found)
+        made = _grouped(flow, op, weights, layout.positions, channels)
+    flow.parameter(weights.bias, 0, made)
+    return Layout(axis, made)
 
 
 def _by_rows(flow: Flow, op: Op, weight: Operand) -> Layout:
@@ -111,21 +111,21 @@ def _by_rows(flow: Flow, op: Op, weight: Operand) -> Layout:
     numbers_plain([o for o in op.operands if not o.is_tensor])
     for positions in operand.touched:
         flow.fix(positions, f"{op.name}: forward computes its weight from all that a row reads")
-    found = flow.fresh(weight.value[0], weight.computed.removesuffix(".weight"))
-    flow.tie(found, weight.layout.positions)
+    made = flow.fresh(weight.value[0], weight.computed.removesuffix(".weight"))
+    flow.tie(made, weight.layout.positions)
     if bias is not None:
         if bias.parameter is None:
             msg = f"it computes with {LOOSE}"
             raise NoRuleError(msg)
-        flow.parameter(bias.parameter, 0, found)
-    return Layout(len(operand.value) - 1 if op.target is F.linear else len(operand.value) - rank + 1, found)
+        flow.parameter(bias.parameter, 0, made)
+    return Layout(len(operand.value) - 1 if op.target is F.linear else len(operand.value) - rank + 1, made)
 
 
 def _fixed(flow: Flow, op: Op, own: _Weights, channels: int) -> NDArray[np.int64]:
     """Returns new positions that must stay: conv_groups of an input that does not change."""
-    found = flow.fresh(channels, op.path or own.name)
-    flow.fix(found, f"{op.name}: grouped convolution of an input that keeps its channels")
-    return found
+    made = flow.fresh(channels, op.path or own.name)
+    flow.fix(made, f"{op.name}: grouped convolution of an input that keeps its channels")
+    return made
 
 
 def _grouped(flow: Flow, op: Op, own: _Weights, positions: NDArray[np.int64], channels: int) -> NDArray[np.int64]:
@@ -152,17 +152,17 @@ def _grouped(flow: Flow, op: Op, own: _Weights, positions: NDArray[np.int64], ch
             flow.follows(own.count, lanes[:, 0], op)
         else:
             flow.setting(op.path, "groups", lanes[:, 0])
-        found = np.repeat(lanes[:, 0], channels // own.groups)
-        flow.parameter(own.weight, 0, positions if transposed else found)
-        return found
+        made = np.repeat(lanes[:, 0], channels // own.groups)
+        flow.parameter(own.weight, 0, positions if transposed else made)
+        return made
     for lane in lanes[1:]:
         flow.tie(lanes[0], lane)
     first = flow.fresh(channels // own.groups)
-    found = flow.fresh(channels, op.path or own.name)
-    flow.tie(np.tile(first, own.groups), found)
-    flow.parameter(own.weight, 0, positions if transposed else found, reads=transposed)
+    made = flow.fresh(channels, op.path or own.name)
+    flow.tie(np.tile(first, own.groups), made)
+    flow.parameter(own.weight, 0, positions if transposed else made, reads=transposed)
     flow.parameter(own.weight, 1, first if transposed else lanes[0], reads=not transposed)
-    return found
+    return made
 
 
 @rule_for(nn.Linear, F.linear, thorough=True)
@@ -170,14 +170,14 @@ def linear(flow: Flow, op: Op) -> Layout | None:
     """New features out; the weight's second axis runs over the input's last axis."""
     if (weight := _operands(flow, op)[0]) is not None and weight.parameter is None and weight.computed:
         return _by_rows(flow, op, weight)
-    operand, own = op.tensor(), _Weights.of(flow, op)
+    operand, weights = op.tensor(), _Weights.of(flow, op)
     layout = channels_at(operand, len(operand.value) - 1, "the last axis")
     if layout is not None:
-        flow.parameter(own.weight, 1, layout.positions, reads=True)
-    found = flow.fresh(own.shape[0], op.path or own.name)
-    flow.parameter(own.weight, 0, found)
-    flow.parameter(own.bias, 0, found)
-    return Layout(len(operand.value) - 1, found)
+        flow.parameter(weights.weight, 1, layout.positions, reads=True)
+    made = flow.fresh(weights.shape[0], op.path or weights.name)
+    flow.parameter(weights.weight, 0, made)
+    flow.parameter(weights.bias, 0, made)
+    return Layout(len(operand.value) - 1, made)
 
 
 def count_calls(flow: Flow, op: Op) -> bool:
@@ -230,11 +230,11 @@ def _sizes(op: Op, shape: Sequence[int], space: int) -> dict[str, int]:
 def _operands(flow: Flow, op: Op) -> tuple[Operand | None, Operand | None]:
     """Returns weight and bias of a convolution or linear layer, module or function."""
     if op.module is None:
-        found = op.argument(1, "weight"), op.argument(2, "bias")
+        given = op.argument(1, "weight"), op.argument(2, "bias")
     else:
         tensors = cast("tuple[torch.Tensor, torch.Tensor | None]", (op.module.weight, op.module.bias))
-        found = tuple(t if t is None else Operand(value=t.shape, parameter=flow.canonical.get(id(t))) for t in tensors)
-    weight, bias = (item if isinstance(item, Operand) else None for item in found)
+        given = tuple(t if t is None else Operand(value=t.shape, parameter=flow.canonical.get(id(t))) for t in tensors)
+    weight, bias = (item if isinstance(item, Operand) else None for item in given)
     return weight, bias
 
 

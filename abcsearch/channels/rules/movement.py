@@ -109,9 +109,9 @@ def _reshape(flow: Flow, op: Op, operand: Operand, sizes: Sizes) -> Layout | Non
     lines = np.moveaxis(block, chosen, 0).reshape(block.shape[chosen], -1)
     for column in lines.T[1:] if len(varying) > 1 else ():
         flow.tie(lines[:, 0], column)
-    found = Layout(new[chosen], lines[:, 0].copy())
-    _require_sizes(flow, op, sizes, found)
-    return found
+    behind = Layout(new[chosen], lines[:, 0].copy())
+    _require_sizes(flow, op, sizes, behind)
+    return behind
 
 
 def _shared_axes(old: Sequence[int], new: Sequence[int], axis: int) -> tuple[range, range]:
@@ -155,12 +155,12 @@ def expand(flow: Flow, op: Op) -> Layout | None:
         for n, (_, c) in zip(op.value, numbers(*given), strict=True)
     ]
     layout = operand.layout
-    found = None if layout is None else Layout(layout.axis + len(op.value) - len(operand.value), layout.positions)
-    if found is not None and op.value[found.axis] != len(found.positions):
+    behind = None if layout is None else Layout(layout.axis + len(op.value) - len(operand.value), layout.positions)
+    if behind is not None and op.value[behind.axis] != len(behind.positions):
         msg = "a single channel is repeated"
         raise NoRuleError(msg)
-    _require_sizes(flow, op, sizes, found)
-    return found
+    _require_sizes(flow, op, sizes, behind)
+    return behind
 
 
 @rule_for("repeat", "tile", torch.tile)

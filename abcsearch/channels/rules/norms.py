@@ -28,10 +28,10 @@ def channel_norm(flow: Flow, op: Op) -> Layout | None:
         raise NoRuleError(type(norm).__name__)
     instance = isinstance(norm, nn.modules.instancenorm._InstanceNorm)
     tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    found = _channel_norm(flow, op, operand, tensors, batched=not instance)
-    if found is not None and instance:  # it compares, also without parameters
-        flow.setting(op.path, "num_features", found.positions)
-    return found
+    behind = _channel_norm(flow, op, operand, tensors, batched=not instance)
+    if behind is not None and instance:  # it compares, also without parameters
+        flow.setting(op.path, "num_features", behind.positions)
+    return behind
 
 
 @rule_for(F.batch_norm, F.instance_norm, torch.batch_norm, thorough=True)

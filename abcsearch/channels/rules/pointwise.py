@@ -236,8 +236,8 @@ def extremum(flow: Flow, op: Op) -> Layout | Sequence[Layout | None] | None:
     numbers_plain(op.operands[1:])
     if op.is_tensor:
         return reduced(op)
-    found = reduced(dataclasses.replace(op, value=op.value[0]))
-    return [found, found]
+    layout = reduced(dataclasses.replace(op, value=op.value[0]))
+    return [layout, layout]
 
 
 @rule_for(nn.Softmax, nn.LogSoftmax, nn.Softmin, F.softmax, F.log_softmax, F.softmin)
@@ -248,8 +248,8 @@ def along(flow: Flow, op: Op) -> Layout | None:
     layout = operand.layout
     if layout is None:
         return None
-    place = 2 if op.target in (torch.roll, "roll") else 1
-    dim = op.plain(place, "dim", op.kwargs.get("dims")) if op.module is None else getattr(op.module, "dim", None)
+    position = 2 if op.target in (torch.roll, "roll") else 1
+    dim = op.plain(position, "dim", op.kwargs.get("dims")) if op.module is None else getattr(op.module, "dim", None)
     if layout.axis in axes_of(dim, len(operand.value)):
         msg = "it mixes the channels"
         raise NoRuleError(msg)

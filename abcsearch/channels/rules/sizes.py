@@ -37,33 +37,33 @@ def number(flow: Flow, op: Op) -> Operand | None:
         return None
     if flow.heads and op.target is operator.floordiv and (each := _per_head(flow, op)) is not None:
         return each
-    found = _arithmetic(op)
+    computed = _arithmetic(op)
     values = op.value if isinstance(op.value, tuple) else (op.value,)
-    if found is None or [count.full for count in found] != list(values):
+    if computed is None or [count.full for count in computed] != list(values):
         # Not linear, or rounded already in the full network.
         kept = pinned(flow, op)
         return None if kept is op else number(flow, kept)
     if op.target in (operator.floordiv, operator.ifloordiv):
-        flow.whole(found[0], op)
-    counts = tuple(count if count.terms else None for count in found)
+        flow.whole(computed[0], op)
+    counts = tuple(count if count.terms else None for count in computed)
     return Operand(value=op.value, is_tensor=False, counts=counts)
 
 
 def _decided(flow: Flow, op: Op) -> Operand | None:
     """Says what follows from a number that forward compared, or turned into a plain one; None where that is unknown."""
-    *sides, place = op.args[:2] + op.args[-1:] if op.target is comparison else op.args
+    *sides, where = op.args[:2] + op.args[-1:] if op.target is comparison else op.args
     counts = [_counts(side) for side in sides]
     if any(count is None or len(count) != 1 for count in counts):
         return None
     first, *second = [count[0] for count in counts if count]
     difference = first + (second[0] * Fraction(-1) if second else Count(-first.full))
     if op.target is conversion:
-        text = f"{place}: a plain number of channels there would not follow them"
+        text = f"{where}: a plain number of channels there would not follow them"
         flow.decides(difference, "eq", text)
         return Operand(value=op.value, is_tensor=False)
     how, outcome = op.args[2:4]
     how = how if outcome else _OPPOSITE[how]
-    text = f"{place}: with other channels, forward would go another way there"
+    text = f"{where}: with other channels, forward would go another way there"
     if how == "eq" and second and _alone(first) and _alone(second[0]):
         flow.tie(first.terms[0][1], second[0].terms[0][1])
     else:
@@ -167,8 +167,8 @@ def _counts(item: Any) -> list[Count] | None:  # noqa: ANN401 - arguments are an
         plain = all(c is not None or isinstance(v, int | float) for v, c in zip(values, counts, strict=True))
         return [Count(Fraction(v)) if c is None else c for v, c in pairs] if plain else None
     if isinstance(item, tuple | list):
-        parts = [_counts(part) for part in item]
-        return None if None in parts else [count for part in parts for count in part or []]
+        nested = [_counts(inner) for inner in item]
+        return None if None in nested else [count for inner in nested for count in inner or []]
     if isinstance(item, int | float) and math.isfinite(item):
         return [Count(Fraction(item))]
     return [] if isinstance(item, slice) else None

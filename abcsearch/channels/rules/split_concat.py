@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 @rule_for(torch.cat, torch.concat, torch.concatenate, torch.stack, thorough=True)
 def concatenation(flow: Flow, op: Op) -> Layout | None:
     """Along channels: one after the other. Along another axis: the same channels in every part."""
-    parts, dim = op.argument(0, "tensors"), op.argument(1, "dim", op.kwargs.get("axis", 0))
-    known = isinstance(parts, tuple | list) and all(isinstance(p, Operand) and p.is_tensor for p in parts)
-    parts = parts.parts if isinstance(parts, Operand) else parts
-    if not known and not parts:
+    pieces, dim = op.argument(0, "tensors"), op.argument(1, "dim", op.kwargs.get("axis", 0))
+    known = isinstance(pieces, tuple | list) and all(isinstance(p, Operand) and p.is_tensor for p in pieces)
+    pieces = pieces.parts if isinstance(pieces, Operand) else pieces
+    if not known and not pieces:
         msg = "one part is not a tensor"
         raise NoRuleError(msg)
-    parts = [part for part in parts if tuple(part.value) != (0,)]  # torch passes over empty tensors without axes
-    layouts = [part.layout for part in parts if part.layout is not None]
+    pieces = [piece for piece in pieces if tuple(piece.value) != (0,)]  # torch passes over empty tensors without axes
+    layouts = [piece.layout for piece in pieces if piece.layout is not None]
     if not layouts:
         return None
-    (axis,), own = axes_of(dim, len(op.value)), layouts[0].axis
-    if any(layout.axis != own for layout in layouts):
+    (axis,), current = axes_of(dim, len(op.value)), layouts[0].axis
+    if any(layout.axis != current for layout in layouts):
         msg = "the parts have their channels at different axes"
         raise NoRuleError(msg)
     stacked = op.target is torch.stack
-    if axis == own and not stacked:
-        return Layout(axis, np.concatenate([_channels(flow, op, part, axis) for part in parts]))
-    positions = [_channels(flow, op, part, own) for part in parts]
+    if axis == current and not stacked:
+        return Layout(axis, np.concatenate([_channels(flow, op, piece, axis) for piece in pieces]))
+    positions = [_channels(flow, op, piece, current) for piece in pieces]
     for other in positions[1:]:
         flow.tie(positions[0], other)
-    return Layout(own + (stacked and axis <= own), positions[0])
+    return Layout(current + (stacked and axis <= current), positions[0])
 
 
 def _channels(flow: Flow, op: Op, part: Operand, axis: int) -> NDArray[np.int64]:
@@ -148,21 +148,21 @@ def indexing(flow: Flow, op: Op) -> Layout | None:
         msg = "it picks entries by a list or tensor"
         raise NoRuleError(msg)
     used = sum(item is not None and item is not Ellipsis for item in items)
-    place = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
-    items[place : place + 1] = [slice(None)] * (len(operand.value) - used)
+    gap = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
+    items[gap : gap + 1] = [slice(None)] * (len(operand.value) - used)
     return _indexed(flow, op, layout, items)
 
 
 def _indexed(flow: Flow, op: Op, layout: Layout, items: list[Any]) -> Layout:
     """Returns the layout behind one index item per axis of the tensor and per new axis."""
     source = target = 0
-    found: Layout | None = None
+    behind: Layout | None = None
     for item in items:
         if source == layout.axis and item is not None:
             if not isinstance(item, slice):
                 msg = "it picks a single channel"
                 raise NoRuleError(msg)
-            found = Layout(target, _ranged(flow, op, layout.positions, item))
+            behind = Layout(target, _ranged(flow, op, layout.positions, item))
         elif item is not None:
             plain = [item.start, item.stop, item.step] if isinstance(item, slice) else [item]
             if any(isinstance(end, Operand) and not end.is_plain for end in plain):
@@ -170,10 +170,10 @@ def _indexed(flow: Flow, op: Op, layout: Layout, items: list[Any]) -> Layout:
                 raise NoRuleError(msg)
         source += item is not None
         target += item is None or isinstance(item, slice)
-    if found is None:
+    if behind is None:
         msg = "it has more indices than axes"
         raise NoRuleError(msg)
-    return found
+    return behind
 
 
 def _ranged(flow: Flow, op: Op, positions: NDArray[np.int64], index: slice) -> NDArray[np.int64]:

@@ -63,11 +63,11 @@ def rule_for(
 def find_rule(target: Any) -> Rule | None:  # noqa: ANN401 - classes, functions and names
     """Returns the rule of an operation, or None."""
     try:
-        found = RULES.get(target)
+        rule = RULES.get(target)
     except TypeError:  # an object that cannot be hashed was called
         return None
     name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
-    return found or RULES.get(name)
+    return rule or RULES.get(name)
 
 
 # What a subclass may say anew without working in another way.
@@ -176,7 +176,7 @@ def axes_of(value: Any, rank: int) -> list[int]:  # noqa: ANN401 - arguments are
 
 def numbers(*arguments: Any) -> list[tuple[int, Count]]:  # noqa: ANN401 - arguments are anything
     """Returns sizes that are given one by one or as sequences: the value of each and how it follows channels."""
-    found: list[tuple[int, Count]] = []
+    counted: list[tuple[int, Count]] = []
     for item in arguments:
         if isinstance(item, Operand) and not item.is_tensor:
             values = item.value if isinstance(item.value, tuple) else (item.value,)
@@ -184,12 +184,12 @@ def numbers(*arguments: Any) -> list[tuple[int, Count]]:  # noqa: ANN401 - argum
             if not all(isinstance(value, int) for value in values):
                 msg = "a size is not a number"
                 raise NoRuleError(msg)
-            found += [(v, Count(Fraction(v)) if c is None else c) for v, c in zip(values, counts, strict=True)]
+            counted += [(v, Count(Fraction(v)) if c is None else c) for v, c in zip(values, counts, strict=True)]
         elif isinstance(item, tuple | list):
-            found += numbers(*item)
+            counted += numbers(*item)
         elif isinstance(item, int):
-            found.append((item, Count(Fraction(item))))
+            counted.append((item, Count(Fraction(item))))
         else:
             msg = "a size is not a number"
             raise NoRuleError(msg)
-    return found
+    return counted

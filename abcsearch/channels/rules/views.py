@@ -50,12 +50,12 @@ def _moved(op: Op, name: str, shape: Any) -> View | None:  # noqa: ANN401 - a to
     whole = torch.empty(tuple(shape), device="meta")
     rest = [op.plain(i, "") for i in range(1, len(op.args))]
     options = {key: op.plain(len(op.args), key) for key in op.kwargs}
-    found: Any = getattr(whole, op.target) if isinstance(op.target, str) else op.target(whole, *rest, **options)
-    found = found(*rest, **options) if callable(found) and not isinstance(found, torch.Tensor) else found
+    moved: Any = getattr(whole, op.target) if isinstance(op.target, str) else op.target(whole, *rest, **options)
+    moved = moved(*rest, **options) if callable(moved) and not isinstance(moved, torch.Tensor) else moved
     known = {step: axis for axis, step in enumerate(whole.stride()) if whole.shape[axis] > 1}
-    axes = tuple(known.get(step) if n > 1 else None for n, step in zip(found.shape, found.stride(), strict=True))
-    fits = [n == 1 or (axis is not None and whole.shape[axis] == n) for n, axis in zip(found.shape, axes, strict=True)]
-    if not found._is_view():
+    axes = tuple(known.get(step) if n > 1 else None for n, step in zip(moved.shape, moved.stride(), strict=True))
+    fits = [n == 1 or (axis is not None and whole.shape[axis] == n) for n, axis in zip(moved.shape, axes, strict=True)]
+    if not moved._is_view():
         return None
     if not all(fits):  # split axes are none that channels lie on, nor is one whose size is written
         sizes = rest[0] if rest and isinstance(rest[0], tuple | list) else rest

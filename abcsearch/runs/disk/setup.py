@@ -123,9 +123,9 @@ def _record(plain: dict[str, Any]) -> SetUp:
     values: dict[str, Any] = dict(plain)
     for key, kind in lists.items():
         values[key] = tuple(map(kind, plain.get(key, ())))
-    found = SetUp(**{one.name: values[one.name] for one in fields(SetUp) if one.name in values})
-    wrong = problems(found)
-    scores = (found.loaded, found.calibrated, found.training, found.chance, found.full, found.uniform)
+    setup = SetUp(**{one.name: values[one.name] for one in fields(SetUp) if one.name in values})
+    wrong = problems(setup)
+    scores = (setup.loaded, setup.calibrated, setup.training, setup.chance, setup.full, setup.uniform)
     if wrong or any(isinstance(score, str) or math.isinf(score or 0) for score in scores):
         raise ValueError("; ".join(wrong))
-    return found
+    return setup

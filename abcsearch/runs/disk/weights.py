@@ -118,8 +118,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     pairs = content.items() if isinstance(content, dict) else [(None, content)]
     other = [name for name, value in pairs if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
     if other:
-        found = f"{other[:5]} are not tensors" if isinstance(content, dict) else f"found {type(content).__name__}"
-        msg = f"checkpoint {path} holds no state dict (names and tensors, also under {', '.join(_UNDER)}): {found}"
+        given = f"{other[:5]} are not tensors" if isinstance(content, dict) else f"found {type(content).__name__}"
+        msg = f"checkpoint {path} holds no state dict (names and tensors, also under {', '.join(_UNDER)}): {given}"
         raise CheckpointError(msg)
     return content
 
