@@ -85,10 +85,16 @@ if TYPE_CHECKING:
     from abcsearch.searchers.random_search import RandomSearch as RandomSearch
     from abcsearch.searchers.registry import SEARCHERS as SEARCHERS
     from abcsearch.searchers.registry import make_searcher as make_searcher
-    from abcsearch.searchers.regularized_evolution import RegularizedEvolution as RegularizedEvolution
-    from abcsearch.searchers.regularized_evolution import RegularizedEvolutionOptions as RegularizedEvolutionOptions
+    from abcsearch.searchers.regularized_evolution import (
+        RegularizedEvolution as RegularizedEvolution,
+    )
+    from abcsearch.searchers.regularized_evolution import (
+        RegularizedEvolutionOptions as RegularizedEvolutionOptions,
+    )
     from abcsearch.searchers.response_surface import ResponseSurface as ResponseSurface
-    from abcsearch.searchers.response_surface import ResponseSurfaceOptions as ResponseSurfaceOptions
+    from abcsearch.searchers.response_surface import (
+        ResponseSurfaceOptions as ResponseSurfaceOptions,
+    )
     from abcsearch.searchers.sensitivity import Sensitivity as Sensitivity
     from abcsearch.searchers.sensitivity import SensitivityOptions as SensitivityOptions
     from abcsearch.searchers.sensitivity_map import SensitivityMap as SensitivityMap

@@ -41,21 +41,29 @@ def read_inspected(
         ConfigError: if the shape or the overrides cannot be read.
         ModelError, DataError: if the network cannot be built, or the data not read.
     """
-    if Path(target).is_dir() and any((Path(target) / name).is_file() for name in ("run.json", FRONT)):
+    if Path(target).is_dir() and any(
+        (Path(target) / name).is_file() for name in ("run.json", FRONT)
+    ):
         msg = f"{target} is a run folder; inspect takes a config, or a network by name. What the run has to say of its "
         msg += f"network: abcsearch report {quoted(target)}; how far it is: abcsearch status {quoted(target)}"
         raise ConfigError(msg)
     if target.endswith(".toml") or Path(target).is_file():
         run = read_run(target, overrides)
         config = run.settings if isinstance(run, Front) else run
-        example = load_data(config.data.name, **config.data.options).example if shape is None else _example(shape)
+        example = (
+            load_data(config.data.name, **config.data.options).example
+            if shape is None
+            else _example(shape)
+        )
         return config.model.build(config.seed).eval(), example, config.space, config.criteria
     plain: dict[str, Any] = {"model": {"name": target}, "space": {"levels": list(LEVELS)}}
     for override in overrides:
         prefixed = override.startswith(("space.", "model."))
         set_override(plain, override if prefixed else f"model.{override}")
     settings, space = section("model", plain["model"]), section("space", plain["space"])
-    example = _example("x".join(map(str, INPUT_SHAPES.get(target, IMAGENET_SHAPE))) if shape is None else shape)
+    example = _example(
+        "x".join(map(str, INPUT_SHAPES.get(target, IMAGENET_SHAPE))) if shape is None else shape
+    )
     return settings.build(0).eval(), example, space, ()
 
 
@@ -88,7 +96,10 @@ def read_data(target: str | None, overrides: Sequence[str], *, trust: bool = Fal
         if "data" not in header:
             msg = f"{target} was started from Python: its data have no name; score the network there (load, score)"
             raise RunError(msg)
-        plain = {"data": {"name": header["data"]["name"], **header["data"]["options"]}, "seed": header["seed"]}
+        plain = {
+            "data": {"name": header["data"]["name"], **header["data"]["options"]},
+            "seed": header["seed"],
+        }
     elif target.endswith(".toml") or Path(target).is_file():
         plain = toml_of(target)
     for override in overrides:

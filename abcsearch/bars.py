@@ -8,7 +8,14 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+)
 from rich.table import Column
 from rich.text import Text
 
@@ -84,7 +91,9 @@ class _Bar:
         self.hide()
         if stage not in self._tasks:
             self._rests[stage] = _Rest()
-            self._tasks[stage] = self._progress.add_task(stage, total=total, note=said, rest=self._rests[stage])
+            self._tasks[stage] = self._progress.add_task(
+                stage, total=total, note=said, rest=self._rests[stage]
+            )
         self._rests[stage].add(done, total, note)
         self._progress.update(self._tasks[stage], completed=done, total=total, note=said)
 
@@ -174,7 +183,9 @@ def progress_shown() -> Iterator[Callable[[str, int, int, str], None]]:
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=min(40, max(8, console.width - 95))),
         _Count(table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[note]}", markup=False, table_column=Column()),  # wrapped where it must be
+        TextColumn(
+            "{task.fields[note]}", markup=False, table_column=Column()
+        ),  # wrapped where it must be
         _Left(table_column=Column(no_wrap=True)),
     )
     with Progress(*columns, console=console) as progress:
@@ -195,7 +206,10 @@ def wait_shown(text: str = START) -> Iterator[Callable[[str, int, int, str], Non
     if switched("quiet") or not terminal.console.is_terminal:
         yield _unseen
         return
-    with terminal.console.status(escaped(text)) as status, _followed(lambda step: _update(status, step)):
+    with (
+        terminal.console.status(escaped(text)) as status,
+        _followed(lambda step: _update(status, step)),
+    ):
         yield _unseen
 
 

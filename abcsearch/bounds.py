@@ -21,7 +21,11 @@ _UNITS = {"peak_activation": " bytes", "latency_ms": " ms"}
 def plain_bound(bound: Any) -> Any:  # noqa: ANN401 - whatever it was called with
     """Returns a bound without lists (TOML and JSON know no tuples) and numpy's numbers; all else as it is."""
     value = cast("Any", bound).tolist() if isinstance(bound, np.generic | np.ndarray) else bound
-    return tuple(map(plain_bound, cast("list[Any]", value))) if isinstance(value, list | tuple) else value
+    return (
+        tuple(map(plain_bound, cast("list[Any]", value)))
+        if isinstance(value, list | tuple)
+        else value
+    )
 
 
 def meant(end: Any) -> str:  # noqa: ANN401 - whatever somebody has written
@@ -34,7 +38,11 @@ def meant(end: Any) -> str:  # noqa: ANN401 - whatever somebody has written
         return ""
     if 0 < value <= 100 and (number != text or value > 1):
         return f"; {value:g} % of the full network is {value / 100:g}"
-    return f"; it is a number, without quotation marks: {value:g}" if isinstance(end, str) and value > 0 else ""
+    return (
+        f"; it is a number, without quotation marks: {value:g}"
+        if isinstance(end, str) and value > 0
+        else ""
+    )
 
 
 def check_bound(name: str, bound: Bound) -> None:
@@ -45,7 +53,9 @@ def check_bound(name: str, bound: Bound) -> None:
         raise BudgetError(msg)
     for end in ends:
         if isinstance(end, bool) or not isinstance(end, float | int) or not end > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = f"budget {name} = {bound}: a bound is a positive number, found {end!r}{meant(end)}"
+            msg = (
+                f"budget {name} = {bound}: a bound is a positive number, found {end!r}{meant(end)}"
+            )
             raise BudgetError(msg)
         if isinstance(end, float) and end > 1 and name != "latency_ms":
             msg = f"budget {name} = {bound}: a float is a fraction in (0, 1]; write an int for an absolute number"
@@ -64,7 +74,10 @@ def absolute(name: str, bound: Bound, full: float) -> tuple[float, float]:
     low, high = bound if isinstance(bound, tuple) else (0, bound)
     if name == "latency_ms":
         return low * (full if _is_share(low) else 1), high * (full if _is_share(high) else 1)
-    low, high = (Fraction(end).limit_denominator(10**6) * int(full) if _is_share(end) else end for end in (low, high))
+    low, high = (
+        Fraction(end).limit_denominator(10**6) * int(full) if _is_share(end) else end
+        for end in (low, high)
+    )
     return math.ceil(low), math.floor(high)
 
 

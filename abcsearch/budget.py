@@ -92,7 +92,9 @@ class Budget:
     @property
     def bounds(self) -> dict[str, Bound]:
         """The bounds that are set, by cost name."""
-        return {e.name: getattr(self, e.name) for e in fields(self) if getattr(self, e.name) is not None}
+        return {
+            e.name: getattr(self, e.name) for e in fields(self) if getattr(self, e.name) is not None
+        }
 
     def bind(self, space: SearchSpace, costs: Costs) -> Constraint:
         """Returns the budget in absolute numbers for one space.
@@ -105,14 +107,14 @@ class Budget:
             BudgetError: if `costs` lacks one, or if no structure of the space meets all bounds; the message names the
                 reachable range.
         """
-        ends = np.array([space.at(np.zeros_like(space.last_indices)), space.at(space.last_indices), space.full])
+        ends = np.array(
+            [space.at(np.zeros_like(space.last_indices)), space.at(space.last_indices), space.full]
+        )
         limits: list[Limit] = []
         for name, bound in self.bounds.items():
             cost: Cost | None = getattr(costs, name, None)
             if cost is None:
-                msg = (
-                    f"budget {name} = {bound}: these costs ({type(costs).__name__}) have no {name}; {how_to_get(name)}"
-                )
+                msg = f"budget {name} = {bound}: these costs ({type(costs).__name__}) have no {name}; {how_to_get(name)}"
                 raise BudgetError(msg)
             smallest, largest, full = cost(ends).tolist()
             low, high = absolute(name, bound, full)
@@ -140,7 +142,11 @@ class Budget:
 def _percents(name: str, bound: Bound) -> str:
     """Returns that a number which is too small for a count may have been meant as per cent, or ""."""
     ends = bound if isinstance(bound, tuple) else (bound,)
-    return "" if name == "latency_ms" else "".join(dict.fromkeys(meant(end) for end in ends if isinstance(end, int)))
+    return (
+        ""
+        if name == "latency_ms"
+        else "".join(dict.fromkeys(meant(end) for end in ends if isinstance(end, int)))
+    )
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,9 @@ class Constraint:
     def caps(self) -> tuple[Limit, ...]:
         """The bounds that are to be spent: upper ones alone that exclude something; bands say for themselves."""
         largest = self.space.values(self.space.last_indices)[None]
-        return tuple(limit for limit in self.limits if not limit.low and limit.cost(largest)[0] > limit.high)
+        return tuple(
+            limit for limit in self.limits if not limit.low and limit.cost(largest)[0] > limit.high
+        )
 
     def violation(self, candidates: ArrayLike) -> NDArray[np.float64]:
         """Returns how far candidates lie outside the budget.
@@ -220,7 +228,9 @@ class Constraint:
             exchanged = self._exchange(self._into(here, rng), rng)
             if self.allows(self.space.at(exchanged)):
                 return self.space.at(exchanged)
-            nearest = min(nearest, self.space.at(exchanged), key=lambda c: float(self.violation([c])[0]))
+            nearest = min(
+                nearest, self.space.at(exchanged), key=lambda c: float(self.violation([c])[0])
+            )
             # Stuck beside a narrow band: random steps down, more at every attempt, leave room for another way up.
             here = exchanged.copy()
             costly = np.flatnonzero(self.space.ordered)
@@ -228,7 +238,9 @@ class Constraint:
             here = np.maximum(here, 0)
         return self._enumerated(start, nearest, rng)
 
-    def fill(self, candidate: Candidate, rng: np.random.Generator, power: float = _FILL) -> Candidate:
+    def fill(
+        self, candidate: Candidate, rng: np.random.Generator, power: float = _FILL
+    ) -> Candidate:
         """Returns a structure that spends more of the budget: random steps up as long as every upper bound holds.
 
         It ends when a cost has reached a share of its upper bound that is drawn like the largest of some uniform
@@ -250,7 +262,9 @@ class Constraint:
         start = self.space.indices(candidate)
         room = self.space.last_indices - start
         grown = self.space.at(self._walk(start, room, 1, rng, keep=self._fits, until=full_enough))
-        return grown if self.allows(grown) else candidate  # measured times need not grow along a walk
+        return (
+            grown if self.allows(grown) else candidate
+        )  # measured times need not grow along a walk
 
     def _fits(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Returns whether no upper bound is exceeded: (n, n_dims) values to (n,) bool."""
@@ -318,7 +332,9 @@ class Constraint:
         inside = np.flatnonzero(self.violation(self.space.values(moved)) == 0)
         return moved[rng.choice(inside)] if len(inside) else here
 
-    def _enumerated(self, start: NDArray[np.int64], nearest: Candidate, rng: np.random.Generator) -> Candidate:
+    def _enumerated(
+        self, start: NDArray[np.int64], nearest: Candidate, rng: np.random.Generator
+    ) -> Candidate:
         """Returns the structure inside that is the fewest steps away, by looking at all of a small space.
 
         Criteria stay.
@@ -340,7 +356,9 @@ class Constraint:
         ends = self.space.values([np.zeros_like(start), self.space.last_indices])
         names = [limit.name for limit in self.limits]
         wanted, costs, reach = (
-            ", ".join(f"{name} {amount(name, *found)}" for name, found in zip(names, numbers, strict=True))
+            ", ".join(
+                f"{name} {amount(name, *found)}" for name, found in zip(names, numbers, strict=True)
+            )
             for numbers in (
                 [(limit.low, limit.high) for limit in self.limits],
                 [limit.cost([nearest]).tolist() for limit in self.limits],
@@ -348,7 +366,9 @@ class Constraint:
             )
         )
         advice = (
-            "widen the band" if len(self.limits) == 1 else "together they cannot be met: loosen one or leave it out"
+            "widen the band"
+            if len(self.limits) == 1
+            else "together they cannot be met: loosen one or leave it out"
         )
         msg = f"no structure found with {wanted}; the nearest had {costs}; this space reaches {reach}; {advice}"
         raise BudgetError(msg)
@@ -384,7 +404,9 @@ class _Walk:
         """Returns choice positions after so many steps, (n_counts, n_dims); counts ascend."""
         counts, n = np.asarray(counts), len(self.start)
         taken = self.order[: counts[-1]]
-        first = np.searchsorted(counts, np.arange(len(taken)), side="right")  # the first count that a step is part of
+        first = np.searchsorted(
+            counts, np.arange(len(taken)), side="right"
+        )  # the first count that a step is part of
         steps = np.bincount(first * n + taken, minlength=len(counts) * n).reshape(len(counts), n)
         return self.start + self.sign * steps.cumsum(axis=0)
 
@@ -394,5 +416,8 @@ class _Walk:
         while high - low > 1:
             probes = np.arange(low + 1, high, max(1, (high - low) // _BRANCHES))
             good = int(np.argmin(np.append(holds(self.space.values(self.after(probes))), False)))
-            low, high = (int(probes[good - 1]) if good else low), (int(probes[good]) if good < len(probes) else high)
+            low, high = (
+                (int(probes[good - 1]) if good else low),
+                (int(probes[good]) if good < len(probes) else high),
+            )
         return low

@@ -80,17 +80,23 @@ def _searcher(name: str) -> Entry:
     options = _options(entry.options or entry.searcher)
     text = _whole([_doc(entry.searcher), _doc(entry.options)], options, *_records(entry.options))
     description = entry.description or _first_line(entry.searcher)
-    return Entry(name=name, description=description, options=options, source=entry.source, text=text)
+    return Entry(
+        name=name, description=description, options=options, source=entry.source, text=text
+    )
 
 
 def _evaluator(name: str) -> Entry:
     entry = EVALUATORS.find(name)
     kinds = entry.options.__mro__ if entry.options else ()
-    records = [kind for kind in kinds if is_dataclass(kind)]  # options that evaluators share come last
+    records = [
+        kind for kind in kinds if is_dataclass(kind)
+    ]  # options that evaluators share come last
     options = _options(entry.options or entry.make)
     text = _whole(map(_doc, [entry.make, *records]), options, *_records(entry.options))
     description = entry.description or _first_line(entry.make)
-    return Entry(name=name, description=description, options=options, source=entry.source, text=text)
+    return Entry(
+        name=name, description=description, options=options, source=entry.source, text=text
+    )
 
 
 def _preparation(name: str) -> Entry:
@@ -98,7 +104,9 @@ def _preparation(name: str) -> Entry:
     options = _options(entry.options)
     text = _whole([_doc(entry.make), _doc(entry.options)], options, *_records(entry.options))
     description = entry.description or _first_line(entry.make)
-    return Entry(name=name, description=description, options=options, source=entry.source, text=text)
+    return Entry(
+        name=name, description=description, options=options, source=entry.source, text=text
+    )
 
 
 def _transform(name: str) -> Entry:
@@ -106,14 +114,22 @@ def _transform(name: str) -> Entry:
     options = _options(entry.options)
     description = entry.description or _first_line(entry.make)
     text = _whole([description, _doc(entry.options)], options)
-    return Entry(name=name, description=description, options=options, source=entry.source, text=text)
+    return Entry(
+        name=name, description=description, options=options, source=entry.source, text=text
+    )
 
 
 def _described(registry: Registry[Any], name: str) -> Entry:
     """Describes an entry that has no options of its own."""
     entry = registry.where(name) or registry[name]
     description = getattr(entry, "description", "") or _first_line(entry)
-    return Entry(name=name, description=description, options=(), source=getattr(entry, "source", ""), text=description)
+    return Entry(
+        name=name,
+        description=description,
+        options=(),
+        source=getattr(entry, "source", ""),
+        text=description,
+    )
 
 
 def _recipe(name: str) -> Entry:
@@ -122,7 +138,9 @@ def _recipe(name: str) -> Entry:
     changes = tuple(f"{key}={_toml(value)}" for key, value in chosen.items() if value != usual[key])
     listed = "\n".join(f"{key} = {_toml(value)}" for key, value in chosen.items())
     text = f"{entry.description}\n\n{entry.note}\n\nSource: {entry.source}\n\n{listed}\n\n{_doc(Recipe)}"
-    return Entry(name=name, description=entry.description, options=changes, source=entry.source, text=text)
+    return Entry(
+        name=name, description=entry.description, options=changes, source=entry.source, text=text
+    )
 
 
 def _function(registry: Registry[Any], name: str) -> Entry:
@@ -136,7 +154,9 @@ def _function(registry: Registry[Any], name: str) -> Entry:
 def _setting(record: type, name: str) -> Entry:
     """Describes a field of a record by what the docstring of the record says of it."""
     options = tuple(option for option in _options(record) if option.partition("=")[0] == name)
-    said = re.search(rf"^    {name}: (.*?)(?=^    \w+: |^\w|\Z)", _doc(record), re.MULTILINE | re.DOTALL)
+    said = re.search(
+        rf"^    {name}: (.*?)(?=^    \w+: |^\w|\Z)", _doc(record), re.MULTILINE | re.DOTALL
+    )
     description = " ".join(said[1].split()) if said else ""
     text = _whole([description], options)
     if allowed := rule_of(next(field for field in fields(record) if field.name == name)).allowed():
@@ -185,13 +205,16 @@ def _options(made: Any) -> tuple[str, ...]:  # noqa: ANN401 - a record, a functi
         defaults = _written_defaults(made)
     elif is_dataclass(made):
         defaults = {
-            f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(made)
+            f.name: f.default_factory() if f.default_factory is not MISSING else f.default
+            for f in fields(made)
         }
     else:
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         parameters = [p for p in inspect.signature(made).parameters.values() if p.kind in named]
         defaults = {p.name: MISSING if p.default is p.empty else p.default for p in parameters}
-    return tuple(name if value is MISSING else f"{name}={_toml(value)}" for name, value in defaults.items())
+    return tuple(
+        name if value is MISSING else f"{name}={_toml(value)}" for name, value in defaults.items()
+    )
 
 
 def _written_defaults(home: Home) -> dict[str, Any]:
@@ -202,7 +225,10 @@ def _written_defaults(home: Home) -> dict[str, Any]:
     needed = len(arguments.args) - len(arguments.defaults)
     defaults = [None] * needed + arguments.defaults + arguments.kw_defaults
     pairs = zip([*arguments.args, *arguments.kwonlyargs], defaults, strict=True)
-    values = {argument.arg: MISSING if value is None else ast.literal_eval(value) for argument, value in pairs}
+    values = {
+        argument.arg: MISSING if value is None else ast.literal_eval(value)
+        for argument, value in pairs
+    }
     return {name: value for name, value in values.items() if name != "self"}
 
 

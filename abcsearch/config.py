@@ -102,7 +102,9 @@ def read_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig | Fro
     plain = toml_of(path)
     for override in overrides:
         set_override(plain, override)
-    return parse_run(plain, f"{path} with --set {' --set '.join(overrides)}" if overrides else str(path))
+    return parse_run(
+        plain, f"{path} with --set {' --set '.join(overrides)}" if overrides else str(path)
+    )
 
 
 def toml_of(path: str | Path) -> dict[str, Any]:
@@ -134,7 +136,9 @@ def parse_run(plain: Mapping[str, Any], where: str = "config") -> RunConfig | Fr
         return parse_config(plain, where)
     budgets = _listed("budgets", Budget, plain["budgets"], problems)
     if "budget" in plain:
-        problems.append("[budget] is one budget, [[budgets]] are several: set one of the two, found both")
+        problems.append(
+            "[budget] is one budget, [[budgets]] are several: set one of the two, found both"
+        )
     peers = _listed("peers", Peer, plain.get("peers", []), problems)
     rest = {key: value for key, value in plain.items() if key not in ("budgets", "budget", "peers")}
     first = budgets[0] if budgets else Budget(macs=1.0)
@@ -153,16 +157,22 @@ def _iterated(plain: Mapping[str, Any], problems: list[str]) -> Mapping[str, Any
         return plain
     rest, table = {key: value for key, value in plain.items() if key != "iterate"}, plain["iterate"]
     if "prepare" in plain:
-        problems.append("[iterate] is a preparation, and a run has one: set it or [prepare], found both")
+        problems.append(
+            "[iterate] is a preparation, and a run has one: set it or [prepare], found both"
+        )
     elif not isinstance(table, dict) or "name" in table:
-        problems.append(f"[iterate] is a table: rounds, epochs, searcher, trials, recipe; found {table!r:.80}")
+        problems.append(
+            f"[iterate] is a table: rounds, epochs, searcher, trials, recipe; found {table!r:.80}"
+        )
     return rest if problems else {**rest, "prepare": {"name": "iterate", **table}}
 
 
 def _listed(name: str, kind: type[T], tables: Any, problems: list[str]) -> tuple[T, ...]:  # noqa: ANN401 - plain
     """Returns the records of tables [[name]]; what is wrong with them is added to the problems."""
     if not isinstance(tables, list) or (name == "budgets" and not tables):
-        problems.append(f"{name} is a list of tables, one [[{name}]] for each, found {tables!r:.80}")
+        problems.append(
+            f"{name} is a list of tables, one [[{name}]] for each, found {tables!r:.80}"
+        )
         return ()
     records: list[T] = []
     for index, table in enumerate(tables):
@@ -198,7 +208,9 @@ def _parsed(plain: Mapping[str, Any], problems: list[str]) -> RunConfig | None:
     known = [f.name for f in fields(RunConfig)]
     unknown = [key for key in plain if key not in known and key != "peers"]
     problems += [unknown_name("setting", key, [*known, *_SEVERAL]) for key in unknown]
-    problems += ["[[peers]] are drawn beside several budgets: set [[budgets]]"] if "peers" in plain else []
+    problems += (
+        ["[[peers]] are drawn beside several budgets: set [[budgets]]"] if "peers" in plain else []
+    )
     problems += [f"setting {key!r} is missing" for key in _REQUIRED if key not in plain]
     values: dict[str, Any] = {}
     wrong: dict[str, str] = {}
@@ -237,7 +249,9 @@ def parse_recipe(overrides: Sequence[str], recipe: Recipe) -> Recipe:
     """
     plain: dict[str, Any] = {"finetune": {}}
     for override in overrides:
-        set_override(plain, override if override.startswith("finetune.") else f"finetune.{override}")
+        set_override(
+            plain, override if override.startswith("finetune.") else f"finetune.{override}"
+        )
     return _recipe("finetune", plain["finetune"], recipe)
 
 
@@ -269,7 +283,9 @@ def _record(kind: type[T], table: dict[str, Any], key: str) -> T:
     try:
         return record_of(kind, table, key)
     except ConfigError as error:
-        hints = "".join(dict.fromkeys(meant(value) for value in table.values() if isinstance(value, str)))
+        hints = "".join(
+            dict.fromkeys(meant(value) for value in table.values() if isinstance(value, str))
+        )
         raise ConfigError(f"{error}{hints if kind is Budget else ''}") from error
 
 
@@ -290,7 +306,9 @@ def _recipe(where: str, table: dict[str, Any], base: Recipe) -> Recipe:
     close = difflib.get_close_matches("preset", changes, n=1, cutoff=0.8)
     problems += [unknown_name(f"setting in [{where}]:", key, ["preset"]) for key in close]
     try:
-        recipe = record_of(Recipe, {**vars(base), **{k: v for k, v in changes.items() if k not in close}}, where)
+        recipe = record_of(
+            Recipe, {**vars(base), **{k: v for k, v in changes.items() if k not in close}}, where
+        )
     except ConfigError as error:
         raise ConfigError("\n".join([*problems, str(error)])) from error
     if problems:
@@ -317,7 +335,9 @@ def _exported(table: Mapping[str, Any]) -> ModelSettings:
     others = ", ".join(key for key in table if key not in ("export", "trust"))
     if others or not isinstance(table["export"], str):
         msg = "model.export is a folder that abcsearch export wrote, and says name, options and weights itself; found "
-        raise ConfigError(msg + (f"also {others}: leave them out" if others else repr(table["export"])))
+        raise ConfigError(
+            msg + (f"also {others}: leave them out" if others else repr(table["export"]))
+        )
     trust = typed("model.trust", bool, table.get("trust", False))
     settings = ModelSettings.of_export(Path(table["export"]).absolute(), trust=trust)
     settings.build()  # with its sizes: an export may be of a network that is another one by now
@@ -356,7 +376,10 @@ def _transforms(value: Any) -> tuple[Part, ...]:  # noqa: ANN401 - a plain value
             assert isinstance(transform, Part)
             transforms.append(transform)
         except AbcSearchError as error:
-            problems += [f"transform[{index}]: {line.removeprefix('[transform] ')}" for line in str(error).split("\n")]
+            problems += [
+                f"transform[{index}]: {line.removeprefix('[transform] ')}"
+                for line in str(error).split("\n")
+            ]
     problems += [] if problems else order_problems([transform.name for transform in transforms])
     if problems:
         raise ConfigError("\n".join(problems))
@@ -376,7 +399,11 @@ def _part(key: str, name: str, table: dict[str, Any]) -> Part:
             record_of(options, own, key)
     except AbcSearchError as error:
         known = options is None or set(own) <= {f.name for f in fields(options)}
-        hint = "" if known else f"; left over from another {key}? --set {key}={name} replaces the whole table"
+        hint = (
+            ""
+            if known
+            else f"; left over from another {key}? --set {key}={name} replaces the whole table"
+        )
         problems.append(f"{error}{hint}")
     try:
         problems += initial_problems(table.get("initial", ())) if searches else []

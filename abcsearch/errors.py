@@ -167,7 +167,11 @@ def _far(name: str, names: list[str], most: int = 3) -> list[str]:
         if word in plain[candidate] or (len(plain[candidate]) > 2 and plain[candidate] in word)
     ]
     close = difflib.get_close_matches(word, plain.values(), n=1, cutoff=0.6)
-    return holding if 0 < len(holding) <= most else [candidate for candidate in names if plain[candidate] in close]
+    return (
+        holding
+        if 0 < len(holding) <= most
+        else [candidate for candidate in names if plain[candidate] in close]
+    )
 
 
 def _letters(name: str) -> str:
@@ -177,7 +181,9 @@ def _letters(name: str) -> str:
 
 def plural(count: int, word: str) -> str:
     """Returns a count and what is counted: "1 trial", "2,000 trials"."""
-    ending = "" if count == 1 else "es" if word.endswith(("s", "tch", "x")) else "s"  # batches, but epochs
+    ending = (
+        "" if count == 1 else "es" if word.endswith(("s", "tch", "x")) else "s"
+    )  # batches, but epochs
     return f"{count:,} {word}{ending}"
 
 
@@ -192,7 +198,9 @@ def one_line(text: str, longest: int = 1000) -> str:
     return line if len(line) <= longest else f"{line[:longest]} ..."
 
 
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode's categories of what steers and is not seen
+_UNSEEN = frozenset(
+    {"Cc", "Cf", "Cs", "Zl", "Zp"}
+)  # Unicode's categories of what steers and is not seen
 
 
 def escaped(text: str) -> str:
@@ -206,13 +214,21 @@ def escaped(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(_escape(c) if c not in "\n\t" and unicodedata.category(c) in _UNSEEN else c for c in text)
+    return "".join(
+        _escape(c) if c not in "\n\t" and unicodedata.category(c) in _UNSEEN else c for c in text
+    )
 
 
 def _escape(character: str) -> str:
     """Returns a character's number as Python writes it in a text."""
     code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
 
 
 def quoted(word: object) -> str:
@@ -256,10 +272,14 @@ def option_problems(function: Callable[..., object], options: Iterable[str]) -> 
         parameters = inspect.signature(function).parameters
     except ValueError:  # some builtins have none
         return []
-    named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    named = {
+        n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     given = list(options)
-    problems = [unknown_name("option", name, named) for name in given if name not in named and not takes_all]
+    problems = [
+        unknown_name("option", name, named) for name in given if name not in named and not takes_all
+    ]
     missing = [name for name, p in named.items() if p.default is p.empty and name not in given]
     return problems + ([f"option missing: {', '.join(missing)}"] if missing else [])
 
@@ -271,7 +291,9 @@ def callers() -> int:
     """
     frame, level = inspect.currentframe(), 0
     while (
-        frame is not None and frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("abcsearch.")
+        frame is not None
+        and frame.f_back is not None
+        and frame.f_globals.get("__name__", "").startswith("abcsearch.")
     ):
         frame, level = frame.f_back, level + 1
     return level

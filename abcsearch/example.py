@@ -81,7 +81,11 @@ class Example:
     @property
     def entries(self) -> dict[str, Any]:
         """All leaves by where they are: the number or keyword of the argument, then keys and numbers inside."""
-        return {path: leaf for each in (tuple(self.args), dict(self.kwargs)) for path, leaf in paths(each)}
+        return {
+            path: leaf
+            for each in (tuple(self.args), dict(self.kwargs))
+            for path, leaf in paths(each)
+        }
 
     def mapped(self, change: Callable[[Any], Any]) -> Example:
         """Returns an example with every leaf (whatever is no list, tuple, dict or dataclass) changed."""
@@ -113,7 +117,9 @@ class Example:
     def repeated(self, count: int) -> Example:
         """Returns a batch of so many images, those of this one over and over."""
         turns = -(-count // max(len(self), 1))
-        return self.rows(lambda x: (x * turns if isinstance(x, list) else torch.cat([x] * turns))[:count])
+        return self.rows(
+            lambda x: (x * turns if isinstance(x, list) else torch.cat([x] * turns))[:count]
+        )
 
     def to(self, *args: Any, **kwargs: Any) -> Example:  # noqa: ANN401 - as of a tensor
         """Returns the batch on a device; arguments as of a tensor's."""
@@ -136,7 +142,9 @@ class Example:
         except ValueError:  # Python cannot tell
             return self
         kinds = {parameter.kind for parameter in signature.parameters.values()}
-        if inspect.Parameter.VAR_KEYWORD in kinds or not signature.parameters.keys().isdisjoint(self.kwargs):
+        if inspect.Parameter.VAR_KEYWORD in kinds or not signature.parameters.keys().isdisjoint(
+            self.kwargs
+        ):
             return self
         return Example((dict(self.kwargs),))
 
@@ -188,7 +196,11 @@ def laid(inputs: Inputs) -> Inputs:
 def sizes_of(inputs: Inputs) -> list[int] | dict[str, list[int]]:
     """Returns the shape of one image as plain values; of several inputs each by its name (see `Example.entries`)."""
     if isinstance(inputs, Example):
-        return {name: list(x.shape[1:]) for name, x in inputs.entries.items() if isinstance(x, torch.Tensor)}
+        return {
+            name: list(x.shape[1:])
+            for name, x in inputs.entries.items()
+            if isinstance(x, torch.Tensor)
+        }
     return list(inputs.shape[1:])
 
 
@@ -198,7 +210,10 @@ def described(inputs: Any, *, where: bool = True) -> str:  # noqa: ANN401 - argu
         entries = inputs.entries
         if list(entries) == ["0"]:
             return described(entries["0"], where=where)
-        return ", ".join(f"{name} {described(leaf, where=where)}" for name, leaf in entries.items()) or "nothing"
+        return (
+            ", ".join(f"{name} {described(leaf, where=where)}" for name, leaf in entries.items())
+            or "nothing"
+        )
     if isinstance(inputs, torch.Tensor):
         return f"{tuple(inputs.shape)} {inputs.dtype}{f' on {inputs.device}' if where else ''}"
     return type(inputs).__name__
@@ -263,7 +278,11 @@ def changed(item: Any, change: Callable[[Any], Any]) -> Any:  # noqa: ANN401 - a
 
 def _is_listed(item: Any) -> bool:  # noqa: ANN401 - arguments are anything
     """Returns whether something is a list of images, one tensor (channels, height, width) each."""
-    return isinstance(item, list) and bool(item) and all(isinstance(x, torch.Tensor) and x.ndim == 3 for x in item)
+    return (
+        isinstance(item, list)
+        and bool(item)
+        and all(isinstance(x, torch.Tensor) and x.ndim == 3 for x in item)
+    )
 
 
 def _lists(item: Any) -> Iterator[list[torch.Tensor]]:  # noqa: ANN401 - arguments are anything
@@ -281,4 +300,6 @@ def _other_lists(item: Any, count: int, select: Callable[[Any], Any]) -> Any:  #
         return select(item) if len(item) == count else item
     if isinstance(item, dict):
         return {key: _other_lists(value, count, select) for key, value in item.items()}
-    return tuple(_other_lists(value, count, select) for value in item) if type(item) is tuple else item
+    return (
+        tuple(_other_lists(value, count, select) for value in item) if type(item) is tuple else item
+    )

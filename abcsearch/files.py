@@ -21,13 +21,19 @@ from abcsearch.scratch import sibling_of, sweep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-CHECKSUM = "checksum"  # the last entry of a sealed record, and in the metadata of our files of weights
+CHECKSUM = (
+    "checksum"  # the last entry of a sealed record, and in the metadata of our files of weights
+)
 _FLOAT = "__float__"  # the only entry of what stands for a number that is not finite
 _SEAL = re.compile(rf'\n "{CHECKSUM}": "([0-9a-f]{{16}})"\n}}\n\Z')
 
 
 def replace_file(
-    target: Path, writer: Callable[[Path], object], *, lasting: bool = True, make_folder: bool = True
+    target: Path,
+    writer: Callable[[Path], object],
+    *,
+    lasting: bool = True,
+    make_folder: bool = True,
 ) -> None:
     """Replaces a file atomically: temporary sibling, fsync, rename. Siblings that dead processes have left go.
 
@@ -88,7 +94,9 @@ class Anchor:
     @classmethod
     def of(cls, path: Path) -> Anchor:
         """Returns that of a folder, or of the nearest one above it that is there."""
-        there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+        there = next(
+            folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir()
+        )
         return cls(there, _identity(there) or (0, 0))
 
     @property
@@ -210,7 +218,10 @@ def sealed(record: Mapping[str, Any], encode: Callable[[Any], Any] | None = None
         text = json.dumps(record, indent=1, default=encode, allow_nan=False)
     except ValueError:
         text = json.dumps(
-            _finite(record), indent=1, default=encode and (lambda own: _finite(encode(own))), allow_nan=False
+            _finite(record),
+            indent=1,
+            default=encode and (lambda own: _finite(encode(own))),
+            allow_nan=False,
         )
     body = text.removesuffix("}").rstrip("\n")
     return f'{body}{"," if record else ""}\n "{CHECKSUM}": "{_digest(body)}"\n}}\n'
@@ -226,7 +237,9 @@ def unsealed(text: str, decode: Callable[[dict[str, Any]], Any] | None = None) -
     Raises:
         ValueError: if it is no JSON, or its checksum is not that of its content.
     """
-    value = json.loads(text, object_hook=lambda own: _number(own) if _FLOAT in own else (decode or dict)(own))
+    value = json.loads(
+        text, object_hook=lambda own: _number(own) if _FLOAT in own else (decode or dict)(own)
+    )
     if not isinstance(value, dict) or CHECKSUM not in value:
         return value, False
     seal = _SEAL.match(text, max(text.rfind(f'\n "{CHECKSUM}"'), 0))
@@ -243,7 +256,11 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 - plain JSON values and what `en
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
-    return {_FLOAT: str(float(value))} if isinstance(value, float) and not math.isfinite(value) else value
+    return (
+        {_FLOAT: str(float(value))}
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+    )
 
 
 def _number(value: dict[str, Any]) -> float:

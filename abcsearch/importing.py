@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from abcsearch.errors import AbcSearchError
 
-_working: list[Path] = []  # the working folder, where the command line looks for modules that the user names
+_working: list[
+    Path
+] = []  # the working folder, where the command line looks for modules that the user names
 
 
 def use_working_folder() -> None:
@@ -74,10 +76,10 @@ def import_named(what: str, path: str, kind: type[AbcSearchError], last: str = "
         if error.name not in (module, module.partition(".")[0]):
             msg = f"{what} {path!r} cannot be imported: {error!r}"
             raise kind(msg) from error
-        msg = (
-            f"{what} {path!r} cannot be imported: there is no module {error.name} where Python looks; give the command "
+        msg = f"{what} {path!r} cannot be imported: there is no module {error.name} where Python looks; give the command "
+        msg += (
+            f"in the folder that has it, or put that folder on PYTHONPATH (package.module:{last})"
         )
-        msg += f"in the folder that has it, or put that folder on PYTHONPATH (package.module:{last})"
         raise kind(msg) from error
     except Exception as error:  # the user's module runs here: anything can go wrong in it
         msg = f"{what} {path!r} cannot be imported: {error!r}; write package.module:{last}"
@@ -127,7 +129,10 @@ def import_class(path: str, packages: frozenset[str]) -> object:
             _check_source(module, first, packages)
         try:
             reached: object = getattr(importlib.import_module(module), first)
-        except (Exception, SystemExit) as error:  # installed, but it may be damaged, or need what is missing
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # installed, but it may be damaged, or need what is missing
             msg = f"it cannot be imported: {error!r}"
             raise ValueError(msg) from error
     for name in inner:  # classes inside classes; whatever else an attribute is, it is not asked for
@@ -149,7 +154,12 @@ def _check_spelling(module: str, attribute: str) -> None:
 def _look_in_working_folder(top: str) -> None:
     """Puts the working folder behind all others that modules come from, where it alone has one of this name."""
     folder = next((str(folder) for folder in _working), None)
-    if folder is None or folder in sys.path or top in sys.modules or importlib.util.find_spec(top) is not None:
+    if (
+        folder is None
+        or folder in sys.path
+        or top in sys.modules
+        or importlib.util.find_spec(top) is not None
+    ):
         return
     if PathFinder.find_spec(top, [folder]) is not None:
         sys.path.append(folder)
@@ -163,7 +173,11 @@ def _without_working_folder() -> Iterator[None]:
         here = Path.cwd().resolve()
     except OSError:  # it has been deleted
         here = None
-    sys.path[:] = [folder for folder in before if Path(folder or "/").resolve() != here and (folder or here is None)]
+    sys.path[:] = [
+        folder
+        for folder in before
+        if Path(folder or "/").resolve() != here and (folder or here is None)
+    ]
     try:
         yield
     finally:

@@ -66,11 +66,19 @@ class Rule:
             return self._entries_problem(name, value)
         if self.words and value not in self.words:
             return unknown_name(name, value, self.words)
-        if not isinstance(value, int | float) or isinstance(value, bool) or (self.zero and value == 0):
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or (self.zero and value == 0)
+        ):
             return ""
-        high: Any = getattr(record, self.at_most, None) if isinstance(self.at_most, str) else self.at_most
+        high: Any = (
+            getattr(record, self.at_most, None) if isinstance(self.at_most, str) else self.at_most
+        )
         low, top = self.at_least is None or value >= self.at_least, high is None or value <= high
-        inside = (self.above is None or value > self.above) and (self.below is None or value < self.below)
+        inside = (self.above is None or value > self.above) and (
+            self.below is None or value < self.below
+        )
         allowed = self.allowed(high)
         if not allowed or (low and top and inside and abs(value) < math.inf):
             return ""
@@ -86,10 +94,17 @@ class Rule:
         if self.words or self.each:
             return f"{'some' if self.each else 'one'} of {', '.join(self.each or self.words)}"
         top = self.at_most if high is None else high
-        ends = [(self.at_least, "at least"), (self.above, "above"), (top, "at most"), (self.below, "below")]
+        ends = [
+            (self.at_least, "at least"),
+            (self.above, "above"),
+            (top, "at most"),
+            (self.below, "below"),
+        ]
         given = [f"{words} {_number(end)}" for end, words in ends if end is not None]
         both = self.at_least is not None and top is not None
-        numbers = f"from {_number(self.at_least)} to {_number(top)}" if both else " and ".join(given)
+        numbers = (
+            f"from {_number(self.at_least)} to {_number(top)}" if both else " and ".join(given)
+        )
         counted = f" {self.unit}" if self.unit and numbers else ""
         return f"{'0, or ' if self.zero and numbers else ''}{numbers}{counted}"
 
@@ -114,7 +129,11 @@ def setting(default: Any = MISSING, *, make: Callable[[], Any] | None = None, **
         **rule: see `Rule`.
     """
     metadata = {_RULE: Rule(**rule)}
-    return field(default=default, metadata=metadata) if make is None else field(default_factory=make, metadata=metadata)
+    return (
+        field(default=default, metadata=metadata)
+        if make is None
+        else field(default_factory=make, metadata=metadata)
+    )
 
 
 def rule_of(own: Field[Any]) -> Rule:
@@ -122,7 +141,9 @@ def rule_of(own: Field[Any]) -> Rule:
     return own.metadata.get(_RULE, Rule())
 
 
-def names(kind: type, *, decides: bool | None = None, compared: bool | None = None) -> tuple[str, ...]:
+def names(
+    kind: type, *, decides: bool | None = None, compared: bool | None = None
+) -> tuple[str, ...]:
     """Returns the names of the fields of a record that decide the trials, or do not; likewise that are compared."""
     rules = {field_.name: rule_of(field_) for field_ in fields(kind)}
     kept = [name for name, rule in rules.items() if decides in (None, rule.decides)]
@@ -135,7 +156,10 @@ def problems(record: Any) -> list[str]:  # noqa: ANN401 - any dataclass
     Args:
         record: its fields of types int, float, bool and str, or one of these or None, are looked at.
     """
-    told = {field_.name: _problem(field_, getattr(record, field_.name), None) for field_ in fields(record)}
+    told = {
+        field_.name: _problem(field_, getattr(record, field_.name), None)
+        for field_ in fields(record)
+    }
     for field_ in fields(record):  # what another field bounds, where that is right itself
         other = rule_of(field_).at_most
         if isinstance(other, str) and not told[other]:
@@ -156,7 +180,9 @@ def _problem(own: Field[Any], value: object, record: object) -> str:
     if kind in _TYPES and other == "None" and value is None:
         return ""
     types, words = _TYPES.get(kind, ((object,), ""))
-    if not isinstance(value, types) or (isinstance(value, bool) and kind in ("int", "float", "str")):
+    if not isinstance(value, types) or (
+        isinstance(value, bool) and kind in ("int", "float", "str")
+    ):
         return f"{own.name} is {words}, found {value!r}"
     return rule_of(own).problem(own.name, value, record)
 
@@ -184,4 +210,6 @@ def no_table(key: str, value: Any) -> str:  # noqa: ANN401 - a plain value
     if key == "prepare" and isinstance(value, list):
         return f"[{key}] is a table, of one preparation: a run has no more; leave one of them, found {value!r:.200}"
     recipe = key.rpartition(".")[2] in ("pretrain", "finetune", "recipe") and isinstance(value, str)
-    return f"[{key}] is a table, found {value!r}" + (f'; a recipe is named in it: preset = "{value}"' if recipe else "")
+    return f"[{key}] is a table, found {value!r}" + (
+        f'; a recipe is named in it: preset = "{value}"' if recipe else ""
+    )

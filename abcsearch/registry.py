@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from abcsearch.errors import AbcSearchError
 
 T = TypeVar("T")
-OBJECT = " (object)"  # ends the names of parts that the caller brought: they cannot be made from a name
+OBJECT = (
+    " (object)"  # ends the names of parts that the caller brought: they cannot be made from a name
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +201,11 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
     def added(self) -> dict[str, T]:
         """Returns what has been added in this process, or put in the place of what comes with the package."""
-        return {name: self[name] for name, value in self._entries.items() if value is not self.homes.get(name)}
+        return {
+            name: self[name]
+            for name, value in self._entries.items()
+            if value is not self.homes.get(name)
+        }
 
     def sent(self) -> dict[str, Callable[[], object]]:
         """Returns calls that add the same in another process, by what messages call them.
@@ -207,7 +213,10 @@ class Registry(MutableMapping[str, T], Generic[T]):
         They may be pickled if what has been added can be.
         """
         variable = self._home.partition(":")[2]
-        return {f"{variable}[{name!r}]": partial(setitem, self, name, value) for name, value in self.added().items()}
+        return {
+            f"{variable}[{name!r}]": partial(setitem, self, name, value)
+            for name, value in self.added().items()
+        }
 
 
 def _registry(home: str) -> Registry[Any]:

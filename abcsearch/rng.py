@@ -25,7 +25,9 @@ _GENERATORS = threading.RLock()  # whoever has torch's global generators
 
 def derived_seed(seed: int, part: str, number: int = 0) -> int:
     """Returns a seed in [0, 2**63) for the stream `(seed, part, number)`."""
-    words = np.random.SeedSequence([seed, zlib.crc32(part.encode()), number]).generate_state(2, np.uint32)
+    words = np.random.SeedSequence([seed, zlib.crc32(part.encode()), number]).generate_state(
+        2, np.uint32
+    )
     return (int(words[0]) << 31) ^ int(words[1])
 
 

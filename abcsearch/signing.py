@@ -66,8 +66,17 @@ def is_own(kind: str, record: Mapping[str, Any]) -> bool:
         return False
     given = record.get(SIGNATURE)
     try:
-        return key is not None and isinstance(given, str) and given.isascii() and _same(key, kind, plain, given)
-    except (TypeError, ValueError, RecursionError):  # arrays and the like: nothing that `signed` has written
+        return (
+            key is not None
+            and isinstance(given, str)
+            and given.isascii()
+            and _same(key, kind, plain, given)
+        )
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ):  # arrays and the like: nothing that `signed` has written
         return False
 
 
@@ -118,7 +127,9 @@ def _key() -> bytes | None:
         status = path.stat()
     except FileNotFoundError:
         return None
-    if os.name == "posix" and (status.st_uid not in (os.getuid(), 0) or stat.S_IMODE(status.st_mode) & 0o077):
+    if os.name == "posix" and (
+        status.st_uid not in (os.getuid(), 0) or stat.S_IMODE(status.st_mode) & 0o077
+    ):
         msg = f"{path} can be read or changed by others; run: chmod 600 {quoted(path)}, or delete it for a new one"
         raise ValueError(msg)
     key = bytes.fromhex(path.read_text(encoding="ascii"))

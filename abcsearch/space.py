@@ -86,9 +86,16 @@ class Dimension:
             msg = f"choices of dimension {self.name!r} are {choices}; {rule}"
             raise CandidateError(msg)
         labelled = len(choices) if self.kind == "criterion" else 0
-        if len(set(self.labels)) != len(self.labels) or len(self.labels) != labelled or bool(self.of) != bool(labelled):
+        if (
+            len(set(self.labels)) != len(self.labels)
+            or len(self.labels) != labelled
+            or bool(self.of) != bool(labelled)
+        ):
             msg = f"dimension {self.name!r} is a {self.kind} of {self.of!r} with labels {self.labels}; a criterion "
-            raise CandidateError(msg + "says which width it is of and has a label for each choice, others have neither")
+            raise CandidateError(
+                msg
+                + "says which width it is of and has a label for each choice, others have neither"
+            )
         object.__setattr__(self, "full", 0 if labelled else max(self.full, choices[-1]))
 
 
@@ -125,13 +132,13 @@ class SearchSpace:
         for dimension in self.dimensions:
             if dimension.of and dimension.of not in widths:
                 msg = f"dimension {dimension.name!r} is a criterion of {dimension.of!r}, of which there is no other "
-                raise CandidateError(f"{msg}one, or no width of that name; a width has one criterion at most")
+                raise CandidateError(
+                    f"{msg}one, or no width of that name; a width has one criterion at most"
+                )
             widths = [name for name in widths if name != dimension.of]
         lengths = {len(row) for row in self.descriptors}
         if self.descriptors and (len(self.descriptors) != len(names) or len(lengths) != 1):
-            msg = (
-                f"descriptors need {len(names)} rows of one length, found {len(self.descriptors)} of {sorted(lengths)}"
-            )
+            msg = f"descriptors need {len(names)} rows of one length, found {len(self.descriptors)} of {sorted(lengths)}"
             raise CandidateError(msg)
 
     def __len__(self) -> int:
@@ -162,14 +169,22 @@ class SearchSpace:
     def _criteria(self) -> tuple[tuple[int, int], ...]:
         """Where criteria are, each with the place of its width."""
         places = {dimension.name: index for index, dimension in enumerate(self.dimensions)}
-        return tuple((index, places[d.of]) for index, d in enumerate(self.dimensions) if d.kind == "criterion")
+        return tuple(
+            (index, places[d.of])
+            for index, d in enumerate(self.dimensions)
+            if d.kind == "criterion"
+        )
 
     def canonical(self, candidate: Candidate) -> Candidate:
         """Returns the one structure that stands for all that are the same network whatever a criterion is.
 
         That is so where a group keeps all its channels: there its criterion is the first.
         """
-        idle = {index for index, width in self._criteria if candidate[width] == self.dimensions[width].full}
+        idle = {
+            index
+            for index, width in self._criteria
+            if candidate[width] == self.dimensions[width].full
+        }
         if not any(candidate[index] for index in idle):
             return candidate
         return tuple(0 if index in idle else value for index, value in enumerate(candidate))
@@ -212,7 +227,9 @@ class SearchSpace:
         if not isinstance(ratio, Real) or not 0 < ratio <= 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"a uniform keep ratio must be in (0, 1], found {ratio!r}"
             raise CandidateError(msg)
-        return self.nearest([d.full * ratio if d.kind == "width" else d.full for d in self.dimensions])
+        return self.nearest(
+            [d.full * ratio if d.kind == "width" else d.full for d in self.dimensions]
+        )
 
     def nearest(self, values: Sequence[float]) -> Candidate:
         """Returns the structure whose values are the choices nearest to `values` (n_dims numbers, in value units)."""
@@ -255,7 +272,10 @@ class SearchSpace:
         """
         self.check(candidate)
         return np.array(
-            [d.choices.index(min(v, d.choices[-1])) for d, v in zip(self.dimensions, candidate, strict=True)],
+            [
+                d.choices.index(min(v, d.choices[-1]))
+                for d, v in zip(self.dimensions, candidate, strict=True)
+            ],
             dtype=np.int64,
         )
 
@@ -263,7 +283,10 @@ class SearchSpace:
     def _table(self) -> NDArray[np.int64]:
         """The choices of all dimensions, shape (n_dims, most choices), int64; short rows repeat their last choice."""
         most = max(len(d.choices) for d in self.dimensions)
-        return np.array([[*d.choices, *d.choices[-1:] * (most - len(d.choices))] for d in self.dimensions], np.int64)
+        return np.array(
+            [[*d.choices, *d.choices[-1:] * (most - len(d.choices))] for d in self.dimensions],
+            np.int64,
+        )
 
     def values(self, indices: ArrayLike) -> NDArray[np.int64]:
         """Returns the values at choice positions: (..., n_dims) integers to (..., n_dims) int64."""
@@ -305,4 +328,6 @@ class SearchSpace:
             msg = f"a point of this space has shape ({len(self.dimensions)},) and no NaN, found {values}"
             raise CandidateError(msg)
         # +0.5 and floor rounds halves up, where np.rint would favour even positions.
-        return self.at(np.floor(np.clip(values, 0.0, 1.0) * self.last_indices + 0.5).astype(np.int64))
+        return self.at(
+            np.floor(np.clip(values, 0.0, 1.0) * self.last_indices + 0.5).astype(np.int64)
+        )

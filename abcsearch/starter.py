@@ -18,11 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 # What constructors call the number of classes and of input channels.
-_CLASSES, _CHANNELS = ("classes", "num_classes", "n_classes"), ("in_channels", "in_chans", "channels")
+_CLASSES, _CHANNELS = (
+    ("classes", "num_classes", "n_classes"),
+    ("in_channels", "in_chans", "channels"),
+)
 _NUMBERED = ("torchvision.", "timm.")  # whose functions take num_classes by **kwargs
 _LOOKED_AT = 20  # images whose size is looked at
 _SPLITS = ("train", "val", "valid", "validation", "test")
-_BUILT_IN = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}  # data sets that say their classes
+_BUILT_IN = {
+    "digits": 10,
+    "cifar10": 10,
+    "cifar100": 100,
+    "imagenet": 1000,
+}  # data sets that say their classes
 
 _TEXT = """\
 # A search for a smaller network, to be changed as you like. What there is to set, with defaults and papers:
@@ -138,7 +146,10 @@ def starter(wish: Wish, out: str = "config.toml") -> str:
 
 def _model_lines(wish: Wish, seen: _Seen, options: Mapping[str, object]) -> Iterator[str]:
     """Yields the lines of [model] after the name."""
-    for names, value, what in ((_CLASSES, seen.classes, "classes"), (_CHANNELS, seen.channels, "channels")):
+    for names, value, what in (
+        (_CLASSES, seen.classes, "classes"),
+        (_CHANNELS, seen.channels, "channels"),
+    ):
         option = next((name for name in names if name in options), None)
         if option is not None and value is not None:
             yield f"{option} = {value}"
@@ -171,7 +182,11 @@ def _parameters(model: str) -> Mapping[str, object]:
     except ValueError:  # some builtins have none
         return {}
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {**parameters, "num_classes": None} if anything and model.startswith(_NUMBERED) else parameters
+    return (
+        {**parameters, "num_classes": None}
+        if anything and model.startswith(_NUMBERED)
+        else parameters
+    )
 
 
 def _seen(data: str) -> _Seen:
@@ -189,7 +204,9 @@ def _seen(data: str) -> _Seen:
         return _Seen(name=data)
     if data not in _BUILT_IN:
         msg = unknown_name("data set or folder", data, _BUILT_IN)
-        raise ConfigError(f"{msg}; or a folder with train/CLASS/IMAGE and val/CLASS/IMAGE, which is not there")
+        raise ConfigError(
+            f"{msg}; or a folder with train/CLASS/IMAGE and val/CLASS/IMAGE, which is not there"
+        )
     channels = 1 if data == "digits" else 3
     where = None if data == "digits" else f"data/{data}"
     notes = () if where is None else ("where the unpacked files are: change it",)
@@ -213,7 +230,11 @@ def _folder(path: Path) -> _Seen:
     roles = {"train": "training", "test": "test, seen in the end only"}
     held = [name for name in there if name not in roles]
     if held:
-        roles[held[0]] = "search-validation" if "test" in there else "test; search-validation is held out of train"
+        roles[held[0]] = (
+            "search-validation"
+            if "test" in there
+            else "test; search-validation is held out of train"
+        )
     notes = ", ".join(f"{name}/: {roles[name]}" for name in there if name in roles)
     own = f"{len(classes)} classes; {notes}"
     return _Seen(
@@ -230,7 +251,9 @@ def _classes(path: Path) -> list[Path]:
     """Returns the folders of classes."""
     if not path.is_dir():
         return []
-    return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    return sorted(
+        folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")
+    )
 
 
 def _sizes(path: Path, most: int) -> Iterator[tuple[int, int]]:

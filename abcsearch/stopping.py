@@ -33,7 +33,10 @@ def stopping() -> Iterator[None]:
         with contextlib.suppress(OSError):  # the terminal may be gone
             # Not through the console: it may be in the middle of writing. And before the other handler stands: a
             # second signal right behind the first would end the process without a word.
-            os.write(2, b"\nstopping: what is under way is dropped, the rest is saved; Ctrl-C again stops at once\n")
+            os.write(
+                2,
+                b"\nstopping: what is under way is dropped, the rest is saved; Ctrl-C again stops at once\n",
+            )
         for number in numbers:
             signal.signal(number, lambda *_: os._exit(130))
         raise KeyboardInterrupt

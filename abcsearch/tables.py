@@ -19,9 +19,13 @@ def typed(where: str, annotation: Any, value: Any) -> Any:  # noqa: ANN401 - pla
         ConfigError: saying what is wrong with it.
     """
     try:
-        return TypeAdapter(annotation).validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
+        return TypeAdapter(annotation).validate_python(
+            tuple(value) if isinstance(value, list) else value, strict=True
+        )
     except ValidationError as error:
-        if {"dict_type", "mapping_type", "dataclass_type"} & {item["type"] for item in error.errors()}:
+        if {"dict_type", "mapping_type", "dataclass_type"} & {
+            item["type"] for item in error.errors()
+        }:
             raise ConfigError(no_table(where, value)) from error
         texts = [item["msg"].replace("tuple", "list") for item in error.errors()]
         reasons = dict.fromkeys(text[0].lower() + text[1:] for text in texts)
@@ -42,7 +46,9 @@ def record_of(kind: type, plain: dict[str, Any], where: str) -> Any:  # noqa: AN
         ConfigError: with all unknown keys and wrong types of the table.
     """
     known = {f.name: f for f in fields(kind)}
-    problems = [unknown_name(f"setting in [{where}]:", key, known) for key in plain if key not in known]
+    problems = [
+        unknown_name(f"setting in [{where}]:", key, known) for key in plain if key not in known
+    ]
     problems += [
         f"setting {name!r} in [{where}] is missing"
         for name, f in known.items()
@@ -60,7 +66,9 @@ def record_of(kind: type, plain: dict[str, Any], where: str) -> Any:  # noqa: AN
         try:
             return kind(**values)
         except ConfigError as error:
-            problems = [f"[{where}]: {line.removeprefix(f'{where}: ')}" for line in str(error).split("\n")]
+            problems = [
+                f"[{where}]: {line.removeprefix(f'{where}: ')}" for line in str(error).split("\n")
+            ]
     raise ConfigError("\n".join(problems))
 
 

@@ -37,7 +37,13 @@ if TYPE_CHECKING:
 
     from abcsearch.results.status import RunStatus, RunWatch, SearchStatus
 
-_ANYWHERE = {"--debug": "debug", "--quiet": "quiet", "-q": "quiet", "--verbose": "verbose", "-v": "verbose"}
+_ANYWHERE = {
+    "--debug": "debug",
+    "--quiet": "quiet",
+    "-q": "quiet",
+    "--verbose": "verbose",
+    "-v": "verbose",
+}
 
 
 class EscapingConsole(Console):
@@ -50,7 +56,9 @@ class EscapingConsole(Console):
         """Returns a text for the terminal: escaped before it is measured, so that nothing is cut."""
         return super().render_str(escaped(text), **options)
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
         """Yields what is written; here what did not come as a text is escaped, too."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=escaped(segment.text))
@@ -66,7 +74,9 @@ def set_up() -> None:
     _switches.update(_ANYWHERE[argument] for argument in sys.argv if argument in _ANYWHERE)
     sys.argv = [argument for argument in sys.argv if argument not in _ANYWHERE]
     warnings.showwarning = _show_warning
-    rich_utils.Console = EscapingConsole  # what typer says of arguments, which may be names of files
+    rich_utils.Console = (
+        EscapingConsole  # what typer says of arguments, which may be names of files
+    )
     if "verbose" in _switches:
         logger = logging.getLogger("abcsearch")
         logger.setLevel(logging.INFO)
@@ -99,7 +109,9 @@ def _say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def answering(run_dir: Path | None = None, again: str = "resume", options: Sequence[str] = ()) -> Iterator[None]:
+def answering(
+    run_dir: Path | None = None, again: str = "resume", options: Sequence[str] = ()
+) -> Iterator[None]:
     """Turns errors into one clear message and an exit status: 2 the user's, 1 ours, 130 Ctrl-C after saving.
 
     Args:
@@ -113,10 +125,10 @@ def answering(run_dir: Path | None = None, again: str = "resume", options: Seque
     except typer.Exit:
         raise
     except KeyboardInterrupt as error:
-        started = run_dir is not None and any((run_dir / name).exists() for name in ("run.json", "front.json"))
-        hint = (
-            f"everything finished is saved, continue with: {shlex.join(['abcsearch', again, str(run_dir), *options])}"
+        started = run_dir is not None and any(
+            (run_dir / name).exists() for name in ("run.json", "front.json")
         )
+        hint = f"everything finished is saved, continue with: {shlex.join(['abcsearch', again, str(run_dir), *options])}"
         _err.print(f"stopped; {hint if started else 'nothing was started yet'}")
         raise typer.Exit(130) from error
     except Exception as error:
@@ -132,7 +144,10 @@ def _explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, AbcSearchError):
         return f"error: {error}", 2
     if isinstance(error, OSError):  # a full disk, a folder without permission
-        return f"error: {error.filename or 'system'}: {error.strerror or error}; what is finished is kept", 2
+        return (
+            f"error: {error.filename or 'system'}: {error.strerror or error}; what is finished is kept",
+            2,
+        )
     advice = "" if "debug" in _switches else "; please report it with what --debug prints"
     return f"internal error: {type(error).__name__}: {error}{advice}", 1
 
@@ -143,7 +158,9 @@ def print_json(value: Any, *, indent: int | None = 1) -> None:  # noqa: ANN401 -
     JSON has no numbers that are not finite: they become null.
     """
     text = json.dumps(_finite(value), indent=indent, allow_nan=False)
-    console.print(text.replace("\x7f", "\\u007f"))  # the one control character that json leaves as it is
+    console.print(
+        text.replace("\x7f", "\\u007f")
+    )  # the one control character that json leaves as it is
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - plain JSON values
@@ -164,7 +181,9 @@ def print_table(head: Iterable[str], *rows: Iterable[str]) -> None:
     wide.width = wide.measure(table).maximum
     with wide.capture() as drawn:
         wide.print(table)
-    console.print(Text.from_ansi(drawn.get().removesuffix("\n")))  # above a spinner, if there is one
+    console.print(
+        Text.from_ansi(drawn.get().removesuffix("\n"))
+    )  # above a spinner, if there is one
 
 
 def print_status(watched: RunWatch, *, as_json: bool = False) -> None:
@@ -175,7 +194,9 @@ def print_status(watched: RunWatch, *, as_json: bool = False) -> None:
         return
     console.print(watched.title)
     for search in status.rows:
-        console.print(f"{search.name}: {_counts(search)}; {clock_text(search.seconds)} of evaluations")
+        console.print(
+            f"{search.name}: {_counts(search)}; {clock_text(search.seconds)} of evaluations"
+        )
     for line in _notes(status):
         console.print(line)
     console.print(_state(status, watched))
@@ -215,7 +236,12 @@ def _watch_json(watched: RunWatch, every: float) -> None:
     while True:
         status = watched.look()
         stage = status.pulse.stage if status.pulse and status.pulse.training else None
-        now = [(search.done, search.failed) for search in status.rows], status.running, status.log, stage
+        now = (
+            [(search.done, search.failed) for search in status.rows],
+            status.running,
+            status.log,
+            stage,
+        )
         if now != shown:
             print_json(asdict(status), indent=None)
         if status.finished:
@@ -231,7 +257,11 @@ def _watch_lines(watched: RunWatch, every: float) -> None:
     while True:
         status = watched.look()
         now = {search.name: f"{search.name}: {_counts(search)}" for search in status.rows}
-        left = {search.name: f", {clock_text(search.left)} left" for search in status.rows if search.left}
+        left = {
+            search.name: f", {clock_text(search.left)} left"
+            for search in status.rows
+            if search.left
+        }
         plain = status.running and not (
             status.pulse and status.pulse.training
         )  # how many are busy changes all the time
@@ -249,15 +279,25 @@ def _screen(status: RunStatus, watched: RunWatch) -> Group:
     """Returns the screen of a run."""
     table = Table.grid(Column(no_wrap=True), Column(ratio=1), padding=(0, 2, 0, 0), expand=True)
     for search in status.rows:
-        line = Table.grid(Column(ratio=1), Column(no_wrap=True), Column(width=12), padding=(0, 1, 0, 0), expand=True)
+        line = Table.grid(
+            Column(ratio=1),
+            Column(no_wrap=True),
+            Column(width=12),
+            padding=(0, 1, 0, 0),
+            expand=True,
+        )
         bar = ProgressBar(total=search.total, completed=search.done)
         count = f"{search.done:>{len(str(search.total))}}/{search.total}"
         line.add_row(bar, count, f"{clock_text(search.left)} left" if search.left else "")
         pace = f", {_pace(search.interval)}" if search.interval else ""
         table.add_row(escaped(search.name), Group(line, Text(_result(search) + pace)))
-    log = [Text(escaped(line), style="dim", no_wrap=True, overflow="ellipsis") for line in status.log]
+    log = [
+        Text(escaped(line), style="dim", no_wrap=True, overflow="ellipsis") for line in status.log
+    ]
     notes = [Text(escaped(line)) for line in _notes(status)]
-    return Group(Text(escaped(watched.title)), table, *log, *notes, Text(escaped(_state(status, watched))))
+    return Group(
+        Text(escaped(watched.title)), table, *log, *notes, Text(escaped(_state(status, watched)))
+    )
 
 
 def _counts(search: SearchStatus) -> str:
@@ -283,8 +323,17 @@ def _notes(status: RunStatus) -> list[str]:
         f"fine-tuned with {'; '.join(changes) or 'the recipe of the run'}: {', '.join(names)}"
         for changes, names in groups.items()
     ]
-    decided = [f"{search.name}: {search.decision.words}" for search in status.searches if search.decision is not None]
-    notes = [*decided, *status.known, *(line.replace("warning: ", "set-up: ") for line in status.setup), *tuned]
+    decided = [
+        f"{search.name}: {search.decision.words}"
+        for search in status.searches
+        if search.decision is not None
+    ]
+    notes = [
+        *decided,
+        *status.known,
+        *(line.replace("warning: ", "set-up: ") for line in status.setup),
+        *tuned,
+    ]
     return [*notes, *(f"warning: {line}" for line in status.damaged)]
 
 
@@ -304,7 +353,10 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
         busy = "" if pulse.training else f", {pulse.busy} of {plural(pulse.workers, 'worker')} busy"
         return f"running now: {pulse.stage}{busy}"
     if not status.finished:
-        search, again = status.searches[0], f"continue with: abcsearch resume {quoted(watched.path)}"
+        search, again = (
+            status.searches[0],
+            f"continue with: abcsearch resume {quoted(watched.path)}",
+        )
         if status.gave_up:
             again = f"abcsearch resume {quoted(watched.path)} --retry-failed"
             return f"stopped: too many evaluations failed in a row (see log.txt); once that is mended: {again}"
@@ -313,13 +365,21 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
         if search.undecided:
             return f"all trials are finished, the best are still to be scored in full; {again}"
         only = search.done >= search.total or status.exhausted  # it can be exported and reported
-        return f"{'search finished, its random baseline is not' if only else 'not running'}; {again}"
+        return (
+            f"{'search finished, its random baseline is not' if only else 'not running'}; {again}"
+        )
     if status.interrupted is not None:
         return f"search finished; fine-tuning was interrupted: continue with: {status.interrupted}"
     tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""
     tuned += f"; by other recipes, in finetuned: {', '.join(status.kept)}" if status.kept else ""
     search = status.searches[0]
-    from abcsearch.results.following import following  # of what has been fine-tuned, which takes more to be loaded
+    from abcsearch.results.following import (
+        following,
+    )  # of what has been fine-tuned, which takes more to be loaded
 
-    text = "finished" + (f": {nothing_left(search.name, search.done)}" if status.exhausted else "") + tuned
+    text = (
+        "finished"
+        + (f": {nothing_left(search.name, search.done)}" if status.exhausted else "")
+        + tuned
+    )
     return f"{text}; next: {following(status, watched.path)}" if watched.configured else text

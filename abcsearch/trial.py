@@ -60,7 +60,9 @@ class Evaluation:
         if not finite:
             msg = f"a fitness must be finite, found {self.fitness}; report it as a failure"
             raise AbcSearchError(msg)
-        object.__setattr__(self, "fitness", float(self.fitness))  # of any type, such as numpy's: a state is plain
+        object.__setattr__(
+            self, "fitness", float(self.fitness)
+        )  # of any type, such as numpy's: a state is plain
 
     def to_plain(self) -> dict[str, Any]:
         """Returns the evaluation as plain JSON values; metrics that are not finite are the texts nan, inf and -inf.
@@ -87,7 +89,9 @@ def _plain(numbers: Mapping[str, float]) -> dict[str, float | str]:
 
 def is_truth(value: object) -> bool:
     """Returns whether a value is true or false, as Python, numpy or torch has it, which all would take for a number."""
-    return isinstance(value, bool) or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool"
+    return (
+        isinstance(value, bool) or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool"
+    )
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,9 @@ class Trial:
     def __post_init__(self) -> None:
         """Makes the candidate a tuple of ints, of whatever type it was: a state is plain."""
         try:
-            object.__setattr__(self, "candidate", tuple(operator.index(value) for value in self.candidate))
+            object.__setattr__(
+                self, "candidate", tuple(operator.index(value) for value in self.candidate)
+            )
         except TypeError as error:
             msg = f"the candidate of a trial is a tuple of whole numbers, found {self.candidate!r}"
             raise AbcSearchError(msg) from error
@@ -131,7 +137,9 @@ class Trial:
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Trial:
         """Returns the trial that `to_plain` described."""
-        return cls(plain["number"], tuple(plain["candidate"]), Evaluation.from_plain(plain["evaluation"]))
+        return cls(
+            plain["number"], tuple(plain["candidate"]), Evaluation.from_plain(plain["evaluation"])
+        )
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:

@@ -9,7 +9,13 @@ html_theme = "furo"
 html_title = f"{project} {version}"
 # The source is the whole repository, so that links from page to page are the same on the site and in a clone.
 root_doc = "docs/index"
-include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**", "experiments/**/README.md"]
+include_patterns = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/**",
+    "experiments/**/README.md",
+]
 exclude_patterns = ["docs/_build"]
 myst_heading_anchors = 3  # as GitHub makes them, so that a page's links work in both
 default_role = "code"  # docstrings write `names` as Markdown does

@@ -18,7 +18,9 @@ Result = TypeVar("Result")
 
 
 def side_by_side(
-    pieces: Mapping[str, Callable[[], Result]], workers: int, done: Callable[[Result], object] = lambda _: None
+    pieces: Mapping[str, Callable[[], Result]],
+    workers: int,
+    done: Callable[[Result], object] = lambda _: None,
 ) -> None:
     """Does pieces of work, and names each on the error stream as it ends.
 
@@ -45,7 +47,9 @@ def side_by_side(
                 causes.append(cause)
                 if number == 2 and causes == [cause] * 2 and len(tasks) > 2:
                     left = len(tasks) - 2
-                    sys.exit(f"the other {left} would fail of this, too; when that is mended, the same command goes on")
+                    sys.exit(
+                        f"the other {left} would fail of this, too; when that is mended, the same command goes on"
+                    )
         except BaseException as error:
             for process in active_children():  # not to wait for what they have begun
                 process.kill()

@@ -44,7 +44,9 @@ def processors() -> str:
 
 def versions(*packages: str) -> str:
     """Returns the versions of installed packages, in words."""
-    return ", ".join(f"{package} {importlib.metadata.version(package).partition('+')[0]}" for package in packages)
+    return ", ".join(
+        f"{package} {importlib.metadata.version(package).partition('+')[0]}" for package in packages
+    )
 
 
 def machine_of(run: Path) -> tuple[str, str]:
@@ -60,7 +62,11 @@ def check_onnx() -> None:
     Raises:
         ConfigError: if a package is missing.
     """
-    if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]:
+    if missing := [
+        name
+        for name in ("onnx", "onnxruntime", "onnxscript")
+        if importlib.util.find_spec(name) is None
+    ]:
         msg = f"forward times need {', '.join(missing)}: pip install 'abcsearch[onnx]'"
         raise ConfigError(msg)
 
@@ -86,6 +92,8 @@ def with_base(config: RunConfig, stem: Path, load: LoadedOnce) -> RunConfig:
         return config
     file = checkpoint_path(stem.absolute(), repr((config.pretrain, config.model, config.data)))
     file = file.with_suffix(".safetensors")
-    with FileLock(file.with_name(f".{stem.name}.lock")):  # the others wait; its folder is made if missing
+    with FileLock(
+        file.with_name(f".{stem.name}.lock")
+    ):  # the others wait; its folder is made if missing
         train_base(config, file, config.model.build(config.seed), load(config))
     return replace(config, pretrain=None, model=replace(config.model, checkpoint=str(file)))

@@ -12,9 +12,24 @@ import tokenize
 from collections import Counter
 from pathlib import Path
 
-SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+SILENT = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-DECISIONS = (ast.If, ast.IfExp, ast.For, ast.While, ast.ExceptHandler, ast.comprehension, ast.match_case)
+DECISIONS = (
+    ast.If,
+    ast.IfExp,
+    ast.For,
+    ast.While,
+    ast.ExceptHandler,
+    ast.comprehension,
+    ast.match_case,
+)
 MANY = 10  # decisions in a function
 VAGUE = ("found", "own", "place", "part", "parts")
 
@@ -29,7 +44,11 @@ def main(folder: str = "abcsearch") -> None:
         text = path.read_text()
         tree = ast.parse(text)
         spoken = docstrings(tree)
-        marks = [mark for mark in tokenize.generate_tokens(io.StringIO(text).readline) if mark.type not in SILENT]
+        marks = [
+            mark
+            for mark in tokenize.generate_tokens(io.StringIO(text).readline)
+            if mark.type not in SILENT
+        ]
         code = [mark for mark in marks if mark.start[0] not in spoken]
         tokens += len(code)
         lines += len({mark.start[0] for mark in code})
@@ -51,9 +70,19 @@ def main(folder: str = "abcsearch") -> None:
 
 def docstrings(tree: ast.AST) -> set[int]:
     """Returns the lines of all docstrings."""
-    said = [node for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
-    texts = [node for node in said if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)]
-    return {line for node in texts for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    said = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    ]
+    texts = [
+        node
+        for node in said
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    return {
+        line for node in texts for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
 
 
 def decisions(function: ast.FunctionDef) -> int:

@@ -40,7 +40,11 @@ def _key_of_the_tests(tmp_path_factory):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Reports without PNG files, which take most of their time."""
-    for page, name in (("report_page", "drawings"), ("front_page", "drawings"), ("compare_page", "compare_drawings")):
+    for page, name in (
+        ("report_page", "drawings"),
+        ("front_page", "drawings"),
+        ("compare_page", "compare_drawings"),
+    ):
         monkeypatch.setattr(f"abcsearch.reporting.{page}.{name}", lambda _: {})
 
 
@@ -51,7 +55,9 @@ def tiny_data():
     labels = torch.arange(240) % 2
     images = torch.randn(240, 1, 6, 6, generator=draws)
     images[labels == 1, :, :3] += 2
-    return Data.from_tensors((images[:180], labels[:180]), (images[180:], labels[180:]), validation=0.25)
+    return Data.from_tensors(
+        (images[:180], labels[:180]), (images[180:], labels[180:]), validation=0.25
+    )
 
 
 @pytest.fixture

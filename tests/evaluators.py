@@ -20,7 +20,10 @@ def score(candidate, seed):
     """What an undisturbed evaluation finds: depends on candidate and seed, and every ninth fails."""
     if seed % 9 == 0:
         raise ValueError("made to fail")
-    return Evaluation(fitness=toy_fitness(SPACE, candidate) + seed % 1000 / 1e4, metrics={"seed": float(seed % 1000)})
+    return Evaluation(
+        fitness=toy_fitness(SPACE, candidate) + seed % 1000 / 1e4,
+        metrics={"seed": float(seed % 1000)},
+    )
 
 
 @functools.cache

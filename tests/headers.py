@@ -72,7 +72,9 @@ def failures(run, header, cases, commands):
             if name == "compare":
                 options = [run, run, "--out", run.parent / "page.html"]
             status, text = call(name, run, *options)
-            right = status == 0 or (status == 2 and text.count("error: ") == 1 and "internal" not in text)
+            right = status == 0 or (
+                status == 2 and text.count("error: ") == 1 and "internal" not in text
+            )
             if not right or "Traceback" in text:
                 shown = "deleted" if value is DELETED else json.dumps(value)
                 found.append(f"{'.'.join(path)} {shown}: {command}: {status}\n{text[-500:]}")

@@ -50,12 +50,23 @@ EXPORTS = {"safetensors": "export", "onnx": "export/model.onnx", "pt2": "export/
 
 # By how far a run is: its files, by kind.
 FINISHED = (
-    *("run.json", "journal.jsonl", "searcher.json", "population.json", "best.json", "fitness.json", "latency.json"),
+    *(
+        "run.json",
+        "journal.jsonl",
+        "searcher.json",
+        "population.json",
+        "best.json",
+        "fitness.json",
+        "latency.json",
+    ),
     *("progress.json", "log.txt", "setup.json", "base.safetensors", "report.json"),
     *(f"finetuned/{name}.json" for name in (WINNER, "uniform")),
     *(f"finetuned/{name}.safetensors" for name in (WINNER, "full")),
     f"finetuned/{WINNER}.best.safetensors",
-    *(f"baselines/random/{name}" for name in ("run.json", "journal.jsonl", "searcher.json", "best.json")),
+    *(
+        f"baselines/random/{name}"
+        for name in ("run.json", "journal.jsonl", "searcher.json", "best.json")
+    ),
     *("export/plan.json", "export/model.safetensors", "export/model.onnx", "export/model.pt2"),
 )
 FILES = {
@@ -80,7 +91,9 @@ def call(*arguments):
         warnings.simplefilter("always")
         result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     text = "".join([result.output, *(f"warning: {one.message}\n" for one in warned)])
-    if result.exit_code == 1 or not (result.exception is None or isinstance(result.exception, SystemExit)):
+    if result.exit_code == 1 or not (
+        result.exception is None or isinstance(result.exception, SystemExit)
+    ):
         return 1, f"{text}{result.exception!r}"
     return result.exit_code, text
 
@@ -88,14 +101,20 @@ def call(*arguments):
 @contextlib.contextmanager
 def quick():
     """Has nothing drawn and no time measured: it would take most of the time, and a slow moment would be a budget."""
-    time = ForwardTime(device="CPU", batch=1, threads=1, median_ms=1.0, low_ms=0.9, high_ms=1.1, passes=3)
-    times = lambda networks, example, threads: [(time, dataclasses.replace(time, batch=64))] * len(networks)  # noqa: E731
+    time = ForwardTime(
+        device="CPU", batch=1, threads=1, median_ms=1.0, low_ms=0.9, high_ms=1.1, passes=3
+    )
+    times = lambda networks, example, threads: (  # noqa: E731
+        [(time, dataclasses.replace(time, batch=64))] * len(networks)
+    )
     with (
         mock.patch.object(report_page, "drawings", return_value={}),
         mock.patch("abcsearch.results.report.measure_forward", times),
         mock.patch.object(evaluating, "_median_ms", return_value=1.0),
         # Wider networks take longer, whatever else the machine does: the budget bounds the estimate made of these.
-        mock.patch.object(latency, "measure_latency", lambda networks, *_, **__: list(range(1, 1 + len(networks)))),
+        mock.patch.object(
+            latency, "measure_latency", lambda networks, *_, **__: list(range(1, 1 + len(networks)))
+        ),
     ):
         yield
 
@@ -120,10 +139,18 @@ def made(path):
         warnings.simplefilter("ignore")
         run = runs["finished"]
         exports = [["export", run, "--format", name] for name in EXPORTS]
-        for arguments in (["search", timed, "--run-dir", run], ["finetune", run], ["report", run], *exports):
+        for arguments in (
+            ["search", timed, "--run-dir", run],
+            ["finetune", run],
+            ["report", run],
+            *exports,
+        ):
             status, text = call(*arguments)
             assert status == 0, text
-        for state, (stage, done) in {"training": ("base network", 1), "searching": (WINNER, 5)}.items():
+        for state, (stage, done) in {
+            "training": ("base network", 1),
+            "searching": (WINNER, 5),
+        }.items():
             with contextlib.suppress(KeyboardInterrupt):
                 run_config(read_config(plain, []), runs[state], progress=until(stage, done))
         run_config(read_config(plain, []), runs["tuning"])
@@ -155,7 +182,9 @@ def mutated(content, mutation, draws):
     if len(lines) < 4:  # of a file without lines, 16 bytes
         lines = [content[i : i + 16] for i in range(0, len(content), 16)]
     at = int(draws.integers(len(lines)))
-    return b"".join(lines[:at] + lines[at : at + 1] * (2 if mutation == "doubled" else 0) + lines[at + 1 :])
+    return b"".join(
+        lines[:at] + lines[at : at + 1] * (2 if mutation == "doubled" else 0) + lines[at + 1 :]
+    )
 
 
 def _with(content, at, value):
@@ -183,8 +212,14 @@ def result_of(command, run, file, text):
             trials = [_trials(journal) for journal in journals]
             return {"trials": trials, "base": _tensors(folder.base), "printed": _printed(text)}
         case "finetune":
-            weights = [_tensors(run / f"finetuned/{name}.safetensors") for name in STRUCTURES if _due(run, name)]
-            scores = [folder.read_json(f"finetuned/{name}.json") for name in STRUCTURES if _due(run, name)]
+            weights = [
+                _tensors(run / f"finetuned/{name}.safetensors")
+                for name in STRUCTURES
+                if _due(run, name)
+            ]
+            scores = [
+                folder.read_json(f"finetuned/{name}.json") for name in STRUCTURES if _due(run, name)
+            ]
             return {"weights": weights, "scores": scores, "printed": _printed(text)[-4:]}
         case "report":
             return _report(json.loads((run / "report.json").read_text()))
@@ -192,7 +227,11 @@ def result_of(command, run, file, text):
             return _exported(run, file)
         case _:
             found = _json(text)
-            return {key: value for key, value in found.items() if key not in ("path", "bytes", "latency_ms")}
+            return {
+                key: value
+                for key, value in found.items()
+                if key not in ("path", "bytes", "latency_ms")
+            }
 
 
 def _due(run, name):
@@ -208,7 +247,8 @@ def _json(text):
 def _trials(journal):
     found = read_journal(journal).trials
     return {
-        n: dataclasses.replace(t, evaluation=dataclasses.replace(t.evaluation, seconds=0.0)) for n, t in found.items()
+        n: dataclasses.replace(t, evaluation=dataclasses.replace(t.evaluation, seconds=0.0))
+        for n, t in found.items()
     }
 
 
@@ -227,9 +267,17 @@ def _printed(text):
 
 
 def _report(made):
-    rows = [{k: v for k, v in row.items() if k not in ("latency_ms", "times")} for row in made.get("rows", ())]
+    rows = [
+        {k: v for k, v in row.items() if k not in ("latency_ms", "times")}
+        for row in made.get("rows", ())
+    ]
     curves = made["charts"]["fitness"]
-    return {"curves": curves, "rows": rows, "front": made.get("front"), "widths": made.get("widths")}
+    return {
+        "curves": curves,
+        "rows": rows,
+        "front": made.get("front"),
+        "widths": made.get("widths"),
+    }
 
 
 def _exported(run, file):
@@ -258,7 +306,11 @@ def cases(count, seed=0):
     """Returns so many cases or a few more, all kinds of files and of mutations alike often."""
     pairs = [(s, f, m) for s, files in FILES.items() for f in files for m in MUTATIONS]
     rounds = -(-count // len(pairs))
-    return [Case(s, f, m, seed + 1000 * r + i) for r in range(rounds) for i, (s, f, m) in enumerate(pairs)]
+    return [
+        Case(s, f, m, seed + 1000 * r + i)
+        for r in range(rounds)
+        for i, (s, f, m) in enumerate(pairs)
+    ]
 
 
 class Undisturbed:
@@ -284,7 +336,10 @@ class Undisturbed:
         if kind not in self._known:
             run = copied(self.runs[state], self._path / "undisturbed")
             assert call("resume", run)[0] == 0
-            self._known[kind] = [_trials(run / "journal.jsonl"), _trials(run / "baselines/random/journal.jsonl")]
+            self._known[kind] = [
+                _trials(run / "journal.jsonl"),
+                _trials(run / "baselines/random/journal.jsonl"),
+            ]
         return self._known[kind]
 
 
@@ -317,10 +372,19 @@ def tried(case, undisturbed, path):
 
 def _verdict(command, status, text, case, run, target, undisturbed):
     """Returns (what came of it, see `table`; the text)."""
-    gone = target.name in ("run.json", "plan.json") and not target.exists()  # then the folder is no longer one
-    named = str(target.parent) in text and (target.name in text or gone or target.name == "run.json")
+    gone = (
+        target.name in ("run.json", "plan.json") and not target.exists()
+    )  # then the folder is no longer one
+    named = str(target.parent) in text and (
+        target.name in text or gone or target.name == "run.json"
+    )
     if status == 2:
-        right = named and _ADVICE.search(text) and text.count("error: ") == 1 and "Traceback" not in text
+        right = (
+            named
+            and _ADVICE.search(text)
+            and text.count("error: ") == 1
+            and "Traceback" not in text
+        )
         return ("refused" if right else "unclear"), text
     if status != 0:
         return "traceback", text
@@ -329,17 +393,23 @@ def _verdict(command, status, text, case, run, target, undisturbed):
         result = result_of(command, run, case.file, text)
     except (AbcSearchError, SafetensorError, OSError, ValueError, KeyError) as error:
         return "different", f"{text}\nleft behind: {error!r}"
-    if result == expected or (command == "status" and _so_far(result, expected, undisturbed.trials(case.state))):
+    if result == expected or (
+        command == "status" and _so_far(result, expected, undisturbed.trials(case.state))
+    ):
         return "same", text
     if command == "report" and named and _shows_less(result, expected):
         return "partial", text
     if command == "report" and "not finished" in text and _shows_less(result, expected):
         return "partial", text
     keys = [key for key in expected if result.get(key) != expected[key]]
-    return ("warned" if named and "warning: " in text else "different"), f"{text}\ndifferent: {keys}"
+    return (
+        "warned" if named and "warning: " in text else "different"
+    ), f"{text}\ndifferent: {keys}"
 
 
-_ADVICE = re.compile(r"delete|remove|restore|write it again|abcsearch (resume|finetune|export|search)")
+_ADVICE = re.compile(
+    r"delete|remove|restore|write it again|abcsearch (resume|finetune|export|search)"
+)
 
 
 def _so_far(result, expected, trials):
@@ -348,7 +418,10 @@ def _so_far(result, expected, trials):
         before = expected.get(name)
         if before is None or now["done"] > before["done"] or now["failed"] > before["failed"]:
             return False
-        if now["best"] is not None and tuple(now["best"]["candidate"]) != true[now["best"]["number"]].candidate:
+        if (
+            now["best"] is not None
+            and tuple(now["best"]["candidate"]) != true[now["best"]["number"]].candidate
+        ):
             return False
     return True
 
@@ -356,11 +429,18 @@ def _so_far(result, expected, trials):
 def _shows_less(result, expected):
     """Whether a report lacks trials or networks, and has nothing that differs from what it would show."""
     curves = {curve["name"]: curve["fitness"] for curve in expected["curves"]}
-    short = all(curve["fitness"] == curves[curve["name"]][: len(curve["fitness"])] for curve in result["curves"])
+    short = all(
+        curve["fitness"] == curves[curve["name"]][: len(curve["fitness"])]
+        for curve in result["curves"]
+    )
     rows = {row["network"]: row for row in expected["rows"]}
     tuned = ("after", "tests", "before", "otherwise")
     pairs = [(row, rows.get(row["network"], {})) for row in result["rows"]]
-    complete = [curve["name"] for curve in result["curves"] if len(curve["fitness"]) == len(curves[curve["name"]])]
+    complete = [
+        curve["name"]
+        for curve in result["curves"]
+        if len(curve["fitness"]) == len(curves[curve["name"]])
+    ]
     return short and all(
         row[key] == before.get(key) or (key in tuned and row["after"] is None)
         for row, before in pairs
@@ -382,13 +462,18 @@ def table(outcomes):
         row = counts[f"{case.state}: {case.file}", case.mutation]
         row["tried"] += 1
         row.update(verdict for _, verdict, _ in found)
-    lines = [f"{'file':46} {'mutation':10} {'tried':>5} " + " ".join(f"{name:>9}" for name in verdicts)]
+    lines = [
+        f"{'file':46} {'mutation':10} {'tried':>5} " + " ".join(f"{name:>9}" for name in verdicts)
+    ]
     lines += [
-        f"{file:46} {mutation:10} {row['tried']:5} " + " ".join(f"{row[name]:9}" for name in verdicts)
+        f"{file:46} {mutation:10} {row['tried']:5} "
+        + " ".join(f"{row[name]:9}" for name in verdicts)
         for (file, mutation), row in counts.items()
     ]
     total = sum(counts.values(), collections.Counter())
-    lines.append(f"{'all':57} {total['tried']:5} " + " ".join(f"{total[name]:9}" for name in verdicts))
+    lines.append(
+        f"{'all':57} {total['tried']:5} " + " ".join(f"{total[name]:9}" for name in verdicts)
+    )
     return "\n".join(lines)
 
 

@@ -4,8 +4,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FRONT = (ROOT / "README.md").read_text(encoding="utf-8")
-CHAPTERS = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-PAGES = {ROOT / "README.md": FRONT, **{ROOT / "docs" / f"{name}.md": text for name, text in CHAPTERS.items()}}
+CHAPTERS = {
+    path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
+}
+PAGES = {
+    ROOT / "README.md": FRONT,
+    **{ROOT / "docs" / f"{name}.md": text for name, text in CHAPTERS.items()},
+}
 
 
 def deeper(page: str) -> str:

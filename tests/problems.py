@@ -57,7 +57,9 @@ def outcome(trials):
     """Returns trials without what may differ from run to run."""
     found = trials.values() if isinstance(trials, dict) else trials
     return {
-        trial.number: dataclasses.replace(trial, evaluation=dataclasses.replace(trial.evaluation, seconds=0.0))
+        trial.number: dataclasses.replace(
+            trial, evaluation=dataclasses.replace(trial.evaluation, seconds=0.0)
+        )
         for trial in found
     }
 
@@ -70,7 +72,10 @@ def written(path):
 def assert_same_as(path, expected):
     """The folder holds these trials, and names their best."""
     assert written(path) == expected
-    assert RunFolder(path).read_json("best.json")["number"] == best_trial(list(expected.values())).number
+    assert (
+        RunFolder(path).read_json("best.json")["number"]
+        == best_trial(list(expected.values())).number
+    )
     state = RunFolder(path).read_json("searcher.json")
     assert (state["told"], state["open"]) == (len(expected), [])
 
@@ -128,7 +133,9 @@ def resumed(path, *, between=lambda: None, sessions=200, **options):
 def forks():
     """Returns the maker of processes that start with everything imported: a kill then hits the run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.problems", "torch", "abcsearch.config", "abcsearch.runs.config_run"])
+    context.set_forkserver_preload(
+        ["tests.problems", "torch", "abcsearch.config", "abcsearch.runs.config_run"]
+    )
     return context
 
 
@@ -213,7 +220,9 @@ def descendants(pid):
                 state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
                 if state != "Z":
                     parents[int(entry.name)] = int(parent)
-                    lines[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    lines[int(entry.name)] = (
+                        (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    )
     found, below = {}, {pid}
     while below:
         below = {child for child, parent in parents.items() if parent in below}

@@ -27,7 +27,9 @@ class Products:
         return (widths * np.roll(widths, 1, axis=1) * np.array(self.factors)).sum(axis=1)
 
     def params(self, candidates):
-        return (np.asarray(candidates, dtype=np.int64) * np.array(self.factors[::-1])).sum(axis=1) + 1
+        return (np.asarray(candidates, dtype=np.int64) * np.array(self.factors[::-1])).sum(
+            axis=1
+        ) + 1
 
     def flops(self, candidates):
         return 2 * self.macs(candidates)
@@ -48,7 +50,9 @@ def spaces(draw):
             choices = tuple(sorted(draw(st.sets(st.integers(1, 40), min_size=1, max_size=8))))
             dimensions.append(Dimension(f"d{index}", "width", choices, draw(st.integers(0, 45))))
         else:
-            dimensions.append(Dimension(f"d{index}", "block", draw(st.sampled_from([(0, 1), (1,)]))))
+            dimensions.append(
+                Dimension(f"d{index}", "block", draw(st.sampled_from([(0, 1), (1,)])))
+            )
     return SearchSpace(tuple(dimensions))
 
 
@@ -101,14 +105,19 @@ def test_repair_meets_a_band_or_says_that_it_cannot(problem, at, width):
         for _ in range(3):
             assert low <= costs.macs([constraint.repair(space.sample(rng), rng)])[0] <= high
     else:
-        with pytest.raises(BudgetError, match=f"macs {low:,} to {high:,}; the nearest had .*widen the band"):
+        with pytest.raises(
+            BudgetError, match=f"macs {low:,} to {high:,}; the nearest had .*widen the band"
+        ):
             budget.bind(space, costs)
 
 
 def with_criteria(space, rng):
     """The space with a criterion of three for some of its widths."""
     own = [d for d in space.dimensions if d.kind == "width" and rng.random() < 0.7]
-    more = [Dimension(f"of {d.name}", "criterion", (0, 1, 2), of=d.name, labels=("a", "b", "c")) for d in own]
+    more = [
+        Dimension(f"of {d.name}", "criterion", (0, 1, 2), of=d.name, labels=("a", "b", "c"))
+        for d in own
+    ]
     return SearchSpace((*space.dimensions, *more))
 
 
@@ -181,7 +190,9 @@ def inside_after_undoing_one_step(space, constraint, before, after):
     """The structures inside that lie one step back from `after` towards `before`."""
     here, there = space.indices(after), space.indices(before)
     steps = [
-        here + np.sign(there - here) * unit for unit in np.eye(len(space), dtype=int) if (unit * (there - here)).any()
+        here + np.sign(there - here) * unit
+        for unit in np.eye(len(space), dtype=int)
+        if (unit * (there - here)).any()
     ]
     return [space.at(step) for step in steps if constraint.allows(space.at(step))]
 
@@ -257,7 +268,11 @@ def test_no_layer_is_favoured():
     for move, start in ((constraint.repair, (10, 10, 10, 10)), (constraint.fill, (1, 1, 1, 1))):
         for _ in range(300):
             moved = move(start, rng)
-            changed.update(i for i, (before, after) in enumerate(zip(start, moved, strict=True)) if before != after)
+            changed.update(
+                i
+                for i, (before, after) in enumerate(zip(start, moved, strict=True))
+                if before != after
+            )
             means[move] += np.array(moved) / 300
     assert min(changed.values()) > 500
     assert all(mean.max() - mean.min() < 0.6 for mean in means.values())
@@ -321,10 +336,16 @@ def test_without_limits_everything_is_allowed():
         ({"macs": float("nan")}, "budget macs = nan: a bound is a positive number"),
         ({"macs": True}, "budget macs = True: a bound is a positive number"),
         ({"macs": "0.5"}, "budget macs = 0.5: a bound is a positive number, found '0.5'"),
-        ({"flops": 1.5}, "budget flops = 1.5: a float is a fraction in (0, 1]; write an int for an absolute number"),
+        (
+            {"flops": 1.5},
+            "budget flops = 1.5: a float is a fraction in (0, 1]; write an int for an absolute number",
+        ),
         ({"macs": (0.5, 0.4)}, "budget macs = (0.5, 0.4): the lower end of a band comes first"),
         ({"macs": [5, 4]}, "budget macs = (5, 4): the lower end of a band comes first"),
-        ({"macs": (0.1, 0.2, 0.3)}, "budget macs = (0.1, 0.2, 0.3): a band has two ends (low, high)"),
+        (
+            {"macs": (0.1, 0.2, 0.3)},
+            "budget macs = (0.1, 0.2, 0.3): a band has two ends (low, high)",
+        ),
         ({"macs": (0.1, 0)}, "budget macs = (0.1, 0): a bound is a positive number, found 0"),
     ],
 )
@@ -337,27 +358,38 @@ def test_budgets_that_cannot_be_met():
     space = SearchSpace((Dimension("a", "width", (9, 19, 49), 99),))
     costs = Products((1,))  # params: 10, 20, 50 of 100
     with pytest.raises(
-        BudgetError, match=r"params = 0.05 cannot be reached: .* have 10 to 50 \(0.100 to 0.500 of .*100"
+        BudgetError,
+        match=r"params = 0.05 cannot be reached: .* have 10 to 50 \(0.100 to 0.500 of .*100",
     ):
         Budget(params=0.05).bind(space, costs)
-    with pytest.raises(BudgetError, match=r"params = \(0.6, 0.7\) cannot be reached: it asks for 60 to 70"):
+    with pytest.raises(
+        BudgetError, match=r"params = \(0.6, 0.7\) cannot be reached: it asks for 60 to 70"
+    ):
         Budget(params=(0.6, 0.7)).bind(space, costs)
     for empty in ((0.5, 20), (0.401, 0.402)):
-        with pytest.raises(BudgetError, match=r"is empty: it asks for at least 5?4?[01] and at most [24]0 of 100"):
+        with pytest.raises(
+            BudgetError, match=r"is empty: it asks for at least 5?4?[01] and at most [24]0 of 100"
+        ):
             Budget(params=empty).bind(space, costs)
-    with pytest.raises(BudgetError, match="no structure found with params 25 to 30; the nearest had params"):
+    with pytest.raises(
+        BudgetError, match="no structure found with params 25 to 30; the nearest had params"
+    ):
         Budget(params=(25, 30)).bind(space, costs)
     with pytest.raises(
-        BudgetError, match=r"with macs 2,000 to 3,000, params 0 to 20; the nearest had macs \d+, params"
+        BudgetError,
+        match=r"with macs 2,000 to 3,000, params 0 to 20; the nearest had macs \d+, params",
     ) as caught:
         Budget(params=20, macs=(2000, 3000)).bind(space, costs)
     assert "together they cannot be met: loosen one or leave it out" in str(caught.value)
     with pytest.raises(
-        BudgetError, match=r"latency_ms = 0.5: these costs \(Products\) have no latency_ms; .*measured"
+        BudgetError,
+        match=r"latency_ms = 0.5: these costs \(Products\) have no latency_ms; .*measured",
     ) as caught:
         Budget(latency_ms=0.5).bind(space, costs)
     assert "abcsearch.channels.latency.LatencyModel.measure(" in str(caught.value)
-    with pytest.raises(BudgetError, match="have no peak_activation; give them a method peak_activation"):
+    with pytest.raises(
+        BudgetError, match="have no peak_activation; give them a method peak_activation"
+    ):
         Budget(peak_activation=0.5).bind(space, costs)
 
 
@@ -372,11 +404,23 @@ class Units(Products):
 def test_messages_have_units_and_no_more_digits_than_one_can_use():
     space = SearchSpace((Dimension("a", "width", (9, 19, 49), 99),))
     for bound, words in (
-        ({"latency_ms": 2.5}, "it asks for 0 to 2.5 ms, but structures of this space have 3.33 to 16.7 ms (0.100 to"),
+        (
+            {"latency_ms": 2.5},
+            "it asks for 0 to 2.5 ms, but structures of this space have 3.33 to 16.7 ms (0.100 to",
+        ),
         ({"latency_ms": (0.6, 0.7)}, "it asks for 20 to 23.3 ms, but"),
-        ({"latency_ms": (9.0, 0.25)}, "is empty: it asks for at least 9 ms and at most 8.33 ms of 33.3 ms"),
-        ({"latency_ms": (7.5, 8.0)}, "with latency_ms 7.5 to 8 ms; the nearest had latency_ms 6.67 ms; this space"),
-        ({"peak_activation": 5}, "it asks for 0 to 5 bytes, but structures of this space have 10,000 to 50,000 bytes"),
+        (
+            {"latency_ms": (9.0, 0.25)},
+            "is empty: it asks for at least 9 ms and at most 8.33 ms of 33.3 ms",
+        ),
+        (
+            {"latency_ms": (7.5, 8.0)},
+            "with latency_ms 7.5 to 8 ms; the nearest had latency_ms 6.67 ms; this space",
+        ),
+        (
+            {"peak_activation": 5},
+            "it asks for 0 to 5 bytes, but structures of this space have 10,000 to 50,000 bytes",
+        ),
     ):
         with pytest.raises(BudgetError, match=re.escape(words)):
             Budget(**bound).bind(space, Units((1,)))
@@ -386,15 +430,26 @@ def test_a_bound_that_excludes_nothing_is_like_the_whole_network():
     space = SearchSpace((Dimension("a", "width", (9, 19, 49), 99),))
     costs = Units((1,))
     for name in ("macs", "params", "peak_activation"):
-        assert Budget(**{name: 10**30}).bind(space, costs) == Budget(**{name: 1.0}).bind(space, costs)
+        assert Budget(**{name: 10**30}).bind(space, costs) == Budget(**{name: 1.0}).bind(
+            space, costs
+        )
     (limit,) = Budget(latency_ms=1e9).bind(space, costs).limits
-    assert limit.high == 1e9  # a time that is measured may be longer than the full network's is expected to be
+    assert (
+        limit.high == 1e9
+    )  # a time that is measured may be longer than the full network's is expected to be
 
 
 def test_bounds_of_numpy_are_plain():
-    found = Budget(macs=np.int64(1000), params=np.float32(0.5), flops=(np.float64(0.25), np.int8(7)))
+    found = Budget(
+        macs=np.int64(1000), params=np.float32(0.5), flops=(np.float64(0.25), np.int8(7))
+    )
     assert found == Budget(macs=1000, params=0.5, flops=(0.25, 7))
-    assert [type(value) for value in (found.macs, found.params, *found.flops)] == [int, float, float, int]
+    assert [type(value) for value in (found.macs, found.params, *found.flops)] == [
+        int,
+        float,
+        float,
+        int,
+    ]
     assert Budget(macs=np.array([0.25, 0.5])) == Budget(macs=(0.25, 0.5))
     with pytest.raises(BudgetError, match="a bound is a positive number, found True"):
         Budget(macs=np.bool_(True))
@@ -402,7 +457,11 @@ def test_bounds_of_numpy_are_plain():
 
 def test_every_structure_of_a_small_space_can_be_repaired():
     space = SearchSpace(
-        (Dimension("a", "width", (1, 2, 3)), Dimension("b", "block", (0, 1)), Dimension("c", "width", (2, 5)))
+        (
+            Dimension("a", "width", (1, 2, 3)),
+            Dimension("b", "block", (0, 1)),
+            Dimension("c", "width", (2, 5)),
+        )
     )
     constraint = Budget(macs=0.6).bind(space, Products((1, 2, 3)))
     for candidate in itertools.product(*(d.choices for d in space.dimensions)):
@@ -423,7 +482,9 @@ def test_filling_stays_inside_where_costs_do_not_grow_along_the_way():
 
 
 def test_huge_spaces_need_little_memory():
-    space = SearchSpace(tuple(Dimension(f"d{i}", "width", tuple(range(1, 1001))) for i in range(200)))
+    space = SearchSpace(
+        tuple(Dimension(f"d{i}", "width", tuple(range(1, 1001))) for i in range(200))
+    )
     rng = np.random.default_rng(0)
     tracemalloc.start()
     try:
@@ -467,11 +528,16 @@ def test_repair_is_as_random_as_single_steps():
 
 
 def test_a_band_without_a_structure_names_what_can_be_reached():
-    space = SearchSpace(tuple(Dimension(f"d{i}", "width", tuple(range(10, 101, 10))) for i in range(60)))
+    space = SearchSpace(
+        tuple(Dimension(f"d{i}", "width", tuple(range(10, 101, 10))) for i in range(60))
+    )
 
     class Tens:
         def macs(self, candidates):
             return np.asarray(candidates).sum(axis=1)
 
-    with pytest.raises(BudgetError, match=r"macs 3,001 to 3,009; the nearest .* this space reaches macs 600 to 6,000"):
+    with pytest.raises(
+        BudgetError,
+        match=r"macs 3,001 to 3,009; the nearest .* this space reaches macs 600 to 6,000",
+    ):
         Budget(macs=(3001, 3009)).bind(space, Tens())

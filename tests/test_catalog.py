@@ -17,7 +17,12 @@ from abcsearch.searchers.random_search import RandomSearch
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.objectives import METRICS, OBJECTIVES
 
-TABLES = {"space": SpaceOptions, "budget": Budget, "latency": LatencyOptions, "execution": ExecutionOptions}
+TABLES = {
+    "space": SpaceOptions,
+    "budget": Budget,
+    "latency": LatencyOptions,
+    "execution": ExecutionOptions,
+}
 
 
 def test_listing_imports_no_torch():
@@ -65,7 +70,9 @@ def test_metrics_say_which_objectives_have_them():
         (entry,) = catalog("metrics", name)
         assert entry.description.startswith(f"{', '.join(having)}: ")
         for key in having:
-            assert name in catalog("objectives", key)[0].description.split("judged by ")[1].split(", ")
+            assert name in catalog("objectives", key)[0].description.split("judged by ")[1].split(
+                ", "
+            )
 
 
 def test_what_the_user_has_added_is_listed_too(monkeypatch):
@@ -74,4 +81,7 @@ def test_what_the_user_has_added_is_listed_too(monkeypatch):
 
     monkeypatch.setitem(SEARCHERS, "walk", Walk)
     (entry,) = catalog("searchers", "walk")
-    assert (entry.description, entry.options) == ("Random draws under another name.", ("fill=true",))
+    assert (entry.description, entry.options) == (
+        "Random draws under another name.",
+        ("fill=true",),
+    )

@@ -33,7 +33,8 @@ def imported(path: Path, modules: dict[str, Path]) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             wanted |= {
-                full if (full := f"{node.module}.{alias.name}") in modules else node.module for alias in node.names
+                full if (full := f"{node.module}.{alias.name}") in modules else node.module
+                for alias in node.names
             }
         elif isinstance(node, ast.Import):
             wanted |= {alias.name for alias in node.names}

@@ -89,8 +89,15 @@ def test_report_is_one_table_with_all_networks_and_columns(finished):
     assert list(rows) == ["full", "uniform", "random", "bee_colony"]
     for name, row in rows.items():
         assert row["macs"] <= (1 if name == "full" else 0.5) * rows["full"]["macs"]
-        exact = (f"{row['macs']:,}", f"{row['params']:,}", f"{row['fitness']:.4f}", f"{100 * row['after']:.2f} %")
-        counts = (f"{c / 1000:.3g} k" if c >= 1000 else str(c) for c in (row["macs"], row["params"]))
+        exact = (
+            f"{row['macs']:,}",
+            f"{row['params']:,}",
+            f"{row['fitness']:.4f}",
+            f"{100 * row['after']:.2f} %",
+        )
+        counts = (
+            f"{c / 1000:.3g} k" if c >= 1000 else str(c) for c in (row["macs"], row["params"])
+        )
         short = (*counts, *exact[2:])
         assert all(cell in (run / "report.md").read_text() for cell in exact)
         assert all(cell in printed["report"].output for cell in short)
@@ -106,7 +113,11 @@ def test_report_has_the_front_of_fitness_against_macs(finished):
     assert (costs, fitness) == (sorted(set(costs)), sorted(set(fitness)))
     assert fitness[-1] == json.loads((run / "best.json").read_text())["evaluation"]["fitness"]
     point = made["front"][0]
-    row = (str(point["trial"]), f"{point['cost']:,.0f} ({100 * point['share']:.3g} %)", f"{point['fitness']:.4f}")
+    row = (
+        str(point["trial"]),
+        f"{point['cost']:,.0f} ({100 * point['share']:.3g} %)",
+        f"{point['fitness']:.4f}",
+    )
     assert point["share"] == point["cost"] / made["rows"][0]["macs"]
     assert f"| {' | '.join(row)} |" in (run / "report.md").read_text()
     assert all(cell in printed["report"].output for cell in row)
@@ -132,7 +143,10 @@ def test_report_of_nsga2_is_against_its_own_cost(tiny_config, tmp_path):
 def test_fitness_and_accuracies_of_the_report_are_those_of_the_networks(finished):
     run, _, _ = finished
     rows = {row["network"]: row for row in json.loads((run / "report.json").read_text())["rows"]}
-    assert rows["bee_colony"]["fitness"] == json.loads((run / "best.json").read_text())["evaluation"]["fitness"]
+    assert (
+        rows["bee_colony"]["fitness"]
+        == json.loads((run / "best.json").read_text())["evaluation"]["fitness"]
+    )
     exported = load(run / "export")
     data = load_data("digits", seed=0)
     assert score(exported, data.test)["top1"] == pytest.approx(rows["bee_colony"]["after"])
@@ -151,7 +165,9 @@ def test_fine_tuning_again_does_nothing_and_another_recipe_does_it_again(finishe
 
 def test_status_reads_a_finished_and_a_running_folder(finished):
     run, _, printed = finished
-    assert (run / "log.txt").read_text().count("search finished") == 1  # whatever has read the run since
+    assert (run / "log.txt").read_text().count(
+        "search finished"
+    ) == 1  # whatever has read the run since
     assert "bee_colony: 24 of 24 trials, 0 failed, best" in printed["status"].output
     assert "baseline random: 24 of 24 trials" in printed["status"].output
     tuned = "finished; fine-tuned: bee_colony, full, random, uniform"
@@ -167,7 +183,10 @@ def test_json_is_for_scripts(finished, tmp_path):
     run, _, _ = finished
     status = json.loads(call("status", run, "--json").output)
     assert (status["finished"], status["running"]) == (True, False)
-    assert [(search["done"], search["total"]) for search in status["searches"]] == [(24, 24), (24, 24)]
+    assert [(search["done"], search["total"]) for search in status["searches"]] == [
+        (24, 24),
+        (24, 24),
+    ]
     best = json.loads((run / "best.json").read_text())
     assert status["searches"][0]["best"]["candidate"] == best["candidate"]
     assert status["searches"][0]["best"]["evaluation"]["fitness"] == best["evaluation"]["fitness"]
@@ -179,7 +198,9 @@ def test_json_is_for_scripts(finished, tmp_path):
         ]
     (one,) = json.loads(call("list", "searchers", "ddpg", "--json").output)
     assert one["text"] == catalog("searchers", "ddpg")[0].text
-    inspected = json.loads(call("inspect", "resnet20", "--json", "--png", tmp_path / "widths.png").output)
+    inspected = json.loads(
+        call("inspect", "resnet20", "--json", "--png", tmp_path / "widths.png").output
+    )
     assert (inspected["costs"]["macs"], inspected["shape"]) == (40551040, [3, 32, 32])
     assert {group["level"] for group in inspected["groups"]} == {"filter", "stage", "block"}
     assert (tmp_path / "widths.png").stat().st_size
@@ -190,7 +211,9 @@ def test_watching_a_finished_run_ends_by_itself(finished):
     watched = call("status", run, "--watch")
     assert watched.exit_code == 0
     lines = watched.output.splitlines()
-    assert re.match(r"bee_colony: 24 of 24 trials, 0 failed, best [\d.]+ \(trial \d+, [\d,]+ MACs\)$", lines[1])
+    assert re.match(
+        r"bee_colony: 24 of 24 trials, 0 failed, best [\d.]+ \(trial \d+, [\d,]+ MACs\)$", lines[1]
+    )
     # Others of these tests may have fine-tuned it by another recipe before.
     over = re.split("; by other recipes|; next: ", lines[-1])[0]
     assert over == "finished; fine-tuned: bee_colony, full, random, uniform"
@@ -201,16 +224,30 @@ EXECUTION = ["--workers", "0", "--ray-address", 'ray://head:10001/"x"']
 
 def test_options_of_search_reach_the_run(tiny_config, tmp_path, monkeypatch):
     read, ran = [], []
-    monkeypatch.setattr("abcsearch.config.read_run", lambda path, overrides: read.append(overrides) or "settings")
-    monkeypatch.setattr("abcsearch.runs.config_run.run_config", lambda *given, **named: ran.append((given, named)))
+    monkeypatch.setattr(
+        "abcsearch.config.read_run", lambda path, overrides: read.append(overrides) or "settings"
+    )
+    monkeypatch.setattr(
+        "abcsearch.runs.config_run.run_config", lambda *given, **named: ran.append((given, named))
+    )
     monkeypatch.setattr(cli.searching, "_print_best", lambda result: None)
     assert call("search", tiny_config, "--run-dir", tmp_path / "run").exit_code == 0
-    arguments = ["--set", "n_trials=5", *EXECUTION, "--tensorboard", "--optuna-storage", tmp_path / "studies.log"]
+    arguments = [
+        "--set",
+        "n_trials=5",
+        *EXECUTION,
+        "--tensorboard",
+        "--optuna-storage",
+        tmp_path / "studies.log",
+    ]
     result = call("search", tiny_config, "--run-dir", tmp_path / "run", *arguments)
     assert result.exit_code == 0, result.output
     assert read[0] == []
     plain = tomllib.loads("\n".join(read[1]))
-    assert plain == {"n_trials": 5, "execution": {"workers": 0, "ray_address": 'ray://head:10001/"x"'}}
+    assert plain == {
+        "n_trials": 5,
+        "execution": {"workers": 0, "ray_address": 'ray://head:10001/"x"'},
+    }
     assert [given for given, _ in ran] == [("settings", tmp_path / "run")] * 2
     assert ran[0][1].keys() == {"progress"}
     assert ran[1][1].keys() == {"progress", "watchers"}
@@ -219,19 +256,37 @@ def test_options_of_search_reach_the_run(tiny_config, tmp_path, monkeypatch):
 
 def test_options_of_resume_reach_the_run(tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr("abcsearch.runs.resuming.resume", lambda *given, **named: ran.append((given, named)))
+    monkeypatch.setattr(
+        "abcsearch.runs.resuming.resume", lambda *given, **named: ran.append((given, named))
+    )
     monkeypatch.setattr(cli.searching, "_print_best", lambda result: None)
     assert call("resume", tmp_path).exit_code == 0
-    given = [*EXECUTION, "--until", "0", "--n-trials", "9", "--tensorboard", "--optuna-storage", tmp_path / "s.log"]
+    given = [
+        *EXECUTION,
+        "--until",
+        "0",
+        "--n-trials",
+        "9",
+        "--tensorboard",
+        "--optuna-storage",
+        tmp_path / "s.log",
+    ]
     assert call("resume", tmp_path, *given).exit_code == 0
     assert call("resume", tmp_path, "--workers", "3").exit_code == 0
     assert call("resume", tmp_path, "--retry-failed", "--shorten").exit_code == 0
     assert [given for given, _ in ran] == [(tmp_path,)] * 4
-    named = [{key: value for key, value in options.items() if key != "progress"} for _, options in ran]
+    named = [
+        {key: value for key, value in options.items() if key != "progress"} for _, options in ran
+    ]
     assert_watchers(named[1].pop("watchers"), tmp_path)
     execution = {"workers": 0, "ray_address": 'ray://head:10001/"x"'}
     last = {"retry_failed": True, "shorten": True}
-    assert named == [{}, {"n_trials": 9, "until": 0, "execution": execution}, {"execution": {"workers": 3}}, last]
+    assert named == [
+        {},
+        {"n_trials": 9, "until": 0, "execution": execution},
+        {"execution": {"workers": 3}},
+        last,
+    ]
 
 
 def assert_watchers(factories, path):
@@ -243,7 +298,10 @@ def assert_watchers(factories, path):
     folder = RunFolder(path / "watched")
     folder.path.mkdir(exist_ok=True)
     folder.write_json("run.json", {"format": 1, "settings": {}, "identity": {}, "environment": {}})
-    assert [type(make(Task(), folder)).__name__ for make in factories] == ["TensorBoard", "OptunaMirror"]
+    assert [type(make(Task(), folder)).__name__ for make in factories] == [
+        "TensorBoard",
+        "OptunaMirror",
+    ]
 
 
 @pytest.mark.parametrize("command", ["search", "resume"])
@@ -254,9 +312,13 @@ def assert_watchers(factories, path):
         (["--workers", "-1"], "--workers"),
     ],
 )
-def test_wrong_options_are_answered_before_the_search(tiny_config, tmp_path, command, options, words):
+def test_wrong_options_are_answered_before_the_search(
+    tiny_config, tmp_path, command, options, words
+):
     run = tmp_path / "run"
-    result = call(command, *([tiny_config, "--run-dir", run] if command == "search" else [run]), *options)
+    result = call(
+        command, *([tiny_config, "--run-dir", run] if command == "search" else [run]), *options
+    )
     assert result.exit_code == 2
     assert words in result.output
     assert not run.exists()
@@ -270,7 +332,10 @@ def test_a_search_that_ran_out_of_structures_says_so(tiny_config, tmp_path):
     n = len(read_journal(tmp_path / "run" / "journal.jsonl").trials)
     assert n < 24
     assert f"all structures inside the budget are evaluated: {n}" in searched.output
-    assert f"finished: all structures inside the budget are evaluated: {n}" in call("status", tmp_path / "run").output
+    assert (
+        f"finished: all structures inside the budget are evaluated: {n}"
+        in call("status", tmp_path / "run").output
+    )
     assert json.loads((tmp_path / "run" / "searcher.json").read_text())["exhausted"] is True
 
 
@@ -278,10 +343,13 @@ def test_searching_again_changes_nothing_and_another_run_is_refused(finished):
     run, config, _ = finished
     journal = (run / "journal.jsonl").read_bytes()
     assert call("search", config, "--run-dir", run).exit_code == 0
-    refused = call("search", config, "--run-dir", run, "--set", "budget.macs=0.6", "--set", "seed=3")
+    refused = call(
+        "search", config, "--run-dir", run, "--set", "budget.macs=0.6", "--set", "seed=3"
+    )
     assert refused.exit_code == 2
-    assert "already holds a different run: budget.macs: 0.5 in the folder, 0.6 now; seed: 0 in the folder, 3 now" in (
-        refused.output
+    assert (
+        "already holds a different run: budget.macs: 0.5 in the folder, 0.6 now; seed: 0 in the folder, 3 now"
+        in (refused.output)
     )
     assert (run / "journal.jsonl").read_bytes() == journal
 
@@ -291,8 +359,15 @@ def test_base_network_follows_the_checkpoint(finished, tmp_path):
     changes = ("--set", f"model.checkpoint={run / 'base.safetensors'}", "--set", "n_trials=4")
     text = config.read_text().replace("pretrain = {epochs = 1, batch_size = 256}\n", "")
     (tmp_path / "checkpoint.toml").write_text(text)
-    assert call("search", tmp_path / "checkpoint.toml", "--run-dir", tmp_path / "run", *changes).exit_code == 0
-    assert (tmp_path / "run" / "base.safetensors").read_bytes() == (run / "base.safetensors").read_bytes()
+    assert (
+        call(
+            "search", tmp_path / "checkpoint.toml", "--run-dir", tmp_path / "run", *changes
+        ).exit_code
+        == 0
+    )
+    assert (tmp_path / "run" / "base.safetensors").read_bytes() == (
+        run / "base.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -301,7 +376,10 @@ def test_base_network_follows_the_checkpoint(finished, tmp_path):
         (["n_trial=5"], "unknown setting 'n_trial'; did you mean 'n_trials'?"),
         (["n_trials=0"], "n_trials is at least 1, found 0"),
         (["searcher.name=bee_colny"], "unknown searcher 'bee_colny'; did you mean 'bee_colony'?"),
-        (["searcher.n_source=3"], "unknown setting in [searcher]: 'n_source'; did you mean 'n_sources'?"),
+        (
+            ["searcher.n_source=3"],
+            "unknown setting in [searcher]: 'n_source'; did you mean 'n_sources'?",
+        ),
         (["evaluator.metric=top2"], "unknown metric 'top2'"),
         (["model.name=small_resnt"], "unknown model 'small_resnt'; did you mean 'small_resnet'?"),
         (["model.width=[4]"], "unknown option 'width'; did you mean 'widths'?"),
@@ -319,7 +397,10 @@ def test_base_network_follows_the_checkpoint(finished, tmp_path):
         (["model.checkpoint=base.pt"], "set model.checkpoint or the table [pretrain], found both"),
         (["nonsense"], "--set takes dotted.key=value, found 'nonsense'"),
         (["n_trials=1\nseed=5"], "--set changes one setting at a time"),
-        (["model.chekpoint=w.pt"], "unknown setting in [model]: 'chekpoint'; did you mean 'checkpoint'?"),
+        (
+            ["model.chekpoint=w.pt"],
+            "unknown setting in [model]: 'chekpoint'; did you mean 'checkpoint'?",
+        ),
         (
             ["searcher.name=random"],
             "'n_sources'; choose one of: fill; left over from another searcher? --set searcher=random replaces",
@@ -354,7 +435,10 @@ def test_all_mistakes_of_a_config_at_once(tiny_config, tmp_path):
 
 @pytest.mark.parametrize("command", ["resume", "status", "finetune", "report", "export"])
 def test_a_folder_without_a_run_is_refused(command, tmp_path):
-    for folder, words in ((tmp_path, "is not a run folder"), (tmp_path / "nowhere", "does not exist")):
+    for folder, words in (
+        (tmp_path, "is not a run folder"),
+        (tmp_path / "nowhere", "does not exist"),
+    ):
         result = call(command, folder)
         assert result.exit_code == 2
         assert words in result.output
@@ -372,7 +456,14 @@ def test_missing_config_and_checkpoint(tiny_config, tmp_path):
         (tmp_path / "other.pt", "unexpected: head.weight"),
         (tmp_path / "other.pt", "other shapes: conv.weight (3, 3) (the model has (4, 1, 3, 3))"),
     ):
-        result = call("search", tiny_config, "--run-dir", tmp_path / "run", "--set", f"model.checkpoint={path}")
+        result = call(
+            "search",
+            tiny_config,
+            "--run-dir",
+            tmp_path / "run",
+            "--set",
+            f"model.checkpoint={path}",
+        )
         assert result.exit_code == 2
         assert words in result.output.replace("\n", " ")
     assert not (tmp_path / "run").exists()
@@ -414,14 +505,28 @@ def script(arguments, cwd, **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", "from abcsearch.cli import main; main()", *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        command,
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     )
 
 
 def test_quiet_shows_no_progress_and_verbose_the_log(tiny_config, tmp_path):
     printed = {}
     for switch in ("--quiet", "-v"):
-        arguments = [switch, "search", tiny_config, "--run-dir", switch.strip("-"), "--set", "n_trials=6"]
+        arguments = [
+            switch,
+            "search",
+            tiny_config,
+            "--run-dir",
+            switch.strip("-"),
+            "--set",
+            "n_trials=6",
+        ]
         process = script([*arguments, "--set", "baselines=[]"], tmp_path)
         printed[switch] = process.communicate(timeout=120)
         assert process.returncode == 0, printed
@@ -459,16 +564,20 @@ def test_the_shell_completes_commands_and_kinds(tmp_path):
 
 
 def test_help_imports_no_torch(tmp_path):
-    code = (
-        "import sys; from abcsearch import cli; print([m for m in ('torch', 'sklearn', 'scipy') if m in sys.modules])"
+    code = "import sys; from abcsearch import cli; print([m for m in ('torch', 'sklearn', 'scipy') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)], ids=str)
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)], ids=str
+)
 def test_ctrl_c_saves_and_exits_130_and_resume_finishes(tiny_config, tmp_path, signals):
-    process = script(["search", tiny_config, "--run-dir", "run", "--set", "n_trials=4000"], tmp_path)
+    process = script(
+        ["search", tiny_config, "--run-dir", "run", "--set", "n_trials=4000"], tmp_path
+    )
     journal = tmp_path / "run" / "journal.jsonl"
     deadline = time.monotonic() + 120
     while (not journal.exists() or journal.stat().st_size < 2000) and time.monotonic() < deadline:
@@ -497,7 +606,10 @@ def test_debug_shows_the_traceback_and_internal_errors_exit_1(tmp_path, monkeypa
     monkeypatch.setattr("abcsearch.runs.disk.folder.RunFolder.header", broken)
     result = call("status", tmp_path)
     assert result.exit_code == 1
-    assert "internal error: ZeroDivisionError: ours; please report it with what --debug prints" in result.output
+    assert (
+        "internal error: ZeroDivisionError: ours; please report it with what --debug prints"
+        in result.output
+    )
 
 
 def test_own_model_by_import_path_from_the_working_directory(tiny_config, tmp_path):
@@ -508,10 +620,14 @@ def test_own_model_by_import_path_from_the_working_directory(tiny_config, tmp_pa
         "                         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))\n"
     )
     text = tiny_config.read_text().replace(
-        '{name = "small_resnet", widths = [4, 6], depths = [1, 1]}', '{name = "mynet:net", width = 12}'
+        '{name = "small_resnet", widths = [4, 6], depths = [1, 1]}',
+        '{name = "mynet:net", width = 12}',
     )
     tiny_config.write_text(text)
-    for arguments in (["search", tiny_config, "--run-dir", "run", "--set", "n_trials=5"], ["export", "run"]):
+    for arguments in (
+        ["search", tiny_config, "--run-dir", "run", "--set", "n_trials=5"],
+        ["export", "run"],
+    ):
         process = script(arguments, tmp_path)
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, output + errors
@@ -553,12 +669,16 @@ class Mixes(nn.Module):
         ),
     ],
 )
-def test_a_model_that_cannot_be_pruned_is_refused_before_training(tiny_config, tmp_path, monkeypatch, name, words):
+def test_a_model_that_cannot_be_pruned_is_refused_before_training(
+    tiny_config, tmp_path, monkeypatch, name, words
+):
     (tmp_path / "badnets.py").write_text(NETS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "badnets", raising=False)
     model = 'model = {name = "badnets:' + name + '"}'
-    tiny_config.write_text(re.sub(r"^model = .*$", model, tiny_config.read_text(), flags=re.MULTILINE))
+    tiny_config.write_text(
+        re.sub(r"^model = .*$", model, tiny_config.read_text(), flags=re.MULTILINE)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnsupportedOpWarning)
         result = call("search", tiny_config, "--run-dir", tmp_path / "run")
@@ -575,7 +695,9 @@ def test_a_full_disk_is_no_fault_of_ours(tmp_path, monkeypatch):
     monkeypatch.setattr("abcsearch.runs.disk.folder.RunFolder.header", full)
     result = call("status", tmp_path)
     assert result.exit_code == 2
-    assert "error: journal.jsonl: No space left on device; what is finished is kept" in result.output
+    assert (
+        "error: journal.jsonl: No space left on device; what is finished is kept" in result.output
+    )
 
 
 def test_python_runs_the_package(tmp_path):
@@ -594,7 +716,9 @@ def test_inspect_a_model_and_a_config_and_draw_it(finished, tmp_path):
     shown = call("inspect", "resnet20", "--png", tmp_path / "widths.png", "--set", "classes=7")
     assert shown.exit_code == 0, shown.output
     assert re.search(
-        r"^ ?stages\.0\.0\.conv1 +filter +16 +1 \.\.\. 14 \(9\) +10\.9% +1\.6%", shown.output, re.MULTILINE
+        r"^ ?stages\.0\.0\.conv1 +filter +16 +1 \.\.\. 14 \(9\) +10\.9% +1\.6%",
+        shown.output,
+        re.MULTILINE,
     )
     assert re.search(r"^ ?linear +filter +7 +the network's output", shown.output, re.MULTILINE)
     assert "12 of 13 groups prunable, 7 blocks can be dropped" in shown.output
@@ -602,7 +726,9 @@ def test_inspect_a_model_and_a_config_and_draw_it(finished, tmp_path):
     from_config = call("inspect", config)
     assert from_config.exit_code == 0, from_config.output
     assert "conv" in from_config.output
-    narrow = call("inspect", "resnet20", "--set", "space.levels=['filter']", "--set", "space.step=0.3")
+    narrow = call(
+        "inspect", "resnet20", "--set", "space.levels=['filter']", "--set", "space.step=0.3"
+    )
     assert re.search(r"stages\.0\.0\.conv1 +filter +16 +4 \.\.\. 14 \(3\)", narrow.output)
     smaller = call("inspect", "resnet20", "--input", "3x16x16")
     assert "for one 3x16x16 input" in smaller.output
@@ -612,10 +738,16 @@ def test_inspect_a_model_and_a_config_and_draw_it(finished, tmp_path):
     ("arguments", "message"),
     [
         (["resnet21"], "unknown model 'resnet21'; did you mean"),
-        (["resnet20", "--input", "3x"], "--input is the shape of one input, such as 3x224x224, found '3x'"),
+        (
+            ["resnet20", "--input", "3x"],
+            "--input is the shape of one input, such as 3x224x224, found '3x'",
+        ),
         (["resnet20", "--input", "4x32x32"], "resnet20 does not run on one input of 4x32x32; say "),
         (["resnet20", "--set", "clases=3"], "unknown option 'clases'; did you mean 'classes'?"),
-        (["resnet20", "--set", "space.alfa=3"], "unknown setting in [space]: 'alfa'; did you mean 'alpha'?"),
+        (
+            ["resnet20", "--set", "space.alfa=3"],
+            "unknown setting in [space]: 'alfa'; did you mean 'alpha'?",
+        ),
         (["nowhere.toml"], "config nowhere.toml cannot be read"),
         (["torch.nn:Linear"], "model 'torch.nn:Linear': "),
     ],
@@ -627,13 +759,18 @@ def test_inspect_says_what_is_wrong(arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("given", "hint"), [("--epochs", "epochs"), ("--weight-decay", "weight_decay"), ("--preset", "preset")]
+    ("given", "hint"),
+    [("--epochs", "epochs"), ("--weight-decay", "weight_decay"), ("--preset", "preset")],
 )
 def test_settings_of_the_recipe_given_as_options_are_named(given, hint):
     result = call("finetune", "run", given, "3")
     assert result.exit_code == 2
-    assert f"setting of the recipe: --set {hint}=VALUE" in " ".join(re.findall(r"[^\s│╭╮╰╯─]+", result.output))
-    assert "--set" not in call("finetune", "run", "--nothing", "3").output.split("No such option")[1]
+    assert f"setting of the recipe: --set {hint}=VALUE" in " ".join(
+        re.findall(r"[^\s│╭╮╰╯─]+", result.output)
+    )
+    assert (
+        "--set" not in call("finetune", "run", "--nothing", "3").output.split("No such option")[1]
+    )
 
 
 def test_list_alone_names_the_kinds():
@@ -647,7 +784,11 @@ def test_recipes_are_listed_as_a_config_has_them():
     shown = call("list", "recipes").output
     assert 'flip=true, nesterov=false, schedule="step", milestones=[0.333, 0.667]' in shown
     for name, preset in PRESETS.items():
-        listed = [line for line in call("list", "recipes", name).output.splitlines() if re.match(r"\w+ = ", line)]
+        listed = [
+            line
+            for line in call("list", "recipes", name).output.splitlines()
+            if re.match(r"\w+ = ", line)
+        ]
         found = Recipe(**tomllib.loads("\n".join(listed)))
         assert found.milestones == pytest.approx(preset.recipe.milestones, abs=1e-3)
         assert dataclasses.replace(found, milestones=preset.recipe.milestones) == preset.recipe
@@ -657,20 +798,28 @@ def test_list_names_everything_with_its_options():
     shown = call("list", "searchers")
     assert shown.exit_code == 0, shown.output
     for name, entry in SEARCHERS.items():
-        assert re.search(rf"^{name}: {re.escape(entry.description)} \(.*\)$", shown.output, re.MULTILINE)
+        assert re.search(
+            rf"^{name}: {re.escape(entry.description)} \(.*\)$", shown.output, re.MULTILINE
+        )
     assert "    n_sources=10, abandonment_limit=5, genes_changed=2" in shown.output
     for kind in KINDS:
         listed = call("list", kind)
         assert listed.exit_code == 0, listed.output
         assert len(re.findall(r"^\w+: \S", listed.output, re.MULTILINE)) == len(catalog(kind))
-        assert call("list", kind, catalog(kind)[0].name).output.strip() == catalog(kind)[0].text.strip()
+        assert (
+            call("list", kind, catalog(kind)[0].name).output.strip()
+            == catalog(kind)[0].text.strip()
+        )
     whole = call("list", "searchers", "bee_colony").output
     assert "Differences from the paper:" in whole
     assert (
         "\nDefaults: n_sources=10, abandonment_limit=5, guide=1.5, rate=1.0, "
         "genes_changed=2, scale=0.5, elite=0.5, decay=0.2\n"
     ) in whole
-    assert "\nRanges: n_sources from 2 to 10000, abandonment_limit at least 1, guide from 0 to 10" in whole
+    assert (
+        "\nRanges: n_sources from 2 to 10000, abandonment_limit at least 1, guide from 0 to 10"
+        in whole
+    )
     assert "\nRange: above 0 and at most 1\n" in call("list", "space", "alpha").output
 
 
@@ -678,7 +827,10 @@ def test_list_names_everything_with_its_options():
     ("arguments", "message"),
     [
         (["searcher"], "unknown kind 'searcher'; did you mean 'searchers'?"),
-        (["searchers", "bee_colny"], "unknown name among the searchers: 'bee_colny'; did you mean 'bee_colony'?"),
+        (
+            ["searchers", "bee_colny"],
+            "unknown name among the searchers: 'bee_colny'; did you mean 'bee_colony'?",
+        ),
         (["models", "zebra"], "choose one of: densenet40"),
     ],
 )
@@ -690,12 +842,18 @@ def test_list_says_what_is_wrong(arguments, message):
 
 @pytest.mark.parametrize("shape", [None, "3x8x8"])
 def test_inspect_asks_for_the_input_of_a_network_of_yours(shape):
-    target = ["torch.nn:Conv2d", "--set", "in_channels=1", "--set", "out_channels=4", "--set", "kernel_size=3"]
+    target = [
+        "torch.nn:Conv2d",
+        "--set",
+        "in_channels=1",
+        "--set",
+        "out_channels=4",
+        "--set",
+        "kernel_size=3",
+    ]
     refused = call("inspect", *target, *([] if shape is None else ["--input", shape]))
     assert refused.exit_code == 2
-    said = (
-        f"torch.nn:Conv2d does not run on one input of {shape or '3x224x224'}; say what one of its inputs is: --input"
-    )
+    said = f"torch.nn:Conv2d does not run on one input of {shape or '3x224x224'}; say what one of its inputs is: --input"
     assert said in refused.output
     assert "--input 1x28x28" in refused.output
     assert "forward" not in refused.output
@@ -712,7 +870,9 @@ def test_ctrl_c_while_the_command_line_is_imported_ends_it_without_a_word():
             "    return before(name, *given, **named)\n"
             "from abcsearch.__main__ import main; builtins.__import__ = find; main()"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 

@@ -59,7 +59,9 @@ def plain(**changes):
     return {**copy.deepcopy(base), **changes}
 
 
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("config*.toml")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted(EXPERIMENTS.rglob("config*.toml")), ids=lambda path: path.parent.name
+)
 def test_every_config_of_the_experiments_parses_and_its_network_is_built(path):
     config = read_config(path)
     assert isinstance(config, RunConfig)
@@ -136,7 +138,8 @@ epochs = 1
 
 
 @pytest.mark.parametrize(
-    ("macs", "kind"), [(0.5, float), (1.0, float), (1, int), (10**9, int), ([100, 200], tuple), ([0.4, 0.5], tuple)]
+    ("macs", "kind"),
+    [(0.5, float), (1.0, float), (1, int), (10**9, int), ([100, 200], tuple), ([0.4, 0.5], tuple)],
 )
 def test_a_budget_is_a_share_or_an_absolute_number_by_its_type(macs, kind):
     found = parse_config(plain(budget={"macs": macs})).budget.macs
@@ -193,39 +196,64 @@ def test_mistakes_of_warm_starts_are_among_the_others():
     mistakes(
         plain(
             n_trials=0,
-            searcher={"name": "bee_colony", "n_source": 4, "initial": [0.5, 0, 1.5, [12, 30.5], [8, 4], "0.7", True]},
+            searcher={
+                "name": "bee_colony",
+                "n_source": 4,
+                "initial": [0.5, 0, 1.5, [12, 30.5], [8, 4], "0.7", True],
+            },
         ),
         "n_trials is at least 1",
         "did you mean 'n_sources'",
-        *(f"searcher.initial[{i}] = {found}: a warm st" for i, found in ((1, 0), (2, 1.5), (3, "[12, 30.5]"))),
+        *(
+            f"searcher.initial[{i}] = {found}: a warm st"
+            for i, found in ((1, 0), (2, 1.5), (3, "[12, 30.5]"))
+        ),
         "searcher.initial[5] = '0.7'",
         "searcher.initial[6] = True",
     )
     mistakes(
-        plain(searcher={"name": "random", "initial": 0.7}), "searcher.initial is a list of structures and keep ratios"
+        plain(searcher={"name": "random", "initial": 0.7}),
+        "searcher.initial is a list of structures and keep ratios",
     )
-    mistakes(plain(searcher={"name": "random", "initial": [9, 14, 9]}), "searcher.initial = [[9, 14, 9]]")
+    mistakes(
+        plain(searcher={"name": "random", "initial": [9, 14, 9]}), "searcher.initial = [[9, 14, 9]]"
+    )
     sources = {"name": "bee_colony", "n_sources": 1, "initial": [2.5]}
     mistakes(plain(searcher=sources), "n_sources is from 2", "searcher.initial[0] = 2.5")
     good = [0.7, 1, [12, 30, 1]]
-    assert parse_config(plain(searcher={"name": "random", "initial": good})).searcher.options == {"initial": good}
+    assert parse_config(plain(searcher={"name": "random", "initial": good})).searcher.options == {
+        "initial": good
+    }
 
 
 def test_what_is_missing_is_listed():
     missing = [f"setting '{name}' is missing" for name in ("n_trials", "model", "data", "budget")]
     mistakes({}, *missing)
     mistakes({"seeds": 1}, "did you mean 'seed'", *missing)
-    mistakes(plain(model={"checkpoint": "x"}, data={"path": "x"}), "[model] needs a name", "[data] needs a name")
+    mistakes(
+        plain(model={"checkpoint": "x"}, data={"path": "x"}),
+        "[model] needs a name",
+        "[data] needs a name",
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": {"name": "small_resnet"}}, "set model.checkpoint or the table [pretrain], found neither"),
+        (
+            {"model": {"name": "small_resnet"}},
+            "set model.checkpoint or the table [pretrain], found neither",
+        ),
         ({"pretrain": {"epochs": 2}}, "set model.checkpoint or the table [pretrain], found both"),
         ({"model": 5}, "[model] is a table, found 5"),
-        ({"model": {"name": "small_resnet", "checkpoint": 5}}, "model.checkpoint is a path, found 5"),
-        ({"model": {"name": "torch.nn:Linear", "checkpoint": "x"}}, "option missing: in_features, out_features"),
+        (
+            {"model": {"name": "small_resnet", "checkpoint": 5}},
+            "model.checkpoint is a path, found 5",
+        ),
+        (
+            {"model": {"name": "torch.nn:Linear", "checkpoint": "x"}},
+            "option missing: in_features, out_features",
+        ),
         ({"budget": 0.5}, "[budget] is a table, found 0.5"),
         ({"budget": {}}, "a budget needs at least one bound"),
         ({"budget": {"macs": [0.5, 0.4]}}, "0.5"),
@@ -237,16 +265,28 @@ def test_what_is_missing_is_listed():
             {"searcher": {"name": "random", "n_sources": 3}},
             "unknown setting in [searcher]: 'n_sources'; choose one of: fill",
         ),
-        ({"searcher": {"name": "bee_colony", "n_sources": 1}}, "n_sources is from 2 to 10000, found 1"),
+        (
+            {"searcher": {"name": "bee_colony", "n_sources": 1}},
+            "n_sources is from 2 to 10000, found 1",
+        ),
         ({"evaluator": {"name": "adaptive_bn", "metric": "top2"}}, "unknown metric 'top2'"),
         ({"space": {"levels": "filter"}}, "space.levels = 'filter': input should be a valid list"),
         ({"n_trials": 5.0}, "n_trials = 5.0: input should be a valid integer"),
         ({"n_trials": True}, "n_trials = True: input should be a valid integer"),
-        ({"criterion": 5}, "criterion = 5: input should be a valid list, or input should be a valid string"),
-        ({"criterion": []}, "criterion is a name, or a list of those that every layer chooses from: the list is empty"),
+        (
+            {"criterion": 5},
+            "criterion = 5: input should be a valid list, or input should be a valid string",
+        ),
+        (
+            {"criterion": []},
+            "criterion is a name, or a list of those that every layer chooses from: the list is empty",
+        ),
         ({"criterion": ["l1", "l1"]}, "'l1' is there 2 times, once is enough"),
         ({"criterion": ["l1", "taylr"]}, "unknown criterion 'taylr'; did you mean 'taylor'"),
-        ({"criterion": ["l1", {"name": "l2"}]}, "criterion = ['l1', {'name': 'l2'}]: input should be a valid string"),
+        (
+            {"criterion": ["l1", {"name": "l2"}]},
+            "criterion = ['l1', {'name': 'l2'}]: input should be a valid string",
+        ),
         ({"data": {"name": "digit"}}, "unknown data set 'digit'; did you mean 'digits'"),
         ({"data": {"name": "image_folder"}}, "option missing: path"),
     ],
@@ -263,7 +303,9 @@ def test_a_mistake_in_one_place_does_not_hide_that_there_is_no_trained_network()
 
 def test_a_file_that_is_missing_a_folder_or_not_toml_is_named(tmp_path):
     for path in (tmp_path / "none.toml", tmp_path):
-        with pytest.raises(ConfigError, match=rf"config {path} cannot be read: .*; give the path of a TOML file"):
+        with pytest.raises(
+            ConfigError, match=rf"config {path} cannot be read: .*; give the path of a TOML file"
+        ):
             read_config(path)
     (tmp_path / "bad.toml").write_text("n_trials = = 5")
     with pytest.raises(ConfigError, match=r"bad\.toml is not TOML: .*line 1"):
@@ -313,13 +355,20 @@ def test_one_override_changes_one_setting(small, override, changes):
     else:
         found = read_config(small, [override])
     if changes is None:
-        changes = {"model": dataclasses.replace(before.model, checkpoint=str(Path("runs/a b=c.pth").absolute()))}
+        changes = {
+            "model": dataclasses.replace(
+                before.model, checkpoint=str(Path("runs/a b=c.pth").absolute())
+            )
+        }
     assert found == dataclasses.replace(before, **changes)
 
 
 def test_the_last_override_wins_and_together_they_work(small):
     found = read_config(small, ["seed=1", "searcher=bee_colony", "searcher.n_sources=3", "seed=2"])
-    assert (found.seed, found.searcher) == (2, Part(name="bee_colony", options={"n_sources": 3, "guide": 1.5}))
+    assert (found.seed, found.searcher) == (
+        2,
+        Part(name="bee_colony", options={"n_sources": 3, "guide": 1.5}),
+    )
 
 
 @pytest.mark.parametrize(
@@ -369,14 +418,20 @@ def test_recipes_are_changed_field_by_field():
 
 def tables():
     """Every table of a config, and every option of a part that is one."""
-    known = [name for name, kind in get_type_hints(RunConfig).items() if name not in ("model", "data", *config._PARTS)]
+    known = [
+        name
+        for name, kind in get_type_hints(RunConfig).items()
+        if name not in ("model", "data", *config._PARTS)
+    ]
     yield from (name for name in known if name in (*config._SECTIONS, *config._RECIPES))
     for key, (registry, _) in config._PARTS.items():
         for name in registry:
             options = registry[name].options
             hints = get_type_hints(options) if options is not None else {}
             for option, hint in hints.items():
-                if getattr(hint, "__origin__", hint) in (dict, Mapping) or dataclasses.is_dataclass(hint):
+                if getattr(hint, "__origin__", hint) in (dict, Mapping) or dataclasses.is_dataclass(
+                    hint
+                ):
                     yield f"{key}.{option} of {name}"
 
 
@@ -399,4 +454,7 @@ def test_tables_of_parts_are_among_those():
 
 
 def test_a_baseline_is_there_once():
-    mistakes({**plain(), "baselines": ["uniform", "random", "uniform"]}, "'uniform' is there 2 times, once is enough")
+    mistakes(
+        {**plain(), "baselines": ["uniform", "random", "uniform"]},
+        "'uniform' is there 2 times, once is enough",
+    )

@@ -44,7 +44,9 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("detection")
     (folder / "config.toml").write_text(CONFIG)
     searched = said("search", folder / "config.toml", "--run-dir", folder / "run")
-    assert re.search(r"full network: .*mAP [\d.]+ % as loaded, [\d.]+ % calibrated, chance [\d.]+ %", searched)
+    assert re.search(
+        r"full network: .*mAP [\d.]+ % as loaded, [\d.]+ % calibrated, chance [\d.]+ %", searched
+    )
     said("finetune", folder / "run")
     return folder
 
@@ -59,7 +61,9 @@ def test_the_network_learns_and_the_search_is_of_map(run):
 
 def test_the_report_reads_properly(run, no_pictures):
     text = said("report", run / "run", "--out", run / "report.html")
-    (line,) = re.findall(r"[\d.]+ % of the MACs, [^.]*(?:\.\d+ %[^.]*)* mAP [\d.]+ % against [\d.]+ %\.", text)
+    (line,) = re.findall(
+        r"[\d.]+ % of the MACs, [^.]*(?:\.\d+ %[^.]*)* mAP [\d.]+ % against [\d.]+ %\.", text
+    )
     assert "±" not in line  # an interval of Wilson is of shares of images, which mAP is not
     report = json.loads((run / "report.json").read_text())
     assert report["metric"] == "mAP"
@@ -103,17 +107,28 @@ def test_a_run_that_is_continued_is_over(run):
 
 def test_racing_and_what_is_no_detector_are_refused_with_one_message(tmp_path):
     for change, message in (
-        (("evaluator.scoring=racing",), 'scoring = "racing" compares candidates image by image, and mAP is one number'),
-        (("model.name=small_resnet", "model.in_channels=3"), "must return, in evaluation mode, a list of dicts"),
+        (
+            ("evaluator.scoring=racing",),
+            'scoring = "racing" compares candidates image by image, and mAP is one number',
+        ),
+        (
+            ("model.name=small_resnet", "model.in_channels=3"),
+            "must return, in evaluation mode, a list of dicts",
+        ),
         (("pretrain.mixup=0.2",), "mixup and cutmix mix labels of a classification"),
         (("pretrain.label_smoothing=0.1",), "label_smoothing is of a loss on labels"),
         (("evaluator.metric=top1",), "unknown metric 'top1'"),
         (("model.classes=2",), "label 3 has no output: the model has 2 classes of objects"),
     ):
         (tmp_path / "config.toml").write_text(CONFIG)
-        sets = [f"--set={item}" for item in (*change, "pretrain.epochs=1", "data.train=60", "data.test=8")]
+        sets = [
+            f"--set={item}"
+            for item in (*change, "pretrain.epochs=1", "data.train=60", "data.test=8")
+        ]
         if change[0].startswith("model.name"):
-            (tmp_path / "config.toml").write_text(CONFIG.replace(", width = 6, size = 32}\ndata", "}\ndata"))
+            (tmp_path / "config.toml").write_text(
+                CONFIG.replace(", width = 6, size = 32}\ndata", "}\ndata")
+            )
         done = call("search", tmp_path / "config.toml", "--run-dir", tmp_path / change[0], *sets)
         assert done.exit_code == 2, done.output
         assert message in " ".join(done.output.split()), done.output

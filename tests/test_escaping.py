@@ -43,7 +43,11 @@ PLANT = "\x1b]0;title\x07 \x9b31m \x1b[9;9H \r \b \x7f \u202e turned \u2066 \u20
 
 def unseen(text):
     """Returns the characters of a text that are not seen, but newlines and tabs."""
-    return {c for c in text if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
+    return {
+        c
+        for c in text
+        if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    }
 
 
 def call(*arguments):
@@ -88,17 +92,26 @@ def own_text(page):
     if not page.exists():
         return ""
     text = page.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
-    (charts,) = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', text, re.DOTALL)
+    (charts,) = re.findall(
+        r'<script type="application/json" id="charts">(.*?)</script>', text, re.DOTALL
+    )
     plain = json.loads(charts)
     shown = [functools.reduce(lambda value, key: value[key], path, plain) for path in texts(plain)]
     return html.unescape(text) + "\n".join(shown)
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), st.sampled_from(["\x1b[31m", "\u202e", "\x9b"]))
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+    st.sampled_from(["\x1b[31m", "\u202e", "\x9b"]),
+)
 def test_every_text_of_a_page_shows(text, steering):
     """Of the page itself, wherever it is put, and of a chart."""
     text += steering
-    figure = figure_of([{"type": "scatter", "y": [1.0], "name": html.escape(text), "customdata": [[text]]}], text, text)
+    figure = figure_of(
+        [{"type": "scatter", "y": [1.0], "name": html.escape(text), "customdata": [[text]]}],
+        text,
+        text,
+    )
     body = (
         code(text)
         + table([[text], [text]])
@@ -106,18 +119,26 @@ def test_every_text_of_a_page_shows(text, steering):
     )
     section = Section(title=text, lead=text, hint=text, chart="one", body=body + paragraph(text))
     page = Page(
-        title=text, subtitle=text, tiles=[(text, text)], warnings=[text], sections=[section], charts={"one": figure}
+        title=text,
+        subtitle=text,
+        tiles=[(text, text)],
+        warnings=[text],
+        sections=[section],
+        charts={"one": figure},
     )
     with mock.patch("abcsearch.reporting.page.get_plotlyjs", return_value=""):
         shown = page.html()
     assert not unseen(html.unescape(shown))
-    (charts,) = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', shown, re.DOTALL)
+    (charts,) = re.findall(
+        r'<script type="application/json" id="charts">(.*?)</script>', shown, re.DOTALL
+    )
     assert not unseen("".join(json.loads(charts)["one"]["data"][0]["customdata"][0]))
 
 
 @given(
     st.dictionaries(
-        st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"]))
+        st.text(st.characters(exclude_categories=["Cs"])),
+        st.text(st.characters(exclude_categories=["Cs"])),
     )
 )
 def test_settings_show_whole_and_are_read_again(settings):
@@ -137,7 +158,10 @@ def test_every_character_of_an_escaped_text_shows_and_nothing_else_changes(text)
 
 
 def test_escapes_are_those_of_python():
-    assert escaped("a\x1b[1m\r\u202e\U000e0001\udc9b\tb\n") == "a\\x1b[1m\\x0d\\u202e\\U000e0001\\udc9b\tb\n"
+    assert (
+        escaped("a\x1b[1m\r\u202e\U000e0001\udc9b\tb\n")
+        == "a\\x1b[1m\\x0d\\u202e\\U000e0001\\udc9b\tb\n"
+    )
     assert escaped("é ⇒ 网络 👍") == "é ⇒ 网络 👍"
 
 
@@ -223,16 +247,28 @@ def test_every_text_of_the_header(run):
         path.write_bytes(before)
 
 
-def test_failures_and_log_lines_and_what_a_running_search_says_of_itself(tiny_model, tiny_data, tmp_path):
+def test_failures_and_log_lines_and_what_a_running_search_says_of_itself(
+    tiny_model, tiny_data, tmp_path
+):
     path = tmp_path / f"run{PLANT}"
 
     def fails(candidate, seed):
         return Evaluation(None, failure=PLANT) if seed % 2 else Evaluation(0.5)
 
-    search(tiny_model, tiny_data, budget=Budget(macs=0.6), n_trials=6, run_dir=path, evaluator=fails, searcher="random")
+    search(
+        tiny_model,
+        tiny_data,
+        budget=Budget(macs=0.6),
+        n_trials=6,
+        run_dir=path,
+        evaluator=fails,
+        searcher="random",
+    )
     log = path / "log.txt"
     assert not unseen(log.read_text())
-    assert " failed: ]0;title" in log.read_text()  # a reason is one line without them as soon as there is one
+    assert (
+        " failed: ]0;title" in log.read_text()
+    )  # a reason is one line without them as soon as there is one
     with log.open("ab") as file:
         file.write(PLANT.encode() + b"\n\xff\xfe\x9b\n")
     folder = RunFolder(path)
@@ -290,7 +326,9 @@ def assert_clean_on_a_terminal(path, words):
         "\x1b[31m",
     ):
         assert steering not in text, repr(text)
-    assert not [line for line in text.split("\r\n") if "\r" in line.replace("\r\x1b[", "").lstrip("\r")]
+    assert not [
+        line for line in text.split("\r\n") if "\r" in line.replace("\r\x1b[", "").lstrip("\r")
+    ]
 
 
 def test_every_text_of_an_export(run, tmp_path):
@@ -339,14 +377,25 @@ def test_names_and_errors_of_a_network(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("Net", "fails"):
         clean("inspect", f"steering:{name}", "--input", "3x16x16")
-    clean("inspect", "steering:Net", "--set", f"size={json.dumps(PLANT)}", "--input", "3x16x16", status=(2,))
+    clean(
+        "inspect",
+        "steering:Net",
+        "--set",
+        f"size={json.dumps(PLANT)}",
+        "--input",
+        "3x16x16",
+        status=(2,),
+    )
 
 
 def test_warnings_and_usage_errors_of_the_script(tmp_path):
     """As the installed command runs: with typer's own messages, and Python's warnings."""
     for arguments in (["status", "a", PLANT.replace("\0", "")], [PLANT], ["status", f"--{PLANT}"]):
         done = subprocess.run(
-            [sys.executable, "-m", "abcsearch", *arguments], cwd=tmp_path, capture_output=True, check=False
+            [sys.executable, "-m", "abcsearch", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            check=False,
         )
         assert done.returncode == 2
         assert not unseen(done.stderr.decode()), done.stderr

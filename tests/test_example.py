@@ -24,7 +24,11 @@ def trees(rows):
     """Nested arguments whose every tensor has the rows, or has none, and all of these are different."""
     counter = iter(range(1, 10**6))
     shape = st.sampled_from([(), (3,), (2, 4), (2, 3, 3)])
-    leaf = shape.map(lambda own: next(counter) * 1000.0 + torch.arange(rows).view(-1, *[1] * len(own)).expand(-1, *own))
+    leaf = shape.map(
+        lambda own: (
+            next(counter) * 1000.0 + torch.arange(rows).view(-1, *[1] * len(own)).expand(-1, *own)
+        )
+    )
     plain = st.sampled_from([None, 3, "text", torch.tensor(7.0)])
 
     def nested(inner):
@@ -45,7 +49,9 @@ def trees(rows):
 @settings(max_examples=30)
 @given(st.data(), st.integers(1, 9), st.integers(1, 4))
 def test_every_tensor_is_cut_and_repeated_by_its_rows(data, rows, size):
-    image = torch.arange(rows).view(-1, 1, 1, 1, 1).float().expand(-1, 1, 2, 2, 2)  # with the most axes
+    image = (
+        torch.arange(rows).view(-1, 1, 1, 1, 1).float().expand(-1, 1, 2, 2, 2)
+    )  # with the most axes
     example = Example((image, data.draw(trees(rows))), {"more": data.draw(trees(rows))})
     assert len(example) == rows
     tensors = [x for x in example.tensors if x.ndim]
@@ -63,7 +69,10 @@ def test_every_tensor_is_cut_and_repeated_by_its_rows(data, rows, size):
     assert [type(x) for x in example[:1].leaves] == [type(x) for x in example.leaves]
     assert list(example[:1].entries) == list(example.entries)
     copied = example.clone()
-    assert all(x is not y and torch.equal(x, y) for x, y in zip(copied.tensors, example.tensors, strict=True))
+    assert all(
+        x is not y and torch.equal(x, y)
+        for x, y in zip(copied.tensors, example.tensors, strict=True)
+    )
 
 
 def test_what_all_images_share_stays_whole_and_lists_of_images_are_batches():

@@ -12,7 +12,13 @@ from typer.testing import CliRunner
 from abcsearch import cli
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 
-SMALL = ("n_trials=6", "pretrain.epochs=2", "model.widths=[4,6]", "model.depths=[1,1]", "finetune.epochs=1")
+SMALL = (
+    "n_trials=6",
+    "pretrain.epochs=2",
+    "model.widths=[4,6]",
+    "model.depths=[1,1]",
+    "finetune.epochs=1",
+)
 SMALL += ("pretrain.flip=true",)
 
 
@@ -48,11 +54,18 @@ def following(result, status=0):
     return shlex.split(command)
 
 
-@pytest.mark.filterwarnings("ignore:.*they are one batch")  # as few images as people try things with
+@pytest.mark.filterwarnings(
+    "ignore:.*they are one batch"
+)  # as few images as people try things with
 def test_the_first_hour(here, monkeypatch):
-    command = following(call("init", "--model", "small_resnet", "--data", "shapes", "--out", "mine.toml"))
+    command = following(
+        call("init", "--model", "small_resnet", "--data", "shapes", "--out", "mine.toml")
+    )
     assert command == ["search", "mine.toml", "--dry-run"]
-    assert "2 classes; train/: training, val/: search-validation, test/: test" in (here / "mine.toml").read_text()
+    assert (
+        "2 classes; train/: training, val/: search-validation, test/: test"
+        in (here / "mine.toml").read_text()
+    )
 
     sets = [word for own in SMALL for word in ("--set", own)]
     rehearsed = call(*command, *sets)
@@ -94,10 +107,16 @@ def test_the_first_hour(here, monkeypatch):
 
     page = (here / "runs/mine/report.html").read_text()
     assert "accuracy" in re.findall(r'<p class="headline">(.*?)</p>', page)[0]
-    assert "top5" not in json.dumps(json.loads((here / "runs/mine/report.json").read_text())["rows"])
+    assert "top5" not in json.dumps(
+        json.loads((here / "runs/mine/report.json").read_text())["rows"]
+    )
     rows = json.loads(call("trials", "runs/mine", "--format", "json").output)
     assert [row["number"] for row in rows] == list(range(6))
-    assert call("search", "mine.toml", *sets).output.rstrip().endswith("next: abcsearch export runs/mine")
+    assert (
+        call("search", "mine.toml", *sets)
+        .output.rstrip()
+        .endswith("next: abcsearch export runs/mine")
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,11 +126,17 @@ def test_the_first_hour(here, monkeypatch):
             ("--model", "small_resnet", "--data", "nowhere"),
             "with train/CLASS/IMAGE and val/CLASS/IMAGE, which is not there",
         ),
-        (("--model", "small_resnet", "--data", "shapes/train"), "images lie in shapes/train/train/CLASS/IMAGE"),
+        (
+            ("--model", "small_resnet", "--data", "shapes/train"),
+            "images lie in shapes/train/train/CLASS/IMAGE",
+        ),
         (("--model", "small_resnt", "--data", "shapes"), "did you mean 'small_resnet'"),
         (("--data", "shapes"), "--model is missing, and there is no terminal to ask on"),
         (("--model", "small_resnet"), "--data is missing"),
-        (("--model", "small_resnet", "--data", "shapes", "--out", "there.toml"), "there.toml is there already"),
+        (
+            ("--model", "small_resnet", "--data", "shapes", "--out", "there.toml"),
+            "there.toml is there already",
+        ),
     ],
 )
 def test_what_init_cannot_begin_with_is_told_and_nothing_is_written(here, arguments, words):
@@ -124,7 +149,9 @@ def test_what_init_cannot_begin_with_is_told_and_nothing_is_written(here, argume
     assert (here / "there.toml").read_text() == "mine = 1\n"
 
 
-@pytest.mark.parametrize("name", ['odd "name"', "t\u00e4ler \U0001f332", "back\\slash", "#hash = 1"])
+@pytest.mark.parametrize(
+    "name", ['odd "name"', "t\u00e4ler \U0001f332", "back\\slash", "#hash = 1"]
+)
 def test_init_writes_any_folders_name_as_it_is(here, name):
     (here / "shapes").rename(here / name)
     assert call("init", "--model", "resnet20", "--data", name).exit_code == 0

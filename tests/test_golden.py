@@ -21,7 +21,12 @@ from tests.test_cli import call
 
 GOLDEN = Path(__file__).parent / "golden"
 # What the defaults were when the run was kept.
-FORMER = ("criterion=l1", "evaluator.repair=none", "evaluator.scoring=full", "evaluator.finalists=0")
+FORMER = (
+    "criterion=l1",
+    "evaluator.repair=none",
+    "evaluator.scoring=full",
+    "evaluator.finalists=0",
+)
 
 
 @pytest.fixture
@@ -45,25 +50,37 @@ def decided(journal):
     """What the lines of a journal say of its trials, but for their times."""
     lines = [json.loads(line.partition(" ")[2]) for line in journal.read_text().splitlines()]
     trials = [line for line in lines if "event" not in line]
-    return [(line["number"], line["candidate"], {**line["evaluation"], "seconds": 0}) for line in trials]
+    return [
+        (line["number"], line["candidate"], {**line["evaluation"], "seconds": 0}) for line in trials
+    ]
 
 
 def rounds_alike(again):
-    if (again / "base.safetensors").read_bytes()[-4000:] != (GOLDEN / "run/base.safetensors").read_bytes()[-4000:]:
+    if (again / "base.safetensors").read_bytes()[-4000:] != (
+        GOLDEN / "run/base.safetensors"
+    ).read_bytes()[-4000:]:
         pytest.skip("this machine rounds in another way than the one that made the kept run")
 
 
 def test_the_same_search_gives_the_same_run(again):
     rounds_alike(again)
     for folder in ("", "baselines/random"):
-        assert decided(again / folder / "journal.jsonl") == decided(GOLDEN / "run" / folder / "journal.jsonl")
+        assert decided(again / folder / "journal.jsonl") == decided(
+            GOLDEN / "run" / folder / "journal.jsonl"
+        )
     for key in ("settings", "identity"):
-        now, before = (json.loads((folder / "run.json").read_text())[key] for folder in (again, GOLDEN / "run"))
+        now, before = (
+            json.loads((folder / "run.json").read_text())[key] for folder in (again, GOLDEN / "run")
+        )
         if key == "settings":
             for kind in ("evaluator", "searcher"):
                 said, options = before[kind]["options"], now[kind]["options"]
-                now[kind]["options"] = {name: value for name, value in options.items() if name in said}
-            now["space"] = {name: value for name, value in now["space"].items() if name in before["space"]}
+                now[kind]["options"] = {
+                    name: value for name, value in options.items() if name in said
+                }
+            now["space"] = {
+                name: value for name, value in now["space"].items() if name in before["space"]
+            }
         assert {name: value for name, value in now.items() if name in before} == before
 
 
@@ -89,7 +106,10 @@ def test_a_kept_run_is_shown(golden):
 def test_a_kept_fine_tuning_is_exported_as_before(golden):
     result = call("export", golden / "run", "--out", golden / "new")
     assert result.exit_code == 0, result.output
-    now, before = load_file(golden / "new/model.safetensors"), load_file(golden / "export/model.safetensors")
+    now, before = (
+        load_file(golden / "new/model.safetensors"),
+        load_file(golden / "export/model.safetensors"),
+    )
     assert now.keys() == before.keys()
     assert all(torch.equal(now[name], before[name]) for name in before)
 
@@ -100,7 +120,9 @@ def test_a_kept_export_is_loaded_and_scores_as_it_did(golden):
     assert score(network, data.test)["top1"] == pytest.approx(scores["top1"], abs=0.01)
     run = open_run(golden / "run")
     tuned = run.network(run.winner, tuned=True)
-    assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), network.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(tuned.parameters(), network.parameters(), strict=True)
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

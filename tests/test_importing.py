@@ -70,16 +70,35 @@ def test_packages_around_a_module_are_not_run_to_find_it(folder):
 
 def run(folder, *arguments, code=None, home=None):
     """Runs the command line in a folder, as the script that is installed or with -m."""
-    program = [sys.executable, "-m", "abcsearch", *arguments] if code is None else [sys.executable, "-c", code]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": home or str(folder / "home")}
-    return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    program = (
+        [sys.executable, "-m", "abcsearch", *arguments]
+        if code is None
+        else [sys.executable, "-c", code]
+    )
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "PATH": "/usr/bin:/bin",
+        "HOME": home or str(folder / "home"),
+    }
+    return subprocess.run(
+        program, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 PACKAGES = ["torch", "numpy", "typer", "rich", "json", "safetensors", "ray", "optuna"]
-MISSING = ["dill", "pynvml", "scikits", "torchcomms", "cython", "lz4"]  # what packages try to import, and do without
+MISSING = [
+    "dill",
+    "pynvml",
+    "scikits",
+    "torchcomms",
+    "cython",
+    "lz4",
+]  # what packages try to import, and do without
 
 
-def test_files_beside_the_user_do_not_stand_for_packages_and_their_own_module_counts_for_their_own_words(tmp_path):
+def test_files_beside_the_user_do_not_stand_for_packages_and_their_own_module_counts_for_their_own_words(
+    tmp_path,
+):
     for name in (*PACKAGES, *MISSING):
         write(tmp_path, name, f"raise RuntimeError('the file {name} beside the user was imported')")
     done = run(tmp_path, "list", "models")
@@ -133,7 +152,9 @@ def test_a_name_of_ones_own_file_is_not_that_of_a_module_elsewhere(tmp_path):
     assert done.returncode == 2
     assert "there is no module mynet" in done.stderr
     assert not (tmp_path / "sent" / "imported").exists()
-    assert run(tmp_path / "mine", "evaluate", "../sent/net", **environment).returncode == 0  # one's own
+    assert (
+        run(tmp_path / "mine", "evaluate", "../sent/net", **environment).returncode == 0
+    )  # one's own
 
 
 def test_python_does_not_look_in_the_working_folder_for_such_a_file_either(tmp_path):
@@ -145,10 +166,14 @@ def test_python_does_not_look_in_the_working_folder_for_such_a_file_either(tmp_p
         done = run(tmp_path, code=f"{how}; abcsearch.load('net')")
         assert "mynet:Net is not imported: mynet is not installed" in done.stderr
         assert not (tmp_path / "imported").exists()
-    assert run(tmp_path, code=f"{how}; import mynet; abcsearch.load('net')").returncode == 0  # it is loaded already
+    assert (
+        run(tmp_path, code=f"{how}; import mynet; abcsearch.load('net')").returncode == 0
+    )  # it is loaded already
 
 
-@pytest.mark.parametrize("path", ["loud:", "loud", ":Net", "loud:(x)", "loud: Net", "loud:Net,x", ".loud:Net"])
+@pytest.mark.parametrize(
+    "path", ["loud:", "loud", ":Net", "loud:(x)", "loud: Net", "loud:Net,x", ".loud:Net"]
+)
 def test_what_is_no_import_path_imports_nothing(folder, path):
     write(folder, "loud", LOUD)
     with pytest.raises(ModelError, match="is no import path"):
@@ -160,7 +185,10 @@ def test_what_is_no_import_path_imports_nothing(folder, path):
     ("path", "words"),
     [
         ("json:lods", "json has no 'lods'; did you mean 'json:loads'?"),
-        ("json:JSONDecoder.decod", "json:JSONDecoder has no 'decod'; did you mean 'json:JSONDecoder.decode'?"),
+        (
+            "json:JSONDecoder.decod",
+            "json:JSONDecoder has no 'decod'; did you mean 'json:JSONDecoder.decode'?",
+        ),
         ("json:zzzzzz", "json has no 'zzzzzz'; write package.module:name"),
     ],
 )

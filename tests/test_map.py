@@ -11,9 +11,13 @@ MODULES = TESTS.parent / "abcsearch"
 
 def told() -> dict[str, list[str]]:
     """Returns the rows of the table: the test files of every module that it lists."""
-    rows = re.findall(r"^\| (`\S+\.py`.*?) \| (`\S+\.py`.*?) \|$", (TESTS / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (`\S+\.py`.*?) \| (`\S+\.py`.*?) \|$", (TESTS / "README.md").read_text(), re.MULTILINE
+    )
     return {
-        module: re.findall(r"`(.*?)`", files) for modules, files in rows for module in re.findall(r"`(.*?)`", modules)
+        module: re.findall(r"`(.*?)`", files)
+        for modules, files in rows
+        for module in re.findall(r"`(.*?)`", modules)
     }
 
 
@@ -31,6 +35,8 @@ def test_rows_are_of_modules_and_files_that_are_there_and_needed():
     for module, files in told().items():
         path = Path(module)
         assert (MODULES / path).exists(), module
-        assert not (TESTS / path.parent / f"test_{path.name}").exists(), f"{module} has a file of its name"
+        assert not (TESTS / path.parent / f"test_{path.name}").exists(), (
+            f"{module} has a file of its name"
+        )
         for file in files:
             assert (TESTS / file).exists(), file

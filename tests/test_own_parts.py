@@ -70,8 +70,14 @@ def test_a_preparation_whose_options_are_none_is_refused(mine):
     [
         (failing, "ValueError: in code of mine"),
         (lambda tensors, group: np.full(group.channels, "a"), "scores are real numbers, found <U1"),
-        (lambda tensors, group: np.ones(group.channels) * 1j, "scores are real numbers, found complex128"),
-        (lambda tensors, group: np.array([None] * group.channels), "scores are real numbers, found object"),
+        (
+            lambda tensors, group: np.ones(group.channels) * 1j,
+            "scores are real numbers, found complex128",
+        ),
+        (
+            lambda tensors, group: np.array([None] * group.channels),
+            "scores are real numbers, found object",
+        ),
     ],
 )
 def test_a_criterion_that_fails_or_returns_no_numbers_is_named(mine, tiny_model, scores, words):
@@ -85,7 +91,10 @@ def test_a_criterion_that_fails_or_returns_no_numbers_is_named(mine, tiny_model,
 
 def test_a_baseline_by_import_path_is_a_structure(mine):
     mine.searched, mine.empty = Baseline(searcher="evolution"), Baseline()
-    for name, words in (("searched", "give it a name"), ("empty", "has a structure, or a searcher")):
+    for name, words in (
+        ("searched", "give it a name"),
+        ("empty", "has a structure, or a searcher"),
+    ):
         with pytest.raises(ConfigError, match=words):
             BASELINES.find(f"mine:{name}")
 
@@ -110,12 +119,35 @@ class Kept(Preparation):
 
 
 def test_options_of_a_preparation_that_is_passed_decide_the_run(tiny_model, tiny_data, tmp_path):
-    given = {"budget": Budget(macs=0.5), "n_trials": 2, "run_dir": tmp_path / "run", "searcher": "random"}
+    given = {
+        "budget": Budget(macs=0.5),
+        "n_trials": 2,
+        "run_dir": tmp_path / "run",
+        "searcher": "random",
+    }
     evaluator = {"name": "adaptive_bn", "batch_size": 32}
-    search(tiny_model, tiny_data, prepare=Kept(Kept.Options(strength=2.0)), evaluator=evaluator, **given)
-    search(tiny_model, tiny_data, prepare=Kept(Kept.Options(strength=2.0)), evaluator=evaluator, **given)
+    search(
+        tiny_model,
+        tiny_data,
+        prepare=Kept(Kept.Options(strength=2.0)),
+        evaluator=evaluator,
+        **given,
+    )
+    search(
+        tiny_model,
+        tiny_data,
+        prepare=Kept(Kept.Options(strength=2.0)),
+        evaluator=evaluator,
+        **given,
+    )
     with pytest.raises(RunError, match=r"strength.*3\.0"):
-        search(tiny_model, tiny_data, prepare=Kept(Kept.Options(strength=3.0)), evaluator=evaluator, **given)
+        search(
+            tiny_model,
+            tiny_data,
+            prepare=Kept(Kept.Options(strength=3.0)),
+            evaluator=evaluator,
+            **given,
+        )
 
 
 class Silent(Searcher):
@@ -157,4 +189,6 @@ def test_a_searcher_that_fails_is_named(tiny_model, tiny_data, tmp_path, monkeyp
 def test_a_criterion_without_any_scores_is_no_criterion(mine, tiny_model):
     mine.forgotten = lambda tensors, group: None
     with pytest.raises(AbcSearchError, match="returns None everywhere"):
-        rank_channels(tiny_model, trace_channels(tiny_model, torch.zeros(1, 1, 6, 6)), "mine:forgotten")
+        rank_channels(
+            tiny_model, trace_channels(tiny_model, torch.zeros(1, 1, 6, 6)), "mine:forgotten"
+        )

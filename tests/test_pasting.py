@@ -40,7 +40,9 @@ def bare(text, value):
 
 def unquoted(tree):
     """Yields line and text of every value that stands in a suggested command as it is, and of a text cut within one."""
-    within = {id(one) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for one in node.values}
+    within = {
+        id(one) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for one in node.values
+    }
     for node in ast.walk(tree):
         text = ""
         if isinstance(node, ast.JoinedStr):
@@ -48,7 +50,11 @@ def unquoted(tree):
                 if isinstance(one, ast.FormattedValue) and bare(text, one.value):
                     yield node.lineno, ast.unparse(one.value)
                 text += one.value if isinstance(one, ast.Constant) else "VALUE"
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in within:
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in within
+        ):
             text = node.value
         if _CUT.search(text):
             yield node.lineno, text
@@ -84,7 +90,9 @@ def test_what_is_refused(source):
 
 
 def test_what_is_taken():
-    source = 'f"{path}: abcsearch resume {quoted(path)}, in {path}; abcsearch export RUN_DIR ({path})"'
+    source = (
+        'f"{path}: abcsearch resume {quoted(path)}, in {path}; abcsearch export RUN_DIR ({path})"'
+    )
     assert not [*unquoted(ast.parse(source))]
 
 
@@ -147,7 +155,9 @@ def test_commands_of_a_finished_run(run):
     assert suggested(call("search", run)) == [("resume", path)]
     call("report", run)
     page = html.unescape((run / "report.html").read_text())
-    (block,) = [own for own in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL) if "from abcsearch" in own]
+    (block,) = [
+        own for own in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL) if "from abcsearch" in own
+    ]
     assert suggested(block) == [("finetune", path), ("export", path)]
     shell = 'abcsearch() { printf "%s\\0" "$@"; };' + block.split("# then")[0]
     done = subprocess.run(["sh", "-c", shell], capture_output=True, check=True, timeout=60)
@@ -161,7 +171,9 @@ def test_commands_of_a_stopped_run(run):
     for command in ("status", "finetune", "export"):
         assert suggested(call(command, run)) == again, command
     report_page.write_page(gather(run))
-    warnings = re.findall(r'<p class="warning">(.*?)</p>', (run / "report.html").read_text(), re.DOTALL)
+    warnings = re.findall(
+        r'<p class="warning">(.*?)</p>', (run / "report.html").read_text(), re.DOTALL
+    )
     assert again[0] in suggested(html.unescape("\n".join(warnings)))
 
 

@@ -72,5 +72,9 @@ def test_words_with_an_uncommon_plural_are_those_that_were_looked_at():
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "plural":
                 words |= {word.value for word in node.args[1:] if isinstance(word, ast.Constant)}
     assert {"trial", "epoch"} <= words
-    uncommon = {word.split()[-1] for word in words if word.endswith(("s", "x", "z", "ch", "sh", "y", "f", "fe", "o"))}
+    uncommon = {
+        word.split()[-1]
+        for word in words
+        if word.endswith(("s", "x", "z", "ch", "sh", "y", "f", "fe", "o"))
+    }
     assert uncommon <= {"class", "batch", "box", "epoch", "process"}

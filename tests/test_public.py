@@ -10,10 +10,46 @@ import pytest
 import abcsearch
 
 FIXED = (
-    *("Candidate", "Dimension", "SearchSpace", "trace_channels", "rank_channels", "slice_model", "Budget", "Trial"),
-    *("Evaluation", "Searcher", "BeeColony", "RandomSearch", "make_searcher", "AdaptiveBN", "search", "resume"),
-    *("SearchResult", "finetune", "export", "load", "AbcSearchError", "Evolution", "RegularizedEvolution", "Greedy"),
-    *("NSGA2", "BeeColonyOfficial", "DDPG", "OptunaSearch", "ResponseSurface", "Tabular", "ShortTraining", "Cascade"),
+    *(
+        "Candidate",
+        "Dimension",
+        "SearchSpace",
+        "trace_channels",
+        "rank_channels",
+        "slice_model",
+        "Budget",
+        "Trial",
+    ),
+    *(
+        "Evaluation",
+        "Searcher",
+        "BeeColony",
+        "RandomSearch",
+        "make_searcher",
+        "AdaptiveBN",
+        "search",
+        "resume",
+    ),
+    *(
+        "SearchResult",
+        "finetune",
+        "export",
+        "load",
+        "AbcSearchError",
+        "Evolution",
+        "RegularizedEvolution",
+        "Greedy",
+    ),
+    *(
+        "NSGA2",
+        "BeeColonyOfficial",
+        "DDPG",
+        "OptunaSearch",
+        "ResponseSurface",
+        "Tabular",
+        "ShortTraining",
+        "Cascade",
+    ),
     *("Objective", "OBJECTIVES", "OUTPUTS", "Data", "Split", "Stream", "load_data"),
     *("train", "Lesson", "Supervised"),
     *("Source", "Sliced", "SlicedEvaluator", "ScoringOptions", "share", "gate", "Example"),
@@ -29,7 +65,9 @@ def test_fixed_names_are_there():
 
 def test_names_for_type_checkers_are_the_names():
     source = Path(abcsearch.__file__).read_text(encoding="utf-8")
-    pairs = {(name, module) for module, name in re.findall(r"from ([\w.]+) import \w+ as (\w+)", source)}
+    pairs = {
+        (name, module) for module, name in re.findall(r"from ([\w.]+) import \w+ as (\w+)", source)
+    }
     assert len(pairs) > len(FIXED)
     assert pairs == set(abcsearch._HOME.items())
 
@@ -56,7 +94,11 @@ def test_what_workers_import_is_little_more_than_torch():
 
 def test_no_public_name_is_hidden_by_a_module_of_that_name():
     folder = Path(abcsearch.__file__).parent
-    modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    modules = {
+        path.stem
+        for path in folder.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert not modules & set(abcsearch._HOME)
     code = "from abcsearch import load, export; import abcsearch.runs.config_run; print(callable(abcsearch.export))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

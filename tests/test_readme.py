@@ -65,7 +65,9 @@ def test_python_example_runs_and_is_short(tmp_path):
     printed = []
     # The second time it continues, and ends the same; and the export is there before anything is run.
     for code in ("import example", f"import abcsearch; print({count}); import example"):
-        done = subprocess.run([*script, code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*script, code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         printed.append(done.stdout.splitlines())
     parameters = int(printed[1].pop(0))
@@ -111,7 +113,11 @@ def test_the_front_page_is_short_and_every_chapter_is_in_the_contents():
 
 def test_every_public_name_is_in_the_reference():
     page = CHAPTERS["api"]
-    names = [name for name in abcsearch.__all__ if f" abcsearch.{name}\n" not in page and f"`{name}`" not in page]
+    names = [
+        name
+        for name in abcsearch.__all__
+        if f" abcsearch.{name}\n" not in page and f"`{name}`" not in page
+    ]
     assert not names
 
 
@@ -179,8 +185,15 @@ def test_watcher_example_hears_of_every_trial(tiny_model, tiny_data, tmp_path):
     names = {}
     exec(block("python", "class Watcher"), names)
     heard, own = [], names["Watcher"]
-    own.trial = lambda self, trial, best, before=own.trial: heard.append((trial.number, before(self, trial, best)))
-    options = {"budget": Budget(macs=0.8), "n_trials": 3, "searcher": "random", "evaluator": lambda c, seed: sum(c)}
+    own.trial = lambda self, trial, best, before=own.trial: heard.append(
+        (trial.number, before(self, trial, best))
+    )
+    options = {
+        "budget": Budget(macs=0.8),
+        "n_trials": 3,
+        "searcher": "random",
+        "evaluator": lambda c, seed: sum(c),
+    }
     search(tiny_model, tiny_data, run_dir=tmp_path / "run", **options, **names["watched"])
     assert heard == [(number, None) for number in range(3)]
 
@@ -237,7 +250,11 @@ class Reverse(torch.nn.Module):
 
 
 def test_rule_example_makes_a_module_prunable():
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1), Reverse(6), torch.nn.Conv2d(6, 2, 1)).double().eval()
+    model = (
+        torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1), Reverse(6), torch.nn.Conv2d(6, 2, 1))
+        .double()
+        .eval()
+    )
     x = torch.rand(1, 3, 4, 4).double()
     with pytest.warns(UnsupportedOpWarning, match="sum"):
         assert not trace_channels(model, x).prunable
@@ -278,7 +295,11 @@ def test_parts_of_ones_own_take_part_in_a_whole_run(tmp_path):
     folder = tmp_path / "run"
     said = "== search\n"
     search_it = ["-m", "abcsearch", "search", "mine.toml", "--run-dir", "run"]
-    later = (["finetune", "run"], ["export", "run", "--out", "export"], ["resume", "run", "--n-trials", "9"])
+    later = (
+        ["finetune", "run"],
+        ["export", "run", "--out", "export"],
+        ["resume", "run", "--n-trials", "9"],
+    )
     for words in (search_it, ["-c", SEVERAL.format(commands=(["status", "run"], *later))]):
         done = subprocess.run(
             [sys.executable, "-W", "error", "-W", "ignore:set-up", *words],
@@ -296,7 +317,10 @@ def test_parts_of_ones_own_take_part_in_a_whole_run(tmp_path):
     assert "best of 9 trials" in printed["resume"]
     for name in ("full", "uniform", "thinnest", "scratch", "Climb"):
         assert f"{name}: test top1" in printed["finetune"]
-    scratch, best = (json.loads((folder / "finetuned" / f"{name}.json").read_text()) for name in ("scratch", "Climb"))
+    scratch, best = (
+        json.loads((folder / "finetuned" / f"{name}.json").read_text())
+        for name in ("scratch", "Climb")
+    )
     assert scratch["candidate"] == best["candidate"]
     assert (scratch["recipe"]["epochs"], best["recipe"]["epochs"]) == (2, 1)
     facts = json.loads((folder / "prepared.json").read_text())["facts"]
@@ -326,7 +350,9 @@ def test_lesson_examples_run_and_keep_the_contract(tmp_path, monkeypatch):
             if name.startswith("test_"):
                 getattr(contract, name)()
         network = contract.make().model
-    images = Split(torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3)
+    images = Split(
+        torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
+    )
     for penalty in (0.0, 1.0):
         lesson = known["Slimming"](copy.deepcopy(network), penalty)
         train(lesson, images, Recipe(epochs=2))
@@ -338,7 +364,9 @@ def test_lesson_examples_run_and_keep_the_contract(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["gated.checkpoint"]
 
 
-def test_preparation_example_runs_and_keeps_its_contract(tmp_path, monkeypatch, tiny_model, tiny_data):
+def test_preparation_example_runs_and_keeps_its_contract(
+    tmp_path, monkeypatch, tiny_model, tiny_data
+):
     text = block("python", "# noisy.py", EXTENDING)
     (tmp_path / "noisy.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
@@ -351,9 +379,16 @@ def test_preparation_example_runs_and_keeps_its_contract(tmp_path, monkeypatch, 
             getattr(contract, name)()
     for call in re.findall(r"`(search\(\.\.\., prepare=.*?\))`", EXTENDING + README):
         options = eval(call, {"search": lambda *_, **options: options, **known})
-        Part.of(options["prepare"]) if isinstance(options["prepare"], dict) else options["prepare"].check(None)
+        Part.of(options["prepare"]) if isinstance(options["prepare"], dict) else options[
+            "prepare"
+        ].check(None)
     found = search(
-        tiny_model, tiny_data, budget=Budget(macs=0.6), n_trials=2, prepare=known["Noisy"](), run_dir=tmp_path / "run"
+        tiny_model,
+        tiny_data,
+        budget=Budget(macs=0.6),
+        n_trials=2,
+        prepare=known["Noisy"](),
+        run_dir=tmp_path / "run",
     )
     assert [trial.candidate for trial in found.trials] == [*found.task.starts]
 
@@ -364,7 +399,13 @@ def test_every_preparation_is_in_the_table_and_the_config_is_one():
         assert re.search(rf"^\| `{name}` \| .* \|$", section, re.MULTILINE)
         assert entry.source.rpartition(", ")[2] in section
     plain = tomllib.loads(block("toml", '[prepare]\nname = "slimming"'))
-    config = {"n_trials": 1, "model": "small_resnet", "data": "digits", "pretrain": {}, "budget": {"macs": 0.5}}
+    config = {
+        "n_trials": 1,
+        "model": "small_resnet",
+        "data": "digits",
+        "pretrain": {},
+        "budget": {"macs": 0.5},
+    }
     assert parse_config({**config, **plain}).prepare.options["recipe"] == {"preset": "digits"}
 
 
@@ -382,7 +423,9 @@ def test_data_example_runs(tmp_path, monkeypatch):
     data = load_data(**options)
     assert data.example.shape == (1, 1, 16, 16)
     assert (len(data.train), len(data.validation), len(data.test)) == (320, 80, 100)
-    assert set(re.findall(r"also (.*)\n", README.split("## Data\n")[1])[0].split(", ")) <= set(PAIR_OPTIONS)
+    assert set(re.findall(r"also (.*)\n", README.split("## Data\n")[1])[0].split(", ")) <= set(
+        PAIR_OPTIONS
+    )
     streamed = load_data(**options, stream=True, workers=0)
     assert torch.equal(streamed.train.loaded().images, data.train.images)
 
@@ -412,5 +455,13 @@ def test_every_recipe_and_every_setting_of_one_is_in_the_tables():
     for own in fields(Recipe):
         assert re.search(rf"`{own.name}[` ]", section), own.name
     plain = tomllib.loads(block("toml", "[finetune]"))
-    config = {"n_trials": 1, "model": "small_resnet", "data": "digits", "pretrain": {}, "budget": {"macs": 0.5}}
-    assert parse_config({**config, **plain}).finetune == replace(PRESETS["cifar"].recipe, epochs=100, ema=0.999)
+    config = {
+        "n_trials": 1,
+        "model": "small_resnet",
+        "data": "digits",
+        "pretrain": {},
+        "budget": {"macs": 0.5},
+    }
+    assert parse_config({**config, **plain}).finetune == replace(
+        PRESETS["cifar"].recipe, epochs=100, ema=0.999
+    )

@@ -98,14 +98,32 @@ def test_a_run_keeps_what_decides_its_trials():
     free = {"n_trials", "max_failures", "finetune", "baselines"}
     assert set(names(RunConfig, decides=False)) == free
     assert names(ExecutionOptions, decides=True) == ("schedule", "window")
-    plain = {own.name: own.name for own in fields(RunConfig)} | {"execution": asdict(ExecutionOptions(workers=2))}
+    plain = {own.name: own.name for own in fields(RunConfig)} | {
+        "execution": asdict(ExecutionOptions(workers=2))
+    }
     plain["evaluator"] = asdict(Part(name="adaptive_bn", options={"device": "cuda", "threads": 2}))
     kept = deciding(plain)
     assert kept.keys() == plain.keys() - free
     assert kept["execution"] == {"schedule": "rounds", "window": 0}
-    elsewhere = deciding({**plain, "evaluator": {"name": "adaptive_bn", "options": {"device": "cpu", "threads": 2}}})
-    assert elsewhere == kept == deciding({**plain, "evaluator": {"name": "adaptive_bn", "options": {"threads": 2}}})
-    assert kept != deciding({**plain, "evaluator": {"name": "adaptive_bn", "options": {"threads": 1}}})
-    assert {"model", "data", "budget", "space", "criterion", "evaluator", "latency", "pretrain", "prepare"} == {
-        *names(RunConfig, compared=True)
-    }
+    elsewhere = deciding(
+        {**plain, "evaluator": {"name": "adaptive_bn", "options": {"device": "cpu", "threads": 2}}}
+    )
+    assert (
+        elsewhere
+        == kept
+        == deciding({**plain, "evaluator": {"name": "adaptive_bn", "options": {"threads": 2}}})
+    )
+    assert kept != deciding(
+        {**plain, "evaluator": {"name": "adaptive_bn", "options": {"threads": 1}}}
+    )
+    assert {
+        "model",
+        "data",
+        "budget",
+        "space",
+        "criterion",
+        "evaluator",
+        "latency",
+        "pretrain",
+        "prepare",
+    } == {*names(RunConfig, compared=True)}

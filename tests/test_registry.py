@@ -111,7 +111,9 @@ KINDS = {
     "objective": Objective,
     "baseline": Baseline,
 }
-everyone = pytest.mark.parametrize(("registry", "name", "typo", "meant"), REGISTRIES.values(), ids=REGISTRIES)
+everyone = pytest.mark.parametrize(
+    ("registry", "name", "typo", "meant"), REGISTRIES.values(), ids=REGISTRIES
+)
 
 
 @pytest.fixture
@@ -188,7 +190,9 @@ def test_another_kind_of_thing_is_refused(registry, name, typo, meant):
 
 
 @everyone
-def test_names_are_listed_and_looked_up_without_importing_what_they_stand_for(registry, name, typo, meant):
+def test_names_are_listed_and_looked_up_without_importing_what_they_stand_for(
+    registry, name, typo, meant
+):
     assert meant in registry
     assert typo not in registry
     assert 5 not in registry
@@ -223,7 +227,9 @@ def test_what_cannot_be_imported_is_known_in_this_process_only():
         name = registry.name_of(thing)
         assert name.endswith(OBJECT)
         assert registry.find(name) is thing
-    with pytest.raises(SearcherError, match=r"'gone \(object\)' was passed in Python.*pass it again"):
+    with pytest.raises(
+        SearcherError, match=r"'gone \(object\)' was passed in Python.*pass it again"
+    ):
         registry.find(f"gone{OBJECT}")
 
 
@@ -242,7 +248,9 @@ def test_criteria_of_all_kinds_give_the_same_ranking(own, tiny_model, tiny_data)
         assert (orders(ranking), ranking.criterion) == (expected, f"{own}:{name}")
         assert rank_channels(tiny_model, graph, getattr(mine, name)).criterion == ranking.criterion
     seen = []
-    with pytest.raises(RankingError, match=r"a list with the scores of each of the \d+ prunable groups"):
+    with pytest.raises(
+        RankingError, match=r"a list with the scores of each of the \d+ prunable groups"
+    ):
         rank_channels(tiny_model, graph, lambda subject: seen.append(subject.data), data=5)
     assert seen == [5]
     for wrong in (lambda: None, lambda a, b, c: None, Criterion, 5):
@@ -269,7 +277,9 @@ def test_searchers_by_path_propose_as_by_name(own):
 
 def test_data_by_their_function(own):
     mine = __import__(own)
-    assert torch.equal(load_data(mine.data, seed=1).train.images, load_data("digits", seed=1).train.images)
+    assert torch.equal(
+        load_data(mine.data, seed=1).train.images, load_data("digits", seed=1).train.images
+    )
 
 
 def test_recipes_and_objectives_by_path_or_from_a_function(own):
@@ -298,10 +308,16 @@ def test_what_a_module_registers_is_known_wherever_its_table_stands(own, tmp_pat
     lines += "from parts_of_mine import *\nparts_of_mine.register()\n"
     (tmp_path / "parts_of_mine_registering.py").write_text(lines)
     names = {"model": "net", "data": "digits", "evaluator": "fitness", "searcher": "Walk"}
-    plain = {**PLAIN, "data": {"name": "my data"}, path: {"name": f"parts_of_mine_registering:{names[path]}"}}
+    plain = {
+        **PLAIN,
+        "data": {"name": "my data"},
+        path: {"name": f"parts_of_mine_registering:{names[path]}"},
+    }
     first = None
     try:
-        for order in itertools.permutations(("model", "data", "criterion", "searcher", "evaluator")):
+        for order in itertools.permutations(
+            ("model", "data", "criterion", "searcher", "evaluator")
+        ):
             for registry, *_ in REGISTRIES.values():
                 for name in registry.added():
                     del registry[name]

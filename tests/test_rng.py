@@ -16,11 +16,15 @@ def test_seeds_fit_every_generator(key):
     assert 0 <= derived_seed(*key) < 2**63
     assert derived_seed(*key) == derived_seed(*key)
     assert numpy_stream(*key).random() == numpy_stream(*key).random()
-    assert torch.equal(torch.rand(2, generator=torch_stream(*key)), torch.rand(2, generator=torch_stream(*key)))
+    assert torch.equal(
+        torch.rand(2, generator=torch_stream(*key)), torch.rand(2, generator=torch_stream(*key))
+    )
 
 
 def test_streams_differ():
-    keys = [(s, part, n) for s in range(10) for part in ("searcher", "split", "") for n in range(50)]
+    keys = [
+        (s, part, n) for s in range(10) for part in ("searcher", "split", "") for n in range(50)
+    ]
     assert len({derived_seed(*key) for key in keys}) == len(keys)
     firsts = np.array([numpy_stream(*key).random() for key in keys])
     assert abs(firsts.mean() - 0.5) < 0.03

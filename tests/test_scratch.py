@@ -43,10 +43,16 @@ def other(tmp_path):
 
 
 def test_what_is_half_written_goes_when_its_process_has_been_killed(tmp_path, other):
-    kept = [tmp_path / name for name in (".export-mine", ".best.json.tmp", "best.json", ".git", f"x-{owner()}.tmp")]
+    kept = [
+        tmp_path / name
+        for name in (".export-mine", ".best.json.tmp", "best.json", ".git", f"x-{owner()}.tmp")
+    ]
     for path in kept:
         path.touch()
-    own = [sibling_of(tmp_path / "best.json"), Path(tempfile.mkdtemp(prefix=f".export-{owner()}-", dir=tmp_path))]
+    own = [
+        sibling_of(tmp_path / "best.json"),
+        Path(tempfile.mkdtemp(prefix=f".export-{owner()}-", dir=tmp_path)),
+    ]
     own[0].touch()
     before = sorted(tmp_path.iterdir())
     assert len(before) == len(kept) + len(own) + 2
@@ -69,7 +75,10 @@ def test_the_next_writer_of_a_file_removes_its_siblings_alone(tmp_path, other):
     other.kill()
     until_over(other)
     replace_file(tmp_path / "best.json", lambda path: path.write_text("whole"))
-    assert [re.sub("-.*", "", path.name) for path in sorted(tmp_path.iterdir())] == [".export", "best.json"]
+    assert [re.sub("-.*", "", path.name) for path in sorted(tmp_path.iterdir())] == [
+        ".export",
+        "best.json",
+    ]
 
 
 def test_folders_below_are_swept_and_links_are_not_followed(tmp_path):
@@ -117,8 +126,18 @@ def test_of_another_machine_only_what_is_a_day_old_goes(tmp_path, monkeypatch):
     assert not path.exists()
 
 
-@given(st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=30))
+@given(
+    st.text(
+        st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]),
+        min_size=1,
+        max_size=30,
+    )
+)
 def test_a_sibling_of_any_name_is_told(name):
-    told = scratch._OWNED.match(sibling_of(Path("folder") / name).name) if name not in (".", "..") else None
+    told = (
+        scratch._OWNED.match(sibling_of(Path("folder") / name).name)
+        if name not in (".", "..")
+        else None
+    )
     assert told is None or (told[1], "-".join(told.groups()[1:])) == (name, owner())
     assert told is not None or name in (".", "..") or "\n" in name

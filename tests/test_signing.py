@@ -14,7 +14,9 @@ from abcsearch.signing import SIGNATURE, is_own, key_file, signed
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 names = st.text(max_size=6).filter(lambda name: name not in (SIGNATURE, "checksum"))
@@ -65,7 +67,9 @@ def test_the_key_is_the_users_alone_or_not_used(home):
     assert key_file().stat().st_mode & 0o777 == 0o600
     key_file().chmod(0o640)
     assert not is_own("run", mine)
-    with pytest.warns(UserWarning, match=r"can be read or changed by others; run: chmod 600 .*--trust"):
+    with pytest.warns(
+        UserWarning, match=r"can be read or changed by others; run: chmod 600 .*--trust"
+    ):
         assert SIGNATURE not in signed("run", {"a": 1})
     key_file().chmod(0o600)
     assert is_own("run", mine)
@@ -98,7 +102,10 @@ def test_a_file_system_without_links_keeps_a_key_too(home, monkeypatch):
 
 def test_processes_that_make_the_key_at_once_have_the_same(home):
     program = "from abcsearch.signing import signed; print(signed('run', {'a': 1})['signature'])"
-    started = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        for _ in range(6)
+    ]
     assert len({process.communicate()[0] for process in started}) == 1
     assert [path.name for path in key_file().parent.iterdir()] == ["key"]
 

@@ -22,7 +22,9 @@ def spaces(draw, most=12):
             choices = tuple(sorted(draw(st.sets(st.integers(1, 2048), min_size=1, max_size=12))))
             dimensions.append(Dimension(f"d{index}", "width", choices, draw(st.integers(0, 4096))))
         else:
-            dimensions.append(Dimension(f"d{index}", "block", draw(st.sampled_from([(0,), (1,), (0, 1)]))))
+            dimensions.append(
+                Dimension(f"d{index}", "block", draw(st.sampled_from([(0,), (1,), (0, 1)])))
+            )
     return SearchSpace(tuple(dimensions))
 
 
@@ -37,7 +39,9 @@ def test_coding_is_exact(space, data):
     assert space.decode(point) == candidate
     assert space.at(space.indices(candidate)) == candidate
     space.check(candidate)
-    nudged = point + np.array([data.draw(st.floats(-0.49, 0.49)) for _ in point]) / np.maximum(space.last_indices, 1)
+    nudged = point + np.array([data.draw(st.floats(-0.49, 0.49)) for _ in point]) / np.maximum(
+        space.last_indices, 1
+    )
     assert space.decode(nudged) == candidate
 
 
@@ -74,7 +78,9 @@ def test_uniform_takes_the_nearest_choice(space, ratio):
             continue
         distances = {choice: abs(choice - ratio * d.full) for choice in d.choices}
         assert distances[value] == min(distances.values())
-        assert not any(distances[choice] == distances[value] for choice in d.choices if choice < value)
+        assert not any(
+            distances[choice] == distances[value] for choice in d.choices if choice < value
+        )
 
 
 def test_of_two_equally_near_choices_the_smaller_is_taken():
@@ -86,7 +92,11 @@ def test_of_two_equally_near_choices_the_smaller_is_taken():
 
 def test_full_is_the_unpruned_network():
     space = SearchSpace(
-        (Dimension("a", "width", (1, 9), 10), Dimension("b", "width", (4,)), Dimension("c", "block", (0, 1)))
+        (
+            Dimension("a", "width", (1, 9), 10),
+            Dimension("b", "width", (4,)),
+            Dimension("c", "block", (0, 1)),
+        )
     )
     assert space.full == (10, 4, 1)
     space.check(space.full)
@@ -118,7 +128,9 @@ def test_criteria_have_names_no_order_and_no_part_in_what_is_full():
     assert CHOSEN.features[:, 1].tolist() == [0, 0, 1, 2, 2]
     assert CHOSEN.size == 2 * 2 * 2 * 3 * 2
     rng = np.random.default_rng(0)
-    assert {CHOSEN.sample(rng)[3:] for _ in range(200)} == set(itertools.product(range(3), range(2)))
+    assert {CHOSEN.sample(rng)[3:] for _ in range(200)} == set(
+        itertools.product(range(3), range(2))
+    )
 
 
 def test_one_structure_stands_for_all_that_a_criterion_does_not_change():
@@ -144,7 +156,9 @@ def test_sampling_is_uniform():
     rng = np.random.default_rng(0)
     counts = Counter(space.sample(rng) for _ in range(6000))
     assert set(counts) == set(itertools.product((1, 2, 3), (0, 1)))
-    assert sum((n - 1000) ** 2 / 1000 for n in counts.values()) < 20  # chi square, 5 degrees: p = 0.001
+    assert (
+        sum((n - 1000) ** 2 / 1000 for n in counts.values()) < 20
+    )  # chi square, 5 degrees: p = 0.001
     again = np.random.default_rng(0)
     assert Counter(space.sample(again) for _ in range(6000)) == counts
     assert all(type(value) is int for value in space.sample(rng))
@@ -170,30 +184,69 @@ def chosen(choices, of="a", labels=("l1", "l2")):
     ("call", "message"),
     [
         (lambda: Dimension("a", "width", ()), "dimension 'a' has no choices"),
-        (lambda: Dimension("a", "width", (2, 2)), "choices of dimension 'a' must be strictly ascending, found (2, 2)"),
+        (
+            lambda: Dimension("a", "width", (2, 2)),
+            "choices of dimension 'a' must be strictly ascending, found (2, 2)",
+        ),
         (lambda: Dimension("a", "width", (3, 2)), "must be strictly ascending, found (3, 2)"),
-        (lambda: Dimension("a", "width", (1.5, 2)), "choices of dimension 'a' must be whole numbers, found (1.5, 2)"),
+        (
+            lambda: Dimension("a", "width", (1.5, 2)),
+            "choices of dimension 'a' must be whole numbers, found (1.5, 2)",
+        ),
         (
             lambda: Dimension("a", "depth", (1,)),
             'dimension \'a\' has kind \'depth\'; choose "width", "block" or "criterion"',
         ),
-        (lambda: Dimension("a", "width", (0, 1)), "choices of dimension 'a' are (0, 1); widths are at least 1"),
-        (lambda: Dimension("b", "block", (0, 2)), "choices of dimension 'b' are (0, 2); block switches are 0 or 1"),
-        (lambda: chosen((1, 2)), "choices of dimension 'x' are (1, 2); criteria are numbered from 0"),
-        (lambda: chosen((0, 1), labels=("l1",)), "says which width it is of and has a label for each choice"),
-        (lambda: chosen((0, 1), labels=("l1", "l1")), "says which width it is of and has a label for each choice"),
-        (lambda: chosen((0, 1), of=""), "says which width it is of and has a label for each choice"),
+        (
+            lambda: Dimension("a", "width", (0, 1)),
+            "choices of dimension 'a' are (0, 1); widths are at least 1",
+        ),
+        (
+            lambda: Dimension("b", "block", (0, 2)),
+            "choices of dimension 'b' are (0, 2); block switches are 0 or 1",
+        ),
+        (
+            lambda: chosen((1, 2)),
+            "choices of dimension 'x' are (1, 2); criteria are numbered from 0",
+        ),
+        (
+            lambda: chosen((0, 1), labels=("l1",)),
+            "says which width it is of and has a label for each choice",
+        ),
+        (
+            lambda: chosen((0, 1), labels=("l1", "l1")),
+            "says which width it is of and has a label for each choice",
+        ),
+        (
+            lambda: chosen((0, 1), of=""),
+            "says which width it is of and has a label for each choice",
+        ),
         (
             lambda: Dimension("a", "width", (1, 2), of="b"),
             "dimension 'a' is a width of 'b' with labels (); a criterion",
         ),
         (lambda: Dimension("a", "width", (1,), labels=("l1",)), "others have neither"),
-        (lambda: SearchSpace((chosen((0, 1)),)), "is a criterion of 'a', of which there is no other one, or no width"),
-        (lambda: SearchSpace((*CHOSEN.dimensions, chosen((0, 1)))), "a width has one criterion at most"),
+        (
+            lambda: SearchSpace((chosen((0, 1)),)),
+            "is a criterion of 'a', of which there is no other one, or no width",
+        ),
+        (
+            lambda: SearchSpace((*CHOSEN.dimensions, chosen((0, 1)))),
+            "a width has one criterion at most",
+        ),
         (lambda: SearchSpace(()), "a search space needs at least one dimension"),
-        (lambda: SearchSpace((*SPACE.dimensions, SPACE.dimensions[0])), "must be unique, found twice: a"),
-        (lambda: SearchSpace(SPACE.dimensions, ((1.0,),)), "descriptors need 2 rows of one length, found 1 of [1]"),
-        (lambda: SearchSpace(SPACE.dimensions, ((1.0,), ())), "rows of one length, found 2 of [0, 1]"),
+        (
+            lambda: SearchSpace((*SPACE.dimensions, SPACE.dimensions[0])),
+            "must be unique, found twice: a",
+        ),
+        (
+            lambda: SearchSpace(SPACE.dimensions, ((1.0,),)),
+            "descriptors need 2 rows of one length, found 1 of [1]",
+        ),
+        (
+            lambda: SearchSpace(SPACE.dimensions, ((1.0,), ())),
+            "rows of one length, found 2 of [0, 1]",
+        ),
         (lambda: SPACE.check((1,)), "a candidate of this space has 2 values, found 1: (1,)"),
         (lambda: SPACE.check((2, 1)), "dimension 'a' is 2; allowed are (1, 3)"),
         (lambda: SPACE.encode((1, 2)), "dimension 'b' is 2; allowed are (0, 1)"),
@@ -201,7 +254,10 @@ def chosen(choices, of="a", labels=("l1", "l2")):
         (lambda: SPACE.uniform(1.01), "a uniform keep ratio must be in (0, 1], found 1.01"),
         (lambda: SPACE.uniform(math.nan), "a uniform keep ratio must be in (0, 1], found nan"),
         (lambda: SPACE.uniform("a"), "a uniform keep ratio must be in (0, 1], found 'a'"),
-        (lambda: SPACE.decode([0.5]), "a point of this space has shape (2,) and no NaN, found [0.5]"),
+        (
+            lambda: SPACE.decode([0.5]),
+            "a point of this space has shape (2,) and no NaN, found [0.5]",
+        ),
         (lambda: SPACE.decode([0.5, math.nan]), "and no NaN, found [0.5 nan]"),
     ],
 )

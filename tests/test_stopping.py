@@ -84,7 +84,12 @@ def test_signals_of_one_kind_have_one_status(tmp_path, number):
     def heard():  # also where the tests themselves run under nohup
         signal.signal(number, signal.SIG_DFL)
 
-    kept = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "preexec_fn": heard}
+    kept = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "preexec_fn": heard,
+    }
     with subprocess.Popen(line, **kept) as process:
         until(lambda: says(file, "running"), "the command")
         process.send_signal(number)

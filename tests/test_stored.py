@@ -13,14 +13,28 @@ from abcsearch.runs.disk.weights import tensors_writer
 from abcsearch.stored import content_hash, read_header
 from abcsearch.training.checkpoints import tensors_hash
 
-KINDS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
+KINDS = [
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+]
 shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
-states = st.dictionaries(st.text(min_size=1, max_size=5), st.tuples(st.sampled_from(KINDS), shapes), max_size=4)
+states = st.dictionaries(
+    st.text(min_size=1, max_size=5), st.tuples(st.sampled_from(KINDS), shapes), max_size=4
+)
 
 
 def made(kinds):
     draws = torch.Generator().manual_seed(0)
-    tensors = {name: torch.randn(shape, generator=draws).mul(9).to(kind) for name, (kind, shape) in kinds.items()}
+    tensors = {
+        name: torch.randn(shape, generator=draws).mul(9).to(kind)
+        for name, (kind, shape) in kinds.items()
+    }
     return {name: tensor for name, tensor in tensors.items() if name != "__metadata__"}
 
 
@@ -58,7 +72,9 @@ def test_every_flipped_cut_or_added_byte_is_told(tmp_path):
     assert not damaged(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 64, b"\2\0\0\0\0\0\0\0[]", b"\2\0\0\0\0\0\0\0{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"\xff" * 64, b"\2\0\0\0\0\0\0\0[]", b"\2\0\0\0\0\0\0\0{}"]
+)
 def test_what_is_no_file_of_tensors_is_an_error_of_one_kind(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)

@@ -13,7 +13,8 @@ NAMES = sorted({entry.name for kind in KINDS for entry in catalog(kind)} - {"Non
 
 
 @pytest.mark.parametrize(
-    "spelled", [str.upper, str.title, lambda name: name.replace("_", "-"), lambda n: n.replace("_", "")]
+    "spelled",
+    [str.upper, str.title, lambda name: name.replace("_", "-"), lambda n: n.replace("_", "")],
 )
 def test_a_name_of_the_same_letters_is_meant_whatever_the_case_and_the_signs(spelled):
     for name in NAMES:
@@ -30,7 +31,11 @@ def test_a_name_of_the_same_letters_is_meant_whatever_the_case_and_the_signs(spe
     ("typed", "names", "words"),
     [
         ("abc", ["bee_colony", "random"], "did you mean 'bee_colony'?"),
-        ("accuracy", ["top1", "pixel_accuracy"], "did you mean 'top1'?"),  # not what only looks like it
+        (
+            "accuracy",
+            ["top1", "pixel_accuracy"],
+            "did you mean 'top1'?",
+        ),  # not what only looks like it
         ("accuracy", ["miou", "pixel_accuracy"], "did you mean 'pixel_accuracy'?"),
         (
             "bee",
@@ -84,7 +89,10 @@ def test_per_cents_in_a_config_and_without_a_sign():
 def test_settings_of_a_table_without_a_name_change_the_usual_one():
     config = parse_config(plain(searcher={"batch": 4}, evaluator={"calibration_images": 256}))
     assert (config.searcher.name, config.searcher.options["batch"]) == ("response_surface", 4)
-    assert (config.evaluator.name, config.evaluator.options["calibration_images"]) == ("adaptive_bn", 256)
+    assert (config.evaluator.name, config.evaluator.options["calibration_images"]) == (
+        "adaptive_bn",
+        256,
+    )
     mistakes(plain(searcher={"n_sources": 4}), "n_sources")  # of another one
     mistakes(plain(data={"path": "x"}), "[data] needs a name")
 

@@ -45,7 +45,10 @@ finetune = {epochs = 1, batch_size = 16, lr = 0.02}
 """,
 }
 SHOWN = {
-    "superresolution": (r"PSNR \d\d\.\d\d dB against \d\d\.\d\d dB", "bicubic interpolation 29.79 dB"),
+    "superresolution": (
+        r"PSNR \d\d\.\d\d dB against \d\d\.\d\d dB",
+        "bicubic interpolation 29.79 dB",
+    ),
     "segmentation": (r"mean IoU \d+\.\d\d\s% against \d+\.\d\d\s%", "chance 21.35 %"),
     "multilabel": (r"mean average precision \d+\.\d\d\s% against \d+\.\d\d\s%", "chance "),
 }
@@ -69,7 +72,9 @@ def test_the_whole_job(task, tmp_path):
     (tmp_path / "task.toml").write_text(COMMON + CONFIGS[task])
     run = tmp_path / "run"
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="set-up: ")  # of networks that have hardly learnt anything
+        warnings.filterwarnings(
+            "ignore", message="set-up: "
+        )  # of networks that have hardly learnt anything
         call("search", tmp_path / "task.toml", "--run-dir", run)
     call("finetune", run)
     call("export", run, "--out", tmp_path / "export")
@@ -81,10 +86,15 @@ def test_the_whole_job(task, tmp_path):
     page = (run / "report.html").read_text()
     assert re.search(headline, page)
     found = json.loads((run / "setup.json").read_text())
-    assert reference in SetUp(**{key: found[key] for key in ("metric", "images", "loaded", "chance")}).words
+    assert (
+        reference
+        in SetUp(**{key: found[key] for key in ("metric", "images", "loaded", "chance")}).words
+    )
     report = json.loads((run / "report.json").read_text())
     assert [list(row["tests"]) for row in report["rows"]] == [METRICS[task]] * 3
-    data = load_data(*[json.loads((run / "run.json").read_text())["settings"]["data"]["name"]], **_options(task))
+    data = load_data(
+        *[json.loads((run / "run.json").read_text())["settings"]["data"]["name"]], **_options(task)
+    )
     again = score(load(tmp_path / "export"), data.test, objective=data.objective)
     assert report["rows"][-1]["after"] == pytest.approx(again[METRICS[task][0]], rel=1e-5)
 
@@ -100,7 +110,9 @@ def test_the_examples_of_the_chapter_run(number, tmp_path, monkeypatch, capsys):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="set-up: ")
         exec(compile(example, f"segmentation {number}", "exec"), {})
-    assert capsys.readouterr().out.splitlines()[-1].startswith(("{", "torch.Size([30, 3]) multilabel"))
+    assert (
+        capsys.readouterr().out.splitlines()[-1].startswith(("{", "torch.Size([30, 3]) multilabel"))
+    )
 
 
 def test_the_config_of_the_chapter_parses():

@@ -26,7 +26,12 @@ def shown(monkeypatch):
 
     def make(width, *, is_terminal):
         text = io.StringIO()
-        options = {"force_terminal": is_terminal, "color_system": None, "highlight": False, "soft_wrap": True}
+        options = {
+            "force_terminal": is_terminal,
+            "color_system": None,
+            "highlight": False,
+            "soft_wrap": True,
+        }
         made = Console(file=text, width=width, height=40, **options)
         monkeypatch.setattr(terminal, "console", made)
         return text
@@ -40,7 +45,9 @@ def run(tmp_path):
     folder.path.mkdir()
     settings = {"searcher": {"name": "bee_colony"}, "n_trials": 6, "seed": 0}
     environment = {"started": "2026-01-01 10:00:00"}
-    folder.write_json("run.json", {"format": 1, "settings": settings, "identity": {}, "environment": environment})
+    folder.write_json(
+        "run.json", {"format": 1, "settings": settings, "identity": {}, "environment": environment}
+    )
     (folder.path / ".lock").touch()
     return folder
 
@@ -49,7 +56,9 @@ def add(folder, numbers):
     with Journal(folder.journal) as journal:
         for number in numbers:
             failure = "no" if number == 1 else None
-            found = Evaluation(None if failure else number / 10, macs=812_345 + number, failure=failure)
+            found = Evaluation(
+                None if failure else number / 10, macs=812_345 + number, failure=failure
+            )
             journal.append(Trial(number, (1,), found))
     folder.write_json("searcher.json", {"told": max(numbers) + 1, "exhausted": False})
 
@@ -71,7 +80,8 @@ def test_json_for_scripts_has_no_numbers_that_are_not_finite(shown, run):
 
 
 @pytest.mark.parametrize(
-    ("is_terminal", "switches", "seen"), [(True, (), True), (True, ("quiet",), False), (False, (), False)]
+    ("is_terminal", "switches", "seen"),
+    [(True, (), True), (True, ("quiet",), False), (False, (), False)],
 )
 def test_a_wait_is_shown_on_a_terminal_alone(shown, monkeypatch, is_terminal, switches, seen):
     text = shown(80, is_terminal=is_terminal)
@@ -112,7 +122,11 @@ def test_a_bar_shows_all_its_words_at_any_width(shown, width):
             for done in (1, 2, 3):
                 progress(stage, done, total, NOTE)
                 time.sleep(0.01)
-    last = re.sub(r"\x1b\[[\d?]*[A-Za-z]", "", text.getvalue()).replace("\r", "\n").split("base network")[-1]
+    last = (
+        re.sub(r"\x1b\[[\d?]*[A-Za-z]", "", text.getvalue())
+        .replace("\r", "\n")
+        .split("base network")[-1]
+    )
     lines = ["base network" + last.split("\n")[0], *last.split("\n")[1:]]
     assert max(map(len, lines)) <= width
     assert width < 120 or len([line for line in lines if line.strip()]) == 2  # one line each
@@ -165,14 +179,21 @@ def test_bar_and_status_have_the_same_time_left(run, monkeypatch):
     monkeypatch.setattr("abcsearch.runs.disk.journal.time.time", lambda: now[0], raising=False)
     monkeypatch.setattr("abcsearch.runs.pace.time", lambda: now[0])
     standing = Standing(
-        folder=run, n_trials=6, max_failures=9, watchers=(), progress=lambda *said: told.append(said[3].left), stage="s"
+        folder=run,
+        n_trials=6,
+        max_failures=9,
+        watchers=(),
+        progress=lambda *said: told.append(said[3].left),
+        stage="s",
     )
     with run.locked(), Journal(run.journal) as journal:
         for number in range(4):
             now[0] += 7.0 + number
             trial = Trial(number, (1,), Evaluation(0.5, macs=1, params=1, seconds=3.0))
             journal.append(trial)
-            standing._count = lambda trial, standing=standing: bool(setattr(standing, "_done", standing._done + 1))
+            standing._count = lambda trial, standing=standing: bool(
+                setattr(standing, "_done", standing._done + 1)
+            )
             standing.add(trial, (2, 2))
             tail = JournalTail(run.journal, 6)
             tail.look()
@@ -189,7 +210,9 @@ def test_what_is_being_done_is_shown_until_a_stage_tells(shown, is_terminal):
             doing("tracing the network\x1b[2J" if is_terminal else "tracing the network")
         if is_terminal:
             progress._progress.refresh()
-        assert ("tracing the network\\x1b[2J" if is_terminal else "tracing the network ...") in text.getvalue()
+        assert (
+            "tracing the network\\x1b[2J" if is_terminal else "tracing the network ..."
+        ) in text.getvalue()
         progress("search", 1, 2, "best")
         if is_terminal:
             progress._progress.refresh()
@@ -236,7 +259,9 @@ def test_paces(interval, text):
     assert terminal._pace(interval) == text
 
 
-def test_without_a_terminal_a_line_says_what_changed_until_the_run_is_finished(shown, run, monkeypatch):
+def test_without_a_terminal_a_line_says_what_changed_until_the_run_is_finished(
+    shown, run, monkeypatch
+):
     text = shown(40, is_terminal=False)
     add(run, [0])
     lock = contextlib.ExitStack()
@@ -275,7 +300,8 @@ def test_the_screen_of_a_run_fits(shown, run, width):
     add(baseline, range(2))
     run.log("long " * 60)
     run.write_json(
-        "progress.json", {"stage": "random baseline", "busy": 3, "workers": 4, "time": time.time(), "done": 2}
+        "progress.json",
+        {"stage": "random baseline", "busy": 3, "workers": 4, "time": time.time(), "done": 2},
     )
     watched = RunWatch(run.path)
     with run.locked():

@@ -32,7 +32,11 @@ def checked_structure(name: str, structure: Callable[[Any], Any], task: Any) -> 
         msg = f"baseline {name!r} gives no structure of this network (kept channels per dimension): {error!r}"
         raise ConfigError(msg) from error
     # Where criteria are searched, a structure that names none has the first.
-    return (*candidate, *task.space.full[len(candidate) :]) if not task.space.ordered.all() else candidate
+    return (
+        (*candidate, *task.space.full[len(candidate) :])
+        if not task.space.ordered.all()
+        else candidate
+    )
 
 
 def checked_networks(name: str, networks: Callable[[Any], Any], task: Any) -> Source:  # noqa: ANN401 - a task
@@ -50,7 +54,10 @@ def checked_networks(name: str, networks: Callable[[Any], Any], task: Any) -> So
     made = _called(f"networks of baseline {name!r}", networks, task)
     if not isinstance(made, Source) or made.graph is not task.graph:
         msg = f"networks of baseline {name!r} is a function of the task that returns a Source of task.graph, "
-        raise ConfigError(msg + f"found {type(made).__name__}{' of another graph' if isinstance(made, Source) else ''}")
+        raise ConfigError(
+            msg
+            + f"found {type(made).__name__}{' of another graph' if isinstance(made, Source) else ''}"
+        )
     check_source(made)
     return made
 

@@ -115,7 +115,11 @@ def as_long(recipe: Recipe, task: Any, structure: Candidate) -> Recipe:  # noqa:
     """Returns the recipe that the base network was trained by, where the run has trained it; else what is asked for."""
     del structure
     training = _training(task)
-    return recipe if training is None else replace(training, device=recipe.device, threads=recipe.threads)
+    return (
+        recipe
+        if training is None
+        else replace(training, device=recipe.device, threads=recipe.threads)
+    )
 
 
 def as_many_macs(recipe: Recipe, task: Any, structure: Candidate) -> Recipe:  # noqa: ANN401 - a task

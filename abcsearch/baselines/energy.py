@@ -30,8 +30,12 @@ def pfa_widths(task: Any) -> Candidate:  # noqa: ANN401 - a task, of the room th
         - tau follows from the budget.
         - Responses are those that layers read, of 256 training images; see `response_covariances`.
     """
-    order = torch.randperm(len(task.data.train), generator=torch_stream(task.settings.seed, "ranking images"))
+    order = torch.randperm(
+        len(task.data.train), generator=torch_stream(task.settings.seed, "ranking images")
+    )
     images = task.data.train.part(order[:_IMAGES]).loaded().images
     with torch_threads(1):
-        covariances = response_covariances(task.source.model, task.graph, images, seed=task.settings.seed)
+        covariances = response_covariances(
+            task.source.model, task.graph, images, seed=task.settings.seed
+        )
     return energy.pfa_widths(covariances, task.constraint)

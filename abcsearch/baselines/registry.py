@@ -65,7 +65,9 @@ def _accept(name: str, value: Any) -> Baseline:  # noqa: ANN401 - whatever a nam
 
 _THRESHOLD, _CONTROLS = "abcsearch.baselines.threshold", "abcsearch.baselines.controls"
 _BUILT_IN = {
-    "uniform": Baseline(structure=_uniform, description="all layers keep the same ratio, the largest in the budget"),
+    "uniform": Baseline(
+        structure=_uniform, description="all layers keep the same ratio, the largest in the budget"
+    ),
     "global_threshold": Baseline(
         structure=Home(path=f"{_THRESHOLD}:global_threshold"),
         description="all channels in one order, by their scores over the mean of their group, cut at the budget",
@@ -81,7 +83,9 @@ _BUILT_IN = {
         description="all layers keep the same share of the energy of their responses",
         source="Suau et al., PFA, 2018",
     ),
-    "random": Baseline(searcher="random", description="the best of a random search of as many trials"),
+    "random": Baseline(
+        searcher="random", description="the best of a random search of as many trials"
+    ),
     "scratch_e": Baseline(
         networks=Home(path=f"{_CONTROLS}:scratch"),
         recipe=Home(path=f"{_CONTROLS}:as_long"),
@@ -116,7 +120,12 @@ _BUILT_IN = {
 
 # Name -> baseline. `BASELINES["mine"] = function` makes one known by name; "package.module:function" needs no entry.
 BASELINES: Registry[Baseline] = Registry(
-    "baseline", f"{__name__}:BASELINES", _BUILT_IN, error=ConfigError, accept=_accept, callables=False
+    "baseline",
+    f"{__name__}:BASELINES",
+    _BUILT_IN,
+    error=ConfigError,
+    accept=_accept,
+    callables=False,
 )
 
 
@@ -132,7 +141,9 @@ def check_names(names: Sequence[str]) -> None:
 def searched(names: Iterable[str]) -> list[str]:
     """Returns those of some baselines that a search finds; nothing is imported, since what has a path is none."""
     entries = {name: BASELINES[name] for name in names if name in BASELINES}
-    return [name for name, entry in entries.items() if isinstance(entry, Baseline) and entry.searcher]
+    return [
+        name for name, entry in entries.items() if isinstance(entry, Baseline) and entry.searcher
+    ]
 
 
 def following(names: Iterable[str]) -> list[str]:

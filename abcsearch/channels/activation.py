@@ -62,15 +62,21 @@ class Activations:
             alive, storages = _alive(self, tuple(pattern.tolist()))
             for chunk in np.array_split(rows, -(-len(rows) // _ROWS)):
                 terms = np.concatenate([np.ones((len(chunk), 1)), widths[chunk]], axis=1)
-                result[chunk] = np.rint((terms @ self.sizes[storages].T @ alive.T).max(axis=1)).astype(np.int64)
+                result[chunk] = np.rint(
+                    (terms @ self.sizes[storages].T @ alive.T).max(axis=1)
+                ).astype(np.int64)
         return result
 
 
 @lru_cache(maxsize=256)
-def _alive(activations: Activations, kept: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _alive(
+    activations: Activations, kept: tuple[int, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Returns which storages are alive at which step, (steps, storages) 0 or 1, and the numbers of these storages."""
     dropped = [block for block, keep in zip(activations.blocks, kept, strict=True) if not keep]
-    same = {leaves: enters for _, enters, leaves in dropped if leaves != enters}  # one may add in place
+    same = {
+        leaves: enters for _, enters, leaves in dropped if leaves != enters
+    }  # one may add in place
     gone = tuple(f"{path}." for path, _, _ in dropped)
 
     def resolved(storages: tuple[int, ...]) -> set[int]:
@@ -81,7 +87,9 @@ def _alive(activations: Activations, kept: tuple[int, ...]) -> tuple[NDArray[np.
             found.add(storage)
         return found
 
-    steps = [step for step in activations.steps if not gone or not f"{step.scope}.".startswith(gone)]
+    steps = [
+        step for step in activations.steps if not gone or not f"{step.scope}.".startswith(gone)
+    ]
     reads, makes = [resolved(s.reads) for s in steps], [resolved(s.makes) for s in steps]
     first: dict[int, int] = {}
     last: dict[int, int] = {}

@@ -25,12 +25,21 @@ _PASSING = (nn.Identity, nn.Dropout, nn.Dropout2d, "contiguous", "clone")
 _STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth"
 # They keep a tensor without negative entries so.
 _NONNEGATIVE = (
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d, F.avg_pool2d),
+    *(
+        nn.MaxPool2d,
+        nn.AvgPool2d,
+        nn.AdaptiveAvgPool2d,
+        nn.AdaptiveMaxPool2d,
+        F.max_pool2d,
+        F.avg_pool2d,
+    ),
     *(F.adaptive_avg_pool2d, torch.max_pool2d),
 )
 
 
-def find_blocks(operations: OperationGraph, training: OperationGraph | None = None) -> tuple[Block, ...]:
+def find_blocks(
+    operations: OperationGraph, training: OperationGraph | None = None
+) -> tuple[Block, ...]:
     """Returns the residual blocks that can be dropped, in network order; the innermost where they nest.
 
     A block is a module with one tensor in and one out, whose output is its input plus something, once or several times;
@@ -55,7 +64,11 @@ def find_blocks(operations: OperationGraph, training: OperationGraph | None = No
             continue
         source, result = ends
         adds = _Identity(operations, signs, source, nodes).holds(result)
-        if adds and _unchanged(operations, source, result, nodes) and ownership.alone(path, set(nodes)):
+        if (
+            adds
+            and _unchanged(operations, source, result, nodes)
+            and ownership.alone(path, set(nodes))
+        ):
             blocks.append(Block(name=path, source=index[source], result=index[result]))
     inner = [b for b in blocks if not any(other.name.startswith(f"{b.name}.") for other in blocks)]
     return tuple(sorted(inner, key=lambda block: block.result))
@@ -71,23 +84,31 @@ def _prefixes(scope: str) -> Iterator[str]:
 def _call(operations: OperationGraph, path: str) -> tuple[fx.Node, fx.Node] | None:
     """Returns what goes into a module and what comes out, if it is called once, with one tensor in and one out."""
     ends = operations.calls.get(path)
-    tensors = ends is not None and all(isinstance(operations.values[node], torch.Size) for node in ends)
+    tensors = ends is not None and all(
+        isinstance(operations.values[node], torch.Size) for node in ends
+    )
     return ends if tensors else None
 
 
-def _ends(operations: OperationGraph, path: str, nodes: list[fx.Node]) -> tuple[fx.Node, fx.Node] | None:
+def _ends(
+    operations: OperationGraph, path: str, nodes: list[fx.Node]
+) -> tuple[fx.Node, fx.Node] | None:
     """Returns the operation before and the last operation of a module that takes and gives nothing else."""
     ends = _call(operations, path)
     if ends is None or operations.values[ends[0]] != operations.values[ends[1]]:
         return None
     inside = set(nodes)
-    sources = {i for node in nodes for i in node.all_input_nodes if i not in inside and i.op != "get_attr"}
+    sources = {
+        i for node in nodes for i in node.all_input_nodes if i not in inside and i.op != "get_attr"
+    }
     results = {node for node in nodes if any(user not in inside for user in node.users)}
     memory = all(len(operations.storages[node]) == 1 for node in ends)
     return ends if sources == {ends[0]} and results == {ends[1]} and memory else None
 
 
-def _unchanged(operations: OperationGraph, source: fx.Node, result: fx.Node, nodes: list[fx.Node]) -> bool:
+def _unchanged(
+    operations: OperationGraph, source: fx.Node, result: fx.Node, nodes: list[fx.Node]
+) -> bool:
     """Returns whether nothing inside changes the block's input in place, and nothing behind it its output.
 
     Without the block, the two would be one.
@@ -95,7 +116,9 @@ def _unchanged(operations: OperationGraph, source: fx.Node, result: fx.Node, nod
     own = set(nodes)
     enters, leaves = operations.storages[source], operations.storages[result]
     inside = {storage for node in nodes for storage in operations.changes.get(node, ())}
-    behind = {s for node, storages in operations.changes.items() if node not in own for s in storages}
+    behind = {
+        s for node, storages in operations.changes.items() if node not in own for s in storages
+    }
     return enters != leaves and inside.isdisjoint(enters) and behind.isdisjoint(leaves)
 
 
@@ -104,13 +127,22 @@ class _Ownership:
 
     def __init__(self, operations: OperationGraph) -> None:
         self._operations = operations
-        self._places: dict[int, set[str]] = {}  # paths by id of a module, or of a tensor: of the modules that hold it
+        self._places: dict[
+            int, set[str]
+        ] = {}  # paths by id of a module, or of a tensor: of the modules that hold it
         self._every = list(operations.modules[""].named_modules(remove_duplicate=False))
         for path, module in self._every:
-            for thing in (module, *module.parameters(recurse=False), *module.buffers(recurse=False)):
+            for thing in (
+                module,
+                *module.parameters(recurse=False),
+                *module.buffers(recurse=False),
+            ):
                 self._places.setdefault(id(thing), set()).add(path)
         self._read = [
-            (node, str(s.target)) for node in operations.nodes for s in node.all_input_nodes if s.op == "get_attr"
+            (node, str(s.target))
+            for node in operations.nodes
+            for s in node.all_input_nodes
+            if s.op == "get_attr"
         ]
 
     def alone(self, path: str, own: set[fx.Node]) -> bool:
@@ -119,8 +151,12 @@ class _Ownership:
         inner = [module for name, module in self._every if _below(name, path)]
         # An activation without weights, which all blocks share, goes on in the others.
         held = [m for m in inner if m._parameters or m._buffers or not is_leaf(m)]
-        things = [t for m in held for t in (m, *m.parameters(recurse=False), *m.buffers(recurse=False))]
-        shared = any(not _below(where, path) for thing in things for where in self._places[id(thing)])
+        things = [
+            t for m in held for t in (m, *m.parameters(recurse=False), *m.buffers(recurse=False))
+        ]
+        shared = any(
+            not _below(where, path) for thing in things for where in self._places[id(thing)]
+        )
         borrowed = any((node in own) != _below(target, path) for node, target in self._read)
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in inner)
         read = any(_below(name, path) for name in o.read)
@@ -136,7 +172,9 @@ def _below(name: str, path: str) -> bool:
 class _Identity:
     """Whether a result would be the block's input if nothing were added to it."""
 
-    def __init__(self, operations: OperationGraph, signs: _Signs, source: fx.Node, nodes: list[fx.Node]) -> None:
+    def __init__(
+        self, operations: OperationGraph, signs: _Signs, source: fx.Node, nodes: list[fx.Node]
+    ) -> None:
         self._operations, self._signs, self._source = operations, signs, source
         # Whether a path of additions, and of what returns its input, leads back to the block's input. In the order of
         # execution, so that what goes into a node is known before: a call for each would be as deep as the network.
@@ -155,7 +193,11 @@ class _Identity:
             return False
         if kind in (F.dropout, F.dropout2d) or getattr(kind, "__module__", "") == _STOCHASTIC_DEPTH:
             position = 2 if kind in (F.dropout, F.dropout2d) else 3  # on by default
-            return (node.args[position] if len(node.args) > position else node.kwargs.get("training", True)) is False
+            return (
+                node.args[position]
+                if len(node.args) > position
+                else node.kwargs.get("training", True)
+            ) is False
         return kind in _PASSING or (kind in _RELUS and self._signs.nonnegative(self._source))
 
     def _adds(self, node: fx.Node) -> bool:
@@ -181,7 +223,9 @@ class _Signs:
 
     def nonnegative(self, node: fx.Node) -> bool:
         """Returns whether a tensor certainly has no negative entries, whatever is done to it in place."""
-        waiting = [node]  # each waits for those above it: calls in its place would be as deep as the network
+        waiting = [
+            node
+        ]  # each waits for those above it: calls in its place would be as deep as the network
         while waiting:
             last = waiting[-1]
             kind = _kind(self._operations, last) if last.op != "get_attr" else None
@@ -194,7 +238,9 @@ class _Signs:
                 continue
             good = kind in _RELUS or (bool(needed) and all(self._known[side] for side in needed))
             # A ReLU in place, and what comes before it, does no harm; nor does adding what is not negative.
-            self._known[last] = good and all(self._harmless(change, last) for change in self._changing(last))
+            self._known[last] = good and all(
+                self._harmless(change, last) for change in self._changing(last)
+            )
             waiting.pop()
         return self._known[node]
 

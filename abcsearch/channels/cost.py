@@ -58,7 +58,9 @@ class CostModel:
         self._blocks = len(blocks)
         self._channels = np.array(channels, dtype=np.int64)
         calls = tuple(calls)
-        used = {name for call in calls for name in (call.weight, call.bias) if isinstance(name, str)}
+        used = {
+            name for call in calls for name in (call.weight, call.bias) if isinstance(name, str)
+        }
         own = frozenset(trainable)
         names = sorted(own | used)
         row = {name: index for index, name in enumerate(names)}
@@ -136,7 +138,11 @@ class CostModel:
         rows, widths = self._check(candidates), len(self._channels)
         if self._activations is None:
             return np.zeros(len(rows), dtype=np.int64)
-        kept = rows[:, widths:] if rows.shape[1] > widths else np.ones((len(rows), self._blocks), dtype=np.int64)
+        kept = (
+            rows[:, widths:]
+            if rows.shape[1] > widths
+            else np.ones((len(rows), self._blocks), dtype=np.int64)
+        )
         return self._activations.peak(rows[:, :widths], kept)
 
     def _weighted(
@@ -148,18 +154,28 @@ class CostModel:
         total = np.empty(len(rows), dtype=np.int64)
         for start in range(0, len(rows), _ROWS):
             elements, kept = self._elements(rows[start : start + _ROWS], used)
-            total[start : start + _ROWS] = np.rint(elements @ weights[used] + kept @ fixed).astype(np.int64)
+            total[start : start + _ROWS] = np.rint(elements @ weights[used] + kept @ fixed).astype(
+                np.int64
+            )
         return total
 
-    def _elements(self, rows: NDArray[np.int64], used: NDArray[np.intp]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _elements(
+        self, rows: NDArray[np.int64], used: NDArray[np.intp]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Returns how many elements the used parameters have, (n, n_used), and what is kept of blocks, (n, 1 + blocks).
 
         The last column of blocks is for what is in none: never dropped.
         """
         widths, block, constant = len(self._channels), self._block_of[used], self._constant[used]
         terms = np.concatenate([np.ones((len(rows), 1)), rows[:, :widths]], axis=1)
-        kept = np.concatenate([rows[:, widths:], np.ones((len(rows), 1 + widths + self._blocks - rows.shape[1]))], 1)
-        elements = kept[:, block] * constant if self._blocks else np.broadcast_to(constant, (len(rows), len(block)))
+        kept = np.concatenate(
+            [rows[:, widths:], np.ones((len(rows), 1 + widths + self._blocks - rows.shape[1]))], 1
+        )
+        elements = (
+            kept[:, block] * constant
+            if self._blocks
+            else np.broadcast_to(constant, (len(rows), len(block)))
+        )
         for factor in self._factors[:, used]:
             elements = elements * (terms @ factor.T)
         return elements, kept
@@ -211,18 +227,26 @@ class CostModel:
         most = max(1, len(self._factors))
         orders = [
             cumulants(f"dimension {index}", channels, distribution, most)
-            for index, (channels, distribution) in enumerate(zip(sizes, distributions, strict=False))
+            for index, (channels, distribution) in enumerate(
+                zip(sizes, distributions, strict=False)
+            )
         ]
-        device = next((row.device for row in orders if row.device.type != "cpu"), torch.device("cpu"))
+        device = next(
+            (row.device for row in orders if row.device.type != "cpu"), torch.device("cpu")
+        )
         empty = torch.zeros(most, 0, dtype=torch.float64, device=device)
         rows = torch.stack([row.to(device) for row in orders], dim=1) if orders else empty
         weight, fixed = weights[cost]
         used = np.flatnonzero(weight)
         elements = expected_products(self._factors[:, used], self._constant[used], rows[:, :widths])
-        missing = rows.new_ones(1 + widths + self._blocks - len(orders))  # blocks without a word on them, and no block
+        missing = rows.new_ones(
+            1 + widths + self._blocks - len(orders)
+        )  # blocks without a word on them, and no block
         kept = torch.cat([rows[0, widths:], missing])
         every = elements * kept[torch.from_numpy(self._block_of[used]).to(device)]
-        return every @ torch.from_numpy(weight[used]).to(device) + kept @ torch.from_numpy(fixed).to(device)
+        return every @ torch.from_numpy(weight[used]).to(device) + kept @ torch.from_numpy(
+            fixed
+        ).to(device)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -275,4 +299,6 @@ class CostModel:
 
 def _block(name: str, blocks: Sequence[str]) -> int:
     """Returns the index of the block that a parameter or module is in, -1 for none."""
-    return next((index for index, path in enumerate(blocks) if f"{name}.".startswith(f"{path}.")), -1)
+    return next(
+        (index for index, path in enumerate(blocks) if f"{name}.".startswith(f"{path}.")), -1
+    )

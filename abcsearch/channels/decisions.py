@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "isin", "bucketize", "searchsorted"}
-_ORDERS = {"topk", "sort", "argsort", "argmax", "argmin", "max", "min", "nms", "kthvalue", "median", "cummax", "cummin"}
+_ORDERS = {
+    "topk",
+    "sort",
+    "argsort",
+    "argmax",
+    "argmin",
+    "max",
+    "min",
+    "nms",
+    "kthvalue",
+    "median",
+    "cummax",
+    "cummin",
+}
 _ROUNDINGS = {"floor", "ceil", "round", "trunc", "floor_divide", "_local_scalar_dense"}
 _DECIDING = _COMPARISONS | _ORDERS | _ROUNDINGS
 
@@ -45,7 +58,9 @@ class Decisions(TorchDispatchMode):
     """
 
     def __init__(
-        self, made: list[Decision] | None = None, same: Callable[[torch.Tensor, torch.Tensor], bool] = torch.equal
+        self,
+        made: list[Decision] | None = None,
+        same: Callable[[torch.Tensor, torch.Tensor], bool] = torch.equal,
     ) -> None:
         """Begins a block.
 
@@ -75,7 +90,11 @@ class Decisions(TorchDispatchMode):
 
     def _again(self, operation: str, given: list[torch.Tensor], number: int) -> Any:  # noqa: ANN401
         """Returns what was decided before by the same numbers; None where that was not so."""
-        before = self._before[number] if self._before is not None and number < len(self._before) else None
+        before = (
+            self._before[number]
+            if self._before is not None and number < len(self._before)
+            else None
+        )
         if before is None or before.operation != operation or len(before.given) != len(given):
             return None
         alike = all(

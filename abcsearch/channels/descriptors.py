@@ -30,7 +30,9 @@ def layer_descriptors(
     return (*made, *(_of_block(block, calls, sizes) for block in blocks))
 
 
-def _of_group(group: ChannelGroup, calls: Sequence[Call], sizes: Mapping[str, tuple[int, ...]]) -> tuple[float, ...]:
+def _of_group(
+    group: ChannelGroup, calls: Sequence[Call], sizes: Mapping[str, tuple[int, ...]]
+) -> tuple[float, ...]:
     """Returns the row of a group: its first layer, and the MACs of all that make its channels."""
     makers = [
         (call, len(member.entries) / sizes[member.parameter][member.axis])
@@ -43,22 +45,38 @@ def _of_group(group: ChannelGroup, calls: Sequence[Call], sizes: Mapping[str, tu
     return _row(makers[0][0] if makers else None, sizes, group.channels, macs)
 
 
-def _of_block(block: Block, calls: Sequence[Call], sizes: Mapping[str, tuple[int, ...]]) -> tuple[float, ...]:
+def _of_block(
+    block: Block, calls: Sequence[Call], sizes: Mapping[str, tuple[int, ...]]
+) -> tuple[float, ...]:
     """Returns the row of a block, which leaves as many channels as enter it: its first layer, and all its MACs."""
     inside = [call for call in calls if f"{call.scope}.".startswith(f"{block.name}.")]
     first = inside[0] if inside else None
-    return _row(first, sizes, first.in_channels if first else 0, sum(_macs(call, sizes) for call in inside))
+    return _row(
+        first, sizes, first.in_channels if first else 0, sum(_macs(call, sizes) for call in inside)
+    )
 
 
-def _row(first: Call | None, sizes: Mapping[str, tuple[int, ...]], out_channels: int, macs: float) -> tuple[float, ...]:
+def _row(
+    first: Call | None, sizes: Mapping[str, tuple[int, ...]], out_channels: int, macs: float
+) -> tuple[float, ...]:
     """Returns the numbers of a layer; zeros for one that is not known."""
     if first is None:
         return (0.0, float(out_channels), 0.0, 0.0, 0.0, 0.0, float(macs))
     kernel = sizes[first.weight][2:3] if isinstance(first.weight, str) else ()
-    numbers = (first.in_channels, out_channels, first.height, first.width, first.stride, *(kernel or (1,)), macs)
+    numbers = (
+        first.in_channels,
+        out_channels,
+        first.height,
+        first.width,
+        first.stride,
+        *(kernel or (1,)),
+        macs,
+    )
     return tuple(float(number) for number in numbers)
 
 
 def _macs(call: Call, sizes: Mapping[str, tuple[int, ...]]) -> float:
     """Returns the multiply-accumulates of one use of a weight, per image."""
-    return call.times * (call.weight if isinstance(call.weight, int) else math.prod(sizes[call.weight]))
+    return call.times * (
+        call.weight if isinstance(call.weight, int) else math.prod(sizes[call.weight])
+    )

@@ -24,7 +24,9 @@ class Fit:
     Source: the update of Hassibi and Stork, Optimal Brain Surgeon (NIPS 1992), equation 5, for several inputs at once.
     """
 
-    def __init__(self, inverse: torch.Tensor, weight: torch.Tensor, block: int, scale: float = 1.0) -> None:
+    def __init__(
+        self, inverse: torch.Tensor, weight: torch.Tensor, block: int, scale: float = 1.0
+    ) -> None:
         """Takes the fit of all channels.
 
         Args:
@@ -36,7 +38,9 @@ class Fit:
         """
         self._inverse, self._weight = inverse.clone(), weight.clone()
         self._block, self._scale = block, scale
-        self._left = list(range(weight.shape[1] // block))  # the channels' blocks of rows, in their order
+        self._left = list(
+            range(weight.shape[1] // block)
+        )  # the channels' blocks of rows, in their order
 
     def losses(self) -> torch.Tensor:
         """Returns how much the summed squared error grows if a channel goes, (channels left,), not negative."""
@@ -116,7 +120,9 @@ def rising_scores(order: Sequence[int], values: ArrayLike) -> NDArray[np.float64
 def regularised(second: torch.Tensor, ridge: float) -> torch.Tensor:
     """Returns second moments plus a share of the mean of their diagonal, (..., n, n); of zeros, the unit matrix."""
     mean = second.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None]
-    return second + torch.where(mean > 0, ridge * mean, 1.0) * torch.eye(second.shape[-1], dtype=second.dtype)
+    return second + torch.where(mean > 0, ridge * mean, 1.0) * torch.eye(
+        second.shape[-1], dtype=second.dtype
+    )
 
 
 def inverted(matrix: torch.Tensor) -> torch.Tensor:

@@ -49,10 +49,14 @@ def pfa_path(
     """
     full = [dimension.full for dimension in space.dimensions if dimension.kind == "width"]
     shapes = [None if matrix is None else np.shape(matrix) for matrix in covariances]
-    if len(shapes) != len(full) or any(s not in (None, (c, c)) for s, c in zip(shapes, full, strict=True)):
+    if len(shapes) != len(full) or any(
+        s not in (None, (c, c)) for s, c in zip(shapes, full, strict=True)
+    ):
         msg = f"a covariance of all channels is needed for every width: {shapes}, the space has widths of {full}"
         raise RankingError(msg)
-    shares = [_spectrum(matrix, channels) for matrix, channels in zip(covariances, full, strict=True)]
+    shares = [
+        _spectrum(matrix, channels) for matrix, channels in zip(covariances, full, strict=True)
+    ]
     scores = [_energy_scores(share) if form == "energy" else _kl_scores(share) for share in shares]
     return threshold_path(scores, space)
 

@@ -50,10 +50,14 @@ def cumulants(name: str, channels: int, distribution: Distribution, most: int) -
             return _certain(torch.tensor(float(distribution), dtype=torch.float64), most)
         case torch.Tensor() if distribution.is_floating_point() and distribution.ndim == 0:
             return _certain(distribution.double(), most)
-        case torch.Tensor() if distribution.is_floating_point() and distribution.shape == (channels,):
+        case torch.Tensor() if distribution.is_floating_point() and distribution.shape == (
+            channels,
+        ):
             _check_range(name, distribution)
             kept = distribution.double()
-            return _of_moments(kept.expand(most, channels)).sum(dim=1)  # 0 ** k and 1 ** k: every moment is the mean
+            return _of_moments(kept.expand(most, channels)).sum(
+                dim=1
+            )  # 0 ** k and 1 ** k: every moment is the mean
         case (choices, torch.Tensor() as probabilities) if probabilities.is_floating_point():
             widths = _numbers(choices, probabilities.device)
             if widths is not None and widths.ndim == 1 and widths.shape == probabilities.shape:

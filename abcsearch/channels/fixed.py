@@ -30,7 +30,9 @@ class Fixed(Sliced):
         self._scores = _Scores(ranking)
 
     @classmethod
-    def restored(cls, model: nn.Module, graph: ChannelGraph, scores: Mapping[str, torch.Tensor]) -> Fixed:
+    def restored(
+        cls, model: nn.Module, graph: ChannelGraph, scores: Mapping[str, torch.Tensor]
+    ) -> Fixed:
         """Returns the source that was saved.
 
         Args:
@@ -55,7 +57,9 @@ class _Scores(nn.Module):
         self.register_buffer(_NAMES, torch.tensor(list(text), dtype=torch.uint8))
         for number, single in enumerate((ranking, *ranking.others)):
             for group, scores in enumerate(single.scores):
-                self.register_buffer(f"scores_{number}_{group}", torch.tensor(scores, dtype=torch.float64))
+                self.register_buffer(
+                    f"scores_{number}_{group}", torch.tensor(scores, dtype=torch.float64)
+                )
 
 
 def ranking_of(state: Mapping[str, torch.Tensor]) -> Ranking:
@@ -63,7 +67,10 @@ def ranking_of(state: Mapping[str, torch.Tensor]) -> Ranking:
     names = bytes(state[_NAMES].tolist()).decode().split("\n")
     groups = (len(state) - 1) // len(names)
     every = [
-        Ranking(criterion=name, scores=tuple(state[f"scores_{number}_{group}"].numpy() for group in range(groups)))
+        Ranking(
+            criterion=name,
+            scores=tuple(state[f"scores_{number}_{group}"].numpy() for group in range(groups)),
+        )
         for number, name in enumerate(names)
     ]
     return Ranking(criterion=names[0], scores=every[0].scores, others=tuple(every[1:]))
@@ -76,4 +83,6 @@ def ranked_by(name: str, scores: Sequence[NDArray[np.float64]]) -> Ranking:
         name: what they are.
         scores: per prunable group, (channels,): higher is more worth keeping.
     """
-    return Ranking(criterion=name, scores=tuple(np.asarray(score, dtype=np.float64) for score in scores))
+    return Ranking(
+        criterion=name, scores=tuple(np.asarray(score, dtype=np.float64) for score in scores)
+    )

@@ -118,11 +118,15 @@ class Flow:
             op: the operation that uses the number.
         """
         self._bind(size, positions)
-        self._equations.append((size, positions, f"{op.name}: a size there would not follow the channels"))
+        self._equations.append(
+            (size, positions, f"{op.name}: a size there would not follow the channels")
+        )
 
     def whole(self, size: Count, op: Op) -> None:
         """Says that a number in forward must stay whole, because forward rounds it; otherwise the channels stay."""
-        self._equations.append((size, None, f"{op.name}: rounding there would not follow the channels"))
+        self._equations.append(
+            (size, None, f"{op.name}: rounding there would not follow the channels")
+        )
 
     def attribute(self, path: str, name: str, value: int) -> NDArray[np.int64]:
         """Returns positions that stand for a number among a module's attributes which forward reads: "c", "sizes[0]".
@@ -158,7 +162,11 @@ class Flow:
     def pins(self, count: Count | None) -> bool:
         """Returns whether a number is made of what hardly ever follows channels: attributes, and sizes of kernels."""
         fixed = self._standing.keys() | self._lengths.keys()
-        return count is not None and bool(count.terms) and all(id(own) in fixed for _, own in count.terms)
+        return (
+            count is not None
+            and bool(count.terms)
+            and all(id(own) in fixed for _, own in count.terms)
+        )
 
     def _bind(self, size: Count, positions: NDArray[np.int64]) -> None:
         """Lets an attribute of a module count the channels that it is meant to be the number of."""
@@ -198,7 +206,9 @@ class Flow:
         """
         self._decisions.append((difference, how, text))
 
-    def setting(self, path: str, attribute: str, positions: NDArray[np.int64], index: int | None = None) -> None:
+    def setting(
+        self, path: str, attribute: str, positions: NDArray[np.int64], index: int | None = None
+    ) -> None:
         """Says that a module's attribute is the number of channels among positions; slicing sets it.
 
         Args:
@@ -219,8 +229,12 @@ class Flow:
         for name in parameters:
             for axis in range(len(self.sizes[name])):
                 if (name, axis) not in self.claimed:
-                    self._held.setdefault((name, axis), f"{op.name}: needs all of axis {axis} of {name}")
-        if op.path and not any(setting.path == op.path for setting in self.settings[self._settings_before :]):
+                    self._held.setdefault(
+                        (name, axis), f"{op.name}: needs all of axis {axis} of {name}"
+                    )
+        if op.path and not any(
+            setting.path == op.path for setting in self.settings[self._settings_before :]
+        ):
             self._unset.setdefault(op.path, f"{op.name}: used with other channels as well")
 
     def begin(self, op: Op) -> None:
@@ -238,7 +252,9 @@ class Flow:
             parameters: whether it uses parameters.
         """
         known = self.problems.get(text, np.zeros(0, np.int64))
-        self.problems[text] = None if parameters or known is None else np.concatenate([known, *touched])
+        self.problems[text] = (
+            None if parameters or known is None else np.concatenate([known, *touched])
+        )
 
     def unsupported(self, classes: Classes) -> tuple[str, ...]:
         """Returns the problems that touch channels which a module computes, or parameters."""
@@ -246,7 +262,9 @@ class Flow:
         for _, start, count in self.producers:
             computed[classes.label[start : start + count]] = True
         return tuple(
-            text for text, touched in self.problems.items() if touched is None or computed[classes.label[touched]].any()
+            text
+            for text, touched in self.problems.items()
+            if touched is None or computed[classes.label[touched]].any()
         )
 
     def parameter(
@@ -302,9 +320,13 @@ class Flow:
             if (parameter, axis) in self._held:
                 self.fix(positions, self._held[parameter, axis])
         self._same_settings()
-        pairs = [(a, b) for a, b, _ in self._ties] or [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+        pairs = [(a, b) for a, b, _ in self._ties] or [
+            (np.zeros(0, np.int64), np.zeros(0, np.int64))
+        ]
         rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True))
-        links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(self.count, self.count))
+        links = coo_array(
+            (np.ones(len(rows), np.int8), (rows, columns)), shape=(self.count, self.count)
+        )
         total, label = connected_components(links, directed=False)
         label = label.astype(np.int64)
         residual = np.zeros(total, dtype=bool)
@@ -317,7 +339,9 @@ class Flow:
         """Ties what an attribute of a shared module counts in each of its uses; fixes it where one use sets none."""
         first: dict[tuple[str, str, int | None], NDArray[np.int64]] = {}
         for setting in self.settings:
-            known = first.setdefault((setting.path, setting.attribute, setting.index), setting.positions)
+            known = first.setdefault(
+                (setting.path, setting.attribute, setting.index), setting.positions
+            )
             if setting.path in self._unset:
                 self.fix(setting.positions, self._unset[setting.path])
             elif len(known) == len(setting.positions):
@@ -336,7 +360,9 @@ class Flow:
             wrong = self._unequal(size, positions, label) - reasons.keys()
             if wrong:
                 reasons.update(dict.fromkeys(wrong, text))
-                self.problem(text, [np.flatnonzero(np.isin(label, sorted(wrong)))], parameters=False)
+                self.problem(
+                    text, [np.flatnonzero(np.isin(label, sorted(wrong)))], parameters=False
+                )
         for difference, how, text in self._decisions:
             free = self._unequal(difference, np.zeros(0, np.int64), label) - reasons.keys()
             if free and not self._settled(difference, how, label, reasons):
@@ -344,7 +370,9 @@ class Flow:
                 self.problem(text, [np.flatnonzero(np.isin(label, sorted(free)))], parameters=False)
         return reasons
 
-    def _settled(self, difference: Count, how: str, label: NDArray[np.int64], reasons: dict[int, str]) -> bool:
+    def _settled(
+        self, difference: Count, how: str, label: NDArray[np.int64], reasons: dict[int, str]
+    ) -> bool:
         """Returns whether a number compares with 0 in one way, whatever is removed."""
         low = high = difference.constant
         for factor, positions in difference.terms:
@@ -361,7 +389,9 @@ class Flow:
             "ge": low >= 0,
         }[how]
 
-    def _unequal(self, size: Count, positions: NDArray[np.int64] | None, label: NDArray[np.int64]) -> set[int]:
+    def _unequal(
+        self, size: Count, positions: NDArray[np.int64] | None, label: NDArray[np.int64]
+    ) -> set[int]:
         """Returns the classes that a number counts more or less often than they are among the positions.
 
         Without positions, those of which one channel does not count as a whole number.
@@ -371,7 +401,11 @@ class Flow:
         for factor, own in [*size.terms, *other]:
             for index, times in zip(*np.unique(label[own], return_counts=True), strict=True):
                 weights[int(index)] = weights.get(int(index), Fraction(0)) + factor * int(times)
-        return {index for index, weight in weights.items() if (weight % 1 if positions is None else weight)}
+        return {
+            index
+            for index, weight in weights.items()
+            if (weight % 1 if positions is None else weight)
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from abcsearch.channels.group import ChannelNorm
 
 
-def gate(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+def gate(
+    model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """Returns what reads channels (weights of convolutions and linear layers), times the gates of these channels.
 
     `torch.func.functional_call(model, gate(model, graph, gates), inputs)` runs the network so. With gates of 0 and 1 it
@@ -89,12 +91,16 @@ def gated(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]) 
     weights: dict[ChannelNorm, torch.Tensor] = {}
     if graph.norms:
         every = torch.cat([*gates, gates[0].new_ones(1)])
-        weights = {norm: every[torch.from_numpy(norm.channels).to(every.device)] for norm in graph.norms}
+        weights = {
+            norm: every[torch.from_numpy(norm.channels).to(every.device)] for norm in graph.norms
+        }
     with replaced(model, tensors), renormalised(model, weights):
         yield
 
 
-def _readers(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+def _readers(
+    model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """Returns what reads channels, times their gates, see `gate`."""
     _, tensors = parts_of(model, graph)
     _check(graph, gates)
@@ -109,8 +115,12 @@ def _readers(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor
                 joined[key] = _joined(gates, tensor)
             whole = target.divided(tensor)
             for axis, pattern in target.sums:
-                numbers = torch.from_numpy(plan.patterns[pattern]).to(tensor.device)  # -1: the one at the end
-                whole = whole * joined[key][numbers].reshape([-1 if a == axis else 1 for a in range(whole.ndim)])
+                numbers = torch.from_numpy(plan.patterns[pattern]).to(
+                    tensor.device
+                )  # -1: the one at the end
+                whole = whole * joined[key][numbers].reshape(
+                    [-1 if a == axis else 1 for a in range(whole.ndim)]
+                )
             gated[target.name] = target.merged(whole)
     return gated
 
@@ -125,8 +135,12 @@ def replaced(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[
     """
     every = dict([*model.named_parameters(), *model.named_buffers()])
     new = {id(every[name]): tensor for name, tensor in tensors.items()}
-    stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
-    slots = [(store, name, old) for store in stores for name, old in store.items() if id(old) in new]
+    stores = [
+        store for module in model.modules() for store in (module._parameters, module._buffers)
+    ]
+    slots = [
+        (store, name, old) for store in stores for name, old in store.items() if id(old) in new
+    ]
     try:
         for store, name, old in slots:
             store[name] = new[id(old)]  # pyright: ignore[reportArgumentType] - a parameter's place takes any tensor

@@ -64,13 +64,17 @@ def made_weights(model: nn.Module, graph: ChannelGraph, free: Collection[int]) -
     """
     trained = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
     groups: dict[str, list[int]] = {
-        call.weight: [] for call in graph.calls if isinstance(call.weight, str) and call.weight in trained
+        call.weight: []
+        for call in graph.calls
+        if isinstance(call.weight, str) and call.weight in trained
     }
     for index in sorted(free):
         for name in dict.fromkeys(member.parameter for member in graph.prunable[index].members):
             if name in groups:
                 groups[name].append(index)
-    return tuple(Made(name, graph.sizes[name], tuple(group)) for name, group in groups.items() if group)
+    return tuple(
+        Made(name, graph.sizes[name], tuple(group)) for name, group in groups.items() if group
+    )
 
 
 class Generator(nn.Module):
@@ -116,7 +120,12 @@ class Generator(nn.Module):
         return self
 
     def weights(
-        self, model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], *, from_full: bool = True
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        candidate: Sequence[int],
+        *,
+        from_full: bool = True,
     ) -> dict[str, torch.Tensor]:
         """Returns the whole weights of a candidate by name, of which it keeps a slice; those of its blocks alone.
 
@@ -131,13 +140,17 @@ class Generator(nn.Module):
             CandidateError: if the candidate does not fit the graph.
         """
         widths, dropped = graph.structure(candidate)
-        ratios = [width / group.channels for width, group in zip(widths, graph.prunable, strict=True)]
+        ratios = [
+            width / group.channels for width, group in zip(widths, graph.prunable, strict=True)
+        ]
         gone = tuple(f"{block.name}." for block in dropped)
         tensors, weights = dict(model.named_parameters()), {}
         for one, maker in zip(self.made, self._makers, strict=True):
             if not gone or not one.name.startswith(gone):
                 tensor, inputs = tensors[one.name], [ratios[group] for group in one.groups]
-                with torch.autocast(tensor.device.type, enabled=False):  # the same numbers, whatever is computed in
+                with torch.autocast(
+                    tensor.device.type, enabled=False
+                ):  # the same numbers, whatever is computed in
                     weights[one.name] = maker(tensor, inputs, from_full=from_full)
         return weights
 
@@ -173,12 +186,16 @@ class _Maker(nn.Module):
     def drawn(self, draws: torch.Generator, *, outputs: bool) -> None:
         """Draws the hidden layer, and what reads it, see `Generator.drawn`."""
         count, inputs = self.hidden.shape
-        drawn = {self.hidden: inputs, self.offset: inputs} | (dict.fromkeys(self.outputs, count) if outputs else {})
+        drawn = {self.hidden: inputs, self.offset: inputs} | (
+            dict.fromkeys(self.outputs, count) if outputs else {}
+        )
         with torch.no_grad():
             for tensor, fan in drawn.items():
                 tensor.uniform_(-(fan**-0.5), fan**-0.5, generator=draws)
 
-    def forward(self, own: torch.Tensor, ratios: Sequence[float], *, from_full: bool) -> torch.Tensor:
+    def forward(
+        self, own: torch.Tensor, ratios: Sequence[float], *, from_full: bool
+    ) -> torch.Tensor:
         """Returns the weight."""
         at = self._features(ratios)
         if from_full:
@@ -186,7 +203,9 @@ class _Maker(nn.Module):
         if not self._axes:
             return own + (self.outputs[0] @ at).view(self._shape)
         for axis, factors in zip(self._axes, self.outputs, strict=True):
-            own = own * (1 + factors @ at).view([-1 if a == axis else 1 for a in range(len(self._shape))])
+            own = own * (1 + factors @ at).view(
+                [-1 if a == axis else 1 for a in range(len(self._shape))]
+            )
         return own
 
     def _features(self, ratios: Sequence[float]) -> torch.Tensor:
@@ -204,7 +223,9 @@ class Generated(Fixed):
         generator: makes the weights.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, ranking: Ranking, generator: Generator) -> None:
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, ranking: Ranking, generator: Generator
+    ) -> None:
         """Takes a network, its channels, which of them are best, and what makes its weights.
 
         Raises:

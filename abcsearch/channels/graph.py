@@ -112,7 +112,13 @@ class ChannelGraph:
             TraceError: if nothing at these levels can be pruned; the message names every fixed group, every operation
                 without a rule, and the reasons.
         """
-        asked: dict[str, Any] = {"alpha": alpha, "step": step, "levels": levels, "divisor": divisor, "lowest": lowest}
+        asked: dict[str, Any] = {
+            "alpha": alpha,
+            "step": step,
+            "levels": levels,
+            "divisor": divisor,
+            "lowest": lowest,
+        }
         check(WidthOptions(**asked), "space", CandidateError)
         self._require_prunable(levels)
         # The simplest fraction near a float is the number that was meant: 0.1 is 1/10 and 1 / 3 is 1/3, exactly.
@@ -128,19 +134,26 @@ class ChannelGraph:
                 else [c]
             )
             dimensions.append(Dimension(group.name, "width", tuple(choices), c))
-        chosen = [criterion_of(width, criteria) for width in dimensions] if len(criteria) > 1 else []
+        chosen = (
+            [criterion_of(width, criteria) for width in dimensions] if len(criteria) > 1 else []
+        )
         if "block" in levels or chosen:
             switches = (0, 1) if "block" in levels else (1,)
             dimensions += [Dimension(block.name, "block", switches, 1) for block in self.blocks]
-        described = layer_descriptors(self.prunable, self.blocks, self.calls, self.sizes)[: len(dimensions)]
+        described = layer_descriptors(self.prunable, self.blocks, self.calls, self.sizes)[
+            : len(dimensions)
+        ]
         return SearchSpace((*dimensions, *chosen), (*described, *described[: len(chosen)]))
 
     def _require_prunable(self, levels: Sequence[str]) -> None:
         """Raises TraceError if nothing can be pruned at the levels."""
-        if any(group.kind in levels for group in self.prunable) or ("block" in levels and self.blocks):
+        if any(group.kind in levels for group in self.prunable) or (
+            "block" in levels and self.blocks
+        ):
             return
         groups = [
-            f"{g.name} ({g.kind}, {plural(g.channels, 'channel')}): {g.fixed or 'not searched'}" for g in self.groups
+            f"{g.name} ({g.kind}, {plural(g.channels, 'channel')}): {g.fixed or 'not searched'}"
+            for g in self.groups
         ]
         reasons = [*groups, *self.unsupported] or ["no convolution or linear layer found"]
         msg = f"nothing can be pruned at level {' and '.join(levels)}: {'; '.join(reasons)}"
@@ -178,7 +191,11 @@ class ChannelGraph:
         candidate = candidate[: len(candidate) - len(criteria)]
         widths, blocks = candidate[: len(self.prunable)], candidate[len(self.prunable) :]
         if len(widths) < len(self.prunable) or len(blocks) not in (0, len(self.blocks)):
-            both = f" (or {len(self.prunable) + len(self.blocks)} with its blocks)" if self.blocks else ""
+            both = (
+                f" (or {len(self.prunable) + len(self.blocks)} with its blocks)"
+                if self.blocks
+                else ""
+            )
             found = tuple(candidate)
             values = plural(len(self.prunable), "value")
             msg = f"a candidate of this network has {values}{both}, found {len(found)}: {found}"
@@ -191,7 +208,9 @@ class ChannelGraph:
             if value not in (0, 1):
                 msg = f"block {block.name!r} has value {value}; 1 keeps it, 0 drops it"
                 raise CandidateError(msg)
-        dropped = tuple(block for block, value in zip(self.blocks, blocks, strict=False) if not value)
+        dropped = tuple(
+            block for block, value in zip(self.blocks, blocks, strict=False) if not value
+        )
         return tuple(int(width) for width in widths), dropped
 
     def criteria(self, candidate: Sequence[int]) -> tuple[int, ...]:
@@ -212,4 +231,10 @@ class ChannelGraph:
 def criterion_of(width: Dimension, criteria: Sequence[str]) -> Dimension:
     """Returns the dimension that says by which of some criteria the channels of a width are chosen."""
     labels = tuple(criteria if width.choices != (width.full,) else criteria[:1])
-    return Dimension(f"criterion of {width.name}", "criterion", tuple(range(len(labels))), of=width.name, labels=labels)
+    return Dimension(
+        f"criterion of {width.name}",
+        "criterion",
+        tuple(range(len(labels))),
+        of=width.name,
+        labels=labels,
+    )

@@ -103,7 +103,9 @@ class SizeAttribute:
             kept: which channels are left, counted over all prunable groups.
             starts: the number of the first channel of each prunable group.
         """
-        value = self.constant + sum(int(kept[channels + starts[group]].sum()) for group, channels in self.counted)
+        value = self.constant + sum(
+            int(kept[channels + starts[group]].sum()) for group, channels in self.counted
+        )
         if self.index is not None:
             items = list(getattr(module, self.name))
             items[self.index] = value

@@ -72,8 +72,16 @@ def trace_channels(
     names = tensor_names(operations)
     flow = Flow(canonical=names[0], sizes=names[1], batch=batch, norms=Norms(allowed=renormalise))
     operands = propagate(flow, operations)
-    if flow.attends:  # attention: of a reshape into heads and channels of each, the heads are what can go
-        flow = Flow(canonical=names[0], sizes=names[1], batch=batch, norms=Norms(allowed=renormalise), heads=True)
+    if (
+        flow.attends
+    ):  # attention: of a reshape into heads and channels of each, the heads are what can go
+        flow = Flow(
+            canonical=names[0],
+            sizes=names[1],
+            batch=batch,
+            norms=Norms(allowed=renormalise),
+            heads=True,
+        )
         operands = propagate(flow, operations)
     calls = tuple(flow.calls)
     training = _couple_training(flow, operations, model, example)
@@ -84,7 +92,9 @@ def trace_channels(
     if wrong:
         for index, reason in wrong.items():
             flow.fix(positions[index], reason)
-            flow.problem(f"{graph.prunable[index].name}: {reason}", [positions[index]], parameters=False)
+            flow.problem(
+                f"{graph.prunable[index].name}: {reason}", [positions[index]], parameters=False
+            )
         graph, _ = _assembled(flow, traced)
         wrong = misfits(model, graph, example)
     if wrong:
@@ -139,7 +149,9 @@ def _assembled(flow: Flow, traced: _Traced) -> tuple[ChannelGraph, list[NDArray[
         norms=_norms(flow, classes, groups, lanes),
     )
     group_of = lanes[classes.label, 0]
-    return graph, [np.flatnonzero(group_of == i) for i, group in enumerate(groups) if group.fixed is None]
+    return graph, [
+        np.flatnonzero(group_of == i) for i, group in enumerate(groups) if group.fixed is None
+    ]
 
 
 def _one_image(model: nn.Module, example: Example) -> tuple[OperationGraph, Example, int]:
@@ -168,7 +180,11 @@ def _one_image(model: nn.Module, example: Example) -> tuple[OperationGraph, Exam
 
 def _rows(operations: OperationGraph) -> list[int]:
     """Returns the first size of every tensor that forward returns."""
-    shapes = [operations.values[source] for node in operations.nodes[-1:] for source in node.all_input_nodes]
+    shapes = [
+        operations.values[source]
+        for node in operations.nodes[-1:]
+        for source in node.all_input_nodes
+    ]
     return [shape[0] for shape in shapes if isinstance(shape, torch.Size) and shape]
 
 
@@ -197,8 +213,12 @@ def _couple_training(
     try:
         training = trace_operations(model, example, training=True)
     except TraceError:
-        return None  # the sliced network is as it was asked for; whether it trains, training will tell
-    if [node.format_node() for node in training.nodes] == [node.format_node() for node in operations.nodes]:
+        return (
+            None  # the sliced network is as it was asked for; whether it trains, training will tell
+        )
+    if [node.format_node() for node in training.nodes] == [
+        node.format_node() for node in operations.nodes
+    ]:
         return training
     flow.canonical.update(tensor_names(training)[0])
     known, start = set(flow.axes), flow.count
@@ -213,7 +233,9 @@ def _fix_modules(flow: Flow, fixed: Sequence[str]) -> None:
     """Fixes the output channels of the named modules and everything inside them."""
     made = {axis: positions for axis, positions in flow.axes.items() if axis in flow.makes}
     for path in fixed:
-        outputs = [positions for (name, _), positions in made.items() if name.startswith(f"{path}.")]
+        outputs = [
+            positions for (name, _), positions in made.items() if name.startswith(f"{path}.")
+        ]
         if not outputs:
             paths = {name.rpartition(".")[0] for name, _ in made}
             raise TraceError(unknown_name("module in fixed", path, paths))
@@ -233,7 +255,11 @@ def _groups(flow: Flow, classes: Classes) -> tuple[tuple[ChannelGroup, ...], NDA
             touched[label].append((index, count))
     grouped: dict[tuple[Any, ...], list[int]] = {}
     # Positions ascend in execution order, so labels are met in the order of the first module that computes them.
-    produced = [label for _, start, count in flow.producers for label in classes.label[start : start + count].tolist()]
+    produced = [
+        label
+        for _, start, count in flow.producers
+        for label in classes.label[start : start + count].tolist()
+    ]
     for label in dict.fromkeys(produced):
         key = (tuple(touched[label]), classes.reasons.get(label), bool(classes.residual[label]))
         grouped.setdefault(key, []).append(label)
@@ -248,7 +274,8 @@ def _groups(flow: Flow, classes: Classes) -> tuple[tuple[ChannelGroup, ...], NDA
         channel_of = np.full(classes.total, -1, dtype=np.int64)
         channel_of[labels] = np.arange(len(labels))
         members = tuple(
-            _member(flow, keys[index], channel_of[classes.label[flow.axes[keys[index]]]]) for index, _ in axes
+            _member(flow, keys[index], channel_of[classes.label[flow.axes[keys[index]]]])
+            for index, _ in axes
         )
         name = _group_name(flow, classes, labels)
         same = sum(group.name.partition("#")[0] == name for group in groups)
@@ -269,15 +296,24 @@ def _settings(
     flow: Flow, classes: Classes, groups: tuple[ChannelGroup, ...], place: NDArray[np.int64]
 ) -> tuple[SizeAttribute, ...]:
     """Returns the attributes that count channels which can be removed."""
-    prunable = {index: n for n, index in enumerate(i for i, group in enumerate(groups) if group.fixed is None)}
+    prunable = {
+        index: n
+        for n, index in enumerate(i for i, group in enumerate(groups) if group.fixed is None)
+    }
     attributes: list[SizeAttribute] = []
     for setting in flow.settings:
         own, channels = place[classes.label[setting.positions]].T
-        counted = tuple((prunable[g], channels[own == g]) for g in np.unique(own).tolist() if g in prunable)
+        counted = tuple(
+            (prunable[g], channels[own == g]) for g in np.unique(own).tolist() if g in prunable
+        )
         constant = len(own) - sum(len(part) for _, part in counted)
         attributes.append(
             SizeAttribute(
-                path=setting.path, name=setting.attribute, index=setting.index, constant=constant, counted=counted
+                path=setting.path,
+                name=setting.attribute,
+                index=setting.index,
+                constant=constant,
+                counted=counted,
             )
         )
     return tuple(setting for setting in attributes if setting.counted)
@@ -287,7 +323,10 @@ def _norms(
     flow: Flow, classes: Classes, groups: tuple[ChannelGroup, ...], place: NDArray[np.int64]
 ) -> tuple[ChannelNorm, ...]:
     """Returns what is computed over channels that can be removed."""
-    start, starts = 0, np.full(len(groups) + 1, -1, dtype=np.int64)  # the last one is for positions of no group
+    start, starts = (
+        0,
+        np.full(len(groups) + 1, -1, dtype=np.int64),
+    )  # the last one is for positions of no group
     for index, group in enumerate(groups):
         if group.fixed is None:
             starts[index], start = start, start + group.channels
@@ -296,7 +335,9 @@ def _norms(
         of, channels = place[classes.label[norm.positions]].T
         numbers = np.where(starts[of] >= 0, starts[of] + channels, -1)
         if (numbers >= 0).any():
-            norms.append(ChannelNorm(kind=kind, scope=scope, call=call, axis=norm.axis, channels=numbers))
+            norms.append(
+                ChannelNorm(kind=kind, scope=scope, call=call, axis=norm.axis, channels=numbers)
+            )
     return tuple(norms)
 
 
@@ -343,8 +384,15 @@ def _activations(
         )
         for node in operations.nodes
     )
-    first = [operations.storages[operations.nodes[i]] for block in blocks for i in (block.source, block.result)]
-    ends = [(block.name, a[0], b[0]) for block, a, b in zip(blocks, first[::2], first[1::2], strict=True)]
+    first = [
+        operations.storages[operations.nodes[i]]
+        for block in blocks
+        for i in (block.source, block.result)
+    ]
+    ends = [
+        (block.name, a[0], b[0])
+        for block, a, b in zip(blocks, first[::2], first[1::2], strict=True)
+    ]
     return Activations(steps, sizes, ends)
 
 
@@ -365,7 +413,11 @@ def _group_name(flow: Flow, classes: Classes, labels: list[int]) -> str:
     """Returns the first module that computes the channels, with their ranges if it computes others too."""
     wanted = set(labels)
     for path, start, count in flow.producers:
-        inside = [i for i, label in enumerate(classes.label[start : start + count].tolist()) if label in wanted]
+        inside = [
+            i
+            for i, label in enumerate(classes.label[start : start + count].tolist())
+            if label in wanted
+        ]
         if inside:
             return path if len(inside) == count else f"{path}[{_ranges(inside)}]"
     raise TraceError(f"no module computes channels {labels}")

@@ -87,7 +87,9 @@ class Bypassing(TorchDispatchMode):
         with torch._C.DisableTorchFunction():
             if recorder.depth or not recorder.knows(tensors_in((args, kwargs)), ()):
                 return func(*args, **kwargs)
-            return recorder.computed("call_function", func, args, kwargs, lambda: func(*args, **kwargs))
+            return recorder.computed(
+                "call_function", func, args, kwargs, lambda: func(*args, **kwargs)
+            )
 
 
 @contextlib.contextmanager
@@ -118,9 +120,13 @@ class Watched:
     """
 
     sizes: dict[int, str] = field(default_factory=dict[int, str])
-    peeks: set[tuple[int, tuple[int, ...]]] = field(default_factory=set[tuple[int, tuple[int, ...]]])
+    peeks: set[tuple[int, tuple[int, ...]]] = field(
+        default_factory=set[tuple[int, tuple[int, ...]]]
+    )
     modes: set[int] = field(default_factory=set[int])
-    calls: dict[str, tuple[Any, Any] | None] = field(default_factory=dict[str, "tuple[Any, Any] | None"])
+    calls: dict[str, tuple[Any, Any] | None] = field(
+        default_factory=dict[str, "tuple[Any, Any] | None"]
+    )
 
 
 @contextlib.contextmanager
@@ -135,7 +141,9 @@ def listening(recorder: Recorder) -> Iterator[Watched]:
         if name == "forward":
             path = recorder.paths.get(id(module))
             if path is not None:
-                return functools.partial(_enter, recorder, watched, bypassing, module, path, look(module, name))
+                return functools.partial(
+                    _enter, recorder, watched, bypassing, module, path, look(module, name)
+                )
         _watch(recorder, watched, module, name, look(module, "__dict__"))
         value = look(module, name)
         if _is_size(value) and name[:1] != "_" and id(module) in recorder.paths:
@@ -158,7 +166,9 @@ def _is_size(value: object) -> bool:
     return several or (type(value) is int and value > 1)
 
 
-def _watch(recorder: Recorder, watched: Watched, module: nn.Module, name: str, own: dict[str, Any]) -> None:
+def _watch(
+    recorder: Recorder, watched: Watched, module: nn.Module, name: str, own: dict[str, Any]
+) -> None:
     """Notes that forward reads an attribute of a module."""
     if name == "training":
         watched.modes.add(id(module))
@@ -205,7 +215,9 @@ def _enter(
     if path and is_leaf(module):
         with inside(recorder, bypassing), torch._C.DisableTorchFunction():
             run = functools.partial(forward, *args, **kwargs)
-            return recorder.computed("call_module", path, args, kwargs, run, scope=_scope_of(recorder, module))
+            return recorder.computed(
+                "call_module", path, args, kwargs, run, scope=_scope_of(recorder, module)
+            )
     single = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
     source = recorder.argument(args[0]) if single else None
     recorder.active.append(module)

@@ -44,7 +44,12 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def measure_latency(
-    models: Sequence[nn.Module], example_input: Inputs, *, threads: int = 1, repeats: int = 30, warmup: int = 5
+    models: Sequence[nn.Module],
+    example_input: Inputs,
+    *,
+    threads: int = 1,
+    repeats: int = 30,
+    warmup: int = 5,
 ) -> list[float]:
     """Returns the median forward time of each model in milliseconds; see `forward_times`.
 
@@ -127,7 +132,11 @@ class LatencyModel:
 
     @classmethod
     def measure(
-        cls, model: nn.Module, graph: ChannelGraph, example: Inputs, options: LatencyOptions | None = None
+        cls,
+        model: nn.Module,
+        graph: ChannelGraph,
+        example: Inputs,
+        options: LatencyOptions | None = None,
     ) -> LatencyModel:
         """Measures the networks of ten keep ratios, 0.1 ... 1; takes ten times `repeats` passes, twice.
 
@@ -142,22 +151,38 @@ class LatencyModel:
         channels = np.array([group.channels for group in graph.prunable])
         candidates = np.maximum(1, np.floor(_RATIOS[:, None] * channels + 1e-9)).astype(np.int64)
         ranking = rank_channels(model, graph, "random")
-        networks = [slice_model(model, graph, candidate, ranking) for candidate in candidates.tolist()]
-        whole = np.array(measure_latency(networks, batch, threads=options.threads, repeats=options.repeats))
+        networks = [
+            slice_model(model, graph, candidate, ranking) for candidate in candidates.tolist()
+        ]
+        whole = np.array(
+            measure_latency(networks, batch, threads=options.threads, repeats=options.repeats)
+        )
         owners = [name.rpartition(".")[0] for name in graph.costs.layers]
         shares = np.array([_layer_shares(network, batch, owners, options) for network in networks])
         # A module with two weights is one time for both.
         shares /= np.array([owners.count(owner) for owner in owners])
         layers = shares * whole[:, None]
         times = np.concatenate([whole[:, None] - layers.sum(axis=1, keepdims=True), layers], axis=1)
-        work = np.concatenate([graph.costs.macs(candidates)[:, None], graph.costs.layer_macs(candidates)], axis=1)
-        tables = tuple(_ascending(work[:, k], times[:, k], from_zero=k > 0) for k in range(work.shape[1]))
+        work = np.concatenate(
+            [graph.costs.macs(candidates)[:, None], graph.costs.layer_macs(candidates)], axis=1
+        )
+        tables = tuple(
+            _ascending(work[:, k], times[:, k], from_zero=k > 0) for k in range(work.shape[1])
+        )
         return cls(costs=graph.costs, tables=tables)
 
     def latency_ms(self, candidates: ArrayLike) -> NDArray[np.float64]:
         """Returns the expected forward time in milliseconds: (n, n_dims) candidates to (n,) float64."""
-        work = np.concatenate([self.costs.macs(candidates)[:, None], self.costs.layer_macs(candidates)], axis=1)
-        return np.sum([np.interp(amounts, *table) for amounts, table in zip(work.T, self.tables, strict=True)], axis=0)
+        work = np.concatenate(
+            [self.costs.macs(candidates)[:, None], self.costs.layer_macs(candidates)], axis=1
+        )
+        return np.sum(
+            [
+                np.interp(amounts, *table)
+                for amounts, table in zip(work.T, self.tables, strict=True)
+            ],
+            axis=0,
+        )
 
     def macs(self, candidates: ArrayLike) -> NDArray[np.int64]:
         """As `CostModel.macs`."""
@@ -178,7 +203,10 @@ class LatencyModel:
     def to_plain(self) -> dict[str, Any]:
         """Returns the measured times as plain JSON values; `from_plain` is the inverse."""
         names = ["(rest)", *self.costs.layers]
-        return {name: [list(work), list(times)] for name, (work, times) in zip(names, self.tables, strict=True)}
+        return {
+            name: [list(work), list(times)]
+            for name, (work, times) in zip(names, self.tables, strict=True)
+        }
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any], costs: CostModel) -> LatencyModel:
@@ -192,7 +220,10 @@ class LatencyModel:
             other = ", ".join(sorted(set(plain) ^ set(names))[:3])
             msg = f"the measured times are of another network; it differs in {other}"
             raise ModelError(msg)
-        return cls(costs=costs, tables=tuple((tuple(plain[name][0]), tuple(plain[name][1])) for name in names))
+        return cls(
+            costs=costs,
+            tables=tuple((tuple(plain[name][0]), tuple(plain[name][1])) for name in names),
+        )
 
 
 def _ascending(
@@ -215,7 +246,9 @@ def _layer_shares(
 ) -> NDArray[np.float64]:
     """Returns what share of a pass each module takes itself, without other modules that are called in it, (n,)."""
     spent: dict[str, float] = defaultdict(float)
-    running: list[tuple[float, float]] = []  # when a module began, and what modules called in it took
+    running: list[
+        tuple[float, float]
+    ] = []  # when a module began, and what modules called in it took
     cuda = batch.device.type == "cuda"
 
     def now() -> float:

@@ -126,19 +126,29 @@ def readers_of(model: nn.Module, graph: ChannelGraph) -> tuple[Reader, ...]:
         TraceError: if the graph was traced on another network.
     """
     modules, tensors = parts_of(model, graph)
-    targets = {id(tensors[target.name]): target for target in plan_of(graph).targets if len(target.sums) == 1}
+    targets = {
+        id(tensors[target.name]): target
+        for target in plan_of(graph).targets
+        if len(target.sums) == 1
+    }
     users: dict[int, list[str]] = {}
     for path, module in modules.items():
         for tensor in module._parameters.values():
             users.setdefault(id(tensor), []).append(path)
-    makes = {(m.parameter, m.axis) for group in graph.prunable for m in group.members if not m.reads}
+    makes = {
+        (m.parameter, m.axis) for group in graph.prunable for m in group.members if not m.reads
+    }
     readers = [
-        _reader(path, modules[path], targets[key], tied=len(users.get(id(modules[path].bias), ())) > 1)
+        _reader(
+            path, modules[path], targets[key], tied=len(users.get(id(modules[path].bias), ())) > 1
+        )
         for key, (path, *others) in users.items()
         if key in targets and not others and _fits(modules[path])
     ]
     order = {path: number for number, path in enumerate(modules)}
-    return tuple(sorted((r for r in readers if (r.weight, r.axis) not in makes), key=lambda r: order[r.path]))
+    return tuple(
+        sorted((r for r in readers if (r.weight, r.axis) not in makes), key=lambda r: order[r.path])
+    )
 
 
 def _fits(layer: nn.Module) -> bool:
@@ -146,7 +156,10 @@ def _fits(layer: nn.Module) -> bool:
     if isinstance(layer, _TRANSPOSED) and layer.groups > 1:
         return False
     kinds = (kind for kind in (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear) if isinstance(layer, kind))
-    return any(all(_is_method(layer, kind, name) for name in ("forward", "_conv_forward")) for kind in kinds)
+    return any(
+        all(_is_method(layer, kind, name) for name in ("forward", "_conv_forward"))
+        for kind in kinds
+    )
 
 
 def _is_method(layer: nn.Module, kind: type[nn.Module], name: str) -> bool:
@@ -170,7 +183,9 @@ def _reader(path: str, layer: Any, target: Target, *, tied: bool) -> Reader:  # 
         entries=layer.weight.numel() // (outputs * units),
         divided=divided,
         pattern=pattern,
-        bias=layer.bias is not None and not tied and (layer.bias.requires_grad or not layer.weight.requires_grad),
+        bias=layer.bias is not None
+        and not tied
+        and (layer.bias.requires_grad or not layer.weight.requires_grad),
     )
 
 
@@ -218,11 +233,15 @@ class Sample:
     def _pooled(self, layer: Any, x: torch.Tensor, batch: int) -> torch.Tensor:  # noqa: ANN401 - a layer that fits
         """Returns the units at some positions, (conv_groups, rows, units)."""
         if isinstance(layer, nn.Linear):
-            maps = x.reshape(-1, x.shape[-1] // self._reader.entries, self._reader.entries).movedim(1, 2)
+            maps = x.reshape(-1, x.shape[-1] // self._reader.entries, self._reader.entries).movedim(
+                1, 2
+            )
         else:
             x = x if x.ndim > layer.weight.ndim - 1 else x[None]
             # A unit may be several channels side by side that come and go together.
-            maps = x.reshape(len(x), self._reader.conv_groups * self._reader.units, -1).movedim(1, 2)
+            maps = x.reshape(len(x), self._reader.conv_groups * self._reader.units, -1).movedim(
+                1, 2
+            )
         rows = self._chosen(maps, batch).flatten(0, 1)  # (rows, channels)
         return rows.unflatten(1, (self._reader.conv_groups, -1)).movedim(1, 0)
 
@@ -287,12 +306,16 @@ class _Watch:
         self._batch = -1
         # Outputs of readers in this pass and their versions, by id; they are kept, so that no other tensor gets that.
         self._made: dict[int, tuple[str, torch.Tensor, int]] = {}
-        self._taken: dict[str, set[str]] = {}  # by the path of a norm, the readers whose outputs it takes
+        self._taken: dict[
+            str, set[str]
+        ] = {}  # by the path of a norm, the readers whose outputs it takes
         for path, module in network.named_modules():
             if path in self._sums:
                 module.register_forward_hook(functools.partial(self._look, path), with_kwargs=True)
             elif isinstance(module, NORMS) and module.running_mean is not None:
-                module.register_forward_pre_hook(functools.partial(self._take, path), with_kwargs=True)
+                module.register_forward_pre_hook(
+                    functools.partial(self._take, path), with_kwargs=True
+                )
 
     def begin(self) -> None:
         """Begins the next batch."""
@@ -300,12 +323,19 @@ class _Watch:
         self._made.clear()
 
     def _look(
-        self, path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], y: torch.Tensor
+        self,
+        path: str,
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        y: torch.Tensor,
     ) -> None:
         self._sums[path].see(layer, args[0] if args else kwargs["input"], self._batch)
         self._made[id(y)] = path, y, y._version
 
-    def _take(self, path: str, _norm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _take(
+        self, path: str, _norm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
         x = args[0] if args else kwargs["input"]
         reader, y, version = self._made.get(id(x), ("", x, 0))
         if reader and y._version == version:  # nothing has changed it in place
@@ -321,7 +351,10 @@ class _Watch:
             if sums.rows:
                 reader = replace(sums.reader, norm=behind.get(path, ""))
                 moments[path] = Moments(
-                    reader=reader, rows=sums.rows, mean=sums.total / sums.rows, gram=sums.products / sums.rows
+                    reader=reader,
+                    rows=sums.rows,
+                    mean=sums.total / sums.rows,
+                    gram=sums.products / sums.rows,
                 )
         return moments
 

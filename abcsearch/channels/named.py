@@ -149,7 +149,11 @@ def names_of(criterion: Any) -> str | tuple[str, ...]:  # noqa: ANN401 - whateve
     names = [CRITERIA.name_of(one) for one in cast("list[Any]", criterion)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if not names or twice is not None:
-        why = "the list is empty" if twice is None else f"{twice!r} is there {names.count(twice)} times, once is enough"
+        why = (
+            "the list is empty"
+            if twice is None
+            else f"{twice!r} is there {names.count(twice)} times, once is enough"
+        )
         msg = f"criterion is a name, or a list of those that every layer chooses from: {why}"
         raise RankingError(msg)
     return tuple(names) if len(names) > 1 else names[0]

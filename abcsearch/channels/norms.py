@@ -39,7 +39,11 @@ class Norms:
         self._called[key] = self._called.get(key, -1) + 1
 
     def over(
-        self, op: Op, axis: int, positions: NDArray[np.int64], why: str = "it normalises over channels together"
+        self,
+        op: Op,
+        axis: int,
+        positions: NDArray[np.int64],
+        why: str = "it normalises over channels together",
     ) -> Norm:
         """Says that an operation computes over channels together, in a sliced network over those that are left.
 
@@ -55,7 +59,9 @@ class Norms:
         if not self.allowed:
             raise NoRuleError(why)
         key = (kind_of(op.target), op.path or op.scope)
-        return self.found.setdefault((*key, self._called[key]), Norm(axis, positions, f"{op.name}: {why}"))
+        return self.found.setdefault(
+            (*key, self._called[key]), Norm(axis, positions, f"{op.name}: {why}")
+        )
 
     def pool(self, op: Op, axis: int, positions: NDArray[np.int64]) -> None:
         """Says that an operation reduces channels to one number, for others to scale or shift them by; see `over`."""

@@ -30,8 +30,14 @@ def pointwise_safely(network: nn.Module) -> Iterator[None]:
     Args:
         network: trained in the block; as it was afterwards.
     """
-    every = [module for module in network.modules() if isinstance(module, nn.Conv2d) and _affected(module)]
-    modules = [module for module in every if "_conv_forward" not in vars(module)]  # those of a block around this one
+    every = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d) and _affected(module)
+    ]
+    modules = [
+        module for module in every if "_conv_forward" not in vars(module)
+    ]  # those of a block around this one
     graphs = [module for module in network.modules() if isinstance(module, GraphModule)]
     for module in modules:
         vars(module)["_conv_forward"] = functools.partial(_conv_forward, module)
@@ -46,7 +52,9 @@ def pointwise_safely(network: nn.Module) -> Iterator[None]:
 
 def _affected(module: nn.Conv2d) -> bool:
     """Returns whether a convolution is of this kind, and torch's own."""
-    inherited = type(module)._conv_forward is nn.Conv2d._conv_forward and module.padding_mode == "zeros"
+    inherited = (
+        type(module)._conv_forward is nn.Conv2d._conv_forward and module.padding_mode == "zeros"
+    )
     return inherited and module.kernel_size == (1, 1) and module.stride != (1, 1)
 
 
@@ -54,7 +62,9 @@ def _conv_forward(
     module: nn.Conv2d, pixels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """Returns what the module's own method does."""
-    return _conv2d(pixels, weight, bias, module.stride, module.padding, module.dilation, module.groups)
+    return _conv2d(
+        pixels, weight, bias, module.stride, module.padding, module.dilation, module.groups
+    )
 
 
 def _retarget(graphs: list[GraphModule], before: object, after: object) -> None:
@@ -78,7 +88,11 @@ def _conv2d(  # noqa: PLR0913 - as torch has it
 ) -> torch.Tensor:
     """Returns torch.conv2d."""
     padded = padding != "valid" and any(padding)
-    affected = pixels.device.type == "cpu" and weight.shape[1] < _BLOCK and tuple(weight.shape[2:]) == (1, 1)
+    affected = (
+        pixels.device.type == "cpu"
+        and weight.shape[1] < _BLOCK
+        and tuple(weight.shape[2:]) == (1, 1)
+    )
     if affected and not padded and tuple(stride) != (1, 1):
         pixels, stride = pixels[..., :: stride[0], :: stride[-1]], (1, 1)
     return torch.conv2d(pixels, weight, bias, stride, padding, dilation, groups)  # pyright: ignore[reportArgumentType,reportCallIssue]

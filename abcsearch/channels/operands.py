@@ -65,7 +65,10 @@ class Count:
         return Count(self.constant + other.constant, (*self.terms, *other.terms))
 
     def __mul__(self, factor: Fraction) -> Count:
-        return Count(self.constant * factor, tuple((times * factor, positions) for times, positions in self.terms))
+        return Count(
+            self.constant * factor,
+            tuple((times * factor, positions) for times, positions in self.terms),
+        )
 
 
 class View(str):
@@ -84,7 +87,11 @@ class View(str):
         """Returns the name with its axes; of a view's name, as seen through both."""
         view = cls(name)
         before = name.axes if isinstance(name, View) else None
-        view.axes = axes if before is None else tuple(None if axis is None else before[axis] for axis in axes)
+        view.axes = (
+            axes
+            if before is None
+            else tuple(None if axis is None else before[axis] for axis in axes)
+        )
         return view
 
 
@@ -123,14 +130,20 @@ class Operand:
     @property
     def tensors(self) -> list[Operand]:
         """The tensor itself, or those of an operation that returns several, in order."""
-        return [self] if self.is_tensor else [tensor for inner in self.parts for tensor in inner.tensors]
+        return (
+            [self]
+            if self.is_tensor
+            else [tensor for inner in self.parts for tensor in inner.tensors]
+        )
 
     @property
     def touched(self) -> list[NDArray[np.int64]]:
         """The positions of all channels that it depends on."""
         own = [norm.positions for norm in self.pooled]
         own += [] if self.layout is None else [self.layout.positions]
-        counted = [positions for count in self.counts if count is not None for _, positions in count.terms]
+        counted = [
+            positions for count in self.counts if count is not None for _, positions in count.terms
+        ]
         return [*own, *counted, *(positions for inner in self.parts for positions in inner.touched)]
 
 
@@ -184,7 +197,9 @@ class Op:
 
     def mapped(self, function: Callable[[Operand], Operand]) -> Op:
         """Returns the operation with other operands in the place of its own."""
-        return replace(self, args=_mapped(self.args, function), kwargs=_mapped(self.kwargs, function))
+        return replace(
+            self, args=_mapped(self.args, function), kwargs=_mapped(self.kwargs, function)
+        )
 
     def tensor(self, index: int = 0, keyword: str = "input") -> Operand:
         """Returns an argument that must be a tensor.
@@ -215,7 +230,11 @@ def _mapped(item: Any, function: Callable[[Operand], Operand]) -> Any:  # noqa: 
         return slice(*(_mapped(end, function) for end in (item.start, item.stop, item.step)))
     if isinstance(item, tuple | list):
         return type(item)(_mapped(each, function) for each in item)
-    return {key: _mapped(each, function) for key, each in item.items()} if isinstance(item, dict) else item
+    return (
+        {key: _mapped(each, function) for key, each in item.items()}
+        if isinstance(item, dict)
+        else item
+    )
 
 
 def _plain(item: Any) -> Any:  # noqa: ANN401 - arguments are anything

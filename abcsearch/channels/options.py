@@ -49,9 +49,13 @@ class SpaceOptions(WidthOptions):
         """Returns the options that a run has recorded; one that does not say has been made before norms could go."""
         return cls(**{"renormalise": False, **plain})
 
-    def traced(self, model: nn.Module, example: torch.Tensor | tuple[Any, ...] | Example) -> ChannelGraph:
+    def traced(
+        self, model: nn.Module, example: torch.Tensor | tuple[Any, ...] | Example
+    ) -> ChannelGraph:
         """Returns the channel groups of a network under these options, see `trace_channels`."""
-        from abcsearch.channels.groups import trace_channels  # here, since what a config says is read without torch
+        from abcsearch.channels.groups import (
+            trace_channels,
+        )  # here, since what a config says is read without torch
 
         return trace_channels(model, example, fixed=self.fixed, renormalise=self.renormalise)
 

@@ -60,13 +60,14 @@ class Ranking:
         every = (self, *self.others)
         wrong = [number for number in criteria if number not in range(len(every))]
         if wrong:
-            msg = (
-                f"a candidate asks for criterion number {wrong[0]}, and the ranking is by {', '.join(self.criteria)}, "
-            )
+            msg = f"a candidate asks for criterion number {wrong[0]}, and the ranking is by {', '.join(self.criteria)}, "
             raise RankingError(msg + "numbered from 0; rank by all criteria that the space has")
         rankings = [every[number] for number in criteria]
         name = ", ".join(dict.fromkeys(ranking.criterion for ranking in rankings))
-        mixed = Ranking(criterion=name, scores=tuple(ranking.scores[group] for group, ranking in enumerate(rankings)))
+        mixed = Ranking(
+            criterion=name,
+            scores=tuple(ranking.scores[group] for group, ranking in enumerate(rankings)),
+        )
         vars(mixed)["orders"] = tuple(
             ranking.orders[group] for group, ranking in enumerate(rankings)
         )  # sorted once for all
@@ -78,7 +79,10 @@ class Ranking:
         Raises:
             RankingError: if the ranking was computed for another graph.
         """
-        counts, expected = [len(score) for score in self.scores], [group.channels for group in graph.prunable]
+        counts, expected = (
+            [len(score) for score in self.scores],
+            [group.channels for group in graph.prunable],
+        )
         if counts != expected:
             msg = f"the ranking is for groups of {counts} channels, but the graph has groups of {expected}; rank again"
             raise RankingError(msg)

@@ -44,7 +44,9 @@ class Outline:
     starts: list[int]
 
 
-def outlined(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ranking: Ranking) -> Outline:
+def outlined(
+    model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ranking: Ranking
+) -> Outline:
     """Returns what a candidate keeps of a network, after checking that all of them belong together.
 
     Args:
@@ -71,7 +73,9 @@ def outlined(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ra
     kept = plan.kept(flags)
     cuts: list[tuple[Target, Cuts]] = []
     for target in targets:
-        axes = [(axis, left) for axis, pattern in target.axes if (left := kept[pattern]) is not None]
+        axes = [
+            (axis, left) for axis, pattern in target.axes if (left := kept[pattern]) is not None
+        ]
         if axes:
             cuts.append((target, axes))
     return Outline(
@@ -137,7 +141,9 @@ class Plan:
     def flags(self, widths: Sequence[int], ranking: Ranking) -> NDArray[np.bool_]:
         """Returns which channels are kept, counted over all prunable groups; one more, True, is for entries of none."""
         flags, orders = np.ones(self.starts[-1] + 1, dtype=bool), ranking.orders
-        for index, (channels, width, start) in enumerate(zip(self.channels, widths, self.starts, strict=False)):
+        for index, (channels, width, start) in enumerate(
+            zip(self.channels, widths, self.starts, strict=False)
+        ):
             if width != channels:
                 flags[start : start + channels] = False
                 flags[orders[index][:width] + start] = True  # ranking.kept, without its order
@@ -171,13 +177,17 @@ def _make_plan(graph: ChannelGraph) -> Plan:
     for group, start in zip(graph.prunable, np.cumsum((0, *channels)).tolist(), strict=False):
         for m in group.members:
             axes = runs.setdefault(m.parameter, {})
-            run = axes.setdefault(m.axis, np.full(graph.sizes[m.parameter][m.axis], -1, dtype=np.int64))
+            run = axes.setdefault(
+                m.axis, np.full(graph.sizes[m.parameter][m.axis], -1, dtype=np.int64)
+            )
             run[m.entries] = m.channels + start
             if m.sums:
                 sums.add((m.parameter, m.axis))
     patterns: dict[bytes, int] = {}
     targets = [
-        _target(name, graph.sizes[name], axes, {axis for axis in axes if (name, axis) in sums}, patterns)
+        _target(
+            name, graph.sizes[name], axes, {axis for axis in axes if (name, axis) in sums}, patterns
+        )
         for name, axes in runs.items()
     ]
     return Plan(
@@ -215,7 +225,9 @@ def _target(
     return Target(name, tuple(axes), tuple(split) if flat else (), tuple(flat), tuple(sums))
 
 
-def parts_of(model: nn.Module, graph: ChannelGraph) -> tuple[dict[str, nn.Module], dict[str, torch.Tensor]]:
+def parts_of(
+    model: nn.Module, graph: ChannelGraph
+) -> tuple[dict[str, nn.Module], dict[str, torch.Tensor]]:
     """Returns a network's modules by path, and its parameters and buffers by qualified name, tied ones once.
 
     That is what `named_modules`, `named_parameters` and `named_buffers` say, in less time.
@@ -238,7 +250,9 @@ def parts_of(model: nn.Module, graph: ChannelGraph) -> tuple[dict[str, nn.Module
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     tensors[prefix + name] = tensor
-    if any(name not in tensors or tensors[name].shape != size for name, size in graph.sizes.items()):
+    if any(
+        name not in tensors or tensors[name].shape != size for name, size in graph.sizes.items()
+    ):
         tensors = graph.tensors(model)
     if len(tensors) > len(graph.sizes):
         _check_extra(tensors, graph)
@@ -264,7 +278,9 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
             seen.add(id(module))
             modules[path] = module
             prefix = f"{path}." if path else ""
-            stack += [(prefix + name, m) for name, m in reversed(module._modules.items()) if m is not None]
+            stack += [
+                (prefix + name, m) for name, m in reversed(module._modules.items()) if m is not None
+            ]
     return modules
 
 
@@ -272,7 +288,11 @@ def _check_kinds(modules: dict[str, nn.Module], graph: ChannelGraph) -> None:
     """Raises TraceError if the network has other modules than the one that was traced."""
     kinds = {path: type(module) for path, module in modules.items()}
     if kinds != graph.kinds:
-        path = next(path for path in {**kinds, **graph.kinds} if kinds.get(path) is not graph.kinds.get(path))
+        path = next(
+            path
+            for path in {**kinds, **graph.kinds}
+            if kinds.get(path) is not graph.kinds.get(path)
+        )
         before, now = (getattr(kind.get(path), "__name__", None) for kind in (graph.kinds, kinds))
         where = f"{path or 'the network'} is {before} there and {now} here"
         msg = f"the graph was traced on another network: {where}; trace again"

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from abcsearch.channels.responses import Batch
 
 Pool = Literal["max", "mean"]
-CONSTANT = 1e-12  # a variance that is at most this much of the mean square is the rounding of float32
+CONSTANT = (
+    1e-12  # a variance that is at most this much of the mean square is the rounding of float32
+)
 
 
 class FewSamplesWarning(UserWarning):
@@ -65,7 +67,9 @@ class _Sums:
         """Takes in (images, conv_groups, units) and (images, targets)."""
         groups = responses.shape[1]
         ones = torch.ones(len(responses), groups, 1, dtype=torch.float64)
-        rows = torch.cat([responses, ones, targets[:, None].expand(-1, groups, -1)], dim=2).movedim(1, 0)
+        rows = torch.cat([responses, ones, targets[:, None].expand(-1, groups, -1)], dim=2).movedim(
+            1, 0
+        )
         self.images += len(responses)
         self.products = self.products + rows.mT @ rows
 
@@ -120,7 +124,9 @@ def pooled_moments(
     seen: list[tuple[str, torch.Tensor]] = []
 
     def look(path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        seen.append((path, _responses(sums[path].reader, layer, args[0] if args else kwargs["input"], pool)))
+        seen.append(
+            (path, _responses(sums[path].reader, layer, args[0] if args else kwargs["input"], pool))
+        )
 
     for path, module in twin.named_modules():
         if path in sums:
@@ -217,7 +223,10 @@ def by_channel(matrix: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
     Returns:
         (channels, channels), of trace 1; zeros where there is none.
     """
-    summed = sum((matrix[:, rows][:, :, rows].sum(dim=0) for rows in units.T), torch.zeros((), dtype=matrix.dtype))
+    summed = sum(
+        (matrix[:, rows][:, :, rows].sum(dim=0) for rows in units.T),
+        torch.zeros((), dtype=matrix.dtype),
+    )
     trace = summed.trace()
     return summed / trace if trace > 0 else summed
 

@@ -71,7 +71,9 @@ def propagate(flow: Flow, operations: OperationGraph) -> dict[fx.Node, Operand]:
     return operands
 
 
-def _result_of(flow: Flow, node: fx.Node, operands: dict[fx.Node, Operand], operations: OperationGraph) -> Operand:
+def _result_of(
+    flow: Flow, node: fx.Node, operands: dict[fx.Node, Operand], operations: OperationGraph
+) -> Operand:
     """Returns the result of one operation, of which those before are known."""
     value = operations.values[node]
     if node.op == "placeholder":
@@ -79,7 +81,9 @@ def _result_of(flow: Flow, node: fx.Node, operands: dict[fx.Node, Operand], oper
     if node.op == "get_attr":
         return _attribute(operations, str(node.target), flow, value)
     op = _operation(node, value, operands, operations)
-    counted = any(count(flow, op) for count in (count_calls, count_products, count_recurrent, count_attention))
+    counted = any(
+        count(flow, op) for count in (count_calls, count_products, count_recurrent, count_attention)
+    )
     if not counted and operations.macs.get(node):
         macs = flow.per_image(operations.macs[node])
         flow.calls.append(Call(weight=macs, bias=None, times=1, outputs=0, scope=op.scope))
@@ -109,7 +113,9 @@ def _attribute(operations: OperationGraph, path: str, flow: Flow, value: Any) ->
     owner, _, attribute = path.rpartition(".")
     if type(value) is int:
         return _written(operations, owner, attribute, flow, value)
-    tensor = getattr(operations.modules[owner], attribute, None) if owner in operations.modules else None
+    tensor = (
+        getattr(operations.modules[owner], attribute, None) if owner in operations.modules else None
+    )
     name = flow.canonical.get(id(tensor))
     if name is None or not isinstance(value, torch.Size):
         return _constant(value, f"{LOOSE} ({path})")
@@ -117,10 +123,18 @@ def _attribute(operations: OperationGraph, path: str, flow: Flow, value: Any) ->
     if len(long) == 1:
         layout = Layout(long[0], flow.fresh(value[long[0]]))
         flow.parameter(name, long[0], layout.positions)
-    return Operand(value=value, layout=layout, parameter=name, why=name, computed="" if layout is None else name)
+    return Operand(
+        value=value,
+        layout=layout,
+        parameter=name,
+        why=name,
+        computed="" if layout is None else name,
+    )
 
 
-def _written(operations: OperationGraph, owner: str, attribute: str, flow: Flow, value: int) -> Operand:
+def _written(
+    operations: OperationGraph, owner: str, attribute: str, flow: Flow, value: int
+) -> Operand:
     """Returns a number among a module's attributes that forward reads.
 
     Of a layer, it may be the length of an axis of its weight, and slicing sets it already.
@@ -137,7 +151,9 @@ def _written(operations: OperationGraph, owner: str, attribute: str, flow: Flow,
         positions = flow.counted(flow.canonical[id(counted[0])], counted[1])
     elif value <= _MOST:
         positions = flow.attribute(owner, attribute, value)
-    return Operand(value=value, is_tensor=False, counts=() if positions is None else (Count.of(positions),))
+    return Operand(
+        value=value, is_tensor=False, counts=() if positions is None else (Count.of(positions),)
+    )
 
 
 _MOST = 1 << 14  # no number of channels is larger
@@ -187,7 +203,11 @@ def _apply(flow: Flow, op: Op) -> Operand:
     several = _several(op.value)
     if not op.is_tensor and not several and (result := number(flow, op)) is not None:
         return result
-    if op.target in (operator.getitem, getattr) and isinstance(op.args[0], Operand) and op.args[0].parts:
+    if (
+        op.target in (operator.getitem, getattr)
+        and isinstance(op.args[0], Operand)
+        and op.args[0].parts
+    ):
         return _part(op)
     if isinstance(op.target, type) and issubclass(op.target, tuple):  # a named tuple of results
         return Operand(value=op.value, is_tensor=False, parts=tuple(op.operands))
@@ -217,7 +237,11 @@ def _spread(flow: Flow, op: Op) -> None:
 
 def _returned(op: Op, layout: Layout | None) -> tuple[Norm, ...]:
     """Returns of which norms a result is still to reach the channels: numbers that they have in common."""
-    return () if layout is not None else tuple(norm for operand in op.operands for norm in operand.pooled)
+    return (
+        ()
+        if layout is not None
+        else tuple(norm for operand in op.operands for norm in operand.pooled)
+    )
 
 
 def _obstacle(op: Op) -> str | None:
@@ -226,7 +250,11 @@ def _obstacle(op: Op) -> str | None:
         return "it has a forward hook"
     if op.module is not None and is_parametrized(op.module):
         return "its weights are parametrised; torch.nn.utils.parametrize.remove_parametrizations makes them plain"
-    return "its forward was replaced" if op.module is not None and "forward" in vars(op.module) else None
+    return (
+        "its forward was replaced"
+        if op.module is not None and "forward" in vars(op.module)
+        else None
+    )
 
 
 def _ruled(flow: Flow, op: Op, rule: Rule) -> Layout | Sequence[Layout | None] | None:
@@ -247,7 +275,11 @@ def _part(op: Op) -> Operand:
     if isinstance(index, str):  # x.max(2).values
         index = ("values", "indices").index(index) if index in ("values", "indices") else 0
     taken = source.parts[index]
-    return taken if isinstance(taken, Operand) else Operand(value=op.value, is_tensor=False, parts=tuple(taken))
+    return (
+        taken
+        if isinstance(taken, Operand)
+        else Operand(value=op.value, is_tensor=False, parts=tuple(taken))
+    )
 
 
 def _result(flow: Flow, op: Op, found: Layout | Sequence[Layout | None] | None) -> Operand:
@@ -257,7 +289,11 @@ def _result(flow: Flow, op: Op, found: Layout | Sequence[Layout | None] | None) 
         if name is not None and operand.layout is None and name not in claimed:
             flow.freeze(name, f"{op.name}: it computes with {name}")
     own = [] if op.module is None else [*op.module.parameters(), *op.module.buffers()]
-    used = [operand.parameter for operand in op.operands if operand.parameter is not None and operand.layout is None]
+    used = [
+        operand.parameter
+        for operand in op.operands
+        if operand.parameter is not None and operand.layout is None
+    ]
     flow.hold(op, [*used, *(flow.canonical[id(tensor)] for tensor in own)])
     why = next((operand.why for operand in op.operands if operand.why), op.name)
     if found is None and not op.is_tensor:
@@ -267,7 +303,10 @@ def _result(flow: Flow, op: Op, found: Layout | Sequence[Layout | None] | None) 
         source = "" if found is None else source_of(flow, op, op.value)
         return replace(placed, pooled=(*flow.norms.pooled, *_returned(op, found)), computed=source)
     parted = _parted(flow, op.value, found, why)
-    sources = tuple(replace(part, computed=source_of(flow, op, ())) if part.layout else part for part in parted.parts)
+    sources = tuple(
+        replace(part, computed=source_of(flow, op, ())) if part.layout else part
+        for part in parted.parts
+    )
     return replace(parted, parts=sources)
 
 
@@ -277,7 +316,9 @@ def _parted(flow: Flow, value: Any, found: Any, why: str) -> Operand:  # noqa: A
         return _placed(flow, value, found, why)
     if value is None:
         return Operand(value=None, is_tensor=False)
-    parts = tuple(_parted(flow, shape, inner, why) for shape, inner in zip(value, found, strict=True))
+    parts = tuple(
+        _parted(flow, shape, inner, why) for shape, inner in zip(value, found, strict=True)
+    )
     return Operand(value=value, is_tensor=False, parts=parts, why=why)
 
 
@@ -292,7 +333,9 @@ def _placed(flow: Flow, shape: Sequence[int], layout: Layout | None, why: str) -
         ):
             msg = "its rule does not return the positions of channels"
             raise NoRuleError(msg)
-    if layout is not None and (len(shape) <= layout.axis or shape[layout.axis] != len(layout.positions)):
+    if layout is not None and (
+        len(shape) <= layout.axis or shape[layout.axis] != len(layout.positions)
+    ):
         msg = "its rule finds another number of channels than its result has"
         raise NoRuleError(msg)
     return Operand(value=shape, layout=layout, why=why)

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def put_back(
-    model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ranking: Ranking, sliced: nn.Module
+    model: nn.Module,
+    graph: ChannelGraph,
+    candidate: Sequence[int],
+    ranking: Ranking,
+    sliced: nn.Module,
 ) -> None:
     """Writes parameters and buffers of a slice to where they came from; all other numbers stay as they are.
 
@@ -38,7 +42,8 @@ def put_back(
     left = dict([*sliced.named_parameters(), *sliced.named_buffers()])
     # What slicing leaves of the numbers of all entries says where each one came from; float64 holds them exactly.
     numbered = {
-        name: torch.arange(tensor.numel(), dtype=torch.float64).reshape(tensor.shape) for name, tensor in whole.items()
+        name: torch.arange(tensor.numel(), dtype=torch.float64).reshape(tensor.shape)
+        for name, tensor in whole.items()
     }
     _, entries = share(model, graph, candidate, ranking, numbered)
     with torch.no_grad():

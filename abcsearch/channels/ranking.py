@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 def rank_channels(
     model: nn.Module,
     graph: ChannelGraph,
-    criterion: str | Criterion | Callable[..., Any] | Sequence[str | Criterion | Callable[..., Any]] = "reader_l2",
+    criterion: str
+    | Criterion
+    | Callable[..., Any]
+    | Sequence[str | Criterion | Callable[..., Any]] = "reader_l2",
     *,
     data: Any = None,  # noqa: ANN401 - an iterable of batches, or tensors
     seed: int = 0,
@@ -82,16 +85,20 @@ def _ranked(subject: Subject, criterion: str) -> Ranking:
         raise RankingError(msg)
     scores: list[NDArray[np.float64]] = []
     without: list[str] = []
-    with torch.inference_mode(mode=False):  # the caller may be in such a block, where nothing can be differentiated
-        every = entry.scores(subject) if criterion in CRITERIA else _own_scores(criterion, entry, subject)
+    with torch.inference_mode(
+        mode=False
+    ):  # the caller may be in such a block, where nothing can be differentiated
+        every = (
+            entry.scores(subject)
+            if criterion in CRITERIA
+            else _own_scores(criterion, entry, subject)
+        )
     for group, found in zip(graph.prunable, every, strict=True):
         if found is None:
             without.append(group.name)
             found = l1(tensors, group)
         if found is not None and np.shape(found) != (group.channels,):
-            msg = (
-                f"criterion {criterion!r} gives group {group.name!r} scores {np.shape(found)}, not {(group.channels,)}"
-            )
+            msg = f"criterion {criterion!r} gives group {group.name!r} scores {np.shape(found)}, not {(group.channels,)}"
             raise RankingError(msg)
         if found is None or not np.isfinite(found).all():
             where = "the trained weights and the data" if entry.needs else "the trained weights"
@@ -102,11 +109,16 @@ def _ranked(subject: Subject, criterion: str) -> Ranking:
         msg = f"criterion {criterion!r} gives no group any scores, it returns None everywhere; return one per channel"
         raise RankingError(msg)
     if without:
-        warnings.warn(f"criterion {criterion!r} does not apply to {', '.join(without)}; l1 is used there", stacklevel=3)
+        warnings.warn(
+            f"criterion {criterion!r} does not apply to {', '.join(without)}; l1 is used there",
+            stacklevel=3,
+        )
     return Ranking(criterion=criterion, scores=tuple(scores))
 
 
-def _own_scores(criterion: str, entry: Criterion, subject: Subject) -> list[NDArray[np.float64] | None]:
+def _own_scores(
+    criterion: str, entry: Criterion, subject: Subject
+) -> list[NDArray[np.float64] | None]:
     """Returns the scores of a criterion of the user's own.
 
     Raises:

@@ -69,7 +69,9 @@ class Recorder:
         self._names: dict[int, str] = {}
         for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
             self._names.setdefault(id(tensor), name)
-        self._attributes: dict[int, fx.Node] = {}  # of parameters, buffers and constants, by the id of the tensor
+        self._attributes: dict[
+            int, fx.Node
+        ] = {}  # of parameters, buffers and constants, by the id of the tensor
         self._constants: list[torch.Tensor] = []  # kept, so that ids stay theirs
 
     @property
@@ -120,21 +122,29 @@ class Recorder:
         if isinstance(item, dict):
             return {key: self.argument(each) for key, each in item.items()}
         if isinstance(item, slice):
-            return slice(self.argument(item.start), self.argument(item.stop), self.argument(item.step))
+            return slice(
+                self.argument(item.start), self.argument(item.stop), self.argument(item.step)
+            )
         return item
 
     def attribute(self, path: str, name: str, value: int | tuple[int, ...]) -> Any:  # noqa: ANN401 - an int, or some
         """Returns a whole number among the attributes of a module, or a tuple of some, with their memory."""
         if isinstance(value, tuple):
-            return tuple(self.attribute(path, f"{name}[{i}]", n) if n > 1 else n for i, n in enumerate(value))
-        return remembered(value, Pending(self, "get_attr", f"{path}.{name}".lstrip("."), (), {}, value))
+            return tuple(
+                self.attribute(path, f"{name}[{i}]", n) if n > 1 else n for i, n in enumerate(value)
+            )
+        return remembered(
+            value, Pending(self, "get_attr", f"{path}.{name}".lstrip("."), (), {}, value)
+        )
 
     def _node_of(self, tensor: torch.Tensor) -> fx.Node:
         """Returns what a tensor comes from: an operation, or an attribute of the network."""
         mark = self._mark(tensor)
         if mark is not None:
             node = mark.pending.node
-            self.storages[node] = self.storages[node] or mark.storage  # of one result among several, when it is used
+            self.storages[node] = (
+                self.storages[node] or mark.storage
+            )  # of one result among several, when it is used
             return node
         node = self._attributes.get(id(tensor))
         if node is None:
@@ -165,7 +175,13 @@ class Recorder:
         value = item.clone() if isinstance(item, torch.Tensor) else item
         node = self.add("placeholder", name, (), {}, _shapes(value))
         if isinstance(value, torch.Tensor):
-            self._settle(Pending(self, "placeholder", name, (), {}, value.shape), node, value, [], whole=value.nbytes)
+            self._settle(
+                Pending(self, "placeholder", name, (), {}, value.shape),
+                node,
+                value,
+                [],
+                whole=value.nbytes,
+            )
         return value
 
     def returned(self, result: Any) -> None:  # noqa: ANN401 - forward returns anything
@@ -174,7 +190,10 @@ class Recorder:
 
     def knows(self, tensors: list[torch.Tensor], args: Any) -> bool:  # noqa: ANN401 - arguments are anything
         """Returns whether any of the tensors, or of the numbers in arguments, belongs to the graph."""
-        if any(self._mark(t) is not None or id(t) in self._names or id(t) in self._attributes for t in tensors):
+        if any(
+            self._mark(t) is not None or id(t) in self._names or id(t) in self._attributes
+            for t in tensors
+        ):
             return True
         return any(number.pending.recorder is self for number in _numbers_in(args))
 
@@ -274,7 +293,9 @@ class Recorder:
         """Returns numbers with their memory."""
         if not isinstance(result, tuple):
             return remembered(result, pending)
-        items = [remembered(value, pending.item(index, value)) for index, value in enumerate(result)]
+        items = [
+            remembered(value, pending.item(index, value)) for index, value in enumerate(result)
+        ]
         return type(result)(items)
 
     def read_data(self, op: str, target: Any, args: tuple[Any, ...], run: Callable[[], Any]) -> Any:  # noqa: ANN401
@@ -297,7 +318,10 @@ def returned_by(result: Any) -> list[torch.Tensor]:  # noqa: ANN401 - forward re
     return tensors_in(_tensors_within(result))
 
 
-def _paths_in(item: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[torch.Tensor, tuple[Any, ...]]]:  # noqa: ANN401
+def _paths_in(
+    item: Any,  # noqa: ANN401
+    path: tuple[Any, ...] = (),
+) -> Iterator[tuple[torch.Tensor, tuple[Any, ...]]]:
     """Yields the tensors in nested results, each with the steps that lead to it: (index or key, what is there)."""
     if isinstance(item, torch.Tensor):
         yield item, path
@@ -328,7 +352,9 @@ def _numbers_in(item: Any) -> Iterator[Number]:  # noqa: ANN401 - arguments are 
 def _is_numeric(result: Any) -> bool:  # noqa: ANN401 - operations return anything
     """Returns whether a result is an int, a float, or a tuple of ints."""
     if isinstance(result, tuple):
-        return all(type(item) is int for item in result) and (bool(result) or isinstance(result, torch.Size))
+        return all(type(item) is int for item in result) and (
+            bool(result) or isinstance(result, torch.Size)
+        )
     return type(result) in (int, float)
 
 

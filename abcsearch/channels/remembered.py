@@ -95,7 +95,9 @@ class Pending:
     def node(self) -> fx.Node:
         """The node, made when it is asked for the first time."""
         if self._node is None:
-            self._node = self.recorder.add(self.op, self.target, self.args, self.kwargs, self.value, self.scope)
+            self._node = self.recorder.add(
+                self.op, self.target, self.args, self.kwargs, self.value, self.scope
+            )
         return self._node
 
     def item(self, index: int | str, value: Any) -> Pending:  # noqa: ANN401 - shapes and numbers
@@ -240,4 +242,8 @@ for _name, _function in _CONVERSIONS.items():
 for _name in ("and_", "or_", "xor", "lshift", "rshift"):
     _function = getattr(operator, _name)
     setattr(Number, f"__{_name.rstrip('_')}__", _left(_function))
-    setattr(Number, f"__r{_name.rstrip('_')}__", _left(lambda a, b, _function=_function: _function(b, a)))
+    setattr(
+        Number,
+        f"__r{_name.rstrip('_')}__",
+        _left(lambda a, b, _function=_function: _function(b, a)),
+    )

@@ -25,7 +25,11 @@ def check_renewable(model: nn.Module, instead: str) -> None:
     Raises:
         ModelError: if a module has parameters, and nothing that draws them anew.
     """
-    lacking = [path or "the network itself" for path, m in model.named_modules() if m._parameters and not _reset(m)]
+    lacking = [
+        path or "the network itself"
+        for path, m in model.named_modules()
+        if m._parameters and not _reset(m)
+    ]
     lacking = [path for path in lacking if not _inside_attention(model, path)]
     if lacking:
         others = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""

@@ -36,7 +36,11 @@ _LAYERS = {
 
 def kind_of(target: Any) -> str:  # noqa: ANN401 - functions, names of methods, classes
     """Returns what an operation computes, where that may be a norm; "" for all others."""
-    name = _LAYERS.get(target, "") if isinstance(target, type) else str(getattr(target, "__name__", target))
+    name = (
+        _LAYERS.get(target, "")
+        if isinstance(target, type)
+        else str(getattr(target, "__name__", target))
+    )
     return name if name in KINDS else ""
 
 
@@ -53,11 +57,19 @@ def renormalised(model: nn.Module, norms: Mapping[ChannelNorm, torch.Tensor]) ->
         return
     active: list[str] = []
     handles: list[Any] = []
-    wanted = {(norm.kind, norm.scope, norm.call): (norm, weights) for norm, weights in norms.items()}
+    wanted = {
+        (norm.kind, norm.scope, norm.call): (norm, weights) for norm, weights in norms.items()
+    }
     try:
         for path, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(functools.partial(_entered, active, path), prepend=True))
-            handles.append(module.register_forward_hook(functools.partial(_left, active), always_call=True))
+            handles.append(
+                module.register_forward_pre_hook(
+                    functools.partial(_entered, active, path), prepend=True
+                )
+            )
+            handles.append(
+                module.register_forward_hook(functools.partial(_left, active), always_call=True)
+            )
         with _Norms(wanted, active):
             yield
     finally:
@@ -76,7 +88,11 @@ def _left(active: list[str], _module: nn.Module, _args: object, _result: object)
 class _Norms(TorchFunctionMode):
     """Computes some calls of torch with weights."""
 
-    def __init__(self, wanted: dict[tuple[str, str, int], tuple[ChannelNorm, torch.Tensor]], active: list[str]) -> None:
+    def __init__(
+        self,
+        wanted: dict[tuple[str, str, int], tuple[ChannelNorm, torch.Tensor]],
+        active: list[str],
+    ) -> None:
         super().__init__()
         self._wanted, self._active = wanted, active
         self._seen: dict[tuple[str, str], int] = {}
@@ -154,7 +170,9 @@ def _group_norm(  # noqa: PLR0913 - as torch has it
     return y if bias is None else y + bias.reshape(shape)
 
 
-def _standardised(x: torch.Tensor, weights: torch.Tensor, axes: list[int], eps: float) -> torch.Tensor:
+def _standardised(
+    x: torch.Tensor, weights: torch.Tensor, axes: list[int], eps: float
+) -> torch.Tensor:
     """Returns x without its weighted mean, over its weighted deviation."""
     x = x - _weighed(x, weights, axes)
     return x * torch.rsqrt(_weighed(x.square(), weights, axes) + eps)
@@ -199,34 +217,76 @@ def _normalize(  # noqa: PLR0913 - as torch has it
     return x / (x * weights).norm(p, dim, keepdim=True).clamp_min(eps)
 
 
-def _mean(x: torch.Tensor, weights: torch.Tensor, axis: int, /, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+def _mean(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    axis: int,
+    /,
+    *args: Any,  # noqa: ANN401
+    **kwargs: Any,  # noqa: ANN401
+) -> torch.Tensor:
     """Returns the mean with weights."""
     return (x * weights).mean(*args, **kwargs) * (x.shape[axis] / weights.sum())
 
 
-def _sum(x: torch.Tensor, weights: torch.Tensor, axis: int, /, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401, ARG001
+def _sum(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    axis: int,  # noqa: ARG001
+    /,
+    *args: Any,  # noqa: ANN401
+    **kwargs: Any,  # noqa: ANN401
+) -> torch.Tensor:
     """Returns the sum with weights."""
     return (x * weights).sum(*args, **kwargs)
 
 
-def _norm(x: torch.Tensor, weights: torch.Tensor, axis: int, /, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401, ARG001
+def _norm(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    axis: int,  # noqa: ARG001
+    /,
+    *args: Any,  # noqa: ANN401
+    **kwargs: Any,  # noqa: ANN401
+) -> torch.Tensor:
     """Returns the norm of x times the weights."""
     return (x * weights).norm(*args, **kwargs)
 
 
-def _vector_norm(x: torch.Tensor, weights: torch.Tensor, axis: int, /, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401, ARG001
+def _vector_norm(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    axis: int,  # noqa: ARG001
+    /,
+    *args: Any,  # noqa: ANN401
+    **kwargs: Any,  # noqa: ANN401
+) -> torch.Tensor:
     """Returns the norm of x times the weights."""
     return torch.linalg.vector_norm(x * weights, *args, **kwargs)
 
 
-def _var(x: torch.Tensor, weights: torch.Tensor, axis: int, /, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401, ARG001
+def _var(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    axis: int,  # noqa: ARG001
+    /,
+    *args: Any,  # noqa: ANN401
+    **kwargs: Any,  # noqa: ANN401
+) -> torch.Tensor:
     """Returns the variance with weights, which is that of all (not one less)."""
     dim = args[0] if args else kwargs.get("dim", kwargs.get("axis"))
     axes = [index % x.ndim for index in (dim if isinstance(dim, tuple | list) else [dim])]  # pyright: ignore
     return _weighed((x - _weighed(x, weights, axes)).square(), weights, axes)
 
 
-def _std(x: torch.Tensor, weights: torch.Tensor, axis: int, /, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+def _std(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    axis: int,
+    /,
+    *args: Any,  # noqa: ANN401
+    **kwargs: Any,  # noqa: ANN401
+) -> torch.Tensor:
     """Returns the deviation with weights."""
     return _var(x, weights, axis, *args, **kwargs).sqrt()
 

@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 
 How = Literal["one_shot", "sequential"]
 RIDGE = 0.05  # times the mean of the diagonal; experiments/benchmarks/README.md has the figures
-_ROUNDING = 1e-14  # times inputs: the share of second moments that rounding may take when they are centred
+_ROUNDING = (
+    1e-14  # times inputs: the share of second moments that rounding may take when they are centred
+)
 _MEMORY = 2**30  # bytes of solutions that are kept
 
 
-def solve(moments: Moments, weight: torch.Tensor, units: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def solve(
+    moments: Moments, weight: torch.Tensor, units: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the weight with which some of what a reader reads comes nearest to what it computes from all of it.
 
     It minimises E||W x - W' x_kept - c||^2 + r ||W'||^2, where c is a constant per output, 0 unless something behind
@@ -63,7 +67,9 @@ def solve(moments: Moments, weight: torch.Tensor, units: torch.Tensor) -> tuple[
     full = reader.split(weight.detach().double())  # (conv_groups, outputs, units, entries)
     # (conv_groups, 1, outputs, inputs), or of pooled moments (conv_groups, entries, outputs, units): fitted alike.
     full = full.movedim(3, 1) if reader.form == "pooled" else full.flatten(2)[:, None]
-    solved = torch.cholesky_solve((full @ second[:, None, :, rows]).mT, torch.linalg.cholesky(kept)[:, None]).mT
+    solved = torch.cholesky_solve(
+        (full @ second[:, None, :, rows]).mT, torch.linalg.cholesky(kept)[:, None]
+    ).mT
     means = moments.mean.to(device)[:, None, None]
     lost = ((full * means).sum(dim=3) - (solved * means[..., rows]).sum(dim=3)).sum(dim=1)
     whole = torch.zeros_like(full)
@@ -99,7 +105,9 @@ class Repaired(Sliced):
         how: "one_shot" or "sequential".
     """
 
-    def __init__(self, sliced: Sliced, images: Inputs, how: How = "one_shot", *, seed: int = 0) -> None:
+    def __init__(
+        self, sliced: Sliced, images: Inputs, how: How = "one_shot", *, seed: int = 0
+    ) -> None:
         """Takes a source of slices, training images without augmentation, how to repair, and the seed of positions.
 
         Raises:
@@ -130,12 +138,16 @@ class Repaired(Sliced):
             RankingError: if the network does not run on the images, or computes what is not finite.
         """
         if self._known is None:
-            with torch.autocast(self._device.type, enabled=False):  # the same numbers, whatever the caller computes in
+            with torch.autocast(
+                self._device.type, enabled=False
+            ):  # the same numbers, whatever the caller computes in
                 every = reader_moments(self.model, self.graph, self.images, seed=self._seed)
             tensors = dict(self.model.named_parameters())
             some = any(tensor.requires_grad for tensor in tensors.values())
             self._known = {
-                path: one for path, one in every.items() if tensors[one.reader.weight].requires_grad or not some
+                path: one
+                for path, one in every.items()
+                if tensors[one.reader.weight].requires_grad or not some
             }
         return self._known
 
@@ -150,7 +162,9 @@ class Repaired(Sliced):
         network = super().network(candidate, seed)
         outline = outlined(self.model, self.graph, candidate, self.ranking)
         fill(network, outline, self._changes(outline))
-        if self.how == "sequential" and (outline.cuts or outline.dropped):  # else there is nothing to repair
+        if self.how == "sequential" and (
+            outline.cuts or outline.dropped
+        ):  # else there is nothing to repair
             images, goals = self._aims()
             with torch.autocast(images.device.type, enabled=False):
                 fit_in_turn(network, outline, goals, images, RIDGE, self._seed)

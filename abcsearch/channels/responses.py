@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from abcsearch.channels.group import Member
 
 BATCH_SIZE = 64  # images per pass where the caller gives two tensors instead of batches
-_Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
+_Layer = (
+    nn.Conv1d
+    | nn.Conv2d
+    | nn.Conv3d
+    | nn.ConvTranspose1d
+    | nn.ConvTranspose2d
+    | nn.ConvTranspose3d
+    | nn.Linear
+)
 
 # Feature maps (images, channels, height, width) of one batch -> one number per image and channel.
 PerImage = Callable[[torch.Tensor], torch.Tensor]
@@ -64,10 +72,14 @@ class Batch:
         parts = tuple(value) if isinstance(value, tuple | list) else (value,)
         images, labels = (*parts, None, None)[:2]
         given = Example.of(tuple(images) if isinstance(images, list) else images)
-        wrong = not given.leaves or any(not isinstance(x, torch.Tensor) or not x.ndim for x in given.leaves)
+        wrong = not given.leaves or any(
+            not isinstance(x, torch.Tensor) or not x.ndim for x in given.leaves
+        )
         if wrong or len(parts) > 2 or not isinstance(labels, torch.Tensor | None):
             found = ", ".join(type(part).__name__ for part in parts)
-            msg = f"a batch of data is images or (images, labels), all torch tensors, found ({found})"
+            msg = (
+                f"a batch of data is images or (images, labels), all torch tensors, found ({found})"
+            )
             raise RankingError(msg)
         return cls(given=given, labels=labels)
 
@@ -150,7 +162,9 @@ def run_batches(twin: nn.Module, data: Any, seed: int, step: Callable[[Batch], N
     Raises:
         RankingError: if the data are none, or the network does not run on them.
     """
-    device = next((tensor.device for tensor in (*twin.parameters(), *twin.buffers())), torch.device("cpu"))
+    device = next(
+        (tensor.device for tensor in (*twin.parameters(), *twin.buffers())), torch.device("cpu")
+    )
     with torch_seeded(seed, "ranking data"):
         for batch in read_batches(data):
             # The layout decides the order of summation: one for all, whatever the data come in. A copy, since forward
@@ -166,7 +180,9 @@ def run_batches(twin: nn.Module, data: Any, seed: int, step: Callable[[Batch], N
                 raise RankingError(msg) from error
 
 
-def _applied(name: str, function: Callable[..., torch.Tensor], *values: torch.Tensor) -> torch.Tensor:
+def _applied(
+    name: str, function: Callable[..., torch.Tensor], *values: torch.Tensor
+) -> torch.Tensor:
     """Calls a criterion's function; raises RankingError with its name where it fails."""
     try:
         return function(*values)
@@ -189,7 +205,9 @@ def mean_over_images(values: torch.Tensor) -> torch.Tensor:
 class _Consumer:
     """The input of one layer: which entries of it are a group's channels, and what has been seen of them."""
 
-    def __init__(self, member: Member, channels: int, per_image: PerImage, over_images: OverImages) -> None:
+    def __init__(
+        self, member: Member, channels: int, per_image: PerImage, over_images: OverImages
+    ) -> None:
         order = np.argsort(member.channels, kind="stable")
         self._entries = torch.from_numpy(member.entries[order])
         self._channels = channels
@@ -214,7 +232,9 @@ class _Consumer:
         values = values.double().cpu()
         self._count += len(values)
         if self._over_images is mean_over_images:
-            self._total += values.sum(dim=0)  # nothing to keep: any number of images in the same memory
+            self._total += values.sum(
+                dim=0
+            )  # nothing to keep: any number of images in the same memory
         else:
             self._kept.append(values)
 
@@ -288,7 +308,11 @@ def response_scores(
             consumer.see(layer, args[0] if args else kwargs["input"])
 
     for module in twin.modules():
-        if isinstance(module, _Layer) and getattr(module, "groups", 1) == 1 and id(module.weight) in readers:
+        if (
+            isinstance(module, _Layer)
+            and getattr(module, "groups", 1) == 1
+            and id(module.weight) in readers
+        ):
             module.register_forward_pre_hook(look, with_kwargs=True)
 
     def step(batch: Batch) -> None:
@@ -327,9 +351,17 @@ def gradient_scores(
     """
     twin = twin_of(model)
     tensors = graph.tensors(twin)
-    made = [m for group in graph.prunable for m in group.members if not m.reads and m.parameter in graph.trainable]
+    made = [
+        m
+        for group in graph.prunable
+        for m in group.members
+        if not m.reads and m.parameter in graph.trainable
+    ]
     weights = {m.parameter: tensors[m.parameter].requires_grad_() for m in made}
-    totals = {(m.parameter, m.axis): torch.zeros(weights[m.parameter].shape[m.axis], dtype=torch.float64) for m in made}
+    totals = {
+        (m.parameter, m.axis): torch.zeros(weights[m.parameter].shape[m.axis], dtype=torch.float64)
+        for m in made
+    }
     count = 0
 
     def step(batch: Batch) -> None:
@@ -341,15 +373,18 @@ def gradient_scores(
         count += images
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
             if gradient is not None:
-                values = _applied("per_weight", per_weight, weight.detach().double(), gradient.double())
+                values = _applied(
+                    "per_weight", per_weight, weight.detach().double(), gradient.double()
+                )
                 if values.shape != weight.shape:
-                    msg = (
-                        f"per_weight returns one number per element, {tuple(weight.shape)}, found {tuple(values.shape)}"
-                    )
+                    msg = f"per_weight returns one number per element, {tuple(weight.shape)}, found {tuple(values.shape)}"
                     raise RankingError(msg)
                 for (own, axis), total in totals.items():
                     if own == name:
-                        total += images * values.movedim(axis, 0).reshape(len(total), -1).sum(dim=1).cpu()
+                        total += (
+                            images
+                            * values.movedim(axis, 0).reshape(len(total), -1).sum(dim=1).cpu()
+                        )
 
     with pointwise_safely(twin):
         run_batches(twin, data, seed, step)
@@ -373,9 +408,7 @@ def class_labels(logits: object, batch: Batch) -> tuple[torch.Tensor, int]:
         msg = "labels are missing: each batch of data must be (images, labels)"
         raise RankingError(msg)
     if labels.shape != (images,) or labels.is_floating_point() or labels.is_complex():
-        msg = (
-            f"labels are ({images},) classes for {plural(images, 'image')}, found {tuple(labels.shape)} {labels.dtype}"
-        )
+        msg = f"labels are ({images},) classes for {plural(images, 'image')}, found {tuple(labels.shape)} {labels.dtype}"
         raise RankingError(msg)
     logits = checked_logits(logits, images)
     low, high = int(labels.min()), int(labels.max())

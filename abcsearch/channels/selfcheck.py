@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.example import Example
 
-_DOUBTFUL, _SURE = 0.7, 0.5  # what differs by less is right; what differs by more, in double precision, is wrong
+_DOUBTFUL, _SURE = (
+    0.7,
+    0.5,
+)  # what differs by less is right; what differs by more, in double precision, is wrong
 _NOISE = 0.1  # added to a parameter that is the same everywhere
 
 
@@ -47,7 +50,12 @@ def misfits(model: nn.Module, graph: ChannelGraph, example: Example) -> dict[int
     """
     if not graph.prunable:
         return {}
-    with torch.inference_mode(mode=False), torch.no_grad(), torch_seeded(0, "check"), keeping_buffers(model):
+    with (
+        torch.inference_mode(mode=False),
+        torch.no_grad(),
+        torch_seeded(0, "check"),
+        keeping_buffers(model),
+    ):
         trial = _Trial(copy.deepcopy(model).eval(), graph, example)
         full, narrow = trial.full, trial.narrow
         if trial.difference(narrow) is None:
@@ -81,12 +89,16 @@ class _Trial:
         compares: whether it matters what is computed, or only that the smaller network runs.
     """
 
-    def __init__(self, noisy: nn.Module, graph: ChannelGraph, example: Example, *, shake: bool = True) -> None:
+    def __init__(
+        self, noisy: nn.Module, graph: ChannelGraph, example: Example, *, shake: bool = True
+    ) -> None:
         self._model, self._graph, self._example = noisy, graph, example
         self.compares, self.exponent = True, _DOUBTFUL
         rng = numpy_stream(0, "check")
         self.full = [group.channels for group in graph.prunable]
-        self.narrow = [int(rng.integers(1, channels)) if channels > 1 else 1 for channels in self.full]
+        self.narrow = [
+            int(rng.integers(1, channels)) if channels > 1 else 1 for channels in self.full
+        ]
         scores = tuple(rng.permutation(float(1) * np.arange(channels)) for channels in self.full)
         self._ranking = Ranking(criterion="random", scores=scores)
         if shake:
@@ -119,10 +131,15 @@ class _Trial:
         if reason is None or self.exponent != _SURE:
             return reason
         first = Decisions()
-        return self._compared(widths, first, Decisions(first.made, lambda a, b: _same(a, b, _step(b) ** _SURE)))
+        return self._compared(
+            widths, first, Decisions(first.made, lambda a, b: _same(a, b, _step(b) ** _SURE))
+        )
 
     def _compared(
-        self, widths: list[int], first: AbstractContextManager[Any], second: AbstractContextManager[Any]
+        self,
+        widths: list[int],
+        first: AbstractContextManager[Any],
+        second: AbstractContextManager[Any],
     ) -> str | None:
         """Returns the difference if the original runs in one context, and then its slice in another."""
         gates = []
@@ -145,7 +162,9 @@ class _Trial:
             return "the network returns tensors of other shapes without some of them"
         for a, b in zip(actual, expected, strict=True):
             if not _same(a, b, _step(b) ** self.exponent):
-                return "the network without some of them does not compute what is left of the original"
+                return (
+                    "the network without some of them does not compute what is left of the original"
+                )
         return None
 
     def _run(self, network: nn.Module, seed: int) -> list[torch.Tensor] | str:

@@ -38,7 +38,9 @@ class Goal:
 
 
 @torch.no_grad()
-def goals_of(model: nn.Module, moments: Mapping[str, Moments], images: Inputs, seed: int) -> dict[str, Goal]:
+def goals_of(
+    model: nn.Module, moments: Mapping[str, Moments], images: Inputs, seed: int
+) -> dict[str, Goal]:
     """Returns the goals of the layers whose moments are those of patches, by path; one pass with all images at once.
 
     Args:
@@ -66,7 +68,12 @@ def goals_of(model: nn.Module, moments: Mapping[str, Moments], images: Inputs, s
 
 @torch.no_grad()
 def fit_in_turn(
-    network: nn.Module, outline: Outline, goals: Mapping[str, Goal], images: Inputs, ridge: float, seed: int = 0
+    network: nn.Module,
+    outline: Outline,
+    goals: Mapping[str, Goal],
+    images: Inputs,
+    ridge: float,
+    seed: int = 0,
 ) -> None:
     """Fits the layers of a pruned network to their goals, in the order in which forward calls them; in one pass.
 
@@ -83,19 +90,35 @@ def fit_in_turn(
     """
     done: set[str] = set()
 
-    def fit(path: str, goal: Goal, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
+    def fit(
+        path: str,
+        goal: Goal,
+        layer: Any,  # noqa: ANN401
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
         if path not in done:
             done.add(path)
-            _fit(goal, layer, args[0] if args else kwargs["input"], _outputs_left(goal, outline), ridge)
+            _fit(
+                goal,
+                layer,
+                args[0] if args else kwargs["input"],
+                _outputs_left(goal, outline),
+                ridge,
+            )
 
     def measure(norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401 - a batch norm
         x = args[0] if args else kwargs["input"]
         norm.train(x.numel() > x.shape[1])
 
     modules = dict(network.named_modules())
-    norms: list[Any] = [m for m in modules.values() if isinstance(m, NORMS) and m.running_mean is not None]
+    norms: list[Any] = [
+        m for m in modules.values() if isinstance(m, NORMS) and m.running_mean is not None
+    ]
     handles = [
-        modules[path].register_forward_pre_hook(functools.partial(fit, path, goal), with_kwargs=True)
+        modules[path].register_forward_pre_hook(
+            functools.partial(fit, path, goal), with_kwargs=True
+        )
         for path, goal in goals.items()
         if path in modules
     ]
@@ -120,7 +143,9 @@ def fit_in_turn(
 def _outputs_left(goal: Goal, outline: Outline) -> torch.Tensor:
     """Returns which outputs of a layer are left, (k,) int64 ascending."""
     every = torch.arange(goal.outputs.shape[1])
-    cuts = next(((target, axes) for target, axes in outline.cuts if target.name == goal.reader.weight), None)
+    cuts = next(
+        ((target, axes) for target, axes in outline.cuts if target.name == goal.reader.weight), None
+    )
     if cuts is None:
         return every
     # A weight that holds the numbers of its outputs, cut likewise.
@@ -135,7 +160,9 @@ def _fit(goal: Goal, layer: Any, x: torch.Tensor, kept: torch.Tensor, ridge: flo
     reader = goal.reader
     rows = goal.sample.inputs(layer, x, 0).double()  # (conv_groups, rows, inputs)
     wanted = goal.outputs[:, kept.to(x.device)].double()
-    wanted = wanted.unflatten(1, (reader.conv_groups, -1)).movedim(1, 0)  # (conv_groups, rows, outputs)
+    wanted = wanted.unflatten(1, (reader.conv_groups, -1)).movedim(
+        1, 0
+    )  # (conv_groups, rows, outputs)
     weight = reader.split(layer.weight.double()).flatten(2)
     rest = wanted - rows @ weight.mT
     stays: torch.Tensor | None = None if reader.bias else layer.bias
@@ -146,7 +173,11 @@ def _fit(goal: Goal, layer: Any, x: torch.Tensor, kept: torch.Tensor, ridge: flo
     second = (rows - middle).mT @ (rows - middle)
     weighed = ridge * second.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
     second.diagonal(dim1=1, dim2=2).add_(torch.where(weighed > 0, weighed, 1.0))
-    change = torch.cholesky_solve((rows - middle).mT @ (rest - constant), torch.linalg.cholesky(second)).mT
-    layer.weight.copy_(reader.merged((weight + change).unflatten(2, (-1, reader.entries)), layer.weight))
+    change = torch.cholesky_solve(
+        (rows - middle).mT @ (rest - constant), torch.linalg.cholesky(second)
+    ).mT
+    layer.weight.copy_(
+        reader.merged((weight + change).unflatten(2, (-1, reader.entries)), layer.weight)
+    )
     if reader.bias:
         layer.bias.copy_((constant - middle @ change.mT).flatten())

@@ -73,13 +73,17 @@ def share(
         shared: dict[str, torch.Tensor] = {}
         hollow: dict[int, torch.Tensor] = {}
         for name, tensor in outline.tensors.items():
-            trained = type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter)  # the first is quicker
+            trained = type(tensor) is not torch.Tensor and isinstance(
+                tensor, nn.Parameter
+            )  # the first is quicker
             left = slices.get(name)
             if left is None:
                 left = full[name] if trained else full[name].clone()
             shared[name] = left
             nothing = empty[left.shape, left.dtype]
-            hollow[id(tensor)] = parameter_of(nothing, tensor.requires_grad) if trained else nothing.detach()
+            hollow[id(tensor)] = (
+                parameter_of(nothing, tensor.requires_grad) if trained else nothing.detach()
+            )
         return assembled(model, graph, outline, hollow), shared
 
 
@@ -119,7 +123,9 @@ def shared_network(
         return assembled(model, graph, outline, held)
 
 
-def _slices(tensors: Mapping[str, torch.Tensor], every: Sequence[tuple[Target, Cuts]]) -> dict[str, torch.Tensor]:
+def _slices(
+    tensors: Mapping[str, torch.Tensor], every: Sequence[tuple[Target, Cuts]]
+) -> dict[str, torch.Tensor]:
     """Returns by name what is left of every tensor that becomes shorter; gradients reach the tensor."""
     slices: dict[str, torch.Tensor] = {}
     matrices: list[tuple[Target, torch.Tensor, Cuts]] = []
@@ -130,7 +136,9 @@ def _slices(tensors: Mapping[str, torch.Tensor], every: Sequence[tuple[Target, C
         if len(cuts) == 2 and cuts[0][0] == 0 and cuts[1][0] == 1 and is_large(whole):
             matrices.append((target, whole, cuts))
         else:
-            slices[target.name] = target.merged(cut(whole, cuts if whole.is_cpu else moved.cuts(cuts, whole.device)))
+            slices[target.name] = target.merged(
+                cut(whole, cuts if whole.is_cpu else moved.cuts(cuts, whole.device))
+            )
     memory = Memory(sum(room(left_shape(whole, cuts), whole.dtype) for _, whole, cuts in matrices))
     for target, whole, cuts in matrices:
         slices[target.name] = target.merged(_cut_matrix(memory, whole, *(kept for _, kept in cuts)))
@@ -152,7 +160,9 @@ class _MatrixCut(torch.autograd.Function):
     """`cut_into` and its gradient: that of what is left, among zeros."""
 
     @staticmethod
-    def forward(memory: Memory, tensor: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    def forward(
+        memory: Memory, tensor: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+    ) -> torch.Tensor:
         cuts = [(0, rows), (1, columns)]
         left = memory.empty(left_shape(tensor, cuts), tensor.dtype)
         cut_into(left, tensor, cuts)
@@ -187,7 +197,11 @@ def _check(model: nn.Module, graph: ChannelGraph, given: Mapping[str, torch.Tens
     for name, tensor in given.items():
         if name not in graph.sizes:
             first = _tied_to(model, name)
-            hint = f"{name} is tied, give {first}" if first else unknown_name("tensor", name, graph.sizes)
+            hint = (
+                f"{name} is tied, give {first}"
+                if first
+                else unknown_name("tensor", name, graph.sizes)
+            )
             msg = f"tensors to slice are named as the network's parameters and buffers are: {hint}"
             raise ModelError(msg)
         shape = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
@@ -201,6 +215,9 @@ def _check(model: nn.Module, graph: ChannelGraph, given: Mapping[str, torch.Tens
 
 def _tied_to(model: nn.Module, name: str) -> str | None:
     """Returns the first name of a parameter or buffer that has several, if this is one of them."""
-    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    every = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
     tensor = dict(every).get(name)
     return next((other for other, known in every if known is tensor), None)

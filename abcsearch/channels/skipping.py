@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def skipping(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor | float]) -> Iterator[None]:
+def skipping(
+    model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor | float]
+) -> Iterator[None]:
     """Weighs what the residual blocks of a model add for a block of code: output = input + gate * (output - input).
 
     With a gate of 0 a block hands on its input, as where `slice_model` drops it; with 1 it does what it did, up to
@@ -53,8 +55,17 @@ def skipping(model: nn.Module, graph: ChannelGraph, gates: Sequence[torch.Tensor
 def _weighing(gate: torch.Tensor | float) -> Callable[..., torch.Tensor]:
     """Returns the hook of a block with a gate."""
 
-    def weigh(_module: nn.Module, args: Any, kwargs: dict[str, Any], added: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-        before: torch.Tensor = args[0] if args else next(iter(kwargs.values()))  # blocks have one input
-        return before + (gate.to(added) if isinstance(gate, torch.Tensor) else gate) * (added - before)
+    def weigh(
+        _module: nn.Module,
+        args: Any,  # noqa: ANN401
+        kwargs: dict[str, Any],
+        added: torch.Tensor,
+    ) -> torch.Tensor:
+        before: torch.Tensor = (
+            args[0] if args else next(iter(kwargs.values()))
+        )  # blocks have one input
+        return before + (gate.to(added) if isinstance(gate, torch.Tensor) else gate) * (
+            added - before
+        )
 
     return weigh

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from abcsearch.channels.orders import Ranking
 
 
-def slice_model(model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ranking: Ranking) -> nn.Module:
+def slice_model(
+    model: nn.Module, graph: ChannelGraph, candidate: Sequence[int], ranking: Ranking
+) -> nn.Module:
     """Returns the network that keeps the best `candidate[i]` channels of every prunable group.
 
     In place of a block that is dropped there is an `nn.Identity`; apart from that, the result has the same class,
@@ -100,7 +102,9 @@ def assembled(
     gone = tuple(f"{path}." for path in outline.dropped)
     for attribute in graph.settings:  # conv_groups among them, which shapes alone do not tell
         if not gone or not f"{attribute.path}.".startswith(gone):
-            attribute.apply(memo[id(outline.modules[attribute.path])], outline.flags, outline.starts)
+            attribute.apply(
+                memo[id(outline.modules[attribute.path])], outline.flags, outline.starts
+            )
     shorter = {id(outline.tensors[target.name]) for target, _ in outline.cuts}
     for module in outline.modules.values():
         held = (*module._parameters.values(), *module._buffers.values())
@@ -143,7 +147,9 @@ def parameter_of(tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:  # 
     return torch.Tensor._make_subclass(nn.Parameter, tensor, requires_grad)
 
 
-_set = object.__setattr__  # nn.Module's own asks first whether a number is a parameter, a buffer or a module
+_set = (
+    object.__setattr__
+)  # nn.Module's own asks first whether a number is a parameter, a buffer or a module
 
 
 def fit_attributes(module: nn.Module) -> None:

@@ -72,7 +72,9 @@ class Source(ABC):
         """Returns the source on a device, where its networks are then made: itself if it is there."""
         where = torch.device(device)
         every = [*self.modules.values(), self.full]
-        if all(tensor.device == where for module in every for tensor in module.state_dict().values()):
+        if all(
+            tensor.device == where for module in every for tensor in module.state_dict().values()
+        ):
             return self
         shared = {id(lent): lent for lent in self._lent()}
         moved = copy.deepcopy(self, shared)
@@ -107,7 +109,9 @@ def check_source(source: Source) -> None:
     full = source.graph.space(alpha=1.0).full
     for candidate in (full, (1,) * len(full)):
         networks = [_network(source, candidate) for _ in range(2)]
-        changed = [key for key, module in source.modules.items() if not _same(before[key], _state(module))]
+        changed = [
+            key for key, module in source.modules.items() if not _same(before[key], _state(module))
+        ]
         if changed:
             msg = f"source {name} changes its module {changed[0]!r} when it makes networks: change a copy"
             raise ModelError(msg)

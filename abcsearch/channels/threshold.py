@@ -43,13 +43,18 @@ def threshold_path(scores: Sequence[NDArray[np.float64]], space: SearchSpace) ->
     if counts != expected or any(np.isnan(score).any() for score in scores):
         msg = f"a threshold needs a number for every channel: scores of {counts} channels, the space has {expected}"
         raise RankingError(msg)
-    steps: list[tuple[float, int, int]] = []  # the score at which it is made, the dimension, minus the width after it
+    steps: list[
+        tuple[float, int, int]
+    ] = []  # the score at which it is made, the dimension, minus the width after it
     every = iter(scores)
     for index, dimension in enumerate(space.dimensions):
         if dimension.kind == "width":
             ascending = np.sort(next(every))
             # A width is enough once as many channels are gone as it lacks.
-            steps += [(float(ascending[dimension.full - c - 1]), index, -c) for c in dimension.choices[:-1]]
+            steps += [
+                (float(ascending[dimension.full - c - 1]), index, -c)
+                for c in dimension.choices[:-1]
+            ]
     path = np.tile(space.values(space.largest_indices), (len(steps) + 1, 1))
     for row, (_, index, negative) in enumerate(sorted(steps), start=1):
         path[row:, index] = -negative

@@ -66,7 +66,10 @@ class OperationGraph:
 
 
 def trace_operations(
-    model: nn.Module, example_input: torch.Tensor | tuple[Any, ...] | Example, *, training: bool = False
+    model: nn.Module,
+    example_input: torch.Tensor | tuple[Any, ...] | Example,
+    *,
+    training: bool = False,
 ) -> OperationGraph:
     """Records one forward pass on a copy of the model; the model and the global random state stay as they are.
 
@@ -100,7 +103,9 @@ def trace_operations(
         storage_sizes=tuple(recorder.storage_sizes),
         changes=recorder.changes,
         calls=watched.calls,
-        peeks=frozenset((paths[m], tuple(paths[a] for a in active)) for m, active in watched.peeks if m in paths),
+        peeks=frozenset(
+            (paths[m], tuple(paths[a] for a in active)) for m, active in watched.peeks if m in paths
+        ),
         modules=dict(twin.named_modules()),
         read={paths[m]: name for m, name in watched.sizes.items() if paths.get(m) in leaves},
         asks=not watched.modes.isdisjoint(paths),
@@ -153,7 +158,9 @@ def _check(model: object, example: Example) -> None:
     tensors = example.tensors
     if all(not x.ndim for x in tensors) or any(x.ndim and not len(x) for x in tensors):
         inputs = [*example.args, *example.kwargs.values()]
-        given = ", ".join(str(tuple(x.shape)) if isinstance(x, torch.Tensor) else type(x).__name__ for x in inputs)
+        given = ", ".join(
+            str(tuple(x.shape)) if isinstance(x, torch.Tensor) else type(x).__name__ for x in inputs
+        )
         msg = f"the example input is a batch of at least one image as a tensor, or a tuple of inputs, found ({given})"
         raise TraceError(msg)
     layouts = {str(x.layout) for x in tensors} - {"torch.strided"}
@@ -219,13 +226,19 @@ def _names(twin: nn.Module, example: Example) -> list[str]:
         return example.named(twin)
     except TypeError as error:
         parameters = inspect.signature(twin.forward).parameters.values()
-        taken = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        taken = [
+            p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
         keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
         names = f"{type(twin).__name__} takes {len(taken)} inputs ({', '.join(taken)})"
         if keywords:
             names += f" and keywords ({', '.join(keywords)})"
         count = len(example.args) + len(example.kwargs)
-        reason = f"the example has {count}" if len(example.args) > len(taken) else f"the example: {error}"
+        reason = (
+            f"the example has {count}"
+            if len(example.args) > len(taken)
+            else f"the example: {error}"
+        )
         if example.kwargs and len(example.args) <= len(taken):
             reason += f"; it has {', '.join(example.entries)}"
         msg = f"{names}, {reason}"

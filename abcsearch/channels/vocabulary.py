@@ -20,8 +20,14 @@ _READS = "__bool__ __int__ __float__ __complex__ __index__ __contains__ item tol
 READS = frozenset([*_READS.split(), "is_nonzero"])
 
 _OPERATORS: dict[str, Any] = {
-    **{name: getattr(operator, name) for name in ("add", "sub", "mul", "pow", "matmul", "gt", "lt", "ge", "le")},
-    **{f"__{name}__": getattr(operator, name) for name in ("eq", "ne", "floordiv", "getitem", "setitem", "pow")},
+    **{
+        name: getattr(operator, name)
+        for name in ("add", "sub", "mul", "pow", "matmul", "gt", "lt", "ge", "le")
+    },
+    **{
+        f"__{name}__": getattr(operator, name)
+        for name in ("eq", "ne", "floordiv", "getitem", "setitem", "pow")
+    },
     **{f"__{name}__": getattr(operator, f"{name}_") for name in ("and", "or")},
     **{f"{name}_": getattr(operator, f"i{name}") for name in ("add", "sub", "mul")},
     "div": operator.truediv,
@@ -30,9 +36,16 @@ _OPERATORS: dict[str, Any] = {
     "__matmul__": operator.matmul,
 }
 _SWAPPED = {
-    f"__r{name}__": getattr(operator, name) for name in ("sub", "mul", "pow", "matmul", "floordiv", "truediv", "mod")
+    f"__r{name}__": getattr(operator, name)
+    for name in ("sub", "mul", "pow", "matmul", "floordiv", "truediv", "mod")
 } | {"__rdiv__": operator.truediv}
-_CONVERTED = {"__bool__": bool, "__int__": int, "__float__": float, "__complex__": complex, "__index__": operator.index}
+_CONVERTED = {
+    "__bool__": bool,
+    "__int__": int,
+    "__float__": float,
+    "__complex__": complex,
+    "__index__": operator.index,
+}
 # Properties that follow widths; of the others, those that are tensors are noted.
 SIZES = ("shape", "nbytes")
 
@@ -52,7 +65,12 @@ def word_for(
     name = getattr(func, "__name__", "")
     if name in ("__get__", "__set__"):
         access = getattr if name == "__get__" else setattr
-        return "call_function", access, (args[0], attribute_of(func), *args[1:][: name == "__set__"]), {}
+        return (
+            "call_function",
+            access,
+            (args[0], attribute_of(func), *args[1:][: name == "__set__"]),
+            {},
+        )
     if getattr(torch.Tensor, name, None) is not func:
         return "call_function", func, args, kwargs
     if name in _SWAPPED:
@@ -70,4 +88,6 @@ def word_for(
 def attribute_of(func: Any) -> str:  # noqa: ANN401 - what torch hands to a function mode
     """Returns the name of the property that a call reads or sets."""
     owner: Any = func.__self__
-    return str(getattr(owner.fget, "__name__", "") if isinstance(owner, property) else owner.__name__)
+    return str(
+        getattr(owner.fget, "__name__", "") if isinstance(owner, property) else owner.__name__
+    )

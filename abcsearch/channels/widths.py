@@ -33,10 +33,16 @@ class WidthOptions:
     """
 
     alpha: float = setting(0.9, above=0, at_most=1, meaning="the largest keep ratio")
-    step: float = setting(0.1, at_least=1 / FINEST, at_most="alpha", meaning="the distance of keep ratios")
-    levels: tuple[Literal["filter", "stage", "block"], ...] = setting(("filter", "stage"), each=LEVELS)
+    step: float = setting(
+        0.1, at_least=1 / FINEST, at_most="alpha", meaning="the distance of keep ratios"
+    )
+    levels: tuple[Literal["filter", "stage", "block"], ...] = setting(
+        ("filter", "stage"), each=LEVELS
+    )
     divisor: int = setting(1, at_least=1)
-    lowest: float | None = setting(None, at_least=1 / FINEST, at_most="alpha", meaning="the smallest keep ratio")
+    lowest: float | None = setting(
+        None, at_least=1 / FINEST, at_most="alpha", meaning="the smallest keep ratio"
+    )
 
 
 def widths_of(
@@ -78,4 +84,9 @@ def widths_of(
             met, fitting = met or bool(left), left or fitting
     if not met:
         return [group.channels]
-    return sorted({fitting[max(0, bisect_right(fitting, int(group.channels * ratio)) - 1)] for ratio in ratios})
+    return sorted(
+        {
+            fitting[max(0, bisect_right(fitting, int(group.channels * ratio)) - 1)]
+            for ratio in ratios
+        }
+    )

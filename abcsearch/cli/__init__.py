@@ -68,6 +68,8 @@ def _version(*, asked: bool) -> None:
 
 @app.callback()
 def _common(
-    _: Annotated[bool, typer.Option("--version", callback=lambda v: _version(asked=v), is_eager=True)] = False,  # noqa: FBT002 - an option
+    _: Annotated[  # noqa: FBT002
+        bool, typer.Option("--version", callback=lambda v: _version(asked=v), is_eager=True)
+    ] = False,
 ) -> None:
     """Search-based structured pruning: the smallest network that still does the job."""

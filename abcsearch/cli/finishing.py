@@ -41,26 +41,36 @@ class _WithRecipe(TyperCommand):
 
 
 @app.command(
-    cls=_WithRecipe, epilog="Example: abcsearch finetune runs/digits --set preset=cifar --set epochs=20 --workers 4"
+    cls=_WithRecipe,
+    epilog="Example: abcsearch finetune runs/digits --set preset=cifar --set epochs=20 --workers 4",
 )
 def finetune(  # noqa: PLR0913 - one argument per option
     run_dir: RunDir,
     overrides: Set = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes of Ray Train that share every batch.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="Processes of Ray Train that share every batch.", show_default=False
+        ),
     ] = None,
     ray_address: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="Train on the Ray cluster there.", show_default=False)
+        str | None,
+        typer.Option(metavar="ADDR", help="Train on the Ray cluster there.", show_default=False),
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME,NAME", help="Only these networks, e.g. bee_colony or full; repeatable.", show_default=False
+            metavar="NAME,NAME",
+            help="Only these networks, e.g. bee_colony or full; repeatable.",
+            show_default=False,
         ),
     ] = None,
     trust: Trust = False,  # noqa: FBT002 - an option
     replace: Annotated[  # noqa: FBT002 - an option
-        bool, typer.Option("--replace", help="Drop what another recipe has made, instead of keeping it beside.")
+        bool,
+        typer.Option(
+            "--replace", help="Drop what another recipe has made, instead of keeping it beside."
+        ),
     ] = False,
 ) -> None:
     """Fine-tunes the winner and the baselines with one recipe; --set changes fields of the recipe. It continues.
@@ -83,12 +93,22 @@ def finetune(  # noqa: PLR0913 - one argument per option
 
         if is_front(run_dir):
             with_log = partial(_together, workers, ray_address)
-            finetune_all(run_dir, overrides or (), with_log, only, progress, trust=trust, replace=replace)
+            finetune_all(
+                run_dir, overrides or (), with_log, only, progress, trust=trust, replace=replace
+            )
             return
         run = open_run(run_dir, trust=trust)
         recipe = parse_recipe(overrides or (), run.config.finetune)
         together = _together(workers, ray_address, run.folder.log)
-        finetune_run(run, recipe, workers=together, progress=progress, tell=console.print, only=only, replace=replace)
+        finetune_run(
+            run,
+            recipe,
+            workers=together,
+            progress=progress,
+            tell=console.print,
+            only=only,
+            replace=replace,
+        )
         for structure in run.structures:
             scores = None if only and structure.name not in only else run.scores(structure)
             if scores is not None:
@@ -97,7 +117,9 @@ def finetune(  # noqa: PLR0913 - one argument per option
         console.print(f"next: abcsearch report {quoted(run_dir)}")
 
 
-def _together(workers: int | None, ray_address: str | None, log: Callable[[str], object]) -> RayTraining | None:
+def _together(
+    workers: int | None, ray_address: str | None, log: Callable[[str], object]
+) -> RayTraining | None:
     """Returns who trains, where it is not this process alone."""
     if ray_address is not None and workers is None:
         from abcsearch.errors import ConfigError
@@ -116,7 +138,9 @@ def report(
     run_dir: RunDir,
     out: Annotated[
         Path | None,
-        typer.Option(help="The page, elsewhere; pictures and numbers go beside it.", show_default=False),
+        typer.Option(
+            help="The page, elsewhere; pictures and numbers go beside it.", show_default=False
+        ),
     ] = None,
     trust: Trust = False,  # noqa: FBT002 - an option
     loss: Loss = None,
@@ -162,8 +186,12 @@ def report(
 
 @app.command(epilog="Example: abcsearch compare runs/digits runs/digits-random --out compare.html")
 def compare(
-    run_dirs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN_DIR RUN_DIR ...")],
-    out: Annotated[Path, typer.Option(help="The page; pictures and numbers go beside it.")] = Path("compare.html"),
+    run_dirs: Annotated[
+        list[Path], typer.Argument(help="Run folders.", metavar="RUN_DIR RUN_DIR ...")
+    ],
+    out: Annotated[Path, typer.Option(help="The page; pictures and numbers go beside it.")] = Path(
+        "compare.html"
+    ),
     trust: Trust = False,  # noqa: FBT002 - an option
 ) -> None:
     """Puts several runs side by side: best fitness over trials, fronts, widths, and a table of the winners."""
@@ -194,15 +222,25 @@ def export(  # noqa: PLR0913 - one argument per option
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Folder or file; by default in RUN_DIR/export.", show_default=False),
+        typer.Option(
+            metavar="PATH", help="Folder or file; by default in RUN_DIR/export.", show_default=False
+        ),
     ] = None,
     network: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Another than the winner, e.g. full or uniform.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Another than the winner, e.g. full or uniform.",
+            show_default=False,
+        ),
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of several budgets only this one, by name or place.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Of several budgets only this one, by name or place.",
+            show_default=False,
+        ),
     ] = None,
     link: Annotated[
         str | None,
@@ -253,7 +291,9 @@ def _check_budget(budget: str | None) -> None:
     if budget is not None:
         from abcsearch.errors import ConfigError
 
-        msg = f"--budget {budget} chooses one of several budgets; this is a run of one: leave it out"
+        msg = (
+            f"--budget {budget} chooses one of several budgets; this is a run of one: leave it out"
+        )
         raise ConfigError(msg)
 
 
@@ -269,16 +309,26 @@ def evaluate(  # noqa: PLR0913 - one argument per option
     ],
     config: Annotated[
         Path | None,
-        typer.Option(metavar="CONFIG", help="MODEL has weights of its network, for its data.", show_default=False),
+        typer.Option(
+            metavar="CONFIG",
+            help="MODEL has weights of its network, for its data.",
+            show_default=False,
+        ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="CONFIG|RUN_DIR|NAME", help="Its data; by default those of its run.", show_default=False),
+        typer.Option(
+            metavar="CONFIG|RUN_DIR|NAME",
+            help="Its data; by default those of its run.",
+            show_default=False,
+        ),
     ] = None,
     overrides: Set = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per pass when time is measured.")] = 64,
     split: Annotated[str, typer.Option(help="test or validation (that of the search).")] = "test",
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto; .onnx and .pt2 run on the CPU.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, or auto; .onnx and .pt2 run on the CPU.")
+    ] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Of the CPU when time is measured.")] = 1,
     trust: Trust = False,  # noqa: FBT002 - an option
     as_json: AsJson = False,  # noqa: FBT002 - an option
@@ -291,7 +341,11 @@ def evaluate(  # noqa: PLR0913 - one argument per option
         from abcsearch.asked import read_data
         from abcsearch.config import read_config
         from abcsearch.errors import ConfigError
-        from abcsearch.results.evaluating import EvaluationOptions, evaluate_checkpoint, evaluate_export
+        from abcsearch.results.evaluating import (
+            EvaluationOptions,
+            evaluate_checkpoint,
+            evaluate_export,
+        )
 
         options = EvaluationOptions(batch=batch, split=split, device=device, threads=threads)
         if config is not None and data is not None:
@@ -300,7 +354,9 @@ def evaluate(  # noqa: PLR0913 - one argument per option
         if config is not None:
             evaluated = evaluate_checkpoint(model, read_config(config, overrides or ()), options)
         else:
-            evaluated = evaluate_export(model, read_data(data, overrides or (), trust=trust), options, trust=trust)
+            evaluated = evaluate_export(
+                model, read_data(data, overrides or (), trust=trust), options, trust=trust
+            )
         if as_json:
             print_json(asdict(evaluated))
             return

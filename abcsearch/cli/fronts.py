@@ -60,7 +60,9 @@ def _watch(watched: FrontWatch, every: float = 1.0, *, as_json: bool) -> None:
         time.sleep(every)
 
 
-def _print_status(watched: FrontWatch, status: FrontStatus, *, as_json: bool, indent: int | None = 1) -> None:
+def _print_status(
+    watched: FrontWatch, status: FrontStatus, *, as_json: bool, indent: int | None = 1
+) -> None:
     """Prints how far a front is."""
     if as_json:
         print_json(status.to_plain(), indent=indent)
@@ -73,7 +75,13 @@ def _print_status(watched: FrontWatch, status: FrontStatus, *, as_json: bool, in
     console.print(f"{plural(status.evaluations, 'evaluation')} in all")
     if status.answer:
         console.print(status.answer)
-    state = "running now" if status.running else "searches finished" if status.finished else "not running"
+    state = (
+        "running now"
+        if status.running
+        else "searches finished"
+        if status.finished
+        else "not running"
+    )
     console.print(f"{state}; next: {status.next}" if status.next else state)
 
 
@@ -110,12 +118,22 @@ def finetune_all(  # noqa: PLR0913 - what the command line was given
     runs = open_front(path, trust=trust)
     recipe = parse_recipe(overrides, runs[0].config.finetune)
     workers = together(RunFolder(path).log)
-    finetune_front(runs, recipe, workers=workers, progress=progress, tell=console.print, only=only, replace=replace)
+    finetune_front(
+        runs,
+        recipe,
+        workers=workers,
+        progress=progress,
+        tell=console.print,
+        only=only,
+        replace=replace,
+    )
     for run in runs:
         for structure in run.structures:
             scores = None if only and structure.name not in only else run.scores(structure)
             if scores is not None:
-                console.print(f"{run.folder.path.name}, {structure.name}: test {run.metric} {run.change(scores)}")
+                console.print(
+                    f"{run.folder.path.name}, {structure.name}: test {run.metric} {run.change(scores)}"
+                )
         print_chain(run)
     console.print(f"next: abcsearch report {quoted(path)}")
 
@@ -149,7 +167,12 @@ def report_all(path: Path, out: Path | None, *, trust: bool, loss: float | None)
 
 
 def export_all(
-    path: Path, out: str | None, chosen: Mapping[str, str | None], *, budget: str | None, trust: bool
+    path: Path,
+    out: str | None,
+    chosen: Mapping[str, str | None],
+    *,
+    budget: str | None,
+    trust: bool,
 ) -> None:
     """Exports a network of every budget, or of one, and says where; `chosen` are further arguments of `export_run`."""
     from abcsearch.exporting.targets import check_target

@@ -30,12 +30,21 @@ KINDS = (
     "metrics",
     "objectives",
 )
-KINDS += ("baselines", "space", "budget", "latency", "execution")  # the last ones: tables of a config
+KINDS += (
+    "baselines",
+    "space",
+    "budget",
+    "latency",
+    "execution",
+)  # the last ones: tables of a config
 
 app = typer.Typer()
 
 
-@app.command("list", epilog="Example: abcsearch list searchers, or with all there is to say: list searchers bee_colony")
+@app.command(
+    "list",
+    epilog="Example: abcsearch list searchers, or with all there is to say: list searchers bee_colony",
+)
 def list_(
     kind: Annotated[
         str | None,
@@ -54,7 +63,9 @@ def list_(
     """Lists what a config can name, and the settings of its tables, with their defaults."""
     with answering():
         if kind is None:
-            print_json(KINDS) if as_json else console.print("\n".join(f"abcsearch list {kind_}" for kind_ in KINDS))
+            print_json(KINDS) if as_json else console.print(
+                "\n".join(f"abcsearch list {kind_}" for kind_ in KINDS)
+            )
             return
         from abcsearch.catalog import catalog
 
@@ -66,22 +77,34 @@ def list_(
             console.print(entries[0].text)
             return
         for entry in entries:
-            console.print(f"{entry.name}: {entry.description}" + (f" ({entry.source})" if entry.source else ""))
+            console.print(
+                f"{entry.name}: {entry.description}"
+                + (f" ({entry.source})" if entry.source else "")
+            )
             if entry.options:
                 console.print(f"    {', '.join(entry.options)}")
 
 
-@app.command(epilog="Example: abcsearch inspect torchvision.models:resnet50 --input 3x224x224 --png widths.png")
+@app.command(
+    epilog="Example: abcsearch inspect torchvision.models:resnet50 --input 3x224x224 --png widths.png"
+)
 def inspect(
     target: Annotated[
         str,
-        typer.Argument(help="Name of a model, package.module:callable, or config file.", metavar="MODEL|CONFIG"),
+        typer.Argument(
+            help="Name of a model, package.module:callable, or config file.", metavar="MODEL|CONFIG"
+        ),
     ],
     shape: Annotated[
-        str | None, typer.Option("--input", metavar="CxHxW", help="One input of a MODEL; by default what suits it.")
+        str | None,
+        typer.Option(
+            "--input", metavar="CxHxW", help="One input of a MODEL; by default what suits it."
+        ),
     ] = None,
     overrides: Set = None,
-    png: Annotated[Path | None, typer.Option(help="Draws the widths along the network.", show_default=False)] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Draws the widths along the network.", show_default=False)
+    ] = None,
     as_json: AsJson = False,  # noqa: FBT002 - an option
 ) -> None:
     """Prints what can be pruned: groups, blocks, choices, shares of macs and params; and why the rest stays.
@@ -108,7 +131,9 @@ def inspect(
         for line in inspection.totals:
             console.print(line)
         if inspection.unsupported:
-            console.print("Operations without a rule; what they touch is fixed. Rules of your own: docs/prunable.md")
+            console.print(
+                "Operations without a rule; what they touch is fixed. Rules of your own: docs/prunable.md"
+            )
         for line in inspection.unsupported:
             console.print(f"  {line}")
         if png is not None:

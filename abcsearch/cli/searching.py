@@ -64,15 +64,23 @@ class _SeveralSeeds(TyperCommand):
 
 @app.command(epilog=SEARCH_EXAMPLE, cls=_SeveralSeeds)
 def search(  # noqa: PLR0913 - one argument per option
-    config: Annotated[Path, typer.Argument(help="Config file (TOML).", metavar="CONFIG", show_default=False)],
+    config: Annotated[
+        Path, typer.Argument(help="Config file (TOML).", metavar="CONFIG", show_default=False)
+    ],
     run_dir: Annotated[
-        Path | None, typer.Option(help="Run folder; by default runs/ and the config's name.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Run folder; by default runs/ and the config's name.", show_default=False
+        ),
     ] = None,
     overrides: Set = None,
     seeds: Annotated[
         list[int] | None,
         typer.Option(
-            metavar="N ...", min=0, help="Run with each of these seeds, in RUN_DIR/seed-N.", show_default=False
+            metavar="N ...",
+            min=0,
+            help="Run with each of these seeds, in RUN_DIR/seed-N.",
+            show_default=False,
         ),
     ] = None,
     workers: Workers = None,
@@ -85,7 +93,10 @@ def search(  # noqa: PLR0913 - one argument per option
     as_json: AsJson = False,  # noqa: FBT002 - an option
     rebuild: Annotated[  # noqa: FBT002 - an option
         bool,
-        typer.Option("--rebuild", help="This is the config of the run whose run.json is lost, though none shows it."),
+        typer.Option(
+            "--rebuild",
+            help="This is the config of the run whose run.json is lost, though none shows it.",
+        ),
     ] = False,
 ) -> None:
     """Trains the base network if needed, searches, and runs the baselines. Run again, it continues.
@@ -109,24 +120,39 @@ def search(  # noqa: PLR0913 - one argument per option
         settings = read_run(config, [*(overrides or ()), *changes])
         watchers = _watchers(optuna_storage, mlflow, wandb, tensorboard=tensorboard)
         if seeds:
-            result = _with_seeds(settings, folder, seeds, progress, watchers, dry_run=dry_run or as_json)
+            result = _with_seeds(
+                settings, folder, seeds, progress, watchers, dry_run=dry_run or as_json
+            )
         elif dry_run or as_json:
-            _rehearse(settings, folder, dry_run=dry_run, as_json=as_json, chosen=run_dir is not None)
+            _rehearse(
+                settings, folder, dry_run=dry_run, as_json=as_json, chosen=run_dir is not None
+            )
             if not as_json:
                 console.print(f"next: {_same_search(config, run_dir, [*(overrides or ())], given)}")
             return
         elif isinstance(settings, Front):
             result = run_front_config(settings, folder, progress=progress, **watchers)
         else:
-            result = run_config(settings, folder, progress=progress, **_given(rebuild=rebuild or None), **watchers)
+            result = run_config(
+                settings, folder, progress=progress, **_given(rebuild=rebuild or None), **watchers
+            )
     _print_found(result)
 
 
-def _same_search(config: Path, run_dir: Path | None, overrides: list[str], given: dict[str, Any]) -> str:
+def _same_search(
+    config: Path, run_dir: Path | None, overrides: list[str], given: dict[str, Any]
+) -> str:
     """Returns the command that searches as was asked for, without --dry-run."""
-    words = ["abcsearch", "search", str(config), *(("--run-dir", str(run_dir)) if run_dir is not None else ())]
+    words = [
+        "abcsearch",
+        "search",
+        str(config),
+        *(("--run-dir", str(run_dir)) if run_dir is not None else ()),
+    ]
     words += [word for override in overrides for word in ("--set", override)]
-    words += [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    words += [
+        word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))
+    ]
     return shlex.join(words)
 
 
@@ -146,7 +172,11 @@ def _with_seeds(
     from abcsearch.runs.seeds import run_seeds
 
     if dry_run or isinstance(settings, Front):
-        what = "--dry-run looks at one search" if dry_run else "[[budgets]] are several searches already"
+        what = (
+            "--dry-run looks at one search"
+            if dry_run
+            else "[[budgets]] are several searches already"
+        )
         msg = f"{what}: leave --seeds out"
         raise ConfigError(msg)
     load = LoadedOnce()
@@ -161,7 +191,12 @@ def _with_seeds(
 
 
 def _rehearse(
-    settings: RunConfig | Front[RunConfig], folder: Path, *, dry_run: bool, as_json: bool, chosen: bool
+    settings: RunConfig | Front[RunConfig],
+    folder: Path,
+    *,
+    dry_run: bool,
+    as_json: bool,
+    chosen: bool,
 ) -> None:
     """Prints what a search would do."""
     from abcsearch.errors import ConfigError
@@ -186,19 +221,31 @@ def _rehearse(
 def resume(  # noqa: PLR0913 - one argument per option
     run_dir: RunDir,
     n_trials: Annotated[
-        int | None, typer.Option(min=1, help="Structures to evaluate in all, other than before.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="Structures to evaluate in all, other than before.", show_default=False
+        ),
     ] = None,
     until: Annotated[
-        int | None, typer.Option(min=0, help="Keep only the first lines of a damaged journal.", show_default=False)
+        int | None,
+        typer.Option(
+            min=0, help="Keep only the first lines of a damaged journal.", show_default=False
+        ),
     ] = None,
     retry_failed: Annotated[  # noqa: FBT002 - an option
-        bool, typer.Option("--retry-failed", help="Evaluate failed trials again, and what depends on them.")
+        bool,
+        typer.Option(
+            "--retry-failed", help="Evaluate failed trials again, and what depends on them."
+        ),
     ] = False,
     shorten: Annotated[  # noqa: FBT002 - an option
         bool, typer.Option("--shorten", help="Let --n-trials be less than what is done.")
     ] = False,
     device: Annotated[
-        str | None, typer.Option(help="Evaluate there from now on, e.g. cpu where the GPU is gone.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Evaluate there from now on, e.g. cpu where the GPU is gone.", show_default=False
+        ),
     ] = None,
     workers: Workers = None,
     ray_address: RayAddress = None,
@@ -267,7 +314,9 @@ def _watchers(
 @app.command(epilog="Example: abcsearch status runs/digits --watch")
 def status(
     run_dir: RunDir,
-    watching: Annotated[bool, typer.Option("--watch", help="Look every second until it is finished.")] = False,  # noqa: FBT002
+    watching: Annotated[  # noqa: FBT002
+        bool, typer.Option("--watch", help="Look every second until it is finished.")
+    ] = False,
     as_json: AsJson = False,  # noqa: FBT002 - an option
     loss: Loss = None,
 ) -> None:
@@ -297,14 +346,19 @@ def _print_found(result: SearchResult | FrontResult | SeedsResult) -> None:
     if isinstance(result, SeedsResult):
         console.print(f"run folders: {', '.join(str(one.run_dir) for one in result.results)}")
         print_table(HEAD, *(row.cells for row in result.table()))
-        console.print(f"next: {shlex.join(['abcsearch', 'compare', *(str(one.run_dir) for one in result.results)])}")
+        console.print(
+            f"next: {shlex.join(['abcsearch', 'compare', *(str(one.run_dir) for one in result.results)])}"
+        )
         return
 
     if not isinstance(result, FrontResult):
         _print_best(result)
         return
     console.print(f"run folder: {result.run_dir}")
-    cells = [[point.name, f"{point.macs:,}", f"{point.params:,}", f"{point.fitness:.4f}"] for point in result.front()]
+    cells = [
+        [point.name, f"{point.macs:,}", f"{point.params:,}", f"{point.fitness:.4f}"]
+        for point in result.front()
+    ]
     print_table(["budget", "MACs", "params", "fitness"], *cells)
     console.print(f"next: {after_search(result.run_dir, result.results)}")
 
@@ -320,12 +374,18 @@ def _print_best(result: SearchResult) -> None:
     console.print(f"run folder: {result.run_dir}")
     if RunFolder(result.run_dir).exhausted():
         console.print(nothing_left(result.settings.searcher.name, len(result.trials)))
-    console.print(f"best of {plural(len(result.trials), 'trial')}: trial {best.number}, fitness {best.fitness:.4f}")
+    console.print(
+        f"best of {plural(len(result.trials), 'trial')}: trial {best.number}, fitness {best.fitness:.4f}"
+    )
     if result.decision is not None:
         console.print(f"  {result.decision.words}")
     for dimension in task.space.dimensions[: len(result.widths)]:
         kept, channels = result.widths[dimension.name]
-        change = ("kept" if kept else "dropped") if dimension.kind == "block" else f"{channels} => {kept}"
+        change = (
+            ("kept" if kept else "dropped")
+            if dimension.kind == "block"
+            else f"{channels} => {kept}"
+        )
         label = result.criteria.get(dimension.name)
         console.print(f"  {dimension.name}: {change}" + (f", by {label}" if label else ""))
     for name in ("macs", "params"):
@@ -335,5 +395,7 @@ def _print_best(result: SearchResult) -> None:
     failed = sum(trial.evaluation.failure is not None for trial in result.trials)
     if failed:
         again = f"abcsearch resume {quoted(result.run_dir)} --retry-failed"
-        console.print(f"{plural(failed, 'trial')} failed, the reasons are in log.txt; to evaluate them again: {again}")
+        console.print(
+            f"{plural(failed, 'trial')} failed, the reasons are in log.txt; to evaluate them again: {again}"
+        )
     console.print(f"next: {after_search(result.run_dir, [result])}")

@@ -16,11 +16,15 @@ from abcsearch.terminal import answering, console
 app = typer.Typer()
 
 
-@app.command(epilog="Example: abcsearch init --model torchvision.models:resnet18 --checkpoint mine.pt --data flowers/")
+@app.command(
+    epilog="Example: abcsearch init --model torchvision.models:resnet18 --checkpoint mine.pt --data flowers/"
+)
 def init(
     model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Name of a model, or package.module:callable.", show_default=False),
+        typer.Option(
+            metavar="MODEL", help="Name of a model, or package.module:callable.", show_default=False
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -33,9 +37,15 @@ def init(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Trained weights; without, it is trained first.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="Trained weights; without, it is trained first.",
+            show_default=False,
+        ),
     ] = None,
-    macs: Annotated[float, typer.Option(min=0.001, max=1, help="Share of the MACs that may be left.")] = 0.5,
+    macs: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Share of the MACs that may be left.")
+    ] = 0.5,
     n_trials: Annotated[int, typer.Option(min=1, help="Structures to evaluate.")] = 200,
     out: Annotated[Path, typer.Option(help="The file that is written.")] = Path("config.toml"),
 ) -> None:
@@ -44,7 +54,10 @@ def init(
     What is needed and not given is asked for on a terminal.
     """
     with answering():
-        model, data = _answered("--model", model, "resnet20"), _answered("--data", data, "data/flowers")
+        model, data = (
+            _answered("--model", model, "resnet20"),
+            _answered("--data", data, "data/flowers"),
+        )
         with wait_shown():
             from abcsearch.config import parse_run
             from abcsearch.errors import ConfigError
@@ -73,7 +86,10 @@ def _answered(option: str, value: str | None, example: str) -> str:
     if value is not None:
         return value
     if sys.stdin.isatty() and console.is_terminal:
-        words = {"--model": "network (name, or package.module:callable)", "--data": "data (folder of images, or name)"}
+        words = {
+            "--model": "network (name, or package.module:callable)",
+            "--data": "data (folder of images, or name)",
+        }
         return str(typer.prompt(words[option]))
     from abcsearch.errors import ConfigError
 

@@ -22,9 +22,14 @@ def trials(
     run_dir: RunDir,
     format: Annotated[  # noqa: A002 - the option's name
         str | None,
-        typer.Option(help="csv, parquet or json; by default what --out ends in, else csv.", show_default=False),
+        typer.Option(
+            help="csv, parquet or json; by default what --out ends in, else csv.",
+            show_default=False,
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The file; without, it is printed.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file; without, it is printed.", show_default=False)
+    ] = None,
 ) -> None:
     """Writes the trials of a run as a table: fitness, costs, metrics, widths; also while it runs, and of old runs.
 

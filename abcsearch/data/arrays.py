@@ -49,7 +49,9 @@ _CIFAR10 = _Cifar(
     labels="labels",
     classes=10,
 )
-_CIFAR100 = _Cifar(folder="cifar-100-python", train=("train",), test="test", labels="fine_labels", classes=100)
+_CIFAR100 = _Cifar(
+    folder="cifar-100-python", train=("train",), test="test", labels="fine_labels", classes=100
+)
 
 
 class _Plain(pickle.Unpickler):
@@ -59,7 +61,9 @@ class _Plain(pickle.Unpickler):
         """Returns one of the four things that arrays are made with."""
         known: dict[tuple[str, str], Any] = {
             ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): lambda kind, *_flags: np.dtype(kind),  # the flags are of numpy 1, which warns of them
+            ("numpy", "dtype"): lambda kind, *_flags: np.dtype(
+                kind
+            ),  # the flags are of numpy 1, which warns of them
             ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
             ("_codecs", "encode"): lambda text, _encoding: text.encode("latin1"),
         }
@@ -92,7 +96,9 @@ def cifar10(
     Raises:
         DataError: if a file is missing, may not be read, or is not CIFAR's.
     """
-    return _cifar(_CIFAR10, f"cifar10 {path}", path, (mean, std), HoldOut(validation=validation, seed=seed))
+    return _cifar(
+        _CIFAR10, f"cifar10 {path}", path, (mean, std), HoldOut(validation=validation, seed=seed)
+    )
 
 
 def cifar100(
@@ -117,7 +123,9 @@ def cifar100(
     Raises:
         DataError: if a file is missing, may not be read, or is not CIFAR's.
     """
-    return _cifar(_CIFAR100, f"cifar100 {path}", path, (mean, std), HoldOut(validation=validation, seed=seed))
+    return _cifar(
+        _CIFAR100, f"cifar100 {path}", path, (mean, std), HoldOut(validation=validation, seed=seed)
+    )
 
 
 def _cifar(kind: _Cifar, name: str, path: str, given: tuple[Any, Any], how: HoldOut) -> Data:
@@ -129,11 +137,15 @@ def _cifar(kind: _Cifar, name: str, path: str, given: tuple[Any, Any], how: Hold
     images, labels = (torch.cat(tensors) for tensors in zip(*train, strict=True))
     missing = sorted(set(range(kind.classes)) - set(labels.tolist()))
     if missing:
-        msg = (
-            f"{folder}: training images have all of {kind.classes} classes, found none of {missing}; download it again"
-        )
+        msg = f"{folder}: training images have all of {kind.classes} classes, found none of {missing}; download it again"
         raise DataError(msg)
-    return byte_data(name, (images, labels), _cifar_batch(kind, folder / kind.test), scale_of(*given, images), how)
+    return byte_data(
+        name,
+        (images, labels),
+        _cifar_batch(kind, folder / kind.test),
+        scale_of(*given, images),
+        how,
+    )
 
 
 def _cifar_batch(kind: _Cifar, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,13 +153,20 @@ def _cifar_batch(kind: _Cifar, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
     with reading(file, f"the unpacked {kind.folder}"), file.open("rb") as lines:
         content = _unpickled(file, lines)
     data, labels = content.get("data"), content.get(kind.labels)
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+    if (
+        not isinstance(data, np.ndarray)
+        or data.dtype != np.uint8
+        or data.ndim != 2
+        or data.shape[1] != 3072
+    ):
         msg = f"{file}: 'data' is an array (n, 3072) of uint8, found {_shown(data)}; download it again"
         raise DataError(msg)
-    if not isinstance(labels, list) or len(labels) != len(data) or not all(isinstance(v, int) for v in labels):
-        msg = (
-            f"{file}: {kind.labels!r} is a list of {len(data)} class numbers, found {_shown(labels)}; download it again"
-        )
+    if (
+        not isinstance(labels, list)
+        or len(labels) != len(data)
+        or not all(isinstance(v, int) for v in labels)
+    ):
+        msg = f"{file}: {kind.labels!r} is a list of {len(data)} class numbers, found {_shown(labels)}; download it again"
         raise DataError(msg)
     _check_range(f"{file}: {kind.labels!r}", np.array(labels), kind.classes)
     rows = torch.from_numpy(data.copy()).view(-1, 3, 32, 32).permute(0, 2, 3, 1).contiguous()
@@ -223,12 +242,20 @@ def npz(  # noqa: PLR0913 - options of a config
     arrays = _arrays(Path(path))
     splits: list[tuple[torch.Tensor, torch.Tensor]] = []
     for split in ("train", "test"):
-        images, labels = arrays[f"{split}_images"], _counted(arrays[f"{split}_labels"], ignore_index)
+        images, labels = (
+            arrays[f"{split}_images"],
+            _counted(arrays[f"{split}_labels"], ignore_index),
+        )
         splits.append(
-            (_images(f"{path}: {split}_images", images), _labels(f"{path}: {split}_labels", labels, objective))
+            (
+                _images(f"{path}: {split}_images", images),
+                _labels(f"{path}: {split}_labels", labels, objective),
+            )
         )
         if classes is not None:
-            counted = np.where(labels == IGNORED, 0, labels) if objective == "segmentation" else labels
+            counted = (
+                np.where(labels == IGNORED, 0, labels) if objective == "segmentation" else labels
+            )
             _check_range(f"{path}: {split}_labels", counted.ravel(), classes)
         try:
             check_labels(splits[-1][1], len(images))
@@ -247,7 +274,9 @@ def npz(  # noqa: PLR0913 - options of a config
     if mean is not None or std is not None:
         msg = f"{path}: mean and std are for bytes; float32 images are taken as they are: leave them out"
         raise DataError(msg)
-    return Data.from_tensors(splits[0], splits[1], validation=validation, seed=seed, name=name, objective=objective)
+    return Data.from_tensors(
+        splits[0], splits[1], validation=validation, seed=seed, name=name, objective=objective
+    )
 
 
 def _counted(labels: NDArray[Any], ignore_index: int | None) -> NDArray[Any]:

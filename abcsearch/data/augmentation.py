@@ -35,7 +35,11 @@ class Moves:
     def part(self, positions: slice) -> Moves:
         """Returns the moves of some images of the batch."""
         offsets = None if self.offsets is None else self.offsets[:, positions]
-        return replace(self, offsets=offsets, mirrored=None if self.mirrored is None else self.mirrored[positions])
+        return replace(
+            self,
+            offsets=offsets,
+            mirrored=None if self.mirrored is None else self.mirrored[positions],
+        )
 
     def apply(self, images: Any, fill: float = 0) -> Any:  # noqa: ANN401 - a tensor; several inputs if nothing moves
         """Returns moved copies of (batch, height, width, channels) images; `fill` comes in at their edges.
@@ -61,10 +65,17 @@ class Moves:
         if self.mirrored is not None:
             columns = torch.where(self.mirrored[:, None, None], width - 1 - columns, columns)
         if self.offsets is not None:
-            rows, columns = rows + self.offsets[0][:, None, None], columns + self.offsets[1][:, None, None]
+            rows, columns = (
+                rows + self.offsets[0][:, None, None],
+                columns + self.offsets[1][:, None, None],
+            )
         first = torch.arange(n, device=device)[:, None, None] * (height + 2 * pad)
         positions = (first + rows) * (width + 2 * pad) + columns
-        return images.flatten(0, 2).index_select(0, positions.flatten()).view(n, height, width, channels)
+        return (
+            images.flatten(0, 2)
+            .index_select(0, positions.flatten())
+            .view(n, height, width, channels)
+        )
 
     def apply_to_labels(self, labels: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """Returns the labels of moved images: pixels and boxes move with them, pixels that come in do not count.
@@ -107,7 +118,13 @@ def _enlargement(labels: torch.Tensor, shape: tuple[int, ...]) -> int:
 
 
 def draw_moves(
-    count: int, batch_size: int, generator: torch.Generator, *, shift: int, flip: bool, device: torch.device
+    count: int,
+    batch_size: int,
+    generator: torch.Generator,
+    *,
+    shift: int,
+    flip: bool,
+    device: torch.device,
 ) -> Iterator[Moves]:
     """Returns the moves of the batches of an epoch: drawn at once, since a copy to a device in every step would wait.
 

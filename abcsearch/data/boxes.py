@@ -86,7 +86,11 @@ def _numbers(values: Any, where: str) -> torch.Tensor:  # noqa: ANN401 - what th
         msg = f"{where} are numbers, found {values!r:.80}"
         raise DataError(msg) from error
     if numbers.dtype == torch.bool or numbers.is_complex():
-        numbers = numbers.to(torch.int64) if where.endswith("iscrowd") else torch.full(numbers.shape, torch.nan)
+        numbers = (
+            numbers.to(torch.int64)
+            if where.endswith("iscrowd")
+            else torch.full(numbers.shape, torch.nan)
+        )
     return numbers.to(torch.float64)
 
 
@@ -111,14 +115,23 @@ def _check_rows(rows: torch.Tensor, where: str) -> None:
 
 def check_boxes(labels: torch.Tensor, count: int) -> None:
     """Raises DataError unless packed boxes are those of so many images."""
-    if labels.ndim != 3 or labels.shape[0] != count or labels.shape[2] != WIDTH or not labels.numel():
-        msg = (
-            f"labels of float64 are boxes, ({count}, most, {WIDTH}) as abcsearch.data.boxes.packed makes them of dicts "
-        )
+    if (
+        labels.ndim != 3
+        or labels.shape[0] != count
+        or labels.shape[2] != WIDTH
+        or not labels.numel()
+    ):
+        msg = f"labels of float64 are boxes, ({count}, most, {WIDTH}) as abcsearch.data.boxes.packed makes them of dicts "
         msg += f"with boxes and labels, found {tuple(labels.shape)}; values are float32"
         raise DataError(msg)
     x1, y1, x2, y2, label, crowd = labels.unbind(-1)
-    sound = (x1 < x2) & (y1 < y2) & (label >= 1) & (label == label.floor()) & ((crowd == 0) | (crowd == 1))
+    sound = (
+        (x1 < x2)
+        & (y1 < y2)
+        & (label >= 1)
+        & (label == label.floor())
+        & ((crowd == 0) | (crowd == 1))
+    )
     wrong = ~((sound & torch.isfinite(labels).all(dim=-1)) | (labels == 0).all(dim=-1))
     if bool(wrong.any()):
         image = int(wrong.any(dim=1).nonzero()[0])
@@ -166,7 +179,9 @@ def check_inside(labels: torch.Tensor, shape: Any, where: str) -> None:  # noqa:
         msg += f"{width} wide and {height} high; coordinates are pixels of the image as the network gets it"
         raise DataError(msg)
     if not bool((label > 0).any()):
-        msg = f"{where}: no image has a box; a detection needs some to learn from and to be judged by"
+        msg = (
+            f"{where}: no image has a box; a detection needs some to learn from and to be judged by"
+        )
         raise DataError(msg)
 
 
@@ -184,7 +199,9 @@ def unpacked(labels: torch.Tensor) -> list[Target]:
     for rows in labels:
         there = rows[rows[:, LABEL] > 0]
         numbers = there[:, LABEL:].long()
-        targets.append({"boxes": there[:, :4].float(), "labels": numbers[:, 0], "iscrowd": numbers[:, 1]})
+        targets.append(
+            {"boxes": there[:, :4].float(), "labels": numbers[:, 0], "iscrowd": numbers[:, 1]}
+        )
     return targets
 
 
@@ -194,7 +211,10 @@ def without_crowds(targets: Sequence[Target]) -> list[Target]:
 
 
 def moved(
-    labels: torch.Tensor, size: tuple[int, int], offsets: torch.Tensor | None, mirrored: torch.Tensor | None
+    labels: torch.Tensor,
+    size: tuple[int, int],
+    offsets: torch.Tensor | None,
+    mirrored: torch.Tensor | None,
 ) -> torch.Tensor:
     """Returns the boxes of images that are shifted, then mirrored, see `Moves`.
 
@@ -214,5 +234,9 @@ def moved(
     if mirrored is not None:
         x = torch.where(mirrored[:, None, None], width - x.flip(-1), x)
     boxes = torch.cat([x[..., :1], y[..., :1], x[..., 1:], y[..., 1:], rest], dim=-1)
-    there = (rest[..., 0] > 0) & ((x[..., 1] - x[..., 0]) >= _LEAST) & ((y[..., 1] - y[..., 0]) >= _LEAST)
+    there = (
+        (rest[..., 0] > 0)
+        & ((x[..., 1] - x[..., 0]) >= _LEAST)
+        & ((y[..., 1] - y[..., 0]) >= _LEAST)
+    )
     return torch.where(there[..., None], boxes, torch.zeros_like(boxes))

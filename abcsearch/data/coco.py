@@ -68,7 +68,9 @@ class CocoImages:
         wanted = {"categories": ("id", "name"), "images": ("id", "file_name", "width", "height")}
         wanted["annotations"] = ("image_id", "category_id", "bbox")
         tables = {name: self._table(content, name, keys) for name, keys in wanted.items()}
-        self.classes = {entry["id"]: str(entry["name"]) for entry in sorted(tables["categories"], key=_id_of)}
+        self.classes = {
+            entry["id"]: str(entry["name"]) for entry in sorted(tables["categories"], key=_id_of)
+        }
         self._entries = {entry["id"]: self._entry(entry) for entry in tables["images"]}
         self._images = list(self._entries.values())
         if not self._images or not self.classes:
@@ -94,7 +96,9 @@ class CocoImages:
                 raise DataError(f"{msg}{entry.height}")
             return image.convert("RGB"), 0
 
-    def _table(self, content: Mapping[str, Any], name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    def _table(
+        self, content: Mapping[str, Any], name: str, keys: tuple[str, ...]
+    ) -> list[dict[str, Any]]:
         """Returns a list of the file, whose entries have all keys."""
         entries = content.get(name)
         if not isinstance(entries, list):
@@ -113,7 +117,12 @@ class CocoImages:
     def _entry(self, entry: Mapping[str, Any]) -> _Entry:
         """Returns an image of the file, whose name does not leave the folder of images."""
         name, width, height = entry["file_name"], entry["width"], entry["height"]
-        sound = isinstance(name, str) and name and not PurePosixPath(name).is_absolute() and ".." not in name.split("/")
+        sound = (
+            isinstance(name, str)
+            and name
+            and not PurePosixPath(name).is_absolute()
+            and ".." not in name.split("/")
+        )
         if not sound or not all(isinstance(value, int) and value > 0 for value in (width, height)):
             msg = f"{self._file}: image {entry['id']}: file_name is a path below {self._folder}, width and height are "
             raise DataError(f"{msg}pixels; found {name!r:.80}, {width!r:.20} and {height!r:.20}")
@@ -126,9 +135,7 @@ class CocoImages:
         for number, entry in enumerate(annotations):
             where = f"{self._file}: annotations: number {number} (from 0)"
             if entry["image_id"] not in targets or entry["category_id"] not in numbers:
-                msg = (
-                    f"{where} is of image {entry['image_id']!r:.50} and category {entry['category_id']!r:.50}, one of "
-                )
+                msg = f"{where} is of image {entry['image_id']!r:.50} and category {entry['category_id']!r:.50}, one of "
                 raise DataError(f"{msg}which is not in the file")
             box = _resized(entry["bbox"], self._entries[entry["image_id"]], size, where)
             if box[2] - box[0] >= _LEAST and box[3] - box[1] >= _LEAST:
@@ -159,7 +166,11 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 def _resized(box: Any, entry: _Entry, size: int, where: str) -> list[float]:  # noqa: ANN401 - whatever a file holds
     """Returns x1, y1, x2, y2 in the resized image of COCO's x, y, width, height."""
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
+    numbers = (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(type(value) in (int, float) for value in box)
+    )
     if not numbers or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
         msg = f"{where}: bbox is x, y, width, height in pixels, the last two at least 0, found {box!r:.80}"
         raise DataError(msg)
@@ -217,12 +228,18 @@ def coco(  # noqa: PLR0913 - options of a config
         raise DataError(msg)
     transform: Transform = v2.Compose([bytes_of, v2.Resize((size, size))])
     splits = [
-        Stream(source=source, labels=source.labels, evaluation=transform, scale=scale, workers=workers)
+        Stream(
+            source=source, labels=source.labels, evaluation=transform, scale=scale, workers=workers
+        )
         for source in sources
     ]
     how = HoldOut(validation=validation, seed=seed, objective="detection")
     if stream:
-        return Data.from_images(*splits, validation=validation, seed=seed, name=name, objective=how.objective)
-    held_out(splits[0].labels, validation, seed, objective=how.objective)  # refused before anything is decoded
+        return Data.from_images(
+            *splits, validation=validation, seed=seed, name=name, objective=how.objective
+        )
+    held_out(
+        splits[0].labels, validation, seed, objective=how.objective
+    )  # refused before anything is decoded
     rows = [(images.decoded(), images.labels) for images in splits]
     return byte_data(name, rows[0], rows[1], scale, how)

@@ -28,7 +28,9 @@ def digits(*, validation: float = 0.25, seed: int = 0) -> Data:
     bunch: Any = load_digits()
     images = torch.from_numpy(bunch.images.astype(np.float32))[:, None]
     labels = torch.from_numpy(bunch.target.astype(np.int64))
-    train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels.numpy(), random_state=0)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=360, stratify=labels.numpy(), random_state=0
+    )
     mean, std = images[train].mean(), images[train].std()
     images = (images - mean) / std
     scale = Scale(mean=(float(mean) / 16,), std=(float(std) / 16,))  # pixels are 0 to 16

@@ -45,13 +45,15 @@ class Folder:
 
         with reading(root, f"{root}/CLASS/IMAGE"):
             # Hidden ones, such as .ipynb_checkpoints, are no classes.
-            below = sorted(e.path for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
-            for path in below:
-                os.scandir(path).close()  # what may not be read is said here; torchvision would take it as empty
-        if not below:
-            msg = (
-                f"data folder {root} has no folders of classes; expected {root}/CLASS/IMAGE: sort the images into them"
+            below = sorted(
+                e.path for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")
             )
+            for path in below:
+                os.scandir(
+                    path
+                ).close()  # what may not be read is said here; torchvision would take it as empty
+        if not below:
+            msg = f"data folder {root} has no folders of classes; expected {root}/CLASS/IMAGE: sort the images into them"
             raise DataError(msg)
         self.classes = [os.path.basename(path) for path in below]  # noqa: PTH119 - as they are sorted
         numbers = {name: number for number, name in enumerate(self.classes)}
@@ -170,21 +172,31 @@ def image_folder(  # noqa: PLR0913 - options of a config
     scale = scale_of(mean, std, usual)
     others = _splits(path, validation)
     train, test, *held = (
-        Stream(source=folder, labels=folder.labels, evaluation=transform, scale=scale, workers=workers)
+        Stream(
+            source=folder, labels=folder.labels, evaluation=transform, scale=scale, workers=workers
+        )
         for folder in _folders(path, others)
     )
-    how, name = HoldOut(validation=_HELD_OUT if validation is None else validation, seed=seed), f"image_folder {path}"
+    how, name = (
+        HoldOut(validation=_HELD_OUT if validation is None else validation, seed=seed),
+        f"image_folder {path}",
+    )
     if stream and held:
         return Data(name=name, train=train, validation=held[0].loaded(), test=test, seed=seed)
     if stream:
         return Data.from_images(train, test, validation=how.validation, seed=seed, name=name)
-    shapes = {other: images.shape for other, images in zip(("train", *others), (train, test, *held), strict=True)}
+    shapes = {
+        other: images.shape
+        for other, images in zip(("train", *others), (train, test, *held), strict=True)
+    }
     if len(set(shapes.values())) > 1:
         msg = f"{name}: images of all splits have one (channels, height, width), found "
         msg += f"{', '.join(f'{other} {shape}' for other, shape in shapes.items())}; set size to resize all"
         raise DataError(msg)
     if not held:
-        held_out(train.labels, how.validation, seed)  # refused before anything is decoded, like mean and std
+        held_out(
+            train.labels, how.validation, seed
+        )  # refused before anything is decoded, like mean and std
     rows = train.decoded()
     scale = scale if mean is not None else scale_of(None, None, rows)
     splits = [(images.decoded(), images.labels) for images in (test, *held)]

@@ -120,9 +120,13 @@ def check_inputs(inputs: Example, count: int) -> None:
         if not x.ndim or len(x) != count or not x.numel() or x.dtype not in KINDS:
             msg = f"inputs are tensors ({count}, ...) of {plural(count, 'image')}, float32, int64 or bool and not "
             msg += f"empty, found {tuple(x.shape)} {x.dtype} as {name!r}"
-            raise DataError(f"{msg}; scale bytes in your Dataset" if x.dtype == torch.uint8 else msg)
+            raise DataError(
+                f"{msg}; scale bytes in your Dataset" if x.dtype == torch.uint8 else msg
+            )
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            first = int((~torch.isfinite(x)).flatten(1).any(dim=1).nonzero()[0]) if x.ndim > 1 else 0
+            first = (
+                int((~torch.isfinite(x)).flatten(1).any(dim=1).nonzero()[0]) if x.ndim > 1 else 0
+            )
             msg = f"inputs must be finite, found values that are not in {name!r}, first in number {first} (from 0)"
             raise DataError(msg)
 
@@ -171,9 +175,17 @@ def check_masks(labels: torch.Tensor, shape: Any) -> None:  # noqa: ANN401 - see
         shape: of every image, see `Images.shape`.
     """
     sizes = () if isinstance(shape, dict) else tuple(shape[1:])
-    if labels.dtype == torch.int64 and labels.ndim > 1 and (not sizes or labels.ndim == len(sizes) + 1):
+    if (
+        labels.dtype == torch.int64
+        and labels.ndim > 1
+        and (not sizes or labels.ndim == len(sizes) + 1)
+    ):
         return
-    convert = "; convert them with masks.long()" if labels.ndim > 1 and labels.dtype != torch.int64 else ""
+    convert = (
+        "; convert them with masks.long()"
+        if labels.ndim > 1 and labels.dtype != torch.int64
+        else ""
+    )
     msg = f"labels of a segmentation are class numbers of pixels, (n{''.join(f', {size}' for size in sizes)}) int64, "
     raise DataError(f"{msg}found {tuple(labels.shape)} {labels.dtype}{convert}")
 
@@ -240,9 +252,7 @@ def held_out(
             random_state=derived_seed(seed, "split") % 2**32,
         )
     except ValueError as error:
-        msg = (
-            f"cannot hold {validation:g} of {plural(len(labels), 'training image')} out for search-validation: {error}"
-        )
+        msg = f"cannot hold {validation:g} of {plural(len(labels), 'training image')} out for search-validation: {error}"
         raise DataError(msg) from error
     kept, held = (torch.from_numpy(some).sort().values for some in indices)
     return kept, held

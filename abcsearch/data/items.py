@@ -32,9 +32,13 @@ def one_of(item: Any, first: Any, where: str) -> Example:  # noqa: ANN401 - what
         raise DataError(msg)
     for name, x in inputs.entries.items():
         if not isinstance(x, torch.Tensor) or x.dtype not in KINDS:
-            what = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__
+            what = (
+                f"{tuple(x.shape)} {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__
+            )
             msg = f"{where} has {what} as {name!r}; inputs are float32, int64 or bool tensors, numbers or arrays: "
-            raise DataError(msg + "make it one in the Dataset, bytes of images by dividing and normalising them")
+            raise DataError(
+                msg + "make it one in the Dataset, bytes of images by dividing and normalising them"
+            )
     if first is not None:
         _check_like(inputs, first, where)
     return inputs
@@ -45,7 +49,9 @@ def _tensor(leaf: Any) -> Any:  # noqa: ANN401 - whatever a Dataset returns
     if isinstance(leaf, np.ndarray | np.generic | bool | int | float):
         array = np.asarray(leaf)
         leaf = (
-            torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape) if array.dtype.kind in "biuf" else leaf
+            torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
+            if array.dtype.kind in "biuf"
+            else leaf
         )
     if not isinstance(leaf, torch.Tensor):
         return leaf
@@ -59,7 +65,9 @@ def _check_like(inputs: Example, first: Any, where: str) -> None:  # noqa: ANN40
         msg = f"{where} has several inputs ({', '.join(inputs.entries)}), the first image is one tensor"
         raise DataError(f"{msg} {tuple(first.shape)}; return the same for all")
     here, there = inputs.entries, first.entries
-    missing, new = ([name for name in one if name not in other] for one, other in ((there, here), (here, there)))
+    missing, new = (
+        [name for name in one if name not in other] for one, other in ((there, here), (here, there))
+    )
     if missing or new:
         words = [f"lacks {', '.join(missing)}"] if missing else []
         words += [f"has {', '.join(new)}, which the first image has not"] if new else []

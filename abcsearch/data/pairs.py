@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 _OBJECTIVE = "superresolution"
 _SCALES = (2, 3, 4, 8)
 _SMALLEST = 19  # pixels of enlarged patches that PSNR and SSIM need
-_PLAIN = 255**2 / 10**4  # mean squared error of bytes at 40 dB: of patches below it nothing is learnt
+_PLAIN = (
+    255**2 / 10**4
+)  # mean squared error of bytes at 40 dB: of patches below it nothing is learnt
 _VALIDATION = ("val", "valid", "validation")
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 
@@ -54,7 +56,9 @@ class Cut:
         if self.patch < 1 or self.patch * self.scale < _SMALLEST:
             least = -(-_SMALLEST // self.scale)
             msg = f"patch is the height and width of small patches, at least {least} at scale {self.scale}: below "
-            raise DataError(f"{msg}{_SMALLEST} enlarged pixels nothing is compared; found {self.patch}")
+            raise DataError(
+                f"{msg}{_SMALLEST} enlarged pixels nothing is compared; found {self.patch}"
+            )
         if self.most is not None and self.most < 1:
             msg = f"patches is how many are cut out of an image at most, at least 1, found {self.most}"
             raise DataError(msg)
@@ -65,7 +69,9 @@ class Cut:
         whole = high.crop((0, 0, width * self.scale, height * self.scale))
         return whole.resize((width, height), Image.Resampling.BICUBIC), whole
 
-    def patches(self, low: Image.Image, high: Image.Image, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def patches(
+        self, low: Image.Image, high: Image.Image, name: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns patches beside each other: (n, patch, patch, 3) uint8, and the same places enlarged.
 
         Raises:
@@ -73,9 +79,7 @@ class Cut:
         """
         small, large = (torch.from_numpy(np.array(image)) for image in (low, high))
         if large.shape[:2] != (small.shape[0] * self.scale, small.shape[1] * self.scale):
-            msg = (
-                f"image {name} is {_size(high)}, and the small one {_size(low)}: not {self.scale} times as large; set "
-            )
+            msg = f"image {name} is {_size(high)}, and the small one {_size(low)}: not {self.scale} times as large; set "
             raise DataError(f"{msg}scale, or make small ones from the large ones: leave them out")
         if min(small.shape[:2]) < self.patch:
             side = self.patch * self.scale
@@ -106,7 +110,9 @@ def _split(pairs: Sequence[Pairs]) -> Split:
     return Split(from_rows(scale.apply(low)), wanted, scale)
 
 
-def superresolution_samples(*, scale: int = 2, patch: int = 16, validation: float = 0.2, seed: int = 0) -> Data:
+def superresolution_samples(
+    *, scale: int = 2, patch: int = 16, validation: float = 0.2, seed: int = 0
+) -> Data:
     """Patches of the two photos that scikit-learn ships, a temple and a flower (nothing is downloaded).
 
     The lower quarter of both photos is the test, whatever the seed; `seed` decides which patches of the rest are held
@@ -138,7 +144,9 @@ def superresolution_samples(*, scale: int = 2, patch: int = 16, validation: floa
             pairs[split].append((small[detailed], large[detailed]))
     train, test = _split(pairs["train"]), _split(pairs["test"])
     name = "superresolution_samples"
-    return Data.from_images(train, test, validation=validation, seed=seed, name=name, objective=_OBJECTIVE)
+    return Data.from_images(
+        train, test, validation=validation, seed=seed, name=name, objective=_OBJECTIVE
+    )
 
 
 def superresolution_folder(
@@ -177,9 +185,7 @@ def superresolution_folder(
         there = {entry.name for entry in root.iterdir()}
     held = next((name for name in _VALIDATION if name in there), None)
     if held is not None and validation is not None:
-        msg = (
-            f"superresolution_folder {path}: validation = {validation:g}: so much is held out of train, and {held} is "
-        )
+        msg = f"superresolution_folder {path}: validation = {validation:g}: so much is held out of train, and {held} is "
         msg += "not read; leave validation out to search on that"
         warnings.warn(msg, UserWarning, stacklevel=callers())
         held = None
@@ -187,10 +193,20 @@ def superresolution_folder(
     train = _pairs(root / "train", cut)
     if held is not None:
         kept = _split(_pairs(root / held, cut))
-        return Data(name=name, train=_split(train), validation=kept, test=test, seed=seed, objective=_OBJECTIVE)
+        return Data(
+            name=name,
+            train=_split(train),
+            validation=kept,
+            test=test,
+            seed=seed,
+            objective=_OBJECTIVE,
+        )
     share = 0.1 if validation is None else validation
     stay, out = held_out(torch.arange(len(train)), share, seed, objective=_OBJECTIVE)
-    splits = {"train": _split([train[i] for i in stay]), "validation": _split([train[i] for i in out])}
+    splits = {
+        "train": _split([train[i] for i in stay]),
+        "validation": _split([train[i] for i in out]),
+    }
     return Data(name=name, **splits, test=test, seed=seed, objective=_OBJECTIVE, held_out=True)
 
 
@@ -235,7 +251,9 @@ def _files(folder: Path) -> list[Path]:
     with reading(folder, f"{folder}/IMAGE"):
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _ENDINGS)
     if not files:
-        msg = f"data folder {folder} has no images; they end in {', '.join(_ENDINGS)}. Put some there"
+        msg = (
+            f"data folder {folder} has no images; they end in {', '.join(_ENDINGS)}. Put some there"
+        )
         raise DataError(msg)
     return files
 
@@ -251,6 +269,8 @@ def _opened(file: Path) -> Image.Image:
     try:
         with data, Image.open(data) as image:
             return image.convert("RGB")
-    except Exception as error:  # what a decoder raises on a damaged file depends on the format and the damage
+    except (
+        Exception
+    ) as error:  # what a decoder raises on a damaged file depends on the format and the damage
         msg = f"image {file} cannot be read: {error}; repair or remove it"
         raise DataError(msg) from error

@@ -98,6 +98,8 @@ def byte_data(
         chosen = held_out(train[1], how.validation, how.seed, objective=how.objective)
         # Selected as bytes: of the training images, no second copy in floats is ever made.
         parts = [(train[0][own], train[1][own]) for own in chosen]
-    own, validation, other = (Split(from_rows(scale.apply(images)), labels, scale) for images, labels in [*parts, test])
+    own, validation, other = (
+        Split(from_rows(scale.apply(images)), labels, scale) for images, labels in [*parts, test]
+    )
     splits = {"train": own, "validation": validation, "test": other}
     return Data(name=name, **splits, seed=how.seed, objective=how.objective, held_out=held is None)

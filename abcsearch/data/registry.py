@@ -37,7 +37,9 @@ def load_data(name: str | Callable[..., Any], **options: Any) -> Data:  # noqa: 
         raise DataError(msg) from error
     except AbcSearchError:
         raise
-    except Exception as error:  # the user's loader, or an option of the wrong type: anything can go wrong
+    except (
+        Exception
+    ) as error:  # the user's loader, or an option of the wrong type: anything can go wrong
         given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
         msg = f"data set {name!r} cannot be loaded with {given}: {type(error).__name__}: {error}"
         raise DataError(msg) from error
@@ -52,7 +54,11 @@ def check_data_options(name: str, options: Mapping[str, Any]) -> None:
     """Raises DataError for an unknown name, or with all unknown and missing options, without loading anything."""
     function = DATASETS.find(name)
     parameters = _parameters(function)
-    given = [option for option in options if ":" not in name or option not in PAIR_OPTIONS or option in parameters]
+    given = [
+        option
+        for option in options
+        if ":" not in name or option not in PAIR_OPTIONS or option in parameters
+    ]
     problems = option_problems(function, given)
     if problems:
         raise DataError("\n".join(f"data set {name!r}: {problem}" for problem in problems))

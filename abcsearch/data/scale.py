@@ -31,7 +31,9 @@ class Scale:
     def __post_init__(self) -> None:
         """Checks the numbers."""
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if not isinstance(values, Sequence) or not all(isinstance(value, float | int) for value in values):  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not isinstance(values, Sequence) or not all(
+                isinstance(value, float | int) for value in values
+            ):  # pyright: ignore[reportUnnecessaryIsInstance]
                 msg = f"{name} is a list with one number per channel, found {values!r}"
                 raise DataError(msg)
         if len(self.mean) != len(self.std) or not all(0 < value < math.inf for value in self.std):

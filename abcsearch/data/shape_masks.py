@@ -28,7 +28,13 @@ _SMALLEST, _LARGEST = 0.25, 0.5  # of a shape, as a share of the image
 
 
 def shape_masks(
-    *, train: int = 800, test: int = 300, size: int = 32, drawing: int = 0, validation: float = 0.2, seed: int = 0
+    *,
+    train: int = 800,
+    test: int = 300,
+    size: int = 32,
+    drawing: int = 0,
+    validation: float = 0.2,
+    seed: int = 0,
 ) -> Data:
     """Squares, circles and triangles with the class of every pixel, for segmentation; nothing is downloaded.
 
@@ -52,7 +58,13 @@ def shape_masks(
 
 
 def shape_tags(
-    *, train: int = 800, test: int = 300, size: int = 32, drawing: int = 0, validation: float = 0.2, seed: int = 0
+    *,
+    train: int = 800,
+    test: int = 300,
+    size: int = 32,
+    drawing: int = 0,
+    validation: float = 0.2,
+    seed: int = 0,
 ) -> Data:
     """The images of `shape_masks` with three labels each: whether a square, a circle, a triangle is shown.
 
@@ -71,19 +83,34 @@ def shape_tags(
     return _drawn("shape_tags", (train, test), size, drawing, how, _shown)
 
 
-def _drawn(name: str, counts: tuple[int, int], size: int, drawing: int, how: HoldOut, labelled: Labelled) -> Data:
+def _drawn(
+    name: str, counts: tuple[int, int], size: int, drawing: int, how: HoldOut, labelled: Labelled
+) -> Data:
     """Returns drawn images with the labels that follow from the classes of their pixels."""
-    numbers = {"train": (counts[0], 2), "test": (counts[1], 1), "size": (size, 16), "drawing": (drawing, 0)}
-    wrong = ", ".join(f"{key} = {value}" for key, (value, least) in numbers.items() if value < least)
+    numbers = {
+        "train": (counts[0], 2),
+        "test": (counts[1], 1),
+        "size": (size, 16),
+        "drawing": (drawing, 0),
+    }
+    wrong = ", ".join(
+        f"{key} = {value}" for key, (value, least) in numbers.items() if value < least
+    )
     if wrong:
         msg = f"{name}: train is at least 2, test 1, size 16 pixels, drawing 0, found {wrong}"
         raise DataError(msg)
-    held_out(torch.zeros(counts[0]), how.validation, how.seed, objective=how.objective)  # before anything is drawn
+    held_out(
+        torch.zeros(counts[0]), how.validation, how.seed, objective=how.objective
+    )  # before anything is drawn
     splits: list[tuple[torch.Tensor, torch.Tensor]] = []
     for split, count in zip(("train", "test"), counts, strict=True):
-        every = [_image(numpy_stream(drawing, f"shape masks, {split}", number), size) for number in range(count)]
+        every = [
+            _image(numpy_stream(drawing, f"shape masks, {split}", number), size)
+            for number in range(count)
+        ]
         images, labels = (
-            np.stack(each) for each in zip(*((image, labelled(mask)) for image, mask in every), strict=True)
+            np.stack(each)
+            for each in zip(*((image, labelled(mask)) for image, mask in every), strict=True)
         )
         splits.append((torch.from_numpy(images), torch.from_numpy(labels)))
     return byte_data(name, splits[0], splits[1], _SCALE, how)
@@ -97,7 +124,9 @@ def _image(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDAr
         left, top = (int(rng.integers(0, size - side + 1)) for _ in range(2))
         label = int(rng.integers(1, len(CLASSES) + 1))
         mask = mask_of(label, left, top, side, size)
-        image[mask] = colour_beside(rng, image[mask].mean(axis=0)) + rng.normal(0, 8, (int(mask.sum()), 3))
+        image[mask] = colour_beside(rng, image[mask].mean(axis=0)) + rng.normal(
+            0, 8, (int(mask.sum()), 3)
+        )
         classes[mask] = label
     return image.clip(0, 255).astype(np.uint8), classes
 

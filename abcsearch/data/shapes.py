@@ -30,7 +30,13 @@ Drawn = tuple["NDArray[np.uint8]", dict[str, list[list[int]] | list[int]]]
 
 
 def shapes(
-    *, train: int = 1200, test: int = 300, size: int = 64, drawing: int = 0, validation: float = 0.2, seed: int = 0
+    *,
+    train: int = 1200,
+    test: int = 300,
+    size: int = 64,
+    drawing: int = 0,
+    validation: float = 0.2,
+    seed: int = 0,
 ) -> Data:
     """Squares, circles and triangles with their boxes, drawn when they are asked for; nothing is downloaded.
 
@@ -48,17 +54,25 @@ def shapes(
     Raises:
         DataError: if a number is out of range.
     """
-    wrong = {name: value for name, value, least in (("train", train, 2), ("test", test, 1)) if value < least}
+    wrong = {
+        name: value
+        for name, value, least in (("train", train, 2), ("test", test, 1))
+        if value < least
+    }
     wrong |= {"size": size} if size < 16 else {}
     wrong |= {"drawing": drawing} if drawing < 0 else {}
     if wrong:
         given = ", ".join(f"{name} = {value}" for name, value in wrong.items())
         msg = f"shapes: train is at least 2, test 1, size 16 pixels, drawing 0, found {given}"
         raise DataError(msg)
-    held_out(torch.zeros(train), validation, seed, objective="detection")  # refused before anything is drawn
+    held_out(
+        torch.zeros(train), validation, seed, objective="detection"
+    )  # refused before anything is drawn
     splits: list[tuple[torch.Tensor, torch.Tensor]] = []
     for split, count in (("train", train), ("test", test)):
-        every = [draw(numpy_stream(drawing, f"shapes, {split}", number), size) for number in range(count)]
+        every = [
+            draw(numpy_stream(drawing, f"shapes, {split}", number), size) for number in range(count)
+        ]
         images = torch.from_numpy(np.stack([image for image, _ in every]))
         splits.append((images, packed([target for _, target in every])))
     how = HoldOut(validation=validation, seed=seed, objective="detection")
@@ -92,7 +106,11 @@ def background(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
     angle, period = rng.uniform(0, np.pi), rng.uniform(4, size)
     across = np.arange(size) * np.cos(angle) + np.arange(size)[:, None] * np.sin(angle)
     share = 0.5 + 0.25 * np.sin(2 * np.pi * across / period)
-    return first * share[..., None] + second * (1 - share[..., None]) + rng.normal(0, 12, (size, size, 3))
+    return (
+        first * share[..., None]
+        + second * (1 - share[..., None])
+        + rng.normal(0, 12, (size, size, 3))
+    )
 
 
 def colour_beside(rng: np.random.Generator, behind: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
     from abcsearch.data.scale import Scale
 
-    Batches = Iterator[tuple[Any, torch.Tensor]]  # inputs are `Inputs`, which what is derived narrows
+    Batches = Iterator[
+        tuple[Any, torch.Tensor]
+    ]  # inputs are `Inputs`, which what is derived narrows
 
 _HASHED = 1024  # images copied at a time to be hashed
 
@@ -193,7 +195,9 @@ class Split(Images):
     def part(self, indices: torch.Tensor) -> Split:
         """Returns the images at the given positions."""
         indices = indices.to(self.images.device)
-        return Split._of(select(self.rows, indices), self.labels.index_select(0, indices), self.scale)
+        return Split._of(
+            select(self.rows, indices), self.labels.index_select(0, indices), self.scale
+        )
 
     def loaded(self) -> Split:
         """Returns this split: it is in memory."""
@@ -201,12 +205,18 @@ class Split(Images):
 
     def to(self, device: torch.device | str) -> Split:
         """Returns the split on a device; the copy there is made once and kept as long as this split."""
-        device = torch.empty(0, device=device).device  # "cuda" is "cuda:0", or whichever is the current one
+        device = torch.empty(
+            0, device=device
+        ).device  # "cuda" is "cuda:0", or whichever is the current one
         if device == self.images.device:
             return self
         if device not in self._elsewhere:
-            with torch.inference_mode(mode=False):  # what is made in such a block cannot be trained on
-                self._elsewhere[device] = Split._of(self.rows.to(device), self.labels.to(device), self.scale)
+            with torch.inference_mode(
+                mode=False
+            ):  # what is made in such a block cannot be trained on
+                self._elsewhere[device] = Split._of(
+                    self.rows.to(device), self.labels.to(device), self.scale
+                )
         return self._elsewhere[device]
 
     def batches(self, batch_size: int, *, device: torch.device | str = "cpu") -> Batches:
@@ -227,8 +237,12 @@ class Split(Images):
         """Yields one epoch of training; see `Images.shuffled`. Images are selected and augmented on the device."""
         here = self.to(device)
         count = len(self) // batch_size
-        order = torch.randperm(len(self), generator=generator)[: count * batch_size].to(here.images.device)
-        every = draw_moves(count, batch_size, generator, shift=shift, flip=flip, device=here.images.device)
+        order = torch.randperm(len(self), generator=generator)[: count * batch_size].to(
+            here.images.device
+        )
+        every = draw_moves(
+            count, batch_size, generator, shift=shift, flip=flip, device=here.images.device
+        )
         positions = own_share(batch_size, share)
         for indices, moves in zip(order.split(batch_size), every, strict=True):
             if share[1] > 1:
@@ -255,9 +269,13 @@ class Split(Images):
 
 
 def _from_arrays(rows: Any, labels: np.ndarray[Any, Any], scale: Scale | None) -> Split:  # noqa: ANN401 - two kinds
-    with warnings.catch_warnings():  # memory that is shared is read-only, and nobody here writes to images
+    with (
+        warnings.catch_warnings()
+    ):  # memory that is shared is read-only, and nobody here writes to images
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        tensors = rows.mapped(torch.from_numpy) if isinstance(rows, Example) else torch.from_numpy(rows)
+        tensors = (
+            rows.mapped(torch.from_numpy) if isinstance(rows, Example) else torch.from_numpy(rows)
+        )
         return Split._of(tensors, torch.from_numpy(labels), scale)
 
 

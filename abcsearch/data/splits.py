@@ -75,7 +75,9 @@ class Data:
         check_splits(self.name, self.objective, labels, self.train.shape)
 
     def _check_classes(self) -> None:
-        known, seen = (set(images.labels.unique().tolist()) for images in (self.train, self.validation))
+        known, seen = (
+            set(images.labels.unique().tolist()) for images in (self.train, self.validation)
+        )
         if missing := sorted(known - seen):
             some = ", ".join(map(str, missing[:10])) + (", ..." if missing[10:] else "")
             msg = (
@@ -130,7 +132,12 @@ class Data:
         Raises:
             DataError: if something is of none of these kinds, or splits do not fit together.
         """
-        told: dict[str, Any] = {"mean": mean, "std": std, "ignore_index": ignore_index, "inputs": inputs}
+        told: dict[str, Any] = {
+            "mean": mean,
+            "std": std,
+            "ignore_index": ignore_index,
+            "inputs": inputs,
+        }
         return _READ(train, test, validation, name=name, seed=seed, objective=objective, **told)
 
     @classmethod
@@ -160,7 +167,12 @@ class Data:
             DataError: if shapes, types or the share are wrong, or a class has fewer than two training images.
         """
         return cls.from_images(
-            Split(*train), Split(*test), validation=validation, seed=seed, name=name, objective=objective
+            Split(*train),
+            Split(*test),
+            validation=validation,
+            seed=seed,
+            name=name,
+            objective=objective,
         )
 
     @classmethod
@@ -205,7 +217,9 @@ class Data:
         Raises:
             DataError: if labels are no class numbers.
         """
-        return most_classes(self.name, [self.train.labels, self.validation.labels, self.test.labels])
+        return most_classes(
+            self.name, [self.train.labels, self.validation.labels, self.test.labels]
+        )
 
     @cached_property
     def example(self) -> Any:  # noqa: ANN401 - `Inputs`, which what is derived narrows
@@ -222,7 +236,11 @@ class Data:
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for split, images in (("train", self.train), ("validation", self.validation), ("test", self.test)):
+        for split, images in (
+            ("train", self.train),
+            ("validation", self.validation),
+            ("test", self.test),
+        ):
             digest.update(split.encode())
             images.update(digest)
         if self.objective != "classification":

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 _HASHED = 16  # images of a stream that are decoded for its fingerprint
 _AHEAD = 4  # batches that every worker process prepares in advance
 
-Transform = Callable[[Any], Any]  # to a tensor, or to several inputs: a dict, a tuple or an Example of tensors
+Transform = Callable[
+    [Any], Any
+]  # to a tensor, or to several inputs: a dict, a tuple or an Example of tensors
 
 
 @runtime_checkable
@@ -103,7 +105,11 @@ class Stream(Images):
 
     @property
     def _cores(self) -> int:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
         return cores if self.workers is None else min(self.workers, cores)
 
     def part(self, indices: torch.Tensor) -> Stream:
@@ -131,7 +137,9 @@ class Stream(Images):
         try:
             image = self.source[int(self._indices[position])][0]
             image = image if transform is None else transform(image)
-        except Exception as error:  # what a decoder raises on a damaged file depends on the format and the damage
+        except (
+            Exception
+        ) as error:  # what a decoder raises on a damaged file depends on the format and the damage
             msg = f"{self.where(position)} cannot be read: {error}; repair or remove it"
             raise DataError(msg) from error
         if isinstance(image, dict | tuple | Example):
@@ -141,7 +149,11 @@ class Stream(Images):
             msg = f"{self.where(position)} is one tensor, the first has the inputs {', '.join(first.entries)}; return "
             raise DataError(f"{msg}these for all")
         if not good or image.dtype not in (torch.uint8, torch.float32):
-            given = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, torch.Tensor) else type(image).__name__
+            given = (
+                f"{tuple(image.shape)} {image.dtype}"
+                if isinstance(image, torch.Tensor)
+                else type(image).__name__
+            )
             msg = f"{self.where(position)} must be a (channels, height, width) uint8 or float32 tensor, found {given}"
             raise DataError(msg)
         if first is not None and image.shape != first.shape:
@@ -158,7 +170,9 @@ class Stream(Images):
         """
         first = self._first
         several = isinstance(first, Example)
-        arrays = [torch.empty(len(self), *x.shape, dtype=x.dtype) for x in tensors_of(row_of(first))]
+        arrays = [
+            torch.empty(len(self), *x.shape, dtype=x.dtype) for x in tensors_of(row_of(first))
+        ]
 
         def decode(position: int) -> None:
             image = row_of(self._image(position, self.evaluation, first))
@@ -205,11 +219,15 @@ class Stream(Images):
         """Yields one epoch of training; see `Images.shuffled`. Shifts and mirror images come after `training`."""
         device, count = torch.device(device), len(self) // batch_size
         order = torch.randperm(len(self), generator=generator)[: count * batch_size]
-        seeds = torch.randint(2**62, (len(self),), generator=generator)  # per image: no matter which worker has it
+        seeds = torch.randint(
+            2**62, (len(self),), generator=generator
+        )  # per image: no matter which worker has it
         moves = draw_moves(count, batch_size, generator, shift=shift, flip=flip, device=device)
         positions = own_share(batch_size, share)
         order = order.view(count, batch_size)[:, positions].flatten()
-        every = _Decoding(self, self.training or self.evaluation, seeds).rows(order, batch_size // share[1], device)
+        every = _Decoding(self, self.training or self.evaluation, seeds).rows(
+            order, batch_size // share[1], device
+        )
         labels = self.labels[order].to(device).split(batch_size // share[1])
         for rows, label, move in zip(every, labels, moves, strict=True):
             move = move.part(positions)
@@ -234,10 +252,14 @@ class Stream(Images):
 class _Decoding(Dataset[Any]):
     """Batches of a stream as worker processes see them: a list of positions in, rows of pixels or an error out."""
 
-    def __init__(self, stream: Stream, transform: Transform | None, seeds: torch.Tensor | None) -> None:
+    def __init__(
+        self, stream: Stream, transform: Transform | None, seeds: torch.Tensor | None
+    ) -> None:
         """Keeps what a worker needs; it may be pickled."""
         self._stream, self._transform, self._seeds = stream, transform, seeds
-        self._first = stream._first  # before there are workers, each of which would decode an image to see
+        self._first = (
+            stream._first
+        )  # before there are workers, each of which would decode an image to see
 
     def __getitems__(self, positions: list[int]) -> list[torch.Tensor] | DataError:
         """Returns the tensors of a batch as they lie in memory; errors too, as one raised would have a traceback."""

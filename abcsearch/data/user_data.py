@@ -70,8 +70,12 @@ def from_datasets(  # noqa: PLR0913 - options of a config
         pairs = _Pairs(source, where, inputs)
         labels = [pairs[index][1] for index in range(len(source))] if given is None else given
         read: Any = pairs if isinstance(source[0], Mapping) else source
-        read_.append(Stream(source=read, labels=_labels(labels, where, ignore_index), workers=workers))
-    return Data.from_images(*read_, validation=validation, seed=seed, name=name, objective=objective)
+        read_.append(
+            Stream(source=read, labels=_labels(labels, where, ignore_index), workers=workers)
+        )
+    return Data.from_images(
+        *read_, validation=validation, seed=seed, name=name, objective=objective
+    )
 
 
 def _read(source: Any, where: str, ignore_index: int | None, inputs: Sequence[str]) -> Split:  # noqa: ANN401
@@ -125,7 +129,15 @@ class _Kept:
         return (image,)
 
 
-_IMAGES = ("image", "images", "img", "pixel_values", "x", "input", "data")  # what Datasets call the parts of an item
+_IMAGES = (
+    "image",
+    "images",
+    "img",
+    "pixel_values",
+    "x",
+    "input",
+    "data",
+)  # what Datasets call the parts of an item
 _LABELS = ("label", "labels", "target", "targets", "y", "mask", "class")
 _COLOURS = (1, 3, 4)  # channels that bytes may have last
 
@@ -138,16 +150,26 @@ def _item(source: Any, index: int, where: str, inputs: tuple[str, ...]) -> tuple
     if not isinstance(item, tuple | list) or len(item) != 2:
         size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
         msg = f"{where} has items (image, label), found {type(item).__name__}{size} at {index}; return just these two, "
-        raise DataError(msg + "several inputs as one: ((left, right), label) or ({'left': ..., 'right': ...}, label)")
+        raise DataError(
+            msg
+            + "several inputs as one: ((left, right), label) or ({'left': ..., 'right': ...}, label)"
+        )
     return _image(item[0]), item[1]
 
 
-def _named(item: Mapping[str, Any], where: str, index: int, inputs: tuple[str, ...]) -> tuple[Any, Any]:
+def _named(
+    item: Mapping[str, Any], where: str, index: int, inputs: tuple[str, ...]
+) -> tuple[Any, Any]:
     """Returns image and label of an item that names them; of several inputs a dict of these; boxes are a label."""
     if "boxes" in item:
         target = {key: item[key] for key in TARGET_KEYS if key in item}
-        item = {**{key: value for key, value in item.items() if key not in target}, "target": target}
-    image, label = (next((key for key in names if key in item), None) for names in (_IMAGES, _LABELS))
+        item = {
+            **{key: value for key, value in item.items() if key not in target},
+            "target": target,
+        }
+    image, label = (
+        next((key for key in names if key in item), None) for names in (_IMAGES, _LABELS)
+    )
     missing = [name for name in inputs if name not in item]
     if missing:
         msg = f"{where} has no {', '.join(missing)} among the item at {index} ({', '.join(map(str, item))}), which "
@@ -156,9 +178,7 @@ def _named(item: Mapping[str, Any], where: str, index: int, inputs: tuple[str, .
     if label is not None and (inputs or len(several) > 1):
         return {name: item[name] for name in several}, item[label]
     if image is None or label is None:
-        msg = (
-            f"{where} has items (image, label), or named image and label, found {', '.join(map(str, item))} at {index}"
-        )
+        msg = f"{where} has items (image, label), or named image and label, found {', '.join(map(str, item))} at {index}"
         raise DataError(msg)
     return item[image], item[label]
 
@@ -174,7 +194,11 @@ def _image(image: Any) -> Any:  # noqa: ANN401 - whatever a Dataset returns
             image = image[..., None]
         last = image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] in _COLOURS
         image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0) if last else image))
-    if isinstance(image, torch.Tensor) and image.dtype in (torch.float64, torch.float16, torch.bfloat16):
+    if isinstance(image, torch.Tensor) and image.dtype in (
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+    ):
         return image.float()
     return image
 
@@ -203,7 +227,12 @@ def _labels(labels: Any, where: str, ignore_index: int | None = None) -> torch.T
 
 def _stacked(labels: Any) -> torch.Tensor:  # noqa: ANN401 - what the user has
     """Returns labels, one by one, as a tensor; masks may be PIL images."""
-    return torch.stack([torch.as_tensor(np.array(label) if hasattr(label, "convert") else label) for label in labels])
+    return torch.stack(
+        [
+            torch.as_tensor(np.array(label) if hasattr(label, "convert") else label)
+            for label in labels
+        ]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +278,9 @@ def data_of(train: Any, test: Any, validation: Any, how: Reading) -> Data:  # no
     if not as_bytes and share:
         return Data.from_images(read["train"], read["test"], validation=validation, **common)
     if not as_bytes:
-        return Data(train=read["train"], validation=read["validation"].loaded(), test=read["test"], **common)
+        return Data(
+            train=read["train"], validation=read["validation"].loaded(), test=read["test"], **common
+        )
     if len(as_bytes) < len(read):
         others = [split for split in read if split not in as_bytes]
         msg = f"{how.name}: images of all splits are of one kind, found bytes in {', '.join(as_bytes)} and inputs as "
@@ -323,7 +354,11 @@ def _rows(images: Any, where: str) -> torch.Tensor:  # noqa: ANN401 - an array
     values: torch.Tensor = images.detach() if of_torch else torch.as_tensor(np.asarray(images))
     if values.dtype in (torch.float64, torch.float16, torch.bfloat16):
         values = values.float()
-    if values.dtype not in (torch.uint8, torch.float32) or not 3 <= values.ndim <= 5 or not values.numel():
+    if (
+        values.dtype not in (torch.uint8, torch.float32)
+        or not 3 <= values.ndim <= 5
+        or not values.numel()
+    ):
         msg = f"{where}: images are an array of bytes (uint8), (n, height, width) or with channels, or of floats, "
         msg += f"(n, channels, ...), found {tuple(values.shape)} {values.dtype}"
         raise DataError(msg)
@@ -345,7 +380,9 @@ def _read_items(source: Any, where: str, inputs: Sequence[str]) -> tuple[Any, An
     source = source.dataset if isinstance(source, DataLoader) else source
     if isinstance(source, IterableDataset):
         source = list(source)
-    if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")) or isinstance(source, str | Mapping):
+    if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")) or isinstance(
+        source, str | Mapping
+    ):
         msg = f"{where} is (images, labels) as arrays, a Dataset, a DataLoader, a Split or a Stream, found "
         msg += f"{type(source).__name__}"
         raise DataError(msg)
@@ -364,7 +401,9 @@ def _read_items(source: Any, where: str, inputs: Sequence[str]) -> tuple[Any, An
 
 
 # What a config may set besides the options of the user's function, where that returns two Datasets.
-PAIR_OPTIONS = tuple(p for p in inspect.signature(from_datasets).parameters if p not in ("pair", "name"))
+PAIR_OPTIONS = tuple(
+    p for p in inspect.signature(from_datasets).parameters if p not in ("pair", "name")
+)
 
 
 def call_own(name: str, function: Callable[..., object], options: Mapping[str, Any]) -> object:
@@ -380,11 +419,19 @@ def call_own(name: str, function: Callable[..., object], options: Mapping[str, A
         DataError: if there are such options and the function returns data that are split already.
     """
     parameters = inspect.signature(function).parameters
-    split = {key: value for key, value in options.items() if key in PAIR_OPTIONS and key not in parameters}
+    split = {
+        key: value
+        for key, value in options.items()
+        if key in PAIR_OPTIONS and key not in parameters
+    }
     made = function(**{key: value for key, value in options.items() if key not in split})
     if isinstance(made, tuple) and len(made) == 2:
-        return from_datasets(made, name=name, **{k: v for k, v in options.items() if k in PAIR_OPTIONS})
-    if isinstance(made, Data) and (left := sorted(split.keys() - {"seed"})):  # a run's seed is always offered
+        return from_datasets(
+            made, name=name, **{k: v for k, v in options.items() if k in PAIR_OPTIONS}
+        )
+    if isinstance(made, Data) and (
+        left := sorted(split.keys() - {"seed"})
+    ):  # a run's seed is always offered
         msg = f"{name} returns data that are split already: it has no option {', '.join(left)}; leave it out"
         raise DataError(msg)
     return made

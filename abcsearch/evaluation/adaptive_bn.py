@@ -45,7 +45,9 @@ class AdaptiveBN(SlicedEvaluator):
     Options = AdaptiveBNOptions
     options: AdaptiveBNOptions
 
-    def __init__(self, source: Source, data: Data, options: AdaptiveBNOptions | None = None) -> None:
+    def __init__(
+        self, source: Source, data: Data, options: AdaptiveBNOptions | None = None
+    ) -> None:
         """Prepares the evaluator; see `SlicedEvaluator`.
 
         Warns:
@@ -76,7 +78,9 @@ class AdaptiveBN(SlicedEvaluator):
         del seed
         if self._calibration is not None:
             images = self._calibration.images
-            calibrate(network, images, batch_size=min(self.options.batch_size, len(images)) // shrink)
+            calibrate(
+                network, images, batch_size=min(self.options.batch_size, len(images)) // shrink
+            )
 
 
 def statistics(model: nn.Module) -> list[Any]:
@@ -126,7 +130,10 @@ def _averaging(norms: list[Any]) -> Iterator[None]:
 
     Those that nothing passes are as before; if the block fails, all are.
     """
-    before = [(norm, norm.momentum, {k: v.clone() for k, v in norm.named_buffers(recurse=False)}) for norm in norms]
+    before = [
+        (norm, norm.momentum, {k: v.clone() for k, v in norm.named_buffers(recurse=False)})
+        for norm in norms
+    ]
     passes = dict.fromkeys(map(id, norms), 0)
 
     def average(norm: Any, _inputs: object) -> None:  # noqa: ANN401 - any normalisation

@@ -20,7 +20,11 @@ Evaluator = Callable[[Candidate, int], Evaluation]
 
 
 def evaluate(
-    evaluator: Evaluator, candidate: Candidate, seed: int, stage: str | None = None, bar: float | None = None
+    evaluator: Evaluator,
+    candidate: Candidate,
+    seed: int,
+    stage: str | None = None,
+    bar: float | None = None,
 ) -> Evaluation:
     """Runs an evaluator, times it, and turns whatever it raises into a failed evaluation with the reason.
 
@@ -50,7 +54,9 @@ def evaluate(
         what = shortage(error)
         if what is not None:
             msg = f"{platform.node()} ran short of {what}: {one_line(described(error))}"
-            raise ShortageError(msg) from None  # it must be pickled, which what it was raised from need not survive
+            raise ShortageError(
+                msg
+            ) from None  # it must be pickled, which what it was raised from need not survive
         evaluation = Evaluation(fitness=None, failure=described(error))
     return _plain(evaluation, time.perf_counter() - start)
 

@@ -72,7 +72,9 @@ class Cascade:
 
     def complete(self, evaluation: Evaluation) -> bool:
         """Returns whether a trial has been trained, and scored on all of search-validation."""
-        return evaluation.fitness is None or (evaluation.metrics.get(STAGE) == 2 and complete(self.second, evaluation))
+        return evaluation.fitness is None or (
+            evaluation.metrics.get(STAGE) == 2 and complete(self.second, evaluation)
+        )
 
     def in_full(self, candidate: Candidate, seed: int) -> Evaluation:
         """Returns what the second stage finds on all of search-validation."""

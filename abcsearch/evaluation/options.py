@@ -66,7 +66,10 @@ class ScoringOptions:
         check(self, "evaluator")
         check_computing(self.device, self.precision)
         added = OBJECTIVES.added().values()
-        known = {*METRICS, *(name for objective in added for name in (*objective.names, *objective.to_full))}
+        known = {
+            *METRICS,
+            *(name for objective in added for name in (*objective.names, *objective.to_full)),
+        }
         if self.metric is not None and ":" not in self.metric and self.metric not in known:
             raise ConfigError(unknown_name("metric", self.metric, known))
 
@@ -140,7 +143,9 @@ class ShortTrainingOptions(ScoringOptions):
     def recipe(self, shrink: int = 1) -> Recipe:
         """Returns the recipe of the training loop, with the batch size divided by `shrink`."""
         names = {option.name for option in fields(self)}
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Recipe) if f.name in names}
+        values: dict[str, Any] = {
+            f.name: getattr(self, f.name) for f in fields(Recipe) if f.name in names
+        }
         values["batch_size"] = max(1, self.batch_size // shrink)
         return Recipe(**values)
 
@@ -163,7 +168,9 @@ class CascadeOptions:
         ConfigError: if an option is unknown, or a number out of range.
     """
 
-    fraction: float = setting(0.2, above=0, at_most=1, meaning="the share of trials that are trained")
+    fraction: float = setting(
+        0.2, above=0, at_most=1, meaning="the share of trials that are trained"
+    )
     metric: str | None = None
     repair: str = setting("one_shot", words=REPAIRS)
     scoring: str = setting("full", words=SCORINGS)
@@ -219,7 +226,9 @@ class CascadeOptions:
             raise ConfigError(msg) from error
 
 
-def completed(record: type | None, options: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+def completed(
+    record: type | None, options: Mapping[str, Any], usual: Mapping[str, Any]
+) -> dict[str, Any]:
     """Returns options of an evaluator that say what would change with a default of ours.
 
     Args:

@@ -97,7 +97,11 @@ def complete(evaluator: Evaluator, evaluation: Evaluation) -> bool:
 
 def outdated(evaluator: Evaluator, evaluation: Evaluation, bar: float) -> bool:
     """Returns whether a candidate that was stopped early would not have been against another bar."""
-    if evaluation.fitness is None or complete(evaluator, evaluation) or BAR not in evaluation.metrics:
+    if (
+        evaluation.fitness is None
+        or complete(evaluator, evaluation)
+        or BAR not in evaluation.metrics
+    ):
         return False
     return not is_behind(evaluation.fitness, evaluation.metrics.get(ERROR), bar)
 
@@ -154,11 +158,17 @@ def group_means(values: torch.Tensor) -> dict[str, float]:
 
 def without_groups(evaluation: Evaluation) -> tuple[dict[str, float], tuple[float, ...]]:
     """Returns the metrics of an evaluation but for the means of groups, and these."""
-    metrics = {name: value for name, value in evaluation.metrics.items() if not name.startswith(_GROUP)}
-    return metrics, tuple(value for name, value in evaluation.metrics.items() if name.startswith(_GROUP))
+    metrics = {
+        name: value for name, value in evaluation.metrics.items() if not name.startswith(_GROUP)
+    }
+    return metrics, tuple(
+        value for name, value in evaluation.metrics.items() if name.startswith(_GROUP)
+    )
 
 
-def told_apart(one: Evaluation, other: Evaluation, groups: Sequence[Sequence[float] | None]) -> bool:
+def told_apart(
+    one: Evaluation, other: Evaluation, groups: Sequence[Sequence[float] | None]
+) -> bool:
     """Returns whether the fitness of two candidates differs by more than two standard errors of the difference.
 
     Args:

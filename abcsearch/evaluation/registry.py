@@ -43,12 +43,16 @@ def _accept(name: str, value: Any) -> EvaluatorEntry:  # noqa: ANN401 - whatever
     if isinstance(value, EvaluatorEntry):
         return value
     if callable(value):
-        options = getattr(value, "Options", None)  # of a class such as those derived from SlicedEvaluator
+        options = getattr(
+            value, "Options", None
+        )  # of a class such as those derived from SlicedEvaluator
         if options is not None and not is_record(options):
             msg = f"evaluator {name!r}: Options is a frozen dataclass, or left out, found {options!r:.80}"
             raise ConfigError(msg)
         return EvaluatorEntry(make=cast("Callable[..., Evaluator]", value), options=options)
-    msg = f"evaluator {name!r} is a function of ({', '.join(_GIVEN)}, **options), found {value!r:.80}"
+    msg = (
+        f"evaluator {name!r} is a function of ({', '.join(_GIVEN)}, **options), found {value!r:.80}"
+    )
     raise ConfigError(msg)
 
 
@@ -130,7 +134,9 @@ def _check_call(name: str, made: Callable[..., Any], options: Mapping[str, Any])
     try:
         signature = inspect.signature(made)
     except ValueError as error:  # some builtins have none
-        msg = f"evaluator {name!r} is a function of ({', '.join(_GIVEN)}, **options), found {made!r}"
+        msg = (
+            f"evaluator {name!r} is a function of ({', '.join(_GIVEN)}, **options), found {made!r}"
+        )
         raise ConfigError(msg) from error
     try:
         signature.bind(*_GIVEN, **options)

@@ -36,7 +36,9 @@ class ShortTraining(SlicedEvaluator):
     Options = ShortTrainingOptions
     options: ShortTrainingOptions
 
-    def __init__(self, source: Source, data: Data, options: ShortTrainingOptions | None = None) -> None:
+    def __init__(
+        self, source: Source, data: Data, options: ShortTrainingOptions | None = None
+    ) -> None:
         """Prepares the evaluator; see `SlicedEvaluator`.
 
         Warns:

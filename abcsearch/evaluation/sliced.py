@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from abcsearch.data.splits import Data
     from abcsearch.space import Candidate
 
-REPAIR_IMAGES = 384  # whose second moments repairs are fitted to: twice as many are worth 0.2 points
+REPAIR_IMAGES = (
+    384  # whose second moments repairs are fitted to: twice as many are worth 0.2 points
+)
 
 
 class SlicedEvaluator(ABC):
@@ -82,12 +84,14 @@ class SlicedEvaluator(ABC):
         self._objective = with_metric(objective, self.metric)
         self.source, self.data = repaired(source, data, options.repair), data
         if self.metric in self._objective.whole and options.scoring == "racing":
-            msg = (
-                f'evaluator: scoring = "racing" compares candidates image by image, and {self.metric} is one number of '
+            msg = f'evaluator: scoring = "racing" compares candidates image by image, and {self.metric} is one number of '
+            raise ConfigError(
+                f'{msg}all images, of which one image has no share; set scoring = "full"'
             )
-            raise ConfigError(f'{msg}all images, of which one image has no share; set scoring = "full"')
         count = min(options.validation_images or len(data.validation), len(data.validation))
-        self._order = torch.randperm(len(data.validation), generator=torch_stream(data.seed, "validation images"))
+        self._order = torch.randperm(
+            len(data.validation), generator=torch_stream(data.seed, "validation images")
+        )
         chosen = self._order[:count].sort()
         whole = count == len(data.validation)
         self._validation = data.validation if whole else data.validation.part(chosen.values)
@@ -119,7 +123,9 @@ class SlicedEvaluator(ABC):
         """Returns all but what is computed when needed, on the CPU: the process that reads it has its own device."""
         state = {name: value for name, value in vars(self).items() if name != "_full"}
         if isinstance(self.source, Repaired):
-            with computing(self.device, precision=self.options.precision, threads=self.options.threads):
+            with computing(
+                self.device, precision=self.options.precision, threads=self.options.threads
+            ):
                 self.source.moments()  # here, so that all processes have the same
         return {**state, "source": self.source.to("cpu")}  # splits pickle as arrays on the CPU
 
@@ -203,10 +209,17 @@ class SlicedEvaluator(ABC):
         if len(self._validation) == len(self._order):
             return self.race(candidate, seed, -math.inf)
         every = self.data.validation
-        return _once_more(lambda shrink: self._evaluation(candidate, seed, shrink, -math.inf, every))
+        return _once_more(
+            lambda shrink: self._evaluation(candidate, seed, shrink, -math.inf, every)
+        )
 
     def _evaluation(
-        self, candidate: Candidate, seed: int, shrink: int, bar: float | None = None, images: Split | None = None
+        self,
+        candidate: Candidate,
+        seed: int,
+        shrink: int,
+        bar: float | None = None,
+        images: Split | None = None,
     ) -> Evaluation:
         with computing(self.device, precision=self.options.precision, threads=self.options.threads):
             network = self._build(candidate, seed, shrink)
@@ -216,13 +229,19 @@ class SlicedEvaluator(ABC):
         costs = self.source.graph.costs
         macs, params = int(costs.macs([candidate])[0]), int(costs.params([candidate])[0])
         # A network that returns NaN still has a top1: its class 0 counts as the best one.
-        wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        wrong = [
+            f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)
+        ]
         if wrong:
-            return Evaluation(fitness=None, metrics=metrics, macs=macs, params=params, failure=", ".join(wrong))
+            return Evaluation(
+                fitness=None, metrics=metrics, macs=macs, params=params, failure=", ".join(wrong)
+            )
         fitness = metrics[self.metric]
         if bar is not None:
             metrics |= self._spread(tally) | ({} if math.isinf(bar) else {racing.BAR: bar})
-        return Evaluation(fitness=fitness, metrics=metrics, macs=macs, params=params, diagnostics=diagnostics)
+        return Evaluation(
+            fitness=fitness, metrics=metrics, macs=macs, params=params, diagnostics=diagnostics
+        )
 
     def _diagnosed(self, network: nn.Module, candidate: Candidate, seed: int) -> dict[str, float]:
         """Returns what the MACs of every layer are worth, where that is asked for."""
@@ -239,7 +258,9 @@ class SlicedEvaluator(ABC):
             seed=seed,
         )
 
-    def _scored(self, network: nn.Module, shrink: int, bar: float | None, images: Split | None) -> Tally:
+    def _scored(
+        self, network: nn.Module, shrink: int, bar: float | None, images: Split | None
+    ) -> Tally:
         """Returns the metrics on some images, or on those of each stage until the bar is out of reach."""
         tally, size = Tally(self._objective, self.metric), scoring_batch(self.device) // shrink
         stages, shown = self._stages, self._validation
@@ -249,7 +270,9 @@ class SlicedEvaluator(ABC):
         if not stages:
             tally.take(network, shown, full=full, batch_size=size)
         for stage in stages:
-            for positions in stage.split(size):  # copied, and moved to the device, a batch at a time
+            for positions in stage.split(
+                size
+            ):  # copied, and moved to the device, a batch at a time
                 theirs = None if full is None else full[positions]
                 tally.take(network, shown.part(positions), full=theirs, batch_size=size)
             if self._is_lost(tally, bar):
@@ -262,7 +285,9 @@ class SlicedEvaluator(ABC):
         if bar is None or not all(map(math.isfinite, means.values())):
             return bar is not None
         values = tally.values()
-        return values is not None and racing.is_behind(means[self.metric], racing.standard_error(values), bar)
+        return values is not None and racing.is_behind(
+            means[self.metric], racing.standard_error(values), bar
+        )
 
     def _spread(self, tally: Tally) -> dict[str, float]:
         """Returns on how many images a fitness was found, how sure it is, and how groups of all images did."""
@@ -270,10 +295,14 @@ class SlicedEvaluator(ABC):
         if values is None:
             return {racing.IMAGES: float(tally.count)}
         error = racing.standard_error(values)
-        spread = {racing.IMAGES: float(tally.count)} | ({} if error is None else {racing.ERROR: error})
+        spread = {racing.IMAGES: float(tally.count)} | (
+            {} if error is None else {racing.ERROR: error}
+        )
         if not self.finalists or tally.count < len(self._order):
             return spread
-        in_turn = self._stages and len(self._validation) == len(self._order)  # scored in the order drawn
+        in_turn = self._stages and len(self._validation) == len(
+            self._order
+        )  # scored in the order drawn
         return spread | racing.group_means(values if in_turn else values[self._order])
 
 
@@ -310,7 +339,11 @@ def _first_stage(data: Data, count: int, wanted: int | None) -> int:
             first *= racing.GROWTH
         return first
     if not classes <= wanted <= count:
-        few = f"{plural(classes, 'class')} of {data.name}" if wanted < classes else f"{plural(count, 'image')} scored"
+        few = (
+            f"{plural(classes, 'class')} of {data.name}"
+            if wanted < classes
+            else f"{plural(count, 'image')} scored"
+        )
         msg = f"evaluator: stage_images is from the number of classes to that of images, found {wanted} for the {few}; "
         msg += 'leave it out, or set scoring = "full"'
         raise DataError(msg)
@@ -328,7 +361,10 @@ def repaired(source: Source, data: Data, how: str) -> Source:
     if how == "none" or type(source) not in (Sliced, Fixed):
         return source
     return Repaired(
-        cast("Sliced", source), calibration_images(data, REPAIR_IMAGES).images, cast("How", how), seed=data.seed
+        cast("Sliced", source),
+        calibration_images(data, REPAIR_IMAGES).images,
+        cast("How", how),
+        seed=data.seed,
     )
 
 

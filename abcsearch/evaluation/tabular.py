@@ -36,7 +36,9 @@ class TableCosts:
     About 10 microseconds for one structure.
     """
 
-    def __init__(self, space: SearchSpace, macs: NDArray[np.int64], params: NDArray[np.int64]) -> None:
+    def __init__(
+        self, space: SearchSpace, macs: NDArray[np.int64], params: NDArray[np.int64]
+    ) -> None:
         """Takes the costs of all structures, each (space.size,), in the order of itertools.product of the choices."""
         self._space, self._macs, self._params = space, macs, params
         # Position of a structure = sum over its dimensions of places[dimension, value].
@@ -56,7 +58,9 @@ class TableCosts:
         """
         values = np.asarray(candidates, dtype=np.int64)
         if values.ndim != 2 or values.shape[1] != len(self._rows):
-            msg = f"structures of this table have shape (n, {len(self._rows)}), found {values.shape}"
+            msg = (
+                f"structures of this table have shape (n, {len(self._rows)}), found {values.shape}"
+            )
             raise CandidateError(msg)
         inside = np.minimum(np.maximum(values, 0), self._places.shape[1] - 1)
         rows = self._places[self._rows, inside].sum(axis=1)
@@ -116,9 +120,7 @@ class Tabular:
             raise DataError(msg)
         for name, column in (("fitness", fitness), ("macs", macs), ("params", params)):
             if column.shape != (space.size,):
-                msg = (
-                    f"a table of this space has {plural(space.size, 'structure')}, found {name} of shape {column.shape}"
-                )
+                msg = f"a table of this space has {plural(space.size, 'structure')}, found {name} of shape {column.shape}"
                 raise DataError(msg)
         for name, cost in (("macs", macs), ("params", params)):
             grid = cost.reshape([len(d.choices) for d in space.dimensions])
@@ -136,7 +138,9 @@ class Tabular:
     @property
     def costs(self) -> Costs:
         """The table's costs, for `Budget.bind`."""
-        return cast("Costs", self._lookup)  # without flops: Budget.bind refuses a budget that asks for them
+        return cast(
+            "Costs", self._lookup
+        )  # without flops: Budget.bind refuses a budget that asks for them
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], dataset: str = "cifar10") -> Tabular:
@@ -165,7 +169,10 @@ class Tabular:
             raise DataError(msg)
         widths = np.array([row[0] for row in rows], dtype=np.int64)
         space = SearchSpace(
-            tuple(Dimension(f"layer{i}", "width", tuple(np.unique(w).tolist())) for i, w in enumerate(widths.T))
+            tuple(
+                Dimension(f"layer{i}", "width", tuple(np.unique(w).tolist()))
+                for i, w in enumerate(widths.T)
+            )
         )
         order = _order(path, space, widths)
         accuracy = np.array([row[1] for row in rows], dtype=np.float64)[order]
@@ -186,7 +193,12 @@ class Tabular:
         del seed
         try:
             position = int(self._lookup.positions([candidate])[0])
-        except (CandidateError, ValueError, TypeError, OverflowError) as error:  # also what is no structure at all
+        except (
+            CandidateError,
+            ValueError,
+            TypeError,
+            OverflowError,
+        ) as error:  # also what is no structure at all
             return Evaluation(fitness=None, failure=f"not in the table: {error}")
         fitness = float(self._fitness[position])
         macs, params = int(self._macs[position]), int(self._params[position])

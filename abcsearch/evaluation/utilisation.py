@@ -47,8 +47,13 @@ def rates(graph: ChannelGraph, candidate: Candidate, base: float) -> dict[str, f
     """
     count = len(graph.prunable)
     blocks = candidate[count : count + len(graph.blocks)]
-    names = [group.name for group in graph.prunable] + [block.name for block in graph.blocks[: len(blocks)]]
-    values = [torch.tensor(float(v), dtype=torch.float64, requires_grad=True) for v in (*candidate[:count], *blocks)]
+    names = [group.name for group in graph.prunable] + [
+        block.name for block in graph.blocks[: len(blocks)]
+    ]
+    values = [
+        torch.tensor(float(v), dtype=torch.float64, requires_grad=True)
+        for v in (*candidate[:count], *blocks)
+    ]
     gradients = torch.autograd.grad(graph.costs.expected(values, "macs"), values, allow_unused=True)
     worth = {
         name: float(value.detach() * gradient)
@@ -98,8 +103,12 @@ def utilisation(  # noqa: PLR0913 - of what, on what, and how
     if traced is None:
         return {}
     wanted = rates(graph, candidate, base)
-    groups = {name: index for name, index in _again(graph, traced, candidate).items() if name in wanted}
-    blocks = {block.name: index for index, block in enumerate(traced.blocks) if block.name in wanted}
+    groups = {
+        name: index for name, index in _again(graph, traced, candidate).items() if name in wanted
+    }
+    blocks = {
+        block.name: index for index, block in enumerate(traced.blocks) if block.name in wanted
+    }
     loss = find_objective(data.objective).loss
     rises = dict.fromkeys([*groups, *blocks], 0.0)
     draws = torch_stream(seed, "utilisation")
@@ -109,7 +118,9 @@ def utilisation(  # noqa: PLR0913 - of what, on what, and how
             before = float(loss(output_of(network, run_on(network, batch)), labels))
             for name in rises:
                 for _ in range(passes):
-                    gates, kept = _drawn(traced, groups.get(name), blocks.get(name), wanted[name], draws)
+                    gates, kept = _drawn(
+                        traced, groups.get(name), blocks.get(name), wanted[name], draws
+                    )
                     with gated(network, traced, gates), skipping(network, traced, kept):
                         after = float(loss(output_of(network, run_on(network, batch)), labels))
                     rises[name] += (after - before) * len(labels) / (passes * len(images))
@@ -125,7 +136,9 @@ def _batches(images: Split) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def _traced(network: nn.Module, data: Data) -> ChannelGraph | None:
     """Returns the channel groups of the network of a candidate; None if they cannot be found."""
-    with warnings.catch_warnings():  # what there is to warn of has been said of the network that it was cut out of
+    with (
+        warnings.catch_warnings()
+    ):  # what there is to warn of has been said of the network that it was cut out of
         warnings.simplefilter("ignore")
         try:
             return trace_channels(copy.deepcopy(network).cpu().eval(), data.example, check=False)
@@ -139,7 +152,9 @@ def _again(graph: ChannelGraph, own: ChannelGraph, candidate: Candidate) -> dict
     A group is recognised by the weights on whose axes its channels lie, of which dropped blocks may have taken some,
     and by its width.
     """
-    places = [{(member.parameter, member.axis) for member in group.members} for group in graph.prunable]
+    places = [
+        {(member.parameter, member.axis) for member in group.members} for group in graph.prunable
+    ]
     again: dict[str, int] = {}
     taken: set[int] = set()
     for index, small in enumerate(own.prunable):

@@ -48,7 +48,10 @@ class ExecutionOptions:
         """Returns what may be wrong, and its message."""
         address = self.ray_address or ""
         return [
-            (self.gpus > 1 and self.gpus != int(self.gpus), f"gpus above 1 is a whole number, found {self.gpus}"),
+            (
+                self.gpus > 1 and self.gpus != int(self.gpus),
+                f"gpus above 1 is a whole number, found {self.gpus}",
+            ),
             (
                 self.window > 0 and self.schedule == "asynchronous",
                 f"window = {self.window} is for the schedule rounds; leave it out",

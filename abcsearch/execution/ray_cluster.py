@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
-from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
 from ray.job_config import JobConfig
 
 from abcsearch.errors import RunError, one_line
@@ -64,7 +66,11 @@ class Cluster:
             self.missed += 1
             return self.gone if self.missed >= _MISSED else None
         self.missed = 0
-        return None if self.alive(self.node) else "the Ray processes of this machine have died (ray status shows them)"
+        return (
+            None
+            if self.alive(self.node)
+            else "the Ray processes of this machine have died (ray status shows them)"
+        )
 
     @property
     def gone(self) -> str:
@@ -106,14 +112,20 @@ def connect(address: str | None, cpus: int, gpus: float, log: Callable[[str], ob
     """
     borrowed, session = ray.is_initialized(), None
     if not borrowed:
-        options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "job_config": _Job()}
+        options: dict[str, Any] = {
+            "log_to_driver": False,
+            "configure_logging": False,
+            "job_config": _Job(),
+        }
         with _quiet(log), _kept_signal(signal.SIGTERM), _kept_from_children("SIGHUP"):
             try:
                 if address is None:
                     session = _start(log, num_cpus=max(os.cpu_count() or 1, cpus), **options)
                 else:
                     reach(address)
-                    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # Ray itself: for "auto" only
+                    maybe_enable_token_auth_if_token_available(
+                        warn_if_disabled=False
+                    )  # Ray itself: for "auto" only
                     ray.init(address=address, **options)
             except RunError:
                 _stop()
@@ -158,7 +170,9 @@ def _start(log: Callable[[str], object], **options: Any) -> RaySession | None:  
             except Exception as error:  # noqa: BLE001 - Ray has no kind of its own for it
                 log(f"Ray did not start, trying once more: {error}")
                 ray.shutdown()
-                ray.init(address="local", include_dashboard=False, **{**options, "job_config": _Job()})
+                ray.init(
+                    address="local", include_dashboard=False, **{**options, "job_config": _Job()}
+                )
     except BaseException:
         _stop()
         if session is not None:
@@ -183,7 +197,9 @@ def sent(value: Any, what: str, advice: str) -> Any:  # noqa: ANN401 - any objec
     try:
         return ray.put(value)
     except Exception as error:
-        why = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]  # Ray's own fills a screen
+        why = str(error.__cause__ or error).strip().splitlines() or [
+            type(error).__name__
+        ]  # Ray's own fills a screen
         msg = f"{what} cannot be sent to workers: {why[0]}; {advice}"
         raise RunError(msg) from error
 
@@ -217,12 +233,16 @@ def reach(address: str) -> None:
     try:
         with socket.create_connection((host, int(port)), timeout=5) as connection:
             connection.settimeout(5)
-            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+            connection.sendall(
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+            )
             answer = connection.recv(9)
     except OSError as error:
         msg = f"no Ray cluster answers at {address} ({error}); {start}"
         raise RunError(msg) from error
-    if answer[3:4] != b"\4" and not os.environ.get("RAY_USE_TLS"):  # gRPC, as any HTTP/2, answers with its settings
+    if answer[3:4] != b"\4" and not os.environ.get(
+        "RAY_USE_TLS"
+    ):  # gRPC, as any HTTP/2, answers with its settings
         msg = f"what answers at {address} is not a Ray cluster; give the address that ray start --head has printed"
         raise RunError(msg)
 

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import ray
 from ray.exceptions import ActorUnavailableError, RayTaskError, TaskCancelledError
 
-from abcsearch.errors import ConfigError, NodeLostError, RunError, WorkerLostError, WorkerStoppedError, one_line
+from abcsearch.errors import (
+    ConfigError,
+    NodeLostError,
+    RunError,
+    WorkerLostError,
+    WorkerStoppedError,
+    one_line,
+)
 from abcsearch.execution.ray_cluster import NO_MEMORY, Cluster, connect, lost, sent
 from abcsearch.execution.setup import sent_setup
 from abcsearch.execution.worker_paths import own_paths, take_paths
@@ -33,7 +40,9 @@ _VERDICT = 60.0  # seconds within which Ray finds out that a machine is gone
 _STARTS = 3  # workers that may fail to start, one after the other, before the executor gives up
 _LONGEST_PAUSE = 60.0  # seconds before another worker is started
 
-Part = tuple[bool, Any]  # of a call: whether it is kept in the object store, and the value or the reference to it
+Part = tuple[
+    bool, Any
+]  # of a call: whether it is kept in the object store, and the value or the reference to it
 
 
 class _Host:
@@ -123,14 +132,18 @@ class RayExecutor(Executor):
         self._timeout = math.inf if timeout is None else timeout
         self._log = log
         self._cluster: Cluster | None = None
-        self._kept: dict[int, tuple[Any, Any]] = {}  # by id: the object, so that it stays this one, and its reference
+        self._kept: dict[
+            int, tuple[Any, Any]
+        ] = {}  # by id: the object, so that it stays this one, and its reference
         self._setup: Mapping[str, Callable[[], object]] = {}
         self._open: set[Future[Any]] = set()
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._manage, name="abcsearch-ray", daemon=True)
         self._tasks: deque[_Task] = deque()
         self._workers: list[_Worker] = []
-        self._unclear: list[tuple[float, _Worker, _Task, str]] = []  # lost, but with or without its machine?
+        self._unclear: list[
+            tuple[float, _Worker, _Task, str]
+        ] = []  # lost, but with or without its machine?
         self._failed_starts, self._next_start = 0, 0.0
         self._looked, self._waiting_since = time.monotonic(), time.monotonic()
         self._failure: RunError | None = None
@@ -165,7 +178,9 @@ class RayExecutor(Executor):
             msg = "cannot schedule new calls after shutdown"
             raise RuntimeError(msg)
         if self._cluster is None:
-            self._cluster = connect(self._address, self._max_workers * self._threads, self._gpus, self._log)
+            self._cluster = connect(
+                self._address, self._max_workers * self._threads, self._gpus, self._log
+            )
             self._thread.start()
         task = _Task([self._prepared(), *map(self._part, (fn, *args))], Future())
         self._open.add(task.future)
@@ -194,7 +209,10 @@ class RayExecutor(Executor):
         if not callable(value):
             return False, value
         if id(value) not in self._kept:
-            self._kept[id(value)] = value, sent(value, repr(value), "what an evaluator holds must be picklable")
+            self._kept[id(value)] = (
+                value,
+                sent(value, repr(value), "what an evaluator holds must be picklable"),
+            )
         return True, self._kept[id(value)][1]
 
     def _prepared(self) -> Part:
@@ -254,11 +272,18 @@ class RayExecutor(Executor):
 
     def _start(self, task: _Task) -> None:
         """Starts a worker with what a task needs; it may take until the cluster has room for it."""
-        options = {"num_cpus": self._threads, "num_gpus": self._gpus, "max_restarts": 0, "max_task_retries": 0}
+        options = {
+            "num_cpus": self._threads,
+            "num_gpus": self._gpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
         worker = _Worker(ray.remote(_Host).options(**options).remote())
         self._workers.append(worker)
         kept = [part for part in task.parts if part[0]]
-        self._when_done(worker.actor.begin.remote(own_paths(), kept), lambda done: self._began(worker, done))
+        self._when_done(
+            worker.actor.begin.remote(own_paths(), kept), lambda done: self._began(worker, done)
+        )
 
     def _when_done(self, reference: Any, then: Callable[[Future[Any]], None]) -> None:  # noqa: ANN401 - Ray's
         reference.future().add_done_callback(lambda done: self._events.put(lambda: then(done)))
@@ -291,10 +316,14 @@ class RayExecutor(Executor):
             cause = error.cause
             if isinstance(cause, TaskCancelledError):
                 cause = WorkerLostError("the call raised KeyboardInterrupt")
-            task.future.set_exception(cause if isinstance(cause, Exception) else RuntimeError(str(error)))
+            task.future.set_exception(
+                cause if isinstance(cause, Exception) else RuntimeError(str(error))
+            )
         except Exception as error:  # noqa: BLE001 - of whatever kind, the worker is of no use any more
             if self._cluster is None or not self._cluster.answers():
-                self._give_up("there is no Ray any more" if self._cluster is None else self._cluster.gone)
+                self._give_up(
+                    "there is no Ray any more" if self._cluster is None else self._cluster.gone
+                )
                 return
             self._dismiss(worker)
             wait = _VERDICT if isinstance(error, ActorUnavailableError) else 0.0
@@ -302,7 +331,9 @@ class RayExecutor(Executor):
 
     def _judge(self) -> None:
         """Says of lost workers whether their machine was lost with them: the candidate is then not to blame."""
-        for entry in list(self._unclear) if self._cluster is not None and self._cluster.answers() else ():
+        for entry in (
+            list(self._unclear) if self._cluster is not None and self._cluster.answers() else ()
+        ):
             until, worker, task, what = entry
             lost_node = not Cluster.alive(worker.node)
             if not lost_node and time.monotonic() < until:
@@ -318,10 +349,14 @@ class RayExecutor(Executor):
         now = time.monotonic()
         if self._unclear and self._failure is None:
             self._judge()
-        for worker in [worker for worker in self._workers if worker.task is not None and now > worker.deadline]:
+        for worker in [
+            worker for worker in self._workers if worker.task is not None and now > worker.deadline
+        ]:
             self._dismiss(worker)
             if worker.task is not None:
-                worker.task.future.set_exception(WorkerLostError(f"no result within {self._timeout:g} s"))
+                worker.task.future.set_exception(
+                    WorkerLostError(f"no result within {self._timeout:g} s")
+                )
         if now - self._looked < _LOOK or self._cluster is None or self._failure is not None:
             return
         self._looked = now
@@ -333,8 +368,12 @@ class RayExecutor(Executor):
         elif now - self._waiting_since > _PATIENCE:
             self._waiting_since = now
             needs = f"{self._threads} CPU" + (f" and {self._gpus:g} GPU" if self._gpus else "")
-            there = {name: n for name, n in ray.cluster_resources().items() if name in ("CPU", "GPU")}
-            self._say(f"waiting for workers: each takes {needs}; the cluster has {there or 'nothing'} in all")
+            there = {
+                name: n for name, n in ray.cluster_resources().items() if name in ("CPU", "GPU")
+            }
+            self._say(
+                f"waiting for workers: each takes {needs}; the cluster has {there or 'nothing'} in all"
+            )
 
     def _dismiss(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -342,7 +381,9 @@ class RayExecutor(Executor):
 
     def _give_up(self, why: str) -> None:
         """Fails everything that is open."""
-        self._failure = self._failure or RunError(f"{why}; finished trials are kept, the run can be continued")
+        self._failure = self._failure or RunError(
+            f"{why}; finished trials are kept, the run can be continued"
+        )
         self._say(str(self._failure))
         for worker in self._workers:
             worker.task = None

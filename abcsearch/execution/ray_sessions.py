@@ -52,7 +52,9 @@ def begin_session() -> RaySession | None:
     if home is None:
         return None
     try:
-        with FileLock(home / _LOCK, timeout=60):  # nobody looks while there is a folder, but not yet its lock
+        with FileLock(
+            home / _LOCK, timeout=60
+        ):  # nobody looks while there is a folder, but not yet its lock
             _sweep(home)
             path = Path(tempfile.mkdtemp(prefix="", dir=home))
             lock = FileLock(path / _LOCK)
@@ -62,7 +64,9 @@ def begin_session() -> RaySession | None:
     command = [sys.executable, "-I", "-S", ray_watchdog.__file__, str(os.getpid()), str(path)]
     quiet = subprocess.DEVNULL
     # In a session of its own, which neither Ctrl-C nor the end of the terminal reaches.
-    watchdog = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+    watchdog = subprocess.Popen(
+        command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
+    )
     return RaySession(path=path, lock=lock, watchdog=watchdog)
 
 
@@ -78,7 +82,9 @@ def _home() -> Path | None:
         with contextlib.suppress(OSError):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = path.lstat()
-            if stat.S_ISDIR(status.st_mode) and status.st_uid == user:  # anybody may have put something there
+            if (
+                stat.S_ISDIR(status.st_mode) and status.st_uid == user
+            ):  # anybody may have put something there
                 path.chmod(0o700)
                 return path
     return None

@@ -86,7 +86,9 @@ class RayTraining:
                 raise RunError(msg)
             sweep(folder)
             storage = stack.enter_context(
-                tempfile.TemporaryDirectory(dir=folder, prefix=f".ray-{owner()}-", ignore_cleanup_errors=True)
+                tempfile.TemporaryDirectory(
+                    dir=folder, prefix=f".ray-{owner()}-", ignore_cleanup_errors=True
+                )
             )
             stack.enter_context(variables(_SETTINGS))
             stack.enter_context(warnings.catch_warnings())
@@ -126,7 +128,9 @@ class RayTraining:
         trainer = Trainer(
             _work,
             train_loop_config=config,
-            scaling_config=ScalingConfig(num_workers=self.workers, use_gpu=gpu, resources_per_worker={"CPU": 1}),
+            scaling_config=ScalingConfig(
+                num_workers=self.workers, use_gpu=gpu, resources_per_worker={"CPU": 1}
+            ),
             run_config=RunConfig(name="training", storage_path=storage),
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         )
@@ -178,7 +182,10 @@ def _failed(why: str) -> RunError:
 def _cause(error: Exception) -> Exception:
     """Returns what a training failed of: our own error of a worker, or else one with Ray's words."""
     failures: list[BaseException] = list(getattr(error, "worker_failures", {}).values()) or [error]
-    causes = [next((c for c in _chain(one) if isinstance(c, AbcSearchError)), _lost(one)) for one in failures]
+    causes = [
+        next((c for c in _chain(one) if isinstance(c, AbcSearchError)), _lost(one))
+        for one in failures
+    ]
     return min(causes, key=lambda cause: any(words in str(cause) for words in _ECHOES))
 
 

@@ -27,17 +27,23 @@ if TYPE_CHECKING:
 FACTS = "abcsearch"  # key of what an export says of itself, in either file
 _MOST = 4 * 2**30  # bytes of an archive
 # Entries by what they hold, behind the archive's own name. Anything else is not read.
-_TEXTS = re.compile(r"archive_format|archive_version|version|byteorder|\.data/version|\.data/serialization_id")
+_TEXTS = re.compile(
+    r"archive_format|archive_version|version|byteorder|\.data/version|\.data/serialization_id"
+)
 _TENSORS = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
 _CONFIGS = re.compile(r"data/(weights/model_weights|constants/model_constants)_config\.json")
 _GRAPH, _EMPTY, _EXTRA = "models/model.json", "data/sample_inputs/model.pt", "extra/"
-_OLD = re.compile(r"serialized_(exported_program\.json|(state_dict|constants|example_inputs)\.(pt|json))|version")
+_OLD = re.compile(
+    r"serialized_(exported_program\.json|(state_dict|constants|example_inputs)\.(pt|json))|version"
+)
 _TENSOR = re.compile(r"(weight|tensor)_\d+")
 
 _SPACES = ("aten", "quantized_decomposed", "torchvision")
 _OPERATION = re.compile(rf"torch\.ops\.({'|'.join(_SPACES)})\.(_?[A-Za-z]\w*)\.([A-Za-z]\w*)")
 # Operations that read files, print, or change what a tensor is made of.
-_NOT_CALLED = frozenset({"from_file", "record_stream", "set", "set_", "set_data", "shallow_copy_data_", "_print"})
+_NOT_CALLED = frozenset(
+    {"from_file", "record_stream", "set", "set_", "set_data", "shallow_copy_data_", "_print"}
+)
 _SMALL = re.compile(
     r"_operator\.(add|sub|mul|truediv|floordiv|mod|neg|pos|abs|getitem|eq|ne|lt|le|gt|ge|and_|or_|not_)"
     r"|math\.(ceil|floor|sqrt|trunc)|torch\.sym_(int|float|max|min|not|sqrt|ite|sum)"
@@ -46,8 +52,35 @@ _CALLED = ("target", "as_operator")  # keys of what torch looks up and calls
 _SIZE = re.compile(r"(?!.*\*\*)(?:[A-Za-z_]\w*|\d{1,9}|'[a-z]+\d+'|[-+*/%(),= ]){1,300}")
 _WORD = re.compile(r"[A-Za-z_]\w*")  # in sizes
 _SIZES = frozenset(
-    {"Symbol", "Integer", "Mul", "Add", "Max", "Min", "Mod", "Abs", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or"}
-    | {"Not", "FloorDiv", "CleanDiv", "CeilDiv", "PythonMod", "ModularIndexing", "TruncToInt", "IntTrueDiv", "Identity"}
+    {
+        "Symbol",
+        "Integer",
+        "Mul",
+        "Add",
+        "Max",
+        "Min",
+        "Mod",
+        "Abs",
+        "Eq",
+        "Ne",
+        "Lt",
+        "Le",
+        "Gt",
+        "Ge",
+        "And",
+        "Or",
+    }
+    | {
+        "Not",
+        "FloorDiv",
+        "CleanDiv",
+        "CeilDiv",
+        "PythonMod",
+        "ModularIndexing",
+        "TruncToInt",
+        "IntTrueDiv",
+        "Identity",
+    }
     | {"positive", "integer", "nonnegative", "True", "False"}
 )
 _SYMBOL = re.compile(r"[su]\d+")
@@ -66,21 +99,37 @@ def read_entries(path: Path) -> dict[str, bytes]:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
             names = [info.filename for info in infos]
-            plain = all(info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1 for info in infos)
-            if not plain or len(set(names)) < len(names) or sum(info.file_size for info in infos) > _MOST:
-                msg = (
-                    f"{path} is not read: its entries are compressed, twice there, or too large, which could run code "
-                )
+            plain = all(
+                info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
+                for info in infos
+            )
+            if (
+                not plain
+                or len(set(names)) < len(names)
+                or sum(info.file_size for info in infos) > _MOST
+            ):
+                msg = f"{path} is not read: its entries are compressed, twice there, or too large, which could run code "
                 raise ExportError(f"{msg}or fill the memory, and which no exported network needs")
             return {name: archive.read(name) for name in names}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, NotImplementedError, ValueError) as error:
+    except (
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        OSError,
+        EOFError,
+        NotImplementedError,
+        ValueError,
+    ) as error:
         msg = f"{path} is damaged, or no archive: {error}; write it again with: abcsearch export RUN_DIR --format pt2"
         raise ExportError(msg) from error
 
 
 def content_of(entries: Mapping[str, bytes]) -> list[Any]:
     """Returns how many entries hold a network, and their hash: all but what is written beside it, and ids."""
-    held = {name: entry for name, entry in entries.items() if "extra" not in name and ".data/" not in name}
+    held = {
+        name: entry
+        for name, entry in entries.items()
+        if "extra" not in name and ".data/" not in name
+    }
     digest = hashlib.sha256()
     for name, entry in sorted(held.items()):
         digest.update(f"{name}\0{len(entry)}\0".encode() + entry)
@@ -89,7 +138,11 @@ def content_of(entries: Mapping[str, bytes]) -> list[Any]:
 
 def facts_in(entries: Mapping[str, bytes]) -> str | None:
     """Returns what an archive says of itself, or None."""
-    facts = [entry for name, entry in entries.items() if name.endswith((f"extra/{FACTS}.json", f"files/{FACTS}.json"))]
+    facts = [
+        entry
+        for name, entry in entries.items()
+        if name.endswith((f"extra/{FACTS}.json", f"files/{FACTS}.json"))
+    ]
     return facts[0].decode(errors="replace") if facts else None
 
 
@@ -112,10 +165,16 @@ def checked_archive(entries: Mapping[str, bytes], path: Path) -> io.BytesIO:
     kept: dict[str, bytes] = {}
     problem = None if len(inside) == len(entries) else "it holds entries of one name"
     for name, entry in inside.items():
-        problem = problem or next(_old_problems(name, entry) if old else _problems(name, entry), None)
+        problem = problem or next(
+            _old_problems(name, entry) if old else _problems(name, entry), None
+        )
         if problem is None and _EXTRA not in name and "extra_files/" not in name:
-            kept[name] = _cleaned(entry) if name in (_GRAPH, "serialized_exported_program.json") else entry
-    if problem is None and not any(name in kept for name in (_GRAPH, "serialized_exported_program.json")):
+            kept[name] = (
+                _cleaned(entry) if name in (_GRAPH, "serialized_exported_program.json") else entry
+            )
+    if problem is None and not any(
+        name in kept for name in (_GRAPH, "serialized_exported_program.json")
+    ):
         problem = "it holds no traced network (a .pt2 is written by torch.export.save)"
     if problem is not None:
         msg = f"{path} is not read: {problem}, which could run code; if you trust it, say so: trust=True, --trust"
@@ -139,7 +198,9 @@ def _problems(name: str, entry: bytes) -> Iterator[str]:
         yield f"it holds a pickle, {name}"
     elif _TEXTS.fullmatch(name) and len(entry) > 100:
         yield f"it holds an entry {name} of {len(entry):,} bytes"
-    elif not (name == _EMPTY or _TEXTS.fullmatch(name) or _TENSORS.fullmatch(name) or _is_extra(name)):
+    elif not (
+        name == _EMPTY or _TEXTS.fullmatch(name) or _TENSORS.fullmatch(name) or _is_extra(name)
+    ):
         yield f"it holds an entry {name!r:.60}"
 
 
@@ -147,7 +208,9 @@ def _old_problems(name: str, entry: bytes) -> Iterator[str]:
     """Yields what is wrong with an entry of an archive as torch before 2.8 writes it, with tensors as pickles."""
     if name == "serialized_exported_program.json":
         yield from _json_problems(name, entry)
-    elif not (_OLD.fullmatch(name) or _TEXTS.fullmatch(name) or name == f"extra_files/{FACTS}.json"):
+    elif not (
+        _OLD.fullmatch(name) or _TEXTS.fullmatch(name) or name == f"extra_files/{FACTS}.json"
+    ):
         yield f"it holds an entry {name!r:.60}"
     elif _OLD.fullmatch(name) and name != "version":
         try:
@@ -196,7 +259,9 @@ def _json_problems(where: str, entry: bytes) -> Iterator[str]:
         names = [name for name in path if not _NAME.fullmatch(name)]
         if names:
             yield f"{where} holds a name {names[0]!r:.60}"
-        problem = _text_problem(leaf, path[-1] if path else "") if isinstance(leaf, str) and leaf else ""
+        problem = (
+            _text_problem(leaf, path[-1] if path else "") if isinstance(leaf, str) and leaf else ""
+        )
         if problem:
             yield f"{where} holds {problem} {leaf!r:.60}"
 

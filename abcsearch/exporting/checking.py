@@ -208,7 +208,11 @@ class Checks:
         sizes: dict[str, float] = {}
         for outputs in self.outputs:
             for name, tensor in outputs.items():
-                largest = float(tensor.abs().max()) if tensor.numel() and tensor.dtype != torch.bool else 0.0
+                largest = (
+                    float(tensor.abs().max())
+                    if tensor.numel() and tensor.dtype != torch.bool
+                    else 0.0
+                )
                 sizes[name] = max(sizes.get(name, 0.0), largest)
         return sizes
 
@@ -224,12 +228,16 @@ class Checks:
                 device = next(iter(expected.values())).device
                 try:
                     outputs = tensors_by_name(plain(run_on(loaded, batch.to(device).clone())))
-                except Exception as error:  # the user's forward, on a network of other sizes; or what runs files
+                except (
+                    Exception
+                ) as error:  # the user's forward, on a network of other sizes; or what runs files
                     msg = f"the exported network loads but cannot be run on {described(batch, where=False)}: {error}"
                     raise ExportError(msg) from error
                 for name in {**expected, **outputs}:
                     gaps.setdefault(name, []).append(_gap(expected.get(name), outputs.get(name)))
-        return {name: float(torch.tensor(every).max()) for name, every in gaps.items()}  # of NaN and others NaN
+        return {
+            name: float(torch.tensor(every).max()) for name, every in gaps.items()
+        }  # of NaN and others NaN
 
 
 def _gap(expected: torch.Tensor | None, found: torch.Tensor | None) -> float:

@@ -38,7 +38,15 @@ _BEYOND = 2**48  # no count is so high
 _LONG = 255  # entries that one byte of a distance stands for, at most
 # Settings for single bytes: what comes before tells little of what comes next, and its place nothing.
 _FILTERS: list[dict[str, Any]] = [
-    {"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 0, "lp": 0, "pb": 0, "dict_size": 2**22, "nice_len": 64}
+    {
+        "id": lzma.FILTER_LZMA2,
+        "preset": 6,
+        "lc": 0,
+        "lp": 0,
+        "pb": 0,
+        "dict_size": 2**22,
+        "nice_len": 64,
+    }
 ]
 
 
@@ -68,7 +76,12 @@ def pack(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> by
             raise ValueError(msg)
         values, gaps, codes = _coded(tensor)
         stream = _packed(b"".join([values.tobytes(), gaps.tobytes(), _planes(codes)]))
-        counts = {"values": len(values), "gaps": len(gaps), "codes": len(codes), "bytes": len(stream)}
+        counts = {
+            "values": len(values),
+            "gaps": len(gaps),
+            "codes": len(codes),
+            "bytes": len(stream),
+        }
         entries[name] = {"dtype": dtype, "shape": list(tensor.shape), **counts}
         streams.append(stream)
     header = zlib.compress(json.dumps({"metadata": dict(metadata), "tensors": entries}).encode(), 9)
@@ -136,12 +149,18 @@ def _tensor(name: str, entry: Mapping[str, Any], stream: bytes) -> torch.Tensor:
         ValueError: if the stream holds something else than the entry says.
     """
     dtype, shape, count = _DTYPES[entry["dtype"]], entry["shape"], entry["values"]
-    raw, size, entries = _unpacked(name, stream, _raw_bytes(entry)), dtype.itemsize, math.prod(shape)
+    raw, size, entries = (
+        _unpacked(name, stream, _raw_bytes(entry)),
+        dtype.itemsize,
+        math.prod(shape),
+    )
     values = np.frombuffer(raw, _WORDS[size], count)
     gaps = np.frombuffer(raw, np.uint8, entry["gaps"], count * size)
     words = _woven(raw[count * size + len(gaps) :], _kind(entry))
     if count:
-        codes = _scattered(name, gaps, words, entries) if len(gaps) or len(words) != entries else words
+        codes = (
+            _scattered(name, gaps, words, entries) if len(gaps) or len(words) != entries else words
+        )
         if len(codes) and int(codes.max()) >= count:
             raise ValueError(f"{name} has entries of a value that it does not hold")
         words = values[codes]
@@ -168,7 +187,12 @@ def _scattered(name: str, gaps: Bytes, codes: NDArray[Any], entries: int) -> NDA
 def _woven(raw: bytes, kind: Any) -> NDArray[Any]:  # noqa: ANN401 - a type of numpy
     """Returns the words of which `_planes` returned the bytes."""
     planes = np.frombuffer(raw, np.uint8).reshape(np.dtype(kind).itemsize, -1)
-    return np.ascontiguousarray(planes.T).view(np.dtype(kind).newbyteorder("<")).reshape(-1).astype(kind)
+    return (
+        np.ascontiguousarray(planes.T)
+        .view(np.dtype(kind).newbyteorder("<"))
+        .reshape(-1)
+        .astype(kind)
+    )
 
 
 def _unpacked(name: str, stream: bytes, size: int) -> bytes:
@@ -216,7 +240,9 @@ def _header(content: bytes) -> tuple[dict[str, Any], int]:
         msg = "it is no file of the format compressed, or cut off"
         raise ValueError(msg)
     try:
-        header: Any = json.loads(zlib.decompressobj().decompress(content[begin : begin + length], _LONGEST))
+        header: Any = json.loads(
+            zlib.decompressobj().decompress(content[begin : begin + length], _LONGEST)
+        )
     except zlib.error as error:
         raise ValueError(f"its header cannot be unpacked: {error}") from error
     problem = next(_problems(header, len(content) - begin - length), None)
@@ -232,8 +258,12 @@ def _problems(header: Any, rest: int) -> Iterator[str]:  # noqa: ANN401 - any JS
         header: as JSON.
         rest: bytes behind it.
     """
-    tables: list[Any] = [header.get(key) for key in ("metadata", "tensors")] if isinstance(header, dict) else [None]
-    if not all(isinstance(table, dict) for table in tables) or not all(isinstance(v, str) for v in tables[0].values()):
+    tables: list[Any] = (
+        [header.get(key) for key in ("metadata", "tensors")] if isinstance(header, dict) else [None]
+    )
+    if not all(isinstance(table, dict) for table in tables) or not all(
+        isinstance(v, str) for v in tables[0].values()
+    ):
         yield f"its header is {header!r:.80}"
         return
     for name, entry in tables[1].items():
@@ -255,10 +285,21 @@ def _size(entry: Mapping[str, Any]) -> int:
 def _is_entry(entry: Any) -> bool:  # noqa: ANN401 - any JSON value
     """Returns whether a header's entry describes a tensor."""
     counts = ("values", "gaps", "codes", "bytes")
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", *counts} or entry["dtype"] not in _DTYPES:
+    if (
+        not isinstance(entry, dict)
+        or entry.keys() != {"dtype", "shape", *counts}
+        or entry["dtype"] not in _DTYPES
+    ):
         return False
-    numbers = [*(entry[key] for key in counts), *(entry["shape"] if isinstance(entry["shape"], list) else [-1])]
+    numbers = [
+        *(entry[key] for key in counts),
+        *(entry["shape"] if isinstance(entry["shape"], list) else [-1]),
+    ]
     if not all(type(n) is int and 0 <= n < _BEYOND for n in numbers) or entry["values"] > _FEW:
         return False
     whole = entry["codes"] == math.prod(entry["shape"])
-    return whole and not entry["gaps"] if not entry["values"] else whole or entry["codes"] <= entry["gaps"]
+    return (
+        whole and not entry["gaps"]
+        if not entry["values"]
+        else whole or entry["codes"] <= entry["gaps"]
+    )

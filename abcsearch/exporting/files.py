@@ -15,11 +15,26 @@ import torch
 
 from abcsearch.errors import ExportError, quoted
 from abcsearch.example import Example, Inputs
-from abcsearch.exporting.checking import Checks, Frozen, OutputOnly, Whole, copied, noise, run_checked, wrapped
+from abcsearch.exporting.checking import (
+    Checks,
+    Frozen,
+    OutputOnly,
+    Whole,
+    copied,
+    noise,
+    run_checked,
+    wrapped,
+)
 from abcsearch.exporting.interchange import open_onnx, open_pt2, traced, write_onnx, write_pt2
 from abcsearch.exporting.plan import load_plan, plain_json, write_plan
 from abcsearch.exporting.plan_files import WEIGHTS, files_of
-from abcsearch.exporting.structures import call_outline, input_names, outline, plain, tensors_by_name
+from abcsearch.exporting.structures import (
+    call_outline,
+    input_names,
+    outline,
+    plain,
+    tensors_by_name,
+)
 from abcsearch.exporting.targets import FOLDERS, check_target, made_folder
 from abcsearch.models.registry import Constructor
 from abcsearch.scratch import owner, sweep
@@ -30,7 +45,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-TOLERANCE = 1e-4  # of a file's outputs, as a share of the largest: float32 in another order of summation
+TOLERANCE = (
+    1e-4  # of a file's outputs, as a share of the largest: float32 in another order of summation
+)
 _SIZES = (2, 1, 5)  # of batches that files are checked on
 
 
@@ -56,7 +73,10 @@ class Exported(os.PathLike[str]):
     def how_to_load(self) -> str:
         """The call that loads it: of abcsearch for a folder, otherwise of whatever reads such files."""
         readers = {"onnx": "onnxruntime.InferenceSession", "pt2": "torch.export.load"}
-        reader, then = readers.get(self.format, "abcsearch.load"), ".module()" if self.format == "pt2" else ""
+        reader, then = (
+            readers.get(self.format, "abcsearch.load"),
+            ".module()" if self.format == "pt2" else "",
+        )
         return f"{reader}({str(self.path)!r}){then}"
 
     def __fspath__(self) -> str:
@@ -119,7 +139,10 @@ def export(  # noqa: PLR0913 - all but two are optional
     folder, files = (target.parent, (target.name,)) if record is None else (target, files_of(kind))
     try:
         # Checked before it replaces an older export.
-        with made_folder(folder), tempfile.TemporaryDirectory(prefix=f".export-{owner()}-", dir=folder) as name:
+        with (
+            made_folder(folder),
+            tempfile.TemporaryDirectory(prefix=f".export-{owner()}-", dir=folder) as name,
+        ):
             sweep(folder)  # of what exports that were killed have left
             place = Path(name)
             if record is None:
@@ -129,7 +152,9 @@ def export(  # noqa: PLR0913 - all but two are optional
             size = sum((place / file).stat().st_size for file in files)
             for file in files:
                 (place / file).replace(folder / file)
-            for other in [name for own, name in WEIGHTS.items() if record is not None and own != kind]:
+            for other in [
+                name for own, name in WEIGHTS.items() if record is not None and own != kind
+            ]:
                 (folder / other).unlink(missing_ok=True)  # of an export that has been replaced
     except OSError as error:
         msg = f"export folder {folder} cannot be written: {error}; choose another one"
@@ -148,21 +173,27 @@ def _checked_example(model: nn.Module, given: Any) -> Inputs:  # noqa: ANN401 - 
     tensors = [x for x in example.tensors if x.ndim]
     if not tensors or any(0 in x.shape for x in tensors) or (not several and given.ndim < 2):
         given_as = (
-            type(given).__name__ if not example.tensors else ", ".join(str(tuple(x.shape)) for x in example.tensors)
+            type(given).__name__
+            if not example.tensors
+            else ", ".join(str(tuple(x.shape)) for x in example.tensors)
         )
-        msg = (
-            "example_input is one batch as a tensor, a tuple, a dict or an Example of several, of at least one input, "
-        )
+        msg = "example_input is one batch as a tensor, a tuple, a dict or an Example of several, of at least one input, "
         raise ExportError(f"{msg}found {given_as}")
     example = example.fitting(model)
-    one = len(example.args) == 1 and not example.kwargs and isinstance(example.args[0], torch.Tensor)
+    one = (
+        len(example.args) == 1 and not example.kwargs and isinstance(example.args[0], torch.Tensor)
+    )
     return example.args[0] if one else example
 
 
 def _shapes(example: Inputs) -> list[int] | dict[str, list[int]]:
     """Returns the shape of a batch, or of each of several inputs by name, as plain values."""
     if isinstance(example, Example):
-        return {name: list(x.shape) for name, x in example.entries.items() if isinstance(x, torch.Tensor)}
+        return {
+            name: list(x.shape)
+            for name, x in example.entries.items()
+            if isinstance(x, torch.Tensor)
+        }
     return list(example.shape)
 
 
@@ -172,7 +203,11 @@ def _check_arguments(options: object, info: object, tolerance: object) -> None:
         if value is not None and not isinstance(value, Mapping):
             msg = f"{name} is a table (a dict) of plain JSON values, found {type(value).__name__}"
             raise ExportError(msg)
-    number = math.nan if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) else tolerance
+    number = (
+        math.nan
+        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float)
+        else tolerance
+    )
     if not 0 <= number < math.inf:
         msg = f"tolerance is a share of the largest output, a number from 0 (1e-4, 0.05), found {tolerance!r}"
         raise ExportError(msg)
@@ -254,12 +289,19 @@ def _record(
     record = Constructor.of(constructor or type(model), options)
     if record.name.startswith("__main__:"):
         where = f"{record.name} is part of this script and cannot be found from elsewhere"
-        warnings.warn(f"{where}; keep it in a module of its own, or load with constructor=", stacklevel=3)
+        warnings.warn(
+            f"{where}; keep it in a module of its own, or load with constructor=", stacklevel=3
+        )
     return record
 
 
 def _write_folder(
-    model: nn.Module, folder: Path, example_input: Inputs, facts: Mapping[str, Any], record: Constructor, kind: str
+    model: nn.Module,
+    folder: Path,
+    example_input: Inputs,
+    facts: Mapping[str, Any],
+    record: Constructor,
+    kind: str,
 ) -> tuple[float, float]:
     """Writes and checks a folder; returns the largest difference, which is 0, and the largest output."""
     write_plan(model, folder, record, facts, kind)
@@ -290,7 +332,9 @@ def _write_file(
     whole = wrapped(twin, example_input, returned)
     checks = Checks.of(whole, batches)
     facts = {**facts, **_structures(twin, whole, example_input, returned)}
-    write, read = (write_onnx, open_onnx) if path.suffix.lower() == ".onnx" else (write_pt2, open_pt2)
+    write, read = (
+        (write_onnx, open_onnx) if path.suffix.lower() == ".onnx" else (write_pt2, open_pt2)
+    )
     write(traced(whole, batches[1]), path, facts)
     try:
         read_back, _, _ = read(path)
@@ -309,7 +353,12 @@ def _write_file(
     return max(gaps.values()), checks.largest
 
 
-def _structures(twin: nn.Module, whole: nn.Module, example: Inputs, returned: Any) -> dict[str, Any]:  # noqa: ANN401
+def _structures(
+    twin: nn.Module,
+    whole: nn.Module,
+    example: Inputs,
+    returned: Any,  # noqa: ANN401
+) -> dict[str, Any]:
     """Returns how a file is called and what it returns, as plain JSON values; nothing of one input and one output."""
     if isinstance(whole, OutputOnly):
         return {}

@@ -69,7 +69,9 @@ def traced(model: nn.Module, example_input: Inputs) -> torch.export.ExportedProg
         # torch prints the graph as far as it came, to either, before it raises.
         hidden = io.StringIO()
         with quiet(), contextlib.redirect_stdout(hidden), contextlib.redirect_stderr(hidden):
-            program = torch.export.export(model, example.args, dict(example.kwargs), dynamic_shapes=sizes)
+            program = torch.export.export(
+                model, example.args, dict(example.kwargs), dynamic_shapes=sizes
+            )
     except Exception as error:  # of many kinds
         text = str(error)
         if "Constraints violated" in text or "specialized" in text:
@@ -114,10 +116,14 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict[st
         ExportError: if a package is missing, or an operation has no counterpart.
     """
     onnx, _ = _onnx()
-    takes, returns = (names_in(facts[key]) if key in facts else None for key in ("inputs", "outputs"))
+    takes, returns = (
+        names_in(facts[key]) if key in facts else None for key in ("inputs", "outputs")
+    )
     try:
         with quiet():
-            made = torch.onnx.export(program, (), dynamo=True, verbose=False, input_names=takes, output_names=returns)
+            made = torch.onnx.export(
+                program, (), dynamo=True, verbose=False, input_names=takes, output_names=returns
+            )
             proto = made.model_proto  # pyright: ignore[reportOptionalMemberAccess] - dynamo returns one
     except Exception as error:  # of many kinds
         msg = f"torch.onnx cannot write the network: {type(error).__name__}: {one_line(str(error), 400)}"
@@ -136,7 +142,11 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict[st
 def _named_batch(proto: Any) -> None:  # noqa: ANN401 - a protocol buffer
     """Names the batch dimension of inputs and outputs "batch" where torch has given it a symbol."""
     graph = proto.graph
-    first = [value.type.tensor_type.shape.dim[0].dim_param for value in graph.input if value.type.tensor_type.shape.dim]
+    first = [
+        value.type.tensor_type.shape.dim[0].dim_param
+        for value in graph.input
+        if value.type.tensor_type.shape.dim
+    ]
     symbol = next(filter(None, first), None)
     if symbol is None:
         return
@@ -211,7 +221,11 @@ def open_onnx(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, 
         known = content[: written[0]]
         if _content(known) != written or known + _appended(text) != content:
             raise ExportError(_CHANGED.format(path))
-    return Frozen(_Session(session, facts), facts.get("inputs")), facts, trusted and written is not None
+    return (
+        Frozen(_Session(session, facts), facts.get("inputs")),
+        facts,
+        trusted and written is not None,
+    )
 
 
 class _Session:
@@ -222,19 +236,30 @@ class _Session:
     """
 
     def __init__(self, session: Any, facts: Mapping[str, Any]) -> None:  # noqa: ANN401 - of onnxruntime
-        self._session, self._takes, self._returns = session, facts.get("inputs"), facts.get("outputs")
-        self._inputs, self._outputs = ([x.name for x in both] for both in (session.get_inputs(), session.get_outputs()))
+        self._session, self._takes, self._returns = (
+            session,
+            facts.get("inputs"),
+            facts.get("outputs"),
+        )
+        self._inputs, self._outputs = (
+            [x.name for x in both] for both in (session.get_inputs(), session.get_outputs())
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the network
         if self._takes is not None:
             given = dict(named_by(self._takes, (args, kwargs)))
         else:
             given = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
-        if given.keys() != set(self._inputs) and not (self._takes is not None and given.keys() > set(self._inputs)):
+        if given.keys() != set(self._inputs) and not (
+            self._takes is not None and given.keys() > set(self._inputs)
+        ):
             msg = f"the network takes the inputs {', '.join(self._inputs)}, found {', '.join(given) or 'none'}"
             raise ExportError(msg)
         feed = {name: given[name].numpy() for name in self._inputs}
-        outputs = {n: torch.from_numpy(x) for n, x in zip(self._outputs, self._session.run(None, feed), strict=True)}
+        outputs = {
+            n: torch.from_numpy(x)
+            for n, x in zip(self._outputs, self._session.run(None, feed), strict=True)
+        }
         if self._returns is not None:
             return filled(self._returns, outputs)
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
@@ -275,13 +300,17 @@ def open_pt2(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, A
     try:
         if any(_INT8 in entry for entry in entries.values()):
             torchao()
-        packed = io.BytesIO(path.read_bytes()) if trusted or trust else checked_archive(entries, path)
+        packed = (
+            io.BytesIO(path.read_bytes()) if trusted or trust else checked_archive(entries, path)
+        )
         with quiet():
             return Frozen(torch.export.load(packed).module(), facts.get("inputs")), facts, trusted
     except ExportError:
         raise
     except Exception as error:  # of many kinds
-        msg = f"{path} is no file of torch.export.save that can be read: {one_line(str(error), 300)}"
+        msg = (
+            f"{path} is no file of torch.export.save that can be read: {one_line(str(error), 300)}"
+        )
         raise ExportError(msg) from error
 
 

@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 
 def write_plan(
-    model: nn.Module, folder: Path, record: Constructor, facts: Mapping[str, Any], kind: str = "safetensors"
+    model: nn.Module,
+    folder: Path,
+    record: Constructor,
+    facts: Mapping[str, Any],
+    kind: str = "safetensors",
 ) -> None:
     """Writes a network to a folder that is there.
 
@@ -66,7 +70,9 @@ def write_plan(
     }
     plain_json(plan)
     # Tied tensors share memory, which the format refuses: every name gets its own copy.
-    contiguous = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    contiguous = {
+        n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()
+    }
     weights = tensors_hash(contiguous)
     try:
         content = (save if kind == "safetensors" else pack)(contiguous, {CHECKSUM: weights})
@@ -129,8 +135,14 @@ def read_sizes(folder: Path, *, trust: bool = False) -> tuple[Constructor, dict[
         ModelError: if it is from elsewhere and its constructor is not one that such a file may name.
     """
     plan, tensors, trusted = read_plan(folder)
-    sizes = {key: plan[key] for key in ("dropped", "factorised", "layers", "strides") if key in plan}
-    shapes = {name: [plan["tensors"][name], list(tensors[name].shape)] for name in plan["tensors"] if name in tensors}
+    sizes = {
+        key: plan[key] for key in ("dropped", "factorised", "layers", "strides") if key in plan
+    }
+    shapes = {
+        name: [plan["tensors"][name], list(tensors[name].shape)]
+        for name in plan["tensors"]
+        if name in tensors
+    }
     record = Constructor(**plan["constructor"])
     if not (trust or written_here(plan)):
         leave_working_folder()
@@ -169,7 +181,9 @@ def with_sizes(model: nn.Module, sizes: Mapping[str, Any], where: str) -> nn.Mod
     return model
 
 
-def _reshape(model: nn.Module, plan: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], where: str) -> None:
+def _reshape(
+    model: nn.Module, plan: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], where: str
+) -> None:
     """Drops blocks, changes sizes and fills tensors of a new network as a plan says.
 
     Raises:
@@ -177,7 +191,9 @@ def _reshape(model: nn.Module, plan: Mapping[str, Any], tensors: Mapping[str, to
     """
     problems = _factorise(model, plan.get("factorised", {}))
     modules = dict(model.named_modules())
-    problems += [f"{path} is missing" for path in (*plan["dropped"], *plan["layers"]) if path not in modules]
+    problems += [
+        f"{path} is missing" for path in (*plan["dropped"], *plan["layers"]) if path not in modules
+    ]
     problems += [
         f"{path} has no number {name}"
         for path, sizes in plan["layers"].items()
@@ -188,13 +204,19 @@ def _reshape(model: nn.Module, plan: Mapping[str, Any], tensors: Mapping[str, to
         model.set_submodule(path, nn.Identity())
     problems += _fill(model, tensors, plan)
     if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        shown = "; ".join(problems[:5]) + (
+            f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        )
         msg = f"{where} does not build the network that was exported, has it changed? {shown}"
         raise ExportError(msg)
     for path, sizes in plan["layers"].items():
         for attribute, value in sizes.items():
             setattr(modules[path], attribute, tuple(value) if isinstance(value, list) else value)
-    unfit = [problem for path, sizes in plan["layers"].items() for problem in unfit_sizes(path, modules[path], sizes)]
+    unfit = [
+        problem
+        for path, sizes in plan["layers"].items()
+        for problem in unfit_sizes(path, modules[path], sizes)
+    ]
     if unfit:
         msg = f"{where}: the plan of the export is damaged: {'; '.join(unfit[:3])}"
         raise ExportError(f"{msg}; write it again with: abcsearch export RUN_DIR")
@@ -214,7 +236,9 @@ def _listed(value: int | tuple[int, ...]) -> int | list[int]:
 
 def _are_sizes(found: object) -> bool:
     """Returns whether an attribute is a number or a tuple of numbers."""
-    return type(found) is int or (isinstance(found, tuple) and all(type(item) is int for item in found))
+    return type(found) is int or (
+        isinstance(found, tuple) and all(type(item) is int for item in found)
+    )
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -223,7 +247,10 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     Raises:
         ExportError: if the model keeps other things in its state.
     """
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    named = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
     tensors = dict(named)
     other = [name for name in model.state_dict() if name not in tensors]
     if other:
@@ -247,7 +274,9 @@ def _drop(original: nn.Module, model: nn.Module) -> list[str]:
 
 def _split(original: nn.Module, model: nn.Module) -> dict[str, dict[str, Method]]:
     """Factorises in the original what is factorised in the network to export; returns the methods by path."""
-    factorised = {path: module for path, module in model.named_modules() if isinstance(module, Factorised)}
+    factorised = {
+        path: module for path, module in model.named_modules() if isinstance(module, Factorised)
+    }
     methods: dict[str, Method] = {path: module.method for path, module in factorised.items()}
     _factorise(original, methods)
     return {"factorised": methods} if methods else {}
@@ -279,13 +308,21 @@ def _changed_sizes(original: nn.Module, model: nn.Module) -> dict[str, dict[str,
         if _kind(before.get(path)) != _kind(after.get(path))
     ]
     if other:
-        msg = f"the constructor builds another network than the one to export: {'; '.join(other[:3])}"
+        msg = (
+            f"the constructor builds another network than the one to export: {'; '.join(other[:3])}"
+        )
         raise ExportError(msg)
     changed: dict[str, dict[str, Any]] = {}
     for path, module in after.items():
         sizes = {name: value for name, value in vars(module).items() if _are_sizes(value)}
-        built = vars(before[path])  # what only forward makes, such as the shape of its last input, is not there
-        known = {name: value for name, value in sizes.items() if _is_size(built.get(name), _listed(value))}
+        built = vars(
+            before[path]
+        )  # what only forward makes, such as the shape of its last input, is not there
+        known = {
+            name: value
+            for name, value in sizes.items()
+            if _is_size(built.get(name), _listed(value))
+        }
         differing = {name: value for name, value in known.items() if built[name] != value}
         if differing:
             changed[path] = differing
@@ -297,7 +334,9 @@ def _kind(module: nn.Module | None) -> str:
     return "nothing" if module is None else type(module).__qualname__
 
 
-def _changed_shapes(original: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+def _changed_shapes(
+    original: nn.Module, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, list[int]]:
     """Returns the original's shape of every tensor that has another shape.
 
     Raises:
@@ -308,10 +347,16 @@ def _changed_shapes(original: nn.Module, tensors: Mapping[str, torch.Tensor]) ->
     if other:
         msg = f"the constructor builds a network with other parameters or buffers: {', '.join(other[:5])}"
         raise ExportError(msg)
-    return {name: list(before[name].shape) for name, t in tensors.items() if before[name].shape != t.shape}
+    return {
+        name: list(before[name].shape)
+        for name, t in tensors.items()
+        if before[name].shape != t.shape
+    }
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, torch.Tensor], plan: Mapping[str, Any]) -> list[str]:
+def _fill(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], plan: Mapping[str, Any]
+) -> list[str]:
     """Gives a new network the saved tensors: shape, type, memory layout and values; tied ones stay tied.
 
     Returns:

@@ -36,7 +36,11 @@ def plan_problems(plan: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[st
             return
     if type(plan["format"]) is not int or plan["format"] < 1:
         yield f"format is {plan['format']!r}"
-    wrong = [f"{key} is {plan[key]!r:.80}" for key, kind in kinds.items() if not isinstance(plan[key], kind)]
+    wrong = [
+        f"{key} is {plan[key]!r:.80}"
+        for key, kind in kinds.items()
+        if not isinstance(plan[key], kind)
+    ]
     yield from wrong
     if not wrong:
         yield from _constructor(plan["constructor"])
@@ -73,7 +77,9 @@ def unfit_sizes(path: str, layer: nn.Module, names: Mapping[str, Any]) -> Iterat
         layer: filled, and with the numbers of the plan.
         names: of the numbers that the plan has set.
     """
-    weight = layer._parameters.get("weight")  # not the attribute, which may be computed (parametrised)
+    weight = layer._parameters.get(
+        "weight"
+    )  # not the attribute, which may be computed (parametrised)
     if weight is None:
         return
     shape, groups = tuple(weight.shape), getattr(layer, "groups", 1)
@@ -96,7 +102,11 @@ def _constructor(table: Mapping[str, Any]) -> Iterator[str]:
     """Yields what is wrong in plan["constructor"]."""
     for key, kind in (("name", str), ("options", dict)):
         if not isinstance(table.get(key), kind):
-            yield f"constructor.{key} is {table[key]!r:.80}" if key in table else f"constructor.{key} is missing"
+            yield (
+                f"constructor.{key} is {table[key]!r:.80}"
+                if key in table
+                else f"constructor.{key} is missing"
+            )
 
 
 def _dropped(paths: list[Any]) -> Iterator[str]:
@@ -114,7 +124,11 @@ def _factorised(methods: Any, dropped: list[str]) -> Iterator[str]:  # noqa: ANN
         yield f"factorised is {methods!r:.80}"
         return
     for path, method in methods.items():
-        inside = any(path == other or path.startswith(f"{other}.") for other in (*dropped, *methods) if other != path)
+        inside = any(
+            path == other or path.startswith(f"{other}.")
+            for other in (*dropped, *methods)
+            if other != path
+        )
         if not path or path in dropped or inside or method not in list(METHODS):
             yield f"factorised: {path} is {method!r:.80}"
 
@@ -136,7 +150,9 @@ def _tensors(plan: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> It
         for name, value in plan[key].items():
             if name not in tensors:
                 yield f"{key}: {name} is not in model.safetensors"
-            elif not _whole(value) or len(value) != tensors[name].dim() or min(value, default=0) < 0:
+            elif (
+                not _whole(value) or len(value) != tensors[name].dim() or min(value, default=0) < 0
+            ):
                 yield f"{key}: {name} is {value!r:.80}, its shape is {tuple(tensors[name].shape)}"
             elif key == "strides" and not _dense(tuple(tensors[name].shape), value):
                 yield f"strides: {name} is {value!r:.80}, which do not lay out its shape {tuple(tensors[name].shape)}"
@@ -156,8 +172,12 @@ def _is_call(call: Mapping[str, Any]) -> bool:
 def _dense(shape: tuple[int, ...], strides: list[int]) -> bool:
     """Returns whether strides lay out a tensor without gaps and without overlaps."""
     expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size != 1):
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(strides, shape, strict=True) if size != 1
+    ):
         if stride != expected:
             return 0 in shape
         expected *= size
-    return max(strides, default=0) < 2**31  # those of sizes of 1 do not matter, if torch can read them
+    return (
+        max(strides, default=0) < 2**31
+    )  # those of sizes of 1 do not matter, if torch can read them

@@ -85,7 +85,11 @@ def _read_json(folder: Path) -> Any:  # noqa: ANN401 - any JSON value
 
 def _weights_name(plan: Any, folder: Path) -> str:  # noqa: ANN401 - any JSON value
     """Returns the name of the file of weights, which a plan names if it is not the usual one."""
-    name = plan.get("file", WEIGHTS["safetensors"]) if isinstance(plan, dict) else WEIGHTS["safetensors"]
+    name = (
+        plan.get("file", WEIGHTS["safetensors"])
+        if isinstance(plan, dict)
+        else WEIGHTS["safetensors"]
+    )
     if name not in list(WEIGHTS.values()):
         raise ExportError(_DAMAGED.format(folder, f"in {PLAN}, file is {name!r:.80}"))
     return name
@@ -94,7 +98,11 @@ def _weights_name(plan: Any, folder: Path) -> str:  # noqa: ANN401 - any JSON va
 def _missing(path: Path) -> str:
     """Returns the message for an export that does not exist, with the nearest one beside it."""
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    exports = [p.name for p in beside if p.suffix.lower() in {".onnx", ".pt2"} or (p / "plan.json").is_file()]
+    exports = [
+        p.name
+        for p in beside
+        if p.suffix.lower() in {".onnx", ".pt2"} or (p / "plan.json").is_file()
+    ]
     close = difflib.get_close_matches(path.name, exports, n=1, cutoff=0.6)
     if close:
         return f"export {path} does not exist; did you mean {str(path.with_name(close[0]))!r}?"

@@ -100,7 +100,9 @@ class Quantize(Transform):
     def apply(self, model: nn.Module, data: Data, seed: int) -> Applied:
         """Returns the int8 network."""
         del seed
-        return Applied(model=quantize(model, data, images=self.options.images), facts={"kind": "int8"})
+        return Applied(
+            model=quantize(model, data, images=self.options.images), facts={"kind": "int8"}
+        )
 
 
 def _quantizer() -> Any:  # noqa: ANN401 - a class of torchao, which may be missing
@@ -109,13 +111,17 @@ def _quantizer() -> Any:  # noqa: ANN401 - a class of torchao, which may be miss
         from torchao.quantization.pt2e import quantizer as pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     config = x86.get_default_x86_inductor_quantization_config()
-    config = replace(config, weight=replace(cast("Any", config.weight), quant_min=-64, quant_max=63))
+    config = replace(
+        config, weight=replace(cast("Any", config.weight), quant_min=-64, quant_max=63)
+    )
 
     class Rounding(x86.X86InductorQuantizer):
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
             annotated = super().annotate(model)
             for node in _outputs(annotated):
-                note = node.meta.setdefault("quantization_annotation", pt2e.QuantizationAnnotation(_annotated=True))
+                note = node.meta.setdefault(
+                    "quantization_annotation", pt2e.QuantizationAnnotation(_annotated=True)
+                )
                 note.output_qspec = note.output_qspec or config.input_activation
             return annotated
 
@@ -129,7 +135,9 @@ def _outputs(graph: torch.fx.GraphModule) -> Iterator[torch.fx.Node]:
     for node in graph.graph.nodes:
         both = all(isinstance(value, torch.fx.Node) for value in node.args[:2])
         if node.target is not aten.conv2d.default and not (
-            both and node.target in {aten.add.Tensor, aten.add_.Tensor} and node.meta["val"].is_floating_point()
+            both
+            and node.target in {aten.add.Tensor, aten.add_.Tensor}
+            and node.meta["val"].is_floating_point()
         ):
             continue
         users = [*node.users]

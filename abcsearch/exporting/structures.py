@@ -49,14 +49,22 @@ def outline(value: Any, names: Iterator[str]) -> Any:  # noqa: ANN401 - what `pl
     if inside is None:
         return None
     kind = "dict" if isinstance(value, dict) else type(value).__name__
-    return {"kind": kind, "keys": list(inside), "items": [outline(item, names) for item in inside.values()]}
+    return {
+        "kind": kind,
+        "keys": list(inside),
+        "items": [outline(item, names) for item in inside.values()],
+    }
 
 
 def outline_problem(value: Any, depth: int = 0) -> str | None:  # noqa: ANN401 - any JSON value
     """Returns what is wrong with an outline out of a file, or None."""
     if value is None or isinstance(value, str):
         return None
-    good = isinstance(value, dict) and value.get("kind") in ("tuple", "list", "dict") and depth < _DEEPEST
+    good = (
+        isinstance(value, dict)
+        and value.get("kind") in ("tuple", "list", "dict")
+        and depth < _DEEPEST
+    )
     keys, items = (value.get("keys"), value.get("items")) if good else (None, None)
     if not isinstance(keys, list) or not isinstance(items, list) or len(keys) != len(items):
         return f"a structure is {value!r:.80}"

@@ -21,7 +21,21 @@ FOLDERS = tuple(WEIGHTS)  # formats that are a folder; the others are one file, 
 _FILES = ("onnx", "pt2")
 # Of files of models, so that a folder of such a name is a mistake; names like run-1.2 are none.
 _FOREIGN = (
-    {"bin", "ckpt", "pickle", "pkl", "pt", "pt1", "pt3", "pte", "pth", "safetensors", "torchscript", "ts", "weights"}
+    {
+        "bin",
+        "ckpt",
+        "pickle",
+        "pkl",
+        "pt",
+        "pt1",
+        "pt3",
+        "pte",
+        "pth",
+        "safetensors",
+        "torchscript",
+        "ts",
+        "weights",
+    }
     | {"engine", "h5", "hdf5", "keras", "mlmodel", "pb", "tflite"}
     | {"npz", "tar", "zip"}
 )
@@ -69,10 +83,16 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 def _refuse_unknown(path: Path, ending: str) -> None:
     """Raises ExportError for an ending that looks like a file's but is that of no export."""
-    if path.is_dir() or not (ending in _FOREIGN or difflib.get_close_matches(ending, _FILES, n=1, cutoff=0.75)):
+    if path.is_dir() or not (
+        ending in _FOREIGN or difflib.get_close_matches(ending, _FILES, n=1, cutoff=0.75)
+    ):
         return
     close = difflib.get_close_matches(ending, _FILES, n=1, cutoff=0.5)
-    advice = f"did you mean '.{close[0]}'?" if close else "an export is a folder, or a file that ends in .onnx or .pt2;"
+    advice = (
+        f"did you mean '.{close[0]}'?"
+        if close
+        else "an export is a folder, or a file that ends in .onnx or .pt2;"
+    )
     msg = f"{path}: unknown ending {path.suffix!r}; {advice} a folder has none"
     raise ExportError(msg)
 
@@ -81,14 +101,18 @@ def _refuse_taken(kind: str, target: Path) -> None:
     """Raises ExportError where something else is in the place of an export."""
     whole = kind in FOLDERS
     if not whole and target.is_dir():
-        msg = f"{target} is a folder, but {kind} is one file; give another name, or remove the folder"
+        msg = (
+            f"{target} is a folder, but {kind} is one file; give another name, or remove the folder"
+        )
         raise ExportError(msg)
     folder = target if whole else target.parent
     there = next((parent for parent in (folder, *folder.parents) if parent.exists()), None)
     if there is not None and not there.is_dir():
         msg = f"export folder {folder} cannot be written: {there} is a file; give another name"
         raise ExportError(msg + (", or one that ends in .onnx or .pt2 for a file" if whole else ""))
-    taken = [folder / name for name in (PLAN, *WEIGHTS.values()) if whole and (folder / name).exists()]
+    taken = [
+        folder / name for name in (PLAN, *WEIGHTS.values()) if whole and (folder / name).exists()
+    ]
     if taken and not (_is_ours(folder / "plan.json") or _has_lost_its_plan(folder)):
         msg = f"{taken[0]} would be overwritten, and {folder} is not an export of abcsearch; choose a new folder, or "
         raise ExportError(f"{msg}remove the file")
@@ -100,13 +124,17 @@ def _is_ours(plan: Path) -> bool:
         plain = json.loads(plan.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(plain, dict) and {"format", "constructor", "layers", "tensors"} <= plain.keys()
+    return (
+        isinstance(plain, dict) and {"format", "constructor", "layers", "tensors"} <= plain.keys()
+    )
 
 
 def _has_lost_its_plan(folder: Path) -> bool:
     """Returns whether a folder holds the weights of an export, whole and with our checksum, without a plan."""
     weights = folder / "model.safetensors"
     try:
-        return not (folder / "plan.json").exists() and read_header(weights).metadata[CHECKSUM] == content_hash(weights)
+        return not (folder / "plan.json").exists() and read_header(weights).metadata[
+            CHECKSUM
+        ] == content_hash(weights)
     except (OSError, ValueError, KeyError):
         return False

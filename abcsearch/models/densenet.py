@@ -33,7 +33,9 @@ class DenseNet(nn.Module):
     growth in channels, where the original has 16.
     """
 
-    def __init__(self, depth: int = 40, growth: int = 12, classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self, depth: int = 40, growth: int = 12, classes: int = 10, in_channels: int = 3
+    ) -> None:
         """Builds the network.
 
         Args:
@@ -46,7 +48,9 @@ class DenseNet(nn.Module):
             ModelError: if a number is not at least 1, or the depth does not fit three equal blocks.
         """
         super().__init__()
-        check_counts("DenseNet", depth=depth, growth=growth, classes=classes, in_channels=in_channels)
+        check_counts(
+            "DenseNet", depth=depth, growth=growth, classes=classes, in_channels=in_channels
+        )
         layers_each, rest = divmod(depth - 4, _BLOCKS)
         if rest or layers_each < 1:
             near = 4 + _BLOCKS * max(1, layers_each)

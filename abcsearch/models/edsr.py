@@ -31,7 +31,9 @@ class SmallEDSR(nn.Module):
     has no interpolation beside the network; 64 channels and 16 blocks are its baseline.
     """
 
-    def __init__(self, in_channels: int = 3, channels: int = 24, blocks: int = 4, scale: int = 2) -> None:
+    def __init__(
+        self, in_channels: int = 3, channels: int = 24, blocks: int = 4, scale: int = 2
+    ) -> None:
         """Builds the network.
 
         Args:
@@ -54,7 +56,10 @@ class SmallEDSR(nn.Module):
         self.body = nn.Sequential(
             *(ResidualPair(channels) for _ in range(blocks)), nn.Conv2d(channels, channels, 3, 1, 1)
         )
-        grow = [(nn.Conv2d(channels, channels * step**2, 3, 1, 1), nn.PixelShuffle(step)) for step in steps]
+        grow = [
+            (nn.Conv2d(channels, channels * step**2, 3, 1, 1), nn.PixelShuffle(step))
+            for step in steps
+        ]
         self.upsample = nn.Sequential(*(layer for pair in grow for layer in pair))
         self.tail = nn.Conv2d(channels, in_channels, 3, 1, 1)
         nn.init.zeros_(self.tail.weight)
@@ -65,4 +70,6 @@ class SmallEDSR(nn.Module):
         """Maps (batch, in_channels, h, w) in [0, 1] to (batch, in_channels, scale * h, scale * w)."""
         first = self.head(x)
         detail = self.tail(self.upsample(first + self.body(first)))
-        return F.interpolate(x, scale_factor=self.scale, mode="bicubic", align_corners=False) + detail
+        return (
+            F.interpolate(x, scale_factor=self.scale, mode="bicubic", align_corners=False) + detail
+        )

@@ -26,7 +26,12 @@ class SmallFCN(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 3, classes: int = 4, widths: Sequence[int] = (16, 32, 64), *, aux: bool = True
+        self,
+        in_channels: int = 3,
+        classes: int = 4,
+        widths: Sequence[int] = (16, 32, 64),
+        *,
+        aux: bool = True,
     ) -> None:
         """Builds the network.
 
@@ -44,7 +49,9 @@ class SmallFCN(nn.Module):
             msg = "small_fcn has two stages at least, all numbers at least 1; found in_channels = "
             raise ModelError(f"{msg}{in_channels}, classes = {classes}, widths = {list(widths)}")
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+            nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(),
         )
         pairs = zip((widths[0], *widths[:-1]), widths, strict=True)
         self.stages = nn.ModuleList(
@@ -61,9 +68,15 @@ class SmallFCN(nn.Module):
         x = self.stem(x)
         for stage in self.stages[:-1]:
             x = stage(x)
-        result = {"out": F.interpolate(self.head(self.stages[-1](x)), size=size, mode="bilinear", align_corners=False)}
+        result = {
+            "out": F.interpolate(
+                self.head(self.stages[-1](x)), size=size, mode="bilinear", align_corners=False
+            )
+        }
         if self.aux is not None:
-            result["aux"] = F.interpolate(self.aux(x), size=size, mode="bilinear", align_corners=False)
+            result["aux"] = F.interpolate(
+                self.aux(x), size=size, mode="bilinear", align_corners=False
+            )
         return result
 
 

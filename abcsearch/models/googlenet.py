@@ -36,15 +36,21 @@ class Inception(nn.Module):
         super().__init__()
         one, three_in, three, five_in, five, pooled = sizes
         self.branch1 = conv_norm(in_channels, one, 1)
-        self.branch2 = nn.Sequential(*conv_norm(in_channels, three_in, 1), *conv_norm(three_in, three, 3))
+        self.branch2 = nn.Sequential(
+            *conv_norm(in_channels, three_in, 1), *conv_norm(three_in, three, 3)
+        )
         self.branch3 = nn.Sequential(
-            *conv_norm(in_channels, five_in, 1), *conv_norm(five_in, five, 3), *conv_norm(five, five, 3)
+            *conv_norm(in_channels, five_in, 1),
+            *conv_norm(five_in, five, 3),
+            *conv_norm(five, five, 3),
         )
         self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), *conv_norm(in_channels, pooled, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (batch, in_channels, h, w) to (batch, sum of the branches' channels, h, w)."""
-        return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], dim=1)
+        return torch.cat(
+            [self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], dim=1
+        )
 
 
 class GoogLeNet(nn.Module):

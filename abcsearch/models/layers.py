@@ -7,10 +7,14 @@ from torch import nn
 from abcsearch.errors import ModelError
 
 
-def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1, conv_groups: int = 1) -> nn.Sequential:
+def conv_norm(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, conv_groups: int = 1
+) -> nn.Sequential:
     """Returns convolution (padded so that stride 1 keeps the size, no bias), batch norm, ReLU."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=conv_groups, bias=False),
+        nn.Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, groups=conv_groups, bias=False
+        ),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(),
     )
@@ -36,7 +40,11 @@ def check_counts(network: str, **counts: object) -> None:
     Raises:
         ModelError: with all that are not whole numbers of at least 1.
     """
-    wrong = {name: n for name, n in counts.items() if not isinstance(n, int) or isinstance(n, bool) or n < 1}
+    wrong = {
+        name: n
+        for name, n in counts.items()
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1
+    }
     if wrong:
         given = ", ".join(f"{name}={value!r}" for name, value in wrong.items())
         msg = f"{network}: {', '.join(counts)} are whole numbers, at least 1; found {given}; set a whole number there"

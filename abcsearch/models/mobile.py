@@ -32,7 +32,9 @@ class MobileNetV1(nn.Module):
     Source: Howard et al., MobileNets (arXiv 1704.04861), table 1.
     """
 
-    def __init__(self, classes: int = 1000, in_channels: int = 3, stem_stride: int = 2, width: float = 1.0) -> None:
+    def __init__(
+        self, classes: int = 1000, in_channels: int = 3, stem_stride: int = 2, width: float = 1.0
+    ) -> None:
         """Builds the network.
 
         Args:
@@ -45,11 +47,11 @@ class MobileNetV1(nn.Module):
             ModelError: if a number is not at least 1, or a layer would have no channels.
         """
         super().__init__()
-        check_counts("MobileNetV1", classes=classes, in_channels=in_channels, stem_stride=stem_stride)
+        check_counts(
+            "MobileNetV1", classes=classes, in_channels=in_channels, stem_stride=stem_stride
+        )
         if not isinstance(width, int | float) or not 1 / 32 <= width < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = (
-                f"MobileNetV1: width is what its 32 to 1024 channels are multiplied by, at least 1/32, found {width!r}"
-            )
+            msg = f"MobileNetV1: width is what its 32 to 1024 channels are multiplied by, at least 1/32, found {width!r}"
             raise ModelError(msg)
         channels = int(32 * width)
         layers: list[nn.Module] = [conv_norm(in_channels, channels, 3, stem_stride)]
@@ -86,7 +88,9 @@ def mobilenet_v2_cifar(classes: int = 10, in_channels: int = 3) -> nn.Module:
     from torchvision.models import MobileNetV2
 
     check_counts("MobileNetV2", classes=classes, in_channels=in_channels)
-    network = MobileNetV2(num_classes=classes, inverted_residual_setting=[list(row) for row in _MOBILENET_V2_CIFAR])
+    network = MobileNetV2(
+        num_classes=classes, inverted_residual_setting=[list(row) for row in _MOBILENET_V2_CIFAR]
+    )
     network.features[0][0] = _stem(in_channels, 32)  # pyright: ignore[reportIndexIssue]
     init_convolutions(network)
     return network

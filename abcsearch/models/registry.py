@@ -23,8 +23,16 @@ INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
 }
 IMAGENET_SHAPE = (3, 224, 224)
 
-_PACKAGES = frozenset({"abcsearch", "timm", "torch", "torchvision"})  # where networks of files from elsewhere come from
-_LOADING = ("weights", "pretrained", "checkpoint", "cache", "trust")  # options that begin so load files, or code
+_PACKAGES = frozenset(
+    {"abcsearch", "timm", "torch", "torchvision"}
+)  # where networks of files from elsewhere come from
+_LOADING = (
+    "weights",
+    "pretrained",
+    "checkpoint",
+    "cache",
+    "trust",
+)  # options that begin so load files, or code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +65,9 @@ class Constructor:
             ModelError: if it is nothing of these, or an option would have weights or code loaded.
         """
         advice = "; pass constructor=, or trust the file: trust=True, --trust, in a config model.trust = true"
-        loading = [name for name, value in self.options.items() if name.startswith(_LOADING) and value]
+        loading = [
+            name for name, value in self.options.items() if name.startswith(_LOADING) and value
+        ]
         if loading:
             msg = f"{self.name} is not called: its option {loading[0]} would have something loaded{advice}"
             raise ModelError(msg)
@@ -74,7 +84,9 @@ class Constructor:
             downloads = "weights_backbone" in inspect.signature(made).parameters
             if not downloads or self.options.get("weights_backbone", "the usual") is None:
                 return cast("Callable[..., nn.Module]", made)
-        msg = f"{self.name} is not called: it is no class of networks and no registered model{advice}"
+        msg = (
+            f"{self.name} is not called: it is no class of networks and no registered model{advice}"
+        )
         raise ModelError(msg)
 
     def check(self) -> Callable[..., nn.Module]:
@@ -104,8 +116,13 @@ class Constructor:
             with torch_seeded(seed, "init"):
                 model = make(**self.options)
         except Exception as error:  # the user's code: anything can go wrong in it
-            given = ", ".join(f"{name}={value!r}" for name, value in self.options.items()) or "no options"
-            msg = f"model {self.name!r} cannot be built with {given}: {type(error).__name__}: {error}"
+            given = (
+                ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+                or "no options"
+            )
+            msg = (
+                f"model {self.name!r} cannot be built with {given}: {type(error).__name__}: {error}"
+            )
             raise ModelError(msg) from error
         if not isinstance(model, nn.Module):
             msg = f"model {self.name!r} returned {type(model).__name__}, expected a torch.nn.Module"

@@ -49,7 +49,9 @@ def own_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-_DEEPEST = 4  # words of a prefix: more wrappers than DataParallel in torch.compile in a LightningModule
+_DEEPEST = (
+    4  # words of a prefix: more wrappers than DataParallel in torch.compile in a LightningModule
+)
 
 
 def wrapper_prefix(model: nn.Module, names: Iterable[str]) -> str:
@@ -69,7 +71,9 @@ def wrapper_prefix(model: nn.Module, names: Iterable[str]) -> str:
     prefixes = {""}
     for name in names:
         words = name.split(".")
-        prefixes |= {".".join(words[:count]) + "." for count in range(1, min(len(words), _DEEPEST + 1))}
+        prefixes |= {
+            ".".join(words[:count]) + "." for count in range(1, min(len(words), _DEEPEST + 1))
+        }
 
     def there(prefix: str) -> int:
         inside = (name.removeprefix(prefix) for name in names if name.startswith(prefix))

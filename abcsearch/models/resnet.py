@@ -57,7 +57,8 @@ class BasicBlock(nn.Module):
             self.shortcut = PadShortcut(in_channels, out_channels, stride)
         else:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -95,7 +96,10 @@ class SmallResNet(nn.Module):
                 unknown, or it is "pad" and widths shrink.
         """
         super().__init__()
-        if len(widths) != len(depths) or min([in_channels, classes, len(widths), *widths, *depths]) < 1:
+        if (
+            len(widths) != len(depths)
+            or min([in_channels, classes, len(widths), *widths, *depths]) < 1
+        ):
             msg = (
                 f"a residual network needs one width and one depth per stage, all numbers at least 1; found "
                 f"in_channels={in_channels}, classes={classes}, widths={list(widths)}, depths={list(depths)}"
@@ -114,7 +118,12 @@ class SmallResNet(nn.Module):
             *(
                 nn.Sequential(
                     *(
-                        BasicBlock(sizes[s] if b == 0 else width, width, 2 if s > 0 and b == 0 else 1, shortcut)
+                        BasicBlock(
+                            sizes[s] if b == 0 else width,
+                            width,
+                            2 if s > 0 and b == 0 else 1,
+                            shortcut,
+                        )
                         for b in range(depth)
                     )
                 )
@@ -132,7 +141,9 @@ class SmallResNet(nn.Module):
 
 def _cifar(blocks: int, classes: int, in_channels: int, shortcut: str) -> SmallResNet:
     """Returns the network of He et al., section 4.2, with that many blocks in each of its three stages."""
-    return SmallResNet(in_channels=in_channels, classes=classes, depths=(blocks,) * 3, shortcut=shortcut)
+    return SmallResNet(
+        in_channels=in_channels, classes=classes, depths=(blocks,) * 3, shortcut=shortcut
+    )
 
 
 def resnet20(classes: int = 10, in_channels: int = 3, shortcut: str = "pad") -> SmallResNet:

@@ -17,11 +17,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _STRIDES = (8, 16)  # of the two feature maps
-_SIDES = (1.5, 2.1)  # of the two anchors at every place, in strides: areas double from one to the next
+_SIDES = (
+    1.5,
+    2.1,
+)  # of the two anchors at every place, in strides: areas double from one to the next
 _MATCHED, _MISSED = 0.5, 0.4  # overlap of an anchor with an object that it finds, and with none
-_SPREAD = (0.1, 0.1, 0.2, 0.2)  # what offsets and sizes are divided by, so that all have about the same spread
+_SPREAD = (
+    0.1,
+    0.1,
+    0.2,
+    0.2,
+)  # what offsets and sizes are divided by, so that all have about the same spread
 _LARGEST = 4.0  # of the logarithm of a size: exp of more is nothing that fits into an image
-_RARE = 0.01  # share of places with an object that a new network begins with, as focal loss needs it
+_RARE = (
+    0.01  # share of places with an object that a new network begins with, as focal loss needs it
+)
 _ALPHA, _GAMMA = 0.25, 2.0  # of focal loss
 
 
@@ -42,7 +52,14 @@ class TinySSD(nn.Module):
 
     anchors: torch.Tensor
 
-    def __init__(self, classes: int = 3, in_channels: int = 3, width: int = 16, depth: int = 1, size: int = 64) -> None:
+    def __init__(
+        self,
+        classes: int = 3,
+        in_channels: int = 3,
+        width: int = 16,
+        depth: int = 1,
+        size: int = 64,
+    ) -> None:
         """Builds the network.
 
         Args:
@@ -56,14 +73,23 @@ class TinySSD(nn.Module):
             ModelError: if a number is not a whole one of at least 1, or the size is none.
         """
         super().__init__()
-        check_counts("tiny_ssd", classes=classes, in_channels=in_channels, width=width, depth=depth, size=size)
+        check_counts(
+            "tiny_ssd",
+            classes=classes,
+            in_channels=in_channels,
+            width=width,
+            depth=depth,
+            size=size,
+        )
         if size % _STRIDES[-1]:
             msg = f"tiny_ssd: size is a multiple of {_STRIDES[-1]} pixels, found {size}"
             raise ModelError(msg)
         self.classes, self.size = classes, size
         widths = (width, 2 * width, 4 * width, 4 * width)
         self.stem = conv_norm(in_channels, width, 3, 2)
-        self.low = nn.Sequential(_stage(width, widths[1], depth), _stage(widths[1], widths[2], depth))
+        self.low = nn.Sequential(
+            _stage(width, widths[1], depth), _stage(widths[1], widths[2], depth)
+        )
         self.high = _stage(widths[2], widths[3], depth)
         self.heads = nn.ModuleList(_head(channels, classes) for channels in widths[2:])
         init_convolutions(self)
@@ -74,8 +100,13 @@ class TinySSD(nn.Module):
     def raw(self, x: torch.Tensor) -> torch.Tensor:
         """Maps images (batch, in_channels, size, size) to offsets and logits (batch, places, 4 + classes)."""
         low = self.low(self.stem(x))
-        maps = [head(features) for head, features in zip(self.heads, (low, self.high(low)), strict=True)]
-        every = [level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, 4 + self.classes) for level in maps]
+        maps = [
+            head(features) for head, features in zip(self.heads, (low, self.high(low)), strict=True)
+        ]
+        every = [
+            level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, 4 + self.classes)
+            for level in maps
+        ]
         return torch.cat(every, dim=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -85,7 +116,9 @@ class TinySSD(nn.Module):
             return raw
         return torch.cat([decoded(raw[..., :4], self.anchors), raw[..., 4:].sigmoid()], dim=-1)
 
-    def losses(self, raw: torch.Tensor, targets: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def losses(
+        self, raw: torch.Tensor, targets: Sequence[dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
         """Returns the losses of a batch: on boxes and on classes, scalars.
 
         Args:
@@ -121,7 +154,9 @@ def _stage(in_channels: int, out_channels: int, depth: int) -> nn.Sequential:
 
 def _head(channels: int, classes: int) -> nn.Sequential:
     """Returns what says of every place of a feature map what is there, for each of its anchors."""
-    return nn.Sequential(conv_norm(channels, channels, 3), nn.Conv2d(channels, len(_SIDES) * (4 + classes), 3, 1, 1))
+    return nn.Sequential(
+        conv_norm(channels, channels, 3), nn.Conv2d(channels, len(_SIDES) * (4 + classes), 3, 1, 1)
+    )
 
 
 @torch.no_grad()
@@ -141,12 +176,20 @@ def make_anchors(size: int) -> torch.Tensor:
         middles = (torch.arange(size // stride) + 0.5) * stride
         y, x = torch.meshgrid(middles, middles, indexing="ij")
         halves = torch.tensor(_SIDES) * stride / 2
-        corners = [x[..., None] - halves, y[..., None] - halves, x[..., None] + halves, y[..., None] + halves]
+        corners = [
+            x[..., None] - halves,
+            y[..., None] - halves,
+            x[..., None] + halves,
+            y[..., None] + halves,
+        ]
         every.append(torch.stack(corners, dim=-1).reshape(-1, 4))
     return torch.cat(every)
 
 
-_NEITHER, _NOTHING = -2, -1  # what is assigned to anchors that are not counted, and to those of the background
+_NEITHER, _NOTHING = (
+    -2,
+    -1,
+)  # what is assigned to anchors that are not counted, and to those of the background
 
 
 def assign(anchors: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
@@ -177,7 +220,9 @@ def _middles(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def encoded(boxes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
     """Returns boxes as offsets from their anchors, both (m, 4): of middles in sizes, of sizes as logarithms."""
     (middle, size), (home, unit) = _middles(boxes), _middles(anchors)
-    return torch.cat([(middle - home) / unit, (size / unit).log()], dim=-1) / boxes.new_tensor(_SPREAD)
+    return torch.cat([(middle - home) / unit, (size / unit).log()], dim=-1) / boxes.new_tensor(
+        _SPREAD
+    )
 
 
 def decoded(offsets: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:

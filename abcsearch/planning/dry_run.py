@@ -29,7 +29,13 @@ from abcsearch.runs.known_runs import found_known
 from abcsearch.runs.preparing import preparation_of
 from abcsearch.runs.setup_check import asked_of, look_at
 from abcsearch.runs.shared import Shared
-from abcsearch.runs.timing import PATIENCE, evaluation_time, full_macs, preparation_time, training_time
+from abcsearch.runs.timing import (
+    PATIENCE,
+    evaluation_time,
+    full_macs,
+    preparation_time,
+    training_time,
+)
 from abcsearch.runs.workers import evaluation_threads
 from abcsearch.searchers.registry import make_searcher
 from abcsearch.steps import doing
@@ -49,7 +55,9 @@ if TYPE_CHECKING:
 _JOURNAL = 600  # bytes per trial, more than most take
 
 
-def rehearse(config: RunConfig, run_dir: str | Path, *, patience: float = PATIENCE, chosen: bool = True) -> Rehearsal:
+def rehearse(
+    config: RunConfig, run_dir: str | Path, *, patience: float = PATIENCE, chosen: bool = True
+) -> Rehearsal:
     """Returns what `run_config` would do, without training, searching or writing anything.
 
     It refuses what a search refuses, but for a missing checkpoint: that is noted, and random weights stand in, as
@@ -87,8 +95,12 @@ def rehearse_front(
     if chosen and folder.path.exists():
         check_front(folder, front)
     shared = Shared(front, folder)
-    prepare(config, run_folder(folder, front.names[0]), weights=False, shared=shared)  # refuses what cannot be
-    one = rehearse(config, run_folder(folder, front.names[0]).path, patience=patience, chosen=chosen)
+    prepare(
+        config, run_folder(folder, front.names[0]), weights=False, shared=shared
+    )  # refuses what cannot be
+    one = rehearse(
+        config, run_folder(folder, front.names[0]).path, patience=patience, chosen=chosen
+    )
     return for_budgets(one, front.names)
 
 
@@ -96,10 +108,20 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
     """Returns what `run_config` would do in a folder."""
     config = as_begun(config, folder)
     task, roles = prepare(config, folder, weights=False)
-    held = held_header(folder, config, config_identity(config, task.data)) if folder.path.exists() else None
-    rounds = roles.searcher.needs_results and config.execution.schedule == "rounds" and not config.execution.window
+    held = (
+        held_header(folder, config, config_identity(config, task.data))
+        if folder.path.exists()
+        else None
+    )
+    rounds = (
+        roles.searcher.needs_results
+        and config.execution.schedule == "rounds"
+        and not config.execution.window
+    )
     searcher = roles.searcher
-    if config.searcher.name == "given" and config.prepare is not None:  # it is given its structures later
+    if (
+        config.searcher.name == "given" and config.prepare is not None
+    ):  # it is given its structures later
         searcher = make_searcher("random", task.space, task.constraint, seed=config.seed)
     mapped = _mapped(config, folder, task, roles.searcher)
     doing("timing an evaluation")
@@ -111,17 +133,29 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
     evaluation = evaluation_time(task, config, candidate, patience)
     pruned = task.source.network(candidate)
     doing("timing fine-tuning")
-    tuning = [training_time(task, network, config.finetune, patience) for network in (task.base, pruned)]
+    tuning = [
+        training_time(task, network, config.finetune, patience) for network in (task.base, pruned)
+    ]
     doing("timing trainings before the search")
-    pretraining = None if config.pretrain is None else training_time(task, task.base, config.pretrain, patience)
+    pretraining = (
+        None
+        if config.pretrain is None
+        else training_time(task, task.base, config.pretrain, patience)
+    )
     preparation = preparation_of(config)
-    preparing = None if preparation is None else preparation_time(task, config, preparation, patience)
+    preparing = (
+        None if preparation is None else preparation_time(task, config, preparation, patience)
+    )
     needs = None if preparation is None else preparation.needs(task)
     notes = [
         *_weights_notes(config, folder),
         *crowded,
         *([] if learns else [unheard]),
-        *(["the run folder holds this run, which would be continued; times are of a whole one"] if held else []),
+        *(
+            ["the run folder holds this run, which would be continued; times are of a whole one"]
+            if held
+            else []
+        ),
         *([f"the timed evaluation failed: {evaluation.failure}"] if evaluation.failure else []),
     ]
     doing("looking at the full network on search-validation")
@@ -161,7 +195,9 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         evaluation=evaluation,
         search=evaluation.seconds * _turns(config.n_trials, batch, workers),
         alone=evaluation.seconds * config.n_trials,
-        baseline=others * evaluation.seconds * math.ceil(config.n_trials / workers) if others else None,
+        baseline=others * evaluation.seconds * math.ceil(config.n_trials / workers)
+        if others
+        else None,
         pretraining=pretraining,
         preparing=preparing,
         finetuning=(tuning[0], tuning[1]),
@@ -219,7 +255,10 @@ def _more_epochs(task: Task, config: RunConfig, candidate: Candidate) -> float:
         baseline = BASELINES.find(name)
         if baseline.recipe:
             structure = baseline.structure(task) if baseline.structure else candidate
-            more += checked_recipe(name, baseline.recipe, usual, task, structure).epochs / usual.epochs - 1
+            more += (
+                checked_recipe(name, baseline.recipe, usual, task, structure).epochs / usual.epochs
+                - 1
+            )
     return more
 
 
@@ -237,7 +276,9 @@ def _workers(config: RunConfig) -> tuple[int, list[str]]:
     most = max(1, (os.cpu_count() or 1) // threads) if here else wanted
     if wanted <= most:
         return wanted, []
-    return most, [f"{wanted} workers of {threads} thread(s) share {os.cpu_count()} CPUs and count as {most}"]
+    return most, [
+        f"{wanted} workers of {threads} thread(s) share {os.cpu_count()} CPUs and count as {most}"
+    ]
 
 
 def _reach(constraint: Constraint) -> tuple[Reach, ...]:
@@ -265,7 +306,9 @@ def _weights_notes(config: RunConfig, folder: RunFolder) -> list[str]:
     checkpoint = config.model.checkpoint
     if folder.base.exists() or checkpoint is None or Path(checkpoint).exists():
         return []
-    return [f"checkpoint {checkpoint} is missing: the search will refuse; random weights were timed here"]
+    return [
+        f"checkpoint {checkpoint} is missing: the search will refuse; random weights were timed here"
+    ]
 
 
 def _disk(task: Task, pruned: nn.Module, config: RunConfig, mapped: int) -> int:
@@ -281,6 +324,8 @@ def _machine(config: RunConfig) -> str:
     options = config.evaluator.options
     device = find_device(str(options.get("device", "auto")))
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, precision {options.get('precision', 'float32')}"
+        return (
+            f"{torch.cuda.get_device_name(device)}, precision {options.get('precision', 'float32')}"
+        )
     threads = evaluation_threads(options)
     return f"a CPU ({platform.machine()}, {plural(os.cpu_count() or 1, 'core')}), evaluations with {threads} thread(s)"

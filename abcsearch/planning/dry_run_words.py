@@ -156,7 +156,11 @@ class Rehearsal:
     @property
     def total(self) -> float:
         """Seconds of all that is estimated."""
-        before = sum(estimate.seconds for estimate in (self.pretraining, self.preparing) if estimate is not None)
+        before = sum(
+            estimate.seconds
+            for estimate in (self.pretraining, self.preparing)
+            if estimate is not None
+        )
         return before + self.mapping + self.search + (self.baseline or 0.0) + self.tuning
 
     @property
@@ -164,7 +168,9 @@ class Rehearsal:
         """All of it in words, the notes last."""
         images = ", ".join(f"{count:,} {split}" for split, count in self.images.items())
         rounds = math.ceil(self.trials / self.batch)
-        seen = " that is shown all images" if self.evaluator.options.get("scoring") == "racing" else ""
+        seen = (
+            " that is shown all images" if self.evaluator.options.get("scoring") == "racing" else ""
+        )
         together = f"{self.batch} at a time, {rounds} rounds" if rounds > 1 else "all at once"
         return [
             f"network: {self.model}, {self.macs:,} macs, {self.params:,} params; weights: {self.weights}",
@@ -180,7 +186,11 @@ class Rehearsal:
             f"searcher: {_words(self.searcher)}; {self._counts()}, {together}",
             f"evaluator: {_words(self.evaluator)}; {_estimated(self.evaluation)} per structure{seen}",
             f"baselines: {', '.join(self.baselines) or 'none'}",
-            *([f"budgets: {', '.join(self.budgets)}; times are of all of them"] if self.budgets else []),
+            *(
+                [f"budgets: {', '.join(self.budgets)}; times are of all of them"]
+                if self.budgets
+                else []
+            ),
             *self._times(),
             f"disk: about {size_text(self.disk)}, fine-tuned networks included",
             f"measured on {self.measured_on}; nothing was written",
@@ -190,11 +200,17 @@ class Rehearsal:
     def _counts(self) -> str:
         """Returns how many structures are evaluated, those of the map apart."""
         trials = plural(self.trials, "trial")
-        return f"{plural(self.mapped, 'evaluation')} of the map, {trials}" if self.mapped else trials
+        return (
+            f"{plural(self.mapped, 'evaluation')} of the map, {trials}" if self.mapped else trials
+        )
 
     def _times(self) -> list[str]:
         """Returns the lines of estimated times."""
-        several = f" with {self.workers} workers, {about(self.alone)} with one" if self.workers > 1 else ""
+        several = (
+            f" with {self.workers} workers, {about(self.alone)} with one"
+            if self.workers > 1
+            else ""
+        )
         full, pruned = self.finetuning
         lines = [f"search: about {about(self.search)}{several}"]
         if self.baseline is not None:
@@ -205,7 +221,9 @@ class Rehearsal:
             lines.insert(0, f"preparing: about {_estimated(self.preparing)}")
         if self.pretraining is not None:
             lines.insert(0, f"base network: about {_estimated(self.pretraining)}")
-        others = "the pruned one" if self.finetuned == 1 else f"each of {self.finetuned} pruned ones"
+        others = (
+            "the pruned one" if self.finetuned == 1 else f"each of {self.finetuned} pruned ones"
+        )
         longer = " and what recipes of their own take" if self.longer else ""
         tuned = f"full network {_estimated(full)}, {others} {_estimated(pruned)}{longer}"
         lines.append(f"fine-tuning: about {about(self.tuning)}: {tuned}")

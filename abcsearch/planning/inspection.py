@@ -54,8 +54,19 @@ class InspectedGroup:
         """Returns the table's cells: name, level, channels, choices, share of macs, of params, why fixed."""
         shares = ["" if share is None else f"{share:.1%}" for share in (self.macs, self.params)]
         if self.level == "block":
-            return [self.name, self.level, "", "keep, drop" if self.choices else "", *shares, self.fixed or ""]
-        spread = f"{self.choices[0]} ... {self.choices[-1]} ({len(self.choices)})" if len(self.choices) > 2 else ""
+            return [
+                self.name,
+                self.level,
+                "",
+                "keep, drop" if self.choices else "",
+                *shares,
+                self.fixed or "",
+            ]
+        spread = (
+            f"{self.choices[0]} ... {self.choices[-1]} ({len(self.choices)})"
+            if len(self.choices) > 2
+            else ""
+        )
         choices = spread or ", ".join(map(str, self.choices))
         level = f"{self.level}, renormalises" if self.renormalises else self.level
         return [self.name, level, str(self.channels), choices, *shares, self.fixed or ""]
@@ -94,7 +105,11 @@ class Inspection:
         free = sum(group.fixed is None and group.level != "block" for group in self.groups)
         shape, costs = "x".join(map(str, self.shape)), self.costs
         names = ", ".join(self.criteria)
-        grown = f": {counted(self.of_widths)}, and a criterion per group of {names}" if self.criteria else ""
+        grown = (
+            f": {counted(self.of_widths)}, and a criterion per group of {names}"
+            if self.criteria
+            else ""
+        )
         return (
             f"{costs['macs']:,} macs, {costs['params']:,} params, "
             f"peak activation {costs['peak_activation'] / 1024:,.0f} KiB for one {shape} input",
@@ -113,9 +128,16 @@ class Inspection:
 
         groups = [group for group in self.groups if group.level != "block"]
         kinds = ["fixed" if group.fixed else group.level for group in groups]
-        figure = Figure(figsize=(max(6.0, min(16.0, 2 + 0.22 * len(groups))), 4.5), layout="constrained")
+        figure = Figure(
+            figsize=(max(6.0, min(16.0, 2 + 0.22 * len(groups))), 4.5), layout="constrained"
+        )
         axes = figure.add_subplot()
-        axes.bar(range(len(groups)), [g.channels for g in groups], color=[_COLORS[kind] for kind in kinds], width=0.8)
+        axes.bar(
+            range(len(groups)),
+            [g.channels for g in groups],
+            color=[_COLORS[kind] for kind in kinds],
+            width=0.8,
+        )
         for kind, color in _COLORS.items():
             if kind in kinds:
                 axes.bar([0], [0], color=color, label=kind)
@@ -131,7 +153,10 @@ class Inspection:
 
 
 def inspect_model(
-    model: nn.Module, example_input: torch.Tensor | Example, options: SpaceOptions, criteria: Sequence[str] = ()
+    model: nn.Module,
+    example_input: torch.Tensor | Example,
+    options: SpaceOptions,
+    criteria: Sequence[str] = (),
 ) -> Inspection:
     """Returns what can be pruned in a network; nothing to prune is no error here.
 
@@ -146,13 +171,18 @@ def inspect_model(
     """
     graph = options.traced(model, example_input)
     try:
-        choices, size = {d.name: d.choices for d in options.of(graph).dimensions}, options.of(graph).size
+        choices, size = (
+            {d.name: d.choices for d in options.of(graph).dimensions},
+            options.of(graph).size,
+        )
         several = options.of(graph, criteria).size
     except TraceError:  # nothing at these levels: said in the table, group by group
         choices, size, several = {}, 1, 1
     blocks = [block.name for block in graph.blocks]
     names = [group.name for group in graph.prunable] + blocks
-    saved = {kind: dict(zip(names, _saved(graph, kind), strict=True)) for kind in ("macs", "params")}
+    saved = {
+        kind: dict(zip(names, _saved(graph, kind), strict=True)) for kind in ("macs", "params")
+    }
     searched = set(options.levels)
     groups = [
         InspectedGroup(
@@ -181,12 +211,18 @@ def inspect_model(
     ]
     full = [*(group.channels for group in graph.prunable), *(1 for _ in blocks)]
     least = [*(1 for _ in graph.prunable), *(0 for _ in blocks)]
-    costs = {kind: getattr(graph.costs, kind)([full, least]) for kind in ("macs", "flops", "params", "peak_activation")}
+    costs = {
+        kind: getattr(graph.costs, kind)([full, least])
+        for kind in ("macs", "flops", "params", "peak_activation")
+    }
     return Inspection(
         groups=tuple(groups),
         shape=tuple(Example.of(example_input).tensors[0].shape[1:]),
         costs={kind: int(of_full) for kind, (of_full, _) in costs.items()},
-        prunable={kind: 1 - int(costs[kind][1]) / max(1, int(costs[kind][0])) for kind in ("macs", "params")},
+        prunable={
+            kind: 1 - int(costs[kind][1]) / max(1, int(costs[kind][0]))
+            for kind in ("macs", "params")
+        },
         structures=several,
         criteria=tuple(criteria) if len(criteria) > 1 else (),
         of_widths=size,
@@ -196,7 +232,9 @@ def inspect_model(
 
 def _saved(graph: ChannelGraph, kind: str) -> NDArray[np.float64]:
     """Returns, per prunable group and block, the share of a cost that goes if it alone is cut to the least."""
-    full = np.array([*(group.channels for group in graph.prunable), *(1 for _ in graph.blocks)], dtype=np.int64)
+    full = np.array(
+        [*(group.channels for group in graph.prunable), *(1 for _ in graph.blocks)], dtype=np.int64
+    )
     cut = np.tile(full, (len(full), 1))
     np.fill_diagonal(cut, [*(1 for _ in graph.prunable), *(0 for _ in graph.blocks)])
     costs = getattr(graph.costs, kind)(np.concatenate([full[None], cut]))

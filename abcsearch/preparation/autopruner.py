@@ -69,7 +69,9 @@ class AutoPruner(Preparation):
         targets("autopruner", task.constraint)
         check_criterion("autopruner", task, "the gates that it trains")
         check_norms("autopruner", task)
-        check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
+        check_training(
+            self.options.training, task.data.train, task.data.objective, taught=False, scored=False
+        )
 
     def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:
         """Trains a copy of the network; returns it, the structure of the gates, and how decided they are."""
@@ -155,7 +157,12 @@ class Deciding(Supervised):
         """
         super().__init__(model, objective=objective)
         self._graph, self._gated, self._costs = graph, tuple(gated), dict(costs)
-        self._weight, self._sharpest, self._decide, self._gate_lr = weight, sharpest, decide, gate_lr
+        self._weight, self._sharpest, self._decide, self._gate_lr = (
+            weight,
+            sharpest,
+            decide,
+            gate_lr,
+        )
         self._widths = widths
         self.logits = Logits(sum(group.channels for group in graph.prunable))
         self.modules = {"model": model, "gates": self.logits}
@@ -171,8 +178,13 @@ class Deciding(Supervised):
         """Returns the gates of every group, (channels,); 1 where it has none."""
         logits = self.logits.values
         known = len(self._decided) > 0
-        groups = self._parts(self._decided.to(logits) if known else torch.sigmoid(self.sharpness * logits))
-        return [group if has else torch.ones_like(group) for group, has in zip(groups, self._gated, strict=True)]
+        groups = self._parts(
+            self._decided.to(logits) if known else torch.sigmoid(self.sharpness * logits)
+        )
+        return [
+            group if has else torch.ones_like(group)
+            for group, has in zip(groups, self._gated, strict=True)
+        ]
 
     def _parts(self, values: torch.Tensor) -> Sequence[torch.Tensor]:
         """Returns values of all channels, one tensor per group."""
@@ -183,14 +195,21 @@ class Deciding(Supervised):
         return {name: float(share.detach()) for name, share in self._shares(gates).items()}
 
     def _shares(self, gates: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: self._graph.costs.expected(gates, name) / wanted for name, wanted in self._costs.items()}
+        return {
+            name: self._graph.costs.expected(gates, name) / wanted
+            for name, wanted in self._costs.items()
+        }
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    def step(
+        self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
+    ) -> torch.Tensor:
         """Returns the loss of a batch through the gates, and the penalty."""
         gates = self.gates()
         with replaced(self.model, gate(self.model, self._graph, gates)):
             loss = super().step(images, labels, draws)
-        penalty = torch.stack([(share - 1).square() for share in self._shares(gates).values()]).sum()
+        penalty = torch.stack(
+            [(share - 1).square() for share in self._shares(gates).values()]
+        ).sum()
         return loss + self._weight * penalty.to(loss)
 
     def after_step(self, progress: float) -> None:
@@ -200,7 +219,9 @@ class Deciding(Supervised):
             soft, scores = torch.cat(self.gates()).detach(), self.scores()
             self.undecided = int(((soft - 0.5).abs() < 0.5 - OPEN).sum())
             pairs = zip(scores, self._widths(scores), strict=False)
-            self._decided = torch.from_numpy(np.concatenate([_best(logits, width) for logits, width in pairs]))
+            self._decided = torch.from_numpy(
+                np.concatenate([_best(logits, width) for logits, width in pairs])
+            )
 
     def fold(self) -> None:
         """Has nothing read the channels whose gates are 0, for good; gates are decided."""
@@ -211,9 +232,12 @@ class Deciding(Supervised):
 
     def scores(self) -> list[NDArray[np.float64]]:
         """Returns the logits of every group, (channels,); infinite where it has no gates."""
-        groups = [group.double().cpu().numpy() for group in self._parts(self.logits.values.detach())]
+        groups = [
+            group.double().cpu().numpy() for group in self._parts(self.logits.values.detach())
+        ]
         return [
-            logits if has else np.full(len(logits), np.inf) for logits, has in zip(groups, self._gated, strict=True)
+            logits if has else np.full(len(logits), np.inf)
+            for logits, has in zip(groups, self._gated, strict=True)
         ]
 
     def same(self) -> Mapping[str, Any]:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 import torch
 
 from abcsearch.channels.source import Sliced, Source, check_source
-from abcsearch.errors import AbcSearchError, CandidateError, LessonError, ModelError, PreparationError, one_line
+from abcsearch.errors import (
+    AbcSearchError,
+    CandidateError,
+    LessonError,
+    ModelError,
+    PreparationError,
+    one_line,
+)
 from abcsearch.rng import torch_stream
 from abcsearch.training.checkpoints import network_hash
 from abcsearch.training.checks import check_name, check_plain
@@ -130,7 +137,9 @@ class Trainer:
         self._checkpoint, self._on_epoch = checkpoint, on_epoch
         self._names: list[str] = []
 
-    def train(self, lesson: Lesson, recipe: Recipe, *, name: str = "prepare", images: Images | None = None) -> Trained:
+    def train(
+        self, lesson: Lesson, recipe: Recipe, *, name: str = "prepare", images: Images | None = None
+    ) -> Trained:
         """Trains the modules of a lesson in place, see `abcsearch.train`.
 
         Args:
@@ -164,9 +173,13 @@ class Trainer:
 
     def halves(self, share: float = 0.5) -> tuple[Images, Images]:
         """Returns two parts of the images, the second with a share of them: to train weights and a structure on."""
-        order = torch.randperm(len(self.images), generator=torch_stream(self.seed, "structure split"))
+        order = torch.randperm(
+            len(self.images), generator=torch_stream(self.seed, "structure split")
+        )
         first = len(self.images) - round(share * len(self.images))
-        return self.images.part(order[:first].sort().values), self.images.part(order[first:].sort().values)
+        return self.images.part(order[:first].sort().values), self.images.part(
+            order[first:].sort().values
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +281,9 @@ def prepared_by(preparation: Preparation, task: Pruning, trainer: Trainer) -> Pr
     return made
 
 
-def check_restored(preparation: Preparation, task: Pruning, source: Source, states: Mapping[str, Tensors]) -> None:
+def check_restored(
+    preparation: Preparation, task: Pruning, source: Source, states: Mapping[str, Tensors]
+) -> None:
     """Raises PreparationError unless `Preparation.source` makes of saved states what `prepare` returned."""
     name = type(preparation).__name__
     again: object = preparation.source(task, states)
@@ -308,7 +323,11 @@ def _check_fits(name: str, made: Prepared, task: Pruning) -> None:
         for start in made.starts:
             check_start(task.space, start)
     except (LessonError, CandidateError) as error:
-        msg = str(error) if str(error).startswith("preparation") else f"preparation {name}: starts: {error}"
+        msg = (
+            str(error)
+            if str(error).startswith("preparation")
+            else f"preparation {name}: starts: {error}"
+        )
         raise PreparationError(msg) from error
 
 
@@ -322,5 +341,11 @@ def check_start(space: SearchSpace, start: object) -> None:
 
 def _traits(network: nn.Module) -> list[object]:
     """Returns weights, modes, hooks and what is trained of a network, to be compared."""
-    modes = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in network.modules()]
-    return [network_hash(network), modes, [parameter.requires_grad for parameter in network.parameters()]]
+    modes = [
+        (m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in network.modules()
+    ]
+    return [
+        network_hash(network),
+        modes,
+        [parameter.requires_grad for parameter in network.parameters()],
+    ]

@@ -82,13 +82,17 @@ class DMCP(Preparation):
         """
         targets("dmcp", task.constraint)
         check_criterion("dmcp", task, "the ranking that slices are trained by")
-        check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
+        check_training(
+            self.options.training, task.data.train, task.data.objective, taught=False, scored=False
+        )
 
     def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:
         """Trains a copy of the network; returns it, and the likeliest structures inside the budget."""
         network, recipe, options = copy.deepcopy(task.base), self.options.training, self.options
         ranking = task.rank(network)
-        images, structure = trainer.halves(options.split) if options.split else (trainer.images, None)
+        images, structure = (
+            trainer.halves(options.split) if options.split else (trainer.images, None)
+        )
         chains, costs = Chains(task.space), targets("dmcp", task.constraint)
         chains.begin(task.graph, costs)
         lesson = Marking(
@@ -109,15 +113,20 @@ class DMCP(Preparation):
         rng = numpy_stream(trainer.seed, "dmcp structures")
         chosen = likeliest(probabilities, task.constraint, options.structures, rng)
         expected = expected_structure(probabilities, task.constraint)
-        starts = list(dict.fromkeys([expected, *(structure for structure, _ in chosen)]))[: options.structures]
+        starts = list(dict.fromkeys([expected, *(structure for structure, _ in chosen)]))[
+            : options.structures
+        ]
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
             "forward passes per step": options.networks + 1,
             "expected cost by the budget": {
-                name: float(share.detach()) for name, share in chains.shares(task.graph, costs).items()
+                name: float(share.detach())
+                for name, share in chains.shares(task.graph, costs).items()
             },
-            f"widths of probability {CERTAIN} or more": sum(float(p.max()) >= CERTAIN for p in probabilities),
+            f"widths of probability {CERTAIN} or more": sum(
+                float(p.max()) >= CERTAIN for p in probabilities
+            ),
             "log probabilities of its structures": [score for _, score in chosen],
         }
         source = Fixed(network.eval(), task.graph, ranking)
@@ -163,7 +172,10 @@ class Chains(nn.Module):
     def distributions(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Returns per width its choices and their probabilities, both (n_choices,)."""
         pairs = zip(self.widths, self.reached(), strict=True)
-        return [(torch.tensor(d.choices, device=r.device), r - torch.cat([r[1:], r.new_zeros(1)])) for d, r in pairs]
+        return [
+            (torch.tensor(d.choices, device=r.device), r - torch.cat([r[1:], r.new_zeros(1)]))
+            for d, r in pairs
+        ]
 
     def probabilities(self) -> list[NDArray[np.float64]]:
         """Returns the probabilities of the choices of every dimension; blocks stay, criteria are the first."""
@@ -244,7 +256,15 @@ class Marking(Sandwich):
             full_share: likewise.
             objective: likewise.
         """
-        super().__init__(model, graph, ranking, sampler, networks=networks, full_share=full_share, objective=objective)
+        super().__init__(
+            model,
+            graph,
+            ranking,
+            sampler,
+            networks=networks,
+            full_share=full_share,
+            objective=objective,
+        )
         self._chains, self._structure = sampler.chains, structure
         self._costs, self._weight, self._chain_lr = dict(costs), weight, chain_lr
         self.modules = {"model": model, "chains": self._chains}
@@ -254,7 +274,9 @@ class Marking(Sandwich):
         chains = torch.optim.Adam(self._chains.parameters(), lr=self._chain_lr)
         return {"model": make_optimizer(self.model, recipe), "chains": chains}
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    def step(
+        self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
+    ) -> torch.Tensor:
         """Returns the loss of a batch; the chains' part is no part of it."""
         loss = super().step(images, labels, draws)
         if self.progress >= 0.5:
@@ -273,10 +295,13 @@ class Marking(Sandwich):
         with replaced(self.model, buffers), gated(self.model, self._graph, gates):
             _, loss = self._goal.learned(self.model, self.model, (images, labels))
         beyond = [
-            (share.log().abs() - BAND).clamp_min(0) for share in self._chains.shares(self._graph, self._costs).values()
+            (share.log().abs() - BAND).clamp_min(0)
+            for share in self._chains.shares(self._graph, self._costs).values()
         ]
         total = loss + self._weight * torch.stack(beyond).sum().to(loss)
-        (gradient,) = torch.autograd.grad(total, [self._chains.steps])  # weights do not learn from this pass
+        (gradient,) = torch.autograd.grad(
+            total, [self._chains.steps]
+        )  # weights do not learn from this pass
         self._chains.steps.grad = gradient
 
     def same(self) -> Mapping[str, Any]:

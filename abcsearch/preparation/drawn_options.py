@@ -88,11 +88,15 @@ class LFPCOptions(TrainedOptions):
         super().__post_init__()
         structure: object = self.structure
         if structure is not None:
-            if not isinstance(structure, list | tuple) or not all(type(value) is int for value in structure):
+            if not isinstance(structure, list | tuple) or not all(
+                type(value) is int for value in structure
+            ):
                 msg = f"lfpc: structure is a list of whole numbers, one per dimension, found {structure!r:.80}"
                 raise ConfigError(msg)
             if self.ratio is not None:
-                raise ConfigError("lfpc: structure and ratio both say how wide layers are; leave one of them out")
+                raise ConfigError(
+                    "lfpc: structure and ratio both say how wide layers are; leave one of them out"
+                )
             object.__setattr__(self, "structure", tuple(structure))
         object.__setattr__(self, "criteria", _criteria(self.criteria))
 

@@ -61,7 +61,9 @@ class GroupLasso(Preparation):
             ConfigError: if the recipe does not suit the data.
         """
         check_criterion("group_lasso", task, "the weights that it trains")
-        check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
+        check_training(
+            self.options.training, task.data.train, task.data.objective, taught=False, scored=False
+        )
 
     def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:
         """Trains a copy of the network; returns it, the structure of the threshold, and what became 0."""
@@ -125,9 +127,14 @@ class SparseChannels(Supervised):
         """
         super().__init__(model, objective=objective)
         self._strength, self._makers, self.reach = strength, Makers(graph, model), 0.0
-        self._blocks = {name: [p for p in model.get_submodule(name).parameters() if p.requires_grad] for name in blocks}
+        self._blocks = {
+            name: [p for p in model.get_submodule(name).parameters() if p.requires_grad]
+            for name in blocks
+        }
         self._usual = [float(norms.mean()) for norms in self._makers.norms()]
-        self._usual_of_blocks = {name: float(_norm(weights)) for name, weights in self._blocks.items()}
+        self._usual_of_blocks = {
+            name: float(_norm(weights)) for name, weights in self._blocks.items()
+        }
 
     def optimizers(self, recipe: Recipe) -> Mapping[str, torch.optim.Optimizer]:
         """Returns the recipe's one, whose learning rate is the length of steps of the penalty."""
@@ -157,11 +164,17 @@ class SparseChannels(Supervised):
         """
         pairs = zip(self._makers.norms(), self._usual, strict=True)
         norms_of = [(norms.double().cpu().numpy(), usual) for norms, usual in pairs]
-        return [norms / usual if usual else np.full(len(norms), np.inf) for norms, usual in norms_of]
+        return [
+            norms / usual if usual else np.full(len(norms), np.inf) for norms, usual in norms_of
+        ]
 
     def empty(self) -> list[str]:
         """Returns the blocks all of whose weights are 0."""
-        return [name for name, weights in self._blocks.items() if not any(bool(w.any()) for w in weights)]
+        return [
+            name
+            for name, weights in self._blocks.items()
+            if not any(bool(w.any()) for w in weights)
+        ]
 
     def same(self) -> Mapping[str, Any]:
         """Returns objective and penalty."""

@@ -76,7 +76,9 @@ class Logits(nn.Module):
 
     def noise(self, draws: torch.Generator) -> torch.Tensor:
         """Returns Gumbel's noise, (n, most), finite."""
-        uniform = torch.rand(self.values.shape, generator=draws, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+        uniform = torch.rand(self.values.shape, generator=draws, dtype=torch.float64).clamp(
+            1e-12, 1 - 1e-12
+        )
         return -(-uniform.log()).log().to(self.values)
 
     def mixed(self, temperature: float, samples: int, draws: torch.Generator) -> torch.Tensor:
@@ -105,7 +107,10 @@ class Logits(nn.Module):
     def probabilities(self) -> list[NDArray[np.float64]]:
         """Returns the probabilities of the choices of each row."""
         every = self.logs().detach().double().exp().cpu()
-        return [row[exists.cpu()].numpy() / float(row.sum()) for row, exists in zip(every, self.exists, strict=True)]
+        return [
+            row[exists.cpu()].numpy() / float(row.sum())
+            for row, exists in zip(every, self.exists, strict=True)
+        ]
 
 
 def first_choices(dimension: Dimension, order: NDArray[np.int64]) -> torch.Tensor:
@@ -115,7 +120,9 @@ def first_choices(dimension: Dimension, order: NDArray[np.int64]) -> torch.Tenso
         dimension: a width.
         order: its channels from best to worst.
     """
-    by_rank = torch.searchsorted(torch.tensor(dimension.choices), torch.arange(dimension.full), right=True)
+    by_rank = torch.searchsorted(
+        torch.tensor(dimension.choices), torch.arange(dimension.full), right=True
+    )
     return torch.zeros_like(by_rank).index_copy(0, torch.from_numpy(order.copy()), by_rank)
 
 
@@ -194,11 +201,16 @@ class Relaxed(Supervised):
     def optimizers(self, recipe: Recipe) -> Mapping[str, torch.optim.Optimizer]:
         """Returns the recipe's one for the network, and one for the logits."""
         logits = torch.optim.Adam(
-            self.logits.parameters(), lr=self._logit_lr, betas=_MOMENTA, weight_decay=self._logit_decay
+            self.logits.parameters(),
+            lr=self._logit_lr,
+            betas=_MOMENTA,
+            weight_decay=self._logit_decay,
         )
         return {"model": make_optimizer(self.model, recipe), "logits": logits}
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    def step(
+        self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
+    ) -> torch.Tensor:
         """Returns the loss of a batch, on which weights learn; that of the logits is no part of it."""
         if not torch.isfinite(self.logits.values.detach()).all():
             msg = f"logits are not finite after {self.progress:.0%} of the training; lower logit_lr = {self._logit_lr}"
@@ -215,7 +227,10 @@ class Relaxed(Supervised):
     @contextlib.contextmanager
     def _through(self, gates: Gates) -> Iterator[None]:
         """Has the network compute with gates in a block."""
-        with gated(self.model, self._graph, gates.groups), skipping(self.model, self._graph, gates.blocks):
+        with (
+            gated(self.model, self._graph, gates.groups),
+            skipping(self.model, self._graph, gates.blocks),
+        ):
             yield
 
     def _learn(self, count: int, device: torch.device, draws: torch.Generator) -> None:
@@ -230,8 +245,12 @@ class Relaxed(Supervised):
         total, cost = self._goal.loss(outputs, labels), self.cost()
         if cost is not None:
             total = total + cost.to(total)
-        (gradient,) = torch.autograd.grad(total, [self.logits.values], allow_unused=True)  # criteria may all agree
-        self.logits.values.grad = torch.zeros_like(self.logits.values) if gradient is None else gradient
+        (gradient,) = torch.autograd.grad(
+            total, [self.logits.values], allow_unused=True
+        )  # criteria may all agree
+        self.logits.values.grad = (
+            torch.zeros_like(self.logits.values) if gradient is None else gradient
+        )
         torch.clear_autocast_cache()
 
     def after_step(self, progress: float) -> None:

@@ -115,7 +115,9 @@ class _Rounds:
         self._task, self._trainer, self._options = task, trainer, options
         self.network = copy.deepcopy(task.base)
         self.structure = task.space.at(task.space.last_indices)
-        self._went = [np.zeros(group.channels, dtype=np.int64) for group in task.graph.prunable]  # rounds; 0: is left
+        self._went = [
+            np.zeros(group.channels, dtype=np.int64) for group in task.graph.prunable
+        ]  # rounds; 0: is left
         self._chosen: list[Candidate] = []
 
     def next(self, number: int) -> Any:  # noqa: ANN401 - a Trained
@@ -160,16 +162,30 @@ class _Rounds:
             every.append(score / mean if mean else score)
         return every
 
-    def _searched(self, source: Source, space: SearchSpace, constraint: Constraint, number: int) -> Candidate:
+    def _searched(
+        self, source: Source, space: SearchSpace, constraint: Constraint, number: int
+    ) -> Candidate:
         """Returns the best structure that a searcher finds, beginning with that of the threshold."""
-        (name, options), seed = self._options.searching, derived_seed(self._trainer.seed, "iterate", number)
-        options = {"initial": [self.structure] if constraint.allows(self.structure) else [], **options}
+        (name, options), seed = (
+            self._options.searching,
+            derived_seed(self._trainer.seed, "iterate", number),
+        )
+        options = {
+            "initial": [self.structure] if constraint.allows(self.structure) else [],
+            **options,
+        }
         searcher = make_searcher(name, space, constraint, seed=seed, **options)
         evaluator = self._task.evaluator(source)
         trials: list[Trial] = []
 
         def tried(candidate: Candidate) -> Trial:
-            trials.append(Trial(len(trials), candidate, evaluator(candidate, derived_seed(seed, "trial", len(trials)))))
+            trials.append(
+                Trial(
+                    len(trials),
+                    candidate,
+                    evaluator(candidate, derived_seed(seed, "trial", len(trials))),
+                )
+            )
             return trials[-1]
 
         searcher.know([tried(probe) for probe in searcher.probes()])
@@ -179,7 +195,9 @@ class _Rounds:
             searcher.tell([tried(candidate) for candidate in asked])
         good = [trial for trial in trials[first:] if trial.evaluation.fitness is not None]
         if not good:
-            failures = {str(trial.evaluation.failure) for trial in trials[first:]} or {f"{name} proposed none"}
+            failures = {str(trial.evaluation.failure) for trial in trials[first:]} or {
+                f"{name} proposed none"
+            }
             msg = f"iterate: no structure of round {number} could be scored: {'; '.join(sorted(failures))}"
             raise PreparationError(msg)
         return max(good, key=lambda trial: trial.fitness).candidate
@@ -196,7 +214,9 @@ class _Rounds:
         """Returns what a report says of the structures: costs of each as a share of the full network's."""
         rows, full = np.array(self._chosen), [self._task.space.full]
         return {
-            f"{limit.name} of the full network's, by round": (limit.cost(rows) / limit.cost(full)[0]).tolist()
+            f"{limit.name} of the full network's, by round": (
+                limit.cost(rows) / limit.cost(full)[0]
+            ).tolist()
             for limit in self._task.constraint.limits
         } | {"its structure is inside the budget": self._task.constraint.allows(self.structure)}
 

@@ -70,7 +70,9 @@ class LFPC(Preparation):
             raise PreparationError(msg)
         for name in self._names(task):
             CRITERIA.find(name)
-        check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
+        check_training(
+            self.options.training, task.data.train, task.data.objective, taught=False, scored=False
+        )
 
     def _names(self, task: Pruning) -> Sequence[str]:
         """Returns the criteria to choose from: of the search, or of the options."""
@@ -114,7 +116,11 @@ class LFPC(Preparation):
         )
         trained = trainer.train(lesson, recipe, name="lfpc", images=images)
         chosen = lesson.chosen()
-        names = [ranking.criteria[number] for number, is_open in zip(chosen, open_, strict=True) if is_open]
+        names = [
+            ranking.criteria[number]
+            for number, is_open in zip(chosen, open_, strict=True)
+            if is_open
+        ]
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
@@ -128,16 +134,22 @@ class LFPC(Preparation):
             ),
         }
         start, ranked = self._made(task, structure, ranking, chosen)
-        return Prepared(source=Fixed(network.eval(), task.graph, ranked), starts=[start], facts=facts)
+        return Prepared(
+            source=Fixed(network.eval(), task.graph, ranked), starts=[start], facts=facts
+        )
 
     def _ranking(self, task: Pruning, network: nn.Module, trainer: Trainer) -> Ranking:
         """Returns the ranking by all criteria: the run's, or that of the options."""
         if not task.space.ordered.all():
             return task.rank(network)
-        order = torch.randperm(len(trainer.images), generator=torch_stream(trainer.seed, "lfpc ranking"))
+        order = torch.randperm(
+            len(trainer.images), generator=torch_stream(trainer.seed, "lfpc ranking")
+        )
         images = trainer.images.part(order[:RANKING_IMAGES]).loaded()
         data = (images.images, images.labels)
-        return rank_channels(network, task.graph, list(self.options.criteria), data=data, seed=trainer.seed)
+        return rank_channels(
+            network, task.graph, list(self.options.criteria), data=data, seed=trainer.seed
+        )
 
     def _made(
         self, task: Pruning, structure: Candidate, ranking: Ranking, chosen: Sequence[int]
@@ -148,7 +160,10 @@ class LFPC(Preparation):
             scores = ranking.chosen(chosen).scores
             return structure, Ranking(criterion="lfpc", scores=scores)
         # A criterion that has no choice is the first.
-        numbers = [min(c, len(d.choices) - 1) for c, d in zip(chosen, task.space.dimensions[shapes:], strict=True)]
+        numbers = [
+            min(c, len(d.choices) - 1)
+            for c, d in zip(chosen, task.space.dimensions[shapes:], strict=True)
+        ]
         return task.space.canonical((*structure[:shapes], *numbers)), ranking
 
     def source(self, task: Pruning, modules: Mapping[str, Tensors]) -> Source:
@@ -216,7 +231,13 @@ class Choosing(Relaxed):
             objective: of `OBJECTIVES`.
         """
         super().__init__(
-            model, graph, logits, structure, logit_lr=logit_lr, temperatures=temperatures, objective=objective
+            model,
+            graph,
+            logits,
+            structure,
+            logit_lr=logit_lr,
+            temperatures=temperatures,
+            objective=objective,
         )
         self._masks, self._open, self._blocks = list(masks), tuple(open_), tuple(blocks)
         chooses = [mask for mask, is_open in zip(masks, open_, strict=True) if is_open]
@@ -228,7 +249,8 @@ class Choosing(Relaxed):
         self._masks = [mask.to(drawn.device) for mask in self._masks]
         rows = iter(drawn.unbind())
         groups = [
-            next(rows) @ mask if is_open else mask[0] for mask, is_open in zip(self._masks, self._open, strict=True)
+            next(rows) @ mask if is_open else mask[0]
+            for mask, is_open in zip(self._masks, self._open, strict=True)
         ]
         return Gates(groups, [drawn.new_tensor(float(kept)) for kept in self._blocks])
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 _LISTED = 2**17  # structures of a space that are all looked at
 _DRAWN = 128  # of a larger one, repaired: where climbs may begin,
-_PRICES = np.geomspace(0.01, 1000, 64)  # and the likeliest where the whole budget costs so much, in logarithms
+_PRICES = np.geomspace(
+    0.01, 1000, 64
+)  # and the likeliest where the whole budget costs so much, in logarithms
 _CLIMBS, _ROUNDS = 16, 200  # from the likeliest of these, and how far at most
 _FACTORS = np.geomspace(0.05, 4, 400)  # of expected widths
 _SPENT = 0.8  # of every upper bound, at least, as long as there are structures that do
@@ -77,7 +79,9 @@ def expected_structure(probabilities: Sequence[Floats], constraint: Constraint) 
     rows: list[Ints] = []
     for factor in _FACTORS:
         row = [int(each.argmax()) for each in probabilities]
-        for index, (dimension, each) in enumerate(zip(constraint.space.dimensions, probabilities, strict=True)):
+        for index, (dimension, each) in enumerate(
+            zip(constraint.space.dimensions, probabilities, strict=True)
+        ):
             if dimension.kind == "width":
                 choices = np.array(dimension.choices)
                 row[index] = int(np.abs(choices - factor * (choices @ each)).argmin())
@@ -105,7 +109,9 @@ def _climbed(logs: Floats, constraint: Constraint, rng: np.random.Generator) -> 
     """Returns structures inside the budget, (n, n_dims) choice positions; some that no change makes likelier."""
     space = constraint.space
     shares = np.exp(logs)
-    drawn = [np.array([rng.choice(len(row), p=row / row.sum()) for row in shares]) for _ in range(_DRAWN)]
+    drawn = [
+        np.array([rng.choice(len(row), p=row / row.sum()) for row in shares]) for _ in range(_DRAWN)
+    ]
     costs = linear_costs(constraint, drawn[0])
     drawn += [(logs - price * costs).argmax(axis=1) for price in _PRICES]
     repaired = [constraint.repair(space.at(row.astype(np.int64)), rng) for row in drawn]
@@ -135,7 +141,11 @@ def _climb(here: Ints, logs: Floats, constraint: Constraint) -> Ints:
 def _near(here: Ints, last: Ints) -> Ints:
     """Returns a structure's neighbours: another choice of one dimension, or a step up of one, a step down of one."""
     unit = np.eye(len(here), dtype=np.int64)
-    single = [here + (choice - here[i]) * unit[i] for i in range(len(here)) for choice in range(last[i] + 1)]
+    single = [
+        here + (choice - here[i]) * unit[i]
+        for i in range(len(here))
+        for choice in range(last[i] + 1)
+    ]
     steps = (unit[:, None] - unit[None]).reshape(-1, len(here))
     near = np.concatenate([np.array(single), here + steps])
     return near[((near >= 0) & (near <= last)).all(axis=1) & (near != here).any(axis=1)]

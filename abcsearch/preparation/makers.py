@@ -23,7 +23,12 @@ class Makers:
         self._channels = [group.channels for group in graph.prunable]
         self._members = [
             [
-                (tensors[m.parameter], m.axis, torch.from_numpy(m.entries), torch.from_numpy(m.channels))
+                (
+                    tensors[m.parameter],
+                    m.axis,
+                    torch.from_numpy(m.entries),
+                    torch.from_numpy(m.channels),
+                )
                 for m in group.members
                 if not m.reads and tensors[m.parameter].requires_grad
             ]
@@ -37,7 +42,13 @@ class Makers:
             device = members[0][0].device if members else torch.device("cpu")
             total = torch.zeros(channels, device=device)
             for tensor, axis, entries, numbers in members:
-                rows = tensor.detach().movedim(axis, 0).reshape(tensor.shape[axis], -1).square().sum(dim=1)
+                rows = (
+                    tensor.detach()
+                    .movedim(axis, 0)
+                    .reshape(tensor.shape[axis], -1)
+                    .square()
+                    .sum(dim=1)
+                )
                 total.index_add_(0, numbers.to(device), rows.to(total)[entries.to(device)])
             norms.append(total.sqrt())
         return norms

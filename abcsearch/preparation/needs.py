@@ -50,11 +50,16 @@ def check_needs(name: str, needs: Needs) -> None:
     """
     free = {"of memory": (needs.memory, free_memory()), f"on {needs.where}": (needs.device, None)}
     if needs.device:
-        free[f"on {needs.where}"] = needs.device, torch.cuda.mem_get_info(torch.device(needs.where))[0]
+        free[f"on {needs.where}"] = (
+            needs.device,
+            torch.cuda.mem_get_info(torch.device(needs.where))[0],
+        )
     for where, (wanted, there) in free.items():
         if there is not None and wanted > there:
             msg = f"{name}: {needs.text}; that takes {size_text(wanted)} {where}, and {size_text(there)} are free"
-            raise PreparationError(f"{msg}; {needs.less}{needs.less and ', or '}take a machine with more")
+            raise PreparationError(
+                f"{msg}; {needs.less}{needs.less and ', or '}take a machine with more"
+            )
 
 
 def free_memory() -> int | None:
@@ -64,7 +69,9 @@ def free_memory() -> int | None:
     """
     free = _container()
     try:
-        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="utf-8").splitlines())
+        lines = dict(
+            line.split(":", 1) for line in _MEMINFO.read_text(encoding="utf-8").splitlines()
+        )
         free.append(1024 * int(lines["MemAvailable"].split()[0]))
     except (OSError, ValueError, KeyError, IndexError):
         free += _all_memory()
@@ -74,7 +81,10 @@ def free_memory() -> int | None:
 def _container() -> list[int]:
     """Returns what is left of a container's limit, where there is one: what the system would give up is not used."""
     try:
-        limit, used = (int((_CGROUP / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
+        limit, used = (
+            int((_CGROUP / f"memory.{name}").read_text(encoding="utf-8"))
+            for name in ("max", "current")
+        )
         entries = (_CGROUP / "memory.stat").read_text(encoding="utf-8").split()
         given_up = int(entries[entries.index("inactive_file") + 1])
     except (OSError, ValueError, IndexError):  # "max": no limit

@@ -319,10 +319,16 @@ class IterateOptions(TrainedOptions):
         """Checks the values."""
         super().__post_init__()
         given: object = self.searcher
-        if not isinstance(given, str) and not (isinstance(given, Mapping) and isinstance(given.get("name"), str)):
+        if not isinstance(given, str) and not (
+            isinstance(given, Mapping) and isinstance(given.get("name"), str)
+        ):
             msg = f'iterate: searcher is "threshold", a name, or a table with one, found {given!r:.80}'
             raise ConfigError(msg)
-        if self.epochs is not None and "epochs" in self.recipe and self.recipe["epochs"] != self.epochs:
+        if (
+            self.epochs is not None
+            and "epochs" in self.recipe
+            and self.recipe["epochs"] != self.epochs
+        ):
             msg = f"iterate: a round has epochs = {self.epochs} and recipe.epochs = {self.recipe['epochs']}: set one"
             raise ConfigError(msg)
 

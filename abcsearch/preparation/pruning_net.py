@@ -84,9 +84,7 @@ class PruningNet(Preparation):
             msg += 'as well, levels = ["filter", "stage", ...], or take slimmable'
             raise PreparationError(msg)
         if not made_weights(task.base, task.graph, _free(task.space)):
-            msg = (
-                "pruning_net makes weights of convolutions and linear layers, and none that is trained (requires_grad)"
-            )
+            msg = "pruning_net makes weights of convolutions and linear layers, and none that is trained (requires_grad)"
             msg += " has channels that are searched: thaw them, or take another preparation"
             raise PreparationError(msg)
         if self.options.form == "published":
@@ -150,10 +148,14 @@ class PruningNet(Preparation):
             "forward passes per step": 1 + (recipe.distillation > 0),
             "weights that are made": len(generator.made),
             "numbers that make them": _numbers(generator.made, options),
-            "change of weights, from the full to the smallest structure": _change(source, task.space),
+            "change of weights, from the full to the smallest structure": _change(
+                source, task.space
+            ),
             "channels ranked, before the training, by": list(ranking.criteria),
         }
-        return Prepared(source=source, starts=[largest_uniform(task.space, task.constraint)], facts=facts)
+        return Prepared(
+            source=source, starts=[largest_uniform(task.space, task.constraint)], facts=facts
+        )
 
     def source(self, task: Pruning, modules: Mapping[str, Tensors]) -> Source:
         """Returns the trained network and generator as a source, its channels ranked as it was trained."""
@@ -201,23 +203,36 @@ class Generating(Supervised):
         self._generator, self._from_full = generator, from_full
         self.modules = {"model": model, "generator": generator}
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    def step(
+        self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
+    ) -> torch.Tensor:
         """Returns the loss of a batch."""
         rng = numpy_stream(int(torch.randint(2**62, (), generator=draws)), "pruning_net")
         candidate = self._sampler.one(rng)
-        weights = self._generator.weights(self.model, self._graph, candidate, from_full=self._from_full)
+        weights = self._generator.weights(
+            self.model, self._graph, candidate, from_full=self._from_full
+        )
         network = shared_network(self.model, self._graph, candidate, self._ranking, weights)
         self._called = network
         try:
-            with pointwise_safely(network):  # the training's block is around the full network's modules
+            with pointwise_safely(
+                network
+            ):  # the training's block is around the full network's modules
                 return self._taught(images, labels).loss
         finally:
             self._called = self.model
 
     def same(self) -> Mapping[str, Any]:
         """Returns what is drawn, what is made, and the order of channels."""
-        orders = [[order.tolist() for order in own.orders] for own in (self._ranking, *self._ranking.others)]
-        own = {"orders": orders, "made": [one.name for one in self._generator.made], "from_full": self._from_full}
+        orders = [
+            [order.tolist() for order in own.orders]
+            for own in (self._ranking, *self._ranking.others)
+        ]
+        own = {
+            "orders": orders,
+            "made": [one.name for one in self._generator.made],
+            "from_full": self._from_full,
+        }
         return {**super().same(), **own, **self._sampler.same()}
 
 
@@ -248,7 +263,9 @@ def _less(made: Sequence[Made], options: PruningNetOptions) -> str:
 
 def _by_position(graph: ChannelGraph) -> Ranking:
     """Returns the ranking by which the first channels stay."""
-    return ranked_by("position", [-np.arange(group.channels, dtype=np.float64) for group in graph.prunable])
+    return ranked_by(
+        "position", [-np.arange(group.channels, dtype=np.float64) for group in graph.prunable]
+    )
 
 
 def _renew(network: nn.Module, generator: Generator, hidden: int, seed: int) -> None:
@@ -260,7 +277,8 @@ def _renew(network: nn.Module, generator: Generator, hidden: int, seed: int) -> 
         for module in network.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset) and any(
-                parameter is not None and parameter.requires_grad for parameter in module._parameters.values()
+                parameter is not None and parameter.requires_grad
+                for parameter in module._parameters.values()
             ):
                 reset()
         made, tensors = [one.name for one in generator.made], dict(network.named_parameters())
@@ -269,10 +287,14 @@ def _renew(network: nn.Module, generator: Generator, hidden: int, seed: int) -> 
 
 
 @torch.no_grad()
-def _own_weights(network: nn.Module, graph: ChannelGraph, generator: Generator, space: SearchSpace) -> None:
+def _own_weights(
+    network: nn.Module, graph: ChannelGraph, generator: Generator, space: SearchSpace
+) -> None:
     """Gives a network, as its own, the weights that are made for the full one, in place."""
     tensors = dict(network.named_parameters())
-    for name, weight in generator.weights(network, graph, space.full[: len(graph.prunable)], from_full=False).items():
+    for name, weight in generator.weights(
+        network, graph, space.full[: len(graph.prunable)], from_full=False
+    ).items():
         tensors[name].copy_(weight)
 
 

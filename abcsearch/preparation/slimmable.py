@@ -91,7 +91,9 @@ class Slimmable(Preparation):
             "channels ranked, before the training, by": list(ranking.criteria),
         }
         source = Fixed(network.eval(), task.graph, ranking)
-        return Prepared(source=source, starts=[largest_uniform(task.space, task.constraint)], facts=facts)
+        return Prepared(
+            source=source, starts=[largest_uniform(task.space, task.constraint)], facts=facts
+        )
 
     def source(self, task: Pruning, modules: Mapping[str, Tensors]) -> Source:
         """Returns the trained network as a source, its channels ranked as it was trained."""
@@ -102,7 +104,12 @@ class Sampler:
     """Draws the structures that a step teaches beside the full one."""
 
     def __init__(
-        self, space: SearchSpace, constraint: Constraint, *, widths: str = "budget", grow: float = 0.0
+        self,
+        space: SearchSpace,
+        constraint: Constraint,
+        *,
+        widths: str = "budget",
+        grow: float = 0.0,
     ) -> None:
         """Takes what to draw from, see `SlimmableOptions`."""
         self._space, self._constraint, self._widths, self._grow = space, constraint, widths, grow
@@ -118,7 +125,9 @@ class Sampler:
         left = max(0.0, 1 - progress / self._grow) if self._grow else 0.0
         # Criteria have no order: the least one is no smaller than others.
         least = np.rint(left * self._space.last_indices).astype(np.int64) * self._space.ordered
-        random = [np.maximum(least, self._space.indices(self._random(rng))) for _ in range(count - 1)]
+        random = [
+            np.maximum(least, self._space.indices(self._random(rng))) for _ in range(count - 1)
+        ]
         return [self._space.at(row) for row in (least, *random)]
 
     def one(self, rng: np.random.Generator) -> Candidate:
@@ -146,7 +155,9 @@ class Sampler:
         kinds = [dimension.kind for dimension in self._space.dimensions]
         last = np.array([len(dimension.choices) - 1 for dimension in self._space.dimensions])
         one = self._space.at(np.rint(ratio * last).astype(np.int64))
-        return tuple(o if kind == "width" else f for o, f, kind in zip(one, free, kinds, strict=True))
+        return tuple(
+            o if kind == "width" else f for o, f, kind in zip(one, free, kinds, strict=True)
+        )
 
 
 class Sandwich(Supervised):
@@ -187,7 +198,9 @@ class Sandwich(Supervised):
         self._networks, self._full_share, self._distil = networks, full_share, distil
         self.progress = 0.0
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    def step(
+        self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
+    ) -> torch.Tensor:
         """Returns the loss of a batch; one network after another, so that only one at a time is in memory."""
         rng = numpy_stream(int(torch.randint(2**62, (), generator=draws)), "sandwich")
         drawn = self._sampler.drawn(self._networks - 1, self.progress, rng)
@@ -196,7 +209,9 @@ class Sandwich(Supervised):
         wanted = self._wanted(taught)
         for candidate in drawn:
             network = shared_network(self.model, self._graph, candidate, self._ranking)
-            with pointwise_safely(network):  # the training's block is around the full network's modules
+            with pointwise_safely(
+                network
+            ):  # the training's block is around the full network's modules
                 _, loss = self._goal.learned(self.model, network, (taught.images, wanted))
             total = total + self._weighed(loss, (1 - self._full_share) / len(drawn))
         return total
@@ -223,7 +238,10 @@ class Sandwich(Supervised):
 
     def same(self) -> Mapping[str, Any]:
         """Returns what is drawn, how it is weighed, and the order of channels."""
-        orders = [[order.tolist() for order in settings.orders] for settings in (self._ranking, *self._ranking.others)]
+        orders = [
+            [order.tolist() for order in settings.orders]
+            for settings in (self._ranking, *self._ranking.others)
+        ]
         settings = {
             "networks": self._networks,
             "full_share": self._full_share,

@@ -72,11 +72,11 @@ class Slimming(Preparation):
             )
             raise PreparationError(msg)
         if not task.space.ordered.all():
-            msg = (
-                "slimming ranks channels by the scales that it trains, so criteria cannot be chosen from: set one name"
-            )
+            msg = "slimming ranks channels by the scales that it trains, so criteria cannot be chosen from: set one name"
             raise PreparationError(msg)
-        check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
+        check_training(
+            self.options.training, task.data.train, task.data.objective, taught=False, scored=False
+        )
 
     def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:
         """Trains a copy of the network; returns it, the structure of the threshold, and what became of the gammas."""
@@ -153,7 +153,9 @@ class SparseScales(Supervised):
         self._factor = 1 / (1 - recipe.momentum) if recipe.optimizer == "sgd" else 1.0
         return made
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    def step(
+        self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
+    ) -> torch.Tensor:
         """Returns the loss of a batch, with the penalty where its sub-gradient acts."""
         loss = super().step(images, labels, draws)
         if self._proximal:
@@ -176,7 +178,12 @@ class SparseScales(Supervised):
 
     def same(self) -> Mapping[str, Any]:
         """Returns objective and penalty."""
-        return {**super().same(), "strength": self._strength, "proximal": self._proximal, "gammas": self._names}
+        return {
+            **super().same(),
+            "strength": self._strength,
+            "proximal": self._proximal,
+            "gammas": self._names,
+        }
 
     def state_dict(self) -> Mapping[str, Any]:
         """Returns how far steps have moved an idle scale."""
@@ -199,7 +206,9 @@ def penalised(graph: ChannelGraph, model: nn.Module) -> dict[str, torch.Tensor]:
         for member in _scales(tensors, group.members):
             gamma = tensors[member.parameter]
             if gamma.requires_grad:
-                mask = masks.setdefault(member.parameter, torch.zeros(gamma.shape, dtype=torch.bool))
+                mask = masks.setdefault(
+                    member.parameter, torch.zeros(gamma.shape, dtype=torch.bool)
+                )
                 mask[torch.from_numpy(member.entries)] = True
     return masks
 

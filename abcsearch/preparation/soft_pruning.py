@@ -57,10 +57,14 @@ class SoftPruning(Preparation):
                 search has criteria to choose from.
             ConfigError: if the recipe does not suit the data.
         """
-        check_criterion("soft_pruning", task, f"{self.options.criterion} in the course of the training")
+        check_criterion(
+            "soft_pruning", task, f"{self.options.criterion} in the course of the training"
+        )
         self._structure(task)
         check_norms("soft_pruning", task)
-        check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
+        check_training(
+            self.options.training, task.data.train, task.data.objective, taught=False, scored=False
+        )
 
     def _structure(self, task: Pruning) -> Candidate:
         """Returns the structure to train towards."""
@@ -76,18 +80,22 @@ class SoftPruning(Preparation):
             msg = "soft_pruning: structure is outside of the budget; take one that is inside, or change the budget"
             raise PreparationError(msg)
         lost = [
-            d.name for d, value in zip(task.space.dimensions, given, strict=True) if d.kind == "block" and not value
+            d.name
+            for d, value in zip(task.space.dimensions, given, strict=True)
+            if d.kind == "block" and not value
         ]
         if lost:
-            msg = (
-                f"soft_pruning: structure drops {', '.join(lost)}, and only channels are pruned softly; keep all blocks"
-            )
+            msg = f"soft_pruning: structure drops {', '.join(lost)}, and only channels are pruned softly; keep all blocks"
             raise PreparationError(msg)
         return given
 
     def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:
         """Trains a copy of the network; returns it, and the structure."""
-        network, recipe, structure = copy.deepcopy(task.base), self.options.training, self._structure(task)
+        network, recipe, structure = (
+            copy.deepcopy(task.base),
+            self.options.training,
+            self._structure(task),
+        )
         lesson = Silencing(
             network,
             task.graph,
@@ -101,11 +109,16 @@ class SoftPruning(Preparation):
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
             "channels": sum(group.channels for group in task.graph.prunable),
             "of these silenced after every epoch": sum(
-                group.channels - width for group, width in zip(task.graph.prunable, structure, strict=False)
+                group.channels - width
+                for group, width in zip(task.graph.prunable, structure, strict=False)
             ),
             "of these others than after the epoch before": lesson.changes,
         }
-        return Prepared(source=Fixed(network.eval(), task.graph, lesson.ranking), starts=[structure], facts=facts)
+        return Prepared(
+            source=Fixed(network.eval(), task.graph, lesson.ranking),
+            starts=[structure],
+            facts=facts,
+        )
 
     def source(self, task: Pruning, modules: Mapping[str, Tensors]) -> Source:
         """Returns the trained network as a source, its channels ranked as after the last epoch."""
@@ -146,7 +159,9 @@ class Silencing(Supervised):
     def gates(self) -> list[torch.Tensor]:
         """Returns per group 1 for every channel that is kept, 0 for those that are silenced, (channels,)."""
         gates: list[torch.Tensor] = []
-        for index, (group, width) in enumerate(zip(self._graph.prunable, self._widths, strict=True)):
+        for index, (group, width) in enumerate(
+            zip(self._graph.prunable, self._widths, strict=True)
+        ):
             kept = torch.zeros(group.channels)
             kept[torch.from_numpy(self.ranking.kept(index, width))] = 1
             gates.append(kept)
@@ -170,7 +185,9 @@ class Silencing(Supervised):
 
     def state_dict(self) -> Mapping[str, Any]:
         """Returns the scores of the last epoch, and what has changed in every one."""
-        scores = {f"scores {i}": torch.from_numpy(score) for i, score in enumerate(self.ranking.scores)}
+        scores = {
+            f"scores {i}": torch.from_numpy(score) for i, score in enumerate(self.ranking.scores)
+        }
         return {"changes": self.changes, **scores}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -35,10 +35,15 @@ class Cut(NamedTuple):
     def facts(self, constraint: Constraint) -> dict[str, float | bool | None]:
         """Returns what a report says of it: plain values, the threshold None where nothing goes."""
         threshold = self.threshold if np.isfinite(self.threshold) else None
-        return {"threshold": threshold, "its structure is inside the budget": constraint.allows(self.structure)}
+        return {
+            "threshold": threshold,
+            "its structure is inside the budget": constraint.allows(self.structure),
+        }
 
 
-def threshold_cut(scores: Sequence[NDArray[np.float64]], task: Pruning, dropped: Collection[str] = ()) -> Cut:
+def threshold_cut(
+    scores: Sequence[NDArray[np.float64]], task: Pruning, dropped: Collection[str] = ()
+) -> Cut:
     """Returns the largest structure that a threshold on the scores leaves inside the budget.
 
     Where none is inside, the one that misses the budget least.
@@ -54,8 +59,12 @@ def threshold_cut(scores: Sequence[NDArray[np.float64]], task: Pruning, dropped:
         if dimension.kind == "block" and dimension.name in dropped and 0 in dimension.choices:
             path[:, column] = 0
     structure = largest_within(path, task.constraint)
-    widths = [value for value, d in zip(structure, space.dimensions, strict=True) if d.kind == "width"]
-    gone = [np.sort(score)[: len(score) - width] for score, width in zip(scores, widths, strict=True)]
+    widths = [
+        value for value, d in zip(structure, space.dimensions, strict=True) if d.kind == "width"
+    ]
+    gone = [
+        np.sort(score)[: len(score) - width] for score, width in zip(scores, widths, strict=True)
+    ]
     return Cut(structure, float(np.concatenate([*gone, [-np.inf]]).max()))
 
 
@@ -100,7 +109,8 @@ def targets(name: str, constraint: Constraint) -> dict[str, float]:
         PreparationError: if a bounded cost has no expectation, or nothing is bounded.
     """
     bounds = {
-        limit.name: (limit.low + limit.high) / 2 if limit.low else float(limit.high) for limit in constraint.limits
+        limit.name: (limit.low + limit.high) / 2 if limit.low else float(limit.high)
+        for limit in constraint.limits
     }
     others = [name for name in bounds if name not in EXPECTED]
     if others or not bounds:

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
     Bounds = Mapping[str, tuple[float, float]]
 
-_FAR, _HALVINGS = 40.0, 40  # the slope of the first logits is looked for between minus this and this
+_FAR, _HALVINGS = (
+    40.0,
+    40,
+)  # the slope of the first logits is looked for between minus this and this
 
 
 class TAS(Preparation):
@@ -82,7 +85,9 @@ class TAS(Preparation):
             raise PreparationError(
                 "tas has nothing to draw: every dimension of the space has one choice; widen [space]"
             )
-        check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
+        check_training(
+            self.options.training, task.data.train, task.data.objective, taught=False, scored=False
+        )
 
     def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:
         """Trains a copy of the network; returns the weights of candidates, and the likeliest structures inside."""
@@ -109,7 +114,10 @@ class TAS(Preparation):
         probabilities = sizes.of_all()
         rng = numpy_stream(trainer.seed, "tas structures")
         chosen = likeliest(probabilities, task.constraint, options.structures, rng)
-        every = [expected_structure(probabilities, task.constraint), *(candidate for candidate, _ in chosen)]
+        every = [
+            expected_structure(probabilities, task.constraint),
+            *(candidate for candidate, _ in chosen),
+        ]
         argmax = task.space.at(np.array([int(row.argmax()) for row in probabilities]))
         facts = {
             "epochs": recipe.epochs,
@@ -119,20 +127,26 @@ class TAS(Preparation):
                 name: float(cost.detach()) / bounds[name][1]
                 for name, cost in sizes.expected(task.graph, bounds).items()
             },
-            f"choices of probability {CERTAIN} or more": sum(float(row.max()) >= CERTAIN for row in probabilities),
+            f"choices of probability {CERTAIN} or more": sum(
+                float(row.max()) >= CERTAIN for row in probabilities
+            ),
             "the likeliest structure of all is inside the budget": task.constraint.allows(argmax),
             "log probabilities of its structures": [score for _, score in chosen],
         }
         made = network.eval() if options.weights == "trained" else copy.deepcopy(task.base)
         source = Fixed(made, task.graph, ranking)
-        return Prepared(source=source, starts=list(dict.fromkeys(every))[: options.structures], facts=facts)
+        return Prepared(
+            source=source, starts=list(dict.fromkeys(every))[: options.structures], facts=facts
+        )
 
     def source(self, task: Pruning, modules: Mapping[str, Tensors]) -> Source:
         """Returns the network of the candidates as a source, its channels ranked as draws were made."""
         return Fixed.restored(loaded(task.base, modules["network"]), task.graph, modules["ranking"])
 
 
-def bounds_of(constraint: Constraint, graph: ChannelGraph, tolerance: float) -> dict[str, tuple[float, float]]:
+def bounds_of(
+    constraint: Constraint, graph: ChannelGraph, tolerance: float
+) -> dict[str, tuple[float, float]]:
     """Returns between what and what expected costs are at no loss, by name.
 
     Args:
@@ -141,7 +155,10 @@ def bounds_of(constraint: Constraint, graph: ChannelGraph, tolerance: float) -> 
         tolerance: share that they may be below an upper bound.
     """
     full = graph.space(alpha=1.0).full
-    room = {limit.name: tolerance * float(getattr(graph.costs, limit.name)([full])[0]) for limit in constraint.limits}
+    room = {
+        limit.name: tolerance * float(getattr(graph.costs, limit.name)([full])[0])
+        for limit in constraint.limits
+    }
     return {
         limit.name: (limit.low or max(limit.high - room[limit.name], limit.high / 2), limit.high)
         for limit in constraint.limits
@@ -160,20 +177,28 @@ class Sizes(Logits):
         self._rows = [index for index, d in enumerate(self.shapes) if len(d.choices) > 1]
         super().__init__([len(self.shapes[index].choices) for index in self._rows])
         most = max(len(d.choices) for d in self.shapes)
-        choices = torch.tensor([[*d.choices, *d.choices[-1:] * (most - len(d.choices))] for d in self.shapes])
+        choices = torch.tensor(
+            [[*d.choices, *d.choices[-1:] * (most - len(d.choices))] for d in self.shapes]
+        )
         self.register_buffer("choices", choices, persistent=False)
 
     def begin(self, graph: ChannelGraph, wanted: Mapping[str, float]) -> None:
         """Sets logits to a slope times the share that is kept: the highest of which no expected cost is above it."""
         shapes = [self.shapes[index] for index in self._rows]
-        shares = nn.utils.rnn.pad_sequence([torch.tensor(d.choices) / d.full for d in shapes], batch_first=True)
+        shares = nn.utils.rnn.pad_sequence(
+            [torch.tensor(d.choices) / d.full for d in shapes], batch_first=True
+        )
         low, high = -_FAR, _FAR
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             with torch.no_grad():
                 self.values.copy_(middle * shares)
             costs = self.expected(graph, wanted)
-            low, high = (middle, high) if all(costs[n] <= most for n, most in wanted.items()) else (low, middle)
+            low, high = (
+                (middle, high)
+                if all(costs[n] <= most for n, most in wanted.items())
+                else (low, middle)
+            )
         with torch.no_grad():
             self.values.copy_(low * shares)
 
@@ -193,7 +218,9 @@ class Sizes(Logits):
     def expected(self, graph: ChannelGraph, names: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Returns expected costs by name, scalars with gradients."""
         every: list[Any] = []
-        for d, row, choices in zip(self.shapes, self.whole(self.logs().exp()), self.choices, strict=True):
+        for d, row, choices in zip(
+            self.shapes, self.whole(self.logs().exp()), self.choices, strict=True
+        ):
             count = len(d.choices)
             values, shares = choices[:count], row[:count]
             every.append((values, shares) if d.kind == "width" else (values * shares).sum())
@@ -203,7 +230,9 @@ class Sizes(Logits):
         """Returns the probabilities of the choices of every dimension of the space; criteria are the first."""
         rows = dict(zip(self._rows, self.probabilities(), strict=True))
         every = [rows.get(index, np.ones(1)) for index in range(len(self.shapes))]
-        return every + [np.eye(len(d.choices))[0] for d in self.space.dimensions if d.kind == "criterion"]
+        return every + [
+            np.eye(len(d.choices))[0] for d in self.space.dimensions if d.kind == "criterion"
+        ]
 
 
 class Sampling(Relaxed):
@@ -253,14 +282,23 @@ class Sampling(Relaxed):
             temperatures=temperatures,
             objective=objective,
         )
-        self._ranking, self._bounds, self._weight, self._samples = ranking, dict(bounds), weight, samples
+        self._ranking, self._bounds, self._weight, self._samples = (
+            ranking,
+            dict(bounds),
+            weight,
+            samples,
+        )
         widths = [d for d in sizes.shapes if d.kind == "width"]
-        self._first = [first_choices(d, order) for d, order in zip(widths, ranking.orders, strict=True)]
+        self._first = [
+            first_choices(d, order) for d, order in zip(widths, ranking.orders, strict=True)
+        ]
 
     def gates(self, draws: torch.Generator) -> Gates:
         """Returns gates: of a channel the sum of the weights of the drawn widths that keep it, of a block likewise."""
         weights = self.logits.whole(self.logits.mixed(self.temperature, self._samples, draws))
-        reached = nn.functional.pad(weights.flip(1).cumsum(1).flip(1), (0, 1))  # 0 beyond the widest
+        reached = nn.functional.pad(
+            weights.flip(1).cumsum(1).flip(1), (0, 1)
+        )  # 0 beyond the widest
         count = len(self._first)
         self._first = [each.to(reached.device) for each in self._first]
         groups = [row[first] for row, first in zip(reached, self._first, strict=False)]
@@ -278,6 +316,9 @@ class Sampling(Relaxed):
     def same(self) -> Mapping[str, Any]:
         """Returns what is drawn at which cost."""
         orders = [order.tolist() for order in self._ranking.orders]
-        settings = {"bounds": {name: list(ends) for name, ends in self._bounds.items()}, "orders": orders}
+        settings = {
+            "bounds": {name: list(ends) for name, ends in self._bounds.items()},
+            "orders": orders,
+        }
         settings["choices"] = [list(d.choices) for d in self.logits.shapes]
         return {**super().same(), **settings, "weight": self._weight, "samples": self._samples}

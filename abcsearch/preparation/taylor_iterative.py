@@ -59,7 +59,9 @@ class TaylorIterative(Preparation):
         """
         check_criterion("taylor_iterative", task, "importance in the course of the training")
         check_norms("taylor_iterative", task)
-        check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
+        check_training(
+            self.options.training, task.data.train, task.data.objective, taught=False, scored=False
+        )
 
     def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:
         """Trains a copy of the network; returns it, what is left of it, and how it went."""
@@ -112,7 +114,9 @@ class Bounds:
         columns = [at for at, d in enumerate(self._space.dimensions) if d.kind == "width"]
         for column, width, number in zip(columns, self._widths, counts.T, strict=True):
             choices = np.array(width.choices)
-            rows[:, column] = choices[np.minimum(np.searchsorted(choices, number), len(choices) - 1)]
+            rows[:, column] = choices[
+                np.minimum(np.searchsorted(choices, number), len(choices) - 1)
+            ]
         return self._constraint.violation(rows) == 0
 
     def same(self) -> dict[str, Any]:
@@ -156,9 +160,13 @@ class Dwindling(Supervised):
         self._batches, self._at_once, self._memory = batches, at_once, memory
         self._channels = [group.channels for group in graph.prunable]
         readers = [max(1, sum(m.sums for m in group.members)) for group in graph.prunable]
-        self._readers = torch.cat([torch.full((c,), float(r)) for c, r in zip(self._channels, readers, strict=True)])
+        self._readers = torch.cat(
+            [torch.full((c,), float(r)) for c, r in zip(self._channels, readers, strict=True)]
+        )
         count = sum(self._channels)
-        self._went = torch.zeros(count, dtype=torch.int64)  # the number of those that went up to it; 0: it is left
+        self._went = torch.zeros(
+            count, dtype=torch.int64
+        )  # the number of those that went up to it; 0: it is left
         self._sums, self._mean = torch.zeros(count), torch.zeros(count)
         self._seen = self.prunings = 0
         self.met = bool(bounds.met(np.array([self._channels]))[0])
@@ -172,7 +180,9 @@ class Dwindling(Supervised):
         """Returns per group 1 for channels that are left and 0 for the others, (channels,)."""
         return list((self._went == 0).float().split(self._channels))
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    def step(
+        self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
+    ) -> torch.Tensor:
         """Returns the loss of a batch, after its backward pass, and adds up what it says of the gates."""
         ones = torch.ones(len(self._went), device=images.device, requires_grad=True)
         left = ones * (self._went == 0).to(ones)
@@ -194,14 +204,21 @@ class Dwindling(Supervised):
         """Silences the least important channels, no more than the budget asks for."""
         now = self._sums.cpu() / self._batches / self._readers
         self._mean = self._memory * self._mean + (1 - self._memory) * now if self.prunings else now
-        self._sums, self.prunings = torch.zeros_like(self._went, dtype=torch.float32), self.prunings + 1
+        self._sums, self.prunings = (
+            torch.zeros_like(self._went, dtype=torch.float32),
+            self.prunings + 1,
+        )
         group_of = np.repeat(np.arange(len(self._channels)), self._channels)
         counts = np.array([int(own.sum()) for own in self.gates()])
         chosen: list[int] = []
         rows: list[NDArray[np.int64]] = []
         for channel in torch.argsort(self._mean, stable=True).tolist():
             group = group_of[channel]
-            if len(chosen) < self._at_once and not self._went[channel] and counts[group] > self._bounds.least[group]:
+            if (
+                len(chosen) < self._at_once
+                and not self._went[channel]
+                and counts[group] > self._bounds.least[group]
+            ):
                 counts[group] -= 1
                 chosen.append(channel)
                 rows.append(counts.copy())
@@ -238,5 +255,11 @@ class Dwindling(Supervised):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes them up."""
-        self._went, self._sums, self._mean = (state[name].clone() for name in ("went", "sums", "mean"))
-        self._seen, self.prunings, self.met = int(state["seen"]), int(state["prunings"]), bool(state["met"])
+        self._went, self._sums, self._mean = (
+            state[name].clone() for name in ("went", "sums", "mean")
+        )
+        self._seen, self.prunings, self.met = (
+            int(state["seen"]),
+            int(state["prunings"]),
+            bool(state["met"]),
+        )

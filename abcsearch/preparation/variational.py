@@ -73,7 +73,9 @@ class Variational(Preparation):
             )
             raise PreparationError(msg)
         check_criterion("variational", task, "the scales that it trains")
-        check_training(self.options.training, task.data.train, task.data.objective, taught=False, scored=False)
+        check_training(
+            self.options.training, task.data.train, task.data.objective, taught=False, scored=False
+        )
 
     def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:
         """Trains a copy of the network; returns it, the structure of the threshold, and what became of the scales."""
@@ -153,7 +155,9 @@ class NoisyScales(Supervised):
         super().begin(recipe, images)
         self._count = len(images)
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    def step(
+        self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
+    ) -> torch.Tensor:
         """Returns the loss of a batch under one draw of the factors, and the divergence."""
         factors = self.factors
         noise = torch.randn(factors.mean.shape, generator=draws).to(factors.mean)
@@ -168,7 +172,9 @@ class NoisyScales(Supervised):
         chunks = factors.split([len(entries) for entries in self._entries.values()])
         for (name, entries), chunk in zip(self._entries.items(), chunks, strict=True):
             gamma, shift = tensors[name].detach(), f"{name.removesuffix('weight')}bias"
-            along = torch.ones_like(gamma).index_put((entries.to(gamma.device),), chunk.to(gamma.dtype))
+            along = torch.ones_like(gamma).index_put(
+                (entries.to(gamma.device),), chunk.to(gamma.dtype)
+            )
             scaled[name] = gamma * along
             if shift in tensors:
                 scaled[shift] = tensors[shift] * along
@@ -181,7 +187,9 @@ class NoisyScales(Supervised):
             for name, value in self._scaled(self.factors.mean.detach()).items():
                 tensors[name].copy_(value)
 
-    def scores(self, graph: ChannelGraph) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    def scores(
+        self, graph: ChannelGraph
+    ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
         """Returns per prunable group |mean|, and (mean / spread)^2: means over batch norms, infinite without one."""
         mean = self.factors.mean.detach().double().cpu()
         spread = self.factors.log_spread.detach().double().cpu().exp()
@@ -197,7 +205,12 @@ class NoisyScales(Supervised):
 
     def same(self) -> Mapping[str, Any]:
         """Returns objective, prior and strength."""
-        return {**super().same(), "prior": self._prior, "strength": self._strength, "gammas": list(self._entries)}
+        return {
+            **super().same(),
+            "prior": self._prior,
+            "strength": self._strength,
+            "gammas": list(self._entries),
+        }
 
 
 def _mean_over(group: Any, values: Mapping[str, Mapping[int, float]]) -> NDArray[np.float64]:  # noqa: ANN401
@@ -210,6 +223,10 @@ def _mean_over(group: Any, values: Mapping[str, Mapping[int, float]]) -> NDArray
     sums, counts = np.zeros(group.channels), np.zeros(group.channels)
     for member in group.members:
         if member.parameter in values:
-            np.add.at(sums, member.channels, [values[member.parameter][entry] for entry in member.entries.tolist()])
+            np.add.at(
+                sums,
+                member.channels,
+                [values[member.parameter][entry] for entry in member.entries.tolist()],
+            )
             np.add.at(counts, member.channels, 1)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)

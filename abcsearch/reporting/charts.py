@@ -37,7 +37,9 @@ def page_charts(found: Gathered) -> dict[str, go.Figure]:
     layers = list(found.widths.layers) if found.widths else []
     made: dict[str, go.Figure | None] = {
         "fitness": fitness_chart(found.curves) if found.curves else None,
-        "pareto": pareto_chart(found.clouds, found.marks, found.history.searcher) if found.clouds else None,
+        "pareto": pareto_chart(found.clouds, found.marks, found.history.searcher)
+        if found.clouds
+        else None,
         "widths": widths_chart(found.widths) if found.widths else None,
         "sensitivity": sensitivity_chart(found.sensitivity) if found.sensitivity.effects else None,
         "parallel": parallel_chart(found.best, layers) if found.best else None,
@@ -108,7 +110,11 @@ def pareto_chart(clouds: Sequence[Cloud], marks: Sequence[Mark], searcher: str) 
     choices = [
         (
             [seen if index in span else False for index, seen in enumerate(at_first)],
-            {"xaxis.title.text": _axis_title(cloud), "shapes": _bounds(cloud), "xaxis.autorange": True},
+            {
+                "xaxis.title.text": _axis_title(cloud),
+                "shapes": _bounds(cloud),
+                "xaxis.autorange": True,
+            },
         )
         for cloud, span in zip(clouds, spans, strict=True)
     ]
@@ -127,7 +133,10 @@ def _bounds(cloud: Cloud) -> list[dict[str, Any]]:
     """Returns the lines of the budget; an open end has none."""
     ends = [end for end in cloud.bound or () if 0 < end < float("inf")]
     line = {"color": BLACK, "width": 1.2, "dash": "dot"}
-    return [{"type": "line", "x0": end, "x1": end, "y0": 0, "y1": 1, "yref": "paper", "line": line} for end in ends]
+    return [
+        {"type": "line", "x0": end, "x1": end, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+        for end in ends
+    ]
 
 
 def _cloud_traces(cloud: Cloud, marks: Sequence[Mark], searcher: str) -> list[Any]:
@@ -143,7 +152,12 @@ def _cloud_traces(cloud: Cloud, marks: Sequence[Mark], searcher: str) -> list[An
 
     name = html.escape(searcher)
     made = [
-        dots(shown, mode="markers", name=f"trials of {name}", marker={"color": GREY, "size": 5, "opacity": 0.6}),
+        dots(
+            shown,
+            mode="markers",
+            name=f"trials of {name}",
+            marker={"color": GREY, "size": 5, "opacity": 0.6},
+        ),
         dots(
             front,
             mode="lines+markers",
@@ -193,7 +207,10 @@ def timeline_chart(found: Timeline) -> go.Figure:
                 name=html.escape(f"{search}: {state}"),
                 marker={
                     "color": color,
-                    "line": {"color": "white", "width": [outline(bar, found.seconds) for bar in bars]},
+                    "line": {
+                        "color": "white",
+                        "width": [outline(bar, found.seconds) for bar in bars],
+                    },
                 },
                 hovertext=[
                     f"{html.escape(search)}, trial {bar.trial}: {state}, {duration_text(bar.end - bar.start)}"
@@ -204,11 +221,17 @@ def timeline_chart(found: Timeline) -> go.Figure:
         )
     traces += _timeline_marks(found)
     figure = figure_of(
-        traces, "seconds in which evaluations ran", "side by side", max(220, min(700, 170 + 34 * found.lanes))
+        traces,
+        "seconds in which evaluations ran",
+        "side by side",
+        max(220, min(700, 170 + 34 * found.lanes)),
     )
     figure.update_layout(barmode="overlay", bargap=0.15)
     figure.update_yaxes(
-        tickmode="array", tickvals=lane_ticks(found.lanes), range=[found.lanes + 0.6, 0.4], showgrid=False
+        tickmode="array",
+        tickvals=lane_ticks(found.lanes),
+        range=[found.lanes + 0.6, 0.4],
+        showgrid=False,
     )
     for at, seconds in found.cuts:
         figure.add_vline(x=at, line={"color": BLACK, "width": 1.2, "dash": "dash"})
@@ -237,8 +260,15 @@ def _timeline_marks(found: Timeline) -> list[Any]:
             y=[bar.lane + 1 for _, bar, _ in marks],
             mode="markers",
             name=name,
-            marker={"symbol": symbol, "size": 9, "color": color, "line": {"color": "white", "width": 0.8}},
-            hovertext=[f"{html.escape(bar.search)}, trial {bar.trial}: {what}" for _, bar, what in marks],
+            marker={
+                "symbol": symbol,
+                "size": 9,
+                "color": color,
+                "line": {"color": "white", "width": 0.8},
+            },
+            hovertext=[
+                f"{html.escape(bar.search)}, trial {bar.trial}: {what}" for _, bar, what in marks
+            ],
             hoverinfo="text",
         )
         for marks, name, symbol, color in (

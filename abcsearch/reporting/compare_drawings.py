@@ -34,9 +34,24 @@ def draw_fitness(found: Comparison) -> Figure:
     figure, axes = figure_of("Best fitness over trials")
     for index, group in enumerate(found.groups):
         color = SERIES[index % len(SERIES)]
-        axes.step(group.numbers, group.mean, where="post", color=color, linewidth=2, label=plain(group.name))
+        axes.step(
+            group.numbers,
+            group.mean,
+            where="post",
+            color=color,
+            linewidth=2,
+            label=plain(group.name),
+        )
         if len(group.runs) > 1:
-            axes.fill_between(group.numbers, group.low, group.high, step="post", color=color, alpha=0.2, linewidth=0)
+            axes.fill_between(
+                group.numbers,
+                group.low,
+                group.high,
+                step="post",
+                color=color,
+                alpha=0.2,
+                linewidth=0,
+            )
     axes.set_xlabel("trials")
     axes.set_ylabel("best fitness so far (higher is better)")
     legend_below(figure)
@@ -53,7 +68,9 @@ def draw_fronts(found: Comparison) -> Figure:
             continue
         front = cloud.front_places
         x, y = [cloud.costs[i] for i in front], [cloud.fitness[i] for i in front]
-        axes.step(x, y, where="post", marker=".", color=SERIES[index % len(SERIES)], label=plain(label))
+        axes.step(
+            x, y, where="post", marker=".", color=SERIES[index % len(SERIES)], label=plain(label)
+        )
     axes.set_xlabel(COSTS[cost])
     axes.set_ylabel("fitness (higher is better)")
     if cost != "latency_ms":
@@ -69,7 +86,14 @@ def draw_widths(found: Comparison) -> Figure:
     for index, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
         kept = [*run.widths.kept.values()][-1] if run.widths else ()
         shares = [100 * value / layer.full for value, layer in zip(kept, layers, strict=True)]
-        axes.plot(shares, "o-", color=SERIES[index % len(SERIES)], linewidth=1.4, markersize=4, label=plain(label))
+        axes.plot(
+            shares,
+            "o-",
+            color=SERIES[index % len(SERIES)],
+            linewidth=1.4,
+            markersize=4,
+            label=plain(label),
+        )
     axes.set_ylabel("kept, % of the full width")
     axes.set_ylim(-3, 103)
     legend_below(figure)

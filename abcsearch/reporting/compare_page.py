@@ -55,7 +55,9 @@ def compare_page(found: Comparison) -> Page:
     charts = {"fitness": fitness_chart(found)}
     sections = [
         Section(
-            title="Winners", lead=_table_lead(found), body=table(winner_cells(found.winners), range(2, 30), "dense")
+            title="Winners",
+            lead=_table_lead(found),
+            body=table(winner_cells(found.winners), range(2, 30), "dense"),
         ),
         Section(
             title="Best fitness over trials",
@@ -74,9 +76,13 @@ def compare_page(found: Comparison) -> Page:
         charts["widths"] = widths_chart(found)
         lead = "What each winner keeps of each layer, in per cent of the full width (blocks: 100 kept, 0 dropped)."
         body = table(width_cells(found), range(1, 30), "dense")
-        sections.append(Section(title="Widths of the winners", lead=lead, chart="widths", body=body))
+        sections.append(
+            Section(title="Widths of the winners", lead=lead, chart="widths", body=body)
+        )
     else:
-        sections.append(Section(title="Widths of the winners", body=paragraph("Not shown: the layers differ.")))
+        sections.append(
+            Section(title="Widths of the winners", body=paragraph("Not shown: the layers differ."))
+        )
     return Page(
         title=f"{len(found.runs)} runs compared",
         subtitle=", ".join(found.labels),
@@ -109,9 +115,14 @@ def winner_cells(winners: Sequence[Winner]) -> list[list[str]]:
     for own in winners:
         row = [own.run, own.searcher, str(own.seed), f"{own.trials:,} ({own.failed:,})"]
         row.append("-" if own.fitness is None else f"{own.fitness:.4f}")
-        row += [_cost("macs", own.macs, own.macs_share), _cost("params", own.params, own.params_share)]
+        row += [
+            _cost("macs", own.macs, own.macs_share),
+            _cost("params", own.params, own.params_share),
+        ]
         row += [f"{time.median_ms:#.3g}" for time in own.times] or ["-"] * len(times)
-        row += [_both(metric, own.tests[metric]) if metric in own.tests else "-" for metric in metrics]
+        row += [
+            _both(metric, own.tests[metric]) if metric in own.tests else "-" for metric in metrics
+        ]
         rows.append(row)
     return [head, *rows]
 
@@ -131,7 +142,10 @@ def short_cells(winners: Sequence[Winner]) -> list[list[str]]:
         row = [name, short_name(own.searcher, _SEARCHER), str(own.seed), str(own.trials)]
         row[-1] += f" ({own.failed} failed)" if own.failed else ""
         row.append("-" if own.fitness is None else f"{own.fitness:.4f}")
-        row += [_brief("macs", own.macs, own.macs_share), _brief("params", own.params, own.params_share)]
+        row += [
+            _brief("macs", own.macs, own.macs_share),
+            _brief("params", own.params, own.params_share),
+        ]
         row += [f"{time.median_ms:#.3g}" for time in own.times] or ["-"] * len(times)
         if metric is not None:
             row.append(_tight(_both(metric, own.tests[metric])) if metric in own.tests else "-")
@@ -181,7 +195,10 @@ def width_cells(found: Comparison) -> list[list[str]]:
     kept = [[*own.kept.values()][-1] for own in widths]
     rows: list[list[str]] = []
     for index, layer in enumerate(widths[0].layers):
-        values = [str(own[index]) if layer.level != "block" else ("dropped", "kept")[own[index]] for own in kept]
+        values = [
+            str(own[index]) if layer.level != "block" else ("dropped", "kept")[own[index]]
+            for own in kept
+        ]
         for place, own in enumerate(widths):
             label = [*own.criteria.values()][-1][index] if own.criteria else ""
             values[place] += f", {label}" if label else ""
@@ -205,14 +222,26 @@ def fitness_chart(found: Comparison) -> go.Figure:
     for index, group in enumerate(found.groups):
         color, name = _color(index), html.escape(group.name)
         if len(group.runs) > 1:
-            edge = {"x": group.numbers, "mode": "lines", "line": {"width": 0, "shape": "hv"}, "hoverinfo": "skip"}
+            edge = {
+                "x": group.numbers,
+                "mode": "lines",
+                "line": {"width": 0, "shape": "hv"},
+                "hoverinfo": "skip",
+            }
             traces.append(go.Scatter(y=group.low, showlegend=False, **edge))
             fill = {"fill": "tonexty", "fillcolor": f"rgba({_rgb(color)}, 0.2)"}
             traces.append(go.Scatter(y=group.high, name=f"{name}: range", **edge, **fill))
         hover = f"{name}<br>after %{{x}} trials<br>best %{{y:.4f}}<extra></extra>"
         line = {"color": color, "width": 2.5, "shape": "hv"}
         traces.append(
-            go.Scatter(x=group.numbers, y=group.mean, mode="lines", line=line, name=name, hovertemplate=hover)
+            go.Scatter(
+                x=group.numbers,
+                y=group.mean,
+                mode="lines",
+                line=line,
+                name=name,
+                hovertemplate=hover,
+            )
         )
     return figure_of(traces, "trials", "best fitness so far (higher is better)", 460)
 
@@ -241,7 +270,10 @@ def front_chart(found: Comparison, costs: Sequence[str]) -> go.Figure:
             )
             traces.append(trace)
     figure = figure_of(traces, COSTS[costs[0]], "fitness (higher is better)", 480)
-    choices = [([trace.meta == cost for trace in traces], {"xaxis.title.text": COSTS[cost]}) for cost in costs]
+    choices = [
+        ([trace.meta == cost for trace in traces], {"xaxis.title.text": COSTS[cost]})
+        for cost in costs
+    ]
     cost_buttons(figure, costs, choices)
     return figure
 
@@ -252,7 +284,10 @@ def widths_chart(found: Comparison) -> go.Figure:
     layers = next(run.widths.layers for run in found.runs if run.widths is not None)
     for index, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
         kept = [*run.widths.kept.values()][-1] if run.widths else ()
-        text = [f"{html.escape(label)}: {value} of {layer.full}" for value, layer in zip(kept, layers, strict=True)]
+        text = [
+            f"{html.escape(label)}: {value} of {layer.full}"
+            for value, layer in zip(kept, layers, strict=True)
+        ]
         trace = go.Scatter(
             x=list(range(len(layers))),
             y=[100 * value / layer.full for value, layer in zip(kept, layers, strict=True)],

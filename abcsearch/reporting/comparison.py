@@ -136,7 +136,10 @@ def compare_runs(run_dirs: Sequence[str | Path], *, trust: bool = False) -> Comp
     load = LoadedOnce()
     runs = tuple(gather(path, load=load, measure=False, trust=trust) for path in run_dirs)
     names = [Path(path).resolve().name for path in run_dirs]
-    labels = tuple(name if names.count(name) == 1 else str(path) for name, path in zip(names, run_dirs, strict=True))
+    labels = tuple(
+        name if names.count(name) == 1 else str(path)
+        for name, path in zip(names, run_dirs, strict=True)
+    )
     if len(set(labels)) < len(labels):
         msg = f"a run folder is there twice: {', '.join(labels)}; name each once"
         raise RunError(msg)
@@ -185,7 +188,9 @@ def _group(name: str, labels: tuple[str, ...], runs: Sequence[Gathered]) -> Grou
     )
 
 
-def _winners(labels: Sequence[str], runs: Sequence[Gathered], scores: Sequence[Scores]) -> tuple[Winner, ...]:
+def _winners(
+    labels: Sequence[str], runs: Sequence[Gathered], scores: Sequence[Scores]
+) -> tuple[Winner, ...]:
     """Returns the best of each run; networks of one input shape are measured in turns.
 
     Args:
@@ -224,14 +229,22 @@ def _winners(labels: Sequence[str], runs: Sequence[Gathered], scores: Sequence[S
     return tuple(winners)
 
 
-def _times(runs: Sequence[Gathered], scores: Sequence[Scores]) -> dict[int, tuple[ForwardTime, ...]]:
+def _times(
+    runs: Sequence[Gathered], scores: Sequence[Scores]
+) -> dict[int, tuple[ForwardTime, ...]]:
     """Returns the forward times of the winners, by place, of those that take the same images as the first one."""
     opened = {index: run.run for index, run in enumerate(runs) if run.run is not None}
     if not opened:
         return {}
     example = next(iter(opened.values())).result.task.data.example
-    alike = {index: run for index, run in opened.items() if sizes_of(run.result.task.data.example) == sizes_of(example)}
-    networks = [run.network(run.winner, tuned=scores[index] is not None) for index, run in alike.items()]
+    alike = {
+        index: run
+        for index, run in opened.items()
+        if sizes_of(run.result.task.data.example) == sizes_of(example)
+    }
+    networks = [
+        run.network(run.winner, tuned=scores[index] is not None) for index, run in alike.items()
+    ]
     threads = max(int(run.config.evaluator.options.get("threads", 1)) for run in alike.values())
     return dict(zip(alike, measure_forward(networks, example, threads=threads), strict=True))
 
@@ -249,7 +262,9 @@ def _warnings(labels: Sequence[str], runs: Sequence[Gathered]) -> Iterator[str]:
             )
         same_seed = first.settings["seed"] == other.settings["seed"]
         hashes = [
-            key for key in ("model", "data") if first.header["identity"].get(key) != other.header["identity"].get(key)
+            key
+            for key in ("model", "data")
+            if first.header["identity"].get(key) != other.header["identity"].get(key)
         ]
         if hashes and same_seed and not differing:
             yield f"{labels[0]} and {label} have another {' and another '.join(hashes)}, by their hashes"
@@ -283,7 +298,9 @@ def _recipe_warnings(winners: Sequence[Winner], runs: Sequence[Gathered]) -> Ite
         first = first or winner
         odd = changed(winner.recipe, first.recipe or {})
         if odd:
-            again = finetune_command(run.history.path, first.recipe, asdict(run.run.config.finetune))
+            again = finetune_command(
+                run.history.path, first.recipe, asdict(run.run.config.finetune)
+            )
             yield (
                 f"the winners of {first.run} and {winner.run} were fine-tuned by different recipes, so that their test "
                 f"metrics after it cannot be compared: {winner.run} has {'; '.join(odd)}. Make them equal with: {again}"

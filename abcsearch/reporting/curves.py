@@ -127,7 +127,10 @@ class Cloud:
 
 
 def cost_cloud(
-    cost: str, trials: Sequence[Trial], costs: Sequence[float], bound: tuple[float, float] | None = None
+    cost: str,
+    trials: Sequence[Trial],
+    costs: Sequence[float],
+    bound: tuple[float, float] | None = None,
 ) -> Cloud:
     """Returns fitness against a cost, and the front.
 
@@ -137,7 +140,9 @@ def cost_cloud(
         costs: of each.
         bound: of the budget.
     """
-    order = sorted(range(len(trials)), key=lambda i: (costs[i], -trials[i].fitness, trials[i].number))
+    order = sorted(
+        range(len(trials)), key=lambda i: (costs[i], -trials[i].fitness, trials[i].number)
+    )
     front: list[int] = []
     best = -math.inf
     for index in order:
@@ -188,6 +193,8 @@ def best_trials(trials: Sequence[Trial], layers: Sequence[Layer]) -> BestTrials:
         share=count / len(trials),
         numbers=tuple(trial.number for trial in ranked),
         fitness=tuple(trial.fitness for trial in ranked),
-        widths=tuple(tuple((np.array(trial.candidate[: len(full)]) / full).tolist()) for trial in ranked),
+        widths=tuple(
+            tuple((np.array(trial.candidate[: len(full)]) / full).tolist()) for trial in ranked
+        ),
         median=tuple(np.median(kept, axis=0).tolist()),
     )

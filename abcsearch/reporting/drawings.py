@@ -96,12 +96,23 @@ def draw_fitness(curves: Sequence[Curve]) -> Figure:
         numbers = [curve.numbers[i] for i in places]
         fitness = np.array([curve.fitness[i] for i in places], dtype=float)
         best = np.array([curve.best[i] for i in places], dtype=float)
-        axes.plot(numbers, fitness, ".", color=color, alpha=0.4, markersize=5, label=f"{name}: trials")
-        axes.step(numbers, best, where="post", color=color, linewidth=2, label=f"{name}: best so far")
+        axes.plot(
+            numbers, fitness, ".", color=color, alpha=0.4, markersize=5, label=f"{name}: trials"
+        )
+        axes.step(
+            numbers, best, where="post", color=color, linewidth=2, label=f"{name}: best so far"
+        )
         failed = [n for n, value in zip(curve.numbers, curve.fitness, strict=True) if value is None]
         if failed:
             low = min((value for value in curve.fitness if value is not None), default=0.0)
-            axes.plot(failed, [low] * len(failed), "x", color=VERMILLION, markersize=5, label=f"{name}: failed")
+            axes.plot(
+                failed,
+                [low] * len(failed),
+                "x",
+                color=VERMILLION,
+                markersize=5,
+                label=f"{name}: failed",
+            )
     axes.set_xlabel("trial")
     axes.set_ylabel("fitness (higher is better)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -128,17 +139,33 @@ def draw_pareto(clouds: Sequence[Cloud], marks: Sequence[Mark]) -> Figure:
             if cloud.cost in mark.costs and not cloud.is_far(mark.costs[cloud.cost]):
                 sign, size = network_symbol(mark.name, winner)[1], 15 if mark.name == winner else 8
                 color, name = network_color(mark.name, winner), plain(mark.name)
-                style = {"markersize": size, "markeredgecolor": "white", "color": color, "linestyle": ""}
-                axes.plot([mark.costs[cloud.cost]], [mark.fitness], marker=sign, label=name, **style)
+                style = {
+                    "markersize": size,
+                    "markeredgecolor": "white",
+                    "color": color,
+                    "linestyle": "",
+                }
+                axes.plot(
+                    [mark.costs[cloud.cost]], [mark.fitness], marker=sign, label=name, **style
+                )
         axes.set_xlabel(COSTS[cloud.cost])
         if cloud.cost != "latency_ms":
             axes.xaxis.set_major_formatter(EngFormatter())
     many[0].set_ylabel("fitness (higher is better)")
     many[0].set_title("Front of fitness and cost", fontsize=11, loc="left")
-    every = (axes.get_legend_handles_labels() for axes in many)  # a network may be far outside of one panel
+    every = (
+        axes.get_legend_handles_labels() for axes in many
+    )  # a network may be far outside of one panel
     shown = {label: handle for entries in every for handle, label in zip(*entries, strict=True)}
     handles, labels = list(shown.values()), list(shown)
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7), fontsize=8, frameon=False)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(len(labels), 7),
+        fontsize=8,
+        frameon=False,
+    )
     return figure
 
 
@@ -159,14 +186,19 @@ def draw_widths(widths: Widths) -> Figure:
     order = sorted(range(len(widths.layers)), key=lambda i: widths.layers[i].level == "block")
     wide = [i for i in order if widths.layers[i].level != "block"]
     *others, winner = widths.kept
-    figure, axes = along_layers("Widths along the network: full and kept", [widths.layers[i].name for i in order])
+    figure, axes = along_layers(
+        "Widths along the network: full and kept", [widths.layers[i].name for i in order]
+    )
     tall = block_height(widths)
     full = [tall if widths.layers[i].level == "block" else widths.layers[i].full for i in order]
     axes.bar(range(len(order)), full, color="#dcdfe3", width=0.86, label="full")
     for level in dict.fromkeys(widths.layers[i].level for i in order):
         columns = [column for column, i in enumerate(order) if widths.layers[i].level == level]
         label = f"winner, {level} level" if level else "winner"
-        kept = [widths.kept[winner][order[column]] * (tall if level == "block" else 1) for column in columns]
+        kept = [
+            widths.kept[winner][order[column]] * (tall if level == "block" else 1)
+            for column in columns
+        ]
         axes.bar(columns, kept, color=LEVELS[level], width=0.86, label=label)
     for name in others:
         kept = [widths.kept[name][i] for i in wide]
@@ -176,7 +208,12 @@ def draw_widths(widths: Widths) -> Figure:
             "linestyle": "",
         }
         axes.plot(
-            range(len(wide)), kept, marker=network_symbol(name, winner)[1], markeredgecolor="white", label=name, **style
+            range(len(wide)),
+            kept,
+            marker=network_symbol(name, winner)[1],
+            markeredgecolor="white",
+            label=name,
+            **style,
         )
     axes.set_ylabel("channels (blocks: coloured if kept)" if len(wide) < len(order) else "channels")
     legend_below(figure)
@@ -193,7 +230,9 @@ def draw_sensitivity(found: Sensitivity) -> Figure:
         effects = [found.effects[column] for column in columns]
         ends = np.array([[e.effect - e.low for e in effects], [e.high - e.effect for e in effects]])
         label = f"{level} level" if level else "layers"
-        bars = axes.bar(columns, [100 * e.effect for e in effects], color=LEVELS[level], width=0.7, label=label)
+        bars = axes.bar(
+            columns, [100 * e.effect for e in effects], color=LEVELS[level], width=0.7, label=label
+        )
         axes.errorbar(
             [bar.get_x() + bar.get_width() / 2 for bar in bars],
             [100 * e.effect for e in effects],
@@ -217,10 +256,29 @@ def draw_parallel(found: BestTrials, layers: Sequence[Layer]) -> Figure:
     )
     for rank in range(len(found.numbers) - 1, 0, -1):
         label = "best trials" if rank == 1 else None
-        axes.plot([100 * share for share in found.widths[rank]], color=SKY, linewidth=1, alpha=0.75, label=label)
-    axes.plot([100 * share for share in found.median], "--", color=ORANGE, linewidth=1.8, label="median of all trials")
+        axes.plot(
+            [100 * share for share in found.widths[rank]],
+            color=SKY,
+            linewidth=1,
+            alpha=0.75,
+            label=label,
+        )
+    axes.plot(
+        [100 * share for share in found.median],
+        "--",
+        color=ORANGE,
+        linewidth=1.8,
+        label="median of all trials",
+    )
     winner = [100 * share for share in found.widths[0]]
-    axes.plot(winner, "o-", color=BLUE, linewidth=2.4, markersize=4, label=f"winner: trial {found.numbers[0]}")
+    axes.plot(
+        winner,
+        "o-",
+        color=BLUE,
+        linewidth=2.4,
+        markersize=4,
+        label=f"winner: trial {found.numbers[0]}",
+    )
     axes.set_ylabel("kept, % of the full width")
     axes.set_ylim(-3, 103)
     axes.grid(visible=True, axis="x")
@@ -230,7 +288,9 @@ def draw_parallel(found: BestTrials, layers: Sequence[Layer]) -> Figure:
 
 def draw_timeline(found: Timeline) -> Figure:
     """Draws a bar per evaluation; gaps without any are cut out, with a dashed line where."""
-    figure, axes = figure_of("Evaluations over time", 11.0, max(2.4, min(7.0, 1.8 + 0.3 * found.lanes)))
+    figure, axes = figure_of(
+        "Evaluations over time", 11.0, max(2.4, min(7.0, 1.8 + 0.3 * found.lanes))
+    )
     kinds = dict.fromkeys((bar.search, bar.state) for bar in found.bars)
     for search, state in sorted(kinds, key=lambda kind: kind[1] != "succeeded"):
         bars = [bar for bar in found.bars if (bar.search, bar.state) == (search, state)]
@@ -249,7 +309,9 @@ def draw_timeline(found: Timeline) -> Figure:
     marks = ((failed, "v", VERMILLION, "failed"), (lost, "X", BLACK, "a worker was lost before"))
     for places, sign, color, label in marks:
         if places:
-            axes.plot(*zip(*places, strict=True), sign, color=color, markeredgecolor="white", label=label)
+            axes.plot(
+                *zip(*places, strict=True), sign, color=color, markeredgecolor="white", label=label
+            )
     for at, seconds in found.cuts:
         axes.axvline(at, color=BLACK, linestyle="--", linewidth=1)
         axes.text(at, 0.35, duration_text(seconds), fontsize=7, ha="center", va="bottom")

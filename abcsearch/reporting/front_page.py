@@ -62,10 +62,14 @@ def front_page(report: FrontReport, *, linked: bool) -> Page:
         linked: whether the reports of the budgets lie beside it.
     """
     shown = "A star is the winner of a budget, a diamond its uniform widths, the square the full network."
-    shown += " Circles are networks of others." if any(row.kind == PEER for row in report.rows) else ""
+    shown += (
+        " Circles are networks of others." if any(row.kind == PEER for row in report.rows) else ""
+    )
     if report.tuned and report.is_share:
         shown += f" Lines are 95 % intervals (Wilson) by the number of test images, {report.images[0]:,}."
-    cells = [[*row[:3], *row[-2:], *row[3:-2]] for row in report.cells()]  # what is asked first, on telephones too
+    cells = [
+        [*row[:3], *row[-2:], *row[3:-2]] for row in report.cells()
+    ]  # what is asked first, on telephones too
     sections = [
         Section(title="Accuracy and MACs", lead=shown, chart="macs"),
         Section(title="Accuracy and measured time", lead=_time_lead(report), chart="time"),
@@ -82,7 +86,10 @@ def front_page(report: FrontReport, *, linked: bool) -> Page:
         lead = "Each budget is a run of its own, with a report of its own:"
         body = "".join(link(f"budgets/{name}/report.html", name) for name in report.names)
         sections.append(Section(title="The budgets", lead=lead, body=body))
-    charts = {"macs": _chart(report, "MACs", _macs), "time": _chart(report, _time_axis(report), _time)}
+    charts = {
+        "macs": _chart(report, "MACs", _macs),
+        "time": _chart(report, _time_axis(report), _time),
+    }
     subtitle = f"Shown: {report.axis}."
     found = report.notes[0] if report.notes else ""
     return Page(
@@ -134,18 +141,26 @@ def _time(row: FrontRow) -> float:
     return row.times[-1].median_ms if row.times else float("nan")
 
 
-def _points(report: FrontReport, kind: str, cost: Callable[[FrontRow], float]) -> list[tuple[float, float, FrontRow]]:
+def _points(
+    report: FrontReport, kind: str, cost: Callable[[FrontRow], float]
+) -> list[tuple[float, float, FrontRow]]:
     """Returns the networks of a kind by ascending cost: cost, what is shown, and the row."""
     points = [(cost(row), report.accuracy(row), row) for row in report.rows if row.kind == kind]
     known = [(x, y, row) for x, y, row in points if y is not None and not math.isnan(x)]
     return sorted(known, key=lambda point: point[:2])
 
 
-def _spreads(report: FrontReport, points: Sequence[tuple[float, float, FrontRow]]) -> tuple[list[float], list[float]]:
+def _spreads(
+    report: FrontReport, points: Sequence[tuple[float, float, FrontRow]]
+) -> tuple[list[float], list[float]]:
     """Returns how far the intervals of networks reach down and up; nothing where one has none."""
     spreads = [report.spread(row) for _, _, row in points]
     known = [one for one in spreads if one is not None]
-    return ([low for low, _ in known], [high for _, high in known]) if len(known) == len(spreads) else ([], [])
+    return (
+        ([low for low, _ in known], [high for _, high in known])
+        if len(known) == len(spreads)
+        else ([], [])
+    )
 
 
 def _chart(report: FrontReport, title: str, cost: Callable[[FrontRow], float]) -> go.Figure:
@@ -158,7 +173,9 @@ def _chart(report: FrontReport, title: str, cost: Callable[[FrontRow], float]) -
         below, above = _spreads(report, points)
         ends = {"array": above, "arrayminus": below, "symmetric": False}
         bars = {"type": "data", **ends, "thickness": 1, "width": 3} if above else None
-        text = [f"{html.escape(row.budget or kind)}<br>{_value_text(report, y)}" for _, y, row in points]
+        text = [
+            f"{html.escape(row.budget or kind)}<br>{_value_text(report, y)}" for _, y, row in points
+        ]
         traces.append(
             go.Scatter(
                 x=[x for x, _, _ in points],
@@ -195,7 +212,17 @@ def _drawn(report: FrontReport, title: str, cost: Callable[[FrontRow], float]) -
         spreads = _spreads(report, points)
         bars = np.array(spreads, dtype=float) if spreads[0] else None
         style = "-" if joined else "none"
-        axes.errorbar(x, y, yerr=bars, color=color, marker=symbol, linestyle=style, label=kind, capsize=2, markersize=9)
+        axes.errorbar(
+            x,
+            y,
+            yerr=bars,
+            color=color,
+            marker=symbol,
+            linestyle=style,
+            label=kind,
+            capsize=2,
+            markersize=9,
+        )
     axes.set_xlabel(f"{title} (lower is better)")
     axes.set_ylabel(report.axis)
     axes.grid(visible=True, color="#e6e6e6")

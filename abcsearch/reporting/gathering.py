@@ -90,7 +90,10 @@ class Gathered:
         """Returns the numbers of all charts as plain values, for report.json."""
         return {
             "fitness": [asdict(curve) for curve in self.curves],
-            "pareto": {"clouds": [asdict(c) for c in self.clouds], "marks": [asdict(mark) for mark in self.marks]},
+            "pareto": {
+                "clouds": [asdict(c) for c in self.clouds],
+                "marks": [asdict(mark) for mark in self.marks],
+            },
             "widths": None if self.widths is None else asdict(self.widths),
             "sensitivity": {**asdict(self.sensitivity), "method": self.sensitivity.method},
             "parallel": None if self.best is None else asdict(self.best),
@@ -120,7 +123,9 @@ def gather(
     """
     history = read_history(run_dir)
     if not history.own.trials:
-        msg = f"no trial in {run_dir} has finished yet: {history.path / 'journal.jsonl'} holds none; "
+        msg = (
+            f"no trial in {run_dir} has finished yet: {history.path / 'journal.jsonl'} holds none; "
+        )
         msg += f"see: abcsearch status {quoted(run_dir)}, or continue it with: abcsearch resume {quoted(run_dir)}"
         raise RunError(msg)
     run, missing = _opened(run_dir, load, trust=trust)
@@ -134,7 +139,9 @@ def gather(
         report=report,
         missing=missing,
         curves=tuple(fitness_curve(search) for search in history.searches if search.trials),
-        clouds=_clouds(trials, run, str(history.settings["searcher"].get("options", {}).get("against", "macs"))),
+        clouds=_clouds(
+            trials, run, str(history.settings["searcher"].get("options", {}).get("against", "macs"))
+        ),
         marks=_marks(history, run, report),
         widths=widths,
         best=best_trials(trials, layers) if trials else None,
@@ -143,7 +150,9 @@ def gather(
     )
 
 
-def _opened(run_dir: str | Path, load: LoadData, *, trust: bool) -> tuple[FinishedRun | None, str | None]:
+def _opened(
+    run_dir: str | Path, load: LoadData, *, trust: bool
+) -> tuple[FinishedRun | None, str | None]:
     """Returns the run with its network and data, or why they are not at hand: then the files alone must do."""
     try:
         return open_so_far(run_dir, load=load, trust=trust), None
@@ -155,14 +164,24 @@ def _layers(history: History, run: FinishedRun | None) -> tuple[Layer, ...]:
     """Returns the widths and blocks; without the network, as far as the trials show them."""
     if run is not None:
         graph = run.result.task.graph
-        kinds = {group.name: group.kind for group in graph.prunable} | {block.name: "block" for block in graph.blocks}
+        kinds = {group.name: group.kind for group in graph.prunable} | {
+            block.name: "block" for block in graph.blocks
+        }
         widths = run.result.task.space.widths(run.result.task.space.full)
-        return tuple(Layer(name=name, level=kinds[name], full=full) for name, (_, full) in widths.items())
-    seen = np.array([trial.candidate for trial in history.own.trials], dtype=int).reshape(-1, history.n_dims)
-    known = len(history.names) == history.n_dims or (history.criteria and 0 < len(history.names) < history.n_dims)
+        return tuple(
+            Layer(name=name, level=kinds[name], full=full) for name, (_, full) in widths.items()
+        )
+    seen = np.array([trial.candidate for trial in history.own.trials], dtype=int).reshape(
+        -1, history.n_dims
+    )
+    known = len(history.names) == history.n_dims or (
+        history.criteria and 0 < len(history.names) < history.n_dims
+    )
     names = history.names if known else [f"layer {i + 1}" for i in range(history.n_dims)]
     most = seen[:, : len(names)].max(axis=0, initial=1)
-    return tuple(Layer(name=name, level="", full=int(full)) for name, full in zip(names, most, strict=True))
+    return tuple(
+        Layer(name=name, level="", full=int(full)) for name, full in zip(names, most, strict=True)
+    )
 
 
 def _widths(history: History, run: FinishedRun | None, layers: tuple[Layer, ...]) -> Widths | None:
@@ -180,7 +199,11 @@ def _widths(history: History, run: FinishedRun | None, layers: tuple[Layer, ...]
     shown = {s.name: s.candidate for s in run.structures if s.name != "full"}
     kept = {name: candidate[: len(layers)] for name, candidate in shown.items()}
     every = {name: run.result.task.space.criteria(candidate) for name, candidate in shown.items()}
-    criteria = {name: tuple(chosen.get(layer.name, "") for layer in layers) for name, chosen in every.items() if chosen}
+    criteria = {
+        name: tuple(chosen.get(layer.name, "") for layer in layers)
+        for name, chosen in every.items()
+        if chosen
+    }
     return Widths(layers=layers, kept=kept, criteria=criteria)
 
 
@@ -220,7 +243,9 @@ def _marks(history: History, run: FinishedRun | None, report: Report | None) -> 
             name=structure.name,
             fitness=row.fitness,
             costs={
-                name: float(getattr(costs, name)([structure.candidate])[0]) for name in _COSTS if hasattr(costs, name)
+                name: float(getattr(costs, name)([structure.candidate])[0])
+                for name in _COSTS
+                if hasattr(costs, name)
             },
         )
         for structure, row in zip(run.structures, report.rows, strict=True)

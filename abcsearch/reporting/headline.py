@@ -13,20 +13,33 @@ if TYPE_CHECKING:
     from abcsearch.results.report import Report
 
 _SHARES = ((1 / 2, "half the"), (1 / 3, "a third of the"), (1 / 4, "a quarter of the"))
-_NAMES = {"top1": "accuracy", "psnr": "PSNR", "ssim": "SSIM", "miou": "mean IoU", "macro_ap": "mean average precision"}
+_NAMES = {
+    "top1": "accuracy",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "miou": "mean IoU",
+    "macro_ap": "mean average precision",
+}
 
 
 def headline(report: Report) -> str:
     """Returns what was found in one sentence: how small, how fast, how accurate, against the full network."""
     full, winner = report.rows[0], report.rows[-1]
-    phrases = [f"{_share(winner.macs / full.macs)} MACs", _time(full.times, winner.times), _accuracy(report)]
+    phrases = [
+        f"{_share(winner.macs / full.macs)} MACs",
+        _time(full.times, winner.times),
+        _accuracy(report),
+    ]
     text = ", ".join(phrase for phrase in phrases if phrase)
     return f"{text[:1].upper()}{text[1:]}."
 
 
 def _share(share: float) -> str:
     """Returns a share in words where it has one."""
-    return next((words for value, words in _SHARES if abs(share - value) < 0.01), f"{100 * share:.3g} % of the")
+    return next(
+        (words for value, words in _SHARES if abs(share - value) < 0.01),
+        f"{100 * share:.3g} % of the",
+    )
 
 
 def _time(before: tuple[ForwardTime, ...], after: tuple[ForwardTime, ...]) -> str:
@@ -47,9 +60,15 @@ def _accuracy(report: Report) -> str:
     full, winner, metric = report.rows[0], report.rows[-1], report.metric
     if winner.after is None or full.after is None:
         known = winner.fitness is not None and full.fitness is not None
-        return f"fitness {winner.fitness:.4f} against {full.fitness:.4f}, not fine-tuned yet" if known else ""
+        return (
+            f"fitness {winner.fitness:.4f} against {full.fitness:.4f}, not fine-tuned yet"
+            if known
+            else ""
+        )
     text = f"{_NAMES.get(metric, metric)} {metric_text(metric, winner.after)} against {metric_text(metric, full.after)}"
-    against = next((difference for difference in report.differences if difference.second == full.network), None)
+    against = next(
+        (difference for difference in report.differences if difference.second == full.network), None
+    )
     if against is None:
         return text
     return f"{text} (\u00b1{100 * against.half:.1f}, on {plural(report.images, 'test image')})"
@@ -61,7 +80,11 @@ def doubts(report: Report) -> list[str]:
     if not near:
         return []
     names = ", ".join(f"{difference.second} ({difference_text(difference)})" for difference in near)
-    how = "the same images, compared one by one" if all(difference.paired for difference in near) else "each by itself"
+    how = (
+        "the same images, compared one by one"
+        if all(difference.paired for difference in near)
+        else "each by itself"
+    )
     return [
         f"Within noise: on {plural(report.images, 'test image')} {report.rows[-1].network} cannot be told apart from "
         f"{names}; 95 % intervals, {how}. More test images, or more seeds, would tell."

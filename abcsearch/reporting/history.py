@@ -154,7 +154,9 @@ def read_history(run_dir: str | Path) -> History:
     )
 
 
-def _baseline_note(folder: RunFolder, settings: Mapping[str, Any], searches: Sequence[SearchHistory]) -> str:
+def _baseline_note(
+    folder: RunFolder, settings: Mapping[str, Any], searches: Sequence[SearchHistory]
+) -> str:
     """Returns that a searched baseline of a finished search is not finished, or ""."""
     wanted = int(settings["n_trials"])
     counts = {search.name: len(search.trials) for search in searches[1:]}
@@ -162,14 +164,18 @@ def _baseline_note(folder: RunFolder, settings: Mapping[str, Any], searches: Seq
         done = counts.get(name, 0)
         if done < wanted and not folder.baseline(name).exhausted():
             again = f"abcsearch resume {quoted(folder.path)}"
-            return f"The {name} baseline is not finished, {done} of {plural(wanted, 'trial')}: {again}"
+            return (
+                f"The {name} baseline is not finished, {done} of {plural(wanted, 'trial')}: {again}"
+            )
     return ""
 
 
 def _names(folder: RunFolder) -> tuple[str, ...]:
     """Returns the names of widths and blocks; none where the file that has them is missing or damaged."""
     try:
-        return tuple(str(name) for name in folder.read_json("population.json")["members"][0]["widths"])
+        return tuple(
+            str(name) for name in folder.read_json("population.json")["members"][0]["widths"]
+        )
     except (RunError, AttributeError, IndexError, KeyError, TypeError):
         return ()
 
@@ -179,7 +185,9 @@ def _search(folder: RunFolder, name: str, n_trials: int) -> SearchHistory:
     contents = read_journal(folder.journal)
     return SearchHistory(
         name=name,
-        trials=tuple(contents.trials[number] for number in sorted(contents.trials) if number < n_trials),
+        trials=tuple(
+            contents.trials[number] for number in sorted(contents.trials) if number < n_trials
+        ),
         finished=finish_times(folder.journal),
         lost={number: len(reasons) for number, reasons in contents.lost.items()},
         decision=contents.decisions.get(n_trials),

@@ -11,7 +11,16 @@ import plotly.graph_objects as go
 from abcsearch.errors import plural
 from abcsearch.reporting.gathering import block_height
 from abcsearch.reporting.plotting import figure_of, layer_axis
-from abcsearch.reporting.words import BLACK, BLUE, LEVELS, ORANGE, SKY, network_color, network_symbol, width_text
+from abcsearch.reporting.words import (
+    BLACK,
+    BLUE,
+    LEVELS,
+    ORANGE,
+    SKY,
+    network_color,
+    network_symbol,
+    width_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +57,10 @@ def widths_chart(widths: Widths) -> go.Figure:
     columns = _columns(widths, winner)
     layers = [column for column in columns if column.layer.level != "block"]
     traces = [_full_bars(columns), *_winner_bars(columns)]
-    traces += [_marks(widths, name, winner, layers, size=max(5, min(11, 400 // len(columns)))) for name in others]
+    traces += [
+        _marks(widths, name, winner, layers, size=max(5, min(11, 400 // len(columns))))
+        for name in others
+    ]
     unit = "channels" if len(layers) == len(columns) else "channels (blocks: coloured if kept)"
     figure = figure_of(traces, "", unit, 520)
     figure.update_layout(barmode="overlay")
@@ -102,7 +114,9 @@ def _winner_bars(columns: Sequence[_Column]) -> list[go.Bar]:
     return bars
 
 
-def _marks(widths: Widths, name: str, winner: str, layers: Sequence[_Column], *, size: int) -> go.Scatter:
+def _marks(
+    widths: Widths, name: str, winner: str, layers: Sequence[_Column], *, size: int
+) -> go.Scatter:
     """Returns a baseline's widths as marks over the bars of layers."""
     kept = [widths.kept[name][column.index] for column in layers]
     return go.Scatter(
@@ -151,7 +165,9 @@ def sensitivity_chart(found: Sensitivity) -> go.Figure:
                 },
             )
         )
-    figure = figure_of(traces, "", "trials overtaken by one standard deviation<br>more width, % of all", 480)
+    figure = figure_of(
+        traces, "", "trials overtaken by one standard deviation<br>more width, % of all", 480
+    )
     figure.update_layout(bargap=0.25, showlegend=True)
     figure.update_yaxes(zeroline=True, zerolinecolor="#555", zerolinewidth=1)
     layer_axis(figure, names)
@@ -183,7 +199,12 @@ def parallel_chart(found: BestTrials, layers: Sequence[Layer]) -> go.Figure:
     text = f"winner: trial {found.numbers[0]}"
     traces += [
         go.Scatter(
-            x=x, y=median, mode="lines", line=dashes, name="median of all trials", hovertemplate=f"median {hover}"
+            x=x,
+            y=median,
+            mode="lines",
+            line=dashes,
+            name="median of all trials",
+            hovertemplate=f"median {hover}",
         ),
         go.Scatter(
             x=x,

@@ -193,7 +193,9 @@ def _seen(value: Any) -> Any:  # noqa: ANN401 - any JSON value
         return escaped(value)
     if isinstance(value, dict):
         return {key: _seen(inner) for key, inner in cast("dict[str, Any]", value).items()}
-    return [_seen(inner) for inner in cast("list[Any]", value)] if isinstance(value, list) else value
+    return (
+        [_seen(inner) for inner in cast("list[Any]", value)] if isinstance(value, list) else value
+    )
 
 
 def paragraph(text: str, kind: str = "") -> str:
@@ -224,14 +226,18 @@ def table(cells: Sequence[Sequence[str]], numbers: Sequence[int] = (), kind: str
     kinds = [' class="n"' if column in numbers else "" for column in range(len(head))]
     top = "".join(f"<th{kind}>{_safe(cell)}</th>" for kind, cell in zip(kinds, head, strict=True))
     body = "\n".join(
-        "<tr>" + "".join(f"<td{kind}>{_safe(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
+        "<tr>"
+        + "".join(f"<td{kind}>{_safe(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
+        + "</tr>"
         for row in rows
     )
     opened = f'<table class="{kind}">' if kind else "<table>"
     return f'<div class="scroll">{opened}<thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
-def network_table(names: Sequence[str], parts: Sequence[tuple[str, Sequence[Line]]], order: Sequence[int]) -> str:
+def network_table(
+    names: Sequence[str], parts: Sequence[tuple[str, Sequence[Line]]], order: Sequence[int]
+) -> str:
     """Returns the table of networks: a column for each; below every number, what it is against the full network.
 
     Args:
@@ -245,18 +251,24 @@ def network_table(names: Sequence[str], parts: Sequence[tuple[str, Sequence[Line
     for title, lines in parts:
         rows.append(f'<tr class="part"><th colspan="{len(names) + 1}">{_safe(title)}</th></tr>')
         for line in lines:
-            cells = "".join(f'<td class="{kinds[index]}">{_cell(*line.cells[index])}</td>' for index in order)
+            cells = "".join(
+                f'<td class="{kinds[index]}">{_cell(*line.cells[index])}</td>' for index in order
+            )
             rows.append(f"<tr><td>{_safe(line.name)}</td>{cells}</tr>")
     body = "\n".join(rows)
     head = f"<thead><tr><th></th>{top}</tr></thead>"
-    return f'<div class="scroll"><table class="networks">{head}<tbody>\n{body}\n</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table class="networks">{head}<tbody>\n{body}\n</tbody></table></div>'
+    )
 
 
 def _cell(text: str, change: str) -> str:
     """Returns a number; what is in brackets after it, and below what it is against the full network, in small."""
     number, bracket, rest = text.partition(" (")
     inside = f"<small>{_safe(f'({rest}')}</small>" if bracket else ""
-    return f"{_safe(_bound(number))}{inside}" + (f"<small>{_safe(_bound(change))}</small>" if change else "")
+    return f"{_safe(_bound(number))}{inside}" + (
+        f"<small>{_safe(_bound(change))}</small>" if change else ""
+    )
 
 
 def check_page(out: Path, usual: str) -> None:

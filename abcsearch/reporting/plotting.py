@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
-_AXIS = {"showline": True, "linecolor": "#888", "gridcolor": "#e6e6e6", "zeroline": False, "ticks": "outside"}
+_AXIS = {
+    "showline": True,
+    "linecolor": "#888",
+    "gridcolor": "#e6e6e6",
+    "zeroline": False,
+    "ticks": "outside",
+}
 
 
 def figure_of(traces: Sequence[Any], x: str, y: str, height: int = 420) -> go.Figure:
@@ -35,7 +41,9 @@ def figure_of(traces: Sequence[Any], x: str, y: str, height: int = 420) -> go.Fi
     return figure
 
 
-def cost_buttons(figure: go.Figure, costs: Sequence[str], choices: Sequence[tuple[list[Any], dict[str, Any]]]) -> None:
+def cost_buttons(
+    figure: go.Figure, costs: Sequence[str], choices: Sequence[tuple[list[Any], dict[str, Any]]]
+) -> None:
     """Adds a button per cost above a chart, unless there is only one.
 
     Args:
@@ -49,8 +57,17 @@ def cost_buttons(figure: go.Figure, costs: Sequence[str], choices: Sequence[tupl
         {"label": cost_name(cost), "method": "update", "args": [{"visible": visible}, layout]}
         for cost, (visible, layout) in zip(costs, choices, strict=True)
     ]
-    menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left", "y": 1.1}
-    figure.update_layout(updatemenus=[{**menu, "yanchor": "bottom", "showactive": True}], margin={"t": 90})
+    menu = {
+        "type": "buttons",
+        "direction": "right",
+        "buttons": buttons,
+        "x": 0,
+        "xanchor": "left",
+        "y": 1.1,
+    }
+    figure.update_layout(
+        updatemenus=[{**menu, "yanchor": "bottom", "showactive": True}], margin={"t": 90}
+    )
 
 
 def layer_axis(figure: go.Figure, names: Sequence[str]) -> None:
@@ -65,6 +82,10 @@ def layer_axis(figure: go.Figure, names: Sequence[str]) -> None:
         tickangle=-90 if len(names) > 12 else -40,
         tickfont={"size": size},
         range=[-0.7, len(names) - 0.3],
-        title={"text": "layers in network order" if step == 1 else f"layers in network order; every {step}. is named"},
+        title={
+            "text": "layers in network order"
+            if step == 1
+            else f"layers in network order; every {step}. is named"
+        },
         showgrid=False,
     )

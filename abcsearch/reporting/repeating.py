@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
     from abcsearch.reporting.history import History
 
-_PARTS = ("model", "data", "searcher", "evaluator", "prepare")  # their options stand beside their names in a config
+_PARTS = (
+    "model",
+    "data",
+    "searcher",
+    "evaluator",
+    "prepare",
+)  # their options stand beside their names in a config
 
 
 def config_toml(settings: Mapping[str, Any]) -> str:
@@ -32,12 +38,18 @@ def config_toml(settings: Mapping[str, Any]) -> str:
             plain[key] = {**kept, **(value.get("options") or {})}
         else:
             plain[key] = value
-    singles = {key: value for key, value in plain.items() if not isinstance(value, dict) and value is not None}
+    singles = {
+        key: value
+        for key, value in plain.items()
+        if not isinstance(value, dict) and value is not None
+    }
     tables = {key: value for key, value in plain.items() if isinstance(value, dict)}
     lines = [f"{_key(key)} = {_value(value)}" for key, value in singles.items()]
     for key, table in tables.items():
         lines += ["", f"[{_key(key)}]"]
-        lines += [f"{_key(name)} = {_value(value)}" for name, value in table.items() if value is not None]
+        lines += [
+            f"{_key(name)} = {_value(value)}" for name, value in table.items() if value is not None
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -48,7 +60,13 @@ def _key(name: str) -> str:
 
 def _text(value: str) -> str:
     """Returns a text as TOML has it, which is as JSON has it; what is not seen is escaped as TOML reads it again."""
-    return escaped(re.sub("[\x7f-\x9f\xad]", lambda c: f"\\u{ord(c[0]):04x}", json.dumps(value, ensure_ascii=False)))
+    return escaped(
+        re.sub(
+            "[\x7f-\x9f\xad]",
+            lambda c: f"\\u{ord(c[0]):04x}",
+            json.dumps(value, ensure_ascii=False),
+        )
+    )
 
 
 def _value(value: Any) -> str:  # noqa: ANN401 - a plain JSON value
@@ -56,7 +74,11 @@ def _value(value: Any) -> str:  # noqa: ANN401 - a plain JSON value
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None) + "}"
+        return (
+            "{"
+            + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None)
+            + "}"
+        )
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_value, value)) + "]"
     if isinstance(value, float) and not math.isfinite(value):
@@ -79,9 +101,16 @@ def again_text(history: History, recipe: Mapping[str, Any] | None = None) -> str
         history: of a run of a config file.
         recipe: that its winner was fine-tuned with, if it was.
     """
-    lines = ["abcsearch search config.toml --run-dir NEW_FOLDER   # with the settings below as config.toml"]
+    lines = [
+        "abcsearch search config.toml --run-dir NEW_FOLDER   # with the settings below as config.toml"
+    ]
     return "\n".join(
-        lines + ([finetune_command("NEW_FOLDER", recipe, history.settings.get("finetune", {}))] if recipe else [])
+        lines
+        + (
+            [finetune_command("NEW_FOLDER", recipe, history.settings.get("finetune", {}))]
+            if recipe
+            else []
+        )
     )
 
 
@@ -115,12 +144,16 @@ def load_text(history: History, *, configured: bool, tuned: bool = False) -> str
 def facts(history: History) -> list[tuple[str, str]]:
     """Returns what a run was made with: versions, machine, commit, seed."""
     here, settings = history.environment, history.settings
-    versions = ", ".join(f"{name} {version}" for name, version in here.get("versions", {}).items() if version)
+    versions = ", ".join(
+        f"{name} {version}" for name, version in here.get("versions", {}).items() if version
+    )
     commit = here.get("git")
     changed = " with changes that are not committed" if here.get("git_changed") else ""
     identity = history.header["identity"]
     split = identity.get("split", {})
-    counts = ", ".join(f"{split[part]:,} {part}" for part in ("train", "validation", "test") if part in split)
+    counts = ", ".join(
+        f"{split[part]:,} {part}" for part in ("train", "validation", "test") if part in split
+    )
     rows = {
         "started": here.get("started"),
         "seed": settings["seed"],

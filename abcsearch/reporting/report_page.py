@@ -11,7 +11,16 @@ from abcsearch.formats import duration_text
 from abcsearch.reporting.charts import page_charts, thinned_note
 from abcsearch.reporting.drawings import drawings
 from abcsearch.reporting.headline import doubts, headline
-from abcsearch.reporting.page import Page, Section, check_page, code, link, network_table, paragraph, table
+from abcsearch.reporting.page import (
+    Page,
+    Section,
+    check_page,
+    code,
+    link,
+    network_table,
+    paragraph,
+    table,
+)
 from abcsearch.reporting.repeating import again_text, command_line, config_toml, facts, load_text
 from abcsearch.reporting.tables import network_lines, width_cells
 from abcsearch.reporting.words import change_text, time_change
@@ -82,7 +91,11 @@ def _written(found: Gathered, page: Path) -> Path:
     """Writes the page, and what is beside it."""
     folder, name = RunFolder(page.parent), page.stem
     for picture, draw in drawings(found).items():
-        folder.write(f"{name}/{picture}.png", lambda path, draw=draw: draw().savefig(path, format="png"), lasting=False)
+        folder.write(
+            f"{name}/{picture}.png",
+            lambda path, draw=draw: draw().savefig(path, format="png"),
+            lasting=False,
+        )
     if found.report is not None:
         write_report(found.report, folder, {"charts": found.charts()}, name)
     else:
@@ -128,7 +141,9 @@ def title_of(found: Gathered) -> str:
     if found.report is not None:
         return found.report.title
     settings = found.history.settings
-    bounds = ", ".join(f"{name} {bound}" for name, bound in settings.get("budget", {}).items() if bound is not None)
+    bounds = ", ".join(
+        f"{name} {bound}" for name, bound in settings.get("budget", {}).items() if bound is not None
+    )
     return f"{found.history.searcher}: {plural(settings['n_trials'], 'trial')}, budget {bounds or 'none'}"
 
 
@@ -150,9 +165,13 @@ def _warnings(found: Gathered) -> list[str]:
     warnings: list[str] = []
     if not found.history.over:
         again = f"abcsearch resume {quoted(found.history.path)}"
-        warnings.append(f"The search is not finished: this is how far it is. Continue it with: {again}")
+        warnings.append(
+            f"The search is not finished: this is how far it is. Continue it with: {again}"
+        )
     if found.missing is not None:
-        warnings.append(f"Shown is what the run folder itself holds, without the table of networks: {found.missing}")
+        warnings.append(
+            f"Shown is what the run folder itself holds, without the table of networks: {found.missing}"
+        )
     warnings += found.report.damaged if found.report is not None else ()
     warnings += doubts(found.report) if found.report is not None else ()
     warnings += found.history.known
@@ -167,9 +186,15 @@ def _tiles(found: Gathered) -> list[tuple[str, str]]:
     if found.report is None:
         return tiles
     full, winner, metric = found.report.rows[0], found.report.rows[-1], found.report.metric
-    tiles += [(change_text(full.macs, winner.macs), "MACs"), (change_text(full.params, winner.params), "parameters")]
     tiles += [
-        (time_change(before, after), f"forward time, {before.where}{'' if after.apart(before) else ': see the note'}")
+        (change_text(full.macs, winner.macs), "MACs"),
+        (change_text(full.params, winner.params), "parameters"),
+    ]
+    tiles += [
+        (
+            time_change(before, after),
+            f"forward time, {before.where}{'' if after.apart(before) else ': see the note'}",
+        )
         for before, after in zip(full.times, winner.times, strict=True)
     ]
     if winner.after is not None:
@@ -189,9 +214,14 @@ def _networks(found: Gathered) -> Section | None:
         "here, of whole batches. Fitness is what the search maximises: how good a network is on search-validation, "
         "images held out of training, before any fine-tuning."
     )
-    first = [len(names) - 1, *range(len(names) - 1)]  # the winner first: on a telephone it is seen without scrolling
+    first = [
+        len(names) - 1,
+        *range(len(names) - 1),
+    ]  # the winner first: on a telephone it is seen without scrolling
     body = network_table(names, network_lines(found.report), first)
-    return Section(title="Networks", lead=lead, body=body + paragraph(found.report.notes[0], "note"))
+    return Section(
+        title="Networks", lead=lead, body=body + paragraph(found.report.notes[0], "note")
+    )
 
 
 def _fitness(found: Gathered) -> Section:
@@ -201,7 +231,9 @@ def _fitness(found: Gathered) -> Section:
     lead = "A point is a trial, a line the best so far. Fitness is measured on search-validation, before fine-tuning."
     search = found.history.own
     return Section(
-        title="Fitness over trials", lead=f"{lead} {scored(search.trials, search.decision)}", chart="fitness"
+        title="Fitness over trials",
+        lead=f"{lead} {scored(search.trials, search.decision)}",
+        chart="fitness",
     )
 
 
@@ -222,7 +254,11 @@ def _widths(found: Gathered) -> Section | None:
     """Returns the widths, as a chart and as a table."""
     if found.widths is None:
         return None
-    unknown = "" if found.run is not None else " Without the network, full is the largest width that a trial had."
+    unknown = (
+        ""
+        if found.run is not None
+        else " Without the network, full is the largest width that a trial had."
+    )
     lead = (
         "Layer by layer, how many channels (the filters of a convolution) stay, before ⇒ after. Grey is the full "
         "network, coloured what the winner keeps of it. Level filter: channels inside a block; stage: those that all "
@@ -293,7 +329,11 @@ def _parallel(found: Gathered) -> Section | None:
 def _timeline(found: Gathered) -> Section:
     """Returns when evaluations ran, and the failures."""
     timeline = found.timeline
-    side = f"; at most {timeline.lanes} side by side" if timeline.lanes > 1 else ", one after the other"
+    side = (
+        f"; at most {timeline.lanes} side by side"
+        if timeline.lanes > 1
+        else ", one after the other"
+    )
     lead = (
         f"{duration_text(timeline.busy)} of evaluations in {duration_text(timeline.seconds)}{side}. A row is not a "
         f"worker, which the journal does not name, but what ran at the same time. Time without any evaluation for more "
@@ -304,12 +344,23 @@ def _timeline(found: Gathered) -> Section:
     body = "<h3>Failures</h3>" + paragraph("No trial failed.")
     if timeline.failures:
         prefix = f"{found.history.searcher} "
-        rows = [[f.reason, str(len(f.trials)), _listed(f.trials, prefix)] for f in timeline.failures]
-        body = "<h3>Failures</h3>" + table([["reason (of the first)", "trials", "which"], *rows], [1])
+        rows = [
+            [f.reason, str(len(f.trials)), _listed(f.trials, prefix)] for f in timeline.failures
+        ]
+        body = "<h3>Failures</h3>" + table(
+            [["reason (of the first)", "trials", "which"], *rows], [1]
+        )
     lost = sum(sum(search.lost.values()) for search in found.history.evaluated)
     if lost:
-        body += paragraph(f"Workers were lost {lost} time(s) during an evaluation, which was then run again.")
-    return Section(title="Timeline and failures", lead=lead if timeline.bars else "", chart="timeline", body=body)
+        body += paragraph(
+            f"Workers were lost {lost} time(s) during an evaluation, which was then run again."
+        )
+    return Section(
+        title="Timeline and failures",
+        lead=lead if timeline.bars else "",
+        chart="timeline",
+        body=body,
+    )
 
 
 def _listed(trials: tuple[str, ...], prefix: str, most: int = 12) -> str:
@@ -320,7 +371,11 @@ def _listed(trials: tuple[str, ...], prefix: str, most: int = 12) -> str:
 
 def _load(found: Gathered) -> Section:
     """Returns how to load the network."""
-    body = code(load_text(found.history, configured="model" in found.history.settings, tuned=bool(_recipe(found))))
+    body = code(
+        load_text(
+            found.history, configured="model" in found.history.settings, tuned=bool(_recipe(found))
+        )
+    )
     card = Path("export", "README.md")
     if (found.history.path / card).is_file():
         body += link(card.as_posix(), "The model card: what it expects, and what it is worth")
@@ -349,8 +404,12 @@ def _repeat(found: Gathered) -> Section:
     body = code(command) if command else ""
     if "model" in history.settings:
         lead = "Settings, seed and versions decide the trials. "
-        lead += "The command that started it, and all its settings:" if command else "All its settings:"
-        body += code(again_text(history, _recipe(found))) + code(config_toml(history.settings), "settings")
+        lead += (
+            "The command that started it, and all its settings:" if command else "All its settings:"
+        )
+        body += code(again_text(history, _recipe(found))) + code(
+            config_toml(history.settings), "settings"
+        )
     else:
         lead = "It was started from Python, with objects of your own; its settings were:"
         body += code(config_toml(history.settings), "settings")

@@ -96,7 +96,9 @@ def layer_sensitivity(trials: Sequence[Trial], layers: Sequence[Layer]) -> Sensi
     kept = [trial.candidate[: len(layers)] for trial in used]
     widths = np.array(kept, dtype=float).reshape(len(used), len(layers))
     varied = np.flatnonzero(np.ptp(widths, axis=0) > 0) if len(used) else np.array([], dtype=int)
-    constant = tuple(layer.name for index, layer in enumerate(layers) if index not in set(varied.tolist()))
+    constant = tuple(
+        layer.name for index, layer in enumerate(layers) if index not in set(varied.tolist())
+    )
     fitness = np.array([trial.fitness for trial in used])
     reason = _too_little(len(used), len(varied), fitness)
     if reason is not None:
@@ -108,10 +110,18 @@ def layer_sensitivity(trials: Sequence[Trial], layers: Sequence[Layer]) -> Sensi
     draws = _bootstrap(x, y, penalty)
     low, high = np.percentile(draws, _LEVEL, axis=0)
     effects = tuple(
-        Effect(name=layers[index].name, level=layers[index].level, effect=float(e), low=float(lo), high=float(hi))
+        Effect(
+            name=layers[index].name,
+            level=layers[index].level,
+            effect=float(e),
+            low=float(lo),
+            high=float(hi),
+        )
         for index, e, lo, hi in zip(varied.tolist(), model.coef_, low, high, strict=True)
     )
-    return Sensitivity(trials=len(used), effects=effects, constant=constant, explained=_explained(x, y))
+    return Sensitivity(
+        trials=len(used), effects=effects, constant=constant, explained=_explained(x, y)
+    )
 
 
 def _too_little(trials: int, varied: int, fitness: NDArray[np.float64]) -> str | None:
@@ -126,7 +136,9 @@ def _too_little(trials: int, varied: int, fitness: NDArray[np.float64]) -> str |
     return "all trials have the same fitness" if np.ptp(fitness) == 0 else None
 
 
-def _bootstrap(x: NDArray[np.float64], y: NDArray[np.float64], penalty: float) -> NDArray[np.float64]:
+def _bootstrap(
+    x: NDArray[np.float64], y: NDArray[np.float64], penalty: float
+) -> NDArray[np.float64]:
     """Returns the coefficients of ridge regressions on trials drawn with replacement, (draws, layers)."""
     rng, count = numpy_stream(0, "sensitivity"), len(y)
     draws = np.empty((_DRAWS, x.shape[1]))

@@ -35,25 +35,36 @@ def network_lines(report: Report) -> list[tuple[str, list[Line]]]:
     """Returns the table of networks in parts: (title, lines). Changes are against the full network."""
     rows = report.rows
     columns = [
-        ("Size", [*_counts(rows), _line("weights", rows, [row.size_mb for row in rows], "{:.3g} MB")]),
+        (
+            "Size",
+            [*_counts(rows), _line("weights", rows, [row.size_mb for row in rows], "{:.3g} MB")],
+        ),
         ("Forward time, median (middle half of the passes)", _times(rows)),
         ("Search-validation", [_points("fitness", rows, [row.fitness for row in rows], "")]),
     ]
     for metric in dict.fromkeys(name for row in rows for name in row.tests):
         tests = [_comparable(row, row.tests.get(metric, {})) for row in rows]
         both = ("before", "after")
-        lines = [_points(f"{when} fine-tuning", rows, [t.get(when) for t in tests], metric) for when in both]
+        lines = [
+            _points(f"{when} fine-tuning", rows, [t.get(when) for t in tests], metric)
+            for when in both
+        ]
         if metric in SHARES and report.images:
             lines[-1] = _with_intervals(lines[-1], [t.get("after") for t in tests], report.images)
         changes = tuple((_tuning(metric, tested), "") for tested in tests)
-        columns.append((f"Test, {metric}", [*lines, Line(name="change by fine-tuning", cells=changes)]))
+        columns.append(
+            (f"Test, {metric}", [*lines, Line(name="change by fine-tuning", cells=changes)])
+        )
     return columns
 
 
 def _with_intervals(line: Line, values: Sequence[float | None], images: int) -> Line:
     """Returns a line of shares of so many images, each with its 95 % interval."""
     cells = [
-        (text if value is None or not 0 <= value <= 1 else f"{text} ({_ends(value, images)})", change)
+        (
+            text if value is None or not 0 <= value <= 1 else f"{text} ({_ends(value, images)})",
+            change,
+        )
         for value, (text, change) in zip(values, line.cells, strict=True)
     ]
     return Line(name=f"{line.name}, 95 % interval", cells=tuple(cells))
@@ -82,7 +93,10 @@ def _counts(rows: Sequence[Row]) -> list[Line]:
         Line(
             name=title,
             cells=tuple(
-                (cost_text(name, getattr(row, name)), _change(row, rows[0], getattr(rows[0], name), getattr(row, name)))
+                (
+                    cost_text(name, getattr(row, name)),
+                    _change(row, rows[0], getattr(rows[0], name), getattr(row, name)),
+                )
                 for row in rows
             ),
         )
@@ -92,7 +106,10 @@ def _counts(rows: Sequence[Row]) -> list[Line]:
 
 def _line(name: str, rows: Sequence[Row], values: Sequence[float], form: str) -> Line:
     """Returns numbers with their changes in per cent."""
-    cells = [(form.format(v), _change(row, rows[0], values[0], v)) for row, v in zip(rows, values, strict=True)]
+    cells = [
+        (form.format(v), _change(row, rows[0], values[0], v))
+        for row, v in zip(rows, values, strict=True)
+    ]
     return Line(name=name, cells=tuple(cells))
 
 
@@ -124,7 +141,9 @@ def _points(name: str, rows: Sequence[Row], values: Sequence[float | None], metr
     cells = [
         (
             "-" if value is None else metric_text(metric, value),
-            "" if value is None or full is None or row is rows[0] else _difference(metric, value - full),
+            ""
+            if value is None or full is None or row is rows[0]
+            else _difference(metric, value - full),
         )
         for row, value in zip(rows, values, strict=True)
     ]
@@ -134,7 +153,9 @@ def _points(name: str, rows: Sequence[Row], values: Sequence[float | None], metr
 def _difference(metric: str, value: float) -> str:
     """Returns a difference of a metric: shares in points, ratios of signals in dB."""
     text = (
-        f"{100 * value:+.2f} points" if is_share(metric) else f"{'+' if value >= 0 else ''}{metric_text(metric, value)}"
+        f"{100 * value:+.2f} points"
+        if is_share(metric)
+        else f"{'+' if value >= 0 else ''}{metric_text(metric, value)}"
     )
     return text.replace("-", "\u2212")
 
@@ -149,7 +170,9 @@ def width_cells(widths: Widths) -> list[list[str]]:
     for index, layer in enumerate(widths.layers):
         kept = [widths.kept[name][index] for name in names]
         share = "" if layer.level == "block" else f" ({100 * kept[0] / layer.full:.0f} %)"
-        others = [str(value) if layer.level != "block" else width_text(layer, value) for value in kept[1:]]
+        others = [
+            str(value) if layer.level != "block" else width_text(layer, value) for value in kept[1:]
+        ]
         rows.append([layer.name, layer.level, width_text(layer, kept[0]) + share, *others])
         rows[-1] += [chosen[index]] if chosen else []
     return [head, *rows]

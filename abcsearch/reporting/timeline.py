@@ -106,7 +106,15 @@ def run_timeline(searches: Sequence[SearchHistory]) -> Timeline:
                 continue
             state: State = "succeeded" if evaluation.failure is None else "failed"
             lost = search.lost.get(trial.number, 0)
-            bar = Bar(search=search.name, trial=trial.number, lane=0, start=0, end=0, state=state, lost=lost)
+            bar = Bar(
+                search=search.name,
+                trial=trial.number,
+                lane=0,
+                start=0,
+                end=0,
+                state=state,
+                lost=lost,
+            )
             spans.append((end - max(evaluation.seconds, 0.0), end, bar))
         evaluated |= {trial.candidate for trial in search.trials}
     spans.sort(key=lambda span: span[:2])
@@ -123,7 +131,9 @@ def run_timeline(searches: Sequence[SearchHistory]) -> Timeline:
     )
 
 
-def _compressed(spans: Sequence[tuple[float, float]]) -> tuple[tuple[tuple[float, float], ...], list[float], float]:
+def _compressed(
+    spans: Sequence[tuple[float, float]],
+) -> tuple[tuple[tuple[float, float], ...], list[float], float]:
     """Returns the cuts, what to take off the times of each span, and the length of the axis; spans by start."""
     if not spans:
         return (), [], 0.0
@@ -145,7 +155,9 @@ def _compressed(spans: Sequence[tuple[float, float]]) -> tuple[tuple[tuple[float
     return tuple(cuts), shifts, length + width * len(gaps)
 
 
-def _laned(spans: Sequence[tuple[float, float, Bar]], shifts: Sequence[float]) -> tuple[tuple[Bar, ...], int]:
+def _laned(
+    spans: Sequence[tuple[float, float, Bar]], shifts: Sequence[float]
+) -> tuple[tuple[Bar, ...], int]:
     """Returns the bars, each in the first lane that is free, and how many lanes that takes.
 
     A line is written a moment after the evaluation has ended: bars may overlap by so much and still share a lane.

@@ -16,7 +16,11 @@ PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#9AA0A6"
 SERIES = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, "#8C6D00", "#5B5B5B")
 LEVELS = {"filter": SKY, "stage": BLUE, "block": PURPLE, "": BLUE}
 NETWORKS = {"full": BLACK, "uniform": GREEN, "random": ORANGE}
-SYMBOLS = {"full": ("square", "s"), "uniform": ("diamond", "D"), "random": ("triangle-up", "^")}  # plotly, matplotlib
+SYMBOLS = {
+    "full": ("square", "s"),
+    "uniform": ("diamond", "D"),
+    "random": ("triangle-up", "^"),
+}  # plotly, matplotlib
 
 COSTS = {
     "macs": "MACs",
@@ -54,7 +58,10 @@ def short_name(name: str, longest: int = _LONGEST) -> str:
 def short_names(names: list[str], longest: int = _LONGEST) -> list[str]:
     """Returns names for an axis, all different: numbered where they are not when shortened."""
     shown = [short_name(name, longest) for name in names]
-    return [text if shown.count(text) == 1 else f"{text} ({index + 1})" for index, text in enumerate(shown)]
+    return [
+        text if shown.count(text) == 1 else f"{text} ({index + 1})"
+        for index, text in enumerate(shown)
+    ]
 
 
 def cost_name(cost: str) -> str:
@@ -76,12 +83,16 @@ def change_text(before: float, after: float) -> str:
     if before == 0:
         return ""
     change = 100 * (after - before) / before
-    return "0 %" if abs(change) < 0.05 else f"{change:+.1f} %".replace("-", "\u2212")  # a minus sign
+    return (
+        "0 %" if abs(change) < 0.05 else f"{change:+.1f} %".replace("-", "\u2212")
+    )  # a minus sign
 
 
 def time_change(before: ForwardTime, after: ForwardTime) -> str:
     """Returns the change of a forward time in per cent, or that there is none to be told from chance."""
-    return change_text(before.median_ms, after.median_ms) if after.apart(before) else "not told apart"
+    return (
+        change_text(before.median_ms, after.median_ms) if after.apart(before) else "not told apart"
+    )
 
 
 def width_text(layer: Layer, kept: int) -> str:

@@ -38,7 +38,9 @@ def feeding(info: Mapping[str, Any]) -> list[str]:
     """
     shape, mean, std = (info["input"][key] for key in ("shape", "mean", "std"))
     if isinstance(shape, dict):
-        several = ", ".join(f"{name} (batch, {', '.join(map(str, sizes))})" for name, sizes in shape.items())
+        several = ", ".join(
+            f"{name} (batch, {', '.join(map(str, sizes))})" for name, sizes in shape.items()
+        )
         return [f"input: several, by name: {several}", f"output: {_output(info)}"]
     layout = _SHAPES.get(len(shape) + 1)
     sizes = ", ".join(map(str, shape))
@@ -48,7 +50,9 @@ def feeding(info: Mapping[str, Any]) -> list[str]:
         how = f"(x - mean) / std for each channel, mean {_listed(mean)}, std {_listed(std)}"
         lines.append(f"pixels: scaled to [0, 1], then {how}")
     else:
-        lines.append("values: as the data set of the run gives them; how these were normalised is not known")
+        lines.append(
+            "values: as the data set of the run gives them; how these were normalised is not known"
+        )
     return [*lines, f"output: {_output(info)}"]
 
 
@@ -116,16 +120,32 @@ def _place(made: Exported) -> Path:
         return made.path.with_name(f"{made.path.name}.md")
     path = (made.path if made.format in FOLDERS else made.path.parent) / "README.md"
     return (
-        path.with_name("model-card.md") if path.exists() and _MARK not in path.read_text("utf-8", "replace") else path
+        path.with_name("model-card.md")
+        if path.exists() and _MARK not in path.read_text("utf-8", "replace")
+        else path
     )
 
 
 def _front_matter(run: FinishedRun, info: Mapping[str, Any], licence: str) -> list[str]:
     """Returns the metadata that hubs of models read."""
     tags = ["pruning", "abcsearch", *(link["name"] for link in info.get("chain", ()))]
-    fields = {"license": licence, "library_name": "pytorch", "tags": tags, "datasets": [run.config.data.name]}
+    fields = {
+        "license": licence,
+        "library_name": "pytorch",
+        "tags": tags,
+        "datasets": [run.config.data.name],
+    }
     return [
-        "\n".join(["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()), "---"])
+        "\n".join(
+            [
+                "---",
+                *(
+                    f"{key}: {json.dumps(value, ensure_ascii=False)}"
+                    for key, value in fields.items()
+                ),
+                "---",
+            ]
+        )
     ]
 
 
@@ -153,7 +173,10 @@ def _numbers(
 ) -> list[list[str]]:
     """Returns the numbers beside those of the full network."""
     full = run.structures[0]
-    costs = {name: int(getattr(run.result.task.graph.costs, name)([full.candidate])[0]) for name in ("macs", "params")}
+    costs = {
+        name: int(getattr(run.result.task.graph.costs, name)([full.candidate])[0])
+        for name in ("macs", "params")
+    }
     rows = [["", "full network", "this one"]]
     rows += [[label, f"{costs[key]:,}", f"{info[key]:,} ({100 * info[key] / costs[key]:.3g} %)"]
              for key, label in (("macs", "MACs of one image"), ("params", "parameters"))]  # fmt: skip
@@ -219,7 +242,11 @@ def _links(chain: Chain | None) -> list[str]:
     """Returns the table of the chain."""
     if chain is None or len(chain.links) < 2:
         return []
-    return ["## Link by link", _table(chain.cells()), "\n".join(f"- {_cell(line)}" for line in chain.lines())]
+    return [
+        "## Link by link",
+        _table(chain.cells()),
+        "\n".join(f"- {_cell(line)}" for line in chain.lines()),
+    ]
 
 
 def _loading(made: Exported, info: Mapping[str, Any]) -> list[str]:
@@ -244,7 +271,9 @@ def _loading(made: Exported, info: Mapping[str, Any]) -> list[str]:
     if isinstance(shape, dict):
         return told
     sizes = [f"x:{n}x{'x'.join(map(str, shape))}" for n in (1, 1, 64)]
-    flags = " ".join(f"--{key}Shapes={value}" for key, value in zip(("min", "opt", "max"), sizes, strict=True))
+    flags = " ".join(
+        f"--{key}Shapes={value}" for key, value in zip(("min", "opt", "max"), sizes, strict=True)
+    )
     kind = "--int8 --fp16" if _is_int8(info) else "--fp16"
     command = f"trtexec --onnx={file} --saveEngine=model.engine {kind} {flags}"
     note = "In TensorRT (x is the name of the input, as session.get_inputs() has it; not run here):"
@@ -255,20 +284,30 @@ def _code(language: str, text: str) -> str:
     return f"```{language}\n{text}\n```"
 
 
-def _origin(run: FinishedRun, structure: Structure, info: Mapping[str, Any], licence: str) -> list[list[str]]:
+def _origin(
+    run: FinishedRun, structure: Structure, info: Mapping[str, Any], licence: str
+) -> list[list[str]]:
     """Returns data, search and versions."""
     config, data, header = run.config, run.result.task.data, run.folder.header()
     options = ", ".join(f"{key} {value}" for key, value in info["data"].items() if key != "name")
-    versions = ", ".join(f"{name} {version}" for name, version in header["environment"].get("versions", {}).items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in header["environment"].get("versions", {}).items()
+    )
     counts = f"{len(data.train):,} training, {len(data.validation):,} search-validation, {len(data.test):,} test images"
     bounds = ", ".join(f"{name} {bound}" for name, bound in config.budget.bounds.items())
     rows = [
         ["data", f"{config.data.name}{f' ({options})' if options else ''}: {counts}"],
         ["budget", bounds],
-        ["search", f"{config.searcher.name}, {plural(len(run.result.trials), 'trial')}, seed {config.seed}"],
+        [
+            "search",
+            f"{config.searcher.name}, {plural(len(run.result.trials), 'trial')}, seed {config.seed}",
+        ],
         ["fitness", config.evaluator.name],
         ["channels kept by", ", ".join(config.criteria)],
-        ["widths", ", ".join(f"{name} {kept} of {of}" for name, (kept, of) in info["widths"].items())],
+        [
+            "widths",
+            ", ".join(f"{name} {kept} of {of}" for name, (kept, of) in info["widths"].items()),
+        ],
         ["network", structure.name],
         ["licence of the weights", licence],
         ["made with", versions],

@@ -146,7 +146,13 @@ def apply_chain(  # noqa: PLR0913 - all but the first four have a good default
         links.append(_linked(number, part, transform, links[-1], work))
     known = _known(work.folder)
     goal = find_objective(data.objective)
-    chain = Chain(folder=work.folder, links=tuple(links), metric=goal.headline, images=len(data.test), threads=threads)
+    chain = Chain(
+        folder=work.folder,
+        links=tuple(links),
+        metric=goal.headline,
+        images=len(data.test),
+        threads=threads,
+    )
     if known is not None and known.links == chain.links:
         return known
     doing("measuring forward time of all links in turns")
@@ -156,7 +162,9 @@ def apply_chain(  # noqa: PLR0913 - all but the first four have a good default
     return chain
 
 
-def chain_model(chain: Chain, constructor: Callable[..., nn.Module] | None = None, number: int = -1) -> nn.Module:
+def chain_model(
+    chain: Chain, constructor: Callable[..., nn.Module] | None = None, number: int = -1
+) -> nn.Module:
     """Returns the network of a link, in evaluation mode on the CPU.
 
     Args:
@@ -171,7 +179,9 @@ def chain_model(chain: Chain, constructor: Callable[..., nn.Module] | None = Non
 def _opened(folder: Path, link: Link, constructor: Callable[..., nn.Module] | None) -> nn.Module:
     """Returns the network of a link's folder."""
     (file,) = [name for name in link.files if name.endswith(".pt2")] or [None]
-    return open_export(folder if file is None else folder / file, None if file else constructor).network
+    return open_export(
+        folder if file is None else folder / file, None if file else constructor
+    ).network
 
 
 def _known(folder: Path) -> Chain | None:
@@ -268,15 +278,19 @@ def _applied(name: str, transform: Transform, model: nn.Module, work: _Work) -> 
 
 
 def _trained(  # noqa: PLR0913 - what is trained, and how
-    number: int, name: str, transform: Transform, model: nn.Module, recipe: Recipe, identity: str, work: _Work
+    number: int,
+    name: str,
+    transform: Transform,
+    model: nn.Module,
+    recipe: Recipe,
+    identity: str,
+    work: _Work,
 ) -> nn.Module:
     """Returns the network of a link after it has been trained."""
     stage = f"chain, {name}"
     data, teacher = work.data, work.teacher if recipe.distillation else None
     if recipe.distillation and teacher is None:
-        msg = (
-            f"transform {name!r}: its recipe distils, and there is no teacher: pass teacher=, or set distillation to 0"
-        )
+        msg = f"transform {name!r}: its recipe distils, and there is no teacher: pass teacher=, or set distillation to 0"
         raise ConfigError(msg)
     lesson = transform.lesson(model, data.objective, teacher)
     doing(f"{stage}: the first of {plural(recipe.epochs, 'epoch')}")
@@ -333,7 +347,11 @@ def _written(number: int, made: _Made, before: Link | None, work: _Work) -> Link
         folder if whole else folder / f"model.{form}",
         example_input=work.data.example,
         format=form,
-        **({"constructor": work.constructor.name, "options": work.constructor.options} if whole else {}),
+        **(
+            {"constructor": work.constructor.name, "options": work.constructor.options}
+            if whole
+            else {}
+        ),
     )
     names = sorted(path.name for path in folder.iterdir())
     link = Link(

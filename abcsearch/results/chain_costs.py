@@ -58,7 +58,9 @@ def measured(folder: Path, opened: Open, before: Link | None, data: Data) -> dic
     packed_file = folder / "model.compressed"
     return {
         **_costs(network, before, data),
-        "weight_bytes": packed_file.stat().st_size if packed_file.exists() else state_bytes(network),
+        "weight_bytes": packed_file.stat().st_size
+        if packed_file.exists()
+        else state_bytes(network),
         "test": tally.means(),
         "hits": tuple(packed(values.bool().numpy())) if shares and values is not None else (),
     }
@@ -100,7 +102,9 @@ def forward_times_of(chain: Chain, opened: Open, data: Data) -> tuple[Time, ...]
         for batch in BATCHES
     ]
     with tempfile.TemporaryDirectory() as name:
-        sessions = [_session(network, Path(name) / f"{i}.onnx", data) for i, network in enumerate(networks)]
+        sessions = [
+            _session(network, Path(name) / f"{i}.onnx", data) for i, network in enumerate(networks)
+        ]
         there = [session for session in sessions if session is not None]
         for batch in BATCHES if there else ():
             medians = iter(_medians(there, data, batch, chain.threads))
@@ -119,7 +123,9 @@ def _session(network: nn.Module, path: Path, data: Data) -> nn.Module | None:
         return None
 
 
-def _medians(networks: Sequence[nn.Module], data: Data, batch: int, threads: int) -> tuple[float, ...]:
+def _medians(
+    networks: Sequence[nn.Module], data: Data, batch: int, threads: int
+) -> tuple[float, ...]:
     """Returns the median forward time of each network in milliseconds."""
     images = repeated(data.example, batch)
     images = images.mapped(_row_by_row) if isinstance(images, Example) else images.contiguous()

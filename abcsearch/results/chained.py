@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from abcsearch.results.open_run import FinishedRun
 
 
-def run_chain(run: FinishedRun, *, progress: Progress = silent, tell: Callable[[str], object] = str) -> Chain | None:
+def run_chain(
+    run: FinishedRun, *, progress: Progress = silent, tell: Callable[[str], object] = str
+) -> Chain | None:
     """Applies the transforms of a run's config to its fine-tuned winner; what is done already is left alone.
 
     One that was killed goes on after the last whole epoch, with the same bits.
@@ -50,7 +52,9 @@ def run_chain(run: FinishedRun, *, progress: Progress = silent, tell: Callable[[
 
     def on_epoch(stage: str, done: int, total: int, note: str) -> None:
         run.folder.check()
-        run.folder.write_progress(f"{CHAINING} {stage.rpartition(' ')[2]}", done, total, busy=1, workers=1)
+        run.folder.write_progress(
+            f"{CHAINING} {stage.rpartition(' ')[2]}", done, total, busy=1, workers=1
+        )
         told(stage, done, total, note)
 
     with run.folder.locked():
@@ -70,7 +74,9 @@ def run_chain(run: FinishedRun, *, progress: Progress = silent, tell: Callable[[
             tell=tell,
         )
         if before != chain:
-            run.folder.log(f"{CHAINING} {names}: test {chain.metric} {chain.links[-1].test[chain.metric]:.4f}")
+            run.folder.log(
+                f"{CHAINING} {names}: test {chain.metric} {chain.links[-1].test[chain.metric]:.4f}"
+            )
     return chain
 
 
@@ -107,7 +113,9 @@ def link_number(chain: Chain, asked: str | None) -> int:
     if asked.isdecimal() and int(asked) < len(chain.links):
         return int(asked)
     if asked not in chain.labels:
-        raise ConfigError(unknown_name("link", asked, [*chain.labels, *map(str, range(len(chain.links)))]))
+        raise ConfigError(
+            unknown_name("link", asked, [*chain.labels, *map(str, range(len(chain.links)))])
+        )
     return chain.labels.index(asked)
 
 

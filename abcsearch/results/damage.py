@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 _LARGEST = 2**28  # bytes: of larger files the header alone is looked at
 
 
-def damaged(folder: RunFolder, header: Mapping[str, Any], tunings: Mapping[str, Tuned]) -> tuple[str, ...]:
+def damaged(
+    folder: RunFolder, header: Mapping[str, Any], tunings: Mapping[str, Tuned]
+) -> tuple[str, ...]:
     """Returns which files of weights or scores are damaged or missing, a line each, with what to do.
 
     Args:
@@ -37,7 +39,10 @@ def damaged(folder: RunFolder, header: Mapping[str, Any], tunings: Mapping[str, 
             f"{prepared} {reason}; restore it from a copy, or delete it and {record.name}: it is then prepared again "
             f"with the same result, by: abcsearch resume {quoted(folder.path)}"
         )
-    return (*lines, *(line for name, tuned in tunings.items() for line in problems(folder, name, tuned)))
+    return (
+        *lines,
+        *(line for name, tuned in tunings.items() for line in problems(folder, name, tuned)),
+    )
 
 
 def _wrong_base(folder: RunFolder, header: Mapping[str, Any]) -> str:
@@ -64,4 +69,8 @@ def _wrong_weights(path: Path, begun: str | None = None) -> str:
         return f"is damaged: {error}"
     if stored.metadata.get(CHECKSUM, content) != content:
         return "is damaged: its checksum is not that of its content"
-    return "" if content in (None, begun or content) else "holds other weights than those that the run began with"
+    return (
+        ""
+        if content in (None, begun or content)
+        else "holds other weights than those that the run began with"
+    )

@@ -104,9 +104,17 @@ class Measured:
 
     def lines(self) -> list[str]:
         """Returns what people read."""
-        scores = ", ".join(f"{name} {metric_text(name, value)}" for name, value in self.metrics.items())
-        times = ", ".join(f"{ms:.2f} ms for a batch of {size}" for size, ms in self.latency_ms.items())
-        costs = [f"{value:,} {name}" for name, value in (("MACs", self.macs), ("params", self.params)) if value]
+        scores = ", ".join(
+            f"{name} {metric_text(name, value)}" for name, value in self.metrics.items()
+        )
+        times = ", ".join(
+            f"{ms:.2f} ms for a batch of {size}" for size, ms in self.latency_ms.items()
+        )
+        costs = [
+            f"{value:,} {name}"
+            for name, value in (("MACs", self.macs), ("params", self.params))
+            if value
+        ]
         return [
             f"{self.data}, {plural(self.images, f'{self.split} image')}: {scores}",
             f"latency: {times} ({self.device}, {self.threads} thread(s))",
@@ -116,7 +124,11 @@ class Measured:
 
 
 def evaluate_export(
-    path: str | Path, data: Part | None = None, options: EvaluationOptions | None = None, *, trust: bool = False
+    path: str | Path,
+    data: Part | None = None,
+    options: EvaluationOptions | None = None,
+    *,
+    trust: bool = False,
 ) -> Measured:
     """Scores an export on a split of its data and measures its forward time.
 
@@ -146,10 +158,20 @@ def evaluate_export(
     counted = sum(parameter.numel() for parameter in model.parameters()) if where.is_dir() else None
     files = export_files(where) if where.is_dir() else [where]
     facts = {"macs": info.get("macs"), "params": info.get("params", counted)}
-    return _measured(model, loaded, where, options, files=files, **facts, notes=_notes(info, given=data is not None))
+    return _measured(
+        model,
+        loaded,
+        where,
+        options,
+        files=files,
+        **facts,
+        notes=_notes(info, given=data is not None),
+    )
 
 
-def evaluate_checkpoint(path: str | Path, config: RunConfig, options: EvaluationOptions | None = None) -> Measured:
+def evaluate_checkpoint(
+    path: str | Path, config: RunConfig, options: EvaluationOptions | None = None
+) -> Measured:
     """Scores a checkpoint, as its network is, on a split of a config's data, and measures its forward time.
 
     Args:
@@ -166,13 +188,22 @@ def evaluate_checkpoint(path: str | Path, config: RunConfig, options: Evaluation
     load_checkpoint(model, where)
     data = load_run_data(config)
     _check_fit(model.eval(), data, where)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:  # it need not be one that can be pruned
+    with (
+        torch.inference_mode(),
+        FlopCounterMode(display=False) as counter,
+    ):  # it need not be one that can be pruned
         run_on(model, data.example.clone())
     macs = counter.get_total_flops() // 2
     looked = look_at(model, data, macs, Asked(brought=True, device=find_device(options.device)))
     params = sum(parameter.numel() for parameter in model.parameters())
-    notes = (f"search would begin with the full network: {looked.words}", *looked.warnings, *looked.notes)
-    return _measured(model, data, where, options, files=[where], macs=macs, params=params, notes=notes)
+    notes = (
+        f"search would begin with the full network: {looked.words}",
+        *looked.warnings,
+        *looked.notes,
+    )
+    return _measured(
+        model, data, where, options, files=[where], macs=macs, params=params, notes=notes
+    )
 
 
 def _measured(  # noqa: PLR0913 - what is measured, and what is known of it

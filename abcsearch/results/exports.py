@@ -100,8 +100,15 @@ def export_run(
         raise RunError(msg)
     info, last = _info(run, structure, scores), chain and chain.links[number]
     if chain is not None and last is not None and number:
-        chain = replace(chain, links=chain.links[: number + 1], times=_shortened(chain.times, number + 1))
-        info |= {"macs": last.macs, "params": last.params, "test": dict(last.test), "chain": chain_facts(chain, number)}
+        chain = replace(
+            chain, links=chain.links[: number + 1], times=_shortened(chain.times, number + 1)
+        )
+        info |= {
+            "macs": last.macs,
+            "params": last.params,
+            "test": dict(last.test),
+            "chain": chain_facts(chain, number),
+        }
     target = export_folder(run.folder.path, network) if path is None else Path(path)
     one_file = target.suffix.lower() in (".onnx", ".pt2")
     frozen = isinstance(model, Frozen)
@@ -128,7 +135,9 @@ def export_run(
     )
 
 
-def _chain(run: FinishedRun, structure: Structure, scores: object, link: str | None) -> Chain | None:
+def _chain(
+    run: FinishedRun, structure: Structure, scores: object, link: str | None
+) -> Chain | None:
     """Returns the chain that a structure is exported from; None where there is none.
 
     Raises:
@@ -161,7 +170,9 @@ def export_folder(run_dir: Path, network: str | None = None) -> Path:
     return run_dir / "export" / (network or "")
 
 
-def _info(run: FinishedRun, structure: Structure, scores: Mapping[str, Any] | None) -> dict[str, Any]:
+def _info(
+    run: FinishedRun, structure: Structure, scores: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Returns what an export says of its network: what it expects, what it is, where it comes from.
 
     Costs are those of one image; mean and std are of pixels in [0, 1], per channel, null where that is not known.
@@ -181,7 +192,9 @@ def _info(run: FinishedRun, structure: Structure, scores: Mapping[str, Any] | No
         },
         **({"post_processing": POST_PROCESSING} if _has_places(run) else {}),
         "candidate": list(structure.candidate),
-        "widths": {name: list(pair) for name, pair in task.space.widths(structure.candidate).items()},
+        "widths": {
+            name: list(pair) for name, pair in task.space.widths(structure.candidate).items()
+        },
         **({"criteria": chosen} if (chosen := task.space.criteria(structure.candidate)) else {}),
         "macs": int(task.graph.costs.macs([structure.candidate])[0]),
         "params": int(task.graph.costs.params([structure.candidate])[0]),

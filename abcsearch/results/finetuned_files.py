@@ -87,7 +87,11 @@ def read_tuned(
         return Tuned(wrong=f"{file} is damaged: {error.__cause__ or error}")
     weights = file.with_name(f"{name}.safetensors")
     if plain is None:
-        return Tuned(wrong=f"{weights} is there without its scores: {file.name} is missing" if weights.exists() else "")
+        return Tuned(
+            wrong=f"{weights} is there without its scores: {file.name} is missing"
+            if weights.exists()
+            else ""
+        )
     wrong = _wrong_scores(plain, metric) or _wrong_origin(folder, name, plain)
     if wrong:
         return Tuned(wrong=f"{file} is damaged: {wrong}")
@@ -97,9 +101,17 @@ def read_tuned(
     wrong = _wrong_weights(weights, vouched.get(weights.name), network)
     if wrong:
         return Tuned(wrong=f"{weights} {wrong}", recorded=plain)
-    beside = [file.with_name(other) for other in weights_names(name)[1:] if file.with_name(other).exists()]
-    told = ((path, _wrong_weights(path, vouched.get(path.name, "none"))) for path in beside if vouched)
-    return Tuned(scores=plain, recorded=plain, beside="; ".join(f"{path} {what}" for path, what in told if what))
+    beside = [
+        file.with_name(other) for other in weights_names(name)[1:] if file.with_name(other).exists()
+    ]
+    told = (
+        (path, _wrong_weights(path, vouched.get(path.name, "none"))) for path in beside if vouched
+    )
+    return Tuned(
+        scores=plain,
+        recorded=plain,
+        beside="; ".join(f"{path} {what}" for path, what in told if what),
+    )
 
 
 def problems(folder: RunFolder, name: str, tuned: Tuned) -> list[str]:
@@ -132,13 +144,22 @@ def _again(folder: RunFolder, name: str, tuned: Tuned) -> str:
     stopped = sorted(unfinished(folder, name), key=lambda path: path.stat().st_mtime_ns)
     told = [identity for identity, _ in filter(None, map(begun, reversed(stopped)))]
     others = (scores for _, scores in _all_scores(folder))
-    return command(folder, name, tuned.recorded or next(iter(told), None) or next(others, {"recipe": usual}), usual)
+    return command(
+        folder,
+        name,
+        tuned.recorded or next(iter(told), None) or next(others, {"recipe": usual}),
+        usual,
+    )
 
 
 def kept(folder: RunFolder, name: str | None = None) -> list[Path]:
     """Returns the folders of what was fine-tuned by other recipes, of one structure or of any."""
     shelves = sorted((folder.path / FOLDER).glob(SHELVES))
-    return [shelf for shelf in shelves if any(shelf.glob("*.json") if name is None else [_there(shelf, name)])]
+    return [
+        shelf
+        for shelf in shelves
+        if any(shelf.glob("*.json") if name is None else [_there(shelf, name)])
+    ]
 
 
 def _there(shelf: Path, name: str) -> bool:
@@ -158,9 +179,13 @@ def unfinished(folder: RunFolder, name: str) -> list[Path]:
     return sorted((folder.path / FOLDER).glob(f"{name}-*.checkpoint"))
 
 
-def tuned_names(folder: RunFolder, settings: Mapping[str, Any], best: Mapping[str, Sequence[int] | None]) -> list[str]:
+def tuned_names(
+    folder: RunFolder, settings: Mapping[str, Any], best: Mapping[str, Sequence[int] | None]
+) -> list[str]:
     """Returns the names of the structures of a run that have been fine-tuned, as `tunings`."""
-    return [name for name, tuned in tunings(folder, settings, best).items() if tuned.scores is not None]
+    return [
+        name for name, tuned in tunings(folder, settings, best).items() if tuned.scores is not None
+    ]
 
 
 def tunings(
@@ -180,7 +205,11 @@ def tunings(
     return {name: read_tuned(folder, name, candidate=best.get(name)) for name in there}
 
 
-def recipes(folder: RunFolder, tuned: Mapping[str, Tuned], usual: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
+def recipes(
+    folder: RunFolder,
+    tuned: Mapping[str, Tuned],
+    usual: Any,  # noqa: ANN401
+) -> dict[str, tuple[str, ...]]:
     """Returns in what recipes of fine-tunings differ from the run's own, by the files of scores without their endings.
 
     Args:
@@ -231,8 +260,12 @@ def interrupted(folder: RunFolder, recipe: Any) -> str | None:  # noqa: ANN401 -
     """
     if asked := _asked(folder, recipe):
         return asked
-    times = {path: path.stat().st_mtime_ns for path in (folder.path / FOLDER).glob("*-*.checkpoint")}
-    done = max((path.stat().st_mtime_ns for path in (folder.path / FOLDER).glob("*.json")), default=0)
+    times = {
+        path: path.stat().st_mtime_ns for path in (folder.path / FOLDER).glob("*-*.checkpoint")
+    }
+    done = max(
+        (path.stat().st_mtime_ns for path in (folder.path / FOLDER).glob("*.json")), default=0
+    )
     last = max(times, key=lambda path: times[path], default=None)
     if last is None or times[last] < done:  # another recipe has been taken since
         return None
@@ -245,7 +278,9 @@ def _asked(folder: RunFolder, usual: Any) -> str | None:  # noqa: ANN401 - whate
     """Returns the command of a fine-tuning that has not done all that it was asked for; older versions left none."""
     try:
         plain = folder.read_json(ASKED)
-        recipe, workers, only, replace = (plain[key] for key in ("recipe", "workers", "only", "replace"))
+        recipe, workers, only, replace = (
+            plain[key] for key in ("recipe", "workers", "only", "replace")
+        )
     except (RunError, OSError, KeyError, TypeError):
         return None
     names = isinstance(only, list) and all(isinstance(name, str) for name in only)
@@ -262,9 +297,14 @@ def _wrong_scores(plain: Any, metric: str | None) -> str:  # noqa: ANN401 - any 
     if missing:
         return f"{', '.join(missing)} missing"
     recipe, vouched = plain["recipe"], plain.get("weights", {})
-    if any(not isinstance(one, dict) or not _is_number(one.get("epochs")) for one in (recipe, asked(plain))):
+    if any(
+        not isinstance(one, dict) or not _is_number(one.get("epochs"))
+        for one in (recipe, asked(plain))
+    ):
         return "recipe is none"
-    if not isinstance(vouched, dict) or not all(isinstance(value, str) for value in vouched.values()):
+    if not isinstance(vouched, dict) or not all(
+        isinstance(value, str) for value in vouched.values()
+    ):
         return "weights are no hashes by name"
     for when in ("before", "after"):
         scores = plain[when]
@@ -284,7 +324,9 @@ def _wrong_origin(folder: RunFolder, name: str, plain: Mapping[str, Any]) -> str
     if plain.get("model", identity.get("model")) != identity.get("model"):
         return "it is of another run, whose full network has other weights"
     return (
-        "" if plain.get("prepared") == identity.get("prepared") else "it is of another run, with other prepared weights"
+        ""
+        if plain.get("prepared") == identity.get("prepared")
+        else "it is of another run, with other prepared weights"
     )
 
 
@@ -293,7 +335,9 @@ def _is_number(value: Any) -> bool:  # noqa: ANN401 - any JSON value
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _wrong_weights(path: Path, vouched: str | None, network: Callable[[], nn.Module] | None = None) -> str:
+def _wrong_weights(
+    path: Path, vouched: str | None, network: Callable[[], nn.Module] | None = None
+) -> str:
     """Returns what is wrong with a file of weights, or ""."""
     if not path.is_file():
         return "is missing"
@@ -304,7 +348,11 @@ def _wrong_weights(path: Path, vouched: str | None, network: Callable[[], nn.Mod
     if header.metadata.get(CHECKSUM, content) != content:
         return "is damaged: its checksum is not that of its content"
     if vouched is not None:
-        return "" if vouched == content else f"is another file than that of its scores (hash {content}, not {vouched})"
+        return (
+            ""
+            if vouched == content
+            else f"is another file than that of its scores (hash {content}, not {vouched})"
+        )
     shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
     others = [] if network is None else _others(shapes, network())
     return f"does not fit the network: {', '.join(others[:3])}" if others else ""

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import ConfigError, plural
 from abcsearch.results.chained import run_chain
-from abcsearch.results.finetuned_files import ASKED, FOLDER, command, read_tuned, unfinished, weights_names
+from abcsearch.results.finetuned_files import (
+    ASKED,
+    FOLDER,
+    command,
+    read_tuned,
+    unfinished,
+    weights_names,
+)
 from abcsearch.results.intervals import packed
 from abcsearch.results.shelf import Home, keep, look_up, put, shelf_of, take, tidy
 from abcsearch.results.status import TUNING
@@ -60,7 +67,11 @@ class _Wanted:
 
     def changes(self, structure: Structure) -> dict[str, Any]:
         """Returns what a baseline has of its own: `asked` if its recipe is another one, a hash of its `network`."""
-        changes = {"asked": asdict(self.recipe)} if structure.baseline and structure.baseline.recipe else {}
+        changes = (
+            {"asked": asdict(self.recipe)}
+            if structure.baseline and structure.baseline.recipe
+            else {}
+        )
         origin = self.run.origin(structure)
         return changes if origin is None else {**changes, "network": origin}
 
@@ -81,7 +92,9 @@ class _Wanted:
         """Returns where the training of a structure is kept until it is finished."""
         stem = self.run.folder.path / FOLDER / structure.name
         recipe, changes = self.recipe_of(structure), self.changes(structure)
-        return checkpoint_path(stem, structure.candidate, identity_of(recipe), self.size, *changes.values())
+        return checkpoint_path(
+            stem, structure.candidate, identity_of(recipe), self.size, *changes.values()
+        )
 
 
 def finetune_run(  # noqa: PLR0913 - all but the first have a default
@@ -123,27 +136,45 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
     Warns:
         UserWarning: of files that are damaged, and are made again.
     """
-    wanted = _Wanted(run=run, recipe=recipe or run.config.finetune, workers=workers, replace=replace)
+    wanted = _Wanted(
+        run=run, recipe=recipe or run.config.finetune, workers=workers, replace=replace
+    )
     recipe, task = wanted.recipe, run.result.task
     chosen = _chosen(run, only)
     for own in map(wanted.recipe_of, chosen):
-        check_training(own, task.data.train, task.data.objective, taught=bool(own.distillation), scored=True)
+        check_training(
+            own, task.data.train, task.data.objective, taught=bool(own.distillation), scored=True
+        )
         if workers is not None:
             Crew(size=workers.workers).check(own.batch_size)
     progress = logged(run.folder, progress)
     again = finetune_command(
-        run.folder.path, asdict(recipe), asdict(run.config.finetune), wanted.size, list(only), replace=replace
+        run.folder.path,
+        asdict(recipe),
+        asdict(run.config.finetune),
+        wanted.size,
+        list(only),
+        replace=replace,
     )
     with run.folder.locked():
         home = Home(run.folder, again)
         for stale in home.path.glob(".ray-*"):  # of workers whose driver was killed
             shutil.rmtree(stale, ignore_errors=True)
-        plain = {"recipe": asdict(recipe), "workers": wanted.size, "only": list(only), "replace": replace}
+        plain = {
+            "recipe": asdict(recipe),
+            "workers": wanted.size,
+            "only": list(only),
+            "replace": replace,
+        }
         run.folder.write_json(ASKED, plain)
         due: list[tuple[Structure, str | None]] = []
         for structure in chosen:
             tuned = run.tuned(structure)
-            if tuned.scores is not None and not tuned.beside and _is_it(wanted, structure, tuned.scores):
+            if (
+                tuned.scores is not None
+                and not tuned.beside
+                and _is_it(wanted, structure, tuned.scores)
+            ):
                 _tidy(wanted, structure, tuned.scores)
                 continue
             shelf = look_up(run.folder, structure.name, wanted.scores(structure), run.metric)
@@ -154,11 +185,15 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
         for structure, shelf in due:
             with home.kept():
                 home.check()
-                _put_in_place(wanted, structure, shelf or _finetune(wanted, structure, progress, home))
+                _put_in_place(
+                    wanted, structure, shelf or _finetune(wanted, structure, progress, home)
+                )
     _finish(run, chosen, progress, tell)
 
 
-def _finish(run: FinishedRun, chosen: Sequence[Structure], progress: Progress, tell: Callable[[str], object]) -> None:
+def _finish(
+    run: FinishedRun, chosen: Sequence[Structure], progress: Progress, tell: Callable[[str], object]
+) -> None:
     """Applies the transforms of the config to the winner, if it was asked for; then nothing is left to be done."""
     if run.winner in chosen:
         run_chain(run, progress=progress, tell=tell)
@@ -171,7 +206,9 @@ def _chosen(run: FinishedRun, only: Collection[str]) -> list[Structure]:
     return [structure for structure in (run.winner, *run.structures[:-1]) if structure in chosen]
 
 
-def _others(wanted: _Wanted, structure: Structure, tuned: Tuned, shelf: str | None) -> Iterator[str]:
+def _others(
+    wanted: _Wanted, structure: Structure, tuned: Tuned, shelf: str | None
+) -> Iterator[str]:
     """Yields what there is of a structure: what will be replaced, what is taken, and what was stopped.
 
     Warns:
@@ -194,7 +231,9 @@ def _others(wanted: _Wanted, structure: Structure, tuned: Tuned, shelf: str | No
             continue
         identity, losses = told
         before = {**identity.get("recipe", {}), "workers": identity.get("workers", 1)}
-        changes = "; ".join(changed(before, recipe | {"workers": wanted.size})) or "another structure"
+        changes = (
+            "; ".join(changed(before, recipe | {"workers": wanted.size})) or "another structure"
+        )
         yield (
             f"{name}: a fine-tuning with other settings ({changes}) "
             f"was stopped after epoch {len(losses)}; it stays, continue it with: "
@@ -273,14 +312,24 @@ def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: H
     training = tuned.training
     file, *others = weights_names(structure.name)
     other = next(own for own in others if f".{recipe.keep}." not in own)
-    states = {file: tuned.model.state_dict(), other: training.last if recipe.keep == "best" else training.best}
+    states = {
+        file: tuned.model.state_dict(),
+        other: training.last if recipe.keep == "best" else training.best,
+    }
     scores = wanted.scores(structure) | {
         "before": tuned.before,
         "after": tuned.after,
         "losses": training.losses,
         "validation": training.scores,
         "best_epoch": training.best_epoch,
-        **({} if tuned.hits is None else {"hits": packed(tuned.hits.numpy())}),  # for intervals, image by image
+        **(
+            {} if tuned.hits is None else {"hits": packed(tuned.hits.numpy())}
+        ),  # for intervals, image by image
         "weights": {name: tensors_hash(state) for name, state in states.items()},
     }
-    return put(folder, structure.name, scores, {name: tensors_writer(state) for name, state in states.items()})
+    return put(
+        folder,
+        structure.name,
+        scores,
+        {name: tensors_writer(state) for name, state in states.items()},
+    )

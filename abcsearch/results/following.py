@@ -30,7 +30,11 @@ def after_search(path: Path, results: Sequence[SearchResult]) -> str:
         results: of the searches. Their journals can be long, and are not read again.
     """
     tuned = all(
-        read_tuned(RunFolder(one.run_dir), winner_name(one.settings.searcher.name), candidate=one.best.candidate).scores
+        read_tuned(
+            RunFolder(one.run_dir),
+            winner_name(one.settings.searcher.name),
+            candidate=one.best.candidate,
+        ).scores
         and not _chain_due(Path(one.run_dir), winner_name(one.settings.searcher.name))
         for one in results
     )
@@ -57,7 +61,10 @@ def _chain_due(path: Path, name: str) -> bool:
     if not transforms or scores is None:
         return False
     wanted = [(transform["name"], transform["options"]) for transform in transforms]
-    return chain_for(path / CHAIN_FOLDER, wanted, scores.get("weights", {}).get(f"{name}.safetensors")) is None
+    return (
+        chain_for(path / CHAIN_FOLDER, wanted, scores.get("weights", {}).get(f"{name}.safetensors"))
+        is None
+    )
 
 
 def _next(path: Path, *, tuned: bool) -> str:
@@ -69,8 +76,14 @@ def _next(path: Path, *, tuned: bool) -> str:
 def after_report(path: Path) -> str:
     """Returns the command that goes on with a run, or with several budgets, whose report has been written."""
     try:
-        command = FrontWatch(path).look().next if is_front(path) else following(RunWatch(path).look(), path)
+        command = (
+            FrontWatch(path).look().next
+            if is_front(path)
+            else following(RunWatch(path).look(), path)
+        )
     except AbcSearchError:  # the report has been written; status says what is wrong with the folder
         return f"abcsearch status {quoted(path)}"
     words = command.split(" ")
-    return " ".join([*words[:1], *("export" if word == "report" else word for word in words[1:2]), *words[2:]])
+    return " ".join(
+        [*words[:1], *("export" if word == "report" else word for word in words[1:2]), *words[2:]]
+    )

@@ -55,7 +55,9 @@ class ForwardTime:
         return self.high_ms < other.low_ms or other.high_ms < self.low_ms
 
 
-def measure_forward(networks: Sequence[nn.Module], example: Inputs, *, threads: int) -> list[tuple[ForwardTime, ...]]:
+def measure_forward(
+    networks: Sequence[nn.Module], example: Inputs, *, threads: int
+) -> list[tuple[ForwardTime, ...]]:
     """Returns the forward times of networks, one tuple for each: on the CPU and, where there is one, on a GPU.
 
     The networks take turns, so that a busy machine slows all of them alike. Weights and images are channels_last, as
@@ -89,12 +91,20 @@ def _measured(
     times = forward_times(networks, images, threads=threads, seconds=_SECONDS)
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else "CPU"
-    return [_summary(time, device=name, batch=batch, threads=0 if cuda else threads) for time in times]
+    return [
+        _summary(time, device=name, batch=batch, threads=0 if cuda else threads) for time in times
+    ]
 
 
 def _summary(times: Sequence[float], *, device: str, batch: int, threads: int) -> ForwardTime:
     """Returns median and quartiles of one network's times."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return ForwardTime(
-        device=device, batch=batch, threads=threads, median_ms=median, low_ms=low, high_ms=high, passes=len(times)
+        device=device,
+        batch=batch,
+        threads=threads,
+        median_ms=median,
+        low_ms=low,
+        high_ms=high,
+        passes=len(times),
     )

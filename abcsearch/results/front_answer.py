@@ -36,7 +36,9 @@ def interval(first: float, second: float, images: int) -> float:
     It is that of two samples that have nothing to do with each other; networks that are asked about the same images
     differ by less, so that it is too wide rather than too narrow.
     """
-    return _NORMAL * math.sqrt(sum(share * (1 - share) for share in (first, second)) / max(images, 1))
+    return _NORMAL * math.sqrt(
+        sum(share * (1 - share) for share in (first, second)) / max(images, 1)
+    )
 
 
 def smallest_within(full: float, winners: Sequence[Standing], loss: float) -> Standing | None:
@@ -45,7 +47,9 @@ def smallest_within(full: float, winners: Sequence[Standing], loss: float) -> St
     return min(within, key=lambda own: (own.macs, own.name), default=None)
 
 
-def answer(full: float, winners: Sequence[Standing], *, loss: float, images: int, split: str) -> str:
+def answer(
+    full: float, winners: Sequence[Standing], *, loss: float, images: int, split: str
+) -> str:
     """Returns how small it can be at a loss, in words.
 
     Args:

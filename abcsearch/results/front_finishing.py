@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _FULL = "full"
 
 
-def open_front(run_dir: str | Path, *, trust: bool = False, baselines: bool = True) -> list[FinishedRun]:
+def open_front(
+    run_dir: str | Path, *, trust: bool = False, baselines: bool = True
+) -> list[FinishedRun]:
     """Returns the runs of a front whose searches are finished, in its order; arguments as of `open_run`.
 
     Raises:
@@ -35,8 +37,16 @@ def open_front(run_dir: str | Path, *, trust: bool = False, baselines: bool = Tr
     """
     there = FrontFolder.of(run_dir)
     there.trusted(trust=trust)
-    waiting = [run.path.name for run in there.runs if run not in there.begun and not (run.path / "run.json").exists()]
-    waiting += [run.path.name for run in there.begun if not run.finished(run.header()["settings"]["n_trials"])]
+    waiting = [
+        run.path.name
+        for run in there.runs
+        if run not in there.begun and not (run.path / "run.json").exists()
+    ]
+    waiting += [
+        run.path.name
+        for run in there.begun
+        if not run.finished(run.header()["settings"]["n_trials"])
+    ]
     if waiting:
         msg = f"the search of {', '.join(waiting)} in {there.folder.path} is not finished; continue it with: "
         raise RunError(f"{msg}abcsearch resume {quoted(there.folder.path)}")
@@ -51,7 +61,11 @@ def chosen(runs: Sequence[FinishedRun], budget: str | None) -> list[FinishedRun]
         ConfigError: if there is no such budget.
     """
     names = [run.folder.path.name for run in runs]
-    chosen_runs = [run for index, run in enumerate(runs, start=1) if budget in (None, names[index - 1], str(index))]
+    chosen_runs = [
+        run
+        for index, run in enumerate(runs, start=1)
+        if budget in (None, names[index - 1], str(index))
+    ]
     if not chosen_runs:
         raise ConfigError(unknown_name("budget", str(budget), names))
     return chosen_runs
@@ -92,7 +106,9 @@ def finetune_front(  # noqa: PLR0913 - those of finetune_run
         def told(line: str, name: str = name) -> None:
             tell(f"{name}: {line}")
 
-        finetune_run(run, recipe, workers=workers, progress=shown, tell=told, only=only, replace=replace)
+        finetune_run(
+            run, recipe, workers=workers, progress=shown, tell=told, only=only, replace=replace
+        )
 
 
 def _share_full(there: FinishedRun, run: FinishedRun, recipe: Recipe) -> None:
@@ -103,12 +119,20 @@ def _share_full(there: FinishedRun, run: FinishedRun, recipe: Recipe) -> None:
         return
     with run.folder.locked():
         run.folder.inside(f"{FOLDER}/{_FULL}.json")
-        for name in (*weights_names(_FULL), f"{_FULL}.json"):  # the scores, which vouch for the weights, last
+        for name in (
+            *weights_names(_FULL),
+            f"{_FULL}.json",
+        ):  # the scores, which vouch for the weights, last
             link(there.folder.path / FOLDER / name, run.folder.path / FOLDER / name)
 
 
 def export_paths(
-    folder: RunFolder, runs: Sequence[FinishedRun], out: str | None, network: str | None, *, single: bool
+    folder: RunFolder,
+    runs: Sequence[FinishedRun],
+    out: str | None,
+    network: str | None,
+    *,
+    single: bool,
 ) -> list[Path]:
     """Returns where the networks of budgets are exported to: a folder for each.
 

@@ -83,7 +83,11 @@ class FrontReport:
     @property
     def axis(self) -> str:
         """What that is, in words."""
-        return f"test {self.metric}, fine-tuned" if self.tuned else "fitness on search-validation, before fine-tuning"
+        return (
+            f"test {self.metric}, fine-tuned"
+            if self.tuned
+            else "fitness on search-validation, before fine-tuning"
+        )
 
     @property
     def is_share(self) -> bool:
@@ -92,7 +96,12 @@ class FrontReport:
 
     def spread(self, row: FrontRow) -> tuple[float, float] | None:
         """Returns how far a 95 % interval of a network's test metric reaches down and up; None where it is no share."""
-        if not (self.tuned and self.is_share) or row.after is None or row.kind == PEER or not 0 <= row.after <= 1:
+        if (
+            not (self.tuned and self.is_share)
+            or row.after is None
+            or row.kind == PEER
+            or not 0 <= row.after <= 1
+        ):
             return None
         low, high = wilson(row.after, self.images[0])
         return row.after - low, high - row.after
@@ -101,18 +110,38 @@ class FrontReport:
         """Returns the table as text, one list per row, the header first."""
         full = self.rows[0]
         times = [f"batch {time.batch}" for time in full.times if time.device == "CPU"]
-        table = [["budget", "network", "MACs", "params", *times, "fitness", "before", "after", "against full"]]
+        table = [
+            [
+                "budget",
+                "network",
+                "MACs",
+                "params",
+                *times,
+                "fitness",
+                "before",
+                "after",
+                "against full",
+            ]
+        ]
         for row in self.rows:
-            macs, params = (short_count(count) if short else f"{count:,}" for count in (row.macs, row.params))
+            macs, params = (
+                short_count(count) if short else f"{count:,}" for count in (row.macs, row.params)
+            )
             table.append(
                 [
                     row.budget,
                     row.kind,
                     f"{macs} ({100 * row.macs / full.macs:.3g} %)",
                     params if row.params else "-",
-                    *([f"{time.median_ms:.3g} ms" for time in row.times if time.device == "CPU"] or ["-"] * len(times)),
+                    *(
+                        [f"{time.median_ms:.3g} ms" for time in row.times if time.device == "CPU"]
+                        or ["-"] * len(times)
+                    ),
                     "-" if row.fitness is None else f"{row.fitness:.4f}",
-                    *("-" if v is None else metric_text(self.metric, v) for v in (row.before, row.after)),
+                    *(
+                        "-" if v is None else metric_text(self.metric, v)
+                        for v in (row.before, row.after)
+                    ),
                     self._against(row),
                 ]
             )
@@ -123,9 +152,13 @@ class FrontReport:
         full, accuracy = self.accuracy(self.rows[0]), self.accuracy(row)
         if full is None or accuracy is None or row.kind == FULL:
             return "-"
-        if not (self.tuned and self.is_share) or row.kind == PEER:  # of how many images that is, nobody says
+        if (
+            not (self.tuned and self.is_share) or row.kind == PEER
+        ):  # of how many images that is, nobody says
             return f"{accuracy - full:+.4f}"
-        return f"{100 * (accuracy - full):+.2f} ± {100 * interval(full, accuracy, self.images[0]):.2f}"
+        return (
+            f"{100 * (accuracy - full):+.2f} ± {100 * interval(full, accuracy, self.images[0]):.2f}"
+        )
 
     def markdown(self) -> str:
         """Returns the report as Markdown, every character of which shows."""
@@ -160,11 +193,22 @@ def make_front_report(
         raise RunError(msg)
     runs = [open_so_far(run.path, load=load, trust=trust) for run in begun]
     chosen = _structures(runs)
-    networks = [run.network(structure, tuned=run.tuned(structure).scores is not None) for run, structure, _ in chosen]
-    example, threads = runs[0].result.task.data.example, int(runs[0].config.evaluator.options.get("threads", 1))
+    networks = [
+        run.network(structure, tuned=run.tuned(structure).scores is not None)
+        for run, structure, _ in chosen
+    ]
+    example, threads = (
+        runs[0].result.task.data.example,
+        int(runs[0].config.evaluator.options.get("threads", 1)),
+    )
     times = measure_forward(networks, example, threads=threads)
     rows = [_row(*one, structure) for one, structure in zip(chosen, times, strict=True)]
-    rows = [rows[0], *sorted(rows[1:], key=lambda row: (-_size(rows, row.budget), row.budget, row.kind != WINNER))]
+    rows = [
+        rows[0],
+        *sorted(
+            rows[1:], key=lambda row: (-_size(rows, row.budget), row.budget, row.kind != WINNER)
+        ),
+    ]
     data, metric = runs[0].result.task.data, runs[0].metric
     tuned = all(row.after is not None for row in rows if row.kind != UNIFORM)
     report = FrontReport(
@@ -175,7 +219,9 @@ def make_front_report(
         metric=metric,
         tuned=tuned,
         images=(len(data.test), len(data.validation)),
-        missing=tuple(name for name in there.names if name not in [run.folder.path.name for run in runs]),
+        missing=tuple(
+            name for name in there.names if name not in [run.folder.path.name for run in runs]
+        ),
     )
     return _noted(report, there, runs, loss)
 
@@ -185,14 +231,20 @@ def _structures(runs: Sequence[FinishedRun]) -> list[tuple[FinishedRun, Structur
     structures = [(runs[0], runs[0].structures[0], FULL)]
     for run in runs:
         structures.append((run, run.winner, WINNER))
-        structures += [(run, structure, UNIFORM) for structure in run.structures if structure.name == UNIFORM]
+        structures += [
+            (run, structure, UNIFORM) for structure in run.structures if structure.name == UNIFORM
+        ]
     return structures
 
 
-def _row(run: FinishedRun, structure: Structure, kind: str, times: tuple[ForwardTime, ...]) -> FrontRow:
+def _row(
+    run: FinishedRun, structure: Structure, kind: str, times: tuple[ForwardTime, ...]
+) -> FrontRow:
     """Returns the row of a network."""
     costs, scores = run.result.task.graph.costs, run.tuned(structure).scores
-    before, after = (None if scores is None else float(scores[when][run.metric]) for when in ("before", "after"))
+    before, after = (
+        None if scores is None else float(scores[when][run.metric]) for when in ("before", "after")
+    )
     return FrontRow(
         budget="" if kind == FULL else run.folder.path.name,
         kind=kind,
@@ -238,7 +290,9 @@ def _title(there: FrontFolder, runs: Sequence[FinishedRun]) -> str:
     return f"{config.model.name} on {config.data.name}: {config.searcher.name}, {budgets}, {counts}"
 
 
-def _noted(report: FrontReport, there: FrontFolder, runs: Sequence[FinishedRun], loss: float) -> FrontReport:
+def _noted(
+    report: FrontReport, there: FrontFolder, runs: Sequence[FinishedRun], loss: float
+) -> FrontReport:
     """Returns a report with its notes."""
     notes = [_answer(report, loss), _beaten(report)]
     trials = [run.result.trials for run in runs]
@@ -255,7 +309,9 @@ def _noted(report: FrontReport, there: FrontFolder, runs: Sequence[FinishedRun],
         again = f"abcsearch resume {quoted(there.folder.path)}"
         notes.append(f"Not begun yet: {', '.join(report.missing)}; go on with: {again}")
     elif not report.tuned:
-        notes.append(f"Not all winners are fine-tuned: abcsearch finetune {quoted(there.folder.path)}")
+        notes.append(
+            f"Not all winners are fine-tuned: abcsearch finetune {quoted(there.folder.path)}"
+        )
     return FrontReport(**{**vars(report), "notes": tuple(note for note in notes if note)})
 
 
@@ -263,13 +319,23 @@ def _answer(report: FrontReport, loss: float) -> str:
     """Returns how small a network can be at a loss of accuracy; "" where the metric is no share of images."""
     full = report.accuracy(report.rows[0])
     shown = [(row, report.accuracy(row)) for row in report.rows if row.kind == WINNER]
-    if not report.is_share or full is None or any(value is None or not 0 <= value <= 1 for _, value in shown):
+    if (
+        not report.is_share
+        or full is None
+        or any(value is None or not 0 <= value <= 1 for _, value in shown)
+    ):
         return ""
     if not (report.tuned or 0 <= full <= 1):
         return ""
-    winners = [Standing(name=row.budget, macs=row.macs, accuracy=value or 0.0) for row, value in shown]
+    winners = [
+        Standing(name=row.budget, macs=row.macs, accuracy=value or 0.0) for row, value in shown
+    ]
     images = report.images[0 if report.tuned else 1]
-    split = "test, after fine-tuning" if report.tuned else "search-validation, before fine-tuning: fitness"
+    split = (
+        "test, after fine-tuning"
+        if report.tuned
+        else "search-validation, before fine-tuning: fitness"
+    )
     text = answer(full, winners, loss=loss, images=images, split=split)
     return text[:1].upper() + text[1:] + "."
 
@@ -282,7 +348,9 @@ def _beaten(report: FrontReport) -> str:
         accuracy = report.accuracy(row)
         others = [other for other in winners[index + 1 :] if other.macs < row.macs]
         better = [
-            other for other in others if accuracy is not None and (report.accuracy(other) or float("-inf")) >= accuracy
+            other
+            for other in others
+            if accuracy is not None and (report.accuracy(other) or float("-inf")) >= accuracy
         ]
         if better:
             beaten.append(f"{better[-1].budget} is at least as good as {row.budget}, and smaller")

@@ -64,7 +64,10 @@ class FrontWatch:
     def title(self) -> str:
         """What is run, and since when."""
         there = FrontFolder.of(self.path)
-        settings, started = there.record["settings"], there.record["environment"].get("started", "at an unknown time")
+        settings, started = (
+            there.record["settings"],
+            there.record["environment"].get("started", "at an unknown time"),
+        )
         searcher = settings.get("searcher", {}).get("name")
         return f"{self.path}: {searcher}, {len(there.names)} budgets, seed {settings.get('seed')}, started {started}"
 
@@ -82,7 +85,9 @@ class FrontWatch:
             budgets[name] = watched.look() if begun else None
         known = [status for status in budgets.values() if status is not None]
         running = there.folder.in_use() or any(status.running for status in known)
-        finished = len(known) == len(budgets) and all(status.finished for status in known) and not running
+        finished = (
+            len(known) == len(budgets) and all(status.finished for status in known) and not running
+        )
         return FrontStatus(
             budgets=budgets,
             running=running,
@@ -98,7 +103,10 @@ class FrontWatch:
             return ""
         if not finished:
             return f"abcsearch resume {quoted(self.path)}"
-        tuned = all(status is not None and _tuned(status) and not status.interrupted for status in budgets.values())
+        tuned = all(
+            status is not None and _tuned(status) and not status.interrupted
+            for status in budgets.values()
+        )
         return f"abcsearch {'report' if tuned else 'finetune'} {quoted(self.path)}"
 
     def _answer(self, there: FrontFolder, budgets: dict[str, RunStatus | None]) -> str:
@@ -118,7 +126,9 @@ class FrontWatch:
             full = _accuracy(run, "full") if full is None else full
         if full is None or len(winners) < len(budgets):
             return self._unanswered(budgets)
-        return answer(full, winners, loss=self._loss, images=images, split="test, after fine-tuning")
+        return answer(
+            full, winners, loss=self._loss, images=images, split="test, after fine-tuning"
+        )
 
     def _unanswered(self, budgets: dict[str, RunStatus | None]) -> str:
         """Returns what answers before all winners are fine-tuned; "" where accuracy is not what the trials measured."""

@@ -60,7 +60,11 @@ def wilson(share: float, images: int) -> tuple[float, float]:
     """
     squared = _NORMAL**2
     middle = (share + squared / (2 * images)) / (1 + squared / images)
-    half = _NORMAL * math.sqrt(share * (1 - share) / images + squared / (4 * images**2)) / (1 + squared / images)
+    half = (
+        _NORMAL
+        * math.sqrt(share * (1 - share) / images + squared / (4 * images**2))
+        / (1 + squared / images)
+    )
     return min(max(middle - half, 0.0), share), max(min(middle + half, 1.0), share)
 
 
@@ -71,7 +75,9 @@ def unpaired(first: float, second: float, images: int) -> tuple[float, float]:
     """
     (low, high), (lower, higher) = wilson(first, images), wilson(second, images)
     change = first - second
-    return change - math.hypot(first - low, higher - second), change + math.hypot(high - first, second - lower)
+    return change - math.hypot(first - low, higher - second), change + math.hypot(
+        high - first, second - lower
+    )
 
 
 def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[float, float]:
@@ -105,7 +111,9 @@ def unpacked(plain: Any) -> NDArray[np.bool_] | None:  # noqa: ANN401 - whatever
     return bits[:count].astype(bool) if sound else None
 
 
-def difference(first: tuple[str, float, Any], second: tuple[str, float, Any], images: int) -> Difference:
+def difference(
+    first: tuple[str, float, Any], second: tuple[str, float, Any], images: int
+) -> Difference:
     """Returns the difference of two accuracies, paired where the answers of both are known.
 
     Args:
@@ -117,7 +125,10 @@ def difference(first: tuple[str, float, Any], second: tuple[str, float, Any], im
     answers = [unpacked(plain) for plain in (own, theirs)]
     known = [one for one in answers if one is not None and len(one) == images]
     both = len(known) == 2 and all(
-        math.isclose(one.mean(), value, abs_tol=1e-6) for one, value in zip(known, (share, reference), strict=True)
+        math.isclose(one.mean(), value, abs_tol=1e-6)
+        for one, value in zip(known, (share, reference), strict=True)
     )
     low, high = paired(known[0], known[1]) if both else unpaired(share, reference, images)
-    return Difference(first=name, second=other, change=share - reference, low=low, high=high, paired=both)
+    return Difference(
+        first=name, second=other, change=share - reference, low=low, high=high, paired=both
+    )

@@ -90,15 +90,35 @@ class Link:
         Raises:
             ValueError: if they are none.
         """
-        kinds: dict[str, Any] = {"name": str, "identity": str, "format": str, "files": Mapping, "test": Mapping}
-        kinds |= {"options": Mapping, "facts": Mapping, "notes": list, "recipe": Mapping | None, "bits": list}
+        kinds: dict[str, Any] = {
+            "name": str,
+            "identity": str,
+            "format": str,
+            "files": Mapping,
+            "test": Mapping,
+        }
+        kinds |= {
+            "options": Mapping,
+            "facts": Mapping,
+            "notes": list,
+            "recipe": Mapping | None,
+            "bits": list,
+        }
         kinds |= {"untrained": Mapping, "hits": list}
         if not isinstance(plain, Mapping) or plain.keys() != {own.name for own in fields(cls)}:
             msg = f"it is no link of a chain: {plain!r:.80}"
             raise ValueError(msg)
         wrong = [key for key, value in plain.items() if not isinstance(value, kinds.get(key, int))]
-        numbers = [*plain["test"].values(), *plain["untrained"].values(), *plain["bits"]] if not wrong else []
-        if wrong or not all(isinstance(number, int | float) for number in numbers) or len(plain["bits"]) != 2:
+        numbers = (
+            [*plain["test"].values(), *plain["untrained"].values(), *plain["bits"]]
+            if not wrong
+            else []
+        )
+        if (
+            wrong
+            or not all(isinstance(number, int | float) for number in numbers)
+            or len(plain["bits"]) != 2
+        ):
             msg = f"it is no link of a chain: {', '.join(wrong) or 'a number'} is of another kind"
             raise ValueError(msg)
         return cls(**{**plain, **{key: tuple(plain[key]) for key in ("notes", "bits", "hits")}})
@@ -143,7 +163,10 @@ class Chain:
     def labels(self) -> tuple[str, ...]:
         """A name for each link: its transform, numbered where there are several."""
         names = [link.name for link in self.links]
-        return tuple(n if names.count(n) == 1 else f"{n} {names[: i + 1].count(n)}" for i, n in enumerate(names))
+        return tuple(
+            n if names.count(n) == 1 else f"{n} {names[: i + 1].count(n)}"
+            for i, n in enumerate(names)
+        )
 
     def place(self, number: int) -> Path:
         """Returns the folder of a link, 0 of the network that it begins with."""
@@ -185,21 +208,34 @@ class Chain:
 
     def lines(self) -> list[str]:
         """Returns what to know about the links, a line each."""
-        told = [f"{label}: {note}" for label, link in zip(self.labels, self.links, strict=True) for note in link.notes]
+        told = [
+            f"{label}: {note}"
+            for label, link in zip(self.labels, self.links, strict=True)
+            for note in link.notes
+        ]
         sparse = any(link.format == "compressed" for link in self.links)
-        told += ["links of the format compressed save bytes, not time: what is loaded is dense"] if sparse else []
+        told += (
+            ["links of the format compressed save bytes, not time: what is loaded is dense"]
+            if sparse
+            else []
+        )
         int8 = any(link.bits != (32, 32) for link in self.links)
         told += ["torch computes int8 in float32, onnxruntime in integers"] if int8 else []
         return told
 
     def to_plain(self) -> dict[str, Any]:
         """Returns plain JSON values, without the folder."""
-        return {**{key: value for key, value in asdict(self).items() if key != "folder"}, "cells": self.cells()}
+        return {
+            **{key: value for key, value in asdict(self).items() if key != "folder"},
+            "cells": self.cells(),
+        }
 
 
 def link_folder(folder: Path, number: int, name: str) -> Path:
     """Returns where a link is kept."""
-    letters = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in name.rpartition(":")[2])
+    letters = "".join(
+        letter if letter.isalnum() or letter in "_-" else "_" for letter in name.rpartition(":")[2]
+    )
     return folder / f"{number}-{letters}"
 
 
@@ -252,7 +288,9 @@ def read_link(folder: Path, identity: str | None = None) -> Link | None:
         return None
     others = [name for name in link.files if "/" in name or not (folder / name).is_file()]
     if others or file_hashes(folder, list(link.files)) != dict(link.files):
-        msg = f"{others[0] if others else 'a file'} is missing or another one than that of the record"
+        msg = (
+            f"{others[0] if others else 'a file'} is missing or another one than that of the record"
+        )
         raise ValueError(msg)
     return link
 
@@ -267,7 +305,9 @@ def read_chain(folder: Path) -> Chain | None:
     try:
         plain: Any = unsealed(path.read_text(encoding="utf-8"))[0]
         links = tuple(Link.of(link) for link in plain["links"])
-        times = tuple(Time(**{**time, "median_ms": tuple(time["median_ms"])}) for time in plain["times"])
+        times = tuple(
+            Time(**{**time, "median_ms": tuple(time["median_ms"])}) for time in plain["times"]
+        )
         chain = Chain(
             folder=folder,
             links=links,
@@ -279,15 +319,23 @@ def read_chain(folder: Path) -> Chain | None:
         chain.cells()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        msg = (
-            f"{path} is damaged: {error!s:.200}; delete it, and the chain is put together again by: abcsearch finetune"
-        )
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        msg = f"{path} is damaged: {error!s:.200}; delete it, and the chain is put together again by: abcsearch finetune"
         raise RunError(msg) from error
     return chain
 
 
-def chain_for(folder: Path, transforms: Sequence[tuple[str, Mapping[str, Any]]], weights: str | None) -> Chain | None:
+def chain_for(
+    folder: Path, transforms: Sequence[tuple[str, Mapping[str, Any]]], weights: str | None
+) -> Chain | None:
     """Returns the chain that a folder holds if it is that of a network and these transforms; else None.
 
     Args:

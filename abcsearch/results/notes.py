@@ -36,7 +36,9 @@ def notes_of(
     header, config = run.folder.header(), run.config
     threads = int(config.evaluator.options.get("threads", 1))
     outside, setup = _outside(run), read_setup(run.folder)
-    versions = ", ".join(f"{name} {version}" for name, version in header["environment"].get("versions", {}).items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in header["environment"].get("versions", {}).items()
+    )
     failed = sum(trial.evaluation.failure is not None for trial in run.result.trials)
     data = run.result.task.data
     platform = header["environment"].get("platform", "an unknown platform")
@@ -62,7 +64,9 @@ def _fine_tuned(run: FinishedRun, rows: Sequence[Row], recipe: Mapping[str, Any]
         return f"{rows[-1].network} not yet ({again}){others if len(missing) < len(rows) else ''}"
     epochs = f"{plural(recipe['epochs'], 'epoch')}"
     odd = [f"{row.network}: {'; '.join(row.otherwise)}" for row in rows if row.otherwise]
-    recipes = "".join(f"; {row.network} with its own: {', '.join(row.own)}" for row in rows if row.own)
+    recipes = "".join(
+        f"; {row.network} with its own: {', '.join(row.own)}" for row in rows if row.own
+    )
     if not odd:
         rest = f"; not yet: {', '.join(missing)} ({again})" if missing else ""
         others = " for all" if not recipes else " for all others"
@@ -113,11 +117,20 @@ def _outside(run: FinishedRun) -> str:
     """Returns which networks that the winner is compared with are outside of the budget, and by how much, or ""."""
     lines: list[str] = []
     for structure in run.structures[1:]:
-        costs = [(limit, float(limit.cost([structure.candidate])[0])) for limit in run.result.task.constraint.limits]
+        costs = [
+            (limit, float(limit.cost([structure.candidate])[0]))
+            for limit in run.result.task.constraint.limits
+        ]
         wrong = [(limit, cost) for limit, cost in costs if not limit.low <= cost <= limit.high]
-        words = [f"{limit.name} {amount(limit.name, cost)}, {_bound(limit)}" for limit, cost in wrong]
+        words = [
+            f"{limit.name} {amount(limit.name, cost)}, {_bound(limit)}" for limit, cost in wrong
+        ]
         lines += [f"{structure.name} ({'; '.join(words)})"] if words else []
-    return f"Outside of the budget, so no comparison at equal cost: {', '.join(lines)}." if lines else ""
+    return (
+        f"Outside of the budget, so no comparison at equal cost: {', '.join(lines)}."
+        if lines
+        else ""
+    )
 
 
 def _bound(limit: Limit) -> str:

@@ -101,7 +101,9 @@ class FinishedRun:
                 raise RunError(refusal(self.folder, structure.name, now) if now.wrong else msg)
             path = weights_path(self.folder, structure.name)
             load_checkpoint(network, path)
-            if now.scores.get("weights", {}).get(path.name, network_hash(network)) != network_hash(network):
+            if now.scores.get("weights", {}).get(path.name, network_hash(network)) != network_hash(
+                network
+            ):
                 msg = f"{path} has been replaced while it was read; run it again"
                 raise RunError(msg)
         return network.eval()
@@ -109,7 +111,11 @@ class FinishedRun:
     def _untuned(self, structure: Structure) -> nn.Module:
         """Returns a structure's network as it is before fine-tuning."""
         task, source = self.result.task, self.source(structure)
-        if source.model is task.base and structure.candidate == task.space.full and not structure.has_networks:
+        if (
+            source.model is task.base
+            and structure.candidate == task.space.full
+            and not structure.has_networks
+        ):
             return copy.deepcopy(task.base)
         if source is task.source:
             return self.result.build(structure.candidate)
@@ -165,16 +171,22 @@ class FinishedRun:
         """
         source = self.source(structure)
         apart = source is not self.result.task.source  # no trial was evaluated on these weights
-        same = [trial.evaluation for trial in self._trials if trial.candidate == structure.candidate]
+        same = [
+            trial.evaluation for trial in self._trials if trial.candidate == structure.candidate
+        ]
         full = [evaluation.fitness for evaluation in same if complete(self._evaluator, evaluation)]
         if full and not apart:
             return next((fitness for fitness in full if fitness is not None), None)
         origin = self.origin(structure)
         usual = "as brought" if apart else ",".join(map(str, structure.candidate))
         key = usual if origin is None else f"{structure.name} {origin}"
-        return self.fitness_on(source, structure.candidate, key, seed=0 if origin is None else self.config.seed)
+        return self.fitness_on(
+            source, structure.candidate, key, seed=0 if origin is None else self.config.seed
+        )
 
-    def fitness_on(self, source: Source, candidate: Candidate, key: str, *, seed: int = 0) -> float | None:
+    def fitness_on(
+        self, source: Source, candidate: Candidate, key: str, *, seed: int = 0
+    ) -> float | None:
         """Returns the fitness of a structure whose network comes from a source, evaluated as in the search, in full.
 
         Args:
@@ -185,14 +197,18 @@ class FinishedRun:
         """
         known = self._known()
         if key not in known:
-            evaluator = self._evaluator if source is self.result.task.source else self._evaluator_on(source)
+            evaluator = (
+                self._evaluator if source is self.result.task.source else self._evaluator_on(source)
+            )
             stage = "in_full" if finalists(evaluator) else None
             fitness = evaluate(evaluator, candidate, seed, stage).fitness
             if fitness is None:
                 return None
             known[key] = fitness
             with contextlib.suppress(OSError):  # where it cannot be kept, it is evaluated again
-                self.folder.write_json(self.folder.fitness.name, {**known, "id": run_id(self.folder.path)})
+                self.folder.write_json(
+                    self.folder.fitness.name, {**known, "id": run_id(self.folder.path)}
+                )
         return known[key]
 
     def _known(self) -> dict[str, float]:
@@ -203,13 +219,19 @@ class FinishedRun:
             return {}
         if not isinstance(kept, dict) or kept.pop("id", None) != run_id(self.folder.path):
             return {}
-        return kept if all(isinstance(one, float) and math.isfinite(one) for one in kept.values()) else {}
+        return (
+            kept
+            if all(isinstance(one, float) and math.isfinite(one) for one in kept.values())
+            else {}
+        )
 
     @cached_property
     def _trials(self) -> tuple[Trial, ...]:
         """The trials of the search and of its searched baselines, the winners first, as full scores have them."""
         names = searched(self.config.baselines)
-        others = itertools.chain.from_iterable(baseline_trials(self.folder, name, self.config) for name in names)
+        others = itertools.chain.from_iterable(
+            baseline_trials(self.folder, name, self.config) for name in names
+        )
         best = (baseline_best(self.folder, name, self.config) for name in names)
         return (self.result.best, *filter(None, best), *self.result.trials, *others)
 
@@ -230,7 +252,9 @@ class FinishedRun:
 
     def change(self, scores: dict[str, Any]) -> str:
         """Returns what fine-tuning made of that metric, in words."""
-        return " -> ".join(metric_text(self.metric, scores[when][self.metric]) for when in ("before", "after"))
+        return " -> ".join(
+            metric_text(self.metric, scores[when][self.metric]) for when in ("before", "after")
+        )
 
     def tuned(self, structure: Structure) -> Tuned:
         """Returns what there is of the fine-tuning of a structure, see `read_tuned`."""
@@ -257,7 +281,11 @@ class FinishedRun:
 
 
 def open_run(
-    run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool = False, baselines: bool = True
+    run_dir: str | Path,
+    *,
+    load: LoadData = load_run_data,
+    trust: bool = False,
+    baselines: bool = True,
 ) -> FinishedRun:
     """Returns a configured run whose search is finished; one in a folder that cannot be written to is only read.
 
@@ -283,17 +311,23 @@ def open_run(
         )
         raise RunError(msg)
     if over and _here(config) is config and os.access(folder.path, os.W_OK):
-        result = run_config(config, run_dir, load=load, executor=SerialExecutor())  # nothing is left to evaluate
+        result = run_config(
+            config, run_dir, load=load, executor=SerialExecutor()
+        )  # nothing is left to evaluate
     else:  # nothing is left to write, either; a baseline is left to those who continue the run
         result = open_so_far(run_dir, load=load, trust=trust).result
     for name in searched(config.baselines) if baselines else ():
         if baseline_best(folder, name, config) is None:
             msg = f"no trial of the {name} baseline in {folder.path} succeeded; leave it out: --set baselines=[]"
             raise RunError(msg)
-    return FinishedRun(folder=folder, config=config, result=result, structures=compared(folder, config, result))
+    return FinishedRun(
+        folder=folder, config=config, result=result, structures=compared(folder, config, result)
+    )
 
 
-def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool = False) -> FinishedRun:
+def open_so_far(
+    run_dir: str | Path, *, load: LoadData = load_run_data, trust: bool = False
+) -> FinishedRun:
     """Returns a configured run as far as it is: its search may be under way, or have been stopped.
 
     The folder is only read. What the random baseline has not found yet is left out.
@@ -321,15 +355,23 @@ def open_so_far(run_dir: str | Path, *, load: LoadData = load_run_data, trust: b
     mine = [trial for number, trial in sorted(contents.trials.items()) if number < config.n_trials]
     own = config.evaluator
     evaluator = make_evaluator(own.name, task.source, data, **own.options)
-    result = collected(folder, task, config, mine, evaluator, contents.decisions.get(config.n_trials))
-    return FinishedRun(folder=folder, config=config, result=result, structures=compared(folder, config, result))
+    result = collected(
+        folder, task, config, mine, evaluator, contents.decisions.get(config.n_trials)
+    )
+    return FinishedRun(
+        folder=folder, config=config, result=result, structures=compared(folder, config, result)
+    )
 
 
 def _check_identity(folder: RunFolder, now: dict[str, Any]) -> None:
     """Raises RunError if the run was with another network, other data, or something else prepared."""
     recorded = folder.header()["identity"]
     files = {"model": str(folder.base), "prepared": f"{folder.path / RECORD} and {WEIGHTS}"}
-    others = [key for key in ("model", "data", "prepared") if key in now and recorded.get(key, now[key]) != now[key]]
+    others = [
+        key
+        for key in ("model", "data", "prepared")
+        if key in now and recorded.get(key, now[key]) != now[key]
+    ]
     if not others:
         return
     msg = f"{' and '.join(others)} of {folder.path} are others now than when it ran"

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from abcsearch.results.open_run import FinishedRun
 
 
-def prepared_facts(run: FinishedRun, scores: Mapping[str, dict[str, Any] | None]) -> Iterator[tuple[str, str]]:
+def prepared_facts(
+    run: FinishedRun, scores: Mapping[str, dict[str, Any] | None]
+) -> Iterator[tuple[str, str]]:
     """Yields what was prepared, what became of the structures that the search began with, and what it is worth.
 
     Args:
@@ -33,7 +35,10 @@ def prepared_facts(run: FinishedRun, scores: Mapping[str, dict[str, Any] | None]
         trial = trials.get(start)
         if trial is not None:
             fitness = trial.evaluation.fitness
-            yield f"its structure, trial {trial.number}", "failed" if fitness is None else f"fitness {fitness:.4f}"
+            yield (
+                f"its structure, trial {trial.number}",
+                "failed" if fitness is None else f"fitness {fitness:.4f}",
+            )
     yield from _worth(run)
     if isinstance(made.facts.get("epochs"), int):
         yield from _epochs(run, scores, made.facts["epochs"])
@@ -54,10 +59,14 @@ def _worth(run: FinishedRun) -> Iterator[tuple[str, str]]:
 
 def _both(before: float | None, after: float | None) -> str:
     """Returns two fitnesses in words."""
-    return ", ".join("failed" if fitness is None else f"{fitness:.4f}" for fitness in (before, after))
+    return ", ".join(
+        "failed" if fitness is None else f"{fitness:.4f}" for fitness in (before, after)
+    )
 
 
-def _epochs(run: FinishedRun, scores: Mapping[str, dict[str, Any] | None], prepared: int) -> Iterator[tuple[str, str]]:
+def _epochs(
+    run: FinishedRun, scores: Mapping[str, dict[str, Any] | None], prepared: int
+) -> Iterator[tuple[str, str]]:
     """Yields how many epochs each network was trained for since the base network, where all are fine-tuned."""
     total: dict[str, int] = {}
     for structure in run.structures:

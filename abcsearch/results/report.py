@@ -112,7 +112,9 @@ class Report:
         times = [f"batch {time.batch}" for time in full.times if time.device == "CPU"]
         table = [["network", "MACs", "params", "size", *times, "fitness", "before", "after"]]
         for row in self.rows:
-            macs, params = (short_count(count) if short else f"{count:,}" for count in (row.macs, row.params))
+            macs, params = (
+                short_count(count) if short else f"{count:,}" for count in (row.macs, row.params)
+            )
             table.append(
                 [
                     row.network,
@@ -121,7 +123,10 @@ class Report:
                     f"{row.size_mb:.3g} MB",
                     *(f"{time.median_ms:.3g} ms" for time in row.times if time.device == "CPU"),
                     "-" if row.fitness is None else f"{row.fitness:.4f}",
-                    *("-" if v is None else metric_text(self.metric, v) for v in (row.before, row.after)),
+                    *(
+                        "-" if v is None else metric_text(self.metric, v)
+                        for v in (row.before, row.after)
+                    ),
                 ]
             )
         return table
@@ -129,21 +134,37 @@ class Report:
     def front_cells(self) -> list[list[str]]:
         """Returns the front as text, one list per row, the header first."""
         rows = [
-            [str(p.trial), f"{amount(self.against, p.cost)} ({100 * p.share:.3g} %)", f"{p.fitness:.4f}"]
+            [
+                str(p.trial),
+                f"{amount(self.against, p.cost)} ({100 * p.share:.3g} %)",
+                f"{p.fitness:.4f}",
+            ]
             for p in self.front
         ]
         return [["trial", self.against, "fitness"], *rows]
 
     def markdown(self) -> str:
         """Returns the report as Markdown, every character of which shows."""
-        widths = [["layer", "level", "channels"], *([g, level, _change(level, c, k)] for g, level, c, k in self.widths)]
+        widths = [
+            ["layer", "level", "channels"],
+            *([g, level, _change(level, c, k)] for g, level, c, k in self.widths),
+        ]
         if self.criteria:
             widths = [[*row, self.criteria.get(row[0], "")] for row in widths]
             widths[0][-1] = "criterion"
         together = set(self.renormalises)
-        widths = [[g, f"{level}, renormalises" if g in together else level, *rest] for g, level, *rest in widths]
+        widths = [
+            [g, f"{level}, renormalises" if g in together else level, *rest]
+            for g, level, *rest in widths
+        ]
         warned = [f"Warning: {text}" for text in self.damaged]
-        paragraphs = [f"# {self.title}", *warned, _markdown_table(self.cells()), *self.notes, f"## {FRONT}"]
+        paragraphs = [
+            f"# {self.title}",
+            *warned,
+            _markdown_table(self.cells()),
+            *self.notes,
+            f"## {FRONT}",
+        ]
         paragraphs += [_markdown_table(self.front_cells()), "## Widths", _markdown_table(widths)]
         if self.chain is not None:
             paragraphs += [f"## {CHAIN}", _markdown_table(self.chain_cells()), *self.chain.lines()]
@@ -172,16 +193,24 @@ def make_report(run: FinishedRun, out: Path | None = None) -> Report:
     doing("evaluating what is compared, and measuring forward time in turns")
     threads = int(config.evaluator.options.get("threads", 1))
     tuned = {structure.name: run.tuned(structure) for structure in run.structures}
-    damaged = tuple(line for name, tuning in tuned.items() for line in problems(run.folder, name, tuning))
+    damaged = tuple(
+        line for name, tuning in tuned.items() for line in problems(run.folder, name, tuning)
+    )
     for line in damaged:
         warnings.warn(line, UserWarning, stacklevel=2)
     scores = {name: tuning.scores for name, tuning in tuned.items()}
-    networks = [run.network(structure, tuned=scores[structure.name] is not None) for structure in run.structures]
+    networks = [
+        run.network(structure, tuned=scores[structure.name] is not None)
+        for structure in run.structures
+    ]
     times = measure_forward(networks, task.data.example, threads=threads)
     candidates = [structure.candidate for structure in run.structures]
     recipe = (scores[run.winner.name] or {}).get("recipe")
     otherwise = {name: _otherwise(score, recipe) for name, score in scores.items()}
-    costs = {name: getattr(task.graph.costs, name)(candidates).tolist() for name in ("macs", "flops", "params")}
+    costs = {
+        name: getattr(task.graph.costs, name)(candidates).tolist()
+        for name in ("macs", "flops", "params")
+    }
     rows = tuple(
         Row(
             network=structure.name,
@@ -191,7 +220,9 @@ def make_report(run: FinishedRun, out: Path | None = None) -> Report:
             times=times[index],
             fitness=run.fitness(structure),
             before=_test(run, scores[structure.name], "before"),
-            after=None if otherwise[structure.name] else _test(run, scores[structure.name], "after"),
+            after=None
+            if otherwise[structure.name]
+            else _test(run, scores[structure.name], "after"),
             tests=tested_metrics(run, scores[structure.name]),
             otherwise=otherwise[structure.name],
             own=_own(scores[structure.name]),
@@ -249,7 +280,9 @@ def write_report(
     """
     folder.write(f"{name}.md", lambda path: path.write_text(report.markdown(), encoding="utf-8"))
     chain = None if report.chain is None else report.chain.to_plain()
-    folder.write_json(f"{name}.json", {**asdict(replace(report, chain=None)), "chain": chain, **(more or {})})
+    folder.write_json(
+        f"{name}.json", {**asdict(replace(report, chain=None)), "chain": chain, **(more or {})}
+    )
     return folder.path / f"{name}.md"
 
 
@@ -279,10 +312,20 @@ def tested_metrics(run: FinishedRun, score: dict[str, Any] | None) -> dict[str, 
     """Returns the metrics of the objective on the test split before and after fine-tuning; not the losses."""
     if score is None:
         return {}
-    names = [name for name in find_objective(run.result.task.data.objective).names if not name.endswith("loss")]
+    names = [
+        name
+        for name in find_objective(run.result.task.data.objective).names
+        if not name.endswith("loss")
+    ]
     both = {when: score[when] for when in ("before", "after")}
-    few = run.result.task.data.objective == "classification" and run.result.task.data.classes <= 5  # top5 is always 1
-    known = [name for name in names if all(name in scores for scores in both.values()) and not (few and name == "top5")]
+    few = (
+        run.result.task.data.objective == "classification" and run.result.task.data.classes <= 5
+    )  # top5 is always 1
+    known = [
+        name
+        for name in names
+        if all(name in scores for scores in both.values()) and not (few and name == "top5")
+    ]
     return {name: {when: float(scores[name]) for when, scores in both.items()} for name in known}
 
 

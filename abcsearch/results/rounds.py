@@ -46,8 +46,14 @@ def populations(result: SearchResult) -> list[Round]:
     settings, trials = result.settings, result.trials
     how = settings.execution
     if how.schedule != "rounds" or how.window or settings.searcher.name.endswith(OBJECT):
-        why = "its searcher was passed as an object" if settings.searcher.name.endswith(OBJECT) else "it had none"
-        raise RunError(f"populations are those of a search in rounds whose searcher has a name; {why}")
+        why = (
+            "its searcher was passed as an object"
+            if settings.searcher.name.endswith(OBJECT)
+            else "it had none"
+        )
+        raise RunError(
+            f"populations are those of a search in rounds whose searcher has a name; {why}"
+        )
     searcher = named_searcher(result.task, settings)
     searcher.know(kept(RunFolder(result.run_dir), searcher).trials)
     known: dict[Candidate, Trial] = {}
@@ -56,14 +62,14 @@ def populations(result: SearchResult) -> list[Round]:
     while done < len(trials) and (asked := searcher.ask(settings.n_trials - done)):
         told = trials[done : done + len(asked)]
         if [trial.candidate for trial in told] != asked[: len(told)]:
-            msg = (
-                f"the searcher proposes other structures now than in trial {told[0].number}; was the run started with "
-            )
+            msg = f"the searcher proposes other structures now than in trial {told[0].number}; was the run started with "
             raise RunError(f"{msg}other versions?")
         for trial in told:
             searcher.tell([trial])
             known[trial.candidate] = trial
         done += len(told)
-        members = tuple(known[candidate] for candidate in searcher.population() if candidate in known)
+        members = tuple(
+            known[candidate] for candidate in searcher.population() if candidate in known
+        )
         rounds.append(Round(number=len(rounds), trials=told, population=members))
     return rounds

@@ -68,12 +68,16 @@ class Home:
             if isinstance(error, RunError) or not _inside(error.filename, self.path):
                 raise
             msg = f"{error.filename} cannot be written: {error.strerror or error}; mend that"
-            raise RunError(f"{msg}, then go on after the last whole epoch with: {self._again}") from error
+            raise RunError(
+                f"{msg}, then go on after the last whole epoch with: {self._again}"
+            ) from error
 
 
 def _inside(name: object, folder: Path) -> bool:
     """Returns whether an error names a file in a folder, or the folder."""
-    return isinstance(name, str | os.PathLike) and Path(name).absolute().is_relative_to(folder.absolute())
+    return isinstance(name, str | os.PathLike) and Path(name).absolute().is_relative_to(
+        folder.absolute()
+    )
 
 
 def shelf_of(folder: RunFolder, name: str, scores: Mapping[str, Any]) -> str:
@@ -88,7 +92,9 @@ def shelf_of(folder: RunFolder, name: str, scores: Mapping[str, Any]) -> str:
     """
     usual, other = _shelves(scores)
     recorded = read_tuned(folder, name, where=usual).recorded
-    return usual if recorded is None or recorded["candidate"] == list(scores["candidate"]) else other
+    return (
+        usual if recorded is None or recorded["candidate"] == list(scores["candidate"]) else other
+    )
 
 
 def _shelves(scores: Mapping[str, Any]) -> tuple[str, str]:
@@ -132,13 +138,18 @@ def look_up(folder: RunFolder, name: str, wanted: Mapping[str, Any], metric: str
         if tuned.scores is not None and not tuned.beside:
             return shelf
         wrong = tuned.wrong or tuned.beside
-        if wrong and (folder.path / shelf / f"{name}.json").exists():  # without scores, a kill has left it
+        if (
+            wrong and (folder.path / shelf / f"{name}.json").exists()
+        ):  # without scores, a kill has left it
             warnings.warn(f"{wrong}; {name} is fine-tuned again", UserWarning, stacklevel=3)
     return None
 
 
 def put(
-    folder: RunFolder, name: str, scores: Mapping[str, Any], writers: Mapping[str, Callable[[Path], object]]
+    folder: RunFolder,
+    name: str,
+    scores: Mapping[str, Any],
+    writers: Mapping[str, Callable[[Path], object]],
 ) -> str:
     """Writes a fine-tuning onto its shelf, and returns that.
 
@@ -174,7 +185,9 @@ def keep(folder: RunFolder, name: str, scores: Mapping[str, Any]) -> str:
 def _cleared(folder: RunFolder, name: str, scores: Mapping[str, Any]) -> str:
     """Returns the shelf of a fine-tuning, made if missing, with nothing of this name on it."""
     shelf = shelf_of(folder, name, scores)
-    (folder.path / shelf).mkdir(exist_ok=True)  # not the folder above it, which is lost if it is missing
+    (folder.path / shelf).mkdir(
+        exist_ok=True
+    )  # not the folder above it, which is lost if it is missing
     _remove(folder.path / shelf, name)
     return shelf
 
@@ -228,7 +241,9 @@ def _link(source: Path, target: Path) -> None:
     """Gives a file a second name, or copies it where it cannot have two."""
 
     def write(path: Path) -> None:
-        path.unlink(missing_ok=True)  # it may be the same file by another name: nothing is written into that
+        path.unlink(
+            missing_ok=True
+        )  # it may be the same file by another name: nothing is written into that
         try:
             path.hardlink_to(source)
         except OSError:

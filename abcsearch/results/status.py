@@ -156,7 +156,9 @@ class RunWatch:
         self._folder = RunFolder(path)
         self._tails: dict[str, JournalTail] = {}
         self._ends: tuple[list[int], bool, bool] = ([], False, False)
-        self._to_decide: set[Path] = set()  # searches whose best trials are scored in full at their end
+        self._to_decide: set[Path] = (
+            set()
+        )  # searches whose best trials are scored in full at their end
 
     @property
     def title(self) -> str:
@@ -179,18 +181,28 @@ class RunWatch:
         header = shown_header(self._folder)
         settings, n_trials = header["settings"], header["settings"]["n_trials"]
         folders = self._searched(header)
-        running = self._folder.in_use()  # before the journals: what is finished after that is seen at the next look
+        running = (
+            self._folder.in_use()
+        )  # before the journals: what is finished after that is seen at the next look
         ended, exhausted = self._ended(list(folders.values()), n_trials)
         total = mapped_total(self._folder)
         pulse = self._pulse([*folders.values(), self._folder.map], ended=ended) if running else None
         now = None if ended else pulse
         active = _last_written(folders) if running else None
         searches = tuple(
-            self._search(name, folder, n_trials, now, active=name == active) for name, folder in folders.items()
+            self._search(name, folder, n_trials, now, active=name == active)
+            for name, folder in folders.items()
         )
         mapping = running and not self._folder.journal.exists()
-        mapped = self._search(STAGE, self._folder.map, total, now, active=mapping) if total else None
-        over = ended and not running and (exhausted or _complete(searches)) and not _undecided(searches)
+        mapped = (
+            self._search(STAGE, self._folder.map, total, now, active=mapping) if total else None
+        )
+        over = (
+            ended
+            and not running
+            and (exhausted or _complete(searches))
+            and not _undecided(searches)
+        )
         tuned = tunings(self._folder, settings, _winners(searches))
         setup = read_setup(self._folder)
         return RunStatus(
@@ -249,7 +261,9 @@ class RunWatch:
             failing=tail.failing,
             best=tail.best,
             decision=tail.decision,
-            undecided=folder.path in self._to_decide and tail.decision is None and tail.done >= n_trials,
+            undecided=folder.path in self._to_decide
+            and tail.decision is None
+            and tail.done >= n_trials,
             seconds=tail.seconds,
             evaluated=tail.evaluated,
             interval=tail.pace.interval(workers) if active else None,
@@ -263,7 +277,10 @@ class RunWatch:
         That is in the states of the searchers, which can be large: they are read again only when they are new.
         """
         states = [folder.path / "searcher.json" for folder in folders]
-        stamps = [n_trials, *(state.stat().st_mtime_ns if state.exists() else 0 for state in states)]
+        stamps = [
+            n_trials,
+            *(state.stat().st_mtime_ns if state.exists() else 0 for state in states),
+        ]
         if stamps != self._ends[0]:
             ended = all(folder.finished(n_trials) for folder in folders)
             self._ends = (stamps, ended, folders[0].exhausted())
@@ -273,7 +290,11 @@ class RunWatch:
 
 def _last_written(folders: dict[str, RunFolder]) -> str | None:
     """Returns the name of the search whose journal was written to last; None before the first trial."""
-    written = {name: folder.journal.stat().st_mtime for name, folder in folders.items() if folder.journal.exists()}
+    written = {
+        name: folder.journal.stat().st_mtime
+        for name, folder in folders.items()
+        if folder.journal.exists()
+    }
     return max(written, key=written.__getitem__, default=None)
 
 

@@ -8,7 +8,14 @@ from abcsearch.errors import AbcSearchError, RunError
 from abcsearch.files import is_there
 from abcsearch.runs.disk.decision import Decision
 from abcsearch.runs.disk.journal import read_journal
-from abcsearch.runs.disk.lines import Chain, OutOfChainError, Success, decode_event, many_objects, trial_of
+from abcsearch.runs.disk.lines import (
+    Chain,
+    OutOfChainError,
+    Success,
+    decode_event,
+    many_objects,
+    trial_of,
+)
 from abcsearch.runs.pace import Pace
 from abcsearch.trial import Trial, best_trial
 
@@ -59,7 +66,9 @@ class JournalTail:
                 except OutOfChainError:
                     text = None
                 if text is None:
-                    read_journal(self._path)  # says what is wrong, unless this is a last line that is torn
+                    read_journal(
+                        self._path
+                    )  # says what is wrong, unless this is a last line that is torn
                     return
                 self._offset, self._last = self._offset + len(line), line
                 try:
@@ -99,7 +108,10 @@ class JournalTail:
             return
         trial = trial_of(event)
         self._count(
-            trial.number, trial.evaluation.seconds, event.get("time", 0), failed=trial.evaluation.failure is not None
+            trial.number,
+            trial.evaluation.seconds,
+            event.get("time", 0),
+            failed=trial.evaluation.failure is not None,
         )
         if trial.number < self.n_trials:
             self.best = best_trial([trial] if self.best is None else [self.best, trial])

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from abcsearch.runs.settings import RunConfig
 
 
-def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, progress: Progress = silent) -> None:
+def train_base(
+    config: RunConfig, file: Path, model: nn.Module, data: Data, progress: Progress = silent
+) -> None:
     """Gives the network its trained weights: from a file, or as they are (a checkpoint's), or by training it now.
 
     Args:
@@ -50,7 +52,12 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
                     replace_file(early, weights_writer(model))
                 progress("base network", done, total, f"loss {loss:.4f}")
 
-            facts = (identity_of(config.pretrain), asdict(config.model), asdict(config.data), config.seed)
+            facts = (
+                identity_of(config.pretrain),
+                asdict(config.model),
+                asdict(config.data),
+                config.seed,
+            )
             train(
                 model,
                 data.train,
@@ -64,9 +71,13 @@ def train_base(config: RunConfig, file: Path, model: nn.Module, data: Data, prog
             )
         anchor.check()
         replace_file(file, weights_writer(model))
-        for done in file.parent.glob(f"{file.stem}-*.checkpoint"):  # also of settings that it has not become
+        for done in file.parent.glob(
+            f"{file.stem}-*.checkpoint"
+        ):  # also of settings that it has not become
             done.unlink()
-    if early is not None and not early.exists():  # a kill came between, or it was not asked for then
+    if (
+        early is not None and not early.exists()
+    ):  # a kill came between, or it was not asked for then
         _train_early(config, early, data)
     load_base(model, file)
     model.eval()
@@ -78,7 +89,9 @@ class _EnoughError(Exception):
 
 def _train_early(config: RunConfig, file: Path, data: Data) -> None:
     """Trains the network once more until the epoch that `rewind` names, and writes its weights: the same ones."""
-    doing(f"training the base network once more, {plural(config.rewind, 'epoch')}, for its early weights")
+    doing(
+        f"training the base network once more, {plural(config.rewind, 'epoch')}, for its early weights"
+    )
     model = config.model.build(config.seed)
 
     def on_epoch(done: int, total: int, loss: float) -> None:

@@ -47,7 +47,11 @@ if TYPE_CHECKING:
 
 def seeded_data(data: Part, seed: int) -> Part:
     """Returns the data of a config whose split follows the run's seed, unless the data's options have their own."""
-    return Part(name=data.name, options={"seed": seed, **data.options}) if takes_seed(data.name) else data
+    return (
+        Part(name=data.name, options={"seed": seed, **data.options})
+        if takes_seed(data.name)
+        else data
+    )
 
 
 def load_run_data(config: RunConfig) -> Data:
@@ -117,12 +121,20 @@ def run_config(  # noqa: PLR0913 - all but the first two have a default
                 shared.keep(task, roles.evaluator, folder.base)
             known = folder.finished(config.n_trials)
             result = run_search(
-                folder, task, config, roles, progress, winner_name(config.searcher.name), watchers=watchers
+                folder,
+                task,
+                config,
+                roles,
+                progress,
+                winner_name(config.searcher.name),
+                watchers=watchers,
             )
             best = result.best
             if not known:
                 done = plural(len(result.trials), "trial")
-                folder.log(f"search finished: {done}, best {best.fitness:.4f} (trial {best.number})")
+                folder.log(
+                    f"search finished: {done}, best {best.fitness:.4f} (trial {best.number})"
+                )
             for name in searched(config.baselines):
                 _searched_baseline(folder, name, config, result, roles, progress)
     return result
@@ -161,7 +173,9 @@ def _made_ready(  # noqa: PLR0913 - what it works with
         shared.give_base(folder)
     if shared is None or not shared.holds(task):
         train_base(config, folder.base, task.base, task.data, progress)
-        task = prepared(folder, config, task.reranked().keeping(folder), preparation_of(config), progress)
+        task = prepared(
+            folder, config, task.reranked().keeping(folder), preparation_of(config), progress
+        )
     if remains is not None:
         parts = Parts.of(task, config)
         if config.prepare is not None:  # whose structures the searcher begins with
@@ -199,7 +213,9 @@ def prepare(
     if shared is not None:
         shared.check(task)
     data = task.data
-    roles = Parts.of(task, config, evaluator=None if shared is None or common is None else shared.evaluator)
+    roles = Parts.of(
+        task, config, evaluator=None if shared is None or common is None else shared.evaluator
+    )
     preparation = preparation_of(config)
     if preparation is not None:
         preparation.check(task)
@@ -226,7 +242,11 @@ def _drafted(config: RunConfig, folder: RunFolder, load: LoadData, *, weights: b
     doing(f"reading the data {config.data.name}")
     data = load(config)
     checkpoint = config.model.checkpoint
-    if checkpoint is not None and not folder.base.exists() and (weights or Path(checkpoint).exists()):
+    if (
+        checkpoint is not None
+        and not folder.base.exists()
+        and (weights or Path(checkpoint).exists())
+    ):
         load_checkpoint(model, checkpoint)
     return Task.of(model, data, config, trained=False, folder=folder)
 
@@ -253,19 +273,31 @@ def config_identity(config: RunConfig, data: Data) -> dict[str, Any]:
     checkpoint = Path(config.model.checkpoint or "")
     if not checkpoint.is_file():
         return data_identity(data)
-    return {**data_identity(data), "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]}
+    return {
+        **data_identity(data),
+        "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16],
+    }
 
 
 def _searched_baseline(
-    folder: RunFolder, name: str, config: RunConfig, result: SearchResult, parts: Parts, progress: Progress
+    folder: RunFolder,
+    name: str,
+    config: RunConfig,
+    result: SearchResult,
+    parts: Parts,
+    progress: Progress,
 ) -> None:
     """Runs a search that the winner is compared with, by the same evaluator."""
-    settings = replace(config, searcher=Part(name=BASELINES.find(name).searcher), baselines=(), known=())
+    settings = replace(
+        config, searcher=Part(name=BASELINES.find(name).searcher), baselines=(), known=()
+    )
     baseline = folder.baseline(name)
     folder.check()
     baseline.path.mkdir(parents=True, exist_ok=True)
     task = result.task
-    if task.made is not None:  # of which the weights are what all structures come from, and the structures are searched
+    if (
+        task.made is not None
+    ):  # of which the weights are what all structures come from, and the structures are searched
         task = replace(task, made=replace(task.made, starts=()))
     parts = replace(Parts.of(task, settings, evaluator=parts.evaluator), executor=parts.executor)
     known = {trial.candidate: trial.evaluation for trial in result.trials}
@@ -295,8 +327,20 @@ def run_front_config(  # noqa: PLR0913 - all but the first two have a default
     """
     data = LoadedOnce(load)
 
-    def run_one(config: RunConfig, own: RunFolder, shared: Shared, where: Executor, shown: Progress) -> SearchResult:
-        return run_config(config, own.path, load=data, executor=where, progress=shown, watchers=watchers, shared=shared)
+    def run_one(
+        config: RunConfig, own: RunFolder, shared: Shared, where: Executor, shown: Progress
+    ) -> SearchResult:
+        return run_config(
+            config,
+            own.path,
+            load=data,
+            executor=where,
+            progress=shown,
+            watchers=watchers,
+            shared=shared,
+        )
 
     front = replace(front, settings=as_begun(front.settings, RunFolder(run_dir)))
-    return run_front(front, RunFolder(run_dir), run_one, executor=executor, progress=progress, before=before)
+    return run_front(
+        front, RunFolder(run_dir), run_one, executor=executor, progress=progress, before=before
+    )

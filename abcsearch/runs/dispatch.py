@@ -45,7 +45,14 @@ class Flights:
     """
 
     def __init__(
-        self, executor: Executor, evaluator: Evaluator, seed: int, journal: Journal, folder: RunFolder, *, at_once: bool
+        self,
+        executor: Executor,
+        evaluator: Evaluator,
+        seed: int,
+        journal: Journal,
+        folder: RunFolder,
+        *,
+        at_once: bool,
     ) -> None:
         """Starts with nothing under way.
 
@@ -61,7 +68,9 @@ class Flights:
         self._executor, self._evaluator = executor, evaluator
         self._slots = slots(executor)
         self._seed, self._journal, self._folder = seed, journal, folder
-        self._stages = _Stages(evaluator, journal, at_once=at_once) if isinstance(evaluator, Staged) else None
+        self._stages = (
+            _Stages(evaluator, journal, at_once=at_once) if isinstance(evaluator, Staged) else None
+        )
         self._candidates: dict[int, Candidate] = {}
         self._bars: dict[int, float] = {}
         self._queue: deque[tuple[int, str | None]] = deque()
@@ -83,7 +92,10 @@ class Flights:
         return len(self._candidates) + len(self._ready)
 
     def add(
-        self, group: dict[int, Candidate], earlier: Iterable[int] = (), bars: Mapping[int, float] | None = None
+        self,
+        group: dict[int, Candidate],
+        earlier: Iterable[int] = (),
+        bars: Mapping[int, float] | None = None,
     ) -> None:
         """Takes candidates to evaluate, by trial number.
 
@@ -137,14 +149,18 @@ class Flights:
         """Hands an evaluation to the executor; a candidate that has lost its worker often enough has failed."""
         reasons = self._journal.contents.lost.get(number, [])
         if len(reasons) >= ATTEMPTS:  # looked at here, since it may have been in an earlier session
-            failure = f"lost its worker {len(reasons)} times: {' and '.join(dict.fromkeys(reasons))}"
+            failure = (
+                f"lost its worker {len(reasons)} times: {' and '.join(dict.fromkeys(reasons))}"
+            )
             self._found(number, stage, Evaluation(fitness=None, failure=failure))
             return
         seed = derived_seed(self._seed, "evaluation", number)
         bar = start_of(self._evaluator, stage, self._bars.get(number, -math.inf))
         against = () if bar is None else (bar,)
         try:
-            future = self._executor.submit(evaluate, self._evaluator, self._candidates[number], seed, stage, *against)
+            future = self._executor.submit(
+                evaluate, self._evaluator, self._candidates[number], seed, stage, *against
+            )
         except AbcSearchError:
             raise
         except Exception as error:
@@ -237,7 +253,9 @@ class _Stages:
         journal = self._journal
         if not self._at_once:
             if self._verdicts is None:
-                self._verdicts = [Verdict.of(journal.trials[number].evaluation) for number in earlier]
+                self._verdicts = [
+                    Verdict.of(journal.trials[number].evaluation) for number in earlier
+                ]
             self._groups.append(group)
         elif self._verdicts is None:
             self._verdicts = []
@@ -253,7 +271,9 @@ class _Stages:
         decisions: list[tuple[int, bool]] = []
         while self._groups and self._verdicts is not None:
             first = {number: self._first(number) for number in self._groups[0]}
-            known = {number: evaluation for number, evaluation in first.items() if evaluation is not None}
+            known = {
+                number: evaluation for number, evaluation in first.items() if evaluation is not None
+            }
             if len(known) < len(first):
                 break
             self._groups.popleft()
@@ -264,7 +284,9 @@ class _Stages:
             else:
                 promoted = []
             self._verdicts += [
-                Verdict.of(finished[n].evaluation) if n in finished else Verdict.of(e)._replace(promoted=n in promoted)
+                Verdict.of(finished[n].evaluation)
+                if n in finished
+                else Verdict.of(e)._replace(promoted=n in promoted)
                 for n, e in known.items()
             ]
         return decisions
@@ -272,4 +294,6 @@ class _Stages:
     def _first(self, number: int) -> Evaluation | None:
         """Returns what the first stage found, or the whole trial found where the journal has only that."""
         trial = self._journal.trials.get(number)
-        return self._journal.contents.first.get(number) or (None if trial is None else trial.evaluation)
+        return self._journal.contents.first.get(number) or (
+            None if trial is None else trial.evaluation
+        )

@@ -62,17 +62,26 @@ class _Options(TypedDict, total=False):
 
 
 @overload
-def search(model: nn.Module, data: Data, *, budget: Budget, **options: Unpack[_Options]) -> SearchResult: ...
+def search(
+    model: nn.Module, data: Data, *, budget: Budget, **options: Unpack[_Options]
+) -> SearchResult: ...
 
 
 @overload
 def search(
-    model: nn.Module, data: Data, *, budget: Budget, seeds: Iterable[int], **options: Unpack[_Options]
+    model: nn.Module,
+    data: Data,
+    *,
+    budget: Budget,
+    seeds: Iterable[int],
+    **options: Unpack[_Options],
 ) -> SeedsResult: ...
 
 
 @overload
-def search(model: nn.Module, data: Data, *, budgets: Sequence[Budget], **options: Unpack[_Options]) -> FrontResult: ...
+def search(
+    model: nn.Module, data: Data, *, budgets: Sequence[Budget], **options: Unpack[_Options]
+) -> FrontResult: ...
 
 
 def search(  # noqa: PLR0913 - the one entry point; everything but the first three has a good default
@@ -90,7 +99,10 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     seed: int = 0,
     seeds: Iterable[int] | None = None,
     space: SpaceOptions | None = None,
-    criterion: str | Criterion | Callable[..., Any] | Sequence[str | Criterion | Callable[..., Any]] = "reader_l2",
+    criterion: str
+    | Criterion
+    | Callable[..., Any]
+    | Sequence[str | Criterion | Callable[..., Any]] = "reader_l2",
     prepare: str | Mapping[str, Any] | Preparation | None = None,
     known: Sequence[str | Path] = (),
     latency: LatencyOptions | None = None,
@@ -159,21 +171,34 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     )
     if seeds is not None:
         if front is not None or isinstance(searcher, Searcher):
-            what = "several budgets" if front is not None else "one searcher object: pass a name, or a function"
+            what = (
+                "several budgets"
+                if front is not None
+                else "one searcher object: pass a name, or a function"
+            )
             msg = f"seeds are of searches that differ in nothing else, each with a searcher of its own; found {what}"
             raise ConfigError(msg)
         return run_seeds(
             seeds,
             run_dir,
             lambda own, path: run_here(
-                RunFolder(path), model, data, replace(settings, seed=own), brought, executor, progress, watchers
+                RunFolder(path),
+                model,
+                data,
+                replace(settings, seed=own),
+                brought,
+                executor,
+                progress,
+                watchers,
             ),
         )
     folder = RunFolder(run_dir)
     settings = as_begun(settings, folder)
     if front is None:
         return run_here(folder, model, data, settings, brought, executor, progress, watchers)
-    return front_here(folder, model, data, Front(settings, front), brought, executor, progress, watchers)
+    return front_here(
+        folder, model, data, Front(settings, front), brought, executor, progress, watchers
+    )
 
 
 def _progress(progress: Any) -> Progress:  # noqa: ANN401 - whatever it was called with
@@ -185,9 +210,7 @@ def _progress(progress: Any) -> Progress:  # noqa: ANN401 - whatever it was call
     if isinstance(progress, bool):
         return _printed if progress else silent
     if not callable(progress):
-        msg = (
-            "progress is True, or a function called with (stage, done, total, note) after every trial, such as print; "
-        )
+        msg = "progress is True, or a function called with (stage, done, total, note) after every trial, such as print; "
         raise ConfigError(f"{msg}found {progress!r:.80}")
     return cast("Progress", progress)
 
@@ -202,13 +225,17 @@ def _check_model(model: object) -> None:
     if isinstance(model, Mapping):
         some = ", ".join(map(str, list(model)[:3]))
         msg = f"model is a network (torch.nn.Module), found a state dict of weights ({some} ...): build the network, "
-        raise ModelError(f"{msg}load them with network.load_state_dict(state), and pass the network")
+        raise ModelError(
+            f"{msg}load them with network.load_state_dict(state), and pass the network"
+        )
 
 
 def _absolute(known: Any) -> Any:  # noqa: ANN401 - whatever it was called with
     """Returns paths of known runs whole; anything else as it is, for the settings to refuse."""
     listed = [known] if isinstance(known, str | os.PathLike) else known
-    if not isinstance(listed, list | tuple) or not all(isinstance(run, str | os.PathLike) and run for run in listed):
+    if not isinstance(listed, list | tuple) or not all(
+        isinstance(run, str | os.PathLike) and run for run in listed
+    ):
         return known
     return tuple(os.path.abspath(run) for run in listed)  # noqa: PTH100 - Path.absolute keeps ".."
 
@@ -226,7 +253,11 @@ def _part(what: str, value: str | Mapping[str, Any] | object) -> Part:
         value = {**value, "metric": METRICS.name_of(value["metric"])}
     if isinstance(value, str | Mapping):
         return Part.of(value)
-    good = isinstance(value, Preparation) if what == "prepare" else callable(value) or isinstance(value, Searcher)
+    good = (
+        isinstance(value, Preparation)
+        if what == "prepare"
+        else callable(value) or isinstance(value, Searcher)
+    )
     if not good:
         kind = _OWN[what]
         msg = f'{what} is a name, {{"name": name, "option": value}} or {kind}, found {value!r}'

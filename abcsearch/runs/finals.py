@@ -70,7 +70,11 @@ class Finals:
         due = not self.decided
         if due:
             save()
-        trials = [trial for number, trial in sorted(self._journal.trials.items()) if number < self._n_trials]
+        trials = [
+            trial
+            for number, trial in sorted(self._journal.trials.items())
+            if number < self._n_trials
+        ]
         while lacking := [trial for trial in self._best(trials) if not self._is_scored(trial)]:
             self._score(lacking)
         decision = self._decision(self._best(trials))
@@ -86,14 +90,20 @@ class Finals:
         full = self._journal.contents.final
         failed = {number for number, evaluation in full.items() if evaluation.fitness is None}
         ranked = sorted(
-            (trial for trial in trials if trial.evaluation.fitness is not None and trial.number not in failed),
+            (
+                trial
+                for trial in trials
+                if trial.evaluation.fitness is not None and trial.number not in failed
+            ),
             key=lambda trial: (-trial.fitness, trial.number),
         )
         return ranked[: self._finalists]
 
     def _is_scored(self, trial: Trial) -> bool:
         """Returns whether a trial has been scored in full."""
-        return trial.number in self._journal.contents.final or complete(self._evaluator, trial.evaluation)
+        return trial.number in self._journal.contents.final or complete(
+            self._evaluator, trial.evaluation
+        )
 
     def _score(self, trials: Sequence[Trial]) -> None:
         """Scores trials in full, and writes down what is found."""
@@ -104,12 +114,17 @@ class Finals:
             for number, evaluation in arrived:
                 self._journal.note("final", number, evaluation=evaluation.to_plain())
             done += len(arrived)
-            self._standing.announce(f"{done} of the best {plural(len(trials), 'trial')} scored in full")
+            self._standing.announce(
+                f"{done} of the best {plural(len(trials), 'trial')} scored in full"
+            )
 
     def _decision(self, trials: Sequence[Trial]) -> Decision | None:
         """Returns which of the best trials wins; None without any."""
         contents = self._journal.contents
-        scored = [replace(trial, evaluation=contents.final.get(trial.number, trial.evaluation)) for trial in trials]
+        scored = [
+            replace(trial, evaluation=contents.final.get(trial.number, trial.evaluation))
+            for trial in trials
+        ]
         winner = best_trial(scored)
         if winner is None:
             return None
@@ -119,6 +134,10 @@ class Finals:
             trial.number
             for trial in ranked
             if trial is winner
-            or not told_apart(winner.evaluation, trial.evaluation, (groups[winner.number], groups[trial.number]))
+            or not told_apart(
+                winner.evaluation, trial.evaluation, (groups[winner.number], groups[trial.number])
+            )
         ]
-        return Decision(winner=winner, among=tuple(trial.number for trial in ranked), alike=tuple(alike))
+        return Decision(
+            winner=winner, among=tuple(trial.number for trial in ranked), alike=tuple(alike)
+        )

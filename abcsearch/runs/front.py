@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.budget import Budget
 from abcsearch.errors import AbcSearchError, RunError, differences, plural, quoted
 from abcsearch.runs.disk.environment import environment
-from abcsearch.runs.front_folder import BUDGETS, FORMAT, FRONT, KIND, FrontFolder, is_front, run_folder
+from abcsearch.runs.front_folder import (
+    BUDGETS,
+    FORMAT,
+    FRONT,
+    KIND,
+    FrontFolder,
+    is_front,
+    run_folder,
+)
 from abcsearch.runs.front_settings import Front, S
 from abcsearch.runs.settings import deciding
 from abcsearch.runs.shared import Shared
@@ -34,7 +42,11 @@ _NSGA2 = (
     "searcher 'nsga2' looks for a front inside of each budget, whose winner is the structure of the highest fitness "
     "there; for one front against a cost, search the largest budget alone"
 )
-_COSTLY = (".jsonl", ".safetensors", ".checkpoint")  # files of what took time: evaluations and trainings
+_COSTLY = (
+    ".jsonl",
+    ".safetensors",
+    ".checkpoint",
+)  # files of what took time: evaluations and trainings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +88,9 @@ class FrontResult(Summarised):
     def summary(self) -> tuple[tuple[str, str], ...]:
         """What it is in a few lines, names and values."""
         points = self.front()
-        best = "; ".join(f"{point.name}: fitness {point.fitness:.4f}, {point.macs:,} macs" for point in points)
+        best = "; ".join(
+            f"{point.name}: fitness {point.fitness:.4f}, {point.macs:,} macs" for point in points
+        )
         trials = sum(len(result.trials) for result in self.results)
         return (
             ("run folder", str(self.run_dir)),
@@ -157,7 +171,10 @@ def _withdrawn_if_refused(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except AbcSearchError:
-        costly = any(file.suffix in _COSTLY and file.stat().st_size for file in (folder.path / BUDGETS).rglob("*"))
+        costly = any(
+            file.suffix in _COSTLY and file.stat().st_size
+            for file in (folder.path / BUDGETS).rglob("*")
+        )
         if not costly:
             for name in {FRONT, ".lock"} - before:
                 (folder.path / name).unlink(missing_ok=True)
@@ -186,7 +203,12 @@ def _write_record(folder: RunFolder, front: Front[Any]) -> None:
     plain = front.to_plain()
     before = _held(folder, front)
     if before is None:
-        record = {"format": FORMAT, "id": secrets.token_hex(16), **plain, "environment": environment()}
+        record = {
+            "format": FORMAT,
+            "id": secrets.token_hex(16),
+            **plain,
+            "environment": environment(),
+        }
     else:
         record = {**before, **plain}
     record = signed(KIND, record)
@@ -202,12 +224,12 @@ def check_front(folder: RunFolder, front: Front[Any]) -> None:
 def _held(folder: RunFolder, front: Front[Any]) -> dict[str, Any] | None:
     """Returns front.json of the front that a folder holds and this one continues; None where a new one begins."""
     if (folder.path / "run.json").exists():
-        msg = (
-            f"{folder.path} holds a run of one budget; choose another folder for {plural(len(front.budgets), 'budget')}"
-        )
+        msg = f"{folder.path} holds a run of one budget; choose another folder for {plural(len(front.budgets), 'budget')}"
         raise RunError(msg)
     if not is_front(folder.path):
-        others = sorted(entry.name for entry in folder.path.iterdir() if not entry.name.startswith("."))
+        others = sorted(
+            entry.name for entry in folder.path.iterdir() if not entry.name.startswith(".")
+        )
         if others and others != [BUDGETS]:
             msg = f"{folder.path} is not empty and holds no front ({', '.join(others[:3])}); choose a new folder"
             raise RunError(msg)
@@ -227,9 +249,14 @@ def _held(folder: RunFolder, front: Front[Any]) -> dict[str, Any] | None:
 def _decides(front: Front[Any]) -> dict[str, Any]:
     """Returns what decides the trials of a front, as plain values."""
     plain = front.to_plain()
-    return {"budgets": plain["budgets"], **{k: v for k, v in deciding(plain["settings"]).items() if k != "budget"}}
+    return {
+        "budgets": plain["budgets"],
+        **{k: v for k, v in deciding(plain["settings"]).items() if k != "budget"},
+    }
 
 
 def _begun(run: RunFolder) -> bool:
     """Returns whether anything of a run would be lost."""
-    return any(path.exists() and path.stat().st_size for path in (run.base, run.journal, run.map.journal))
+    return any(
+        path.exists() and path.stat().st_size for path in (run.base, run.journal, run.map.journal)
+    )

@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 FRONT, BUDGETS = "front.json", "budgets"
 KIND = "front"
 FORMAT = 1
-_KINDS: dict[str, type] = {"format": int, "settings": dict, "budgets": list, "names": list, "environment": dict}
+_KINDS: dict[str, type] = {
+    "format": int,
+    "settings": dict,
+    "budgets": list,
+    "names": list,
+    "environment": dict,
+}
 
 
 def is_front(path: str | Path) -> bool:
@@ -94,7 +100,9 @@ class FrontFolder:
             )
             raise TrustError(msg)
         if not self.folder.sealed(FRONT):
-            warnings.warn(f"{self.folder.path / FRONT} has no checksum, damage may go unseen", stacklevel=2)
+            warnings.warn(
+                f"{self.folder.path / FRONT} has no checksum, damage may go unseen", stacklevel=2
+            )
         return self.record
 
 
@@ -116,9 +124,14 @@ def _wrong(record: Any) -> str:  # noqa: ANN401 - any JSON value
     if wrong:
         return f"{', '.join(wrong)} missing or wrong"
     if record["format"] > FORMAT:
-        return f"it has format {record['format']}, this version reads up to {FORMAT}: update abcsearch"
+        return (
+            f"it has format {record['format']}, this version reads up to {FORMAT}: update abcsearch"
+        )
     names = record["names"]
-    sound = all(isinstance(name, str) and name[:1].isdigit() and not set(name) & set("/\\\0") for name in names)
+    sound = all(
+        isinstance(name, str) and name[:1].isdigit() and not set(name) & set("/\\\0")
+        for name in names
+    )
     if not (names and sound and len(set(names)) == len(names) == len(record["budgets"])):
         return "names are one for each budget"
     return unsound(record)

@@ -41,14 +41,20 @@ class Peer:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        sound = isinstance(self.name, str) and all(type(value) in (int, float) for value in (self.macs, self.accuracy))  # pyright: ignore[reportUnnecessaryIsInstance]
+        sound = isinstance(self.name, str) and all(
+            type(value) in (int, float) for value in (self.macs, self.accuracy)
+        )  # pyright: ignore[reportUnnecessaryIsInstance]
         if not (sound and self.name and self.macs > 0 and 0 <= self.accuracy <= 1):
             msg = f"a peer is a name, macs above 0 and an accuracy from 0 to 1, found {self!r:.120}"
             raise ConfigError(msg)
 
     def count(self, full: int) -> int:
         """Returns its multiply-accumulates where the full network has so many."""
-        return round(self.macs * full) if isinstance(self.macs, float) and self.macs <= 1 else round(self.macs)
+        return (
+            round(self.macs * full)
+            if isinstance(self.macs, float) and self.macs <= 1
+            else round(self.macs)
+        )
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,7 @@ class Front(Generic[S]):
                 raise ConfigError(msg)
         if not self.trials:
             least = -(-len(self.budgets) // _TWICE)
-            msg = (
-                f"n_trials = {self.settings.n_trials} leaves none for each of {len(self.budgets)} budgets, which share "
-            )
+            msg = f"n_trials = {self.settings.n_trials} leaves none for each of {len(self.budgets)} budgets, which share "
             msg += f"{_TWICE} times as many; set n_trials to {least} at least"
             raise ConfigError(msg)
 
@@ -94,7 +98,8 @@ class Front(Generic[S]):
     def names(self) -> tuple[str, ...]:
         """What folders and tables call the budgets."""
         return tuple(
-            f"{index}-{bounds_text(budget.bounds, file=True)}" for index, budget in enumerate(self.budgets, start=1)
+            f"{index}-{bounds_text(budget.bounds, file=True)}"
+            for index, budget in enumerate(self.budgets, start=1)
         )
 
     def run(self, place: int) -> S:
@@ -119,7 +124,10 @@ class Front(Generic[S]):
         plain = record["settings"]
         settings = from_plain(RunConfig if "model" in plain else SearchSettings, plain, where)
         try:
-            budgets = [{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()} for one in record["budgets"]]
+            budgets = [
+                {k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}
+                for one in record["budgets"]
+            ]
             peers = tuple(Peer(**one) for one in record.get("peers", ()))
             return Front(settings, tuple(Budget(**one) for one in budgets), peers)
         except (ConfigError, BudgetError, TypeError) as error:
@@ -133,8 +141,16 @@ def as_budgets(budgets: Any) -> tuple[Budget, ...]:  # noqa: ANN401 - whatever w
     Raises:
         ConfigError: if it is something else.
     """
-    if isinstance(budgets, list | tuple) and budgets and all(isinstance(budget, Budget) for budget in budgets):
+    if (
+        isinstance(budgets, list | tuple)
+        and budgets
+        and all(isinstance(budget, Budget) for budget in budgets)
+    ):
         return tuple(budgets)
-    what = "an empty list" if isinstance(budgets, list | tuple) and not budgets else f"{budgets!r:.120}"
+    what = (
+        "an empty list"
+        if isinstance(budgets, list | tuple) and not budgets
+        else f"{budgets!r:.120}"
+    )
     msg = f"budgets is a list of budgets, e.g. [Budget(macs=0.7), Budget(macs=0.5)], found {what}"
     raise ConfigError(msg)

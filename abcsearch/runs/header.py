@@ -103,7 +103,9 @@ def _other(key: str, settings: SearchSettings) -> str:
     """Returns what differs, in words."""
     model = settings.model if isinstance(settings, RunConfig) else None
     if key == "checkpoint" and model is not None and model.sizes is not None:
-        return f"the export that model.export names has changed: {Path(model.checkpoint or '').parent}"
+        return (
+            f"the export that model.export names has changed: {Path(model.checkpoint or '').parent}"
+        )
     return _OTHERS[key]
 
 
@@ -116,13 +118,19 @@ def as_begun(settings: S, folder: RunFolder) -> S:
         records = [folder.read_json(name) for name in ("run.json", "front.json")]
     except RunError:  # damaged: whoever needs it says so
         return settings
-    spaces = [record["settings"].get("space") for record in records if record is not None and "settings" in record]
+    spaces = [
+        record["settings"].get("space")
+        for record in records
+        if record is not None and "settings" in record
+    ]
     if any(isinstance(space, dict) and "renormalise" not in space for space in spaces):
         return replace(settings, space=replace(settings.space, renormalise=False))
     return settings
 
 
-def held_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any]) -> dict[str, Any] | None:
+def held_header(
+    folder: RunFolder, settings: SearchSettings, same: dict[str, Any]
+) -> dict[str, Any] | None:
     """Returns run.json of the run that a folder holds and these settings continue; None where a new one begins.
 
     Raises:
@@ -144,7 +152,9 @@ def held_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any
     begun = (folder.base, folder.path / "prepared.json", folder.journal)
     if differing and not any(path.exists() and path.stat().st_size for path in begun):
         return None  # nothing to lose yet
-    if [text.split(" (hash ")[0] for text in differing] == [_OTHERS["model"]] and folder.base.exists():
+    if [text.split(" (hash ")[0] for text in differing] == [
+        _OTHERS["model"]
+    ] and folder.base.exists():
         msg = (
             f"the weights in {folder.base} are others than those that the run began with; restore the file from a "
             f"copy, or delete it: {AGAIN} abcsearch resume {quoted(folder.path)}"
@@ -172,7 +182,12 @@ def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, An
         folder.fitness.unlink(missing_ok=True)  # of another run, whose trials are gone
         folder.write_json("run.json", signed(KIND, start))
         return
-    continued = {**before, "format": FORMAT, "settings": now, "identity": {**before["identity"], **same}}
+    continued = {
+        **before,
+        "format": FORMAT,
+        "settings": now,
+        "identity": {**before["identity"], **same},
+    }
     if "command" in before["environment"] and not is_own(KIND, before):
         # The command that is said to have started it is nobody's word, and reports show what is signed.
         kept = {name: value for name, value in before["environment"].items() if name != "command"}
@@ -188,7 +203,9 @@ def _refuse_foreign(path: Path) -> None:
     others: Sequence[str] = sorted(entry.name for entry in there if not entry.name.startswith("."))
     if others and (again_by := redone(path)):
         what = "the map of a run" if is_map(path) else "a baseline"
-        raise RunError(f"{path} is {what} whose run.json is missing; restore that from a copy, or {again_by}")
+        raise RunError(
+            f"{path} is {what} whose run.json is missing; restore that from a copy, or {again_by}"
+        )
     if "front.json" in others:
         msg = f"{path} holds several budgets; choose another folder for one, or name one of those in {path / 'budgets'}"
         raise RunError(msg)

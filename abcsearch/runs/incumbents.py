@@ -34,7 +34,12 @@ class Incumbents:
     """
 
     def __init__(
-        self, evaluator: Evaluator, searcher: Searcher, execution: ExecutionOptions, *, competing: bool
+        self,
+        evaluator: Evaluator,
+        searcher: Searcher,
+        execution: ExecutionOptions,
+        *,
+        competing: bool,
     ) -> None:
         """Begins before the first trial of a search; there are no bars where trials do not compete."""
         self.racing = competing and races(evaluator) and not searcher.seeks_front
@@ -73,7 +78,9 @@ class Incumbents:
         """Returns what a snapshot keeps of an open trial."""
         return [self._seen[number]] if self.racing else []
 
-    def restore(self, contents: Contents, told: int, replayed: int, opened: Sequence[Sequence[Any]]) -> None:
+    def restore(
+        self, contents: Contents, told: int, replayed: int, opened: Sequence[Sequence[Any]]
+    ) -> None:
         """Goes on from a snapshot.
 
         Args:
@@ -85,7 +92,11 @@ class Incumbents:
         Raises:
             ValueError: if they are not of such a run.
         """
-        numbers = range(told) if self._rounds else [~call for call in contents.order[:replayed] if call < 0]
+        numbers = (
+            range(told)
+            if self._rounds
+            else [~call for call in contents.order[:replayed] if call < 0]
+        )
         for number in numbers:
             self.tell(contents.trials[number])
         if self.racing:

@@ -42,7 +42,9 @@ class Knowledge:
     evaluations: Mapping[Candidate, Evaluation] = field(repr=False)
 
 
-def learned(folder: RunFolder, task: Task, settings: SearchSettings, parts: Parts, progress: Progress) -> Knowledge:
+def learned(
+    folder: RunFolder, task: Task, settings: SearchSettings, parts: Parts, progress: Progress
+) -> Knowledge:
     """Returns what is known before a search, after evaluating what the searcher asks for and nobody knows.
 
     Both are kept in the folder: a run that goes on has the same, whatever has become of other runs. One that was begun
@@ -100,7 +102,9 @@ def _knowledge(others: Known, trials: list[Trial]) -> Knowledge:
     """Returns what other runs and the map make known."""
     succeeded = [trial for trial in trials if trial.evaluation.failure is None]
     evaluated = {trial.candidate: trial.evaluation for trial in trials}
-    return Knowledge(trials=(*others.trials, *succeeded), evaluations={**others.evaluations, **evaluated})
+    return Knowledge(
+        trials=(*others.trials, *succeeded), evaluations={**others.evaluations, **evaluated}
+    )
 
 
 def _begun_without(folder: RunFolder) -> bool:
@@ -156,10 +160,14 @@ def _mapped(
     begun = folder.map.journal.exists()
     write_header(folder.map, asked, identity(task))
     if not begun:
-        folder.log(f"{STAGE}: {plural(len(probes), 'structure')} to evaluate before the search begins")
+        folder.log(
+            f"{STAGE}: {plural(len(probes), 'structure')} to evaluate before the search begins"
+        )
     return Loop(
         folder=folder.map,
-        searcher=make_searcher("given", task.space, Constraint(task.space), seed=settings.seed, initial=probes),
+        searcher=make_searcher(
+            "given", task.space, Constraint(task.space), seed=settings.seed, initial=probes
+        ),
         evaluator=parts.evaluator,
         costs=task.graph.costs,
         executor=parts.executor,

@@ -31,7 +31,9 @@ _WORDS = {
 }
 
 
-def found_known(folder: RunFolder, space: SearchSpace, settings: SearchSettings, same: Mapping[str, Any]) -> Known:
+def found_known(
+    folder: RunFolder, space: SearchSpace, settings: SearchSettings, same: Mapping[str, Any]
+) -> Known:
     """Returns what the other runs that settings name make known: trials of searches, baselines and maps.
 
     Also what they knew themselves. Of a structure that several have, the first counts.
@@ -66,7 +68,9 @@ def _runs(folder: RunFolder, name: str) -> Iterator[tuple[RunFolder, str]]:
         yield run, name if run.path == path else f"{name}/{run.path.relative_to(path)}"
 
 
-def _source(run: RunFolder, name: str, space: SearchSpace, settings: SearchSettings, same: Mapping[str, Any]) -> Source:
+def _source(
+    run: RunFolder, name: str, space: SearchSpace, settings: SearchSettings, same: Mapping[str, Any]
+) -> Source:
     """Returns what is known of one run."""
     header = shown_header(run)
     others = list(_differences(header, settings, same))
@@ -128,7 +132,9 @@ def _all_trials(run: RunFolder, seed: int, *, alike: bool) -> Iterator[Trial]:
             yield from source.trials
 
 
-def _differences(header: Mapping[str, Any], settings: SearchSettings, same: Mapping[str, Any]) -> Iterator[str]:
+def _differences(
+    header: Mapping[str, Any], settings: SearchSettings, same: Mapping[str, Any]
+) -> Iterator[str]:
     """Yields in what a run is of another kind than one with these settings: here and there."""
     there = header["identity"]
     for key, words in _WORDS.items():
@@ -152,4 +158,7 @@ def _comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Returns plain settings with all defaults, and without devices, on which candidates may be evaluated anywhere."""
     settings = complete(plain)
     evaluator = settings["evaluator"]
-    return {**settings, "evaluator": asdict(Part(name=evaluator["name"], options=evaluator["options"]).on(None))}
+    return {
+        **settings,
+        "evaluator": asdict(Part(name=evaluator["name"], options=evaluator["options"]).on(None)),
+    }

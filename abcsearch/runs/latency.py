@@ -21,7 +21,11 @@ _FILE = "latency.json"
 
 
 def run_costs(
-    model: nn.Module, graph: ChannelGraph, data: Data, settings: SearchSettings, folder: RunFolder | None
+    model: nn.Module,
+    graph: ChannelGraph,
+    data: Data,
+    settings: SearchSettings,
+    folder: RunFolder | None,
 ) -> Costs:
     """Returns the costs that a run's budget needs: with times of layers, from the folder or measured now.
 
@@ -31,10 +35,13 @@ def run_costs(
     if "latency_ms" not in settings.budget.bounds:
         return graph.costs
     kept = None if folder is None else folder.read_json(_FILE)
-    if kept is None and folder is not None and folder.journal.exists() and folder.journal.stat().st_size:
-        msg = (
-            f"{folder.path / _FILE} is missing: trials were chosen by the times in it, and new times would be others; "
-        )
+    if (
+        kept is None
+        and folder is not None
+        and folder.journal.exists()
+        and folder.journal.stat().st_size
+    ):
+        msg = f"{folder.path / _FILE} is missing: trials were chosen by the times in it, and new times would be others; "
         msg += "restore it from a copy, or start a new run in another folder"
         raise RunError(msg)
     if kept is None:

@@ -117,7 +117,9 @@ class Loop:
 
     def _mine(self, journal: Journal) -> list[Trial]:
         """Returns the finished trials in order; an earlier call may have asked for more than `n_trials`."""
-        return [journal.trials[number] for number in sorted(journal.trials) if number < self.n_trials]
+        return [
+            journal.trials[number] for number in sorted(journal.trials) if number < self.n_trials
+        ]
 
 
 class _Search:
@@ -128,21 +130,40 @@ class _Search:
         self._searcher = loop.searcher
         self._asynchronous = loop.execution.schedule == "asynchronous"
         # What needs no results may be asked at any time: only so much ahead that nobody waits.
-        self._window = loop.execution.window or (0 if loop.searcher.needs_results else 4 * slots(loop.executor))
+        self._window = loop.execution.window or (
+            0 if loop.searcher.needs_results else 4 * slots(loop.executor)
+        )
         self._flights = Flights(
-            loop.executor, loop.evaluator, loop.seed, journal, loop.folder, at_once=self._asynchronous
+            loop.executor,
+            loop.evaluator,
+            loop.seed,
+            journal,
+            loop.folder,
+            at_once=self._asynchronous,
         )
         self._incumbents = _new_incumbents(loop)
-        self._finals = Finals(loop.evaluator, loop.n_trials, journal, self._flights, standing, competing=loop.competing)
+        self._finals = Finals(
+            loop.evaluator,
+            loop.n_trials,
+            journal,
+            self._flights,
+            standing,
+            competing=loop.competing,
+        )
         self._asked, self._told = 0, 0  # how many
         self._replayed = 0  # calls in the journal's order that the searcher has seen (asynchronous)
         self._open: dict[int, Candidate] = {}  # asked for, not yet told
         self._missing = 0  # how many of these have no result yet
-        self._twins: dict[Candidate, list[int]] = {}  # under way: further numbers of the same structure
+        self._twins: dict[
+            Candidate, list[int]
+        ] = {}  # under way: further numbers of the same structure
         self._exhausted = False
         self._changed = False  # since the last snapshot
         self._settled = True  # the searcher is between two calls, and all that follows from the last one is done
-        self._saved, self._saving = time.monotonic(), 0.0  # when the last snapshot was made, and how long it took
+        self._saved, self._saving = (
+            time.monotonic(),
+            0.0,
+        )  # when the last snapshot was made, and how long it took
         # A staged evaluator promotes trial by trial in comparison with others, which may be others now.
         self._earlier = {} if isinstance(loop.evaluator, Staged) else earlier(loop.folder)
         self._seen = {t.candidate: t.evaluation for t in journal.trials.values()}
@@ -155,7 +176,9 @@ class _Search:
                 self._replay()
         self._send(self._open)
         if self._told < self._loop.n_trials and getattr(self._loop.executor, "alive", None) == 0:
-            self._standing.announce(f"starting up to {plural(slots(self._loop.executor), 'worker')}")
+            self._standing.announce(
+                f"starting up to {plural(slots(self._loop.executor), 'worker')}"
+            )
         try:
             while self._told < self._loop.n_trials:
                 if not self._ask() and not self._open:
@@ -231,9 +254,15 @@ class _Search:
                 del group[number]
             else:
                 self._twins[candidate] = []
-        groups = [{number: candidate} for number, candidate in group.items()] if self._window else [group]
+        groups = (
+            [{number: candidate} for number, candidate in group.items()]
+            if self._window
+            else [group]
+        )
         for together in filter(None, groups):
-            self._flights.add(together, range(min(together)), {n: self._incumbents.bar(n) for n in together})
+            self._flights.add(
+                together, range(min(together)), {n: self._incumbents.bar(n) for n in together}
+            )
 
     def _known(self, number: int, candidate: Candidate) -> Evaluation | None:
         """Returns what another trial of the structure found, or this very one before the run was set back, or None."""
@@ -321,7 +350,10 @@ class _Search:
             "replayed": self._replayed,
             "exhausted": self._exhausted,
             "decided": self._finals.decided,  # and those before it can be read without the rest
-            "open": [[n, list(candidate), *self._incumbents.entry(n)] for n, candidate in self._open.items()],
+            "open": [
+                [n, list(candidate), *self._incumbents.entry(n)]
+                for n, candidate in self._open.items()
+            ],
             "state": self._searcher.state_dict(),
         }
         self._loop.folder.write_json("searcher.json", state)
@@ -345,7 +377,9 @@ class _Search:
             open_ = {int(number): tuple(candidate) for number, candidate, *_ in saved["open"]}
             usable = self._journal.passes(saved["journal"])
             if self._loop.execution.window and saved["n_trials"] <= asked < self._loop.n_trials:
-                usable = False  # a run of more trials would have asked on before the last ones were told
+                usable = (
+                    False  # a run of more trials would have asked on before the last ones were told
+                )
             if not usable:
                 return
             incumbents = _new_incumbents(self._loop)

@@ -56,7 +56,9 @@ def optuna_watcher(storage: str, study_name: str | None = None) -> WatcherFactor
     opened = open_storage(storage)
 
     def make(task: Task, folder: RunFolder) -> OptunaMirror:
-        return OptunaMirror(opened, study_name or default_study_name(folder), task.space, folder.journal)
+        return OptunaMirror(
+            opened, study_name or default_study_name(folder), task.space, folder.journal
+        )
 
     return make
 
@@ -100,7 +102,11 @@ def open_storage(storage: str) -> BaseStorage:
 def _database(url: str) -> RDBStorage:
     """Returns the storage of a database, whose tables other processes may be making at the same time."""
     # A search writes for milliseconds, but others may wait in line; SQLite gives up after five seconds by itself.
-    patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") and "timeout=" not in url else {}
+    patient = (
+        {"connect_args": {"timeout": 60}}
+        if url.startswith("sqlite") and "timeout=" not in url
+        else {}
+    )
     for _ in range(_TRIES):
         try:
             return RDBStorage(url, engine_kwargs=dict(patient))
@@ -119,7 +125,11 @@ class OptunaMirror:
     """
 
     def __init__(
-        self, storage: str | BaseStorage, study_name: str, space: SearchSpace, journal: Path | None = None
+        self,
+        storage: str | BaseStorage,
+        study_name: str,
+        space: SearchSpace,
+        journal: Path | None = None,
     ) -> None:
         """Looks at the study; nothing is written yet.
 
@@ -135,7 +145,9 @@ class OptunaMirror:
         self._storage = open_storage(storage) if isinstance(storage, str) else storage
         self._name = study_name
         self._journal = journal
-        self._distributions = {dimension.name: _distribution(dimension) for dimension in space.dimensions}
+        self._distributions = {
+            dimension.name: _distribution(dimension) for dimension in space.dimensions
+        }
         self._study: optuna.Study | None = None
         self._known = self._numbers()
 
@@ -145,7 +157,10 @@ class OptunaMirror:
         times = finish_times(self._journal)
         with quiet():
             self._study = optuna.create_study(
-                storage=self._storage, study_name=self._name, direction="maximize", load_if_exists=True
+                storage=self._storage,
+                study_name=self._name,
+                direction="maximize",
+                load_if_exists=True,
             )
         for trial in trials:
             self._add(trial, times.get(trial.number, time.time()))
@@ -168,7 +183,10 @@ class OptunaMirror:
                 return set()
             study = optuna.load_study(study_name=self._name, storage=self._storage)
             trials = study.get_trials(deepcopy=False)
-        ours = all(trial.distributions == self._distributions and "number" in trial.user_attrs for trial in trials)
+        ours = all(
+            trial.distributions == self._distributions and "number" in trial.user_attrs
+            for trial in trials
+        )
         if study.directions != [StudyDirection.MAXIMIZE] or not ours:
             msg = f"the Optuna study {self._name!r} exists with other parameters; choose another name or storage"
             raise ConfigError(msg)

@@ -20,7 +20,9 @@ class Pace:
     def add(self, finished: float, seconds: float) -> None:
         """Takes when a trial finished, and how long its evaluation took."""
         longest = max(_PAUSE, _EVALUATIONS * seconds)
-        if self._recent and not 0 <= finished - self._recent[-1][0] <= longest:  # stopped, or the clock was set back
+        if (
+            self._recent and not 0 <= finished - self._recent[-1][0] <= longest
+        ):  # stopped, or the clock was set back
             self._recent.clear()
         self._recent.append((finished, seconds))
 
@@ -40,7 +42,9 @@ class Pace:
             paces.append(sum(seconds for _, seconds in recent) / len(recent) / workers)
         return max(paces, default=None)
 
-    def left(self, remaining: int, workers: int | None = None, now: float | None = None) -> float | None:
+    def left(
+        self, remaining: int, workers: int | None = None, now: float | None = None
+    ) -> float | None:
         """Returns the seconds until so many more trials are finished, or None if nothing tells."""
         interval = self.interval(workers)
         if interval is None or not remaining:

@@ -36,7 +36,9 @@ RECORD, WEIGHTS = "prepared.json", "prepared.safetensors"
 _SEEN = ("prepare", "budget", "space", "criterion", "latency", "seed")
 
 
-def preparation_of(settings: SearchSettings, given: Preparation | None = None) -> Preparation | None:
+def preparation_of(
+    settings: SearchSettings, given: Preparation | None = None
+) -> Preparation | None:
     """Returns the preparation that the caller brought, or makes the one that the settings name; None without.
 
     Raises:
@@ -80,7 +82,9 @@ def prepared(
     if not (folder.path / RECORD).exists():
         _make(folder, settings, task, preparation, progress)
     ready = opened(folder, settings, task, preparation)
-    if settings.searcher.name == "given" and not (ready.starts or settings.searcher.options.get("initial")):
+    if settings.searcher.name == "given" and not (
+        ready.starts or settings.searcher.options.get("initial")
+    ):
         msg = f"preparation {type(preparation).__name__} proposes no structure, and searcher 'given' has no other: set "
         msg += "searcher.initial, or take another searcher"
         raise PreparationError(msg)
@@ -88,10 +92,17 @@ def prepared(
 
 
 def _make(
-    folder: RunFolder, settings: SearchSettings, task: Task, preparation: Preparation, progress: Progress
+    folder: RunFolder,
+    settings: SearchSettings,
+    task: Task,
+    preparation: Preparation,
+    progress: Progress,
 ) -> None:
     """Prepares, and writes the weights, then the record that vouches for them."""
-    of, name = _mark(settings, task), settings.prepare.name if settings.prepare else type(preparation).__name__
+    of, name = (
+        _mark(settings, task),
+        settings.prepare.name if settings.prepare else type(preparation).__name__,
+    )
     folder.write_progress(f"{PREPARING}: {name}", 0, 1, busy=1, workers=1)
     needs = preparation.needs(task)
     if needs is not None:
@@ -116,7 +127,9 @@ def _make(
     made = prepared_by(preparation, task, trainer)
     states = {name: dict(module.state_dict()) for name, module in made.source.modules.items()}
     check_restored(preparation, task, made.source, states)
-    tensors = {f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()}
+    tensors = {
+        f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()
+    }
     folder.write(WEIGHTS, tensors_writer(tensors))
     folder.write_json(RECORD, {**_record(made, of, tensors), "settings": seen(settings)})
     for done in folder.path.glob("prepared-*.checkpoint"):
@@ -147,7 +160,9 @@ def _mark(settings: SearchSettings, task: Task) -> str:
     return f"{zlib.crc32(text.encode()):08x}"
 
 
-def opened(folder: RunFolder, settings: SearchSettings, task: Task, preparation: Preparation | None) -> Task:
+def opened(
+    folder: RunFolder, settings: SearchSettings, task: Task, preparation: Preparation | None
+) -> Task:
     """Returns a task whose candidates come from what was prepared, as the folder holds it.
 
     Args:
@@ -182,14 +197,18 @@ def _checked(folder: RunFolder, settings: SearchSettings, task: Task) -> dict[st
     try:
         record = folder.read_json(RECORD)
     except RunError as error:
-        raise RunError(_refusal(folder, RECORD, f"is damaged: {error.__cause__ or error}")) from error
+        raise RunError(
+            _refusal(folder, RECORD, f"is damaged: {error.__cause__ or error}")
+        ) from error
     if record is None:
         raise RunError(_refusal(folder, RECORD, "is missing"))
     wrong = _wrong(record, task)
     if wrong:
         raise RunError(_refusal(folder, RECORD, f"is damaged: {wrong}"))
     if record["of"] != _mark(settings, task):
-        raise RunError(_refusal(folder, RECORD, f"is of another run: {_otherwise(record, settings)}"))
+        raise RunError(
+            _refusal(folder, RECORD, f"is of another run: {_otherwise(record, settings)}")
+        )
     return record
 
 

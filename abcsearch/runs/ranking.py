@@ -26,7 +26,12 @@ DRAFT_IMAGES = 8  # enough to see whether such a criterion works at all
 
 
 def rank_for_run(
-    model: nn.Module, graph: ChannelGraph, data: Data, settings: SearchSettings, *, draft: bool = False
+    model: nn.Module,
+    graph: ChannelGraph,
+    data: Data,
+    settings: SearchSettings,
+    *,
+    draft: bool = False,
 ) -> Ranking:
     """Ranks a network's channels by the criterion of a run.
 
@@ -50,4 +55,10 @@ def rank_for_run(
     with torch_threads(1), warnings.catch_warnings():
         if draft:
             warnings.simplefilter("ignore", FewSamplesWarning)
-        return rank_channels(model, graph, settings.criterion, data=(images.images, images.labels), seed=settings.seed)
+        return rank_channels(
+            model,
+            graph,
+            settings.criterion,
+            data=(images.images, images.labels),
+            seed=settings.seed,
+        )

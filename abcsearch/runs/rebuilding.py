@@ -103,7 +103,9 @@ class Remains:
                 state = "damaged"
             if state == "missing" or not path.is_file():
                 return None
-        return cls(folder=folder, state=state, start=_start(folder.journal), based=folder.base.exists())
+        return cls(
+            folder=folder, state=state, start=_start(folder.journal), based=folder.base.exists()
+        )
 
     def check(self, config: RunConfig, task: Task, parts: Parts) -> Remains:
         """Returns the same with what the journal holds, once that agrees with a config as far as needs no weights.
@@ -121,7 +123,9 @@ class Remains:
         parts.searcher.know(kept(self.folder, parts.searcher).trials)
         with tempfile.TemporaryDirectory(prefix="abcsearch-") as name:
             copy = RunFolder(name)
-            copy.write_json(_HEADER, {"id": self.id} if self.start is not None else {}, lasting=False)
+            copy.write_json(
+                _HEADER, {"id": self.id} if self.start is not None else {}, lasting=False
+            )
             if self.folder.journal.is_file():
                 copy.journal.write_bytes(self.folder.journal.read_bytes())
             try:
@@ -136,7 +140,9 @@ class Remains:
         probes = probes_of(parts.searcher) if told else ()
         return replace(self, _contents=contents, _map={"map": mark(probes)} if probes else {})
 
-    def rebuild(self, config: RunConfig, evaluator: Evaluator, same: dict[str, Any], *, sure: bool) -> None:
+    def rebuild(
+        self, config: RunConfig, evaluator: Evaluator, same: dict[str, Any], *, sure: bool
+    ) -> None:
         """Writes run.json.
 
         Args:
@@ -166,10 +172,17 @@ class Remains:
             path.replace(self.folder.inside(f"{_HEADER}.damaged"))
         now = {**environment(), "rebuilt": time.strftime("%Y-%m-%d %H:%M:%S")}
         same = {**same, **self._map}
-        header = {"format": FORMAT, "settings": to_plain(config), "identity": same, "environment": now}
+        header = {
+            "format": FORMAT,
+            "settings": to_plain(config),
+            "identity": same,
+            "environment": now,
+        }
         kept = {"id": self.id} if self.start is not None or not self._contents.trials else {}
         self.folder.write_json(_HEADER, signed(KIND, {**kept, **header}))
-        text = f"{self._lost}: made again from the config; {'not shown: ' + doubt if doubt else shown}"
+        text = (
+            f"{self._lost}: made again from the config; {'not shown: ' + doubt if doubt else shown}"
+        )
         if self.folder.base.exists():
             text += "; [pretrain] and model.checkpoint are as the config has them, the trained weights do not show them"
         self.folder.log(text)
@@ -198,7 +211,11 @@ class Remains:
             plain = self.folder.read_json("searcher.json")
         except (RunError, OSError):
             return {}
-        state = plain.get("state") if isinstance(plain, dict) and self._is_id(plain.get("run")) else None
+        state = (
+            plain.get("state")
+            if isinstance(plain, dict) and self._is_id(plain.get("run"))
+            else None
+        )
         return state if isinstance(state, dict) else {}
 
     @property
@@ -241,9 +258,14 @@ class Remains:
         """Raises RunError if the snapshot of the searcher is that of another one."""
         there, now = self._snapshot, parts.searcher.state_dict()
         names = [name for name in ("searcher", "seed", "options", "space") if name in there]
-        differing = differences({name: there[name] for name in names}, {name: now[name] for name in names})
+        differing = differences(
+            {name: there[name] for name in names}, {name: now[name] for name in names}
+        )
         if differing:
-            told = (text if len(text) < _LONG else f"another {text.partition(':')[0]}" for text in differing)
+            told = (
+                text if len(text) < _LONG else f"another {text.partition(':')[0]}"
+                for text in differing
+            )
             self._refuse(f"the snapshot of its searcher has {'; '.join(told)}")
 
     def _check_trials(self, config: RunConfig, task: Task, trials: list[Trial]) -> None:
@@ -263,14 +285,18 @@ class Remains:
         candidates = np.array([trial.candidate for trial in trials])
         outside = np.flatnonzero(task.constraint.violation(candidates) > 0)
         if len(outside):
-            self._refuse(f"trial {trials[outside[0]].number} of the journal is outside of its budget")
+            self._refuse(
+                f"trial {trials[outside[0]].number} of the journal is outside of its budget"
+            )
         for cost in ("macs", "params") if config.evaluator.name in EVALUATORS else ():
             now = getattr(task.graph.costs, cost)(candidates)
             then = np.array([getattr(trial.evaluation, cost) for trial in trials])
             wrong = np.flatnonzero(now != then)
             if len(wrong):
                 number, one = trials[wrong[0]].number, wrong[0]
-                self._refuse(f"trial {number} has {then[one]:,} {cost} in the journal, {now[one]:,} with this config")
+                self._refuse(
+                    f"trial {number} has {then[one]:,} {cost} in the journal, {now[one]:,} with this config"
+                )
 
     def _check_proposals(
         self, config: RunConfig, task: Task, parts: Parts, copy: RunFolder, contents: Contents
@@ -296,7 +322,9 @@ class Remains:
             pass
         except RunError as error:
             reason = str(error).replace(str(copy.path), str(self.folder.path))
-            self._refuse(f"{reason.partition('; was the run')[0]} (another seed, searcher, budget or space)")
+            self._refuse(
+                f"{reason.partition('; was the run')[0]} (another seed, searcher, budget or space)"
+            )
 
     def _compared(self, config: RunConfig, evaluator: Evaluator) -> tuple[str, str]:
         """Returns what shows that the config is the run's, and what speaks against it or is lacking, or ""."""
@@ -306,8 +334,12 @@ class Remains:
             return "", "the journal has no trial that succeeded"
         if len(trials) < config.n_trials and not self._snapshot:
             return "", "there is no snapshot of the searcher (searcher.json), which has its options"
-        smallest = min(told, key=lambda trial: trial.evaluation.params)  # what is kept is chosen among the most
-        chosen = {trial.number: trial for trial in (best_trial(told) or told[0], smallest, told[-1])}
+        smallest = min(
+            told, key=lambda trial: trial.evaluation.params
+        )  # what is kept is chosen among the most
+        chosen = {
+            trial.number: trial for trial in (best_trial(told) or told[0], smallest, told[-1])
+        }
         staged = isinstance(evaluator, Staged)
         for number, trial in chosen.items():
             seed = derived_seed(config.seed, "evaluation", number)
@@ -333,7 +365,11 @@ def _other(then: Evaluation, now: Evaluation, *, staged: bool) -> str:
     before = then.metrics.get(FIRST) if staged else then.fitness
     if now.failure is not None or now.fitness != before:
         return f"has fitness {before} in the journal, {now.failure or now.fitness} now"
-    both = {} if staged else {name: value for name, value in then.metrics.items() if name in now.metrics}
+    both = (
+        {}
+        if staged
+        else {name: value for name, value in then.metrics.items() if name in now.metrics}
+    )
     for name, value in both.items():
         same = np.array_equal(value, now.metrics[name], equal_nan=True)
         if not same and name not in _TIMED:
@@ -354,7 +390,9 @@ def _id_before(check: int) -> str:
     """Returns an id whose CRC-32 is given: the sum of two checksums is that of the sum of the texts, bit by bit."""
     zeros = bytearray(secrets.token_hex(16).encode() + b"0" * 64)
     base = zlib.crc32(zeros)
-    solved: dict[int, tuple[int, int]] = {}  # by highest bit: a change of the checksum, and which digits make it
+    solved: dict[
+        int, tuple[int, int]
+    ] = {}  # by highest bit: a change of the checksum, and which digits make it
     for digit in range(64):
         changed = bytearray(zeros)
         changed[32 + digit] ^= 1

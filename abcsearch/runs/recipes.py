@@ -16,7 +16,9 @@ def filled(recipe: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever files hold
     """Returns a recipe as plain JSON values, with the defaults of what older files lack."""
     from abcsearch.training.recipe import Recipe  # imports torch, which status does without
 
-    return json.loads(json.dumps({**asdict(Recipe()), **(recipe if isinstance(recipe, dict) else {})}))
+    return json.loads(
+        json.dumps({**asdict(Recipe()), **(recipe if isinstance(recipe, dict) else {})})
+    )
 
 
 def asked(plain: Mapping[str, Any]) -> Any:  # noqa: ANN401 - whatever files hold
@@ -32,7 +34,9 @@ def changed(recipe: Any, usual: Any) -> tuple[str, ...]:  # noqa: ANN401 - whate
     """Returns the settings in which a recipe differs from another one: "epochs 20, not 30"."""
     one, other = _filled_alike(recipe, usual)
     return tuple(
-        f"{key} {_text(value)}, not {_text(other.get(key))}" for key, value in one.items() if _other(key, one, other)
+        f"{key} {_text(value)}, not {_text(other.get(key))}"
+        for key, value in one.items()
+        if _other(key, one, other)
     )
 
 
@@ -56,7 +60,11 @@ def finetune_command(
         replace: whether what another recipe has made is dropped.
     """
     one, other = _filled_alike(usual if recipe is None else recipe, usual)
-    options = [f"--set {quoted(f'{key}={_text(value)}')}" for key, value in one.items() if _other(key, one, other)]
+    options = [
+        f"--set {quoted(f'{key}={_text(value)}')}"
+        for key, value in one.items()
+        if _other(key, one, other)
+    ]
     options += [f"--workers {workers}"] if workers > 1 else []
     options += [f"--only {quoted(name)}" for name in only]
     options += ["--replace"] if replace else []

@@ -76,7 +76,11 @@ class SearchResult(Summarised):
             RunError: if a trial has no such number.
         """
         ranked = sorted(
-            ((self.number(t, x), -self.number(t, y), t.number, t) for t in self.trials if t.evaluation.failure is None),
+            (
+                (self.number(t, x), -self.number(t, y), t.number, t)
+                for t in self.trials
+                if t.evaluation.failure is None
+            ),
             key=lambda entry: entry[:3],
         )
         front: list[Trial] = []
@@ -104,13 +108,22 @@ class SearchResult(Summarised):
         failed = sum(trial.evaluation.failure is not None for trial in self.trials)
         costs, pair = self.task.graph.costs, [self.task.space.full, self.best.candidate]
         counts = {name: getattr(costs, name)(pair).tolist() for name in ("macs", "params")}
-        sizes = (f"{name} {full:,} => {kept:,} ({kept / (full or 1):.1%})" for name, (full, kept) in counts.items())
+        sizes = (
+            f"{name} {full:,} => {kept:,} ({kept / (full or 1):.1%})"
+            for name, (full, kept) in counts.items()
+        )
         return (
             ("run folder", str(self.run_dir)),
-            ("searcher", f"{self.settings.searcher.name}, {plural(len(self.trials), 'trial')}, {failed} failed"),
+            (
+                "searcher",
+                f"{self.settings.searcher.name}, {plural(len(self.trials), 'trial')}, {failed} failed",
+            ),
             ("best", f"trial {self.best.number}, fitness {self.best.fitness:.4f}"),
             ("size", ", ".join(sizes)),
-            ("next", "finetune(result.model(), data, Recipe(...)); result.trials_frame(), result.pareto()"),
+            (
+                "next",
+                "finetune(result.model(), data, Recipe(...)); result.trials_frame(), result.pareto()",
+            ),
         )
 
     def number(self, trial: Trial, name: str) -> float:
@@ -120,7 +133,9 @@ class SearchResult(Summarised):
             RunError: if it has no such number.
         """
         evaluation, costs = trial.evaluation, self.task.constraint.costs
-        reported = {key: getattr(evaluation, key) for key in ("fitness", "macs", "params", "seconds")}
+        reported = {
+            key: getattr(evaluation, key) for key in ("fitness", "macs", "params", "seconds")
+        }
         reported |= {key: value for key, value in evaluation.metrics.items() if key not in reported}
         if name in reported:
             return float(reported[name])
@@ -168,13 +183,18 @@ def collected(
     """
     best = best_trial(trials) if decision is None else decision.winner
     if best is None:
-        reasons = "; ".join(dict.fromkeys(str(t.evaluation.failure) for t in trials)) or "no structure was evaluated"
+        reasons = (
+            "; ".join(dict.fromkeys(str(t.evaluation.failure) for t in trials))
+            or "no structure was evaluated"
+        )
         msg = (
             f"no trial of {folder.path} succeeded: {reasons}; once that is mended, evaluate them again with: "
             f"abcsearch resume {quoted(folder.run)} --retry-failed"
         )
         raise RunError(msg)
-    builder = cache(lambda: builder_of(task, evaluator))  # made when first needed: it may read images
+    builder = cache(
+        lambda: builder_of(task, evaluator)
+    )  # made when first needed: it may read images
     return SearchResult(
         run_dir=folder.path,
         settings=settings,
@@ -200,7 +220,9 @@ def builder_of(task: Task, evaluator: Evaluator) -> AdaptiveBN:
         batch = max(2, min(AdaptiveBNOptions.batch_size, len(task.data.train)))
         with warnings.catch_warnings():  # nobody asked for a calibration
             warnings.simplefilter("ignore", UserWarning)
-            builder = AdaptiveBN(task.source, task.data, AdaptiveBNOptions(batch_size=batch, repair=repair))
+            builder = AdaptiveBN(
+                task.source, task.data, AdaptiveBNOptions(batch_size=batch, repair=repair)
+            )
     if isinstance(builder.source, Repaired):
         builder.source = builder.source.in_turn()
     return builder

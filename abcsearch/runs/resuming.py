@@ -54,7 +54,10 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
     trust: bool = False,
     searcher: SearcherFactory | Searcher | None = None,
     evaluator: Evaluator | None = None,
-    criterion: Criterion | Callable[..., Any] | Sequence[str | Criterion | Callable[..., Any]] | None = None,
+    criterion: Criterion
+    | Callable[..., Any]
+    | Sequence[str | Criterion | Callable[..., Any]]
+    | None = None,
     prepare: Preparation | None = None,
     executor: Executor | None = None,
     progress: Progress = silent,
@@ -94,15 +97,31 @@ def resume(  # noqa: PLR0913 - a run from Python needs each of its objects again
         TrustError: if it is from elsewhere, names code, files or addresses, and is not to be trusted.
     """
     changes = _Changes(
-        n_trials=n_trials, execution=execution, device=device, until=until, retry_failed=retry_failed, shorten=shorten
+        n_trials=n_trials,
+        execution=execution,
+        device=device,
+        until=until,
+        retry_failed=retry_failed,
+        shorten=shorten,
     )
-    brought = Brought(searcher=searcher, evaluator=evaluator, criterion=criterion, preparation=prepare)
-    work = _Work(brought=brought, model=model, data=data, executor=executor, progress=progress, watchers=watchers)
+    brought = Brought(
+        searcher=searcher, evaluator=evaluator, criterion=criterion, preparation=prepare
+    )
+    work = _Work(
+        brought=brought,
+        model=model,
+        data=data,
+        executor=executor,
+        progress=progress,
+        watchers=watchers,
+    )
     folder = RunFolder(run_dir)
     if is_front(run_dir):
         return _resume_front(folder, changes, work, trust=trust)
     plain = trusted_header(folder, trust=trust)["settings"]
-    settings = from_plain(RunConfig if "model" in plain else SearchSettings, plain, folder.path / "run.json")
+    settings = from_plain(
+        RunConfig if "model" in plain else SearchSettings, plain, folder.path / "run.json"
+    )
     now = changes.of(settings, folder)
     if n_trials is not None and not shorten:
         _check_shortened(folder, settings.n_trials, n_trials)
@@ -140,7 +159,9 @@ class _Changes:
             settings,
             n_trials=self.n_trials or settings.n_trials,
             execution=changed_execution(settings.execution, self.execution or {}),
-            evaluator=settings.evaluator if self.device is None else settings.evaluator.on(self.device),
+            evaluator=settings.evaluator
+            if self.device is None
+            else settings.evaluator.on(self.device),
         )
 
     def go_back(self, folder: RunFolder) -> None:
@@ -173,7 +194,9 @@ class _Work:
         Raises:
             RunError: if one of its objects is missing.
         """
-        missing = [name for name, value in (("model", self.model), ("data", self.data)) if value is None]
+        missing = [
+            name for name, value in (("model", self.model), ("data", self.data)) if value is None
+        ]
         missing += self.brought.missing(settings)
         if self.model is not None and self.data is not None and not missing:
             return self.model, self.data
@@ -214,7 +237,15 @@ def _resume_front(folder: RunFolder, changes: _Changes, work: _Work, *, trust: b
     model, data = work.objects(now, folder)
     later = replace(front, settings=work.named(now))
     return front_here(
-        folder, model, data, later, work.brought, work.executor, work.progress, work.watchers, changes.go_back
+        folder,
+        model,
+        data,
+        later,
+        work.brought,
+        work.executor,
+        work.progress,
+        work.watchers,
+        changes.go_back,
     )
 
 

@@ -57,11 +57,14 @@ class Parts:
         named = settings.evaluator
         return cls(
             searcher=_searcher(task, settings, searcher),
-            evaluator=evaluator or make_evaluator(named.name, task.source, task.data, **named.options),
+            evaluator=evaluator
+            or make_evaluator(named.name, task.source, task.data, **named.options),
         )
 
 
-def _searcher(task: Task, settings: SearchSettings, given: SearcherFactory | Searcher | None) -> Searcher:
+def _searcher(
+    task: Task, settings: SearchSettings, given: SearcherFactory | Searcher | None
+) -> Searcher:
     """Returns the searcher that the caller brought, or makes the one that the settings name."""
     if given is None:
         return named_searcher(task, settings)

@@ -127,7 +127,13 @@ class Standing:
         self._written = time.monotonic()
         best = None if self.best is None else self.best.fitness
         self.folder.write_progress(
-            self.stage, self._done, self.n_trials, busy=busy, workers=there, failed=self._failed, best=best
+            self.stage,
+            self._done,
+            self.n_trials,
+            busy=busy,
+            workers=there,
+            failed=self._failed,
+            best=best,
         )
 
     def write_population(self, searcher: Searcher, told: int) -> None:
@@ -135,9 +141,17 @@ class Standing:
         own = searcher.population()
         trials = [self._trials[candidate] for candidate in own if candidate in self._trials]
         if not own:
-            succeeded = (trial for trial in self._trials.values() if trial.evaluation.failure is None)
-            trials = heapq.nsmallest(_BEST, succeeded, key=lambda trial: (-trial.fitness, trial.number))
-        what = f"population of {searcher.name}" if own else f"best trials ({searcher.name} has no population now)"
+            succeeded = (
+                trial for trial in self._trials.values() if trial.evaluation.failure is None
+            )
+            trials = heapq.nsmallest(
+                _BEST, succeeded, key=lambda trial: (-trial.fitness, trial.number)
+            )
+        what = (
+            f"population of {searcher.name}"
+            if own
+            else f"best trials ({searcher.name} has no population now)"
+        )
         members = [_member(trial, searcher.space) for trial in trials]
         self.folder.write_json("population.json", {"what": what, "told": told, "members": members})
 
@@ -155,7 +169,9 @@ class Standing:
         self._failed += trial.evaluation.failure is not None
         # As `best_trial` says, without its lists: a long run that goes on counts all of its trials.
         rank, best = (-trial.fitness, trial.number), self.best
-        better = trial.evaluation.failure is None and (best is None or rank < (-best.fitness, best.number))
+        better = trial.evaluation.failure is None and (
+            best is None or rank < (-best.fitness, best.number)
+        )
         self.best = trial if better else self.best
         return better
 

@@ -60,7 +60,9 @@ class Brought:
 
     searcher: SearcherFactory | Searcher | None = None
     evaluator: Evaluator | None = None
-    criterion: Criterion | Callable[..., Any] | Sequence[str | Criterion | Callable[..., Any]] | None = None
+    criterion: (
+        Criterion | Callable[..., Any] | Sequence[str | Criterion | Callable[..., Any]] | None
+    ) = None
     preparation: Preparation | None = None
 
     def missing(self, settings: SearchSettings) -> list[str]:
@@ -71,7 +73,11 @@ class Brought:
             "evaluator": (settings.evaluator.name, self.evaluator),
             "prepare": (prepare, self.preparation),
         }
-        missing = [name for name, (recorded, given) in needed.items() if recorded.endswith(OBJECT) and given is None]
+        missing = [
+            name
+            for name, (recorded, given) in needed.items()
+            if recorded.endswith(OBJECT) and given is None
+        ]
         unnamed = any(name.endswith(OBJECT) for name in settings.criteria)
         return [*missing, *(["criterion"] if unnamed and self.criterion is None else [])]
 
@@ -118,7 +124,9 @@ def run_here(  # noqa: PLR0913 - all that a search from Python has
             task = prepared(folder, settings, task, preparation, progress)
             roles = Parts.of(task, settings, searcher=brought.searcher, evaluator=brought.evaluator)
         with workers_for(settings, folder, executor) as where:
-            return run_search(folder, task, settings, replace(roles, executor=where), progress, watchers=watchers)
+            return run_search(
+                folder, task, settings, replace(roles, executor=where), progress, watchers=watchers
+            )
 
 
 def front_here(  # noqa: PLR0913 - all that a search from Python has

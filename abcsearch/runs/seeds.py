@@ -47,7 +47,9 @@ class Spread:
         known = list(values)
         count = len(known)
         deviation = statistics.stdev(known) if count > 1 else 0.0
-        half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count) if count > 1 else math.inf
+        half = (
+            float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count) if count > 1 else math.inf
+        )
         return cls(
             name=name,
             count=count,
@@ -64,10 +66,24 @@ class Spread:
         form = "{:,.0f}" if min(abs(self.low), abs(self.high)) >= 1000 else "{:.4f}"
         interval = "-" if math.isinf(self.half) else f"\u00b1{form.format(self.half)}"
         ends = f"{form.format(self.low)} to {form.format(self.high)}"
-        return [self.name, str(self.count), form.format(self.mean), form.format(self.deviation), interval, ends]
+        return [
+            self.name,
+            str(self.count),
+            form.format(self.mean),
+            form.format(self.deviation),
+            interval,
+            ends,
+        ]
 
 
-HEAD = ("of the winners", "seeds", "mean", "spread (one seed)", "95 % of the mean", "lowest to highest")
+HEAD = (
+    "of the winners",
+    "seeds",
+    "mean",
+    "spread (one seed)",
+    "95 % of the mean",
+    "lowest to highest",
+)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -91,7 +107,9 @@ class SeedsResult(Summarised):
             "fitness": [trial.fitness for trial in best],
             "macs": [float(trial.evaluation.macs) for trial in best],
             "params": [float(trial.evaluation.params) for trial in best],
-            "seconds of evaluations": [sum(own.evaluation.seconds for own in result.trials) for result in self.results],
+            "seconds of evaluations": [
+                sum(own.evaluation.seconds for own in result.trials) for result in self.results
+            ],
         }
         return [Spread.of(name, values) for name, values in rows.items()]
 
@@ -108,7 +126,9 @@ class SeedsResult(Summarised):
         )
 
 
-def run_seeds(seeds: Iterable[int], run_dir: str | Path, run: Callable[[int, Path], SearchResult]) -> SeedsResult:
+def run_seeds(
+    seeds: Iterable[int], run_dir: str | Path, run: Callable[[int, Path], SearchResult]
+) -> SeedsResult:
     """Runs or continues the same search with several seeds, one after the other.
 
     Args:
@@ -136,7 +156,9 @@ def checked_seeds(seeds: Any) -> tuple[int, ...]:  # noqa: ANN401 - whatever was
         listed = tuple(seeds)
     except TypeError:
         listed = ()
-    sound = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in listed)
+    sound = all(
+        isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in listed
+    )
     if not listed or not sound or len(set(listed)) < len(listed):
         msg = f"seeds are whole numbers from 0, each once, e.g. range(5) or [0, 1, 2], found {seeds!r:.80}"
         raise ConfigError(msg)

@@ -73,7 +73,9 @@ class Part:
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f'a part is "name" or {{"name": "name", "option": value}}, found {value!r}'
             raise ConfigError(msg)
-        return cls(name=value["name"], options={key: v for key, v in value.items() if key != "name"})
+        return cls(
+            name=value["name"], options={key: v for key, v in value.items() if key != "name"}
+        )
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -84,7 +86,10 @@ class Part:
         record = EVALUATORS[self.name].options if self.name in EVALUATORS else None
         if record is None or not (issubclass(record, ScoringOptions) or hasattr(record, "STAGES")):
             return ()
-        tables = [self.options, *(value for value in self.options.values() if isinstance(value, Mapping))]
+        tables = [
+            self.options,
+            *(value for value in self.options.values() if isinstance(value, Mapping)),
+        ]
         return tuple(table["device"] for table in tables if "device" in table)
 
     def completed(self, usual: Mapping[str, Any]) -> Part:
@@ -103,7 +108,10 @@ class Part:
 
 def _on(options: Mapping[str, Any], device: str | None) -> dict[str, Any]:
     """Returns options with another device, or without one, wherever they name one."""
-    changed = {name: _on(value, device) if isinstance(value, Mapping) else value for name, value in options.items()}
+    changed = {
+        name: _on(value, device) if isinstance(value, Mapping) else value
+        for name, value in options.items()
+    }
     if changed.pop("device", None) is not None and device is not None:
         changed["device"] = device
     return changed
@@ -160,7 +168,9 @@ class SearchSettings:
         for name in ("n_trials", "max_failures", "seed"):
             check_value(SearchSettings, name, getattr(self, name))
         listed: Any = [self.criterion] if isinstance(self.criterion, str) else self.criterion
-        if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
+        if not isinstance(listed, list | tuple) or not all(
+            isinstance(name, str) for name in listed
+        ):
             msg = f"criterion is a name, or a list of names, found {self.criterion!r:.80}"
             raise ConfigError(msg)
         object.__setattr__(self, "criterion", names_of(self.criterion))
@@ -169,7 +179,11 @@ class SearchSettings:
         object.__setattr__(self, "evaluator", self.evaluator.completed(usual))
         # Likewise: a run which does not say has been made before the searcher was what it is.
         object.__setattr__(self, "searcher", self.searcher.searching(former=False))
-        if self.searcher.name == "given" and self.prepare is None and not self.searcher.options.get("initial"):
+        if (
+            self.searcher.name == "given"
+            and self.prepare is None
+            and not self.searcher.options.get("initial")
+        ):
             msg = "searcher 'given' proposes what it is given, and is given nothing: set searcher.initial, or [prepare]"
             raise ConfigError(msg)
         check_diagnosed(self.searcher, self.evaluator)
@@ -179,12 +193,13 @@ def check_diagnosed(searcher: Part, evaluator: Part) -> None:
     """Raises ConfigError if a searcher learns from the diagnostics of evaluations, and one of ours makes none."""
     if not is_diagnosed(searcher.name) or evaluator.name not in EVALUATORS.homes:
         return
-    tables = [evaluator.options, *(value for value in evaluator.options.values() if isinstance(value, Mapping))]
+    tables = [
+        evaluator.options,
+        *(value for value in evaluator.options.values() if isinstance(value, Mapping)),
+    ]
     if not any(table.get("utilisation") for table in tables):
         where = "evaluator.short_training" if evaluator.name == "cascade" else "evaluator"
-        msg = (
-            f"searcher {searcher.name!r} learns from what evaluations say of every layer, and {evaluator.name!r} says "
-        )
+        msg = f"searcher {searcher.name!r} learns from what evaluations say of every layer, and {evaluator.name!r} says "
         msg += f"nothing: set {where}.utilisation = 5, passes over search-validation for each"
         raise ConfigError(msg)
 
@@ -215,7 +230,11 @@ class ModelSettings(Constructor):
     def __post_init__(self) -> None:
         """Checks the kinds of values, which may come out of a file."""
         kinds = {"name": str, "options": Mapping, "checkpoint": str | None, "sizes": Mapping | None}
-        wrong = {name: getattr(self, name) for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)}
+        wrong = {
+            name: getattr(self, name)
+            for name, kind in kinds.items()
+            if not isinstance(getattr(self, name), kind)
+        }
         if wrong:
             msg = f"a model is a name, a table of options, and a checkpoint or none, found {wrong!r:.200}"
             raise ConfigError(msg)
@@ -295,8 +314,14 @@ def check_rewind(rewind: int, pretrain: Recipe | None) -> None:
     check_value(RunConfig, "rewind", rewind)
     epochs = 0 if pretrain is None else pretrain.epochs
     if rewind > epochs:
-        what = "the network was brought trained: there are no early weights" if pretrain is None else ""
-        msg = f"rewind is an epoch of [pretrain], from 0 to {epochs}, found {rewind}" + (f"; {what}" if what else "")
+        what = (
+            "the network was brought trained: there are no early weights"
+            if pretrain is None
+            else ""
+        )
+        msg = f"rewind is an epoch of [pretrain], from 0 to {epochs}, found {rewind}" + (
+            f"; {what}" if what else ""
+        )
         raise ConfigError(msg)
 
 
@@ -339,7 +364,9 @@ def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     free = names(RunConfig, decides=False)
     kept = {key: value for key, value in plain.items() if key not in free}
     kept["evaluator"] = asdict(Part(**plain["evaluator"]).on(None))
-    return kept | {"execution": {key: plain["execution"][key] for key in names(ExecutionOptions, decides=True)}}
+    return kept | {
+        "execution": {key: plain["execution"][key] for key in names(ExecutionOptions, decides=True)}
+    }
 
 
 def to_plain(settings: SearchSettings) -> dict[str, Any]:
@@ -381,7 +408,14 @@ def from_plain(kind: type[S], plain: Mapping[str, Any], file: Path | None = None
         key = "settings"
         settings = kind(**values)
         wrong = problems(settings)
-    except (AbcSearchError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+        AbcSearchError,
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = str(error).replace(f"{kind.__name__}.__init__() ", "")
         msg = (
             f"{where} has settings that this version does not know: {key}: {reason}; was it written by another "

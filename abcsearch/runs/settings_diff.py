@@ -30,12 +30,18 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
         metric: what fitness is where the evaluator's metric is left open; None: not known.
     """
     settings_ = dict(settings)
-    records = {"space": SpaceOptions(), "latency": LatencyOptions(), "execution": ExecutionOptions()}
+    records = {
+        "space": SpaceOptions(),
+        "latency": LatencyOptions(),
+        "execution": ExecutionOptions(),
+    }
     for key, usual in records.items():
         dated = (
             {"renormalise": False} if settings_.get(key) and key == "space" else {}
         )  # what it was before it was asked
-        settings_[key] = json.loads(json.dumps({**asdict(usual), **dated, **(settings_.get(key) or {})}))
+        settings_[key] = json.loads(
+            json.dumps({**asdict(usual), **dated, **(settings_.get(key) or {})})
+        )
     for key in ("pretrain", "finetune"):
         if settings_.get(key):
             settings_[key] = filled(settings_[key])
@@ -44,13 +50,20 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
         table = _dated(key, settings_[key])
         settings_[key] = {
             **table,
-            "options": {**_defaults(registries[key], table["name"]), **(table.get("options") or {})},
+            "options": {
+                **_defaults(registries[key], table["name"]),
+                **(table.get("options") or {}),
+            },
         }
     options = settings_["evaluator"]["options"]
     if "metric" in options and options["metric"] is None:
         options["metric"] = metric
     for stage in _stages(settings_["evaluator"]["name"]):
-        usual = {key: value for key, value in _defaults(EVALUATORS, stage).items() if key not in CascadeOptions.SHARED}
+        usual = {
+            key: value
+            for key, value in _defaults(EVALUATORS, stage).items()
+            if key not in CascadeOptions.SHARED
+        }
         options[stage] = {**usual, **options[stage]}
     return settings_
 
@@ -98,7 +111,9 @@ def _lines(one: Any, other: Any, where: str) -> Iterator[str]:  # noqa: ANN401 -
         yield "another starting network (an export)"
     elif isinstance(one, dict) and isinstance(other, dict):
         for key in dict.fromkeys([*one, *other]):
-            inner = where if key == "options" else f"{where}.{key}"  # options stand beside the name in a config
+            inner = (
+                where if key == "options" else f"{where}.{key}"
+            )  # options stand beside the name in a config
             yield from _lines(one.get(key), other.get(key), inner)
     else:
         first, second = _short(one), _short(other)

@@ -80,7 +80,12 @@ def look_at(model: nn.Module, data: Data, macs: int, asked: Asked) -> SetUp:
     count = int(min(_MOST, max(_LEAST, min(_WORK / max(macs, 1), _VALUES / values))))
     goal = find_objective(data.objective)
     train = _some(data.train, count, data.seed, "set-up, training images").loaded()
-    known: dict[str, Any] = {"goal": goal, "data": data, "brought": asked.brought, **_pixels(train.images)}
+    known: dict[str, Any] = {
+        "goal": goal,
+        "data": data,
+        "brought": asked.brought,
+        **_pixels(train.images),
+    }
     if not asked.trained:
         return _record(Looked(**known, images=0))
     held = _some(data.validation, count, data.seed, "set-up, search-validation")
@@ -92,7 +97,9 @@ def look_at(model: nn.Module, data: Data, macs: int, asked: Asked) -> SetUp:
         if statistics(network) and len(images) > 1:
             calibrate(network, images, batch_size=min(_BATCH, len(images)))
             known["calibrated"] = _scored(network, held, goal)
-    return _record(Looked(**known, images=len(held), chance=_chance(data, goal, known["loaded"], held)))
+    return _record(
+        Looked(**known, images=len(held), chance=_chance(data, goal, known["loaded"], held))
+    )
 
 
 def _record(looked: Looked) -> SetUp:
@@ -152,13 +159,17 @@ def _scored(model: nn.Module, images: Images, goal: Objective) -> Scored:
         if name in goal.metrics:
             values.append(values_of(name, goal.metrics[name], given, labels).double().cpu())
         if "neg_loss" in goal.metrics:
-            losses.append(values_of("neg_loss", goal.metrics["neg_loss"], given, labels).double().cpu())
+            losses.append(
+                values_of("neg_loss", goal.metrics["neg_loss"], given, labels).double().cpu()
+            )
         if labels.dtype == torch.int64 and given.ndim == labels.ndim + 1:
             outputs = given.shape[1]
         if labels.dtype == torch.int64 and labels.ndim == 1 and given.ndim == 2:
             answers.append(given.argmax(dim=1).cpu())
     return Scored(
-        values=torch.cat(values) if values else torch.tensor([whole.finish()[name]], dtype=torch.float64),
+        values=torch.cat(values)
+        if values
+        else torch.tensor([whole.finish()[name]], dtype=torch.float64),
         losses=torch.cat(losses) if losses else None,
         answers=torch.cat(answers) if answers else None,
         labels=images.labels.cpu(),
@@ -213,14 +224,20 @@ def _enlarged(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def asked_of(settings: SearchSettings) -> Asked:
     """Returns what the set-up of a run is looked at for, once its network is trained."""
     brought = not isinstance(settings, RunConfig)
-    if isinstance(settings, RunConfig):  # an export is of this package, which trains on `data.train`
+    if isinstance(
+        settings, RunConfig
+    ):  # an export is of this package, which trains on `data.train`
         brought = settings.model.checkpoint is not None and settings.model.sizes is None
     name = (*settings.evaluator.devices, "auto")[0]
     return Asked(brought=brought, device=find_device(name))
 
 
 def check_setup(
-    folder: RunFolder, task: Task, settings: SearchSettings, evaluator: Evaluator, progress: Progress
+    folder: RunFolder,
+    task: Task,
+    settings: SearchSettings,
+    evaluator: Evaluator,
+    progress: Progress,
 ) -> None:
     """Says how the full network does before the first trial of a run, and keeps it; nothing where trials are there.
 

@@ -24,7 +24,10 @@ _SURE = 3  # standard errors beyond which a difference is none of chance
 _NEAR = 0.1  # of the way from chance to perfect: below, a share is near chance; at most as much again as chance itself
 _GAIN = 0.03  # that calibration brings at least where it is told
 _LOSS = 0.05  # likewise, that it costs
-_RENAMED, _FEWEST = 0.25, 10  # gained by another order of classes at least, and images per class to tell
+_RENAMED, _FEWEST = (
+    0.25,
+    10,
+)  # gained by another order of classes at least, and images per class to tell
 _SAME = 0.95  # of the images with one and the same answer
 # Inputs of a mean or standard deviation outside of these are not normalised, whatever the scores; and outside of the
 # narrower ones they may be what is wrong where scores are.
@@ -131,7 +134,11 @@ class Looked:
     @property
     def gains(self) -> bool:
         """Whether calibration brings more than it should; statistics of what the run has trained only lag behind."""
-        least = _GAIN if is_share(self.goal.headline) else _GAIN * abs(self.loaded.mean if self.loaded else 0.0)
+        least = (
+            _GAIN
+            if is_share(self.goal.headline)
+            else _GAIN * abs(self.loaded.mean if self.loaded else 0.0)
+        )
         return self.brought and self.gain > max(least, _SURE * self.gain_error)
 
     @property
@@ -139,7 +146,9 @@ class Looked:
         """Whether the network does hardly better than a constant answer."""
         if self.best is None or self.chance is None:
             return False
-        if chance_name(self.goal.headline) != "chance":  # of the same images, which differ more than methods do
+        if (
+            chance_name(self.goal.headline) != "chance"
+        ):  # of the same images, which differ more than methods do
             return self.best.mean <= self.chance
         room = _NEAR * (1 - self.chance) if is_share(self.goal.headline) else 0.0
         return self.best.mean <= self.chance + max(_SURE * self.best.error, min(self.chance, room))
@@ -156,7 +165,11 @@ def warnings_on(looked: Looked) -> Iterator[str]:
     if looked.near_chance and looked.best is not None and looked.chance is not None:
         best, chance = (metric_text(metric, value) for value in (looked.best.mean, looked.chance))
         name, other = chance_name(metric), "one answer for all images"
-        told = f"is near chance: {metric} {best}, where {other}" if name == "chance" else f"has {metric} {best}, {name}"
+        told = (
+            f"is near chance: {metric} {best}, where {other}"
+            if name == "chance"
+            else f"has {metric} {best}, {name}"
+        )
         yield (
             f"the full network {told} has {chance}; a search "
             f"has nothing to go by.{_same_answer(looked.best)} {_TO_CHECK[looked.brought]}{_odd_pixels(looked)}"
@@ -197,7 +210,12 @@ def notes_on(looked: Looked) -> Iterator[str]:
     can be told is whether it does worse on them than on training images, as on all images that are new to a network.
     """
     held, seen = looked.loaded, looked.training
-    if held is None or seen is None or looked.near_chance or not (looked.brought and looked.data.held_out):
+    if (
+        held is None
+        or seen is None
+        or looked.near_chance
+        or not (looked.brought and looked.data.held_out)
+    ):
         return
     new, old = held.losses, seen.losses
     if new is None or old is None:
@@ -216,7 +234,9 @@ def notes_on(looked: Looked) -> Iterator[str]:
 
 def _points(metric: str, value: float) -> str:
     """Returns a difference of a metric in words."""
-    return f"{100 * value:.1f} points of {metric}" if is_share(metric) else f"{value:.4g} of {metric}"
+    return (
+        f"{100 * value:.1f} points of {metric}" if is_share(metric) else f"{value:.4g} of {metric}"
+    )
 
 
 def _same_answer(scored: Scored) -> str:
@@ -225,7 +245,11 @@ def _same_answer(scored: Scored) -> str:
         return ""
     counts = scored.answers.bincount()
     share = float(counts.max()) / len(scored.answers)
-    return f" It answers class {int(counts.argmax())} for {100 * share:.0f} % of the images." if share > _SAME else ""
+    return (
+        f" It answers class {int(counts.argmax())} for {100 * share:.0f} % of the images."
+        if share > _SAME
+        else ""
+    )
 
 
 def _other_order(scored: Scored) -> str:
@@ -242,8 +266,14 @@ def _other_order(scored: Scored) -> str:
     share = counts[rows, columns].sum() / len(scored.labels)
     if len(scored.labels) < _FEWEST * there or share < 0.5 or share - scored.mean < _RENAMED:
         return ""
-    pairs = [(row, column) for row, column in zip(rows, columns, strict=True) if row != column and counts[row, column]]
-    some = ", ".join(f"{row} as {column}" for row, column in pairs[:4]) + (", ..." if pairs[4:] else "")
+    pairs = [
+        (row, column)
+        for row, column in zip(rows, columns, strict=True)
+        if row != column and counts[row, column]
+    ]
+    some = ", ".join(f"{row} as {column}" for row, column in pairs[:4]) + (
+        ", ..." if pairs[4:] else ""
+    )
     return (
         f"answers fit labels in another order: {100 * share:.1f} % instead of {100 * scored.mean:.1f} % are right if "
         f"labels are renumbered (label {some}). Classes of folders are numbered by their names in alphabetical order, "
@@ -265,7 +295,8 @@ def _odd_pixels(looked: Looked) -> str:
 def _pixel_text(looked: Looked) -> str:
     """Returns mean and standard deviation of the inputs in words."""
     mean, std = (
-        ", ".join(f"{value:.3g}" for value in values[:4].tolist()) + (", ..." if len(values) > 4 else "")
+        ", ".join(f"{value:.3g}" for value in values[:4].tolist())
+        + (", ..." if len(values) > 4 else "")
         for values in (looked.mean, looked.std)
     )
     return f"a mean of {mean} and a standard deviation of {std} per channel"

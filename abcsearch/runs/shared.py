@@ -85,7 +85,11 @@ class Shared:
 
     def keep(self, task: Task, evaluator: Evaluator, base: Path | None = None) -> None:
         """Takes what the first run has made, and the file of its trained network."""
-        self.task, self.evaluator, self._base = self.task or task, self.evaluator or evaluator, self._base or base
+        self.task, self.evaluator, self._base = (
+            self.task or task,
+            self.evaluator or evaluator,
+            self._base or base,
+        )
 
     def give_base(self, folder: RunFolder) -> None:
         """Has a run whose folder has its run.json take the trained network of the first one."""

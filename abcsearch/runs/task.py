@@ -113,7 +113,11 @@ class Task:
         if not isinstance(data, Data):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"data is a Data (Data.from_tensors, load_data), found {type(data).__name__}"
             raise DataError(msg)
-        elsewhere = {str(tensor.device) for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)}
+        elsewhere = {
+            str(tensor.device)
+            for tensor in model.state_dict().values()
+            if isinstance(tensor, torch.Tensor)
+        }
         if elsewhere - {"cpu"}:
             where = ", ".join(sorted(elsewhere))
             msg = f"the model is on {where}; pass model.cpu(): the evaluator's device says where candidates run"
@@ -193,6 +197,10 @@ def _bound(settings: SearchSettings, space: SearchSpace, costs: Costs) -> Constr
         if "latency_ms" not in str(error):
             raise
         levels, batch = list(settings.space.levels), settings.latency.batch
-        more = "" if "block" in levels else '; with "block" whole blocks, and the time of their layers, can go'
+        more = (
+            ""
+            if "block" in levels
+            else '; with "block" whole blocks, and the time of their layers, can go'
+        )
         msg = f"{error}. Forward time is of batches of {batch} (batch in [latency]), the space has levels = {levels}"
         raise BudgetError(f"{msg} in [space]{more}") from error

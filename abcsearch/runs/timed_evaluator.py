@@ -35,7 +35,9 @@ def measured(evaluator: Evaluator, task: Task, settings: SearchSettings) -> Eval
         return evaluator
     if isinstance(evaluator, Staged):
         staged = copy.copy(evaluator)
-        staged.first = measured(evaluator.first, task, settings)  # those outside are not worth training
+        staged.first = measured(
+            evaluator.first, task, settings
+        )  # those outside are not worth training
         return staged
     return _Measured(evaluator, task.source, task.data.example[:1], settings.latency, limit)
 
@@ -61,7 +63,9 @@ class _Measured:
 
     def race(self, candidate: Candidate, seed: int, bar: float) -> Evaluation:
         """Returns the same of a race."""
-        return self._timed(cast("racing.Racer", self.evaluator).race(candidate, seed, bar), candidate, seed)
+        return self._timed(
+            cast("racing.Racer", self.evaluator).race(candidate, seed, bar), candidate, seed
+        )
 
     @property
     def finalists(self) -> int:
@@ -83,7 +87,9 @@ class _Measured:
         network = self.source.network(candidate, seed)
         options, limit = self.options, self.limit
         batch = repeated(self.example, options.batch)
-        (time,) = measure_latency([network], batch, threads=options.threads, repeats=options.repeats)
+        (time,) = measure_latency(
+            [network], batch, threads=options.threads, repeats=options.repeats
+        )
         metrics: Mapping[str, float] = {**found.metrics, "latency_ms": time}
         if limit.low <= time <= limit.high:
             return replace(found, metrics=metrics)

@@ -79,7 +79,9 @@ class _Part(NamedTuple):
     failure: str | None = None
 
 
-def evaluation_time(task: Task, settings: SearchSettings, candidate: Candidate, patience: float = PATIENCE) -> Estimate:
+def evaluation_time(
+    task: Task, settings: SearchSettings, candidate: Candidate, patience: float = PATIENCE
+) -> Estimate:
     """Returns how long the evaluation of a structure takes with the evaluator of the settings.
 
     On a CPU large networks are timed with smaller batches. An evaluator of the user's own is timed as a whole.
@@ -96,7 +98,9 @@ def evaluation_time(task: Task, settings: SearchSettings, candidate: Candidate, 
     if record is None or stages is None:
         return _stage_time(task, settings, candidate, name, options, patience)
     every = stages(record(**options))
-    times = [_stage_time(task, settings, candidate, stage, own, patience) for stage, own, _ in every]
+    times = [
+        _stage_time(task, settings, candidate, stage, own, patience) for stage, own, _ in every
+    ]
     return Estimate(
         seconds=sum(share * time.seconds for (_, _, share), time in zip(every, times, strict=True)),
         share=min(time.share for time in times),
@@ -105,13 +109,20 @@ def evaluation_time(task: Task, settings: SearchSettings, candidate: Candidate, 
 
 
 def _stage_time(
-    task: Task, settings: SearchSettings, candidate: Candidate, name: str, options: dict[str, Any], patience: float
+    task: Task,
+    settings: SearchSettings,
+    candidate: Candidate,
+    name: str,
+    options: dict[str, Any],
+    patience: float,
 ) -> Estimate:
     """Returns how long one evaluator takes."""
 
     def timed(own: dict[str, Any], work: float) -> _Part:
         start = time.perf_counter()
-        with warnings.catch_warnings():  # what there is to warn of has been said when the run's own was made
+        with (
+            warnings.catch_warnings()
+        ):  # what there is to warn of has been said when the run's own was made
             warnings.simplefilter("ignore", UserWarning)
             evaluator = make_evaluator(name, task.source, task.data, **own)
         evaluation = evaluate(measured(evaluator, task, settings), candidate, settings.seed)
@@ -134,11 +145,19 @@ def _adaptive_bn(options: dict[str, Any], task: Task, share: float) -> tuple[dic
     if share < 1 and images:
         batch = _batch(batch, made.device, full_macs(task))
         images = max(batch, round(share * images) // batch * batch)
-    small = {**options, "calibration_images": images, "batch_size": batch, "validation_images": scored, **_ALL}
+    small = {
+        **options,
+        "calibration_images": images,
+        "batch_size": batch,
+        "validation_images": scored,
+        **_ALL,
+    }
     return small, images + scored
 
 
-def _short_training(options: dict[str, Any], task: Task, share: float) -> tuple[dict[str, Any], float]:
+def _short_training(
+    options: dict[str, Any], task: Task, share: float
+) -> tuple[dict[str, Any], float]:
     """Returns options for a share of the work, and that work."""
     made = ShortTrainingOptions(**options)
     batch = min(made.batch_size, len(task.data.train))
@@ -147,7 +166,14 @@ def _short_training(options: dict[str, Any], task: Task, share: float) -> tuple[
     if share < 1:
         batch = _batch(batch, made.device, full_macs(task))
         steps = max(1, round(share * steps * min(made.batch_size, len(task.data.train)) / batch))
-    small = {**options, "steps": steps, "batch_size": batch, "validation_images": scored, "lr": _TINY, **_ALL}
+    small = {
+        **options,
+        "steps": steps,
+        "batch_size": batch,
+        "validation_images": scored,
+        "lr": _TINY,
+        **_ALL,
+    }
     return small, _TRAINED * steps * batch + scored
 
 
@@ -159,7 +185,11 @@ def _scored(options: AdaptiveBNOptions | ShortTrainingOptions, data: Data, share
 
 def _batch(size: int, device: str, macs: int) -> int:
     """Returns the batch size of a timed part."""
-    return size if find_device(device).type == "cuda" else min(size, max(_SMALL, _CHEAP // max(macs, 1)))
+    return (
+        size
+        if find_device(device).type == "cuda"
+        else min(size, max(_SMALL, _CHEAP // max(macs, 1)))
+    )
 
 
 def full_macs(task: Task) -> int:
@@ -172,7 +202,9 @@ _ALL: dict[str, Any] = {"scoring": "full", "stage_images": None}
 _REDUCED = {"adaptive_bn": _adaptive_bn, "short_training": _short_training}
 
 
-def training_time(task: Task, network: nn.Module, recipe: Recipe, patience: float = PATIENCE) -> Estimate:
+def training_time(
+    task: Task, network: nn.Module, recipe: Recipe, patience: float = PATIENCE
+) -> Estimate:
     """Returns how long a training takes; a copy of the network takes some steps of it.
 
     Args:
@@ -188,9 +220,20 @@ def training_time(task: Task, network: nn.Module, recipe: Recipe, patience: floa
 
     def timed(share: float) -> _Part:
         steps = max(1, round(share * whole / batch))
-        trained, small = copy.deepcopy(network), replace(recipe, batch_size=batch, lr=_TINY, keep="last")
+        trained, small = (
+            copy.deepcopy(network),
+            replace(recipe, batch_size=batch, lr=_TINY, keep="last"),
+        )
         start = time.perf_counter()
-        train(trained, split, small, stream="rehearsal", objective=task.data.objective, steps=steps, teacher=teacher)
+        train(
+            trained,
+            split,
+            small,
+            stream="rehearsal",
+            objective=task.data.objective,
+            steps=steps,
+            teacher=teacher,
+        )
         _finished(recipe.device)
         seconds = time.perf_counter() - start
         return _Part(steps * batch, seconds, seconds)
@@ -219,7 +262,9 @@ def preparation_time(
     prepared_by(preparation, sparing, trainer)
     rest = time.perf_counter() - start - trainer.waited + sum(sparing.spared)
     shares = [estimate.share for estimate in trainer.estimates]
-    return Estimate(seconds=rest + sum(own.seconds for own in trainer.estimates), share=min(shares, default=1.0))
+    return Estimate(
+        seconds=rest + sum(own.seconds for own in trainer.estimates), share=min(shares, default=1.0)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +286,9 @@ class _Sparing(Task):
             if len(known) < _SCORED:
                 known.append(evaluator(candidate, seed))
             else:
-                self.spared.append(known[-1].seconds)  # the first took longer, as what happens for the first time does
+                self.spared.append(
+                    known[-1].seconds
+                )  # the first took longer, as what happens for the first time does
             return known[-1]
 
         return few
@@ -272,7 +319,11 @@ class _Rehearsing(Trainer):
             steps = max(1, round(share * whole / batch))
             small = replace(recipe, batch_size=batch, lr=_TINY, keep="last")
             start = time.perf_counter()
-            done.append(train(lesson, images, small, seed=self.seed, stream=f"rehearsal {name}", steps=steps))
+            done.append(
+                train(
+                    lesson, images, small, seed=self.seed, stream=f"rehearsal {name}", steps=steps
+                )
+            )
             _finished(recipe.device)
             seconds = time.perf_counter() - start
             return _Part(steps * batch, seconds, seconds)

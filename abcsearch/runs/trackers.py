@@ -77,7 +77,11 @@ class _InOrder:
             "failures": self._failures,  # last: where it is written, all of the trial is
         }
         if trial.number > self._there:
-            self._write(trial.number, {name: value for name, value in values.items() if value is not None}, finished)
+            self._write(
+                trial.number,
+                {name: value for name, value in values.items() if value is not None},
+                finished,
+            )
 
     def _opened(self, n_trials: int) -> int:
         """Opens the run; returns the number of the last trial that it has, or -1."""
@@ -95,14 +99,22 @@ class _InOrder:
 def _settings(settings: SearchSettings) -> dict[str, Any]:
     """Returns what a run is called by in tables of runs."""
     budget = ", ".join(f"{name} {bound}" for name, bound in settings.budget.bounds.items())
-    facts = {"searcher": settings.searcher.name, "evaluator": settings.evaluator.name, "budget": budget}
+    facts = {
+        "searcher": settings.searcher.name,
+        "evaluator": settings.evaluator.name,
+        "budget": budget,
+    }
     return {**facts, "n_trials": settings.n_trials, "seed": settings.seed}
 
 
 def _identity(folder: RunFolder) -> str:
     """Returns letters and digits that a run is known by elsewhere: its id or, of older ones, a hash of its place."""
     known = run_id(folder.path) or ""
-    return known if known.isalnum() else hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:32]
+    return (
+        known
+        if known.isalnum()
+        else hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:32]
+    )
 
 
 def mlflow_watcher(uri: str | None = None, experiment: str = "abcsearch") -> WatcherFactory:
@@ -130,7 +142,11 @@ class _MLflow(_InOrder):
     def __init__(self, client: Any, experiment: str, task: Task, folder: RunFolder) -> None:  # noqa: ANN401 - MLflow's
         super().__init__(folder.journal)
         self._client, self._experiment = client, experiment
-        self._settings, self._name, self._id = _settings(task.settings), folder.path.name, _identity(folder)
+        self._settings, self._name, self._id = (
+            _settings(task.settings),
+            folder.path.name,
+            _identity(folder),
+        )
         self._run = ""
 
     def _opened(self, n_trials: int) -> int:
@@ -138,10 +154,15 @@ class _MLflow(_InOrder):
         client = self._client
         known = client.get_experiment_by_name(self._experiment)
         home = client.create_experiment(self._experiment) if known is None else known.experiment_id
-        matching = client.search_runs([home], filter_string=f"tags.`{_TAG}` = '{self._id}'", max_results=1)
+        matching = client.search_runs(
+            [home], filter_string=f"tags.`{_TAG}` = '{self._id}'", max_results=1
+        )
         if matching:
             self._run = matching[0].info.run_id
-            return max((metric.step - 1 for metric in client.get_metric_history(self._run, "failures")), default=-1)
+            return max(
+                (metric.step - 1 for metric in client.get_metric_history(self._run, "failures")),
+                default=-1,
+            )
         self._run = client.create_run(home, run_name=self._name, tags={_TAG: self._id}).info.run_id
         for name, value in self._settings.items():
             client.log_param(self._run, name, value)
@@ -149,7 +170,9 @@ class _MLflow(_InOrder):
 
     def _write(self, number: int, values: dict[str, float], finished: float) -> None:
         for name, value in values.items():
-            self._client.log_metric(self._run, name, value, timestamp=round(1000 * finished), step=number + 1)
+            self._client.log_metric(
+                self._run, name, value, timestamp=round(1000 * finished), step=number + 1
+            )
 
     def _closed(self) -> None:
         if self._run:
@@ -180,14 +203,25 @@ class _WandB(_InOrder):
     def __init__(self, wandb: Any, options: dict[str, Any], task: Task, folder: RunFolder) -> None:  # noqa: ANN401
         super().__init__(folder.journal)
         self._wandb = wandb
-        settings = {"id": f"abcsearch-{_identity(folder)}", "name": folder.path.name, "resume": "allow"}
-        self._options = {**settings, "dir": str(folder.path), "config": _settings(task.settings), **options}
+        settings = {
+            "id": f"abcsearch-{_identity(folder)}",
+            "name": folder.path.name,
+            "resume": "allow",
+        }
+        self._options = {
+            **settings,
+            "dir": str(folder.path),
+            "config": _settings(task.settings),
+            **options,
+        }
         self._run: Any = None
 
     def _opened(self, n_trials: int) -> int:
         del n_trials
         self._run = self._wandb.init(**self._options)
-        return int(self._run.step or 0) - 2  # the step that comes next, one more than the number of its trial
+        return (
+            int(self._run.step or 0) - 2
+        )  # the step that comes next, one more than the number of its trial
 
     def _write(self, number: int, values: dict[str, float], finished: float) -> None:
         self._run.log({**values, "finished": finished}, step=number + 1)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from abcsearch.trial import Trial
 
 _FIXED = ("number", "fitness", "best_so_far", "macs", "params", "seconds", "finished", "failure")
-_MISSING = "{what} needs {package}, which is not installed ({error}); run: pip install 'abcsearch[tables]'"
+_MISSING = (
+    "{what} needs {package}, which is not installed ({error}); run: pip install 'abcsearch[tables]'"
+)
 
 
 def rows_of(
@@ -61,11 +63,15 @@ def rows_of(
     return rows
 
 
-def _structure(candidate: Sequence[int], names: Sequence[str], criteria: Sequence[str]) -> dict[str, Any]:
+def _structure(
+    candidate: Sequence[int], names: Sequence[str], criteria: Sequence[str]
+) -> dict[str, Any]:
     """Returns the columns of a structure: widths and blocks, then the criteria that have chosen the channels."""
     count = len(names) or len(candidate)
     called = [*(names or (f"layer {index + 1}" for index in range(count)))]
-    columns: dict[str, Any] = {f"width.{name}": kept for name, kept in zip(called, candidate, strict=False)}
+    columns: dict[str, Any] = {
+        f"width.{name}": kept for name, kept in zip(called, candidate, strict=False)
+    }
     chosen = zip(called, candidate[count:], strict=False) if names else ()
     known = dict(enumerate(criteria))
     return columns | {f"criterion.{name}": known.get(number, number) for name, number in chosen}
@@ -80,7 +86,9 @@ def frame_of(rows: Sequence[Mapping[str, Any]]) -> Any:  # noqa: ANN401 - a Data
     try:
         import pandas as pd  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
-        raise ConfigError(_MISSING.format(what="a frame of trials", package="pandas", error=error)) from error
+        raise ConfigError(
+            _MISSING.format(what="a frame of trials", package="pandas", error=error)
+        ) from error
     frame = pd.DataFrame(list(rows))
     return frame.set_index("number") if len(frame) else frame
 
@@ -88,7 +96,10 @@ def frame_of(rows: Sequence[Mapping[str, Any]]) -> Any:  # noqa: ANN401 - a Data
 def _as_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Returns rows as a JSON list; numbers that are not finite become null."""
     finite = [
-        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
         for row in rows
     ]
     return (json.dumps(finite, indent=1, allow_nan=False) + "\n").encode()
@@ -104,7 +115,11 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _harmless(value: Any) -> Any:  # noqa: ANN401 - a plain value
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+        else value
+    )
 
 
 def _as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -117,7 +132,9 @@ def _as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
         import pyarrow as pa  # pyright: ignore[reportMissingImports] - an extra
         from pyarrow import parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ConfigError(_MISSING.format(what="--format parquet", package="pyarrow", error=error)) from error
+        raise ConfigError(
+            _MISSING.format(what="--format parquet", package="pyarrow", error=error)
+        ) from error
     file = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows]), file)
     return file.getvalue()

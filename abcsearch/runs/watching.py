@@ -80,7 +80,9 @@ class Watchers:
         if self._thread.is_alive():
             self._thread.join(_PATIENCE)
         if self._thread.is_alive():
-            self._dropped.put("watchers are far behind and are left there; they catch up when the run is continued")
+            self._dropped.put(
+                "watchers are far behind and are left there; they catch up when the run is continued"
+            )
         self._warn()
 
     def _tell(self, call: Callable[[Watcher], None]) -> None:

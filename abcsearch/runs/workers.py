@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def workers_for(settings: SearchSettings, folder: RunFolder, given: Executor | None) -> Iterator[Executor]:
+def workers_for(
+    settings: SearchSettings, folder: RunFolder, given: Executor | None
+) -> Iterator[Executor]:
     """Yields the executor of a run; workers of Ray start with the first evaluation, and stop at the end.
 
     Args:
@@ -107,4 +109,7 @@ def changed_execution(before: ExecutionOptions, changes: Mapping[str, Any]) -> E
 def evaluation_threads(options: Any) -> int:  # noqa: ANN401 - options of an evaluator
     """Returns how many threads an evaluation uses: the most that any table of options has, or else 1."""
     tables = [options, *(value for value in options.values() if isinstance(value, dict))]
-    return max((int(table["threads"]) for table in tables if isinstance(table.get("threads"), int)), default=1)
+    return max(
+        (int(table["threads"]) for table in tables if isinstance(table.get("threads"), int)),
+        default=1,
+    )

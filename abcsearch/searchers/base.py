@@ -41,7 +41,11 @@ class NoOptions:
 
 def _whole(what: str, value: object, lowest: int) -> int:
     """Returns a whole number of any type as an int; raises SearcherError for anything else, or one below `lowest`."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < lowest:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, SupportsIndex)
+        or operator.index(value) < lowest
+    ):
         msg = f"{what}, found {value!r}"
         raise SearcherError(msg)
     return operator.index(value)
@@ -190,7 +194,9 @@ class Searcher(ABC):
         seen: set[Candidate] = set()
         for trial in trials:
             if trial.candidate not in self._batches.open or trial.candidate in seen:
-                known = trial.candidate in self._known and trial.candidate not in self._batches.queue
+                known = (
+                    trial.candidate in self._known and trial.candidate not in self._batches.queue
+                )
                 what = "has been told already" if known else "was never asked for"
                 msg = f"trial {trial.number} cannot be told: its candidate {trial.candidate} {what}"
                 raise SearcherError(msg)
@@ -284,15 +290,26 @@ class Searcher(ABC):
         """Returns a structure inside the budget that is new: any of a small space, in others one beside a known."""
         if self.space.size > ENUMERABLE:
             return self._beside()
-        every = dict.fromkeys(map(self.space.canonical, itertools.product(*(d.choices for d in self.space.dimensions))))
+        every = dict.fromkeys(
+            map(
+                self.space.canonical, itertools.product(*(d.choices for d in self.space.dimensions))
+            )
+        )
         every = [candidate for candidate in every if candidate not in self._known]
-        allowed = np.flatnonzero(self.constraint.violation(every) == 0) if every else np.zeros(0, dtype=np.int64)
+        allowed = (
+            np.flatnonzero(self.constraint.violation(every) == 0)
+            if every
+            else np.zeros(0, dtype=np.int64)
+        )
         return self._remember(every[int(self.rng.choice(allowed))]) if len(allowed) else None
 
     def _beside(self) -> Candidate | None:
         """Returns a structure inside that is new, a step, or one up and one down, away from one that is known."""
         unit = np.eye(len(self.space), dtype=np.int64)
-        steps, exchanges = np.concatenate([unit, -unit]), (unit[:, None] - unit).reshape(-1, len(unit))
+        steps, exchanges = (
+            np.concatenate([unit, -unit]),
+            (unit[:, None] - unit).reshape(-1, len(unit)),
+        )
         order = self.rng.permutation(self._rows(self._known))
         for moves, starts in ((steps, order), (exchanges, order[:_STARTS])):
             for start in starts.tolist():
@@ -356,11 +373,20 @@ class Searcher(ABC):
             raise SearcherError(msg)
         before = self.state_dict()
         try:
-            if state["checksum"] != checksum({key: value for key, value in state.items() if key != "checksum"}):
+            if state["checksum"] != checksum(
+                {key: value for key, value in state.items() if key != "checksum"}
+            ):
                 msg = "its checksum does not fit what is in it"
                 raise ValueError(msg)
             self._restore(state)
-        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AbcSearchError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            AttributeError,
+            AbcSearchError,
+        ) as error:
             self._restore(before)
             msg = f"the state is damaged, or of another version: {error!r}"
             raise SearcherError(msg) from error

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 _JITTER = 0.15  # standard deviation of first sources around uniform width, as a share of a dimension's choices
 _FILL = 32  # neighbours of the guided colony spend a share of the budget like the largest of so many uniform numbers
-_WALKS, _STEPS = 64, 8  # random walks away from a neighbour that is known already, and how far they go
+_WALKS, _STEPS = (
+    64,
+    8,
+)  # random walks away from a neighbour that is known already, and how far they go
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class _Guide:
     @cached_property
     def mean(self) -> Floats:
         """Their weighted mean, (n_dims,) float64."""
-        return (self.weights[:, None] * self.rows).sum(axis=0)  # in an order that no library decides
+        return (self.weights[:, None] * self.rows).sum(
+            axis=0
+        )  # in an order that no library decides
 
     def draw(self, rng: np.random.Generator) -> Ints:
         """Returns for every dimension the choice of one of them, drawn by its weight, (n_dims,)."""
@@ -167,7 +172,9 @@ class BeeColony(Searcher):
                 targets = self.rng.choice(len(chances), size=len(chances), p=chances).tolist()
             case _:
                 targets = self._abandoned()
-        rows = np.array([self.space.indices(source) for source in self._sources])  # (n_sources, n_dims)
+        rows = np.array(
+            [self.space.indices(source) for source in self._sources]
+        )  # (n_sources, n_dims)
         guide = self._better(rows) if self._phase in ("employed", "onlooker") else None
         starts = self._starts()
         batch: list[Candidate] = []
@@ -186,7 +193,9 @@ class BeeColony(Searcher):
         after_onlookers = "scout" if self._abandoned() else "employed"
         return {"employed": "onlooker", "onlooker": after_onlookers}.get(self._phase, "employed")
 
-    def _draw(self, target: int, rows: Ints, guide: _Guide | None, starts: Iterator[Candidate]) -> Candidate:
+    def _draw(
+        self, target: int, rows: Ints, guide: _Guide | None, starts: Iterator[Candidate]
+    ) -> Candidate:
         """Returns a first source, a random structure or, in the employed and onlooker phase, a neighbour of a source.
 
         Args:
@@ -217,7 +226,9 @@ class BeeColony(Searcher):
             yield self.space.at(center)
         while True:
             moved = center + self.rng.normal(scale=_JITTER, size=len(center)) * last
-            moved = np.clip(np.floor(moved + self.rng.random(len(center))).astype(np.int64), 0, last)
+            moved = np.clip(
+                np.floor(moved + self.rng.random(len(center))).astype(np.int64), 0, last
+            )
             yield self._grown(self.space.at(redrawn_criteria(self.space, center, moved, self.rng)))
             yield self._random()
 
@@ -234,7 +245,9 @@ class BeeColony(Searcher):
             return ranks / ranks.sum()
         finite = np.isfinite(fitness)
         if (fitness[finite] < 0).any():
-            fitness[finite] = [1 + f if f >= 0 else 1 / (1 + abs(f)) for f in fitness[finite].tolist()]
+            fitness[finite] = [
+                1 + f if f >= 0 else 1 / (1 + abs(f)) for f in fitness[finite].tolist()
+            ]
         fitness[~finite] = 0
         best = fitness.max()
         weights = 0.9 * (fitness / best if best > 0 else np.zeros_like(fitness)) + 0.1
@@ -282,7 +295,9 @@ class BeeColony(Searcher):
         if self.options.rate:
             genes = self._movable[self.rng.random(len(self._movable)) < self.options.rate]
             return genes if len(genes) else self.rng.choice(self._movable, size=1)
-        return self.rng.choice(self._movable, size=min(self.options.genes_changed, len(self._movable)), replace=False)
+        return self.rng.choice(
+            self._movable, size=min(self.options.genes_changed, len(self._movable)), replace=False
+        )
 
     def _onward(self, candidate: Candidate) -> Candidate:
         """Returns a new structure inside the budget a few random steps away, the fewest that lead to one.

@@ -136,7 +136,9 @@ class BeeColonyOfficial(Searcher):
             return [worst] if self._stagnation[worst] >= self.options.abandonment_limit else []
         fitness = np.array([self._scores[source] for source in self._sources])
         best = fitness.max()
-        chances = 0.9 * np.maximum(fitness, 0) / best + 0.1 if best > 0 else np.full(len(fitness), 0.1)
+        chances = (
+            0.9 * np.maximum(fitness, 0) / best + 0.1 if best > 0 else np.full(len(fitness), 0.1)
+        )
         chosen: list[int] = []
         turn = 0
         while len(chosen) < len(self._sources):  # a chance is at least 0.1, so this ends
@@ -147,10 +149,14 @@ class BeeColonyOfficial(Searcher):
 
     def _neighbour(self, target: int) -> Candidate:
         """Returns a source moved in some dimensions, never the last, and truncated."""
-        partner = (target + int(self.rng.integers(1, max(len(self._sources), 2)))) % len(self._sources)
+        partner = (target + int(self.rng.integers(1, max(len(self._sources), 2)))) % len(
+            self._sources
+        )
         here = self.space.indices(self._sources[target])
         movable = len(here) - 1  # the defect: the last one is left out
-        genes = self.rng.choice(movable, size=min(self.options.genes_changed, movable), replace=False)
+        genes = self.rng.choice(
+            movable, size=min(self.options.genes_changed, movable), replace=False
+        )
         distance = (here - self.space.indices(self._sources[partner]))[genes]
         moved = here.copy()
         moved[genes] = np.floor(here[genes] + self.rng.uniform(-1, 1, size=len(genes)) * distance)
@@ -158,7 +164,9 @@ class BeeColonyOfficial(Searcher):
 
     def _scout(self, target: int) -> Candidate:  # noqa: ARG002 - drawn as a neighbour is, whatever the source
         """Returns a random structure: choice numbers from 1, truncated from U(0, 1) * n_choices, 0 becoming 1."""
-        numbers = np.floor(self.rng.random(len(self.space)) * (self.space.last_indices + 1)).astype(np.int64)
+        numbers = np.floor(self.rng.random(len(self.space)) * (self.space.last_indices + 1)).astype(
+            np.int64
+        )
         return self.space.at(np.maximum(numbers - 1, 0))
 
     def _learn(self, batch: list[Trial]) -> None:
@@ -204,6 +212,8 @@ class BeeColonyOfficial(Searcher):
         self._phase = str(state["phase"])
         self._sources = self._candidates(state["sources"])
         self._stagnation = state["stagnation"].tolist()
-        self._scores = dict(zip(self._candidates(state["scored"]), state["scores"].tolist(), strict=True))
+        self._scores = dict(
+            zip(self._candidates(state["scored"]), state["scores"].tolist(), strict=True)
+        )
         self._targets = state["targets"].tolist()
         self._moved = self._candidates(state["moved"])

@@ -61,7 +61,9 @@ class Climb:
         for _ in range(rounds):
             near = self._near(here, costs)
             shape = near.shape
-            inside = self._constraint.violation(self._space.values(near.reshape(-1, shape[-1]))) == 0
+            inside = (
+                self._constraint.violation(self._space.values(near.reshape(-1, shape[-1]))) == 0
+            )
             scores = np.where(inside.reshape(shape[:2]), self._values(near), -np.inf)
             best = scores.argmax(axis=1)
             better = scores[each, best] > value
@@ -82,7 +84,9 @@ class Climb:
         """Returns structures to try beside every form's own, (n_forms, _TRIED, n_dims)."""
         gain, cost = self._changes(here, costs)
         position = np.arange(gain.shape[2])
-        up = np.where(self._exists & (position > here[..., None]), gain / (cost + _EPSILON), -np.inf)
+        up = np.where(
+            self._exists & (position > here[..., None]), gain / (cost + _EPSILON), -np.inf
+        )
         down = np.where(position < here[..., None], gain / (_EPSILON - cost), -np.inf)
         # What a unit of the budget is worth: between the best use for more of it and the cheapest way to save some.
         ordered = self._space.ordered[:, None]  # criteria cost nothing
@@ -94,7 +98,9 @@ class Climb:
             best = np.where(np.isfinite(worth), net, -np.inf).argmax(axis=2)
             next_ = np.clip(here + step, 0, self._space.last_indices)
             order = np.argsort(-worth.max(axis=2), axis=1)
-            self._move(near, np.stack([best, next_]), order, np.isfinite(worth).any(axis=2).sum(axis=1))
+            self._move(
+                near, np.stack([best, next_]), order, np.isfinite(worth).any(axis=2).sum(axis=1)
+            )
         return near
 
     @staticmethod
@@ -110,7 +116,9 @@ class Climb:
         index = here[..., None]
         t = np.take_along_axis(self._scale, index, axis=2)
         slope = 2 * (self._pairs @ t)
-        gain = self._table - np.take_along_axis(self._table, index, axis=2) + (self._scale - t) * slope
+        gain = (
+            self._table - np.take_along_axis(self._table, index, axis=2) + (self._scale - t) * slope
+        )
         return gain, costs - np.take_along_axis(np.broadcast_to(costs, gain.shape), index, axis=2)
 
     def _move(self, near: Ints, target: Ints, order: Ints, count: Ints) -> None:
@@ -124,7 +132,9 @@ class Climb:
         """
         shape = (*near.shape[:2], _MOVES)
         rank = (self._rng.random(shape) ** _STEEP * count[:, None, None]).astype(np.int64)
-        moves = self._rng.integers(_MOVES + 1, size=(*shape[:2], 1)) ** 2 // _MOVES  # few more often than many
+        moves = (
+            self._rng.integers(_MOVES + 1, size=(*shape[:2], 1)) ** 2 // _MOVES
+        )  # few more often than many
         forms = np.arange(len(near))[:, None, None]
         dims = order[forms, rank]
         made = (np.arange(_MOVES) < moves) & (count[:, None, None] > 0)

@@ -101,7 +101,9 @@ class DDPG(Searcher):
     def _roll_out(self, n: int) -> NDArray[np.int64]:
         """Returns the values that n episodes end with, (n, n_dims) int64."""
         after_warmup = self._episodes + np.arange(n) - self.options.warmup
-        sigma = self.options.sigma * self.options.sigma_decay ** np.maximum(after_warmup, 0).astype(np.float64)
+        sigma = self.options.sigma * self.options.sigma_decay ** np.maximum(after_warmup, 0).astype(
+            np.float64
+        )
         rows = np.tile(self.space.values(self.space.last_indices), (n, 1))
         for i, dimension in enumerate(self.space.dimensions):
             lowest, highest = self._environment.bounds(rows, i)
@@ -120,7 +122,9 @@ class DDPG(Searcher):
         while True:
             yield self.space.at(here)
             i = int(self.rng.integers(len(self.space)))
-            here[i] = np.clip(here[i] + (1 if self.rng.random() < 0.5 else -1), 0, self.space.last_indices[i])
+            here[i] = np.clip(
+                here[i] + (1 if self.rng.random() < 0.5 else -1), 0, self.space.last_indices[i]
+            )
 
     def _learn(self, batch: list[Trial]) -> None:
         """Remembers the episodes, then updates the networks."""
@@ -134,7 +138,9 @@ class DDPG(Searcher):
         known = np.array([self._lowest if r is None else r for r in rewards])
         for reward in known.tolist():
             old = reward if self._baseline is None else self._baseline
-            self._baseline = self.options.baseline_decay * old + (1 - self.options.baseline_decay) * reward
+            self._baseline = (
+                self.options.baseline_decay * old + (1 - self.options.baseline_decay) * reward
+            )
         rows = self._rows([trial.candidate for trial in batch])
         states, actions = self._environment.episodes(rows)
         keep = slice(-self.options.replay, None)
@@ -150,7 +156,11 @@ class DDPG(Searcher):
             return None
         if self.options.reward == "accuracy" or self.constraint.costs is None:
             return trial.fitness
-        cost = self.constraint.costs.flops if self.options.reward == "flops" else self.constraint.costs.params
+        cost = (
+            self.constraint.costs.flops
+            if self.options.reward == "flops"
+            else self.constraint.costs.params
+        )
         return -(1 - trial.fitness) * math.log(max(int(cost([trial.candidate])[0]), 1))
 
     def _update(self, n_updates: int) -> None:
@@ -158,7 +168,9 @@ class DDPG(Searcher):
         if not n_updates:
             return
         n, n_dims, _ = self._states.shape
-        episode, i = divmod(self.rng.integers(n * n_dims, size=(n_updates, self.options.batch_size)), n_dims)
+        episode, i = divmod(
+            self.rng.integers(n * n_dims, size=(n_updates, self.options.batch_size)), n_dims
+        )
         following = np.minimum(i + 1, n_dims - 1)
         self._agent.learn(
             Transitions(

@@ -54,7 +54,9 @@ class _Network:
         arrays: "weights", "target", and the "mean" and "square" of gradients, (n_weights,) float32 each.
     """
 
-    def __init__(self, n_inputs: int, hidden: int, learning_rate: float, generator: torch.Generator) -> None:
+    def __init__(
+        self, n_inputs: int, hidden: int, learning_rate: float, generator: torch.Generator
+    ) -> None:
         self._learning_rate = learning_rate
         self.steps = 0
         drawn: list[torch.Tensor] = []
@@ -71,7 +73,10 @@ class _Network:
             "square": torch.zeros_like(flat),
         }
         self.weights, self.target = (
-            [part.view(like.shape) for part, like in zip(whole.split([d.numel() for d in drawn]), drawn, strict=True)]
+            [
+                part.view(like.shape)
+                for part, like in zip(whole.split([d.numel() for d in drawn]), drawn, strict=True)
+            ]
             for whole in (flat, self.arrays["target"])
         )
         for weight in self.weights:
@@ -85,7 +90,9 @@ class _Network:
         mean.lerp_(gradient, 1 - 0.9)
         square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
         spread = square.div(1 - 0.999**self.steps).sqrt_().add_(1e-8)
-        self.arrays["weights"].addcdiv_(mean, spread, value=-self._learning_rate / (1 - 0.9**self.steps))
+        self.arrays["weights"].addcdiv_(
+            mean, spread, value=-self._learning_rate / (1 - 0.9**self.steps)
+        )
 
     def follow(self, tau: float) -> None:
         """Moves the target by a share tau towards the weights."""
@@ -101,7 +108,10 @@ class _Network:
 
     def state(self) -> dict[str, Any]:
         """Returns all numbers."""
-        return {"steps": self.steps, **{key: array.numpy().copy() for key, array in self.arrays.items()}}
+        return {
+            "steps": self.steps,
+            **{key: array.numpy().copy() for key, array in self.arrays.items()},
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Sets all numbers; raises ValueError for arrays of another shape."""
@@ -141,7 +151,11 @@ class Agent:
     def act(self, states: NDArray[np.float32]) -> NDArray[np.float64]:
         """Returns the actions that seem best: (n, n_features) float32 to (n,) float64 in [0, 1]."""
         with _undisturbed(), torch.no_grad():
-            return self._policy(self.actor.weights, torch.from_numpy(states))[:, 0].numpy().astype(np.float64)
+            return (
+                self._policy(self.actor.weights, torch.from_numpy(states))[:, 0]
+                .numpy()
+                .astype(np.float64)
+            )
 
     def learn(self, batches: Transitions) -> None:
         """Takes one update after another, as many as there are batches: every array is (n_updates, batch, ...)."""
@@ -159,13 +173,19 @@ class Agent:
         seen says what an action out of bounds is worth, and the slope there drives the actor into saturation.
         """
         with torch.no_grad():
-            best = self._policy(self.actor.target, batch.next_states).clamp(batch.next_low, batch.next_high)
+            best = self._policy(self.actor.target, batch.next_states).clamp(
+                batch.next_low, batch.next_high
+            )
             following = self._value(self.critic.target, batch.next_states, best)
             wanted = batch.rewards + batch.discounts * following
-        self.critic.step(F.mse_loss(self._value(self.critic.weights, batch.states, batch.actions), wanted))
+        self.critic.step(
+            F.mse_loss(self._value(self.critic.weights, batch.states, batch.actions), wanted)
+        )
         actions = self._policy(self.actor.weights, batch.states)
         possible = actions.detach().clamp(batch.low, batch.high).requires_grad_()
-        (slope,) = torch.autograd.grad(self._value(self.critic.weights, batch.states, possible).mean(), possible)
+        (slope,) = torch.autograd.grad(
+            self._value(self.critic.weights, batch.states, possible).mean(), possible
+        )
         outward = ((actions >= batch.high) & (slope > 0)) | ((actions <= batch.low) & (slope < 0))
         self.actor.step(-(actions * slope.masked_fill(outward, 0)).sum())
         for network in (self.actor, self.critic):
@@ -175,7 +195,9 @@ class Agent:
         """Returns actions: (n, n_features) to (n, 1) in [0, 1]."""
         return torch.sigmoid(_run(weights, states))
 
-    def _value(self, weights: Sequence[torch.Tensor], states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    def _value(
+        self, weights: Sequence[torch.Tensor], states: torch.Tensor, actions: torch.Tensor
+    ) -> torch.Tensor:
         """Returns what actions are worth: (n, n_features) and (n, 1) to (n, 1)."""
         return _run(weights, torch.cat([states, actions], dim=1))
 

@@ -115,7 +115,9 @@ class Environment:
         middles = (choices[:-1] + choices[1:]) / 2
         return (actions[:, None] * self._full[i] >= middles).sum(axis=1, dtype=np.int64)
 
-    def bounds(self, rows: NDArray[np.int64], i: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def bounds(
+        self, rows: NDArray[np.int64], i: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns the lowest and the highest choice of dimension i from which the budget can still be met.
 
         Above the highest, some cost is too high even with all that follows at its smallest choice. Below the lowest,
@@ -139,9 +141,14 @@ class Environment:
         most = least.copy()
         most[:, i + 1 :] = self._largest[i + 1 :]
         fits = np.all([limit.cost(least) <= limit.high for limit in self._limits], axis=0)
-        enough = np.all([limit.cost(most) >= limit.low for limit in self._limits if limit.low] or [[True]], axis=0)
+        enough = np.all(
+            [limit.cost(most) >= limit.low for limit in self._limits if limit.low] or [[True]],
+            axis=0,
+        )
         if self._targets:
-            enough = enough & np.any([limit.cost(most) >= target for limit, target in self._targets], axis=0)
+            enough = enough & np.any(
+                [limit.cost(most) >= target for limit, target in self._targets], axis=0
+            )
         # Costs grow with the choices, so counting finds the ends.
         highest = np.maximum(fits.reshape(n, k).sum(axis=1) - 1, 0)
         lowest = k - np.broadcast_to(enough, n * k).reshape(n, k).sum(axis=1)

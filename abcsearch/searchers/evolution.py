@@ -95,11 +95,15 @@ class Evolution(Searcher):
         chosen: list[int] = self.rng.permutation(len(parents)).tolist()
         if crossing:
             return self._grown(cross(parents[chosen[0]], parents[chosen[1]], self.rng))
-        return self._grown(mutate(self.space, parents[chosen[0]], self.options.mutation_rate, self.rng))
+        return self._grown(
+            mutate(self.space, parents[chosen[0]], self.options.mutation_rate, self.rng)
+        )
 
     def _learn(self, batch: list[Trial]) -> None:
         """Keeps the best of all generations; failed trials never enter."""
-        successes = [(trial.candidate, trial.fitness) for trial in batch if trial.evaluation.failure is None]
+        successes = [
+            (trial.candidate, trial.fitness) for trial in batch if trial.evaluation.failure is None
+        ]
         ranked = sorted([*self._archive, *successes], key=lambda entry: -entry[1])
         self._archive = ranked[: self.options.archive]
 
@@ -114,4 +118,6 @@ class Evolution(Searcher):
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self._archive = list(zip(self._candidates(state["archive"]), state["fitness"].tolist(), strict=True))
+        self._archive = list(
+            zip(self._candidates(state["archive"]), state["fitness"].tolist(), strict=True)
+        )

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
-_PATIENCE = 4  # neighbours that turn out to be known before the next ones are drawn from farther away
-_LONG, _MARKS = 10_000, 100  # steps of a way that is too long to be looked at whole, and looks at it
+_PATIENCE = (
+    4  # neighbours that turn out to be known before the next ones are drawn from farther away
+)
+_LONG, _MARKS = (
+    10_000,
+    100,
+)  # steps of a way that is too long to be looked at whole, and looks at it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +83,13 @@ class Greedy(Searcher):
 
     def _begin(self) -> None:
         self._slimming = True
-        self._here = self.space.largest_indices.copy()  # choice positions of the structure that is slimmed
+        self._here = (
+            self.space.largest_indices.copy()
+        )  # choice positions of the structure that is slimmed
         self._steps: list[int] = []  # dimensions in which this round tries a step
-        self._stand_ins: list[Candidate] = []  # what is evaluated for `_here` itself, then for every step
+        self._stand_ins: list[
+            Candidate
+        ] = []  # what is evaluated for `_here` itself, then for every step
         self._scores: dict[Candidate, float] = {}  # of everything told
 
     def _propose(self) -> list[Candidate]:
@@ -100,12 +109,18 @@ class Greedy(Searcher):
         proposals: list[Candidate | None] = []
         while self._warm:
             proposals.append(self._fresh(lambda: self._stand_ins[0]))
-        proposals += [self._fresh(lambda c=c: c) for c in dict.fromkeys(self._stand_ins) if c not in self._known]
+        proposals += [
+            self._fresh(lambda c=c: c)
+            for c in dict.fromkeys(self._stand_ins)
+            if c not in self._known
+        ]
         return [candidate for candidate in proposals if candidate is not None]
 
     def _possible(self) -> list[int]:
         """Returns the dimensions that can step down; none when slimming is over."""
-        goes_on = self.options.to_bottom or self.constraint.allows(self.space.at(self.space.largest_indices))
+        goes_on = self.options.to_bottom or self.constraint.allows(
+            self.space.at(self.space.largest_indices)
+        )
         if not goes_on and self.constraint.allows(self.space.at(self._here)):
             return []
         steps = np.flatnonzero(self._here)
@@ -135,7 +150,9 @@ class Greedy(Searcher):
         order = np.argsort(share, axis=None, kind="stable")[: int(here.sum())] // len(count)
         if len(order) > _LONG:  # where the budget is met is looked for in one stretch of the way
             marks = np.linspace(0, len(order), _MARKS + 1).round().astype(np.int64)
-            rows = here - np.stack([np.bincount(order[:mark], minlength=len(here)) for mark in marks[1:]])
+            rows = here - np.stack(
+                [np.bincount(order[:mark], minlength=len(here)) for mark in marks[1:]]
+            )
             stretch = int(np.argmin(self.constraint.violation(self.space.values(rows))))
             here = here - np.bincount(order[: marks[stretch]], minlength=len(here))
             order = order[marks[stretch] : marks[stretch + 1]]
@@ -148,7 +165,9 @@ class Greedy(Searcher):
         self._slimming = bool(self._steps)
         harm = [-self._scores[stand_in] for stand_in in self._stand_ins[1:]]
         saved = self._savings()
-        ties = self.rng.permutation(len(harm)).tolist()  # equal harm and saving: no layer is favoured
+        ties = self.rng.permutation(
+            len(harm)
+        ).tolist()  # equal harm and saving: no layer is favoured
         ranked = sorted(range(len(harm)), key=lambda i: (harm[i], -saved[i], ties[i]))
         for index in ranked[: max(1, round(self.options.taken * len(harm)))]:
             if self._steps[index] in self._possible():
@@ -170,7 +189,9 @@ class Greedy(Searcher):
         while len(batch) < self.options.batch:
             tries = itertools.count(_PATIENCE)
             candidate = self._fresh(
-                lambda tries=tries: self._random() if failed else self._moved(best, next(tries) // _PATIENCE)
+                lambda tries=tries: (
+                    self._random() if failed else self._moved(best, next(tries) // _PATIENCE)
+                )
             )
             if candidate is None:
                 break
@@ -195,9 +216,13 @@ class Greedy(Searcher):
         movable = np.flatnonzero(self.space.last_indices > 0)
         genes = self.rng.permutation(movable)[: int(self.rng.integers(1, reach + 4))]
         moved = self.space.indices(best)
-        moved[genes] += self.rng.integers(1, reach + 1, size=len(genes)) * (1 - 2 * (np.arange(len(genes)) % 2))
+        moved[genes] += self.rng.integers(1, reach + 1, size=len(genes)) * (
+            1 - 2 * (np.arange(len(genes)) % 2)
+        )
         moved = np.clip(moved, 0, self.space.last_indices)
-        return self.space.at(redrawn_criteria(self.space, self.space.indices(best), moved, self.rng))
+        return self.space.at(
+            redrawn_criteria(self.space, self.space.indices(best), moved, self.rng)
+        )
 
     def _learn(self, batch: list[Trial]) -> None:
         """Remembers every fitness; a round of slimming ends by taking its best steps."""
@@ -224,4 +249,6 @@ class Greedy(Searcher):
         self._here = state["here"].copy()
         self._steps = state["steps"].tolist()
         self._stand_ins = self._candidates(state["stand_ins"])
-        self._scores = dict(zip(self._candidates(state["scored"]), state["scores"].tolist(), strict=True))
+        self._scores = dict(
+            zip(self._candidates(state["scored"]), state["scores"].tolist(), strict=True)
+        )

@@ -78,8 +78,12 @@ class NetworkAdjustment(Searcher):
     options: NetworkAdjustmentOptions
 
     def _begin(self) -> None:
-        self._here = self.space.values(self.space.largest_indices).astype(np.float64)  # wide as wanted, not as allowed
-        self._worth = np.full(len(self.space), np.nan)  # of each dimension of the structure there; nan: not known
+        self._here = self.space.values(self.space.largest_indices).astype(
+            np.float64
+        )  # wide as wanted, not as allowed
+        self._worth = np.full(
+            len(self.space), np.nan
+        )  # of each dimension of the structure there; nan: not known
         self._rounds = 0
         self._targets: list[Floats] = []  # of the batch that is evaluated: what `_here` would be
         self._best: Candidate | None = None
@@ -118,7 +122,9 @@ class NetworkAdjustment(Searcher):
             steps = self.options.step - self.options.less * np.arange(count)
             target = adjusted(self.space, target, worth, (1 + far / 2) * steps.clip(0))
         target = scaled(self.constraint, target)
-        candidate = self.space.canonical(self.constraint.repair(self._with_criteria(target, far), self.rng))
+        candidate = self.space.canonical(
+            self.constraint.repair(self._with_criteria(target, far), self.rng)
+        )
         drawn.setdefault(candidate, target)
         return candidate
 
@@ -130,7 +136,9 @@ class NetworkAdjustment(Searcher):
             far: 0 for the first structure of a round.
         """
         here = self.space.indices(self.space.nearest(target.tolist()))
-        settled = self.space.largest_indices if self._best is None else self.space.indices(self._best)
+        settled = (
+            self.space.largest_indices if self._best is None else self.space.indices(self._best)
+        )
         here = np.where(self.space.ordered, here, settled)
         free = np.flatnonzero(~self.space.ordered & (self.space.last_indices > 0))
         if len(free) and (self._rounds or far):
@@ -152,14 +160,17 @@ class NetworkAdjustment(Searcher):
         self._here = self._targets[number].copy()
         diagnostics = trial.evaluation.diagnostics
         worth = np.array(
-            [diagnostics.get(dimension.name, np.nan) for dimension in self.space.dimensions], dtype=np.float64
+            [diagnostics.get(dimension.name, np.nan) for dimension in self.space.dimensions],
+            dtype=np.float64,
         )
         self._worth = np.where(np.isfinite(worth), worth, np.nan)
 
     def population(self) -> list[Candidate]:
         """Returns the structure that channels are moved in."""
         here = self.space.indices(self.space.nearest(self._here.tolist()))
-        settled = self.space.largest_indices if self._best is None else self.space.indices(self._best)
+        settled = (
+            self.space.largest_indices if self._best is None else self.space.indices(self._best)
+        )
         return [self.space.at(np.where(self.space.ordered, here, settled))]
 
     def _state(self) -> dict[str, Any]:
@@ -198,7 +209,9 @@ def adjusted(space: SearchSpace, here: Floats, worth: Floats, steps: Floats) -> 
     full = np.array([dimension.full for dimension in space.dimensions])
     count = min(len(steps), int(movable.sum()) // 2)
     up = [i for i in order.tolist() if movable[i] and here[i] < high[i]][:count]
-    down = [i for i in order[::-1].tolist() if movable[i] and here[i] > low[i] and i not in up][:count]
+    down = [i for i in order[::-1].tolist() if movable[i] and here[i] > low[i] and i not in up][
+        :count
+    ]
     for sign, moving in ((1, up), (-1, down)):
         for step, i in zip(steps.tolist(), moving, strict=False):
             after[i] = np.clip(here[i] + sign * step * full[i], low[i], high[i])
@@ -225,7 +238,10 @@ def scaled(constraint: Constraint, here: Floats) -> Floats:
         row = np.array([space.nearest(times(factor).tolist())])
         return all(limit.cost(row)[0] <= limit.high for limit in constraint.limits)
 
-    low, high = 0.0, float((ends[1] / np.maximum(here, 1e-9))[widths].max()) if widths.any() else 1.0
+    low, high = (
+        0.0,
+        float((ends[1] / np.maximum(here, 1e-9))[widths].max()) if widths.any() else 1.0,
+    )
     if fits(high):
         return times(high)
     for _ in range(_HALVINGS):

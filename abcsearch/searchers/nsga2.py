@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate
     from abcsearch.trial import Trial
 
-_LEAN = 4.0  # random structures are U(0, 1) to a power from 1 / 4 to 4, as positions among the choices
+_LEAN = (
+    4.0  # random structures are U(0, 1) to a power from 1 / 4 to 4, as positions among the choices
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,9 @@ class NSGA2(Searcher):
             msg = f"nsga2: against = {against!r} needs a constraint with costs (Budget.bind); without, macs or params"
             raise SearcherError(msg)
         self._members: list[Candidate] = []
-        self._losses = np.zeros((0, 2))  # of the members: minus fitness and cost, both to be minimised
+        self._losses = np.zeros(
+            (0, 2)
+        )  # of the members: minus fitness and cost, both to be minimised
         self._ranks = np.zeros(0, dtype=np.int64)  # their fronts
         self._gaps = np.zeros(0)  # their crowding distances
 
@@ -140,7 +144,9 @@ class NSGA2(Searcher):
             return
         fitness = np.array([trial.fitness for trial in successes], dtype=np.float64)
         members = [*self._members, *(trial.candidate for trial in successes)]
-        losses = np.concatenate([self._losses, np.stack([-fitness, self._costs(successes)], axis=1)])
+        losses = np.concatenate(
+            [self._losses, np.stack([-fitness, self._costs(successes)], axis=1)]
+        )
         ranks = fronts(losses)
         gaps = np.zeros(len(members))
         for rank in np.unique(ranks):
@@ -153,8 +159,13 @@ class NSGA2(Searcher):
         """Returns what trials cost, (n,) float64."""
         against, costs = self.options.against, self.constraint.costs
         if costs is None:
-            return np.array([getattr(trial.evaluation, against) for trial in trials], dtype=np.float64)
-        return np.asarray(getattr(costs, against)(self._rows(trial.candidate for trial in trials)), dtype=np.float64)
+            return np.array(
+                [getattr(trial.evaluation, against) for trial in trials], dtype=np.float64
+            )
+        return np.asarray(
+            getattr(costs, against)(self._rows(trial.candidate for trial in trials)),
+            dtype=np.float64,
+        )
 
     def population(self) -> list[Candidate]:
         """Returns the survivors, the first front first."""
@@ -166,7 +177,9 @@ class NSGA2(Searcher):
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self._members = self._candidates(state["members"])
-        self._losses, self._ranks, self._gaps = (state[name].copy() for name in ("losses", "ranks", "gaps"))
+        self._losses, self._ranks, self._gaps = (
+            state[name].copy() for name in ("losses", "ranks", "gaps")
+        )
 
 
 def fronts(losses: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -178,7 +191,9 @@ def fronts(losses: NDArray[np.float64]) -> NDArray[np.int64]:
     """
     least = np.asarray((losses[:, None] <= losses[None]).all(axis=2))
     dominates = np.logical_and(least, ~least.T)
-    pending: NDArray[np.int64] = dominates.sum(axis=0)  # how many points of no front yet dominate a point
+    pending: NDArray[np.int64] = dominates.sum(
+        axis=0
+    )  # how many points of no front yet dominate a point
     ranks = np.full(len(losses), -1, dtype=np.int64)
     rank = 0
     while (ranks < 0).any():

@@ -34,7 +34,15 @@ if TYPE_CHECKING:
     from abcsearch.trial import Trial
 
 # What samplers raise at wrong options, and what is in the annotations of options that no plain value can fill.
-_WRONG = (TypeError, ValueError, AssertionError, ArithmeticError, LookupError, RuntimeError, MemoryError)
+_WRONG = (
+    TypeError,
+    ValueError,
+    AssertionError,
+    ArithmeticError,
+    LookupError,
+    RuntimeError,
+    MemoryError,
+)
 _OBJECTS = ("Callable", "Base", "FrozenTrial")
 _STUDY = "search"
 # Left out of a state: the optimizer that CMA-ES pickles (it is computed again), the proposal before repair, and the
@@ -52,7 +60,11 @@ class _Position(IntDistribution):
 def _distribution(dimension: Dimension) -> BaseDistribution:
     """Returns the parameter that stands for a dimension: the position of its choice."""
     choices = dimension.choices
-    return CategoricalDistribution(choices) if dimension.kind == "criterion" else _Position(0, len(choices) - 1)
+    return (
+        CategoricalDistribution(choices)
+        if dimension.kind == "criterion"
+        else _Position(0, len(choices) - 1)
+    )
 
 
 class _CmaEs(optuna.samplers.CmaEsSampler):
@@ -60,7 +72,11 @@ class _CmaEs(optuna.samplers.CmaEsSampler):
 
     known: Mapping[str, BaseDistribution]
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+    def infer_relative_search_space(
+        self,
+        study: Study,  # noqa: ARG002
+        trial: FrozenTrial,  # noqa: ARG002
+    ) -> dict[str, BaseDistribution]:
         return dict(self.known)
 
 
@@ -128,16 +144,26 @@ class OptunaOptions:
         if not isinstance(self.sampler_options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"optuna: sampler_options is a table of options by name, found {self.sampler_options!r}"
             raise SearcherError(msg)
-        if self.sampler not in list(_SAMPLERS):  # a list takes anything, a dict only what can be hashed
-            raise SearcherError(unknown_name("sampler of searcher 'optuna':", self.sampler, _SAMPLERS))
-        taken = {n: p for n, p in inspect.signature(_SAMPLERS[self.sampler]).parameters.items() if n != "seed"}
-        plain = {n: p for n, p in taken.items() if not any(word in str(p.annotation) for word in _OBJECTS)}
+        if self.sampler not in list(
+            _SAMPLERS
+        ):  # a list takes anything, a dict only what can be hashed
+            raise SearcherError(
+                unknown_name("sampler of searcher 'optuna':", self.sampler, _SAMPLERS)
+            )
+        taken = {
+            n: p
+            for n, p in inspect.signature(_SAMPLERS[self.sampler]).parameters.items()
+            if n != "seed"
+        }
+        plain = {
+            n: p
+            for n, p in taken.items()
+            if not any(word in str(p.annotation) for word in _OBJECTS)
+        }
         for name, value in self.sampler_options.items():
             what = f"option of Optuna's sampler {self.sampler!r}:"
             if name in taken and name not in plain:
-                msg = (
-                    f"{what} {name} is an object of Python's, which no setting can be; choose from: {', '.join(plain)}"
-                )
+                msg = f"{what} {name} is an object of Python's, which no setting can be; choose from: {', '.join(plain)}"
                 raise SearcherError(msg)
             if name not in plain:
                 raise SearcherError(unknown_name(what, name, plain))
@@ -151,10 +177,14 @@ def _check_value(name: str, value: object, default: object) -> None:
     try:
         json.dumps(value)
     except TypeError as error:
-        msg = f"{name} must be a plain value (number, text, boolean, list or table), found {value!r}"
+        msg = (
+            f"{name} must be a plain value (number, text, boolean, list or table), found {value!r}"
+        )
         raise SearcherError(msg) from error
     wanted = (int, float) if isinstance(default, float) else type(default)
-    if default is None or (isinstance(value, wanted) and isinstance(value, bool) == isinstance(default, bool)):
+    if default is None or (
+        isinstance(value, wanted) and isinstance(value, bool) == isinstance(default, bool)
+    ):
         return
     msg = f"{name} is of type {type(default).__name__} (default {default!r}), found {value!r}"
     raise SearcherError(msg)
@@ -176,7 +206,9 @@ def _make_sampler(options: OptunaOptions, seed: int) -> BaseSampler:
 def _refused(options: OptunaOptions, error: Exception) -> SearcherError:
     """Returns the error that says which options Optuna stumbled over."""
     given = dict(options.sampler_options)
-    return SearcherError(f"Optuna's sampler {options.sampler!r} failed with the options {given}: {error!r}")
+    return SearcherError(
+        f"Optuna's sampler {options.sampler!r} failed with the options {given}: {error!r}"
+    )
 
 
 @final
@@ -212,17 +244,25 @@ class OptunaSearch(Searcher):
     def _begin(self) -> None:
         self._free: NDArray[np.int64] = np.flatnonzero(self.space.last_indices > 0)
         free = [dimension for dimension in self.space.dimensions if len(dimension.choices) > 1]
-        self._parameters: dict[str, BaseDistribution] = {dimension.name: _distribution(dimension) for dimension in free}
+        self._parameters: dict[str, BaseDistribution] = {
+            dimension.name: _distribution(dimension) for dimension in free
+        }
         self._new_study()
 
     def _new_study(self) -> None:
         """Starts an empty study."""
-        self._running: dict[Candidate, int] = {}  # the trial of the study that stands for an open structure
-        self._ends: list[int] = []  # how many trials the study had when a trial of it ended; 0 while it is running
+        self._running: dict[
+            Candidate, int
+        ] = {}  # the trial of the study that stands for an open structure
+        self._ends: list[
+            int
+        ] = []  # how many trials the study had when a trial of it ended; 0 while it is running
         self._worst = math.inf  # of all values told
         self._storage = optuna.storages.InMemoryStorage()
         with quiet():
-            self._study = optuna.create_study(storage=self._storage, study_name=_STUDY, direction="maximize")
+            self._study = optuna.create_study(
+                storage=self._storage, study_name=_STUDY, direction="maximize"
+            )
         self._study_id = self._storage.get_study_id_from_name(_STUDY)
 
     def _told(self) -> list[FrozenTrial]:
@@ -234,7 +274,9 @@ class OptunaSearch(Searcher):
         seed = derived_seed(self.seed, "optuna", 0 if self.options.sampler == "qmc" else number)
         sampler = _make_sampler(self.options, seed % 2**32)  # all that numpy's RandomState takes
         if isinstance(sampler, _CmaEs):
-            sampler.known = {n: d for n, d in self._parameters.items() if isinstance(d, IntDistribution)}
+            sampler.known = {
+                n: d for n, d in self._parameters.items() if isinstance(d, IntDistribution)
+            }
         self._study.sampler = sampler
 
     def _propose(self) -> list[Candidate]:
@@ -258,7 +300,11 @@ class OptunaSearch(Searcher):
             nonlocal steps
             steps += 1
             near = self.space.at(self._moved(positions, steps))
-            return self.constraint.fill(self.constraint.repair(near, self.rng), self.rng) if self.options.fill else near
+            return (
+                self.constraint.fill(self.constraint.repair(near, self.rng), self.rng)
+                if self.options.fill
+                else near
+            )
 
         candidate = self._fresh(draw)
         self._ends.append(0)
@@ -284,7 +330,9 @@ class OptunaSearch(Searcher):
         """Returns positions, (n_dims,), after single steps in random dimensions."""
         moved = positions.copy()
         if steps and len(self._free):
-            np.add.at(moved, self.rng.choice(self._free, size=steps), self.rng.choice((-1, 1), size=steps))
+            np.add.at(
+                moved, self.rng.choice(self._free, size=steps), self.rng.choice((-1, 1), size=steps)
+            )
         return np.clip(moved, 0, self.space.last_indices)
 
     def _params(self, free: NDArray[np.int64]) -> dict[str, int]:
@@ -312,7 +360,9 @@ class OptunaSearch(Searcher):
 
     def _settle(self, trial: optuna.Trial, params: Mapping[str, int]) -> None:
         """Makes a running trial stand for the structure that is evaluated."""
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(
+            self._study_id, trial.number
+        )
         for name, drawn in trial.params.items():
             if drawn != params[name]:
                 self._storage.set_trial_param(trial_id, name, params[name], self._parameters[name])
@@ -320,7 +370,9 @@ class OptunaSearch(Searcher):
             trial.set_constraint(name, value)
 
     def _learn(self, batch: list[Trial]) -> None:
-        self._worst = min([self._worst, *(trial.fitness for trial in batch if trial.fitness > -math.inf)])
+        self._worst = min(
+            [self._worst, *(trial.fitness for trial in batch if trial.fitness > -math.inf)]
+        )
         lowest = -self._worst if math.isinf(self._worst) else self._worst
         with quiet():
             for trial in batch:
@@ -336,13 +388,19 @@ class OptunaSearch(Searcher):
 
     def _state(self) -> dict[str, Any]:
         told = self._told()
-        saved = {str(t.number): {k: v for k, v in t.system_attrs.items() if _is_saved(k)} for t in told}
+        saved = {
+            str(t.number): {k: v for k, v in t.system_attrs.items() if _is_saved(k)} for t in told
+        }
         params = [[trial.params[name] for name in self._parameters] for trial in told]
         return {
             "ends": np.array(self._ends, dtype=np.int64),
             "params": np.array(params, dtype=np.int64).reshape(len(told), len(self._free)),
-            "values": np.array([-math.inf if t.value is None else t.value for t in told], dtype=np.float64),
-            "updates": np.array([any(":optimizer" in k for k in t.system_attrs) for t in told], dtype=np.bool_),
+            "values": np.array(
+                [-math.inf if t.value is None else t.value for t in told], dtype=np.float64
+            ),
+            "updates": np.array(
+                [any(":optimizer" in k for k in t.system_attrs) for t in told], dtype=np.bool_
+            ),
             "trials": {number: attributes for number, attributes in saved.items() if attributes},
             "study": dict(self._storage.get_study_system_attrs(self._study_id)),
         }
@@ -382,11 +440,15 @@ class OptunaSearch(Searcher):
         """Lets the sampler update its optimizer as it did before, and makes the new trial the one that was drawn."""
         trial = self._ask()
         self._settle(trial, params)
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(
+            self._study_id, trial.number
+        )
         for key, attribute in attributes.items():
             self._storage.set_trial_system_attr(trial_id, key, attribute)
 
-    def _add(self, params: Mapping[str, int], attributes: Mapping[str, Any], value: float | None) -> None:
+    def _add(
+        self, params: Mapping[str, int], attributes: Mapping[str, Any], value: float | None
+    ) -> None:
         """Adds a trial as it was; it runs if it has no value, and has failed if that is minus infinity."""
         ended = TrialState.FAIL if value == -math.inf else TrialState.COMPLETE
         made = optuna.create_trial(

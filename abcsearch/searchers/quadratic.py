@@ -22,8 +22,22 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 # Kinds of columns, each with a prior variance of its own.
-_LINEAR, _SQUARE, _PAIR, _NEIGHBOURS, _COMMON, _COMMON_SQUARE, _COMMON_NEIGHBOURS, _KNOWN, _NOISE = range(9)
-SINGLE = (_SQUARE, _PAIR, _NEIGHBOURS)  # what a dimension's own curvature, and pairs of their own, are made of
+(
+    _LINEAR,
+    _SQUARE,
+    _PAIR,
+    _NEIGHBOURS,
+    _COMMON,
+    _COMMON_SQUARE,
+    _COMMON_NEIGHBOURS,
+    _KNOWN,
+    _NOISE,
+) = range(9)
+SINGLE = (
+    _SQUARE,
+    _PAIR,
+    _NEIGHBOURS,
+)  # what a dimension's own curvature, and pairs of their own, are made of
 _CONSTANT_VARIANCE = 10.0  # of the constant, in units of the fitness' variance: nearly free
 _SPREAD = 2.0  # standard deviation of a log variance around its prior: a factor of 7 up or down
 _SUBSET = 400  # trials that variances are estimated from, at most
@@ -50,7 +64,11 @@ class Form:
         """Returns the form's values: choice positions (n, n_dims) to (n,)."""
         every = np.arange(len(self.table))
         t = self.scale[every, indices]
-        return self.constant + self.table[every, indices].sum(axis=1) + ((t @ self.pairs) * t).sum(axis=1)
+        return (
+            self.constant
+            + self.table[every, indices].sum(axis=1)
+            + ((t @ self.pairs) * t).sum(axis=1)
+        )
 
 
 class Quadratic:
@@ -104,7 +122,15 @@ class Quadratic:
         t = self.points(indices)
         squares, pairs = t * t, t[:, self._first] * t[:, self._second]
         return np.concatenate(
-            [np.ones((len(t), 1)), t, squares, pairs, *self._chosen(indices), self._shared(indices, t).T], axis=1
+            [
+                np.ones((len(t), 1)),
+                t,
+                squares,
+                pairs,
+                *self._chosen(indices),
+                self._shared(indices, t).T,
+            ],
+            axis=1,
         )
 
     def _chosen(self, indices: Ints) -> tuple[Floats, Floats]:
@@ -114,7 +140,10 @@ class Quadratic:
 
     def _shared(self, indices: Ints, t: Floats) -> Floats:
         """Returns the columns that are not a dimension's or a pair's, each a row, (3 + n_known, n)."""
-        sums = np.stack([t.sum(axis=1), (t * t).sum(axis=1), (t[:, 1:] * t[:, :-1]).sum(axis=1)]) * self._scale
+        sums = (
+            np.stack([t.sum(axis=1), (t * t).sum(axis=1), (t[:, 1:] * t[:, :-1]).sum(axis=1)])
+            * self._scale
+        )
         return np.concatenate([sums, *(form(indices)[None] for form in self.known)])
 
     def kernels(self, indices: Ints) -> Floats:
@@ -145,14 +174,18 @@ class Quadratic:
         """Returns the surface with these coefficients, (n_columns,), as a form: columns @ weights."""
         n, n_dims = len(self._used), len(self.scale)
         sizes = [1, n, n, len(self._first), *self._common.shape, 3]
-        constant, linear, square, paired, chosen, chosen_common, common, known = np.split(weights, np.cumsum(sizes))
+        constant, linear, square, paired, chosen, chosen_common, common, known = np.split(
+            weights, np.cumsum(sizes)
+        )
         common = common * self._scale
         scale = self.scale[self._used]
         upper = np.zeros((n, n))
         upper[self._first, self._second] = paired / 2
         upper[np.arange(n - 1), np.arange(1, n)] += common[2] / 2
         table, pairs = np.zeros_like(self.scale), np.zeros((n_dims, n_dims))
-        table[self._used] = (linear + common[0])[:, None] * scale + (square + common[1])[:, None] * scale * scale
+        table[self._used] = (linear + common[0])[:, None] * scale + (square + common[1])[
+            :, None
+        ] * scale * scale
         pairs[np.ix_(self._used, self._used)] = upper + upper.T
         chosen = chosen + self._common @ chosen_common
         table[self._criterion, self._number] = chosen
@@ -225,7 +258,9 @@ class Surface:
             columns = quadratic.columns(indices)
             precision = columns.T @ columns / self._noise + np.diag(1 / self._prior)
             self._factor = scipy.linalg.cho_factor(precision, lower=True)
-            explained = scipy.linalg.cho_solve(self._factor, columns.T @ self._targets / self._noise)
+            explained = scipy.linalg.cho_solve(
+                self._factor, columns.T @ self._targets / self._noise
+            )
         else:
             covariance = _covariance(self.log_variances, quadratic.kernels(indices))
             self._factor = scipy.linalg.cho_factor(covariance, lower=True)
@@ -234,13 +269,17 @@ class Surface:
 
     def _explain(self, targets: Floats) -> Floats:
         """Returns the expected coefficients given targets at the trials' structures, (n_columns,)."""
-        return self._prior * self.quadratic.weighted(self._indices, scipy.linalg.cho_solve(self._factor, targets))
+        return self._prior * self.quadratic.weighted(
+            self._indices, scipy.linalg.cho_solve(self._factor, targets)
+        )
 
     def draw(self, rng: np.random.Generator) -> Floats:
         """Returns coefficients drawn from what the trials leave possible, (n_columns,)."""
         n, p = len(self._targets), len(self.mean)
         if p <= n:
-            return self.mean + scipy.linalg.solve_triangular(self._factor[0], rng.normal(size=p), lower=True, trans=1)
+            return self.mean + scipy.linalg.solve_triangular(
+                self._factor[0], rng.normal(size=p), lower=True, trans=1
+            )
         # Matheron's rule: a draw from the prior, corrected by what the trials say about it.
         drawn = rng.normal(size=p) * np.sqrt(self._prior)
         noise = rng.normal(size=n) * np.sqrt(self._noise)
@@ -256,7 +295,11 @@ def _spread(log_variances: Floats, kinds: Ints) -> Floats:
 def _covariance(log_variances: Floats, kernels: Floats) -> Floats:
     """Returns the covariance of trials' targets, (n, n), from the kernels of all kinds, (8, n, n)."""
     variances, noise = np.exp(log_variances[:_NOISE]), float(np.exp(log_variances[_NOISE]))
-    return np.tensordot(variances, kernels, axes=1) + _CONSTANT_VARIANCE + noise * np.eye(kernels.shape[1])
+    return (
+        np.tensordot(variances, kernels, axes=1)
+        + _CONSTANT_VARIANCE
+        + noise * np.eye(kernels.shape[1])
+    )
 
 
 class _Parts:
@@ -288,8 +331,15 @@ class _Parts:
         fit = (squares - mean @ self._seen) / noise
         value = fit + 2 * np.log(np.diag(factor)).sum() + np.log(spread).sum() + n * np.log(noise)
         known = 1 - (np.diag(covariance) + mean**2) / spread
-        left = squares - 2 * mean @ self._seen + mean @ self._gram @ mean + (covariance * self._gram).sum()
-        slope = np.append(np.bincount(self._kinds, weights=known[1:], minlength=_NOISE), n - left / noise)
+        left = (
+            squares
+            - 2 * mean @ self._seen
+            + mean @ self._gram @ mean
+            + (covariance * self._gram).sum()
+        )
+        slope = np.append(
+            np.bincount(self._kinds, weights=known[1:], minlength=_NOISE), n - left / noise
+        )
         return float(value) / 2, slope / 2
 
     def _from_trials(self, log_variances: Floats) -> tuple[float, Floats]:
@@ -300,5 +350,7 @@ class _Parts:
         rest = precision @ self._targets
         value = self._targets @ rest + 2 * np.log(np.diag(factor)).sum()
         gap = precision - np.outer(rest, rest)
-        slope: Floats = np.append(variances * np.tensordot(self._kernels, gap, axes=2), noise * float(np.trace(gap)))
+        slope: Floats = np.append(
+            variances * np.tensordot(self._kernels, gap, axes=2), noise * float(np.trace(gap))
+        )
         return float(value) / 2, slope / 2

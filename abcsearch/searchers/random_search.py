@@ -57,7 +57,9 @@ class RandomSearch(Searcher):
     def _propose(self) -> list[Candidate]:
         batch: list[Candidate] = []
         while len(batch) < _BATCH:
-            candidate = self._fresh(self._random if self.options.fill else lambda: self.space.sample(self.rng))
+            candidate = self._fresh(
+                self._random if self.options.fill else lambda: self.space.sample(self.rng)
+            )
             if candidate is None:
                 break
             batch.append(candidate)

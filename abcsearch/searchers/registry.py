@@ -176,7 +176,9 @@ def check_searcher_options(name: str, options: Mapping[str, Any]) -> None:
     known = [f.name for f in fields(entry.options)]
     for option in options:
         if option not in known:
-            raise SearcherError(unknown_name(f"option of searcher {name!r}:", option, [*known, "initial"]))
+            raise SearcherError(
+                unknown_name(f"option of searcher {name!r}:", option, [*known, "initial"])
+            )
 
 
 def is_diagnosed(name: str) -> bool:
@@ -199,7 +201,9 @@ def with_former(name: str, options: Mapping[str, Any], *, former: bool) -> dict[
     mark = next(iter(entry.former))
     if mark in options:
         return dict(options)
-    return {**entry.former, **options} if former else {**options, mark: getattr(entry.options, mark)}
+    return (
+        {**entry.former, **options} if former else {**options, mark: getattr(entry.options, mark)}
+    )
 
 
 def make_searcher(

@@ -68,7 +68,9 @@ class RegularizedEvolution(Searcher):
 
     def _begin(self) -> None:
         self._first = True  # until the first population is proposed
-        self._alive: deque[tuple[Candidate, float]] = deque(maxlen=self.options.population)  # oldest first
+        self._alive: deque[tuple[Candidate, float]] = deque(
+            maxlen=self.options.population
+        )  # oldest first
 
     def _propose(self) -> list[Candidate]:
         """Returns the first population, later a batch of children."""
@@ -91,7 +93,9 @@ class RegularizedEvolution(Searcher):
 
     def _learn(self, batch: list[Trial]) -> None:
         """Lets the children join; the oldest leave as they come in."""
-        self._alive.extend((trial.candidate, trial.fitness) for trial in batch if trial.evaluation.failure is None)
+        self._alive.extend(
+            (trial.candidate, trial.fitness) for trial in batch if trial.evaluation.failure is None
+        )
 
     def population(self) -> list[Candidate]:
         """Returns those alive, best first."""

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 _POWERS = (0.0, 0.5, 1.0)  # of the width scale: log, square root, linear
 _GROWTH = 1.25  # variances are estimated anew when there are this many times more trials
-_NUMBERS = 2**22  # columns of all structures of a space are kept if they are at most so many numbers
+_NUMBERS = (
+    2**22
+)  # columns of all structures of a space are kept if they are at most so many numbers
 _JITTER = 0.15  # standard deviation of starts around uniform width, as a share of the choices of a dimension
 _RANKED = 400  # of the structures that are best on a surface, how many are looked at for a new one
 
@@ -106,14 +108,22 @@ class ResponseSurface(Searcher):
         self._fitness: list[float] = []
         self._estimated = 0  # trials that the variances were last estimated from
         self._read = 0  # trials of the knowledge that the surfaces have been told
-        self._surfaces: list[Surface] = [Surface(quadratic, quadratic.prior()) for quadratic in self._quadratics()]
-        self._inside: Ints | None = None  # all structures inside the budget, where they can be listed,
-        self._numbers: Ints = np.zeros(0, dtype=np.int64)  # their numbers in the order of the whole space,
+        self._surfaces: list[Surface] = [
+            Surface(quadratic, quadratic.prior()) for quadratic in self._quadratics()
+        ]
+        self._inside: Ints | None = (
+            None  # all structures inside the budget, where they can be listed,
+        )
+        self._numbers: Ints = np.zeros(
+            0, dtype=np.int64
+        )  # their numbers in the order of the whole space,
         self._columns: dict[Quadratic, Floats] = {}  # and their columns
 
     def _quadratics(self) -> list[Quadratic]:
         """Returns the columns for every power, with forms of what is known by now."""
-        return [known_quadratic(self.space, power, self.knowledge[: self._read]) for power in _POWERS]
+        return [
+            known_quadratic(self.space, power, self.knowledge[: self._read]) for power in _POWERS
+        ]
 
     def probes(self) -> list[Candidate]:
         """Returns the structures of the map, if it has one."""
@@ -124,7 +134,9 @@ class ResponseSurface(Searcher):
         self._fitness += [trial.fitness for trial in batch]
 
     def _propose(self) -> list[Candidate]:
-        with threadpool_limits(1):  # the order of sums, and so the last bit, must not depend on the machine
+        with threadpool_limits(
+            1
+        ):  # the order of sums, and so the last bit, must not depend on the machine
             if self._read != len(self.knowledge):
                 self._read = len(self.knowledge)
                 self._surfaces = [
@@ -142,7 +154,9 @@ class ResponseSurface(Searcher):
         count = min(self._least(), self.options.batch) if ahead else self._least()
         rows = np.array([self.space.uniform(ratio) for ratio in np.arange(1, 101) / 100])
         inside = np.flatnonzero(self.constraint.violation(rows) == 0)
-        center = self.space.indices(tuple(rows[inside[-1]].tolist()) if len(inside) else self._random())
+        center = self.space.indices(
+            tuple(rows[inside[-1]].tolist()) if len(inside) else self._random()
+        )
         known = 0
         yield iter([self.space.at(center)])
         if not ahead and not self._told and self._surfaces[0].quadratic.known:
@@ -185,9 +199,13 @@ class ResponseSurface(Searcher):
 
     def _targets(self) -> Floats | None:
         """Returns the fitness of all trials with mean 0 and standard deviation 1; None if they tell nothing yet."""
-        return standardised(np.array(self._fitness)) if len(self._fitness) >= self._least() else None
+        return (
+            standardised(np.array(self._fitness)) if len(self._fitness) >= self._least() else None
+        )
 
-    def _maximisers(self, fitness: Floats, start: Ints | None = None) -> Iterator[Iterator[Candidate]]:
+    def _maximisers(
+        self, fitness: Floats, start: Ints | None = None
+    ) -> Iterator[Iterator[Candidate]]:
         """Yields, for every proposal of a batch, structures inside the budget, the best of a surface first.
 
         Args:
@@ -207,9 +225,13 @@ class ResponseSurface(Searcher):
         for index in np.unique(chosen):
             self._surfaces[index].condition(told, fitness)
         surfaces = [self._surfaces[index] for index in chosen]
-        weights = [s.draw(self.rng) if draw else s.mean for s, draw in zip(surfaces, drawn, strict=True)]
+        weights = [
+            s.draw(self.rng) if draw else s.mean for s, draw in zip(surfaces, drawn, strict=True)
+        ]
         if self._listable():
-            rows, scores = self._listed(_Scores([(s.quadratic, w) for s, w in zip(surfaces, weights, strict=True)]))
+            rows, scores = self._listed(
+                _Scores([(s.quadratic, w) for s, w in zip(surfaces, weights, strict=True)])
+            )
             yield from self._best_of(itertools.repeat(rows), scores)
         else:
             forms = [s.quadratic.form(w) for s, w in zip(surfaces, weights, strict=True)]
@@ -243,7 +265,9 @@ class ResponseSurface(Searcher):
         """
         shape = tuple((self.space.last_indices + 1).tolist())
         if self._inside is None:
-            every = np.stack(np.unravel_index(np.arange(self.space.size), shape), axis=1).astype(np.int64)
+            every = np.stack(np.unravel_index(np.arange(self.space.size), shape), axis=1).astype(
+                np.int64
+            )
             inside = np.flatnonzero(self.constraint.violation(self.space.values(every)) == 0)
             self._inside, self._numbers = every[inside], inside
             self._columns = {s.quadratic: s.quadratic.columns(self._inside) for s in self._surfaces}
@@ -295,7 +319,10 @@ class _Scores:
     def __call__(self, indices: Ints) -> Floats:
         """Returns the score of every structure for every proposal: (n, n_dims) to (batch, n)."""
         return self.of(
-            {quadratic: quadratic.columns(indices) for quadratic in {surface for surface, _ in self._members}}
+            {
+                quadratic: quadratic.columns(indices)
+                for quadratic in {surface for surface, _ in self._members}
+            }
         )
 
     def of(self, columns: dict[Quadratic, Floats]) -> Floats:

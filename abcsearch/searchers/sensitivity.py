@@ -91,7 +91,9 @@ class Sensitivity(Searcher):
     overlaps: ClassVar[bool] = True
 
     def _begin(self) -> None:
-        self._drawn: dict[Candidate, tuple[float, ...]] = {}  # rule, log weights and choices until told
+        self._drawn: dict[
+            Candidate, tuple[float, ...]
+        ] = {}  # rule, log weights and choices until told
         self._told: list[tuple[float, ...]] = []  # fitness, rule, log weights, choices
         self._map: SensitivityMap = even_map(self.space)
         self._read = 0  # trials of the knowledge that the map was made of
@@ -117,9 +119,13 @@ class Sensitivity(Searcher):
 
             def draw(made: dict[Candidate, tuple[float, ...]] = made) -> Candidate:
                 rule, weights, near = self._draw()
-                candidate = solved(self.constraint, np.exp(weights)[:, None] * loss, costs, rule, self.rng)
+                candidate = solved(
+                    self.constraint, np.exp(weights)[:, None] * loss, costs, rule, self.rng
+                )
                 row = self.space.indices(candidate)
-                row[~self.space.ordered] = near[~self.space.ordered]  # the map says nothing of criteria
+                row[~self.space.ordered] = near[
+                    ~self.space.ordered
+                ]  # the map says nothing of criteria
                 if weights.any() and self.rng.random() < _FREE:
                     row = self._with_one_free(row)
                 candidate = self.space.canonical(self.space.at(row))
@@ -145,7 +151,9 @@ class Sensitivity(Searcher):
         if best:
             told[:] = best[int(self.rng.integers(len(best)))][1:]
         weights = told[1 : n + 1]
-        changed = self.rng.permutation(np.flatnonzero(self.space.last_indices))[: self.rng.integers(1, _CHANGED + 1)]
+        changed = self.rng.permutation(np.flatnonzero(self.space.last_indices))[
+            : self.rng.integers(1, _CHANGED + 1)
+        ]
         weights[changed] += self.rng.normal(scale=_SPREAD, size=len(changed))
         return float(told[0]), weights, told[n + 1 :].astype(np.int64)
 

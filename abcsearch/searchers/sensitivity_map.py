@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
     Flags = NDArray[np.bool_]
 
-RULES = (0.0, 1.0, 2.0)  # powers of losses of which structures are made (`solved`), the most useful first
+RULES = (
+    0.0,
+    1.0,
+    2.0,
+)  # powers of losses of which structures are made (`solved`), the most useful first
 _PRICES = 400  # of a unit of cost that are tried at once
 
 
@@ -40,7 +44,9 @@ def probes(space: SearchSpace, levels: int) -> list[Candidate]:
     """
     largest = space.largest_indices
     rows = [largest]
-    for dimension, last in enumerate(largest.tolist()):  # a criterion, 0 here, says nothing where all channels are kept
+    for dimension, last in enumerate(
+        largest.tolist()
+    ):  # a criterion, 0 here, says nothing where all channels are kept
         positions = np.arange(last)
         if last > levels:
             positions = np.unique(np.round(np.arange(levels) * (last / levels)).astype(np.int64))
@@ -112,7 +118,9 @@ def sensitivity_map(space: SearchSpace, trials: Iterable[Trial]) -> SensitivityM
         seen, values = seen[order], np.minimum(values[order], worst)
         probed[index, seen] = True
         if space.ordered[index]:
-            loss[index, : last + 1] = _ordered_loss(np.array(dimension.choices, dtype=np.float64), seen, values, mean)
+            loss[index, : last + 1] = _ordered_loss(
+                np.array(dimension.choices, dtype=np.float64), seen, values, mean
+            )
     return SensitivityMap(space=space, largest=full, loss=loss, probed=probed)
 
 
@@ -133,9 +141,14 @@ def _ordered_loss(choices: Floats, seen: Ints, values: Floats, mean: float) -> F
         mean: the mean loss of the map.
     """
     if not len(seen):
-        seen, values = np.zeros(min(1, len(choices) - 1), dtype=np.int64), np.full(min(1, len(choices) - 1), mean)
+        seen, values = (
+            np.zeros(min(1, len(choices) - 1), dtype=np.int64),
+            np.full(min(1, len(choices) - 1), mean),
+        )
     scale = np.log(choices + 1.0)
-    falling = scipy.optimize.isotonic_regression(values, increasing=False).x if len(values) else values
+    falling = (
+        scipy.optimize.isotonic_regression(values, increasing=False).x if len(values) else values
+    )
     known = np.append(np.maximum(falling, 0.0), 0.0)
     places = np.append(scale[seen], scale[-1])
     loss = np.interp(scale, places, known)
@@ -151,8 +164,12 @@ def even_map(space: SearchSpace) -> SensitivityMap:
     loss = np.zeros((len(space), int(space.last_indices.max()) + 1))
     for index, dimension in enumerate(space.dimensions):
         if space.ordered[index]:
-            loss[index, : len(dimension.choices)] = 1 - np.array(dimension.choices) / max(dimension.choices[-1], 1)
-    return SensitivityMap(space=space, largest=0.0, loss=loss, probed=np.zeros(loss.shape, dtype=bool))
+            loss[index, : len(dimension.choices)] = 1 - np.array(dimension.choices) / max(
+                dimension.choices[-1], 1
+            )
+    return SensitivityMap(
+        space=space, largest=0.0, loss=loss, probed=np.zeros(loss.shape, dtype=bool)
+    )
 
 
 def linear_costs(constraint: Constraint, row: Ints) -> Floats:
@@ -172,12 +189,16 @@ def linear_costs(constraint: Constraint, row: Ints) -> Floats:
     cost = np.zeros(2 * n)
     for limit in constraint.limits:
         cost += limit.cost(space.values(rows)) / (limit.high or 1)
-    values = space.values(np.minimum(np.arange(int(space.last_indices.max()) + 1)[:, None], space.last_indices)).T
+    values = space.values(
+        np.minimum(np.arange(int(space.last_indices.max()) + 1)[:, None], space.last_indices)
+    ).T
     span = np.maximum(values[:, -1] - values[:, 0], 1)
     return (cost[n:] - cost[:n])[:, None] / span[:, None] * (values - values[:, :1])
 
 
-def solved(constraint: Constraint, loss: Floats, costs: Floats, power: float, rng: np.random.Generator) -> Candidate:
+def solved(
+    constraint: Constraint, loss: Floats, costs: Floats, power: float, rng: np.random.Generator
+) -> Candidate:
     """Returns the structure inside the budget that a rule makes of losses.
 
     Args:
@@ -261,7 +282,9 @@ def filled(constraint: Constraint, row: Ints, loss: Floats, costs: Floats) -> In
         each = np.arange(n)
         gain = loss[each, here][:, None] - loss
         cost = np.maximum(costs - costs[each, here][:, None], 1e-12)
-        worth = np.where(larger & (position > here[:, None]) & (gain > 0) & ~refused, gain / cost, -np.inf)
+        worth = np.where(
+            larger & (position > here[:, None]) & (gain > 0) & ~refused, gain / cost, -np.inf
+        )
         best = np.unravel_index(int(np.argmax(worth)), worth.shape)
         if not np.isfinite(worth[best]):
             return here

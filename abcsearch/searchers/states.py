@@ -21,7 +21,9 @@ def checksum(value: Any, before: int = 0) -> int:  # noqa: ANN401 - part of a st
         return before
     if isinstance(value, np.ndarray):
         array = cast("NDArray[Any]", value)
-        return zlib.crc32(array.tobytes(), zlib.crc32(f"{array.dtype.str} {array.shape}".encode(), before))
+        return zlib.crc32(
+            array.tobytes(), zlib.crc32(f"{array.dtype.str} {array.shape}".encode(), before)
+        )
     return zlib.crc32(json.dumps(value, sort_keys=True).encode(), before)
 
 

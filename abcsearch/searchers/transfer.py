@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 _WORST = 4.0  # fitness further below the best than this many times the median's distance counts as no worse
 _NONE = -20.0  # logarithm of a variance that leaves nothing to a coefficient
-_EXPONENTS = (1.0, 2.0)  # of the losses of a map: their sum, and one in which the greatest count most
+_EXPONENTS = (
+    1.0,
+    2.0,
+)  # of the losses of a map: their sum, and one in which the greatest count most
 
 
 def standardised(fitness: Floats) -> Floats | None:
@@ -65,7 +68,11 @@ def known_quadratic(space: SearchSpace, power: float, trials: Sequence[Trial]) -
     """
     plain = Quadratic(space, power)
     quadratic = Quadratic(space, power, map_forms(sensitivity_map(space, trials), plain.scale))
-    several = [trial for trial in trials if (space.indices(trial.candidate) != space.largest_indices).sum() > 1]
+    several = [
+        trial
+        for trial in trials
+        if (space.indices(trial.candidate) != space.largest_indices).sum() > 1
+    ]
     fitness = standardised(np.array([trial.fitness for trial in several]))
     if fitness is None:
         return quadratic
@@ -92,5 +99,7 @@ def map_forms(known: SensitivityMap | None, scale: Floats) -> list[Form]:
         last = known.space.last_indices.tolist()
         variance = sum(float(np.var(row[: end + 1])) for row, end in zip(table, last, strict=True))
         table = -table / (np.sqrt(variance) or 1.0)
-        forms.append(Form(constant=0.0, table=table, scale=scale, pairs=np.zeros((len(table), len(table)))))
+        forms.append(
+            Form(constant=0.0, table=table, scale=scale, pairs=np.zeros((len(table), len(table))))
+        )
     return forms

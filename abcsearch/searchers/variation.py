@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate, SearchSpace
 
 
-def mutate(space: SearchSpace, parent: Candidate, rate: float, rng: np.random.Generator) -> Candidate:
+def mutate(
+    space: SearchSpace, parent: Candidate, rate: float, rng: np.random.Generator
+) -> Candidate:
     """Returns a structure in which every dimension has changed with probability `rate`, independently.
 
     Args:
@@ -41,16 +43,22 @@ def cross(first: Candidate, second: Candidate, rng: np.random.Generator) -> Cand
     return tuple(np.where(rng.random(len(first)) < 0.5, first, second).tolist())
 
 
-def _redrawn(space: SearchSpace, parent: Candidate, chosen: NDArray[np.bool_], rng: np.random.Generator) -> Candidate:
+def _redrawn(
+    space: SearchSpace, parent: Candidate, chosen: NDArray[np.bool_], rng: np.random.Generator
+) -> Candidate:
     """Returns the parent with other choices in the chosen dimensions, (n_dims,) bool, uniformly drawn."""
     here = space.indices(parent)
     return space.at(np.where(chosen & (space.last_indices > 0), _others(space, here, rng), here))
 
 
-def _others(space: SearchSpace, here: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+def _others(
+    space: SearchSpace, here: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.int64]:
     """Returns other choice positions than these, (n_dims,), uniformly drawn; no such where there is one choice."""
     others = rng.integers(np.maximum(space.last_indices, 1))
-    return others + (others >= here)  # the choices other than the present one, numbered without a gap
+    return others + (
+        others >= here
+    )  # the choices other than the present one, numbered without a gap
 
 
 def redrawn_criteria(

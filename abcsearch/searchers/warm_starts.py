@@ -23,7 +23,11 @@ def start_problems(starts: list[Any]) -> list[str]:
         inner = f"a structure is a list in the list: searcher.initial = [{starts}]"
         return [f"searcher.initial = {starts}: keep ratios are in (0, 1], and {inner}"]
     rule = "a warm start is a keep ratio in (0, 1] or a list of whole numbers"
-    return [f"searcher.initial[{i}] = {start!r}: {rule}" for i, start in enumerate(starts) if not _may_be(start)]
+    return [
+        f"searcher.initial[{i}] = {start!r}: {rule}"
+        for i, start in enumerate(starts)
+        if not _may_be(start)
+    ]
 
 
 def is_ratio(start: object) -> bool:

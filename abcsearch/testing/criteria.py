@@ -42,11 +42,19 @@ class ShapeCosts:
         return self.macs(candidates)
 
 
-def criteria_space(widths: int = 4, labels: tuple[str, ...] = LABELS, choices: int = 8) -> SearchSpace:
+def criteria_space(
+    widths: int = 4, labels: tuple[str, ...] = LABELS, choices: int = 8
+) -> SearchSpace:
     """Returns a space of widths, one of them with a single choice, a block switch, and a criterion for each width."""
-    shapes = [Dimension(f"w{i}", "width", tuple(range(1, choices + 1)), choices + 2) for i in range(widths)]
+    shapes = [
+        Dimension(f"w{i}", "width", tuple(range(1, choices + 1)), choices + 2)
+        for i in range(widths)
+    ]
     shapes.append(Dimension("fixed", "width", (5,)))
-    chosen = [Dimension(f"criterion of w{i}", "criterion", (0, 1, 2), of=f"w{i}", labels=labels) for i in range(widths)]
+    chosen = [
+        Dimension(f"criterion of w{i}", "criterion", (0, 1, 2), of=f"w{i}", labels=labels)
+        for i in range(widths)
+    ]
     chosen.append(Dimension("criterion of fixed", "criterion", (0,), of="fixed", labels=labels[:1]))
     return SearchSpace((*shapes, Dimension("b", "block", (0, 1)), *chosen))
 
@@ -80,7 +88,10 @@ class CriteriaContract(SearcherPlay):
         """
         trials: list[Trial] = []
         while len(trials) < n and (asked := searcher.ask(min(5, n - len(trials)))):
-            evaluations = [Evaluation(fitness=criteria_fitness(searcher.space, candidate)) for candidate in asked]
+            evaluations = [
+                Evaluation(fitness=criteria_fitness(searcher.space, candidate))
+                for candidate in asked
+            ]
             numbers = range(len(trials), n)
             batch = [Trial(*made) for made in zip(numbers, asked, evaluations, strict=False)]
             searcher.tell(batch)
@@ -107,10 +118,14 @@ class CriteriaContract(SearcherPlay):
     def test_a_small_space_with_criteria_is_exhausted(self) -> None:
         """Where a width is full its criterion says nothing: such structures are proposed once."""
         widths = [Dimension(f"w{i}", "width", (1, 3, 4)) for i in range(2)]
-        criteria = [Dimension(f"c{i}", "criterion", (0, 1, 2), of=f"w{i}", labels=LABELS) for i in range(2)]
+        criteria = [
+            Dimension(f"c{i}", "criterion", (0, 1, 2), of=f"w{i}", labels=LABELS) for i in range(2)
+        ]
         space = SearchSpace((*widths, *criteria))
         constraint = Budget(macs=(1, 20)).bind(space, ShapeCosts(space))
-        every = {space.canonical(c) for c in itertools.product((1, 3, 4), (1, 3, 4), range(3), range(3))}
+        every = {
+            space.canonical(c) for c in itertools.product((1, 3, 4), (1, 3, 4), range(3), range(3))
+        }
         inside = {candidate for candidate in every if constraint.allows(candidate)}
         trials = self.chosen(self.make(space, constraint, 0), 1000)
         assert len(inside) < len(every) < space.size

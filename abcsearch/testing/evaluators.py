@@ -64,7 +64,10 @@ class EvaluatorContract:
 
     def test_candidate_and_seed_decide(self) -> None:
         """The same again, in another order, in another copy, and beside others."""
-        evaluator, cases = self.make(), [(candidate, seed) for candidate in self.candidates() for seed in (0, 3)]
+        evaluator, cases = (
+            self.make(),
+            [(candidate, seed) for candidate in self.candidates() for seed in (0, 3)],
+        )
         first = [_timeless(evaluator, *case) for case in cases]
         assert [_timeless(evaluator, *case) for case in reversed(cases)] == first[::-1]
         assert [_timeless(self.make(), *case) for case in cases[:2]] == first[:2]
@@ -80,19 +83,28 @@ class EvaluatorContract:
         """Networks, their modes and hooks, and all global random states are as they were."""
         evaluator = self.make()
         modules = self.modules(evaluator)
-        before, states = {name: _traits(module) for name, module in modules.items()}, _random_states()
+        before, states = (
+            {name: _traits(module) for name, module in modules.items()},
+            _random_states(),
+        )
         for candidate in self.candidates():
             evaluate(evaluator, candidate, 0)
-        assert _random_states() == states, "a global generator has been moved on: draw from the evaluation's seed"
+        assert _random_states() == states, (
+            "a global generator has been moved on: draw from the evaluation's seed"
+        )
         for name, module in modules.items():
-            assert _traits(module) == before[name], f"module {name!r} has been changed: work on a copy"
+            assert _traits(module) == before[name], (
+                f"module {name!r} has been changed: work on a copy"
+            )
 
     def test_threads_do_not_disturb_each_other(self) -> None:
         """Two evaluations at a time find what each finds alone."""
         evaluator, candidates = self.make(), self.candidates()
         alone = [_timeless(evaluator, candidate, 2) for candidate in candidates]
         with ThreadPoolExecutor(2) as pool:
-            together = list(pool.map(lambda candidate: _timeless(evaluator, candidate, 2), candidates))
+            together = list(
+                pool.map(lambda candidate: _timeless(evaluator, candidate, 2), candidates)
+            )
         assert together == alone
 
 
@@ -109,7 +121,10 @@ def _random_states() -> tuple[object, ...]:
 
 def _traits(module: nn.Module) -> list[object]:
     """Returns tensors, modes and hooks of a network, to be compared."""
-    tensors = [(name, tensor.detach().cpu().numpy().tobytes()) for name, tensor in module.state_dict().items()]
+    tensors = [
+        (name, tensor.detach().cpu().numpy().tobytes())
+        for name, tensor in module.state_dict().items()
+    ]
     modes = [
         (name, layer.training, len(layer._forward_hooks), len(layer._forward_pre_hooks))
         for name, layer in module.named_modules()

@@ -27,10 +27,16 @@ class KnowledgeContract(SearcherPlay):
         Every seventh has failed; numbers start anew, as those of another run do.
         """
         rng = np.random.default_rng(11)
-        rows = [space.full, space.at(space.last_indices), *(space.sample(rng) for _ in range(n - 2))]
+        rows = [
+            space.full,
+            space.at(space.last_indices),
+            *(space.sample(rng) for _ in range(n - 2)),
+        ]
         return [self.evaluated(space, candidate, number) for number, candidate in enumerate(rows)]
 
-    def told_of(self, space: SearchSpace, constraint: Constraint, seed: int, known: list[Trial]) -> Searcher:
+    def told_of(
+        self, space: SearchSpace, constraint: Constraint, seed: int, known: list[Trial]
+    ) -> Searcher:
         """Returns a new searcher that knows trials."""
         searcher = self.make(space, constraint, seed)
         searcher.know(known)
@@ -75,7 +81,9 @@ class KnowledgeContract(SearcherPlay):
         bit_by_bit.know(known[5:])
         at_once = self.told_of(space, constraint, 3, known)
         other = self.told_of(space, constraint, 4, known)
-        first, second, third = (self.play(searcher, 28) for searcher in (bit_by_bit, at_once, other))
+        first, second, third = (
+            self.play(searcher, 28) for searcher in (bit_by_bit, at_once, other)
+        )
         assert first == second
         assert [trial.candidate for trial in first] != [trial.candidate for trial in third]
 
@@ -111,9 +119,15 @@ class KnowledgeContract(SearcherPlay):
         """All failed, one twice, all alike, or of another scale by far: the search goes on inside the budget."""
         space, constraint = self.problem()
         known = self.knowledge(space)
-        failed = [Trial(t.number, t.candidate, Evaluation(fitness=None, failure="made to fail")) for t in known]
+        failed = [
+            Trial(t.number, t.candidate, Evaluation(fitness=None, failure="made to fail"))
+            for t in known
+        ]
         alike = [Trial(t.number, t.candidate, Evaluation(fitness=0.25)) for t in known]
-        huge = [Trial(t.number, t.candidate, Evaluation(fitness=(-1e300) ** (t.number % 2))) for t in known]
+        huge = [
+            Trial(t.number, t.candidate, Evaluation(fitness=(-1e300) ** (t.number % 2)))
+            for t in known
+        ]
         for odd in (failed, known + known, alike, huge, [*failed, known[0]]):
             trials = self.play(self.told_of(space, constraint, 0, odd), 24)
             assert len({trial.candidate for trial in trials}) == 24

@@ -44,7 +44,16 @@ class LessonContract:
         """Returns a short recipe of at least three epochs."""
         from abcsearch.training.recipe import Recipe
 
-        return Recipe(epochs=3, batch_size=16, lr=0.05, shift=1, flip=True, ema=0.9, clip_norm=1.0, device="cpu")
+        return Recipe(
+            epochs=3,
+            batch_size=16,
+            lr=0.05,
+            shift=1,
+            flip=True,
+            ema=0.9,
+            clip_norm=1.0,
+            device="cpu",
+        )
 
     def images(self) -> Images:
         """Returns images and labels: by default 48 of noise, (1, 8, 8), in three classes."""
@@ -70,14 +79,20 @@ class LessonContract:
                 file = Path(folder) / "training.checkpoint"
                 self._stopped(self.make(), file, epoch)
                 again = self.make()
-                assert self.trained(again, checkpoint=file).losses == losses, f"losses differ, stopped after {epoch}"
+                assert self.trained(again, checkpoint=file).losses == losses, (
+                    f"losses differ, stopped after {epoch}"
+                )
                 _assert_same(again, whole, f"stopped after epoch {epoch} and continued")
 
     def test_something_is_learned(self) -> None:
         """Steps change what is trained."""
         lesson, untrained = self.make(), self.make()
         self.trained(lesson)
-        changed = [name for name, tensor in _tensors(lesson).items() if not tensor.equal(_tensors(untrained)[name])]
+        changed = [
+            name
+            for name, tensor in _tensors(lesson).items()
+            if not tensor.equal(_tensors(untrained)[name])
+        ]
         assert changed, "no tensor of its modules has changed"
 
     def test_modules_come_back_as_they_were_lent(self) -> None:
@@ -90,18 +105,29 @@ class LessonContract:
             modes = [module for network in every for module in network.modules()]
             for number, module in enumerate(modes):
                 module.training = number % 3 > 0
-            before, asked = torch.get_rng_state(), copy.deepcopy([network.state_dict() for network in every])
+            before, asked = (
+                torch.get_rng_state(),
+                copy.deepcopy([network.state_dict() for network in every]),
+            )
             with tempfile.TemporaryDirectory() as folder:
                 if stop:
                     self._stopped(lesson, Path(folder) / "training.checkpoint", 1)
                 else:
                     self.trained(lesson)
-            assert [module.training for module in modes] == [number % 3 > 0 for number in range(len(modes))]
+            assert [module.training for module in modes] == [
+                number % 3 > 0 for number in range(len(modes))
+            ]
             assert torch.equal(torch.get_rng_state(), before)
-            devices = {tensor.device for network in every for tensor in network.state_dict().values()}
+            devices = {
+                tensor.device for network in every for tensor in network.state_dict().values()
+            }
             assert devices <= {tensor.device for state in asked for tensor in state.values()}
-            for network, state in zip(every[len(lesson.modules) :], asked[len(lesson.modules) :], strict=True):
-                assert all(tensor.equal(state[name]) for name, tensor in network.state_dict().items())
+            for network, state in zip(
+                every[len(lesson.modules) :], asked[len(lesson.modules) :], strict=True
+            ):
+                assert all(
+                    tensor.equal(state[name]) for name, tensor in network.state_dict().items()
+                )
 
     def test_another_lesson_does_not_continue_a_checkpoint(self) -> None:
         """The file stays as it is, and its own lesson goes on from it."""
@@ -151,5 +177,7 @@ def _assert_same(one: Lesson, other: Lesson, when: str) -> None:
     (ours, plain), (theirs, values) = saved_state(one), saved_state(other)
     for tensors, others in ((_tensors(one), _tensors(other)), (ours, theirs)):
         differing = [name for name, tensor in tensors.items() if not tensor.equal(others[name])]
-        assert not differing, f"{', '.join(differing)}: other numbers, {when}; what steps change belongs to the state"
+        assert not differing, (
+            f"{', '.join(differing)}: other numbers, {when}; what steps change belongs to the state"
+        )
     assert plain == values, f"state_dict() differs, {when}: {plain} and {values}"

@@ -61,11 +61,17 @@ class PreparationContract:
         labels = torch.arange(120) % 2
         images = torch.randn(120, 1, 6, 6, generator=draws)
         images[labels == 1, :, :3] += 2
-        return Data.from_tensors((images[:80], labels[:80]), (images[80:], labels[80:]), validation=0.25)
+        return Data.from_tensors(
+            (images[:80], labels[:80]), (images[80:], labels[80:]), validation=0.25
+        )
 
     def task(self) -> Task:
         """Returns what is prepared for: the network with a budget of half its MACs."""
-        return Task.of(self.model(), self.data(), SearchSettings(budget=Budget(macs=0.5), n_trials=1, seed=self.seed))
+        return Task.of(
+            self.model(),
+            self.data(),
+            SearchSettings(budget=Budget(macs=0.5), n_trials=1, seed=self.seed),
+        )
 
     def test_it_keeps_its_word(self) -> None:
         """The lent network is unchanged, sources and starts fit the task, a continued run gets the same networks."""
@@ -73,7 +79,9 @@ class PreparationContract:
         preparation.check(task)
         before = torch.random.get_rng_state()
         made = prepared_by(preparation, task, Trainer(task.data.train, self.seed))
-        assert torch.equal(before, torch.random.get_rng_state()), "torch's global generator has been moved on"
+        assert torch.equal(before, torch.random.get_rng_state()), (
+            "torch's global generator has been moved on"
+        )
         check_restored(self.make(), self.task(), made.source, _states(made))
 
     def test_the_same_seed_makes_the_same(self) -> None:
@@ -114,7 +122,12 @@ class PreparationContract:
         made = prepared_by(make(), task, trainer)
         hashes = {name: network_hash(module) for name, module in made.source.modules.items()}
         kept = [order.tolist() for order in made.source.ranking.orders]
-        return hashes, kept, [tuple(start) for start in made.starts], json.loads(json.dumps(dict(made.facts)))
+        return (
+            hashes,
+            kept,
+            [tuple(start) for start in made.starts],
+            json.loads(json.dumps(dict(made.facts))),
+        )
 
 
 def _states(made: Prepared) -> dict[str, dict[str, torch.Tensor]]:

@@ -61,7 +61,9 @@ class SearcherContract(KnowledgeContract, CriteriaContract):
             wanted = min(self.window - len(late), n - len(asked))
             new = searcher.ask(wanted, ahead=True)
             late += [self.evaluated(searcher.space, c, len(asked) + i) for i, c in enumerate(new)]
-            assert len(new) == wanted or (late and not searcher.overlaps), "a worker has nothing to do"
+            assert len(new) == wanted or (late and not searcher.overlaps), (
+                "a worker has nothing to do"
+            )
             asked += new
             searcher = between(searcher)
             searcher.tell([late.pop(which(len(late)))])
@@ -81,15 +83,24 @@ class SearcherContract(KnowledgeContract, CriteriaContract):
     def test_same_seed_same_proposals(self) -> None:
         """The seed decides everything."""
         space, constraint = self.problem()
-        first, second, other = (self.play(self.make(space, constraint, seed), 100) for seed in (3, 3, 4))
+        first, second, other = (
+            self.play(self.make(space, constraint, seed), 100) for seed in (3, 3, 4)
+        )
         assert first == second
         assert [t.candidate for t in first] != [t.candidate for t in other]
 
     def test_how_many_are_asked_for_at_a_time_changes_nothing(self) -> None:
         """Workers come and go; proposals stay."""
         space, constraint = self.problem()
-        runs = [self.play(self.make(space, constraint, 1), 150, sizes) for sizes in ((1,), (150,), (2, 5, 1, 11))]
-        assert [t.candidate for t in runs[0]] == [t.candidate for t in runs[1]] == [t.candidate for t in runs[2]]
+        runs = [
+            self.play(self.make(space, constraint, 1), 150, sizes)
+            for sizes in ((1,), (150,), (2, 5, 1, 11))
+        ]
+        assert (
+            [t.candidate for t in runs[0]]
+            == [t.candidate for t in runs[1]]
+            == [t.candidate for t in runs[2]]
+        )
 
     def test_order_of_telling_changes_nothing(self) -> None:
         """Trials finish in any order, and some much later than others."""
@@ -141,7 +152,9 @@ class SearcherContract(KnowledgeContract, CriteriaContract):
             assert new or late  # it only waits for what it has not been told
             late += [self.evaluated(space, c, len(asked) + i) for i, c in enumerate(new)]
             asked += new
-            told = order.permutation(len(late))[: int(order.integers(0 if new else 1, len(late) + 1))]
+            told = order.permutation(len(late))[
+                : int(order.integers(0 if new else 1, len(late) + 1))
+            ]
             searcher.tell([late[i] for i in told])
             late = [trial for i, trial in enumerate(late) if i not in told]
             if step % 75 == 0 or step > self.rounds - 4:
@@ -164,7 +177,9 @@ class SearcherContract(KnowledgeContract, CriteriaContract):
         """The seed and the order of calls decide everything; to searchers that do not overlap ahead means nothing."""
         space, constraint = self.problem()
         n = min(150, self.trials)
-        first, second, other = (self.slide(self.make(space, constraint, seed), n, _any(1)) for seed in (3, 3, 4))
+        first, second, other = (
+            self.slide(self.make(space, constraint, seed), n, _any(1)) for seed in (3, 3, 4)
+        )
         assert first == second != other
         searcher = self.make(space, constraint, 3)
         if not searcher.overlaps:
@@ -203,8 +218,12 @@ class SearcherContract(KnowledgeContract, CriteriaContract):
     def test_every_dimension_changes_in_time(self) -> None:
         """No dimension that has a choice is left out after the start; those without one stay."""
         space, constraint = self.problem()
-        rows = np.array([trial.candidate for trial in self.play(self.make(space, constraint, 0), self.trials)])
-        late = rows[len(rows) // 8 :]  # not much later: what a model is sure of by then, it need not try again
+        rows = np.array(
+            [trial.candidate for trial in self.play(self.make(space, constraint, 0), self.trials)]
+        )
+        late = rows[
+            len(rows) // 8 :
+        ]  # not much later: what a model is sure of by then, it need not try again
         varies = np.array([len(np.unique(late[:, i])) > 1 for i in range(len(space))])
         assert (varies == (space.last_indices > 0)).all()
 
@@ -214,7 +233,9 @@ class SearcherContract(KnowledgeContract, CriteriaContract):
         searcher = self.make(space, constraint, 0)
         for number in range(40):
             for candidate in searcher.ask(1):
-                searcher.tell([Trial(number, candidate, Evaluation(fitness=None, failure="made to fail"))])
+                searcher.tell(
+                    [Trial(number, candidate, Evaluation(fitness=None, failure="made to fail"))]
+                )
         trials = self.play(searcher, 60, start=40)
         best = best_trial(trials)
         assert len(trials) == 60
@@ -229,7 +250,10 @@ class SearcherContract(KnowledgeContract, CriteriaContract):
         searcher = self.make(space, constraint, 0)
         trials: list[Trial] = []
         while batch := searcher.ask(4):
-            done = [Trial(len(trials) + i, c, Evaluation(fitness=toy_fitness(space, c))) for i, c in enumerate(batch)]
+            done = [
+                Trial(len(trials) + i, c, Evaluation(fitness=toy_fitness(space, c)))
+                for i, c in enumerate(batch)
+            ]
             searcher.tell(done)
             trials += done
         assert sorted(trial.candidate for trial in trials) == sorted(every)

@@ -44,7 +44,8 @@ class ToyCosts:
 def toy_space(n_dims: int = 6, n_choices: int = 9) -> SearchSpace:
     """Returns a space of `n_dims` widths (one with a single choice) and two block switches."""
     widths = [
-        Dimension(f"w{i}", "width", tuple(range(2 + i, 2 + i + n_choices)), n_choices + 4 + i) for i in range(n_dims)
+        Dimension(f"w{i}", "width", tuple(range(2 + i, 2 + i + n_choices)), n_choices + 4 + i)
+        for i in range(n_dims)
     ]
     fixed = Dimension("fixed", "width", (5,))
     blocks = [Dimension(f"b{i}", "block", (0, 1)) for i in range(2)]
@@ -76,7 +77,9 @@ class SearcherPlay:
             return Trial(number, candidate, Evaluation(fitness=None, failure="made to fail"))
         return Trial(number, candidate, Evaluation(fitness=toy_fitness(space, candidate)))
 
-    def play(self, searcher: Searcher, n: int, sizes: Sequence[int] = (7,), start: int = 0) -> list[Trial]:
+    def play(
+        self, searcher: Searcher, n: int, sizes: Sequence[int] = (7,), start: int = 0
+    ) -> list[Trial]:
         """Asks in portions of the given sizes and tells each at once, until `n` trials or nothing new."""
         trials: list[Trial] = []
         for size in itertools.cycle(sizes):

@@ -140,7 +140,13 @@ def _content(tensor: torch.Tensor) -> bytes:
 
 def network_hash(model: nn.Module) -> str:
     """Returns a hash of a network's weights and buffers."""
-    return tensors_hash({name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)})
+    return tensors_hash(
+        {
+            name: value
+            for name, value in model.state_dict().items()
+            if isinstance(value, torch.Tensor)
+        }
+    )
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -54,7 +54,9 @@ def fitted(recipe: Recipe, images: int, workers: int = 1) -> Recipe:
     return recipe if recipe.batch_size <= images else replace(recipe, batch_size=most)
 
 
-def check_training(recipe: Recipe, split: Images, objective: str, *, taught: bool, scored: bool) -> None:
+def check_training(
+    recipe: Recipe, split: Images, objective: str, *, taught: bool, scored: bool
+) -> None:
     """Raises unless a recipe suits what it is for.
 
     Args:
@@ -73,9 +75,7 @@ def check_training(recipe: Recipe, split: Images, objective: str, *, taught: boo
     goal = find_objective(objective)
     check_mixing(recipe, split, objective)
     if recipe.label_smoothing and goal.taught is not None:
-        msg = (
-            f"label_smoothing is of a loss on labels; under the objective {objective!r} the loss is the network's own, "
-        )
+        msg = f"label_smoothing is of a loss on labels; under the objective {objective!r} the loss is the network's own, "
         raise ConfigError(f"{msg}found {recipe.label_smoothing:g}; set it to 0")
     if recipe.distillation and objective != "classification":
         msg = f"distillation learns the classes of a classification, found the objective {objective!r}; set it to 0"
@@ -149,7 +149,9 @@ def _check_methods(lesson: Lesson, *, scored: bool) -> None:
     lacking = {
         "step(images, labels, draws)": kind.step is Lesson.step,
         "score(images), which validation images need": scored and kind.score is Lesson.score,
-        "load_state_dict(state), the counterpart of its state_dict()": (kind.state_dict is not Lesson.state_dict)
+        "load_state_dict(state), the counterpart of its state_dict()": (
+            kind.state_dict is not Lesson.state_dict
+        )
         and kind.load_state_dict is Lesson.load_state_dict,
     }
     missing = "; ".join(method for method, lacks in lacking.items() if lacks)
@@ -171,7 +173,9 @@ def _check_modules(lesson: str, attribute: str, modules: object) -> None:
             msg = f"{where} {rule}, found {type(module).__name__} as {name!r}"
             raise LessonError(msg)
         if id(module) in names:
-            msg = f"{where} names one module twice, {names[id(module)]!r} and {name!r}; name it once"
+            msg = (
+                f"{where} names one module twice, {names[id(module)]!r} and {name!r}; name it once"
+            )
             raise LessonError(msg)
         names[id(module)] = name
 
@@ -201,7 +205,9 @@ def check_optimizers(lesson: Lesson, optimizers: object) -> None:
             _check_owner(where, name, parameter, known, owners)
 
 
-def _check_owner(where: str, name: str, parameter: torch.Tensor, known: set[int], owners: dict[int, str]) -> None:
+def _check_owner(
+    where: str, name: str, parameter: torch.Tensor, known: set[int], owners: dict[int, str]
+) -> None:
     """Raises LessonError if a parameter is none of the modules', or has an optimiser already; notes its one."""
     what = f"a parameter {tuple(parameter.shape)}"
     if id(parameter) not in known:
@@ -217,7 +223,11 @@ def check_loss(lesson: Lesson, loss: object, parameters: Iterable[torch.Tensor])
     """Raises LessonError unless a lesson has returned a loss, and either that or the parameters have gradients."""
     where = f"{type(lesson).__name__}.step()"
     if not isinstance(loss, torch.Tensor) or loss.shape != () or not loss.is_floating_point():
-        what = f"{tuple(loss.shape)} {loss.dtype}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        what = (
+            f"{tuple(loss.shape)} {loss.dtype}"
+            if isinstance(loss, torch.Tensor)
+            else type(loss).__name__
+        )
         msg = f"{where} returns the loss, one floating-point number as a tensor of shape (), found {what}"
         raise LessonError(msg)
     passed_back = any(parameter.grad is not None for parameter in parameters)

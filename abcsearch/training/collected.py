@@ -54,7 +54,9 @@ class Collection:
         Raises:
             ConfigError: if one of them is not among what is returned, or no number.
         """
-        returned = {kind: _called(name, metrics.finish) for kind, (name, metrics) in self._made.items()}
+        returned = {
+            kind: _called(name, metrics.finish) for kind, (name, metrics) in self._made.items()
+        }
         return {name: _number(name, returned[kind]) for name, kind in self._whole.items()}
 
 
@@ -78,7 +80,13 @@ def _number(name: str, returned: Any) -> float:  # noqa: ANN401 - the user's
     value: object = returned
     if isinstance(returned, Mapping):
         values = cast("Mapping[str, object]", returned)
-        value = values[name] if name in values else next(iter(values.values())) if len(values) == 1 else None
+        value = (
+            values[name]
+            if name in values
+            else next(iter(values.values()))
+            if len(values) == 1
+            else None
+        )
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, int | float):

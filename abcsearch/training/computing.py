@@ -60,7 +60,9 @@ def slow_in_bf16() -> bool:
 
 
 @contextlib.contextmanager
-def computing(device: torch.device, *, precision: str = "float32", threads: int = 1) -> Iterator[None]:
+def computing(
+    device: torch.device, *, precision: str = "float32", threads: int = 1
+) -> Iterator[None]:
     """Runs a block with a number of threads and a precision, and puts torch's switches back afterwards.
 
     On CUDA, cuDNN takes deterministic algorithms only. "tf32" rounds what convolutions and matrix products multiply to
@@ -73,7 +75,10 @@ def computing(device: torch.device, *, precision: str = "float32", threads: int 
         threads: torch threads on the CPU; they decide the order of summation.
     """
     if device.type != "cuda":
-        with torch_threads(threads), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with (
+            torch_threads(threads),
+            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+        ):
             yield
         return
     before = torch.get_float32_matmul_precision()
@@ -81,7 +86,9 @@ def computing(device: torch.device, *, precision: str = "float32", threads: int 
     try:
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         with (
-            flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=precision == "tf32"),
+            flags(
+                enabled=True, benchmark=False, deterministic=True, allow_tf32=precision == "tf32"
+            ),
             torch_threads(threads),
             torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"),
         ):

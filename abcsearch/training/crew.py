@@ -73,12 +73,16 @@ class Crew:
         """
         if self.size == 1:
             return
-        there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int64, device=parameters[0].device)
+        there = torch.tensor(
+            [p.grad is not None for p in parameters], dtype=torch.int64, device=parameters[0].device
+        )
         distributed.all_reduce(there)
         used = [p for p, count in zip(parameters, there.tolist(), strict=True) if count]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
         means = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
-        for parameter, gradient, mean in zip(used, gradients, means.split([p.numel() for p in used]), strict=True):
+        for parameter, gradient, mean in zip(
+            used, gradients, means.split([p.numel() for p in used]), strict=True
+        ):
             parameter.grad = gradient.copy_(mean.view_as(gradient))
 
     def agree(self, tensors: Iterable[torch.Tensor], plain: dict[str, Any]) -> dict[str, Any]:

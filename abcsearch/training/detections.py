@@ -59,7 +59,9 @@ def output_of(model: nn.Module, returned: Any) -> Detections:  # noqa: ANN401 - 
     """
     selected = _selected(model, returned)
     if _are_places(selected):
-        made = Detections(_suppressed(image[:, :4], image[:, 4:]) for image in selected.detach().float())
+        made = Detections(
+            _suppressed(image[:, :4], image[:, 4:]) for image in selected.detach().float()
+        )
         made.classes = selected.shape[2] - 4
         return made
     if isinstance(selected, Sequence) and all(_is_detection(item) for item in selected):
@@ -78,12 +80,19 @@ def _selected(model: nn.Module, returned: Any) -> Any:  # noqa: ANN401 - network
 
 def _are_places(found: Any) -> bool:  # noqa: ANN401 - networks return anything
     """Returns whether something is numbers of all places, (batch, places, 4 + classes)."""
-    return isinstance(found, torch.Tensor) and found.ndim == 3 and found.shape[2] > 4 and found.is_floating_point()
+    return (
+        isinstance(found, torch.Tensor)
+        and found.ndim == 3
+        and found.shape[2] > 4
+        and found.is_floating_point()
+    )
 
 
 def _is_detection(item: object) -> bool:
     """Returns whether something is a dict of boxes, labels and scores."""
-    return isinstance(item, Mapping) and all(isinstance(item.get(key), torch.Tensor) for key in _KEYS)
+    return isinstance(item, Mapping) and all(
+        isinstance(item.get(key), torch.Tensor) for key in _KEYS
+    )
 
 
 def _described(value: Any) -> str:  # noqa: ANN401 - networks return anything
@@ -108,7 +117,11 @@ def _suppressed(boxes: torch.Tensor, scores: torch.Tensor) -> Target:
     positions = positions[best >= _LEAST_SCORE]
     where, which = positions // classes, positions % classes
     kept = batched_nms(boxes[where], scores.flatten()[positions], which, _OVERLAP)[:_MOST]
-    return {"boxes": boxes[where[kept]], "labels": which[kept] + 1, "scores": scores.flatten()[positions[kept]]}
+    return {
+        "boxes": boxes[where[kept]],
+        "labels": which[kept] + 1,
+        "scores": scores.flatten()[positions[kept]],
+    }
 
 
 def check_detections(output: Detections, labels: torch.Tensor) -> None:
@@ -208,7 +221,9 @@ class MeanAveragePrecision(Metrics):
         except ImportError as error:
             msg = f"mAP is computed by torchmetrics with pycocotools: pip install 'abcsearch[detection]' ({error})"
             raise ConfigError(msg) from error
-        self._coco: Any = Coco(box_format="xyxy", iou_type="bbox", max_detection_thresholds=[1, 10, _MOST])
+        self._coco: Any = Coco(
+            box_format="xyxy", iou_type="bbox", max_detection_thresholds=[1, 10, _MOST]
+        )
         self._coco.warn_on_many_detections = False  # the best hundred count, in COCO too
 
     def add(self, outputs: Detections, labels: torch.Tensor) -> None:
@@ -220,7 +235,9 @@ class MeanAveragePrecision(Metrics):
         """Returns mAP, mAP50 and mAP75."""
         every = self._coco.compute()
         names = {"mAP": "map", "mAP50": "map_50", "mAP75": "map_75"}
-        return {name: max(float(every[key]), 0.0) for name, key in names.items()}  # -1 where there is no box at all
+        return {
+            name: max(float(every[key]), 0.0) for name, key in names.items()
+        }  # -1 where there is no box at all
 
 
 def constant_detections(labels: torch.Tensor, count: int) -> Detections:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from abcsearch.example import Inputs
 
 
-def distillation_loss(outputs: torch.Tensor, wanted: torch.Tensor, temperature: float) -> torch.Tensor:
+def distillation_loss(
+    outputs: torch.Tensor, wanted: torch.Tensor, temperature: float
+) -> torch.Tensor:
     """Returns temperature^2 times the mean divergence KL(wanted || outputs) of softened classes, a scalar.
 
     Source: Hinton, Vinyals and Dean, Distilling the knowledge in a neural network (2015), section 2.

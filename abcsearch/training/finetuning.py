@@ -109,4 +109,10 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
     values = tally.values()
     binary = values is not None and values.ndim == 1 and bool(((values == 0) | (values == 1)).all())
     hits = values.bool() if values is not None and binary else None
-    return FineTuned(model=tuned.eval().to(home), before=before, after=tally.means(), training=training, hits=hits)
+    return FineTuned(
+        model=tuned.eval().to(home),
+        before=before,
+        after=tally.means(),
+        training=training,
+        hits=hits,
+    )

@@ -12,7 +12,11 @@ SHAVED = 4  # pixels at each edge that are not looked at: what lies beyond them 
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM
 SMALLEST = 2 * SHAVED + _WINDOW  # height and width that both metrics need
 _C1, _C2 = 0.01**2, 0.03**2
-_LUMA = (65.481, 128.553, 24.966)  # of red, green and blue in Y of YCbCr (ITU-R BT.601), from 16 to 235 of 255
+_LUMA = (
+    65.481,
+    128.553,
+    24.966,
+)  # of red, green and blue in Y of YCbCr (ITU-R BT.601), from 16 to 235 of 255
 _EXACT = 1e-10  # the least mean squared error: images that are the same have 100 dB
 
 
@@ -53,7 +57,9 @@ def ssim(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     mean_x, mean_y, xx, yy, xy = _blurred(maps).unbind(dim=1)
     var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
     likeness = (2 * mean_x * mean_y + _C1) * (2 * cov + _C2)
-    return (likeness / ((mean_x**2 + mean_y**2 + _C1) * (var_x + var_y + _C2))).flatten(1).mean(dim=1)
+    return (
+        (likeness / ((mean_x**2 + mean_y**2 + _C1) * (var_x + var_y + _C2))).flatten(1).mean(dim=1)
+    )
 
 
 def _blurred(maps: torch.Tensor) -> torch.Tensor:
@@ -69,9 +75,7 @@ def _blurred(maps: torch.Tensor) -> torch.Tensor:
 def _check_images(outputs: torch.Tensor, labels: torch.Tensor) -> None:
     """Raises unless outputs are images of the size of the labels, and these large enough to be compared."""
     if labels.ndim != 4 or not labels.is_floating_point() or labels.shape[1] not in (1, 3):
-        msg = (
-            "labels of super-resolution are the images that are wanted, (n, 1 or 3, height, width) float32 in [0, 1], "
-        )
+        msg = "labels of super-resolution are the images that are wanted, (n, 1 or 3, height, width) float32 in [0, 1], "
         raise DataError(f"{msg}found {tuple(labels.shape)} {labels.dtype}")
     if min(labels.shape[-2:]) < SMALLEST:
         msg = f"images are compared from {SMALLEST} pixels of height and width on, found {tuple(labels.shape[-2:])}; "
@@ -82,4 +86,6 @@ def _check_images(outputs: torch.Tensor, labels: torch.Tensor) -> None:
         raise ModelError(msg)
 
 
-SUPERRESOLUTION = Objective(loss=F.l1_loss, metrics={"psnr": psnr, "ssim": ssim}, check=_check_images)
+SUPERRESOLUTION = Objective(
+    loss=F.l1_loss, metrics={"psnr": psnr, "ssim": ssim}, check=_check_images
+)

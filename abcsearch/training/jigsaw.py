@@ -25,7 +25,8 @@ def changed(images: torch.Tensor, share: float) -> torch.Tensor:
     kinds = torch.randint(len(_TILES) + 2, (len(images),)).tolist()
     picked = (torch.rand(len(images)) < share).tolist()
     rows = [
-        _version(image, kind) if chosen else image for image, kind, chosen in zip(images, kinds, picked, strict=True)
+        _version(image, kind) if chosen else image
+        for image, kind, chosen in zip(images, kinds, picked, strict=True)
     ]
     return torch.stack(rows).contiguous(memory_format=torch.channels_last)
 
@@ -33,7 +34,11 @@ def changed(images: torch.Tensor, share: float) -> torch.Tensor:
 def _version(image: torch.Tensor, kind: int) -> torch.Tensor:
     if kind < len(_TILES):
         return shuffled_tiles(image, torch.randperm(_TILES[kind] ** 2))
-    return blanked(image, torch.rand(3)) if kind == len(_TILES) else turned(image, float(360 * torch.rand(())))
+    return (
+        blanked(image, torch.rand(3))
+        if kind == len(_TILES)
+        else turned(image, float(360 * torch.rand(())))
+    )
 
 
 def shuffled_tiles(image: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
@@ -65,7 +70,10 @@ def blanked(image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     size, down, right = draws.tolist()
     low, high = _BLANKED
     side = min(round((low + (high - low) * size) * image.shape[2]), *image.shape[1:])
-    top, left = (int(where * (room - side + 1)) for where, room in zip((down, right), image.shape[1:], strict=True))
+    top, left = (
+        int(where * (room - side + 1))
+        for where, room in zip((down, right), image.shape[1:], strict=True)
+    )
     result = image.clone()
     result[:, top : top + side, left : left + side] = 0
     return result
@@ -77,6 +85,10 @@ def turned(image: torch.Tensor, degrees: float) -> torch.Tensor:
     ratio = image.shape[1] / image.shape[2]
     cos, sin = math.cos(angle), math.sin(angle)
     # In units of half the height and half the width, in which grids are.
-    matrix = torch.tensor([[[cos, -sin * ratio, 0.0], [sin / ratio, cos, 0.0]]], device=image.device, dtype=image.dtype)
+    matrix = torch.tensor(
+        [[[cos, -sin * ratio, 0.0], [sin / ratio, cos, 0.0]]],
+        device=image.device,
+        dtype=image.dtype,
+    )
     grid = F.affine_grid(matrix, [1, *image.shape], align_corners=False)
     return F.grid_sample(image[None], grid, align_corners=False)[0]

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from abcsearch.training.objectives import Objective
     from abcsearch.training.recipe import Recipe
 
-LOSS_SETTINGS = ("label_smoothing", "mixup", "cutmix", "distillation")  # of a recipe: what the loop leaves to a lesson
+LOSS_SETTINGS = (
+    "label_smoothing",
+    "mixup",
+    "cutmix",
+    "distillation",
+)  # of a recipe: what the loop leaves to a lesson
 
 
 class Lesson:
@@ -65,7 +70,9 @@ class Lesson:
         """
         return {"all": make_optimizer(whole_of(self.modules), recipe)}
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    def step(
+        self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
+    ) -> torch.Tensor:
         """Returns the loss of a batch, a scalar; the training calls its backward pass and steps the optimisers.
 
         A lesson of several passes may call `backward` for each of them itself, so that they need not be in memory at
@@ -161,7 +168,11 @@ class Supervised(Lesson):
     heeds = LOSS_SETTINGS
 
     def __init__(
-        self, model: nn.Module, *, objective: str = "classification", teacher: nn.Module | None = None
+        self,
+        model: nn.Module,
+        *,
+        objective: str = "classification",
+        teacher: nn.Module | None = None,
     ) -> None:
         """Takes what is learned by what."""
         self.model, self.objective, self.teacher = model, objective, teacher
@@ -173,11 +184,15 @@ class Supervised(Lesson):
         self._recipe, self._images = recipe, images
         self._goal: Objective = find_objective(self.objective)
         self._mixing = Mixing(recipe, images) if recipe.mixup or recipe.cutmix else None
-        self._smoothing = {"label_smoothing": recipe.label_smoothing} if recipe.label_smoothing else {}
+        self._smoothing = (
+            {"label_smoothing": recipe.label_smoothing} if recipe.label_smoothing else {}
+        )
         self._called: nn.Module = self.model
         self._checked = False
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    def step(
+        self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
+    ) -> torch.Tensor:
         """Returns the loss of a batch, a scalar; the first one is checked."""
         del draws  # mixing and the network draw from torch's global generators, which are the training's meanwhile
         return self._taught(images, labels).loss
@@ -201,7 +216,9 @@ class Supervised(Lesson):
             loss = loss + self._recipe.aux * self._goal.loss(aux, wanted, **self._smoothing)
         if self.teacher is not None:
             weight, taught = self._recipe.distillation, teach(self.teacher, images, outputs)
-            loss = (1 - weight) * loss + weight * distillation_loss(outputs, taught, self._recipe.temperature)
+            loss = (1 - weight) * loss + weight * distillation_loss(
+                outputs, taught, self._recipe.temperature
+            )
         return Taught(images, wanted, outputs, loss)
 
     def _check(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
@@ -225,7 +242,11 @@ class Supervised(Lesson):
         if type(self) is not Supervised:
             return super()._identity()
         teacher = None if self.teacher is None else network_hash(self.teacher)
-        return {"objective": self.objective, "network": network_hash(self.model), "teacher": teacher}
+        return {
+            "objective": self.objective,
+            "network": network_hash(self.model),
+            "teacher": teacher,
+        }
 
     def _joined(self, crew: Crew) -> bool:
         """Calls the network through torch's DistributedDataParallel, which averages while the backward pass runs.

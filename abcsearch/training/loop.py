@@ -89,10 +89,17 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
     shares = step_shares(fitting, len(split) // fitting.batch_size, steps)
     file = None
     if checkpoint is not None:
-        identity: dict[str, Any] = {"seed": seed, "part": stream, "steps": steps, **lesson._identity()}
+        identity: dict[str, Any] = {
+            "seed": seed,
+            "part": stream,
+            "steps": steps,
+            **lesson._identity(),
+        }
         identity |= {"recipe": identity_of(recipe), "workers": crew.size, **(same or {})}
         every = {"images": split, "validation": validation}
-        identity |= {name: None if images is None else images_hash(images) for name, images in every.items()}
+        identity |= {
+            name: None if images is None else images_hash(images) for name, images in every.items()
+        }
         file = Checkpoint(checkpoint, identity)
     device = find_device(recipe.device, recipe.precision)
     with (
@@ -133,9 +140,15 @@ def _lent(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
-def _draws_of(crew: Crew, seed: int, stream: str, done: int) -> contextlib.AbstractContextManager[None]:
+def _draws_of(
+    crew: Crew, seed: int, stream: str, done: int
+) -> contextlib.AbstractContextManager[None]:
     """Returns a block in which each of several processes has global generators of its own, anew in every epoch."""
-    return torch_seeded(seed, f"{stream}-forward-{crew.rank}", done) if crew.size > 1 else contextlib.nullcontext()
+    return (
+        torch_seeded(seed, f"{stream}-forward-{crew.rank}", done)
+        if crew.size > 1
+        else contextlib.nullcontext()
+    )
 
 
 def _diverged(loss: float, epoch: int, recipe: Recipe, file: Checkpoint | None) -> None:
@@ -173,7 +186,13 @@ class _Epochs:
             crew: this process among those that train together.
             shares: of the learning rates, for every step of every epoch; an epoch ends with them.
         """
-        self._training, self._recipe, self._device, self._crew, self._shares = training, recipe, device, crew, shares
+        self._training, self._recipe, self._device, self._crew, self._shares = (
+            training,
+            recipe,
+            device,
+            crew,
+            shares,
+        )
         self._split, self._change = augmented(recipe, split)
         self._joined = training.done < len(shares) and training.lesson._joined(crew)
 
@@ -197,7 +216,12 @@ class _Epochs:
         """Returns this process's part of an epoch."""
         recipe, draws = self._recipe, self._training.draws
         return self._split.shuffled(
-            recipe.batch_size, draws, shift=recipe.shift, flip=recipe.flip, device=self._device, share=self._crew.share
+            recipe.batch_size,
+            draws,
+            shift=recipe.shift,
+            flip=recipe.flip,
+            device=self._device,
+            share=self._crew.share,
         )
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:

@@ -72,7 +72,9 @@ def _check_pixels(split: Images) -> None:
         raise DataError(msg)
 
 
-def augmented(recipe: Recipe, split: Images) -> tuple[Images, Callable[[torch.Tensor], torch.Tensor] | None]:
+def augmented(
+    recipe: Recipe, split: Images
+) -> tuple[Images, Callable[[torch.Tensor], torch.Tensor] | None]:
     """Returns the images to train on, and what is to be done to every batch of them, if anything.
 
     RandAugment changes streamed images as bytes in the processes that decode them, those in memory batch by batch.
@@ -84,7 +86,9 @@ def augmented(recipe: Recipe, split: Images) -> tuple[Images, Callable[[torch.Te
     return split, lambda images: jigsaw.changed(images if change is None else change(images), share)
 
 
-def _randomly_augmented(recipe: Recipe, split: Images) -> tuple[Images, Callable[[torch.Tensor], torch.Tensor] | None]:
+def _randomly_augmented(
+    recipe: Recipe, split: Images
+) -> tuple[Images, Callable[[torch.Tensor], torch.Tensor] | None]:
     """Returns the same of RandAugment."""
     if not recipe.randaugment:
         return split, None
@@ -93,12 +97,16 @@ def _randomly_augmented(recipe: Recipe, split: Images) -> tuple[Images, Callable
     change = v2.RandAugment(magnitude=recipe.randaugment)
     if isinstance(split, Stream):
         before = split.training or split.evaluation
-        return replace(split, training=change if before is None else v2.Compose([before, change])), None
+        return replace(
+            split, training=change if before is None else v2.Compose([before, change])
+        ), None
     scale: Any = split.loaded().scale
     return split, lambda images: _changed(images, scale, change)
 
 
-def _changed(images: torch.Tensor, scale: Scale, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def _changed(
+    images: torch.Tensor, scale: Scale, change: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     """Returns (batch, channels, height, width) images, each changed as bytes."""
     pixels = (scale.undo(images.permute(0, 2, 3, 1)).clamp(0, 1) * 255).round().to(torch.uint8)
     rows = torch.stack([change(image.permute(2, 0, 1)).permute(1, 2, 0) for image in pixels])
@@ -123,7 +131,9 @@ class Mixing:
         ]
         self._mix: Any = v2.RandomChoice(changes)
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns mixed (batch, channels, height, width) images and (batch, classes) shares that sum to 1."""
         images, shares = self._mix(images, labels)
         return images.contiguous(memory_format=torch.channels_last), shares

@@ -47,12 +47,18 @@ class LabelScores(Metrics):
             return dict.fromkeys(names, 0.0)
         with warnings.catch_warnings():  # of a single image
             warnings.simplefilter("ignore")
-            precision: Any = average_precision_score(there[:, shown], scores[:, shown], average="macro")
+            precision: Any = average_precision_score(
+                there[:, shown], scores[:, shown], average="macro"
+            )
         hits = ((scores > 0) & there).sum(axis=0)
         both = (scores > 0).sum(axis=0) + there.sum(axis=0)
         macro = 2 * hits[shown] / both[shown]
         return dict(
-            zip(names, (float(precision), float(macro.mean()), float(2 * hits.sum() / both.sum())), strict=True)
+            zip(
+                names,
+                (float(precision), float(macro.mean()), float(2 * hits.sum() / both.sum())),
+                strict=True,
+            )
         )
 
 
@@ -63,16 +69,16 @@ def label_accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def neg_bce(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Returns minus the binary cross-entropy of every image, (batch,), mean over labels."""
-    return -F.binary_cross_entropy_with_logits(outputs.float(), labels, reduction="none").mean(dim=1)
+    return -F.binary_cross_entropy_with_logits(outputs.float(), labels, reduction="none").mean(
+        dim=1
+    )
 
 
 def _check_labels(outputs: torch.Tensor, labels: torch.Tensor) -> None:
     """Raises unless labels are multi-hot and there is a logit for each."""
     check_multi_hot(labels)
     if outputs.shape != labels.shape:
-        msg = (
-            f"the model must return a logit for each of {plural(labels.shape[1], 'label')}, {tuple(labels.shape)} for "
-        )
+        msg = f"the model must return a logit for each of {plural(labels.shape[1], 'label')}, {tuple(labels.shape)} for "
         raise ModelError(f"{msg}{plural(len(labels), 'image')}, found {tuple(outputs.shape)}")
 
 

@@ -33,9 +33,13 @@ METRICS: Registry[Metric] = Registry(
     "metric",
     f"{__name__}:METRICS",
     {
-        "top1": Home(path=f"{_IN}:top1", description="classification: share of images whose best class is the label"),
+        "top1": Home(
+            path=f"{_IN}:top1",
+            description="classification: share of images whose best class is the label",
+        ),
         "top5": Home(
-            path=f"{_IN}:top5", description="classification: share whose label is among the five best classes"
+            path=f"{_IN}:top5",
+            description="classification: share whose label is among the five best classes",
         ),
         "neg_loss": Home(
             path=f"{_IN}:neg_loss",
@@ -46,30 +50,51 @@ METRICS: Registry[Metric] = Registry(
             description="classification, segmentation: minus the divergence to the full network's outputs",
         ),
         "pixel_accuracy": Home(
-            path=f"{_IN}:pixel_accuracy", description="segmentation: share of pixels whose best class is the label"
+            path=f"{_IN}:pixel_accuracy",
+            description="segmentation: share of pixels whose best class is the label",
         ),
         "miou": Home(
             path="abcsearch.training.segmentation:MeanIoU",
             description="segmentation: intersection over union of all images' pixels, mean over classes",
         ),
-        "neg_mse": Home(path=f"{_IN}:neg_mse", description="regression: minus the mean squared error"),
-        "neg_mae": Home(path=f"{_IN}:neg_mae", description="regression: minus the mean absolute error"),
+        "neg_mse": Home(
+            path=f"{_IN}:neg_mse", description="regression: minus the mean squared error"
+        ),
+        "neg_mae": Home(
+            path=f"{_IN}:neg_mae", description="regression: minus the mean absolute error"
+        ),
         "macro_ap": Home(
-            path=f"{_LABELS}:LabelScores", description="multi-label: average precision of all images, mean over labels"
+            path=f"{_LABELS}:LabelScores",
+            description="multi-label: average precision of all images, mean over labels",
         ),
-        "macro_f1": Home(path=f"{_LABELS}:LabelScores", description="multi-label: F1 of all images, mean over labels"),
-        "micro_f1": Home(path=f"{_LABELS}:LabelScores", description="multi-label: F1 of all answers together"),
+        "macro_f1": Home(
+            path=f"{_LABELS}:LabelScores",
+            description="multi-label: F1 of all images, mean over labels",
+        ),
+        "micro_f1": Home(
+            path=f"{_LABELS}:LabelScores", description="multi-label: F1 of all answers together"
+        ),
         "label_accuracy": Home(
-            path=f"{_LABELS}:label_accuracy", description="multi-label: share of an image's labels that are right"
+            path=f"{_LABELS}:label_accuracy",
+            description="multi-label: share of an image's labels that are right",
         ),
-        "neg_bce": Home(path=f"{_LABELS}:neg_bce", description="multi-label: minus the binary cross-entropy"),
+        "neg_bce": Home(
+            path=f"{_LABELS}:neg_bce", description="multi-label: minus the binary cross-entropy"
+        ),
         "psnr": Home(
             path=f"{_QUALITY}:psnr",
             description="super-resolution: peak signal-to-noise ratio of Y in dB, mean over images",
         ),
-        "ssim": Home(path=f"{_QUALITY}:ssim", description="super-resolution: structural similarity of Y, up to 1"),
-        "mAP": Home(path=_MAP, description="detection: COCO's average precision, overlaps of 0.5 to 0.95"),
-        "mAP50": Home(path=_MAP, description="detection: likewise, boxes that overlap by half are right"),
+        "ssim": Home(
+            path=f"{_QUALITY}:ssim",
+            description="super-resolution: structural similarity of Y, up to 1",
+        ),
+        "mAP": Home(
+            path=_MAP, description="detection: COCO's average precision, overlaps of 0.5 to 0.95"
+        ),
+        "mAP50": Home(
+            path=_MAP, description="detection: likewise, boxes that overlap by half are right"
+        ),
         "mAP75": Home(path=_MAP, description="detection: likewise, by three quarters"),
     },
     error=ConfigError,
@@ -90,7 +115,8 @@ OBJECTIVES: Registry[Any] = Registry(
             description="one class per pixel: cross-entropy; judged by miou of all images, pixel_accuracy, neg_loss",
         ),
         "regression": Home(
-            path=f"{_IN}:REGRESSION", description="numbers: mean squared error; judged by neg_mse, neg_mae"
+            path=f"{_IN}:REGRESSION",
+            description="numbers: mean squared error; judged by neg_mse, neg_mae",
         ),
         "multilabel": Home(
             path=f"{_LABELS}:MULTILABEL",

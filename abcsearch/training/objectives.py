@@ -130,13 +130,20 @@ def neg_loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def neg_kl(outputs: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
     """Returns minus the Kullback-Leibler divergence of the full network's classes to these, mean over places."""
     ours, theirs = F.log_softmax(outputs.float(), dim=1), F.log_softmax(full.float(), dim=1)
-    return -F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1).reshape(len(ours), -1).mean(dim=1)
+    return (
+        -F.kl_div(ours, theirs, reduction="none", log_target=True)
+        .sum(dim=1)
+        .reshape(len(ours), -1)
+        .mean(dim=1)
+    )
 
 
 def pixel_accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Returns the share of the pixels of every image whose best class is the label; ignored ones left out."""
     counted = (labels != IGNORED).flatten(1)
-    return ((outputs.argmax(dim=1) == labels).flatten(1) & counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
+    return ((outputs.argmax(dim=1) == labels).flatten(1) & counted).sum(dim=1) / counted.sum(
+        dim=1
+    ).clamp_min(1)
 
 
 def neg_mse(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -155,7 +162,10 @@ _UNLABELLED = 255  # what VOC and Cityscapes call pixels that do not count
 def _check_classes(outputs: torch.Tensor, labels: torch.Tensor) -> None:
     """Raises unless outputs are (batch, classes) logits, or (batch, classes, ...) ones of places, for the labels."""
     wanted = (len(labels), "classes", *labels.shape[1:])
-    if outputs.ndim != len(wanted) or (outputs.shape[0], *outputs.shape[2:]) != (wanted[0], *wanted[2:]):
+    if outputs.ndim != len(wanted) or (outputs.shape[0], *outputs.shape[2:]) != (
+        wanted[0],
+        *wanted[2:],
+    ):
         shape = ", ".join(map(str, ("batch", *wanted[1:])))
         msg = f"the model must return logits ({shape}) for {plural(len(labels), 'image')}, found {tuple(outputs.shape)}"
         raise ModelError(msg)
@@ -191,7 +201,9 @@ SEGMENTATION = Objective(
     to_full={"neg_kl": neg_kl},
     check=_check_classes,
 )
-REGRESSION = Objective(loss=F.mse_loss, metrics={"neg_mse": neg_mse, "neg_mae": neg_mae}, check=_check_values)
+REGRESSION = Objective(
+    loss=F.mse_loss, metrics={"neg_mse": neg_mse, "neg_mae": neg_mae}, check=_check_values
+)
 
 
 def as_objective(name: str, value: Any) -> Objective:  # noqa: ANN401 - whatever a name leads to
@@ -229,7 +241,10 @@ def registered() -> dict[str, Callable[[], object]]:
     return {
         **OBJECTIVES.sent(),
         **METRICS.sent(),
-        **{f"OUTPUTS[{kind.__qualname__}]": partial(_add_output, kind, entry) for kind, entry in OUTPUTS.items()},
+        **{
+            f"OUTPUTS[{kind.__qualname__}]": partial(_add_output, kind, entry)
+            for kind, entry in OUTPUTS.items()
+        },
     }
 
 

@@ -82,7 +82,9 @@ class Optimizers:
         self._named = dict(named)
         self._rates = [float(group["lr"]) for group in self._groups()]
         self._options = {name: _options(optimizer) for name, optimizer in named.items()}
-        self.parameters: list[torch.Tensor] = [p for group in self._groups() for p in group["params"]]
+        self.parameters: list[torch.Tensor] = [
+            p for group in self._groups() for p in group["params"]
+        ]
 
     def _groups(self) -> list[dict[str, Any]]:
         """Returns the groups of all; loading a state makes new ones."""
@@ -95,7 +97,9 @@ class Optimizers:
             share: of the highest learning rates.
             clip_norm: longest gradient, of all parameters together; 0: no limit.
         """
-        for group, rate in zip(self._groups(), self._rates, strict=False):  # `intact` sees groups that have come
+        for group, rate in zip(
+            self._groups(), self._rates, strict=False
+        ):  # `intact` sees groups that have come
             group["lr"] = rate * share
         if clip_norm:
             torch.nn.utils.clip_grad_norm_(self.parameters, clip_norm)
@@ -125,14 +129,20 @@ class Optimizers:
                         values[path] = value
         now = {name: _options(optimizer) for name, optimizer in self._named.items()}
         options = {name: groups for name, groups in now.items() if groups != self._options[name]}
-        return tensors, {name: plain for name, plain in (("values", values), ("options", options)) if plain}
+        return tensors, {
+            name: plain for name, plain in (("values", values), ("options", options)) if plain
+        }
 
     def load(self, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> None:
         """Takes their states up, tensors laid out in memory as the parameters are."""
         entries = {**tensors, **plain.get("values", {})}
         for name, optimizer in self._named.items():
             before = self._before(name)
-            states = {path.removeprefix(before): value for path, value in entries.items() if path.startswith(before)}
+            states = {
+                path.removeprefix(before): value
+                for path, value in entries.items()
+                if path.startswith(before)
+            }
             _load(optimizer, states, plain.get("options", {}).get(name, ()))
 
     def _before(self, name: str) -> str:
@@ -144,12 +154,20 @@ def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """Returns the plain options of every group, but for the learning rate, which the schedule sets."""
     plain = (bool, int, float, str, tuple, type(None))
     return [
-        {key: value for key, value in group.items() if key not in ("params", "lr") and isinstance(value, plain)}
+        {
+            key: value
+            for key, value in group.items()
+            if key not in ("params", "lr") and isinstance(value, plain)
+        }
         for group in optimizer.param_groups
     ]
 
 
-def _load(optimizer: torch.optim.Optimizer, entries: Mapping[str, Any], options: Iterable[Mapping[str, Any]]) -> None:
+def _load(
+    optimizer: torch.optim.Optimizer,
+    entries: Mapping[str, Any],
+    options: Iterable[Mapping[str, Any]],
+) -> None:
     """Gives an optimiser its state and options back."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     states: dict[int, Any] = {}
@@ -161,7 +179,10 @@ def _load(optimizer: torch.optim.Optimizer, entries: Mapping[str, Any], options:
         states.setdefault(int(number), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
     for group, changed in zip(groups, options, strict=False):
-        group |= {key: tuple(value) if isinstance(value, list) else value for key, value in changed.items()}
+        group |= {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in changed.items()
+        }
     optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
@@ -179,7 +200,9 @@ class Average:
     def __init__(self, model: nn.Module, decay: float) -> None:
         """Begins with the network as it is."""
         self._model, self._decay, self.steps = model, decay, 0
-        self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.tensors = {
+            name: tensor.detach().clone() for name, tensor in model.state_dict().items()
+        }
 
     def update(self) -> None:
         """Takes the weights after a step in."""
@@ -188,7 +211,9 @@ class Average:
         now = self._model.state_dict()
         moving = [name for name, tensor in self.tensors.items() if tensor.is_floating_point()]
         with torch.no_grad():
-            torch._foreach_lerp_([self.tensors[name] for name in moving], [now[name] for name in moving], 1 - decay)
+            torch._foreach_lerp_(
+                [self.tensors[name] for name in moving], [now[name] for name in moving], 1 - decay
+            )
             for name in now.keys() - moving:
                 self.tensors[name].copy_(now[name])
 
@@ -201,7 +226,9 @@ class Average:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Runs a block with the average in the network, and puts its own weights back afterwards."""
-        before = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+        before = {
+            name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()
+        }
         self._model.load_state_dict(self.tensors)
         try:
             yield

@@ -116,7 +116,9 @@ _LATER = {"jigsaw": 0.0, "aux": 0.4}
 def identity_of(recipe: Recipe) -> dict[str, Any]:
     """Returns what a training is recognised by, plain values: as before there were later settings, where it can be."""
     plain = asdict(recipe)
-    return {name: value for name, value in plain.items() if name not in _LATER or value != _LATER[name]}
+    return {
+        name: value for name, value in plain.items() if name not in _LATER or value != _LATER[name]
+    }
 
 
 def check_computing(device: str, precision: str) -> None:

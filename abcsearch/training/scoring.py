@@ -81,7 +81,12 @@ class Tally:
         self._finished: dict[str, float] | None = None
 
     def take(
-        self, model: nn.Module, split: Images, *, full: torch.Tensor | None = None, batch_size: int | None = None
+        self,
+        model: nn.Module,
+        split: Images,
+        *,
+        full: torch.Tensor | None = None,
+        batch_size: int | None = None,
     ) -> None:
         """Shows a network further images; arguments and errors as of `score`."""
         goal, first = self._objective, 0
@@ -90,10 +95,15 @@ class Tally:
         for outputs, labels in passes(model, split, batch_size, output=goal.output):
             goal.check(outputs, labels)
             self._whole.add(outputs, labels)
-            each = [values_of(name, metric, outputs, labels) for name, metric in goal.metrics.items()]
+            each = [
+                values_of(name, metric, outputs, labels) for name, metric in goal.metrics.items()
+            ]
             if full is not None:
                 theirs = full[first : first + len(labels)]
-                each += [values_of(name, metric, outputs, theirs) for name, metric in goal.to_full.items()]
+                each += [
+                    values_of(name, metric, outputs, theirs)
+                    for name, metric in goal.to_full.items()
+                ]
             if each:
                 sums = torch.stack([values.sum(dtype=torch.float64) for values in each])
                 self._sums = sums + (0.0 if self._sums is None else self._sums)
@@ -117,7 +127,9 @@ class Tally:
         return torch.cat(self._values).cpu() if self._values else None
 
 
-def values_of(name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def values_of(
+    name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Tensor
+) -> torch.Tensor:
     """Returns one number per image.
 
     Raises:
@@ -128,13 +140,29 @@ def values_of(name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Te
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        given = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else f"of {plural(len(outputs), 'image')}"
-        msg = f"metric {name!r} failed on outputs {given} and labels {tuple(wanted.shape)}: {error!r}"
+        given = (
+            tuple(outputs.shape)
+            if isinstance(outputs, torch.Tensor)
+            else f"of {plural(len(outputs), 'image')}"
+        )
+        msg = (
+            f"metric {name!r} failed on outputs {given} and labels {tuple(wanted.shape)}: {error!r}"
+        )
         raise ConfigError(msg) from error
-    if isinstance(values, torch.Tensor) and values.shape == (len(outputs),) and not values.is_complex():
+    if (
+        isinstance(values, torch.Tensor)
+        and values.shape == (len(outputs),)
+        and not values.is_complex()
+    ):
         return values
-    what = f"{tuple(values.shape)} {values.dtype}" if isinstance(values, torch.Tensor) else type(values).__name__
-    msg = f"metric {name!r} returns a tensor of one number per image, ({len(outputs)},), found {what}"
+    what = (
+        f"{tuple(values.shape)} {values.dtype}"
+        if isinstance(values, torch.Tensor)
+        else type(values).__name__
+    )
+    msg = (
+        f"metric {name!r} returns a tensor of one number per image, ({len(outputs)},), found {what}"
+    )
     raise ConfigError(msg)
 
 
@@ -181,7 +209,9 @@ def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - outputs of two kinds
     pairs = [dict(paths(item)) for item in (one, other)]
     if pairs[0].keys() != pairs[1].keys():
         return False
-    return all(torch.equal(x.nan_to_num(), pairs[1][name].nan_to_num()) for name, x in pairs[0].items())
+    return all(
+        torch.equal(x.nan_to_num(), pairs[1][name].nan_to_num()) for name, x in pairs[0].items()
+    )
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -35,4 +35,8 @@ class MeanIoU(Metrics):
         hits, counts = self._counts.diagonal(), self._counts
         union = counts.sum(dim=0) + counts.sum(dim=1) - hits
         there = union > 0
-        return {"miou": float((hits[there] / union[there].double()).mean()) if bool(there.any()) else 0.0}
+        return {
+            "miou": float((hits[there] / union[there].double()).mean())
+            if bool(there.any())
+            else 0.0
+        }

@@ -64,7 +64,12 @@ class Training:
     """
 
     def __init__(
-        self, lesson: Lesson, modules: Mapping[str, nn.Module], recipe: Recipe, seed: int, stream: str
+        self,
+        lesson: Lesson,
+        modules: Mapping[str, nn.Module],
+        recipe: Recipe,
+        seed: int,
+        stream: str,
     ) -> None:
         """Begins.
 
@@ -80,7 +85,10 @@ class Training:
         """
         self.lesson, self.whole, self._modules = lesson, whole_of(modules), modules
         self._check_modules()
-        self.draws, self.chance = torch_stream(seed, f"{stream}-batches"), torch_stream(seed, f"{stream}-lesson")
+        self.draws, self.chance = (
+            torch_stream(seed, f"{stream}-batches"),
+            torch_stream(seed, f"{stream}-lesson"),
+        )
         named = lesson.optimizers(recipe)
         check_optimizers(lesson, named)
         self.optimizers, self._parameters = Optimizers(named), list(self.whole.parameters())
@@ -115,7 +123,9 @@ class Training:
     def _check_modules(self) -> None:
         """Raises LessonError if the lesson has other modules than in the beginning."""
         now, first = dict(self.lesson.modules), self._modules
-        if now.keys() != first.keys() or any(now[name] is not module for name, module in first.items()):
+        if now.keys() != first.keys() or any(
+            now[name] is not module for name, module in first.items()
+        ):
             name = type(self.lesson).__name__
             msg = (
                 f"{name}.modules are the same ones throughout a training: {', '.join(first)} in the beginning, found "
@@ -144,7 +154,9 @@ class Training:
         if crew is not None and crew.size > 1:
             tensors, plain = saved_state(self.lesson)
             plain = crew.agree([*self.whole.state_dict().values(), *tensors.values()], plain)
-            self.lesson.load_state_dict({**{name: tensor.cpu() for name, tensor in tensors.items()}, **plain})
+            self.lesson.load_state_dict(
+                {**{name: tensor.cpu() for name, tensor in tensors.items()}, **plain}
+            )
 
     def note(self, loss: float, validation: Images | None) -> None:
         """Notes what an epoch has led to, and keeps the weights if they are the best."""
@@ -203,14 +215,20 @@ class Training:
             tensors["random.lesson"] = chance
         state = {"losses": self.losses, "scores": self._scores}
         state |= {"averaged": 0 if self.average is None else self.average.steps}
-        state |= {name: values for name, values in (("lesson", plain), ("optimizers", options)) if values}
+        state |= {
+            name: values for name, values in (("lesson", plain), ("optimizers", options)) if values
+        }
         return Saved(tensors=tensors, state=state)
 
     def _random_states(self) -> State:
         """Returns the states of all generators that every training draws from."""
         states = {"draws": self.draws.get_state(), "cpu": torch.get_rng_state()}
         device = device_of(self.whole)
-        return states if device.type == "cpu" else states | {"device": torch.cuda.get_rng_state(device)}
+        return (
+            states
+            if device.type == "cpu"
+            else states | {"device": torch.cuda.get_rng_state(device)}
+        )
 
     def load(self, saved: Saved) -> None:
         """Takes a training up where it was left.
@@ -224,9 +242,7 @@ class Training:
             kinds.setdefault(kind, {})[rest] = tensor
         random = kinds["random"]
         if random.keys() - {"lesson"} != self._random_states().keys():
-            msg = (
-                "a training on CUDA is continued on CUDA, and one on the CPU there; set device as it was, or delete it"
-            )
+            msg = "a training on CUDA is continued on CUDA, and one on the CPU there; set device as it was, or delete it"
             raise CheckpointError(msg)
         self.whole.load_state_dict(kinds["model"])
         if self.average is not None:

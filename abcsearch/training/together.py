@@ -66,7 +66,9 @@ def train_together(  # noqa: PLR0913 - as `train`
     crew.check(fitted(recipe, len(split), crew.size).batch_size)
     with contextlib.ExitStack() as stack:
         if checkpoint is None:
-            checkpoint = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "training.checkpoint"
+            checkpoint = (
+                Path(stack.enter_context(tempfile.TemporaryDirectory())) / "training.checkpoint"
+            )
         file = Path(checkpoint).absolute()
         file.parent.mkdir(parents=True, exist_ok=True)
         options |= {"checkpoint": file}
@@ -84,7 +86,9 @@ def train_together(  # noqa: PLR0913 - as `train`
         return train(lesson, split, recipe, crew=crew, on_epoch=on_epoch, **options)
 
 
-def _share(lesson: Lesson, split: Images, recipe: Recipe, options: dict[str, Any], rank: int, size: int) -> None:
+def _share(
+    lesson: Lesson, split: Images, recipe: Recipe, options: dict[str, Any], rank: int, size: int
+) -> None:
     """Trains as one process among several."""
     train(lesson, split, recipe, crew=Crew(rank=rank, size=size), **options)
 

@@ -46,7 +46,9 @@ def k_means(values: Floats, count: int) -> Floats:
     centres = np.linspace(ordered[0], ordered[-1], count)
     ends = np.zeros(count + 1, dtype=np.int64)
     for _ in range(_ROUNDS):
-        now = np.concatenate([[0], np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2), [len(ordered)]])
+        now = np.concatenate(
+            [[0], np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2), [len(ordered)]]
+        )
         if np.array_equal(now, ends):
             break
         ends, counts = now, np.diff(now)
@@ -54,7 +56,9 @@ def k_means(values: Floats, count: int) -> Floats:
     return centres[np.diff(ends) > 0]
 
 
-def codebook(model: nn.Module, bits: int = 8, *, linear_bits: int = 5, fixed: Sequence[str] = ()) -> nn.Module:
+def codebook(
+    model: nn.Module, bits: int = 8, *, linear_bits: int = 5, fixed: Sequence[str] = ()
+) -> nn.Module:
     """Returns a copy of a network whose weights have few values in each convolution and linear layer.
 
     The network stays dense: it computes as before. Written in the format "compressed", it takes fewer bytes. Weights
@@ -112,14 +116,20 @@ class Codebook(Transform):
         options = self.options
         made = codebook(model, options.bits, linear_bits=options.linear_bits, fixed=options.fixed)
         layers = {
-            path: {"kind": "codebook", "values": len(layer.weight.detach().unique()), "of": layer.weight.numel()}
+            path: {
+                "kind": "codebook",
+                "values": len(layer.weight.detach().unique()),
+                "of": layer.weight.numel(),
+            }
             for path, layer in weighted(made, options.fixed).items()
         }
         return Applied(model=made, facts={"layers": layers})
 
     def lesson(self, model: nn.Module, objective: str, teacher: nn.Module | None) -> Shared:
         """Returns a lesson in which equal weights stay equal."""
-        return Shared(model, list(weighted(model, self.options.fixed)), objective=objective, teacher=teacher)
+        return Shared(
+            model, list(weighted(model, self.options.fixed)), objective=objective, teacher=teacher
+        )
 
 
 class Shared(Bound):
@@ -134,7 +144,9 @@ class Shared(Bound):
             values, codes = self._weight(path).detach().cpu().unique(return_inverse=True)
             self._codes[path], self._values[path] = codes, values != 0
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    def step(
+        self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
+    ) -> torch.Tensor:
         """Returns the loss of a batch; the gradient of each weight is then the mean over those that are equal."""
         loss = super().step(images, labels, draws)
         loss.backward()
@@ -156,7 +168,10 @@ class Shared(Bound):
 
     def _mean(self, path: str, tensor: torch.Tensor) -> torch.Tensor:
         """Returns a tensor like a weight in which entries of the same value have their mean, those of 0 zero."""
-        codes, live = self._codes[path].to(tensor.device).flatten(), self._values[path].to(tensor.device)
+        codes, live = (
+            self._codes[path].to(tensor.device).flatten(),
+            self._values[path].to(tensor.device),
+        )
         flat = tensor.double().flatten()
         counts = torch.zeros(len(live), dtype=flat.dtype, device=flat.device).index_add_(
             0, codes, torch.ones_like(flat)

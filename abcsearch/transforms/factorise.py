@@ -33,7 +33,9 @@ class Factorise(Transform):
         if options.data:
             seen = data.train.part(_spread(len(data.train), options.images))
             images = [batch for batch, _ in seen.batches(_BATCH)]
-        made = low_rank(model, data.example, method=options.method, ranks=self._ranks(), data=images, seed=seed)
+        made = low_rank(
+            model, data.example, method=options.method, ranks=self._ranks(), data=images, seed=seed
+        )
         layers = {
             factors.path: {
                 "kind": factors.method,
@@ -53,7 +55,9 @@ class Factorise(Transform):
         if not layers:
             reasons = "; ".join(sorted(set(made.left.values()))[:3])
             notes.append(f"no layer was split: {reasons}")
-        return Applied(model=made.model, facts={"layers": layers, "left": dict(made.left)}, notes=tuple(notes))
+        return Applied(
+            model=made.model, facts={"layers": layers, "left": dict(made.left)}, notes=tuple(notes)
+        )
 
     def calibration(self) -> int:
         """Returns on how many images statistics are taken anew."""
@@ -64,7 +68,9 @@ class Factorise(Transform):
         ranks: Any = self.options.ranks
         if not isinstance(ranks, Mapping):
             return ranks
-        return {path: tuple(rank) if isinstance(rank, list) else rank for path, rank in ranks.items()}
+        return {
+            path: tuple(rank) if isinstance(rank, list) else rank for path, rank in ranks.items()
+        }
 
 
 def _spread(count: int, most: int) -> Any:  # noqa: ANN401 - a tensor

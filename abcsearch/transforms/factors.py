@@ -56,7 +56,9 @@ def unfolded(layer: Layer, method: Method) -> tuple[torch.Tensor, ...]:
     if method == "tucker":
         return by_input, by_output
     if method == "spatial":
-        return (w.permute(1, 2, 0, 3).flatten(2).flatten(0, 1),)  # (inputs * height, outputs * width)
+        return (
+            w.permute(1, 2, 0, 3).flatten(2).flatten(0, 1),
+        )  # (inputs * height, outputs * width)
     return (by_output if method == "output" else by_input,)
 
 
@@ -65,7 +67,9 @@ def full_ranks(layer: Layer, method: Method) -> tuple[int, ...]:
     return tuple(min(matrix.shape) for matrix in unfolded(layer, method))
 
 
-def split(layer: Layer, method: Method, ranks: tuple[int, ...], moments: torch.Tensor | None = None) -> Factorised:
+def split(
+    layer: Layer, method: Method, ranks: tuple[int, ...], moments: torch.Tensor | None = None
+) -> Factorised:
     """Returns the layers whose product is nearest to a layer's weight (Frobenius norm).
 
     Singular values go to both factors alike, as their square roots, so that the channels between them come in the order
@@ -85,7 +89,9 @@ def split(layer: Layer, method: Method, ranks: tuple[int, ...], moments: torch.T
     Source: Jaderberg et al. (BMVC 2014) for "spatial", Denton et al. (NIPS 2014) for "output" and "input"; Zhang et
     al., Accelerating very deep convolutional networks (TPAMI 2016) for `moments`; Kim et al. (ICLR 2016) for "tucker".
     """
-    weights = _FACTORS[method](layer, ranks) if moments is None else _by_outputs(layer, ranks[0], moments)
+    weights = (
+        _FACTORS[method](layer, ranks) if moments is None else _by_outputs(layer, ranks[0], moments)
+    )
     made = skeleton(layer, method, ranks)
     with torch.no_grad():
         for smaller, weight in zip(made.children(), weights, strict=True):
@@ -103,13 +109,24 @@ def skeleton(layer: Layer, method: Method, ranks: tuple[int, ...]) -> Factorised
     pairs = itertools.pairwise(sizes)
     if isinstance(layer, nn.Linear):
         kind: dict[str, Any] = {"device": "meta", "dtype": layer.weight.dtype}
-        linear = [nn.Linear(a, b, bias=i == last and layer.bias is not None, **kind) for i, (a, b) in enumerate(pairs)]
+        linear = [
+            nn.Linear(a, b, bias=i == last and layer.bias is not None, **kind)
+            for i, (a, b) in enumerate(pairs)
+        ]
         return Factorised(*linear, method=method).to_empty(device=layer.weight.device)
-    layers = [_convolution(layer, a, b, _AXES[method][i], i == last) for i, (a, b) in enumerate(pairs)]
+    layers = [
+        _convolution(layer, a, b, _AXES[method][i], i == last) for i, (a, b) in enumerate(pairs)
+    ]
     return Factorised(*layers, method=method).to_empty(device=layer.weight.device)
 
 
-def _convolution(layer: nn.Conv2d, inputs: int, outputs: int, axes: tuple[int, ...], last: bool) -> nn.Conv2d:  # noqa: FBT001
+def _convolution(
+    layer: nn.Conv2d,
+    inputs: int,
+    outputs: int,
+    axes: tuple[int, ...],
+    last: bool,  # noqa: FBT001
+) -> nn.Conv2d:
     """Returns a convolution with some axes of another's kernel, of no size along the others, without weights."""
 
     def along(numbers: Sequence[int], otherwise: int) -> Any:  # noqa: ANN401 - a pair, whose length types cannot tell
@@ -151,14 +168,18 @@ def _output(layer: Layer, ranks: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
 
 
 def _input(layer: Layer, ranks: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-    inner, outer = _halves(unfolded(layer, "input")[0], ranks[0])  # (inputs, rank), (rank, outputs * kernel)
+    inner, outer = _halves(
+        unfolded(layer, "input")[0], ranks[0]
+    )  # (inputs, rank), (rank, outputs * kernel)
     return inner.T, outer.reshape(ranks[0], widths(layer)[1], -1).movedim(0, 1)
 
 
 def _spatial(layer: Layer, ranks: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
     inputs, outputs = widths(layer)
     tall, wide = _halves(unfolded(layer, "spatial")[0], ranks[0])
-    return tall.reshape(inputs, -1, ranks[0]).permute(2, 0, 1), wide.reshape(ranks[0], outputs, -1).movedim(0, 1)
+    return tall.reshape(inputs, -1, ranks[0]).permute(2, 0, 1), wide.reshape(
+        ranks[0], outputs, -1
+    ).movedim(0, 1)
 
 
 def _tucker(layer: Layer, ranks: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
@@ -167,7 +188,8 @@ def _tucker(layer: Layer, ranks: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
     w = layer.weight.detach().double().cpu().reshape(outputs, inputs, -1)
     inside, outside = (torch.linalg.svd(m, full_matrices=False) for m in unfolded(layer, "tucker"))
     (u, s), (v, t) = (
-        (basis[:, :r], values[:r]) for (basis, values, _), r in zip((inside, outside), ranks, strict=True)
+        (basis[:, :r], values[:r])
+        for (basis, values, _), r in zip((inside, outside), ranks, strict=True)
     )
     for _ in range(_SWEEPS if (len(s), len(t)) != (inputs, outputs) else 0):
         u, s = _basis(torch.einsum("oik,or->irk", w, v), ranks[0])

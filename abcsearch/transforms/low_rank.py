@@ -102,7 +102,11 @@ def low_rank(
     layers, left = _layers(network, example)
     if isinstance(ranks, Mapping):
         _check_paths(ranks, layers, left, network)
-    moments = {} if data is None else moments_of(model, [_reader(*named) for named in layers.items()], data, seed=seed)
+    moments = (
+        {}
+        if data is None
+        else moments_of(model, [_reader(*named) for named in layers.items()], data, seed=seed)
+    )
     made: list[Factors] = []
     for path, layer in layers.items():
         if not torch.isfinite(layer.weight).all():
@@ -114,8 +118,12 @@ def low_rank(
             left[path] = factors
             continue
         known = moments.get(path)
-        usable = known is not None and known.reader.form == "patches"  # otherwise a warning has said so
-        network.set_submodule(path, split(layer, split_by, factors.ranks, known.gram[0] if known and usable else None))
+        usable = (
+            known is not None and known.reader.form == "patches"
+        )  # otherwise a warning has said so
+        network.set_submodule(
+            path, split(layer, split_by, factors.ranks, known.gram[0] if known and usable else None)
+        )
         made.append(factors)
     _run(network, example)
     return LowRank(model=network, factors=tuple(made), left=left)
@@ -137,10 +145,10 @@ def _check(method: str, ranks: object, data: object) -> None:
         raise ModelError(unknown_name("low-rank method", method, METHODS))
     if isinstance(ranks, str) and ranks not in RULES:
         raise ModelError(unknown_name("rule of ranks", ranks, RULES))
-    if not isinstance(ranks, str | Mapping) and not (isinstance(ranks, int | float) and 0 < ranks <= 1):
-        msg = (
-            f"ranks are a share of the squared singular values, in (0, 1], one of {RULES}, or a rank for each path of "
-        )
+    if not isinstance(ranks, str | Mapping) and not (
+        isinstance(ranks, int | float) and 0 < ranks <= 1
+    ):
+        msg = f"ranks are a share of the squared singular values, in (0, 1], one of {RULES}, or a rank for each path of "
         msg += f"a layer, found {ranks!r}"
         raise ModelError(msg)
     if data is not None and method != "output":
@@ -149,7 +157,10 @@ def _check(method: str, ranks: object, data: object) -> None:
 
 
 def _check_paths(
-    ranks: Mapping[str, Any], layers: Mapping[str, nn.Module], left: Mapping[str, str], network: nn.Module
+    ranks: Mapping[str, Any],
+    layers: Mapping[str, nn.Module],
+    left: Mapping[str, str],
+    network: nn.Module,
 ) -> None:
     """Raises ModelError for ranks of what is no layer, or none that can be split."""
     modules = dict(network.named_modules())
@@ -160,12 +171,18 @@ def _check_paths(
         if path not in layers:
             known = unknown_name("layer of ranks:", path, layers)
             kind = type(modules[path]).__name__ if path in modules else ""
-            raise ModelError(f"{path} is a {kind}, no convolution or linear layer" if kind else known)
+            raise ModelError(
+                f"{path} is a {kind}, no convolution or linear layer" if kind else known
+            )
 
 
 def _layers(network: nn.Module, example: Example) -> tuple[dict[str, Layer], dict[str, str]]:
     """Returns the layers that can be split, by path; and why the others cannot."""
-    every = {p: m for p, m in network.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)}
+    every = {
+        p: m
+        for p, m in network.named_modules()
+        if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)
+    }
     called: set[nn.Module] = set()
     hooked = {m for m in every.values() if m._forward_hooks or m._forward_pre_hooks}
     handles = [m.register_forward_hook(lambda layer, *_: called.add(layer)) for m in every.values()]
@@ -174,7 +191,9 @@ def _layers(network: nn.Module, example: Example) -> tuple[dict[str, Layer], dic
     finally:
         for handle in handles:
             handle.remove()
-    users = Counter(id(tensor) for module in network.modules() for tensor in module._parameters.values())
+    users = Counter(
+        id(tensor) for module in network.modules() for tensor in module._parameters.values()
+    )
     inside = {path for path, module in network.named_modules() if isinstance(module, Factorised)}
     layers: dict[str, Layer] = {}
     left: dict[str, str] = {}
@@ -182,7 +201,8 @@ def _layers(network: nn.Module, example: Example) -> tuple[dict[str, Layer], dic
         conv_groups = getattr(layer, "groups", 1)
         obstacles = {
             "it is a factor already": path.rpartition(".")[0] in inside,
-            f"it is a {type(layer).__name__}, which is not split": type(layer) not in (nn.Conv2d, nn.Linear),
+            f"it is a {type(layer).__name__}, which is not split": type(layer)
+            not in (nn.Conv2d, nn.Linear),
             "forward does not call it as a module": layer not in called,
             f"it has {conv_groups} conv groups": conv_groups > 1,
             "its weight is another module's, too": users[id(layer._parameters.get("weight"))] > 1,
@@ -201,7 +221,15 @@ def _reader(path: str, layer: Layer) -> Reader:
     inputs, _ = widths(layer)
     entries = layer.weight[0].numel() // inputs
     return Reader(
-        path=path, weight="", axis=1, conv_groups=1, units=inputs, entries=entries, divided=1, pattern=0, bias=False
+        path=path,
+        weight="",
+        axis=1,
+        conv_groups=1,
+        units=inputs,
+        entries=entries,
+        divided=1,
+        pattern=0,
+        bias=False,
     )
 
 
@@ -229,21 +257,32 @@ def _factors(path: str, layer: Layer, method: Method, ranks: Ranks) -> Factors |
     else:
         pairs = zip(values, matrices, strict=True)
         chosen = tuple(
-            max(1, evbmf(each, (len(m), len(m[0])))) if isinstance(ranks, str) else by_energy(each, ranks)
+            max(1, evbmf(each, (len(m), len(m[0]))))
+            if isinstance(ranks, str)
+            else by_energy(each, ranks)
             for each, m in pairs
         )
     share = _cost(layer, method, chosen) / _cost(layer, method, None)
-    if share > 1 - (ranks != "break_even") * 1e-9 and not isinstance(ranks, Mapping) and ranks != "full":
+    if (
+        share > 1 - (ranks != "break_even") * 1e-9
+        and not isinstance(ranks, Mapping)
+        and ranks != "full"
+    ):
         shown = " and ".join(f"{rank} of {of}" for rank, of in zip(chosen, full, strict=True))
         return f"rank {shown} saves nothing"
-    kept = [float((each[:rank] ** 2).sum() / ((each**2).sum() or 1)) for each, rank in zip(values, chosen, strict=True)]
+    kept = [
+        float((each[:rank] ** 2).sum() / ((each**2).sum() or 1))
+        for each, rank in zip(values, chosen, strict=True)
+    ]
     return Factors(path=path, method=method, ranks=chosen, full=full, energy=min(kept), macs=share)
 
 
 def _given(path: str, ranks: Any, full: tuple[int, ...]) -> tuple[int, ...]:  # noqa: ANN401 - whatever was given
     """Returns ranks that were given for a layer."""
     chosen = ranks if isinstance(ranks, tuple) else (ranks,) * len(full)
-    fits = len(chosen) == len(full) and all(type(r) is int and 1 <= r <= of for r, of in zip(chosen, full, strict=True))
+    fits = len(chosen) == len(full) and all(
+        type(r) is int and 1 <= r <= of for r, of in zip(chosen, full, strict=True)
+    )
     if not fits:
         allowed = " and ".join(f"1 to {of}" for of in full)
         msg = f"the rank of {path} is a whole number from {allowed}, found {ranks!r}"

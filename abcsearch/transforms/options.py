@@ -80,7 +80,10 @@ def recipe_of(options: Any, usual: Recipe) -> Recipe | None:  # noqa: ANN401 - a
 
 def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     """Returns a recipe as plain JSON values."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(recipe).items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +107,7 @@ class FactoriseOptions(LinkOptions):
         """Checks the values."""
         super().__post_init__()
         if isinstance(self.ranks, bool) or not isinstance(self.ranks, int | float | str | Mapping):
-            msg = (
-                f"low_rank: ranks are a share, a rule, or a table of ranks by the path of a layer, found {self.ranks!r}"
-            )
+            msg = f"low_rank: ranks are a share, a rule, or a table of ranks by the path of a layer, found {self.ranks!r}"
             raise ConfigError(msg)
         if self.data and self.method != "output":
             msg = f"low_rank: with data, outputs are met best, which only method 'output' can, found {self.method!r}"

@@ -44,8 +44,12 @@ def evbmf(values: Floats, shape: tuple[int, int]) -> int:
     alpha = few / many
     tau = 2.5129 * math.sqrt(alpha)
     edge = (1 + tau) * (1 + alpha / tau)
-    first = min(math.ceil(few / (1 + alpha)) - 1, few - 1)  # values from here on are noise at any rate
-    low = max(s2[first] / (many * edge), s2[first:].mean() / many) or s2.sum() * 1e-18 / (few * many)
+    first = min(
+        math.ceil(few / (1 + alpha)) - 1, few - 1
+    )  # values from here on are noise at any rate
+    low = max(s2[first] / (many * edge), s2[first:].mean() / many) or s2.sum() * 1e-18 / (
+        few * many
+    )
     high = max(s2.sum() / (few * many), low * (1 + 1e-9))
     best = scipy.optimize.minimize_scalar(
         lambda log: _free_energy(s2 / (many * math.exp(log)), log, alpha, edge, few),

@@ -84,7 +84,9 @@ _BUILT_IN: dict[str, TransformEntry | Home] = {
         make=Home(path="abcsearch.transforms.sparse:Sparsify"),
         options=SparsifyOptions,
         makes="sparse",
-        loses_after={"shared": "the values of the codebook were fitted to weights that this takes away"},
+        loses_after={
+            "shared": "the values of the codebook were fitted to weights that this takes away"
+        },
         description="the smallest weights become 0 and stay so: fewer bytes in the format compressed, not less time",
         source="Han et al., NIPS 2015, and Deep Compression, ICLR 2016",
     ),
@@ -92,7 +94,9 @@ _BUILT_IN: dict[str, TransformEntry | Home] = {
         make=Home(path="abcsearch.transforms.codebook:Codebook"),
         options=CodebookOptions,
         makes="shared",
-        loses_after={"shared": "the weights have a codebook already: set its bits where it is made"},
+        loses_after={
+            "shared": "the weights have a codebook already: set its bits where it is made"
+        },
         description="few values for all weights of a layer: fewer bytes in the format compressed, not less time",
         source="Han et al., Deep Compression, ICLR 2016",
     ),
@@ -100,7 +104,9 @@ _BUILT_IN: dict[str, TransformEntry | Home] = {
         make=Home(path="abcsearch.exporting.quantizing:Quantize"),
         options=QuantizeOptions,
         makes="int8",
-        loses_after={"shared": "int8 rounds every channel by itself: the shared values are other ones afterwards"},
+        loses_after={
+            "shared": "int8 rounds every channel by itself: the shared values are other ones afterwards"
+        },
         ends="an int8 network is a traced computation without weights that could be changed: quantise last",
         description="int8, per channel, by ranges on training images; files .pt2 and .onnx only, nothing follows it",
         source="Jacob et al., CVPR 2018",

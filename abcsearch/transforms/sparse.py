@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from abcsearch.data.splits import Data
 
 
-def sparsify(model: nn.Module, sparsity: float = 0.8, *, scope: str = "layer", fixed: Sequence[str] = ()) -> nn.Module:
+def sparsify(
+    model: nn.Module, sparsity: float = 0.8, *, scope: str = "layer", fixed: Sequence[str] = ()
+) -> nn.Module:
     """Returns a copy of a network in which the smallest weights of convolutions and linear layers are 0.
 
     The network stays dense: it computes as many products as before. Written in the format "compressed", it takes fewer
@@ -77,7 +79,11 @@ class Sparsify(Transform):
         options = self.options
         made = sparsify(model, options.sparsity, scope=options.scope, fixed=options.fixed)
         layers = {
-            path: {"kind": "sparse", "zeros": int((layer.weight == 0).sum()), "of": layer.weight.numel()}
+            path: {
+                "kind": "sparse",
+                "zeros": int((layer.weight == 0).sum()),
+                "of": layer.weight.numel(),
+            }
             for path, layer in weighted(made, options.fixed).items()
         }
         return Applied(model=made, facts={"layers": layers})
@@ -88,7 +94,9 @@ class Sparsify(Transform):
 
     def lesson(self, model: nn.Module, objective: str, teacher: nn.Module | None) -> Masked:
         """Returns a lesson in which zeros stay."""
-        return Masked(model, list(weighted(model, self.options.fixed)), objective=objective, teacher=teacher)
+        return Masked(
+            model, list(weighted(model, self.options.fixed)), objective=objective, teacher=teacher
+        )
 
 
 class Masked(Bound):

@@ -13,7 +13,13 @@ RESAMPLES = 2000  # for an interval
 def recall(values: np.ndarray, truth: np.ndarray, count: int = 5) -> float:
     """Returns the share of the truly best that are among those of highest fitness."""
     count = min(count, len(values))
-    return len(set(np.argsort(-values, kind="stable")[:count]) & set(np.argsort(-truth, kind="stable")[:count])) / count
+    return (
+        len(
+            set(np.argsort(-values, kind="stable")[:count])
+            & set(np.argsort(-truth, kind="stable")[:count])
+        )
+        / count
+    )
 
 
 def compared(values: list[float], truth: list[float]) -> tuple[float, float]:
@@ -27,9 +33,14 @@ def resampled(values: list[float], truth: list[float]) -> np.ndarray:
 
     The draws are the same each time, so that differences between two fitnesses are of the same structures.
     """
-    draws = numpy_stream(0, "resampled structures").integers(len(truth), size=(RESAMPLES, len(truth)))
+    draws = numpy_stream(0, "resampled structures").integers(
+        len(truth), size=(RESAMPLES, len(truth))
+    )
     times = np.stack([np.bincount(own, minlength=len(truth)) for own in draws]).astype(float)
-    a, b = (np.greater.outer(own, own) - 1.0 * np.less.outer(own, own) for own in (np.array(values), np.array(truth)))
+    a, b = (
+        np.greater.outer(own, own) - 1.0 * np.less.outer(own, own)
+        for own in (np.array(values), np.array(truth))
+    )
 
     def summed(pairs: np.ndarray) -> np.ndarray:
         return np.einsum("rn,nm,rm->r", times, pairs, times, optimize=True)

@@ -68,8 +68,18 @@ ZEROED = Checkpoint(
     normalisation=HALF,
 )
 CHECKPOINTS = (
-    Checkpoint(file="akamaster/resnet20-12fca82f.th", model="resnet20", normalisation=IMAGENET, stated=81.03),
-    Checkpoint(file="akamaster/resnet56-4bfd9763.th", model="resnet56", normalisation=IMAGENET, stated=83.20),
+    Checkpoint(
+        file="akamaster/resnet20-12fca82f.th",
+        model="resnet20",
+        normalisation=IMAGENET,
+        stated=81.03,
+    ),
+    Checkpoint(
+        file="akamaster/resnet56-4bfd9763.th",
+        model="resnet56",
+        normalisation=IMAGENET,
+        stated=83.20,
+    ),
     Checkpoint(
         file="chenyaofo/cifar10_resnet20-4118986f.pt",
         model="resnet20",
@@ -90,8 +100,12 @@ CHECKPOINTS = (
         normalisation=CIFAR,
         stated=83.38,
     ),
-    Checkpoint(file="jpeg-adapted/resnet20-jpeg.pt", model="resnet20", normalisation=IMAGENET, stated=87.97),
-    Checkpoint(file="jpeg-adapted/resnet56-jpeg.pt", model="resnet56", normalisation=IMAGENET, stated=88.19),
+    Checkpoint(
+        file="jpeg-adapted/resnet20-jpeg.pt", model="resnet20", normalisation=IMAGENET, stated=87.97
+    ),
+    Checkpoint(
+        file="jpeg-adapted/resnet56-jpeg.pt", model="resnet56", normalisation=IMAGENET, stated=88.19
+    ),
     ZEROED,
 )
 
@@ -184,7 +198,9 @@ def without_unused(model: nn.Module, example: torch.Tensor) -> Shrunk:
 
 def accuracies(data: Path, images: torch.Tensor, labels: torch.Tensor) -> bool:
     """Prints one row per checkpoint; returns whether all accuracies are the stated ones to 0.05 points."""
-    say("| file | model | params | MACs | stated, % | found, % |\n| --- | --- | --- | --- | --- | --- |")
+    say(
+        "| file | model | params | MACs | stated, % | found, % |\n| --- | --- | --- | --- | --- | --- |"
+    )
     right = True
     for checkpoint in CHECKPOINTS:
         model, split = load(checkpoint, data), normalised(images, labels, checkpoint)
@@ -193,7 +209,9 @@ def accuracies(data: Path, images: torch.Tensor, labels: torch.Tensor) -> bool:
         stated = "-" if checkpoint.stated is None else f"{checkpoint.stated:.2f}"
         right = right and (checkpoint.stated is None or abs(found - checkpoint.stated) <= 0.05)
         model_name = " ".join([checkpoint.model, *checkpoint.options.values()])
-        say(f"| {checkpoint.file} | {model_name} | {params:,} | {macs:,} | {stated} | {found:.2f} |")
+        say(
+            f"| {checkpoint.file} | {model_name} | {params:,} | {macs:,} | {stated} | {found:.2f} |"
+        )
     return right
 
 
@@ -212,13 +230,19 @@ def removal(data: Path, images: torch.Tensor, labels: torch.Tensor) -> bool:
     say("\n| network | params | MACs | found, % |\n| --- | --- | --- | --- |")
     for name, network in (("as it is", model), ("without them", shrunk.model)):
         params, macs = sizes(network, split.images[:1])
-        say(f"| {name} | {params:,} | {macs:,} | {100 * score(network, split, batch_size=BATCH)['top1']:.2f} |")
+        say(
+            f"| {name} | {params:,} | {macs:,} | {100 * score(network, split, batch_size=BATCH)['top1']:.2f} |"
+        )
     part = split.images[::20].double()
     with torch.inference_mode():
         before, after = model.double()(part), shrunk.model.double()(part)
     largest = float((before - after).abs().max())
     say(f"\nLargest change of a logit over {len(part)} images, in double precision: {largest:.1e}")
-    return largest < 1e-9 and bool(shrunk.rows) and all(unused == last for *_, unused, last in shrunk.rows)
+    return (
+        largest < 1e-9
+        and bool(shrunk.rows)
+        and all(unused == last for *_, unused, last in shrunk.rows)
+    )
 
 
 def say(text: str) -> None:
@@ -229,12 +253,22 @@ def say(text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints both tables; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with images and weights")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder with images and weights"
+    )
     data: Path = parser.parse_args(arguments).data
-    missing = [path for path in (IMAGES, *(f"weights/{c.file}" for c in CHECKPOINTS)) if not (data / path).is_file()]
+    missing = [
+        path
+        for path in (IMAGES, *(f"weights/{c.file}" for c in CHECKPOINTS))
+        if not (data / path).is_file()
+    ]
     if missing:
-        sys.stderr.write(f"{data} does not hold all that this benchmark needs; missing: {', '.join(missing)}\n")
+        sys.stderr.write(
+            f"{data} does not hold all that this benchmark needs; missing: {', '.join(missing)}\n"
+        )
         return 2
     images, labels = read_images(data / IMAGES)
     right = accuracies(data, images, labels)

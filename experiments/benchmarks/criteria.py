@@ -104,10 +104,14 @@ class Loaded:
     def ranking(self, criterion: str) -> tuple[Ranking, float]:
         """Returns the ranking by a criterion, and the seconds that it took."""
         if criterion not in self._rankings:
-            order = torch.randperm(len(self.data.train), generator=torch_stream(0, "ranking images"))
+            order = torch.randperm(
+                len(self.data.train), generator=torch_stream(0, "ranking images")
+            )
             chosen = self.data.train.part(order[:256]).loaded()
             start = time.process_time()
-            ranking = rank_channels(self.model, self.graph, criterion, data=(chosen.images, chosen.labels))
+            ranking = rank_channels(
+                self.model, self.graph, criterion, data=(chosen.images, chosen.labels)
+            )
             self._rankings[criterion] = ranking, time.process_time() - start
         return self._rankings[criterion]
 
@@ -129,7 +133,9 @@ def common(bench: Bench, row: Row, *, tuned: bool) -> Row:
     torch.set_num_threads(1)
     it = loaded(bench)
     options = bench.config.space
-    space = it.graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
+    space = it.graph.space(
+        options.alpha, options.step, options.levels, options.divisor, options.lowest
+    )
     constraint = Budget(macs=(0.9 * row["macs"], row["macs"])).bind(space, it.graph.costs)
     draws = numpy_stream(row["seed"], "structures", row["number"])
     candidate = constraint.repair(space.sample(draws), draws)
@@ -143,30 +149,54 @@ def searched(bench: Bench, row: Row) -> Row:
     """Returns a row of the winner of a search."""
     torch.set_num_threads(1)
     it = loaded(bench)
-    folder = bench.runs / "-".join(str(row[key]) for key in ("name", "macs", "criterion", "repair", "seed"))
+    folder = bench.runs / "-".join(
+        str(row[key]) for key in ("name", "macs", "criterion", "repair", "seed")
+    )
     result = search(
         it.model,
         it.data,
         budget=Budget(macs=row["macs"]),
         n_trials=bench.trials,
         searcher="response_surface",
-        evaluator={"name": "adaptive_bn", "repair": row["repair"], "validation_images": 1000, **FULL},
+        evaluator={
+            "name": "adaptive_bn",
+            "repair": row["repair"],
+            "validation_images": 1000,
+            **FULL,
+        },
         criterion=row["criterion"],
         space=bench.config.space,
         seed=row["seed"],
         run_dir=folder,
     )
     fitness = result.best.fitness
-    return {**row, "fitness": fitness, **_scored(bench, it, result.model(), result.best.candidate, tuned=True)}
+    return {
+        **row,
+        "fitness": fitness,
+        **_scored(bench, it, result.model(), result.best.candidate, tuned=True),
+    }
 
 
-def _scored(bench: Bench, it: Loaded, network: Any, candidate: tuple[int, ...], *, tuned: bool) -> Row:  # noqa: ANN401
+def _scored(
+    bench: Bench,
+    it: Loaded,
+    network: Any,  # noqa: ANN401
+    candidate: tuple[int, ...],
+    *,
+    tuned: bool,
+) -> Row:
     """Returns accuracy before and after training, and what else is known of a network."""
     recipe = replace(bench.config.finetune, epochs=1, warmup_epochs=0.0)
     after = finetune(network, it.few, recipe, seed=0).after["top1"] if tuned else None
     macs = int(it.graph.costs.macs([candidate])[0])
     before = score(network, it.data.test)["top1"]
-    return {"candidate": list(candidate), "cost": macs, "full": it.full, "before": before, "after": after}
+    return {
+        "candidate": list(candidate),
+        "cost": macs,
+        "full": it.full,
+        "before": before,
+        "after": after,
+    }
 
 
 def table(rows: list[Row]) -> str:
@@ -174,10 +204,18 @@ def table(rows: list[Row]) -> str:
     lines: list[str] = []
     for name, macs in dict.fromkeys((row["name"], row["macs"]) for row in rows):
         mine = [row for row in rows if (row["name"], row["macs"]) == (name, macs)]
-        lines += ["", f"**{name}**, {macs:.0%} of the MACs, full network {100 * mine[0]['full']:.1f} %", ""]
-        lines += ["| criterion | repair | before | after | tau | winner before | winner after | seconds |"]
+        lines += [
+            "",
+            f"**{name}**, {macs:.0%} of the MACs, full network {100 * mine[0]['full']:.1f} %",
+            "",
+        ]
+        lines += [
+            "| criterion | repair | before | after | tau | winner before | winner after | seconds |"
+        ]
         lines += ["|---|---|---|---|---|---|---|---|"]
-        kinds: dict[tuple[str, str], dict[str, list[Row]]] = defaultdict(lambda: {"common": [], "search": []})
+        kinds: dict[tuple[str, str], dict[str, list[Row]]] = defaultdict(
+            lambda: {"common": [], "search": []}
+        )
         for row in mine:
             kinds[row["criterion"], row["repair"]][row["kind"]].append(row)
         order = sorted(kinds, key=lambda key: (REPAIRS.index(key[1]), list(CRITERIA).index(key[0])))
@@ -190,7 +228,10 @@ def _cells(common: list[Row], search: list[Row]) -> list[str]:
     tuned = [row for row in common if row["after"] is not None]
     columns = [[row["before"] for row in common], [row["after"] for row in tuned]]
     winners = [[row["before"] for row in search], [row["after"] for row in search]]
-    texts = [cell([100 * value for value in values], 1) if values else "" for values in (*columns, *winners)]
+    texts = [
+        cell([100 * value for value in values], 1) if values else ""
+        for values in (*columns, *winners)
+    ]
     tau = ""
     if len(tuned) > 2:
         tau = f"{kendalltau([row['before'] for row in tuned], [row['after'] for row in tuned]).statistic:.2f}"
@@ -204,13 +245,19 @@ def _wanted(arguments: argparse.Namespace) -> list[tuple[Row, bool]]:
     for macs in arguments.macs:
         for criterion in arguments.criteria:
             for repair in arguments.repairs:
-                both = {"name": arguments.name, "macs": macs, "criterion": criterion, "repair": repair}
+                both = {
+                    "name": arguments.name,
+                    "macs": macs,
+                    "criterion": criterion,
+                    "repair": repair,
+                }
                 for number in range(arguments.structures):
                     row = {**both, "kind": "common", "seed": 0, "number": number}
                     wanted.append((row, number < arguments.tuned))
                 if arguments.searches:
                     wanted += [
-                        ({**both, "kind": "search", "seed": seed, "number": 0}, True) for seed in arguments.seeds
+                        ({**both, "kind": "search", "seed": seed, "number": 0}, True)
+                        for seed in arguments.seeds
                     ]
     return wanted
 
@@ -233,7 +280,10 @@ def measure(arguments: argparse.Namespace) -> None:
 
     def keep(row: Row) -> None:
         rows[_key(row)] = row
-        known = {"machine": f"{processors()}, one thread; {versions('torch')}", "rows": list(rows.values())}
+        known = {
+            "machine": f"{processors()}, one thread; {versions('torch')}",
+            "rows": list(rows.values()),
+        }
         replace_file(arguments.results, lambda path: path.write_text(json.dumps(known) + "\n"))
 
     pieces = {}
@@ -254,15 +304,21 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 def main() -> None:
     """Measures what is missing and prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--name", help="of the network, in the tables")
     parser.add_argument("--config", default="experiments/digits/config.toml")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="of the config"
+    )
     parser.add_argument("--criteria", nargs="+", default=["l1", "reader_l2"], choices=CRITERIA)
     parser.add_argument("--repairs", nargs="+", default=["none", "one_shot"], choices=REPAIRS)
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5, 0.3])
     parser.add_argument("--structures", type=int, default=20)
-    parser.add_argument("--tuned", type=int, default=0, help="how many of the structures are trained")
+    parser.add_argument(
+        "--tuned", type=int, default=0, help="how many of the structures are trained"
+    )
     parser.add_argument("--searches", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of searches")
     parser.add_argument("--trials", type=at_least_one, default=100)
@@ -271,7 +327,9 @@ def main() -> None:
     parser.add_argument("--workers", type=at_least_one, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/bench-criteria"))
     parser.add_argument("--results", type=Path, default=HERE / "criteria.json")
-    parser.add_argument("--redraw", action="store_true", help="only print the tables of the results that are there")
+    parser.add_argument(
+        "--redraw", action="store_true", help="only print the tables of the results that are there"
+    )
     arguments = parser.parse_args()
     try:
         if not arguments.redraw:

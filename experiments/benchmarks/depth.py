@@ -55,8 +55,12 @@ def measured(folder: Path, command: str) -> tuple[int, float, float]:
 
 def main() -> int:
     """Measures and prints; returns the exit status."""
-    parser = argparse.ArgumentParser(description="What every command takes with networks of very many layers.")
-    parser.add_argument("--layers", type=int, nargs="+", default=[500, 2000], help="convolutions of the networks")
+    parser = argparse.ArgumentParser(
+        description="What every command takes with networks of very many layers."
+    )
+    parser.add_argument(
+        "--layers", type=int, nargs="+", default=[500, 2000], help="convolutions of the networks"
+    )
     layers = parser.parse_args().layers
     sys.stdout.write(f"{processors()}, {versions('torch')}; processor seconds (memory, GB)\n\n")
     cells = {command: [] for command in COMMANDS}
@@ -68,7 +72,9 @@ def main() -> int:
             for command in COMMANDS:
                 status, seconds, memory = measured(Path(name), command)
                 failed = failed or status != 0
-                cells[command].append(f"{seconds:.0f} ({memory:.1f})" if status == 0 else f"exit status {status}")
+                cells[command].append(
+                    f"{seconds:.0f} ({memory:.1f})" if status == 0 else f"exit status {status}"
+                )
                 sys.stderr.write(f"{count} layers, {command}: {cells[command][-1]}\n")
     rows = [["command", *(f"{count} layers" for count in layers)], ["---"] * (len(layers) + 1)]
     rows += [[f"`{command}`", *found] for command, found in cells.items()]

@@ -35,7 +35,16 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 import torchvision
 from torch import nn
 
-from abcsearch import AdaptiveBN, AdaptiveBNOptions, Data, Recipe, rank_channels, slice_model, trace_channels, train
+from abcsearch import (
+    AdaptiveBN,
+    AdaptiveBNOptions,
+    Data,
+    Recipe,
+    rank_channels,
+    slice_model,
+    trace_channels,
+    train,
+)
 from abcsearch.channels.graph import ChannelGraph
 from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.channels.orders import Ranking
@@ -92,7 +101,9 @@ class Bench:
 def images(count: int, size: int, classes: int = 10) -> Split:
     """Returns random images: times do not depend on what they show."""
     generator = torch.Generator().manual_seed(count)
-    return Split(torch.randn(count, 3, size, size, generator=generator), torch.arange(count) % classes)
+    return Split(
+        torch.randn(count, 3, size, size, generator=generator), torch.arange(count) % classes
+    )
 
 
 def prepare(name: str, device: str, precision: str = "float32") -> Bench:
@@ -122,7 +133,9 @@ def bare_evaluation(bench: Bench) -> Callable[[], object]:
     network = slice_model(bench.model, bench.graph, bench.candidate, bench.ranking).to(bench.device)
     network.to(memory_format=torch.channels_last)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    calibration, validation = (split.to(bench.device).images for split in (bench.data.train, bench.data.validation))
+    calibration, validation = (
+        split.to(bench.device).images for split in (bench.data.train, bench.data.validation)
+    )
 
     def run() -> None:
         with torch.inference_mode(), computing(bench.device):
@@ -140,9 +153,15 @@ def bare_evaluation(bench: Bench) -> Callable[[], object]:
 
 def bare_training(bench: Bench, split: Split) -> Callable[[], object]:
     """Returns a hand-written epoch of training: SGD over the images in random order."""
-    network = slice_model(bench.model, bench.graph, bench.candidate, bench.ranking).to(bench.device).train()
+    network = (
+        slice_model(bench.model, bench.graph, bench.candidate, bench.ranking)
+        .to(bench.device)
+        .train()
+    )
     network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
     pictures, labels = split.to(bench.device).images, split.labels.to(bench.device)
 
     def run() -> None:
@@ -159,7 +178,9 @@ def bare_training(bench: Bench, split: Split) -> Callable[[], object]:
 def our_training(bench: Bench, split: Split) -> Callable[[], object]:
     """Returns one epoch of the training loop over the same network and images."""
     network = slice_model(bench.model, bench.graph, bench.candidate, bench.ranking).to(bench.device)
-    recipe = Recipe(epochs=1, batch_size=bench.case.batch, lr=0.01, precision=bench.evaluator.options.precision)
+    recipe = Recipe(
+        epochs=1, batch_size=bench.case.batch, lr=0.01, precision=bench.evaluator.options.precision
+    )
     placed = split.to(bench.device)
     return lambda: train(network, placed, recipe)
 
@@ -176,17 +197,26 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return clock() - start
 
 
-def compared(ours: Callable[[], object], bare: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
+def compared(
+    ours: Callable[[], object], bare: Callable[[], object], repeats: int, device: torch.device
+) -> list[float]:
     """Returns median seconds of ours and of the bare loop, and the median ratio, over turns."""
     for work in (ours, bare):
         work()  # once for caches and code paths
     times = [(timed(ours, device), timed(bare, device)) for _ in range(repeats)]
-    return [*(statistics.median(own) for own in zip(*times, strict=True)), statistics.median(a / b for a, b in times)]
+    return [
+        *(statistics.median(own) for own in zip(*times, strict=True)),
+        statistics.median(a / b for a, b in times),
+    ]
 
 
 def resident() -> float:
     """Returns the memory of this process in MB."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return (
+        int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        * os.sysconf("SC_PAGE_SIZE")
+        / 1e6
+    )
 
 
 def peak(work: Callable[[], object], device: torch.device) -> float:
@@ -216,7 +246,9 @@ def growth(bench: Bench, count: int) -> float:
     """Returns the memory in MB by which the process has grown between a tenth of many evaluations and the end."""
     space = bench.graph.space()
     draws = np.random.default_rng(0)
-    used = (lambda: torch.cuda.memory_allocated() / 1e6) if bench.device.type == "cuda" else resident
+    used = (
+        (lambda: torch.cuda.memory_allocated() / 1e6) if bench.device.type == "cuda" else resident
+    )
     before = 0.0
     for number in range(count):
         bench.evaluator(space.sample(draws), number)
@@ -242,7 +274,9 @@ def _work(count: int) -> None:
 def throughput(name: str, device: str, precision: str, workers: int, each: int = 4) -> float:
     """Returns evaluations per second of several processes on one device, start-up not counted."""
     given = (name, device, precision)
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=given) as pool:
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=_start, initargs=given
+    ) as pool:
         list(pool.map(_work, [1] * 4 * workers))  # all of them are up
         start = time.perf_counter()
         list(pool.map(_work, [1] * each * workers))
@@ -257,13 +291,21 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def main() -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--workers", type=int, nargs="*", default=None, help="default 1 2, on CUDA 1 2 4 8 16")
-    parser.add_argument("--evaluations", type=int, default=500, help="for what is left after them; 0 leaves it out")
-    parser.add_argument("--precision", default="float32", help="of AdaptiveBN and train; bare loops stay in float32")
+    parser.add_argument(
+        "--workers", type=int, nargs="*", default=None, help="default 1 2, on CUDA 1 2 4 8 16"
+    )
+    parser.add_argument(
+        "--evaluations", type=int, default=500, help="for what is left after them; 0 leaves it out"
+    )
+    parser.add_argument(
+        "--precision", default="float32", help="of AdaptiveBN and train; bare loops stay in float32"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = find_device(arguments.device)
@@ -275,24 +317,57 @@ def main() -> None:
         evaluation, bare = (lambda b=bench: b.evaluator(b.candidate, 0)), bare_evaluation(bench)
         memory = [peak(work, device) for work in (bare, evaluation)]
         a = compared(evaluation, bare, arguments.repeats, device)
-        b = compared(our_training(bench, split), bare_training(bench, split), arguments.repeats, device)
-        numbers = [f"{a[1]:.2f}", f"{a[0]:.2f}", f"{a[2]:.2f}", f"{b[1]:.2f}", f"{b[0]:.2f}", f"{b[2]:.2f}"]
-        speed.append([name, "/".join(map(str, bench.case.images)), *numbers, *(f"{m:.0f}" for m in memory)])
-    header = ["network", "images", "bare passes, s", "AdaptiveBN, s", "ratio", "bare epoch, s", "train, s", "ratio"]
+        b = compared(
+            our_training(bench, split), bare_training(bench, split), arguments.repeats, device
+        )
+        numbers = [
+            f"{a[1]:.2f}",
+            f"{a[0]:.2f}",
+            f"{a[2]:.2f}",
+            f"{b[1]:.2f}",
+            f"{b[0]:.2f}",
+            f"{b[2]:.2f}",
+        ]
+        speed.append(
+            [name, "/".join(map(str, bench.case.images)), *numbers, *(f"{m:.0f}" for m in memory)]
+        )
+    header = [
+        "network",
+        "images",
+        "bare passes, s",
+        "AdaptiveBN, s",
+        "ratio",
+        "bare epoch, s",
+        "train, s",
+        "ratio",
+    ]
     parts = [table([*header, "bare peak, MB", "AdaptiveBN peak, MB"], speed)]
     if arguments.evaluations:
         grown = growth(prepare_small(arguments.device, arguments.precision), arguments.evaluations)
-        parts.append(f"Memory after {arguments.evaluations} evaluations against a tenth of them: {grown:+.1f} MB.")
+        parts.append(
+            f"Memory after {arguments.evaluations} evaluations against a tenth of them: {grown:+.1f} MB."
+        )
     counts = (
-        arguments.workers if arguments.workers is not None else ([1, 2, 4, 8, 16] if device.type == "cuda" else [1, 2])
+        arguments.workers
+        if arguments.workers is not None
+        else ([1, 2, 4, 8, 16] if device.type == "cuda" else [1, 2])
     )
     name = arguments.networks[0]
     if counts:
-        rates = {count: throughput(name, arguments.device, arguments.precision, count) for count in counts}
-        rows = [[str(c), f"{rate:.2f}", f"{rate / rates[counts[0]]:.2f}"] for c, rate in rates.items()]
-        parts.append(table([f"workers ({name})", "evaluations per second", "against the first"], rows))
+        rates = {
+            count: throughput(name, arguments.device, arguments.precision, count)
+            for count in counts
+        }
+        rows = [
+            [str(c), f"{rate:.2f}", f"{rate / rates[counts[0]]:.2f}"] for c, rate in rates.items()
+        ]
+        parts.append(
+            table([f"workers ({name})", "evaluations per second", "against the first"], rows)
+        )
     what = (
-        torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, {os.cpu_count()} cores"
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.machine()} CPU, {os.cpu_count()} cores"
     )
     parts.append(f"{what}; Python {platform.python_version()}, {versions('torch')}.")
     sys.stdout.write("\n\n".join(parts) + "\n")

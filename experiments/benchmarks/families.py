@@ -17,10 +17,28 @@ def _timm(names: str) -> list[str]:
 
 FAMILIES: dict[str, list[str]] = {
     "AlexNet, VGG": [
-        *("alexnet", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),
+        *(
+            "alexnet",
+            "vgg11",
+            "vgg11_bn",
+            "vgg13",
+            "vgg13_bn",
+            "vgg16",
+            "vgg16_bn",
+            "vgg19",
+            "vgg19_bn",
+        ),
     ],
     "ResNet": [
-        *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
+        *(
+            "resnet18",
+            "resnet34",
+            "resnet50",
+            "resnet101",
+            "resnet152",
+            "wide_resnet50_2",
+            "wide_resnet101_2",
+        ),
         *_timm("resnet18 resnet26d resnet50d resnetv2_50 resnetblur50 wide_resnet50_2 tresnet_m"),
     ],
     "ResNeXt": [
@@ -33,8 +51,22 @@ FAMILIES: dict[str, list[str]] = {
     "ResNeSt": _timm("resnest14d resnest50d"),
     "Res2Net": _timm("res2net50_26w_4s res2net50d res2next50"),
     "RegNet": [
-        *("regnet_x_400mf", "regnet_x_800mf", "regnet_x_1_6gf", "regnet_x_3_2gf", "regnet_x_8gf", "regnet_x_16gf"),
-        *("regnet_x_32gf", "regnet_y_400mf", "regnet_y_800mf", "regnet_y_1_6gf", "regnet_y_3_2gf", "regnet_y_8gf"),
+        *(
+            "regnet_x_400mf",
+            "regnet_x_800mf",
+            "regnet_x_1_6gf",
+            "regnet_x_3_2gf",
+            "regnet_x_8gf",
+            "regnet_x_16gf",
+        ),
+        *(
+            "regnet_x_32gf",
+            "regnet_y_400mf",
+            "regnet_y_800mf",
+            "regnet_y_1_6gf",
+            "regnet_y_3_2gf",
+            "regnet_y_8gf",
+        ),
         *("regnet_y_16gf", "regnet_y_32gf", "regnet_y_128gf"),
         *_timm("regnetx_004 regnety_004 regnetz_b16 gernet_s"),
     ],
@@ -52,19 +84,32 @@ FAMILIES: dict[str, list[str]] = {
     ],
     "Xception": _timm("xception41 xception65 legacy_xception"),
     "SqueezeNet": ["squeezenet1_0", "squeezenet1_1"],
-    "ShuffleNetV2": ["shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"],
+    "ShuffleNetV2": [
+        "shufflenet_v2_x0_5",
+        "shufflenet_v2_x1_0",
+        "shufflenet_v2_x1_5",
+        "shufflenet_v2_x2_0",
+    ],
     "MobileNetV2": ["mobilenet_v2", *_timm("mobilenetv2_100 mobilenetv2_050")],
     "MobileNetV3": [
         *("mobilenet_v3_large", "mobilenet_v3_small"),
         *_timm("mobilenetv3_large_100 mobilenetv3_small_050"),
     ],
-    "MobileNetV4": _timm("mobilenetv4_conv_small mobilenetv4_conv_medium mobilenetv4_hybrid_medium"),
+    "MobileNetV4": _timm(
+        "mobilenetv4_conv_small mobilenetv4_conv_medium mobilenetv4_hybrid_medium"
+    ),
     "MNASNet": [
         *("mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3"),
         *_timm("mnasnet_100 semnasnet_075 spnasnet_100 fbnetc_100 hardcorenas_a"),
     ],
     "EfficientNet": [
-        *("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4"),
+        *(
+            "efficientnet_b0",
+            "efficientnet_b1",
+            "efficientnet_b2",
+            "efficientnet_b3",
+            "efficientnet_b4",
+        ),
         *("efficientnet_b5", "efficientnet_b6", "efficientnet_b7"),
         *("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l"),
         *_timm("efficientnet_b0 efficientnetv2_rw_t efficientnet_lite0 tinynet_e"),
@@ -80,7 +125,9 @@ FAMILIES: dict[str, list[str]] = {
     "NFNet": _timm("nfnet_l0 eca_nfnet_l0 nf_resnet50 nf_regnet_b0"),
     "ConvNeXt": [
         *("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
-        *_timm("convnext_atto convnextv2_atto inception_next_tiny convmixer_768_32 poolformer_s12 edgenext_xx_small"),
+        *_timm(
+            "convnext_atto convnextv2_atto inception_next_tiny convmixer_768_32 poolformer_s12 edgenext_xx_small"
+        ),
     ],
     "ViT": ["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"],
     "Swin": ["swin_t", "swin_s", "swin_b", "swin_v2_t", "swin_v2_s", "swin_v2_b"],

@@ -62,12 +62,21 @@ SCORED: dict[str, tuple[str, dict[str, Any]]] = {
     "AdaptiveBN, 128 images": ("adaptive_bn", {"calibration_images": 128, "batch_size": 128}),
     "AdaptiveBN, 512 images": ("adaptive_bn", {"calibration_images": 512, "batch_size": 128}),
     "AdaptiveBN, 1024 images": ("adaptive_bn", {"calibration_images": 1024, "batch_size": 128}),
-    "AdaptiveBN, 1024 images, batch 32": ("adaptive_bn", {"calibration_images": 1024, "batch_size": 32}),
+    "AdaptiveBN, 1024 images, batch 32": (
+        "adaptive_bn",
+        {"calibration_images": 1024, "batch_size": 32},
+    ),
     "short training, 20 steps": ("short_training", {"steps": 20, "batch_size": 64}),
     "short training, 1 epoch": ("short_training", {"epochs": 1, "batch_size": 64}),
     "short training, 2 epochs": ("short_training", {"epochs": 2, "batch_size": 64}),
-    "short training, 2 epochs, lr 0.005": ("short_training", {"epochs": 2, "batch_size": 64, "lr": 0.005}),
-    "short training, 2 epochs, lr 0.05": ("short_training", {"epochs": 2, "batch_size": 64, "lr": 0.05}),
+    "short training, 2 epochs, lr 0.005": (
+        "short_training",
+        {"epochs": 2, "batch_size": 64, "lr": 0.005},
+    ),
+    "short training, 2 epochs, lr 0.05": (
+        "short_training",
+        {"epochs": 2, "batch_size": 64, "lr": 0.05},
+    ),
     "short training, 4 epochs": ("short_training", {"epochs": 4, "batch_size": 64}),
 }
 
@@ -110,14 +119,21 @@ class Bench:
         elif config.pretrain is not None:
             train(self.model, self.data.train, config.pretrain, seed=part.seed, stream="pretrain")
         self.model.eval()
-        order = torch.randperm(len(self.data.train), generator=torch_stream(part.seed, "ranking images"))
+        order = torch.randperm(
+            len(self.data.train), generator=torch_stream(part.seed, "ranking images")
+        )
         chosen = self.data.train.part(order[:256]).loaded()
-        ranking = rank_channels(self.model, graph, part.criterion, data=(chosen.images, chosen.labels), seed=part.seed)
+        ranking = rank_channels(
+            self.model, graph, part.criterion, data=(chosen.images, chosen.labels), seed=part.seed
+        )
         self.costs = graph.costs
         source = Sliced(self.model, graph, ranking)
         self.builder = AdaptiveBN(source, self.data, AdaptiveBNOptions(calibration_images=1024))
         # neg_kl as the metric: the others come with it.
-        common = {"metric": "neg_kl", "precision": config.evaluator.options.get("precision", "float32")}
+        common = {
+            "metric": "neg_kl",
+            "precision": config.evaluator.options.get("precision", "float32"),
+        }
         self.evaluators = {
             name: make_evaluator(SCORED[name][0], source, self.data, **common, **SCORED[name][1])
             for name in part.scored
@@ -144,7 +160,9 @@ def structures(part: Part, graph: Any) -> list[tuple[int, ...]]:  # noqa: ANN401
         ConfigError: if the network has too few of them.
     """
     options = part.config.space
-    space = graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
+    space = graph.space(
+        options.alpha, options.step, options.levels, options.divisor, options.lowest
+    )
     constraint = Budget(macs=part.macs).bind(space, graph.costs)
     draws = numpy_stream(part.seed, "structures")
     found: dict[tuple[int, ...], None] = {}
@@ -161,15 +179,22 @@ def measured(part: Part, number: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     own = bench(part)
     candidate = own.candidates[number]
-    found: dict[str, Any] = {"full": own.full, "macs": int(own.costs.macs([candidate])[0]), "fitness": {}}
+    found: dict[str, Any] = {
+        "full": own.full,
+        "macs": int(own.costs.macs([candidate])[0]),
+        "fitness": {},
+    }
     for name, evaluate in own.evaluators.items():
         start = time.process_time()
         metrics = evaluate(candidate, number).metrics
         found["fitness"][name] = {"metrics": dict(metrics), "seconds": time.process_time() - start}
     found["truth"] = [
-        finetune(own.builder.build(candidate), own.data, own.config.finetune, seed=part.seed + 1000 * turn).after[
-            "top1"
-        ]
+        finetune(
+            own.builder.build(candidate),
+            own.data,
+            own.config.finetune,
+            seed=part.seed + 1000 * turn,
+        ).after["top1"]
         for turn in range(part.turns)
     ]
     return found
@@ -214,32 +239,57 @@ def _read(file: Path) -> Any:  # noqa: ANN401 - whatever it holds
 def _machine(seeds: list[int]) -> str:
     """Returns what it was measured with."""
     made_with = f"Python {platform.python_version()}, {versions('torch')}"
-    return f"Seeds {', '.join(map(str, seeds))}; {processors()}, one thread per process; {made_with}"
+    return (
+        f"Seeds {', '.join(map(str, seeds))}; {processors()}, one thread per process; {made_with}"
+    )
 
 
 def main() -> None:
     """Makes what is missing, writes the results and prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="experiments/digits/config.toml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--criterion-seeds", type=int, default=2, help="how many of the seeds criteria get besides l1")
+    parser.add_argument(
+        "--criterion-seeds",
+        type=int,
+        default=2,
+        help="how many of the seeds criteria get besides l1",
+    )
     parser.add_argument("--structures", type=at_least_one, default=40)
-    parser.add_argument("--macs", type=float, nargs=2, default=[0.05, 0.4], help="lowest and highest share")
-    parser.add_argument("--turns", type=at_least_one, default=2, help="how often each structure is fine-tuned")
-    parser.add_argument("--fitness", nargs="+", choices=SCORED, default=list(SCORED), metavar="NAME")
+    parser.add_argument(
+        "--macs", type=float, nargs=2, default=[0.05, 0.4], help="lowest and highest share"
+    )
+    parser.add_argument(
+        "--turns", type=at_least_one, default=2, help="how often each structure is fine-tuned"
+    )
+    parser.add_argument(
+        "--fitness", nargs="+", choices=SCORED, default=list(SCORED), metavar="NAME"
+    )
     parser.add_argument("--criteria", nargs="*", default=list(CRITERIA), help="besides l1")
     parser.add_argument("--workers", type=at_least_one, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/bench-fitness"))
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config")
-    parser.add_argument("--results", type=Path, help="file of results; default: results.json in --runs")
-    parser.add_argument("--redraw", action="store_true", help="only print the tables of the results that are there")
-    parser.add_argument("--truth", type=Path, help="other results, whose fine-tuning is taken for the truth")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="of the config"
+    )
+    parser.add_argument(
+        "--results", type=Path, help="file of results; default: results.json in --runs"
+    )
+    parser.add_argument(
+        "--redraw", action="store_true", help="only print the tables of the results that are there"
+    )
+    parser.add_argument(
+        "--truth", type=Path, help="other results, whose fine-tuning is taken for the truth"
+    )
     arguments = parser.parse_args()
     file = arguments.results or arguments.runs / "results.json"
     if file.is_dir():
         parser.error(f"--results is a file, found the folder {file}")
     try:
-        truth = None if arguments.truth is None else results(arguments.truth)  # what is wrong with it is said first
+        truth = (
+            None if arguments.truth is None else results(arguments.truth)
+        )  # what is wrong with it is said first
         if not arguments.redraw:
             criteria = measure(arguments)
             found = {"machine": _machine(arguments.seeds), "criteria": criteria}
@@ -276,16 +326,27 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         AbcSearchError: if an argument or a file is wrong.
     """
     config = read_config(arguments.config, arguments.set)
-    Budget(macs=tuple(arguments.macs))  # says what is wrong with it before a base network is trained
+    Budget(
+        macs=tuple(arguments.macs)
+    )  # says what is wrong with it before a base network is trained
     for name in arguments.criteria:
         if name not in KNOWN_CRITERIA:
             raise ConfigError(unknown_name("criterion", name, KNOWN_CRITERIA))
-    scored = list(dict.fromkeys([SCREEN, *arguments.fitness]))  # the first one is what criteria are compared by
+    scored = list(
+        dict.fromkeys([SCREEN, *arguments.fitness])
+    )  # the first one is what criteria are compared by
     settings = arguments.runs / "settings.json"
-    now = {"config": to_plain(config), "fitness": scored, "macs": arguments.macs, "turns": arguments.turns}
+    now = {
+        "config": to_plain(config),
+        "fitness": scored,
+        "macs": arguments.macs,
+        "turns": arguments.turns,
+    }
     before = _read(settings) if settings.exists() else now
     if others := differences(before, now):
-        sys.exit(f"{arguments.runs} holds other measurements: {'; '.join(others)}; give another --runs")
+        sys.exit(
+            f"{arguments.runs} holds other measurements: {'; '.join(others)}; give another --runs"
+        )
     replace_file(settings, lambda path: path.write_text(json.dumps(now)))
     names = list(dict.fromkeys(["l1", *arguments.criteria]))
     parts = [
@@ -302,7 +363,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         for seed in arguments.seeds[: None if criterion == "l1" else arguments.criterion_seeds]
     ]
     files = {
-        part: [arguments.runs / f"{part.seed}-{part.criterion}-{n}.json" for n in range(part.structures)]
+        part: [
+            arguments.runs / f"{part.seed}-{part.criterion}-{n}.json"
+            for n in range(part.structures)
+        ]
         for part in parts
     }
     pieces = {
@@ -312,7 +376,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         if not file.exists()
     }
     side_by_side(pieces, arguments.workers)
-    return {name: [gathered(own) for part, own in files.items() if part.criterion == name] for name in names}
+    return {
+        name: [gathered(own) for part, own in files.items() if part.criterion == name]
+        for name in names
+    }
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from experiments.benchmarks.agreement import compared, interval, resampled
 from experiments.tables import cell
 
 METRICS = ("top1", "neg_loss", "neg_kl")
-SCREEN = "AdaptiveBN, 1024 images"  # what criteria are compared by, and the first stage of the cascade
+SCREEN = (
+    "AdaptiveBN, 1024 images"  # what criteria are compared by, and the first stage of the cascade
+)
 # Its second stage: the first of these that was scored.
 TRAINED = ("short training, 2 epochs", "short training, 1 epoch")
 DEFAULT = "AdaptiveBN, 512 images: top1"  # what a search takes for fitness unless told otherwise
@@ -25,7 +27,9 @@ DEFAULT = "AdaptiveBN, 512 images: top1"  # what a search takes for fitness unle
 
 def add_cascade(found: dict[str, Any], fraction: float = 0.2) -> None:
     """Adds the cascade: the first stage for all, the second for the best fraction; unless a stage is missing."""
-    stages = [name for name in (SCREEN, *TRAINED) if f"{name}: {METRICS[0]}" in found["fitness"]][:2]
+    stages = [name for name in (SCREEN, *TRAINED) if f"{name}: {METRICS[0]}" in found["fitness"]][
+        :2
+    ]
     if len(stages) < 2 or stages[0] != SCREEN:
         return
     for metric in METRICS:
@@ -35,9 +39,13 @@ def add_cascade(found: dict[str, Any], fraction: float = 0.2) -> None:
         cheaply = {n: cheap(Evaluation(fitness=value)) for n, value in enumerate(first)}
         best = cascade.promoted([], cheaply)
         values = [
-            trained(cheaply[n], Evaluation(fitness=second[n])).fitness if n in best else v for n, v in enumerate(first)
+            trained(cheaply[n], Evaluation(fitness=second[n])).fitness if n in best else v
+            for n, v in enumerate(first)
         ]
-        found["fitness"][f"cascade to {stages[1]}, best {fraction:.0%}: {metric}"] = (values, cost + fraction * more)
+        found["fitness"][f"cascade to {stages[1]}, best {fraction:.0%}: {metric}"] = (
+            values,
+            cost + fraction * more,
+        )
 
 
 def report(found: dict[str, Any]) -> str:
@@ -52,7 +60,10 @@ def report(found: dict[str, Any]) -> str:
         lines += ["", *_criteria(criteria)]
     truth = np.array(truths)
     full, count = cell([100 * one["full"] for one in ours]), truth.shape[1]
-    lines += ["", f"Full network: {full} %; {count} structures, fine-tuned {100 * truth.min():.1f} to"]
+    lines += [
+        "",
+        f"Full network: {full} %; {count} structures, fine-tuned {100 * truth.min():.1f} to",
+    ]
     lines[-1] += f" {100 * truth.max():.1f} %. {found['machine']}."
     return "\n".join(lines)
 
@@ -63,7 +74,11 @@ def _fitness(ours: list[dict[str, Any]], truths: list[list[float]]) -> list[list
     for name in ours[0]["fitness"]:
         own, seconds = zip(*(one["fitness"][name] for one in ours), strict=True)
         values[name] = list(own), f"{statistics.mean(seconds):.3f}".replace("nan", "")
-    drawn = {name: resampled(own[0], truths[0]) for name, (own, _) in values.items()} if len(ours) == 1 else {}
+    drawn = (
+        {name: resampled(own[0], truths[0]) for name, (own, _) in values.items()}
+        if len(ours) == 1
+        else {}
+    )
     differ = [] if DEFAULT not in drawn else ["- that of the default"]
     head = ["fitness", "Kendall's tau", *differ, "top-5 recall", "chosen, %", "s per structure"]
     lines = [head, ["---"] * len(head)]
@@ -74,12 +89,22 @@ def _fitness(ours: list[dict[str, Any]], truths: list[list[float]]) -> list[list
             cells[1] += f" ({interval(drawn[name])})"
         if differ:
             less = both[0][0] - compared(values[DEFAULT][0][0], truths[0])[0]
-            cells.append("" if name == DEFAULT else f"{less:+.2f} ({interval(drawn[name] - drawn[DEFAULT], '+')})")
+            cells.append(
+                ""
+                if name == DEFAULT
+                else f"{less:+.2f} ({interval(drawn[name] - drawn[DEFAULT], '+')})"
+            )
         chosen = [100 * truth[int(np.argmax(one))] for one, truth in zip(own, truths, strict=True)]
         lines.append([*cells, cell([recalled for _, recalled in both]), cell(chosen), seconds])
     if len(ours[0]["truth"][0]) > 1:
         again = [kendalltau(*np.transpose(one["truth"])[:2]).statistic for one in ours]
-        lines.append(["fine-tuning against fine-tuning with another seed", cell(again), *([""] * (len(head) - 2))])
+        lines.append(
+            [
+                "fine-tuning against fine-tuning with another seed",
+                cell(again),
+                *([""] * (len(head) - 2)),
+            ]
+        )
     return lines
 
 
@@ -99,15 +124,21 @@ def judged_by(found: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         if own["macs"][:count] != given["macs"]:
             msg = f"--truth: the {count} structures there are not the first of those in --results"
             raise ConfigError(msg)
-        fitness = {name: (values[:count], seconds) for name, (values, seconds) in own["fitness"].items()}
+        fitness = {
+            name: (values[:count], seconds) for name, (values, seconds) in own["fitness"].items()
+        }
         mean = np.mean(own["truth"][:count], axis=1).tolist()
-        judged.append({**given, "fitness": {**fitness, "fine-tuning as in --results": (mean, math.nan)}})
+        judged.append(
+            {**given, "fitness": {**fitness, "fine-tuning as in --results": (mean, math.nan)}}
+        )
     return {"machine": found["machine"], "criteria": {"l1": judged}}
 
 
 def _criteria(criteria: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Returns the table of criteria, line by line."""
-    lines = ["| criterion | tau of AdaptiveBN: top1 | tau of AdaptiveBN: neg_loss | fine-tuned, % | best, % |"]
+    lines = [
+        "| criterion | tau of AdaptiveBN: top1 | tau of AdaptiveBN: neg_loss | fine-tuned, % | best, % |"
+    ]
     lines.append("| --- | --- | --- | --- | --- |")
     for criterion, own in criteria.items():
         true = [np.mean(one["truth"], axis=1) for one in own]
@@ -120,6 +151,9 @@ def _criteria(criteria: dict[str, list[dict[str, Any]]]) -> list[str]:
             )
             for metric in ("top1", "neg_loss")
         ]
-        means, bests = cell([100 * float(t.mean()) for t in true]), cell([100 * float(t.max()) for t in true])
+        means, bests = (
+            cell([100 * float(t.mean()) for t in true]),
+            cell([100 * float(t.max()) for t in true]),
+        )
         lines.append(f"| {criterion} | {taus[0]} | {taus[1]} | {means} | {bests} |")
     return lines

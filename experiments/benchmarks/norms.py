@@ -43,7 +43,9 @@ class ConvBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.depthwise, self.norm = nn.Conv2d(width, width, 3, padding=1, groups=width), Last(width)
-        self.mlp = nn.Sequential(nn.Conv2d(width, 3 * width, 1), nn.GELU(), nn.Conv2d(3 * width, width, 1))
+        self.mlp = nn.Sequential(
+            nn.Conv2d(width, 3 * width, 1), nn.GELU(), nn.Conv2d(3 * width, width, 1)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Takes (batch, width, height, width)."""
@@ -52,9 +54,26 @@ class ConvBlock(nn.Module):
 
 def convnext() -> nn.Module:
     """Returns a network like ConvNeXt for images of 8 x 8."""
-    stem = [nn.Conv2d(1, WIDTH // 2, 3, padding=1), Last(WIDTH // 2), ConvBlock(WIDTH // 2), ConvBlock(WIDTH // 2)]
-    down = [Last(WIDTH // 2), nn.Conv2d(WIDTH // 2, WIDTH, 2, 2), ConvBlock(WIDTH), ConvBlock(WIDTH)]
-    return nn.Sequential(*stem, *down, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10))
+    stem = [
+        nn.Conv2d(1, WIDTH // 2, 3, padding=1),
+        Last(WIDTH // 2),
+        ConvBlock(WIDTH // 2),
+        ConvBlock(WIDTH // 2),
+    ]
+    down = [
+        Last(WIDTH // 2),
+        nn.Conv2d(WIDTH // 2, WIDTH, 2, 2),
+        ConvBlock(WIDTH),
+        ConvBlock(WIDTH),
+    ]
+    return nn.Sequential(
+        *stem,
+        *down,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.LayerNorm(WIDTH),
+        nn.Linear(WIDTH, 10),
+    )
 
 
 class TokenBlock(nn.Module):
@@ -64,7 +83,9 @@ class TokenBlock(nn.Module):
         super().__init__()
         self.before, self.behind = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, 3 * WIDTH), nn.GELU(), nn.Linear(3 * WIDTH, WIDTH))
+        self.mlp = nn.Sequential(
+            nn.Linear(WIDTH, 3 * WIDTH), nn.GELU(), nn.Linear(3 * WIDTH, WIDTH)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Takes (batch, tokens, width)."""
@@ -78,7 +99,10 @@ class Transformer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patches, self.places = nn.Conv2d(1, WIDTH, 2, 2), nn.Parameter(0.02 * torch.randn(1, TOKENS, WIDTH))
+        self.patches, self.places = (
+            nn.Conv2d(1, WIDTH, 2, 2),
+            nn.Parameter(0.02 * torch.randn(1, TOKENS, WIDTH)),
+        )
         self.blocks = nn.Sequential(*[TokenBlock() for _ in range(3)])
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10)
 
@@ -94,8 +118,13 @@ NETWORKS = {"like ConvNeXt": convnext, "like ViT": Transformer}
 def digits() -> Data:
     """Returns scikit-learn's digits."""
     found: Any = load_digits()
-    images, labels = torch.tensor(found.images, dtype=torch.float32)[:, None] / 16, torch.tensor(found.target)
-    return Data.from_tensors((images[:1400], labels[:1400]), (images[1400:], labels[1400:]), validation=0.25)
+    images, labels = (
+        torch.tensor(found.images, dtype=torch.float32)[:, None] / 16,
+        torch.tensor(found.target),
+    )
+    return Data.from_tensors(
+        (images[:1400], labels[:1400]), (images[1400:], labels[1400:]), validation=0.25
+    )
 
 
 def main() -> None:
@@ -111,9 +140,13 @@ def main() -> None:
         "sliced": {"name": "adaptive_bn", "repair": "none"},
         "repaired": {"name": "adaptive_bn", "repair": "one_shot"},
         "repaired in turn": {"name": "adaptive_bn", "repair": "sequential"},
-        **{f"{n} epochs": {"name": "short_training", "epochs": n, "lr": 0.02} for n in given.epochs},
+        **{
+            f"{n} epochs": {"name": "short_training", "epochs": n, "lr": 0.02} for n in given.epochs
+        },
     }
-    sys.stdout.write(f"| network | MACs | full | {' | '.join(ways)} |\n|{' --- |' * (3 + len(ways))}\n")
+    sys.stdout.write(
+        f"| network | MACs | full | {' | '.join(ways)} |\n|{' --- |' * (3 + len(ways))}\n"
+    )
     for name, make in NETWORKS.items():
         torch.manual_seed(0)
         model = make()
@@ -134,7 +167,10 @@ def main() -> None:
                         space=SpaceOptions(alpha=1.0, step=0.05, lowest=0.25),
                         run_dir=Path(folder) / "run",
                     )
-                cells.append(cell(fits := [trial.fitness for trial in result.trials], 3) + f", best {max(fits):.3f}")
+                cells.append(
+                    cell(fits := [trial.fitness for trial in result.trials], 3)
+                    + f", best {max(fits):.3f}"
+                )
             sys.stdout.write(f"| {name} | {macs:.0%} | {full:.3f} | {' | '.join(cells)} |\n")
             sys.stdout.flush()
 

@@ -51,14 +51,23 @@ def chain(layers: int) -> nn.Module:
     """Returns a plain CNN."""
     parts: list[nn.Module] = []
     for number in range(layers):
-        parts += [nn.Conv2d(1 if number == 0 else _WIDTH, _WIDTH, 3, padding=1), nn.BatchNorm2d(_WIDTH), nn.ReLU()]
+        parts += [
+            nn.Conv2d(1 if number == 0 else _WIDTH, _WIDTH, 3, padding=1),
+            nn.BatchNorm2d(_WIDTH),
+            nn.ReLU(),
+        ]
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(_WIDTH, 2))
 
 
 def noise() -> Data:
     """Returns a few images."""
-    images, labels = torch.randn(256, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(256) % 2
-    return Data.from_tensors((images[:192], labels[:192]), (images[192:], labels[192:]), validation=0.25)
+    images, labels = (
+        torch.randn(256, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.arange(256) % 2,
+    )
+    return Data.from_tensors(
+        (images[:192], labels[:192]), (images[192:], labels[192:]), validation=0.25
+    )
 
 
 def instant(*_: object) -> Evaluator:
@@ -77,7 +86,9 @@ def evaluation(candidate: Candidate, seed: int) -> Evaluation:
     """Returns what an evaluation finds."""
     draws = np.random.default_rng(seed)
     top1, top5, loss = draws.random(3).tolist()
-    return Evaluation(fitness=top1, metrics={"top1": top1, "top5": top5, "neg_loss": -loss}, macs=sum(candidate))
+    return Evaluation(
+        fitness=top1, metrics={"top1": top1, "top5": top5, "neg_loss": -loss}, macs=sum(candidate)
+    )
 
 
 def make(path: Path, n_trials: int, dimensions: int, *, old: bool) -> None:
@@ -97,7 +108,9 @@ def make(path: Path, n_trials: int, dimensions: int, *, old: bool) -> None:
     if old:
         del header["id"]
     folder.write_json("run.json", signed("run", header))
-    task = Task.of(settings.model.build(settings.seed), load_run_data(settings), settings, folder=folder)
+    task = Task.of(
+        settings.model.build(settings.seed), load_run_data(settings), settings, folder=folder
+    )
     searcher = make_searcher("random", task.space, task.constraint, seed=settings.seed)
     choices = [dimension.choices for dimension in task.space.dimensions]
     draws = np.random.default_rng(0)
@@ -160,7 +173,10 @@ def first_evaluation(path: Path, n_trials: int) -> tuple[float, float]:
 def row(name: str, found: list[tuple[float, float]]) -> list[str]:
     """Returns the row of a table: medians and ranges of seconds and of processor seconds."""
     columns = ([pair[place] for pair in found] for place in (0, 1))
-    return [name, *(f"{statistics.median(own):.2f} ({min(own):.2f} to {max(own):.2f})" for own in columns)]
+    return [
+        name,
+        *(f"{statistics.median(own):.2f} ({min(own):.2f} to {max(own):.2f})" for own in columns),
+    ]
 
 
 def main() -> None:
@@ -168,11 +184,15 @@ def main() -> None:
     from experiments.benchmarks.evaluation import table  # loads what neither command needs
     from experiments.tables import versions
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=200_000)
     parser.add_argument("--dimensions", type=int, default=37)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--old", action="store_true", help="a journal of a version before it was chained")
+    parser.add_argument(
+        "--old", action="store_true", help="a journal of a version before it was chained"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -184,7 +204,9 @@ def main() -> None:
     what = f"{arguments.trials} trials, {arguments.dimensions} dimensions, journal of {megabytes:.0f} MB"
     head = [f"abcsearch ... ({what}{', older lines' if arguments.old else ''})", "s", "processor s"]
     made_with = f"Python {platform.python_version()}, {versions('numpy', 'torch')}"
-    sys.stdout.write(f"{table(head, rows)}\n\n{platform.machine()} CPU, {os.cpu_count()} cores; {made_with}.\n")
+    sys.stdout.write(
+        f"{table(head, rows)}\n\n{platform.machine()} CPU, {os.cpu_count()} cores; {made_with}.\n"
+    )
 
 
 if __name__ == "__main__":

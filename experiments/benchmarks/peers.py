@@ -56,7 +56,10 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 KEY = ("name", "method", "evaluations", "macs", "seed")  # what a row is of
-VALIDATION, CALIBRATION = 1000, 512  # images that fitness is measured on, and that statistics are estimated on
+VALIDATION, CALIBRATION = (
+    1000,
+    512,
+)  # images that fitness is measured on, and that statistics are estimated on
 Row = dict[str, Any]
 
 
@@ -99,7 +102,12 @@ def fastnas(bench: Bench, row: Row) -> Row:
             "verbose": False,
         },
     )
-    return {**row, "scored": scores[0], "seconds": time.process_time() - start, **_worth(bench, it, network)}
+    return {
+        **row,
+        "scored": scores[0],
+        "seconds": time.process_time() - start,
+        **_worth(bench, it, network),
+    }
 
 
 def ours(bench: Bench, row: Row) -> Row:
@@ -108,7 +116,9 @@ def ours(bench: Bench, row: Row) -> Row:
     it = loaded(bench)
     searcher, _, repaired = row["method"].partition("+")
     options = bench.config.space
-    space = it.graph.space(options.alpha, options.step, options.levels, options.divisor, options.lowest)
+    space = it.graph.space(
+        options.alpha, options.step, options.levels, options.divisor, options.lowest
+    )
     probes = len(make_searcher(searcher, space).probes())
     start = time.process_time()
     result = search(
@@ -130,7 +140,12 @@ def ours(bench: Bench, row: Row) -> Row:
         run_dir=bench.runs / "-".join(str(row[key]) for key in KEY),
     )
     seconds = time.process_time() - start
-    return {**row, "scored": probes + len(result.trials), "seconds": seconds, **_worth(bench, it, result.model())}
+    return {
+        **row,
+        "scored": probes + len(result.trials),
+        "seconds": seconds,
+        **_worth(bench, it, result.model()),
+    }
 
 
 def _drawn(data: Data, split: str, count: int) -> Any:  # noqa: ANN401 - a Split
@@ -164,9 +179,13 @@ def table(rows: list[Row]) -> str:
         mine = [row for row in rows if row["name"] == name]
         budgets = sorted({row["macs"] for row in mine}, reverse=True)
         lines += ["", f"**{name}**, full network {100 * mine[0]['full']:.1f} %", ""]
-        lines += [f"| method | evaluations | {' | '.join(f'{macs:.0%}: before, after' for macs in budgets)} |"]
+        lines += [
+            f"| method | evaluations | {' | '.join(f'{macs:.0%}: before, after' for macs in budgets)} |"
+        ]
         lines += ["|---|---|" + "---|" * len(budgets)]
-        methods: dict[tuple[str, int], dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
+        methods: dict[tuple[str, int], dict[float, list[Row]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
         for row in mine:
             methods[row["method"], row["evaluations"]][row["macs"]].append(row)
         for (method, evaluations), by_budget in methods.items():
@@ -197,14 +216,21 @@ def measure(arguments: argparse.Namespace) -> None:
     def keep(row: Row) -> None:
         rows[_key(row)] = row
         packages = ("torch", "nvidia-modelopt") if row["method"] == "fastnas" else ("torch",)
-        known = {"machine": f"{processors()}, one thread; {versions(*packages)}", "rows": list(rows.values())}
+        known = {
+            "machine": f"{processors()}, one thread; {versions(*packages)}",
+            "rows": list(rows.values()),
+        }
         replace_file(arguments.results, lambda path: path.write_text(json.dumps(known) + "\n"))
 
     pieces = {}
     for seed in arguments.seeds:
         for macs in arguments.macs:
             for method in arguments.methods:
-                row = {"name": arguments.name, "method": method, "evaluations": arguments.evaluations}
+                row = {
+                    "name": arguments.name,
+                    "method": method,
+                    "evaluations": arguments.evaluations,
+                }
                 row |= {"macs": macs, "seed": seed}
                 if _key(row) not in rows:
                     work = fastnas if method == "fastnas" else ours
@@ -224,11 +250,17 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 def main() -> None:
     """Measures what is missing and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--name", help="of the network, in the table")
     parser.add_argument("--config", default="experiments/cifar10/resnet20.toml")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config")
-    parser.add_argument("--methods", nargs="+", default=["fastnas", "response_surface", "response_surface+repair"])
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="of the config"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=["fastnas", "response_surface", "response_surface+repair"]
+    )
     parser.add_argument("--evaluations", type=at_least_one, default=110)
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5, 0.3, 0.2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -237,7 +269,9 @@ def main() -> None:
     parser.add_argument("--workers", type=at_least_one, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/bench-peers"))
     parser.add_argument("--results", type=Path, default=HERE / "peers.json")
-    parser.add_argument("--redraw", action="store_true", help="only print the table of the results that are there")
+    parser.add_argument(
+        "--redraw", action="store_true", help="only print the table of the results that are there"
+    )
     arguments = parser.parse_args()
     try:
         if not arguments.redraw:

@@ -71,7 +71,9 @@ class Keeping:
         """Returns fitness, and the mean of every metric."""
         images = self.evaluator.data.validation
         outputs = predict(self.evaluator.build(candidate, seed), images)
-        values = {name: metric(outputs, images.labels).double() for name, metric in self.metrics.items()}
+        values = {
+            name: metric(outputs, images.labels).double() for name, metric in self.metrics.items()
+        }
         arrays: dict[str, Any] = {name: own.numpy() for name, own in values.items()}
         np.savez(self.path(candidate), **arrays)
         means = {name: float(own.mean()) for name, own in values.items()}
@@ -123,7 +125,9 @@ def batches(searcher: Searcher, trials: Sequence[Trial]) -> list[int]:
 
 def main(argv: list[str] | None = None) -> None:
     """Searches where that is to be done, races, and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=60)
@@ -138,7 +142,9 @@ def main(argv: list[str] | None = None) -> None:
     options = {**config.evaluator.options, "scoring": "full"}
     evaluator = make_evaluator(config.evaluator.name, task.source, data, **options)
     if not isinstance(evaluator, SlicedEvaluator):
-        parser.error(f"evaluator {config.evaluator.name!r} does not race: it scores no candidate on images itself")
+        parser.error(
+            f"evaluator {config.evaluator.name!r} does not race: it scores no candidate on images itself"
+        )
     arguments.out.mkdir(parents=True, exist_ok=True)
     keeping = Keeping(evaluator, arguments.out)
     result = search(
@@ -154,20 +160,36 @@ def main(argv: list[str] | None = None) -> None:
         criterion=config.criterion,
     )
     searcher = make_searcher(
-        config.searcher.name, task.space, task.constraint, seed=config.seed, **config.searcher.options
+        config.searcher.name,
+        task.space,
+        task.constraint,
+        seed=config.seed,
+        **config.searcher.options,
     )
     learned = batches(searcher, result.trials)
     kept = [np.load(keeping.path(trial.candidate)) for trial in result.trials]
-    head = ["metric", "images, %", "with the final ones, %", "stopped early, %", "winner worse by", "in orders, %"]
+    head = [
+        "metric",
+        "images, %",
+        "with the final ones, %",
+        "stopped early, %",
+        "winner worse by",
+        "in orders, %",
+    ]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for metric in kept[0].files:
         values = np.stack([one[metric] for one in kept])
         draws = np.random.default_rng(config.seed)
         orders = [draws.permutation(values.shape[1]) for _ in range(arguments.orders)]
-        found = [race(np.ascontiguousarray(values[:, order]), racing.FIRST_STAGE, learned) for order in orders]
+        found = [
+            race(np.ascontiguousarray(values[:, order]), racing.FIRST_STAGE, learned)
+            for order in orders
+        ]
         images, all_images, stopped, lost = np.array(found).T
         cells = [f"{100 * own.mean():.1f}" for own in (images, all_images, stopped)]
-        lines.append(f"| {metric} | {' | '.join(cells)} | {lost.mean():.5f} | {100 * (lost > 0).mean():.1f} |")
+        lines.append(
+            f"| {metric} | {' | '.join(cells)} | {lost.mean():.5f} | {100 * (lost > 0).mean():.1f} |"
+        )
     sys.stdout.write("\n".join([*lines, ""]))
 
 

@@ -80,7 +80,9 @@ def search(path: Path, constraint: Constraint, name: str, schedule: str, n_trial
     """Searches in this process, without waiting for evaluations; returns when the first of them began."""
     searcher = make_searcher(name, constraint.space, constraint, seed=0)
     noting = Noting()
-    loop_of(path, searcher, noting, SerialExecutor(), ExecutionOptions(schedule=schedule), n_trials).run()
+    loop_of(
+        path, searcher, noting, SerialExecutor(), ExecutionOptions(schedule=schedule), n_trials
+    ).run()
     return noting.first
 
 

@@ -113,7 +113,11 @@ def clocked(searcher: Searcher) -> list[float]:
 
 
 def session(
-    searcher: Searcher, evaluator: Evaluator, executor: Executor, execution: ExecutionOptions, n_trials: int
+    searcher: Searcher,
+    evaluator: Evaluator,
+    executor: Executor,
+    execution: ExecutionOptions,
+    n_trials: int,
 ) -> Session:
     """Runs a search in a folder of its own."""
     proposing = clocked(searcher)
@@ -125,7 +129,9 @@ def session(
     return Session(trials=trials, seconds=seconds, cpu=cpu, proposing=proposing[0])
 
 
-def start_all(executor: RayExecutor, evaluator: Evaluator, candidate: Candidate, workers: int) -> list[Evaluation]:
+def start_all(
+    executor: RayExecutor, evaluator: Evaluator, candidate: Candidate, workers: int
+) -> list[Evaluation]:
     """Returns the first evaluations when all workers are up and each has been used.
 
     Raises:
@@ -191,7 +197,9 @@ def throughput(arguments: argparse.Namespace) -> list[str]:
         begin = time.monotonic()
         with RayExecutor(workers) as executor:
             first = start_all(executor, evaluator, constraint.space.full, workers)
-            starts.append([str(workers), f"{min(each.metrics['began'] for each in first) - begin:.1f}"])
+            starts.append(
+                [str(workers), f"{min(each.metrics['began'] for each in first) - begin:.1f}"]
+            )
             for schedule in arguments.schedules:
                 window = 2 * workers if schedule == "rounds" else 0
                 execution = ExecutionOptions(workers=workers, schedule=schedule, window=window)
@@ -202,10 +210,22 @@ def throughput(arguments: argparse.Namespace) -> list[str]:
                     done = session(searcher, evaluator, executor, execution, count)
                     check(done.trials, workers)
                     found.append(efficiencies(done, workers, window))
-                    sys.stderr.write(f"{schedule}, {workers} workers, seed {seed}: {found[-1]['steady']:.3f}\n")
+                    sys.stderr.write(
+                        f"{schedule}, {workers} workers, seed {seed}: {found[-1]['steady']:.3f}\n"
+                    )
                 names = list(found[0])
-                rows.append([schedule, str(workers), str(count), *(spread([f[n] for f in found]) for n in names)])
-    return [table(["schedule", "workers", "trials", *names], rows), table(["workers", "first trial begins, s"], starts)]
+                rows.append(
+                    [
+                        schedule,
+                        str(workers),
+                        str(count),
+                        *(spread([f[n] for f in found]) for n in names),
+                    ]
+                )
+    return [
+        table(["schedule", "workers", "trials", *names], rows),
+        table(["workers", "first trial begins, s"], starts),
+    ]
 
 
 def resume(arguments: argparse.Namespace) -> list[str]:
@@ -217,8 +237,21 @@ def resume(arguments: argparse.Namespace) -> list[str]:
             with tempfile.TemporaryDirectory() as folder:
                 found = resumed(Path(folder) / "run", name, schedule, arguments.resume_trials)
             seconds = [f"{each['resumed']:.2f}" for each in found]
-            rows.append([name, schedule, *seconds, f"{statistics.mean(each['ready'] for each in found):.1f}"])
-    header = ["searcher", "schedule", "resumed, s", "without the snapshot, s", "before: import and tracing, s"]
+            rows.append(
+                [
+                    name,
+                    schedule,
+                    *seconds,
+                    f"{statistics.mean(each['ready'] for each in found):.1f}",
+                ]
+            )
+    header = [
+        "searcher",
+        "schedule",
+        "resumed, s",
+        "without the snapshot, s",
+        "before: import and tracing, s",
+    ]
     return [table(header, rows)]
 
 
@@ -235,31 +268,53 @@ def evaluations(arguments: argparse.Namespace) -> list[str]:
                 # Random search: the same structures, whoever finishes first.
                 searcher = make_searcher("random", constraint.space, constraint, seed=0)
                 execution = ExecutionOptions(workers=workers, schedule="asynchronous")
-                sessions.append(session(searcher, bench.evaluator, executor, execution, arguments.evaluations))
+                sessions.append(
+                    session(searcher, bench.evaluator, executor, execution, arguments.evaluations)
+                )
             sys.stderr.write(f"evaluations, {workers} workers: {sessions[-1].seconds:.1f} s\n")
     rows = [
         [
             str(workers),
             spread([len(each.trials) / each.seconds for each in sessions]),
-            spread([one.seconds / each.seconds for one, each in zip(found[1], sessions, strict=True)]),
-            spread([statistics.mean(trial.evaluation.seconds for trial in each.trials) for each in sessions]),
+            spread(
+                [one.seconds / each.seconds for one, each in zip(found[1], sessions, strict=True)]
+            ),
+            spread(
+                [
+                    statistics.mean(trial.evaluation.seconds for trial in each.trials)
+                    for each in sessions
+                ]
+            ),
         ]
         for workers, sessions in found.items()
     ]
-    header = ["workers (resnet20), one thread each", "evaluations per s", "against one", "s per evaluation"]
+    header = [
+        "workers (resnet20), one thread each",
+        "evaluations per s",
+        "against one",
+        "s per evaluation",
+    ]
     return [table(header, rows)]
 
 
 def main() -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 8, 32, 64])
-    parser.add_argument("--schedules", nargs="+", default=["asynchronous", "rounds"], choices=SCHEDULES)
+    parser.add_argument(
+        "--schedules", nargs="+", default=["asynchronous", "rounds"], choices=SCHEDULES
+    )
     parser.add_argument("--trials-per-worker", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=3, help="seeds 0, 1, ...")
-    parser.add_argument("--sleep", type=float, nargs=2, default=[0.5, 1.5], help="seconds, from and to")
-    parser.add_argument("--resume-searchers", nargs="+", default=["bee_colony", "evolution", "random"])
+    parser.add_argument(
+        "--sleep", type=float, nargs=2, default=[0.5, 1.5], help="seconds, from and to"
+    )
+    parser.add_argument(
+        "--resume-searchers", nargs="+", default=["bee_colony", "evolution", "random"]
+    )
     parser.add_argument("--resume-trials", type=int, default=10_000)
     parser.add_argument("--evaluations", type=int, default=40, help="real ones")
     arguments = parser.parse_args()

@@ -29,5 +29,10 @@ class Sleeping:
         began = time.monotonic()
         slept = random.Random(seed).uniform(self.low, self.high)
         time.sleep(slept)
-        metrics = {"began": began, "slept": slept, "process": os.getpid(), "torch": "torch" in sys.modules}
+        metrics = {
+            "began": began,
+            "slept": slept,
+            "process": os.getpid(),
+            "torch": "torch" in sys.modules,
+        }
         return Evaluation(fitness=sum(map(math.sqrt, candidate)), metrics=metrics)

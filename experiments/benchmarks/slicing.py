@@ -90,7 +90,9 @@ def candidate_of_torch_pruning(model: nn.Module, image: torch.Tensor) -> Timed:
     return run
 
 
-def prepare(model: nn.Module, image: torch.Tensor) -> tuple[float, dict[str, Callable[[], object]], float]:
+def prepare(
+    model: nn.Module, image: torch.Tensor
+) -> tuple[float, dict[str, Callable[[], object]], float]:
     """Traces and ranks; returns the seconds of tracing, what builds a candidate, and its share of the parameters."""
     seconds = timed(lambda: trace_channels(model, image)) / 1000
     graph = trace_channels(model, image)
@@ -171,8 +173,12 @@ def header(repeats: int, pruning_repeats: int) -> str:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="names of the table or of torchvision")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=list(MODELS), help="names of the table or of torchvision"
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--pruning-repeats", type=int, default=3)
     arguments = parser.parse_args()
@@ -183,7 +189,9 @@ def main() -> None:
     out = sys.stdout
     out.write(header(arguments.repeats, pruning_repeats) + "\n")
     if not installed:
-        out.write("torch-pruning is left out: it is not installed (pip install 'abcsearch[bench]')\n")
+        out.write(
+            "torch-pruning is left out: it is not installed (pip install 'abcsearch[bench]')\n"
+        )
     out.write("\n| network | " + " | ".join([*COLUMNS.values(), "params kept, %"]) + " |\n")
     out.write("|" + " --- |" * (len(COLUMNS) + 2) + "\n")
     for name in arguments.models:

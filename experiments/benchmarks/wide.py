@@ -31,7 +31,11 @@ def row(name: str, space: SearchSpace, trials: int, seconds: float) -> str:
         searcher.tell([trial])
         asking.append(asked - start)
         telling.append(time.process_time() - told)
-    mean, longest, tell = 1000 * sum(asking) / len(asking), max(asking), 1000 * sum(telling) / len(telling)
+    mean, longest, tell = (
+        1000 * sum(asking) / len(asking),
+        max(asking),
+        1000 * sum(telling) / len(telling),
+    )
     return f"| `{name}` | {len(asking)} | {mean:.0f} | {longest:.1f} | {tell:.1f} |"
 
 
@@ -41,14 +45,23 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=300)
     parser.add_argument("--choices", type=int, default=1000)
     parser.add_argument("--trials", type=int, default=100, help="of each searcher, at most")
-    parser.add_argument("--seconds", type=float, default=60, help="for each searcher, but one trial at least")
     parser.add_argument(
-        "searchers", nargs="*", default=[name for name in SEARCHERS if name not in ("given", "network_adjustment")]
+        "--seconds", type=float, default=60, help="for each searcher, but one trial at least"
+    )
+    parser.add_argument(
+        "searchers",
+        nargs="*",
+        default=[name for name in SEARCHERS if name not in ("given", "network_adjustment")],
     )
     given = parser.parse_args()
     choices = tuple(range(1, given.choices + 1))
-    space = SearchSpace(tuple(Dimension(f"layer{i}", "width", choices) for i in range(given.dimensions)))
-    head = ("| searcher | trials | ask, ms | longest ask, s | tell, ms |", "| --- | --- | --- | --- | --- |")
+    space = SearchSpace(
+        tuple(Dimension(f"layer{i}", "width", choices) for i in range(given.dimensions))
+    )
+    head = (
+        "| searcher | trials | ask, ms | longest ask, s | tell, ms |",
+        "| --- | --- | --- | --- | --- |",
+    )
     rows = (row(name, space, given.trials, given.seconds) for name in given.searchers)
     for line in itertools.chain(head, rows):
         sys.stdout.write(line + "\n")

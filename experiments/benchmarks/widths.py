@@ -48,13 +48,17 @@ def networks(
         draws = numpy_stream(0, f"widths, divisor {divisor}")
         candidates += [constraint.repair(space.sample(draws), draws) for _ in range(structures)]
     costs = graph.costs.macs([space.full, *candidates])
-    return [model, *(slice_model(model, graph, own, ranking) for own in candidates)], (costs / costs[0]).tolist()
+    return [model, *(slice_model(model, graph, own, ranking) for own in candidates)], (
+        costs / costs[0]
+    ).tolist()
 
 
 def shares(made: Sequence[nn.Module], images: torch.Tensor, repeats: int) -> list[float]:
     """Returns the median forward time of every network, as a share of the first one's."""
     repeats *= 10 if len(images) == 1 else 1  # passes of a millisecond, which anything disturbs
-    medians = [statistics.median(own) for own in forward_times(made, images, threads=1, repeats=repeats)]
+    medians = [
+        statistics.median(own) for own in forward_times(made, images, threads=1, repeats=repeats)
+    ]
     return [median / medians[0] for median in medians]
 
 
@@ -69,7 +73,9 @@ def rows(name: str, arguments: argparse.Namespace) -> list[list[str]]:
         eager = [network.to(memory_format=torch.channels_last) for network in made]  # pyright: ignore[reportCallIssue]
         columns.append(shares(eager, images, arguments.repeats))
     files = in_onnxruntime(made, example)
-    columns += [shares(files, example.repeat(batch, 1, 1, 1), arguments.repeats) for batch in BATCHES]
+    columns += [
+        shares(files, example.repeat(batch, 1, 1, 1), arguments.repeats) for batch in BATCHES
+    ]
     return [
         [name, str(divisor), *(cell(own[1 + count * place :][:count]) for own in columns)]
         for place, divisor in enumerate(arguments.divisors)
@@ -78,13 +84,22 @@ def rows(name: str, arguments: argparse.Namespace) -> list[list[str]]:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=sorted(INPUT_SHAPES), default=list(MODELS), metavar="NAME")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="+", choices=sorted(INPUT_SHAPES), default=list(MODELS), metavar="NAME"
+    )
     parser.add_argument("--divisors", type=at_least_one, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--structures", type=at_least_one, default=6, help="of every divisor")
-    parser.add_argument("--macs", type=float, nargs=2, default=[0.45, 0.5], help="lowest and highest share")
     parser.add_argument(
-        "--repeats", type=at_least_one, default=20, help="passes that are timed; of one image, ten times as many"
+        "--macs", type=float, nargs=2, default=[0.45, 0.5], help="lowest and highest share"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=at_least_one,
+        default=20,
+        help="passes that are timed; of one image, ten times as many",
     )
     arguments = parser.parse_args()
     head = [

@@ -84,7 +84,9 @@ def reasons(graph: ChannelGraph) -> dict[str, int]:
         if group.fixed and group.fixed != OUTPUT:
             operation, colon, why = group.fixed.partition(": ")
             short = f"{operation.split(' ')[0]}: {why}" if colon else operation
-            found[re.sub(r"combined with [^:]+", "combined with another tensor", short)] += group.channels
+            found[re.sub(r"combined with [^:]+", "combined with another tensor", short)] += (
+                group.channels
+            )
     return dict(found)
 
 
@@ -129,8 +131,12 @@ def table(found: dict[str, list[Row]], *, detail: bool) -> str:
 
 def main() -> None:
     """Measures all networks and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="NAME")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--family", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="NAME"
+    )
     parser.add_argument("--detail", action="store_true", help="one line per network")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -150,7 +156,9 @@ def main() -> None:
 
         versions.append(f"timm {timm.__version__}")
     machine = f"{processors()}, one thread, Python {platform.python_version()}"
-    sys.stdout.write(f"{table(found, detail=arguments.detail)}\n\n{machine}; {', '.join(versions)}\n")
+    sys.stdout.write(
+        f"{table(found, detail=arguments.detail)}\n\n{machine}; {', '.join(versions)}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -32,29 +32,50 @@ CHAINS: dict[str, list[dict[str, Any]]] = {
     "deep": [
         {"name": "sparsify", "sparsity": 0.5, "finetune": _TUNED},
         {"name": "sparsify", "sparsity": 0.8, "finetune": _TUNED},
-        {"name": "codebook", "bits": 5, "linear_bits": 5, "finetune": {**_TUNED, "epochs": 5, "lr": 0.005}},
+        {
+            "name": "codebook",
+            "bits": 5,
+            "linear_bits": 5,
+            "finetune": {**_TUNED, "epochs": 5, "lr": 0.005},
+        },
     ],
     "low_rank_deep": [
         {"name": "low_rank", "ranks": 0.9, "finetune": _TUNED},
         {"name": "sparsify", "sparsity": 0.6, "finetune": _TUNED},
-        {"name": "codebook", "bits": 5, "linear_bits": 5, "finetune": {**_TUNED, "epochs": 5, "lr": 0.005}},
+        {
+            "name": "codebook",
+            "bits": 5,
+            "linear_bits": 5,
+            "finetune": {**_TUNED, "epochs": 5, "lr": 0.005},
+        },
     ],
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the chains and prints a Markdown table of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="experiments/chain/digits.toml", help="of the search")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/chain"), help="folder of the run and of the chains")
-    parser.add_argument("--chains", nargs="+", choices=CHAINS, default=list(CHAINS), help="which of them")
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        default=Path("runs/chain"),
+        help="folder of the run and of the chains",
+    )
+    parser.add_argument(
+        "--chains", nargs="+", choices=CHAINS, default=list(CHAINS), help="which of them"
+    )
     options = parser.parse_args(arguments)
     try:
         folder = options.run_dir / "search"
         run_config(read_config(options.config), folder)
         run = open_run(folder)
         finetune_run(run, progress=_say)
-        sys.stdout.write(f"{processors()}; {versions('abcsearch', 'torch', 'onnxruntime', 'torchao')}\n\n")
+        sys.stdout.write(
+            f"{processors()}; {versions('abcsearch', 'torch', 'onnxruntime', 'torchao')}\n\n"
+        )
         for name in options.chains:
             _chain(run, name, options.run_dir)
     except AbcSearchError as error:
@@ -80,9 +101,18 @@ def _chain(run: Any, name: str, folder: Path) -> None:  # noqa: ANN401 - a run
             progress=_say,
         )
     full = run.scores(run.structures[0])
-    sys.stdout.write(f"### {name}\n\nfull network: test {run.metric} {full['after'][run.metric]:.4f}\n\n")
+    sys.stdout.write(
+        f"### {name}\n\nfull network: test {run.metric} {full['after'][run.metric]:.4f}\n\n"
+    )
     head, *rows = ["| " + " | ".join(row) + " |" for row in chain.cells()]
-    table = [head, "|" + " --- |" * len(chain.cells()[0]), *rows, "", *(f"- {line}" for line in chain.lines()), ""]
+    table = [
+        head,
+        "|" + " --- |" * len(chain.cells()[0]),
+        *rows,
+        "",
+        *(f"- {line}" for line in chain.lines()),
+        "",
+    ]
     sys.stdout.write("\n".join(table) + "\n")
 
 

@@ -43,7 +43,15 @@ from abcsearch.results.open_run import FinishedRun, Structure, open_run
 from abcsearch.runs.config_run import LoadedOnce, run_config
 from abcsearch.runs.settings import RunConfig
 from experiments.processes import at_least_one, side_by_side
-from experiments.tables import cell, check_onnx, in_onnxruntime, machine_of, processors, versions, with_base
+from experiments.tables import (
+    cell,
+    check_onnx,
+    in_onnxruntime,
+    machine_of,
+    processors,
+    versions,
+    with_base,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -63,7 +71,9 @@ PUBLISHED = (
     "evaluator.fresh_norms=true",
 )
 BEES, FILTER = "searcher=bee_colony", 'space.levels=["filter"]'
-FEW = "n_trials=10"  # as published, 200 would take half a day on a core; on a GPU: --set n_trials=200
+FEW = (
+    "n_trials=10"  # as published, 200 would take half a day on a core; on a GPU: --set n_trials=200
+)
 # By table: what each run changes in the config. What is in both is searched once.
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "searchers": {
@@ -78,7 +88,11 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "ways": {
         "published": (BEES, *PUBLISHED, FILTER, FEW),
         "published_inherited": (BEES, *PUBLISHED, "evaluator.fresh_norms=false", FILTER, FEW),
-        "adaptive_bn_filter_few": (BEES, FILTER, FEW),  # chooses among the structures that the published ways have
+        "adaptive_bn_filter_few": (
+            BEES,
+            FILTER,
+            FEW,
+        ),  # chooses among the structures that the published ways have
         "adaptive_bn_filter": (BEES, FILTER),
         "bee_colony": (BEES,),
         "response_surface": (),
@@ -91,9 +105,21 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
 ALWAYS = ("full", "uniform")  # what all are compared with
 DIFFERENCES = ("uniform", "random")  # columns: how much better a network of the same seed is
 COMPARED = {"random": ALWAYS}  # which run fine-tunes it
-EXPECTED = {"name", "seed", "changes", "machine", "candidate", "macs", "params", "before", "after"}  # of a row
+EXPECTED = {
+    "name",
+    "seed",
+    "changes",
+    "machine",
+    "candidate",
+    "macs",
+    "params",
+    "before",
+    "after",
+}  # of a row
 ORDER = list(dict.fromkeys([*ALWAYS, *(name for variants in TABLES.values() for name in variants)]))
-CHANGES = {change for variants in TABLES.values() for changes in variants.values() for change in changes}
+CHANGES = {
+    change for variants in TABLES.values() for changes in variants.values() for change in changes
+}
 _SECONDS = 20.0  # for timing all networks with one size of batch
 Row = dict[str, Any]  # what is known of one network of one seed
 
@@ -123,10 +149,18 @@ class Job:
 def run(job: Job) -> list[Row]:
     """Searches and fine-tunes, and returns what came of it; what is in the run folder already is left alone."""
     load = _loader(job.seed)
-    run_config(with_base(job.config(), job.folder.with_name(f"base-{job.seed}"), load), job.folder, load=load)
+    run_config(
+        with_base(job.config(), job.folder.with_name(f"base-{job.seed}"), load),
+        job.folder,
+        load=load,
+    )
     found = open_run(job.folder, load=load)
     finetune_run(found, only=[found.winner.name, *COMPARED.get(job.name, ())])
-    own = {"seed": job.seed, "changes": list(job.changes), "machine": "; ".join(machine_of(job.folder))}
+    own = {
+        "seed": job.seed,
+        "changes": list(job.changes),
+        "machine": "; ".join(machine_of(job.folder)),
+    }
     rows = []
     for structure in found.structures:
         scores = found.scores(structure)
@@ -161,7 +195,12 @@ def _searched(found: FinishedRun) -> Row:
     """Returns what is known of a search."""
     best, trials = found.result.best, found.result.trials
     seconds = statistics.median(trial.evaluation.seconds for trial in trials)
-    return {"trials": len(trials), "fitness": best.fitness, "best_trial": best.number, "seconds": seconds}
+    return {
+        "trials": len(trials),
+        "fitness": best.fitness,
+        "best_trial": best.number,
+        "seconds": seconds,
+    }
 
 
 class Results:
@@ -219,7 +258,9 @@ class Results:
         times = dict(zip(known, _times(networks, example), strict=True))
         with self._changed():
             for row in self.rows:
-                if tuple(row["candidate"]) in times:  # all but what another call has added meanwhile
+                if (
+                    tuple(row["candidate"]) in times
+                ):  # all but what another call has added meanwhile
                     row["ms"] = times[tuple(row["candidate"])]
             self.timed_on = f"{processors()}, {versions('torch', 'onnxruntime')}"
 
@@ -253,7 +294,10 @@ class Results:
 
 def _times(networks: list[nn.Module], example: torch.Tensor) -> list[dict[str, float]]:
     """Returns the median forward times of networks in milliseconds: in PyTorch, and as ONNX files on a CPU."""
-    found = [{time.where: time.median_ms for time in own} for own in measure_forward(networks, example, threads=1)]
+    found = [
+        {time.where: time.median_ms for time in own}
+        for own in measure_forward(networks, example, threads=1)
+    ]
     files = in_onnxruntime(networks, example)
     for batch in BATCHES:
         times = forward_times(files, example.repeat(batch, 1, 1, 1), threads=1, seconds=_SECONDS)
@@ -269,21 +313,37 @@ def table(rows: list[Row], names: Iterable[str]) -> str:
         known[row["name"]][row["seed"]] = row
     batches = list(dict.fromkeys(batch for row in rows for batch in row.get("ms", ())))
     head = ["network", "seeds", "MACs, M", "params, k", *(f"ms, {batch}" for batch in batches)]
-    head += ["trials", "s per trial", "search, min", "fitness, %", "test before, %", "test after, %"]
+    head += [
+        "trials",
+        "s per trial",
+        "search, min",
+        "fitness, %",
+        "test before, %",
+        "test after, %",
+    ]
     baselines = [name for name in DIFFERENCES if name in known]
     head += [f"after - {baseline}" for baseline in baselines]
     lines = [head, ["---"] * len(head)]
     for name in (name for name in names if name in known):
         many = list(known[name].values())
         cells = [name, str(len(many))]
-        cells += [_cell([row["macs"] / 1e6 for row in many]), _cell([row["params"] / 1e3 for row in many], 0)]
+        cells += [
+            _cell([row["macs"] / 1e6 for row in many]),
+            _cell([row["params"] / 1e3 for row in many], 0),
+        ]
         cells += [_cell([row["ms"][batch] for row in many if "ms" in row]) for batch in batches]
         cells += _costs(many) if "trials" in many[0] else [""] * 4
         cells += [_cell([100 * row[when] for row in many]) for when in ("before", "after")]
         for baseline in baselines:
             own = known[baseline] if name not in (*ALWAYS, baseline) else {}
             cells.append(
-                _cell([100 * (row["after"] - own[row["seed"]]["after"]) for row in many if row["seed"] in own])
+                _cell(
+                    [
+                        100 * (row["after"] - own[row["seed"]]["after"])
+                        for row in many
+                        if row["seed"] in own
+                    ]
+                )
             )
         lines.append(cells)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
@@ -310,11 +370,16 @@ def agreement(rows: list[Row]) -> list[str]:
     pairs = {seed: own for seed, own in sorted(pairs.items()) if len(own) > 2}
     if not pairs:
         return []
-    taus, seeds = ", ".join(f"{_tau(own):.2f}" for own in pairs.values()), ", ".join(map(str, pairs))
+    taus, seeds = (
+        ", ".join(f"{_tau(own):.2f}" for own in pairs.values()),
+        ", ".join(map(str, pairs)),
+    )
     line = f"Kendall's tau of the searchers' fitness with test accuracy after fine-tuning: {taus} (seed {seeds})"
     common = set.intersection(*map(set, pairs.values()))
     if len(pairs) > 1 and len(common) > 2:
-        means = {name: tuple(np.mean([own[name] for own in pairs.values()], axis=0)) for name in common}
+        means = {
+            name: tuple(np.mean([own[name] for own in pairs.values()], axis=0)) for name in common
+        }
         line += f"; of their means over seeds: {_tau(means):.2f}"
     return [f"{line}."]
 
@@ -343,16 +408,24 @@ def _cell(values: list[float], digits: int = 2) -> str:
 
 def main() -> None:
     """Makes what is missing, writes the results and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--only", nargs="+", help="names of searches; default: all of the table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=at_least_one, default=2, help="searches side by side, one thread each")
+    parser.add_argument(
+        "--workers", type=at_least_one, default=2, help="searches side by side, one thread each"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--results", type=Path, default=HERE, help="folder of the file of results")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config")
-    parser.add_argument("--redraw", action="store_true", help="only print the table, of what is there")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="of the config"
+    )
+    parser.add_argument(
+        "--redraw", action="store_true", help="only print the table, of what is there"
+    )
     arguments = parser.parse_args()
     file = arguments.results / f"{arguments.network}.json"
     variants = TABLES[arguments.table]
@@ -373,7 +446,11 @@ def main() -> None:
             results.add([])  # a file that cannot be written is said now
             for job in jobs:
                 sys.stderr.write(f"to do: {job.folder}\n")
-            side_by_side({str(job.folder): functools.partial(run, job) for job in jobs}, arguments.workers, results.add)
+            side_by_side(
+                {str(job.folder): functools.partial(run, job) for job in jobs},
+                arguments.workers,
+                results.add,
+            )
             results.measure(configs[0])
     except AbcSearchError as error:
         sys.exit(f"error: {error}")

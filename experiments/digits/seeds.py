@@ -47,13 +47,19 @@ def run_seed(seed: int, runs: Path) -> dict[str, dict[str, Any]]:
 
 def table(rows: dict[int, dict[str, dict[str, Any]]]) -> str:
     """Returns the Markdown table: mean +- standard deviation over seeds."""
-    lines = ["| network | " + " | ".join(title for title, *_ in COLUMNS.values()) + " |", "|" + " --- |" * 7]
+    lines = [
+        "| network | " + " | ".join(title for title, *_ in COLUMNS.values()) + " |",
+        "|" + " --- |" * 7,
+    ]
     for network in next(iter(rows.values())):
         cells = []
         for name, (_, scale, mean, spread) in COLUMNS.items():
             values = [scale * seed[network][name] for seed in rows.values()]
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(mean.format(statistics.mean(values)) + (f" ± {spread.format(deviation)}" if deviation else ""))
+            cells.append(
+                mean.format(statistics.mean(values))
+                + (f" ± {spread.format(deviation)}" if deviation else "")
+            )
         lines.append(f"| {network} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -31,17 +31,37 @@ NETWORKS = ("digits", "resnet20")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("network", choices=NETWORKS, nargs="?", default="digits")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3], help="shares of the MACs")
+    parser.add_argument(
+        "--budgets", type=float, nargs="+", default=[0.5, 0.3], help="shares of the MACs"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--only", nargs="+", metavar="METHOD", help="names of methods; default: all")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="of the config, for all rows")
+    parser.add_argument(
+        "--only", nargs="+", metavar="METHOD", help="names of methods; default: all"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="of the config, for all rows",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/survey"))
-    parser.add_argument("--results", type=Path, default=HERE, help="folder of results, table and picture")
-    parser.add_argument("--anew", action="store_true", help="drops rows of other settings or versions")
-    parser.add_argument("--controls", action="store_true", help="also the controls of the three best methods")
-    parser.add_argument("--times", action="store_true", help="also forward times of the first seed's rows")
+    parser.add_argument(
+        "--results", type=Path, default=HERE, help="folder of results, table and picture"
+    )
+    parser.add_argument(
+        "--anew", action="store_true", help="drops rows of other settings or versions"
+    )
+    parser.add_argument(
+        "--controls", action="store_true", help="also the controls of the three best methods"
+    )
+    parser.add_argument(
+        "--times", action="store_true", help="also forward times of the first seed's rows"
+    )
     parser.add_argument("--redraw", action="store_true", help="only draws what is there")
     parser.add_argument("--list", action="store_true", help="names the methods")
     return parser.parse_args()
@@ -57,7 +77,9 @@ def _run(results: Results, jobs: list[Job]) -> None:
         sys.stderr.write(f"{number}/{len(due)} {job.name}: {said}\n")
 
 
-def _jobs(arguments: argparse.Namespace, names: list[str], budgets: list[float], seeds: list[int]) -> list[Job]:
+def _jobs(
+    arguments: argparse.Namespace, names: list[str], budgets: list[float], seeds: list[int]
+) -> list[Job]:
     """Returns a job for each name, budget and seed; all of a seed together."""
     file, given = HERE / f"{arguments.network}.toml", tuple(arguments.set)
     return [
@@ -75,7 +97,11 @@ def _measure(arguments: argparse.Namespace, results: Results) -> None:
     _run(results, _jobs(arguments, names, arguments.budgets, arguments.seeds))
     if arguments.controls:
         for budget in arguments.budgets:
-            controls = [f"{control} of {name}" for name in best_three(results.rows, budget) for control in CONTROLS]
+            controls = [
+                f"{control} of {name}"
+                for name in best_three(results.rows, budget)
+                for control in CONTROLS
+            ]
             _run(results, _jobs(arguments, controls, [budget], arguments.seeds))
     if arguments.times:
         check_onnx()
@@ -85,7 +111,9 @@ def _measure(arguments: argparse.Namespace, results: Results) -> None:
 def _times(arguments: argparse.Namespace, results: Results) -> None:
     """Measures forward times of the first seed's rows that have none."""
     seed = min(arguments.seeds)
-    rows = [row for row in results.rows if row["seed"] == seed and row["budget"] in arguments.budgets]
+    rows = [
+        row for row in results.rows if row["seed"] == seed and row["budget"] in arguments.budgets
+    ]
     rows = [row for row in rows if not {"skipped", "forward"} & {*row}]
     candidates = list(dict.fromkeys(tuple(row["candidate"]) for row in rows))
     (job,), load = _jobs(arguments, ["uniform"], [max(arguments.budgets)], [seed]), LoadedOnce()
@@ -100,7 +128,9 @@ def main() -> None:
     """Makes what is missing, then the table and the picture."""
     arguments = _arguments()
     if arguments.list:
-        sys.stdout.writelines(f"{m.name} ({m.kind}): {' '.join(m.changes)} {m.lacking}\n" for m in METHODS)
+        sys.stdout.writelines(
+            f"{m.name} ({m.kind}): {' '.join(m.changes)} {m.lacking}\n" for m in METHODS
+        )
         return
     try:
         results = Results(arguments.results / f"{arguments.network}.json")

@@ -25,9 +25,21 @@ if TYPE_CHECKING:
 
     Points = dict[str, tuple[float, float, str]]
 
-_HEAD = ("method", "seeds", "MACs, %", "params, k", "before, %", "after, %", "- uniform", "epochs", "evaluations")
+_HEAD = (
+    "method",
+    "seeds",
+    "MACs, %",
+    "params, k",
+    "before, %",
+    "after, %",
+    "- uniform",
+    "epochs",
+    "evaluations",
+)
 _HEAD += ("search", "training", "forward")
-_COLORS = dict(zip(KINDS, ("#17202a", "#56b4e9", "#0072b2", "#d55e00", "#009e73", "#cc79a7"), strict=True))
+_COLORS = dict(
+    zip(KINDS, ("#17202a", "#56b4e9", "#0072b2", "#d55e00", "#009e73", "#cc79a7"), strict=True)
+)
 _MARKS = dict(zip(KINDS, "sov^DX", strict=True))
 _NAMED = 5  # the best of a budget, which the picture names, besides these
 _ALWAYS = ("full", "uniform", "random structure", "ours (default)")
@@ -39,13 +51,19 @@ def _rank(row: Row) -> tuple[int, int, str]:
     """Returns where a row stands: by kind, then as methods are listed; controls by what they are of."""
     listed = [method.name for method in METHODS]
     name = row["method"].partition(" of ")[2] or row["method"]
-    return KINDS.index(row["kind"]), listed.index(name) if name in listed else len(listed), row["method"]
+    return (
+        KINDS.index(row["kind"]),
+        listed.index(name) if name in listed else len(listed),
+        row["method"],
+    )
 
 
 def _by_method(rows: list[Row], budget: float) -> dict[str, list[Row]]:
     """Returns the rows of a budget by method, in the order of the table."""
     found: dict[str, list[Row]] = defaultdict(list)
-    for row in sorted((row for row in rows if row["budget"] == budget), key=lambda row: (*_rank(row), row["seed"])):
+    for row in sorted(
+        (row for row in rows if row["budget"] == budget), key=lambda row: (*_rank(row), row["seed"])
+    ):
         found[row["method"]].append(row)
     return found
 
@@ -59,13 +77,23 @@ def best_three(rows: list[Row], budget: float) -> list[str]:
 
     Without the full network and controls; of methods that found the same networks, the first.
     """
-    every = {name: _whole(many) for name, many in _by_method(rows, budget).items() if many[0]["kind"] != KINDS[5]}
+    every = {
+        name: _whole(many)
+        for name, many in _by_method(rows, budget).items()
+        if many[0]["kind"] != KINDS[5]
+    }
     most = max((len(many) for many in every.values()), default=0)
-    means = {n: statistics.mean(r["after"] for r in many) for n, many in every.items() if len(many) == most > 0}
+    means = {
+        n: statistics.mean(r["after"] for r in many)
+        for n, many in every.items()
+        if len(many) == most > 0
+    }
     means.pop("full", None)
     others: dict[str, str] = {}  # what a method found -> its name
     for name in means:
-        others.setdefault(repr(sorted((r["seed"], r["candidate"], r["after"]) for r in every[name])), name)
+        others.setdefault(
+            repr(sorted((r["seed"], r["candidate"], r["after"]) for r in every[name])), name
+        )
     return sorted(others.values(), key=lambda name: -means[name])[:_BEST]
 
 
@@ -75,7 +103,13 @@ def table(rows: list[Row]) -> str:
     for budget in sorted({row["budget"] for row in rows}, reverse=True):
         every = _by_method(rows, budget)
         uniform = {row["seed"]: row["after"] for row in _whole(every.get("uniform", []))}
-        lines += ["", f"**{budget:.0%} of the MACs**", "", f"| {' | '.join(_HEAD)} |", "|" + " --- |" * len(_HEAD)]
+        lines += [
+            "",
+            f"**{budget:.0%} of the MACs**",
+            "",
+            f"| {' | '.join(_HEAD)} |",
+            "|" + " --- |" * len(_HEAD),
+        ]
         kind = ""
         for name, many in every.items():
             whole = _whole(many)
@@ -84,7 +118,9 @@ def table(rows: list[Row]) -> str:
                 lines.append(f"| *{kind}* |" + " |" * (len(_HEAD) - 1))
             if whole:
                 lines.append(f"| {' | '.join([name, *_cells(whole, uniform)])} |")
-        reasons = {row["skipped"]: [] for many in every.values() for row in many if "skipped" in row}
+        reasons = {
+            row["skipped"]: [] for many in every.values() for row in many if "skipped" in row
+        }
         for name, many in every.items():
             for reason in dict.fromkeys(row["skipped"] for row in many if "skipped" in row):
                 reasons[reason].append(name)
@@ -99,7 +135,9 @@ def _cells(many: list[Row], uniform: dict[int, float]) -> list[str]:
     mean = statistics.mean(row["after"] for row in many)
     low, high = (100 * end for end in wilson(mean, images))
     ahead = [100 * (row["after"] - uniform[row["seed"]]) for row in many if row["seed"] in uniform]
-    epochs = " + ".join(f"{statistics.mean(row['epochs'][when] for row in many):.0f}" for when in (0, 1))
+    epochs = " + ".join(
+        f"{statistics.mean(row['epochs'][when] for row in many):.0f}" for when in (0, 1)
+    )
     forward = [row["forward"] for row in many if "forward" in row]
     return [
         str(len(many)),
@@ -152,13 +190,18 @@ def draw(results: Results, path: Path) -> None:
     budgets = sorted({row["budget"] for row in _whole(rows)}, reverse=True)
     figure = Figure(figsize=(5.6 * len(budgets), 4.8), layout="constrained")
     panels = figure.subplots(1, len(budgets), squeeze=False, sharex=True, sharey=True).ravel()
-    points = [_panel(axes, _by_method(rows, budget), budget) for axes, budget in zip(panels, budgets, strict=True)]
+    points = [
+        _panel(axes, _by_method(rows, budget), budget)
+        for axes, budget in zip(panels, budgets, strict=True)
+    ]
     figure.supxlabel("search and training, CPU time in epochs of the base network", fontsize=9)
     figure.supylabel("test accuracy after fine-tuning, %", fontsize=9)
     marks = {}
     for axes in panels:
         marks |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(marks.values(), marks.keys(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(
+        marks.values(), marks.keys(), loc="outside upper center", ncols=3, fontsize=8, frameon=False
+    )
     figure.draw_without_rendering()  # so that it is known where the points are
     for axes, own in zip(panels, points, strict=True):
         _name(axes, own)
@@ -171,11 +214,22 @@ def _panel(axes: Axes, every: dict[str, list[Row]], budget: float) -> Points:
     for name, many in every.items():
         if whole := _whole(many):
             cost = statistics.mean(row["search"] + row["training"] for row in whole)
-            points[name] = (cost, 100 * statistics.mean(row["after"] for row in whole), whole[0]["kind"])
+            points[name] = (
+                cost,
+                100 * statistics.mean(row["after"] for row in whole),
+                whole[0]["kind"],
+            )
     for kind in KINDS:
         mine = [(cost, after) for cost, after, own in points.values() if own == kind]
         if mine:
-            axes.scatter(*zip(*mine, strict=True), s=22, c=_COLORS[kind], marker=_MARKS[kind], label=kind, alpha=0.85)
+            axes.scatter(
+                *zip(*mine, strict=True),
+                s=22,
+                c=_COLORS[kind],
+                marker=_MARKS[kind],
+                label=kind,
+                alpha=0.85,
+            )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -195,7 +249,10 @@ def _name(axes: Axes, points: Points) -> None:
     for name in sorted({*best, *_ALWAYS} & {*points}, key=lambda name: -points[name][1]):
         x, y = axes.transData.transform(points[name][:2])
         height = y + 3
-        while any(left < x + 6 * len(name) and x < right and abs(height - own) < _LINE for left, right, own in taken):
+        while any(
+            left < x + 6 * len(name) and x < right and abs(height - own) < _LINE
+            for left, right, own in taken
+        ):
             height -= _LINE
         taken.append((x, x + 6 * len(name), height))
         offset = (4, (height - y) * 72 / axes.figure.dpi)

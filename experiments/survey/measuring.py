@@ -185,8 +185,13 @@ def _epoch(job: Job, config: RunConfig, load: LoadedOnce) -> tuple[float, float]
     if (job.file, job.seed) not in _EPOCHS:
         task = _task(config, load)
         accuracy = score(task.base, task.data.test)["top1"]
-        recipe, network = replace(config.finetune, epochs=1, warmup_epochs=0.0), copy.deepcopy(task.base)
-        train(network, task.data.train, recipe, seed=0)  # what happens for the first time in a process takes longer
+        recipe, network = (
+            replace(config.finetune, epochs=1, warmup_epochs=0.0),
+            copy.deepcopy(task.base),
+        )
+        train(
+            network, task.data.train, recipe, seed=0
+        )  # what happens for the first time in a process takes longer
         start = time.process_time()
         train(network, task.data.train, replace(recipe, epochs=_TIMED), seed=0)
         _EPOCHS[job.file, job.seed] = (time.process_time() - start) / _TIMED, accuracy
@@ -218,4 +223,6 @@ def forward_shares(
 
 
 def _sliced(task: Task, candidate: tuple[int, ...]) -> torch.nn.Module:
-    return slice_model(task.base, task.graph, candidate[: len(task.space.full)], task.source.ranking)
+    return slice_model(
+        task.base, task.graph, candidate[: len(task.space.full)], task.source.ranking
+    )

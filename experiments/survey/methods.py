@@ -26,7 +26,11 @@ KINDS = (
     "trained before",
     "controls",
 )
-REGISTRIES: dict[str, Registry[Any]] = {"criterion": CRITERIA, "searcher": SEARCHERS, "preparation": PREPARATIONS}
+REGISTRIES: dict[str, Registry[Any]] = {
+    "criterion": CRITERIA,
+    "searcher": SEARCHERS,
+    "preparation": PREPARATIONS,
+}
 REPAIRED = "evaluator.repair=one_shot"
 GIVEN = ("searcher=given", "n_trials=1")
 
@@ -96,7 +100,9 @@ class Method:
         """Returns its run; arguments as of `plain`, and share of the MACs and seed."""
         plain = self.plain(file, given)
         baselines = [self.network] if self.network not in ("", "full") else []
-        config = parse_run({**plain, "seed": seed, "budget": {"macs": budget}, "baselines": baselines}, self.name)
+        config = parse_run(
+            {**plain, "seed": seed, "budget": {"macs": budget}, "baselines": baselines}, self.name
+        )
         if TYPE_CHECKING:
             assert isinstance(config, RunConfig)
         return config
@@ -110,28 +116,63 @@ def _threshold(criterion: str, *changes: str, structure: str = "global_threshold
 
 def _search(criterion: str, *changes: str) -> Method:
     """Returns a criterion as that by which channels are kept in a search."""
-    return Method(f"{criterion}, search", KINDS[2], (f"criterion={criterion}", *changes), (("criterion", criterion),))
+    return Method(
+        f"{criterion}, search",
+        KINDS[2],
+        (f"criterion={criterion}", *changes),
+        (("criterion", criterion),),
+    )
 
 
 def _searcher(name: str, searcher: str, *changes: str, source: str = "") -> Method:
-    return Method(name, KINDS[3], (f"searcher={searcher}", *changes), (("searcher", searcher),), source=source)
+    return Method(
+        name, KINDS[3], (f"searcher={searcher}", *changes), (("searcher", searcher),), source=source
+    )
 
 
-def _prepared(name: str, preparation: str, *changes: str, searcher: str = "", rounds: int = 1) -> Method:
+def _prepared(
+    name: str, preparation: str, *changes: str, searcher: str = "", rounds: int = 1
+) -> Method:
     """Returns a preparation whose structure is taken, or, with a searcher, searched on from."""
     needs = (("preparation", preparation), *((("searcher", searcher),) if searcher else ()))
     search = (f"searcher={searcher}",) if searcher else GIVEN
-    return Method(name, KINDS[4], (f"prepare={preparation}", *search, *changes), needs, rounds=rounds)
+    return Method(
+        name, KINDS[4], (f"prepare={preparation}", *search, *changes), needs, rounds=rounds
+    )
 
 
 # What is fitted anew is part of these methods; PFA has widths of its own.
 _FITTED = {"thinet", "lasso", "refit"}
 _CRITERIA = (
-    *("random", "l1", "l2", "bn_gamma", "fpgm", "apoz", "hrank", "entropy", "taylor", "taylor_gate", "thinet", "lasso"),
+    *(
+        "random",
+        "l1",
+        "l2",
+        "bn_gamma",
+        "fpgm",
+        "apoz",
+        "hrank",
+        "entropy",
+        "taylor",
+        "taylor_gate",
+        "thinet",
+        "lasso",
+    ),
     *("pfa", "nisp", "curl", "scsp", "subspace", "refit", "reader_l2"),
 )
-_BEES = ("evaluator=short_training", "evaluator.repair=none", "evaluator.scoring=full", "evaluator.epochs=2")
-_ABCPRUNER = ("criterion=random", *_BEES, "evaluator.lr=0.01", "evaluator.fresh_norms=true", "evaluator.threads=1")
+_BEES = (
+    "evaluator=short_training",
+    "evaluator.repair=none",
+    "evaluator.scoring=full",
+    "evaluator.epochs=2",
+)
+_ABCPRUNER = (
+    "criterion=random",
+    *_BEES,
+    "evaluator.lr=0.01",
+    "evaluator.fresh_norms=true",
+    "evaluator.threads=1",
+)
 _SMALL = (
     *("searcher.population=10", "searcher.archive=10", "searcher.parents=5"),
     *("searcher.mutations=5", "searcher.crossovers=5"),
@@ -149,10 +190,14 @@ METHODS: tuple[Method, ...] = (
         for name in _CRITERIA
     ),
     *(_search(name, *((REPAIRED,) if name in _FITTED else ())) for name in _CRITERIA),
-    Method("ours (default)", KINDS[3], ("searcher=response_surface", "criterion=reader_l2", REPAIRED)),
+    Method(
+        "ours (default)", KINDS[3], ("searcher=response_surface", "criterion=reader_l2", REPAIRED)
+    ),
     _searcher("EagleEye", "random", source="Li et al., ECCV 2020"),
     _searcher("AMC", "ddpg", "searcher.warmup=15", source="He et al., ECCV 2018"),
-    _searcher("ABCPruner", "bee_colony_official", *_ABCPRUNER, 'space.levels=["filter"]', "n_trials=20"),
+    _searcher(
+        "ABCPruner", "bee_colony_official", *_ABCPRUNER, 'space.levels=["filter"]', "n_trials=20"
+    ),
     _searcher("ABCPruner, structure level too", "bee_colony_official", *_ABCPRUNER, "n_trials=20"),
     _searcher("bee_colony", "bee_colony", "searcher.n_sources=5"),
     _searcher("MetaPruning's evolution", "evolution", *_SMALL, source="Liu et al., ICCV 2019"),
@@ -173,7 +218,13 @@ METHODS: tuple[Method, ...] = (
     _prepared("slimmable, free + greedy", "slimmable", "prepare.widths=free", searcher="greedy"),
     _prepared("MetaPruning", "pruning_net", *_SMALL, searcher="evolution"),
     _prepared("iterate, threshold", "iterate", "prepare.rounds=3", rounds=3),
-    _prepared("iterate, search", "iterate", "prepare.rounds=3", "prepare.searcher=response_surface", rounds=3),
+    _prepared(
+        "iterate, search",
+        "iterate",
+        "prepare.rounds=3",
+        "prepare.searcher=response_surface",
+        rounds=3,
+    ),
 )
 CONTROLS = ("scratch_e", "scratch_b", "rewound")
 # Penalties and gates act by the number of steps. Of digits: of three or more values, the one whose structure at 30 % of

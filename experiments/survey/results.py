@@ -20,7 +20,19 @@ if TYPE_CHECKING:
 PACKAGES = ("abcsearch", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "optuna")
 _PLACES = (("data", "path"), ("model", "checkpoint"))  # where this machine has them decides nothing
 _KEY = ("method", "budget", "seed")
-_WHOLE = {"candidate", "macs", "params", "before", "after", "full", "images", "trials", "epochs", "search", "training"}
+_WHOLE = {
+    "candidate",
+    "macs",
+    "params",
+    "before",
+    "after",
+    "full",
+    "images",
+    "trials",
+    "epochs",
+    "search",
+    "training",
+}
 
 
 def decided(file: Path, given: Sequence[str]) -> dict[str, Any]:
@@ -50,13 +62,22 @@ class Results:
         try:
             held = json.loads(file.read_text())
             self.rows = held.pop("rows")
-            self.common = {**held, "settings": dict(held["settings"]), "versions": str(held["versions"])}
-            wanted = [{*_KEY, "kind", "changes"} | (set() if "skipped" in row else _WHOLE) for row in self.rows]
+            self.common = {
+                **held,
+                "settings": dict(held["settings"]),
+                "versions": str(held["versions"]),
+            }
+            wanted = [
+                {*_KEY, "kind", "changes"} | (set() if "skipped" in row else _WHOLE)
+                for row in self.rows
+            ]
             if not all({*row} >= own for row, own in zip(self.rows, wanted, strict=True)):
                 msg = "a row is not that of a method"
                 raise ValueError(msg)
         except (OSError, ValueError, LookupError, TypeError) as error:
-            msg = f"{file} is damaged ({error!r}); restore it, or begin other results with --results"
+            msg = (
+                f"{file} is damaged ({error!r}); restore it, or begin other results with --results"
+            )
             raise ConfigError(msg) from error
 
     def begin(self, common: dict[str, Any], *, anew: bool = False) -> None:
@@ -73,7 +94,9 @@ class Results:
         changed = differences(self.common, common, "there") if self.rows else []
         if changed and not anew:
             msg = f"{self.file} has rows of other settings or versions: {'; '.join(changed)}. Change that back, begin "
-            raise ConfigError(f"{msg}other results (--results FOLDER --runs FOLDER), or drop these rows (--anew)")
+            raise ConfigError(
+                f"{msg}other results (--results FOLDER --runs FOLDER), or drop these rows (--anew)"
+            )
         self.rows = [] if anew else self.rows
         self.common = common
         self._write()

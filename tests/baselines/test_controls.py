@@ -34,7 +34,13 @@ def made(tmp_path_factory):
     """A finished search, with all controls."""
     path = tmp_path_factory.mktemp("controls")
     (path / "tiny.toml").write_text(TINY_CONFIG)
-    settings = ["n_trials=3", "seed=5", f"baselines={NAMES}", "pretrain.epochs=3", "pretrain.lr=0.03"]
+    settings = [
+        "n_trials=3",
+        "seed=5",
+        f"baselines={NAMES}",
+        "pretrain.epochs=3",
+        "pretrain.lr=0.03",
+    ]
     run_config(read_config(path / "tiny.toml", settings), path / "run")
     return path
 
@@ -100,7 +106,11 @@ def test_recipes_are_those_of_the_base_network(run):
     asked = run.config.finetune
     recipes = {name: run.recipe(run.named(name), asked) for name in NAMES}
     for name in ("scratch_e", "rewound"):
-        assert (recipes[name].epochs, recipes[name].lr, recipes[name].threads) == (3, 0.03, asked.threads)
+        assert (recipes[name].epochs, recipes[name].lr, recipes[name].threads) == (
+            3,
+            0.03,
+            asked.threads,
+        )
     task = run.result.task
     (full,) = task.graph.costs.macs([task.graph.space(1.0).full])
     (small,) = task.graph.costs.macs([run.winner.candidate])
@@ -115,8 +125,17 @@ def test_they_are_fine_tuned_reported_and_exported(made):
         return done.output
 
     folder = made / "run"
-    call("finetune", folder, "--only", "scratch_b,random_channels", *shlex.split("--set finetune.epochs=1"))
-    scores = {name: json.loads((folder / "finetuned" / f"{name}.json").read_text()) for name in ("scratch_b",)}
+    call(
+        "finetune",
+        folder,
+        "--only",
+        "scratch_b,random_channels",
+        *shlex.split("--set finetune.epochs=1"),
+    )
+    scores = {
+        name: json.loads((folder / "finetuned" / f"{name}.json").read_text())
+        for name in ("scratch_b",)
+    }
     assert scores["scratch_b"]["recipe"]["epochs"] > 3
     assert not (folder / "finetuned/rewound.json").exists()
     call("finetune", folder, "--only", "rewound", *shlex.split("--set finetune.epochs=1"))
@@ -129,8 +148,13 @@ def test_a_network_that_was_brought_has_no_early_weights(made, tmp_path):
     settings = ["n_trials=3", f"model.checkpoint={made / 'run/base.safetensors'}"]
     text = TINY_CONFIG.replace("pretrain = {epochs = 1, batch_size = 256}\n", "")
     (tmp_path / "tiny.toml").write_text(text)
-    with pytest.raises(ConfigError, match=r"'rewound' begins with early weights, and this run has none"):
-        run_config(read_config(tmp_path / "tiny.toml", [*settings, 'baselines=["rewound"]']), tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"'rewound' begins with early weights, and this run has none"
+    ):
+        run_config(
+            read_config(tmp_path / "tiny.toml", [*settings, 'baselines=["rewound"]']),
+            tmp_path / "run",
+        )
     assert not (tmp_path / "run/journal.jsonl").exists()
     config = read_config(tmp_path / "tiny.toml", [*settings, 'baselines=["scratch_e"]'])
     run_config(config, tmp_path / "run")
@@ -151,7 +175,9 @@ class Scaled(nn.Module):
 def test_a_module_that_draws_no_weights_is_named():
     model, x = Scaled().eval(), torch.rand(1, 3, 8, 8)
     graph = trace_channels(model, x)
-    with pytest.raises(ModelError, match="the network itself has parameters and no method reset_parameters"):
+    with pytest.raises(
+        ModelError, match="the network itself has parameters and no method reset_parameters"
+    ):
         Fresh(model, graph, rank_channels(model, graph))
 
 
@@ -160,7 +186,11 @@ def test_attention_draws_its_own_weights():
     class Attending(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed, self.attention, self.last = nn.Linear(4, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+            self.embed, self.attention, self.last = (
+                nn.Linear(4, 8),
+                nn.MultiheadAttention(8, 2),
+                nn.Linear(8, 3),
+            )
             self.hidden = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8))
 
         def forward(self, x):
@@ -180,7 +210,14 @@ def late(tmp_path_factory):
     """A finished search that keeps the weights after the first epoch."""
     path = tmp_path_factory.mktemp("late")
     (path / "tiny.toml").write_text(TINY_CONFIG)
-    settings = ["n_trials=2", "seed=5", 'baselines=["rewound"]', "pretrain.epochs=3", "pretrain.lr=0.03", "rewind=1"]
+    settings = [
+        "n_trials=2",
+        "seed=5",
+        'baselines=["rewound"]',
+        "pretrain.epochs=3",
+        "pretrain.lr=0.03",
+        "rewind=1",
+    ]
     config = read_config(path / "tiny.toml", settings)
     run_config(config, path / "run")
     return path, config
@@ -197,7 +234,9 @@ def test_late_rewinding_is_the_winner_after_that_epoch(late, tmp_path):
         if done == 1:
             seen.append({name: tensor.clone() for name, tensor in early.state_dict().items()})
 
-    train(early, task.data.train, config.pretrain, seed=config.seed, stream="pretrain", on_epoch=look)
+    train(
+        early, task.data.train, config.pretrain, seed=config.seed, stream="pretrain", on_epoch=look
+    )
     early.load_state_dict(seen[0])
     expected = slice_model(early, task.graph, candidate, task.source.ranking)
     assert same(*states(opened.source(opened.named("rewound")).network(candidate), expected))
@@ -211,7 +250,9 @@ def test_early_weights_that_are_lost_or_were_not_kept_are_made_again(late, tmp_p
     shutil.copytree(path / "run", folder)
     kept = (folder / "early-1.safetensors").read_bytes()
     (folder / "early-1.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"early-1.safetensors is missing: it is made again by: abcsearch resume"):
+    with pytest.raises(
+        ConfigError, match=r"early-1.safetensors is missing: it is made again by: abcsearch resume"
+    ):
         rewound(open_so_far(folder).result.task)
     run_config(dataclasses.replace(config, rewind=epoch), folder)
     made_again = (folder / f"early-{epoch}.safetensors").read_bytes()
@@ -233,11 +274,15 @@ def test_a_training_that_is_killed_after_that_epoch_keeps_its_weights(late, tmp_
     (tmp_path / "run/early-1.safetensors").unlink()
     run_config(config, tmp_path / "run", progress=stop)
     assert done[:3] == [("base network", 1), ("base network", 2), ("base network", 3)]
-    kept = [(folder / "early-1.safetensors").read_bytes() for folder in (path / "run", tmp_path / "run")]
+    kept = [
+        (folder / "early-1.safetensors").read_bytes() for folder in (path / "run", tmp_path / "run")
+    ]
     assert kept[0] == kept[1]
 
 
-@pytest.mark.parametrize(("value", "words"), [(9, "from 0 to 1, found 9"), (-1, "at least 0"), ("x", "rewind")])
+@pytest.mark.parametrize(
+    ("value", "words"), [(9, "from 0 to 1, found 9"), (-1, "at least 0"), ("x", "rewind")]
+)
 def test_an_epoch_that_there_is_not(tmp_path, value, words):
     (tmp_path / "tiny.toml").write_text(TINY_CONFIG)
     with pytest.raises(ConfigError, match=words):

@@ -29,7 +29,9 @@ WIDTHS = (4, 6, 8)  # of a chain of three layers, whose costs are those of produ
 
 def toy(scores, budget, lowest=1):
     """A task of three layers that keep at least so many channels."""
-    space = SearchSpace(tuple(Dimension(f"w{c}", "width", tuple(range(lowest, c + 1))) for c in WIDTHS))
+    space = SearchSpace(
+        tuple(Dimension(f"w{c}", "width", tuple(range(lowest, c + 1))) for c in WIDTHS)
+    )
     return SimpleNamespace(
         source=SimpleNamespace(ranking=Ranking(criterion="toy", scores=tuple(scores))),
         graph=SimpleNamespace(costs=ToyCosts()),
@@ -43,7 +45,9 @@ def interleaved():
     scores = [[], [], []]
     turns = itertools.cycle(range(3))
     for score in range(1, 1 + sum(WIDTHS)):
-        scores[next(group for group in turns if len(scores[group]) < WIDTHS[group])].append(float(score))
+        scores[next(group for group in turns if len(scores[group]) < WIDTHS[group])].append(
+            float(score)
+        )
     return [np.array(own) for own in scores]
 
 
@@ -53,7 +57,9 @@ def structure(name, task):
 
 @given(st.lists(st.floats(0.35, 1), min_size=2, max_size=4), st.integers(1, 3))
 @pytest.mark.parametrize("name", NAMES)
-def test_structures_are_the_largest_inside_their_budgets_and_lie_inside_each_other(name, budgets, lowest):
+def test_structures_are_the_largest_inside_their_budgets_and_lie_inside_each_other(
+    name, budgets, lowest
+):
     tasks = [toy(interleaved(), budget, lowest) for budget in sorted(budgets)]
     structures = [structure(name, task) for task in tasks]
     for task, found in zip(tasks, structures, strict=True):
@@ -75,7 +81,9 @@ def test_scores_are_compared_within_the_mean_of_their_group():
         scaled = toy([own * factor for own, factor in zip(plain, factors, strict=True)], budget)
         assert structure("global_threshold", scaled) == alike
         shares = [kept / full for kept, full in zip(alike, WIDTHS, strict=True)]
-        assert max(shares) - min(shares) <= 1 / min(WIDTHS) + 1 / max(WIDTHS)  # rising scores: cut evenly
+        assert max(shares) - min(shares) <= 1 / min(WIDTHS) + 1 / max(
+            WIDTHS
+        )  # rising scores: cut evenly
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,7 +120,8 @@ def half(tensors, group):
 def test_a_row_of_the_report_that_meets_the_budget(tiny_config, tmp_path, monkeypatch, criterion):
     monkeypatch.setitem(CRITERIA._entries, "half", half)
     config = read_config(
-        tiny_config, ["n_trials=2", f'baselines=["{NAMES[1]}", "{NAMES[0]}"]', f"criterion={criterion}"]
+        tiny_config,
+        ["n_trials=2", f'baselines=["{NAMES[1]}", "{NAMES[0]}"]', f"criterion={criterion}"],
     )
     run_config(config, tmp_path / "run")
     rows = {row.network: row for row in make_report(open_run(tmp_path / "run")).rows}
@@ -126,7 +135,9 @@ def test_a_row_of_the_report_that_meets_the_budget(tiny_config, tmp_path, monkey
 
 
 def test_a_search_begins_with_the_structures_that_it_is_told_by_name(tiny_config, tmp_path):
-    config = read_config(tiny_config, ["n_trials=4", 'searcher.initial=["global_threshold", 0.3, "uniform"]'])
+    config = read_config(
+        tiny_config, ["n_trials=4", 'searcher.initial=["global_threshold", 0.3, "uniform"]']
+    )
     result = run_config(config, tmp_path / "run")
     task = Task.of(result.task.base, load_data("digits"), config)
     first = structure("global_threshold", task)
@@ -139,7 +150,14 @@ def test_a_search_begins_with_the_structures_that_it_is_told_by_name(tiny_config
 
 def test_given_evaluates_the_threshold_alone_from_python(tiny_model, tiny_data, tmp_path):
     given = {"name": "given", "initial": ["global_threshold"]}
-    result = search(tiny_model, tiny_data, budget=Budget(macs=0.5), n_trials=9, searcher=given, run_dir=tmp_path / "a")
+    result = search(
+        tiny_model,
+        tiny_data,
+        budget=Budget(macs=0.5),
+        n_trials=9,
+        searcher=given,
+        run_dir=tmp_path / "a",
+    )
     assert [t.candidate for t in result.trials] == [structure("global_threshold", result.task)]
     assert result.task.constraint.allows(result.best.candidate)
 
@@ -147,7 +165,10 @@ def test_given_evaluates_the_threshold_alone_from_python(tiny_model, tiny_data, 
 @pytest.mark.parametrize(
     ("initial", "words"),
     [
-        ('["global_treshold"]', r"searcher.initial\[0\] = 'global_treshold': .*did you mean 'global_threshold'"),
+        (
+            '["global_treshold"]',
+            r"searcher.initial\[0\] = 'global_treshold': .*did you mean 'global_threshold'",
+        ),
         ('[0.5, "random"]', r"searcher.initial\[1\] = 'random': baseline 'random' is a search, or"),
         ('[2.5, "global_threshold"]', r"searcher.initial\[0\] = 2.5: a warm start is"),
         ('"global_threshold"', "searcher.initial is a list"),
@@ -161,4 +182,11 @@ def test_what_no_search_can_begin_with_is_told_with_the_config(tiny_config, init
 def test_a_name_is_looked_up_in_python_too(tiny_model, tiny_data, tmp_path):
     given = {"name": "random", "initial": ["global_treshold"]}
     with pytest.raises(ConfigError, match="did you mean 'global_threshold'"):
-        search(tiny_model, tiny_data, budget=Budget(macs=0.5), n_trials=1, searcher=given, run_dir=tmp_path / "a")
+        search(
+            tiny_model,
+            tiny_data,
+            budget=Budget(macs=0.5),
+            n_trials=1,
+            searcher=given,
+            run_dir=tmp_path / "a",
+        )

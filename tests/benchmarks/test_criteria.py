@@ -33,15 +33,25 @@ def test_all_criteria_have_the_same_structures_and_repair_changes_what_they_are_
     assert other["candidate"] != rows[0]["candidate"]
 
 
-def test_a_search_is_a_row_and_what_is_known_is_not_measured_again(bench, tmp_path, monkeypatch, capsys):
+def test_a_search_is_a_row_and_what_is_known_is_not_measured_again(
+    bench, tmp_path, monkeypatch, capsys
+):
     row = searched(bench, {**ROW, "kind": "search", "criterion": "reader_l2", "repair": "none"})
     assert row["after"] is not None
     assert row["fitness"] > 0
     file = tmp_path / "criteria.json"
     rows = [row]
     for number, (before, after) in enumerate([(0.5, 0.6), (0.6, 0.8), (0.7, 0.7)]):
-        known = {**ROW, "number": number, "criterion": "reader_l2", "repair": "none", "seconds": 0.5}
-        rows.append({**known, "before": before, "after": after, "full": 0.9, "candidate": [1], "cost": 1})
+        known = {
+            **ROW,
+            "number": number,
+            "criterion": "reader_l2",
+            "repair": "none",
+            "seconds": 0.5,
+        }
+        rows.append(
+            {**known, "before": before, "after": after, "full": 0.9, "candidate": [1], "cost": 1}
+        )
     file.write_text(json.dumps({"machine": "here", "rows": rows}))
     monkeypatch.setattr(criteria, "side_by_side", None)  # nothing is left to do
     given = ["--name", "tiny", "--structures", "3", "--tuned", "3", "--searches", "--macs", "0.5"]

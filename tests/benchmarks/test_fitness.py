@@ -28,12 +28,20 @@ def test_rank_statistics_of_orders_that_are_known():
 def test_a_cascade_is_both_stages_at_its_fraction():
     first, second = [0.1, 0.5, 0.3, 0.4, 0.2], [0.9, 0.6, 0.95, 0.55, 0.85]
     both = (fitness_tables.SCREEN, first, 1.0), ("short training, 1 epoch", second, 10.0)
-    found = {"fitness": {f"{name}: {m}": (values, cost) for name, values, cost in both for m in fitness_tables.METRICS}}
+    found = {
+        "fitness": {
+            f"{name}: {m}": (values, cost)
+            for name, values, cost in both
+            for m in fitness_tables.METRICS
+        }
+    }
     fitness_tables.add_cascade(found, 0.4)
     values, cost = found["fitness"]["cascade to short training, 1 epoch, best 40%: top1"]
     assert values == [0.1, 0.6, 0.3, 0.55, 0.2]
     assert cost == 5
-    alone = {"fitness": {name: own for name, own in found["fitness"].items() if "AdaptiveBN" in name}}
+    alone = {
+        "fitness": {name: own for name, own in found["fitness"].items() if "AdaptiveBN" in name}
+    }
     fitness_tables.add_cascade(alone)
     assert len(alone["fitness"]) == len(fitness_tables.METRICS)
 
@@ -43,31 +51,48 @@ def test_resampled_tau_is_that_of_the_structures_drawn():
     truth = [0.0, *draws.normal(size=9)]
     values = [0.0, 0.0, *draws.normal(size=8)]  # with a tie
     found = agreement.resampled(values, truth)
-    drawn = agreement.numpy_stream(0, "resampled structures").integers(10, size=(agreement.RESAMPLES, 10))
+    drawn = agreement.numpy_stream(0, "resampled structures").integers(
+        10, size=(agreement.RESAMPLES, 10)
+    )
     for own, tau in zip(drawn[:50], found, strict=False):
-        assert tau == pytest.approx(kendalltau(np.array(values)[own], np.array(truth)[own]).statistic)
+        assert tau == pytest.approx(
+            kendalltau(np.array(values)[own], np.array(truth)[own]).statistic
+        )
     assert np.mean(found) == pytest.approx(agreement.compared(values, truth)[0], abs=0.05)
     assert agreement.interval(agreement.resampled(truth, truth)) == "1.00 to 1.00"
     worst = [-np.inf, *truth[1:]]
     assert agreement.resampled([-np.inf, -np.inf, *truth[2:]], worst) == pytest.approx(
         agreement.resampled([-9, -9, *truth[2:]], worst)
     )
-    assert agreement.compared([1.0] * 10, truth)[0] == agreement.resampled([1.0] * 10, truth).max() == 0
+    assert (
+        agreement.compared([1.0] * 10, truth)[0]
+        == agreement.resampled([1.0] * 10, truth).max()
+        == 0
+    )
 
 
 def test_fitnesses_of_one_seed_are_held_against_the_default():
     truth = [0.5 + 0.01 * n for n in range(20)]
     worse = truth[10:] + truth[:10]
     own = {"macs": worse, "truth": [[one] for one in truth], "full": 0.9}
-    own["fitness"] = {fitness_tables.DEFAULT: (truth, 7.0), "good too": (truth, 7.0), "worse": (worse, 90.0)}
+    own["fitness"] = {
+        fitness_tables.DEFAULT: (truth, 7.0),
+        "good too": (truth, 7.0),
+        "worse": (worse, 90.0),
+    }
     rows = [
-        line.split(" | ") for line in fitness_tables.report({"criteria": {"l1": [own]}, "machine": ""}).splitlines()
+        line.split(" | ")
+        for line in fitness_tables.report({"criteria": {"l1": [own]}, "machine": ""}).splitlines()
     ]
     assert len({len(row) for row in rows[:6]}) == 1
     assert "- that of the default" in rows[0]
     assert rows[3][1:3] == ["1.00 (1.00 to 1.00)", ""]
     assert rows[4][1:3] == ["1.00 (1.00 to 1.00)", "+0.00 (+0.00 to +0.00)"]
-    assert [row[4] for row in rows[3:6]] == ["69.00", "69.00", "59.00"]  # what has the highest fitness is worth that
+    assert [row[4] for row in rows[3:6]] == [
+        "69.00",
+        "69.00",
+        "59.00",
+    ]  # what has the highest fitness is worth that
     assert rows[5][2].startswith(f"{2 * -100 / 190:+.2f} (-1.")
     several = fitness_tables.report({"criteria": {"l1": [own, own]}, "machine": ""}).splitlines()
     assert several[0] == "| fitness | Kendall's tau | top-5 recall | chosen, % | s per structure |"
@@ -80,7 +105,9 @@ def test_other_fine_tuning_can_be_the_truth():
         one["fitness"] = {fitness_tables.DEFAULT: (list(range(count)), 7.0)}
         return {"criteria": {"l1": [one]}, "machine": "here"}
 
-    found = fitness_tables.judged_by(made(5, [0.5, 0.4, 0.3, 0.2, 0.9]), made(4, [0.1, 0.2, 0.3, 0.4]))
+    found = fitness_tables.judged_by(
+        made(5, [0.5, 0.4, 0.3, 0.2, 0.9]), made(4, [0.1, 0.2, 0.3, 0.4])
+    )
     lines = fitness_tables.report(found).splitlines()
     assert lines[3].startswith(f"| {fitness_tables.DEFAULT} | 1.00 (1.00 to 1.00) |")
     assert lines[4].startswith("| fine-tuning as in --results | -1.00 (-1.00 to -1.00) |")
@@ -94,10 +121,22 @@ def test_other_fine_tuning_can_be_the_truth():
 
 def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        fitness, "SCORED", {name: fitness.SCORED[name] for name in (fitness_tables.SCREEN, fitness_tables.TRAINED[0])}
+        fitness,
+        "SCORED",
+        {name: fitness.SCORED[name] for name in (fitness_tables.SCREEN, fitness_tables.TRAINED[0])},
     )
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
-    call = ["fitness", "--config", str(tiny_config), "--structures", "6", "--seeds", "0", "--criteria", "l2"]
+    call = [
+        "fitness",
+        "--config",
+        str(tiny_config),
+        "--structures",
+        "6",
+        "--seeds",
+        "0",
+        "--criteria",
+        "l2",
+    ]
     printed = []
     for _ in range(2):
         monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path / "runs")])
@@ -113,13 +152,19 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
         "Full network",
     ):
         assert words in printed[0].out
-    files = [tmp_path / "runs" / f"0-{criterion}-{number}.json" for criterion in ("l1", "l2") for number in range(6)]
+    files = [
+        tmp_path / "runs" / f"0-{criterion}-{number}.json"
+        for criterion in ("l1", "l2")
+        for number in range(6)
+    ]
     assert sorted(line.partition(" ")[2] for line in printed[0].err.splitlines()) == sorted(
         f"{file}: done" for file in files
     )
     made = fitness.gathered(files[:6])
     assert np.shape(made["truth"]) == (6, 2)
-    monkeypatch.setattr("sys.argv", ["fitness", "--redraw", "--results", str(tmp_path / "runs" / "results.json")])
+    monkeypatch.setattr(
+        "sys.argv", ["fitness", "--redraw", "--results", str(tmp_path / "runs" / "results.json")]
+    )
     fitness.main()
     assert capsys.readouterr().out == printed[0].out
     monkeypatch.setattr("sys.argv", ["fitness", "--redraw", "--results", str(tmp_path)])
@@ -133,7 +178,9 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
         file.unlink()
     fitness._benches.clear()
     monkeypatch.setattr(
-        fitness, "SCORED", {name: fitness.SCORED[name] for name in (fitness_tables.SCREEN, fitness_tables.TRAINED[0])}
+        fitness,
+        "SCORED",
+        {name: fitness.SCORED[name] for name in (fitness_tables.SCREEN, fitness_tables.TRAINED[0])},
     )
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
     for more in (["--structures", "5"], []):
@@ -143,8 +190,13 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     assert again["truth"] == made["truth"]
     assert all(values == made["fitness"][name][0] for name, (values, _) in again["fitness"].items())
     # What was measured with other settings is not taken for the same.
-    monkeypatch.setattr("sys.argv", [*call, "--runs", str(tmp_path / "runs"), "--macs", "0.4", "0.5"])
-    with pytest.raises(SystemExit, match=r"macs: \[0.05, 0.4\] in the folder, \[0.4, 0.5\] now; give another --runs"):
+    monkeypatch.setattr(
+        "sys.argv", [*call, "--runs", str(tmp_path / "runs"), "--macs", "0.4", "0.5"]
+    )
+    with pytest.raises(
+        SystemExit,
+        match=r"macs: \[0.05, 0.4\] in the folder, \[0.4, 0.5\] now; give another --runs",
+    ):
         fitness.main()
 
 
@@ -161,7 +213,10 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_mistakes_are_said_first(words, said, tiny_config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["fitness", "--config", str(tiny_config), "--runs", str(tmp_path / "runs"), *words])
+    monkeypatch.setattr(
+        "sys.argv",
+        ["fitness", "--config", str(tiny_config), "--runs", str(tmp_path / "runs"), *words],
+    )
     with pytest.raises(SystemExit) as stopped:
         fitness.main()
     assert said in f"{stopped.value.code} {capsys.readouterr().err}"
@@ -172,11 +227,24 @@ def test_a_band_with_too_few_structures_is_said(tiny_config, tmp_path, monkeypat
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
     monkeypatch.setattr(fitness, "DRAWS", 3)
     fitness._benches.clear()
-    call = ["--config", str(tiny_config), "--runs", str(tmp_path), "--seeds", "0", "--criteria", "l1"]
-    monkeypatch.setattr("sys.argv", ["fitness", *call, "--macs", "0.605", "0.609", "--structures", "9"])
+    call = [
+        "--config",
+        str(tiny_config),
+        "--runs",
+        str(tmp_path),
+        "--seeds",
+        "0",
+        "--criteria",
+        "l1",
+    ]
+    monkeypatch.setattr(
+        "sys.argv", ["fitness", *call, "--macs", "0.605", "0.609", "--structures", "9"]
+    )
     with pytest.raises(SystemExit, match="when that is mended"):
         fitness.main()
-    assert re.search(r"--structures 9: \d+ found with --macs 0.605 0.609; widen it", capsys.readouterr().err)
+    assert re.search(
+        r"--structures 9: \d+ found with --macs 0.605 0.609; widen it", capsys.readouterr().err
+    )
 
 
 def test_a_damaged_file_is_named(tmp_path, monkeypatch):
@@ -184,17 +252,28 @@ def test_a_damaged_file_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["fitness", "--redraw", "--runs", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"error: .*results.json is damaged .* delete it"):
         fitness.main()
-    for text in ("{}", "[]", "null", '{"machine": "x", "criteria": {}}', '{"criteria": {"l2": [1]}}'):
+    for text in (
+        "{}",
+        "[]",
+        "null",
+        '{"machine": "x", "criteria": {}}',
+        '{"criteria": {"l2": [1]}}',
+    ):
         (tmp_path / "results.json").write_text(text)
-        with pytest.raises(SystemExit, match=r"results.json holds something else than results of this benchmark"):
+        with pytest.raises(
+            SystemExit, match=r"results.json holds something else than results of this benchmark"
+        ):
             fitness.main()
 
 
 def test_evaluations_are_compared_with_bare_passes(monkeypatch, capsys):
-    case = evaluation.Case(build=lambda: SmallResNet(3, 10, (4, 6), (1, 1)), size=8, images=(32, 32, 32), batch=16)
+    case = evaluation.Case(
+        build=lambda: SmallResNet(3, 10, (4, 6), (1, 1)), size=8, images=(32, 32, 32), batch=16
+    )
     monkeypatch.setattr(evaluation, "CASES", {"tiny": case})
     monkeypatch.setattr(
-        "sys.argv", ["evaluation", "--networks", "tiny", "--repeats", "1", "--workers", "--evaluations", "0"]
+        "sys.argv",
+        ["evaluation", "--networks", "tiny", "--repeats", "1", "--workers", "--evaluations", "0"],
     )
     evaluation.main()
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
@@ -203,11 +282,15 @@ def test_evaluations_are_compared_with_bare_passes(monkeypatch, capsys):
 
 def test_a_bare_evaluation_is_what_the_evaluator_does(monkeypatch):
     """The same statistics come out of both: the comparison is fair."""
-    case = evaluation.Case(build=lambda: SmallResNet(3, 10, (4, 6), (1, 1)), size=8, images=(32, 32, 32), batch=16)
+    case = evaluation.Case(
+        build=lambda: SmallResNet(3, 10, (4, 6), (1, 1)), size=8, images=(32, 32, 32), batch=16
+    )
     monkeypatch.setattr(evaluation, "CASES", {"tiny": case})
     bench = evaluation.prepare("tiny", "cpu")
     seen = []
-    monkeypatch.setattr(evaluation, "slice_model", lambda *args: seen.append(slice_model(*args)) or seen[-1])
+    monkeypatch.setattr(
+        evaluation, "slice_model", lambda *args: seen.append(slice_model(*args)) or seen[-1]
+    )
     evaluation.bare_evaluation(bench)()
     ours = bench.evaluator.build(bench.candidate)
     assert seen[0].bn.num_batches_tracked == ours.bn.num_batches_tracked == 2

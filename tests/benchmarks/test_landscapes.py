@@ -61,7 +61,9 @@ def test_accuracy_of_a_uniform_chain_by_its_formula(ratio):
     for number, (s, a) in enumerate(zip(scales, weights, strict=True)):
         u = ratio**0.75 if number in (0, 30) else ratio  # image and classes are never pruned
         product *= ((1 - np.exp(-u / s)) / (1 - np.exp(-1 / s))) ** a
-    assert landscape.truths([landscape.space.uniform(ratio)])[0] == pytest.approx(0.1 + 0.84 * product, rel=1e-12)
+    assert landscape.truths([landscape.space.uniform(ratio)])[0] == pytest.approx(
+        0.1 + 0.84 * product, rel=1e-12
+    )
 
 
 def test_a_bottleneck_costs_more_than_its_geometric_mean():
@@ -87,7 +89,9 @@ def test_a_dropped_block_costs_its_share_and_saves_its_convolutions():
             assert saved == 3 * 9 * width**2
             assert landscape.macs([full])[0] - landscape.macs([without])[0] == saved * size**2
             narrow = [*without[: axis - 2], 4 * width // 40, 4 * width // 40, *without[axis:]]
-            assert landscape.truths([narrow])[0] == landscape.truths([without])[0]  # widths of what is not there
+            assert (
+                landscape.truths([narrow])[0] == landscape.truths([without])[0]
+            )  # widths of what is not there
 
 
 def test_costs_of_the_smallest_chain_by_hand():
@@ -109,7 +113,10 @@ def test_noise_is_a_function_of_structure_and_seed(landscape):
     assert landscape(one, 5) == again(one, 5)
     assert landscape(np.array(one), 5) == landscape(one, 5)
     noise = np.array(
-        [[landscape(c, seed).fitness - landscape.truths([c])[0] for seed in range(200)] for c in (one, other)]
+        [
+            [landscape(c, seed).fitness - landscape.truths([c])[0] for seed in range(200)]
+            for c in (one, other)
+        ]
     )
     assert len(np.unique(noise)) == noise.size
     assert abs(np.corrcoef(noise)[0, 1]) < 0.3
@@ -122,7 +129,9 @@ def test_other_seeds_are_other_landscapes():
     assert len({float(Landscape(30, seed).truths(half)[0]) for seed in range(5)}) == 5
 
 
-@pytest.mark.parametrize("choices", [(1, 2), (1, 2, 3, 4, 5)])  # fewer structures than its population, and more
+@pytest.mark.parametrize(
+    "choices", [(1, 2), (1, 2, 3, 4, 5)]
+)  # fewer structures than its population, and more
 def test_the_oracle_finds_the_optimum_of_a_listed_problem(monkeypatch, tmp_path, choices):
     space = SearchSpace(tuple(Dimension(f"layer{i}", "width", choices) for i in range(5)))
     every = np.array(list(itertools.product(choices, repeat=5)))
@@ -134,7 +143,9 @@ def test_the_oracle_finds_the_optimum_of_a_listed_problem(monkeypatch, tmp_path,
         return np.log(np.asarray(rows)) @ np.array([1, 3, 2, 5, 4]) / 30
 
     constraint = Budget(macs=0.5).bind(space, Costs())
-    found = Problem(space, constraint, lambda *_: pytest.fail("noise is not for the oracle"), truths)
+    found = Problem(
+        space, constraint, lambda *_: pytest.fail("noise is not for the oracle"), truths
+    )
     monkeypatch.setattr(oracle, "problem", lambda *_: found)
     best = truths(every[constraint.violation(every) == 0]).max()
     assert best < truths(every).max()

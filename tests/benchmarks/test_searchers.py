@@ -19,9 +19,15 @@ from experiments.benchmarks.searchers.results import Results
 from experiments.benchmarks.searchers.rows import Row
 from experiments.benchmarks.searchers.tables import overview, summary
 
-EVERY = list(itertools.product((8, 64), repeat=5))  # structure i of the table: layer0 is the highest bit of i
+EVERY = list(
+    itertools.product((8, 64), repeat=5)
+)  # structure i of the table: layer0 is the highest bit of i
 BEST = {28: 70.79, 29: 70.8, 30: 71.0, 31: 70.9}  # per cent; the others have 40 + i
-ORDERS = {0: (0, 5, 29, 1), 1: (10, 28, 3, 31), 2: (7, 6, 8, 9)}  # by seed: what the scripted searcher proposes
+ORDERS = {
+    0: (0, 5, 29, 1),
+    1: (10, 28, 3, 31),
+    2: (7, 6, 8, 9),
+}  # by seed: what the scripted searcher proposes
 
 
 def accuracy(i):
@@ -62,10 +68,14 @@ def _registered(monkeypatch):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    columns = [f"{what}_{dataset}" for dataset in problems.DATASETS for what in ("params", "flops", "acc")]
+    columns = [
+        f"{what}_{dataset}" for dataset in problems.DATASETS for what in ("params", "flops", "acc")
+    ]
     lines = [",".join(["index", "arch", *columns])]
     for i, c in enumerate(EVERY):
-        cells = [sum(c), sum(a * b for a, b in itertools.pairwise((3, *c))), accuracy(i)] * len(problems.DATASETS)
+        cells = [sum(c), sum(a * b for a, b in itertools.pairwise((3, *c))), accuracy(i)] * len(
+            problems.DATASETS
+        )
         lines.append(",".join(map(str, [i, ":".join(map(str, c)), *cells])))
     (folder / problems.TABLE).write_bytes(gzip.compress("\n".join(lines).encode()))
     return folder
@@ -82,7 +92,9 @@ def called(data, tmp_path, capsys):
     """Calls the command line; returns its status and what it wrote."""
 
     def call(*argv, folder=data):
-        status = main(["--data", str(folder), "--cache", str(tmp_path / "cache"), "--workers", "1", *argv])
+        status = main(
+            ["--data", str(folder), "--cache", str(tmp_path / "cache"), "--workers", "1", *argv]
+        )
         return (status, *capsys.readouterr())
 
     return call
@@ -110,16 +122,24 @@ def test_medians_regrets_and_evaluations_needed(plan, tmp_path):
     assert found.optimum == pytest.approx(0.71)
     runs = found.runs["scripted"]
     one = summary(runs, found.optimum, (1, 2, 4))
-    assert one.accuracy == pytest.approx({1: 47, 2: 47, 4: 70.8})  # of 40, 50, 47; of 45, 70.79, 47; of 70.8, 70.9, 49
+    assert one.accuracy == pytest.approx(
+        {1: 47, 2: 47, 4: 70.8}
+    )  # of 40, 50, 47; of 45, 70.79, 47; of 70.8, 70.9, 49
     assert one.regret == pytest.approx({1: 24, 2: 24, 4: 0.2})
-    assert (one.seeds, one.needed) == (3, 4)  # of 3, 4, never: 70.8 is within 0.2 of 71, 70.79 is not
+    assert (one.seeds, one.needed) == (
+        3,
+        4,
+    )  # of 3, 4, never: 70.8 is within 0.2 of 71, 70.79 is not
     assert summary(runs[:1], found.optimum, (4,)).needed == 3
     assert summary(runs[2:], found.optimum, (4,)).needed == float("inf")
     # Over two tasks: mean regret, on how many tasks the median run is near the optimum.
     never = summary(runs[2:], found.optimum, (4,))
     near = summary(runs, found.optimum, (4,))
     line = overview([{"a": near, "b": never}, {"a": never, "b": never}]).splitlines()[2:]
-    assert [cells(each) for each in line] == [["a", "1", "11.10", "1 of 2"], ["b", "1", "22.00", "0 of 2"]]
+    assert [cells(each) for each in line] == [
+        ["a", "1", "11.10", "1 of 2"],
+        ["b", "1", "22.00", "0 of 2"],
+    ]
 
 
 def test_before_the_first_evaluation_there_is_no_accuracy():
@@ -128,7 +148,9 @@ def test_before_the_first_evaluation_there_is_no_accuracy():
 
 
 def test_the_report_holds_the_same_numbers(called):
-    status, out, err = called("--searchers", "scripted", "--tasks", "*-free", "--seeds", "3", "--evaluations", "4")
+    status, out, err = called(
+        "--searchers", "scripted", "--tasks", "*-free", "--seeds", "3", "--evaluations", "4"
+    )
     assert status == 0
     assert "9/9 runs" in err
     assert "**cifar10-free**, optimum 71.00 %" in out
@@ -149,7 +171,9 @@ def test_repeated_evaluations_are_charged_before_the_batch_that_is_asked_next(da
 
 def test_what_a_searcher_wants_to_know_first_is_charged_told_and_cannot_win(data):
     probed = play(job(searcher="sensitivity", evaluations=12, options={"levels": 1}), data)
-    assert probed.steps[0][0] == 7  # after five dimensions' smallest choices and the largest structure
+    assert (
+        probed.steps[0][0] == 7
+    )  # after five dimensions' smallest choices and the largest structure
     assert probed.evaluations == 12
     unfinished = play(job(searcher="sensitivity", evaluations=6, options={"levels": 1}), data)
     assert (unfinished.steps, unfinished.evaluations) == ([], 6)
@@ -160,7 +184,11 @@ def test_a_run_ends_when_everything_inside_the_budget_is_known(data):
     task = problems.problem("cifar10-50", data)
     inside = sum(task.constraint.allows(c) for c in EVERY)
     assert run.evaluations == inside < 32
-    assert run.steps[-1][1] == task.optimum == task.truths([c for c in EVERY if task.constraint.allows(c)]).max()
+    assert (
+        run.steps[-1][1]
+        == task.optimum
+        == task.truths([c for c in EVERY if task.constraint.allows(c)]).max()
+    )
 
 
 def test_winners_are_chosen_by_what_is_seen_and_scored_by_the_truth(data):
@@ -172,10 +200,15 @@ def test_winners_are_chosen_by_what_is_seen_and_scored_by_the_truth(data):
         return task.evaluator(candidate, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.benchmarks.searchers.play.problem", lambda *_: replace(task, evaluator=noisy))
+        patch.setattr(
+            "experiments.benchmarks.searchers.play.problem",
+            lambda *_: replace(task, evaluator=noisy),
+        )
         run = play(job(searcher="random", evaluations=40), data)
     expected = [
-        (n + 1, true) for n, (fitness, true) in enumerate(seen) if fitness > max([0, *(f for f, _ in seen[:n])])
+        (n + 1, true)
+        for n, (fitness, true) in enumerate(seen)
+        if fitness > max([0, *(f for f, _ in seen[:n])])
     ]
     assert run.steps == expected
 
@@ -193,12 +226,18 @@ def test_a_cut_file_of_results_is_continued(plan, tmp_path, monkeypatch):
     assert len(lines) == 3
     file.write_text(lines[0] + lines[1][:-20])
     made = []
-    monkeypatch.setattr(bench, "play", lambda job, data: (made.append(job.seed), play(job, data))[1])
+    monkeypatch.setattr(
+        bench, "play", lambda job, data: (made.append(job.seed), play(job, data))[1]
+    )
     (second,) = benchmark(plan, Results(tmp_path), 1)
     assert made == [1, 2]
-    assert [run.steps for run in second.runs["scripted"]] == [run.steps for run in first.runs["scripted"]]
+    assert [run.steps for run in second.runs["scripted"]] == [
+        run.steps for run in first.runs["scripted"]
+    ]
     assert second.runs["scripted"][0] == first.runs["scripted"][0]  # its time as well
-    assert [json.loads(line)["key"] for line in file.read_text().splitlines()] == [json.loads(x)["key"] for x in lines]
+    assert [json.loads(line)["key"] for line in file.read_text().splitlines()] == [
+        json.loads(x)["key"] for x in lines
+    ]
 
 
 @pytest.mark.parametrize("change", ["code", "table", "evaluations", "options"])
@@ -227,7 +266,16 @@ def test_a_damaged_line_is_named(plan, tmp_path):
 
 
 def test_again_makes_runs_again(called, tmp_path):
-    wanted = ("--searchers", "scripted", "--tasks", "cifar10-free", "--seeds", "2", "--evaluations", "4")
+    wanted = (
+        "--searchers",
+        "scripted",
+        "--tasks",
+        "cifar10-free",
+        "--seeds",
+        "2",
+        "--evaluations",
+        "4",
+    )
     assert "2/2 runs" in called(*wanted)[2]
     assert "runs" not in called(*wanted)[2]
     assert "2/2 runs" in called(*wanted, "--again")[2]
@@ -244,8 +292,12 @@ def test_seeds_are_those_of_the_row(plan):
 def test_tuning_sees_cifar10_and_landscapes_of_its_own_only(called, data, monkeypatch, tmp_path):
     seen = []
     table, landscape = problems._table, problems._landscape
-    monkeypatch.setattr(problems, "_table", lambda *asked: (seen.append(asked[1]), table(*asked))[1])
-    monkeypatch.setattr(problems, "_landscape", lambda *asked: (seen.append(asked[1]), landscape(*asked))[1])
+    monkeypatch.setattr(
+        problems, "_table", lambda *asked: (seen.append(asked[1]), table(*asked))[1]
+    )
+    monkeypatch.setattr(
+        problems, "_landscape", lambda *asked: (seen.append(asked[1]), landscape(*asked))[1]
+    )
     monkeypatch.setattr(bench, "oracle", lambda *_, **__: 0.94)
     problems.problem.cache_clear()
     status, out, _ = called("--tune", "--searchers", "random", "--seeds", "1", "--evaluations", "2")
@@ -270,14 +322,23 @@ def test_tuning_landscapes_are_not_the_final_ones(data):
         assert final.truths(asked)[0] != tuning.truths(asked)[0]
 
 
-@pytest.mark.parametrize("tasks", ["cifar100-*", "imagenet16-50", "landscape30-50", "cifar10-50,landscape*"])
+@pytest.mark.parametrize(
+    "tasks", ["cifar100-*", "imagenet16-50", "landscape30-50", "cifar10-50,landscape*"]
+)
 def test_tuning_refuses_tasks_of_the_final_table(called, tasks):
     status, out, err = called("--tune", "--tasks", tasks)
     assert (status, out) == (2, "")
     assert err.startswith("unknown task ")
 
 
-PARTS = ["--tune", "--set batch=3", "--tasks cifar10-*", "--searchers random", "--seeds 3", "--evaluations 50"]
+PARTS = [
+    "--tune",
+    "--set batch=3",
+    "--tasks cifar10-*",
+    "--searchers random",
+    "--seeds 3",
+    "--evaluations 50",
+]
 
 
 @pytest.mark.parametrize("part", [*PARTS, "--seeds 3 --tasks cifar10-*"])
@@ -300,7 +361,16 @@ def test_a_missing_folder_is_one_clear_message(called, tmp_path):
 
 def test_landscapes_need_no_folder(called, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "oracle", lambda *_, **__: 0.5)
-    wanted = ("--tasks", "landscape30-50", "--searchers", "random", "--seeds", "1", "--evaluations", "3")
+    wanted = (
+        "--tasks",
+        "landscape30-50",
+        "--searchers",
+        "random",
+        "--seeds",
+        "1",
+        "--evaluations",
+        "3",
+    )
     status, out, _ = called(*wanted, folder=tmp_path / "nowhere")
     assert status == 0
     assert "**landscape30-50**, best known " in out
@@ -332,7 +402,16 @@ def test_mistakes_on_the_command_line_are_named(called, argv, message):
 
 
 def test_settings_are_a_row_of_their_own(called):
-    wanted = ("--searchers", "scripted", "--tasks", "cifar10-free", "--seeds", "1", "--evaluations", "4")
+    wanted = (
+        "--searchers",
+        "scripted",
+        "--tasks",
+        "cifar10-free",
+        "--seeds",
+        "1",
+        "--evaluations",
+        "4",
+    )
     status, out, _ = called(*wanted, "--set", "again=2")
     assert status == 0
     assert "| scripted again=2 | 1 | 45.00 (26.00) | >4 |" in out
@@ -356,7 +435,9 @@ def test_the_report_goes_between_the_marks_of_a_readme(plan, tmp_path, monkeypat
         report.write(tmp_path, found, 4)
 
 
-def test_what_a_searcher_finds_is_the_best_known_where_the_oracle_found_less(plan, tmp_path, monkeypatch):
+def test_what_a_searcher_finds_is_the_best_known_where_the_oracle_found_less(
+    plan, tmp_path, monkeypatch
+):
     rows = [Row(name="random", searcher="random")]
     plan = replace(plan, rows=rows, tasks=["landscape30-50"], evaluations=20)
     for oracle, better in ((0.2, False), (0.95, True)):

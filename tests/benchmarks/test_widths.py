@@ -22,7 +22,9 @@ def test_all_networks_are_in_the_band_and_their_widths_are_multiples(tiny):
     made, macs = widths.networks("tiny", (1, 8), 3, (0.4, 0.5))
     assert macs[0] == 1
     assert all(0.4 <= share <= 0.5 for share in macs[1:])
-    full, *found = [[m.out_channels for m in own.modules() if isinstance(m, torch.nn.Conv2d)] for own in made]
+    full, *found = [
+        [m.out_channels for m in own.modules() if isinstance(m, torch.nn.Conv2d)] for own in made
+    ]
     assert full[0] == 16
     assert len(found) == 6
     assert any(width % 8 for own in found[:3] for width in own)
@@ -41,15 +43,37 @@ def test_files_compute_what_networks_compute(tiny):
 
 
 def test_it_prints_a_table(tiny, monkeypatch, capsys):
-    call = ["widths", "--models", "tiny", "--divisors", "1", "8", "--structures", "2", "--repeats", "1"]
+    call = [
+        "widths",
+        "--models",
+        "tiny",
+        "--divisors",
+        "1",
+        "8",
+        "--structures",
+        "2",
+        "--repeats",
+        "1",
+    ]
     monkeypatch.setattr("sys.argv", [*call, "--macs", "0.4", "0.5"])
     widths.main()
-    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert [[cell.strip() for cell in row[:2]] for row in rows[2:]] == [["tiny", "1"], ["tiny", "8"]]
+    rows = [
+        line.split("|")[1:-1]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("|")
+    ]
+    assert [[cell.strip() for cell in row[:2]] for row in rows[2:]] == [
+        ["tiny", "1"],
+        ["tiny", "8"],
+    ]
     assert {len(row) for row in rows} == {7}
     monkeypatch.setattr("sys.argv", [*call, "--macs", "0.00001", "0.00002"])
     with pytest.raises(SystemExit, match=r"error: .*macs"):
         widths.main()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(SystemExit, match=r"error: forward times need onnxscript: pip install 'abcsearch\[onnx\]'"):
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "onnxscript" else name
+    )
+    with pytest.raises(
+        SystemExit, match=r"error: forward times need onnxscript: pip install 'abcsearch\[onnx\]'"
+    ):
         widths.main()

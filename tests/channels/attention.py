@@ -22,7 +22,9 @@ class Packed(nn.Module):
     def forward(self, x):
         b, n, c = x.shape
         each = {"attribute": self.head_dim, "minus": -1}.get(self.form, c // self.num_heads)
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, each).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x).reshape(b, n, 3, self.num_heads, each).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         if self.fused:
             x = F.scaled_dot_product_attention(q, k, v)
         else:
@@ -39,19 +41,29 @@ class Apart(nn.Module):
 
     def __init__(self, c, form):
         super().__init__()
-        self.num_attention_heads, self.attention_head_size, self.all_head_size = HEADS, c // HEADS, c
+        self.num_attention_heads, self.attention_head_size, self.all_head_size = (
+            HEADS,
+            c // HEADS,
+            c,
+        )
         self.query, self.key, self.value, self.dense = (nn.Linear(c, c) for _ in range(4))
         self.form = form
 
     def forward(self, x):
         if self.form == "free":
             shape = (*x.shape[:-1], -1, self.attention_head_size)
-            q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value))
+            q, k, v = (
+                layer(x).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value)
+            )
             x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*x.shape[:-1], -1)
             return self.dense(x.contiguous())
         shape = (*x.size()[:-1], self.num_attention_heads, self.attention_head_size)
-        q, k, v = (layer(x).view(shape).permute(0, 2, 1, 3) for layer in (self.query, self.key, self.value))
-        weights = F.softmax(torch.matmul(q, k.transpose(-1, -2)) / self.attention_head_size**0.5, dim=-1)
+        q, k, v = (
+            layer(x).view(shape).permute(0, 2, 1, 3) for layer in (self.query, self.key, self.value)
+        )
+        weights = F.softmax(
+            torch.matmul(q, k.transpose(-1, -2)) / self.attention_head_size**0.5, dim=-1
+        )
         x = torch.matmul(weights, v).permute(0, 2, 1, 3).contiguous()
         return self.dense(x.view((*x.size()[:-2], self.all_head_size)))
 
@@ -61,7 +73,10 @@ class Torchs(nn.Module):
 
     def __init__(self, c, *, bias=True, crossed=False):
         super().__init__()
-        self.attention, self.crossed = nn.MultiheadAttention(c, HEADS, bias=bias, batch_first=True), crossed
+        self.attention, self.crossed = (
+            nn.MultiheadAttention(c, HEADS, bias=bias, batch_first=True),
+            crossed,
+        )
 
     def forward(self, x):
         other = x[:, :5].relu() if self.crossed else x
@@ -80,7 +95,9 @@ ATTENTIONS = {
     "torch": Torchs,
     "torch without bias": lambda c: Torchs(c, bias=False),
     "torch crossed": lambda c: Torchs(c, crossed=True),
-    "torch encoder": lambda c: nn.TransformerEncoderLayer(c, HEADS, 20, 0.0, batch_first=True, norm_first=True),
+    "torch encoder": lambda c: nn.TransformerEncoderLayer(
+        c, HEADS, 20, 0.0, batch_first=True, norm_first=True
+    ),
 }
 OWN_HEADS = ("apart", "apart fused")
 

@@ -1,6 +1,8 @@
 """What is known of every odd operation in `strange`: which groups must be prunable around it, and what is refused."""
 
-UNEVEN = "{}: its parts have different sizes, or with other channels there are more or fewer of them"
+UNEVEN = (
+    "{}: its parts have different sizes, or with other channels there are more or fewer of them"
+)
 
 PARAMETRISED = "ParametrizedConv2d: its weights are parametrised; "
 PARAMETRISED += "torch.nn.utils.parametrize.remove_parametrizations makes them plain"

@@ -73,7 +73,12 @@ HEADS = {
     "pooled": lambda x: torch.flatten(F.adaptive_avg_pool2d(x, 2), 1),
     "peak": lambda x: F.adaptive_max_pool2d(x, 1).flatten(1),
 }
-POOLED = {"mean": 1, "torch_mean": 1, "pooled": 4, "peak": 1}  # features per channel, where not size * size
+POOLED = {
+    "mean": 1,
+    "torch_mean": 1,
+    "pooled": 4,
+    "peak": 1,
+}  # features per channel, where not size * size
 
 TABLES = {"unary": UNARY, "binary": BINARY, "cat": CAT, "head": HEADS}
 
@@ -139,7 +144,9 @@ class Net(nn.Module):
         c = widths[0]
         match step.kind:
             case "conv":
-                return nn.Conv2d(c, step.number, 3, padding=1, bias=step.name != "no_bias"), step.number
+                return nn.Conv2d(
+                    c, step.number, 3, padding=1, bias=step.name != "no_bias"
+                ), step.number
             case "depthwise":
                 return nn.Conv2d(c, c * step.number, 3, padding=1, groups=c), c * step.number
             case "module":
@@ -150,7 +157,9 @@ class Net(nn.Module):
             case "strange":
                 return Strange(step.name, c), c
             case "cat":
-                return Fn("cat", step.name), sum(widths) * (2 if step.name in ("nested", "summed") else 1)
+                return Fn("cat", step.name), sum(widths) * (
+                    2 if step.name in ("nested", "summed") else 1
+                )
             case kind:
                 return Fn(kind, step.name), c
 
@@ -158,7 +167,9 @@ class Net(nn.Module):
         values = [x]
         for step, layer in zip(self.program.steps, self.layers, strict=True):
             values.append(layer(*[values[i] for i in step.inputs]))
-        x = F.silu(self.norm(self.hidden(self.flatten(values[-1]))))  # never cut off, so that mistakes show
+        x = F.silu(
+            self.norm(self.hidden(self.flatten(values[-1])))
+        )  # never cut off, so that mistakes show
         return self.classifier(x)
 
 
@@ -208,9 +219,17 @@ class Drawing:
     def cat(self, source):
         if self.widths[source] > 12:
             return
-        inputs = (source, *(self.pick(self._values(1, 8) or [source]) for _ in range(self.draw(st.integers(1, 2)))))
+        inputs = (
+            source,
+            *(
+                self.pick(self._values(1, 8) or [source])
+                for _ in range(self.draw(st.integers(1, 2)))
+            ),
+        )
         name = self.pick(CAT)
-        if name == "summed" and len({self.widths[i] for i in inputs}) > 1:  # it adds the parts in another order
+        if (
+            name == "summed" and len({self.widths[i] for i in inputs}) > 1
+        ):  # it adds the parts in another order
             name = "list"
         width = sum(self.widths[i] for i in inputs) * (2 if name in ("nested", "summed") else 1)
         self.add("cat", inputs, width, name)
@@ -229,7 +248,17 @@ class Drawing:
         return [i for i, width in enumerate(self.widths) if lowest <= width <= highest and i]
 
 
-COMMON = ("conv", "unary", "module", "residual", "projection", "cat", "binary", "depthwise", "shared")
+COMMON = (
+    "conv",
+    "unary",
+    "module",
+    "residual",
+    "projection",
+    "cat",
+    "binary",
+    "depthwise",
+    "shared",
+)
 
 
 @st.composite
@@ -241,7 +270,12 @@ def programs(draw, strange=False, most=7):
     for _ in range(draw(st.integers(1, most))):
         last = len(drawing.widths) - 1
         getattr(drawing, drawing.pick(COMMON))(draw(st.integers(max(1, last - 2), last)))
-        if left and drawing.widths[-1] <= 24 and drawing.widths[-1] % 2 == 0 and draw(st.booleans()):
+        if (
+            left
+            and drawing.widths[-1] <= 24
+            and drawing.widths[-1] % 2 == 0
+            and draw(st.booleans())
+        ):
             drawing.strange(len(drawing.widths) - 1)
             left -= 1
     head = (draw(st.sampled_from(sorted(HEADS))), draw(st.integers(2, 5)), draw(st.booleans()))

@@ -49,7 +49,9 @@ def se_view(m, x):
 
 
 def se_expand(m, x):
-    return x * gate(m, F.adaptive_avg_pool2d(x, 1).flatten(1)).view(x.size(0), -1, 1, 1).expand_as(x)
+    return x * gate(m, F.adaptive_avg_pool2d(x, 1).flatten(1)).view(x.size(0), -1, 1, 1).expand_as(
+        x
+    )
 
 
 def last(m, x):
@@ -89,8 +91,12 @@ OPERATIONS = {
     "transposed_lanes": there_and_back,
     "transposed_whole": there_and_back,
     "transposed_depthwise": there_and_back,
-    "transposed_function_grouped": lambda m, x: m.back(F.conv_transpose2d(x, m.transposed, groups=2, padding=1)),
-    "linear_function": lambda m, x: F.linear(x.movedim(1, -1), m.weight, bias=m.shift).movedim(-1, 1),
+    "transposed_function_grouped": lambda m, x: m.back(
+        F.conv_transpose2d(x, m.transposed, groups=2, padding=1)
+    ),
+    "linear_function": lambda m, x: F.linear(x.movedim(1, -1), m.weight, bias=m.shift).movedim(
+        -1, 1
+    ),
     "batch_norm_function": lambda m, x: F.batch_norm(x, m.mean, m.var, m.scale, bias=m.shift),
     "instance_function": lambda m, x: F.instance_norm(x, weight=m.scale, bias=m.shift),
     "prelu_function": lambda m, x: F.prelu(x, m.scale),
@@ -112,7 +118,9 @@ OPERATIONS = {
     "se_index": lambda m, x: x * gate(m, x.mean(dim=(2, 3)))[:, :, None, None],
     "se_unsqueeze": lambda m, x: gate(m, x.mean(3).mean(2)).unsqueeze(-1).unsqueeze(-1) * x,
     "se_conv": lambda m, x: torch.mul(x, gate(m, x.mean((2, 3), keepdim=True))),
-    "se_conv_expand": lambda m, x: x * gate(m, F.adaptive_max_pool2d(x, (1, 1))).expand(-1, -1, SIZE, SIZE),
+    "se_conv_expand": lambda m, x: (
+        x * gate(m, F.adaptive_max_pool2d(x, (1, 1))).expand(-1, -1, SIZE, SIZE)
+    ),
     "selective": selective,
     "channels_last": last,
     "scale_batch": lambda m, x: m.scale * x,
@@ -137,9 +145,13 @@ OPERATIONS = {
     "matmul_space": lambda m, x: x.flatten(2).matmul(m.square).view_as(x),
     "matmul_gram": lambda m, x: x + (x.flatten(2) @ x.flatten(2).transpose(1, 2)).mean(),
     "upsampled": lambda m, x: F.avg_pool2d(m.up(x), 2),
-    "interpolated": lambda m, x: F.max_pool2d(F.interpolate(x, scale_factor=2.0, mode="bilinear"), 2),
+    "interpolated": lambda m, x: F.max_pool2d(
+        F.interpolate(x, scale_factor=2.0, mode="bilinear"), 2
+    ),
     "stochastic": lambda m, x: x + m.drop(m.conv(x)),
-    "stochastic_function": lambda m, x: x + stochastic_depth(m.conv(x), 0.5, "row", training=m.training),
+    "stochastic_function": lambda m, x: (
+        x + stochastic_depth(m.conv(x), 0.5, "row", training=m.training)
+    ),
     "dropout_function": lambda m, x: F.dropout2d(m.conv(x), 0.2, training=m.training),
     "glu": lambda m, x: m.glu(m.conv(x)),
     "glu_function": lambda m, x: F.glu(m.conv(x), dim=1),
@@ -171,7 +183,10 @@ PARTS = {
         "conv": nn.ConvTranspose2d(c, 2 * c, 3, padding=1, groups=c, bias=False),
         "back": conv(2 * c, c),
     },
-    "transposed_function_grouped": lambda c: {**held(transposed=(c, c, 3, 3)), "back": conv(2 * c, c)},
+    "transposed_function_grouped": lambda c: {
+        **held(transposed=(c, c, 3, 3)),
+        "back": conv(2 * c, c),
+    },
     "linear_function": lambda c: held(weight=(c, c), shift=(c,)),
     "batch_norm_function": lambda c: {
         **held(scale=(c,), shift=(c,)),
@@ -183,9 +198,14 @@ PARTS = {
     "group_norm_two": lambda c: {"norm": nn.GroupNorm(2, c)},
     "group_norm_pairs": lambda c: {"norm": nn.GroupNorm(max(c // 2, 2), c)},
     "group_norm_each": lambda c: {"norm": nn.GroupNorm(c, c)},
-    "group_norm_plain": lambda c: {"conv": conv(c), "norm": nn.GroupNorm(max(c // 2, 2), c, affine=False)},
+    "group_norm_plain": lambda c: {
+        "conv": conv(c),
+        "norm": nn.GroupNorm(max(c // 2, 2), c, affine=False),
+    },
     "group_norm_function": lambda c: held(scale=(c,), shift=(c,)),
-    "instance_tracked": lambda c: {"norm": nn.InstanceNorm2d(c, affine=True, track_running_stats=True)},
+    "instance_tracked": lambda c: {
+        "norm": nn.InstanceNorm2d(c, affine=True, track_running_stats=True)
+    },
     "instance_plain": lambda c: {"conv": conv(c), "norm": nn.InstanceNorm2d(c)},
     "layer_norm_space": lambda c: {"norm": nn.LayerNorm((SIZE, SIZE))},
     "rms_norm_space": lambda c: {"norm": nn.RMSNorm(SIZE)},
@@ -212,7 +232,10 @@ PARTS = {
     "einsum_gate": lambda c: held(vector=(c,)),
     "einsum_space": lambda c: held(table=(SIZE, SIZE)),
     "einsum_two": lambda c: {"conv": conv(c)},
-    **dict.fromkeys(("einsum_first", "einsum_list", "einsum_implicit", "matmul_first"), lambda c: held(weight=(c, c))),
+    **dict.fromkeys(
+        ("einsum_first", "einsum_list", "einsum_implicit", "matmul_first"),
+        lambda c: held(weight=(c, c)),
+    ),
     "matmul_rows": lambda c: held(rows=(c, c)),
     "matmul_space": lambda c: held(square=(SIZE * SIZE, SIZE * SIZE)),
     "upsampled": lambda c: {"up": nn.Upsample(scale_factor=2)},

@@ -42,7 +42,9 @@ def scrambled(model):
 
 def images(batch=BATCH, size=SIZE, seed=1, channels=3):
     """A batch of random images, double precision."""
-    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.randn(
+        batch, channels, size, size, generator=torch.Generator().manual_seed(seed)
+    ).double()
 
 
 def keeping(model, graph, candidate, ranking):
@@ -65,7 +67,9 @@ def zeroed(model, graph, candidate, ranking):
             for member in group.members:
                 if member.axis not in axes.get(member.parameter, ()):
                     continue
-                for entry, channel in zip(member.entries.tolist(), member.channels.tolist(), strict=True):
+                for entry, channel in zip(
+                    member.entries.tolist(), member.channels.tolist(), strict=True
+                ):
                     if channel not in kept:
                         tensors[member.parameter].select(member.axis, entry).zero_()
     return twin
@@ -104,7 +108,9 @@ def counted(model, example):
     """Returns (macs, params) of a network, counted by torch; the example has batch 1."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(example)
-    return counter.get_total_flops() // 2, sum(parameter.numel() for parameter in model.parameters())
+    return counter.get_total_flops() // 2, sum(
+        parameter.numel() for parameter in model.parameters()
+    )
 
 
 def counted_flops(model, example):
@@ -130,4 +136,6 @@ def assert_close(a, b):
     """Equal up to rounding in double precision, and finite."""
     assert bool(torch.isfinite(b).all())
     scale = max(1.0, float(b.abs().max()))
-    np.testing.assert_allclose((a / scale).detach().numpy(), (b / scale).detach().numpy(), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(
+        (a / scale).detach().numpy(), (b / scale).detach().numpy(), rtol=0, atol=1e-11
+    )

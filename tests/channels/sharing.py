@@ -16,7 +16,13 @@ ROUNDING = 1e-12
 
 def everything(out):
     """What a network returns, as one row per image."""
-    parts = list(out.values()) if isinstance(out, dict) else list(out) if isinstance(out, tuple) else [out]
+    parts = (
+        list(out.values())
+        if isinstance(out, dict)
+        else list(out)
+        if isinstance(out, tuple)
+        else [out]
+    )
     return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
@@ -29,7 +35,10 @@ def seeded(run):
 
 def hard_gates(graph, candidate, ranking):
     """Gates of 0 and 1 that keep what slicing keeps."""
-    kept = [np.isin(np.arange(g.channels), ranking.kept(i, candidate[i])) for i, g in enumerate(graph.prunable)]
+    kept = [
+        np.isin(np.arange(g.channels), ranking.kept(i, candidate[i]))
+        for i, g in enumerate(graph.prunable)
+    ]
     return [torch.from_numpy(flags).double() for flags in kept]
 
 
@@ -61,7 +70,9 @@ def check_gates(model, graph, candidate, ranking, x, rounding=ROUNDING, modes=(F
             actual = seeded(lambda: full(x.clone()))  # noqa: B023 - called at once
         assert_near(actual, seeded(lambda: small(x.clone())), rounding, f"training {training}")  # noqa: B023
         after = slice_model(full, graph, candidate, ranking)
-        for (name, statistics), expected in zip(after.named_buffers(), small.buffers(), strict=True):
+        for (name, statistics), expected in zip(
+            after.named_buffers(), small.buffers(), strict=True
+        ):
             assert_near(statistics.double(), expected.double(), rounding, name)
 
 

@@ -74,7 +74,9 @@ STRANGE = {
     "einsum": lambda m, x: torch.einsum("bchw,dc->bdhw", x, m.weight),
     "matmul": lambda m, x: (m.weight @ x.flatten(2)).view(x.shape),
     "conv_function": lambda m, x: F.conv2d(x, m.weight, padding=1),
-    "conv_keywords": lambda m, x: F.conv2d(weight=m.conv.weight, input=m.conv(x), bias=m.conv.bias, padding=1),
+    "conv_keywords": lambda m, x: F.conv2d(
+        weight=m.conv.weight, input=m.conv(x), bias=m.conv.bias, padding=1
+    ),
     "conv_reads": lambda m, x: m.conv(x) * m.conv.weight.abs().mean(),
     "conv_length": lambda m, x: m.conv(x) * m.conv.weight.shape[0],
     "conv_width": lambda m, x: m.conv(x) / m.conv.out_channels,
@@ -115,7 +117,9 @@ STRANGE = {
     "permute": lambda m, x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
     "linear_last": lambda m, x: m.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
     "linear_space": lambda m, x: m.linear(x.flatten(2)).view(x.shape),
-    "view_literal": lambda m, x: x.view(x.shape[0], m.c, -1).view(x.shape[0], m.c, x.shape[2], x.shape[3]),
+    "view_literal": lambda m, x: x.view(x.shape[0], m.c, -1).view(
+        x.shape[0], m.c, x.shape[2], x.shape[3]
+    ),
     "view_batch": lambda m, x: x.view(-1, x.shape[1], x.shape[2], x.shape[3]) * 2,
     "flatten_batch": lambda m, x: x.flatten(0, 1).view(x.shape),
     "indices": lambda m, x: F.max_pool2d(x, 3, 1, 1, return_indices=True)[0],
@@ -213,7 +217,9 @@ PARTS = {
     "transposed": lambda c: {"conv": nn.ConvTranspose2d(c, c, 3, padding=1)},
     "transposed_function": lambda c: _weight(c, c, 3, 3),
     "tied": lambda c: _tied(c, _conv(c, bias=False), _conv(c, bias=False)),
-    "tied_depthwise": lambda c: _tied(c, _conv(c, groups=c, bias=False), _conv(c, groups=c, bias=False)),
+    "tied_depthwise": lambda c: _tied(
+        c, _conv(c, groups=c, bias=False), _conv(c, groups=c, bias=False)
+    ),
     "tied_transposed": lambda c: _tied(c, _conv(c), nn.ConvTranspose2d(c, c, 3, padding=1)),
     "cat_axis": lambda c: {"conv": _conv(2 * c, c)},
     "cat_keywords": lambda c: {"conv": _conv(2 * c, c)},
@@ -229,7 +235,10 @@ PARTS = {
     "tensor_clamp": lambda c: {"one": _conv(c)},
     "shared_norm": lambda c: {"one": _conv(c), "two": _conv(c), "norm": nn.BatchNorm2d(c)},
     "recurrent": lambda c: {"conv": _conv(c)},
-    "statless": lambda c: {"one": _conv(c), "norm": nn.BatchNorm2d(c, affine=False, track_running_stats=False)},
+    "statless": lambda c: {
+        "one": _conv(c),
+        "norm": nn.BatchNorm2d(c, affine=False, track_running_stats=False),
+    },
     "buffer": lambda c: {"scale": torch.rand(1, c, 1, 1)},
 }
 # Products of activations, which macs leaves out by definition, an equation that is not read, and a convolution whose

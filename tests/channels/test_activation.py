@@ -43,9 +43,13 @@ class Alive(fx.Interpreter):
 
     def run_node(self, n):
         result = super().run_node(n)
-        needed = [value for node, value in self.env.items() if node.users]  # fx keeps what nobody reads
+        needed = [
+            value for node, value in self.env.items() if node.users
+        ]  # fx keeps what nobody reads
         held = {id_of(t): t.untyped_storage().nbytes() for t in tensors([*needed, result])}
-        self.peak = max(self.peak, sum(size for key, size in held.items() if key not in self.weights))
+        self.peak = max(
+            self.peak, sum(size for key, size in held.items() if key not in self.weights)
+        )
         return result
 
 
@@ -57,7 +61,11 @@ def tensors(value):
     if isinstance(value, torch.Tensor):
         return [value]
     items = value.values() if isinstance(value, dict) else value
-    return [t for item in items for t in tensors(item)] if isinstance(value, tuple | list | dict) else []
+    return (
+        [t for item in items for t in tensors(item)]
+        if isinstance(value, tuple | list | dict)
+        else []
+    )
 
 
 def measured(model, x):
@@ -71,7 +79,8 @@ def check(model, size, tries=3):
     graph = trace_channels(model, images(1, size))
     ranking, rng = rank_channels(model, graph, "random"), np.random.default_rng(0)
     candidates = [
-        random_candidate(graph, rng) + tuple(int(value) for value in rng.integers(0, 2, len(graph.blocks)))
+        random_candidate(graph, rng)
+        + tuple(int(value) for value in rng.integers(0, 2, len(graph.blocks)))
         for _ in range(tries)
     ]
     found = graph.costs.peak_activation(candidates)
@@ -81,11 +90,24 @@ def check(model, size, tries=3):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet20", "densenet40", "resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_0", "googlenet"]
+    "name",
+    [
+        "resnet20",
+        "densenet40",
+        "resnet18",
+        "mobilenet_v2",
+        "shufflenet_v2_x0_5",
+        "squeezenet1_0",
+        "googlenet",
+    ],
 )
 def test_known_networks(name):
     extra = {"init_weights": False} if name == "googlenet" else {}
-    model = MODELS[name]() if name in MODELS else torchvision.models.get_model(name, weights=None, **extra)
+    model = (
+        MODELS[name]()
+        if name in MODELS
+        else torchvision.models.get_model(name, weights=None, **extra)
+    )
     check(scrambled(model), 32)
 
 
@@ -96,7 +118,13 @@ def test_random_networks(program, seed):
 
 
 def test_by_hand():
-    layers = [nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(4 * 4 * 4, 2)]
+    layers = [
+        nn.Conv2d(3, 8, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 4, 1),
+        nn.Flatten(),
+        nn.Linear(4 * 4 * 4, 2),
+    ]
     graph = trace_channels(nn.Sequential(*layers), torch.zeros(1, 3, 4, 4))
     # float32: input and first result, first and second result, second result (flattened in place) and output.
     for a, b in ((8, 4), (1, 4), (8, 1)):
@@ -110,7 +138,12 @@ def test_many_candidates_are_independent():
     model = scrambled(MODELS["small_resnet"](in_channels=3, depths=(3, 3, 3)))
     graph = trace_channels(model, images(1, 16))
     rng = np.random.default_rng(1)
-    rows = np.array([random_candidate(graph, rng) + tuple(rng.integers(0, 2, len(graph.blocks))) for _ in range(1500)])
+    rows = np.array(
+        [
+            random_candidate(graph, rng) + tuple(rng.integers(0, 2, len(graph.blocks)))
+            for _ in range(1500)
+        ]
+    )
     together = graph.costs.peak_activation(rows)
     for index in (0, 1, 700, 1499):
         assert graph.costs.peak_activation(rows[index : index + 1])[0] == together[index]

@@ -50,15 +50,29 @@ CASES = {
     # A number that follows channels says which rows of space are taken, or how a layer works.
     "narrow by channels": (lambda m, x: x + x.narrow(2, 0, x.shape[1] - 3), {}, 4, 4),
     "select by channels": (lambda m, x: x + x.select(2, x.shape[1] - 3).unsqueeze(2), {}),
-    "padding by channels": (lambda m, x: F.conv2d(x, m.weight, padding=x.shape[1] - 5), held(weight=(6, 6, 3, 3))),
-    "dilation by channels": (lambda m, x: F.conv2d(x, m.weight, dilation=x.shape[1] - 5), held(weight=(6, 6, 3, 3))),
-    "conv_groups by channels": (lambda m, x: F.conv2d(x, m.weight, groups=x.shape[1] - 5), held(weight=(6, 6, 3, 3))),
+    "padding by channels": (
+        lambda m, x: F.conv2d(x, m.weight, padding=x.shape[1] - 5),
+        held(weight=(6, 6, 3, 3)),
+    ),
+    "dilation by channels": (
+        lambda m, x: F.conv2d(x, m.weight, dilation=x.shape[1] - 5),
+        held(weight=(6, 6, 3, 3)),
+    ),
+    "conv_groups by channels": (
+        lambda m, x: F.conv2d(x, m.weight, groups=x.shape[1] - 5),
+        held(weight=(6, 6, 3, 3)),
+    ),
     "two conv_groups by channels": (
         lambda m, x: F.conv2d(x.repeat(1, 8, 1, 1), m.weight, groups=x.shape[1]),
         held(weight=(6, 8, 3, 3)),
         2,
     ),
-    "pixels by channels": (lambda m, x: F.avg_pool2d(F.pixel_shuffle(x, x.shape[1] - 6), 2), {}, 8, 2),
+    "pixels by channels": (
+        lambda m, x: F.avg_pool2d(F.pixel_shuffle(x, x.shape[1] - 6), 2),
+        {},
+        8,
+        2,
+    ),
     "chunks by channels": (swapped_pairs, {}, 4, 4),
     "more parts than before": (lambda m, x: torch.cat(x.split(x.shape[1] - 2, 1)[::-1], 1), {}),
     "epsilon by channels": (lambda m, x: F.layer_norm(x, (4,), None, None, x.shape[1] * 0.125), {}),
@@ -80,7 +94,9 @@ CASES = {
         {"o": conv(6, 1)},
     ),
     "a shape in which channels mix with images": (
-        lambda m, x: x * x[:1].view_as(x[:1].permute(3, 1, 2, 0)).mean((0, 2, 3))[None, :, None, None],
+        lambda m, x: (
+            x * x[:1].view_as(x[:1].permute(3, 1, 2, 0)).mean((0, 2, 3))[None, :, None, None]
+        ),
         {},
     ),
     # One module or parameter for tensors with different channels.

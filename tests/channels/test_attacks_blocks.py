@@ -106,9 +106,15 @@ def unpacked(m, x):
 # Each is a function of the network and its parts; for one module, `b`, the function of that.
 CASES = {
     # The block changes its input in place: its identity is not what came in.
-    "activation in place before the branch": lambda: Net(call, b=Branch(lambda m, x: x + m.conv(m.relu(x)))),
-    "function in place before the branch": lambda: Net(call, b=Branch(lambda m, x: x + m.conv(x.mul_(2)))),
-    "a view changed in place": lambda: Net(call, b=Branch(lambda m, x: x + m.conv(F.relu_(x.view(x.shape))))),
+    "activation in place before the branch": lambda: Net(
+        call, b=Branch(lambda m, x: x + m.conv(m.relu(x)))
+    ),
+    "function in place before the branch": lambda: Net(
+        call, b=Branch(lambda m, x: x + m.conv(x.mul_(2)))
+    ),
+    "a view changed in place": lambda: Net(
+        call, b=Branch(lambda m, x: x + m.conv(F.relu_(x.view(x.shape))))
+    ),
     # A block makes a new tensor, an identity does not: what is done in place behind it reaches its input.
     "activation in place behind the block": lambda: Net(relu_behind, 2 * C, b=Branch(residual)),
     "activation in place behind two blocks": lambda: Net(
@@ -119,20 +125,32 @@ CASES = {
         into_later_block, 2 * C, b=Branch(residual), b2=Branch(lambda m, x: x.add_(m.conv(x)))
     ),
     # ReLU of what may be negative.
-    "a negative number added": lambda: Net(lambda m, x: m.b(torch.relu(x) + -1.0), b=Branch(activated)),
+    "a negative number added": lambda: Net(
+        lambda m, x: m.b(torch.relu(x) + -1.0), b=Branch(activated)
+    ),
     "a difference": lambda: Net(minus, b=Branch(activated), other=nn.Conv2d(C, C, 1)),
     "subtracted in place": lambda: Net(changed_after_relu, b=Branch(activated)),
     # Not what it looks like.
-    "dropout that is always on": lambda: Net(call, b=Branch(lambda m, x: F.dropout(x + m.conv(x), 0.5))),
+    "dropout that is always on": lambda: Net(
+        call, b=Branch(lambda m, x: F.dropout(x + m.conv(x), 0.5))
+    ),
     # Called in ways that nn.Identity does not take.
     "keyword": lambda: Net(lambda m, x: m.b(x=x), b=Branch(residual)),
     "option": lambda: Net(lambda m, x: m.b(x, flag=True), b=Branch(residual)),
-    "the same tensor twice": lambda: Net(lambda m, x: m.b(x, x), b=Branch(lambda m, x, y: x + m.conv(y))),
-    "a parameter beside it": lambda: Net(lambda m, x: m.b(x, m.scale), b=Branch(lambda m, x, y: x + m.conv(x) * y)),
+    "the same tensor twice": lambda: Net(
+        lambda m, x: m.b(x, x), b=Branch(lambda m, x, y: x + m.conv(y))
+    ),
+    "a parameter beside it": lambda: Net(
+        lambda m, x: m.b(x, m.scale), b=Branch(lambda m, x, y: x + m.conv(x) * y)
+    ),
     "a list in": lambda: Net(lambda m, x: m.b([x]), b=Branch(lambda m, x: x[0] + m.conv(x[0]))),
-    "a tuple out, indexed": lambda: Net(lambda m, x: m.b(x)[0], b=Branch(lambda m, x: (x + m.conv(x),))),
+    "a tuple out, indexed": lambda: Net(
+        lambda m, x: m.b(x)[0], b=Branch(lambda m, x: (x + m.conv(x),))
+    ),
     "a tuple out, unpacked": lambda: Net(unpacked, b=Branch(lambda m, x: (x + m.conv(x), None))),
-    "a dict out": lambda: Net(lambda m, x: m.b(x)["y"], b=Branch(lambda m, x: {"y": x + m.conv(x)})),
+    "a dict out": lambda: Net(
+        lambda m, x: m.b(x)["y"], b=Branch(lambda m, x: {"y": x + m.conv(x)})
+    ),
     # Never called: a container.
     "ModuleDict": lambda: Net(
         lambda m, x: m.b["add"](x, m.b["conv"](x)),
@@ -184,7 +202,9 @@ def test_nothing_is_dropped_wrong(name):
                 if isinstance(module, nn.Conv2d):  # nothing is added
                     nn.init.zeros_(module.weight)
                     nn.init.zeros_(module.bias)
-        assert_close(run(slice_model(model, graph, (*full, *kept), ranking), images()), run(silent, images()))
+        assert_close(
+            run(slice_model(model, graph, (*full, *kept), ranking), images()), run(silent, images())
+        )
 
 
 def test_a_block_that_returns_more_in_training_is_none():
@@ -197,7 +217,9 @@ def test_a_block_that_returns_more_in_training_is_none():
     model = built(lambda: Net(first, b=Branch(both)))
     graph = traced(model, images(1))
     full = tuple(group.channels for group in graph.prunable)
-    sliced = slice_model(model, graph, (*full, *(0 for _ in graph.blocks)), rank_channels(model, graph))
+    sliced = slice_model(
+        model, graph, (*full, *(0 for _ in graph.blocks)), rank_channels(model, graph)
+    )
     assert sliced.train()(images()).shape == (2, 4, 4, 4)  # not the first image
 
 
@@ -244,7 +266,9 @@ def test_costs_are_those_of_one_image_whatever_the_batch():
     model = built(Table)
     one, two = (traced(model, images(batch)).costs for batch in (1, 2))
     assert two.macs([()])[0] == one.macs([()])[0] == counted(model, images(1))[0]
-    assert two.peak_activation([()])[0] == one.peak_activation([()])[0] == measured(model, images(1))
+    assert (
+        two.peak_activation([()])[0] == one.peak_activation([()])[0] == measured(model, images(1))
+    )
 
 
 def test_peak_activation_without_a_batch_axis():
@@ -316,7 +340,9 @@ def test_peak_activation_without_blocks_that_add_in_place(kinds):
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.GroupNorm(1, C), nn.BatchNorm2d(C), nn.Softmax(1), nn.GroupNorm(1, C, affine=False)], ids=str
+    "layer",
+    [nn.GroupNorm(1, C), nn.BatchNorm2d(C), nn.Softmax(1), nn.GroupNorm(1, C, affine=False)],
+    ids=str,
 )
 def test_a_layer_that_was_replaced_since_tracing_is_noticed(layer):
     model = built(lambda: nn.Sequential(nn.Conv2d(3, C, 1), nn.ReLU(), nn.Conv2d(C, 4, 1)))

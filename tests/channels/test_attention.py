@@ -50,7 +50,10 @@ def test_heads_are_units(name):
     for candidate in (random_candidate(graph, rng), tuple(1 for _ in graph.prunable)):
         small = slice_model(model, graph, candidate, ranking)
         macs, params = cost(graph, candidate)
-        assert (macs, params) == (layer_macs(small, x[:1]), sum(p.numel() for p in small.parameters()))
+        assert (macs, params) == (
+            layer_macs(small, x[:1]),
+            sum(p.numel() for p in small.parameters()),
+        )
         check_gates(model, graph, candidate, ranking, x, rounding=1e-11)
         check_shared(model, graph, candidate, ranking, x)
 
@@ -67,10 +70,15 @@ class Formula(nn.Module):
         weight, bias = self.layer.in_proj_weight, self.layer.in_proj_bias
         out = torch.zeros(*x.shape[:2], self.layer.embed_dim, dtype=x.dtype)
         for head in self.heads.tolist():
-            rows = [part * self.layer.embed_dim + head * each + torch.arange(each) for part in range(3)]
+            rows = [
+                part * self.layer.embed_dim + head * each + torch.arange(each) for part in range(3)
+            ]
             q, k, v = (x @ weight[r][:, self.embedded].T + bias[r] for r in rows)
             weights = torch.softmax(q @ k.mT / each**0.5, dim=-1)
-            out = out + (weights @ v) @ self.layer.out_proj.weight[:, head * each + torch.arange(each)].T
+            out = (
+                out
+                + (weights @ v) @ self.layer.out_proj.weight[:, head * each + torch.arange(each)].T
+            )
         return (out + self.layer.out_proj.bias)[..., self.embedded]
 
 
@@ -81,7 +89,11 @@ def test_a_sliced_attention_is_the_formula_of_its_heads():
     candidate = (2, *(group.channels for group in graph.prunable[1:]))
     small = slice_model(model, graph, candidate, ranking)
     layer, left = model.blocks[0].attention.attention, small.blocks[0].attention
-    assert (left.attention.num_heads, left.attention.embed_dim, left.attention.head_dim) == (2, 8, 4)
+    assert (left.attention.num_heads, left.attention.embed_dim, left.attention.head_dim) == (
+        2,
+        8,
+        4,
+    )
     heads = torch.from_numpy(ranking.kept(0, 2))
     embedded = (heads[:, None] * 4 + torch.arange(4)).flatten()
     y = torch.randn(2, TOKENS, 8, dtype=torch.double)
@@ -141,7 +153,12 @@ def test_a_mask_of_heads_keeps_them():
             self.mask = [torch.randn(HEADS, TOKENS, TOKENS, dtype=torch.double)]
 
         def forward(self, x):
-            q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+            q, k, v = (
+                self.qkv(x)
+                .reshape(*x.shape[:2], 3, self.num_heads, -1)
+                .permute(2, 0, 3, 1, 4)
+                .unbind(0)
+            )
             y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[0])
             return self.proj(y.transpose(1, 2).flatten(2))
 
@@ -151,7 +168,9 @@ def test_a_mask_of_heads_keeps_them():
         warnings.simplefilter("ignore", UnsupportedOpWarning)
         graph = trace_channels(model, images(1, 6))
     fixed = {group.name: group.fixed for group in graph.groups}
-    assert "combined with a tensor that is neither a parameter nor a buffer" in str(fixed["blocks.0.attention.qkv"])
+    assert "combined with a tensor that is neither a parameter nor a buffer" in str(
+        fixed["blocks.0.attention.qkv"]
+    )
 
 
 def test_attention_weights_that_are_asked_for():
@@ -167,5 +186,10 @@ def test_attention_weights_that_are_asked_for():
 
     model = scrambled(Weights())
     graph = trace_channels(model, images(1))
-    assert [(g.name, g.channels) for g in graph.prunable] == [("first", 3), ("layer.attention.out_proj", 12)]
-    check_gates(model, graph, (2, 5), rank_channels(model, graph, "random"), images(), modes=(False,))
+    assert [(g.name, g.channels) for g in graph.prunable] == [
+        ("first", 3),
+        ("layer.attention.out_proj", 12),
+    ]
+    check_gates(
+        model, graph, (2, 5), rank_channels(model, graph, "random"), images(), modes=(False,)
+    )

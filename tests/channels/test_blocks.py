@@ -16,7 +16,15 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import CandidateError
 from abcsearch.models.registry import MODELS
-from tests.channels.oracle import assert_close, counted, few, images, random_candidate, scrambled, zeroed
+from tests.channels.oracle import (
+    assert_close,
+    counted,
+    few,
+    images,
+    random_candidate,
+    scrambled,
+    zeroed,
+)
 
 
 class Block(nn.Module):
@@ -103,7 +111,9 @@ def check(model, graph, rng, x):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_a_block(kind):
     graph = trace_channels(build([kind]), images(1))
-    assert [block.name for block in graph.blocks] == (["blocks.0"] if kind in (*DROPPABLE, *AFTER_RELU) else [])
+    assert [block.name for block in graph.blocks] == (
+        ["blocks.0"] if kind in (*DROPPABLE, *AFTER_RELU) else []
+    )
     negative = trace_channels(build([kind], act=False), images(1))  # relu(x) is not x there
     assert bool(negative.blocks) == (kind in DROPPABLE)
 
@@ -156,7 +166,11 @@ def test_blocks_of_known_networks(name, blocks):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         own = {"in_channels": 3} if name == "small_resnet" else {}
-        model = MODELS[name](**own) if name in MODELS else torchvision.models.get_model(name, weights=None)
+        model = (
+            MODELS[name](**own)
+            if name in MODELS
+            else torchvision.models.get_model(name, weights=None)
+        )
         model = scrambled(model)
     graph = trace_channels(model, images(1, 32))
     assert len(graph.blocks) == blocks
@@ -202,14 +216,27 @@ def test_candidates_with_and_without_block_values():
     graph = trace_channels(model, images(1))
     ranking = rank_channels(model, graph)
     full = tuple(group.channels for group in graph.prunable)
-    for cost in (graph.costs.macs, graph.costs.flops, graph.costs.params, graph.costs.peak_activation):
+    for cost in (
+        graph.costs.macs,
+        graph.costs.flops,
+        graph.costs.params,
+        graph.costs.peak_activation,
+    ):
         assert cost([full])[0] == cost([(*full, 1)])[0] > cost([(*full, 0)])[0]
     n = len(full)
-    with pytest.raises(CandidateError, match=rf"has {n} values? \(or {n + 1} with its blocks\), found {n + 3}"):
+    with pytest.raises(
+        CandidateError, match=rf"has {n} values? \(or {n + 1} with its blocks\), found {n + 3}"
+    ):
         slice_model(model, graph, (*full, 1, 1, 1), ranking)
-    with pytest.raises(CandidateError, match=r"block 'blocks\.0' has value 2; 1 keeps it, 0 drops it"):
+    with pytest.raises(
+        CandidateError, match=r"block 'blocks\.0' has value 2; 1 keeps it, 0 drops it"
+    ):
         slice_model(model, graph, (*full, 2), ranking)
-    with pytest.raises(CandidateError, match=rf"dimension {n} of candidate 0 is 2; allowed are 0 to 1"):
+    with pytest.raises(
+        CandidateError, match=rf"dimension {n} of candidate 0 is 2; allowed are 0 to 1"
+    ):
         graph.costs.macs([(*full, 2)])
-    with pytest.raises(CandidateError, match=rf"shape \(n, {n}\), or \(n, {n + 1}\) with its blocks"):
+    with pytest.raises(
+        CandidateError, match=rf"shape \(n, {n}\), or \(n, {n + 1}\) with its blocks"
+    ):
         graph.costs.macs([(*full, 1, 1, 1)])

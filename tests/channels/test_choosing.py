@@ -45,7 +45,9 @@ def candidates(graph, count=12, levels=("filter", "stage", "block")):
 def mixed(ranking, numbers):
     """The ranking that a structure's criteria ask for, put together by hand."""
     every = [ranking, *ranking.others]
-    return Ranking(criterion="by hand", scores=tuple(every[n].scores[g] for g, n in enumerate(numbers)))
+    return Ranking(
+        criterion="by hand", scores=tuple(every[n].scores[g] for g, n in enumerate(numbers))
+    )
 
 
 def same(one, other):
@@ -70,13 +72,19 @@ def test_a_list_of_one_is_that_one(tiny_model, graph):
     assert graph.space(criteria=["l1"]) == graph.space()
 
 
-@pytest.mark.parametrize("levels", [("filter", "stage"), ("stage",), ("filter", "stage", "block"), ("block",)])
+@pytest.mark.parametrize(
+    "levels", [("filter", "stage"), ("stage",), ("filter", "stage", "block"), ("block",)]
+)
 def test_the_space_has_a_criterion_for_every_width_and_the_rest_as_before(graph, levels):
     space, plain = graph.space(levels=levels, criteria=NAMES), graph.space(levels=levels)
     widths = [d for d in space.dimensions if d.kind == "width"]
     chosen = [d for d in space.dimensions if d.kind == "criterion"]
     blocks = [d for d in space.dimensions if d.kind == "block"]
-    assert [d.of for d in chosen] == [d.name for d in widths] == [group.name for group in graph.prunable]
+    assert (
+        [d.of for d in chosen]
+        == [d.name for d in widths]
+        == [group.name for group in graph.prunable]
+    )
     assert tuple(widths) == plain.dimensions[: len(widths)]
     assert [d.name for d in blocks] == [block.name for block in graph.blocks]
     assert {d.choices for d in blocks} == {(0, 1) if "block" in levels else (1,)}
@@ -94,9 +102,15 @@ def test_slices_keep_what_each_groups_own_criterion_says(tiny_model, graph, batc
     assert len({candidate[-count:] for candidate in drawn}) > 6
     for candidate in drawn:
         network = slice_model(tiny_model, graph, candidate, ranking)
-        assert same(network, slice_model(tiny_model, graph, candidate[:-count], mixed(ranking, candidate[-count:])))
+        assert same(
+            network,
+            slice_model(tiny_model, graph, candidate[:-count], mixed(ranking, candidate[-count:])),
+        )
     first = space.uniform(0.5)
-    assert same(slice_model(tiny_model, graph, first, ranking), slice_model(tiny_model, graph, first[:count], ranking))
+    assert same(
+        slice_model(tiny_model, graph, first, ranking),
+        slice_model(tiny_model, graph, first[:count], ranking),
+    )
 
 
 def test_slices_compute_what_the_masked_network_does(tiny_model, graph, batch, ranking):
@@ -109,7 +123,9 @@ def test_slices_compute_what_the_masked_network_does(tiny_model, graph, batch, r
 
 
 @pytest.mark.parametrize("how", ["one_shot", "sequential"])
-def test_shares_and_repairs_choose_likewise_and_survive_pickling(tiny_model, graph, batch, ranking, how):
+def test_shares_and_repairs_choose_likewise_and_survive_pickling(
+    tiny_model, graph, batch, ranking, how
+):
     x, count = batch[0], len(graph.prunable)
     source = Repaired(Sliced(tiny_model, graph, ranking), x, how)
     for candidate in candidates(graph, 4)[1]:
@@ -140,14 +156,21 @@ def test_mistakes_are_named(tiny_model, graph, ranking):
     count, blocks = len(graph.prunable), len(graph.blocks)
     shape = (2,) * count + (1,) * blocks
     for numbers, words in (
-        ((4, *[0] * (count - 1)), f"criterion number 4, and the ranking is by {', '.join(NAMES)}, numbered from 0"),
+        (
+            (4, *[0] * (count - 1)),
+            f"criterion number 4, and the ranking is by {', '.join(NAMES)}, numbered from 0",
+        ),
         ((-1, *[0] * (count - 1)), "has criterion -1; criteria are numbered 0, 1, 2"),
         ((0.5, *[0] * (count - 1)), "has criterion 0.5; criteria are numbered"),
     ):
         with pytest.raises((RankingError, CandidateError), match=words):
             slice_model(tiny_model, graph, (*shape, *numbers), ranking)
-    with pytest.raises(RankingError, match=r"number 1, and the ranking is by l1, numbered from 0; rank by all"):
-        slice_model(tiny_model, graph, (*shape, *[1] * count), rank_channels(tiny_model, graph, "l1"))
+    with pytest.raises(
+        RankingError, match=r"number 1, and the ranking is by l1, numbered from 0; rank by all"
+    ):
+        slice_model(
+            tiny_model, graph, (*shape, *[1] * count), rank_channels(tiny_model, graph, "l1")
+        )
     with pytest.raises(CandidateError, match="a candidate of this network has"):
         slice_model(tiny_model, graph, (*shape, 0), ranking)
     for criterion, words in (
@@ -161,6 +184,10 @@ def test_mistakes_are_named(tiny_model, graph, ranking):
 
 
 def test_a_foreign_ranking_is_refused_whatever_its_others(tiny_model, graph, ranking):
-    short = Ranking(criterion="l1", scores=ranking.scores, others=(Ranking(criterion="l2", scores=ranking.scores[:1]),))
+    short = Ranking(
+        criterion="l1",
+        scores=ranking.scores,
+        others=(Ranking(criterion="l2", scores=ranking.scores[:1]),),
+    )
     with pytest.raises(RankingError, match="rank again"):
         short.check(graph)

@@ -26,8 +26,20 @@ class Same(Written):
 
     def forward(self, x):
         (high, wide), (kh, kw) = x.shape[-2:], self.weight.shape[-2:]
-        ph = max((-(-high // self.stride[0]) - 1) * self.stride[0] + (kh - 1) * self.dilation[0] + 1 - high, 0)
-        pw = max((-(-wide // self.stride[1]) - 1) * self.stride[1] + (kw - 1) * self.dilation[1] + 1 - wide, 0)
+        ph = max(
+            (-(-high // self.stride[0]) - 1) * self.stride[0]
+            + (kh - 1) * self.dilation[0]
+            + 1
+            - high,
+            0,
+        )
+        pw = max(
+            (-(-wide // self.stride[1]) - 1) * self.stride[1]
+            + (kw - 1) * self.dilation[1]
+            + 1
+            - wide,
+            0,
+        )
         if ph > 0 or pw > 0:
             x = F.pad(x, [pw // 2, pw - pw // 2, ph // 2, ph - ph // 2])
         return self._conv(x, self.weight, 0)
@@ -38,7 +50,9 @@ class Standardised(Written):
 
     def forward(self, x):
         rows = self.weight.reshape(1, self.out_channels, -1)
-        return self._conv(x, F.batch_norm(rows, None, None, training=True, momentum=0.0).reshape_as(self.weight))
+        return self._conv(
+            x, F.batch_norm(rows, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+        )
 
 
 class Scaled(Written):
@@ -50,7 +64,9 @@ class Scaled(Written):
 
     def forward(self, x):
         gain = (self.gain * self.scale).view(-1)
-        rows = F.batch_norm(self.weight.view(1, self.out_channels, -1), None, None, gain, training=True)
+        rows = F.batch_norm(
+            self.weight.view(1, self.out_channels, -1), None, None, gain, training=True
+        )
         return self._conv(x, rows.reshape_as(self.weight))
 
 
@@ -101,7 +117,13 @@ PADDINGS = {
 def network(make):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        parts = (nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), make(), nn.SiLU(), nn.Conv2d(8, 6, 3, padding=1))
+        parts = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.SiLU(),
+            make(),
+            nn.SiLU(),
+            nn.Conv2d(8, 6, 3, padding=1),
+        )
         return scrambled(nn.Sequential(*parts, nn.Flatten(), nn.Linear(96, 3)))
 
 
@@ -110,7 +132,10 @@ def check(model, graph, x):
     for seed in range(2):
         candidate = random_candidate(graph, np.random.default_rng(seed))
         small = slice_model(model, graph, candidate, ranking)
-        assert counted(small, x[:1]) == (int(graph.costs.macs([candidate])[0]), int(graph.costs.params([candidate])[0]))
+        assert counted(small, x[:1]) == (
+            int(graph.costs.macs([candidate])[0]),
+            int(graph.costs.params([candidate])[0]),
+        )
         check_gates(model, graph, candidate, ranking, x)
         check_shared(model, graph, candidate, ranking, x)
 
@@ -183,7 +208,9 @@ def test_blocks_that_share_an_activation(act):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         blocks = nn.Sequential(*[Residual(6, act) for _ in range(3)])
-        model = scrambled(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), blocks, nn.Conv2d(6, 3, 3), act))
+        model = scrambled(
+            nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), blocks, nn.Conv2d(6, 3, 3), act)
+        )
     graph = trace_channels(model, images(1))
     assert [block.name for block in graph.blocks] == ["1.0", "1.1", "1.2"]
     full = tuple(group.channels for group in graph.prunable)

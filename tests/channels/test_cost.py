@@ -23,7 +23,11 @@ def full_costs(model, example):
         warnings.simplefilter("ignore", UnsupportedOpWarning)
         graph = trace_channels(model, example)
     full = [[group.channels for group in graph.prunable]]
-    return int(graph.costs.macs(full)[0]), int(graph.costs.flops(full)[0]), int(graph.costs.params(full)[0])
+    return (
+        int(graph.costs.macs(full)[0]),
+        int(graph.costs.flops(full)[0]),
+        int(graph.costs.params(full)[0]),
+    )
 
 
 def test_one_convolution():
@@ -36,7 +40,11 @@ def test_one_convolution():
 
 def test_conv_groups_divide():
     model = nn.Sequential(nn.Conv2d(6, 4, 3, groups=2))
-    assert full_costs(model, torch.zeros(1, 6, 5, 5)) == (9 * 3 * 9 * 4, 2 * 9 * 3 * 9 * 4 + 9 * 4, 4 * 27 + 4)
+    assert full_costs(model, torch.zeros(1, 6, 5, 5)) == (
+        9 * 3 * 9 * 4,
+        2 * 9 * 3 * 9 * 4 + 9 * 4,
+        4 * 27 + 4,
+    )
 
 
 class Around(nn.Module):
@@ -77,8 +85,19 @@ def test_every_use_of_a_weight_is_counted(name, batch):
     one = images(batch=1, size=6)
     macs, flops, params = full_costs(model, example)
     assert (macs, params) == counted(model, one)
-    shaped = {"function": 4 * 16, "keywords": 4 * 16, "computed": 4 * 16, "twice": 8 * 16, "batch": 12 * 16}
-    shaped |= {"unbatched": 4 * 16, "unbatched function": 0, "transposed": 4 * 169, "transposed function": 0}
+    shaped = {
+        "function": 4 * 16,
+        "keywords": 4 * 16,
+        "computed": 4 * 16,
+        "twice": 8 * 16,
+        "batch": 12 * 16,
+    }
+    shaped |= {
+        "unbatched": 4 * 16,
+        "unbatched function": 0,
+        "transposed": 4 * 169,
+        "transposed function": 0,
+    }
     shaped |= {"rows": 5 * 18, "linear": 5 * 18, "vector": 5}
     assert flops == 2 * macs + shaped[name]
 
@@ -99,7 +118,8 @@ def test_costs_grow_with_every_channel(program, seed):
 
 def simple():
     return trace_channels(
-        nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 2, 1)), torch.zeros(1, 3, 4, 4)
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 2, 1)),
+        torch.zeros(1, 3, 4, 4),
     )
 
 

@@ -37,7 +37,9 @@ class Plain(nn.Module):
         return self.head(torch.relu(x + x.abs()).mean((2, 3)))
 
 
-@pytest.mark.parametrize("make", [lambda: SmallResNet(1, 2, widths=(4,), depths=(300,)), lambda: Plain(400)])
+@pytest.mark.parametrize(
+    "make", [lambda: SmallResNet(1, 2, widths=(4,), depths=(300,)), lambda: Plain(400)]
+)
 def test_a_network_deeper_than_the_recursion_limit(make, tmp_path):
     with torch_seeded(0, "init"):
         model = make().eval()
@@ -46,13 +48,21 @@ def test_a_network_deeper_than_the_recursion_limit(make, tmp_path):
     graph = trace_channels(model, image)
     assert len(graph.blocks) >= 299
     space = graph.space(levels=("filter", "stage", "block"))
-    candidate = Budget(macs=0.5).bind(space, graph.costs).repair(space.full, np.random.default_rng(0))
+    candidate = (
+        Budget(macs=0.5).bind(space, graph.costs).repair(space.full, np.random.default_rng(0))
+    )
     network = slice_model(model, graph, candidate, rank_channels(model, graph))
     with torch.inference_mode():
         outputs = network(image)
         if isinstance(model, SmallResNet):
             options = {"in_channels": 1, "classes": 2, "widths": [4], "depths": [300]}
-            export(network, tmp_path / "export", example_input=image, constructor="small_resnet", options=options)
+            export(
+                network,
+                tmp_path / "export",
+                example_input=image,
+                constructor="small_resnet",
+                options=options,
+            )
             assert torch.equal(load(tmp_path / "export")(image), outputs)
     assert sys.getrecursionlimit() == before
     assert int(graph.costs.macs([candidate])[0]) <= 0.5 * int(graph.costs.macs([space.full])[0])

@@ -18,7 +18,9 @@ def described(model, example, levels=ALL):
 
 def test_resnet18():
     rows = described(torchvision.models.resnet18(), torch.zeros(1, 3, 224, 224))
-    layer1 = 64 * 9 * 64 * 56 * 56  # a convolution of the first stage; they all cost as much but the one with stride
+    layer1 = (
+        64 * 9 * 64 * 56 * 56
+    )  # a convolution of the first stage; they all cost as much but the one with stride
     assert rows["conv1"] == (3, 64, 224, 224, 2, 7, 3 * 49 * 64 * 112 * 112 + 2 * layer1)
     assert rows["layer1.0.conv1"] == (64, 64, 56, 56, 1, 3, layer1)
     assert rows["layer2.0.conv1"] == (64, 128, 56, 56, 2, 3, layer1 // 2)
@@ -54,9 +56,14 @@ def test_functions_and_linear_layers():
 
 def test_sequences():
     model = nn.Sequential(nn.Conv1d(2, 4, 3, stride=2), nn.ReLU(), nn.Conv1d(4, 1, 1))
-    assert list(described(model, torch.zeros(1, 2, 9), ("filter",)).values()) == [(2, 4, 1, 9, 2, 3, 2 * 3 * 4 * 4)]
+    assert list(described(model, torch.zeros(1, 2, 9), ("filter",)).values()) == [
+        (2, 4, 1, 9, 2, 3, 2 * 3 * 4 * 4)
+    ]
 
 
 def test_the_same_network_has_the_same_space():
-    model, example = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)), torch.zeros(1, 3, 9, 9)
+    model, example = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)),
+        torch.zeros(1, 3, 9, 9),
+    )
     assert trace_channels(model, example).space() == trace_channels(model, example).space()

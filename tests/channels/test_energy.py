@@ -15,7 +15,11 @@ from abcsearch.testing import ToyCosts
 
 
 def space_of(*channels):
-    return SearchSpace(tuple(Dimension(f"w{i}", "width", tuple(range(1, c + 1)), c) for i, c in enumerate(channels)))
+    return SearchSpace(
+        tuple(
+            Dimension(f"w{i}", "width", tuple(range(1, c + 1)), c) for i, c in enumerate(channels)
+        )
+    )
 
 
 def spectra(rng, channels):
@@ -23,10 +27,16 @@ def spectra(rng, channels):
     shares = [np.sort(rng.dirichlet(np.full(c, 0.5)))[::-1] for c in channels]
     turns = [np.linalg.qr(rng.normal(size=(c, c)))[0] for c in channels]
     scales = rng.lognormal(size=len(channels))
-    return [s * turn @ np.diag(e) @ turn.T for s, turn, e in zip(scales, turns, shares, strict=True)], shares
+    return [
+        s * turn @ np.diag(e) @ turn.T for s, turn, e in zip(scales, turns, shares, strict=True)
+    ], shares
 
 
-@given(st.integers(0, 2**16), st.lists(st.integers(1, 7), min_size=1, max_size=4), st.floats(0.02, 0.98))
+@given(
+    st.integers(0, 2**16),
+    st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    st.floats(0.02, 0.98),
+)
 def test_widths_of_every_tau_are_on_the_path(seed, channels, tau):
     covariances, shares = spectra(np.random.default_rng(seed), channels)
     path = pfa_path(covariances, space_of(*channels))
@@ -37,7 +47,9 @@ def test_widths_of_every_tau_are_on_the_path(seed, channels, tau):
         assert (before - after).sum() == 1
 
 
-@given(st.integers(0, 2**16), st.lists(st.integers(2, 7), min_size=1, max_size=4), st.floats(0.1, 1.5))
+@given(
+    st.integers(0, 2**16), st.lists(st.integers(2, 7), min_size=1, max_size=4), st.floats(0.1, 1.5)
+)
 def test_widths_of_every_share_are_on_the_path_of_kl(seed, channels, share):
     covariances, shares = spectra(np.random.default_rng(seed), channels)
     path = pfa_path(covariances, space_of(*channels), "kl")
@@ -52,7 +64,12 @@ def test_copies_and_what_does_not_vary_go_first():
     assert [4, 1, 4, 3] in path
     # The copies vary as much as four channels do: the paper's other form says 8 * log 4 / log 8.
     paper = [round(8 * np.log(4) / np.log(8) + 0.5), 1, 4, 3]
-    assert paper in pfa_path([copies, np.diag([3.0, 0, 0, 0, 0]), np.eye(4), None], space_of(8, 5, 4, 3), "kl").tolist()
+    assert (
+        paper
+        in pfa_path(
+            [copies, np.diag([3.0, 0, 0, 0, 0]), np.eye(4), None], space_of(8, 5, 4, 3), "kl"
+        ).tolist()
+    )
 
 
 def test_the_largest_inside_the_budget_is_taken():
@@ -61,14 +78,19 @@ def test_the_largest_inside_the_budget_is_taken():
     constraint = Budget(macs=0.4).bind(space, ToyCosts())
     for form in ("energy", "kl"):
         path = [tuple(row) for row in pfa_path(covariances, space, form).tolist()]
-        assert pfa_widths(covariances, constraint, form) == next(c for c in path if constraint.allows(c))
+        assert pfa_widths(covariances, constraint, form) == next(
+            c for c in path if constraint.allows(c)
+        )
 
 
 @pytest.mark.parametrize(
     ("covariances", "words"),
     [
         ([np.eye(3)], "a covariance of all channels is needed for every width"),
-        ([np.eye(3), np.ones(2)], r"every width: \[\(3, 3\), \(2,\)\], the space has widths of \[3, 2\]"),
+        (
+            [np.eye(3), np.ones(2)],
+            r"every width: \[\(3, 3\), \(2,\)\], the space has widths of \[3, 2\]",
+        ),
         ([np.eye(3), np.full((2, 2), np.nan)], "a covariance of 2 channels is not finite"),
     ],
 )

@@ -64,7 +64,9 @@ def test_distributions_over_widths_are_enumerated(squared, cost):
     choices = [(1, 2, 4), (1, 3), (2, 3, 4, 5)]
     given = [(options, distribution(rng, len(options))) for options in choices]
     actual = float(squared.costs.expected(given, cost))
-    assert actual == pytest.approx(enumerated(squared, choices, [p.tolist() for _, p in given], cost), rel=1e-13)
+    assert actual == pytest.approx(
+        enumerated(squared, choices, [p.tolist() for _, p in given], cost), rel=1e-13
+    )
     means = [float(torch.tensor(options, dtype=torch.double) @ p) for options, p in given]
     assert actual > float(squared.costs.expected(means, cost)) * 1.01  # E[w^2] is not E[w]^2
 
@@ -76,11 +78,16 @@ def test_keep_probabilities_of_channels_are_enumerated(squared, cost):
     every = [list(itertools.product((0, 1), repeat=len(p))) for p in kept]
     widths = [[sum(flags) for flags in options] for options in every]
     weights = [
-        [math.prod(q if on else 1 - q for q, on in zip(p.tolist(), flags, strict=True)) for flags in options]
+        [
+            math.prod(q if on else 1 - q for q, on in zip(p.tolist(), flags, strict=True))
+            for flags in options
+        ]
         for p, options in zip(kept, every, strict=True)
     ]
     expected = 0.0
-    for structure, weight in zip(itertools.product(*widths), itertools.product(*weights), strict=True):
+    for structure, weight in zip(
+        itertools.product(*widths), itertools.product(*weights), strict=True
+    ):
         expected += math.prod(weight) * polynomial(cost, *structure)
     assert float(squared.costs.expected(kept, cost)) == pytest.approx(expected, rel=1e-13)
 
@@ -92,7 +99,15 @@ def polynomial(cost, a, b, c):
         return macs
     if cost == "flops":
         return 2 * macs + 36 * (a + a + b + b) + c + 2
-    return (27 * a + a) + (9 * a * a + a) + 2 * a + (a * b + b) + (9 * b + b) + (4 * b * c + c) + (2 * c + 2)
+    return (
+        (27 * a + a)
+        + (9 * a * a + a)
+        + 2 * a
+        + (a * b + b)
+        + (9 * b + b)
+        + (4 * b * c + c)
+        + (2 * c + 2)
+    )
 
 
 @few(15)
@@ -128,7 +143,9 @@ def test_blocks_are_kept_with_a_probability():
         scalars = [torch.tensor(q, dtype=torch.double) for q in chances]
         pairs = [((0, 1), torch.stack([1 - q, q])) for q in scalars]
         for blocks in (scalars, pairs, [q[None] for q in scalars]):
-            assert float(graph.costs.expected([*widths, *blocks], cost)) == pytest.approx(expected, rel=1e-13)
+            assert float(graph.costs.expected([*widths, *blocks], cost)) == pytest.approx(
+                expected, rel=1e-13
+            )
         full = float(graph.costs.expected(widths, cost))
         assert full == getattr(graph.costs, cost)([[*widths, *[1] * n_blocks]])[0]
 
@@ -143,17 +160,23 @@ def test_gradients_are_those_of_the_formula(squared, cost):
     assert torch.autograd.gradcheck(
         lambda w, p, k: squared.costs.expected([w, ((1, 2, 3), p), k], cost), (width, odds, kept)
     )
-    assert torch.autograd.gradcheck(lambda g, k: squared.costs.expected([g, 2, k], cost), (gates, kept))
+    assert torch.autograd.gradcheck(
+        lambda g, k: squared.costs.expected([g, 2, k], cost), (gates, kept)
+    )
     squared.costs.expected([width.float(), ((1, 2, 3), odds), kept], cost).backward()
     assert all(float(t.grad.abs().min()) > 0 for t in (width, odds, kept))
 
 
 def test_one_group_on_three_axes_needs_the_third_moment():
     axes = [("cube", axis, 0, 1) for axis in range(3)] + [("cube", 2, 1, 2)]
-    costs = CostModel(channels=[3, 2], axes=axes, sizes={"cube": (3, 4, 8)}, trainable=["cube"], calls=())
+    costs = CostModel(
+        channels=[3, 2], axes=axes, sizes={"cube": (3, 4, 8)}, trainable=["cube"], calls=()
+    )
     odds = [torch.tensor(p, dtype=torch.double) for p in ([0.5, 0.2, 0.3], [0.6, 0.4])]
     expected = sum(
-        odds[0][a - 1] * odds[1][b - 1] * a * (a + 1) * (8 - 3 - 4 + a + 2 * b) for a in (1, 2, 3) for b in (1, 2)
+        odds[0][a - 1] * odds[1][b - 1] * a * (a + 1) * (8 - 3 - 4 + a + 2 * b)
+        for a in (1, 2, 3)
+        for b in (1, 2)
     )
     actual = costs.expected([((1, 2, 3), odds[0]), ((1, 2), odds[1])], "params")
     assert float(actual) == pytest.approx(float(expected), rel=1e-13)
@@ -166,15 +189,36 @@ WRONG = {
         lambda d: ([torch.ones(3), *d[1:]], "macs"),
         "dimension 0 is a width (a floating-point tensor ()), the k",
     ),
-    "whole": (lambda d: ([d[0], torch.tensor(2), d[2]], "macs"), "found a tensor () of torch.int64"),
+    "whole": (
+        lambda d: ([d[0], torch.tensor(2), d[2]], "macs"),
+        "found a tensor () of torch.int64",
+    ),
     "flag": (lambda d: ([True, *d[1:]], "macs"), "found bool True"),
     "text": (lambda d: (["4", *d[1:]], "macs"), "dimension 0 is a width"),
-    "lengths": (lambda d: ([((1, 2), torch.ones(3) / 3), *d[1:]], "macs"), "a pair (widths (n,), probabilities (n,))"),
-    "names": (lambda d: ([(("a", "b"), torch.ones(2) / 2), *d[1:]], "macs"), "a pair (widths (n,), probabilities"),
-    "choice": (lambda d: ([((1, 9), torch.ones(2) / 2), *d[1:]], "macs"), "widths of dimension 0 are 0 to 4, found 9"),
-    "sum": (lambda d: ([((1, 2), torch.ones(2)), *d[1:]], "macs"), "dimension 0 add up to 1, found 2; use a softmax"),
-    "range": (lambda d: ([torch.full((4,), 1.5), *d[1:]], "macs"), "dimension 0 are in [0, 1], found 1.5; use a sigm"),
-    "nan": (lambda d: ([torch.full((4,), math.nan), *d[1:]], "macs"), "dimension 0 are in [0, 1], found nan"),
+    "lengths": (
+        lambda d: ([((1, 2), torch.ones(3) / 3), *d[1:]], "macs"),
+        "a pair (widths (n,), probabilities (n,))",
+    ),
+    "names": (
+        lambda d: ([(("a", "b"), torch.ones(2) / 2), *d[1:]], "macs"),
+        "a pair (widths (n,), probabilities",
+    ),
+    "choice": (
+        lambda d: ([((1, 9), torch.ones(2) / 2), *d[1:]], "macs"),
+        "widths of dimension 0 are 0 to 4, found 9",
+    ),
+    "sum": (
+        lambda d: ([((1, 2), torch.ones(2)), *d[1:]], "macs"),
+        "dimension 0 add up to 1, found 2; use a softmax",
+    ),
+    "range": (
+        lambda d: ([torch.full((4,), 1.5), *d[1:]], "macs"),
+        "dimension 0 are in [0, 1], found 1.5; use a sigm",
+    ),
+    "nan": (
+        lambda d: ([torch.full((4,), math.nan), *d[1:]], "macs"),
+        "dimension 0 are in [0, 1], found nan",
+    ),
 }
 
 

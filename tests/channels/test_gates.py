@@ -37,7 +37,10 @@ def test_gates_of_random_networks_equal_slicing(program, seed):
 # The deeper ResNets are the same blocks, more often.
 @pytest.mark.parametrize(
     "name",
-    sorted(MODELS.keys() - {"resnet32", "resnet44", "resnet56", "resnet110", "tiny_ssd", "small_edsr", "small_fcn"}),
+    sorted(
+        MODELS.keys()
+        - {"resnet32", "resnet44", "resnet56", "resnet110", "tiny_ssd", "small_edsr", "small_fcn"}
+    ),
 )
 def test_models_of_the_registry_gated_and_shared(name):
     with torch.random.fork_rng(devices=[]):
@@ -107,7 +110,9 @@ def test_gradients_are_those_of_the_formula():
     gates = [torch.rand(group.channels).double().requires_grad_() for group in graph.prunable]
     x = images()
     assert torch.autograd.gradcheck(
-        lambda *values: functional_call(model, gate(model, graph, values), (x,)), tuple(gates), raise_exception=True
+        lambda *values: functional_call(model, gate(model, graph, values), (x,)),
+        tuple(gates),
+        raise_exception=True,
     )
     functional_call(model, gate(model, graph, gates), (x,)).square().sum().backward()
     assert all(float(values.grad.abs().min()) > 0 for values in gates)
@@ -129,7 +134,10 @@ def test_a_channel_that_nothing_reads_has_a_gate_without_effect():
     graph, _ = traced(model)
     unread = [i for i, group in enumerate(graph.prunable) if not any(m.sums for m in group.members)]
     assert [graph.prunable[i].name for i in unread] == ["layers.0"]
-    gates = [torch.rand(group.channels, dtype=torch.double, requires_grad=True) for group in graph.prunable]
+    gates = [
+        torch.rand(group.channels, dtype=torch.double, requires_grad=True)
+        for group in graph.prunable
+    ]
     out = functional_call(model, gate(model, graph, gates), (images(),))
     gradients = torch.autograd.grad(out.sum(), gates, allow_unused=True, retain_graph=True)
     assert [i for i, g in enumerate(gradients) if g is None or not bool(g.any())] == unread
@@ -138,7 +146,9 @@ def test_a_channel_that_nothing_reads_has_a_gate_without_effect():
 
 
 # A weight that reads and makes: the same group on two axes, on the same axis in two uses; several names; a buffer.
-@pytest.mark.parametrize("name", ["recurrent", "tied_transposed", "tied", "grouped", "cat_itself", "transposed_lanes"])
+@pytest.mark.parametrize(
+    "name", ["recurrent", "tied_transposed", "tied", "grouped", "cat_itself", "transposed_lanes"]
+)
 def test_weights_with_several_parts(name):
     model = strange_network(name)
     graph, _ = traced(model)
@@ -150,11 +160,15 @@ def test_weights_with_several_parts(name):
 
 def test_replaced_tensors_are_put_back_where_a_module_has_several_paths():
     model = Program(
-        (Step("conv", (0,), "", 4), Step("conv", (1,), "", 4), Step("shared", (2,), "", 1)), ("mean", 3, False)
+        (Step("conv", (0,), "", 4), Step("conv", (1,), "", 4), Step("shared", (2,), "", 1)),
+        ("mean", 3, False),
     )
     model = model.build()
     graph, _ = traced(model)
-    before = {name: (id(p), p.detach().clone()) for name, p in model.named_parameters(remove_duplicate=False)}
+    before = {
+        name: (id(p), p.detach().clone())
+        for name, p in model.named_parameters(remove_duplicate=False)
+    }
     gates = [torch.rand(group.channels) for group in graph.prunable]
     gated = gate(model, graph, gates)
     with torch.no_grad(), replaced(model, gated):
@@ -212,7 +226,9 @@ def test_frozen_networks_and_networks_without_numbers():
     assert all(p.grad is None for p in model.parameters())
     meta = copy.deepcopy(model).to("meta")
     assert all(tensor.is_meta for tensor in gate(meta, graph, gates).values())
-    with pytest.raises(CandidateError, match="gates are on the device of the network, cpu, found some on meta"):
+    with pytest.raises(
+        CandidateError, match="gates are on the device of the network, cpu, found some on meta"
+    ):
         gate(model, graph, [values.to("meta") for values in gates])
 
 
@@ -224,13 +240,28 @@ def test_gates_on_another_device():
 
 
 WRONG = {
-    "number": (lambda g: g[:2], "one tensor per prunable group, 3 for this network in the order of graph.prunable, fo"),
-    "length": (lambda g: [g[0], g[1][:5], g[2]], "group 'inner.second' have shape (5,); it has 6 channels: one gate"),
-    "axes": (lambda g: [g[0][None], *g[1:]], "group 'inner.first' have shape (1, 4); it has 4 channels"),
-    "flags": (lambda g: [g[0] > 0, *g[1:]], "group 'inner.first' are a floating-point tensor, found torch.bool; conv"),
+    "number": (
+        lambda g: g[:2],
+        "one tensor per prunable group, 3 for this network in the order of graph.prunable, fo",
+    ),
+    "length": (
+        lambda g: [g[0], g[1][:5], g[2]],
+        "group 'inner.second' have shape (5,); it has 6 channels: one gate",
+    ),
+    "axes": (
+        lambda g: [g[0][None], *g[1:]],
+        "group 'inner.first' have shape (1, 4); it has 4 channels",
+    ),
+    "flags": (
+        lambda g: [g[0] > 0, *g[1:]],
+        "group 'inner.first' are a floating-point tensor, found torch.bool; conv",
+    ),
     "whole": (lambda g: [g[0].long(), *g[1:]], "found torch.int64; convert with .float()"),
     "complex": (lambda g: [g[0].cfloat(), *g[1:]], "found torch.complex64"),
-    "list": (lambda g: [[1.0] * 4, *g[1:]], "group 'inner.first' are a floating-point tensor, found list"),
+    "list": (
+        lambda g: [[1.0] * 4, *g[1:]],
+        "group 'inner.first' are a floating-point tensor, found list",
+    ),
 }
 
 
@@ -245,11 +276,15 @@ def test_gates_that_do_not_fit_are_refused(name):
 def test_the_graph_of_another_network_is_refused():
     model, graph = chain()
     gates = [torch.ones(group.channels) for group in graph.prunable]
-    with pytest.raises(TraceError, match="the graph was traced on another network: the network is Example there"):
+    with pytest.raises(
+        TraceError, match="the graph was traced on another network: the network is Example there"
+    ):
         gate(nn.Identity(), graph, gates)
     other = copy.deepcopy(model)
     other.inner.linear = nn.Linear(96, 7)
-    with pytest.raises(TraceError, match=r"inner.linear.weight has shape .5, 96. there and .7, 96. here"):
+    with pytest.raises(
+        TraceError, match=r"inner.linear.weight has shape .5, 96. there and .7, 96. here"
+    ):
         gate(other, graph, gates)
 
 
@@ -258,5 +293,7 @@ def test_parameters_untied_or_added_since_are_refused():
     graph, _ = traced(model)
     gates = [torch.ones(group.channels) for group in graph.prunable]
     model.layers[3].two.weight = nn.Parameter(model.layers[3].one.weight.detach().clone())
-    with pytest.raises(TraceError, match=r"layers.3.two.weight is no parameter of its own there; trace again"):
+    with pytest.raises(
+        TraceError, match=r"layers.3.two.weight is no parameter of its own there; trace again"
+    ):
         gate(model, graph, gates)

@@ -29,7 +29,11 @@ FORMS = [pytest.param(False, id="residual"), pytest.param(True, id="low_rank")]
 def source_of(model, *, low_rank=False, hidden=3, outputs=False, free=None):
     """A source whose generator has been drawn from a seed: its outputs too, or 0."""
     dtype = next(model.parameters()).dtype
-    graph = traced(model)[0] if dtype == torch.float64 else trace_channels(model, images(batch=1).to(dtype))
+    graph = (
+        traced(model)[0]
+        if dtype == torch.float64
+        else trace_channels(model, images(batch=1).to(dtype))
+    )
     ranking = rank_channels(model, graph, "random", seed=1)
     made = made_weights(model, graph, range(len(graph.prunable)) if free is None else free)
     generator = Generator(made, hidden=hidden, low_rank=low_rank).to_like(model)
@@ -42,7 +46,11 @@ def by_hand(source, name, candidate, low_rank):
     state = {key: value.numpy() for key, value in source.generator.state_dict().items()}
     number = [one.name for one in source.generator.made].index(name)
     one = source.generator.made[number]
-    own = {key.split(".", 2)[2]: value for key, value in state.items() if key.startswith(f"_makers.{number}.")}
+    own = {
+        key.split(".", 2)[2]: value
+        for key, value in state.items()
+        if key.startswith(f"_makers.{number}.")
+    }
 
     def features(ratios):
         return np.maximum(own["hidden"] @ np.array(ratios, own["hidden"].dtype) + own["offset"], 0)
@@ -60,7 +68,9 @@ def by_hand(source, name, candidate, low_rank):
 
 def check_candidate(source, candidate, low_rank):
     """Every tensor is a slice: of what the formula says, or of the network's own."""
-    made = {one.name: by_hand(source, one.name, candidate, low_rank) for one in source.generator.made}
+    made = {
+        one.name: by_hand(source, one.name, candidate, low_rank) for one in source.generator.made
+    }
     like = copy.deepcopy(source.model)
     with torch.no_grad():
         for name, weight in made.items():
@@ -144,7 +154,9 @@ def test_only_ratios_that_have_a_choice_are_read(residual):
 
 
 def test_what_is_frozen_stays():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.Flatten(), nn.LazyLinear(2)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.Flatten(), nn.LazyLinear(2)
+    ).eval()
     model(torch.zeros(1, 3, 4, 4))
     model[2].weight.requires_grad_(False)
     graph = trace_channels(model, torch.zeros(1, 3, 4, 4))
@@ -157,7 +169,9 @@ def test_it_pickles_and_moves(residual):
     other = pickle.loads(pickle.dumps(source))
     assert network_hash(other.network(candidate)) == network_hash(source.network(candidate))
     assert source.to("cpu") is source
-    assert {str(tensor.device) for tensor in source.to("meta").generator.state_dict().values()} == {"meta"}
+    assert {str(tensor.device) for tensor in source.to("meta").generator.state_dict().values()} == {
+        "meta"
+    }
 
 
 def test_in_another_precision_weights_are_the_same(residual):
@@ -173,7 +187,9 @@ def test_a_generator_of_another_network_or_space_is_refused(residual):
     with torch.random.fork_rng(devices=[]):
         wider = scrambled(SmallResNet(3, 5, (4, 6, 10), (3, 2, 2)))
     graph, _ = traced(wider)
-    with pytest.raises(ModelError, match=r"made for another network or space: it has a weight .* shape .* anew"):
+    with pytest.raises(
+        ModelError, match=r"made for another network or space: it has a weight .* shape .* anew"
+    ):
         Generated(wider, graph, rank_channels(wider, graph), source.generator)
     made = [one._replace(groups=(len(source.graph.prunable) - 1,)) for one in source.generator.made]
     with pytest.raises(ModelError, match="channels of groups"):

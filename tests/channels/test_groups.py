@@ -29,7 +29,9 @@ def test_groups_are_sound(program, seed):
     model = program.build(seed)
     graph = trace_channels(model, images(batch=1))
     assert len({group.name for group in graph.groups}) == len(graph.groups)
-    paths = {path for path, _ in model.named_modules()} | {path for path, _ in model.named_parameters()}
+    paths = {path for path, _ in model.named_modules()} | {
+        path for path, _ in model.named_parameters()
+    }
     taken = set()
     for group in graph.groups:
         assert group.name.partition("[")[0] in paths
@@ -42,11 +44,15 @@ def test_groups_are_sound(program, seed):
             assert len(cells) == len(m.entries)
             assert not cells & taken
             taken |= cells
-    assert graph.groups[-1].name == "classifier" or any(g.fixed == "the network's output" for g in graph.groups)
+    assert graph.groups[-1].name == "classifier" or any(
+        g.fixed == "the network's output" for g in graph.groups
+    )
     names = [group.name for group in graph.prunable]
     again = trace_channels(model, images(batch=2))
     assert [group.name for group in again.prunable] == names
-    assert graph.space().full == tuple(group.channels for group in graph.prunable) if names else True
+    assert (
+        graph.space().full == tuple(group.channels for group in graph.prunable) if names else True
+    )
 
 
 STEPS = [0.01, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.45, 0.9, 1 / 3, 1 / 7, 2 / 9]
@@ -74,7 +80,8 @@ def test_the_default_is_ten_percent_steps_up_to_ninety():
 
 
 @pytest.mark.parametrize(
-    ("lowest", "step", "alpha", "count"), [(0.1, 0.03, 1, 31), (0.3, 0.02, 1.0, 36), (0.7, 0.1, 0.7, 1)]
+    ("lowest", "step", "alpha", "count"),
+    [(0.1, 0.03, 1, 31), (0.3, 0.02, 1.0, 36), (0.7, 0.1, 0.7, 1)],
 )
 def test_widths_start_at_the_lowest_keep_ratio(lowest, step, alpha, count):
     (dimension,) = chain(1000).space(alpha=alpha, step=step, lowest=lowest).dimensions
@@ -90,7 +97,10 @@ def test_divisors(c, divisor, percent):
     (dimension,) = chain(c).space(alpha=alpha, step=0.05, divisor=divisor).dimensions
     assert all(choice % divisor == 0 or choice == c < divisor for choice in dimension.choices)
     assert min(dimension.choices) >= min(c, divisor)
-    assert max(dimension.choices) <= max(percent * c // 100, divisor) or max(dimension.choices) == c < divisor
+    assert (
+        max(dimension.choices) <= max(percent * c // 100, divisor)
+        or max(dimension.choices) == c < divisor
+    )
 
 
 @pytest.mark.parametrize("conv_groups", [1, 4, 8, 16, 32])
@@ -99,14 +109,20 @@ def test_divisors_count_channels_of_layers(conv_groups):
     graph = trace_channels(nn.Sequential(*layers), torch.zeros(1, 3, 2, 2))
     for group, dimension in zip(graph.prunable, graph.space(divisor=8).dimensions, strict=True):
         times = 64 // group.channels
-        assert [width * times for width in dimension.choices] == [8 * n for n in range(1, 8) if 8 * n >= times]
+        assert [width * times for width in dimension.choices] == [
+            8 * n for n in range(1, 8) if 8 * n >= times
+        ]
 
 
 def test_divisors_count_channels_that_stay():
     class Part(nn.Module):
         def __init__(self):
             super().__init__()
-            self.one, self.two, self.end = nn.Conv2d(3, 20, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(20, 4, 1)
+            self.one, self.two, self.end = (
+                nn.Conv2d(3, 20, 1),
+                nn.Conv2d(4, 4, 1),
+                nn.Conv2d(20, 4, 1),
+            )
 
         def forward(self, x):
             x = self.one(x)
@@ -119,7 +135,12 @@ def test_divisors_count_channels_that_stay():
 
 
 MIXED = Program(
-    (Step("conv", (0,), "", 6), Step("conv", (1,), "", 4), Step("conv", (2,), "", 6), Step("binary", (1, 3), "plus")),
+    (
+        Step("conv", (0,), "", 6),
+        Step("conv", (1,), "", 4),
+        Step("conv", (2,), "", 6),
+        Step("binary", (1, 3), "plus"),
+    ),
     ("mean", 5, False),
 )
 
@@ -139,15 +160,36 @@ def test_levels_choose_what_is_searched():
     ("arguments", "message"),
     [
         ({"alpha": 0}, "space: alpha is the largest keep ratio, above 0 and at most 1, found 0"),
-        ({"alpha": 1.1}, "space: alpha is the largest keep ratio, above 0 and at most 1, found 1.1"),
+        (
+            {"alpha": 1.1},
+            "space: alpha is the largest keep ratio, above 0 and at most 1, found 1.1",
+        ),
         ({"step": 0}, "space: step is the distance of keep ratios, from 1e-06 to 0.9, found 0"),
-        ({"step": 1e-9}, "space: step is the distance of keep ratios, from 1e-06 to 0.9, found 1e-09"),
-        ({"step": 0.95}, "space: step is the distance of keep ratios, from 1e-06 to 0.9, found 0.95"),
-        ({"levels": ("filters",)}, "space: unknown entry of levels: 'filters'; did you mean 'filter'?"),
-        ({"levels": ()}, "space: levels is a list with at least one of filter, stage, block, found ()"),
-        ({"levels": "filter"}, "space: levels is a list with at least one of filter, stage, block, found 'filter'"),
+        (
+            {"step": 1e-9},
+            "space: step is the distance of keep ratios, from 1e-06 to 0.9, found 1e-09",
+        ),
+        (
+            {"step": 0.95},
+            "space: step is the distance of keep ratios, from 1e-06 to 0.9, found 0.95",
+        ),
+        (
+            {"levels": ("filters",)},
+            "space: unknown entry of levels: 'filters'; did you mean 'filter'?",
+        ),
+        (
+            {"levels": ()},
+            "space: levels is a list with at least one of filter, stage, block, found ()",
+        ),
+        (
+            {"levels": "filter"},
+            "space: levels is a list with at least one of filter, stage, block, found 'filter'",
+        ),
         ({"divisor": 0}, "space: divisor is at least 1, found 0"),
-        ({"lowest": 0.95}, "space: lowest is the smallest keep ratio, from 1e-06 to 0.9, found 0.95"),
+        (
+            {"lowest": 0.95},
+            "space: lowest is the smallest keep ratio, from 1e-06 to 0.9, found 0.95",
+        ),
         ({"lowest": 0}, "space: lowest is the smallest keep ratio, from 1e-06 to 0.9, found 0"),
         ({"divisor": 1.5}, "space: divisor is a whole number, found 1.5"),
     ],
@@ -166,14 +208,18 @@ def test_nothing_to_prune_names_every_group_and_why():
     )
     with pytest.raises(TraceError, match=re.escape(message)):
         graph.space()
-    with pytest.raises(TraceError, match=re.escape("at level stage: 0 (filter, 10 channels): not searched; 1 (filter")):
+    with pytest.raises(
+        TraceError,
+        match=re.escape("at level stage: 0 (filter, 10 channels): not searched; 1 (filter"),
+    ):
         chain(10).space(levels=("stage",))
     with pytest.raises(TraceError, match="no convolution or linear layer found"):
         trace_channels(nn.ReLU(), torch.zeros(1, 3)).space()
     grouped = nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.ReLU(), nn.Conv2d(4, 1, 1))
     graph = trace_channels(grouped, torch.zeros(1, 4, 2, 2), unknown="raise")
     with pytest.raises(
-        TraceError, match=r"channels\): Conv2d 0: grouped convolution of an input that keeps its channels"
+        TraceError,
+        match=r"channels\): Conv2d 0: grouped convolution of an input that keeps its channels",
     ):
         graph.space()
 
@@ -189,7 +235,9 @@ def test_fixed_modules_keep_their_channels():
     }
     coupled = trace_channels(model, images(batch=1), fixed=["layers.2"])
     assert {g.name: g.fixed for g in coupled.groups}["layers.0"] == "fixed by the caller"
-    assert [g.name for g in trace_channels(model, images(batch=1), fixed=["layers"]).prunable] == ["hidden"]
+    assert [g.name for g in trace_channels(model, images(batch=1), fixed=["layers"]).prunable] == [
+        "hidden"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +333,10 @@ def test_a_network_that_cannot_be_traced_in_training_mode_is_taken_as_it_is():
                 raise NotImplementedError
             return self.three(self.two(self.one(x)))
 
-    assert [g.name for g in trace_channels(Net(), torch.zeros(1, 3, 2, 2)).prunable] == ["one", "two"]
+    assert [g.name for g in trace_channels(Net(), torch.zeros(1, 3, 2, 2)).prunable] == [
+        "one",
+        "two",
+    ]
 
 
 def test_inputs_that_are_no_batches():

@@ -39,7 +39,9 @@ class Counting(nn.Module):
         self.seen, self.fails_at = [], fails_at
 
     def forward(self, x):
-        self.seen.append((self.training, torch.is_inference_mode_enabled(), torch.get_num_threads()))
+        self.seen.append(
+            (self.training, torch.is_inference_mode_enabled(), torch.get_num_threads())
+        )
         if len(self.seen) == self.fails_at:
             raise RuntimeError("out of memory")
         return self.norm(x)
@@ -105,5 +107,7 @@ def test_threads_are_put_back_after_an_exception():
 @pytest.mark.parametrize("arguments", [{"threads": 0}, {"repeats": 0}, {"warmup": -1}])
 def test_settings_out_of_range(arguments):
     ((name, value),) = arguments.items()
-    with pytest.raises(ModelError, match=f"latency needs at least 1 thread, .* found .*{name}={value}"):
+    with pytest.raises(
+        ModelError, match=f"latency needs at least 1 thread, .* found .*{name}={value}"
+    ):
         measure_latency([nn.Identity()], torch.zeros(1), **arguments)

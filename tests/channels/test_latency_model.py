@@ -41,7 +41,9 @@ def test_layers_add_up_to_the_networks_macs(resnet):
     np.testing.assert_array_equal(layers.sum(axis=1), graph.costs.macs(rows))
     dropped = space.full[: len(graph.prunable)] + (0,) * len(graph.blocks)
     gone = [
-        name for name, work in zip(graph.costs.layers, graph.costs.layer_macs([dropped])[0], strict=True) if not work
+        name
+        for name, work in zip(graph.costs.layers, graph.costs.layer_macs([dropped])[0], strict=True)
+        if not work
     ]
     assert gone
     assert all(any(name.startswith(f"{block.name}.") for block in graph.blocks) for name in gone)
@@ -64,7 +66,11 @@ def test_times_rise_with_every_dimension(resnet, measured):
     rng = np.random.default_rng(0)
     for _ in range(20):
         here = space.indices(space.sample(rng))
-        up = [here + unit for unit in np.eye(len(space), dtype=int) if (here + unit <= space.last_indices).all()]
+        up = [
+            here + unit
+            for unit in np.eye(len(space), dtype=int)
+            if (here + unit <= space.last_indices).all()
+        ]
         low, *higher = measured.latency_ms(space.values([here, *up]))
         assert min(higher) >= low
         assert low > 0
@@ -95,8 +101,12 @@ def test_the_network_is_left_as_it_was(resnet):
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 0}, {"threads": "1"}, {"repeats": -1}, {"batch": True}])
+@pytest.mark.parametrize(
+    "wrong", [{"batch": 0}, {"threads": "1"}, {"repeats": -1}, {"batch": True}]
+)
 def test_options_out_of_range(wrong):
     ((name, value),) = wrong.items()
-    with pytest.raises(ModelError, match=rf"^latency: {name} is (a whole number|at least 1), found {value!r}$"):
+    with pytest.raises(
+        ModelError, match=rf"^latency: {name} is (a whole number|at least 1), found {value!r}$"
+    ):
         LatencyOptions(**wrong)

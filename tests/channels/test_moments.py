@@ -23,7 +23,9 @@ def before(reader, *, spatial=2, channels=6):
     """A network with a layer that reads `channels` prunable ones, and its input."""
     convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[spatial]
     torch.manual_seed(0)
-    model = nn.Sequential(convolution(2, channels, 1), nn.ReLU(), reader, nn.Flatten(), nn.LazyLinear(3)).double()
+    model = nn.Sequential(
+        convolution(2, channels, 1), nn.ReLU(), reader, nn.Flatten(), nn.LazyLinear(3)
+    ).double()
     x = torch.randn(5, 2, *[6] * spatial, dtype=torch.float64)
     model(x)
     return model.eval(), x
@@ -53,7 +55,10 @@ def test_outputs_are_the_weight_times_what_is_looked_at(name, positions):
     sample = Sample(reader, 7, positions)
     with torch.no_grad():
         seen = model[1](model[0](x))
-        rows, outputs = sample.inputs(model[2], seen, 3), sample.outputs(model[2], model[2](seen), 3)
+        rows, outputs = (
+            sample.inputs(model[2], seen, 3),
+            sample.outputs(model[2], model[2](seen), 3),
+        )
     split = reader.split(model[2].weight)
     computed = (rows @ split.flatten(2).mT).movedim(0, 1).flatten(1)
     if reader.bias:
@@ -72,7 +77,10 @@ def test_moments_are_those_of_all_inputs(name):
     seen = reader_moments(model, graph, [x[:2], x[2:]])["2"]
     with torch.no_grad():
         maps = model[1](model[0](x))
-    rows = [Sample(seen.reader, 0).inputs(model[2], part, number) for number, part in enumerate((maps[:2], maps[2:]))]
+    rows = [
+        Sample(seen.reader, 0).inputs(model[2], part, number)
+        for number, part in enumerate((maps[:2], maps[2:]))
+    ]
     every = torch.cat(rows, dim=1).numpy()
     assert seen.rows == every.shape[1]
     np.testing.assert_allclose(seen.mean, every.mean(axis=1), atol=1e-12)
@@ -94,7 +102,9 @@ def test_readers_of_random_networks_read_the_channels_that_the_graph_says(progra
         split = found.reader.split(weight)
         assert split.shape[2:] == (found.reader.units, found.reader.entries)
         assert torch.equal(found.reader.merged(split, weight), weight)
-        assert torch.linalg.eigvalsh(found.gram).min() > -1e-9 * max(1.0, float(found.gram.abs().max()))
+        assert torch.linalg.eigvalsh(found.gram).min() > -1e-9 * max(
+            1.0, float(found.gram.abs().max())
+        )
     again = reader_moments(model, graph, x, seed=seed)
     assert all(torch.equal(seen[path].gram, again[path].gram) for path in seen)
     assert all(torch.equal(tensor, before_it[name]) for name, tensor in model.state_dict().items())
@@ -104,9 +114,16 @@ def test_readers_of_random_networks_read_the_channels_that_the_graph_says(progra
 
 def test_a_batch_norm_right_behind_a_reader_takes_its_constants():
     torch.manual_seed(0)
-    blocks = [nn.Conv2d(4, 5, 3, bias=False), nn.BatchNorm2d(5), nn.Conv2d(5, 5, 1, bias=False), nn.ReLU()]
+    blocks = [
+        nn.Conv2d(4, 5, 3, bias=False),
+        nn.BatchNorm2d(5),
+        nn.Conv2d(5, 5, 1, bias=False),
+        nn.ReLU(),
+    ]
     twice = nn.BatchNorm2d(5)
-    model = nn.Sequential(nn.Conv2d(2, 4, 1), *blocks, nn.BatchNorm2d(5), nn.Conv2d(5, 5, 1, bias=False), twice).eval()
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 1), *blocks, nn.BatchNorm2d(5), nn.Conv2d(5, 5, 1, bias=False), twice
+    ).eval()
     model.append(nn.Conv2d(5, 5, 1, bias=False)).append(twice).append(nn.Conv2d(5, 2, 1))
     x = torch.randn(3, 2, 8, 8)
     seen = reader_moments(model, trace_channels(model, x[:1]), x)
@@ -126,13 +143,18 @@ class Middle(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.second = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 3, padding=1, bias=False)
-        self.norms, self.last = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(norms)), nn.Linear(6, 3)
+        self.norms, self.last = (
+            nn.ModuleList(nn.BatchNorm2d(6) for _ in range(norms)),
+            nn.Linear(6, 3),
+        )
         self.between, self.named = between, named
 
     def forward(self, x):
         before = self.first(x).relu()
         x = self.between(self.second(before), before)
-        return self.last(sum(norm(input=x) if self.named else norm(x) for norm in self.norms).mean((2, 3)))
+        return self.last(
+            sum(norm(input=x) if self.named else norm(x) for norm in self.norms).mean((2, 3))
+        )
 
 
 BETWEEN = {
@@ -171,7 +193,14 @@ def test_what_serves_several_layers_or_more_than_reading_is_no_reader():
     first, second, third = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
     second.weight = first.weight
     model = nn.Sequential(
-        nn.Conv2d(2, 4, 1), first, nn.ReLU(), second, nn.ReLU(), third, nn.Flatten(), nn.Linear(64, 2)
+        nn.Conv2d(2, 4, 1),
+        first,
+        nn.ReLU(),
+        second,
+        nn.ReLU(),
+        third,
+        nn.Flatten(),
+        nn.Linear(64, 2),
     )
     graph = trace_channels(model, torch.zeros(1, 2, 4, 4))
     assert [reader.path for reader in readers_of(model, graph)] == ["5", "7"]
@@ -184,7 +213,9 @@ def test_flattened_channels_and_a_layer_that_is_too_large(monkeypatch):
     whole = reader_moments(model, graph, x)["3"]
     assert (whole.reader.units, whole.reader.entries, whole.gram.shape) == (6, 16, (1, 96, 96))
     monkeypatch.setattr(moments, "LARGEST", 95)
-    with pytest.warns(UserWarning, match=r"3 reads 96 numbers for every output, .* 0.0 GiB: only 6 channels are"):
+    with pytest.warns(
+        UserWarning, match=r"3 reads 96 numbers for every output, .* 0.0 GiB: only 6 channels are"
+    ):
         pooled = reader_moments(model, graph, x)["3"]
     assert pooled.gram.shape == (1, 6, 6)
     assert pooled.rows == 9 * 16
@@ -211,7 +242,9 @@ def test_channels_that_go_together_are_one_unit():
         with torch.no_grad():
             maps = model[:2](x).double()
         each = (
-            maps.movedim(1, -1).reshape(-1, 6) if last.weight.shape[2] == 1 else maps.reshape(9, 3, -1).mT.flatten(0, 1)
+            maps.movedim(1, -1).reshape(-1, 6)
+            if last.weight.shape[2] == 1
+            else maps.reshape(9, 3, -1).mT.flatten(0, 1)
         )
         torch.testing.assert_close(seen.gram[0], each.T @ each / len(each))
 
@@ -221,7 +254,10 @@ def test_inputs_that_are_not_finite_are_refused():
     graph = trace_channels(model, torch.zeros(1, 2, 4, 4))
     with torch.no_grad():
         model[0].bias[0] = float("inf")
-    with pytest.raises(RankingError, match=r"the input of 2 \(Conv2d\(6, 3.* is not finite; check the trained weights"):
+    with pytest.raises(
+        RankingError,
+        match=r"the input of 2 \(Conv2d\(6, 3.* is not finite; check the trained weights",
+    ):
         reader_moments(model, graph, torch.zeros(2, 2, 4, 4))
     with pytest.raises(RankingError, match="data is empty"):
         reader_moments(model, graph, torch.zeros(0, 2, 4, 4))

@@ -32,7 +32,10 @@ class Norm(nn.Module):
         super().__init__()
         self.function, self.normalized_shape, self.eps = function, (WIDTH,), 1e-3
         if shape:
-            self.weight, self.bias = nn.Parameter(torch.rand(shape) + 0.5), nn.Parameter(torch.randn(shape))
+            self.weight, self.bias = (
+                nn.Parameter(torch.rand(shape) + 0.5),
+                nn.Parameter(torch.randn(shape)),
+            )
 
     def forward(self, x):
         return self.function(self, x)
@@ -102,14 +105,19 @@ NORMS = {
         lambda x: standardised(x, torch.ones(1), torch.zeros(1), 1e-5, (1, 2, 3)),
     ),
     "layer_norm of an attribute": (
-        lambda: Norm(last(lambda m, x: F.layer_norm(x, m.normalized_shape, m.weight, m.bias, m.eps)), WIDTH),
+        lambda: Norm(
+            last(lambda m, x: F.layer_norm(x, m.normalized_shape, m.weight, m.bias, m.eps)), WIDTH
+        ),
         lambda x, w, b: standardised(x, w, b, 1e-3),
     ),
     "layer_norm of a shape": (
         lambda: Norm(last(lambda m, x: F.layer_norm(x, x.shape[-1:], eps=m.eps))),
         lambda x: standardised(x, torch.ones(1), torch.zeros(1), 1e-3),
     ),
-    "GroupNorm": (lambda: nn.GroupNorm(1, WIDTH), lambda x, w, b: standardised(x, w, b, 1e-5, (1, 2, 3))),
+    "GroupNorm": (
+        lambda: nn.GroupNorm(1, WIDTH),
+        lambda x, w, b: standardised(x, w, b, 1e-5, (1, 2, 3)),
+    ),
     "group_norm": (
         lambda: Norm(lambda m, x: F.group_norm(x, 1, m.weight, m.bias, m.eps), WIDTH),
         lambda x, w, b: standardised(x, w, b, 1e-3, (1, 2, 3)),
@@ -117,35 +125,59 @@ NORMS = {
     "RMSNorm": (lambda: Last(nn.RMSNorm(WIDTH, eps=1e-3)), lambda x, w: rooted(x, w, 1e-3)),
     "RMSNorm without eps": (lambda: Last(nn.RMSNorm(WIDTH)), lambda x, w: rooted(x, w, 0)),
     "rms_norm": (
-        lambda: Norm(last(lambda m, x: F.rms_norm(x, (x.shape[-1],), m.weight, m.eps) + 0 * m.bias), WIDTH),
+        lambda: Norm(
+            last(lambda m, x: F.rms_norm(x, (x.shape[-1],), m.weight, m.eps) + 0 * m.bias), WIDTH
+        ),
         lambda x, w, b: rooted(x, w, 1e-3),
     ),
     "RMS by hand": (
         lambda: Norm(
-            lambda m, x: x * (x.pow(2).mean(1, keepdim=True) + m.eps).rsqrt() * m.weight + m.bias, WIDTH, 1, 1
+            lambda m, x: x * (x.pow(2).mean(1, keepdim=True) + m.eps).rsqrt() * m.weight + m.bias,
+            WIDTH,
+            1,
+            1,
         ),
         lambda x, w, b: rooted(x, w, 1e-3) + b.reshape(1, -1, 1, 1),
     ),
     "by hand": (lambda: Norm(by_hand, WIDTH), lambda x, w, b: standardised(x, w, b, 1e-3)),
-    "by variance": (lambda: Norm(by_variance, 1, WIDTH, 1, 1), lambda x, w, b: standardised(x, w, b, 1e-3)),
+    "by variance": (
+        lambda: Norm(by_variance, 1, WIDTH, 1, 1),
+        lambda x, w, b: standardised(x, w, b, 1e-3),
+    ),
     "GRN": (lambda: Norm(grn, 1, WIDTH, 1, 1), responses),
     "normalize": (lambda: Norm(lambda m, x: F.normalize(x)), lengths),
     "normalize dim": (lambda: Norm(last(lambda m, x: F.normalize(x, p=2.0, dim=-1))), lengths),
-    "L2 by hand": (lambda: Norm(lambda m, x: torch.div(x, x.pow(2).sum(1, keepdim=True).sqrt() + 1e-12)), lengths),
-    "L2 by norm": (lambda: Norm(lambda m, x: x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)), lengths),
+    "L2 by hand": (
+        lambda: Norm(lambda m, x: torch.div(x, x.pow(2).sum(1, keepdim=True).sqrt() + 1e-12)),
+        lengths,
+    ),
+    "L2 by norm": (
+        lambda: Norm(lambda m, x: x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)),
+        lengths,
+    ),
     "L2 by vector_norm": (
-        lambda: Norm(lambda m, x: x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)),
+        lambda: Norm(
+            lambda m, x: x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+        ),
         lengths,
     ),
     "LocalResponseNorm": (lambda: nn.LocalResponseNorm(3), lambda x: responded(x, 3)),
-    "local_response_norm": (lambda: Norm(lambda m, x: F.local_response_norm(x, 4)), lambda x: responded(x, 4)),
+    "local_response_norm": (
+        lambda: Norm(lambda m, x: F.local_response_norm(x, 4)),
+        lambda x: responded(x, 4),
+    ),
 }
 
 
 def network(norm):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        parts = (nn.Conv2d(3, WIDTH, 3, padding=1), norm(), nn.SiLU(), nn.Conv2d(WIDTH, 6, 3, padding=1))
+        parts = (
+            nn.Conv2d(3, WIDTH, 3, padding=1),
+            norm(),
+            nn.SiLU(),
+            nn.Conv2d(WIDTH, 6, 3, padding=1),
+        )
         return scrambled(nn.Sequential(*parts, nn.Flatten(), nn.Linear(96, 3)))
 
 
@@ -154,7 +186,10 @@ def test_what_is_left_is_normalised_among_itself(name):
     norm, formula = NORMS[name]
     model, x = network(norm), images()
     graph = trace_channels(model, x[:1])
-    assert [(g.name, g.channels, g.renormalises) for g in graph.prunable] == [("0", WIDTH, True), ("3", 6, False)]
+    assert [(g.name, g.channels, g.renormalises) for g in graph.prunable] == [
+        ("0", WIDTH, True),
+        ("3", 6, False),
+    ]
     ranking = rank_channels(model, graph, "random")
     weights = list(model[1].parameters())
     for widths in ((5, 6), (1, 4), (WIDTH, 6)):
@@ -163,10 +198,15 @@ def test_what_is_left_is_normalised_among_itself(name):
         with torch.no_grad():
             y = model[0](x)[:, kept]
             y = formula(y, *(w.reshape(WIDTH)[kept] for w in weights))
-            y = F.conv2d(F.silu(y), model[3].weight[others][:, kept], model[3].bias[others], padding=1)
+            y = F.conv2d(
+                F.silu(y), model[3].weight[others][:, kept], model[3].bias[others], padding=1
+            )
             read = model[5].weight.unflatten(1, (6, 16))[:, others].flatten(1)
             assert_close(small(x), F.linear(y.flatten(1), read, model[5].bias))
-        assert counted(small, x[:1]) == (int(graph.costs.macs([widths])[0]), int(graph.costs.params([widths])[0]))
+        assert counted(small, x[:1]) == (
+            int(graph.costs.macs([widths])[0]),
+            int(graph.costs.params([widths])[0]),
+        )
         check_gates(model, graph, widths, ranking, x)
         check_shared(model, graph, widths, ranking, x)
 
@@ -181,13 +221,28 @@ def test_without_renormalising_the_channels_stay(name):
 
 
 OTHERS = {
-    "a mean that a layer reads": (lambda m, x: x * m.layer(x.mean(1, keepdim=True)), "it reduces the channels"),
+    "a mean that a layer reads": (
+        lambda m, x: x * m.layer(x.mean(1, keepdim=True)),
+        "it reduces the channels",
+    ),
     "a mean that is returned": (lambda m, x: (x, x.mean(1, keepdim=True)), "the network's output"),
-    "a mean in a condition": (lambda m, x: x if x.mean((1, 2, 3), keepdim=True)[0] > 0 else -x, "it reduces"),
+    "a mean in a condition": (
+        lambda m, x: x if x.mean((1, 2, 3), keepdim=True)[0] > 0 else -x,
+        "it reduces",
+    ),
     "a mean that is squeezed": (lambda m, x: x * x.mean(1)[:, None], "it reduces the channels"),
-    "a deviation with one less": (lambda m, x: x / x.std(1, keepdim=True), "of a single channel that is left"),
-    "groups that are written": (lambda m, x: F.group_norm(x, 2), "2 groups of channels, a number that is written"),
-    "a shape that is written": (lambda m, x: F.layer_norm(x.movedim(1, 3), (8,)).movedim(3, 1), "a size there would"),
+    "a deviation with one less": (
+        lambda m, x: x / x.std(1, keepdim=True),
+        "of a single channel that is left",
+    ),
+    "groups that are written": (
+        lambda m, x: F.group_norm(x, 2),
+        "2 groups of channels, a number that is written",
+    ),
+    "a shape that is written": (
+        lambda m, x: F.layer_norm(x.movedim(1, 3), (8,)).movedim(3, 1),
+        "a size there would",
+    ),
     "a maximum": (lambda m, x: x / x.amax(1, keepdim=True), "it reduces the channels"),
 }
 
@@ -230,7 +285,9 @@ def test_random_networks_with_norms(program, seed):
 def test_soft_gates_weigh_a_norm_and_get_gradients():
     model, x = network(NORMS["LayerNorm"][0]), images()
     graph = trace_channels(model, x[:1])
-    gates = [torch.rand(group.channels, dtype=torch.double).requires_grad_() for group in graph.prunable]
+    gates = [
+        torch.rand(group.channels, dtype=torch.double).requires_grad_() for group in graph.prunable
+    ]
     with gated(model, graph, gates):
         actual = model(x)
     with torch.no_grad():
@@ -250,7 +307,10 @@ def test_a_norm_that_gets_another_input_is_named():
     graph = trace_channels(model, images(1))
     model[0] = nn.Conv2d(3, WIDTH, 3, padding=1).double()
     gates = [torch.ones(group.channels) for group in graph.prunable]
-    with gated(model, graph, gates), pytest.raises(TraceError, match=r"mean in 1 gets \(1, 3, 4, 4\)"):
+    with (
+        gated(model, graph, gates),
+        pytest.raises(TraceError, match=r"mean in 1 gets \(1, 3, 4, 4\)"),
+    ):
         model[1](images(1))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -258,7 +318,10 @@ def test_a_norm_that_gets_another_input_is_named():
 def test_tensors_alone_cannot_gate_a_norm():
     model = network(NORMS["by hand"][0])
     graph = trace_channels(model, images(1))
-    with pytest.raises(CandidateError, match="norms over channels of 0 need gates as well: run the network in `with"):
+    with pytest.raises(
+        CandidateError,
+        match="norms over channels of 0 need gates as well: run the network in `with",
+    ):
         gate(model, graph, [torch.ones(group.channels) for group in graph.prunable])
 
 
@@ -267,7 +330,11 @@ class Twice(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.norm = nn.Conv2d(3, WIDTH, 1), nn.Conv2d(WIDTH, WIDTH, 1), nn.LayerNorm(WIDTH)
+        self.a, self.b, self.norm = (
+            nn.Conv2d(3, WIDTH, 1),
+            nn.Conv2d(WIDTH, WIDTH, 1),
+            nn.LayerNorm(WIDTH),
+        )
         self.c, self.d = nn.Conv2d(WIDTH, 6, 1), nn.Conv2d(6, 4, 1)
 
     def forward(self, x):
@@ -281,6 +348,9 @@ def test_norms_that_are_called_several_times():
         torch.manual_seed(0)
         model = scrambled(Twice())
     graph = trace_channels(model, images(1))
-    assert [(g.name, g.channels, g.renormalises) for g in graph.prunable] == [("a", WIDTH, True), ("c", 6, True)]
+    assert [(g.name, g.channels, g.renormalises) for g in graph.prunable] == [
+        ("a", WIDTH, True),
+        ("c", 6, True),
+    ]
     ranking = rank_channels(model, graph, "random")
     check_gates(model, graph, (3, 4), ranking, images(), rounding=1e-11)

@@ -30,12 +30,16 @@ class Recorded(TorchDispatchMode):
 
 def network():
     torch.manual_seed(0)
-    body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 1, stride=2))
+    body = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 1, stride=2)
+    )
     return nn.Sequential(*body, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
 
 
 def images():
-    return torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 3
+    return torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(
+        32
+    ) % 3
 
 
 class Checkpointed(nn.Module):
@@ -106,7 +110,9 @@ def test_training_keeps_off_that_kernel(kind, tmp_path):
     assert seen.strides == [[1, 1]] * 4
     with torch.backends.mkldnn.flags(enabled=False):
         assert losses == pytest.approx(
-            train(MADE[kind](tmp_path / "again"), Split(*images()), Recipe(epochs=2, batch_size=16)).losses
+            train(
+                MADE[kind](tmp_path / "again"), Split(*images()), Recipe(epochs=2, batch_size=16)
+            ).losses
         )
         with Recorded() as seen:
             model(images()[0]).sum().backward()
@@ -128,7 +134,11 @@ def test_convolutions_of_other_kinds_are_left_alone():
         def _conv_forward(self, x, weight, bias):
             return super()._conv_forward(x, weight / 2, bias)
 
-    for conv in (Scaled(4, 8, 1, stride=2), nn.ConvTranspose2d(4, 8, 1, stride=2), nn.Conv2d(4, 8, 1)):
+    for conv in (
+        Scaled(4, 8, 1, stride=2),
+        nn.ConvTranspose2d(4, 8, 1, stride=2),
+        nn.Conv2d(4, 8, 1),
+    ):
         x = torch.randn(2, 4, 8, 8)
         expected = conv(x)
         with pointwise_safely(conv):
@@ -148,7 +158,9 @@ for size in range(8, 40):
     del x
 """
     subprocess.run(
-        [sys.executable, "-c", code], check=True, env={**os.environ, "MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "1"}
+        [sys.executable, "-c", code],
+        check=True,
+        env={**os.environ, "MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "1"},
     )
 
 

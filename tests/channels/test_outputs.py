@@ -52,7 +52,10 @@ def test_several_inputs_and_outputs(outputs):
     for seed in range(3):
         ranking = rank_channels(model, graph, "random", seed=seed)
         candidate = random_candidate(graph, np.random.default_rng(seed))
-        networks = slice_model(model, graph, candidate, ranking), zeroed(model, graph, candidate, ranking)
+        networks = (
+            slice_model(model, graph, candidate, ranking),
+            zeroed(model, graph, candidate, ranking),
+        )
         with torch.no_grad():
             found, expected = (tensors(network(images(), images(seed=2))) for network in networks)
         assert len(found) == len(expected) > 0
@@ -64,7 +67,13 @@ def tensors(output):
     """All tensors in nested tuples, lists and dicts."""
     if isinstance(output, torch.Tensor):
         return [output]
-    items = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else []
+    items = (
+        output.values()
+        if isinstance(output, dict)
+        else output
+        if isinstance(output, tuple | list)
+        else []
+    )
     return [tensor for item in items for tensor in tensors(item)]
 
 
@@ -72,7 +81,10 @@ def test_outputs_that_are_channels_stay():
     class Features(Several):
         def forward(self, x, y):
             a = self.one(x)
-            return {"out": self.left(self.middle(torch.cat([a, self.two(y)], 1))), "features": [a.mean((2, 3))]}
+            return {
+                "out": self.left(self.middle(torch.cat([a, self.two(y)], 1))),
+                "features": [a.mean((2, 3))],
+            }
 
     graph = trace_channels(Features(None), (images(1).float(), images(1).float()))
     assert {g.name: g.fixed for g in graph.groups if g.name in ("one", "two")} == {
@@ -81,7 +93,9 @@ def test_outputs_that_are_channels_stay():
     }
 
 
-@pytest.mark.parametrize("name", ["grouped_wide", "se_view", "shortcut", "shuffle_sizes", "group_norm_pairs", "tokens"])
+@pytest.mark.parametrize(
+    "name", ["grouped_wide", "se_view", "shortcut", "shuffle_sizes", "group_norm_pairs", "tokens"]
+)
 def test_the_oracle_tells_which_channels_were_kept(name):
     """The network sliced by another ranking is not what the oracle expects, and removing channels changes outputs."""
     model = strange_network(name)
@@ -98,9 +112,17 @@ def test_the_oracle_tells_which_channels_were_kept(name):
 
 
 def test_the_oracle_leaves_what_computes_the_removed_channels():
-    steps = (Step("conv", (0,), "", 6), Step("module", (1,), "batch_norm"), Step("conv", (2,), "", 4))
+    steps = (
+        Step("conv", (0,), "", 6),
+        Step("module", (1,), "batch_norm"),
+        Step("conv", (2,), "", 4),
+    )
     model = Program(steps, ("flatten", 4, True)).build()
     graph = trace_channels(model, images(1))
     twin = zeroed(model, graph, tuple(1 for _ in graph.prunable), rank_channels(model, graph))
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, twin.state_dict()[name])}
+    changed = {
+        name
+        for name, tensor in model.state_dict().items()
+        if not torch.equal(tensor, twin.state_dict()[name])
+    }
     assert changed == {"layers.2.weight", "hidden.weight", "classifier.weight"}

@@ -25,7 +25,9 @@ def test_moments_are_those_of_all_images(name, pool):
     graph = trace_channels(model, x[:1])
     targets = torch.randn(5, 2, dtype=torch.float64)
     path = "2.1" if name == "flat" else "2"
-    seen = pooled_moments(model, graph, [(x[:2], targets[:2]), (x[2:], targets[2:])], pool=pool, targets=True)[path]
+    seen = pooled_moments(
+        model, graph, [(x[:2], targets[:2]), (x[2:], targets[2:])], pool=pool, targets=True
+    )[path]
     with torch.no_grad():
         maps = model[1](model[0](x)).flatten(2)
     groups = 2 if name == "grouped" else 1
@@ -41,7 +43,9 @@ def test_moments_are_those_of_all_images(name, pool):
 
 def test_channels_that_go_together_are_one():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 6, 3, groups=3), nn.Conv2d(6, 2, 1)).double()
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 1), nn.Conv2d(3, 6, 3, groups=3), nn.Conv2d(6, 2, 1)
+    ).double()
     x = torch.randn(9, 2, 4, 4, dtype=torch.float64)
     (covariance,) = response_covariances(model, trace_channels(model, x[:1]), x)
     with torch.no_grad():
@@ -78,7 +82,9 @@ def test_covariances_of_all_readers_are_added_and_constants_are_none():
     covariance = response_covariances(model, graph, x)[names.index("first")]
     with torch.no_grad():
         maps = model.first(x).double().flatten(2)
-    rectified, low, high = (np.cov(v.amax(2).numpy().T, bias=True) for v in (maps.relu(), maps, -2 * maps))
+    rectified, low, high = (
+        np.cov(v.amax(2).numpy().T, bias=True) for v in (maps.relu(), maps, -2 * maps)
+    )
     expected = rectified / np.trace(rectified) + (low + high) / np.trace(low + high)
     np.testing.assert_allclose(covariance, expected, atol=1e-7)
     assert not covariance[1].any()

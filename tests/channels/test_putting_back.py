@@ -21,11 +21,16 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_slicing_again_gives_the_slice_and_all_else_is_as_it_was(name):
     options, shape = NETWORKS[name]
-    model = MODELS.find(name)(**({"in_channels": 1, "classes": 2} if name == "small_resnet" else {}), **options).eval()
+    model = MODELS.find(name)(
+        **({"in_channels": 1, "classes": 2} if name == "small_resnet" else {}), **options
+    ).eval()
     graph = trace_channels(model, torch.zeros(1, *shape))
     ranking = rank_channels(model, graph, "l1")
     candidate = graph.space().uniform(0.6)
-    before, sliced = copy.deepcopy(model.state_dict()), slice_model(model, graph, candidate, ranking)
+    before, sliced = (
+        copy.deepcopy(model.state_dict()),
+        slice_model(model, graph, candidate, ranking),
+    )
     with torch.no_grad():
         for tensor in sliced.state_dict().values():
             tensor.add_(1)

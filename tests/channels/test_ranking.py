@@ -51,7 +51,9 @@ def test_bn_gamma_is_the_absolute_scale():
 
 def test_without_a_batch_norm_l1_stands_in():
     model = two_layers(norm=False)
-    with pytest.warns(UserWarning, match="criterion 'bn_gamma' does not apply to 0; l1 is used there"):
+    with pytest.warns(
+        UserWarning, match="criterion 'bn_gamma' does not apply to 0; l1 is used there"
+    ):
         found = rank(model, "bn_gamma")
     np.testing.assert_array_equal(found.scores[0], rank(model, "l1").scores[0])
 
@@ -67,7 +69,9 @@ class Coupled(nn.Module):
         self.linear = nn.Linear(8, 2)
 
     def forward(self, x):
-        return self.linear(self.depthwise(self.norm(self.a(x)) + self.other(self.b(x))).mean((2, 3)))
+        return self.linear(
+            self.depthwise(self.norm(self.a(x)) + self.other(self.b(x))).mean((2, 3))
+        )
 
 
 def test_scores_are_added_over_all_coupled_members():
@@ -79,7 +83,9 @@ def test_scores_are_added_over_all_coupled_members():
     model.linear.weight.data[:] = 100.0  # a consumer, which does not count
     model.a.bias.data[3] = 100.0  # nor do biases
     np.testing.assert_allclose(rank(model, "l1").scores[0], [3.75, 4.5, 4, 0])
-    np.testing.assert_allclose(rank(model, "l2").scores[0], [1.25 * 3**0.5, 1.5 * 3**0.5, 4, 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        rank(model, "l2").scores[0], [1.25 * 3**0.5, 1.5 * 3**0.5, 4, 0], rtol=1e-6
+    )
     model.norm.weight.data[:] = torch.tensor([1.0, -2.0, 0.0, 0.5])
     model.other.weight.data[:] = torch.tensor([0.0, 1.0, 1.5, 0.0])
     np.testing.assert_allclose(rank(model, "bn_gamma").scores[0], [1, 3, 1.5, 0.5])
@@ -120,21 +126,27 @@ def test_weights_that_are_not_finite(criterion, value):
     model = two_layers()
     model[0].weight.data[2, 0] = value
     model[1].weight.data[2] = value
-    with pytest.raises(RankingError, match=f"criterion '{criterion}' finds no finite score in group '0'; check"):
+    with pytest.raises(
+        RankingError, match=f"criterion '{criterion}' finds no finite score in group '0'; check"
+    ):
         rank(model, criterion)
 
 
 def test_an_unknown_criterion():
     with pytest.raises(RankingError, match="unknown criterion 'bn_gama'; did you mean 'bn_gamma'"):
         rank(two_layers(), "bn_gama")
-    with pytest.raises(RankingError, match="unknown criterion 'xyz'; choose one of: apoz, bn_gamma, "):
+    with pytest.raises(
+        RankingError, match="unknown criterion 'xyz'; choose one of: apoz, bn_gamma, "
+    ):
         rank(two_layers(), "xyz")
 
 
 @pytest.mark.parametrize("criterion", ["l1", "random"])
 def test_another_network_is_refused(criterion):
     graph = trace_channels(two_layers(), images(batch=1).float())
-    with pytest.raises(TraceError, match=r"another network: 0.weight has shape .* there and None here"):
+    with pytest.raises(
+        TraceError, match=r"another network: 0.weight has shape .* there and None here"
+    ):
         rank_channels(Coupled(), graph, criterion)
 
 

@@ -59,7 +59,14 @@ class Styled(nn.Module):
 
     def __init__(self, style):
         super().__init__()
-        self.style, self.c, self.half, self.parts, self.each, self.factor = style, C, C // 2, 2, C // 2, 3
+        self.style, self.c, self.half, self.parts, self.each, self.factor = (
+            style,
+            C,
+            C // 2,
+            2,
+            C // 2,
+            3,
+        )
         self.a, self.b = nn.Conv2d(C, C, 3, padding=1), nn.Conv2d(C, C, 1)
         self.halves = nn.ModuleList(nn.Conv2d(C // 2, C // 2, 1) for _ in range(2))
         self.frozen, self.renamed = FrozenBatchNorm2d(C), Renamed(C)
@@ -138,12 +145,18 @@ STYLES = {
     "by names": by_names,
     "normalised by data": normalised,
     "typed": typed,
-    "zip": lambda m, x: torch.cat([f(part) for f, part in zip(m.halves, m.a(x).chunk(2, 1), strict=True)], 1),
+    "zip": lambda m, x: torch.cat(
+        [f(part) for f, part in zip(m.halves, m.a(x).chunk(2, 1), strict=True)], 1
+    ),
     "map": lambda m, x: torch.cat(list(map(F.relu, m.a(x).split(m.half, 1))), 1),
     "split sizes": lambda m, x: torch.cat(m.a(x).split((m.half, m.c - m.half), 1)[::-1], 1),
-    "written size": lambda m, x: m.a(x).view(-1, m.c, 4 * 4).reshape(len(x), m.a.out_channels, *x.shape[2:]),
+    "written size": lambda m, x: (
+        m.a(x).view(-1, m.c, 4 * 4).reshape(len(x), m.a.out_channels, *x.shape[2:])
+    ),
     "half": lambda m, x: m.a(torch.cat([x[:, : m.half].relu(), x[:, m.half :]], 1)),
-    "heads": lambda m, x: m.a(x).view(len(x), m.parts, m.each, -1).flip(3).reshape(len(x), -1, *x.shape[2:]),
+    "heads": lambda m, x: (
+        m.a(x).view(len(x), m.parts, m.each, -1).flip(3).reshape(len(x), -1, *x.shape[2:])
+    ),
     "depthwise": lambda m, x: F.conv2d(m.a(x), m.filters, padding=1, groups=m.c),
     "scaled": lambda m, x: m.a(x) * m.factor,
     "record": lambda m, x: (pair := m.pair(x)).first * pair.second,
@@ -157,7 +170,13 @@ STYLES = {
     "direct": lambda m, x: m.a.forward(x),
     "closure": lambda m, x: (lambda f: f(f(x)))(m.a),
 }
-LOST = ("shifted", "normalised by data", "scripted", "plain list", "option")  # what they touch stays, by name
+LOST = (
+    "shifted",
+    "normalised by data",
+    "scripted",
+    "plain list",
+    "option",
+)  # what they touch stays, by name
 
 
 class Net(nn.Module):
@@ -222,7 +241,9 @@ def test_styles_together_are_exact(styles, seed):
 def test_attributes_that_count_channels_are_set():
     model = built("written size", "half")
     graph = trace_channels(model, images(batch=1))
-    sliced = slice_model(model, graph, tuple(2 for _ in graph.prunable), rank_channels(model, graph))
+    sliced = slice_model(
+        model, graph, tuple(2 for _ in graph.prunable), rank_channels(model, graph)
+    )
     assert [block.c for block in sliced.net.blocks] == [2, C]
     assert [block.half for block in sliced.net.blocks] == [C // 2, 2]
     assert model.net.blocks[0].c == C
@@ -242,7 +263,10 @@ def test_a_condition_on_widths_is_named_with_its_line():
         graph = trace_channels(Wide(), images(1).float())
     with open(__file__) as source:  # noqa: PTH123 - one line of this file
         number = next(i for i, text in enumerate(source, 1) if text.endswith("# the condition\n"))
-    assert graph.groups[0].fixed == f"{__file__}:{number}: with other channels, forward would go another way there"
+    assert (
+        graph.groups[0].fixed
+        == f"{__file__}:{number}: with other channels, forward would go another way there"
+    )
 
 
 def test_a_branch_that_never_ran_keeps_what_it_may_read():
@@ -257,7 +281,9 @@ def test_a_branch_that_never_ran_keeps_what_it_may_read():
             y = self.two(y) if x.sum() < 1e9 else self.other(y)
             return self.end(y)
 
-    with pytest.warns(UnsupportedOpWarning, match="forward decides on data there, and other never ran"):
+    with pytest.warns(
+        UnsupportedOpWarning, match="forward decides on data there, and other never ran"
+    ):
         graph = trace_channels(Branching(), images(1).float())
     assert not graph.prunable
 
@@ -272,7 +298,9 @@ def test_lists_dicts_and_keywords_as_inputs():
             y = sum(self.one(picture) for picture in pictures["all"]) * scales[0]
             return [self.two(y), *more]
 
-    example = Example(({"all": [images(1), images(1)]},), {"scales": (torch.ones(1, 1, 1, 1).double(),)})
+    example = Example(
+        ({"all": [images(1), images(1)]},), {"scales": (torch.ones(1, 1, 1, 1).double(),)}
+    )
     graph = trace_channels(scrambled(Several()), example)
     assert [group.name for group in graph.prunable] == ["one"]
     with pytest.raises(TraceError, match="takes 1 inputs"):
@@ -294,7 +322,9 @@ def test_other_threads_run_networks_as_ever_while_one_is_traced():
             assert kinds == [int]
             return self.end(self.conv(x))
 
-    assert [group.name for group in trace_channels(Waiting().double(), images(1)).prunable] == ["conv"]
+    assert [group.name for group in trace_channels(Waiting().double(), images(1)).prunable] == [
+        "conv"
+    ]
 
 
 def test_tensors_that_forward_drops_are_freed():

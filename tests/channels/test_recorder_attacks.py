@@ -67,7 +67,9 @@ def test_outputs_keep_their_channels_whatever_holds_them(kind, check):
     assert [group.name for group in graph.prunable] == ["one"]
 
 
-@pytest.mark.parametrize("finish", [lambda y: (z for z in [y]), lambda y: map(abs, [y]), lambda y: lambda: y])
+@pytest.mark.parametrize(
+    "finish", [lambda y: (z for z in [y]), lambda y: map(abs, [y]), lambda y: lambda: y]
+)
 def test_results_that_hide_their_tensors_are_refused(finish):
     with pytest.raises(TraceError, match="hides the tensors"):
         trace_channels(scrambled(Net(finish)), images(1))
@@ -180,7 +182,11 @@ def test_the_users_network_stays_as_it_is_where_a_copy_still_calls_it(check):
     class Closed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.one, self.norm, self.two = nn.Conv2d(3, C, 1), nn.BatchNorm2d(C), nn.Conv2d(C, 2, 1)
+            self.one, self.norm, self.two = (
+                nn.Conv2d(3, C, 1),
+                nn.BatchNorm2d(C),
+                nn.Conv2d(C, 2, 1),
+            )
             self.first = lambda x: self.norm(self.one(x))  # copies share it
 
         def forward(self, x):

@@ -56,14 +56,21 @@ def network(kind, states=False, begin=None, **options):
 def test_gates_layers_and_directions_lose_the_same_channels(kind, name):
     model, x = network(kind, states=name != "plain", **OPTIONS[name]), images()
     graph = trace_channels(model, x[:1])
-    assert [(g.name, g.channels) for g in graph.prunable] == [("first", 8), ("layer", 6), ("out", 5)]
+    assert [(g.name, g.channels) for g in graph.prunable] == [
+        ("first", 8),
+        ("layer", 6),
+        ("out", 5),
+    ]
     ranking = rank_channels(model, graph, "random")
     for candidate in ((8, 6, 5), (3, 4, 2), (1, 1, 1)):
         small = slice_model(model, graph, candidate, ranking)
         assert (small.layer.input_size, small.layer.hidden_size) == candidate[:2]
         with torch.no_grad():
             assert_close(small(x), silenced(model, graph, candidate, ranking)(x))
-        assert counted(small, x[:1]) == (int(graph.costs.macs([candidate])[0]), int(graph.costs.params([candidate])[0]))
+        assert counted(small, x[:1]) == (
+            int(graph.costs.macs([candidate])[0]),
+            int(graph.costs.params([candidate])[0]),
+        )
         check_gates(model, graph, candidate, ranking, x)
         check_shared(model, graph, candidate, ranking, x)
 

@@ -105,7 +105,9 @@ class Two(nn.Module):
 
     def forward(self, image, rows):
         seen = torch.relu(self.conv(image)).mean((2, 3))
-        both = torch.cat([seen, torch.relu(self.rows(rows)).mean(dim=-2).expand(len(seen), -1)], dim=1)
+        both = torch.cat(
+            [seen, torch.relu(self.rows(rows)).mean(dim=-2).expand(len(seen), -1)], dim=1
+        )
         return self.last(torch.relu(self.head(both)))
 
 
@@ -125,7 +127,11 @@ class Queries(nn.Module):
 
     def __init__(self, insists=False):
         super().__init__()
-        self.start, self.made, self.more = nn.Parameter(torch.rand(10, 4)), nn.Linear(4, 12), nn.Linear(12, 6)
+        self.start, self.made, self.more = (
+            nn.Parameter(torch.rand(10, 4)),
+            nn.Linear(4, 12),
+            nn.Linear(12, 6),
+        )
         self.conv, self.read, self.insists = nn.Conv2d(3, 5, 3), nn.Linear(5, 6), insists
 
     def forward(self, x):
@@ -168,7 +174,11 @@ class Best(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.mix, self.places = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(3, 2, 1)
+        self.conv, self.mix, self.places = (
+            nn.Conv2d(3, 8, 1),
+            nn.Conv2d(8, 2, 1),
+            nn.Conv2d(3, 2, 1),
+        )
 
     def forward(self, x):
         seen = torch.relu(self.conv(x))
@@ -217,4 +227,9 @@ def test_detectors_of_torchvision_count_as_they_run(name):
         network = detectors()[name]()
     # Of random weights all scores are nearly equal: which regions stay is a matter of rounding, how many is not.
     images = [torch.rand(3, 64, 64), torch.rand(3, 48, 64)]
-    check(network, Example((images,)), count=lambda n, x: layer_macs(n, x.args[0]), single=Example((images[:1],)))
+    check(
+        network,
+        Example((images,)),
+        count=lambda n, x: layer_macs(n, x.args[0]),
+        single=Example((images[:1],)),
+    )

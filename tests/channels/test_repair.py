@@ -38,8 +38,12 @@ def repaired(model, x, how="one_shot", keep=None):
     graph = trace_channels(model, x[:1])
     scores = [-np.arange(group.channels, dtype=float) for group in graph.prunable]
     if keep is not None:
-        scores = [np.isin(np.arange(group.channels), keep).astype(float) for group in graph.prunable]
-    return Repaired(Sliced(model, graph, Ranking(criterion="given", scores=tuple(scores))), x, how), graph
+        scores = [
+            np.isin(np.arange(group.channels), keep).astype(float) for group in graph.prunable
+        ]
+    return Repaired(
+        Sliced(model, graph, Ranking(criterion="given", scores=tuple(scores))), x, how
+    ), graph
 
 
 def once(network):
@@ -66,9 +70,13 @@ def test_solutions_are_those_of_least_squares(name, ridge, monkeypatch):
     for group, rows in enumerate(every):
         inputs, wanted = rows[:, kept], rows @ full[group].T
         middle, mean = (inputs.mean(0), wanted.mean(0)) if reader.centred else (0.0, 0.0)
-        pull = np.sqrt(ridge * ((inputs - middle) ** 2).mean(0).mean() * len(rows)) * np.eye(len(kept))
+        pull = np.sqrt(ridge * ((inputs - middle) ** 2).mean(0).mean() * len(rows)) * np.eye(
+            len(kept)
+        )
         zeros = np.zeros((len(kept), wanted.shape[1]))
-        fit, *_ = np.linalg.lstsq(np.r_[inputs - middle, pull], np.r_[wanted - mean, zeros], rcond=None)
+        fit, *_ = np.linalg.lstsq(
+            np.r_[inputs - middle, pull], np.r_[wanted - mean, zeros], rcond=None
+        )
         np.testing.assert_allclose(solved[group].flatten(1)[:, kept].T, fit, atol=1e-6)
         if reader.centred:
             offset = constant.reshape(reader.conv_groups, -1)[group]
@@ -76,7 +84,11 @@ def test_solutions_are_those_of_least_squares(name, ridge, monkeypatch):
 
 
 READERS = {
-    **{name: make for name, (spatial, make) in LAYERS.items() if spatial == 2 and name not in ("grouped",)},
+    **{
+        name: make
+        for name, (spatial, make) in LAYERS.items()
+        if spatial == 2 and name not in ("grouped",)
+    },
     "transposed": lambda: nn.ConvTranspose2d(6, 4, 2, 2),
     "behind a norm": lambda: nn.Sequential(nn.Conv2d(6, 4, 3, bias=False), nn.BatchNorm2d(4)),
     "flattened": lambda: nn.Sequential(nn.Flatten(), nn.Linear(216, 4)),
@@ -102,7 +114,11 @@ def test_channels_that_follow_from_others_cost_nothing(name, how):
     # Where a border is padded with zeros, the constant by which channels differ is none there.
     partly = name in ("padded", "strided", "same", "transposed")
     with torch.no_grad():
-        wanted, sliced, mended = model(x), Sliced.network(source, candidate)(x), source.network(candidate)(x)
+        wanted, sliced, mended = (
+            model(x),
+            Sliced.network(source, candidate)(x),
+            source.network(candidate)(x),
+        )
     error = (sliced - wanted).abs().max()
     assert error > 1e-2
     # A norm that takes statistics anew divides by a variance that is larger by a fraction of 1 / images.
@@ -122,7 +138,9 @@ def test_random_networks_are_repaired_in_their_readers_alone(program, seed):
     sliced, mended = once(Sliced.network(source, candidate)), once(source.network(candidate))
     allowed = {one.reader.weight for one in source.moments().values()}
     allowed |= {f"{path}.bias" for path in source.moments()}
-    allowed |= {f"{one.reader.norm}.running_mean" for one in source.moments().values() if one.reader.norm}
+    allowed |= {
+        f"{one.reader.norm}.running_mean" for one in source.moments().values() if one.reader.norm
+    }
     changed = {name for name in sliced if not torch.equal(sliced[name], mended[name])}
     assert changed <= allowed
     assert all(mended[name].isfinite().all() for name in mended)
@@ -135,7 +153,9 @@ def test_random_networks_are_repaired_in_their_readers_alone(program, seed):
     assert all(in_turn[name].shape == mended[name].shape for name in mended)
     assert all(tensor.isfinite().all() for tensor in in_turn.values())
     other = pickle.loads(pickle.dumps(source))
-    assert all(torch.equal(tensor, mended[name]) for name, tensor in once(other.network(candidate)).items())
+    assert all(
+        torch.equal(tensor, mended[name]) for name, tensor in once(other.network(candidate)).items()
+    )
 
 
 @few(10)
@@ -146,9 +166,14 @@ def test_no_other_weights_of_a_reader_come_nearer(program, seed):
     seen = reader_moments(model, graph, images(batch=6).double())
     for path, one in seen.items():
         reader, weight = one.reader, model.get_parameter(f"{path}.weight").detach()
-        units = torch.from_numpy(np.sort(rng.permutation(reader.units)[: rng.integers(1, reader.units + 1)]))
+        units = torch.from_numpy(
+            np.sort(rng.permutation(reader.units)[: rng.integers(1, reader.units + 1)])
+        )
         second = one.covariance if reader.centred else one.gram
-        solved, full = reader.split(solve(one, weight, units)[0]).flatten(2), reader.split(weight).flatten(2)
+        solved, full = (
+            reader.split(solve(one, weight, units)[0]).flatten(2),
+            reader.split(weight).flatten(2),
+        )
         mask = torch.zeros(reader.units, reader.entries, dtype=torch.float64)
         mask[units] = 1
         kept = second.diagonal(dim1=1, dim2=2)[:, mask.flatten().bool()]
@@ -190,7 +215,9 @@ def test_frozen_weights_stay_and_a_network_that_is_frozen_whole_does_not_count_a
     assert len(source.moments()) > 2
     half = tuple(max(1, group.channels // 2) for group in graph.prunable)
     name = "stages.0.0.conv2.weight"
-    assert torch.equal(source.network(half).get_parameter(name), Sliced.network(source, half).get_parameter(name))
+    assert torch.equal(
+        source.network(half).get_parameter(name), Sliced.network(source, half).get_parameter(name)
+    )
     frozen, _ = repaired(tiny_model.requires_grad_(False), x)
     assert "stages.0.0.conv2" in frozen.moments()
     assert not any(parameter.requires_grad for parameter in frozen.network(half).parameters())
@@ -198,7 +225,9 @@ def test_frozen_weights_stay_and_a_network_that_is_frozen_whole_does_not_count_a
 
 def test_dead_channels_and_images_fewer_than_channels():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 6, 1), nn.ReLU(), nn.Conv2d(6, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 1), nn.ReLU(), nn.Conv2d(6, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)
+    )
     with torch.no_grad():
         model[0].weight[:3] = 0
         model[0].bias[:3] = -1
@@ -276,7 +305,9 @@ def test_repair_draws_nothing_from_the_caller_and_is_the_same_at_every_call(how,
     assert all(torch.equal(one[name], other[name]) for name in one)
     evaluated, _ = repaired(chain(**options), x, how)
     modeless = evaluated.network((4, 4)).state_dict()
-    assert all(torch.equal(one[name], modeless[name]) for name in one)  # it is in evaluation mode meanwhile
+    assert all(
+        torch.equal(one[name], modeless[name]) for name in one
+    )  # it is in evaluation mode meanwhile
     for module in (*model.modules(), *networks[0].modules()):
         assert module.training is training
         assert not module._forward_pre_hooks
@@ -353,11 +384,15 @@ def test_channels_that_hardly_vary_are_constants(how, spread, level):
     x = torch.randn(200, 6)
     source, _ = repaired(model, x, how)
     with torch.no_grad():
-        torch.testing.assert_close(source.network((32, 32, 32))(x), model(x), rtol=1e-3, atol=1e-3 * level)
+        torch.testing.assert_close(
+            source.network((32, 32, 32))(x), model(x), rtol=1e-3, atol=1e-3 * level
+        )
 
 
 def test_a_norm_that_gets_one_value_per_channel_keeps_its_statistics():
-    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6))
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+    )
     model = nn.Sequential(*model, nn.Flatten(), nn.Linear(6, 2)).eval()
     for count in (1, 2):
         source, _ = repaired(model, torch.randn(count, 1, 4, 4), "sequential")
@@ -369,11 +404,16 @@ def test_a_norm_that_gets_one_value_per_channel_keeps_its_statistics():
 
 def test_what_is_no_way_to_repair_or_no_images_is_refused(tiny_model):
     x = torch.randn(8, 1, 8, 8)
-    for how, advice in (("sequental", "did you mean 'sequential'"), ("none", "choose one of: one_shot, sequential")):
+    for how, advice in (
+        ("sequental", "did you mean 'sequential'"),
+        ("none", "choose one of: one_shot, sequential"),
+    ):
         with pytest.raises(ConfigError, match=f"unknown repair '{how}'; {advice}"):
             repaired(tiny_model, x, how)
     for images_ in ((x, torch.zeros(8)), [x], x.numpy()):
-        with pytest.raises(RankingError, match=f"are one tensor .*, found {type(images_).__name__}"):
+        with pytest.raises(
+            RankingError, match=f"are one tensor .*, found {type(images_).__name__}"
+        ):
             Repaired(repaired(tiny_model, x)[0], images_)
 
 
@@ -384,7 +424,9 @@ def test_images_stay_whatever_forward_does_with_them(how):
     networks = []
     for in_place in (False, True):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.ReLU(inplace=in_place), nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 6)).eval()
+        model = nn.Sequential(
+            nn.ReLU(inplace=in_place), nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 6)
+        ).eval()
         networks.append(repaired(model, x, how)[0].network((3,)).state_dict())
         assert torch.equal(x, before)
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])

@@ -98,9 +98,13 @@ def test_several_inputs_are_a_tuple():
     model, inputs = Two(), (torch.randn(6, 3), torch.randn(6, 2))
     graph = trace_channels(model, inputs)
     for name in WITH_DATA:
-        (scores,) = rank_channels(model, graph, name, data=[(inputs, torch.zeros(6, dtype=torch.int64))]).scores
+        (scores,) = rank_channels(
+            model, graph, name, data=[(inputs, torch.zeros(6, dtype=torch.int64))]
+        ).scores
         assert scores.shape == (4,)
-    with pytest.raises(RankingError, match=r"fails on images \(6, 3\) torch.float32: .*missing 1 required"):
+    with pytest.raises(
+        RankingError, match=r"fails on images \(6, 3\) torch.float32: .*missing 1 required"
+    ):
         rank_channels(model, graph, "apoz", data=[inputs[0]])
 
 
@@ -125,8 +129,14 @@ X, LABELS = dataset(4)[0], torch.tensor([0, 2, 1, 0])
         ([((), LABELS)], "found (tuple, Tensor)"),
         ([torch.tensor(1.0)], "found (Tensor)"),
         ((X, LABELS[:3]), "data has 4 images and 3 labels"),
-        ((X[:, :2], LABELS), "data do not fit the network: it fails on images (4, 2, 6, 6) torch.float32: "),
-        ((X.double(), LABELS), "data do not fit the network: it fails on images (4, 3, 6, 6) torch.float64: "),
+        (
+            (X[:, :2], LABELS),
+            "data do not fit the network: it fails on images (4, 2, 6, 6) torch.float32: ",
+        ),
+        (
+            (X.double(), LABELS),
+            "data do not fit the network: it fails on images (4, 3, 6, 6) torch.float64: ",
+        ),
         (X, "labels are missing: each batch of data must be (images, labels)"),
         ([(X, LABELS[:3])], "labels are (4,) classes for 4 images, found (3,) torch.int64"),
         ([(X, LABELS.float())], "labels are (4,) classes for 4 images, found (4,) torch.float32"),
@@ -159,7 +169,12 @@ def test_what_the_others_refuse(name):
         (None, f"criterion '{name}' looks at images and there are none: pass data="),
         ([], "data is empty"),
         (X[:, :2], "data do not fit the network"),
-        (X * float("inf"), NOT_FINITE.get(name, r"the input of Conv2d\(6, 4, .*\) is not finite; check the trained")),
+        (
+            X * float("inf"),
+            NOT_FINITE.get(
+                name, r"the input of Conv2d\(6, 4, .*\) is not finite; check the trained"
+            ),
+        ),
     ):
         with pytest.raises(RankingError, match=words):
             rank_channels(model, graph, name, data=data)
@@ -167,16 +182,26 @@ def test_what_the_others_refuse(name):
 
 def test_taylor_needs_logits():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
-    with pytest.raises(RankingError, match=r"must return logits \(batch, classes\) for 4 images, found \(4, 3, 6, 6\)"):
+    with pytest.raises(
+        RankingError,
+        match=r"must return logits \(batch, classes\) for 4 images, found \(4, 3, 6, 6\)",
+    ):
         rank_channels(model, trace_channels(model, X), "taylor", data=(X, LABELS))
 
 
 def snapshot(model):
     """Everything of a network and of torch's random state that ranking must leave alone."""
-    state = {name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    state = {
+        name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    }
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     modules = [
-        (m.training, list(m._forward_pre_hooks.items()), list(m._forward_hooks.items()), list(m._backward_hooks))
+        (
+            m.training,
+            list(m._forward_pre_hooks.items()),
+            list(m._forward_hooks.items()),
+            list(m._backward_hooks),
+        )
         for m in model.modules()
     ]
     return state, gradients, modules, torch.get_rng_state().clone()

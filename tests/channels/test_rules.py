@@ -35,13 +35,17 @@ def groups(function, **sizes):
         graph = trace_channels(model, images(batch=1), renormalise=False)
     problems = "; ".join(graph.unsupported)
     assert [str(w.message) for w in caught] == (
-        [f"channels touched by operations without a rule stay as they are: {problems}"] if problems else []
+        [f"channels touched by operations without a rule stay as they are: {problems}"]
+        if problems
+        else []
     )
     return {group.name: group for group in graph.groups if group.name != "end"}, problems
 
 
 def lies_on(group):
-    return sorted((m.parameter, m.axis, m.entries.tolist(), m.channels.tolist()) for m in group.members)
+    return sorted(
+        (m.parameter, m.axis, m.entries.tolist(), m.channels.tolist()) for m in group.members
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,13 @@ def test_additions_couple_a_stage(add):
     every = list(range(6))
     assert lies_on(found["a"]) == [
         (name, axis, every, every)
-        for name, axis in [("a.bias", 0), ("a.weight", 0), ("b.bias", 0), ("b.weight", 0), ("end.weight", 1)]
+        for name, axis in [
+            ("a.bias", 0),
+            ("a.weight", 0),
+            ("b.bias", 0),
+            ("b.weight", 0),
+            ("end.weight", 1),
+        ]
     ]
 
 
@@ -95,7 +105,10 @@ def test_concatenation_plus_addition_splits_a_layer():
     model = Net(None, a=2, b=3, out=5)
     model.wide = nn.Conv2d(3, 5, 1)
     graph = trace_channels(model.double(), images(batch=1))
-    assert [(g.name, g.channels, g.kind) for g in graph.prunable] == [("a", 2, "stage"), ("b", 3, "stage")]
+    assert [(g.name, g.channels, g.kind) for g in graph.prunable] == [
+        ("a", 2, "stage"),
+        ("b", 3, "stage"),
+    ]
     assert ("wide.weight", 0, [2, 3, 4], [0, 1, 2]) in lies_on(graph.prunable[1])
 
 
@@ -120,7 +133,9 @@ def test_parts_of_a_layer_are_named_by_their_range():
 
 
 def test_depthwise_passes_channels_through():
-    found, _ = groups(lambda m, a, b: m.layer(a), layer=nn.Conv2d(6, 12, 3, groups=6, padding=1), out=12)
+    found, _ = groups(
+        lambda m, a, b: m.layer(a), layer=nn.Conv2d(6, 12, 3, groups=6, padding=1), out=12
+    )
     assert ("layer.weight", 0, list(range(12)), [i // 2 for i in range(12)]) in lies_on(found["a"])
     assert ("layer.bias", 0, list(range(12)), [i // 2 for i in range(12)]) in lies_on(found["a"])
 
@@ -131,12 +146,18 @@ def test_batch_norm_and_prelu_lie_on_the_channels():
         (nn.PReLU(6), ["weight"]),
     ):
         found, _ = groups(lambda m, a, b: m.layer(a), layer=layer)
-        own = [(name, entries) for name, axis, entries, _ in lies_on(found["a"]) if name.startswith("layer.")]
+        own = [
+            (name, entries)
+            for name, axis, entries, _ in lies_on(found["a"])
+            if name.startswith("layer.")
+        ]
         assert own == [(f"layer.{name}", list(range(6))) for name in names]
 
 
 def test_flatten_keeps_blocks_of_neighbours():
-    found, _ = groups(lambda m, a, b: m.layer(torch.flatten(a, 1)), layer=nn.Linear(6 * 16, 5), out=0)
+    found, _ = groups(
+        lambda m, a, b: m.layer(torch.flatten(a, 1)), layer=nn.Linear(6 * 16, 5), out=0
+    )
     assert ("layer.weight", 1, list(range(96)), [i // 16 for i in range(96)]) in lies_on(found["a"])
 
 
@@ -149,14 +170,20 @@ def plain_tensor():
 
 
 REFUSED = {
-    "channels of a number": (lambda m, a, b: a * a.shape[1], "another argument depends on channels"),
+    "channels of a number": (
+        lambda m, a, b: a * a.shape[1],
+        "another argument depends on channels",
+    ),
     "a clamp by a tensor": (lambda m, a, b: a.clamp(b), "another argument depends on channels"),
     "a mean over channels": (
         lambda m, a, b: a.mean((1, 2), keepdim=True) + b,
         "mean (mean): it reduces the channels",
     ),
     "a mean over all": (lambda m, a, b: a * b.mean(), "mean (mean): an axis is not a plain number"),
-    "a sum with a parameter": (lambda m, a, b: a + m.a.bias.mean(), "mean (mean): an axis is not a plain number"),
+    "a sum with a parameter": (
+        lambda m, a, b: a + m.a.bias.mean(),
+        "mean (mean): an axis is not a plain number",
+    ),
     "different axes": (
         lambda m, a, b: a[:, :4] + b[:, :4].transpose(1, 2),
         "add (add): the two sides have their channels at different axes",
@@ -165,7 +192,11 @@ REFUSED = {
         lambda m, a, b: torch.stack([a[:, :4], b[:, :4].transpose(1, 2)]),
         "stack (stack): the parts have their channels at different axes",
     ),
-    "linear over space": (lambda m, a, b: m.layer(a), "the channels are not the last axis", nn.Linear(4, 4)),
+    "linear over space": (
+        lambda m, a, b: m.layer(a),
+        "the channels are not the last axis",
+        nn.Linear(4, 4),
+    ),
     "channels as images": (
         lambda m, a, b: m.layer(a.transpose(0, 1)),
         "the input is not (batch, channels, space...)",
@@ -176,7 +207,11 @@ REFUSED = {
         "MaxPool2d layer: the input is not (batch, channels, space...)",
         nn.MaxPool2d(3, 1, 1),
     ),
-    "plain tensor": (lambda m, a, b: m.layer(a), "a tensor that is neither a parameter nor a buffer", plain_tensor()),
+    "plain tensor": (
+        lambda m, a, b: m.layer(a),
+        "a tensor that is neither a parameter nor a buffer",
+        plain_tensor(),
+    ),
     "hooked": (lambda m, a, b: m.layer(a), "ReLU layer: it has a forward hook", nn.ReLU()),
 }
 REFUSED["hooked"][2].register_forward_pre_hook(lambda module, inputs: None)
@@ -208,7 +243,9 @@ def test_uses_that_a_rule_does_not_cover(name):
 )
 def test_a_size_written_in_forward_keeps_its_channels(function, kept):
     found, problems = groups(function, layer=nn.Linear(96, 5), out=0)
-    assert [(g.name, g.channels) for g in found.values() if g.fixed is None and g.name != "b"] == kept
+    assert [
+        (g.name, g.channels) for g in found.values() if g.fixed is None and g.name != "b"
+    ] == kept
     assert bool(problems) == (not kept)
     assert kept or found["a"].fixed.endswith("a size there would not follow the channels")
 

@@ -34,7 +34,9 @@ def loss(out):
 
 def gradients(model):
     """By name the gradient of every parameter, zeros where there is none."""
-    return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    return {
+        n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()
+    }
 
 
 def check_gradients(model, graph, candidate, ranking, x):
@@ -68,7 +70,9 @@ def test_shared_slices_of_random_networks(program, seed):
     check_attributes(share(model, graph, candidate, ranking)[0])
 
 
-@pytest.mark.parametrize("name", ["tied", "tied_transposed", "tied_depthwise", "recurrent", "shared_norm", "grouped"])
+@pytest.mark.parametrize(
+    "name", ["tied", "tied_transposed", "tied_depthwise", "recurrent", "shared_norm", "grouped"]
+)
 def test_tied_weights_and_shared_modules(name):
     model = strange_network(name)
     graph, _ = traced(model)
@@ -102,7 +106,9 @@ def test_large_tensors_are_cut_alike(monkeypatch):
     """Both ways of cutting give the same numbers, gradients and gradients of gradients."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(3, 20, 1), nn.Flatten(), nn.Linear(320, 420), nn.SiLU(), nn.Linear(420, 320))
+        model = nn.Sequential(
+            nn.Conv2d(3, 20, 1), nn.Flatten(), nn.Linear(320, 420), nn.SiLU(), nn.Linear(420, 320)
+        )
         model.extend([nn.SiLU(), nn.Linear(320, 2)])
     graph, _ = traced(scrambled(model))
     ranking = rank_channels(model, graph, "random", seed=1)
@@ -177,19 +183,29 @@ def test_the_skeleton_alone_does_not_run(residual):
 def test_frozen_parameters_get_no_gradient(residual):
     model, graph, ranking = residual
     model = copy.deepcopy(model)
-    frozen = {name for name, _ in model.named_parameters() if "norm" in name or "bn" in name or name.endswith("bias")}
+    frozen = {
+        name
+        for name, _ in model.named_parameters()
+        if "norm" in name or "bn" in name or name.endswith("bias")
+    }
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     skeleton, tensors = share(model, graph, tuple(2 for _ in graph.prunable), ranking)
     loss(functional_call(skeleton, tensors, (images(),))).backward()
     assert frozen
-    assert {name for name, parameter in model.named_parameters() if parameter.grad is None} == frozen
-    assert {name for name, parameter in skeleton.named_parameters() if not parameter.requires_grad} == frozen
+    assert {
+        name for name, parameter in model.named_parameters() if parameter.grad is None
+    } == frozen
+    assert {
+        name for name, parameter in skeleton.named_parameters() if not parameter.requires_grad
+    } == frozen
 
 
 def test_networks_without_numbers_are_shared_as_well(residual):
     model, graph, ranking = residual
-    skeleton, tensors = share(copy.deepcopy(model).to("meta"), graph, tuple(2 for _ in graph.prunable), ranking)
+    skeleton, tensors = share(
+        copy.deepcopy(model).to("meta"), graph, tuple(2 for _ in graph.prunable), ranking
+    )
     assert functional_call(skeleton, tensors, (images().to("meta"),)).shape == (2, 5)
 
 
@@ -208,7 +224,9 @@ def test_generated_tensors_are_sliced_in_place_of_the_models(residual):
     candidate = tuple(2 for _ in graph.prunable)
     code = torch.ones((), dtype=torch.double, requires_grad=True)
     generated = {n: p.detach() * code * 1.5 for n, p in model.named_parameters() if p.ndim > 1}
-    generated |= {n: b.detach() * 0.5 for n, b in model.named_buffers() if n.endswith("running_mean")}
+    generated |= {
+        n: b.detach() * 0.5 for n, b in model.named_buffers() if n.endswith("running_mean")
+    }
     other = copy.deepcopy(model)
     other.load_state_dict({**model.state_dict(), **generated})
     skeleton, tensors = share(model, graph, candidate, ranking, generated)
@@ -231,7 +249,9 @@ def test_gates_and_shared_slices_compose():
     assert_near(actual, slice_model(model, graph, narrow, ranking)(images()), 1e-12)
     slopes = torch.autograd.grad(loss(actual), gates)
     for index, slope in enumerate(slopes):
-        gone = np.setdiff1d(np.arange(graph.prunable[index].channels), ranking.kept(index, wide[index]))
+        gone = np.setdiff1d(
+            np.arange(graph.prunable[index].channels), ranking.kept(index, wide[index])
+        )
         assert not bool(slope[gone].any())
         assert bool(slope.any())
 
@@ -245,7 +265,10 @@ WRONG = {
         lambda t: {"linear.weight": t["linear.weight"][:, :2]},
         "linear.weight has shape (5, 8) there, found (5, 2)",
     ),
-    "number": (lambda t: {"linear.weight": 1.0}, "linear.weight has shape (5, 8) there, found float"),
+    "number": (
+        lambda t: {"linear.weight": 1.0},
+        "linear.weight has shape (5, 8) there, found float",
+    ),
 }
 
 
@@ -254,7 +277,13 @@ def test_tensors_that_do_not_fit_are_refused(residual, name):
     model, graph, ranking = residual
     change, message = WRONG[name]
     with pytest.raises(ModelError, match=re.escape(message)):
-        share(model, graph, tuple(1 for _ in graph.prunable), ranking, change(dict(model.named_parameters())))
+        share(
+            model,
+            graph,
+            tuple(1 for _ in graph.prunable),
+            ranking,
+            change(dict(model.named_parameters())),
+        )
 
 
 def test_the_second_name_of_a_tied_tensor_is_refused():
@@ -270,7 +299,9 @@ def test_what_does_not_belong_together_is_refused(residual):
     full = graph.space().full
     with pytest.raises(CandidateError, match="keeps 0 channels; allowed are 1 to"):
         share(model, graph, (0, *full[1:]), ranking)
-    with pytest.raises(TraceError, match="the network is SmallResNet there and Identity here; trace again"):
+    with pytest.raises(
+        TraceError, match="the network is SmallResNet there and Identity here; trace again"
+    ):
         share(nn.Identity(), graph, full, ranking)
     small = strange_network("tied")
     with pytest.raises(RankingError, match="but the graph has groups of"):

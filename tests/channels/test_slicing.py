@@ -20,7 +20,15 @@ from abcsearch.channels.trace import SIZE_ATTRIBUTES
 from abcsearch.errors import CandidateError, RankingError, TraceError, UnsupportedOpError
 from tests.channels.expected import NAMED, PRUNES
 from tests.channels.networks import MODULES, UNARY, Program, Step, programs, strange_network
-from tests.channels.oracle import assert_close, counted, counted_flops, few, images, random_candidate, zeroed
+from tests.channels.oracle import (
+    assert_close,
+    counted,
+    counted_flops,
+    few,
+    images,
+    random_candidate,
+    zeroed,
+)
 from tests.channels.sharing import check_gates, check_shared
 from tests.channels.strange import NOT_COUNTED, STRANGE
 
@@ -72,7 +80,10 @@ def check_primitives(model, graph, modes):
 def check_costs(model, graph, rng):
     """Closed-form costs of the full network and of a sliced one are what torch counts."""
     ranking = rank_channels(model, graph, "random", seed=0)
-    for candidate in (tuple(group.channels for group in graph.prunable), random_candidate(graph, rng)):
+    for candidate in (
+        tuple(group.channels for group in graph.prunable),
+        random_candidate(graph, rng),
+    ):
         sliced = slice_model(model, graph, candidate, ranking)
         costs = graph.costs.macs([candidate])[0], graph.costs.params([candidate])[0]
         assert costs == counted(sliced, images(batch=1))
@@ -95,7 +106,9 @@ def check_attributes(model):
                 assert {t.shape[0] for t in tensors if t is not None} <= {module.num_features}
             case nn.GroupNorm():
                 assert module.num_channels % module.num_groups == 0
-                assert module.weight is None or module.weight.shape == module.bias.shape == (module.num_channels,)
+                assert module.weight is None or module.weight.shape == module.bias.shape == (
+                    module.num_channels,
+                )
             case nn.PReLU():
                 assert module.weight.shape == (module.num_parameters,)
 
@@ -122,7 +135,9 @@ def test_candidates_of_the_space_slice_and_costs_are_exact(program, seed):
     space = graph.space()
     candidates = [space.sample(rng), random_candidate(graph, rng), space.full]
     costs = zip(graph.costs.macs(candidates), graph.costs.params(candidates), strict=True)
-    for candidate, expected, flops in zip(candidates, costs, graph.costs.flops(candidates), strict=True):
+    for candidate, expected, flops in zip(
+        candidates, costs, graph.costs.flops(candidates), strict=True
+    ):
         sliced = slice_model(model, graph, candidate, ranking)
         assert counted(sliced, images(batch=1)) == expected
         assert counted_flops(sliced, images(batch=1)) == flops
@@ -147,7 +162,11 @@ def test_an_odd_operation_is_sliced_right_or_refused_by_name(name):
         *NAMED.get(name, "").splitlines()
     }
     assert len(problems) == (name in NAMED)
-    own = {group.name: group.channels for group in graph.prunable if group.name.startswith(("layers.0", "layers.3"))}
+    own = {
+        group.name: group.channels
+        for group in graph.prunable
+        if group.name.startswith(("layers.0", "layers.3"))
+    }
     assert own == PRUNES[name]
     assert {"layers.4", "layers.6"} & {group.name for group in graph.prunable}
     if name in NAMED:
@@ -169,7 +188,9 @@ def test_every_odd_operation_has_expectations():
 @pytest.mark.parametrize("kind", [*sorted(UNARY), *(f"module {name}" for name in sorted(MODULES))])
 def test_every_rule_prunes(kind):
     step = Step("module", (1,), kind.split()[-1]) if " " in kind else Step("unary", (1,), kind)
-    model = Program((Step("conv", (0,), "", 6), step, Step("conv", (2,), "", 4)), ("mean", 4, False)).build()
+    model = Program(
+        (Step("conv", (0,), "", 6), step, Step("conv", (2,), "", 4)), ("mean", 4, False)
+    ).build()
     graph, problems = traced(model)
     assert not problems
     assert [group.name for group in graph.prunable] == ["layers.0", "layers.2", "hidden"]
@@ -177,10 +198,16 @@ def test_every_rule_prunes(kind):
 
 def state(model):
     """Everything about a network that slicing must leave as it is."""
-    tensors = {name: (id(t), t.detach().clone()) for name, t in model.state_dict(keep_vars=True).items()}
+    tensors = {
+        name: (id(t), t.detach().clone()) for name, t in model.state_dict(keep_vars=True).items()
+    }
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     rest = {
-        path: (m.training, dict(m._forward_hooks), {k: getattr(m, k, None) for k in SIZE_ATTRIBUTES})
+        path: (
+            m.training,
+            dict(m._forward_hooks),
+            {k: getattr(m, k, None) for k in SIZE_ATTRIBUTES},
+        )
         for path, m in model.named_modules()
     }
     return tensors, flags, rest
@@ -220,7 +247,9 @@ def test_keeping_everything_is_bit_identical():
     full = tuple(group.channels for group in graph.prunable)
     same = slice_model(model, graph, full, rank_channels(model, graph))
     assert type(same) is type(model)
-    for (name, tensor), (other, copied) in zip(model.state_dict().items(), same.state_dict().items(), strict=True):
+    for (name, tensor), (other, copied) in zip(
+        model.state_dict().items(), same.state_dict().items(), strict=True
+    ):
         assert name == other
         assert torch.equal(tensor, copied)
         assert tensor.data_ptr() != copied.data_ptr()
@@ -234,7 +263,9 @@ def test_sliced_networks_train(program, seed):
     graph, _ = traced(model)
     candidate = random_candidate(graph, np.random.default_rng(seed))
     sliced = slice_model(model, graph, candidate, rank_channels(model, graph)).train()
-    assert [path for path, _ in sliced.named_modules()] == [path for path, _ in model.named_modules()]
+    assert [path for path, _ in sliced.named_modules()] == [
+        path for path, _ in model.named_modules()
+    ]
     assert sliced.state_dict().keys() == model.state_dict().keys()
     assert sum(p.numel() for p in sliced.parameters()) == graph.costs.params([candidate])[0]
     sliced(images(batch=4)).square().sum().backward()
@@ -266,7 +297,9 @@ def test_dtype_memory_and_buffers_are_kept():
 def test_tied_parameters_stay_tied():
     model = strange_network("tied")
     graph, _ = traced(model)
-    sliced = slice_model(model, graph, tuple(2 for _ in graph.prunable), rank_channels(model, graph))
+    sliced = slice_model(
+        model, graph, tuple(2 for _ in graph.prunable), rank_channels(model, graph)
+    )
     assert sliced.layers[3].one.weight is sliced.layers[3].two.weight
     assert sliced.layers[3].two.in_channels == sliced.layers[3].one.in_channels == 2
 
@@ -280,7 +313,8 @@ def test_a_candidate_that_does_not_fit():
         slice_model(model, graph, (3,), ranking)
     for wrong in (0, full[0] + 1, 1.5, float("nan")):
         with pytest.raises(
-            CandidateError, match=f"group 'layers.0' keeps {wrong} channels; allowed are 1 to {full[0]}"
+            CandidateError,
+            match=f"group 'layers.0' keeps {wrong} channels; allowed are 1 to {full[0]}",
         ):
             slice_model(model, graph, (wrong, *full[1:]), ranking)
 
@@ -292,13 +326,19 @@ def test_another_network_or_ranking_is_refused():
     ranking = rank_channels(model, graph)
     other = copy.deepcopy(model)
     other.hidden = nn.Linear(7, 5)
-    with pytest.raises(TraceError, match=r"another network: hidden.weight has shape .* there and .5, 7"):
+    with pytest.raises(
+        TraceError, match=r"another network: hidden.weight has shape .* there and .5, 7"
+    ):
         slice_model(other, graph, full, ranking)
-    with pytest.raises(TraceError, match=r"the network is Net there and Identity here; trace again"):
+    with pytest.raises(
+        TraceError, match=r"the network is Net there and Identity here; trace again"
+    ):
         slice_model(nn.Identity(), graph, full, ranking)
     small = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1)).double()
     strange = rank_channels(small, trace_channels(small, images()))
-    with pytest.raises(RankingError, match=r"for groups of .2. channels, but the graph has groups of .6"):
+    with pytest.raises(
+        RankingError, match=r"for groups of .2. channels, but the graph has groups of .6"
+    ):
         slice_model(model, graph, tuple(1 for _ in full), strange)
 
 
@@ -310,8 +350,12 @@ def test_a_candidate_is_made_from_the_weights_as_they_are_now():
     slice_model(model, graph, candidate, ranking)
     for parameter in model.parameters():
         parameter.data.mul_(3.0)
-    again, other = (slice_model(m, graph, candidate, ranking) for m in (model, copy.deepcopy(model)))
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), other.parameters(), strict=True))
+    again, other = (
+        slice_model(m, graph, candidate, ranking) for m in (model, copy.deepcopy(model))
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.parameters(), other.parameters(), strict=True)
+    )
     kept = ranking.kept(0, candidate[0])
     assert torch.equal(again.layers[0].weight, model.layers[0].weight[kept])
 

@@ -34,7 +34,10 @@ class Fresh(Sliced):
 
 
 def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 def test_sliced_is_slicing_whatever_the_seed(source):
@@ -62,11 +65,17 @@ def test_a_source_of_ones_own_is_asked_by_evaluators(source, tiny_data):
     fresh = Fresh(source.model, source.graph, source.ranking)
     check_source(source)
     check_source(fresh)
-    candidate, options = source.graph.space().uniform(0.5), AdaptiveBNOptions(metric="neg_loss", batch_size=32)
+    candidate, options = (
+        source.graph.space().uniform(0.5),
+        AdaptiveBNOptions(metric="neg_loss", batch_size=32),
+    )
     evaluator = AdaptiveBN(fresh, tiny_data, options)
     first, again, other = (evaluator(candidate, seed) for seed in (1, 1, 2))
     assert first.fitness == again.fitness != other.fitness
-    assert AdaptiveBN(source, tiny_data, options)(candidate, 1).fitness not in (first.fitness, other.fitness)
+    assert AdaptiveBN(source, tiny_data, options)(candidate, 1).fitness not in (
+        first.fitness,
+        other.fitness,
+    )
 
 
 def _changing(self, candidate):

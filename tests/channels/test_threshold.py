@@ -70,11 +70,23 @@ def test_the_largest_inside_the_budget_is_taken(problem, share):
 
 def test_interleaved_scores_go_in_turns():
     space = SearchSpace(tuple(Dimension(f"w{i}", "width", tuple(range(1, 4)), 3) for i in range(3)))
-    path = threshold_path([np.array([1.0, 4, 7]), np.array([2.0, 5, 8]), np.array([9.0, 3, 6])], space)
-    assert path.tolist() == [[3, 3, 3], [2, 3, 3], [2, 2, 3], [2, 2, 2], [1, 2, 2], [1, 1, 2], [1, 1, 1]]
+    path = threshold_path(
+        [np.array([1.0, 4, 7]), np.array([2.0, 5, 8]), np.array([9.0, 3, 6])], space
+    )
+    assert path.tolist() == [
+        [3, 3, 3],
+        [2, 3, 3],
+        [2, 2, 3],
+        [2, 2, 2],
+        [1, 2, 2],
+        [1, 1, 2],
+        [1, 1, 1],
+    ]
 
 
-@pytest.mark.parametrize("scores", [[np.ones(3)], [np.ones(3), np.ones(2)], [np.ones(3), np.array([1, np.nan, 2])]])
+@pytest.mark.parametrize(
+    "scores", [[np.ones(3)], [np.ones(3), np.ones(2)], [np.ones(3), np.array([1, np.nan, 2])]]
+)
 def test_a_score_for_every_channel_is_needed(scores):
     space = SearchSpace(tuple(Dimension(f"w{i}", "width", (1, 3)) for i in range(2)))
     with pytest.raises(RankingError, match="a number for every channel"):

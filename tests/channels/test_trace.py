@@ -30,7 +30,9 @@ class Wrapped(nn.Module):
 
 
 def trace(function, x=None, **arguments):
-    return trace_operations(Wrapped(function).double(), images(batch=2) if x is None else x, **arguments)
+    return trace_operations(
+        Wrapped(function).double(), images(batch=2) if x is None else x, **arguments
+    )
 
 
 def test_values_are_shapes_and_numbers():
@@ -50,7 +52,9 @@ def test_the_copy_is_traced_in_evaluation_mode():
     before = {name: t.clone() for name, t in model.state_dict().items()}
     operations = trace_operations(model, images())
     assert not any(module.training for module in operations.modules.values())
-    assert [node.kwargs["training"] for node in operations.nodes if node.target is F.dropout] == [False]
+    assert [node.kwargs["training"] for node in operations.nodes if node.target is F.dropout] == [
+        False
+    ]
     assert all(module.training for module in model.modules())
     assert model.calls == 0
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
@@ -62,7 +66,9 @@ def test_forward_in_training_mode_is_recorded_on_request():
     assert not any(module.training for module in operations.modules.values())
 
 
-@pytest.mark.parametrize("random", [lambda m, x: x * torch.rand(1).item(), lambda m, x: F.dropout(x, 0.5)])
+@pytest.mark.parametrize(
+    "random", [lambda m, x: x * torch.rand(1).item(), lambda m, x: F.dropout(x, 0.5)]
+)
 def test_the_global_random_state_stays(random):
     model = Wrapped(random).double()
     before = torch.get_rng_state()
@@ -72,12 +78,16 @@ def test_the_global_random_state_stays(random):
 
 def test_what_forward_reads_of_layers_is_recorded():
     assert trace(lambda m, x: m.conv(x) / m.conv.out_channels).read == {"conv": "out_channels"}
-    assert trace(lambda m, x: m.norm(m.conv(x)) * float(m.norm.running_var.sum())).read == {"norm": "running_var"}
+    assert trace(lambda m, x: m.norm(m.conv(x)) * float(m.norm.running_var.sum())).read == {
+        "norm": "running_var"
+    }
     assert trace(lambda m, x: m.norm(m.conv(x))).read == {}
     assert "__getattribute__" not in vars(nn.Module)
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, torch.OutOfMemoryError])
+@pytest.mark.parametrize(
+    "error", [ValueError, KeyboardInterrupt, SystemExit, torch.OutOfMemoryError]
+)
 def test_nothing_stays_changed_after_an_error(error):
     def fail(m, x):
         raise error
@@ -110,26 +120,49 @@ def steps(function, x=None):
 
 def test_conditions_are_followed_as_they_are_on_the_example():
     def typed(m, x, extra=None):
-        if extra is None and torch.is_tensor(x) and isinstance(x, torch.Tensor) and x.shape[-1] == 4:
+        if (
+            extra is None
+            and torch.is_tensor(x)
+            and isinstance(x, torch.Tensor)
+            and x.shape[-1] == 4
+        ):
             return m.norm(m.conv(x))
         return x
 
     assert [name for name in steps(typed) if name in ("conv", "norm")] == ["conv", "norm"]
     assert "conv" in steps(lambda m, x: m.conv(x) if x.mean() < 100 else x)
     assert "conv" not in steps(lambda m, x: m.conv(x) if x.mean() > 100 else x)
-    assert [name for name in steps(lambda m, x: sum(row for row in x)) if "add" in name] == ["add", "add_1"]
+    assert [name for name in steps(lambda m, x: sum(row for row in x)) if "add" in name] == [
+        "add",
+        "add_1",
+    ]
 
 
 @pytest.mark.parametrize(
     ("example", "message"),
     [
-        (images(channels=4), "Wrapped does not run on the example input (2, 4, 4, 4) torch.float64 on cpu: "),
-        (images().float(), "Wrapped does not run on the example input (2, 3, 4, 4) torch.float32 on cpu: "),
+        (
+            images(channels=4),
+            "Wrapped does not run on the example input (2, 4, 4, 4) torch.float64 on cpu: ",
+        ),
+        (
+            images().float(),
+            "Wrapped does not run on the example input (2, 3, 4, 4) torch.float32 on cpu: ",
+        ),
         ((images(), images()), "Wrapped takes 1 inputs (x), the example has 2"),
         (images(size=2), f"(at conv, {__file__}:"),
-        ([1, 2], "the example input is a batch of at least one image as a tensor, or a tuple of inputs, found (list)"),
-        (images(batch=0), "of at least one image as a tensor, or a tuple of inputs, found ((0, 3, 4, 4))"),
-        ((), "the example input is a batch of at least one image as a tensor, or a tuple of inputs, found ()"),
+        (
+            [1, 2],
+            "the example input is a batch of at least one image as a tensor, or a tuple of inputs, found (list)",
+        ),
+        (
+            images(batch=0),
+            "of at least one image as a tensor, or a tuple of inputs, found ((0, 3, 4, 4))",
+        ),
+        (
+            (),
+            "the example input is a batch of at least one image as a tensor, or a tuple of inputs, found ()",
+        ),
         (images().to("meta"), "the network is on cpu, the example input on meta: move one of them"),
     ],
 )
@@ -157,20 +190,31 @@ def test_models_that_cannot_be_copied():
 
 
 def test_lazy_models_are_refused():
-    with pytest.raises(TraceError, match="Sequential has lazy layers without weights yet; run it once"):
+    with pytest.raises(
+        TraceError, match="Sequential has lazy layers without weights yet; run it once"
+    ):
         trace_operations(nn.Sequential(nn.LazyConv2d(4, 3)), images().float())
 
 
 def test_a_replaced_forward_is_followed():
     model = Wrapped(lambda m, x: x).double()
     model.forward = lambda x: x.flip(1)
-    assert [node.name for node in trace_operations(model, images()).nodes] == ["x", "flip", "output"]
+    assert [node.name for node in trace_operations(model, images()).nodes] == [
+        "x",
+        "flip",
+        "output",
+    ]
 
 
 def test_nodes_are_fx_nodes_in_execution_order():
     operations = trace(lambda m, x: m.norm(m.conv(x)))
     assert all(isinstance(node, fx.Node) for node in operations.nodes)
-    assert [node.op for node in operations.nodes] == ["placeholder", "call_module", "call_module", "output"]
+    assert [node.op for node in operations.nodes] == [
+        "placeholder",
+        "call_module",
+        "call_module",
+        "output",
+    ]
 
 
 def test_forward_that_assigns_a_buffer_is_refused_by_name():

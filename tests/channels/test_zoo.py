@@ -36,13 +36,20 @@ ZOO = [
 ]
 SMALL = {
     "convnext": lambda: models.ConvNeXt(
-        [models.convnext.CNBlockConfig(16, 32, 2), models.convnext.CNBlockConfig(32, None, 2)], num_classes=5
+        [models.convnext.CNBlockConfig(16, 32, 2), models.convnext.CNBlockConfig(32, None, 2)],
+        num_classes=5,
     ),
     "swin": lambda: models.SwinTransformer(
         [4, 4], embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=[4, 4], num_classes=5
     ),
     "vit": lambda: models.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
+        image_size=32,
+        patch_size=8,
+        num_layers=3,
+        num_heads=2,
+        hidden_dim=16,
+        mlp_dim=32,
+        num_classes=5,
     ),
     "maxvit": lambda: models.MaxVit(
         input_size=(32, 32),
@@ -82,7 +89,9 @@ def test_zoo(name, options, size, groups):
     check_network(model, graph, images(2, size), structures=1)
 
 
-@pytest.mark.parametrize(("name", "groups"), [("convnext", 4), ("swin", 4), ("vit", 3), ("maxvit", 10)])
+@pytest.mark.parametrize(
+    ("name", "groups"), [("convnext", 4), ("swin", 4), ("vit", 3), ("maxvit", 10)]
+)
 def test_small_networks_of_larger_families(name, groups):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -95,7 +104,9 @@ def test_small_networks_of_larger_families(name, groups):
 def test_auxiliary_classifiers_of_training_follow():
     model = build("googlenet")
     graph = trace(model, images(1, 64).float())
-    sliced = slice_model(model, graph, tuple(1 for _ in graph.prunable), rank_channels(model, graph)).train()
+    sliced = slice_model(
+        model, graph, tuple(1 for _ in graph.prunable), rank_channels(model, graph)
+    ).train()
     assert [tuple(out.shape) for out in sliced(images(2, 64).float())] == [(2, 5)] * 3
     assert not any(group.name.startswith("aux") for group in graph.prunable)
 

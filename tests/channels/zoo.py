@@ -11,7 +11,11 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
 from tests.channels.oracle import keeping, random_candidate, zeroed
 
-LAYERS = ("aten.convolution", "aten.addmm", "aten.mm")  # what convolutions and linear layers run; attention runs bmm
+LAYERS = (
+    "aten.convolution",
+    "aten.addmm",
+    "aten.mm",
+)  # what convolutions and linear layers run; attention runs bmm
 TOLERANCE = 1e-10
 
 
@@ -22,7 +26,11 @@ def settled(model, x):
     through them.
     """
     model = model.double().eval()
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     momenta = [norm.momentum for norm in norms]
     with torch.no_grad():
         for p in model.parameters():
@@ -33,8 +41,12 @@ def settled(model, x):
         model(x)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.running_mean.add_(0.1 * torch.randn_like(norm.running_mean) * norm.running_var.sqrt())
-            norm.running_var.mul_(0.9 + 0.4 * torch.rand_like(norm.running_var)).add_(1e-3 * norm.running_var.mean())
+            norm.running_mean.add_(
+                0.1 * torch.randn_like(norm.running_mean) * norm.running_var.sqrt()
+            )
+            norm.running_var.mul_(0.9 + 0.4 * torch.rand_like(norm.running_var)).add_(
+                1e-3 * norm.running_var.mean()
+            )
     return model.eval()
 
 
@@ -54,7 +66,10 @@ def layer_macs(model, example):
     """Returns the macs of convolutions and linear layers, counted by torch; the example has batch 1."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(example)
-    return sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if str(op) in LAYERS) // 2
+    return (
+        sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if str(op) in LAYERS)
+        // 2
+    )
 
 
 def cost(graph, candidate):
@@ -64,7 +79,9 @@ def cost(graph, candidate):
 
 def counted(model, example, extra=0):
     """Returns (macs, params) as counted; `extra` macs are not the closed form's business."""
-    return layer_macs(model, example) - extra, sum(parameter.numel() for parameter in model.parameters())
+    return layer_macs(model, example) - extra, sum(
+        parameter.numel() for parameter in model.parameters()
+    )
 
 
 def full(graph):
@@ -83,7 +100,9 @@ def blind(model, graph, x):
     tensors = dict(model.named_parameters())
     with torch.enable_grad():
         found = model(x)
-        found = torch.cat([out.flatten() for out in (found.values() if isinstance(found, dict) else [found])])
+        found = torch.cat(
+            [out.flatten() for out in (found.values() if isinstance(found, dict) else [found])]
+        )
         (found * torch.randn_like(found)).sum().backward()
     seen = {
         name: float((p.grad * p.detach()).abs().max()) / float(found.detach().abs().max())
@@ -91,12 +110,20 @@ def blind(model, graph, x):
         if p.grad is not None
     }
     model.zero_grad(set_to_none=True)
-    return [g.name for g in graph.prunable if max(seen.get(m.parameter, 0) for m in g.members) < 1e3 * TOLERANCE]
+    return [
+        g.name
+        for g in graph.prunable
+        if max(seen.get(m.parameter, 0) for m in g.members) < 1e3 * TOLERANCE
+    ]
 
 
 def fingerprint(model):
     """Returns a checksum of every parameter and buffer."""
-    return {name: zlib.crc32(t.contiguous().numpy()) for name, t in model.state_dict().items() if t.numel()}
+    return {
+        name: zlib.crc32(t.contiguous().numpy())
+        for name, t in model.state_dict().items()
+        if t.numel()
+    }
 
 
 def assert_same(a, b):

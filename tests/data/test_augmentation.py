@@ -20,7 +20,9 @@ def moved(image, down, right, mirrored):
     return result
 
 
-@pytest.mark.parametrize(("shift", "flip", "channels"), [(0, False, 1), (2, False, 1), (0, True, 3), (1, True, 3)])
+@pytest.mark.parametrize(
+    ("shift", "flip", "channels"), [(0, False, 1), (2, False, 1), (0, True, 3), (1, True, 3)]
+)
 def test_every_augmented_image_is_a_shift_and_mirror_image_of_its_own(shift, flip, channels):
     generator = torch.Generator().manual_seed(0)
     images = 1 + torch.rand(200, channels, 4, 5, generator=generator)

@@ -22,7 +22,11 @@ BOX = [1.0, 2.0, 4.0, 6.0]
 
 def target(*boxes, labels=None, **more):
     """Boxes of the first classes."""
-    return {"boxes": [*boxes], "labels": [*range(1, len(boxes) + 1)] if labels is None else labels, **more}
+    return {
+        "boxes": [*boxes],
+        "labels": [*range(1, len(boxes) + 1)] if labels is None else labels,
+        **more,
+    }
 
 
 def images(count, height=8, width=10):
@@ -32,11 +36,19 @@ def images(count, height=8, width=10):
 boxes = st.tuples(st.floats(0, 8), st.floats(0, 6), st.floats(0.5, 2), st.floats(0.5, 2))
 
 
-@given(st.lists(st.lists(st.tuples(boxes, st.integers(1, 300), st.integers(0, 1)), max_size=4), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.lists(st.tuples(boxes, st.integers(1, 300), st.integers(0, 1)), max_size=4),
+        min_size=1,
+        max_size=5,
+    )
+)
 def test_what_is_packed_comes_back(every):
     targets = [
         {
-            "boxes": torch.tensor([[x, y, x + w, y + h] for (x, y, w, h), _, _ in own]).reshape(-1, 4),
+            "boxes": torch.tensor([[x, y, x + w, y + h] for (x, y, w, h), _, _ in own]).reshape(
+                -1, 4
+            ),
             "labels": torch.tensor([label for _, label, _ in own], dtype=torch.int64),
             "iscrowd": torch.tensor([crowd for _, _, crowd in own], dtype=torch.int64),
         }
@@ -49,7 +61,9 @@ def test_what_is_packed_comes_back(every):
         assert all(torch.equal(after[key], before[key]) for key in before)
         assert [after[key].dtype for key in after] == [torch.float32, torch.int64, torch.int64]
     learned = without_crowds(unpacked(labels))
-    assert [len(own["boxes"]) for own in learned] == [sum(1 for _, _, crowd in own if not crowd) for own in every]
+    assert [len(own["boxes"]) for own in learned] == [
+        sum(1 for _, _, crowd in own if not crowd) for own in every
+    ]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +75,10 @@ def test_what_is_packed_comes_back(every):
         (target([1, 2, 3]), r"boxes are \(m, 4\), x1, y1, x2, y2 in pixels, found \(1, 3\)"),
         (target(BOX, labels=[1, 2]), r"labels are \(1,\), one for each of 1 box, found \(2,\)"),
         (target(BOX, iscrowd=[0, 0]), r"iscrowd are \(1,\)"),
-        (target([4, 2, 1, 6]), r"box 0 is \[4.0, 2.0, 1.0, 6.0\], which is empty.*add these to x and y"),
+        (
+            target([4, 2, 1, 6]),
+            r"box 0 is \[4.0, 2.0, 1.0, 6.0\], which is empty.*add these to x and y",
+        ),
         (target(BOX, [1, 2, 3, 2]), "box 1 is .* which is empty"),
         (target([1, 2, float("nan"), 6]), "numbers must be finite"),
         (target([1, 2, float("inf"), 6]), "numbers must be finite"),
@@ -83,7 +100,12 @@ def test_what_is_no_target_is_refused_by_the_number_of_its_image(wrong, said):
 
 
 def test_targets_without_boxes_are_some():
-    every = [target(), target(BOX), {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}, {"boxes": [], "labels": []}]
+    every = [
+        target(),
+        target(BOX),
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)},
+        {"boxes": [], "labels": []},
+    ]
     labels = packed(every)
     assert labels.shape == (4, 1, 6)
     assert [len(own["boxes"]) for own in unpacked(labels)] == [0, 1, 0, 0]
@@ -106,16 +128,28 @@ def test_boxes_outside_of_their_image_are_refused(box, said):
 
 def test_a_data_set_is_of_boxes_or_not():
     plain, boxed = (images(6), torch.arange(6).float()), (images(6), [target(BOX)] * 6)
-    with pytest.raises(DataError, match=r"labels of a detection are a dict for each image.*found others in train"):
+    with pytest.raises(
+        DataError, match=r"labels of a detection are a dict for each image.*found others in train"
+    ):
         Data.of(plain, plain, objective="detection")
     with pytest.raises(DataError, match="found others in test"):
-        Data(name="odd", train=_split(boxed), validation=_split(boxed), test=Split(*plain), objective="mine")
+        Data(
+            name="odd",
+            train=_split(boxed),
+            validation=_split(boxed),
+            test=Split(*plain),
+            objective="mine",
+        )
     with pytest.raises(DataError, match=r"detection"):
         Data.of(boxed, boxed, objective="classification")
     with pytest.raises(DataError, match="no image has a box"):
         Data.of((images(6), [target()] * 6), boxed, objective="detection")
     with pytest.raises(DataError, match=r"boxes are of images \(channels, height, width\)"):
-        Data.of((torch.randn(6, 3, 8), boxed[1]), (torch.randn(6, 3, 8), boxed[1]), objective="detection")
+        Data.of(
+            (torch.randn(6, 3, 8), boxed[1]),
+            (torch.randn(6, 3, 8), boxed[1]),
+            objective="detection",
+        )
     with pytest.raises(DataError, match="values are float32"):
         Split(images(6), torch.zeros(6, 3, 4, dtype=torch.float64))
 
@@ -134,10 +168,18 @@ class Named:
         return self.count
 
     def __getitem__(self, index):
-        image, label = images(self.count)[index], target(*[BOX] * (index % 3), labels=[2] * (index % 3))
+        image, label = (
+            images(self.count)[index],
+            target(*[BOX] * (index % 3), labels=[2] * (index % 3)),
+        )
         forms = {
             "pair": (image, label),
-            "flat": {"image": image, "boxes": label["boxes"], "labels": label["labels"], "image_id": index},
+            "flat": {
+                "image": image,
+                "boxes": label["boxes"],
+                "labels": label["labels"],
+                "image_id": index,
+            },
             "nested": {"image": image, "target": {**label, "area": 3.0}},
         }
         return forms[self.form]
@@ -152,13 +194,20 @@ def test_datasets_of_targets_are_read_in_all_forms(form):
     assert (len(data.train), len(data.validation)) == (6, 3)
     again = pickle.loads(pickle.dumps(data.test, protocol=5))
     assert torch.equal(again.labels, data.test.labels)
-    other = Data.of(Named(9, form), (images(4), [target(BOX)] * 4), validation=3, objective="detection")
+    other = Data.of(
+        Named(9, form), (images(4), [target(BOX)] * 4), validation=3, objective="detection"
+    )
     assert data.fingerprint() != other.fingerprint()
 
 
 def test_bytes_with_boxes_are_normalised():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 10, 3), dtype=np.uint8)
-    data = Data.of((pixels, [target(BOX)] * 8), (pixels, [target(BOX)] * 8), validation=2, objective="detection")
+    data = Data.of(
+        (pixels, [target(BOX)] * 8),
+        (pixels, [target(BOX)] * 8),
+        validation=2,
+        objective="detection",
+    )
     assert data.train.scale is not None
     assert data.train.labels.dtype == torch.float64
 
@@ -175,7 +224,10 @@ def test_boxes_move_as_the_pixels_in_them(seed, shift, flip):
     generator = torch.Generator().manual_seed(seed)
     rows, targets = torch.zeros(12, 8, 10, 1), []
     for number, image in enumerate(rows):
-        x1, y1 = int(torch.randint(0, 7, (), generator=generator)), int(torch.randint(0, 5, (), generator=generator))
+        x1, y1 = (
+            int(torch.randint(0, 7, (), generator=generator)),
+            int(torch.randint(0, 5, (), generator=generator)),
+        )
         x2, y2 = (
             x1 + int(torch.randint(1, 4, (), generator=generator)),
             y1 + int(torch.randint(1, 4, (), generator=generator)),
@@ -189,8 +241,13 @@ def test_boxes_move_as_the_pixels_in_them(seed, shift, flip):
         there = image[..., 0] == number + 1
         painted = []
         if there.any():
-            across, down = there.any(dim=0).nonzero().flatten(), there.any(dim=1).nonzero().flatten()
-            painted = [[float(across[0]), float(down[0]), float(across[-1]) + 1, float(down[-1]) + 1]]
+            across, down = (
+                there.any(dim=0).nonzero().flatten(),
+                there.any(dim=1).nonzero().flatten(),
+            )
+            painted = [
+                [float(across[0]), float(down[0]), float(across[-1]) + 1, float(down[-1]) + 1]
+            ]
         assert own["boxes"].tolist() == painted
         assert own["labels"].tolist() == [number + 1] * len(painted)
 
@@ -216,4 +273,6 @@ def test_epochs_of_a_split_move_boxes_and_mixing_is_refused():
         ({"label_smoothing": 0.1}, "the loss is the network's own, found 0.1; set it to 0"),
     ):
         with pytest.raises(Exception, match=said):
-            check_training(Recipe(batch_size=2, **setting), split, "detection", taught=False, scored=True)
+            check_training(
+                Recipe(batch_size=2, **setting), split, "detection", taught=False, scored=True
+            )

@@ -22,10 +22,20 @@ def write(root, split, count=6, **changes):
     entries, annotations = [], []
     for number in range(count):
         name = f"{number:012}.png"
-        Image.fromarray(draws.integers(0, 256, (10, 20, 3), dtype=np.uint8)).save(root / split / name)
-        entries.append({"id": 100 + number, "file_name": name, "width": 20, "height": 10, "license": 1})
+        Image.fromarray(draws.integers(0, 256, (10, 20, 3), dtype=np.uint8)).save(
+            root / split / name
+        )
+        entries.append(
+            {"id": 100 + number, "file_name": name, "width": 20, "height": 10, "license": 1}
+        )
         if number % 3:
-            box = {"id": number, "image_id": 100 + number, "category_id": 3, "bbox": [2, 1, 8.0, 4], "iscrowd": 0}
+            box = {
+                "id": number,
+                "image_id": 100 + number,
+                "category_id": 3,
+                "bbox": [2, 1, 8.0, 4],
+                "iscrowd": 0,
+            }
             annotations.append({**box, "area": 32.0, "segmentation": [[]]})
     content = {"info": {}, "images": entries, "annotations": annotations, "categories": CATEGORIES}
     content = {name: value for name, value in {**content, **changes}.items() if value is not None}
@@ -41,14 +51,23 @@ def folder(tmp_path):
 
 
 def load(folder, **options):
-    return load_data("coco", **{"path": str(folder), "size": 40, "validation": 3, "workers": 0, **options})
+    return load_data(
+        "coco", **{"path": str(folder), "size": 40, "validation": 3, "workers": 0, **options}
+    )
 
 
 def test_images_and_boxes_are_resized_together(folder):
     data = load(folder)
     assert data.test.shape == (3, 40, 40)
     targets = unpacked(data.test.labels)
-    assert [own["labels"].tolist() for own in targets] == [[], [1], [1], [], [1], [1]]  # 3 comes before 18
+    assert [own["labels"].tolist() for own in targets] == [
+        [],
+        [1],
+        [1],
+        [],
+        [1],
+        [1],
+    ]  # 3 comes before 18
     assert targets[1]["boxes"].tolist() == [[4.0, 4.0, 20.0, 20.0]]
     assert (len(data.train), len(data.validation), data.objective) == (3, 3, "detection")
     in_memory = load(folder, stream=False)
@@ -83,12 +102,18 @@ IMAGE = {"id": 1, "file_name": "a.png", "width": 2, "height": 2}
         ({"categories": []}, "found 6 and 0"),
         ({"annotations": [3]}, "annotations: number 0 .* image_id is missing"),
         ({"annotations": [{"image_id": 101, "category_id": 3}]}, "bbox is missing"),
-        ({"annotations": [{**BOX, "image_id": 7}]}, "number 0 .* is of image 7 and category 3, one of which is not in"),
+        (
+            {"annotations": [{**BOX, "image_id": 7}]},
+            "number 0 .* is of image 7 and category 3, one of which is not in",
+        ),
         ({"annotations": [{**BOX, "category_id": 7}]}, "category 7"),
         ({"annotations": [{**BOX, "bbox": [1, 1, -2, 2]}]}, "the last two at least 0"),
         ({"annotations": [{**BOX, "bbox": [1, 1, 2]}]}, "bbox is x, y, width, height"),
         ({"annotations": [{**BOX, "bbox": [1, 1, 2, "2"]}]}, "bbox is x, y, width, height"),
-        ({"annotations": [{**BOX, "bbox": [1, 1, 2, float("nan")]}]}, "bbox is x, y, width, height"),
+        (
+            {"annotations": [{**BOX, "bbox": [1, 1, 2, float("nan")]}]},
+            "bbox is x, y, width, height",
+        ),
         ({"images": [{**IMAGE, "id": "1"}]}, "id is a whole number, found '1'"),
         ({"images": [{**IMAGE, "file_name": "../../a.png"}], "annotations": []}, "is a path below"),
         ({"images": [{**IMAGE, "file_name": "/a.png"}], "annotations": []}, "is a path below"),
@@ -120,6 +145,7 @@ def test_missing_damaged_and_other_files_are_named(folder):
     write(folder, "val2017")
     Image.new("RGB", (10, 10)).save(folder / "val2017" / "000000000004.png")
     with pytest.raises(
-        DataError, match=r"000000000004.png cannot be read: it is 10 wide and 10 high, .* says 20 and 10"
+        DataError,
+        match=r"000000000004.png cannot be read: it is 10 wide and 10 high, .* says 20 and 10",
     ):
         load(folder).test.loaded()

@@ -32,15 +32,25 @@ def write_cifar(path, classes=10, per_file=20):
     kept = {"train": ([], []), "test": ([], [])}
     for seed, (file, part) in enumerate(files.items()):
         data, labels = draw(per_file, 3072, seed=seed), [i % classes for i in range(per_file)]
-        content = {"data": data, "labels" if ten else "fine_labels": labels, "coarse_labels": [0] * per_file}
-        (folder / file).write_bytes(pickle.dumps({**content, "filenames": ["a.png"] * per_file}, protocol=2))
+        content = {
+            "data": data,
+            "labels" if ten else "fine_labels": labels,
+            "coarse_labels": [0] * per_file,
+        }
+        (folder / file).write_bytes(
+            pickle.dumps({**content, "filenames": ["a.png"] * per_file}, protocol=2)
+        )
         kept[part][0].append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         kept[part][1].extend(labels)
-    return folder, {part: (np.concatenate(images), labels) for part, (images, labels) in kept.items()}
+    return folder, {
+        part: (np.concatenate(images), labels) for part, (images, labels) in kept.items()
+    }
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
-def test_cifar_is_read_as_it_is_distributed_and_normalised_by_its_training_images(tmp_path, name, classes):
+def test_cifar_is_read_as_it_is_distributed_and_normalised_by_its_training_images(
+    tmp_path, name, classes
+):
     folder, written = write_cifar(tmp_path, classes)
     data = load_data(name, path=str(tmp_path), validation=0.5, seed=3)
     train, labels = written["train"]
@@ -71,7 +81,8 @@ def test_cifar_as_python_2_has_pickled_it(tmp_path):
         images = images if file.name == "test_batch" else images[20 * index : 20 * index + 20]
         data = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).tobytes()
         old = (
-            b"\x80\x02}q\x01(U\x04data" + b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+            b"\x80\x02}q\x01(U\x04data"
+            + b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
         )
         old += b"(K\x01K\x14M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN"
         old += b"J\xff\xff\xff\xff" * 2
@@ -80,7 +91,9 @@ def test_cifar_as_python_2_has_pickled_it(tmp_path):
         new = file.read_bytes()
         file.write_bytes(old)
         assert np.array_equal(
-            pickle.loads(old.replace(b"K\x00K\x01\x87R", b"\x89\x88\x87R"), encoding="latin1")["data"],
+            pickle.loads(old.replace(b"K\x00K\x01\x87R", b"\x89\x88\x87R"), encoding="latin1")[
+                "data"
+            ],
             pickle.loads(new)["data"],
         )
     data = load_data("cifar10", path=str(tmp_path), validation=0.5)
@@ -107,7 +120,10 @@ def written(content):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda f: f.rename(f.parent / "other"), "cifar-10-batches-py/data_batch_1 is missing; expected the unpacked"),
+        (
+            lambda f: f.rename(f.parent / "other"),
+            "cifar-10-batches-py/data_batch_1 is missing; expected the unpacked",
+        ),
         (lambda f: (f / "data_batch_3").unlink(), "data_batch_3 is missing"),
         (lambda f: (f / "test_batch").unlink(), "test_batch is missing"),
         (written(b""), "data_batch_3 is damaged, or no file of CIFAR: Ran out of input"),
@@ -116,14 +132,23 @@ def written(content):
             lambda f: (f / "data_batch_3").write_bytes((f / "data_batch_3").read_bytes()[:900]),
             "data_batch_3 is damaged",
         ),
-        (written(pickle.dumps(Evil())), "data_batch_3 is damaged, or no file of CIFAR: it holds a posix.system"),
+        (
+            written(pickle.dumps(Evil())),
+            "data_batch_3 is damaged, or no file of CIFAR: it holds a posix.system",
+        ),
         (written(pickle.dumps([1])), "data_batch_3 is no file of CIFAR: it holds a list"),
-        (changed(data=draw(20, 3071)), "'data' is an array (n, 3072) of uint8, found (20, 3071) uint8"),
+        (
+            changed(data=draw(20, 3071)),
+            "'data' is an array (n, 3072) of uint8, found (20, 3071) uint8",
+        ),
         (changed(data=draw(20, 3072).astype(float)), "found (20, 3072) float64"),
         (changed(data=None), "'data' is an array (n, 3072) of uint8, found nothing"),
         (changed(labels=[0] * 19), "'labels' is a list of 20 class numbers, found a list of 19"),
         (changed(labels=["cat"] * 20), "found a list of 20 with 'cat'"),
-        (changed(labels=[0] * 19 + [10]), "'labels': labels are in 0 to 9, found 10 at position 19"),
+        (
+            changed(labels=[0] * 19 + [10]),
+            "'labels': labels are in 0 to 9, found 10 at position 19",
+        ),
         (changed(labels=[-1] + [0] * 19), "'labels': labels are in 0 to 9, found -1 at position 0"),
     ],
 )
@@ -140,8 +165,12 @@ def test_cifar_without_images_of_a_class_is_refused(tmp_path):
     folder, _ = write_cifar(tmp_path)
     for file in folder.glob("data_batch_*"):
         content = pickle.loads(file.read_bytes())
-        file.write_bytes(pickle.dumps({**content, "labels": [label % 9 for label in content["labels"]]}))
-    with pytest.raises(DataError, match=r"training images have all of 10 classes, found none of \[9\]"):
+        file.write_bytes(
+            pickle.dumps({**content, "labels": [label % 9 for label in content["labels"]]})
+        )
+    with pytest.raises(
+        DataError, match=r"training images have all of 10 classes, found none of \[9\]"
+    ):
         load_data("cifar10", path=str(tmp_path))
 
 
@@ -152,7 +181,9 @@ def write_imagenet(path, kind="JPEG"):
             (path / part / name).mkdir(parents=True)
             for number in range(count):
                 size = draws.integers(20, 60, 2)
-                Image.fromarray(draw(*size, 3, seed=number)).save(path / part / name / f"{name}_{number}.{kind}")
+                Image.fromarray(draw(*size, 3, seed=number)).save(
+                    path / part / name / f"{name}_{number}.{kind}"
+                )
 
 
 def test_imagenet_is_streamed_cropped_at_random_for_training_and_in_the_middle_otherwise(tmp_path):
@@ -165,7 +196,9 @@ def test_imagenet_is_streamed_cropped_at_random_for_training_and_in_the_middle_o
     assert (len(data.train), len(data.validation), len(data.test)) == (12, 4, 6)
     assert data.example.shape == (1, 3, 16, 16)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    for image, file in zip(data.test.loaded().images, sorted((tmp_path / "val").rglob("*.JPEG")), strict=True):
+    for image, file in zip(
+        data.test.loaded().images, sorted((tmp_path / "val").rglob("*.JPEG")), strict=True
+    ):
         whole = Image.open(file)
         scale = 20 / min(whole.size)
         small = whole.resize([int(side * scale) for side in whole.size], Image.Resampling.BILINEAR)
@@ -173,7 +206,10 @@ def test_imagenet_is_streamed_cropped_at_random_for_training_and_in_the_middle_o
         expected = (np.array(small.crop((left, top, left + 16, top + 16))) / 255 - mean) / std
         np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=1e-5)
     draws = torch.Generator().manual_seed(0)
-    (one, _), (other, _) = next(data.train.shuffled(12, draws)), next(data.train.shuffled(12, draws))
+    (one, _), (other, _) = (
+        next(data.train.shuffled(12, draws)),
+        next(data.train.shuffled(12, draws)),
+    )
     assert one.shape == (12, 3, 16, 16)
     plain = data.train.loaded().images
     assert not any(torch.equal(a, b) for image in (one, other) for a in image for b in plain)
@@ -187,9 +223,14 @@ def test_imagenet_whose_val_images_are_not_sorted_is_refused_with_advice(tmp_pat
     for folder in (tmp_path / "val").iterdir():
         if folder.is_dir():
             folder.rmdir()
-    with pytest.raises(DataError, match=r"val has no folders of classes; expected .*/val/CLASS/IMAGE: sort the images"):
+    with pytest.raises(
+        DataError,
+        match=r"val has no folders of classes; expected .*/val/CLASS/IMAGE: sort the images",
+    ):
         load_data("imagenet", path=str(tmp_path))
-    with pytest.raises(DataError, match="size is at least 1 and at most resize, found size = 300 and resize = 256"):
+    with pytest.raises(
+        DataError, match="size is at least 1 and at most resize, found size = 300 and resize = 256"
+    ):
         load_data("imagenet", path=str(tmp_path), size=300)
 
 
@@ -204,8 +245,17 @@ def test_a_corrupt_file_of_a_stream_is_named(tmp_path):
 
 def test_an_image_folder_is_streamed_as_it_is_in_memory(tmp_path):
     write_imagenet(tmp_path, kind="png")
-    options = {"path": str(tmp_path), "validation": 0.25, "size": 12, "mean": [0.5] * 3, "std": [0.2] * 3, "workers": 0}
-    memory, streamed = (load_data("image_folder", **options, stream=stream) for stream in (False, True))
+    options = {
+        "path": str(tmp_path),
+        "validation": 0.25,
+        "size": 12,
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "workers": 0,
+    }
+    memory, streamed = (
+        load_data("image_folder", **options, stream=stream) for stream in (False, True)
+    )
     assert isinstance(memory.train, Split)
     assert isinstance(streamed.train, Stream)
     for part in ("train", "validation", "test"):  # its second folder may be called val
@@ -244,9 +294,24 @@ def test_npz_of_bytes_is_normalised_and_of_floats_taken_as_it_is(tmp_path):
     np.testing.assert_allclose(data.test.images.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
     assert data.test.labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
     assert (len(data.train), len(data.validation)) == (30, 10)
-    grey = {**BYTES, "train_images": BYTES["train_images"][..., 0], "test_images": BYTES["test_images"][..., 0]}
-    assert load_data("npz", path=save(tmp_path, **grey), validation=0.25).example.shape == (1, 1, 6, 5)
-    floats = {**BYTES, **{k: draw(len(BYTES[k]), 2, 3, 3).astype(np.float32) for k in ("train_images", "test_images")}}
+    grey = {
+        **BYTES,
+        "train_images": BYTES["train_images"][..., 0],
+        "test_images": BYTES["test_images"][..., 0],
+    }
+    assert load_data("npz", path=save(tmp_path, **grey), validation=0.25).example.shape == (
+        1,
+        1,
+        6,
+        5,
+    )
+    floats = {
+        **BYTES,
+        **{
+            k: draw(len(BYTES[k]), 2, 3, 3).astype(np.float32)
+            for k in ("train_images", "test_images")
+        },
+    }
     data = load_data("npz", path=save(tmp_path, **floats), validation=0.25)
     assert np.array_equal(data.test.images.numpy(), floats["test_images"])
 
@@ -261,7 +326,9 @@ def test_npz_of_bytes_is_normalised_and_of_floats_taken_as_it_is(tmp_path):
 )
 def test_npz_holds_labels_of_other_objectives(tmp_path, objective, labels, dtype):
     arrays = {**BYTES, "train_labels": labels, "test_labels": labels[:8]}
-    data = load_data("npz", path=save(tmp_path, **arrays), objective=objective, validation=4, classes=100)
+    data = load_data(
+        "npz", path=save(tmp_path, **arrays), objective=objective, validation=4, classes=100
+    )
     assert data.objective == objective
     assert data.train.labels.shape == (36, *labels.shape[1:])
     assert data.train.labels.dtype == dtype
@@ -276,16 +343,34 @@ def objects():
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"test_labels": None}, "missing: test_labels (found: train_images, train_labels, test_images)"),
-        ({"train_images": draw(40, 30)}, "train_images is (n, height, width, channels) uint8 or (n, channels, height"),
+        (
+            {"test_labels": None},
+            "missing: test_labels (found: train_images, train_labels, test_images)",
+        ),
+        (
+            {"train_images": draw(40, 30)},
+            "train_images is (n, height, width, channels) uint8 or (n, channels, height",
+        ),
         ({"train_images": draw(40, 3, 3, 3).astype(np.float64)}, "found (40, 3, 3, 3) float64"),
         ({"train_images": draw(0, 3, 3, 3)}, "not empty, found (0, 3, 3, 3) uint8"),
         ({"train_labels": np.array(["cat"] * 40)}, "train_labels are numbers, found (40,) <U3"),
-        ({"train_labels": np.arange(39)}, "train_labels: labels are (40,) int64 for 40 images, found (39,)"),
+        (
+            {"train_labels": np.arange(39)},
+            "train_labels: labels are (40,) int64 for 40 images, found (39,)",
+        ),
         ({"train_labels": -np.arange(40)}, "train_labels: labels count classes from 0, found -39"),
-        ({"train_labels": np.arange(40.0) % 4}, "labels of a classification are (n,) int64, found (40,) torch.float32"),
-        ({"train_labels": objects()}, "no file of numpy.savez with plain arrays: Object arrays cannot be loaded"),
-        ({"test_images": draw(8, 3, 6, 5).astype(np.float32)}, "have one type, found torch.uint8 and torch.float32"),
+        (
+            {"train_labels": np.arange(40.0) % 4},
+            "labels of a classification are (n,) int64, found (40,) torch.float32",
+        ),
+        (
+            {"train_labels": objects()},
+            "no file of numpy.savez with plain arrays: Object arrays cannot be loaded",
+        ),
+        (
+            {"test_images": draw(8, 3, 6, 5).astype(np.float32)},
+            "have one type, found torch.uint8 and torch.float32",
+        ),
         ({"test_images": draw(8, 5, 5, 3)}, "test (3, 5, 5)"),
     ],
 )
@@ -306,7 +391,10 @@ def test_what_is_wrong_with_an_npz_is_said_with_its_name(tmp_path, arrays, words
         ({"mean": [0.5], "std": [0.5]}, "one number per channel, found 1 for 3 channels"),
         ({"mean": [0.5] * 3, "std": [0.5, 0.5, 0]}, "std above 0"),
         ({"mean": [0.5] * 3, "std": [0.5] * 2}, "one number per channel each"),
-        ({"mean": ["a"] * 3, "std": [0.5] * 3}, "mean is a list with one number per channel, found ['a', 'a', 'a']"),
+        (
+            {"mean": ["a"] * 3, "std": [0.5] * 3},
+            "mean is a list with one number per channel, found ['a', 'a', 'a']",
+        ),
         ({"mean": 0.5, "std": 0.5}, "mean is a list with one number per channel, found 0.5"),
         ({"validation": 40}, "below 40, found 40"),
         ({"validation": 3}, "cannot hold 3 of 40 training images out"),
@@ -333,7 +421,9 @@ def test_an_npz_that_is_damaged_or_something_else_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet", "image_folder", "npz"])
 def test_a_path_that_is_missing_is_named_with_what_should_be_there(tmp_path, name):
     path = str(tmp_path / "gone")
-    with pytest.raises(DataError, match=re.escape(path) + r".* is missing; expected .*\(check the path option"):
+    with pytest.raises(
+        DataError, match=re.escape(path) + r".* is missing; expected .*\(check the path option"
+    ):
         load_data(name, path=path)
 
 

@@ -34,7 +34,10 @@ def test_digits_has_one_fixed_test_set_and_no_image_in_two_splits():
 
 def test_digits_are_the_images_of_scikit_learn_normalised_by_the_training_images():
     data, bunch = load_data("digits"), load_digits()
-    known = {image.tobytes(): label for image, label in zip(bunch.images.astype(np.uint8), bunch.target, strict=True)}
+    known = {
+        image.tobytes(): label
+        for image, label in zip(bunch.images.astype(np.uint8), bunch.target, strict=True)
+    }
     training = torch.cat([data.train.images, data.validation.images])
     assert abs(float(training.mean())) < 1e-5
     assert abs(float(training.std()) - 1) < 1e-5
@@ -67,12 +70,22 @@ def test_image_folder_holds_the_very_pixels_normalised_by_training_images(tmp_pa
     train = np.stack([*images["train", "cat"], *images["train", "dog"]]).astype(np.float64) / 255
     mean, std = train.mean(axis=(0, 1, 2)), train.std(axis=(0, 1, 2), ddof=1)
     expected = np.stack([*images["test", "cat"], *images["test", "dog"]]) / 255
-    np.testing.assert_allclose(data.test.images.permute(0, 2, 3, 1).numpy(), (expected - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(
+        data.test.images.permute(0, 2, 3, 1).numpy(), (expected - mean) / std, atol=1e-5
+    )
     assert data.test.labels.tolist() == [0] * 4 + [1] * 4
-    found = torch.cat([data.train.images, data.validation.images]).permute(0, 2, 3, 1).numpy() * std + mean
+    found = (
+        torch.cat([data.train.images, data.validation.images]).permute(0, 2, 3, 1).numpy() * std
+        + mean
+    )
     labels = torch.cat([data.train.labels, data.validation.labels]).tolist()
-    wanted = {(i.tobytes(), c) for c, name in enumerate(("cat", "dog")) for i in images["train", name]}
-    assert {((i * 255).round().astype(np.uint8).tobytes(), c) for i, c in zip(found, labels, strict=True)} == wanted
+    wanted = {
+        (i.tobytes(), c) for c, name in enumerate(("cat", "dog")) for i in images["train", name]
+    }
+    assert {
+        ((i * 255).round().astype(np.uint8).tobytes(), c)
+        for i, c in zip(found, labels, strict=True)
+    } == wanted
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
@@ -82,14 +95,26 @@ def test_a_folder_of_search_validation_is_it_in_memory_and_streamed(tmp_path, na
     for file in [*(tmp_path / name).glob("*/[12].png"), *(tmp_path / "test").glob("*/3.png")]:
         file.unlink()
     usual = {"mean": [0.5] * 3, "std": [0.2] * 3, "workers": 0}
-    memory, streamed = (load_data("image_folder", path=str(tmp_path), **usual, stream=s) for s in (False, True))
+    memory, streamed = (
+        load_data("image_folder", path=str(tmp_path), **usual, stream=s) for s in (False, True)
+    )
     for data in (memory, streamed, load_data("image_folder", path=str(tmp_path))):
-        assert (len(data.train), len(data.validation), len(data.test), data.held_out) == (8, 4, 6, False)
+        assert (len(data.train), len(data.validation), len(data.test), data.held_out) == (
+            8,
+            4,
+            6,
+            False,
+        )
         assert data.validation.labels.tolist() == [0, 0, 1, 1]
         everything = data.train.loaded().images
-        assert torch.equal(data.validation.images, everything[[0, 3, 4, 7]])  # by the training images' mean and std
+        assert torch.equal(
+            data.validation.images, everything[[0, 3, 4, 7]]
+        )  # by the training images' mean and std
     assert torch.equal(memory.validation.images, streamed.validation.images)
-    with pytest.warns(UserWarning, match=rf"validation = 0.25: so much is held out of train, and {name} is not read"):
+    with pytest.warns(
+        UserWarning,
+        match=rf"validation = 0.25: so much is held out of train, and {name} is not read",
+    ):
         data = load_data("image_folder", path=str(tmp_path), validation=0.25)
     assert (len(data.train), len(data.validation), len(data.test), data.held_out) == (6, 2, 6, True)
 
@@ -102,7 +127,8 @@ def test_hidden_folders_are_no_classes_and_empty_ones_are_named(tmp_path):
         (tmp_path / "train" / name).mkdir()
     (tmp_path / "train" / "ant" / "note.txt").write_text("none")
     with pytest.raises(
-        DataError, match=r"train holds no images of 2 classes: ant, bee; images end in \.jpg, .* remove"
+        DataError,
+        match=r"train holds no images of 2 classes: ant, bee; images end in \.jpg, .* remove",
     ):
         load_data("image_folder", path=str(tmp_path))
     (tmp_path / "train" / "ant").rename(tmp_path / "ant")
@@ -115,19 +141,27 @@ def test_hidden_folders_are_no_classes_and_empty_ones_are_named(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
 def test_image_folder_reads_other_colour_modes_as_rgb(tmp_path, mode):
     write_folder(tmp_path)
-    Image.new("RGB", (4, 5), (255, 255, 255)).convert(mode).save(tmp_path / "test" / "cat" / "0.png")
+    Image.new("RGB", (4, 5), (255, 255, 255)).convert(mode).save(
+        tmp_path / "test" / "cat" / "0.png"
+    )
     data = load_data("image_folder", path=str(tmp_path), validation=0.25)
     assert data.test.images.shape == (8, 3, 5, 4)
     # White is the largest value that there can be, in every channel.
-    assert bool((data.test.images[0] >= data.train.images.amax(dim=(0, 2, 3))[:, None, None] - 1e-5).all())
+    assert bool(
+        (data.test.images[0] >= data.train.images.amax(dim=(0, 2, 3))[:, None, None] - 1e-5).all()
+    )
 
 
 def test_image_folder_resizes_jpeg_files_of_different_sizes(tmp_path):
     write_folder(tmp_path, kind="jpg")
     Image.new("RGB", (9, 7)).save(tmp_path / "train" / "dog" / "9.jpg")
-    with pytest.raises(DataError, match=r"9\.jpg is \(3, 7, 9\), the first is \(3, 5, 4\); set size"):
+    with pytest.raises(
+        DataError, match=r"9\.jpg is \(3, 7, 9\), the first is \(3, 5, 4\); set size"
+    ):
         load_data("image_folder", path=str(tmp_path), validation=0.25)
-    assert load_data("image_folder", path=str(tmp_path), validation=0.25, size=6).train.images.shape[1:] == (3, 6, 6)
+    assert load_data(
+        "image_folder", path=str(tmp_path), validation=0.25, size=6
+    ).train.images.shape[1:] == (3, 6, 6)
 
 
 def test_image_folder_names_a_corrupt_file_whatever_the_damage(tmp_path):
@@ -150,8 +184,14 @@ def test_image_folder_names_a_corrupt_file_whatever_the_damage(tmp_path):
     [
         (lambda path: (path / "test").rename(path / "gone"), ["test is missing", "CLASS/IMAGE"]),
         (lambda path: (path / "train" / "bird").mkdir(), ["holds no images", "bird"]),
-        (lambda path: [f.unlink() for f in (path / "test").rglob("*.png")], ["test holds no images"]),
-        (lambda path: (path / "test" / "dog").rename(path / "test" / "dot"), ["different classes", "['dog', 'dot']"]),
+        (
+            lambda path: [f.unlink() for f in (path / "test").rglob("*.png")],
+            ["test holds no images"],
+        ),
+        (
+            lambda path: (path / "test" / "dog").rename(path / "test" / "dot"),
+            ["different classes", "['dog', 'dot']"],
+        ),
     ],
 )
 def test_image_folder_in_another_layout_is_refused(tmp_path, spoil, words):
@@ -198,7 +238,11 @@ def test_what_a_loader_raises_or_returns_is_named(monkeypatch):
     ("name", "options", "words"),
     [
         ("digit", {}, ["unknown data set 'digit'", "did you mean 'digits'"]),
-        ("digits", {"validaton": 0.2, "sede": 1}, ["did you mean 'validation'", "did you mean 'seed'"]),
+        (
+            "digits",
+            {"validaton": 0.2, "sede": 1},
+            ["did you mean 'validation'", "did you mean 'seed'"],
+        ),
         ("image_folder", {"siz": 5}, ["did you mean 'size'", "option missing: path"]),
     ],
 )
@@ -211,7 +255,11 @@ def test_all_mistakes_in_name_and_options_are_found_without_loading(name, option
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("digits", {"validation": "a lot"}), ("image_folder", {"path": 5}), ("image_folder", {"path": ".", "size": 0})],
+    [
+        ("digits", {"validation": "a lot"}),
+        ("image_folder", {"path": 5}),
+        ("image_folder", {"path": ".", "size": 0}),
+    ],
 )
 def test_options_of_the_wrong_type_or_range_are_data_errors(name, options):
     with pytest.raises(DataError, match=name):

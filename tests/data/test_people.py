@@ -57,14 +57,21 @@ def tensor(image):
 WAYS = {
     "numpy, channels last": (BYTES, LABELS),
     "numpy, channels second": (np.moveaxis(BYTES, -1, 1), LABELS.astype(np.uint8)),
-    "torch, channels second": (torch.from_numpy(np.moveaxis(BYTES, -1, 1).copy()), torch.from_numpy(LABELS)[:, None]),
+    "torch, channels second": (
+        torch.from_numpy(np.moveaxis(BYTES, -1, 1).copy()),
+        torch.from_numpy(LABELS)[:, None],
+    ),
     "torch, channels last": (torch.from_numpy(BYTES), list(LABELS)),
     "labels of 32 bits": (BYTES, torch.tensor(LABELS, dtype=torch.int32)),
     "a list": [(Image.fromarray(image), label) for image, label in zip(BYTES, LABELS, strict=True)],
     "PIL images": Items(lambda image, label: (Image.fromarray(image), label)),
     "arrays": Items(lambda image, label: [image, np.int32(label)]),
-    "named": Items(lambda image, label: {"pixel_values": tensor(image), "labels": torch.tensor(label), "id": 3}),
-    "a loader": DataLoader(Items(lambda image, label: (tensor(image), label)), batch_size=5, shuffle=True),
+    "named": Items(
+        lambda image, label: {"pixel_values": tensor(image), "labels": torch.tensor(label), "id": 3}
+    ),
+    "a loader": DataLoader(
+        Items(lambda image, label: (tensor(image), label)), batch_size=5, shuffle=True
+    ),
     "iterable": Flowing(),
 }
 
@@ -81,15 +88,23 @@ def test_all_ways_to_have_bytes_are_the_same_data(way):
     given = Data.of(WAYS[way], WAYS[way], validation=WAYS[way], mean=[0.5] * 3, std=[0.25] * 3)
     assert not given.held_out
     assert torch.equal(given.validation.images, given.train.images)
-    np.testing.assert_allclose(given.train.images.permute(0, 2, 3, 1).numpy(), (BYTES / 255 - 0.5) / 0.25, atol=1e-5)
+    np.testing.assert_allclose(
+        given.train.images.permute(0, 2, 3, 1).numpy(), (BYTES / 255 - 0.5) / 0.25, atol=1e-5
+    )
 
 
 def test_floats_are_inputs_as_they_are_and_splits_and_streams_are_taken():
     images = torch.randn(24, 3, 4, 4, dtype=torch.float64)
     split = Split(images.float(), torch.from_numpy(LABELS))
-    stream = Stream(source=TensorDataset(images.float(), split.labels), labels=split.labels, workers=0)
+    stream = Stream(
+        source=TensorDataset(images.float(), split.labels), labels=split.labels, workers=0
+    )
     expected = Data.from_tensors((split.images, split.labels), (split.images, split.labels))
-    for way in ((images.numpy(), LABELS), (images.half().double().half() * 0 + images.float(), LABELS), split):
+    for way in (
+        (images.numpy(), LABELS),
+        (images.half().double().half() * 0 + images.float(), LABELS),
+        split,
+    ):
         assert Data.of(way, way, name="tensors").fingerprint() == expected.fingerprint()
     data = Data.of(stream, split, validation=(images.numpy(), LABELS))
     assert isinstance(data.train, Stream)
@@ -109,7 +124,11 @@ def test_grey_bytes_and_targets_of_a_regression():
 @pytest.mark.parametrize(
     ("train", "options", "words"),
     [
-        ("images/", {}, "is (images, labels) as arrays, a Dataset, a DataLoader, a Split or a Stream, found str"),
+        (
+            "images/",
+            {},
+            "is (images, labels) as arrays, a Dataset, a DataLoader, a Split or a Stream, found str",
+        ),
         ({"image": BYTES}, {}, "found dict"),
         ([], {}, "data: train has at least one image"),
         ((BYTES.astype(np.int64), LABELS), {}, "data: train: images are an array of bytes (uint8)"),
@@ -118,12 +137,20 @@ def test_grey_bytes_and_targets_of_a_regression():
         ((BYTES, np.eye(2)[LABELS]), {}, "labels.argmax(1)"),
         ((BYTES, LABELS[:5]), {}, "for 24 images"),
         ((BYTES, ["cat"] * 24), {}, "has labels that are numbers or tensors of one shape"),
-        ((np.moveaxis(BYTES, -1, 1) / 255, LABELS), {}, "found bytes in test and inputs as they are in train"),
+        (
+            (np.moveaxis(BYTES, -1, 1) / 255, LABELS),
+            {},
+            "found bytes in test and inputs as they are in train",
+        ),
         ((BYTES, LABELS), {"ignore_index": 255}, "is the label of pixels that do not count"),
         ((BYTES, LABELS), {"mean": [0.5]}, "mean and std are given together"),
         ((BYTES, LABELS), {"validation": True}, "found bool"),
         ([(BYTES[0], 1, "name")] * 3, {}, "found tuple of 3 at 0; return just these two"),
-        ([{"picture": BYTES[0], "label": 1}] * 3, {}, "or named image and label, found picture, label at 0"),
+        (
+            [{"picture": BYTES[0], "label": 1}] * 3,
+            {},
+            "or named image and label, found picture, label at 0",
+        ),
         ([(BYTES[0], 0), (BYTES[0][:3], 1)], {}, "the first is"),
     ],
 )
@@ -140,8 +167,12 @@ def test_mean_and_std_are_for_bytes():
 
 def test_a_dataset_that_draws_at_random_is_told():
     draws = np.random.default_rng(0)
-    drawn = Items(lambda image, label: (draws.permutation(image.ravel()).reshape(image.shape), label))
-    with pytest.warns(UserWarning, match="train: its first image is another one when it is read again"):
+    drawn = Items(
+        lambda image, label: (draws.permutation(image.ravel()).reshape(image.shape), label)
+    )
+    with pytest.warns(
+        UserWarning, match="train: its first image is another one when it is read again"
+    ):
         Data.of(drawn, (BYTES, LABELS))
 
 
@@ -151,9 +182,17 @@ def test_pixels_that_do_not_count_have_any_number(tmp_path):
     images = BYTES[..., :1]
     wanted = torch.from_numpy(labels.astype(np.int64))
     wanted[wanted == 255] = -100
-    np.savez(tmp_path / "d.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    np.savez(
+        tmp_path / "d.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels,
+    )
     options = {"objective": "segmentation", "ignore_index": 255}
-    pair = (TensorDataset(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)),) * 2
+    pair = (
+        TensorDataset(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)),
+    ) * 2
     for data in (
         Data.of((images, labels), (images, labels), **options),
         load_data("npz", path=str(tmp_path / "d.npz"), classes=3, **options),
@@ -184,9 +223,17 @@ def network_of(dimensions):
         3: (nn.Conv3d, nn.BatchNorm3d, nn.AdaptiveAvgPool3d),
     }[dimensions]
     layers = [convolution(SHAPES[dimensions][0], 8, 3, padding=1), norm(8), nn.ReLU()]
-    layers += [convolution(8, 12, 3, padding=1, stride=2), nn.ReLU(), pool(1), nn.Flatten(), nn.Linear(12, 3)]
+    layers += [
+        convolution(8, 12, 3, padding=1, stride=2),
+        nn.ReLU(),
+        pool(1),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    ]
     with torch_seeded(0, "init"):
-        return nn.Sequential(*[layer if not hasattr(layer, "reset_parameters") else _anew(layer) for layer in layers])
+        return nn.Sequential(
+            *[layer if not hasattr(layer, "reset_parameters") else _anew(layer) for layer in layers]
+        )
 
 
 def _anew(layer):
@@ -202,7 +249,13 @@ def test_splits_and_streams_of_any_dimension_hold_the_same(dimensions):
     streamed = Stream(source=source, labels=labels, workers=0)
     assert split.shape == streamed.shape == SHAPES[dimensions]
     some = torch.tensor([3, 1, 7])
-    for own in (split, streamed, pickle.loads(pickle.dumps(split)), split.to("cpu"), streamed.loaded()):
+    for own in (
+        split,
+        streamed,
+        pickle.loads(pickle.dumps(split)),
+        split.to("cpu"),
+        streamed.loaded(),
+    ):
         assert torch.equal(own.part(some).loaded().images, images[some])
         for batch, at in zip(own.batches(25), range(0, 60, 25), strict=True):
             assert torch.equal(batch[0], images[at : at + 25])
@@ -235,7 +288,9 @@ def test_bytes_of_any_dimension_are_normalised_per_channel(dimensions):
 @pytest.mark.parametrize("dimensions", [1, 3])
 def test_signals_and_volumes_go_the_whole_way(tmp_path, dimensions):
     images, labels = images_of(dimensions, 120)
-    data = Data.of((images[:90].numpy(), labels[:90].numpy()), (images[90:], labels[90:]), validation=0.3)
+    data = Data.of(
+        (images[:90].numpy(), labels[:90].numpy()), (images[90:], labels[90:]), validation=0.3
+    )
     model = network_of(dimensions)
     recipe = Recipe(epochs=6, lr=0.05, batch_size=16)
     train(model, data.train, recipe)
@@ -243,13 +298,29 @@ def test_signals_and_volumes_go_the_whole_way(tmp_path, dimensions):
     assert full > 0.6
     options = {"name": "adaptive_bn", "batch_size": 16}
     result = search(
-        model, data, budget=Budget(macs=0.6), n_trials=4, run_dir=tmp_path / "run", searcher="random", evaluator=options
+        model,
+        data,
+        budget=Budget(macs=0.6),
+        n_trials=4,
+        run_dir=tmp_path / "run",
+        searcher="random",
+        evaluator=options,
     )
-    assert result.best.evaluation.macs <= 0.6 * int(result.task.graph.costs.macs([result.task.space.full])[0])
+    assert result.best.evaluation.macs <= 0.6 * int(
+        result.task.graph.costs.macs([result.task.space.full])[0]
+    )
     again = search(
-        model, data, budget=Budget(macs=0.6), n_trials=4, run_dir=tmp_path / "two", searcher="random", evaluator=options
+        model,
+        data,
+        budget=Budget(macs=0.6),
+        n_trials=4,
+        run_dir=tmp_path / "two",
+        searcher="random",
+        evaluator=options,
     )
-    assert [t.evaluation.metrics for t in result.trials] == [t.evaluation.metrics for t in again.trials]
+    assert [t.evaluation.metrics for t in result.trials] == [
+        t.evaluation.metrics for t in again.trials
+    ]
     tuned = finetune(result.model(), data, recipe)
     assert tuned.after["top1"] > 0.5
     export(tuned.model, tmp_path / "net.pt2", example_input=data.example)
@@ -260,6 +331,10 @@ def test_signals_and_volumes_go_the_whole_way(tmp_path, dimensions):
 def test_grey_images_without_a_channel_are_told(tmp_path):
     images = torch.randn(40, 8, 8)
     data = Data.of((images, torch.arange(40) % 2), (images, torch.arange(40) % 2))
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    with pytest.raises(ExampleError, match=r"taken as signals, \(channels, length\); grey images have a channel"):
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    with pytest.raises(
+        ExampleError, match=r"taken as signals, \(channels, length\); grey images have a channel"
+    ):
         search(model, data, budget=Budget(macs=0.5), n_trials=1, run_dir=tmp_path / "run")

@@ -50,11 +50,15 @@ def structures():
     nested = st.recursive(
         leaf,
         lambda inner: st.one_of(
-            st.tuples(inner, inner), st.dictionaries(st.sampled_from(["a", "b", "c"]), inner, min_size=1)
+            st.tuples(inner, inner),
+            st.dictionaries(st.sampled_from(["a", "b", "c"]), inner, min_size=1),
         ),
         max_leaves=5,
     )
-    return st.one_of(st.tuples(nested, nested), st.dictionaries(st.sampled_from(["u", "v", "w"]), nested, min_size=1))
+    return st.one_of(
+        st.tuples(nested, nested),
+        st.dictionaries(st.sampled_from(["u", "v", "w"]), nested, min_size=1),
+    )
 
 
 def made(structure, index):
@@ -71,8 +75,18 @@ def collated(structure, indices):
 
     def cast(item):
         if isinstance(item, torch.Tensor):
-            return item.float() if item.is_floating_point() else item if item.dtype == torch.bool else item.long()
-        return {k: cast(v) for k, v in item.items()} if isinstance(item, dict) else tuple(cast(v) for v in item)
+            return (
+                item.float()
+                if item.is_floating_point()
+                else item
+                if item.dtype == torch.bool
+                else item.long()
+            )
+        return (
+            {k: cast(v) for k, v in item.items()}
+            if isinstance(item, dict)
+            else tuple(cast(v) for v in item)
+        )
 
     return Example.of(cast(default_collate(batch)))
 
@@ -101,7 +115,8 @@ def test_batches_are_what_pytorch_collates_in_memory_and_streamed(structure):
             # Rows of all inputs and labels stay together: each row is one item.
             for row, label in enumerate(own.tolist()):
                 assert any(
-                    _equal(inputs[row : row + 1], collated(structure, [i])) and i % 2 == label for i in range(12)
+                    _equal(inputs[row : row + 1], collated(structure, [i])) and i % 2 == label
+                    for i in range(12)
                 )
     same(held.example, held.train[:1] if isinstance(held.train, Example) else held.train.images[:1])
     assert held.fingerprint() == Data.of(source, source).fingerprint()
@@ -123,7 +138,9 @@ def test_arrays_of_all_images_and_items_are_the_same_data():
     assert Data.of(named, named).train.shape == (3, 4, 4)  # as ever: the image alone
     rest = [{"left": x["image"], "right": x["image"], "label": y} for x, y in items]
     assert Data.of(rest, rest).train.shape == {"left": [3, 4, 4], "right": [3, 4, 4]}
-    pair = from_datasets((Items(named.__getitem__), Items(named.__getitem__)), inputs=["image", "kind"], stream=True)
+    pair = from_datasets(
+        (Items(named.__getitem__), Items(named.__getitem__)), inputs=["image", "kind"], stream=True
+    )
     same(next(pair.test.batches(12))[0], Example.of(expected.test.images))
 
 

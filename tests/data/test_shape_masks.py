@@ -12,7 +12,9 @@ FEW = {"train": 40, "test": 12}
 
 
 def test_masks_are_alike_whenever_they_are_drawn_and_edges_do_not_count():
-    data, again, other = (load_data("shape_masks", **FEW, **more) for more in ({}, {}, {"drawing": 1}))
+    data, again, other = (
+        load_data("shape_masks", **FEW, **more) for more in ({}, {}, {"drawing": 1})
+    )
     assert data.fingerprint() == again.fingerprint() != other.fingerprint()
     assert data.train.shape == (3, 32, 32)
     labels = data.train.labels
@@ -35,7 +37,9 @@ def test_labels_say_which_shapes_are_in_the_mask():
 
 @pytest.mark.parametrize("name", ["shape_masks", "shape_tags"])
 def test_numbers_out_of_range_are_told(name):
-    with pytest.raises(DataError, match=f"{name}: train is at least 2, test 1, size 16 pixels, .*found size = 8"):
+    with pytest.raises(
+        DataError, match=f"{name}: train is at least 2, test 1, size 16 pixels, .*found size = 8"
+    ):
         load_data(name, size=8)
     with pytest.raises(DataError, match="validation is the share"):
         load_data(name, validation=1.5, train=20)

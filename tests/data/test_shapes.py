@@ -18,10 +18,18 @@ def test_it_is_drawn_alike_and_only_the_split_depends_on_the_seed():
     assert one.fingerprint() == again.fingerprint() != other.fingerprint()
     assert torch.equal(one.test.images, other.test.images)
     assert torch.equal(one.test.labels, other.test.labels)
-    both = [sorted(x.numpy().tobytes() for part in (d.train, d.validation) for x in part.images) for d in (one, other)]
+    both = [
+        sorted(x.numpy().tobytes() for part in (d.train, d.validation) for x in part.images)
+        for d in (one, other)
+    ]
     assert both[0] == both[1]
     assert load_data("shapes", **SMALL, drawing=1).fingerprint() != one.fingerprint()
-    assert (len(one.train), len(one.validation), len(one.test), one.objective) == (19, 5, 6, "detection")
+    assert (len(one.train), len(one.validation), len(one.test), one.objective) == (
+        19,
+        5,
+        6,
+        "detection",
+    )
     assert one.train.images.shape[1:] == (3, 32, 32)
 
 
@@ -44,7 +52,9 @@ def test_boxes_are_the_edges_of_shapes_which_stand_out():
                 inside = image[y1:y2, x1:x2].astype(float)
                 assert np.abs(inside - middle).max() < 90  # of one colour, up to the edges
             if CLASSES[label - 1] != "square":
-                assert np.abs(image[y1, x1].astype(float) - middle).mean() > 15  # its corner is background
+                assert (
+                    np.abs(image[y1, x1].astype(float) - middle).mean() > 15
+                )  # its corner is background
     assert set(seen) == {1, 2, 3}
 
 

@@ -11,7 +11,9 @@ from abcsearch.data.split import Split
 from abcsearch.data.stream import Stream
 
 SCALE = Scale(mean=(0.5,), std=(0.25,))
-PIXELS = torch.randint(0, 256, (50, 1, 5, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+PIXELS = torch.randint(
+    0, 256, (50, 1, 5, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+)
 FLOATS = SCALE.apply(PIXELS.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 LABELS = torch.arange(50) % 5
 IMAGES = {
@@ -23,7 +25,11 @@ IMAGES = {
 
 def epochs(images, **options):
     draws = torch.Generator().manual_seed(3)
-    return [batch for _ in range(2) for batch in images.shuffled(12, draws, shift=1, flip=True, **options)]
+    return [
+        batch
+        for _ in range(2)
+        for batch in images.shuffled(12, draws, shift=1, flip=True, **options)
+    ]
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -39,7 +39,11 @@ IMAGES, LABELS = torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 0, 1])
         (IMAGES.numpy(), LABELS, "ndarray"),
         (IMAGES, [0, 1, 0, 1], "list"),
         (torch.full_like(IMAGES, float("nan")), LABELS, "not in 4 of 4 images, first in number 0"),
-        (IMAGES + torch.tensor([0, float("inf")]), LABELS, "not in 4 of 4 images, first in number 0"),
+        (
+            IMAGES + torch.tensor([0, float("inf")]),
+            LABELS,
+            "not in 4 of 4 images, first in number 0",
+        ),
     ],
 )
 def test_a_split_refuses_what_training_cannot_use(images, labels, words):
@@ -57,16 +61,26 @@ def test_a_part_holds_the_images_and_labels_at_its_positions():
 
 
 @settings(max_examples=50, deadline=None)
-@given(counts=st.lists(st.integers(8, 30), min_size=1, max_size=4), share=st.floats(0.25, 0.7), seed=st.integers(0, 99))
-def test_every_training_image_is_in_exactly_one_split_and_classes_keep_their_share(counts, share, seed):
+@given(
+    counts=st.lists(st.integers(8, 30), min_size=1, max_size=4),
+    share=st.floats(0.25, 0.7),
+    seed=st.integers(0, 99),
+)
+def test_every_training_image_is_in_exactly_one_split_and_classes_keep_their_share(
+    counts, share, seed
+):
     labels = [c for c, n in enumerate(counts) for _ in range(n)]
     images, targets = numbered(labels)
-    data = Data.from_tensors((images, targets), (images[:1] - 1, targets[:1]), validation=share, seed=seed)
+    data = Data.from_tensors(
+        (images, targets), (images[:1] - 1, targets[:1]), validation=share, seed=seed
+    )
     assert numbers(data.train) | numbers(data.validation) == set(range(len(labels)))
     assert len(data.train) + len(data.validation) == len(labels)
     assert len(data.validation) == np.ceil(share * len(labels))
     for split in (data.train, data.validation):
-        assert split.labels.tolist() == [labels[number] for number in split.images.flatten().int().tolist()]
+        assert split.labels.tolist() == [
+            labels[number] for number in split.images.flatten().int().tolist()
+        ]
     for c, count in enumerate(counts):
         assert abs(int((data.validation.labels == c).sum()) - share * count) <= 1.5
 

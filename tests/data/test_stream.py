@@ -27,7 +27,9 @@ def folder(tmp_path_factory):
     for name in ("cat", "dog"):
         (root / name).mkdir()
         for number in range(10):
-            Image.fromarray(draws.integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(root / name / f"{number}.png")
+            Image.fromarray(draws.integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(
+                root / name / f"{number}.png"
+            )
     return Folder(root)
 
 
@@ -66,7 +68,9 @@ def test_the_loaded_images_are_those_of_the_files_normalised(folder):
     for index in range(len(folder)):
         pixels = np.array(Image.open(folder.file(index)), dtype=np.float64) / 255
         expected = (pixels - SCALE.mean) / SCALE.std
-        np.testing.assert_allclose(split.images[index].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            split.images[index].permute(1, 2, 0).numpy(), expected, atol=1e-5
+        )
 
 
 def test_a_part_of_a_part_holds_the_images_at_its_positions(folder):
@@ -86,7 +90,8 @@ def test_an_epoch_of_a_stream_has_every_image_once_with_its_label(folder, augmen
         assert images.is_contiguous(memory_format=torch.channels_last)
         if not augmentation:
             known = {
-                image.numpy().tobytes(): int(label) for image, label in zip(*joined(source.batches(20)), strict=True)
+                image.numpy().tobytes(): int(label)
+                for image, label in zip(*joined(source.batches(20)), strict=True)
             }
             found = [image.numpy().tobytes() for image in images]
             assert len(set(found)) == 18
@@ -156,7 +161,10 @@ BYTES = torch.zeros(3, 4, 4, dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        ([BYTES, BYTES.double()], "image 1 of Items must be a .* tensor, found (3, 4, 4) torch.float64"),
+        (
+            [BYTES, BYTES.double()],
+            "image 1 of Items must be a .* tensor, found (3, 4, 4) torch.float64",
+        ),
         ([BYTES, BYTES[0]], "image 1 of Items is (4, 4), the first is (3, 4, 4)"),
         ([BYTES, BYTES[0, 0]], "found (4,) torch.uint8"),
         ([BYTES, BYTES.numpy()], "found ndarray"),
@@ -184,7 +192,9 @@ class Exits(Items):
 
 def test_a_worker_that_dies_is_one_clear_message():
     stream = Stream(source=Exits(BYTES, BYTES), labels=torch.tensor([0, 1]), workers=1)
-    with pytest.raises(DataError, match=r"a process that decodes images has died.*/dev/shm for workers = 1"):
+    with pytest.raises(
+        DataError, match=r"a process that decodes images has died.*/dev/shm for workers = 1"
+    ):
         list(stream.batches(2))
 
 
@@ -192,7 +202,10 @@ def test_a_worker_that_dies_is_one_clear_message():
     ("options", "words"),
     [
         ({"source": 5}, "map-style Dataset (with __getitem__ and __len__), found 5"),
-        ({"labels": torch.zeros(1, dtype=torch.int64)}, "labels are (2,) int64 for 2 images, found (1,)"),
+        (
+            {"labels": torch.zeros(1, dtype=torch.int64)},
+            "labels are (2,) int64 for 2 images, found (1,)",
+        ),
         ({"labels": torch.tensor([0, -1])}, "labels count classes from 0, found -1"),
         ({"workers": -1}, "at least 0, found -1"),
         ({"source": [], "labels": torch.zeros(0)}, "at least one image"),
@@ -223,13 +236,17 @@ def test_data_of_streams_decode_search_validation_only(folder):
     assert len(seen) < 6 + 6  # its six, and a few to see the shape
     whole = stream_of(folder).loaded()
     both = torch.cat([data.train.loaded().images, data.validation.images])
-    assert sorted(map(bytes, both.flatten(1).numpy())) == sorted(map(bytes, whole.images.flatten(1).numpy()))
+    assert sorted(map(bytes, both.flatten(1).numpy())) == sorted(
+        map(bytes, whole.images.flatten(1).numpy())
+    )
 
 
 def test_the_fingerprint_of_a_stream_sees_names_sizes_labels_and_normalisation(tmp_path):
     def data(scale=SCALE):
         folder = Folder(tmp_path)
-        return Data.from_images(stream_of(folder, scale=scale), stream_of(folder, scale=scale), validation=0.5)
+        return Data.from_images(
+            stream_of(folder, scale=scale), stream_of(folder, scale=scale), validation=0.5
+        )
 
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
@@ -298,5 +315,7 @@ def test_labels_of_pixels_are_moved_with_their_images():
 def test_maps_that_cannot_be_moved_with_the_images_are_refused(labels):
     split = Split(torch.rand(4, 1, 2, 2), labels)
     assert len(list(split.shuffled(2, generator()))) == 2
-    with pytest.raises(DataError, match=r"cannot be shifted and mirrored with them.*set shift = 0 and flip = false"):
+    with pytest.raises(
+        DataError, match=r"cannot be shifted and mirrored with them.*set shift = 0 and flip = false"
+    ):
         next(iter(split.shuffled(2, generator(), flip=True)))

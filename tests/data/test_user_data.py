@@ -72,7 +72,9 @@ def test_two_datasets_are_read_and_split_by_the_options():
     assert isinstance(streamed.train, Stream)
     assert numbers(streamed.train) == numbers(data.train)
     assert torch.equal(streamed.train.labels, data.train.labels)
-    assert streamed.fingerprint() == load_data("ownimages:pair", **options, stream=True).fingerprint()
+    assert (
+        streamed.fingerprint() == load_data("ownimages:pair", **options, stream=True).fingerprint()
+    )
     assert load_data("ownimages:pair", **{**options, "seed": 2}).fingerprint() != data.fingerprint()
 
 
@@ -104,13 +106,25 @@ def test_labels_are_what_the_objective_needs(labels, objective, dtype):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("ownimages:gone", {}, "data set 'ownimages:gone' cannot be imported: ownimages has no 'gone'"),
+        (
+            "ownimages:gone",
+            {},
+            "data set 'ownimages:gone' cannot be imported: ownimages has no 'gone'",
+        ),
         ("nomodule:pair", {}, "cannot be imported: there is no module nomodule"),
         ("ownimages:value", {}, "is not a class or function but 5"),
         ("ownimages:pair", {"siz": 5}, "did you mean 'size'?"),
-        ("ownimages:split", {"validation": 0.1, "stream": True}, "split already: it has no option stream, validation"),
+        (
+            "ownimages:split",
+            {"validation": 0.1, "stream": True},
+            "split already: it has no option stream, validation",
+        ),
         ("ownimages:fails", {}, "cannot be loaded with no options: ZeroDivisionError: oh"),
-        ("ownimages:other", {}, "returned list, expected abcsearch.Data (see Data.from_tensors) or two Datasets"),
+        (
+            "ownimages:other",
+            {},
+            "returned list, expected abcsearch.Data (see Data.from_tensors) or two Datasets",
+        ),
         ("ownimages:pair", {"validation": 2.0}, "found 2.0"),
         ("mydata", {}, "your own is named by import path, package.module:callable"),
     ],
@@ -139,9 +153,18 @@ IMAGE = torch.zeros(3, 4, 4)
     ("items", "words"),
     [
         ([], "mine: the train Dataset has __getitem__, __len__ and at least one item"),
-        ([(IMAGE, 0), IMAGE], "cannot be read: mine: the train Dataset has items (image, label), found Tensor at 1"),
-        ([(IMAGE, 0), (IMAGE, "cat")], "mine: the train Dataset has labels that are numbers or tensors of one shape"),
-        ([(IMAGE, 0), (IMAGE, torch.zeros(2))], "mine: the train Dataset has labels that are numbers or tensors"),
+        (
+            [(IMAGE, 0), IMAGE],
+            "cannot be read: mine: the train Dataset has items (image, label), found Tensor at 1",
+        ),
+        (
+            [(IMAGE, 0), (IMAGE, "cat")],
+            "mine: the train Dataset has labels that are numbers or tensors of one shape",
+        ),
+        (
+            [(IMAGE, 0), (IMAGE, torch.zeros(2))],
+            "mine: the train Dataset has labels that are numbers or tensors",
+        ),
         ([(IMAGE, 0), (IMAGE.long(), 1)], "found (3, 4, 4) torch.int64"),
         ([(IMAGE, 0), (IMAGE[:1], 1)], "is (1, 4, 4), the first is (3, 4, 4)"),
         ([(IMAGE, 0), (IMAGE, -1)], "labels count classes from 0, found -1"),
@@ -155,10 +178,19 @@ def test_items_that_do_not_fit_are_named(items, words):
 
 
 def test_a_config_names_data_by_import_path_and_has_its_mistakes_at_once():
-    plain = {"n_trials": 1, "budget": {"macs": 0.5}, "model": "small_resnet", "pretrain": {"epochs": 1}}
-    config = parse_config({**plain, "data": {"name": "ownimages:pair", "size": 30, "validation": 10}})
+    plain = {
+        "n_trials": 1,
+        "budget": {"macs": 0.5},
+        "model": "small_resnet",
+        "pretrain": {"epochs": 1},
+    }
+    config = parse_config(
+        {**plain, "data": {"name": "ownimages:pair", "size": 30, "validation": 10}}
+    )
     assert config.data.options == {"size": 30, "validation": 10}
-    with pytest.raises(ConfigError, match=r"2 mistake\(s\)(.|\n)*'trials'(.|\n)*did you mean 'size'"):
+    with pytest.raises(
+        ConfigError, match=r"2 mistake\(s\)(.|\n)*'trials'(.|\n)*did you mean 'size'"
+    ):
         parse_config({**plain, "trials": 3, "data": {"name": "ownimages:pair", "siz": 30}})
     check_data_options("ownimages:pair", {"workers": 0})
     with pytest.raises(DataError, match="unknown option 'workers'"):

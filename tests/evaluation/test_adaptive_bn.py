@@ -33,7 +33,9 @@ def data():
     labels = torch.arange(400) % 3
     images = torch.randn(400, 2, 6, 6, generator=generator) + labels[:, None, None, None]
     images[:, 0] *= 1 + labels[:, None, None]
-    return Data.from_tensors((images[:320], labels[:320]), (images[320:], labels[320:]), validation=0.25)
+    return Data.from_tensors(
+        (images[:320], labels[:320]), (images[320:], labels[320:]), validation=0.25
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,9 @@ def model(data):
 
 def evaluator(model, data, **options):
     graph = trace_channels(model, data.example)
-    return AdaptiveBN(Sliced(model, graph, rank_channels(model, graph)), data, AdaptiveBNOptions(**options))
+    return AdaptiveBN(
+        Sliced(model, graph, rank_channels(model, graph)), data, AdaptiveBNOptions(**options)
+    )
 
 
 def candidates(model, data, n=4):
@@ -69,7 +73,9 @@ def test_statistics_are_the_exact_average_over_batches(model, data):
     seen = {name: [] for name in norms(network)}
     for name, norm in norms(network).items():
         norm.register_forward_pre_hook(
-            lambda _module, inputs, name=name: seen[name].append(inputs[0].double().transpose(0, 1).flatten(1))
+            lambda _module, inputs, name=name: seen[name].append(
+                inputs[0].double().transpose(0, 1).flatten(1)
+            )
         )
     calibrate(network, images, batch_size=30)
     for name, norm in norms(network).items():
@@ -78,8 +84,12 @@ def test_statistics_are_the_exact_average_over_batches(model, data):
         ] * 3  # the last 10 are left out
         means = torch.stack([batch.mean(dim=1) for batch in seen[name]])
         variances = torch.stack([batch.var(dim=1, unbiased=True) for batch in seen[name]])
-        torch.testing.assert_close(norm.running_mean.double(), means.mean(dim=0), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(norm.running_var.double(), variances.mean(dim=0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            norm.running_mean.double(), means.mean(dim=0), rtol=1e-5, atol=1e-6
+        )
+        torch.testing.assert_close(
+            norm.running_var.double(), variances.mean(dim=0), rtol=1e-5, atol=1e-6
+        )
         assert int(norm.num_batches_tracked) == 3
 
 
@@ -91,9 +101,18 @@ def test_what_was_there_before_does_not_matter_and_only_statistics_change(model,
     before = everything(one)
     for network in (one, other):
         calibrate(network, data.train.images, batch_size=60)
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
-    changed = {name for name, tensor in one.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == {f"{n}.{b}" for n in norms(one) for b in ("running_mean", "running_var", "num_batches_tracked")}
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+    changed = {
+        name for name, tensor in one.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert changed == {
+        f"{n}.{b}"
+        for n in norms(one)
+        for b in ("running_mean", "running_var", "num_batches_tracked")
+    }
 
 
 class Shared(set):
@@ -138,13 +157,21 @@ def test_modes_momenta_and_random_state_are_as_before_also_on_failure(fails):
     network[2].eval()
     network[3].armed = fails
     images = torch.rand(8, 2, 3, 3)
-    before = [m.training for m in network.modules()], torch.get_rng_state().tolist(), torch.is_grad_enabled()
+    before = (
+        [m.training for m in network.modules()],
+        torch.get_rng_state().tolist(),
+        torch.is_grad_enabled(),
+    )
     if fails:
         with pytest.raises(ZeroDivisionError):
             calibrate(network, images, batch_size=4)
     else:
         calibrate(network, images, batch_size=4)
-    assert ([m.training for m in network.modules()], torch.get_rng_state().tolist(), torch.is_grad_enabled()) == before
+    assert (
+        [m.training for m in network.modules()],
+        torch.get_rng_state().tolist(),
+        torch.is_grad_enabled(),
+    ) == before
     assert (network[0].momentum, network[2].momentum) == (0.3, None)
 
 
@@ -161,7 +188,9 @@ def test_a_batch_that_is_larger_than_the_images_is_refused(batch_size):
 
 
 def test_layers_without_statistics_are_left_alone(data):
-    network = nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False), nn.InstanceNorm2d(2), nn.Conv2d(2, 2, 1))
+    network = nn.Sequential(
+        nn.BatchNorm2d(2, track_running_stats=False), nn.InstanceNorm2d(2), nn.Conv2d(2, 2, 1)
+    )
     before = everything(network)
     calibrate(network, data.train.images, batch_size=60)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -175,7 +204,11 @@ def test_calibration_images_are_unaugmented_training_images_drawn_once_per_split
     found = rows(calibration_images(data, 50).images)
     assert len(set(found)) == 50
     assert set(found) <= known
-    assert found == rows(calibration_images(data, 60).images)[:50] == rows(calibration_images(data, 50).images)
+    assert (
+        found
+        == rows(calibration_images(data, 60).images)[:50]
+        == rows(calibration_images(data, 50).images)
+    )
     assert len(calibration_images(data, 10**6)) == len(data.train)
     other = copy.copy(data)
     object.__setattr__(other, "seed", 1)
@@ -183,13 +216,19 @@ def test_calibration_images_are_unaugmented_training_images_drawn_once_per_split
 
 
 @pytest.mark.parametrize("repair", REPAIRS)
-def test_fitness_is_the_score_of_the_sliced_repaired_and_calibrated_network_on_search_validation(model, data, repair):
+def test_fitness_is_the_score_of_the_sliced_repaired_and_calibrated_network_on_search_validation(
+    model, data, repair
+):
     graph = trace_channels(model, data.example)
     source = Sliced(model, graph, rank_channels(model, graph))
     if repair != "none":
-        source = Repaired(source, calibration_images(data, REPAIR_IMAGES).images, repair, seed=data.seed)
+        source = Repaired(
+            source, calibration_images(data, REPAIR_IMAGES).images, repair, seed=data.seed
+        )
     for metric in ("top1", "top5", "neg_loss"):
-        evaluate_ = evaluator(model, data, metric=metric, calibration_images=120, batch_size=50, repair=repair)
+        evaluate_ = evaluator(
+            model, data, metric=metric, calibration_images=120, batch_size=50, repair=repair
+        )
         for candidate in candidates(model, data, 2):
             found = evaluate_(candidate, 0)
             network = source.network(candidate).to(memory_format=torch.channels_last)
@@ -220,7 +259,9 @@ def test_evaluations_are_deterministic_and_leave_the_trained_network_alone(model
     found = [one(candidate, 0) for candidate in chosen]
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert [other(candidate, seed) for seed, candidate in reversed(list(enumerate(chosen)))][::-1] == found
+    assert [other(candidate, seed) for seed, candidate in reversed(list(enumerate(chosen)))][
+        ::-1
+    ] == found
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes
     assert len({evaluation.metrics["neg_loss"] for evaluation in found}) == len(chosen)
@@ -229,7 +270,8 @@ def test_evaluations_are_deterministic_and_leave_the_trained_network_alone(model
 def test_the_layout_of_the_trained_network_in_memory_does_not_matter(model, data):
     """A network that was just trained is channels-last, the same one loaded from a file is not."""
     plain, last = (
-        copy.deepcopy(model).to(memory_format=layout) for layout in (torch.contiguous_format, torch.channels_last)
+        copy.deepcopy(model).to(memory_format=layout)
+        for layout in (torch.contiguous_format, torch.channels_last)
     )
     full = trace_channels(model, data.example).space().full
     for candidate in [full, *candidates(model, data)]:
@@ -256,16 +298,23 @@ def test_calibration_brings_a_network_with_wrong_statistics_back(model, data):
         norm.running_mean.add_(3.0)
         norm.running_var.mul_(30.0)
     full = trace_channels(model, data.example).space().full
-    assert score(spoiled, data.validation)["neg_loss"] < score(model, data.validation)["neg_loss"] - 0.3
+    assert (
+        score(spoiled, data.validation)["neg_loss"]
+        < score(model, data.validation)["neg_loss"] - 0.3
+    )
     healed = evaluator(spoiled, data, metric="neg_loss")(full, 0).fitness
     assert healed == evaluator(model, data, metric="neg_loss")(full, 0).fitness
     assert abs(healed - score(model, data.validation)["neg_loss"]) < 0.3
 
 
 def test_a_network_without_batch_norm_is_scored_as_it_is(data):
-    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
     full = trace_channels(network, data.example).space().full
-    with pytest.warns(UserWarning, match="Sequential has no running statistics: nothing to calibrate"):
+    with pytest.warns(
+        UserWarning, match="Sequential has no running statistics: nothing to calibrate"
+    ):
         scored = evaluator(network, data)
     found = scored(full, 0)
     expected = score(network, data.validation)
@@ -307,7 +356,9 @@ def test_evaluate_times_and_passes_seed_and_candidate_on():
 
     def mine(candidate, seed):
         seen.append((candidate, seed))
-        return Evaluation(fitness=np.float32(0.5), metrics={"a": torch.tensor(2.0)}, macs=np.int64(7), seconds=1e9)
+        return Evaluation(
+            fitness=np.float32(0.5), metrics={"a": torch.tensor(2.0)}, macs=np.int64(7), seconds=1e9
+        )
 
     found = evaluate(mine, (1, 2), 99)
     assert seen == [((1, 2), 99)]
@@ -336,7 +387,9 @@ def test_an_evaluator_that_returns_something_else_is_a_mistake_in_its_code(resul
         evaluate(lambda _candidate, _seed: result, (1,), 0)
 
 
-@pytest.mark.parametrize("number", [3, 0.5, np.float32(0.5), np.int64(2), torch.tensor(0.25), np.array([1.5])[0]])
+@pytest.mark.parametrize(
+    "number", [3, 0.5, np.float32(0.5), np.int64(2), torch.tensor(0.25), np.array([1.5])[0]]
+)
 def test_a_number_is_a_fitness_and_one_that_is_not_finite_a_failure(number):
     found = evaluate(lambda _candidate, _seed: number, (1,), 0)
     assert (found.fitness, found.failure, type(found.fitness)) == (float(number), None, float)
@@ -345,7 +398,9 @@ def test_a_number_is_a_fitness_and_one_that_is_not_finite_a_failure(number):
         assert (found.fitness, found.failure) == (None, f"the fitness is {float(wrong)}")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), AbcSearchError("x"), SystemExit(3)])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA out of memory"), AbcSearchError("x"), SystemExit(3)]
+)
 def test_what_an_evaluator_raises_is_the_reason(error):
     def mine(_candidate, _seed):
         raise error
@@ -365,9 +420,13 @@ def test_control_c_passes_through():
 def test_by_name_with_options(model, data):
     graph = trace_channels(model, data.example)
     ranking = rank_channels(model, graph)
-    found = make_evaluator("adaptive_bn", Sliced(model, graph, ranking), data, metric="neg_loss", batch_size=40)
+    found = make_evaluator(
+        "adaptive_bn", Sliced(model, graph, ranking), data, metric="neg_loss", batch_size=40
+    )
     candidate = candidates(model, data, 1)[0]
-    assert found(candidate, 0) == evaluator(model, data, metric="neg_loss", batch_size=40)(candidate, 0)
+    assert found(candidate, 0) == evaluator(model, data, metric="neg_loss", batch_size=40)(
+        candidate, 0
+    )
     assert all(entry.description and entry.source for entry in EVALUATORS.values())
 
 
@@ -375,7 +434,11 @@ def test_by_name_with_options(model, data):
     ("name", "options", "words"),
     [
         ("adaptive_nb", {}, "unknown evaluator 'adaptive_nb'; did you mean 'adaptive_bn'"),
-        ("adaptive_bn", {"metrics": "top1"}, "option of evaluator 'adaptive_bn': 'metrics'; did you mean 'metric'"),
+        (
+            "adaptive_bn",
+            {"metrics": "top1"},
+            "option of evaluator 'adaptive_bn': 'metrics'; did you mean 'metric'",
+        ),
         ("adaptive_bn", {"metric": "top2"}, "unknown metric 'top2'; did you mean 'top"),
         ("adaptive_bn", {"batch_size": 1}, "batch_size is at least 2, found 1"),
         (
@@ -385,12 +448,24 @@ def test_by_name_with_options(model, data):
         ),
         ("adaptive_bn", {"calibration_images": -1}, "calibration_images is at least 0, found -1"),
         ("adaptive_bn", {"validation_images": 0}, "validation_images is at least 1, found 0"),
-        ("adaptive_bn", {"precision": "float31"}, "unknown precision 'float31'; did you mean 'float32'"),
-        ("adaptive_bn", {"precision": "tf32", "device": "cpu"}, "precision tf32 is for CUDA, but the device is cpu"),
+        (
+            "adaptive_bn",
+            {"precision": "float31"},
+            "unknown precision 'float31'; did you mean 'float32'",
+        ),
+        (
+            "adaptive_bn",
+            {"precision": "tf32", "device": "cpu"},
+            "precision tf32 is for CUDA, but the device is cpu",
+        ),
         ("adaptive_bn", {"device": "cqu"}, 'device is "auto", "cpu".*found \'cqu\''),
         ("adaptive_bn", {"metric": "os:nothing"}, "metric 'os:nothing' cannot be imported"),
         ("adaptive_bn", {"metric": "os:sep"}, "metric 'os:sep' is not a class or function"),
-        ("adaptive_bn", {"metric": "miou"}, "unknown metric 'miou'; choose one of: neg_kl, neg_loss, top1, top5"),
+        (
+            "adaptive_bn",
+            {"metric": "miou"},
+            "unknown metric 'miou'; choose one of: neg_kl, neg_loss, top1, top5",
+        ),
         ("adaptive_bn", {"threads": 0}, "threads is from 1 to 1024, found 0"),
     ],
 )

@@ -63,7 +63,9 @@ def test_never_more_than_the_fraction_and_always_the_best_of_the_batch(fraction,
     for size in sizes:
         numbers = range(len(trials), len(trials) + size)
         batch = {n: cheap(Evaluation(fitness=float(draws.integers(20)))) for n in numbers}
-        failed = {n: Evaluation(fitness=None, failure="no") for n in numbers if draws.random() < 0.1}
+        failed = {
+            n: Evaluation(fitness=None, failure="no") for n in numbers if draws.random() < 0.1
+        }
         batch |= failed
         earlier = [Verdict.of(trial.evaluation) for trial in trials]
         best = made.promoted(earlier, batch)
@@ -74,7 +76,8 @@ def test_never_more_than_the_fraction_and_always_the_best_of_the_batch(fraction,
         assert scores == sorted(scores, reverse=True)
         assert all(score >= max(left, default=-math.inf) for score in scores)
         trials += [
-            Trial(n, (n,), trained(batch[n], Evaluation(fitness=1.0)) if n in best else batch[n]) for n in numbers
+            Trial(n, (n,), trained(batch[n], Evaluation(fitness=1.0)) if n in best else batch[n])
+            for n in numbers
         ]
         assert stages(trials).count(2) <= math.ceil(fraction * len(trials) - 1e-9)
     if fraction == 1:
@@ -86,15 +89,21 @@ def run(model, data, folder, evaluator, **options):
     return search(model, data, run_dir=folder, evaluator=evaluator, **given)
 
 
-def test_a_run_trains_the_best_of_every_batch_with_the_seed_of_the_trial(tiny_model, tiny_data, tmp_path):
+def test_a_run_trains_the_best_of_every_batch_with_the_seed_of_the_trial(
+    tiny_model, tiny_data, tmp_path
+):
     first, second = Counting(), Counting(offset=10)
-    result = run(tiny_model, tiny_data, tmp_path / "run", cascade(first, second, 0.2), searcher="bee_colony")
+    result = run(
+        tiny_model, tiny_data, tmp_path / "run", cascade(first, second, 0.2), searcher="bee_colony"
+    )
     two = [t for t in result.trials if t.evaluation.metrics["stage"] == 2]
     assert len(first.asked) == 30
     assert 3 <= len(two) == len(second.asked) <= 6
     assert all(t.fitness == t.evaluation.metrics[FIRST] + 10 for t in two)
     assert all(t.fitness == t.evaluation.metrics[FIRST] for t in result.trials if t not in two)
-    assert sorted(second.asked) == sorted((t.candidate, derived_seed(0, "evaluation", t.number)) for t in two)
+    assert sorted(second.asked) == sorted(
+        (t.candidate, derived_seed(0, "evaluation", t.number)) for t in two
+    )
     assert result.best in two
 
 
@@ -115,7 +124,9 @@ def test_threads_and_interruptions_change_nothing(tiny_model, tiny_data, tmp_pat
     def counted(lines, words):
         return sum(words in line.replace(b" ", b"") for line in lines)
 
-    whole = run(tiny_model, tiny_data, tmp_path / "whole", cascade(Counting(), Counting(10), 0.3), **way)
+    whole = run(
+        tiny_model, tiny_data, tmp_path / "whole", cascade(Counting(), Counting(10), 0.3), **way
+    )
     assert 1 <= stages(whole.trials).count(2) <= 9
     if way.get("execution", ExecutionOptions()).schedule == "rounds":
         with ThreadPoolExecutor(4) as pool:
@@ -124,14 +135,19 @@ def test_threads_and_interruptions_change_nothing(tiny_model, tiny_data, tmp_pat
         assert outcome(threads.trials) == outcome(whole.trials)
     # Cut the journal anywhere: what is left is evaluated again, to the same end.
     lines = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
-    decided = next(place for place, line in enumerate(lines) if b'"event": "first", "number": 9,' in line) + 1
+    decided = (
+        next(place for place, line in enumerate(lines) if b'"event": "first", "number": 9,' in line)
+        + 1
+    )
     for kept in (1, 7, 16, 29, decided, len(lines) - 2):
         (tmp_path / "whole" / "journal.jsonl").write_bytes(b"".join(lines[:kept]))
         first, second = Counting(), Counting(10)
         again = run(tiny_model, tiny_data, tmp_path / "whole", cascade(first, second, 0.3), **way)
         assert outcome(again.trials) == outcome(whole.trials)
         assert len(first.asked) == 30 - counted(lines[:kept], b'"event":"first"')
-        assert len(second.asked) == stages(whole.trials).count(2) - counted(lines[:kept], b'"stage":2')
+        assert len(second.asked) == stages(whole.trials).count(2) - counted(
+            lines[:kept], b'"stage":2'
+        )
 
 
 class Thresholded:
@@ -144,10 +160,16 @@ class Thresholded:
         return trained(cheap(self.first(candidate, seed)), self.second(candidate, seed))
 
     def promoted(self, earlier, batch):
-        return [number for number, found in batch.items() if found.metrics.get(FIRST, 0) > self.threshold]
+        return [
+            number
+            for number, found in batch.items()
+            if found.metrics.get(FIRST, 0) > self.threshold
+        ]
 
 
-@pytest.mark.parametrize("way", [{}, {"execution": ExecutionOptions(schedule="asynchronous")}], ids=str)
+@pytest.mark.parametrize(
+    "way", [{}, {"execution": ExecutionOptions(schedule="asynchronous")}], ids=str
+)
 def test_stages_of_ones_own_are_run_as_those_of_a_cascade(tiny_model, tiny_data, tmp_path, way):
     first, second = Counting(), Counting(10)
     assert isinstance(Thresholded(first, second, 0.7), Staged)
@@ -159,11 +181,16 @@ def test_stages_of_ones_own_are_run_as_those_of_a_cascade(tiny_model, tiny_data,
 
 
 def test_failures_of_both_stages_are_failed_trials(tiny_model, tiny_data, tmp_path):
-    good = run(tiny_model, tiny_data, tmp_path / "good", cascade(Counting(), Counting(10), 0.5)).trials
+    good = run(
+        tiny_model, tiny_data, tmp_path / "good", cascade(Counting(), Counting(10), 0.5)
+    ).trials
     bad = good[3].candidate
     worse = max((t for t in good if t.candidate != bad), key=lambda t: t.fitness).candidate
     evaluator = cascade(Counting(fails=[bad]), Counting(10, fails=[worse]), 0.5)
-    found = {t.candidate: t.evaluation for t in run(tiny_model, tiny_data, tmp_path / "bad", evaluator).trials}
+    found = {
+        t.candidate: t.evaluation
+        for t in run(tiny_model, tiny_data, tmp_path / "bad", evaluator).trials
+    }
     assert found[bad].failure == found[worse].failure == "ZeroDivisionError"
     assert "stage" not in found[bad].metrics
     assert found[worse].metrics["stage"] == 2
@@ -176,7 +203,9 @@ def test_its_stages_are_adaptive_bn_and_short_training(tiny_model, tiny_data):
     candidate = graph.space().uniform(0.5)
     found = make_evaluator("cascade", *parts, metric="neg_loss", **TINY)(candidate, 7)
     first = AdaptiveBN(*parts, AdaptiveBNOptions(metric="neg_loss", batch_size=32))(candidate, 7)
-    second = ShortTraining(*parts, ShortTrainingOptions(metric="neg_loss", epochs=1, batch_size=32))(candidate, 7)
+    second = ShortTraining(
+        *parts, ShortTrainingOptions(metric="neg_loss", epochs=1, batch_size=32)
+    )(candidate, 7)
     assert found.metrics[FIRST] == first.fitness
     assert found.fitness == second.fitness != first.fitness
 
@@ -184,10 +213,19 @@ def test_its_stages_are_adaptive_bn_and_short_training(tiny_model, tiny_data):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"fraction": 0}, r"fraction is the share of trials that are trained, above 0 and at most 1, found 0"),
+        (
+            {"fraction": 0},
+            r"fraction is the share of trials that are trained, above 0 and at most 1, found 0",
+        ),
         ({"fraction": 1.5}, "found 1.5"),
-        ({"adaptive_bn": {"batchsize": 3}}, "option of cascade.adaptive_bn: 'batchsize'; did you mean 'batch_size'"),
-        ({"short_training": {"metric": "top1"}}, "unknown option of cascade.short_training: 'metric'"),
+        (
+            {"adaptive_bn": {"batchsize": 3}},
+            "option of cascade.adaptive_bn: 'batchsize'; did you mean 'batch_size'",
+        ),
+        (
+            {"short_training": {"metric": "top1"}},
+            "unknown option of cascade.short_training: 'metric'",
+        ),
         ({"short_training": {"epochs": 0}}, "epochs is at least 1, found 0"),
         (
             {"short_training": {"epochs": "two"}},

@@ -18,8 +18,18 @@ from abcsearch.trial import Evaluation
 
 CASES = {
     "adaptive_bn": {"calibration_images": 64, "batch_size": 32, "utilisation": 1},
-    "short_training": {"steps": 2, "batch_size": 32, "shift": 1, "flip": True, "fresh_weights": True, "utilisation": 1},
-    "cascade": {"adaptive_bn": {"batch_size": 32}, "short_training": {"steps": 1, "batch_size": 32}},
+    "short_training": {
+        "steps": 2,
+        "batch_size": 32,
+        "shift": 1,
+        "flip": True,
+        "fresh_weights": True,
+        "utilisation": 1,
+    },
+    "cascade": {
+        "adaptive_bn": {"batch_size": 32},
+        "short_training": {"steps": 1, "batch_size": 32},
+    },
 }
 
 
@@ -31,7 +41,9 @@ def made():
         images = torch.randn(160, 1, 6, 6)
     labels = torch.arange(160) % 2
     graph = trace_channels(model, images[:1])
-    data = Data.from_tensors((images[:120], labels[:120]), (images[120:], labels[120:]), validation=0.25)
+    data = Data.from_tensors(
+        (images[:120], labels[:120]), (images[120:], labels[120:]), validation=0.25
+    )
     return Sliced(model, graph, rank_channels(model, graph)), data
 
 
@@ -91,7 +103,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("test", "make"), [(test, make) for test, makes in BROKEN.items() for make in makes])
+@pytest.mark.parametrize(
+    ("test", "make"), [(test, make) for test, makes in BROKEN.items() for make in makes]
+)
 def test_the_contract_tells_those_that_break_it(test, make):
     contract = Made()
     contract.make = make

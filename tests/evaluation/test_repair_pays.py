@@ -24,7 +24,9 @@ class Upscaling(nn.Module):
     def __init__(self, channels=16, blocks=2):
         super().__init__()
         self.head = nn.Conv2d(1, channels, 3, padding=1)
-        pairs = [[nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)] for _ in range(blocks)]
+        pairs = [
+            [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)] for _ in range(blocks)
+        ]
         self.blocks = nn.ModuleList(nn.Sequential(one, nn.ReLU(), two) for one, two in pairs)
         self.up = nn.Conv2d(channels, 4 * channels, 3, padding=1)
         self.shuffle = nn.PixelShuffle(2)
@@ -46,7 +48,9 @@ def losses(model, data, metric):
     for repair in ("none", "one_shot", "sequential"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # there are no statistics to calibrate
-            evaluator = AdaptiveBN(source, data, AdaptiveBNOptions(repair=repair, batch_size=32, metric=metric))
+            evaluator = AdaptiveBN(
+                source, data, AdaptiveBNOptions(repair=repair, batch_size=32, metric=metric)
+            )
         found[repair] = -evaluator(candidate, 0).metrics[metric]
     return found, -score(model, data.validation, objective=data.objective)[metric]
 
@@ -58,7 +62,13 @@ def test_super_resolution_without_batch_norm():
     data = Data.from_tensors(*pairs, objective="regression", validation=0.2)
     with torch_seeded(0, "upscaling"):
         model = Upscaling()
-    train(model, data.train, Recipe(epochs=6, optimizer="adamw", lr=3e-3), seed=0, objective="regression")
+    train(
+        model,
+        data.train,
+        Recipe(epochs=6, optimizer="adamw", lr=3e-3),
+        seed=0,
+        objective="regression",
+    )
     found, full = losses(model.eval(), data, "neg_mse")
     added = {repair: loss - full for repair, loss in found.items()}
     assert added["one_shot"] < 0.4 * added["none"]
@@ -68,8 +78,19 @@ def test_super_resolution_without_batch_norm():
 def test_plain_convolutions():
     data = load_data("digits")
     with torch_seeded(0, "plain"):
-        convolutions = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
-        classifier = [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 10)]
+        convolutions = [
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.ReLU(),
+        ]
+        classifier = [
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(256, 32),
+            nn.ReLU(),
+            nn.Linear(32, 10),
+        ]
         model = nn.Sequential(*convolutions, *classifier)
     train(model, data.train, Recipe(epochs=5, lr=0.05), seed=0)
     found, full = losses(model.eval(), data, "neg_loss")

@@ -50,7 +50,9 @@ def some(parts):
 
 
 def test_a_metric_of_ones_own_is_the_mean_over_images(parts, mine):
-    mine.margin = lambda outputs, labels: outputs.gather(1, labels[:, None])[:, 0] - outputs.mean(dim=1)
+    mine.margin = lambda outputs, labels: (
+        outputs.gather(1, labels[:, None])[:, 0] - outputs.mean(dim=1)
+    )
     evaluator = AdaptiveBN(*parts, AdaptiveBNOptions(metric="mine:margin"))
     found = evaluator(some(parts), 0)
     network, validation = evaluator.build(some(parts)), parts[1].validation
@@ -83,7 +85,9 @@ def test_a_part_of_search_validation_is_the_same_for_all_and_no_more_than_there_
     again = AdaptiveBN(source, data, AdaptiveBNOptions(metric="neg_loss", validation_images=20))
     all_ = AdaptiveBN(source, data, AdaptiveBNOptions(metric="neg_loss", validation_images=10**6))
     assert few(some(parts), 0) == again(some(parts), 1)
-    assert all_(some(parts), 0) == AdaptiveBN(*parts, AdaptiveBNOptions(metric="neg_loss"))(some(parts), 0)
+    assert all_(some(parts), 0) == AdaptiveBN(*parts, AdaptiveBNOptions(metric="neg_loss"))(
+        some(parts), 0
+    )
     assert few(some(parts), 0).fitness != all_(some(parts), 0).fitness
 
 
@@ -107,11 +111,18 @@ class Tight(nn.Module):
 @pytest.mark.parametrize(("limit", "fails"), [(64, False), (10, True)])
 def test_out_of_memory_is_tried_once_more_with_half_the_batch(tiny_data, monkeypatch, limit, fails):
     network = nn.Sequential(
-        Tight(), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 4), nn.Flatten(), nn.Linear(4, 2)
+        Tight(),
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 4),
+        nn.Flatten(),
+        nn.Linear(4, 2),
     )
     graph = trace_channels(network, tiny_data.example)
     evaluator = AdaptiveBN(
-        Sliced(network, graph, rank_channels(network, graph)), tiny_data, AdaptiveBNOptions(batch_size=100)
+        Sliced(network, graph, rank_channels(network, graph)),
+        tiny_data,
+        AdaptiveBNOptions(batch_size=100),
     )
     plain = evaluator(graph.space().full, 0)
     batches = []
@@ -138,7 +149,9 @@ def test_nothing_of_a_failed_evaluation_is_kept_while_it_is_tried_again(parts, m
         raise torch.OutOfMemoryError
 
     evaluator = AdaptiveBN(*parts)
-    monkeypatch.setattr(sliced.Tally, "take", lambda _, *given, **options: failing(*given, **options))
+    monkeypatch.setattr(
+        sliced.Tally, "take", lambda _, *given, **options: failing(*given, **options)
+    )
     assert evaluate(evaluator, some(parts), 0).failure.startswith("OutOfMemoryError")
     assert alive == [0, 0]
 
@@ -146,12 +159,18 @@ def test_nothing_of_a_failed_evaluation_is_kept_while_it_is_tried_again(parts, m
 @pytest.mark.parametrize(
     ("metric", "words"),
     [
-        (lambda o, y: o.argmax(1, keepdim=True) == y, r"one number per image, \(1,\), found \(1, 1\) torch.bool"),
+        (
+            lambda o, y: o.argmax(1, keepdim=True) == y,
+            r"one number per image, \(1,\), found \(1, 1\) torch.bool",
+        ),
         (lambda o, y: (o.argmax(1) == y).float().mean(), r"found \(\) torch.float32"),
         (lambda _o, _y: 0.5, "found float"),
         (lambda _o, _y: None, "found NoneType"),
         (lambda o, _y: o[:, 0] + 1j, "found .* torch.complex"),
-        (lambda _o, _y: 1 / 0, r"metric 'mine:odd' failed on outputs \(1, 2\) and labels \(1,\): ZeroDivision"),
+        (
+            lambda _o, _y: 1 / 0,
+            r"metric 'mine:odd' failed on outputs \(1, 2\) and labels \(1,\): ZeroDivision",
+        ),
     ],
 )
 def test_a_metric_that_is_none_is_refused_at_the_start(parts, mine, metric, words):
@@ -164,7 +183,10 @@ def test_a_metric_that_is_none_is_refused_at_the_start(parts, mine, metric, word
     ("options", "words"),
     [
         ({"calibration_images": 500.5}, "calibration_images is a whole number, found 500.5"),
-        ({"batch_size": "8", "metric": 5}, "metric is a text, found 5; .*batch_size is a whole number, found '8'"),
+        (
+            {"batch_size": "8", "metric": 5},
+            "metric is a text, found 5; .*batch_size is a whole number, found '8'",
+        ),
         ({"validation_images": 2.5}, "validation_images is a whole number, found 2.5"),
         ({"device": None}, "device is a text, found None"),
         ({"device": "meta"}, "found 'meta'"),
@@ -179,9 +201,13 @@ def test_options_of_other_types_are_refused(options, words):
 def test_the_metric_is_the_objectives_first_one_unless_it_is_given(tiny_model):
     images = torch.rand(300, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     values = images.mean(dim=(2, 3)).expand(-1, 2).contiguous()
-    data = Data.from_tensors((images[:250], values[:250]), (images[250:], values[250:]), objective="regression")
+    data = Data.from_tensors(
+        (images[:250], values[:250]), (images[250:], values[250:]), objective="regression"
+    )
     graph = trace_channels(tiny_model, data.example)
-    found = AdaptiveBN(Sliced(tiny_model, graph, rank_channels(tiny_model, graph)), data)(graph.space().full, 0)
+    found = AdaptiveBN(Sliced(tiny_model, graph, rank_channels(tiny_model, graph)), data)(
+        graph.space().full, 0
+    )
     assert found.fitness == found.metrics["neg_mse"] < 0
 
 
@@ -207,12 +233,20 @@ def test_objectives_of_ones_own_go_to_other_processes(tiny_model, tiny_data, mon
 
 def test_threads_that_train_at_the_same_time_find_what_one_finds(tiny_data):
     network = nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(16, 2)
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 4, 3),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(16, 2),
     )
     graph = trace_channels(network, tiny_data.example)
     options = {"steps": 3, "batch_size": 32, "metric": "neg_loss"}
     evaluator = make_evaluator(
-        "short_training", Sliced(network, graph, rank_channels(network, graph)), tiny_data, **options
+        "short_training",
+        Sliced(network, graph, rank_channels(network, graph)),
+        tiny_data,
+        **options,
     )
     candidates = [graph.space().sample(np.random.default_rng(seed)) for seed in range(6)]
     before = torch.get_rng_state()
@@ -241,7 +275,11 @@ def test_norms_that_do_not_learn_or_are_not_used_keep_their_statistics():
         norm.running_mean.fill_(0.3)
     images = torch.rand(8, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     calibrate(network, images, batch_size=4)
-    assert float(network.frozen.running_mean[0]) == float(network.unused.running_mean[0]) == pytest.approx(0.3)
+    assert (
+        float(network.frozen.running_mean[0])
+        == float(network.unused.running_mean[0])
+        == pytest.approx(0.3)
+    )
     assert network.bn.num_batches_tracked == 2
     # The one behind the frozen one sees what that one makes of the images with its own statistics.
     behind = (images - 0.3).mean(dim=(0, 2, 3)) / (1 + network.frozen.eps) ** 0.5
@@ -267,10 +305,14 @@ def test_an_evaluator_by_import_path_is_called_with_the_parts(parts, mine):
         with pytest.raises(ConfigError, match=words):
             make_evaluator("mine:fitness", *parts, **options)
     mine.fitness = lambda model, graph, ranking, data: None
-    with pytest.raises(ConfigError, match=r"what were model, graph and ranking are now source\.model"):
+    with pytest.raises(
+        ConfigError, match=r"what were model, graph and ranking are now source\.model"
+    ):
         make_evaluator("mine:fitness", *parts)
     mine.fitness = lambda only: None
-    with pytest.raises(ConfigError, match=r"is called with \(source, data, \*\*options\): too many"):
+    with pytest.raises(
+        ConfigError, match=r"is called with \(source, data, \*\*options\): too many"
+    ):
         make_evaluator("mine:fitness", *parts)
     with pytest.raises(ConfigError, match="evaluator 'mine:nothing' cannot be imported"):
         make_evaluator("mine:nothing", *parts)
@@ -293,9 +335,16 @@ def test_an_evaluator_by_import_path_may_be_derived_with_options_of_its_own(part
     mine.Mine = Mine
     candidate = some(parts)
     plain = make_evaluator("mine:Mine", *parts, metric="neg_loss")(candidate, 0)
-    assert plain == AdaptiveBN(*parts, AdaptiveBNOptions(metric="neg_loss", calibration_images=0))(candidate, 0)
-    assert make_evaluator("mine:Mine", *parts, metric="neg_loss", noise=1.0)(candidate, 0).fitness != plain.fitness
-    with pytest.raises(ConfigError, match="unknown option of evaluator 'mine:Mine': 'nose'; did you mean 'noise'"):
+    assert plain == AdaptiveBN(*parts, AdaptiveBNOptions(metric="neg_loss", calibration_images=0))(
+        candidate, 0
+    )
+    assert (
+        make_evaluator("mine:Mine", *parts, metric="neg_loss", noise=1.0)(candidate, 0).fitness
+        != plain.fitness
+    )
+    with pytest.raises(
+        ConfigError, match="unknown option of evaluator 'mine:Mine': 'nose'; did you mean 'noise'"
+    ):
         make_evaluator("mine:Mine", *parts, nose=1.0)
 
 
@@ -314,7 +363,9 @@ def test_calibration_covers_every_layer_with_running_statistics():
     inputs = network[0](images)
     means = inputs.mean(dim=(2, 3))  # of every image
     torch.testing.assert_close(network[1].running_mean, means.mean(dim=0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(network[1].running_var, inputs.var(dim=(2, 3)).mean(dim=0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        network[1].running_var, inputs.var(dim=(2, 3)).mean(dim=0), rtol=1e-4, atol=1e-5
+    )
     assert all(int(network[i].num_batches_tracked) == 4 for i in (2, 4))
     assert network[1].momentum == 0.2
 
@@ -337,7 +388,9 @@ def test_a_norm_that_is_used_twice_averages_both_uses():
     assert not norm._forward_pre_hooks
 
 
-def test_a_calibration_that_fails_leaves_the_statistics_as_they_were(tiny_model, tiny_data, monkeypatch):
+def test_a_calibration_that_fails_leaves_the_statistics_as_they_were(
+    tiny_model, tiny_data, monkeypatch
+):
     monkeypatch.setitem(MEMORY, "limit", 3)
     network = nn.Sequential(tiny_model, Tight())
     before = copy.deepcopy(network.state_dict())
@@ -365,7 +418,9 @@ def test_networks_that_return_more_than_logits(tiny_data, monkeypatch):
     network = Dictionary()
     graph = trace_channels(network, tiny_data.example)
     ranking = rank_channels(network, graph)
-    with pytest.raises(Exception, match=r"found a dict with doubled, scores; .*OUTPUTS\[Dictionary\]"):
+    with pytest.raises(
+        Exception, match=r"found a dict with doubled, scores; .*OUTPUTS\[Dictionary\]"
+    ):
         AdaptiveBN(Sliced(network, graph, ranking), tiny_data)
     monkeypatch.setitem(OUTPUTS, Dictionary, lambda returned: returned["scores"])
     evaluator = AdaptiveBN(Sliced(network, graph, ranking), tiny_data)
@@ -388,7 +443,8 @@ def test_a_network_that_draws_in_evaluation_mode_is_warned_of(tiny_data):
     graph = trace_channels(network, tiny_data.example)
     before = torch.get_rng_state()
     with pytest.warns(
-        UserWarning, match=r"Restless draws random numbers in evaluation mode, .* training=self.training"
+        UserWarning,
+        match=r"Restless draws random numbers in evaluation mode, .* training=self.training",
     ):
         AdaptiveBN(Sliced(network, graph, rank_channels(network, graph)), tiny_data)
     assert torch.equal(torch.get_rng_state(), before)
@@ -396,7 +452,10 @@ def test_a_network_that_draws_in_evaluation_mode_is_warned_of(tiny_data):
 
 def test_a_training_set_smaller_than_a_batch_is_one_batch(parts, tiny_data):
     small = Data(
-        name="small", train=tiny_data.train.part(torch.arange(9)), validation=tiny_data.validation, test=tiny_data.test
+        name="small",
+        train=tiny_data.train.part(torch.arange(9)),
+        validation=tiny_data.validation,
+        test=tiny_data.test,
     )
     words = "batch_size = 128 is larger than the 9 training images of small: they are one batch"
     with pytest.warns(UserWarning, match=words):
@@ -431,7 +490,12 @@ def test_a_forward_that_changes_its_images_changes_no_data(tiny_data, repair):
     before = [split.images.clone() for split in every]
     for in_place in (False, True):
         torch.manual_seed(0)
-        layers = [nn.Hardtanh(-0.1, 0.5, inplace=in_place), nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU()]
+        layers = [
+            nn.Hardtanh(-0.1, 0.5, inplace=in_place),
+            nn.Conv2d(1, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+        ]
         model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(10))
         model(tiny_data.example.clone())
         graph = trace_channels(model.eval(), tiny_data.example)
@@ -439,12 +503,17 @@ def test_a_forward_that_changes_its_images_changes_no_data(tiny_data, repair):
         evaluator = AdaptiveBN(source, tiny_data, AdaptiveBNOptions(repair=repair, batch_size=32))
         found += [evaluator((3,), 0).metrics for _ in range(2)]
         score(model, tiny_data.test)
-        assert all(torch.equal(split.images, images) for split, images in zip(every, before, strict=True))
+        assert all(
+            torch.equal(split.images, images) for split, images in zip(every, before, strict=True)
+        )
     assert all(metrics == found[0] for metrics in found)
 
 
 def _shared(evaluator):
-    return [split.images.is_shared() for split in (evaluator._calibration, evaluator._validation, evaluator.data.train)]
+    return [
+        split.images.is_shared()
+        for split in (evaluator._calibration, evaluator._validation, evaluator.data.train)
+    ]
 
 
 def test_workers_of_one_machine_share_the_images(parts):
@@ -466,8 +535,12 @@ def test_norms_are_inherited_or_begin_anew(parts, fresh):
     for name, module in network.named_modules():
         inherited = model.get_submodule(name)
         if isinstance(module, nn.BatchNorm2d):
-            torch.testing.assert_close(module.weight, torch.ones_like(module.weight) if fresh else inherited.weight)
-            torch.testing.assert_close(module.bias, torch.zeros_like(module.bias) if fresh else inherited.bias)
+            torch.testing.assert_close(
+                module.weight, torch.ones_like(module.weight) if fresh else inherited.weight
+            )
+            torch.testing.assert_close(
+                module.bias, torch.zeros_like(module.bias) if fresh else inherited.bias
+            )
         elif isinstance(module, nn.Conv2d):
             torch.testing.assert_close(module.weight, inherited.weight)
 
@@ -475,9 +548,17 @@ def test_norms_are_inherited_or_begin_anew(parts, fresh):
 @pytest.mark.parametrize("name", ["adaptive_bn", "short_training", "cascade"])
 def test_nothing_is_left_of_an_evaluation(parts, name):
     options = (
-        {"short_training": {"steps": 1}} if name == "cascade" else {"steps": 1} if name == "short_training" else {}
+        {"short_training": {"steps": 1}}
+        if name == "cascade"
+        else {"steps": 1}
+        if name == "short_training"
+        else {}
     )
-    evaluator, space, draws = make_evaluator(name, *parts, **options), parts[0].graph.space(), np.random.default_rng(0)
+    evaluator, space, draws = (
+        make_evaluator(name, *parts, **options),
+        parts[0].graph.space(),
+        np.random.default_rng(0),
+    )
 
     def living():
         gc.collect()

@@ -40,7 +40,9 @@ def data():
     labels = torch.arange(400) % 2
     images = torch.randn(400, 1, 6, 6, generator=draws)
     images[labels == 1, :, :3] += 1
-    return Data.from_tensors((images[:360], labels[:360]), (images[360:], labels[360:]), validation=200)
+    return Data.from_tensors(
+        (images[:360], labels[:360]), (images[360:], labels[360:]), validation=200
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,9 @@ def source(model, data):
 
 def made(source, data, **options):
     return AdaptiveBN(
-        source, data, AdaptiveBNOptions(**{"batch_size": 32, "scoring": "racing", "stage_images": 20, **options})
+        source,
+        data,
+        AdaptiveBNOptions(**{"batch_size": 32, "scoring": "racing", "stage_images": 20, **options}),
     )
 
 
@@ -85,7 +89,9 @@ def test_all_stages_together_are_all_images(source, data, metric):
 
 
 @pytest.mark.parametrize("metric", ["top1", "neg_loss"])
-def test_a_candidate_is_stopped_after_the_first_stage_that_shows_that_it_has_lost(source, data, metric):
+def test_a_candidate_is_stopped_after_the_first_stage_that_shows_that_it_has_lost(
+    source, data, metric
+):
     stages = made(source, data, metric=metric)
     shown = data.validation.part(stages._order)
     outputs = predict(stages.build(some(source)), shown)
@@ -102,7 +108,9 @@ def test_a_candidate_is_stopped_after_the_first_stage_that_shows_that_it_has_los
         images = lost[0] if lost else 200
         assert found.metrics[IMAGES] == images
         assert found.fitness == pytest.approx(float(values[:images].mean()), rel=1e-5)
-        assert found.metrics[ERROR] == pytest.approx(racing.standard_error(values[:images]), rel=1e-4)
+        assert found.metrics[ERROR] == pytest.approx(
+            racing.standard_error(values[:images]), rel=1e-4
+        )
         assert found.metrics[BAR] == bar
         assert stages.complete(found) == (images == 200)
         seen.add(images)
@@ -142,13 +150,21 @@ def test_nan_in_a_later_stage_is_a_failure_of_those_that_get_there(data):
     images = data.validation.images.clone()
     images[order[50], :, 0, 0] = 100  # seen in the third stage: after 20 and 40 images
     spoiled = Data(
-        name="spoiled", train=data.train, validation=replace(data.validation, images=images), test=data.test, seed=0
+        name="spoiled",
+        train=data.train,
+        validation=replace(data.validation, images=images),
+        test=data.test,
+        seed=0,
     )
     stages = made(source, spoiled, calibration_images=0, repair="none")
     early = stages.race(some(source), 0, 5.0)
     assert early.failure is None
     assert early.metrics[IMAGES] == 20
-    for found in (stages.race(some(source), 0, -1.0), stages.in_full(some(source), 0), stages(some(source), 0)):
+    for found in (
+        stages.race(some(source), 0, -1.0),
+        stages.in_full(some(source), 0),
+        stages(some(source), 0),
+    ):
         assert found.fitness is None
         assert "neg_loss is nan" in found.failure
 
@@ -156,25 +172,37 @@ def test_nan_in_a_later_stage_is_a_failure_of_those_that_get_there(data):
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        (1, "stage_images is from the number of classes to that of images, found 1 for the 2 classes of tensors"),
+        (
+            1,
+            "stage_images is from the number of classes to that of images, found 1 for the 2 classes of tensors",
+        ),
         (61, 'found 61 for the 60 images scored; leave it out, or set scoring = "full"'),
     ],
 )
 def test_a_first_stage_of_too_few_or_too_many_images_is_refused(source, data, images, words):
     with pytest.raises(DataError, match=words):
         made(source, data, stage_images=images, validation_images=60)
-    made(source, data, stage_images=images, validation_images=60, scoring="full")  # where there is none
+    made(
+        source, data, stage_images=images, validation_images=60, scoring="full"
+    )  # where there is none
 
 
-def test_without_a_number_the_first_stage_is_large_enough_and_small_sets_have_one_stage(source, data):
+def test_without_a_number_the_first_stage_is_large_enough_and_small_sets_have_one_stage(
+    source, data
+):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert [len(stage) for stage in made(source, data, stage_images=None)._stages] == [128, 72]
-        assert [len(stage) for stage in made(source, data, stage_images=None, validation_images=50)._stages] == [50]
+        assert [
+            len(stage)
+            for stage in made(source, data, stage_images=None, validation_images=50)._stages
+        ] == [50]
     labels = data.validation.labels.clone()
     labels[0] = 299
     many = replace(data, validation=replace(data.validation, labels=labels), train=data.train)
-    wide = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 4), nn.Flatten(), nn.Linear(4, 300))
+    wide = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 4), nn.Flatten(), nn.Linear(4, 300)
+    )
     graph = trace_channels(wide, data.example)
     stages = made(Sliced(wide, graph, rank_channels(wide, graph)), many, stage_images=None)._stages
     assert [len(stage) for stage in stages] == [200]
@@ -223,11 +251,16 @@ def test_an_evaluator_that_is_called_in_its_own_way_is_called_in_it(model, sourc
     assert not mine.races
     assert not mine.finalists
     for trial in searched(model, data, tmp_path / "run", mine).trials:
-        assert trial.evaluation.fitness == trial.evaluation.metrics["top1"] - sum(trial.candidate) / 100
+        assert (
+            trial.evaluation.fitness
+            == trial.evaluation.metrics["top1"] - sum(trial.candidate) / 100
+        )
         assert IMAGES not in trial.evaluation.metrics
 
 
-def test_the_first_stage_of_a_cascade_races_and_what_is_trained_is_scored_in_full(model, source, data, tmp_path):
+def test_the_first_stage_of_a_cascade_races_and_what_is_trained_is_scored_in_full(
+    model, source, data, tmp_path
+):
     options = CascadeOptions(
         fraction=0.15,
         scoring="racing",
@@ -262,7 +295,9 @@ def test_a_run_says_how_it_is_scored_and_one_that_does_not_was_scored_in_full():
     for name in ("adaptive_bn", "short_training", "cascade"):
         settings = SearchSettings(budget=Budget(macs=0.5), n_trials=1, evaluator=Part(name=name))
         plain = to_plain(settings)
-        assert all(plain["evaluator"]["options"][key] == getattr(ScoringOptions, key) for key in BEFORE)
+        assert all(
+            plain["evaluator"]["options"][key] == getattr(ScoringOptions, key) for key in BEFORE
+        )
         for key in BEFORE:
             del plain["evaluator"]["options"][key]
         assert from_plain(SearchSettings, plain).evaluator.options == BEFORE

@@ -83,7 +83,9 @@ def test_plain_and_packed_tables_read_the_same(path, tmp_path, table):
 
 
 def test_space_has_the_widths_of_the_rows(table):
-    assert table.space == SearchSpace(tuple(Dimension(f"layer{i}", "width", w) for i, w in enumerate(WIDTHS)))
+    assert table.space == SearchSpace(
+        tuple(Dimension(f"layer{i}", "width", w) for i, w in enumerate(WIDTHS))
+    )
     assert table.space.size == 27
     assert table.space.full == (16, 6, 100)
 
@@ -95,7 +97,9 @@ def test_costs_and_fitness_are_those_of_the_rows(path, dataset, outputs, shift):
     for asked in (EVERY, drawn, np.array(EVERY[:1]), np.zeros((0, 3), dtype=int)):
         assert table.costs.macs(asked).tolist() == [macs(c, outputs) for c in asked]
         assert table.costs.params(asked).tolist() == [params(c, outputs) for c in asked]
-        np.testing.assert_allclose(table.fitness(asked), [accuracy(c, shift) / 100 for c in asked], rtol=1e-15)
+        np.testing.assert_allclose(
+            table.fitness(asked), [accuracy(c, shift) / 100 for c in asked], rtol=1e-15
+        )
     assert table.costs.macs(EVERY).dtype == table.costs.params(EVERY).dtype == np.int64
 
 
@@ -136,7 +140,13 @@ def test_many_structures_with_one_that_is_not_there_are_refused(table):
 
 
 @pytest.mark.parametrize(
-    "budget", [Budget(macs=0.5), Budget(params=0.2), Budget(macs=(0.3, 0.6), params=0.5), Budget(macs=macs(EVERY[0]))]
+    "budget",
+    [
+        Budget(macs=0.5),
+        Budget(params=0.2),
+        Budget(macs=(0.3, 0.6), params=0.5),
+        Budget(macs=macs(EVERY[0])),
+    ],
 )
 def test_optimum_is_that_of_all_structures_inside(table, budget):
     full = (16, 6, 100)
@@ -280,18 +290,26 @@ def test_costs_that_fall_are_named_with_the_place(path):
     row[HEADER.index("flops_a")] = "1"
     path.write_text(text(cells))
     message = refusal(path)
-    assert message == ("TABLE: costs must not fall where a width grows, found macs falling along 'layer0' from 4:4:100")
+    assert message == (
+        "TABLE: costs must not fall where a width grows, found macs falling along 'layer0' from 4:4:100"
+    )
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path, path):
     packed = gzip.compress(path.read_bytes())
-    contents = {"torn": packed[: len(packed) // 2], "binary": b"\x80\x81\x82", "marked": b"\x1f\x8bno gzip file at all"}
+    contents = {
+        "torn": packed[: len(packed) // 2],
+        "binary": b"\x80\x81\x82",
+        "marked": b"\x1f\x8bno gzip file at all",
+    }
     contents["flipped"] = packed[:60] + bytes([packed[60] ^ 255]) + packed[61:]
     contents["trailing"] = packed + b"rubbish"
     for name, content in contents.items():
         file = tmp_path / f"{name}.csv.gz"
         file.write_bytes(content)
-        assert "a table is a csv file, plain or as csv.gz; this one cannot be read: " in refusal(file)
+        assert "a table is a csv file, plain or as csv.gz; this one cannot be read: " in refusal(
+            file
+        )
     for file in (tmp_path / "nothing_here.csv", tmp_path):
         assert "cannot be read: " in refusal(file)
 
@@ -302,10 +320,15 @@ def test_a_broken_quote_is_named(path):
 
 
 def test_tables_made_by_hand_are_checked():
-    space = SearchSpace((Dimension("layer0", "width", (1, 2)), Dimension("layer1", "width", (3, 4, 5))))
+    space = SearchSpace(
+        (Dimension("layer0", "width", (1, 2)), Dimension("layer1", "width", (3, 4, 5)))
+    )
     fitness, cost = np.linspace(0, 1, 6), np.arange(6)
     assert Tabular(space, fitness, cost, cost).optimum() == 1
-    for arrays, name in (((fitness[1:], cost, cost), "fitness"), ((fitness, cost[:, None], cost), "macs")):
+    for arrays, name in (
+        ((fitness[1:], cost, cost), "fitness"),
+        ((fitness, cost[:, None], cost), "macs"),
+    ):
         with pytest.raises(DataError, match=f"has 6 structures, found {name} of shape"):
             Tabular(space, *arrays)
     with pytest.raises(DataError, match="found params falling along 'layer0' from 1:3"):

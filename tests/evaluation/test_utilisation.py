@@ -34,7 +34,9 @@ class Branches(nn.Module):
             nn.init.constant_(read.weight, word / width)
 
     def forward(self, x):
-        return sum(read(make(x)) for make, read in zip(self.make, self.read, strict=True)).mean(dim=(2, 3))
+        return sum(read(make(x)) for make, read in zip(self.make, self.read, strict=True)).mean(
+            dim=(2, 3)
+        )
 
 
 WIDTHS, SAYS = (8, 16, 8, 32), (1.0, 1.5, 3.0, 2.0)
@@ -45,7 +47,9 @@ def branches():
     """The branches, their graph, and images of ones, of which all labels are right."""
     model = Branches(WIDTHS, SAYS).eval()
     images, labels = torch.ones(200, 1, 2, 2), torch.full((200, 1), sum(SAYS))
-    data = Data.from_tensors((images, labels), (images[:8], labels[:8]), validation=128, objective="regression")
+    data = Data.from_tensors(
+        (images, labels), (images[:8], labels[:8]), validation=128, objective="regression"
+    )
     return model, trace_channels(model, data.example, check=False), data
 
 
@@ -55,7 +59,9 @@ def of_branches(branches, structure, passes, seed=0):
     network = source.network(structure)
     for read, width, word in zip(network.read, structure, SAYS, strict=True):
         nn.init.constant_(read.weight, word / width)
-    return utilisation(network.eval(), graph, structure, data, data.validation, base=0.05, passes=passes, seed=seed)
+    return utilisation(
+        network.eval(), graph, structure, data, data.validation, base=0.05, passes=passes, seed=seed
+    )
 
 
 @pytest.mark.parametrize("structure", [WIDTHS, (4, 16, 8, 12)])
@@ -79,7 +85,9 @@ def test_rates_are_of_equal_macs(branches):
     assert list(equal.values()) == pytest.approx([0.05] * 4)
     found = rates(graph, WIDTHS, 0.05)
     # Every layer here costs as much per channel as the others.
-    assert [rate * width for rate, width in zip(found.values(), WIDTHS, strict=True)] == pytest.approx([0.8] * 4)
+    assert [
+        rate * width for rate, width in zip(found.values(), WIDTHS, strict=True)
+    ] == pytest.approx([0.8] * 4)
     assert rates(graph, (1, 32, 32, 32), 0.05)[graph.prunable[0].name] == 0.5
 
 
@@ -90,7 +98,9 @@ def blocky():
         model = SmallResNet(in_channels=1, classes=2, widths=(4, 6), depths=(2, 2)).eval()
         images = torch.randn(160, 1, 6, 6)
     labels = torch.arange(160) % 2
-    data = Data.from_tensors((images[:120], labels[:120]), (images[120:], labels[120:]), validation=0.25)
+    data = Data.from_tensors(
+        (images[:120], labels[:120]), (images[120:], labels[120:]), validation=0.25
+    )
     graph = trace_channels(model, data.example)
     return Sliced(model, graph, rank_channels(model, graph)), data
 
@@ -116,7 +126,9 @@ def test_an_evaluation_says_it_of_all_that_is_there(blocky):
 
 def test_weights_of_the_beginning_know_nothing_of_those_that_were_trained(blocky):
     source, data = blocky
-    options = ShortTrainingOptions(steps=1, batch_size=32, lr=1e-9, fresh_weights=True, repair="none")
+    options = ShortTrainingOptions(
+        steps=1, batch_size=32, lr=1e-9, fresh_weights=True, repair="none"
+    )
     evaluator = ShortTraining(source, data, options)
     structure = source.graph.space(1.0).full
     one, other = evaluator.build(structure, 1), evaluator.build(structure, 2)
@@ -137,25 +149,36 @@ def test_weights_of_the_beginning_know_nothing_of_those_that_were_trained(blocky
     model = Lacking().eval()
     graph = trace_channels(model, data.example)
     lacking = Sliced(model, graph, rank_channels(model, graph))
-    with pytest.raises(ModelError, match="the network itself has parameters and no method reset_parameters"):
+    with pytest.raises(
+        ModelError, match="the network itself has parameters and no method reset_parameters"
+    ):
         ShortTraining(lacking, data, options)
 
 
 def test_diagnostics_are_kept_and_only_where_there_are_some():
-    evaluation = Evaluation(fitness=0.5, metrics={"top1": 0.5}, diagnostics={"a": 0.25, "b": float("nan")})
+    evaluation = Evaluation(
+        fitness=0.5, metrics={"top1": 0.5}, diagnostics={"a": 0.25, "b": float("nan")}
+    )
     trial = Trial(3, (1, 2), evaluation)
     again = trial_of(decode_line(encode_line(trial.to_plain())))
     assert again.evaluation.diagnostics["a"] == 0.25
     assert np.isnan(again.evaluation.diagnostics["b"])
     silent = dataclasses.replace(evaluation, diagnostics={})
     assert "diagnostics" not in silent.to_plain()
-    assert trial_of(decode_line(encode_line(Trial(0, (1,), silent).to_plain()))).evaluation == silent
-    spoiled = {**trial.to_plain(), "evaluation": {**evaluation.to_plain(), "diagnostics": {"a": "x"}}}
+    assert (
+        trial_of(decode_line(encode_line(Trial(0, (1,), silent).to_plain()))).evaluation == silent
+    )
+    spoiled = {
+        **trial.to_plain(),
+        "evaluation": {**evaluation.to_plain(), "diagnostics": {"a": "x"}},
+    }
     with pytest.raises(ValueError, match="diagnostics are numbers by name"):
         trial_of(spoiled)
 
 
-@pytest.mark.parametrize("options", [{"utilisation": -1}, {"utilisation": 1.5}, {"noise": 0.0}, {"noise": 0.6}])
+@pytest.mark.parametrize(
+    "options", [{"utilisation": -1}, {"utilisation": 1.5}, {"noise": 0.0}, {"noise": 0.6}]
+)
 def test_wrong_options_are_named(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         AdaptiveBNOptions(**options)

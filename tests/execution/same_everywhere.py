@@ -39,19 +39,26 @@ def problem():
     images[labels == 1, :, :3] += 2
     with torch_seeded(0, "init"):
         model = SmallResNet(in_channels=1, classes=2, widths=(6, 8), depths=(1, 1))
-    return model, Data.from_tensors((images[:120], labels[:120]), (images[120:], labels[120:]), validation=0.25)
+    return model, Data.from_tensors(
+        (images[:120], labels[:120]), (images[120:], labels[120:]), validation=0.25
+    )
 
 
 def digest(trials):
     """Returns a hash of structures, fitness and metrics, bit for bit."""
-    plain = [[t.number, t.candidate, repr(t.evaluation.fitness), repr(t.evaluation.metrics)] for t in trials]
+    plain = [
+        [t.number, t.candidate, repr(t.evaluation.fitness), repr(t.evaluation.metrics)]
+        for t in trials
+    ]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:12]
 
 
 def main(executor, threads, schedules):
     """Searches with every searcher and with every evaluator, by one schedule or the other in turn, or by both."""
     torch.set_num_threads(threads)
-    cases = [(searcher, "adaptive_bn") for searcher in SEARCHERS] + [(RANDOM, name) for name in EVALUATORS]
+    cases = [(searcher, "adaptive_bn") for searcher in SEARCHERS] + [
+        (RANDOM, name) for name in EVALUATORS
+    ]
     digests = {}
     for number, (searcher, evaluator) in enumerate(cases):
         for schedule, window in list(SCHEDULES.items())[:: 1 if number % 2 else -1][:schedules]:

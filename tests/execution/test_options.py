@@ -18,10 +18,16 @@ from abcsearch.runs.workers import changed_execution
     [
         ({"workers": -1}, "workers is at least 0, found -1"),
         ({"workers": 2.5}, "workers is a whole number, found 2.5"),
-        ({"workers": 1, "gpus": -0.5}, "gpus is a share of a GPU per worker, at least 0, found -0.5"),
+        (
+            {"workers": 1, "gpus": -0.5},
+            "gpus is a share of a GPU per worker, at least 0, found -0.5",
+        ),
         ({"workers": 1, "gpus": 1.5}, "gpus above 1 is a whole number, found 1.5"),
         ({"workers": 1, "timeout": 0}, "timeout is a number of seconds above 0, found 0"),
-        ({"timeout": 5.0}, "timeout needs workers: an evaluation in this process cannot be stopped"),
+        (
+            {"timeout": 5.0},
+            "timeout needs workers: an evaluation in this process cannot be stopped",
+        ),
         (
             {"schedule": "async"},
             "unknown schedule 'async'; did you mean 'asynchronous'? choose one of",
@@ -30,7 +36,10 @@ from abcsearch.runs.workers import changed_execution
         ({"schedule": "asynchronous", "window": 3}, "window = 3 is for the schedule rounds"),
         ({"ray_address": "auto"}, "ray_address = 'auto' without workers"),
         ({"workers": 2, "ray_address": "ray://h:10001"}, "is of the Ray client"),
-        ({"workers": -1, "window": -1}, "workers is at least 0, found -1; window is at least 0, found -1"),
+        (
+            {"workers": -1, "window": -1},
+            "workers is at least 0, found -1; window is at least 0, found -1",
+        ),
     ],
 )
 def test_wrong_settings_are_named_with_what_was_found(options, words):
@@ -40,7 +49,13 @@ def test_wrong_settings_are_named_with_what_was_found(options, words):
 
 
 def test_a_config_has_them_and_names_typos():
-    plain = {"n_trials": 1, "model": "small_resnet", "data": "digits", "pretrain": {"epochs": 1}, "budget": {"macs": 1}}
+    plain = {
+        "n_trials": 1,
+        "model": "small_resnet",
+        "data": "digits",
+        "pretrain": {"epochs": 1},
+        "budget": {"macs": 1},
+    }
     made = parse_config({**plain, "execution": {"workers": 2, "timeout": 60}}).execution
     assert made == ExecutionOptions(workers=2, timeout=60)
     with pytest.raises(ConfigError, match=r"'worker'; did you mean 'workers'"):
@@ -50,14 +65,22 @@ def test_a_config_has_them_and_names_typos():
 @pytest.mark.parametrize(
     ("execution", "words"),
     [
-        ({"workers": 1, "ray_address": "nonsense"}, "ray_address is host:port or auto, found 'nonsense'"),
-        ({"workers": 1, "ray_address": "127.0.0.1:70000"}, "is host:port or auto, found '127.0.0.1:70000'"),
+        (
+            {"workers": 1, "ray_address": "nonsense"},
+            "ray_address is host:port or auto, found 'nonsense'",
+        ),
+        (
+            {"workers": 1, "ray_address": "127.0.0.1:70000"},
+            "is host:port or auto, found '127.0.0.1:70000'",
+        ),
         ({"workers": 1, "ray_address": "127.0.0.1:1"}, "no Ray cluster answers at 127.0.0.1:1"),
         ({"workers": 1, "ray_address": "127.0.0.1:WEB"}, "is not a Ray cluster"),
         ({"workers": 1, "gpus": 0.5}, "this machine has no GPU"),
     ],
 )
-def test_what_cannot_work_is_found_before_anything_is_trained(tiny_config, tmp_path, monkeypatch, execution, words):
+def test_what_cannot_work_is_found_before_anything_is_trained(
+    tiny_config, tmp_path, monkeypatch, execution, words
+):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as web:
         threading.Thread(target=web.handle_request, daemon=True).start()
@@ -84,8 +107,12 @@ def test_a_continued_run_may_change_where_but_not_what():
     assert changed_execution(before, {}) == before
     assert changed_execution(before, {"workers": 0}) == ExecutionOptions(window=8)
     changed = changed_execution(before, {"workers": 2, "gpus": 0.5})
-    assert changed == ExecutionOptions(workers=2, ray_address="auto", timeout=60, gpus=0.5, window=8)
-    with pytest.raises(ConfigError, match=r"execution.window decides the trials: 8 in the folder, 9 now"):
+    assert changed == ExecutionOptions(
+        workers=2, ray_address="auto", timeout=60, gpus=0.5, window=8
+    )
+    with pytest.raises(
+        ConfigError, match=r"execution.window decides the trials: 8 in the folder, 9 now"
+    ):
         changed_execution(before, {"window": 9})
     with pytest.raises(ConfigError, match=r"'wrkers'; did you mean 'workers'"):
         changed_execution(before, {"wrkers": 2})

@@ -10,13 +10,29 @@ import pytest
 from ray._private import worker as ray_worker
 
 from abcsearch import Budget, search
-from abcsearch.errors import ConfigError, RunError, SearcherError, ShortageError, WorkerLostError, WorkerStoppedError
+from abcsearch.errors import (
+    ConfigError,
+    RunError,
+    SearcherError,
+    ShortageError,
+    WorkerLostError,
+    WorkerStoppedError,
+)
 from abcsearch.evaluation.base import evaluate
 from abcsearch.execution import ray_executor
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.ray_executor import RayExecutor
 from abcsearch.testing import ExecutorContract
-from tests.evaluators import Counted, Explosive, Troubled, die, divide, has_torch, nonsense, without_memory
+from tests.evaluators import (
+    Counted,
+    Explosive,
+    Troubled,
+    die,
+    divide,
+    has_torch,
+    nonsense,
+    without_memory,
+)
 from tests.problems import (
     PATIENCE,
     PROC,
@@ -30,7 +46,9 @@ from tests.problems import (
     until_gone,
 )
 
-needs_proc = pytest.mark.skipif(not (PROC / "self" / "net").exists(), reason="looks at processes in /proc (Linux)")
+needs_proc = pytest.mark.skipif(
+    not (PROC / "self" / "net").exists(), reason="looks at processes in /proc (Linux)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +94,10 @@ def test_results_and_exceptions_come_back(executor):
 
 def test_what_is_called_is_sent_once_to_each_worker(executor, tmp_path):
     counted = Counted(tmp_path / "unpickled")
-    found = [future.result(PATIENCE) for future in [executor.submit(counted, number) for number in range(30)]]
+    found = [
+        future.result(PATIENCE)
+        for future in [executor.submit(counted, number) for number in range(30)]
+    ]
     assert [number for number, _ in found] == list(range(30))
     workers = {pid for _, pid in found}
     assert os.getpid() not in workers
@@ -95,7 +116,9 @@ def test_a_shortage_of_a_worker_comes_back_as_one(executor):
         executor.submit(evaluate, without_memory, (1,), 0, None).result(PATIENCE)
 
 
-def test_a_worker_that_ray_stops_for_want_of_memory_is_told_from_one_that_died(executor, monkeypatch):
+def test_a_worker_that_ray_stops_for_want_of_memory_is_told_from_one_that_died(
+    executor, monkeypatch
+):
     reason = ray_executor._reason
     words = "Task was killed due to the node running low on memory."
     monkeypatch.setattr(ray_executor, "_reason", lambda _: reason(RuntimeError(words)))
@@ -123,7 +146,9 @@ def test_workers_that_cannot_start_are_one_clear_error():
     with made(2) as executor:
         futures = [executor.submit(Explosive()) for _ in range(3)]
         for future in futures:
-            with pytest.raises(RunError, match=r"workers do not start: .*there is no data set on this machine"):
+            with pytest.raises(
+                RunError, match=r"workers do not start: .*there is no data set on this machine"
+            ):
                 future.result(PATIENCE)
         with pytest.raises(RunError, match="workers do not start"):
             executor.submit(os.getpid)
@@ -199,7 +224,10 @@ def test_everything_listens_on_this_machine_only(connection):
     assert any("raylet" in line for line in family.values())
     sockets = {inode for pid in [os.getpid(), *family] for inode in _inodes(pid)}
     listening = {}
-    for table, here in (("tcp", {"0100007F"}), ("tcp6", {"0000000000000000FFFF00000100007F", "0" * 24 + "01000000"})):
+    for table, here in (
+        ("tcp", {"0100007F"}),
+        ("tcp6", {"0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}),
+    ):
         for line in (PROC / "net" / table).read_text().splitlines()[1:]:
             _, local, _, state, *rest = line.split()
             if state == "0A" and rest[5] in sockets:
@@ -237,7 +265,9 @@ def _folder(path):
 def test_a_search_with_lost_and_hanging_workers_is_as_undisturbed(tmp_path):
     expected = undisturbed(tmp_path, n_trials=20, window=4)
     evaluator = Troubled(_folder(tmp_path), kills={2: 1, 9: 1}, hangs={5: 1})
-    with made(2, timeout=5.0) as executor:  # a busy machine takes a second for anything, now and then
+    with made(
+        2, timeout=5.0
+    ) as executor:  # a busy machine takes a second for anything, now and then
         loop(tmp_path / "run", evaluator=evaluator, executor=executor, n_trials=20, window=4).run()
     assert_same_as(tmp_path / "run", expected)
     assert [evaluator.attempts(number) for number in (2, 3, 5, 9)] == [2, 1, 2, 2]
@@ -248,7 +278,9 @@ def test_an_evaluator_that_returns_nonsense_ends_the_search(executor, tmp_path):
         loop(tmp_path, evaluator=nonsense, executor=executor).run()
 
 
-def test_a_search_on_a_network_is_the_one_of_this_process(connection, tiny_model, tiny_data, tmp_path):
+def test_a_search_on_a_network_is_the_one_of_this_process(
+    connection, tiny_model, tiny_data, tmp_path
+):
     found = []
     for workers in (0, 2):
         result = search(
@@ -284,7 +316,10 @@ def _come_and_go(pipe):
     executor.submit(os.getpid).result(PATIENCE)
     pipe.send(descendants(os.getpid()))
     executor.shutdown(cancel_futures=True)
-    until(lambda: not any("ray" in line for line in descendants(os.getpid()).values()), "the end of Ray")
+    until(
+        lambda: not any("ray" in line for line in descendants(os.getpid()).values()),
+        "the end of Ray",
+    )
     pipe.send(ray_worker.print_to_stdstream is prints)
 
 

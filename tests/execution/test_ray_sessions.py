@@ -14,7 +14,9 @@ from abcsearch.execution.ray_sessions import begin_session
 from abcsearch.execution.ray_watchdog import processes_of
 from tests.problems import PROC, alive, until
 
-pytestmark = pytest.mark.skipif(not (PROC / "self" / "fd").exists(), reason="finds processes in /proc (Linux)")
+pytestmark = pytest.mark.skipif(
+    not (PROC / "self" / "fd").exists(), reason="finds processes in /proc (Linux)"
+)
 
 # A driver, and a process as Ray's: it prints into a file of the folder, and is in nobody's family.
 DRIVER = """
@@ -43,7 +45,9 @@ def temporary(tmp_path_factory, monkeypatch):
 def driver():
     """Yields a driver, its folder, and the ids of its watchdog, its Ray's process and its own child."""
     code = "import abcsearch.execution.ray_sessions as own; own._LONGEST = 1000\n" + DRIVER
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as process:
         folder, *pids = process.stdout.readline().split()
         try:
             yield process, Path(folder), *map(int, pids)
@@ -60,7 +64,9 @@ def test_a_killed_driver_leaves_no_process_of_ray_and_no_folder(temporary):
         assert processes_of(folder) == {agent}
         process.kill()
         process.wait()
-        until(lambda: not alive(agent) and not folder.exists() and not alive(watchdog), "the watchdog")
+        until(
+            lambda: not alive(agent) and not folder.exists() and not alive(watchdog), "the watchdog"
+        )
         assert alive(child)  # what a script has started is its own
 
 

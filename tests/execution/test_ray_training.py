@@ -32,7 +32,9 @@ from tests.training.toys import Gates, network, stripes, weights
 
 pytest.importorskip("ray.train", reason="needs the extra train", exc_type=ImportError)
 
-RECIPE = Recipe(epochs=4, batch_size=16, lr=0.1, shift=1, flip=True, ema=0.5, clip_norm=1.0, distillation=0.3)
+RECIPE = Recipe(
+    epochs=4, batch_size=16, lr=0.1, shift=1, flip=True, ema=0.5, clip_norm=1.0, distillation=0.3
+)
 
 
 class Plain(nn.Module):
@@ -92,7 +94,9 @@ class Masked(Lesson):
             os.kill(os.getpid(), signal.SIGKILL)
         kept = torch.arange(6) < torch.randint(2, 7, (), generator=draws)
         tensors = {"conv.weight": self.model.conv.weight * kept[:, None, None, None]}
-        losses = F.cross_entropy(torch.func.functional_call(self.model, tensors, (images,)), labels, reduction="none")
+        losses = F.cross_entropy(
+            torch.func.functional_call(self.model, tensors, (images,)), labels, reduction="none"
+        )
         first = labels == 0
         if first.any():  # not in every half of a batch
             losses = losses + first * self.gates(self.model(images)).square().sum(dim=1)
@@ -121,7 +125,9 @@ class WrongInTraining(Plain):
     def forward(self, x):
         if self.training and self.error == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.training and (not isinstance(self.error, SystemExit) or torch.distributed.get_rank() == 1):
+        if self.training and (
+            not isinstance(self.error, SystemExit) or torch.distributed.get_rank() == 1
+        ):
             raise self.error
         return super().forward(x)
 
@@ -133,7 +139,9 @@ class Forks:
     workers: int
 
     def run(self, task, folder, *, gpu, setup):
-        sent = pickle.dumps((task, list(setup.values())))  # torch would have both share the weights, as an argument
+        sent = pickle.dumps(
+            (task, list(setup.values()))
+        )  # torch would have both share the weights, as an argument
         processes = [
             forks().Process(target=_shared, args=(sent, rank, self.workers, folder / "meeting"))
             for rank in range(self.workers)
@@ -148,7 +156,9 @@ def _shared(sent, rank, size, meeting):
     task, setup = pickle.loads(sent)
     for call in setup:
         call()
-    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size
+    )
     task(rank, size)
     distributed.destroy_process_group()
 
@@ -158,7 +168,9 @@ def faults(*values):
     return pytest.param(*values, marks=pytest.mark.faults)
 
 
-by_both = pytest.mark.parametrize("workers", [Forks(2), faults(RayTraining(workers=2))], ids=["forks", "ray"])
+by_both = pytest.mark.parametrize(
+    "workers", [Forks(2), faults(RayTraining(workers=2))], ids=["forks", "ray"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +182,9 @@ def _ray():
 
 
 def data():
-    return Data(name="stripes", train=stripes(), validation=stripes(30, seed=1), test=stripes(60, seed=2))
+    return Data(
+        name="stripes", train=stripes(), validation=stripes(30, seed=1), test=stripes(60, seed=2)
+    )
 
 
 def tuned(recipe=RECIPE, model=None, **options):
@@ -227,12 +241,17 @@ WORDS = [
     (ValueError("first line\n  second: 2"), "ValueError: first line\n  second: 2"),
     (Wordless(), "Wordless: (its text cannot be had: ValueError)"),
     (SystemExit(3), "SystemExit: 3"),
-    (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "OutOfMemoryError: CUDA out of memory.\nTried"),
+    (
+        torch.OutOfMemoryError("CUDA out of memory.\nTried"),
+        "OutOfMemoryError: CUDA out of memory.\nTried",
+    ),
     (DataError("an image is torn"), None),
 ]
 
 
-@pytest.mark.parametrize(("error", "words"), WORDS, ids=["lines", "wordless", "exit", "memory", "ours"])
+@pytest.mark.parametrize(
+    ("error", "words"), WORDS, ids=["lines", "wordless", "exit", "memory", "ours"]
+)
 def test_what_a_worker_failed_of_is_said_whole(monkeypatch, error, words):
     """By what every worker runs, and what is made of it here; Ray between them is for `make test-faults`."""
     from ray.train import WorkerGroupError
@@ -247,8 +266,14 @@ def test_what_a_worker_failed_of_is_said_whole(monkeypatch, error, words):
     with pytest.raises(RunError if words else DataError) as failed:
         ray_training._work({"paths": [], "setup": None, "task": None})
     sent = pickle.loads(pickle.dumps(failed.value))
-    group = WorkerGroupError("one of many lines", {0: UserExceptionWithTraceback(sent, "Traceback")})
-    said = f"a worker of the training failed: {words}; run it again to go on" if words else "an image is torn"
+    group = WorkerGroupError(
+        "one of many lines", {0: UserExceptionWithTraceback(sent, "Traceback")}
+    )
+    said = (
+        f"a worker of the training failed: {words}; run it again to go on"
+        if words
+        else "an image is torn"
+    )
     assert str(ray_training._cause(group)) == said
 
 
@@ -256,12 +281,17 @@ def test_what_a_worker_failed_of_is_said_whole(monkeypatch, error, words):
 @pytest.mark.usefixtures("_ray")
 @pytest.mark.parametrize(
     ("error", "words"),
-    [*WORDS[:4], ("kill", "its worker process died (killed, out of memory, or a crash in native code)")],
+    [
+        *WORDS[:4],
+        ("kill", "its worker process died (killed, out of memory, or a crash in native code)"),
+    ],
     ids=["lines", "wordless", "exit of one", "memory", "kill"],
 )
 def test_what_a_worker_of_ray_failed_of_is_said_whole(error, words):
     with pytest.raises(RunError) as failed:
-        tuned(Recipe(epochs=1, batch_size=16), WrongInTraining(error), workers=RayTraining(workers=2))
+        tuned(
+            Recipe(epochs=1, batch_size=16), WrongInTraining(error), workers=RayTraining(workers=2)
+        )
     assert str(failed.value) == f"a worker of the training failed: {words}; run it again to go on"
 
 

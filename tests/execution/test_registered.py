@@ -6,7 +6,17 @@ import pytest
 import torch.nn.functional as F
 from torch import nn
 
-from abcsearch import OBJECTIVES, OUTPUTS, Budget, Data, Objective, RayTraining, Recipe, finetune, search
+from abcsearch import (
+    OBJECTIVES,
+    OUTPUTS,
+    Budget,
+    Data,
+    Objective,
+    RayTraining,
+    Recipe,
+    finetune,
+    search,
+)
 from abcsearch.errors import RunError
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.execution.ray_cluster import connect
@@ -22,7 +32,12 @@ class Two(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.n, self.b, self.f = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 12, 3), nn.Linear(12, 2)
+        self.a, self.n, self.b, self.f = (
+            nn.Conv2d(1, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 12, 3),
+            nn.Linear(12, 2),
+        )
 
     def forward(self, x):
         hidden = F.relu(self.b(F.relu(self.n(self.a(x))))).mean((2, 3))
@@ -45,21 +60,36 @@ def _ray():
 def added(monkeypatch):
     """What a script registers: these workers only know what is sent to them."""
     monkeypatch.setitem(OUTPUTS, Two, lambda returned: returned["prediction"])
-    margin = Objective(loss=F.multi_margin_loss, metrics={"margin": lambda o, y: o.gather(1, y[:, None])[:, 0]})
+    margin = Objective(
+        loss=F.multi_margin_loss, metrics={"margin": lambda o, y: o.gather(1, y[:, None])[:, 0]}
+    )
     monkeypatch.setitem(OBJECTIVES, "margin", margin)
 
 
 def data(tiny_data):
     return Data(
-        name="margin", train=tiny_data.train, validation=tiny_data.validation, test=tiny_data.test, objective="margin"
+        name="margin",
+        train=tiny_data.train,
+        validation=tiny_data.validation,
+        test=tiny_data.test,
+        objective="margin",
     )
 
 
 def assert_found(tiny_data, tmp_path, evaluator, **workers):
-    options = {"budget": Budget(params=0.6), "n_trials": 2, "searcher": "random", "evaluator": evaluator}
+    options = {
+        "budget": Budget(params=0.6),
+        "n_trials": 2,
+        "searcher": "random",
+        "evaluator": evaluator,
+    }
     here = search(Two(), data(tiny_data), **options, run_dir=tmp_path / "here")
-    there = search(here.task.source.model, data(tiny_data), **options, run_dir=tmp_path / "there", **workers)
-    assert [t.evaluation.metrics for t in there.trials] == [t.evaluation.metrics for t in here.trials]
+    there = search(
+        here.task.source.model, data(tiny_data), **options, run_dir=tmp_path / "there", **workers
+    )
+    assert [t.evaluation.metrics for t in there.trials] == [
+        t.evaluation.metrics for t in here.trials
+    ]
     assert all(t.evaluation.failure is None for t in there.trials)
 
 
@@ -98,7 +128,9 @@ def test_an_entry_that_cannot_be_sent_is_named(added, monkeypatch, tiny_data, tm
     if kind == "OUTPUTS":
         monkeypatch.setitem(OUTPUTS, Other, lambda returned: (lock, returned)[1])
     else:
-        monkeypatch.setitem(OBJECTIVES, "other", Objective(loss=lambda o, y: lock and F.mse_loss(o, y), metrics={}))
+        monkeypatch.setitem(
+            OBJECTIVES, "other", Objective(loss=lambda o, y: lock and F.mse_loss(o, y), metrics={})
+        )
     words = r"OUTPUTS\[Other\]" if kind == "OUTPUTS" else r"OBJECTIVES\['other'\]"
     words += r" cannot be sent to workers: cannot pickle '_thread.lock' object"
     executor = RayExecutor(1)
@@ -107,7 +139,9 @@ def test_an_entry_that_cannot_be_sent_is_named(added, monkeypatch, tiny_data, tm
         executor.submit(names)
     executor.shutdown()
     with pytest.raises(RunError, match=words):
-        finetune(Two(), data(tiny_data), Recipe(epochs=1, batch_size=32), workers=RayTraining(workers=2))
+        finetune(
+            Two(), data(tiny_data), Recipe(epochs=1, batch_size=32), workers=RayTraining(workers=2)
+        )
 
 
 def test_what_is_built_in_is_not_sent():

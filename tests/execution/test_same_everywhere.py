@@ -15,9 +15,23 @@ WITH_WORKERS = [(1, 2, 1, 3), (2, 3, 2, 1), (3, 4, 3, 2)]
 
 def trials(workers, seed, omp, threads, schedules):
     """Returns digests of many searches by name; the last line, since other tools may print, too."""
-    environment = {**os.environ, "PYTHONHASHSEED": str(seed), "OMP_NUM_THREADS": str(omp), "OMP_WAIT_POLICY": "passive"}
-    line = [sys.executable, "-m", "tests.execution.same_everywhere", str(workers), str(threads), str(schedules)]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": str(seed),
+        "OMP_NUM_THREADS": str(omp),
+        "OMP_WAIT_POLICY": "passive",
+    }
+    line = [
+        sys.executable,
+        "-m",
+        "tests.execution.same_everywhere",
+        str(workers),
+        str(threads),
+        str(schedules),
+    ]
+    done = subprocess.run(
+        line, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -35,7 +35,9 @@ def test_same_results_and_exceptions_as_a_thread_pool():
         with executor:
             futures = [executor.submit(divide, 6, by=by) for by in (3, 0, 2)]
             assert set(as_completed(futures)) == set(futures)
-            outcomes.append([(f.result() if f.exception() is None else repr(f.exception())) for f in futures])
+            outcomes.append(
+                [(f.result() if f.exception() is None else repr(f.exception())) for f in futures]
+            )
             outcomes[-1].append(list(executor.map(divide, range(4))))
     assert outcomes[0] == outcomes[1]
     assert outcomes[0][:3] == [2.0, "ZeroDivisionError('division by zero')", 3.0]

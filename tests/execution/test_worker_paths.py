@@ -68,7 +68,12 @@ def test_no_file_of_the_working_folder_comes_before_an_installed_package(tmp_pat
     (work / "mine_too.py").write_text(MINE_TOO)
     (scripts / "script.py").write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, scripts / "script.py"], cwd=work, capture_output=True, text=True, check=False, timeout=240
+        [sys.executable, scripts / "script.py"],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     looks = json.loads(done.stdout.splitlines()[-1])

@@ -24,7 +24,10 @@ def stand_in(tmp_path_factory):
     cifar = folder / "cifar-10-batches-py"
     cifar.mkdir()
     for file in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        content = {"data": draws.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]}
+        content = {
+            "data": draws.integers(0, 256, (20, 3072), dtype=np.uint8),
+            "labels": [i % 10 for i in range(20)],
+        }
         (cifar / file).write_bytes(pickle.dumps(content, protocol=2))
     cifar100(folder / "cifar-100-python", draws)
     for part, count in (("train", 10), ("test", 2)):
@@ -32,7 +35,9 @@ def stand_in(tmp_path_factory):
             place = folder / "cifar10-jpeg" / part / f"class{name}"
             place.mkdir(parents=True)
             for number in range(count):
-                Image.fromarray(draws.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{number}.jpg")
+                Image.fromarray(draws.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+                    place / f"{number}.jpg"
+                )
     for part, count in (("train", 4), ("val", 1)):
         for wnid in ("n01440764", "n01443537"):
             place = folder / "imagenet" / part / wnid

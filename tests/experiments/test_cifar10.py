@@ -18,7 +18,11 @@ from experiments.cifar10 import search
 def call(stand_in, tmp_path, monkeypatch):
     """Calls the script on few images and structures."""
     torch.save(resnet20().state_dict(), tmp_path / "resnet20.pt")
-    settings = [f"data.path={stand_in / 'cifar10-jpeg'}", f"model.checkpoint={tmp_path / 'resnet20.pt'}", "n_trials=2"]
+    settings = [
+        f"data.path={stand_in / 'cifar10-jpeg'}",
+        f"model.checkpoint={tmp_path / 'resnet20.pt'}",
+        "n_trials=2",
+    ]
     settings += [
         "evaluator.calibration_images=8",
         "evaluator.batch_size=8",
@@ -30,7 +34,9 @@ def call(stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
     monkeypatch.setattr("abcsearch.results.forward._SECONDS", 0.1)
     monkeypatch.setattr(search, "_SECONDS", 0.1)
-    monkeypatch.setattr(search, "in_onnxruntime", lambda networks, example: networks)  # else seconds for each
+    monkeypatch.setattr(
+        search, "in_onnxruntime", lambda networks, example: networks
+    )  # else seconds for each
 
     def called(*words):
         monkeypatch.setattr("sys.argv", ["search", *places, *words, *own])
@@ -44,26 +50,38 @@ def test_a_table_is_made_once_and_drawn_again(call, tmp_path, capsys, monkeypatc
     call(*words)
     printed, said = capsys.readouterr()
     rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line.startswith("|")
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in printed.splitlines()
+        if line.startswith("|")
     ]
     assert [row[0] for row in rows[2:]] == ["full", "uniform", "random", "bee_colony"]
     assert len({len(row) for row in rows}) == 1
     assert rows[2][1:4] == ["2", "40.55", "270"]
     assert len(re.findall("done", said)) == 4
     found = {(row["name"], row["seed"]): row for row in known(tmp_path)}
-    assert list(found) == [(name, seed) for seed in (0, 1) for name in ("full", "uniform", "random", "bee_colony")]
+    assert list(found) == [
+        (name, seed) for seed in (0, 1) for name in ("full", "uniform", "random", "bee_colony")
+    ]
     row = found["bee_colony", 1]
     assert row["macs"] <= 0.5 * found["full", 1]["macs"]
     assert row["trials"] == 2
     assert row["seconds"] > 0
     assert set(row["ms"]) >= {f"{how}, batch {size}" for how in ("CPU", "ONNX") for size in (1, 64)}
-    scores = json.loads((tmp_path / "runs" / "resnet20" / "bee_colony-1" / "finetuned" / "bee_colony.json").read_text())
+    scores = json.loads(
+        (
+            tmp_path / "runs" / "resnet20" / "bee_colony-1" / "finetuned" / "bee_colony.json"
+        ).read_text()
+    )
     assert row["after"] == scores["after"]["top1"]
     call(*words, "--redraw")
     assert capsys.readouterr().out == printed
     call("searchers", "--only", "bee_colony", "--seeds", "1", "--redraw")
     one = capsys.readouterr().out
-    assert re.findall(r"^\| (\w+) \| (\d)", one, re.MULTILINE) == [("full", "1"), ("uniform", "1"), ("bee_colony", "1")]
+    assert re.findall(r"^\| (\w+) \| (\d)", one, re.MULTILINE) == [
+        ("full", "1"),
+        ("uniform", "1"),
+        ("bee_colony", "1"),
+    ]
     assert "Searches, seed 1 with" in one
     with pytest.raises(SystemExit, match="has no such networks yet"):
         call("searchers", "--seeds", "7", "--redraw")
@@ -71,7 +89,9 @@ def test_a_table_is_made_once_and_drawn_again(call, tmp_path, capsys, monkeypatc
     shutil.rmtree(tmp_path / "runs")
     call(*words)
     assert not (tmp_path / "runs").exists()
-    assert [without_times(row) for row in known(tmp_path)] == [without_times(row) for row in found.values()]
+    assert [without_times(row) for row in known(tmp_path)] == [
+        without_times(row) for row in found.values()
+    ]
 
 
 def known(folder):
@@ -106,7 +126,9 @@ def test_what_was_searched_with_other_settings_is_not_mixed_in(call, tmp_path):
 )
 def test_a_damaged_file_of_results_is_named_and_kept(call, tmp_path, words, text):
     (tmp_path / "resnet20.json").write_text(text)
-    with pytest.raises(SystemExit, match=r"resnet20.json is damaged .*; restore it, or begin other results"):
+    with pytest.raises(
+        SystemExit, match=r"resnet20.json is damaged .*; restore it, or begin other results"
+    ):
         call("searchers", *words)
     assert (tmp_path / "resnet20.json").read_text() == text
     assert not (tmp_path / "runs").exists()
@@ -114,7 +136,9 @@ def test_a_damaged_file_of_results_is_named_and_kept(call, tmp_path, words, text
 
 def test_results_that_cannot_be_written_are_said_first(call, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match=r"error: .*resnet20.json cannot be written: .*File exists"):
+    with pytest.raises(
+        SystemExit, match=r"error: .*resnet20.json cannot be written: .*File exists"
+    ):
         call("searchers", "--only", "greedy", "--results", str(tmp_path / "file"))
     assert not (tmp_path / "runs").exists()
 
@@ -150,34 +174,77 @@ def test_agreement_is_that_of_the_searchers_of_each_seed():
     assert search.agreement(rows[-2:]) == []
 
 
-def test_searches_with_one_seed_share_the_base_network_that_they_train(stand_in, tmp_path, monkeypatch):
+def test_searches_with_one_seed_share_the_base_network_that_they_train(
+    stand_in, tmp_path, monkeypatch
+):
     made = []
-    monkeypatch.setattr("abcsearch.runs.base.train", lambda *args, **options: made.append(1) or train(*args, **options))
-    settings = ["searcher=random", f"data.path={stand_in / 'cifar10-jpeg'}", "n_trials=2", "pretrain.epochs=1"]
+    monkeypatch.setattr(
+        "abcsearch.runs.base.train",
+        lambda *args, **options: made.append(1) or train(*args, **options),
+    )
+    settings = [
+        "searcher=random",
+        f"data.path={stand_in / 'cifar10-jpeg'}",
+        "n_trials=2",
+        "pretrain.epochs=1",
+    ]
     settings += ["pretrain.batch_size=16", "finetune.epochs=1", "finetune.batch_size=16"]
-    settings += ["evaluator.calibration_images=8", "pretrain.precision=float32", "finetune.precision=float32"]
+    settings += [
+        "evaluator.calibration_images=8",
+        "pretrain.precision=float32",
+        "finetune.precision=float32",
+    ]
     settings += ["evaluator.precision=float32", "evaluator.batch_size=8"]
-    tiny = (search.HERE / "vgg16_cifar.toml").read_text().replace('"vgg16_cifar"', '"small_resnet"\nin_channels = 3')
+    tiny = (
+        (search.HERE / "vgg16_cifar.toml")
+        .read_text()
+        .replace('"vgg16_cifar"', '"small_resnet"\nin_channels = 3')
+    )
     (tmp_path / "tiny.toml").write_text(tiny)
     monkeypatch.setattr(search, "HERE", tmp_path)
     rows = [
         row
-        for name, changes in (("random", ()), ("greedy", ("searcher=greedy", "space.divisor=2", "criterion=l2")))
+        for name, changes in (
+            ("random", ()),
+            ("greedy", ("searcher=greedy", "space.divisor=2", "criterion=l2")),
+        )
         for row in search.run(search.Job("tiny", name, 0, (*settings, *changes), tmp_path / "runs"))
     ]
     assert [row["name"] for row in rows] == ["full", "uniform", "random", "greedy"]
     assert len(made) == 1
     files = sorted((tmp_path / "runs" / "tiny").rglob("base*"))
-    assert [file.suffix for file in files] == [".safetensors"] * 3  # one beside those of the run folders
+    assert [file.suffix for file in files] == [
+        ".safetensors"
+    ] * 3  # one beside those of the run folders
     assert len({file.read_bytes() for file in files}) == 1
     search.run(search.Job("tiny", "anew", 0, (*settings, "pretrain.lr=0.01"), tmp_path / "runs"))
     assert len(made) == 2
 
 
 def test_the_order_of_settings_does_not_matter(call, tmp_path):
-    call("searchers", "--only", "greedy", "--seeds", "0", "--set", "space.step=0.2", "--set", "evaluator.metric=top5")
+    call(
+        "searchers",
+        "--only",
+        "greedy",
+        "--seeds",
+        "0",
+        "--set",
+        "space.step=0.2",
+        "--set",
+        "evaluator.metric=top5",
+    )
     before = known(tmp_path)
-    call("searchers", "--only", "greedy", "--seeds", "0", "--set", "evaluator.metric=top5", "--set", "space.step=0.2")
+    call(
+        "searchers",
+        "--only",
+        "greedy",
+        "--seeds",
+        "0",
+        "--set",
+        "evaluator.metric=top5",
+        "--set",
+        "space.step=0.2",
+    )
     assert [without_times(row) for row in known(tmp_path)] == [without_times(row) for row in before]
 
 
@@ -222,7 +289,9 @@ def test_every_search_is_a_config_that_can_be_read():
             config = search.read_config(search.HERE / "resnet20.toml", changes)
             if config.evaluator.name == "short_training":
                 assert config.n_trials == 10
-    published = search.read_config(search.HERE / "resnet20.toml", search.TABLES["ways"]["published"])
+    published = search.read_config(
+        search.HERE / "resnet20.toml", search.TABLES["ways"]["published"]
+    )
     assert published.evaluator.name == "short_training"
     assert published.evaluator.options["fresh_norms"] is True
     assert published.space.levels == ("filter",)

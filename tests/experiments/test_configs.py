@@ -72,7 +72,9 @@ QUICK = {
     "autoslim/digits.toml",
     "dmcp/imagenet_resnet18_1040m.toml",
 }
-SIZE = 128 / 224  # of images here: those of ImageNet are smaller than published, and convolutions cost its square
+SIZE = (
+    128 / 224
+)  # of images here: those of ImageNet are smaller than published, and convolutions cost its square
 # Few images: batches of one, and one step of training.
 SMALL = {
     "adaptive_bn": ["evaluator.calibration_images=2", "evaluator.batch_size=2"],
@@ -85,7 +87,11 @@ def tiny_preparation(config):
     if config.prepare is None:
         return []
     batch = 4 if config.prepare.name == "tas" else 2  # half of its images are for the structure
-    small = [] if "preset" in config.prepare.options["recipe"] else [f"prepare.recipe.batch_size={batch}"]
+    small = (
+        []
+        if "preset" in config.prepare.options["recipe"]
+        else [f"prepare.recipe.batch_size={batch}"]
+    )
     return [*small, *(["prepare.hidden=1"] if config.prepare.name == "pruning_net" else [])]
 
 
@@ -96,11 +102,17 @@ def overrides(path, folder):
     match config.data.name:
         case "cifar10" | "cifar100":
             own += ["pretrain.batch_size=1"] if config.pretrain is not None else []
-            own += ["data.validation=0.5"] if config.data.name == "cifar100" else []  # there are two of every class
+            own += (
+                ["data.validation=0.5"] if config.data.name == "cifar100" else []
+            )  # there are two of every class
             return [*own, f"data.path={folder}"]
         case "image_folder":
             trained = config.pretrain is not None
-            return [*own, f"data.path={folder / 'cifar10-jpeg'}", *(["pretrain.batch_size=1"] if trained else [])]
+            return [
+                *own,
+                f"data.path={folder / 'cifar10-jpeg'}",
+                *(["pretrain.batch_size=1"] if trained else []),
+            ]
         case "imagenet":
             small = ["data.validation=2", "data.workers=0", "data.size=128", "data.resize=128"]
             if isinstance(config.budget.macs, int):
@@ -110,7 +122,12 @@ def overrides(path, folder):
             return []  # nothing is calibrated
         case "shapes":
             pytest.importorskip("torchmetrics", reason="mAP needs the extra `detection`")
-            return ["data.train=60", "data.test=10", "evaluator.calibration_images=16", "evaluator.batch_size=16"]
+            return [
+                "data.train=60",
+                "data.test=10",
+                "evaluator.calibration_images=16",
+                "evaluator.batch_size=16",
+            ]
     return ["evaluator.calibration_images=128", *tiny_preparation(config)]
 
 
@@ -136,7 +153,12 @@ def test_a_config_can_be_searched(name, stand_in, tmp_path, monkeypatch):
     found = rehearse(config, tmp_path / "run", patience=0)
     assert list(tmp_path.iterdir()) == []
     assert found.evaluation.failure is None
-    assert min(found.evaluation.seconds, found.search, *(tuning.seconds for tuning in found.finetuning)) > 0
+    assert (
+        min(
+            found.evaluation.seconds, found.search, *(tuning.seconds for tuning in found.finetuning)
+        )
+        > 0
+    )
     (bound,) = found.budget
     assert bound.smallest < bound.high < bound.largest
     assert (config.model.checkpoint is None) == (found.notes == ())
@@ -177,7 +199,9 @@ def test_the_searchers_of_the_papers_are_used():
         "tas": {"given"},
     }
     prepared = {
-        name: None if made is None else made.name for name in PUBLISHED for made in [read_config(CONFIGS[name]).prepare]
+        name: None if made is None else made.name
+        for name in PUBLISHED
+        for made in [read_config(CONFIGS[name]).prepare]
     }
     wanted = {"autoslim": "slimmable", "dmcp": "dmcp", "metapruning": "pruning_net", "tas": "tas"}
     assert prepared == {name: wanted.get(Path(name).parts[0]) for name in PUBLISHED}

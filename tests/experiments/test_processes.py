@@ -52,7 +52,9 @@ def begin(tmp_path):
 
 def test_a_result_that_cannot_be_kept_ends_all(begin, tmp_path):
     script = tmp_path / "script.py"
-    first_at_once = SCRIPT.replace("sleep(float", "sleep(number and float").replace("number == 1", "False")
+    first_at_once = SCRIPT.replace("sleep(float", "sleep(number and float").replace(
+        "number == 1", "False"
+    )
     script.write_text(first_at_once.replace("2, print", "2, {}.__getitem__"))
     program = begin(1000)
     _, said = program.communicate(timeout=60)
@@ -74,7 +76,9 @@ def test_what_fails_is_named_and_the_rest_is_done(begin):
         "piece 2: done",
         "piece 3: done",
     ]
-    assert lines[4:] == ["what failed is named above; when that is mended, the same command goes on"]
+    assert lines[4:] == [
+        "what failed is named above; when that is mended, the same command goes on"
+    ]
 
 
 def test_what_all_would_fail_of_ends_the_program(begin, tmp_path):
@@ -84,14 +88,19 @@ def test_what_all_would_fail_of_ends_the_program(begin, tmp_path):
     assert program.returncode == 1
     lines = said.splitlines()
     assert [line.endswith(": disk full") for line in lines] == [True, True, False]
-    assert lines[2] == "the other 7 would fail of this, too; when that is mended, the same command goes on"
+    assert (
+        lines[2]
+        == "the other 7 would fail of this, too; when that is mended, the same command goes on"
+    )
     assert len(list((tmp_path / "pieces").iterdir())) <= 2
 
 
 def test_failures_without_words_are_told_apart(begin, tmp_path):
     script = tmp_path / "script.py"
     kinds = "raise (AssertionError, MemoryError)[number]"
-    script.write_text(SCRIPT.replace("number == 1", "number < 2").replace('raise OSError("disk full")', kinds))
+    script.write_text(
+        SCRIPT.replace("number == 1", "number < 2").replace('raise OSError("disk full")', kinds)
+    )
     out, said = (program := begin(0)).communicate(timeout=60)
     assert program.returncode == 1
     assert sorted(out.split()) == ["2", "3"]
@@ -105,12 +114,16 @@ def test_processes_end_with_the_program(begin, tmp_path, by):
     while len(list((tmp_path / "pieces").iterdir())) < 2:
         assert program.poll() is None
         time.sleep(0.05)
-    assert program.stderr.readline() == "1/4 piece 1: disk full\n"  # from here on it says nothing of its own accord
+    assert (
+        program.stderr.readline() == "1/4 piece 1: disk full\n"
+    )  # from here on it says nothing of its own accord
     if by is signal.SIGINT:
         os.killpg(program.pid, by)  # as a terminal does
     else:
         program.kill()
-    _, said = program.communicate(timeout=60)  # the pipes are closed when the last process has ended
+    _, said = program.communicate(
+        timeout=60
+    )  # the pipes are closed when the last process has ended
     assert program.returncode == (130 if by is signal.SIGINT else -signal.SIGKILL)
     if by is signal.SIGINT:
         assert said.splitlines() == ["stopped; the same command goes on"]

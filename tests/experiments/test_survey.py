@@ -14,7 +14,13 @@ from experiments.survey import drawing, measuring
 from experiments.survey.methods import CONTROLS, KINDS, METHODS, named
 from experiments.survey.results import Results
 
-TINY = ["model.widths=[4, 6]", "model.depths=[1, 1]", "n_trials=2", "pretrain.epochs=1", "finetune.epochs=2"]
+TINY = [
+    "model.widths=[4, 6]",
+    "model.depths=[1, 1]",
+    "n_trials=2",
+    "pretrain.epochs=1",
+    "finetune.epochs=2",
+]
 TINY += ["evaluator.calibration_images=128", "pretrain.batch_size=256", "finetune.batch_size=256"]
 SOME = ["full", "uniform", "l1, threshold", "slimming"]
 
@@ -22,11 +28,22 @@ SOME = ["full", "uniform", "l1, threshold", "slimming"]
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     """Calls the script with a small network and few epochs."""
-    monkeypatch.setattr(measuring, "in_onnxruntime", lambda networks, example: networks)  # else seconds for each
+    monkeypatch.setattr(
+        measuring, "in_onnxruntime", lambda networks, example: networks
+    )  # else seconds for each
     monkeypatch.setattr(survey, "check_onnx", lambda: None)
 
     def called(*words, tiny=TINY):
-        places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path), "--seeds", "0", "--budgets", "0.5"]
+        places = [
+            "--runs",
+            str(tmp_path / "runs"),
+            "--results",
+            str(tmp_path),
+            "--seeds",
+            "0",
+            "--budgets",
+            "0.5",
+        ]
         own = [word for setting in tiny for word in ("--set", setting)]
         monkeypatch.setattr(sys, "argv", ["survey", "digits", *places, *words, *own])
         survey.main()
@@ -38,8 +55,12 @@ def rows_of(path):
     return {row["method"]: row for row in json.loads((path / "digits.json").read_text())["rows"]}
 
 
-def test_rows_are_kept_and_a_table_is_drawn_again_from_the_file_alone(call, tmp_path, capsys, monkeypatch):
-    (tmp_path / "README.md").write_text("before\n<!-- digits -->\nearlier rows\n<!-- /digits -->\nafter\n")
+def test_rows_are_kept_and_a_table_is_drawn_again_from_the_file_alone(
+    call, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "README.md").write_text(
+        "before\n<!-- digits -->\nearlier rows\n<!-- /digits -->\nafter\n"
+    )
     call("--only", *SOME[:2])
     call("--only", *SOME, "iterate, threshold", "--times")
     printed, said = capsys.readouterr()
@@ -50,7 +71,9 @@ def test_rows_are_kept_and_a_table_is_drawn_again_from_the_file_alone(call, tmp_
     assert rows["full"]["macs"] == 1
     assert all(rows[name]["macs"] <= 0.5 and 0 <= rows[name]["after"] <= 1 for name in SOME[1:])
     assert all(rows[name]["training"] > 0 and rows[name]["forward"] > 0 for name in SOME)
-    assert "there are 2 epochs in all: raise finetune.epochs" in rows["iterate, threshold"]["skipped"]
+    assert (
+        "there are 2 epochs in all: raise finetune.epochs" in rows["iterate, threshold"]["skipped"]
+    )
     monkeypatch.setattr(survey, "measured", None)
     monkeypatch.setattr(measuring, "run_config", None)
     page, picture = (tmp_path / "README.md").read_text(), (tmp_path / "digits.png").read_bytes()
@@ -98,10 +121,16 @@ def test_rows_of_other_settings_versions_or_methods_are_refused_with_the_differe
     with pytest.raises(SystemExit, match=r"versions: 'torch 1' there, .*--anew"):
         call("--only", "uniform")
     assert rows_of(tmp_path) == {row["method"]: row for row in held["rows"]}
-    file.write_text(json.dumps({**held, "rows": [{**row, "changes": ["criterion=l2"]} for row in held["rows"]]}))
+    file.write_text(
+        json.dumps({**held, "rows": [{**row, "changes": ["criterion=l2"]} for row in held["rows"]]})
+    )
     with pytest.raises(SystemExit, match="full-50-0, run with criterion=l2, now searcher=given"):
         call("--only", "full")
-    for damaged in ("{", '{"settings": {}, "versions": ""}', json.dumps({**held, "rows": [{"method": "full"}]})):
+    for damaged in (
+        "{",
+        '{"settings": {}, "versions": ""}',
+        json.dumps({**held, "rows": [{"method": "full"}]}),
+    ):
         file.write_text(damaged)
         with pytest.raises(SystemExit, match="is damaged"):
             call("--redraw")
@@ -122,7 +151,9 @@ def test_the_best_get_their_controls_whose_base_has_the_same_weights(call, tmp_p
     (base,) = (tmp_path / "runs/digits").glob("base-0*.safetensors")
     (own,) = (tmp_path / "runs/digits").glob("rewound_of_uniform*/base.safetensors")
     assert load_file(own).keys() == load_file(base).keys()
-    assert all(torch.equal(tensor, load_file(base)[name]) for name, tensor in load_file(own).items())
+    assert all(
+        torch.equal(tensor, load_file(base)[name]) for name, tensor in load_file(own).items()
+    )
     assert rows["scratch_e of uniform"]["epochs"] == [0, 1]
     assert rows["scratch_b of uniform"]["epochs"] == [0, 2]
 
@@ -132,7 +163,10 @@ def test_every_method_that_is_registered_is_a_run_of_as_many_epochs(network, mon
     monkeypatch.chdir(survey.HERE.parents[1])
     file = survey.HERE / f"{network}.toml"
     total = {
-        sum_of(method.config(file, 0.3, 1, ["model.checkpoint=x"] if network == "resnet20" else []), method.rounds)
+        sum_of(
+            method.config(file, 0.3, 1, ["model.checkpoint=x"] if network == "resnet20" else []),
+            method.rounds,
+        )
         for method in METHODS
         if not method.lacking
     }
@@ -167,7 +201,9 @@ def test_the_best_three_are_those_of_most_seeds(tmp_path):
         for name, after in zip("abcde", (0.9, 0.8, 0.7, 0.6, 1.0), strict=True)
         for seed in (0, 1)
     ]
-    rows = [own for own in rows if (own["method"], own["seed"]) != ("e", 1)] + [row("f", 0, 1.0, skipped="no")]
+    rows = [own for own in rows if (own["method"], own["seed"]) != ("e", 1)] + [
+        row("f", 0, 1.0, skipped="no")
+    ]
     rows += [row("full", seed, 1.0) for seed in (0, 1)]
     rows += [row("again", seed, 0.9) for seed in (0, 1)]  # the same networks as a
     assert drawing.best_three(rows, 0.5) == ["a", "b", "c"]

@@ -19,7 +19,15 @@ from abcsearch.models.resnet import SmallResNet
 from abcsearch.runs.disk.weights import load_checkpoint
 from abcsearch.runs.settings import ModelSettings
 
-TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.int64, torch.int8]
+TYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.complex64,
+    torch.int64,
+    torch.int8,
+]
 X = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
@@ -31,10 +39,14 @@ def tensors(draw):
     size = math.prod(shape)
     values = draw(st.sampled_from([1, 2, 200, 300, 10**6]))
     x = rng.integers(0, values, size) * 0.37 - 5
-    x[rng.random(size) < draw(st.sampled_from([0.0, 0.5, 0.99, 1.0]))] = draw(st.sampled_from([0.0, -0.0, 3.0]))
+    x[rng.random(size) < draw(st.sampled_from([0.0, 0.5, 0.99, 1.0]))] = draw(
+        st.sampled_from([0.0, -0.0, 3.0])
+    )
     made = torch.from_numpy(x).reshape(shape).to(draw(st.sampled_from(TYPES)))
     if made.is_floating_point() and draw(st.booleans()):
-        made = made.where(torch.from_numpy(rng.random(shape)) > 0.1, draw(st.sampled_from([math.nan, math.inf])))
+        made = made.where(
+            torch.from_numpy(rng.random(shape)) > 0.1, draw(st.sampled_from([math.nan, math.inf]))
+        )
     return made.transpose(0, 1).contiguous().transpose(0, 1) if made.ndim > 1 else made
 
 
@@ -144,12 +156,17 @@ def test_an_export_comes_back_as_the_same_dense_module_in_fewer_bytes(tmp_path):
         assert made.how_to_load.startswith("abcsearch.load(")
         back = load(made)
         assert torch.equal(back(X), model(X))
-        assert all(torch.equal(bits(t), bits(back.state_dict()[n])) for n, t in model.state_dict().items())
+        assert all(
+            torch.equal(bits(t), bits(back.state_dict()[n])) for n, t in model.state_dict().items()
+        )
         sizes[kind] = sum(file.stat().st_size for file in (tmp_path / kind).glob("model.*"))
     assert sizes["compressed"] < 0.5 * sizes["safetensors"]
     # Another format in the same folder replaces the one before; the plan says which it is.
     export(resnet().eval(), tmp_path / "compressed", example_input=X, constructor=resnet)
-    assert sorted(p.name for p in (tmp_path / "compressed").iterdir()) == ["model.safetensors", "plan.json"]
+    assert sorted(p.name for p in (tmp_path / "compressed").iterdir()) == [
+        "model.safetensors",
+        "plan.json",
+    ]
     assert not torch.equal(load(tmp_path / "compressed")(X), model(X))
 
 

@@ -79,7 +79,12 @@ def test_networks_without_factors_have_the_plan_of_before(tmp_path, trained):
     ],
 )
 def test_damaged_tables_are_refused(tmp_path, trained, table, words):
-    export(low_rank(trained, X, ranks=0.7).model, tmp_path / "export", example_input=X, constructor=resnet)
+    export(
+        low_rank(trained, X, ranks=0.7).model,
+        tmp_path / "export",
+        example_input=X,
+        constructor=resnet,
+    )
     rewrite(tmp_path / "export/plan.json", {"factorised": table}, kind="export")
     with pytest.raises(ExportError, match=words):
         load(tmp_path / "export")
@@ -94,5 +99,7 @@ def test_a_constructor_that_factorises_itself(tmp_path):
 
 def ready():
     torch.manual_seed(0)
-    layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(800, 4))
+    layers = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(800, 4)
+    )
     return low_rank(layers.eval(), X, ranks={"1": 5}).model

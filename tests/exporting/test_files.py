@@ -51,14 +51,20 @@ def small():
 def test_a_file_computes_what_the_sliced_network_does_for_any_batch(tmp_path, kind, name):
     network = sliced(built(name), 1)
     made = export(network, tmp_path / f"net.{kind}", example_input=example(1))
-    assert (made.path, made.format, made.size) == (tmp_path / f"net.{kind}", kind, Path(made).stat().st_size)
+    assert (made.path, made.format, made.size) == (
+        tmp_path / f"net.{kind}",
+        kind,
+        Path(made).stat().st_size,
+    )
     assert [path.name for path in tmp_path.iterdir()] == [f"net.{kind}"]
     found = load(made)
     for size in (1, 2, 3, 7):
         images = torch.randn(size, 3, 16, 16, generator=torch.Generator().manual_seed(size))
         with torch.inference_mode():
             expected = network(images)
-            assert torch.allclose(found(images), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+            assert torch.allclose(
+                found(images), expected, rtol=0, atol=1e-5 * float(expected.abs().max())
+            )
     assert 0 <= made.difference <= 1e-5 * made.largest
     assert f"{made.size:,} bytes; largest difference {made.difference:.2g} of outputs" in str(made)
 
@@ -143,7 +149,10 @@ def test_an_onnx_file_is_valid_whole_and_names_its_batch(tmp_path):
     made = export(small(), tmp_path, example_input=example(), format="onnx")
     proto = onnx.load(made.path, load_external_data=False)
     onnx.checker.check_model(proto, full_check=True)
-    sizes = [value.type.tensor_type.shape.dim[0].dim_param for value in (*proto.graph.input, *proto.graph.output)]
+    sizes = [
+        value.type.tensor_type.shape.dim[0].dim_param
+        for value in (*proto.graph.input, *proto.graph.output)
+    ]
     assert sizes == ["batch", "batch"]
     assert not any(tensor.external_data for tensor in proto.graph.initializer)
     session = ort.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
@@ -163,15 +172,21 @@ class Maps(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", *FORMATS])
-def test_of_several_outputs_all_are_exported_or_the_one_that_the_user_says(tmp_path, kind, monkeypatch):
+def test_of_several_outputs_all_are_exported_or_the_one_that_the_user_says(
+    tmp_path, kind, monkeypatch
+):
     network = Maps().eval()
-    found = load(export(network, tmp_path / "all", example_input=example(), format=kind))(example(3))
+    found = load(export(network, tmp_path / "all", example_input=example(), format=kind))(
+        example(3)
+    )
     expected = network(example(3))
     assert list(found) == ["out", "aux"]
     for name, tensor in expected.items():
         assert torch.allclose(found[name], tensor, atol=1e-6)
     monkeypatch.setitem(OUTPUTS, Maps, lambda returned: returned["out"])
-    found = load(export(network, tmp_path / "one", example_input=example(), format=kind))(example(3))
+    found = load(export(network, tmp_path / "one", example_input=example(), format=kind))(
+        example(3)
+    )
     found = found["out"] if kind == "safetensors" else found
     assert torch.allclose(found, expected["out"], atol=1e-6)
 
@@ -202,7 +217,10 @@ class Untraceable(nn.Module):
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        (Fixed, r"does not run on a batch \(1, 3, 16, 16\).*batches of any size: read it off the input"),
+        (
+            Fixed,
+            r"does not run on a batch \(1, 3, 16, 16\).*batches of any size: read it off the input",
+        ),
         (Deciding, "fixes the size of the batch.*read it off the input"),
         (Untraceable, "torch.export cannot follow the network.*safetensors needs no tracing"),
     ],
@@ -211,11 +229,15 @@ def test_what_cannot_be_traced_for_any_batch_is_one_clear_error(tmp_path, networ
     with pytest.raises(ExportError, match=words):
         export(network(), tmp_path, example_input=example(), format="pt2")
     assert not list(tmp_path.iterdir())
-    assert export(network(), tmp_path, example_input=example()).difference == 0  # as safetensors it can
+    assert (
+        export(network(), tmp_path, example_input=example()).difference == 0
+    )  # as safetensors it can
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_file_that_computes_something_else_is_refused_and_the_older_one_stays(tmp_path, kind, monkeypatch):
+def test_a_file_that_computes_something_else_is_refused_and_the_older_one_stays(
+    tmp_path, kind, monkeypatch
+):
     made = export(small(), tmp_path, example_input=example(), format=kind)
     before = made.path.read_bytes()
     other = small()
@@ -223,11 +245,16 @@ def test_a_file_that_computes_something_else_is_refused_and_the_older_one_stays(
         other.linear.bias[1] += 0.01
     program = interchange.traced(other, example())
     monkeypatch.setattr(files, "traced", lambda *_: program)
-    with pytest.raises(ExportError, match=r"computes other outputs: the largest difference is 0.01"):
+    with pytest.raises(
+        ExportError, match=r"computes other outputs: the largest difference is 0.01"
+    ):
         export(small(), tmp_path, example_input=example(), format=kind)
     assert made.path.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [made.path.name]
-    assert export(small(), tmp_path, example_input=example(), format=kind, tolerance=0.5).difference > 0.009
+    assert (
+        export(small(), tmp_path, example_input=example(), format=kind, tolerance=0.5).difference
+        > 0.009
+    )
 
 
 @pytest.mark.parametrize(
@@ -255,7 +282,9 @@ class Looking(nn.Module):
 
 
 def test_what_does_not_depend_on_the_batch_is_not_explained_with_it(tmp_path, capfd):
-    with pytest.raises(ExportError, match="but not on standard normal numbers in its place") as caught:
+    with pytest.raises(
+        ExportError, match="but not on standard normal numbers in its place"
+    ) as caught:
         export(Looking(), tmp_path / "x.pt2", example_input=example())
     assert "any size" not in str(caught.value)
     with pytest.raises(ExportError, match="cannot follow the network"):
@@ -264,7 +293,9 @@ def test_what_does_not_depend_on_the_batch_is_not_explained_with_it(tmp_path, ca
 
 
 def test_double_precision_that_onnxruntime_has_not_is_said_without_temporary_paths(tmp_path):
-    with pytest.raises(ExportError, match=r"cannot be read back: x.onnx is .*export it as model.float\(\)") as caught:
+    with pytest.raises(
+        ExportError, match=r"cannot be read back: x.onnx is .*export it as model.float\(\)"
+    ) as caught:
         export(small().double(), tmp_path / "x.onnx", example_input=example().double())
     assert ".export-" not in str(caught.value)
     assert not list(tmp_path.iterdir())
@@ -325,18 +356,28 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, packag
 @pytest.fixture(scope="module")
 def two_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    return {kind: export(small(), folder, example_input=example(), format=kind).path.read_bytes() for kind in FORMATS}
+    return {
+        kind: export(small(), folder, example_input=example(), format=kind).path.read_bytes()
+        for kind in FORMATS
+    }
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("damage", ["empty", "text", "half", "pickle", "state dict", "other format"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "text", "half", "pickle", "state dict", "other format"]
+)
 def test_a_damaged_file_is_one_clear_error(tmp_path, two_files, kind, damage, capfd):
     path, whole = tmp_path / f"net.{kind}", two_files[kind]
     if damage == "state dict":
         torch.save(small().state_dict(), path)
     else:
         other = two_files["pt2" if kind == "onnx" else "onnx"]
-        contents = {"empty": b"", "text": b"no network", "half": whole[: len(whole) // 2], "pickle": pickle.dumps([1])}
+        contents = {
+            "empty": b"",
+            "text": b"no network",
+            "half": whole[: len(whole) // 2],
+            "pickle": pickle.dumps([1]),
+        }
         path.write_bytes(contents.get(damage, other))
     with pytest.raises(ExportError) as caught:
         load(path)
@@ -353,7 +394,13 @@ def test_a_file_of_another_kind_is_one_clear_error(tmp_path):
 
 def test_a_fine_tuned_export_goes_through_a_folder_unchanged(tmp_path):
     network = small()
-    train(network, Split(example(32), torch.arange(32) % 4), Recipe(epochs=1, batch_size=16), seed=0, stream="finetune")
+    train(
+        network,
+        Split(example(32), torch.arange(32) % 4),
+        Recipe(epochs=1, batch_size=16),
+        seed=0,
+        stream="finetune",
+    )
     made = export(network, tmp_path / "a", example_input=example())
     assert_same(network, load(made))
     assert made.difference == 0

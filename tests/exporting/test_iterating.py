@@ -34,7 +34,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "options", "blocks"), CASES, ids=lambda value: str(value)[-20:])
-def test_three_rounds_of_pruning_come_back_bit_for_bit_from_the_first_constructor(tmp_path, name, options, blocks):
+def test_three_rounds_of_pruning_come_back_bit_for_bit_from_the_first_constructor(
+    tmp_path, name, options, blocks
+):
     record = Constructor(name=name, options=options)
     network = record.build().eval()
     for module in network.modules():
@@ -43,12 +45,18 @@ def test_three_rounds_of_pruning_come_back_bit_for_bit_from_the_first_constructo
                 module.running_mean.uniform_(-0.1, 0.1)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     levels = ("filter", "stage", "block") if blocks else ("filter", "stage")
-    sizes, dropped, draws = [sum(p.numel() for p in network.parameters())], [0], np.random.default_rng(0)
+    sizes, dropped, draws = (
+        [sum(p.numel() for p in network.parameters())],
+        [0],
+        np.random.default_rng(0),
+    )
     for turn in range(3):
         graph = trace_channels(network, images)
         space = graph.space(alpha=0.8, levels=levels)
         candidate = list(space.sample(draws))
-        switches = [place for place, dimension in enumerate(space.dimensions) if dimension.kind == "block"]
+        switches = [
+            place for place, dimension in enumerate(space.dimensions) if dimension.kind == "block"
+        ]
         for place in switches:
             candidate[place] = 1
         if switches:  # one block less every time
@@ -80,8 +88,12 @@ def test_a_result_is_searched_exported_and_searched_again(tmp_path, tiny_data):
             space=SpaceOptions(levels=("filter", "stage", "block")),
             run_dir=tmp_path / f"run{turn}",
         )
-        made = export(result.model(), tmp_path / f"{turn}", example_input=tiny_data.example, options=options)
+        made = export(
+            result.model(), tmp_path / f"{turn}", example_input=tiny_data.example, options=options
+        )
         before, network = network, load(made)
-        assert sum(p.numel() for p in network.parameters()) < sum(p.numel() for p in before.parameters())
+        assert sum(p.numel() for p in network.parameters()) < sum(
+            p.numel() for p in before.parameters()
+        )
     with torch.inference_mode():
         assert torch.equal(network(tiny_data.example), result.model()(tiny_data.example))

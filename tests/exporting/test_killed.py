@@ -11,7 +11,11 @@ from abcsearch.exporting import export, files, load
 from tests.exporting.test_files import example, small
 from tests.problems import forks
 
-NAMES = {"safetensors": ["model.safetensors", "plan.json"], "onnx": ["model.onnx"], "pt2": ["model.pt2"]}
+NAMES = {
+    "safetensors": ["model.safetensors", "plan.json"],
+    "onnx": ["model.onnx"],
+    "pt2": ["model.pt2"],
+}
 
 
 def _killed(folder, kind, count):
@@ -28,7 +32,9 @@ def _killed(folder, kind, count):
     files.export(small(), folder, example_input=example(), format=kind)
 
 
-@pytest.mark.parametrize(("kind", "count"), [("safetensors", 0), ("safetensors", 1), ("onnx", 0), ("pt2", 0)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("safetensors", 0), ("safetensors", 1), ("onnx", 0), ("pt2", 0)]
+)
 def test_the_next_export_removes_what_a_killed_one_has_left(tmp_path, kind, count):
     folder = tmp_path / "export"
     export(small(), folder, example_input=example(), format=kind)

@@ -74,11 +74,16 @@ def vgg(dropout=0.5):
     """VGG's features, normalised, at an eighth of their width."""
     plan = [8, "M", 16, "M", 32, 32, "M", 64, 64, "M"]
     features = torchvision.models.vgg.make_layers(plan, batch_norm=True)
-    return nn.Sequential(features, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(4 * 64, 5))
+    return nn.Sequential(
+        features, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(4 * 64, 5)
+    )
 
 
 NETWORKS = {
-    "small_resnet": (SmallResNet, {"in_channels": 3, "classes": 4, "widths": [6, 10], "depths": [1, 2]}),
+    "small_resnet": (
+        SmallResNet,
+        {"in_channels": 3, "classes": 4, "widths": [6, 10], "depths": [1, 2]},
+    ),
     "depthwise": (Depthwise, {"width": 6}),
     "flat": (Flat, {}),
     "mobilenet_v2": (mobilenet, {"width": 0.2}),
@@ -134,11 +139,16 @@ def assert_same(one, other):
 def test_a_sliced_network_comes_back_bit_for_bit(tmp_path, name, seed):
     make, options = NETWORKS[name]
     network = sliced(built(name), seed)
-    assert export(network, tmp_path, example_input=example(), constructor=make, options=options).path == tmp_path
+    assert (
+        export(network, tmp_path, example_input=example(), constructor=make, options=options).path
+        == tmp_path
+    )
     found = load(tmp_path)
     assert_same(network, found)
     assert not any(module.training for module in found.modules())
-    assert sum(p.numel() for p in found.parameters()) < sum(p.numel() for p in make(**options).parameters())
+    assert sum(p.numel() for p in found.parameters()) < sum(
+        p.numel() for p in make(**options).parameters()
+    )
 
 
 @pytest.mark.parametrize("name", ["small_resnet", "depthwise", "mobilenet_v2"])
@@ -180,9 +190,18 @@ def test_a_fine_tuned_network_comes_back_and_can_be_pruned_and_exported_again(tm
 
 
 def test_tied_weights_are_tied_again(tmp_path):
-    for name, pair in (("depthwise", ("left.weight", "right.weight")), ("flat", ("again.weight", "twice.weight"))):
+    for name, pair in (
+        ("depthwise", ("left.weight", "right.weight")),
+        ("flat", ("again.weight", "twice.weight")),
+    ):
         make, options = NETWORKS[name]
-        export(sliced(built(name), 0), tmp_path / name, example_input=example(), constructor=make, options=options)
+        export(
+            sliced(built(name), 0),
+            tmp_path / name,
+            example_input=example(),
+            constructor=make,
+            options=options,
+        )
         found = load(tmp_path / name)
         one, other = (found.get_parameter(path) for path in pair)
         assert one is other
@@ -201,7 +220,8 @@ def test_the_network_and_the_random_state_are_left_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in network.modules()] == [m.training for m in before.modules()]
     assert all(
-        torch.equal(a, b) for a, b in zip(network.state_dict().values(), before.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(network.state_dict().values(), before.state_dict().values(), strict=True)
     )
 
 
@@ -209,15 +229,33 @@ def test_nothing_is_pickled_and_the_plan_says_what_it_is(tmp_path):
     make, options = NETWORKS["small_resnet"]
     network = sliced(built("small_resnet"), 0)
     info = {"candidate": [1, 2], "note": "ä"}
-    export(network, tmp_path / "x", example_input=example(), constructor=make, options=options, info=info)
-    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["model.safetensors", "plan.json"]
+    export(
+        network,
+        tmp_path / "x",
+        example_input=example(),
+        constructor=make,
+        options=options,
+        info=info,
+    )
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == [
+        "model.safetensors",
+        "plan.json",
+    ]
     plan = json.loads((tmp_path / "x" / "plan.json").read_text(encoding="utf-8"))
-    assert plan["constructor"] == {"name": "abcsearch.models.resnet:SmallResNet", "options": options}
+    assert plan["constructor"] == {
+        "name": "abcsearch.models.resnet:SmallResNet",
+        "options": options,
+    }
     assert (plan["info"], plan["input_shape"]) == (info, [2, 3, 16, 16])
     assert load_file(tmp_path / "x" / "model.safetensors").keys() == network.state_dict().keys()
     # The class of the network and the name of a registered one are constructors as well.
     one = export(SmallResNet(), tmp_path / "y", example_input=torch.rand(1, 1, 8, 8))
-    two = export(SmallResNet(), tmp_path / "z", example_input=torch.rand(1, 1, 8, 8), constructor="small_resnet")
+    two = export(
+        SmallResNet(),
+        tmp_path / "z",
+        example_input=torch.rand(1, 1, 8, 8),
+        constructor="small_resnet",
+    )
     assert type(load(one)) is type(load(two)) is SmallResNet
 
 
@@ -225,7 +263,11 @@ def test_nothing_is_pickled_and_the_plan_says_what_it_is(tmp_path):
 def exported(tmp_path):
     make, options = NETWORKS["depthwise"]
     return export(
-        sliced(built("depthwise"), 0), tmp_path / "x", example_input=example(), constructor=make, options=options
+        sliced(built("depthwise"), 0),
+        tmp_path / "x",
+        example_input=example(),
+        constructor=make,
+        options=options,
     ).path
 
 
@@ -237,19 +279,36 @@ def edit(folder, change):
     ("spoil", "words"),
     [
         (shutil.rmtree, "x does not exist; write one with: abcsearch export"),
-        (lambda f: (f / "plan.json").unlink(), "plan.json is missing; write one with: abcsearch export"),
+        (
+            lambda f: (f / "plan.json").unlink(),
+            "plan.json is missing; write one with: abcsearch export",
+        ),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda f: (f / "plan.json").write_text("{"), "is damaged"),
         (lambda f: (f / "plan.json").write_text("[]"), "is damaged"),
         (lambda f: (f / "plan.json").write_bytes(b"\xff"), "is damaged"),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "is damaged"),
-        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]), "is damaged"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(
+                (f / "model.safetensors").read_bytes()[:-9]
+            ),
+            "is damaged",
+        ),
         (lambda f: edit(f, lambda plan: plan.pop("layers")), "is damaged.*layers"),
         (lambda f: edit(f, lambda plan: plan.pop("format")), "is damaged.*format"),
         (lambda f: edit(f, lambda plan: plan.update(layers=5)), "is damaged"),
-        (lambda f: edit(f, lambda plan: plan.update(constructor={"name": "x"})), "is damaged.*options"),
-        (lambda f: edit(f, lambda plan: plan.update(format=2)), "has format 2, this version reads up to 1; update"),
-        (lambda f: edit(f, lambda plan: plan["layers"].update(gone={"groups": 1})), "has it changed. gone is missing"),
+        (
+            lambda f: edit(f, lambda plan: plan.update(constructor={"name": "x"})),
+            "is damaged.*options",
+        ),
+        (
+            lambda f: edit(f, lambda plan: plan.update(format=2)),
+            "has format 2, this version reads up to 1; update",
+        ),
+        (
+            lambda f: edit(f, lambda plan: plan["layers"].update(gone={"groups": 1})),
+            "has it changed. gone is missing",
+        ),
         (
             lambda f: edit(f, lambda plan: plan["constructor"]["options"].update(width=7)),
             r"has it changed. stem.weight",
@@ -297,8 +356,14 @@ def wrong_stride(value):
         (wrong_stride([1, "1", 1, 1]), "strides: point.weight is"),
         (wrong_stride([10**12, 1, 1, 1]), "strides: point.weight is"),
         (wrong_stride([1, 1, 10**30, 1]), "strides: point.weight is"),
-        (lambda plan: plan["strides"].update(gone=[1]), "strides: gone is not in model.safetensors"),
-        (lambda plan: plan["tensors"].update({"point.weight": [1, "x"]}), "tensors: point.weight is"),
+        (
+            lambda plan: plan["strides"].update(gone=[1]),
+            "strides: gone is not in model.safetensors",
+        ),
+        (
+            lambda plan: plan["tensors"].update({"point.weight": [1, "x"]}),
+            "tensors: point.weight is",
+        ),
         (lambda plan: plan["constructor"].update(name=5), "constructor.name is 5"),
         (lambda plan: plan["constructor"].update(options=[1]), r"constructor.options is \[1\]"),
         (lambda plan: plan.update(info=5), "info is 5"),
@@ -333,8 +398,14 @@ def test_of_an_export_that_is_not_there_the_nearest_one_is_named(exported, tmp_p
     (tmp_path / "digits.onnx").write_text("")
     (tmp_path / "digit.txt").write_text("")
     exported.rename(tmp_path / "pruned")
-    for asked, meant in (("digit.onnx", "digits.onnx"), ("digits.onx", "digits.onnx"), ("prune", "pruned")):
-        with pytest.raises(ExportError, match=rf"{asked} does not exist; did you mean '.*/{meant}'\?"):
+    for asked, meant in (
+        ("digit.onnx", "digits.onnx"),
+        ("digits.onx", "digits.onnx"),
+        ("prune", "pruned"),
+    ):
+        with pytest.raises(
+            ExportError, match=rf"{asked} does not exist; did you mean '.*/{meant}'\?"
+        ):
             load(tmp_path / asked)
     with pytest.raises(ExportError, match="nothing does not exist; write one with"):
         load(tmp_path / "nowhere" / "nothing")
@@ -375,8 +446,16 @@ def test_a_constructor_that_is_gone_is_named_and_can_be_passed(exported):
     ("arguments", "error", "words"),
     [
         ({"constructor": Other}, ExportError, "is Depthwise, the constructor builds Other"),
-        ({"constructor": SmallResNet, "options": {}}, ExportError, "is Depthwise, the constructor builds SmallResNet"),
-        ({"options": {"widht": 6}}, ModelError, "did you mean 'width'.*pass constructor= and options="),
+        (
+            {"constructor": SmallResNet, "options": {}},
+            ExportError,
+            "is Depthwise, the constructor builds SmallResNet",
+        ),
+        (
+            {"options": {"widht": 6}},
+            ModelError,
+            "did you mean 'width'.*pass constructor= and options=",
+        ),
         ({"constructor": lambda: Depthwise(6)}, ModelError, "cannot be imported by name"),
         ({"constructor": "nowhere:Net"}, ModelError, "nowhere"),
         ({"info": {"x": torch.zeros(1)}}, ExportError, "plain JSON values.*Tensor"),
@@ -386,7 +465,12 @@ def test_a_constructor_that_is_gone_is_named_and_can_be_passed(exported):
 def test_a_wrong_constructor_is_one_clear_error_when_exporting(exported, arguments, error, words):
     kept = {path.name: path.read_bytes() for path in exported.iterdir()}
     with pytest.raises(error, match=words):
-        export(built("depthwise"), exported, example_input=example(), **{"options": {"width": 6}, **arguments})
+        export(
+            built("depthwise"),
+            exported,
+            example_input=example(),
+            **{"options": {"width": 6}, **arguments},
+        )
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == kept
 
 
@@ -411,7 +495,9 @@ def test_a_network_that_loads_with_other_outputs_is_refused_and_the_older_export
 
 
 def test_outputs_that_are_no_tensors_and_state_that_is_not_tensors_are_refused(tmp_path):
-    with pytest.raises(ExportError, match=r"only networks that return tensors, alone or in tuples.*found Counter"):
+    with pytest.raises(
+        ExportError, match=r"only networks that return tensors, alone or in tuples.*found Counter"
+    ):
         export(Counting(), tmp_path, example_input=example())
 
     with pytest.raises(ExportError, match="more than parameters and buffers: _extra_state"):
@@ -445,7 +531,9 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         export(Strided(), tmp_path / "file", example_input=example())
 
 
-@pytest.mark.parametrize("name", ["os:system", "shutil:rmtree", "builtins:print", "tests.exporting.test_plan:number"])
+@pytest.mark.parametrize(
+    "name", ["os:system", "shutil:rmtree", "builtins:print", "tests.exporting.test_plan:number"]
+)
 def test_a_plan_cannot_call_what_makes_no_networks(tmp_path, name):
     model = SmallResNet()
     export(model, tmp_path, example_input=torch.zeros(1, 1, 8, 8))
@@ -478,7 +566,10 @@ class Shuffled(nn.Module):
         super().__init__()
         self.stem, self.wide = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, padding=1)
         self.pad = nn.ZeroPad3d((0, 0, 0, 0, 2, 2))
-        self.group, self.norm = nn.Conv2d(8, 16, 3, padding=1, groups=4), nn.GroupNorm(4, 16, affine=False)
+        self.group, self.norm = (
+            nn.Conv2d(8, 16, 3, padding=1, groups=4),
+            nn.GroupNorm(4, 16, affine=False),
+        )
         self.up, self.head = nn.ConvTranspose2d(16, 6, 2), nn.Linear(6, 4)
 
     def forward(self, x):
@@ -499,7 +590,10 @@ def test_numbers_that_no_tensor_tells_come_back(tmp_path, seed):
     again = load(tmp_path)
     assert torch.equal(again(x), sliced(x))
     assert again.pad.padding == sliced.pad.padding
-    assert (again.group.groups, again.norm.num_groups) == (sliced.group.groups, sliced.norm.num_groups)
+    assert (again.group.groups, again.norm.num_groups) == (
+        sliced.group.groups,
+        sliced.norm.num_groups,
+    )
 
 
 def test_dropped_blocks_stay_dropped(tmp_path):
@@ -508,9 +602,16 @@ def test_dropped_blocks_stay_dropped(tmp_path):
     widths = [max(1, group.channels // 2) for group in graph.prunable]
     sliced = slice_model(model, graph, [*widths, 0, 1, 0, 0], rank_channels(model, graph))
     folder = export(
-        sliced, tmp_path, example_input=x, options={"in_channels": 3, "depths": [3, 2], "widths": [4, 8]}
+        sliced,
+        tmp_path,
+        example_input=x,
+        options={"in_channels": 3, "depths": [3, 2], "widths": [4, 8]},
     ).path
-    assert json.loads((folder / "plan.json").read_text())["dropped"] == ["stages.0.0", "stages.0.2", "stages.1.1"]
+    assert json.loads((folder / "plan.json").read_text())["dropped"] == [
+        "stages.0.0",
+        "stages.0.2",
+        "stages.1.1",
+    ]
     again = load(folder)
     assert isinstance(again.stages[0][2], nn.Identity)
     assert torch.equal(again(x), sliced(x))

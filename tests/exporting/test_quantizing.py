@@ -30,10 +30,17 @@ def pruned(tmp_path_factory):
     """A network that has been trained on digits, pruned and fine-tuned; and the digits."""
     data = load_data("digits")
     with torch_seeded(0, "init"):
-        model = Constructor(name="small_resnet", options={"widths": [16, 32], "depths": [2, 1]}).build()
+        model = Constructor(
+            name="small_resnet", options={"widths": [16, 32], "depths": [2, 1]}
+        ).build()
     train(model, data.train, Recipe(epochs=8, batch_size=64, lr=0.05))
     result = search(
-        model, data, budget=Budget(macs=0.5), n_trials=8, searcher="random", run_dir=tmp_path_factory.mktemp("run")
+        model,
+        data,
+        budget=Budget(macs=0.5),
+        n_trials=8,
+        searcher="random",
+        run_dir=tmp_path_factory.mktemp("run"),
     )
     return finetune(result.model(), data, Recipe(epochs=4, batch_size=64, lr=0.02)).model, data
 
@@ -79,7 +86,9 @@ def test_an_int8_network_is_a_smaller_file_that_computes_the_same(pruned, quanti
     with torch.inference_mode():
         assert torch.equal(found(data.test.images), quantised(data.test.images))
     code = "import torch, torchao.quantization.pt2e; torch.export.load('int8.pt2').module()(torch.rand(3, 1, 8, 8))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -92,7 +101,9 @@ def in_onnx(pruned, quantised, tmp_path_factory):
 
 def test_an_int8_network_in_onnx_is_checked_with_a_wider_tolerance(pruned, quantised, in_onnx):
     _, data = pruned
-    assert score(load(in_onnx), data.test)["top1"] == pytest.approx(score(quantised, data.test)["top1"], abs=0.01)
+    assert score(load(in_onnx), data.test)["top1"] == pytest.approx(
+        score(quantised, data.test)["top1"], abs=0.01
+    )
 
 
 def test_onnxruntime_computes_every_convolution_in_integers(pruned, in_onnx, tmp_path):
@@ -129,7 +140,9 @@ def test_activations_that_are_called_several_times_and_concatenations_can_be_qua
     found = quantize(network, tiny_data)
     with torch.inference_mode():
         expected = network(tiny_data.test.images)
-        assert float((found(tiny_data.test.images) - expected).abs().max()) < 0.1 * float(expected.abs().max())
+        assert float((found(tiny_data.test.images) - expected).abs().max()) < 0.1 * float(
+            expected.abs().max()
+        )
 
 
 def test_ranges_are_those_of_training_images_only(tiny_data):

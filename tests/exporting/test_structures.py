@@ -62,7 +62,9 @@ class Both(nn.Module):
     def forward(self, batch):
         a = self.conv(batch["image"])
         self.shape, self.last = tuple(a.shape), a.shape[2]
-        return KINDS[self.kind](a, self.scale * a[:, :, ::2, ::2] * batch["more"]["factor"][:, None, None, None])
+        return KINDS[self.kind](
+            a, self.scale * a[:, :, ::2, ::2] * batch["more"]["factor"][:, None, None, None]
+        )
 
 
 def both(kind, scale=1.0):
@@ -112,7 +114,9 @@ def test_a_file_names_its_inputs_and_outputs_for_other_programs(tmp_path):
     ]
     assert [x.name for x in session.get_outputs()] == ["logits", "maps.0", "maps.1.0"]
     loaded = load(made)
-    with pytest.raises(ExportError, match=r"the network takes the inputs image, more in 0, found image$"):
+    with pytest.raises(
+        ExportError, match=r"the network takes the inputs image, more in 0, found image$"
+    ):
         loaded({"image": torch.ones(1, 3, 8, 8)})
     with pytest.raises(ExportError, match=r"batch.more.factor is a tensor, found float"):
         loaded({"image": torch.ones(1, 3, 8, 8), "more": {"factor": 1.0}})
@@ -129,7 +133,9 @@ def test_a_file_without_facts_takes_inputs_in_order_or_by_name(tmp_path):
     two = loaded(**{"batch.image": given["image"], "batch.more.factor": given["more"]["factor"]})
     for found in (one, two):
         torch.testing.assert_close(found["0"], both("tuple")(given)[0], rtol=1e-5, atol=1e-5)
-    with pytest.raises(ExportError, match=r"takes the inputs batch\.image, batch\.more\.factor, found batch\.image"):
+    with pytest.raises(
+        ExportError, match=r"takes the inputs batch\.image, batch\.more\.factor, found batch\.image"
+    ):
         loaded(given["image"])
 
 
@@ -143,7 +149,9 @@ class Built(Both):
 
 def test_every_output_is_compared(tmp_path):
     network = both("pyramid")
-    with pytest.raises(ExportError, match=r"loads with other outputs, the largest difference is .* \(of p3\)"):
+    with pytest.raises(
+        ExportError, match=r"loads with other outputs, the largest difference is .* \(of p3\)"
+    ):
         export(network, tmp_path, example_input=batch(2), constructor=_of_scale)
     assert not list(tmp_path.iterdir())
 
@@ -161,7 +169,10 @@ class Hidden(nn.Module):
 
 
 def test_outputs_of_files_are_compared_each_by_its_own_size(tmp_path):
-    with pytest.raises(ExportError, match=r"other outputs: the largest difference is 0.001 \(of 1\) of outputs up to"):
+    with pytest.raises(
+        ExportError,
+        match=r"other outputs: the largest difference is 0.001 \(of 1\) of outputs up to",
+    ):
         export(Hidden(), tmp_path / "net.pt2", example_input=torch.ones(2, 3, 4, 4))
 
 
@@ -178,7 +189,9 @@ def test_a_forward_that_fails_is_told_with_the_line_and_the_inputs(tmp_path):
     for file in ("net", "net.pt2"):
         with pytest.raises(ExportError, match=words):
             export(
-                Failing(), tmp_path / file, example_input={"image": torch.ones(2, 3, 4, 4), "meta": torch.ones(2, 5)}
+                Failing(),
+                tmp_path / file,
+                example_input={"image": torch.ones(2, 3, 4, 4), "meta": torch.ones(2, 5)},
             )
 
 
@@ -194,10 +207,17 @@ def test_a_file_from_elsewhere_is_checked_before_its_structure_is_used(tmp_path,
     deep = "x"
     for _ in range(50):
         deep = {"kind": "tuple", "keys": [0], "items": [deep]}
-    for wrong in ({"kind": "set", "keys": [], "items": []}, 3, {"kind": "dict", "keys": [1.5], "items": ["a"]}, deep):
+    for wrong in (
+        {"kind": "set", "keys": [], "items": []},
+        3,
+        {"kind": "dict", "keys": [1.5], "items": ["a"]},
+        deep,
+    ):
         assert any(plan_checks.facts_problems({"outputs": wrong}))
         assert any(plan_checks.facts_problems({"inputs": wrong}))
-    assert any(plan_checks.facts_problems({"inputs": {"kind": "tuple", "keys": [0], "items": ["x"]}}))
+    assert any(
+        plan_checks.facts_problems({"inputs": {"kind": "tuple", "keys": [0], "items": ["x"]}})
+    )
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "another user"))
     export(both("tuple"), tmp_path / "net.pt2", example_input=batch(2))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "me"))
@@ -214,7 +234,9 @@ def trees():
         lambda inner: st.one_of(
             st.lists(inner, max_size=3),
             st.lists(inner, max_size=3).map(tuple),
-            st.dictionaries(st.one_of(st.sampled_from("abc"), st.integers(0, 3)), inner, max_size=3),
+            st.dictionaries(
+                st.one_of(st.sampled_from("abc"), st.integers(0, 3)), inner, max_size=3
+            ),
         ),
         max_leaves=6,
     )

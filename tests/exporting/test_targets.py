@@ -24,7 +24,10 @@ def written(path, **others):
 @pytest.mark.parametrize(
     ("files", "named"),
     [
-        ({"model.safetensors": b"weights", "config.json": b"{}"}, "model.safetensors"),  # as of Hugging Face
+        (
+            {"model.safetensors": b"weights", "config.json": b"{}"},
+            "model.safetensors",
+        ),  # as of Hugging Face
         ({"plan.json": b'{"steps": []}'}, "plan.json"),
         ({"plan.json": b"no json", "model.safetensors": b""}, "plan.json"),
         ({"plan.json": b"[]"}, "plan.json"),
@@ -33,7 +36,9 @@ def written(path, **others):
 def test_files_of_others_are_not_overwritten(tmp_path, files, named):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ExportError, match=rf"{named} would be overwritten.*choose a new folder, or remove the file"):
+    with pytest.raises(
+        ExportError, match=rf"{named} would be overwritten.*choose a new folder, or remove the file"
+    ):
         written(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
@@ -68,7 +73,10 @@ def test_an_export_whose_plan_is_lost_is_written_again(tmp_path):
         ("digits.ONX", "did you mean '.onnx'"),
         ("digits.pt", r"unknown ending '.pt'; did you mean '.pt2'\? a folder has none"),
         ("digits.pth", "did you mean '.pt2'"),
-        ("digits.zip", r"unknown ending '.zip'; an export is a folder, or a file that ends in .onnx or .pt2; a folder"),
+        (
+            "digits.zip",
+            r"unknown ending '.zip'; an export is a folder, or a file that ends in .onnx or .pt2; a folder",
+        ),
         ("digits.tflite", "unknown ending '.tflite'"),
         ("digits.safetensors", "unknown ending '.safetensors'"),
         ("", "path of an export is empty; give a folder"),
@@ -84,7 +92,9 @@ def test_names_that_are_no_exports_are_refused(tmp_path, monkeypatch, name, word
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["run-1.2", "v2.0", "net.small", "2026.11.22", ".hidden", "a.b.c", "digits.txt2"])
+@pytest.mark.parametrize(
+    "name", ["run-1.2", "v2.0", "net.small", "2026.11.22", ".hidden", "a.b.c", "digits.txt2"]
+)
 def test_names_with_dots_are_folders(tmp_path, name):
     assert check_target(tmp_path / name, None) == ("safetensors", tmp_path / name)
     assert check_target(tmp_path / name, "onnx") == ("onnx", tmp_path / name / "model.onnx")
@@ -117,5 +127,10 @@ def test_a_failed_export_leaves_no_new_folder_behind(tmp_path, kind):
         with pytest.raises(AbcSearchError):
             export(nn.LSTM(3, 3), tmp_path / path, example_input=torch.rand(2, 3), format=kind)
     with pytest.raises(ExportError, match="finite"):
-        export(nn.Conv2d(3, 4, 1), tmp_path / "new" / "one", example_input=EXAMPLE * torch.inf, options=OPTIONS)
+        export(
+            nn.Conv2d(3, 4, 1),
+            tmp_path / "new" / "one",
+            example_input=EXAMPLE * torch.inf,
+            options=OPTIONS,
+        )
     assert [path.name for path in tmp_path.rglob("*")] == ["old"]

@@ -24,7 +24,10 @@ LINKS = [
 
 def _apply(folder):
     torch.set_num_threads(1)
-    chain_costs._SECONDS, chain_costs._session = 0.05, lambda *_: None  # in no time, without onnxruntime
+    chain_costs._SECONDS, chain_costs._session = (
+        0.05,
+        lambda *_: None,
+    )  # in no time, without onnxruntime
     model = Constructor(name="small_resnet", options=OPTIONS).build().eval()
     recipe = Recipe(epochs=3, batch_size=64, lr=0.02)
     named = {"constructor": "small_resnet", "options": OPTIONS, "recipe": recipe}
@@ -62,6 +65,11 @@ def test_killed_at_random_instants_it_ends_with_the_same_bits(tmp_path):
         again = _apply(folder)
         assert again.links == expected.links
         x = load_data("digits").test.images
-        assert all(torch.equal(chain_model(again, number=n)(x), chain_model(expected, number=n)(x)) for n in range(4))
-        assert {path.name for path in folder.iterdir()} == {path.name for path in expected.folder.iterdir()}
+        assert all(
+            torch.equal(chain_model(again, number=n)(x), chain_model(expected, number=n)(x))
+            for n in range(4)
+        )
+        assert {path.name for path in folder.iterdir()} == {
+            path.name for path in expected.folder.iterdir()
+        }
     assert kills

@@ -13,7 +13,16 @@ import pytest
 
 from abcsearch.runs.disk.folder import RunFolder
 from tests.evaluators import Troubled
-from tests.problems import assert_same_as, descendants, finished, loop, started, undisturbed, until_trials, written
+from tests.problems import (
+    assert_same_as,
+    descendants,
+    finished,
+    loop,
+    started,
+    undisturbed,
+    until_trials,
+    written,
+)
 
 pytestmark = pytest.mark.faults
 
@@ -87,7 +96,9 @@ def test_a_lost_node_changes_nothing(tmp_path, cluster):
     finished(driver)
     assert_same_as(tmp_path / "run", expected)
     assert "worker lost: its machine was lost" in (tmp_path / "run" / "log.txt").read_text()
-    assert b'"lost"' not in (tmp_path / "run" / "journal.jsonl").read_bytes()  # no fault of the candidates
+    assert (
+        b'"lost"' not in (tmp_path / "run" / "journal.jsonl").read_bytes()
+    )  # no fault of the candidates
 
 
 def test_a_lost_head_ends_the_run_with_a_clear_message_and_it_can_be_continued(tmp_path, cluster):
@@ -97,7 +108,10 @@ def test_a_lost_head_ends_the_run_with_a_clear_message_and_it_can_be_continued(t
     before = written(tmp_path / "run")
     cluster.lose("head")
     finished(driver, status=2)
-    assert "does not answer any more; finished trials are kept" in (tmp_path / "run" / "log.txt").read_text()
+    assert (
+        "does not answer any more; finished trials are kept"
+        in (tmp_path / "run" / "log.txt").read_text()
+    )
     assert before.items() <= written(tmp_path / "run").items()
     loop(tmp_path / "run", n_trials=N, window=6).run()
     assert_same_as(tmp_path / "run", expected)

@@ -21,7 +21,9 @@ SMALLER = "--set n_trials=120 --set pretrain.epochs=1 --set 'baselines=[]'"
 
 pytestmark = [
     pytest.mark.faults,
-    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the nodes' processes in /proc"),
+    pytest.mark.skipif(
+        not Path("/proc/self/environ").exists(), reason="finds the nodes' processes in /proc"
+    ),
 ]
 
 
@@ -55,7 +57,11 @@ def shell(tmp_path):
     environment[name] = value
 
     def start(line):
-        line = line.replace("FIRST", "127.0.0.1").replace("6379", str(port)).replace("runs/digits", f"{tmp_path}/run")
+        line = (
+            line.replace("FIRST", "127.0.0.1")
+            .replace("6379", str(port))
+            .replace("runs/digits", f"{tmp_path}/run")
+        )
         line = line.replace("--workers 16", f"--workers 3 {SMALLER}").split(" #")[0]
         return subprocess.Popen(shlex.split(line), cwd=ROOT, env=environment)
 
@@ -65,15 +71,22 @@ def shell(tmp_path):
 
 
 def outcome(folder):
-    return {n: (t.candidate, t.fitness) for n, t in sorted(read_journal(folder / "journal.jsonl").trials.items())}
+    return {
+        n: (t.candidate, t.fitness)
+        for n, t in sorted(read_journal(folder / "journal.jsonl").trials.items())
+    }
 
 
 def test_the_commands_of_the_readme_survive_the_loss_of_a_node(shell, tmp_path):
     token = re.search(r"`(ray get-auth-token --generate)`", SECTION)[1]
-    head, node, search = re.search(r"```\n(ray start --head.*?)```", SECTION, flags=re.DOTALL)[1].splitlines()
+    head, node, search = re.search(r"```\n(ray start --head.*?)```", SECTION, flags=re.DOTALL)[
+        1
+    ].splitlines()
     for line in (token, head, node):
         assert shell(line).wait(300) == 0
-    raylets = {pid for pid, line in processes(tmp_path).items() if line.split("\0")[0].endswith("raylet")}
+    raylets = {
+        pid for pid, line in processes(tmp_path).items() if line.split("\0")[0].endswith("raylet")
+    }
     assert len(raylets) == 2
     run = shell(search)
     journal = tmp_path / "run" / "journal.jsonl"
@@ -82,7 +95,9 @@ def test_the_commands_of_the_readme_survive_the_loss_of_a_node(shell, tmp_path):
     assert run.poll() is None
     os.kill(max(raylets), signal.SIGKILL)  # the head's was started first
     assert run.wait(600) == 0
-    plain = search.replace("--ray-address auto", "").replace("--workers 16", f"--workers 0 {SMALLER}")
+    plain = search.replace("--ray-address auto", "").replace(
+        "--workers 16", f"--workers 0 {SMALLER}"
+    )
     assert shell(plain.replace("runs/digits", f"{tmp_path}/plain")).wait(600) == 0
     assert outcome(tmp_path / "run") == outcome(tmp_path / "plain")
     assert len(outcome(tmp_path / "run")) == 120

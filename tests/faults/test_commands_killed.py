@@ -15,17 +15,23 @@ from tests.problems import PROC, alive, descendants, until, written
 
 pytestmark = [
     pytest.mark.faults,
-    pytest.mark.skipif(not (PROC / "self" / "fd").exists(), reason="finds processes in /proc (Linux)"),
+    pytest.mark.skipif(
+        not (PROC / "self" / "fd").exists(), reason="finds processes in /proc (Linux)"
+    ),
 ]
 
 SOON = 30.0  # seconds; left alone, Ray's agents live on for a minute
 N = 150
-CONFIG = TINY_CONFIG.replace("n_trials = 24", f"n_trials = {N}").replace('baselines = ["uniform", "random"]', "")
+CONFIG = TINY_CONFIG.replace("n_trials = 24", f"n_trials = {N}").replace(
+    'baselines = ["uniform", "random"]', ""
+)
 
 
 def command(*arguments):
     line = [sys.executable, "-m", "abcsearch", *map(str, arguments)]
-    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(
+        line, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
+    )
 
 
 def ray_folders():
@@ -70,7 +76,13 @@ def test_of_a_killed_search_nothing_is_left(search, tmp_path, trials):
         until(lambda: any("raylet" in line for line in descendants(driver.pid).values()), "Ray")
         time.sleep(1)
     else:
-        until(lambda: (tmp_path / "run" / "journal.jsonl").exists() and len(written(tmp_path / "run")) >= trials, "it")
+        until(
+            lambda: (
+                (tmp_path / "run" / "journal.jsonl").exists()
+                and len(written(tmp_path / "run")) >= trials
+            ),
+            "it",
+        )
     gone_soon(driver, before)
 
 
@@ -81,7 +93,10 @@ def test_of_a_killed_fine_tuning_nothing_is_left(tmp_path):
     assert command("search", config, "--run-dir", run, "--set", "n_trials=4").wait(120) == 0
     before = ray_folders()
     driver = command("finetune", run, "--workers", 2, "--set", "epochs=5000")
-    until(lambda: list((run / "finetuned").glob("*.checkpoint")) or driver.poll() is not None, "an epoch")
+    until(
+        lambda: list((run / "finetuned").glob("*.checkpoint")) or driver.poll() is not None,
+        "an epoch",
+    )
     assert driver.poll() is None
     gone_soon(driver, before)
 
@@ -89,18 +104,35 @@ def test_of_a_killed_fine_tuning_nothing_is_left(tmp_path):
 def test_a_cluster_of_the_users_is_left_alone(search, tmp_path):
     """Another search, with a Ray of its own, stays as well."""
     other = subprocess.Popen(
-        [sys.executable, "-c", "import ray, sys; ray.init(address='local', num_cpus=1); sys.stdin.read()"],
+        [
+            sys.executable,
+            "-c",
+            "import ray, sys; ray.init(address='local', num_cpus=1); sys.stdin.read()",
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: any("IDLE" in line for line in descendants(other.pid).values()), "the user's Ray")
+        until(
+            lambda: any("IDLE" in line for line in descendants(other.pid).values()),
+            "the user's Ray",
+        )
         theirs = descendants(other.pid)
         before, driver = ray_folders(), search()
-        until(lambda: (tmp_path / "run" / "journal.jsonl").exists() and len(written(tmp_path / "run")) >= 1, "trials")
+        until(
+            lambda: (
+                (tmp_path / "run" / "journal.jsonl").exists()
+                and len(written(tmp_path / "run")) >= 1
+            ),
+            "trials",
+        )
         gone_soon(driver, before)
-        core = [pid for pid, line in theirs.items() if any(w in line for w in ("raylet", "gcs_server", "Agent"))]
+        core = [
+            pid
+            for pid, line in theirs.items()
+            if any(w in line for w in ("raylet", "gcs_server", "Agent"))
+        ]
         assert len(core) >= 3
         assert all(map(alive, core))
     finally:

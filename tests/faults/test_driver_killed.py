@@ -49,10 +49,16 @@ def decided(path):
 def test_killed_at_random_instants_it_ends_as_undisturbed(tmp_path, kind):
     kills, options = KINDS[kind]
     asynchronous = options.get("schedule") == "asynchronous"
-    expected = undisturbed(tmp_path, n_trials=N, **{k: v for k, v in options.items() if k != "threads"})
+    expected = undisturbed(
+        tmp_path, n_trials=N, **{k: v for k, v in options.items() if k != "threads"}
+    )
     finished(started(tmp_path / "first", n_trials=1))  # the server of the processes starts
     start = time.monotonic()
-    finished(started(tmp_path / "whole", n_trials=N, evaluator=evaluator_of(tmp_path / "whole"), **options))
+    finished(
+        started(
+            tmp_path / "whole", n_trials=N, evaluator=evaluator_of(tmp_path / "whole"), **options
+        )
+    )
     duration = time.monotonic() - start
     draws = np.random.default_rng()
     done = runs = 0
@@ -78,7 +84,9 @@ def test_killed_at_random_instants_it_ends_as_undisturbed(tmp_path, kind):
 
 
 @pytest.mark.parametrize("schedule", ["rounds", "asynchronous"])
-def test_killed_with_workers_of_ray_it_ends_as_undisturbed_and_leaves_no_process(tmp_path, schedule):
+def test_killed_with_workers_of_ray_it_ends_as_undisturbed_and_leaves_no_process(
+    tmp_path, schedule
+):
     options = {"window": 4} if schedule == "rounds" else {"schedule": schedule}
     expected = undisturbed(tmp_path, n_trials=N, **options)
     run = tmp_path / "run"
@@ -95,8 +103,18 @@ def test_killed_with_workers_of_ray_it_ends_as_undisturbed_and_leaves_no_process
         assert decided(run).startswith(before)
     kept = set(written(run))
     attempts = {number: evaluator.attempts(number) for number in kept}
-    finished(started(run, n_trials=N, evaluator=evaluator, workers=3 if schedule == "rounds" else 2, **options))
-    assert {number: evaluator.attempts(number) for number in kept} == attempts  # what is finished is not done again
+    finished(
+        started(
+            run,
+            n_trials=N,
+            evaluator=evaluator,
+            workers=3 if schedule == "rounds" else 2,
+            **options,
+        )
+    )
+    assert {
+        number: evaluator.attempts(number) for number in kept
+    } == attempts  # what is finished is not done again
     if schedule == "rounds":
         assert_same_as(run, expected)
     else:
@@ -107,7 +125,9 @@ def test_killed_with_workers_of_ray_it_ends_as_undisturbed_and_leaves_no_process
 def test_workers_killed_at_random_instants_change_nothing(tmp_path, options):
     expected = undisturbed(tmp_path, n_trials=N, **options)
     run = tmp_path / "run"
-    driver = started(run, n_trials=N, evaluator=evaluator_of(run, seconds=0.1), workers=2, **options)
+    driver = started(
+        run, n_trials=N, evaluator=evaluator_of(run, seconds=0.1), workers=2, **options
+    )
     draws = np.random.default_rng()
     kills = 0
     for after in (3, 10, 16, 24, 32):

@@ -28,7 +28,9 @@ KILLS = 8
 def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("finishing")
     (path / "tiny.toml").write_text(TINY_CONFIG)
-    run_config(read_config(path / "tiny.toml", ["n_trials=3", "baselines=['uniform']"]), path / "run")
+    run_config(
+        read_config(path / "tiny.toml", ["n_trials=3", "baselines=['uniform']"]), path / "run"
+    )
     finetune_run(open_run(path / "run"), ONE)
     shutil.copytree(path / "run", path / "whole")
     finetune_run(open_run(path / "whole"), TWO)
@@ -40,7 +42,14 @@ def forks():
     """Processes that start with everything imported, so that a kill hits what they do."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "onnx", "onnxruntime", "onnxscript", "abcsearch.results.exports", "abcsearch.results.finetuning"]
+        [
+            "torch",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
+            "abcsearch.results.exports",
+            "abcsearch.results.finetuning",
+        ]
     )
     first = context.Process(target=int)
     first.start()
@@ -95,7 +104,11 @@ def test_an_export_killed_at_random_instants(made, tmp_path, forks, kind):
 
 
 def content(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_fine_tuning_killed_at_random_instants(made, tmp_path, forks):
@@ -104,7 +117,9 @@ def test_fine_tuning_killed_at_random_instants(made, tmp_path, forks):
     finished = 0
     for stopped in killed(forks, _tune, (run,)):
         assert set(RunWatch(run).look().tuned) <= {"bee_colony", "full", "uniform"}
-        if not stopped or finished == 0:  # what it has ended with is as undisturbed; then from the beginning
+        if (
+            not stopped or finished == 0
+        ):  # what it has ended with is as undisturbed; then from the beginning
             finished += 1
             if not stopped:
                 assert content(run / "finetuned") == expected

@@ -33,7 +33,9 @@ def left_behind(folder):
     """All that a finished front leaves, apart from times."""
     found = []
     for run in FrontFolder.of(folder).runs:
-        tuned = [json.loads(path.read_text()) for path in sorted((run.path / "finetuned").glob("*.json"))]
+        tuned = [
+            json.loads(path.read_text()) for path in sorted((run.path / "finetuned").glob("*.json"))
+        ]
         known = read_known(run)
         mapped = written(run.map.path) if run.map.journal.exists() else None
         scores = [(one["weights"], one["after"]) for one in tuned]
@@ -44,12 +46,16 @@ def left_behind(folder):
 def test_killed_at_random_instants_it_is_as_uninterrupted(tmp_path):
     config = tmp_path / "front.toml"
     text = TINY_CONFIG.replace("budget = {macs = 0.5}", "budgets = [{macs = 0.7}, {macs = 0.4}]")
-    text = text.replace("n_trials = 24", "n_trials = 10").replace('"uniform", "random"', '"uniform"')
+    text = text.replace("n_trials = 24", "n_trials = 10").replace(
+        '"uniform", "random"', '"uniform"'
+    )
     searcher = 'searcher = {name = "bee_colony", n_sources = 4}'
     assert searcher in text
     config.write_text(text.replace(searcher, 'searcher = "tests.knowing:Mapped"'))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["abcsearch.config", "abcsearch.runs.resuming", "torch", "sklearn.datasets"])
+    context.set_forkserver_preload(
+        ["abcsearch.config", "abcsearch.runs.resuming", "torch", "sklearn.datasets"]
+    )
     first = context.Process(target=whole, args=(config, tmp_path / "warm"))
     first.start()
     first.join()

@@ -11,22 +11,33 @@ from tests.training.test_checkpoints import killed
 
 pytestmark = pytest.mark.faults
 
-CONFIG = TINY_CONFIG.replace("n_trials = 24", "n_trials = 2").replace('baselines = ["uniform", "random"]', "")
+CONFIG = TINY_CONFIG.replace("n_trials = 24", "n_trials = 2").replace(
+    'baselines = ["uniform", "random"]', ""
+)
 RECIPE = "recipe = {epochs = 60, batch_size = 64, lr = 0.05}"
 # Of each how it is prepared, and how often it is killed; slimmable takes several passes per step.
 KINDS = {
     "slimming": (f'{{name = "slimming", strength = 0.05, {RECIPE}}}', 3),
-    "slimmable": ('{name = "slimmable", grow = 0.5, recipe = {epochs = 12, batch_size = 64, lr = 0.05}}', 1),
+    "slimmable": (
+        '{name = "slimmable", grow = 0.5, recipe = {epochs = 12, batch_size = 64, lr = 0.05}}',
+        1,
+    ),
     "group_lasso": (f'{{name = "group_lasso", strength = 0.01, {RECIPE}}}', 1),
     "soft_pruning": (f'{{name = "soft_pruning", {RECIPE}}}', 1),
     "variational": (f'{{name = "variational", {RECIPE}}}', 1),
     "autopruner": (f'{{name = "autopruner", {RECIPE}}}', 1),
-    "dmcp": ('{name = "dmcp", networks = 3, recipe = {epochs = 12, batch_size = 64, lr = 0.05}}', 1),
+    "dmcp": (
+        '{name = "dmcp", networks = 3, recipe = {epochs = 12, batch_size = 64, lr = 0.05}}',
+        1,
+    ),
     "tas": ('{name = "tas", recipe = {epochs = 30, batch_size = 64, lr = 0.05}}', 1),
     "lfpc": ('{name = "lfpc", recipe = {epochs = 30, batch_size = 64, lr = 0.05}}', 1),
     "pruning_net": (f'{{name = "pruning_net", hidden = 4, {RECIPE}}}', 2),
     "taylor_iterative": (f'{{name = "taylor_iterative", batches = 10, at_once = 2, {RECIPE}}}', 1),
-    "iterate": (f'{{name = "iterate", searcher = "random", trials = 5, {RECIPE.replace("60", "20")}}}', 2),
+    "iterate": (
+        f'{{name = "iterate", searcher = "random", trials = 5, {RECIPE.replace("60", "20")}}}',
+        2,
+    ),
 }
 
 

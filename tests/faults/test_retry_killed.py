@@ -37,7 +37,9 @@ def again(path, evaluator, options):
 
 @pytest.mark.parametrize("options", [{}, {"window": 4}, {"window": 8, "threads": 4}], ids=str)
 def test_killed_at_random_instants_it_ends_as_if_nothing_had_failed(tmp_path, options):
-    expected = undisturbed(tmp_path, n_trials=N, **{key: value for key, value in options.items() if key != "threads"})
+    expected = undisturbed(
+        tmp_path, n_trials=N, **{key: value for key, value in options.items() if key != "threads"}
+    )
     finished(started(tmp_path / "first", n_trials=1))  # the server of the processes starts
     draws = np.random.default_rng()
     kills = 0
@@ -56,7 +58,9 @@ def test_killed_at_random_instants_it_ends_as_if_nothing_had_failed(tmp_path, op
             assert victim.exitcode in (0, -9)
             kills += victim.exitcode == -9
             time.sleep(0.01)
-        last = forks().Process(target=again, args=(path, evaluator, options))  # it may never have got as far before
+        last = forks().Process(
+            target=again, args=(path, evaluator, options)
+        )  # it may never have got as far before
         last.start()
         finished(last)
         assert_same_as(path, expected)

@@ -18,7 +18,9 @@ from tests.training.toys import Gated, network, stripes, weights
 pytest.importorskip("ray.train", reason="needs the extra train", exc_type=ImportError)
 pytestmark = pytest.mark.faults
 
-LONG = Recipe(epochs=12, batch_size=16, lr=0.05, shift=1, flip=True, ema=0.9, clip_norm=1.0, device="cpu")
+LONG = Recipe(
+    epochs=12, batch_size=16, lr=0.05, shift=1, flip=True, ema=0.9, clip_norm=1.0, device="cpu"
+)
 
 
 class Dies(Plain):
@@ -45,7 +47,11 @@ def test_a_worker_that_is_killed_costs_an_epoch_at_most_and_changes_no_bit(tmp_p
     with pytest.raises(RunError, match="run it again to go on"):
         tuned(recipe, model, workers=RayTraining(workers=2), checkpoint=file)
     again = tuned(
-        recipe, model, workers=RayTraining(workers=2), checkpoint=file, on_epoch=lambda done, *_: seen.append(done)
+        recipe,
+        model,
+        workers=RayTraining(workers=2),
+        checkpoint=file,
+        on_epoch=lambda done, *_: seen.append(done),
     )
     assert seen == [2, 3]
     assert torch.equal(weights(again.model), weights(whole.model))
@@ -60,7 +66,11 @@ def test_a_lesson_of_two_modules_loses_no_bit_with_a_worker_that_is_killed(tmp_p
     with pytest.raises(RunError, match="run it again to go on"):
         taught(lesson, workers=RayTraining(workers=2), epochs=3, checkpoint=file)
     bits, again = taught(
-        lesson, workers=RayTraining(workers=2), epochs=3, checkpoint=file, on_epoch=lambda done, *_: seen.append(done)
+        lesson,
+        workers=RayTraining(workers=2),
+        epochs=3,
+        checkpoint=file,
+        on_epoch=lambda done, *_: seen.append(done),
     )
     assert seen == [3]
     assert torch.equal(bits, wanted)
@@ -68,7 +78,11 @@ def test_a_lesson_of_two_modules_loses_no_bit_with_a_worker_that_is_killed(tmp_p
     assert torch.equal(lesson.seen, whole.seen)
     ours, theirs = load_file(file), load_file(kept)
     assert {name for name, tensor in theirs.items() if not torch.equal(tensor, ours[name])} == set()
-    assert ours.keys() == theirs.keys() >= {"lesson.seen", "random.lesson", "optimizer.gates.0.momentum_buffer"}
+    assert (
+        ours.keys()
+        == theirs.keys()
+        >= {"lesson.seen", "random.lesson", "optimizer.gates.0.momentum_buffer"}
+    )
 
 
 def _drive(file):

@@ -44,7 +44,13 @@ def test_hanging_and_killing_once_changes_nothing_and_twice_is_a_failed_trial(tm
     options = {"n_trials": N, "searcher": "random", "window": 4, "evaluator": evaluator}
     finished(started(run, workers=2, timeout=2.0, **options))
     found = written(run)
-    assert {number: evaluator.attempts(number) for number in (2, 3, 4, 7, 11)} == {2: 2, 3: 1, 4: 2, 7: 2, 11: 2}
+    assert {number: evaluator.attempts(number) for number in (2, 3, 4, 7, 11)} == {
+        2: 2,
+        3: 1,
+        4: 2,
+        7: 2,
+        11: 2,
+    }
     died = "its worker process died (killed, out of memory, or a crash in native code)"
     assert found[7].evaluation.failure == f"lost its worker 2 times: {died}"
     assert found[11].evaluation.failure == "lost its worker 2 times: no result within 2 s"
@@ -107,10 +113,15 @@ def test_control_c_ends_a_run_with_workers_at_once_and_leaves_no_process(tmp_pat
     config.write_text(CONFIG.format(n_trials=n_trials))
     driver = command("search", config, "--run-dir", run, "--workers", 2)
     journal = run / "journal.jsonl"
-    until(lambda: driver.poll() is not None or (journal.exists() and len(written(run)) >= 5), "five trials")
+    until(
+        lambda: driver.poll() is not None or (journal.exists() and len(written(run)) >= 5),
+        "five trials",
+    )
     family = descendants(driver.pid)
     assert any("raylet" in line for line in family.values())
-    os.killpg(driver.pid, signal.SIGINT)  # Ctrl-C reaches all processes of the group, those of Ray as well
+    os.killpg(
+        driver.pid, signal.SIGINT
+    )  # Ctrl-C reaches all processes of the group, those of Ray as well
     if twice:
         time.sleep(0.1)
         os.killpg(driver.pid, signal.SIGINT)

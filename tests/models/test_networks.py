@@ -34,7 +34,9 @@ SIZES = {
     ("mobilenet_v2_cifar", None): (2_236_682, 87_976_448),
     ("shufflenet_v2_x0_5_cifar", None): (352_042, 10_902_016),
 }
-OURS = sorted(set(MODELS) - {"tiny_ssd", "small_edsr", "small_fcn"})  # that return other than logits of images
+OURS = sorted(
+    set(MODELS) - {"tiny_ssd", "small_edsr", "small_fcn"}
+)  # that return other than logits of images
 
 
 def counted(model, size):
@@ -56,7 +58,11 @@ def test_parameters_and_macs_are_those_published(name, shortcut):
 def test_resnets_have_the_layers_of_their_name(depth, shortcut):
     with torch.device("meta"):
         network = MODELS[f"resnet{depth}"](shortcut=shortcut)
-    layers = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and "shortcut" not in n]
+    layers = [
+        n
+        for n, m in network.named_modules()
+        if isinstance(m, nn.Conv2d | nn.Linear) and "shortcut" not in n
+    ]
     assert len(layers) == depth
 
 
@@ -74,7 +80,11 @@ def test_images_and_weights_decide_the_logits(name):
     logits = model(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     assert logits.std(dim=0).min() > 1e-3
     logits.logsumexp(dim=1).sum().backward()
-    without = [n for n, p in model.named_parameters() if p.grad is None or (p.ndim > 1 and p.grad.abs().max() == 0)]
+    without = [
+        n
+        for n, p in model.named_parameters()
+        if p.grad is None or (p.ndim > 1 and p.grad.abs().max() == 0)
+    ]
     assert without == []
 
 
@@ -95,7 +105,9 @@ def test_the_graph_gives_the_same_logits(name):
         assert torch.equal(fx.symbolic_trace(model)(images), model(images))
 
 
-@pytest.mark.parametrize("name", ["small_resnet", "resnet20", "vgg16_cifar", "shufflenet_v2_x0_5_cifar", "densenet40"])
+@pytest.mark.parametrize(
+    "name", ["small_resnet", "resnet20", "vgg16_cifar", "shufflenet_v2_x0_5_cifar", "densenet40"]
+)
 def test_sliced_networks_run(name):
     # Whatever of them can be pruned today: no number of channels is written into forward.
     model = Constructor(name=name, options={"in_channels": 3}).build().eval()
@@ -115,18 +127,28 @@ def test_sliced_networks_run(name):
     ("option", "value"), [("classes", 0), ("in_channels", -1), ("classes", "10"), ("classes", 1.5)]
 )
 def test_sizes_that_are_no_counts_are_refused(name, option, value):
-    with pytest.raises(ModelError, match=rf"classes.*whole numbers, at least 1; found {option}={value!r}; set"):
+    with pytest.raises(
+        ModelError, match=rf"classes.*whole numbers, at least 1; found {option}={value!r}; set"
+    ):
         MODELS[name](**{option: value})
 
 
 @pytest.mark.parametrize("depth", [6, 39, 41])
 def test_densenet_refuses_depths_that_do_not_fit_its_blocks(depth):
-    with pytest.raises(ModelError, match=rf"4 more than a multiple of 3.*found {depth}; the nearest is (7|37|40)"):
+    with pytest.raises(
+        ModelError, match=rf"4 more than a multiple of 3.*found {depth}; the nearest is (7|37|40)"
+    ):
         MODELS["densenet40"](depth=depth)
 
 
 @pytest.mark.parametrize(
-    "options", [{"widths": [4], "depths": [1, 1]}, {"widths": [], "depths": []}, {"classes": 0}, {"widths": [4, 0, 4]}]
+    "options",
+    [
+        {"widths": [4], "depths": [1, 1]},
+        {"widths": [], "depths": []},
+        {"classes": 0},
+        {"widths": [4, 0, 4]},
+    ],
 )
 def test_small_resnet_refuses_impossible_sizes(options):
     with pytest.raises(ModelError, match=r"one width and one depth per stage.*widths=\["):
@@ -136,22 +158,30 @@ def test_small_resnet_refuses_impossible_sizes(options):
 def test_resnets_refuse_shortcuts_that_cannot_be():
     with pytest.raises(ModelError, match="unknown shortcut 'pads'; did you mean 'pad'"):
         MODELS["resnet20"](shortcut="pads")
-    with pytest.raises(ModelError, match=r"widths must not shrink, found \[8, 4\]; use 'projection'"):
+    with pytest.raises(
+        ModelError, match=r"widths must not shrink, found \[8, 4\]; use 'projection'"
+    ):
         SmallResNet(widths=[8, 4], depths=[1, 1], shortcut="pad")
     assert SmallResNet(widths=[8, 4], depths=[1, 1])(torch.rand(1, 1, 8, 8)).shape == (1, 10)
 
 
 def test_every_option_has_a_default():
     for name, make in MODELS.items():
-        assert all(p.default is not p.empty for p in inspect.signature(make).parameters.values()), name
+        assert all(p.default is not p.empty for p in inspect.signature(make).parameters.values()), (
+            name
+        )
 
 
 @pytest.mark.parametrize("shortcut", ["pad", "projection"])
 def test_small_resnet_halves_the_image_in_every_stage_but_the_first(shortcut):
-    network = SmallResNet(in_channels=2, classes=5, widths=(3, 4, 7), depths=(1, 2, 1), shortcut=shortcut).eval()
+    network = SmallResNet(
+        in_channels=2, classes=5, widths=(3, 4, 7), depths=(1, 2, 1), shortcut=shortcut
+    ).eval()
     sizes = []
     for stage in network.stages:
-        stage.register_forward_hook(lambda _module, _inputs, output: sizes.append(tuple(output.shape)))
+        stage.register_forward_hook(
+            lambda _module, _inputs, output: sizes.append(tuple(output.shape))
+        )
     assert network(torch.rand(2, 2, 12, 8)).shape == (2, 5)
     assert sizes == [(2, 3, 12, 8), (2, 4, 6, 4), (2, 7, 3, 2)]
     assert [len(stage) for stage in network.stages] == [1, 2, 1]
@@ -179,5 +209,7 @@ def test_padded_shortcuts_follow_their_padding():
 def test_padded_shortcuts_have_no_weights_and_no_channels_of_their_own():
     assert list(PadShortcut(4, 8, 2).state_dict()) == []
     with torch.device("meta"):
-        plain, padded = (SmallResNet(shortcut=shortcut).state_dict() for shortcut in ("projection", "pad"))
+        plain, padded = (
+            SmallResNet(shortcut=shortcut).state_dict() for shortcut in ("projection", "pad")
+        )
     assert [name for name in plain if "shortcut" not in name] == list(padded)

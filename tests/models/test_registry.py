@@ -44,7 +44,9 @@ def test_name_path_and_class_build_the_same_network():
 def test_seed_decides_the_weights_and_the_global_state_is_left_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, same, other = (Constructor(name="small_resnet", options=TINY).build(seed) for seed in (0, 0, 1))
+    one, same, other = (
+        Constructor(name="small_resnet", options=TINY).build(seed) for seed in (0, 0, 1)
+    )
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one.conv.weight, same.conv.weight)
     assert torch.equal(one.linear.weight, same.linear.weight)
@@ -72,10 +74,26 @@ def test_nested_attributes_are_found_by_path():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("smal_resnet", {}, ["'smal_resnet'", "did you mean 'small_resnet'", "package.module:callable"]),
-        ("small_resnet", {"width": [4]}, ["small_resnet", "option 'width'", "did you mean 'widths'"]),
-        ("small_resnet", {"width": [4], "dephts": [1]}, ["did you mean 'widths'", "did you mean 'depths'"]),
-        ("torch.nn:Linear", {"in_feature": 1}, ["did you mean 'in_features'", "missing: in_features, out_features"]),
+        (
+            "smal_resnet",
+            {},
+            ["'smal_resnet'", "did you mean 'small_resnet'", "package.module:callable"],
+        ),
+        (
+            "small_resnet",
+            {"width": [4]},
+            ["small_resnet", "option 'width'", "did you mean 'widths'"],
+        ),
+        (
+            "small_resnet",
+            {"width": [4], "dephts": [1]},
+            ["did you mean 'widths'", "did you mean 'depths'"],
+        ),
+        (
+            "torch.nn:Linear",
+            {"in_feature": 1},
+            ["did you mean 'in_features'", "missing: in_features, out_features"],
+        ),
         ("torch.nn:Linaer", {}, ["torch.nn has no 'Linaer'", "did you mean 'torch.nn:Linear'?"]),
         ("no_such_package:Net", {}, ["no_such_package", "package.module:callable"]),
         (":Net", {}, ["':Net'", "package.module:callable"]),
@@ -100,7 +118,9 @@ def test_a_module_that_fails_when_imported_is_a_model_error(tmp_path, monkeypatc
 
 
 def test_something_else_than_a_module_is_refused():
-    with pytest.raises(ModelError, match=r"not_a_network.*returned int, expected a torch\.nn\.Module"):
+    with pytest.raises(
+        ModelError, match=r"not_a_network.*returned int, expected a torch\.nn\.Module"
+    ):
         Constructor.of(not_a_network, {}).build()
 
 

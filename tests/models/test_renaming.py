@@ -74,7 +74,9 @@ def foreign(**options):
 
 
 def without_counts(state):
-    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    return {
+        name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")
+    }
 
 
 def parallel(state):
@@ -90,7 +92,11 @@ FORMATS = {
     "chenyaofo": ({"projection": True, "last": "fc"}, lambda state: state),
     "distiller": (
         {"projection": True, "last": "fc"},
-        lambda state: {"arch": "resnet", "epoch": 179, "state_dict": parallel(without_counts(state))},
+        lambda state: {
+            "arch": "resnet",
+            "epoch": 179,
+            "state_dict": parallel(without_counts(state)),
+        },
     ),
     "adapted": ({"projection": False, "last": "linear"}, lambda state: state),
 }
@@ -101,7 +107,9 @@ def test_public_resnets_load_and_give_the_same_logits(tmp_path, source):
     options, wrap = FORMATS[source]
     theirs = foreign(**options)
     torch.save(wrap(theirs.state_dict()), tmp_path / "w.pth")
-    ours = SmallResNet(in_channels=3, shortcut="projection" if options["projection"] else "pad", **SIZES).eval()
+    ours = SmallResNet(
+        in_channels=3, shortcut="projection" if options["projection"] else "pad", **SIZES
+    ).eval()
     load_checkpoint(ours, tmp_path / "w.pth")
     images = 3 * torch.rand(4, 3, 16, 16)
     with torch.no_grad():
@@ -127,7 +135,10 @@ def test_another_size_is_refused_with_both_shapes(tmp_path):
     torch.save(foreign(projection=False, last="fc").state_dict(), tmp_path / "w.pth")
     other = SmallResNet(in_channels=1, shortcut="pad", **SIZES)
     kept = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"conv\.weight \(conv1\.weight in the file\) \(4, 3, 3, 3\) \(the model"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"conv\.weight \(conv1\.weight in the file\) \(4, 3, 3, 3\) \(the model",
+    ):
         load_checkpoint(other, tmp_path / "w.pth")
     assert all(torch.equal(tensor, kept[name]) for name, tensor in other.state_dict().items())
 
@@ -135,7 +146,10 @@ def test_another_size_is_refused_with_both_shapes(tmp_path):
 def test_two_names_for_one_weight_are_refused(tmp_path):
     state = foreign(projection=False, last="fc").state_dict()
     torch.save({**state, "linear.weight": state["fc.weight"] + 1}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"linear\.weight .* twice: as fc\.weight and as linear\.weight; remove"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"linear\.weight .* twice: as fc\.weight and as linear\.weight; remove",
+    ):
         load_checkpoint(SmallResNet(in_channels=3, shortcut="pad", **SIZES), tmp_path / "w.pth")
 
 
@@ -150,7 +164,10 @@ def test_subclasses_have_the_rules_of_their_class():
     class Mine(SmallResNet):
         pass
 
-    assert own_names(Mine(), ["layer12.0.downsample.1.bias"]).popitem()[1] == "stages.11.0.shortcut.1.bias"
+    assert (
+        own_names(Mine(), ["layer12.0.downsample.1.bias"]).popitem()[1]
+        == "stages.11.0.shortcut.1.bias"
+    )
 
 
 def test_no_rule_touches_a_name_of_our_own():

@@ -21,7 +21,9 @@ def network(**options):
 def boxes_of(seed, count, size=32.0):
     draws = torch.Generator().manual_seed(seed)
     first = torch.rand(count, 2, generator=draws) * size * 0.7
-    return torch.cat([first, first + 2 + torch.rand(count, 2, generator=draws) * (size * 0.3 - 2)], dim=1)
+    return torch.cat(
+        [first, first + 2 + torch.rand(count, 2, generator=draws) * (size * 0.3 - 2)], dim=1
+    )
 
 
 @settings(max_examples=20)
@@ -44,8 +46,15 @@ def test_anchors_cover_the_image_in_the_order_of_the_outputs():
     anchors = make_anchors(64)
     assert anchors.shape == (2 * (8 * 8 + 4 * 4), 4)
     middles, sides = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]
-    assert middles[:4].tolist() == [[4, 4], [4, 4], [12, 4], [12, 4]]  # along the row first, both anchors of a place
-    assert sorted({round(side, 3) for side, _ in sides.tolist()}) == pytest.approx([12, 16.8, 24, 33.6])
+    assert middles[:4].tolist() == [
+        [4, 4],
+        [4, 4],
+        [12, 4],
+        [12, 4],
+    ]  # along the row first, both anchors of a place
+    assert sorted({round(side, 3) for side, _ in sides.tolist()}) == pytest.approx(
+        [12, 16.8, 24, 33.6]
+    )
     # An output that stands out at one place of a feature map is that of the anchor in this place.
     model = network(size=64).eval()
     x = torch.zeros(1, 3, 64, 64)
@@ -69,7 +78,9 @@ def test_every_object_has_an_anchor_and_the_others_are_near_or_none(seed, count)
         if anchor in best:
             assert found == max(number for number in range(count) if best[number] == anchor)
         else:
-            assert found == (int(overlaps[anchor].argmax()) if most >= 0.5 else -1 if most < 0.4 else -2)
+            assert found == (
+                int(overlaps[anchor].argmax()) if most >= 0.5 else -1 if most < 0.4 else -2
+            )
     assert assign(anchors, torch.zeros(0, 4)).tolist() == [-1] * len(anchors)
 
 
@@ -98,7 +109,9 @@ def test_the_right_answer_has_hardly_a_loss_and_others_more():
     assert float(model.losses(elsewhere, targets)["classes"]) > 1
     far = raw.clone()
     far[..., :4] += 1
-    assert float(model.losses(far, targets)["boxes"]) == pytest.approx(2.0)  # four numbers, off by 1: 0.5 each
+    assert float(model.losses(far, targets)["boxes"]) == pytest.approx(
+        2.0
+    )  # four numbers, off by 1: 0.5 each
     assert float(model.losses(raw, [target([], []), target([], [])])["boxes"]) == 0
 
 
@@ -108,7 +121,9 @@ def test_modes_agree_and_losses_reach_all_weights():
     raw = model.train()(x)
     assert raw.shape == (2, 2 * (16 + 4), 7)
     sum(model.losses(raw, [target([[2, 2, 14, 14]], [2])] * 2).values()).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max()] == []
+    assert [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max()
+    ] == []
     with torch.no_grad():
         out = model.eval()(x)
         raw = model.raw(x)
@@ -131,7 +146,10 @@ def test_slices_keep_places_and_classes():
 
 
 def test_sizes_that_cannot_be_are_refused():
-    for options, said in (({"size": 40}, "a multiple of 16 pixels, found 40"), ({"width": 0}, "found width=0")):
+    for options, said in (
+        ({"size": 40}, "a multiple of 16 pixels, found 40"),
+        ({"width": 0}, "found width=0"),
+    ):
         with pytest.raises(ModelError, match=said):
             TinySSD(**options)
     assert TinySSD().eval()(torch.rand(1, *INPUT_SHAPES["tiny_ssd"])).shape == (1, 160, 7)

@@ -49,7 +49,9 @@ def test_fcn_returns_what_torchvision_does_and_slices(aux):
     ranking = rank_channels(network, graph, "random", seed=0)
     candidate = random_candidate(graph, np.random.default_rng(0))
     smaller = slice_model(network, graph, candidate, ranking)
-    assert {name: tuple(logits.shape) for name, logits in smaller(x).items()} == dict.fromkeys(found, (2, 5, 12, 12))
+    assert {name: tuple(logits.shape) for name, logits in smaller(x).items()} == dict.fromkeys(
+        found, (2, 5, 12, 12)
+    )
     assert graph.costs.params([candidate])[0] == sum(p.numel() for p in smaller.parameters())
     with pytest.raises(ModelError, match=r"two stages at least.*widths = \[4\]"):
         SmallFCN(widths=[4])

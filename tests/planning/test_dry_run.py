@@ -33,7 +33,10 @@ def call(*arguments):
 
 def files(folder):
     found = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in found}
+    return {
+        str(path): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in found
+    }
 
 
 def test_all_but_the_times_follows_from_the_config(tiny_config, tmp_path):
@@ -47,7 +50,11 @@ def test_all_but_the_times_follows_from_the_config(tiny_config, tmp_path):
         int(cost([task.space.full])[0]) for cost in (task.graph.costs.macs, task.graph.costs.params)
     )
     assert int(one.structures) == math.prod(len(d.choices) for d in task.space.dimensions)
-    assert (one.dimensions, one.free, one.blocks) == (len(task.space), len(task.space), len(task.graph.blocks))
+    assert (one.dimensions, one.free, one.blocks) == (
+        len(task.space),
+        len(task.space),
+        len(task.graph.blocks),
+    )
     assert one.prunable + sum(one.fixed.values()) == one.groups == len(task.graph.groups)
     assert one.images == {"train": 1077, "search-validation": 360, "test": 360}
     (bound,) = one.budget
@@ -68,7 +75,9 @@ def test_all_but_the_times_follows_from_the_config(tiny_config, tmp_path):
         (["n_trials=10", "searcher=greedy"], False),
     ],
 )
-def test_a_search_that_ends_before_its_searcher_has_learned_is_noted(tiny_config, tmp_path, overrides, noted):
+def test_a_search_that_ends_before_its_searcher_has_learned_is_noted(
+    tiny_config, tmp_path, overrides, noted
+):
     config = read_config(tiny_config, ["searcher=bee_colony", "execution.workers=0", *overrides])
     note = "bee_colony proposes all 10 trials before it has a result to learn from"
     assert rehearse(config, tmp_path / "run", patience=0).notes == ((note,) if noted else ())
@@ -86,17 +95,23 @@ def test_a_rehearsal_writes_nothing(tiny_config, tmp_path, monkeypatch):
     before = files(tmp_path)
     found = rehearse(config, "run", patience=0)
     assert files(tmp_path) == before
-    assert found.notes == ("the run folder holds this run, which would be continued; times are of a whole one",)
+    assert found.notes == (
+        "the run folder holds this run, which would be continued; times are of a whole one",
+    )
 
 
-def test_a_checkpoint_that_is_missing_is_noted_and_one_that_does_not_fit_refused(tiny_config, tmp_path):
+def test_a_checkpoint_that_is_missing_is_noted_and_one_that_does_not_fit_refused(
+    tiny_config, tmp_path
+):
     plain = tiny_config.read_text().replace("pretrain = {epochs = 1, batch_size = 256}\n", "")
     tiny_config.write_text(plain)
     path = tmp_path / "weights.safetensors"
     config = read_config(tiny_config, [f"model.checkpoint={path}"])
     found = rehearse(config, tmp_path / "run", patience=0)
     assert found.pretraining is None
-    assert found.notes == (f"checkpoint {path} is missing: the search will refuse; random weights were timed here",)
+    assert found.notes == (
+        f"checkpoint {path} is missing: the search will refuse; random weights were timed here",
+    )
     with pytest.raises(CheckpointError, match="does not exist"):
         run_config(config, tmp_path / "run")
     weights_writer(config.model.build(0))(path)
@@ -171,7 +186,9 @@ def test_a_time_that_grows_in_proportion_is_found_exactly(fixed, pace, full, pat
 
 @pytest.mark.parametrize("first", [5.0, 30.0, 1000.0])
 def test_a_first_time_that_takes_longer_does_not_count(first):
-    timed = iter([(1, first), (1, 0.1), (8, 0.8), (20, 1.6)])  # 20: 2 s of patience allow 2.5 times as much again
+    timed = iter(
+        [(1, first), (1, 0.1), (8, 0.8), (20, 1.6)]
+    )  # 20: 2 s of patience allow 2.5 times as much again
 
     def part(share):
         work, seconds = next(timed)
@@ -179,11 +196,15 @@ def test_a_first_time_that_takes_longer_does_not_count(first):
         return timing._Part(work, seconds, seconds)
 
     found = timing._grown(part, 100, 2)
-    assert found == Estimate(seconds=pytest.approx(1.6 + (1.6 - 0.8) / (20 - 8) * (100 - 20)), share=0.2)
+    assert found == Estimate(
+        seconds=pytest.approx(1.6 + (1.6 - 0.8) / (20 - 8) * (100 - 20)), share=0.2
+    )
 
 
 def test_a_larger_part_that_took_no_longer_counts_in_proportion():
-    timed = iter([(10, 0.5), (10, 0.5), (20, 0.45), (20, 0.45)])  # the last cannot be made larger: it is the end
+    timed = iter(
+        [(10, 0.5), (10, 0.5), (20, 0.45), (20, 0.45)]
+    )  # the last cannot be made larger: it is the end
     found = timing._grown(lambda _: timing._Part(*(pair := next(timed)), pair[1]), 100, 1.0)
     assert found.seconds == pytest.approx(0.45 * 5)
     assert next(timed, None) is None
@@ -221,7 +242,9 @@ def test_times_of_evaluations_are_those_of_all_their_images(tiny_config, tmp_pat
     assert first.seconds == pytest.approx(0.01 * (500 + 360), rel=0.02)
     assert first.share < 0.3
     assert {own["batch_size"] for own in made["adaptive_bn"]} == {8}
-    second = found("{name = 'short_training', epochs = 3, batch_size = 100, validation_images = 50}")
+    second = found(
+        "{name = 'short_training', epochs = 3, batch_size = 100, validation_images = 50}"
+    )
     assert second.seconds == pytest.approx(0.01 * (3 * 3 * 1000 + 50), rel=0.02)
     assert second.share < 0.2
     assert all(own["lr"] < 1e-5 for own in made["short_training"])
@@ -256,13 +279,17 @@ def test_an_evaluation_that_fails_is_noted(tiny_config, tmp_path, monkeypatch):
     assert found.notes == ("the timed evaluation failed: ArithmeticError: no",)
 
 
-def test_training_leaves_the_network_as_it_was_and_times_the_whole_where_it_is_short(tiny_config, tmp_path):
+def test_training_leaves_the_network_as_it_was_and_times_the_whole_where_it_is_short(
+    tiny_config, tmp_path
+):
     config = read_config(tiny_config)
     task, _ = prepare(config, RunFolder(tmp_path / "run"))
     before = {name: tensor.clone() for name, tensor in task.source.model.state_dict().items()}
     found = training_time(task, task.source.model, config.finetune, patience=30)
     assert found.share == 1
-    assert all(torch.equal(before[name], tensor) for name, tensor in task.source.model.state_dict().items())
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in task.source.model.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -275,7 +302,9 @@ def test_training_leaves_the_network_as_it_was_and_times_the_whole_where_it_is_s
         (["execution.workers=2", "execution.schedule=asynchronous"], 12),
     ],
 )
-def test_rounds_wait_for_their_last_evaluation(tiny_config, tmp_path, monkeypatch, overrides, turns):
+def test_rounds_wait_for_their_last_evaluation(
+    tiny_config, tmp_path, monkeypatch, overrides, turns
+):
     monkeypatch.setattr(dry_run, "evaluation_time", lambda *_: Estimate(seconds=10.0, share=1))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     found = rehearse(read_config(tiny_config, overrides), tmp_path / "run", patience=0)
@@ -334,7 +363,9 @@ def test_dry_run_prints_it_and_writes_nothing(tiny_config, tmp_path, monkeypatch
     assert found["structures"] == "225"
     assert found["evaluation"]["seconds"] > 0
     assert set(found) == {"total", *(field.name for field in dataclasses.fields(dry_run.Rehearsal))}
-    tuning = found["finetuning"][0]["seconds"] + found["finetuned"] * found["finetuning"][1]["seconds"]
+    tuning = (
+        found["finetuning"][0]["seconds"] + found["finetuned"] * found["finetuning"][1]["seconds"]
+    )
     parts = found["pretraining"]["seconds"], found["search"], found["baseline"], tuning
     assert found["total"] == pytest.approx(sum(parts))
     assert files(tmp_path) == before
@@ -365,7 +396,8 @@ def test_the_default_folder_may_hold_another_run(tiny_config, tmp_path, monkeypa
     shown = CliRunner().invoke(app, call)
     assert shown.exit_code == 0, shown.output
     assert (
-        "note: a search would need another folder, --run-dir: runs/tiny already holds a different run" in shown.output
+        "note: a search would need another folder, --run-dir: runs/tiny already holds a different run"
+        in shown.output
     )
     refused = CliRunner().invoke(app, [*call, "--run-dir", "runs/tiny"])
     assert refused.exit_code == 2

@@ -33,7 +33,9 @@ def test_every_group_and_block_is_there_with_what_a_search_may_choose(network, i
     assert names == [group.name for group in graph.groups] + [block.name for block in graph.blocks]
     choices = {group.name: group.choices for group in inspected.groups if group.choices}
     assert choices == {d.name: d.choices for d in space.dimensions}
-    assert {g.name: g.fixed for g in inspected.groups if g.fixed} == {"linear": "the network's output"}
+    assert {g.name: g.fixed for g in inspected.groups if g.fixed} == {
+        "linear": "the network's output"
+    }
 
 
 def test_shares_are_what_the_smallest_width_alone_saves(network, inspected):
@@ -52,7 +54,9 @@ def test_shares_are_what_the_smallest_width_alone_saves(network, inspected):
 def test_totals_name_costs_and_what_is_prunable(inspected):
     costs, prunable, size = inspected.totals
     assert costs == "40,551,040 macs, 269,722 params, peak activation 192 KiB for one 3x32x32 input"
-    assert prunable.startswith("12 of 13 groups prunable, 7 blocks can be dropped; prunable share: 99.9% of macs")
+    assert prunable.startswith(
+        "12 of 13 groups prunable, 7 blocks can be dropped; prunable share: 99.9% of macs"
+    )
     assert size == "10^13 structures in the space"
 
 
@@ -86,7 +90,10 @@ def test_nothing_to_prune_is_shown_with_its_reasons(tmp_path):
 
 
 def test_the_drawing_is_a_png_of_any_network(inspected, tmp_path):
-    for name, found in {"few": inspected, "many": inspect_model(MODELS["densenet40"](), IMAGE, ALL)}.items():
+    for name, found in {
+        "few": inspected,
+        "many": inspect_model(MODELS["densenet40"](), IMAGE, ALL),
+    }.items():
         path = tmp_path / f"{name}.png"
         found.draw(path)
         assert path.read_bytes().startswith(b"\x89PNG")

@@ -51,14 +51,23 @@ class Twice(Preparation):
     Options = TwiceOptions
 
     def prepare(self, task, trainer):
-        network, recipe = copy.deepcopy(task.base), Recipe(epochs=self.options.epochs, batch_size=16, device="cpu")
+        network, recipe = (
+            copy.deepcopy(task.base),
+            Recipe(epochs=self.options.epochs, batch_size=16, device="cpu"),
+        )
         for name, half in zip(("first", "second"), trainer.halves(0.4), strict=True):
-            trainer.train(Supervised(network, objective=task.data.objective), recipe, name=name, images=half)
+            trainer.train(
+                Supervised(network, objective=task.data.objective), recipe, name=name, images=half
+            )
         kept = Kept()
         kept.count += 2
         source = Beside(network.eval(), task.graph, task.rank(network), kept)
         smallest = tuple(dimension.choices[0] for dimension in task.space.dimensions)
-        return Prepared(source=source, starts=[smallest] if self.options.start else [], facts={"halves": [0.6, 0.4]})
+        return Prepared(
+            source=source,
+            starts=[smallest] if self.options.start else [],
+            facts={"halves": [0.6, 0.4]},
+        )
 
     def source(self, task, modules):
         plain, kept = super().source(task, modules), Kept()
@@ -74,7 +83,9 @@ class Same(Preparation):
     """Trains nothing; derived ones say what is wrong with what they return."""
 
     def prepare(self, task, trainer):
-        return self.changed(task, Sliced(copy.deepcopy(task.base), task.graph, task.rank(task.base)))
+        return self.changed(
+            task, Sliced(copy.deepcopy(task.base), task.graph, task.rank(task.base))
+        )
 
     def changed(self, task, source):
         return Prepared(source=source)
@@ -124,7 +135,9 @@ class OtherGraph(Same):
 
 class OutsideStart(Same):
     def changed(self, task, source):
-        return Prepared(source=source, starts=[task.space.full, tuple(10**6 for _ in task.space.full)])
+        return Prepared(
+            source=source, starts=[task.space.full, tuple(10**6 for _ in task.space.full)]
+        )
 
 
 class ShortStart(Same):

@@ -24,7 +24,9 @@ class TestSlimming(PreparationContract):
 
 class TestPublished(PreparationContract):
     def make(self):
-        return make_preparation("slimming", strength=0.05, step="subgradient", start_gamma=0.5, recipe=SHORT)
+        return make_preparation(
+            "slimming", strength=0.05, step="subgradient", start_gamma=0.5, recipe=SHORT
+        )
 
 
 class TestTwice(PreparationContract):
@@ -64,7 +66,9 @@ def test_a_source_that_a_continued_run_would_not_get_is_refused(task):
     preparation = own.Forgetful()
     made = prepared_by(preparation, task, Trainer(task.data.train, 0))
     states = {name: dict(module.state_dict()) for name, module in made.source.modules.items()}
-    with pytest.raises(PreparationError, match="another network than the source that prepare returned"):
+    with pytest.raises(
+        PreparationError, match="another network than the source that prepare returned"
+    ):
         check_restored(preparation, task, made.source, states)
 
 
@@ -77,7 +81,11 @@ def test_a_source_that_a_continued_run_would_not_get_is_refused(task):
         (f"{HERE}:Lacking", {}, r"lacks prepare\(task, trainer\)"),
         (f"{HERE}:NOT_A_CLASS", {}, "is not a class or function"),
         ("collections:OrderedDict", {}, "is a class derived from abcsearch.Preparation"),
-        (f"{HERE}:Twice", {"epoch": 1}, "option of preparation '.*Twice': 'epoch'; did you mean 'epochs'"),
+        (
+            f"{HERE}:Twice",
+            {"epoch": 1},
+            "option of preparation '.*Twice': 'epoch'; did you mean 'epochs'",
+        ),
         (f"{HERE}:Twice", {"epochs": 0}, "epochs is at least 1, found 0"),
         (f"{HERE}:Same", {"epochs": 1}, "option of preparation"),
     ],
@@ -94,12 +102,19 @@ def test_options_of_another_are_refused():
 
 def test_without_batch_norms_slimming_is_refused_before_anything_is_trained(tiny_data):
     layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 2)]
-    task = Task.of(nn.Sequential(*layers), tiny_data, SearchSettings(budget=Budget(macs=0.5), n_trials=1))
-    with pytest.raises(PreparationError, match="slimming penalises the scales of batch norms, and Sequential has none"):
+    task = Task.of(
+        nn.Sequential(*layers), tiny_data, SearchSettings(budget=Budget(macs=0.5), n_trials=1)
+    )
+    with pytest.raises(
+        PreparationError,
+        match="slimming penalises the scales of batch norms, and Sequential has none",
+    ):
         make_preparation("slimming").check(task)
 
 
-@pytest.mark.parametrize("recipe", [{"keep": "best", "batch_size": 16}, {"distillation": 0.5, "batch_size": 16}])
+@pytest.mark.parametrize(
+    "recipe", [{"keep": "best", "batch_size": 16}, {"distillation": 0.5, "batch_size": 16}]
+)
 def test_recipes_that_do_not_suit_are_refused_before_anything_is_trained(task, recipe):
     with pytest.raises(ConfigError):
         make_preparation("slimming", recipe=recipe).check(task)
@@ -109,10 +124,15 @@ def test_halves_are_all_images_once_the_same_for_a_seed(task):
     images = task.data.train
     first, second = Trainer(images, 5).halves(0.25)
     again = Trainer(images, 5).halves(0.25)
-    assert (len(first), len(second)) == (len(images) - round(len(images) / 4), round(len(images) / 4))
+    assert (len(first), len(second)) == (
+        len(images) - round(len(images) / 4),
+        round(len(images) / 4),
+    )
     assert torch.equal(first.images, again[0].images)
     rows = torch.cat([first.images, second.images]).flatten(1)
-    assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, images.images.flatten(1).tolist()))
+    assert sorted(map(tuple, rows.tolist())) == sorted(
+        map(tuple, images.images.flatten(1).tolist())
+    )
     assert not torch.equal(second.images, Trainer(images, 6).halves(0.25)[1].images)
 
 

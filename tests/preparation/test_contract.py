@@ -30,7 +30,11 @@ KINDS = [
 
 
 class TestBuiltIn(PreparationContract):
-    @pytest.fixture(autouse=True, params=KINDS, ids=lambda kind: "-".join([kind[0], *map(str, kind[1].values())]))
+    @pytest.fixture(
+        autouse=True,
+        params=KINDS,
+        ids=lambda kind: "-".join([kind[0], *map(str, kind[1].values())]),
+    )
     def _kind(self, request):
         self.name, self.options = request.param
 

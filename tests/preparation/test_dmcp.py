@@ -59,10 +59,14 @@ def test_the_optimum_of_a_table_is_among_the_likeliest(share):
     constraint = Budget(macs=share).bind(two_layers(), Product())
 
     def gain(structure):
-        return sum(float(own[: WIDTHS.index(w)].sum()) for own, w in zip(gains, structure, strict=True))
+        return sum(
+            float(own[: WIDTHS.index(w)].sum()) for own, w in zip(gains, structure, strict=True)
+        )
 
     inside = [each for each in itertools.product(WIDTHS, repeat=2) if each[0] * each[1] <= wanted]
-    chosen = likeliest(learned(gains, wanted).probabilities(), constraint, 5, np.random.default_rng(0))
+    chosen = likeliest(
+        learned(gains, wanted).probabilities(), constraint, 5, np.random.default_rng(0)
+    )
     assert all(constraint.allows(structure) for structure, _ in chosen)
     assert max(gain(structure) for structure, _ in chosen) == pytest.approx(max(map(gain, inside)))
 
@@ -70,7 +74,9 @@ def test_the_optimum_of_a_table_is_among_the_likeliest(share):
 def random_chains(space, seed):
     chains = Chains(space)
     with torch.no_grad():
-        chains.steps.copy_(torch.randn(len(chains.steps), generator=torch.Generator().manual_seed(seed)) * 3)
+        chains.steps.copy_(
+            torch.randn(len(chains.steps), generator=torch.Generator().manual_seed(seed)) * 3
+        )
     return chains
 
 
@@ -79,7 +85,11 @@ def test_gates_are_the_probabilities_that_channels_are_kept(seed):
     """Their sum is the expected width; channels that are ranked first are the likeliest."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 7, 1), torch.nn.ReLU(), torch.nn.Conv2d(7, 5, 1), torch.nn.ReLU(), torch.nn.Conv2d(5, 2, 1)
+        torch.nn.Conv2d(1, 7, 1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(7, 5, 1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(5, 2, 1),
     )
     graph = trace_channels(model, torch.zeros(1, 1, 2, 2), check=False)
     ranking = rank_channels(model, graph)
@@ -90,7 +100,9 @@ def test_gates_are_the_probabilities_that_channels_are_kept(seed):
             dimension = chains.widths[index]
             mean = float(np.dot(dimension.choices, probabilities[index]))
             assert float(gates.sum()) == pytest.approx(mean, rel=1e-5)
-            assert set(np.flatnonzero(gates == 1)) >= set(ranking.kept(index, dimension.choices[0]).tolist())
+            assert set(np.flatnonzero(gates == 1)) >= set(
+                ranking.kept(index, dimension.choices[0]).tolist()
+            )
             for width, reached in zip(dimension.choices, chains.reached()[index], strict=True):
                 kept = ranking.kept(index, width)
                 assert (gates[torch.as_tensor(kept)] >= reached - 1e-6).all()
@@ -126,11 +138,14 @@ def test_a_large_space_is_climbed(monkeypatch):
             patch.setattr("abcsearch.preparation.likeliest._LISTED", 0)
             climbed = likeliest(probabilities, constraint, 3, np.random.default_rng(0))
         assert climbed[0][1] == pytest.approx(listed[0][1])
-        certain = [np.eye(len(p))[-1] for p in probabilities]  # of the full network, which is outside
+        certain = [
+            np.eye(len(p))[-1] for p in probabilities
+        ]  # of the full network, which is outside
         with monkeypatch.context() as patch:
             patch.setattr("abcsearch.preparation.likeliest._LISTED", 0)
             assert all(
-                constraint.allows(each) for each, _ in likeliest(certain, constraint, 3, np.random.default_rng(0))
+                constraint.allows(each)
+                for each, _ in likeliest(certain, constraint, 3, np.random.default_rng(0))
             )
 
 
@@ -165,7 +180,9 @@ def test_chains_come_near_the_budget_and_propose_structures_inside(tiny_model, t
     settings = SearchSettings(budget=Budget(macs=0.5), n_trials=1, space=SpaceOptions(alpha=1.0))
     task = Task.of(tiny_model, tiny_data, settings)
     recipe = {"epochs": 12, "batch_size": 32, "lr": 0.05, "device": "cpu"}
-    prepared = prepared_by(make_preparation("dmcp", recipe=recipe), task, Trainer(tiny_data.train, 0))
+    prepared = prepared_by(
+        make_preparation("dmcp", recipe=recipe), task, Trainer(tiny_data.train, 0)
+    )
     assert 1 <= len(set(prepared.starts)) == len(prepared.starts) <= 5
     assert all(task.constraint.allows(start) for start in prepared.starts)
     (share,) = prepared.facts["expected cost by the budget"].values()
@@ -177,5 +194,7 @@ def test_chains_come_near_the_budget_and_propose_structures_inside(tiny_model, t
 
 def test_budgets_without_an_expectation_are_refused(tiny_model, tiny_data):
     settings = SearchSettings(budget=Budget(peak_activation=0.9), n_trials=1)
-    with pytest.raises(PreparationError, match="dmcp needs a budget whose expectation it can follow"):
+    with pytest.raises(
+        PreparationError, match="dmcp needs a budget whose expectation it can follow"
+    ):
         make_preparation("dmcp").check(Task.of(tiny_model, tiny_data, settings))

@@ -59,17 +59,23 @@ def blocky():
 
 
 def images(seed, count=5):
-    return torch.randn(count, 1, 6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        count, 1, 6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def some_images(count=40):
     labels = torch.arange(count) % 2
-    data = Data.from_tensors((torch.randn(count, 1, 6, 6), labels), (torch.randn(8, 1, 6, 6), torch.arange(8) % 2))
+    data = Data.from_tensors(
+        (torch.randn(count, 1, 6, 6), labels), (torch.randn(8, 1, 6, 6), torch.arange(8) % 2)
+    )
     return data.train
 
 
 def task_of(model, data, budget=None, **space):
-    chosen = SearchSettings(budget=budget or Budget(macs=0.5), n_trials=1, space=SpaceOptions(**space))
+    chosen = SearchSettings(
+        budget=budget or Budget(macs=0.5), n_trials=1, space=SpaceOptions(**space)
+    )
     return Task.of(model, data, chosen)
 
 
@@ -130,7 +136,9 @@ def test_a_draw_of_one_choice_is_the_slice(blocky, seed):
     assert torch.allclose(soft, sliced, atol=1e-10)
     assert gates.blocks
     assert not any(module._forward_hooks for module in model.modules())
-    assert sizes.expected(graph, {"macs": 0})["macs"].item() == pytest.approx(graph.costs.macs([candidate])[0])
+    assert sizes.expected(graph, {"macs": 0})["macs"].item() == pytest.approx(
+        graph.costs.macs([candidate])[0]
+    )
 
 
 def test_block_gates_mix_the_block_with_its_input(blocky):
@@ -146,7 +154,10 @@ def test_block_gates_mix_the_block_with_its_input(blocky):
     assert gate.grad.abs() > 1e-6
     with skipping(model, graph, []):
         assert torch.equal(model(x), whole)
-    with pytest.raises(CandidateError, match="one number per block, found 1 for 3 blocks"), skipping(model, graph, [1]):
+    with (
+        pytest.raises(CandidateError, match="one number per block, found 1 for 3 blocks"),
+        skipping(model, graph, [1]),
+    ):
         pass
     with pytest.raises(ZeroDivisionError), skipping(model, graph, [0, 0, 0]):
         raise ZeroDivisionError
@@ -167,8 +178,12 @@ def test_gates_are_the_weights_of_the_widths_that_keep_a_channel(blocky, seed, a
             assert torch.allclose(gates.blocks[index - len(gates.groups)], row[1])
             continue
         for channel in range(dimension.full):
-            keeping = [row[k] for k, w in enumerate(dimension.choices) if channel in ranking.kept(index, w)]
-            assert torch.allclose(gates.groups[index][channel], sum(keeping, torch.zeros(())), atol=1e-6)
+            keeping = [
+                row[k] for k, w in enumerate(dimension.choices) if channel in ranking.kept(index, w)
+            ]
+            assert torch.allclose(
+                gates.groups[index][channel], sum(keeping, torch.zeros(())), atol=1e-6
+            )
 
 
 # TAS.
@@ -185,7 +200,10 @@ def learned(gains, share):
         reached = weights.flip(1).cumsum(1).flip(1)[:, 1:]
         widths = (sizes.logs().exp() * torch.tensor(WIDTHS)).sum(dim=1)
         cost = widths.prod() / wanted
-        loss = 20 * (cost.log().clamp_min(0) + (0.95 / cost).log().clamp_min(0)) - (gains * reached).sum()
+        loss = (
+            20 * (cost.log().clamp_min(0) + (0.95 / cost).log().clamp_min(0))
+            - (gains * reached).sum()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -199,21 +217,27 @@ def test_the_optimum_of_a_table_is_among_the_likeliest(share):
     constraint = Budget(macs=share).bind(space, Product())
 
     def gain(structure):
-        return sum(float(own[: WIDTHS.index(w)].sum()) for own, w in zip(gains, structure, strict=True))
+        return sum(
+            float(own[: WIDTHS.index(w)].sum()) for own, w in zip(gains, structure, strict=True)
+        )
 
     inside = [each for each in itertools.product(WIDTHS, repeat=2) if constraint.allows(each)]
     chosen = likeliest(sizes.of_all(), constraint, 5, np.random.default_rng(0))
     assert max(gain(structure) for structure, _ in chosen) == pytest.approx(max(map(gain, inside)))
 
 
-@pytest.mark.parametrize("budget", [Budget(macs=0.5), Budget(params=0.3, macs=0.9), Budget(flops=(0.4, 0.6))])
+@pytest.mark.parametrize(
+    "budget", [Budget(macs=0.5), Budget(params=0.3, macs=0.9), Budget(flops=(0.4, 0.6))]
+)
 def test_logits_begin_at_the_budget(tiny_data, budget):
     model = SmallResNet(in_channels=1, classes=2, widths=(6, 8), depths=(2, 2)).eval()
     task = task_of(model, tiny_data, budget, levels=LEVELS)
     sizes, bounds = Sizes(task.space), bounds_of(task.constraint, task.graph, 0.05)
     sizes.begin(task.graph, {name: high for name, (_, high) in bounds.items()})
     costs = sizes.expected(task.graph, bounds)
-    assert max(float(costs[name].detach()) / high for name, (_, high) in bounds.items()) == pytest.approx(1, abs=1e-4)
+    assert max(
+        float(costs[name].detach()) / high for name, (_, high) in bounds.items()
+    ) == pytest.approx(1, abs=1e-4)
     assert all(low < high for low, high in bounds.values())
 
 
@@ -261,11 +285,15 @@ def test_the_criterion_that_is_right_is_chosen_from_any_start(start):
     model = Reading()
     graph = trace_channels(model, torch.zeros(1, 8, 2, 2), check=False)
     right = np.array([8.0, 7, 6, 5, 4, 3, 2, 1])
-    ranking = Ranking(criterion="a", scores=(right,), others=(Ranking(criterion="b", scores=(-right,)),))
+    ranking = Ranking(
+        criterion="a", scores=(right,), others=(Ranking(criterion="b", scores=(-right,)),)
+    )
     logits = Logits([2])
     with torch.no_grad():
         logits.values.copy_(torch.tensor([[-start, start]]))
-    lesson = Choosing(model, graph, logits, data.train, masks=kept_by_each(ranking, (4,)), open_=[True])
+    lesson = Choosing(
+        model, graph, logits, data.train, masks=kept_by_each(ranking, (4,)), open_=[True]
+    )
     train(lesson, data.train, Recipe(epochs=15, batch_size=16, lr=0.01, device="cpu"), seed=1)
     assert lesson.chosen() == [0]
     assert logits.probabilities()[0][0] > 0.9
@@ -275,11 +303,17 @@ def test_the_criterion_that_is_right_is_chosen_from_any_start(start):
 def test_criteria_that_agree_are_said_and_leave_the_logits_alone(tiny_model, tiny_data):
     graph = trace_channels(tiny_model, tiny_data.example, check=False)
     ranking = rank_channels(tiny_model, graph)
-    same = Ranking(criterion="a", scores=ranking.scores, others=(Ranking(criterion="b", scores=ranking.scores),))
+    same = Ranking(
+        criterion="a",
+        scores=ranking.scores,
+        others=(Ranking(criterion="b", scores=ranking.scores),),
+    )
     narrow = tuple(group.channels // 2 for group in graph.prunable)
     logits = Logits([2] * len(narrow))
     masks = kept_by_each(same, narrow)
-    lesson = Choosing(tiny_model, graph, logits, tiny_data.train, masks=masks, open_=[True] * len(narrow))
+    lesson = Choosing(
+        tiny_model, graph, logits, tiny_data.train, masks=masks, open_=[True] * len(narrow)
+    )
     train(lesson, tiny_data.train, Recipe(epochs=1, batch_size=64, lr=0.01, device="cpu"), seed=1)
     assert lesson.agreed == len(narrow)
     assert np.allclose(logits.probabilities(), 0.5, atol=1e-5)
@@ -290,7 +324,9 @@ def test_lfpc_begins_a_search_over_criteria_and_settles_one_without(tiny_model, 
     preparation = make_preparation("lfpc", criteria=list(names), recipe=SHORT)
     alone = prepared_by(preparation, task_of(tiny_model, tiny_data), Trainer(tiny_data.train, 0))
     assert alone.source.ranking.criteria == ("lfpc",)
-    task = Task.of(tiny_model, tiny_data, SearchSettings(budget=Budget(macs=0.5), n_trials=1, criterion=names))
+    task = Task.of(
+        tiny_model, tiny_data, SearchSettings(budget=Budget(macs=0.5), n_trials=1, criterion=names)
+    )
     both = prepared_by(make_preparation("lfpc", recipe=SHORT), task, Trainer(tiny_data.train, 0))
     assert both.source.ranking.criteria == names
     (start,) = both.starts
@@ -299,7 +335,9 @@ def test_lfpc_begins_a_search_over_criteria_and_settles_one_without(tiny_model, 
     counts = both.facts["of these by criterion"]
     assert sum(counts.values()) == both.facts["layers that choose"] > 0
     chosen = list(task.space.criteria(start).values())
-    assert {name: chosen.count(name) for name in names[1:]} == {name: counts[name] for name in names[1:]}
+    assert {name: chosen.count(name) for name in names[1:]} == {
+        name: counts[name] for name in names[1:]
+    }
     # Cut by what was chosen: the same channels as by one ranking alone of the same choices.
     assert alone.starts[0] == start[: len(alone.starts[0])]
 
@@ -325,7 +363,9 @@ def test_wrong_options_are_named(name, options, said):
 
 
 def test_what_cannot_be_expressed_is_refused_before_training(tiny_model, tiny_data):
-    with pytest.raises(PreparationError, match="tas needs a budget whose expectation it can follow"):
+    with pytest.raises(
+        PreparationError, match="tas needs a budget whose expectation it can follow"
+    ):
         make_preparation("tas").check(task_of(tiny_model, tiny_data, Budget(peak_activation=0.9)))
     chosen = SearchSettings(budget=Budget(macs=0.5), n_trials=1, criterion=("l1", "l2"))
     with pytest.raises(PreparationError, match="criteria cannot be chosen from"):
@@ -347,7 +387,9 @@ def test_what_cannot_be_expressed_is_refused_before_training(tiny_model, tiny_da
         )
 
 
-def test_logits_that_are_not_finite_end_the_training_with_a_word(tiny_model, tiny_data, monkeypatch):
+def test_logits_that_are_not_finite_end_the_training_with_a_word(
+    tiny_model, tiny_data, monkeypatch
+):
     learn = Relaxed._learn
 
     def spoiled(lesson, *args):
@@ -356,15 +398,21 @@ def test_logits_that_are_not_finite_end_the_training_with_a_word(tiny_model, tin
 
     monkeypatch.setattr(Relaxed, "_learn", spoiled)
     for name in ("tas", "lfpc"):
-        with pytest.raises(ModelError, match=r"logits are not finite after .*; lower logit_lr = 0\.1"):
+        with pytest.raises(
+            ModelError, match=r"logits are not finite after .*; lower logit_lr = 0\.1"
+        ):
             prepared_by(
-                make_preparation(name, recipe=SHORT), task_of(tiny_model, tiny_data), Trainer(tiny_data.train, 0)
+                make_preparation(name, recipe=SHORT),
+                task_of(tiny_model, tiny_data),
+                Trainer(tiny_data.train, 0),
             )
 
 
 def test_a_ratio_outside_of_the_budget_is_said(tiny_model, tiny_data):
     task = task_of(tiny_model, tiny_data, Budget(macs=0.2))
-    made = prepared_by(make_preparation("lfpc", ratio=0.9, recipe=SHORT), task, Trainer(tiny_data.train, 0))
+    made = prepared_by(
+        make_preparation("lfpc", ratio=0.9, recipe=SHORT), task, Trainer(tiny_data.train, 0)
+    )
     assert made.facts["its structure is inside the budget"] is False
     assert not task.constraint.allows(made.starts[0])
 
@@ -372,9 +420,19 @@ def test_a_ratio_outside_of_the_budget_is_said(tiny_model, tiny_data):
 def test_norms_over_channels_are_of_those_that_are_drawn(tiny_data):
     """They are weighed with the gates, so what is learned is what the slice computes."""
     with torch_seeded(0, "norms"):
-        first = [nn.Conv2d(1, 6, 3, padding=1), nn.GroupNorm(1, 6), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1)]
+        first = [
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.GroupNorm(1, 6),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3, padding=1),
+        ]
         model = nn.Sequential(
-            *first, nn.GroupNorm(1, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+            *first,
+            nn.GroupNorm(1, 8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 2),
         )
     task = task_of(model.eval(), tiny_data)
     assert task.graph.norms
@@ -386,7 +444,14 @@ def test_norms_over_channels_are_of_those_that_are_drawn(tiny_data):
     structure = made.starts[0]
     masks = kept_by_each(made.source.ranking, structure)
     logits = Logits([1] * len(masks))
-    lesson = Choosing(made.source.model, task.graph, logits, tiny_data.train, masks=masks, open_=[True] * len(masks))
+    lesson = Choosing(
+        made.source.model,
+        task.graph,
+        logits,
+        tiny_data.train,
+        masks=masks,
+        open_=[True] * len(masks),
+    )
     x = tiny_data.validation.part(torch.arange(5)).loaded().images
     with torch.no_grad(), lesson._through(lesson.gates(torch.Generator())):
         gated = made.source.model(x)

@@ -11,10 +11,16 @@ from abcsearch.preparation.needs import Needs, check_needs
 def test_free_memory_is_that_of_the_machine_or_its_container(tmp_path, monkeypatch):
     monkeypatch.setattr(needs, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(needs, "_CGROUP", tmp_path)
-    assert needs.free_memory() is None or needs.free_memory() > 2**20  # all of it, where only that is known
+    assert (
+        needs.free_memory() is None or needs.free_memory() > 2**20
+    )  # all of it, where only that is known
     (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:   500 kB\n")
     assert needs.free_memory() == 512_000
-    for name, text in {"max": "300000\n", "current": "200000\n", "stat": "anon 5\ninactive_file 50000\n"}.items():
+    for name, text in {
+        "max": "300000\n",
+        "current": "200000\n",
+        "stat": "anon 5\ninactive_file 50000\n",
+    }.items():
         (tmp_path / f"memory.{name}").write_text(text)
     assert needs.free_memory() == 150_000
     (tmp_path / "memory.max").write_text("max\n")
@@ -22,7 +28,9 @@ def test_free_memory_is_that_of_the_machine_or_its_container(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("free", "refused"), [(999_999, True), (1_000_000, False), (None, False)], ids=["less", "enough", "unknown"]
+    ("free", "refused"),
+    [(999_999, True), (1_000_000, False), (None, False)],
+    ids=["less", "enough", "unknown"],
 )
 def test_a_machine_with_less_is_refused_with_figures(monkeypatch, free, refused):
     monkeypatch.setattr(needs, "free_memory", lambda: free)

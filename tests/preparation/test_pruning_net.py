@@ -47,14 +47,18 @@ def prepared_on(task, **options):
 
 
 def task_of(model, data, **settings):
-    return Task.of(model, data, SearchSettings(**{"budget": Budget(macs=0.5), "n_trials": 1, **settings}))
+    return Task.of(
+        model, data, SearchSettings(**{"budget": Budget(macs=0.5), "n_trials": 1, **settings})
+    )
 
 
 class Still(Trainer):
     """Trains nothing: what is prepared is as it begins."""
 
     def _train(self, lesson, recipe, name, images):
-        return super()._train(lesson, Recipe(epochs=1, lr=1e-30, weight_decay=0, batch_size=45, **CPU), name, images)
+        return super()._train(
+            lesson, Recipe(epochs=1, lr=1e-30, weight_decay=0, batch_size=45, **CPU), name, images
+        )
 
 
 CPU = {"device": "cpu", "warmup_epochs": 0}
@@ -63,15 +67,21 @@ CPU = {"device": "cpu", "warmup_epochs": 0}
 @pytest.mark.parametrize("form", ["residual", "low_rank"])
 def test_before_it_learns_every_candidate_is_as_fit_as_its_slice(tiny_model, tiny_data, form):
     """Bit for bit, with blocks kept and dropped."""
-    task = task_of(tiny_model.eval(), tiny_data, space=SpaceOptions(levels=("filter", "stage", "block")))
-    made = prepared_by(make_preparation("pruning_net", form=form, hidden=4), task, Still(tiny_data.train, 0))
+    task = task_of(
+        tiny_model.eval(), tiny_data, space=SpaceOptions(levels=("filter", "stage", "block"))
+    )
+    made = prepared_by(
+        make_preparation("pruning_net", form=form, hidden=4), task, Still(tiny_data.train, 0)
+    )
     # A step of nearly nothing leaves what is 0 nearly so: back to 0, as it began.
     for name, tensor in made.source.generator.state_dict().items():
         if ".outputs." in name:
             assert float(tensor.abs().max()) < 1e-20
             tensor.zero_()
     options = AdaptiveBNOptions(repair="none", calibration_images=64, batch_size=32)
-    plain = AdaptiveBN(Fixed(made.source.model, task.graph, made.source.ranking), tiny_data, options)
+    plain = AdaptiveBN(
+        Fixed(made.source.model, task.graph, made.source.ranking), tiny_data, options
+    )
     ours, rng = AdaptiveBN(made.source, tiny_data, options), np.random.default_rng(0)
     for candidate in [task.space.sample(rng) for _ in range(6)]:
         assert ours(candidate, 0).metrics == plain(candidate, 0).metrics
@@ -93,7 +103,13 @@ def copies():
     ranking = replace(ranked_by("first", [-np.arange(4.0)]), others=(last,))
     space = graph.space(alpha=1.0, step=0.25, criteria=("first", "last"))
     sampler = Sampler(space, Constraint(space), widths="free")
-    return Split(inputs.reshape(64, 1, 1, 4), inputs.sum(dim=1, keepdim=True) / 2), model, graph, ranking, sampler
+    return (
+        Split(inputs.reshape(64, 1, 1, 4), inputs.sum(dim=1, keepdim=True) / 2),
+        model,
+        graph,
+        ranking,
+        sampler,
+    )
 
 
 KEPT = [(width, last) for width in (1, 2, 3, 4) for last in (0, 1)]
@@ -109,14 +125,23 @@ def mean_loss(source, split):
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_that_should_follow_the_ratio_do(form):
     """No one set of weights does for all structures: what the best of them loses is a problem of least squares."""
-    rows = np.array([[(i >= 4 - width) if last else (i < width) for i in range(4)] for width, last in KEPT], float)
+    rows = np.array(
+        [[(i >= 4 - width) if last else (i < width) for i in range(4)] for width, last in KEPT],
+        float,
+    )
     (residue,) = np.linalg.lstsq(rows, np.ones(len(rows)))[1]
     supernet = residue / len(rows)
     split, model, graph, ranking, sampler = copies()
     generator = Generator(made_weights(model, graph, [0]), hidden=16, low_rank=form == "low_rank")
     generator.drawn(torch.Generator().manual_seed(0), outputs=form == "published")
     lesson = Generating(
-        model, graph, ranking, sampler, generator, from_full=form != "published", objective="regression"
+        model,
+        graph,
+        ranking,
+        sampler,
+        generator,
+        from_full=form != "published",
+        objective="regression",
     )
     # Published weights begin as noise: at the rate of the others, the first steps leave all hidden units at 0.
     lr = 0.01 if form == "published" else 0.05
@@ -146,14 +171,18 @@ def test_a_step_is_that_of_a_hand_written_loop(task, from_full):
     lesson.begin(Recipe(epochs=1, **CPU), task.data.train)
     loss = lesson.step(batch.images, batch.labels, torch.Generator().manual_seed(5))
     draws = torch.Generator().manual_seed(5)
-    candidate = sampler.one(numpy_stream(int(torch.randint(2**62, (), generator=draws)), "pruning_net"))
+    candidate = sampler.one(
+        numpy_stream(int(torch.randint(2**62, (), generator=draws)), "pruning_net")
+    )
     other = copy.deepcopy(model)
     weights = generator.weights(model, task.graph, candidate, from_full=from_full)
     with torch.no_grad():
         for name, weight in weights.items():
             dict(other.named_parameters())[name].copy_(weight)
     small = slice_model(other, task.graph, candidate, ranking)
-    assert torch.equal(loss.detach(), nn.functional.cross_entropy(small(batch.images), batch.labels).detach())
+    assert torch.equal(
+        loss.detach(), nn.functional.cross_entropy(small(batch.images), batch.labels).detach()
+    )
     loss.backward()
     assert all(parameter.grad is not None for parameter in generator.parameters())
 
@@ -168,9 +197,14 @@ def test_it_learns_and_one_pass_a_step_is_all(tiny_model, tiny_data):
     assert made.facts["change of weights, from the full to the smallest structure"] > 0.01
     assert task.constraint.allows(made.starts[0])
     one = task.uniform()
-    before, after = (AdaptiveBN(s, tiny_data)(one, 0).metrics["neg_loss"] for s in (task.source, made.source))
+    before, after = (
+        AdaptiveBN(s, tiny_data)(one, 0).metrics["neg_loss"] for s in (task.source, made.source)
+    )
     assert after > before
-    assert made.facts["loss of the first and the last epoch"][1] < made.facts["loss of the first and the last epoch"][0]
+    assert (
+        made.facts["loss of the first and the last epoch"][1]
+        < made.facts["loss of the first and the last epoch"][0]
+    )
 
 
 def test_published_weights_forget_the_trained_ones_and_keep_the_first_channels(task):
@@ -203,16 +237,22 @@ def test_several_criteria_are_kept_with_the_weights(tiny_model, tiny_data):
     made = prepared_on(own, hidden=2)
     states = {name: dict(module.state_dict()) for name, module in made.source.modules.items()}
     again = make_preparation("pruning_net", hidden=2).source(own, states)
-    candidate = own.space.at([len(d.choices) - 1 if d.kind == "criterion" else 0 for d in own.space.dimensions])
+    candidate = own.space.at(
+        [len(d.choices) - 1 if d.kind == "criterion" else 0 for d in own.space.dimensions]
+    )
     images = tiny_data.validation.images
     assert again.ranking.criteria == ("l1", "reader_l2")
     assert torch.equal(again.network(candidate)(images), made.source.network(candidate)(images))
-    with pytest.raises(PreparationError, match=r"pruning_net ranks channels by their positions .* set one name"):
+    with pytest.raises(
+        PreparationError, match=r"pruning_net ranks channels by their positions .* set one name"
+    ):
         make_preparation("pruning_net", form="published").check(own)
 
 
 def test_widths_without_a_choice_are_not_read(tiny_model, tiny_data):
-    own = task_of(tiny_model, tiny_data, space=SpaceOptions(levels=("filter",)), budget=Budget(macs=0.9))
+    own = task_of(
+        tiny_model, tiny_data, space=SpaceOptions(levels=("filter",)), budget=Budget(macs=0.9)
+    )
     made = prepared_on(own, hidden=2)
     free = [i for i, dimension in enumerate(own.space.dimensions) if len(dimension.choices) > 1]
     assert 0 < len(free) < len(own.space)
@@ -220,8 +260,12 @@ def test_widths_without_a_choice_are_not_read(tiny_model, tiny_data):
 
 
 def test_where_nothing_can_be_made_is_said(tiny_model, tiny_data):
-    blocks = task_of(tiny_model, tiny_data, space=SpaceOptions(levels=("block",)), budget=Budget(macs=0.9))
-    with pytest.raises(PreparationError, match=r"no width of the space has a choice: search widths .* slimmable"):
+    blocks = task_of(
+        tiny_model, tiny_data, space=SpaceOptions(levels=("block",)), budget=Budget(macs=0.9)
+    )
+    with pytest.raises(
+        PreparationError, match=r"no width of the space has a choice: search widths .* slimmable"
+    ):
         make_preparation("pruning_net").check(blocks)
     for module in tiny_model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -233,7 +277,9 @@ def test_where_nothing_can_be_made_is_said(tiny_model, tiny_data):
 def test_published_weights_need_batch_norms_and_residual_ones_do_not(tiny_data):
     layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 2)]
     own = task_of(nn.Sequential(*layers), tiny_data)
-    with pytest.raises(PreparationError, match=r'no scale of their own, .* no batch norms .* form = "residual"'):
+    with pytest.raises(
+        PreparationError, match=r'no scale of their own, .* no batch norms .* form = "residual"'
+    ):
         make_preparation("pruning_net", form="published").check(own)
     for form in ("residual", "low_rank"):
         assert own.constraint.allows(prepared_on(own, form=form).starts[0])
@@ -255,7 +301,9 @@ def test_wrong_options_are_named(options, words):
 
 
 def test_a_training_that_diverges_says_what_to_lower(task):
-    with pytest.raises(ModelError, match=r"preparation PruningNet: the training loss is (nan|inf) .* lower lr"):
+    with pytest.raises(
+        ModelError, match=r"preparation PruningNet: the training loss is (nan|inf) .* lower lr"
+    ):
         prepared_on(task, recipe={**SHORT, "epochs": 3, "lr": 1e25, "batch_size": 16})
 
 
@@ -266,18 +314,25 @@ def test_what_it_needs_is_what_it_takes(task, form):
     told = make_preparation("pruning_net", form=form, hidden=5, recipe=SHORT).needs(task)
     numbers = sum(tensor.numel() for tensor in made.source.generator.parameters())
     own = sum(tensor.numel() for tensor in task.base.parameters())
-    assert f"makes 3 weights by a generator of {numbers:,} numbers, {numbers / own:.3g} times" in told.text
+    assert (
+        f"makes 3 weights by a generator of {numbers:,} numbers, {numbers / own:.3g} times"
+        in told.text
+    )
     assert made.facts["numbers that make them"] == numbers
     assert told.disk == 4 * numbers
     # Weights, gradients and momentum; the first and the last three times while they are saved; the last weights.
     assert 4 * (numbers + own) * (3 + 6 + 1) <= told.memory <= 4 * (numbers + own) * 10 + 8 * own
     more = make_preparation("pruning_net", form=form, hidden=6, recipe=SHORT).needs(task)
     assert more.memory > told.memory
-    adam = make_preparation("pruning_net", form=form, hidden=5, recipe={**SHORT, "optimizer": "adamw"}).needs(task)
+    adam = make_preparation(
+        "pruning_net", form=form, hidden=5, recipe={**SHORT, "optimizer": "adamw"}
+    ).needs(task)
     assert adam.memory > told.memory
 
 
-TINY = TINY_CONFIG.replace("n_trials = 24", "n_trials = 4").replace('baselines = ["uniform", "random"]', "")
+TINY = TINY_CONFIG.replace("n_trials = 24", "n_trials = 4").replace(
+    'baselines = ["uniform", "random"]', ""
+)
 PREPARE = 'prepare = {name = "pruning_net", hidden = 4, recipe = {epochs = 1, batch_size = 256, lr = 0.02}}\n'
 
 
@@ -307,7 +362,9 @@ def test_it_is_told_first_and_refused_where_memory_is_short(config, tmp_path, mo
     run_config(own, tmp_path / "run")
 
 
-def test_the_winner_is_fine_tuned_with_the_weights_made_for_it_and_other_settings_are_refused(config, tmp_path):
+def test_the_winner_is_fine_tuned_with_the_weights_made_for_it_and_other_settings_are_refused(
+    config, tmp_path
+):
     result = run_config(read_config(config), tmp_path / "run")
     best, source = result.best.candidate, result.task.source
     assert isinstance(source, Generated)
@@ -334,7 +391,19 @@ class TestGenerating(LessonContract):
         sampler = Sampler(space, Budget(macs=0.5).bind(space, graph.costs), widths=widths)
         generator = Generator(made_weights(model, graph, [0]), hidden=hidden)
         generator.drawn(torch.Generator().manual_seed(0))
-        return Generating(model, graph, rank_channels(model, graph, criterion), sampler, generator, from_full=from_full)
+        return Generating(
+            model,
+            graph,
+            rank_channels(model, graph, criterion),
+            sampler,
+            generator,
+            from_full=from_full,
+        )
 
     def others(self):
-        return [self.make(widths="budget"), self.make(from_full=False), self.make(hidden=4), self.make(criterion="l2")]
+        return [
+            self.make(widths="budget"),
+            self.make(from_full=False),
+            self.make(hidden=4),
+            self.make(criterion="l2"),
+        ]

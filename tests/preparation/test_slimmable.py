@@ -44,7 +44,11 @@ def additive(order):
     ranking = ranked_by("order", [np.array([-float(order.index(channel)) for channel in range(4)])])
     space = graph.space(alpha=1.0, step=0.25)
     sampler = Sampler(space, Constraint(space), widths="free")
-    return split, Sandwich(model, graph, ranking, sampler, objective="regression"), Fixed(model, graph, ranking)
+    return (
+        split,
+        Sandwich(model, graph, ranking, sampler, objective="regression"),
+        Fixed(model, graph, ranking),
+    )
 
 
 def losses_at(order):
@@ -86,7 +90,9 @@ def test_a_step_is_that_of_a_hand_written_loop(task, distil):
     loss = lesson.step(images, labels, torch.Generator().manual_seed(5))
     found = [p.grad.clone() for p in model.parameters()]
 
-    rng = numpy_stream(int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(5))), "sandwich")
+    rng = numpy_stream(
+        int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(5))), "sandwich"
+    )
     drawn = [task.space.at([0] * len(task.space)), task.space.sample(rng), task.space.sample(rng)]
     again = copy.deepcopy(task.base).train()
     outputs = again(images)
@@ -94,7 +100,9 @@ def test_a_step_is_that_of_a_hand_written_loop(task, distil):
     for candidate in drawn:
         skeleton, tensors = share(again, task.graph, candidate, ranking)
         wanted = outputs.detach().softmax(1) if distil else labels
-        total = total + 0.2 * F.cross_entropy(torch.func.functional_call(skeleton, tensors, (images,)), wanted)
+        total = total + 0.2 * F.cross_entropy(
+            torch.func.functional_call(skeleton, tensors, (images,)), wanted
+        )
     total.backward()
     assert loss.item() == pytest.approx(total.item(), rel=1e-6)
     for one, other in zip(found, again.parameters(), strict=True):
@@ -105,7 +113,11 @@ def test_steps_keep_off_the_kernel_that_writes_past_its_buffer(tiny_model, tiny_
     """Slices of strided 1x1 convolutions have fewer channels than oneDNN takes at a time, the network itself or not."""
     model = tiny_model
     graph = trace_channels(model, tiny_data.example)
-    assert any(m.stride == (2, 2) and m.kernel_size == (1, 1) for m in model.modules() if isinstance(m, nn.Conv2d))
+    assert any(
+        m.stride == (2, 2) and m.kernel_size == (1, 1)
+        for m in model.modules()
+        if isinstance(m, nn.Conv2d)
+    )
     sampler = Sampler(graph.space(), Constraint(graph.space()), widths="free")
     lesson = Sandwich(model, graph, rank_channels(model, graph), sampler)
     with Recorded() as seen:
@@ -128,7 +140,9 @@ def test_a_step_runs_as_many_networks_as_it_says(task):
     own = Task.of(model, task.data, task.settings)
     passes.clear()
     recipe = {"epochs": 1, "batch_size": 20, "lr": 0.01, "device": "cpu"}
-    made = prepared_by(make_preparation("slimmable", networks=5, recipe=recipe), own, Trainer(own.data.train, 0))
+    made = prepared_by(
+        make_preparation("slimmable", networks=5, recipe=recipe), own, Trainer(own.data.train, 0)
+    )
     steps = len(own.data.train) // 20
     assert len(passes) == 5 * steps
     assert made.facts["forward passes per step"] == 5
@@ -138,7 +152,9 @@ def test_a_step_runs_as_many_networks_as_it_says(task):
 def test_what_is_drawn_is_of_the_space(tiny_model, tiny_data, widths):
     """Inside the budget where that is asked for; uniform ones have one place among the choices of every width."""
     space = SpaceOptions(levels=("filter", "stage", "block"))
-    task = Task.of(tiny_model, tiny_data, SearchSettings(budget=Budget(macs=0.4), n_trials=1, space=space))
+    task = Task.of(
+        tiny_model, tiny_data, SearchSettings(budget=Budget(macs=0.4), n_trials=1, space=space)
+    )
     sampler = Sampler(task.space, task.constraint, widths=widths)
     drawn = [sampler.drawn(4, 0.5, np.random.default_rng(seed)) for seed in range(10)]
     for least, *others in drawn:
@@ -152,7 +168,9 @@ def test_what_is_drawn_is_of_the_space(tiny_model, tiny_data, widths):
 def test_the_smallest_network_comes_down_from_the_largest(task):
     sampler = Sampler(task.space, task.constraint, widths="free", grow=0.5)
     last = task.space.last_indices
-    rows = [sampler.drawn(30, progress, np.random.default_rng(0)) for progress in (0.0, 0.25, 0.5, 1.0)]
+    rows = [
+        sampler.drawn(30, progress, np.random.default_rng(0)) for progress in (0.0, 0.25, 0.5, 1.0)
+    ]
     least = np.array([task.space.indices(row[0]) for row in rows])
     assert (least[0] == last).all()
     assert (least[2:] == 0).all()
@@ -164,13 +182,19 @@ def test_the_smallest_network_comes_down_from_the_largest(task):
 def test_all_levels_learn_and_what_is_learned_shows(tiny_model, tiny_data):
     """On a residual network with stages and blocks: the smallest structure gets better, calibrated as ever."""
     space = SpaceOptions(levels=("filter", "stage", "block"))
-    task = Task.of(tiny_model, tiny_data, SearchSettings(budget=Budget(macs=0.4), n_trials=1, space=space))
+    task = Task.of(
+        tiny_model, tiny_data, SearchSettings(budget=Budget(macs=0.4), n_trials=1, space=space)
+    )
     train(task.base, tiny_data.train, Recipe(epochs=3, batch_size=45, lr=0.05, device="cpu"))
     task = Task.of(task.base.eval(), tiny_data, task.settings)
     recipe = {"epochs": 8, "batch_size": 45, "lr": 0.05, "device": "cpu"}
-    made = prepared_by(make_preparation("slimmable", recipe=recipe), task, Trainer(tiny_data.train, 0))
+    made = prepared_by(
+        make_preparation("slimmable", recipe=recipe), task, Trainer(tiny_data.train, 0)
+    )
     least = task.space.at([0] * len(task.space))
-    before, after = (AdaptiveBN(s, tiny_data)(least, 0).metrics["neg_loss"] for s in (task.source, made.source))
+    before, after = (
+        AdaptiveBN(s, tiny_data)(least, 0).metrics["neg_loss"] for s in (task.source, made.source)
+    )
     assert after > before
     assert task.constraint.allows(made.starts[0])
 
@@ -178,7 +202,9 @@ def test_all_levels_learn_and_what_is_learned_shows(tiny_model, tiny_data):
 def test_the_ranking_is_that_of_before(task):
     """The weights that come out would be ranked otherwise; candidates keep what was trained to be kept."""
     recipe = {"epochs": 6, "batch_size": 20, "lr": 0.2, "device": "cpu"}
-    made = prepared_by(make_preparation("slimmable", recipe=recipe), task, Trainer(task.data.train, 0))
+    made = prepared_by(
+        make_preparation("slimmable", recipe=recipe), task, Trainer(task.data.train, 0)
+    )
     kept = [order.tolist() for order in made.source.ranking.orders]
     assert kept == [order.tolist() for order in task.rank(task.base).orders]
     assert kept != [order.tolist() for order in task.rank(made.source.model).orders]
@@ -188,7 +214,9 @@ def test_several_criteria_are_kept_with_the_weights(tiny_model, tiny_data):
     settings = SearchSettings(budget=Budget(macs=0.5), n_trials=1, criterion=("l1", "reader_l2"))
     task = Task.of(tiny_model, tiny_data, settings)
     recipe = {"epochs": 1, "batch_size": 45, "lr": 0.01, "device": "cpu"}
-    made = prepared_by(make_preparation("slimmable", recipe=recipe), task, Trainer(tiny_data.train, 0))
+    made = prepared_by(
+        make_preparation("slimmable", recipe=recipe), task, Trainer(tiny_data.train, 0)
+    )
     states = {name: dict(module.state_dict()) for name, module in made.source.modules.items()}
     again = make_preparation("slimmable").source(task, states)
     assert again.ranking.criteria == ("l1", "reader_l2")
@@ -210,7 +238,9 @@ class TestSandwich(LessonContract):
         model = network(seed=0)
         graph = trace_channels(model, torch.zeros(1, 1, 8, 8))
         space = graph.space()
-        sampler = Sampler(space, Budget(macs=0.5).bind(space, graph.costs), widths=widths, grow=grow)
+        sampler = Sampler(
+            space, Budget(macs=0.5).bind(space, graph.costs), widths=widths, grow=grow
+        )
         return Sandwich(model, graph, rank_channels(model, graph, "l1"), sampler, **options)
 
     def others(self):

@@ -33,7 +33,10 @@ class Scaled(nn.Module):
 @pytest.fixture(scope="module")
 def regression():
     """Orthogonal inputs of mean 0 and variance 1, two of which the target is made of; one batch is all of them."""
-    rows = torch.cat([torch.ones(32, 1), torch.randn(32, INPUTS, generator=torch.Generator().manual_seed(0))], dim=1)
+    rows = torch.cat(
+        [torch.ones(32, 1), torch.randn(32, INPUTS, generator=torch.Generator().manual_seed(0))],
+        dim=1,
+    )
     orthogonal, _ = torch.linalg.qr(rows.double())
     inputs = (orthogonal[:, 1:] * 32**0.5).float()
     target = sum(slope * inputs[:, index] for index, slope in LIVE.items())
@@ -42,9 +45,21 @@ def regression():
 
 def gammas_after(split, step, momentum):
     model = Scaled()
-    recipe = Recipe(epochs=400, batch_size=32, lr=0.02, momentum=momentum, nesterov=False, weight_decay=0, device="cpu")
+    recipe = Recipe(
+        epochs=400,
+        batch_size=32,
+        lr=0.02,
+        momentum=momentum,
+        nesterov=False,
+        weight_decay=0,
+        device="cpu",
+    )
     masks = {"norm.weight": torch.ones(INPUTS, dtype=torch.bool)}
-    train(SparseScales(model, masks, strength=STRENGTH, step=step, objective="regression"), split, recipe)
+    train(
+        SparseScales(model, masks, strength=STRENGTH, step=step, objective="regression"),
+        split,
+        recipe,
+    )
     return model.norm.weight.detach().double().numpy()
 
 
@@ -60,7 +75,9 @@ def test_the_proximal_step_is_the_soft_threshold(regression, momentum):
 
 
 def test_the_published_step_keeps_the_live_ones_and_does_not_reach_0(regression):
-    proximal, published = (gammas_after(regression, step, 0.9) for step in ("proximal", "subgradient"))
+    proximal, published = (
+        gammas_after(regression, step, 0.9) for step in ("proximal", "subgradient")
+    )
     live = list(LIVE)
     assert published[live] == pytest.approx(proximal[live], abs=5e-3)
     assert (np.delete(published, live) != 0).all()
@@ -69,7 +86,9 @@ def test_the_published_step_keeps_the_live_ones_and_does_not_reach_0(regression)
 class TestLesson(LessonContract):
     def make(self, **options):
         model = network(seed=0)
-        return SparseScales(model, {"bn.weight": torch.arange(6) > 1}, **{"strength": 0.1, **options})
+        return SparseScales(
+            model, {"bn.weight": torch.arange(6) > 1}, **{"strength": 0.1, **options}
+        )
 
     def others(self):
         return [self.make(strength=0.2), self.make(step="subgradient")]
@@ -88,7 +107,11 @@ def test_what_is_penalised_and_how_it_counts(tiny_model):
     """Of a stream all norms, each entry once; scores are means, so that long streams are not favoured."""
     graph = trace_channels(tiny_model, torch.zeros(1, 1, 6, 6))
     masks = penalised(graph, tiny_model)
-    norms = {f"{name}.weight" for name, module in tiny_model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    norms = {
+        f"{name}.weight"
+        for name, module in tiny_model.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+    }
     assert set(masks) <= norms
     with torch.no_grad():
         for name in norms:
@@ -106,7 +129,10 @@ def test_what_is_penalised_and_how_it_counts(tiny_model):
         ({"strength": "1"}, "strength"),
         ({"start_gamma": -1.0}, "slimming: start_gamma.*above 0"),
         ({"step": "proxmal"}, "did you mean 'proximal'"),
-        ({"strenght": 1.0}, "option of preparation 'slimming': 'strenght'; did you mean 'strength'"),
+        (
+            {"strenght": 1.0},
+            "option of preparation 'slimming': 'strenght'; did you mean 'strength'",
+        ),
         ({"recipe": 3}, "recipe is a table"),
         ({"recipe": {"epoch": 3}}, "setting of slimming.recipe: 'epoch'; did you mean 'epochs'"),
         ({"recipe": {"epochs": 0}}, "epochs.*0"),

@@ -37,7 +37,11 @@ STILL = {"nesterov": False, "weight_decay": 0, "device": "cpu"}
 def orthogonal(count, columns, seed=0):
     """Rows of inputs that are orthogonal, of mean 0 and mean square 1, (count, columns)."""
     rows = torch.cat(
-        [torch.ones(count, 1), torch.randn(count, columns, generator=torch.Generator().manual_seed(seed))], 1
+        [
+            torch.ones(count, 1),
+            torch.randn(count, columns, generator=torch.Generator().manual_seed(seed)),
+        ],
+        1,
     )
     return (torch.linalg.qr(rows.double())[0][:, 1:] * count**0.5).float()
 
@@ -58,7 +62,9 @@ def channels_of_vectors():
 def test_group_lasso_is_the_block_soft_threshold(momentum):
     """Of mean_c ||w_c - a_c||^2 + strength * usual * sum_c ||w_c||: vectors get shorter, or 0 as a whole."""
     inputs, strength = orthogonal(32, 6), 0.4
-    wanted = torch.tensor([[3.0, 0, 4, 0, 0, 0], [0.2, 0.1, 0, 0, 0, 0.1], [0, 0, 0, 0, 0, -2.0], [0.0] * 6])
+    wanted = torch.tensor(
+        [[3.0, 0, 4, 0, 0, 0], [0.2, 0.1, 0, 0, 0, 0.1], [0, 0, 0, 0, 0, -2.0], [0.0] * 6]
+    )
     split = Split(inputs.reshape(32, 1, 1, 6), inputs @ wanted.T)
     model = channels_of_vectors()
     graph = trace_channels(model, torch.zeros(1, 1, 1, 6))
@@ -78,13 +84,21 @@ def test_group_lasso_is_the_block_soft_threshold(momentum):
 def test_what_makes_a_channel_is_over_all_coupled_layers(tiny_model):
     """Scaling by gates of 0 and 1 is slicing, in every coupled layer; norms are those of the numbers that went."""
     graph = trace_channels(tiny_model, torch.zeros(1, 1, 6, 6))
-    makers, before = Makers(graph, tiny_model), sum(p.square().sum() for p in tiny_model.parameters()).item()
+    makers, before = (
+        Makers(graph, tiny_model),
+        sum(p.square().sum() for p in tiny_model.parameters()).item(),
+    )
     kept = [(torch.arange(group.channels) % 2).float() for group in graph.prunable]
-    gone = [norms.square()[own == 0].sum().item() for norms, own in zip(makers.norms(), kept, strict=True)]
+    gone = [
+        norms.square()[own == 0].sum().item()
+        for norms, own in zip(makers.norms(), kept, strict=True)
+    ]
     makers.scale(kept)
     after = sum(p.square().sum() for p in tiny_model.parameters()).item()
     assert before - after == pytest.approx(sum(gone), rel=1e-5)
-    assert all(bool((norms[own == 0] == 0).all()) for norms, own in zip(makers.norms(), kept, strict=True))
+    assert all(
+        bool((norms[own == 0] == 0).all()) for norms, own in zip(makers.norms(), kept, strict=True)
+    )
 
 
 def test_blocks_become_0_as_a_whole_and_leave_the_structure(tiny_data):
@@ -92,9 +106,13 @@ def test_blocks_become_0_as_a_whole_and_leave_the_structure(tiny_data):
     with torch_seeded(0, "init"):
         model = SmallResNet(in_channels=1, classes=2, widths=(6, 8), depths=(2, 2)).eval()
     space = SpaceOptions(levels=("filter", "stage", "block"), alpha=1.0)
-    task = Task.of(model, tiny_data, SearchSettings(budget=Budget(macs=0.9), n_trials=1, space=space))
+    task = Task.of(
+        model, tiny_data, SearchSettings(budget=Budget(macs=0.9), n_trials=1, space=space)
+    )
     name, column = task.graph.blocks[0].name, len(task.graph.prunable)
-    lesson = SparseChannels(model, task.graph, [block.name for block in task.graph.blocks], strength=0.02)
+    lesson = SparseChannels(
+        model, task.graph, [block.name for block in task.graph.blocks], strength=0.02
+    )
     with torch.no_grad():
         for parameter in model.get_submodule(name).parameters():
             parameter.mul_(1e-4)
@@ -113,7 +131,9 @@ def test_blocks_become_0_as_a_whole_and_leave_the_structure(tiny_data):
 class TestSparseChannels(LessonContract):
     def make(self, **options):
         model = network(seed=0)
-        return SparseChannels(model, trace_channels(model, torch.zeros(1, 1, 8, 8)), **{"strength": 0.1, **options})
+        return SparseChannels(
+            model, trace_channels(model, torch.zeros(1, 1, 8, 8)), **{"strength": 0.1, **options}
+        )
 
     def others(self):
         return [self.make(strength=0.2), self.make(blocks=["bn"])]
@@ -141,7 +161,11 @@ def test_silenced_channels_contribute_nothing_after_every_epoch(tiny_model, tiny
 
     lesson = Watched(tiny_model, graph, widths, criterion=criterion)
     train(lesson, tiny_data.train, Recipe(epochs=3, batch_size=45, lr=0.1, device="cpu"))
-    assert seen == [[group.channels - width for group, width in zip(graph.prunable, widths, strict=True)]] * 3
+    assert (
+        seen
+        == [[group.channels - width for group, width in zip(graph.prunable, widths, strict=True)]]
+        * 3
+    )
     assert len(lesson.changes) == 2
 
 
@@ -171,7 +195,10 @@ class TestSilencing(LessonContract):
         return Silencing(model, graph, **{"widths": widths, **options})
 
     def others(self):
-        return [self.make(criterion="l1"), self.make(widths=[width - 1 for width in self.make()._widths])]
+        return [
+            self.make(criterion="l1"),
+            self.make(widths=[width - 1 for width in self.make()._widths]),
+        ]
 
 
 # -- variational
@@ -195,7 +222,10 @@ def test_the_posterior_is_the_known_one():
     c = strength / 64
     d = c / prior**2
     slopes = np.array([LIVE.get(index, 0.0) for index in range(INPUTS)])
-    mean, spread = lesson.factors.mean.detach().numpy(), lesson.factors.log_spread.detach().exp().numpy()
+    mean, spread = (
+        lesson.factors.mean.detach().numpy(),
+        lesson.factors.log_spread.detach().exp().numpy(),
+    )
     assert mean == pytest.approx(slopes / (1 + d / 2), abs=0.06)
     assert spread == pytest.approx(np.full(INPUTS, (c / (2 + d)) ** 0.5), rel=0.1)
     lesson.fold()
@@ -203,12 +233,16 @@ def test_the_posterior_is_the_known_one():
 
 
 def test_the_divergence_is_that_of_two_normal_distributions():
-    own = NoisyScales(Scaled(), {"norm.weight": torch.ones(INPUTS, dtype=torch.bool)}, prior=0.3).factors
+    own = NoisyScales(
+        Scaled(), {"norm.weight": torch.ones(INPUTS, dtype=torch.bool)}, prior=0.3
+    ).factors
     with torch.no_grad():
         own.mean.copy_(torch.linspace(-1, 1, INPUTS))
         own.log_spread.copy_(torch.linspace(-2, 0, INPUTS))
     normal = torch.distributions.Normal
-    expected = torch.distributions.kl_divergence(normal(own.mean, own.log_spread.exp()), normal(0.0, 0.3)).sum()
+    expected = torch.distributions.kl_divergence(
+        normal(own.mean, own.log_spread.exp()), normal(0.0, 0.3)
+    ).sum()
     assert own.divergence(0.3).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -236,9 +270,13 @@ def three_of_eight():
     for parameter in model[1].parameters():
         parameter.requires_grad = False
     images = rows.reshape(512, 1, 1, 8)
-    data = Data.from_tensors((images[:384], labels[:384]), (images[384:], labels[384:]), validation=0.2)
+    data = Data.from_tensors(
+        (images[:384], labels[:384]), (images[384:], labels[384:]), validation=0.2
+    )
     space = SpaceOptions(alpha=1.0, step=0.125)
-    return Task.of(model.eval(), data, SearchSettings(budget=Budget(macs=3 / 8), n_trials=1, space=space))
+    return Task.of(
+        model.eval(), data, SearchSettings(budget=Budget(macs=3 / 8), n_trials=1, space=space)
+    )
 
 
 @pytest.mark.parametrize(
@@ -248,7 +286,9 @@ def three_of_eight():
 def test_gates_find_the_channels_that_labels_depend_on(name, options):
     task = three_of_eight()
     recipe = {"epochs": 40, "batch_size": 64, "lr": 0.05, "device": "cpu"}
-    made = prepared_by(make_preparation(name, recipe=recipe, **options), task, Trainer(task.data.train, 0))
+    made = prepared_by(
+        make_preparation(name, recipe=recipe, **options), task, Trainer(task.data.train, 0)
+    )
     assert made.starts == [(3,)]
     assert made.source.ranking.kept(0, 3).tolist() == [1, 4, 6]
     assert made.facts["its structure is inside the budget"]
@@ -264,7 +304,9 @@ def test_gates_find_the_channels_that_labels_depend_on(name, options):
 def test_the_expected_cost_ends_at_the_budget():
     task = three_of_eight()
     recipe = {"epochs": 40, "batch_size": 64, "lr": 0.05, "device": "cpu"}
-    made = prepared_by(make_preparation("autopruner", recipe=recipe), task, Trainer(task.data.train, 0))
+    made = prepared_by(
+        make_preparation("autopruner", recipe=recipe), task, Trainer(task.data.train, 0)
+    )
     assert made.facts["expected cost by the budget"]["macs"] == pytest.approx(1, abs=0.02)
 
 
@@ -272,7 +314,9 @@ def test_dwindling_keeps_what_went_and_stops_at_the_budget():
     """One at a time, never again read, momentum or not; none goes once the budget is met."""
     task = three_of_eight()
     network_of = copy.deepcopy(task.base)
-    lesson = Dwindling(network_of, task.graph, Bounds(task.space, task.constraint), batches=2, at_once=2)
+    lesson = Dwindling(
+        network_of, task.graph, Bounds(task.space, task.constraint), batches=2, at_once=2
+    )
     history = []
 
     class Watched(type(lesson)):
@@ -299,7 +343,10 @@ class TestDeciding(LessonContract):
         model = network(seed=0)
         graph = trace_channels(model, torch.zeros(1, 1, 8, 8))
         macs = float(graph.costs.macs([[group.channels for group in graph.prunable]])[0])
-        has, common = [True] * len(graph.prunable), {"costs": {"macs": macs / 2}, "widths": half, **options}
+        has, common = (
+            [True] * len(graph.prunable),
+            {"costs": {"macs": macs / 2}, "widths": half, **options},
+        )
         return Deciding(model, graph, has, **common)
 
     def others(self):
@@ -318,7 +365,9 @@ class TestDwindling(LessonContract):
         graph = trace_channels(model, torch.zeros(1, 1, 8, 8))
         space = graph.space()
         constraint = Budget(macs=0.3).bind(space, graph.costs)
-        return Dwindling(model, graph, Bounds(space, constraint), **{"batches": 2, "at_once": 1, **options})
+        return Dwindling(
+            model, graph, Bounds(space, constraint), **{"batches": 2, "at_once": 1, **options}
+        )
 
     def others(self):
         return [self.make(batches=3), self.make(at_once=2), self.make(memory=0.5)]

@@ -81,7 +81,9 @@ def test_time_is_said_as_it_was_measured(median, words):
 def test_without_fine_tuning_it_says_so():
     said = headline(report(row("full", 100, 10.0, None, 0.95), row("abc", 50, 5.0, None, 0.93)))
     assert said.endswith("fitness 0.9300 against 0.9500, not fine-tuned yet.")
-    assert "None" not in headline(report(row("full", 100, 10.0, None, None), row("abc", 50, 5.0, None, None)))
+    assert "None" not in headline(
+        report(row("full", 100, 10.0, None, None), row("abc", 50, 5.0, None, None))
+    )
 
 
 def test_a_doubt_names_whom_the_winner_cannot_be_told_apart_from_and_nobody_else():

@@ -36,7 +36,9 @@ from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.trial import Trial
 
 CHARTS = {"fitness", "pareto", "widths", "sensitivity", "parallel", "timeline"}
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 def call(*arguments):
@@ -70,7 +72,10 @@ def without_library(page):
         sum(values[own] * 85 ** (4 - place) for place, own in enumerate(text[start : start + 5]))
         for start in range(0, len(text), 5)
     ]
-    assert zlib.decompress(struct.pack(f">{len(numbers)}I", *numbers)[:size]).decode() == get_plotlyjs()
+    assert (
+        zlib.decompress(struct.pack(f">{len(numbers)}I", *numbers)[:size]).decode()
+        == get_plotlyjs()
+    )
     return page.replace(text, "")
 
 
@@ -79,7 +84,9 @@ def test_a_page_is_small(run):
 
 
 def embedded(page):
-    (text,) = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', page, flags=re.DOTALL)
+    (text,) = re.findall(
+        r'<script type="application/json" id="charts">(.*?)</script>', page, flags=re.DOTALL
+    )
     return json.loads(text)
 
 
@@ -111,19 +118,26 @@ def test_the_page_has_the_numbers_of_the_run(run):
         "conv</td>",
     ):
         assert number in text, number
-    assert [(time["device"], time["batch"]) for time in winner["times"]][:2] == [("CPU", 1), ("CPU", 64)]
+    assert [(time["device"], time["batch"]) for time in winner["times"]][:2] == [
+        ("CPU", 1),
+        ("CPU", 64),
+    ]
     assert all(time["low_ms"] <= time["median_ms"] <= time["high_ms"] for time in winner["times"])
 
 
 def test_the_charts_show_what_the_journal_holds(run):
     charts = embedded((run / "report.html").read_text())
     made = json.loads((run / "report.json").read_text())["charts"]
-    own = next(trace for trace in charts["fitness"]["data"] if trace["name"] == "bee_colony: trials")
+    own = next(
+        trace for trace in charts["fitness"]["data"] if trace["name"] == "bee_colony: trials"
+    )
     assert own["y"] == made["fitness"][0]["fitness"]
     bars = [trace for trace in charts["timeline"]["data"] if trace["type"] == "bar"]
     assert sum(len(trace["x"]) for trace in bars) == len(made["timeline"]["bars"])
     shown = [trace for trace in charts["pareto"]["data"] if trace["visible"]]
-    assert {"front", "full", "uniform", "random", "bee_colony (winner)"} <= {trace["name"] for trace in shown}
+    assert {"front", "full", "uniform", "random", "bee_colony (winner)"} <= {
+        trace["name"] for trace in shown
+    }
     for trace in shown:  # what would squeeze the rest is off at first
         far = trace["x"][0] > 1.5 * max(made["pareto"]["clouds"][0]["costs"])
         assert trace["visible"] == ("legendonly" if far else True)
@@ -183,7 +197,13 @@ def evil(candidate, seed):
 def test_a_run_from_python_with_failures_and_strange_names(tiny_model, tiny_data, tmp_path):
     folder = tmp_path / "<img src=x onerror=alert(1)> $\\frac"
     search(
-        tiny_model, tiny_data, budget=Budget(macs=0.6), n_trials=12, run_dir=folder, evaluator=evil, searcher="random"
+        tiny_model,
+        tiny_data,
+        budget=Budget(macs=0.6),
+        n_trials=12,
+        run_dir=folder,
+        evaluator=evil,
+        searcher="random",
     )
     found = gather(folder)
     page = write_page(found).read_text()
@@ -193,7 +213,11 @@ def test_a_run_from_python_with_failures_and_strange_names(tiny_model, tiny_data
     assert own.count("</script>") == 3  # charts, plotly, and what unpacks and draws
     assert "started from Python" in html.unescape(own)
     (failures,) = found.timeline.failures
-    assert len(failures.trials) == sum(trial.evaluation.failure is not None for trial in found.history.own.trials) > 0
+    assert (
+        len(failures.trials)
+        == sum(trial.evaluation.failure is not None for trial in found.history.own.trials)
+        > 0
+    )
     assert all(path.stat().st_size > 1000 for path in (folder / "report").iterdir())
 
 
@@ -202,7 +226,14 @@ def test_a_run_in_which_every_trial_failed(tiny_model, tiny_data, tmp_path):
         raise ValueError("no")
 
     with pytest.raises(RunError, match="no trial of"):
-        search(tiny_model, tiny_data, budget=Budget(macs=0.6), n_trials=3, run_dir=tmp_path / "run", evaluator=failing)
+        search(
+            tiny_model,
+            tiny_data,
+            budget=Budget(macs=0.6),
+            n_trials=3,
+            run_dir=tmp_path / "run",
+            evaluator=failing,
+        )
     result = call("report", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert set(embedded((tmp_path / "run" / "report.html").read_text())) == {"fitness", "timeline"}
@@ -234,7 +265,9 @@ def test_ten_thousand_trials_stay_small_and_say_so(run):
 def test_names_of_hundreds_of_layers_are_thinned_in_charts_and_pictures(run):
     found = gather(run, measure=False)
     layer = found.widths.layers[0]
-    layers = tuple(dataclasses.replace(layer, name=f"features.$denseblock.<b>{n}") for n in range(300))
+    layers = tuple(
+        dataclasses.replace(layer, name=f"features.$denseblock.<b>{n}") for n in range(300)
+    )
     widths = dataclasses.replace(found.widths, layers=layers, kept={"bee_colony": (1,) * 300})
     found = dataclasses.replace(found, widths=widths)
     axis = page_charts(found)["widths"].layout.xaxis
@@ -246,7 +279,9 @@ def test_names_of_hundreds_of_layers_are_thinned_in_charts_and_pictures(run):
 def test_runs_side_by_side(run, tmp_path):
     config = read_config(run.parent / "tiny.toml", ["n_trials=40", "seed=1"])
     run_config(config, tmp_path / "other-seed")
-    run_config(dataclasses.replace(config, budget=Budget(macs=0.6), n_trials=5), tmp_path / "other-budget")
+    run_config(
+        dataclasses.replace(config, budget=Budget(macs=0.6), n_trials=5), tmp_path / "other-budget"
+    )
     out = tmp_path / "out" / "compare.html"
     result = call("compare", run, tmp_path / "other-seed", tmp_path / "other-budget", "--out", out)
     assert result.exit_code == 0, result.output
@@ -254,13 +289,20 @@ def test_runs_side_by_side(run, tmp_path):
     assert "seeds differ" in result.output
     page = out.read_text()
     assert set(embedded(page)) == {"fitness", "pareto", "widths"}
-    assert {path.stem for path in out.with_suffix("").glob("*.png")} == {"fitness", "pareto", "widths"}
+    assert {path.stem for path in out.with_suffix("").glob("*.png")} == {
+        "fitness",
+        "pareto",
+        "widths",
+    }
     assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", without_library(page))
     made = json.loads(out.with_suffix(".json").read_text())
     both, alone = made["groups"]
     assert both["runs"] == ["run", "other-seed"]
     assert alone["runs"] == ["other-budget"]
-    best = [[t.fitness for t in read_history(path).own.trials] for path in (run, tmp_path / "other-seed")]
+    best = [
+        [t.fitness for t in read_history(path).own.trials]
+        for path in (run, tmp_path / "other-seed")
+    ]
     best = np.maximum.accumulate(np.array(best), axis=1)
     assert both["mean"] == pytest.approx(best.mean(axis=0).tolist())
     assert both["low"] == best.min(axis=0).tolist()
@@ -285,11 +327,15 @@ def test_compare_replaces_nothing_of_a_run_and_no_folder(run, tmp_path):
         result = call("compare", run, other, "--out", out)
         assert result.exit_code == 2
         assert words in result.output
-    assert before == {path: path.stat().st_mtime_ns for path in [*run.rglob("*"), *other.rglob("*")]}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in [*run.rglob("*"), *other.rglob("*")]
+    }
     assert {path.name for path in tmp_path.iterdir()} == {"other", "folder.html"}
 
 
-def test_the_report_of_a_folder_that_cannot_be_written_to_goes_elsewhere(run, tmp_path, monkeypatch):
+def test_the_report_of_a_folder_that_cannot_be_written_to_goes_elsewhere(
+    run, tmp_path, monkeypatch
+):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     monkeypatch.setattr(os, "access", lambda path, mode, **_: mode != os.W_OK or Path(path) != run)
     refused = call("report", run)
@@ -300,9 +346,17 @@ def test_the_report_of_a_folder_that_cannot_be_written_to_goes_elsewhere(run, tm
     done = call("report", run, "--out", out)
     assert done.exit_code == 0, done.output
     assert f"written to {out}" in done.output
-    assert {path.name for path in out.parent.iterdir()} == {"page", "page.html", "page.json", "page.md"}
+    assert {path.name for path in out.parent.iterdir()} == {
+        "page",
+        "page.html",
+        "page.json",
+        "page.md",
+    }
     assert set(embedded(out.read_text())) == CHARTS
-    there, here = (json.loads(path.read_text())["rows"] for path in (run / "report.json", out.parent / "page.json"))
+    there, here = (
+        json.loads(path.read_text())["rows"]
+        for path in (run / "report.json", out.parent / "page.json")
+    )
     assert [row["after"] for row in there] == [row["after"] for row in here]
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
@@ -313,7 +367,9 @@ def test_a_file_of_an_older_report_that_cannot_be_written_is_named(run, monkeypa
 
     found = gather(run, measure=False)
     monkeypatch.setattr(RunFolder, "write", refuse)
-    with pytest.raises(RunError, match=rf"{run}/report.* cannot be written: Permission denied; .*--out report.html"):
+    with pytest.raises(
+        RunError, match=rf"{run}/report.* cannot be written: Permission denied; .*--out report.html"
+    ):
         write_page(found)
 
 
@@ -338,7 +394,10 @@ def test_on_paper_there_are_no_hints_and_headings_stay_with_what_they_head():
         charts={"c": figure_of([], "x", "y")},
         sections=[
             Section(title="drawn", lead="seen", hint="Press the buttons.", chart="c"),
-            Section(title="written", body=table([["run", "MACs"], ["abc", "657 k (39.8 %)"]], [1], "dense")),
+            Section(
+                title="written",
+                body=table([["run", "MACs"], ["abc", "657 k (39.8 %)"]], [1], "dense"),
+            ),
         ],
     )
     text = without_library(page.html())

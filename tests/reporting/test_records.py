@@ -82,7 +82,9 @@ def tried(count, weights, noise=0.0, fixed=None):
     widths = draws.integers(1, 17, size=(count, 4))
     widths[:, 3] = 5 if fixed else widths[:, 3]
     fitness = np.exp(widths @ np.array(weights) / 4 + noise * draws.normal(size=count))
-    return [trial(n, float(f), tuple(w)) for n, (w, f) in enumerate(zip(widths, fitness, strict=True))]
+    return [
+        trial(n, float(f), tuple(w)) for n, (w, f) in enumerate(zip(widths, fitness, strict=True))
+    ]
 
 
 def test_sensitivity_finds_the_layers_that_matter_in_their_order():
@@ -121,7 +123,9 @@ def test_sensitivity_is_left_out_with_too_few_trials_and_without_variation():
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)), min_size=1, max_size=40))
 def test_lanes_never_overlap_and_are_as_few_as_possible(spans):
     trials = [trial(n, 1.0, (n + 1,), seconds=float(length)) for n, (_, length) in enumerate(spans)]
-    found = run_timeline([history(trials, {n: float(start + length) for n, (start, length) in enumerate(spans)})])
+    found = run_timeline(
+        [history(trials, {n: float(start + length) for n, (start, length) in enumerate(spans)})]
+    )
     for lane in range(found.lanes):
         own = sorted((bar.start, bar.end) for bar in found.bars if bar.lane == lane)
         assert all(before[1] <= after[0] + 1e-9 for before, after in itertools.pairwise(own))
@@ -144,7 +148,9 @@ def test_long_gaps_are_cut_out_and_said():
 
 def test_what_a_baseline_took_over_is_no_evaluation_and_old_journals_have_no_time():
     own = history([trial(0, 1.0, (1,))], {0: 1.0})
-    random = history([trial(0, 1.0, (1,)), trial(1, 1.0, (2,)), trial(2, 1.0, (3,))], {0: 1.1, 1: 2.0}, "random")
+    random = history(
+        [trial(0, 1.0, (1,)), trial(1, 1.0, (2,)), trial(2, 1.0, (3,))], {0: 1.1, 1: 2.0}, "random"
+    )
     found = run_timeline([own, random])
     assert [(bar.search, bar.trial) for bar in found.bars] == [("search", 0), ("random", 1)]
     assert found.untimed == 1
@@ -152,7 +158,9 @@ def test_what_a_baseline_took_over_is_no_evaluation_and_old_journals_have_no_tim
 
 def test_failures_are_grouped_by_reason_whatever_numbers_are_in_it():
     reasons = ["out of memory: 3 MB", "NaN", "out of memory: 12.5 MB"]
-    trials = [Trial(n, (n + 1,), Evaluation(None, failure=reason)) for n, reason in enumerate(reasons)]
+    trials = [
+        Trial(n, (n + 1,), Evaluation(None, failure=reason)) for n, reason in enumerate(reasons)
+    ]
     memory, nan = run_timeline([history(trials)]).failures
     assert (memory.reason, memory.trials) == (reasons[0], ("search 0", "search 2"))
     assert nan.trials == ("search 1",)
@@ -160,14 +168,24 @@ def test_failures_are_grouped_by_reason_whatever_numbers_are_in_it():
 
 plain_values = st.recursive(
     st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=6).filter(lambda key: key != "name"), plain_values, max_size=4))
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=6).filter(lambda key: key != "name"), plain_values, max_size=4
+    )
+)
 def test_settings_written_as_toml_are_read_back_the_same(options):
-    settings = {"n_trials": 3, "searcher": {"name": 'a "b"\n', "options": options}, "pretrain": None}
+    settings = {
+        "n_trials": 3,
+        "searcher": {"name": 'a "b"\n', "options": options},
+        "pretrain": None,
+    }
     read = tomllib.loads(config_toml(settings))
     assert read == {"n_trials": 3, "searcher": {**options, "name": 'a "b"\n'}}
 
@@ -178,7 +196,12 @@ def test_the_config_of_a_report_is_the_very_run(tiny_config):
 
 
 def test_numbers_in_words():
-    assert [cost_text("macs", c) for c in (950, 175_000, 1_648_256, 4.09e9)] == ["950", "175 k", "1.65 M", "4.09 G"]
+    assert [cost_text("macs", c) for c in (950, 175_000, 1_648_256, 4.09e9)] == [
+        "950",
+        "175 k",
+        "1.65 M",
+        "4.09 G",
+    ]
     assert change_text(200, 79.4) == "\u221260.3 %"
     assert (change_text(100, 100), change_text(0, 5), change_text(10, 11)) == ("0 %", "", "+10.0 %")
     long = [f"features.denseblock{n}.denselayer1.layers.conv1.weight" for n in range(3)]

@@ -14,7 +14,18 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from abcsearch import Applied, Recipe, Transform, apply_chain, chain_model, export, load, load_data, score, train
+from abcsearch import (
+    Applied,
+    Recipe,
+    Transform,
+    apply_chain,
+    chain_model,
+    export,
+    load,
+    load_data,
+    score,
+    train,
+)
 from abcsearch.cli import app
 from abcsearch.config import parse_config, read_config
 from abcsearch.errors import ConfigError, ModelError, RunError
@@ -62,7 +73,16 @@ def trained():
 
 def chained(trained, links, folder, **more):
     model, data = trained
-    return apply_chain(model, data, links, folder, constructor="small_resnet", options=OPTIONS, recipe=RECIPE, **more)
+    return apply_chain(
+        model,
+        data,
+        links,
+        folder,
+        constructor="small_resnet",
+        options=OPTIONS,
+        recipe=RECIPE,
+        **more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +103,11 @@ def test_every_link_is_measured_and_keeps_what_the_links_before_made(trained, de
     assert low.weight_bytes > sparse.weight_bytes > shared.weight_bytes
     assert low.bit_operations == low.macs * 32 * 32
     split = set(low.facts["layers"])
-    assert {path.rpartition(".")[0] for path in sparse.facts["layers"] if path.rpartition(".")[0] in split} == split
+    assert {
+        path.rpartition(".")[0]
+        for path in sparse.facts["layers"]
+        if path.rpartition(".")[0] in split
+    } == split
     for number, link in enumerate(deep.links):
         network = chain_model(deep, number=number)
         assert score(network, data.test) == pytest.approx(link.test)
@@ -92,7 +116,11 @@ def test_every_link_is_measured_and_keeps_what_the_links_before_made(trained, de
     final = chain_model(deep)
     kinds = {path: m for path, m in final.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     for path, facts in shared.facts["layers"].items():
-        assert len(kinds[path].weight.unique()) <= facts["values"] <= (32 if isinstance(kinds[path], nn.Linear) else 16)
+        assert (
+            len(kinds[path].weight.unique())
+            <= facts["values"]
+            <= (32 if isinstance(kinds[path], nn.Linear) else 16)
+        )
         assert int((kinds[path].weight == 0).sum()) >= sparse.facts["layers"][path]["zeros"]
     rows = deep.cells()
     assert [row[0] for row in rows] == ["link", *deep.labels]
@@ -124,11 +152,19 @@ def test_every_link_comes_back_bit_for_bit_in_every_format(deep, trained, tmp_pa
     back = load(tmp_path / "compressed")
     graph = trace_channels(back, data.example)
     half = slice_model(back, graph, graph.space().uniform(0.5), rank_channels(back, graph))
-    export(half, tmp_path / "half", example_input=data.example, constructor="small_resnet", options=OPTIONS)
+    export(
+        half,
+        tmp_path / "half",
+        example_input=data.example,
+        constructor="small_resnet",
+        options=OPTIONS,
+    )
     assert torch.equal(load(tmp_path / "half")(x), half(x))
 
 
-def test_a_chain_that_is_there_is_left_alone_and_another_replaces_what_differs(trained, deep, tmp_path):
+def test_a_chain_that_is_there_is_left_alone_and_another_replaces_what_differs(
+    trained, deep, tmp_path
+):
     folder = tmp_path / "chain"
     shutil.copytree(deep.folder, folder)
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
@@ -139,7 +175,12 @@ def test_a_chain_that_is_there_is_left_alone_and_another_replaces_what_differs(t
     other = chained(trained, [LOW_RANK, {**DEEP[0], "sparsity": 0.3}], folder, tell=told.append)
     assert other.links[:2] == deep.links[:2]
     assert other.links[2].nonzero > deep.links[2].nonzero
-    assert sorted(path.name for path in folder.iterdir()) == ["0-start", "1-low_rank", "2-sparsify", "chain.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "0-start",
+        "1-low_rank",
+        "2-sparsify",
+        "chain.json",
+    ]
     assert [line.split()[0] for line in told] == [str(folder / "2-sparsify")]
     (file,) = (folder / "1-low_rank").glob("model.*")
     file.write_bytes(file.read_bytes()[:-1])
@@ -206,7 +247,13 @@ def test_orders_that_lose_are_refused_with_the_reason(order, words, trained, tmp
         chained(trained, order, tmp_path / "chain")
     assert words in str(caught.value)
     assert not (tmp_path / "chain").exists()
-    plain = {"n_trials": 2, "model": "small_resnet", "data": "digits", "budget": {"macs": 0.5}, "pretrain": {}}
+    plain = {
+        "n_trials": 2,
+        "model": "small_resnet",
+        "data": "digits",
+        "budget": {"macs": 0.5},
+        "pretrain": {},
+    }
     with pytest.raises(ConfigError, match="mistake") as caught:
         parse_config({**plain, "transform": order})
     assert words in str(caught.value)
@@ -242,7 +289,13 @@ WRONG = [
 
 @pytest.mark.parametrize(("table", "words"), WRONG)
 def test_mistakes_in_a_config_are_said_at_once(table, words):
-    plain = {"n_trials": 2, "model": "small_resnet", "data": "digits", "budget": {"macs": 0.5}, "pretrain": {}}
+    plain = {
+        "n_trials": 2,
+        "model": "small_resnet",
+        "data": "digits",
+        "budget": {"macs": 0.5},
+        "pretrain": {},
+    }
     with pytest.raises(ConfigError) as caught:
         parse_config({**plain, "transform": [table], "seed": -1})
     assert words in str(caught.value)
@@ -254,7 +307,10 @@ def test_mistakes_in_a_config_are_said_at_once(table, words):
     ("table", "words"),
     [
         ({"name": "low_rank", "ranks": {"nowhere": 3}}, "unknown layer of ranks: 'nowhere'"),
-        ({"name": "low_rank", "ranks": {"stages.0.0.bn1": 3}}, "stages.0.0.bn1 is a BatchNorm2d, no convolution"),
+        (
+            {"name": "low_rank", "ranks": {"stages.0.0.bn1": 3}},
+            "stages.0.0.bn1 is a BatchNorm2d, no convolution",
+        ),
         ({"name": "low_rank", "ranks": 1.5}, r"in \(0, 1\]"),
         ({"name": "sparsify", "fixed": ["nowhere"]}, "unknown layer of fixed: 'nowhere'"),
         ({"name": "low_rank", "finetune": {"distillation": 0.5}}, "no teacher"),
@@ -266,7 +322,9 @@ def test_what_does_not_suit_the_network_is_refused(trained, tmp_path, table, wor
 
 
 def test_ranks_above_break_even_are_said(trained, tmp_path):
-    chain = chained(trained, [{"name": "low_rank", "ranks": {"stages.1.0.conv2": 40}}], tmp_path / "chain")
+    chain = chained(
+        trained, [{"name": "low_rank", "ranks": {"stages.1.0.conv2": 40}}], tmp_path / "chain"
+    )
     assert "rank 40 of stages.1.0.conv2 is above break-even: it costs" in " ".join(chain.lines())
     assert chain.links[1].macs > chain.links[0].macs
 
@@ -296,7 +354,9 @@ def test_transforms_of_ones_own(trained, tmp_path):
     name = f"{__name__}:Scaled"
     chain = chained(trained, [name], tmp_path / "chain")
     assert chain.links[1].facts == {"conv": {"kind": "scaled"}}
-    assert not torch.equal(chain_model(chain)(trained[1].test.images), trained[0](trained[1].test.images))
+    assert not torch.equal(
+        chain_model(chain)(trained[1].test.images), trained[0](trained[1].test.images)
+    )
     with pytest.raises(ConfigError, match="of no reason but this test"):
         chained(trained, ["sparsify", name], tmp_path / "other")
     for wrong, words in (
@@ -355,7 +415,8 @@ def test_a_run_from_its_config_to_the_file(searched):
     shutil.rmtree(path / "chain")
     assert "next: abcsearch finetune" in call("status")
     with pytest.raises(
-        RunError, match=r"chain of random \(low_rank, sparsify\) is not finished; run: abcsearch finetune"
+        RunError,
+        match=r"chain of random \(low_rank, sparsify\) is not finished; run: abcsearch finetune",
     ):
         export_run(run)
     assert export_run(run, searched / "without", link="0").link == ""
@@ -365,13 +426,25 @@ def test_a_run_from_its_config_to_the_file(searched):
     assert "The chain after the winner" in (searched / "page.html").read_text()
     assert make_report(run).chain_cells()[3][0] == "sparsify"
     said = call("export")
-    for words in ("fine-tuned, after sparsify", "float32 of shape (batch, 1, 8, 8)", "mean [0.305", "model card: "):
+    for words in (
+        "fine-tuned, after sparsify",
+        "float32 of shape (batch, 1, 8, 8)",
+        "mean [0.305",
+        "model card: ",
+    ):
         assert words in said
-    assert sorted(file.name for file in (path / "export").iterdir()) == ["README.md", "model.compressed", "plan.json"]
+    assert sorted(file.name for file in (path / "export").iterdir()) == [
+        "README.md",
+        "model.compressed",
+        "plan.json",
+    ]
     x = run.result.task.data.test.images
     assert torch.equal(load(path / "export")(x), chain_model(chain)(x))
     plan = json.loads((path / "export/plan.json").read_text())
-    assert {facts["kind"] for facts in plan["info"]["chain"][0]["facts"]["layers"].values()} <= {"spatial", "output"}
+    assert {facts["kind"] for facts in plan["info"]["chain"][0]["facts"]["layers"].values()} <= {
+        "spatial",
+        "output",
+    }
     assert plan["info"]["macs"] == chain.links[-1].macs
     call("export", "--link", "low_rank", "--out", str(searched / "low"))
     assert torch.equal(load(searched / "low")(x), chain_model(chain, number=1)(x))
@@ -379,7 +452,9 @@ def test_a_run_from_its_config_to_the_file(searched):
         export_run(run, searched / "x", link="lowrank")
     with pytest.raises(ConfigError, match="link '1' is one of the chain"):
         export_run(run, searched / "x", network="full", link="1")
-    measured = json.loads(CliRunner().invoke(app, ["evaluate", str(path / "export"), "--json"]).output)
+    measured = json.loads(
+        CliRunner().invoke(app, ["evaluate", str(path / "export"), "--json"]).output
+    )
     assert measured["metrics"]["top1"] == pytest.approx(chain.links[-1].test["top1"])
     assert measured["macs"] == chain.links[-1].macs
 
@@ -415,7 +490,11 @@ def test_the_model_card(searched):
     feed = "import numpy, torch\nbatch = torch.zeros(2, 1, 8, 8)\n"
     for code in codes:
         done = subprocess.run(
-            [sys.executable, "-c", feed + code], cwd=searched, capture_output=True, text=True, check=False
+            [sys.executable, "-c", feed + code],
+            cwd=searched,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
 
@@ -425,7 +504,10 @@ def test_the_chapter_tells_the_truth(tiny_model, tiny_data, tmp_path, monkeypatc
     blocks = re.findall(r"```(python|toml)\n(.*?)```", CHAPTERS["chain"], flags=re.DOTALL)
     plain, deep = (tomllib.loads(text) for language, text in blocks if language == "toml")
     rest = {"model": "small_resnet", "data": "digits", "pretrain": {}}
-    assert [part.name for part in parse_config({**plain, **rest}).transform] == ["low_rank", "quantize"]
+    assert [part.name for part in parse_config({**plain, **rest}).transform] == [
+        "low_rank",
+        "quantize",
+    ]
     assert [part.name for part in parse_config({**plain, **rest, **deep}).transform] == [
         "sparsify",
         "sparsify",
@@ -436,11 +518,15 @@ def test_the_chapter_tells_the_truth(tiny_model, tiny_data, tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     names = {"model": tiny_model, "data": tiny_data}
     call = call.replace("recipe=", 'constructor="small_resnet", options=OWN, recipe=')
-    exec(call, names | {"OWN": {"in_channels": 1, "classes": 2, "widths": [6, 8], "depths": [1, 1]}})
+    exec(
+        call, names | {"OWN": {"in_channels": 1, "classes": 2, "widths": [6, 8], "depths": [1, 1]}}
+    )
     (tmp_path / "rounding.py").write_text(mine)
     links = [{"name": "rounding:Rounded", "bits": 4, "finetune": {"epochs": 1, "batch_size": 32}}]
     own = {"in_channels": 1, "classes": 2, "widths": [6, 8], "depths": [1, 1]}
-    chain = apply_chain(tiny_model, tiny_data, links, tmp_path / "mine", constructor="small_resnet", options=own)
+    chain = apply_chain(
+        tiny_model, tiny_data, links, tmp_path / "mine", constructor="small_resnet", options=own
+    )
     assert chain.links[1].facts == {"bits": 4}
     rows = re.findall(r"^\| `(\w+)` \|", CHAPTERS["chain"], flags=re.MULTILINE)
     assert set(rows) - {"name"} == set(TRANSFORMS.homes)

@@ -74,7 +74,9 @@ def test_all_formats_score_as_the_module_does_and_as_the_report_says(exported, p
         True,
     )
     pixels = data.test.images * info["input"]["std"][0] + info["input"]["mean"][0]
-    assert torch.allclose(16 * pixels, (16 * pixels).round(), atol=1e-3)  # of digits, whole numbers from 0 to 16
+    assert torch.allclose(
+        16 * pixels, (16 * pixels).round(), atol=1e-3
+    )  # of digits, whole numbers from 0 to 16
 
 
 @pytest.mark.parametrize("name", ["", "model.onnx"])
@@ -104,9 +106,20 @@ def test_data_are_those_of_the_run_a_config_or_by_name(exported):
     assert own["metrics"] != validation["metrics"]
     for data in (exported / "run", exported / "tiny.toml", "digits"):
         assert measured(path, "--data", data)["metrics"] == own["metrics"]
-        assert measured(path, "--data", data, "--split", "validation")["metrics"] == validation["metrics"]
+        assert (
+            measured(path, "--data", data, "--split", "validation")["metrics"]
+            == validation["metrics"]
+        )
     other = measured(
-        path, "--data", "digits", "--set", "validation=100", "--set", "data.seed=3", "--split", "validation"
+        path,
+        "--data",
+        "digits",
+        "--set",
+        "validation=100",
+        "--set",
+        "data.seed=3",
+        "--split",
+        "validation",
     )
     assert other["images"] == 100
     text = call("evaluate", path).output
@@ -166,7 +179,9 @@ def test_what_an_export_does_not_say_is_noted_and_not_made_up(exported, tmp_path
     assert "is damaged: info.macs is a whole number, found 'many'" in done.output
 
 
-def test_a_run_folder_that_cannot_be_written_to_is_exported_elsewhere(exported, tmp_path, monkeypatch):
+def test_a_run_folder_that_cannot_be_written_to_is_exported_elsewhere(
+    exported, tmp_path, monkeypatch
+):
     run, expected = exported / "run", load(exported / "run" / "export").state_dict()
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
@@ -232,7 +247,10 @@ def test_an_export_is_pruned_again_from_the_command_line(exported, tmp_path, mon
     export(first, "pruned", example_input=data.example, constructor="small_resnet", options=options)
     refused = call("search", "again.toml", "--run-dir", "again")
     assert refused.exit_code == 2
-    assert f"the export that model.export names has changed: {tmp_path / 'pruned'} (hash" in refused.output
+    assert (
+        f"the export that model.export names has changed: {tmp_path / 'pruned'} (hash"
+        in refused.output
+    )
     assert "checkpoint" not in refused.output
     shutil.rmtree("pruned")
     refused = call("search", "again.toml", "--run-dir", "again")
@@ -241,7 +259,10 @@ def test_an_export_is_pruned_again_from_the_command_line(exported, tmp_path, mon
     for command in ("resume", "finetune", "export"):  # it keeps what it needs
         done = call(command, "again")
         assert done.exit_code == 0, done.output
-    second, again = load("again/export"), json.loads((tmp_path / "again" / "export" / "plan.json").read_text())
+    second, again = (
+        load("again/export"),
+        json.loads((tmp_path / "again" / "export" / "plan.json").read_text()),
+    )
     assert again["constructor"] == plan["constructor"]
     assert sum(p.numel() for p in second.parameters()) < sum(p.numel() for p in first.parameters())
     assert measured("again/export")["macs"] <= 0.7 * measured(exported / "run" / "export")["macs"]
@@ -256,7 +277,9 @@ def test_an_export_is_pruned_again_from_the_command_line(exported, tmp_path, mon
     ],
 )
 def test_a_wrong_export_in_a_config_is_one_of_its_mistakes(tmp_path, table, words):
-    (tmp_path / "again.toml").write_text(AGAIN.replace('{export = "pruned"}', table) + "\n[space]\nalpa = 1\n")
+    (tmp_path / "again.toml").write_text(
+        AGAIN.replace('{export = "pruned"}', table) + "\n[space]\nalpa = 1\n"
+    )
     done = call("search", tmp_path / "again.toml", "--run-dir", tmp_path / "run")
     assert done.exit_code == 2
     assert words in done.output
@@ -267,5 +290,7 @@ def test_an_older_run_folder_without_sizes_still_opens(exported, tmp_path):
     shutil.copytree(exported / "run", tmp_path / "run")
     rewrite(tmp_path / "run" / "run.json", lambda header: header["settings"]["model"].pop("sizes"))
     aged(tmp_path / "run" / "run.json")
-    with pytest.warns(UserWarning, match="was written by an older version: its files have no checksums"):
+    with pytest.warns(
+        UserWarning, match="was written by an older version: its files have no checksums"
+    ):
         assert len(resume(tmp_path / "run").trials) == 24

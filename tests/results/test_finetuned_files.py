@@ -47,7 +47,11 @@ def run(tuned, tmp_path):
 
 
 def files_of(run):
-    return {path.name: path.read_bytes() for path in (run.folder.path / "finetuned").iterdir() if path.is_file()}
+    return {
+        path.name: path.read_bytes()
+        for path in (run.folder.path / "finetuned").iterdir()
+        if path.is_file()
+    }
 
 
 def flipped(path):
@@ -97,23 +101,45 @@ WINNER, NONE = {"bee_colony"}, set()
 DAMAGES = [
     ("json", lambda path: path.unlink(), WINNER, "is there without its scores"),
     ("json", flipped, WINNER, "json is damaged: "),
-    ("json", claiming("model", "0123456789abcdef"), WINNER, "json is damaged: it is of another run"),
+    (
+        "json",
+        claiming("model", "0123456789abcdef"),
+        WINNER,
+        "json is damaged: it is of another run",
+    ),
     ("json", claiming("weights", 3), WINNER, "json is damaged: weights are no hashes"),
-    ("json", claiming("weights", {}), WINNER, "json is damaged: its scores are those of no weights"),
-    ("json", swapped(".json"), WINNER | {"full"}, "json is damaged: its scores are those of full.safetensors"),
+    (
+        "json",
+        claiming("weights", {}),
+        WINNER,
+        "json is damaged: its scores are those of no weights",
+    ),
+    (
+        "json",
+        swapped(".json"),
+        WINNER | {"full"},
+        "json is damaged: its scores are those of full.safetensors",
+    ),
     ("safetensors", lambda path: path.unlink(), WINNER, "safetensors is missing"),
     ("safetensors", flipped, WINNER, "safetensors is damaged: its checksum"),
     ("safetensors", torn, WINNER, "safetensors is damaged: "),
     ("safetensors", unlike, WINNER, "safetensors is another file than that of its scores"),
     ("safetensors", unmarked, WINNER, "safetensors is another file than that of its scores"),
-    ("safetensors", swapped(".safetensors"), WINNER | {"full"}, "safetensors is another file than that of its scores"),
+    (
+        "safetensors",
+        swapped(".safetensors"),
+        WINNER | {"full"},
+        "safetensors is another file than that of its scores",
+    ),
     ("last.safetensors", flipped, NONE, "last.safetensors is damaged: its checksum"),
     ("last.safetensors", unlike, NONE, "last.safetensors is another file than"),
     ("last.safetensors", lambda path: path.unlink(), NONE, ""),
     ("json", claiming("candidate", [1, 1, 1, 1]), WINNER, ""),
 ]
 warned = pytest.mark.filterwarnings(
-    "ignore:.*counts as not fine-tuned", "ignore:.*it is made again by", "ignore:.*is fine-tuned again"
+    "ignore:.*counts as not fine-tuned",
+    "ignore:.*it is made again by",
+    "ignore:.*is fine-tuned again",
 )
 
 
@@ -123,22 +149,31 @@ def call(*arguments):
 
 @warned
 @pytest.mark.parametrize(("ending", "how", "gone", "words"), DAMAGES)
-def test_status_and_export_agree_whatever_is_damaged_and_it_is_made_again(run, ending, how, gone, words):
+def test_status_and_export_agree_whatever_is_damaged_and_it_is_made_again(
+    run, ending, how, gone, words
+):
     whole, folder = files_of(run), run.folder.path
     path = folder / "finetuned" / f"bee_colony.{ending}"
     how(path)
     names = {structure.name for structure in run.structures} - gone
     assert set(RunWatch(folder).look().tuned) == names
-    said = [line for line in call("status", folder).output.splitlines() if line.startswith("warning: ")]
+    said = [
+        line for line in call("status", folder).output.splitlines() if line.startswith("warning: ")
+    ]
     assert len(said) == (len(gone) or 1) * bool(words)
     assert all("abcsearch finetune" in line for line in said)
     assert words in "".join(said)
-    assert {structure.name for structure in run.structures if run.scores(structure) is not None} == names
+    assert {
+        structure.name for structure in run.structures if run.scores(structure) is not None
+    } == names
     done = call("export", folder)
     if gone and words:
         assert done.exit_code == 2
         assert words in done.output
-        assert f"train it again with: abcsearch finetune {folder} --set epochs=2 --set lr=0.05" in done.output
+        assert (
+            f"train it again with: abcsearch finetune {folder} --set epochs=2 --set lr=0.05"
+            in done.output
+        )
         assert not (folder / "export").exists()
         with pytest.raises(RunError, match="It is not passed over"):
             run.network(run.winner, tuned=True)
@@ -167,7 +202,9 @@ def test_a_comparison_says_what_is_damaged(run, tuned, tmp_path):
     assert done.exit_code == 0, done.output
     assert "note: " in done.output
     assert "bee_colony.safetensors is damaged: its checksum" in done.output
-    assert "bee_colony.safetensors is damaged: its checksum" in (tmp_path / "compare.html").read_text()
+    assert (
+        "bee_colony.safetensors is damaged: its checksum" in (tmp_path / "compare.html").read_text()
+    )
 
 
 @warned
@@ -251,7 +288,9 @@ def test_weights_are_hashed_once_while_they_stay_the_same(run, monkeypatch):
 
 
 def test_a_run_that_is_not_finished_is_asked_likewise(run):
-    assert read_tuned(run.folder, "bee_colony", candidate=open_so_far(run.folder.path).winner.candidate).scores
+    assert read_tuned(
+        run.folder, "bee_colony", candidate=open_so_far(run.folder.path).winner.candidate
+    ).scores
 
 
 def test_an_export_of_a_network_that_is_not_fine_tuned_says_so(run):
@@ -283,18 +322,29 @@ def test_the_winner_is_exported_whatever_has_become_of_the_random_baseline(run, 
         shutil.rmtree(path / "baselines")
     else:
         baseline.cut(2)
-    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != ".lock"}
+    before = {
+        file: file.read_bytes()
+        for file in path.rglob("*")
+        if file.is_file() and file.name != ".lock"
+    }
     for name in ("full", "uniform", None):
         more = [] if name is None else ["--network", name]
         made = call("export", path, "--out", tmp_path / str(name), *more)
         assert made.exit_code == 0, made.output
         assert "\nfine-tuned" in made.output
-    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != ".lock"} == before
+    assert {
+        file: file.read_bytes()
+        for file in path.rglob("*")
+        if file.is_file() and file.name != ".lock"
+    } == before
     refused = call("export", path, "--network", "random")
     assert refused.exit_code == 2
     assert f"continue it with: abcsearch resume {path}" in refused.output
     said = call("status", path).output.splitlines()[-1]
-    assert said == f"search finished, its random baseline is not; continue with: abcsearch resume {path}"
+    assert (
+        said
+        == f"search finished, its random baseline is not; continue with: abcsearch resume {path}"
+    )
 
 
 @pytest.mark.parametrize("damage", ["flipped", "torn", "missing", "other", "large"])
@@ -304,14 +354,25 @@ def test_status_names_a_damaged_network_and_what_to_do(run, damage, monkeypatch)
     if damage == "large":
         monkeypatch.setattr("abcsearch.results.damage._LARGEST", 10)
         assert "warning" not in call("status", path).output
-    {"flipped": flipped, "torn": torn, "large": torn, "missing": lambda file: file.unlink(), "other": unlike}[damage](
-        base
-    )
-    (line,) = [line for line in call("status", path).output.splitlines() if line.startswith("warning: ")]
-    words = {"missing": "is missing", "other": "holds other weights than those that the run began with"}
+    {
+        "flipped": flipped,
+        "torn": torn,
+        "large": torn,
+        "missing": lambda file: file.unlink(),
+        "other": unlike,
+    }[damage](base)
+    (line,) = [
+        line for line in call("status", path).output.splitlines() if line.startswith("warning: ")
+    ]
+    words = {
+        "missing": "is missing",
+        "other": "holds other weights than those that the run began with",
+    }
     assert f"{base} {words.get(damage, 'is damaged: ')}" in line
     assert line.endswith(f"restore it from a copy, or delete it: {AGAIN} abcsearch resume {path}")
-    assert json.loads(call("status", path, "--json").output)["damaged"] == [line.removeprefix("warning: ")]
+    assert json.loads(call("status", path, "--json").output)["damaged"] == [
+        line.removeprefix("warning: ")
+    ]
     with run.folder.locked():
         assert "warning" not in call("status", path).output  # it may be about to be mended
 
@@ -325,7 +386,12 @@ def test_status_says_which_recipes_fine_tunings_are_of(run):
     (kept,) = RunWatch(run.folder.path).look().kept
     lines = call("status", run.folder.path).output.splitlines()
     names = f"bee_colony, random, uniform, {kept}/full"
-    assert f"fine-tuned with epochs 2, not 1; lr 0.05, not 0.02; keep best, not last: {names}" in lines
+    assert (
+        f"fine-tuned with epochs 2, not 1; lr 0.05, not 0.02; keep best, not last: {names}" in lines
+    )
     finetune_run(run, SHORT, only=["full"])
     (kept,) = RunWatch(run.folder.path).look().kept
-    assert f"fine-tuned with the recipe of the run: {kept}/full" in call("status", run.folder.path).output.splitlines()
+    assert (
+        f"fine-tuned with the recipe of the run: {kept}/full"
+        in call("status", run.folder.path).output.splitlines()
+    )

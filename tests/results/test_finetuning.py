@@ -40,7 +40,9 @@ def made(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("finetuning")
     (path / "tiny.toml").write_text(TINY_CONFIG)
-    run_config(read_config(path / "tiny.toml", ["n_trials=3", "baselines=['uniform']"]), path / "run")
+    run_config(
+        read_config(path / "tiny.toml", ["n_trials=3", "baselines=['uniform']"]), path / "run"
+    )
     return path
 
 
@@ -62,12 +64,19 @@ def test_best_and_last_lie_beside_each_other(run, keep):
     finetune_run(run, recipe)
     other = "last" if keep == "best" else "best"
     names = ("bee_colony", "full", "uniform")
-    assert left(run) == sorted(f"{n}.{end}" for n in names for end in ("json", "safetensors", f"{other}.safetensors"))
-    again = finetune(run.network(run.winner, tuned=False), run.result.task.data, recipe, seed=run.config.seed)
+    assert left(run) == sorted(
+        f"{n}.{end}" for n in names for end in ("json", "safetensors", f"{other}.safetensors")
+    )
+    again = finetune(
+        run.network(run.winner, tuned=False), run.result.task.data, recipe, seed=run.config.seed
+    )
     folder = run.folder.path / "finetuned"
     for file, state in (("bee_colony", keep), (f"bee_colony.{other}", other)):
         found = load_file(folder / f"{file}.safetensors")
-        assert all(torch.equal(tensor, found[name]) for name, tensor in getattr(again.training, state).items())
+        assert all(
+            torch.equal(tensor, found[name])
+            for name, tensor in getattr(again.training, state).items()
+        )
     scores = json.loads((folder / "bee_colony.json").read_text())
     assert scores["after"] == again.after
     assert scores["validation"] == list(again.training.scores)
@@ -80,7 +89,9 @@ def test_best_and_last_lie_beside_each_other(run, keep):
 def test_the_winner_comes_first(run):
     stages = []
     finetune_run(run, SHORT, progress=lambda stage, *_: stages.append(stage))
-    assert list(dict.fromkeys(stages)) == [f"fine-tuning {name}" for name in ("bee_colony", "full", "uniform")]
+    assert list(dict.fromkeys(stages)) == [
+        f"fine-tuning {name}" for name in ("bee_colony", "full", "uniform")
+    ]
 
 
 def test_only_those_that_are_named(run):
@@ -89,7 +100,9 @@ def test_only_those_that_are_named(run):
     bytes_of = {name: (run.folder.path / "finetuned" / name).read_bytes() for name in left(run)}
     finetune_run(run, SHORT)
     assert {name.split(".")[0] for name in left(run)} == {"bee_colony", "full", "uniform"}
-    assert all((run.folder.path / "finetuned" / name).read_bytes() == old for name, old in bytes_of.items())
+    assert all(
+        (run.folder.path / "finetuned" / name).read_bytes() == old for name, old in bytes_of.items()
+    )
     with pytest.raises(ConfigError, match="unknown network 'unifrom'; did you mean 'uniform'"):
         finetune_run(run, SHORT, only=["unifrom"])
 
@@ -100,10 +113,16 @@ def test_the_teacher_is_the_full_network_of_the_search(run):
     task = run.result.task
     sliced = run.network(run.winner, tuned=False)
     again = finetune(
-        sliced, task.data, recipe, seed=run.config.seed, teacher=run.network(run.structures[0], tuned=False)
+        sliced,
+        task.data,
+        recipe,
+        seed=run.config.seed,
+        teacher=run.network(run.structures[0], tuned=False),
     )
     found = run.network(run.winner, tuned=True).state_dict()
-    assert all(torch.equal(tensor, found[name]) for name, tensor in again.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, found[name]) for name, tensor in again.model.state_dict().items()
+    )
 
 
 def test_scores_of_before_count_as_those_of_the_same_recipe(run):
@@ -111,7 +130,9 @@ def test_scores_of_before_count_as_those_of_the_same_recipe(run):
     finetune_run(run, SHORT)
     path = run.folder.path / "finetuned" / "full.json"
     old = [field.name for field in dataclasses.fields(Recipe)][:12]
-    rewrite(path, lambda scores: scores.update(recipe={name: scores["recipe"][name] for name in old}))
+    rewrite(
+        path, lambda scores: scores.update(recipe={name: scores["recipe"][name] for name in old})
+    )
     before = path.stat().st_mtime_ns
     finetune_run(run, SHORT)
     assert path.stat().st_mtime_ns == before
@@ -121,7 +142,9 @@ def test_scores_of_before_count_as_those_of_the_same_recipe(run):
 
 SCORES = [b"{", b"5", b"[]", b'{"top1":"x"}', b"\xff", ("after", {}), ("before", 5), ("recipe", {})]
 SCORES += [("after", {"top1": "x"})]
-DAMAGES = [("json", how) for how in SCORES] + [("safetensors", how) for how in (None, b"", b"torn", 0.5, "another")]
+DAMAGES = [("json", how) for how in SCORES] + [
+    ("safetensors", how) for how in (None, b"", b"torn", 0.5, "another")
+]
 
 
 def damage(path, how):
@@ -163,14 +186,19 @@ def test_a_damaged_file_counts_as_none_and_is_made_again(tuned, tmp_path, end, h
         assert run.scores(run.winner) is None
     assert all(run.scores(other) is not None for other in run.structures[:-1])
     stages = []
-    with pytest.warns(UserWarning, match=said.partition(" .* run: ")[0] + f" {run.winner.name} is fine-tuned again$"):
+    with pytest.warns(
+        UserWarning,
+        match=said.partition(" .* run: ")[0] + f" {run.winner.name} is fine-tuned again$",
+    ):
         finetune_run(run, SHORT, progress=lambda stage, *_: stages.append(stage))
     assert set(stages) == {"fine-tuning bee_colony"}
     assert _weights(run) == wanted
     assert run.scores(run.winner) == scores
 
 
-@pytest.mark.parametrize(("end", "how"), [("json", b"{"), ("json", ("after", {})), ("safetensors", 0.5)])
+@pytest.mark.parametrize(
+    ("end", "how"), [("json", b"{"), ("json", ("after", {})), ("safetensors", 0.5)]
+)
 def test_report_and_export_say_that_a_file_is_damaged(tuned, tmp_path, end, how):
     import shutil
 
@@ -180,7 +208,9 @@ def test_report_and_export_say_that_a_file_is_damaged(tuned, tmp_path, end, how)
     with pytest.warns(UserWarning, match=rf"{path.name} is damaged"):
         report = make_report(open_run(tmp_path / "run"))
     assert [row.after is None for row in report.rows] == [False, False, True]
-    with pytest.raises(RunError, match=rf"{path.name} is damaged.* train it again with: abcsearch finetune"):
+    with pytest.raises(
+        RunError, match=rf"{path.name} is damaged.* train it again with: abcsearch finetune"
+    ):
         export_run(open_run(tmp_path / "run"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with warnings.catch_warnings(record=True) as said:
@@ -191,7 +221,9 @@ def test_report_and_export_say_that_a_file_is_damaged(tuned, tmp_path, end, how)
 
 def test_what_does_not_suit_the_data_is_refused_before_anything_is_trained(run):
     with pytest.raises(ConfigError, match="workers share a batch equally"):
-        finetune_run(run, dataclasses.replace(SHORT, batch_size=63), workers=types.SimpleNamespace(workers=2))
+        finetune_run(
+            run, dataclasses.replace(SHORT, batch_size=63), workers=types.SimpleNamespace(workers=2)
+        )
     assert not (run.folder.path / "finetuned").exists()
 
 
@@ -212,11 +244,17 @@ def _killed_at(path, recipe, count):
 
     def killing(target, writer, **options):
         calls.append(target)
-        write(target, writer if len(calls) < count else lambda sibling: signal.raise_signal(signal.SIGKILL), **options)
+        write(
+            target,
+            writer if len(calls) < count else lambda sibling: signal.raise_signal(signal.SIGKILL),
+            **options,
+        )
 
     checkpoints.replace_file = killing
     if recipe is None:
-        run_config(read_config(path.parent / "tiny.toml", ["n_trials=3", "pretrain.epochs=3"]), path)
+        run_config(
+            read_config(path.parent / "tiny.toml", ["n_trials=3", "pretrain.epochs=3"]), path
+        )
     else:
         finetune_run(open_run(path), recipe)
 
@@ -230,22 +268,30 @@ def _kill(path, recipe, count):
 
 def _weights(run):
     folder = run.folder.path / "finetuned"
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".safetensors"}
+    return {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".safetensors"
+    }
 
 
-def test_killed_and_run_again_it_ends_with_the_same_bits_and_trains_no_epoch_twice(run, made, tmp_path):
+def test_killed_and_run_again_it_ends_with_the_same_bits_and_trains_no_epoch_twice(
+    run, made, tmp_path
+):
     import shutil
 
     shutil.copytree(made / "run", tmp_path / "whole")
     whole = open_run(tmp_path / "whole")
     finetune_run(whole, SHORT)
     _kill(run.folder.path, SHORT, 3)  # two epochs of the winner are written
-    assert [name.split("-")[0] for name in left(run) if name.endswith(".checkpoint")] == ["bee_colony"]
+    assert [name.split("-")[0] for name in left(run) if name.endswith(".checkpoint")] == [
+        "bee_colony"
+    ]
     _kill(run.folder.path, SHORT, 3)  # its last epoch, and one of the full network
     # Another recipe in between: nothing of the first one is lost.
     finetune_run(run, dataclasses.replace(SHORT, epochs=1))
     epochs = []
-    finetune_run(run, SHORT, progress=lambda stage, done, *_: epochs.append((stage.split()[-1], done)))
+    finetune_run(
+        run, SHORT, progress=lambda stage, done, *_: epochs.append((stage.split()[-1], done))
+    )
     assert [done for name, done in epochs if name == "full"] == [2, 3]
     assert _weights(run) == _weights(whole)
     assert not any(name.endswith(".checkpoint") for name in left(run))
@@ -259,7 +305,10 @@ def said(done):
 
 def state_of(run):
     """What status shows, as text and as JSON."""
-    shown = [CliRunner().invoke(app, ["status", str(run.folder.path), *more]) for more in ([], ["--json"])]
+    shown = [
+        CliRunner().invoke(app, ["status", str(run.folder.path), *more])
+        for more in ([], ["--json"])
+    ]
     assert [done.exit_code for done in shown] == [0, 0]
     return shown[0].output.splitlines()[-1], json.loads(shown[1].output)
 
@@ -276,12 +325,18 @@ def test_status_shows_fine_tuning_under_way(run):
     stages = [f"fine-tuning {name}, epoch {epoch} of 3" for name in names for epoch in (2, 3, 3)]
     path = run.folder.path
     done = f"finished; fine-tuned: bee_colony, full, uniform; next: abcsearch report {path}"
-    assert texts == [f"finished; next: abcsearch finetune {path}", *(f"running now: {stage}" for stage in stages), done]
+    assert texts == [
+        f"finished; next: abcsearch finetune {path}",
+        *(f"running now: {stage}" for stage in stages),
+        done,
+    ]
     assert [plain["pulse"]["stage"] for _, plain in seen[1:-1]] == stages
     assert [plain["finished"] for _, plain in seen] == [True, *[False] * 9, True]
     assert seen[-1][1]["pulse"] is seen[-1][1]["interrupted"] is None
     # The next writer is no fine-tuning, or has not said so yet.
-    (run.folder.path / "progress.json").write_text('{"stage": 3, "busy": 1, "workers": 1, "time": 0}')
+    (run.folder.path / "progress.json").write_text(
+        '{"stage": 3, "busy": 1, "workers": 1, "time": 0}'
+    )
     with run.folder.locked():
         assert state_of(run)[0] == "running now"
 
@@ -290,7 +345,10 @@ def test_a_fine_tuning_that_was_killed_is_continued_by_the_command_that_status_n
     recipe = dataclasses.replace(SHORT, schedule="step", milestones=(0.25, 0.5), flip=True)
     _kill(run.folder.path, recipe, 3)
     text, plain = state_of(run)
-    assert text == f"search finished; fine-tuning was interrupted: continue with: {plain['interrupted']}"
+    assert (
+        text
+        == f"search finished; fine-tuning was interrupted: continue with: {plain['interrupted']}"
+    )
     assert plain["finished"]
     command = shlex.split(plain["interrupted"])
     assert command[:3] == ["abcsearch", "finetune", str(run.folder.path)]
@@ -299,20 +357,35 @@ def test_a_fine_tuning_that_was_killed_is_continued_by_the_command_that_status_n
     waiting = CliRunner().invoke(app, ["finetune", str(run.folder.path)])
     assert waiting.exit_code == 0, waiting.output
     first = said(waiting)[0]
-    assert first.startswith("bee_colony: a fine-tuning with other settings (epochs 3, not 1; lr 0.05, not 0.02; ")
-    assert first.endswith(f" was stopped after epoch 2; it stays, continue it with: {plain['interrupted']}")
-    assert state_of(run)[0].startswith("finished;")  # what was stopped before that is not the last one
+    assert first.startswith(
+        "bee_colony: a fine-tuning with other settings (epochs 3, not 1; lr 0.05, not 0.02; "
+    )
+    assert first.endswith(
+        f" was stopped after epoch 2; it stays, continue it with: {plain['interrupted']}"
+    )
+    assert state_of(run)[0].startswith(
+        "finished;"
+    )  # what was stopped before that is not the last one
     done = CliRunner().invoke(app, command[1:])
     assert done.exit_code == 0, done.output
     lines = said(done)
-    assert lines[0].startswith("bee_colony was fine-tuned by another recipe (epochs 1, not 3; lr 0.02, not 0.05; ")
-    assert ["): kept in finetuned/recipe-" in line for line in lines[:4]] == [True, True, True, False]
+    assert lines[0].startswith(
+        "bee_colony was fine-tuned by another recipe (epochs 1, not 3; lr 0.02, not 0.05; "
+    )
+    assert ["): kept in finetuned/recipe-" in line for line in lines[:4]] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert "fine-tuning bee_colony: 3/3" in lines[3]
     assert Recipe(**run.scores(run.winner)["recipe"]) == recipe
     assert state_of(run)[0].startswith("finished;")
 
 
-@pytest.mark.parametrize("more", [{}, {"only": ["uniform"]}, {"only": ["full", "uniform"], "replace": True}])
+@pytest.mark.parametrize(
+    "more", [{}, {"only": ["uniform"]}, {"only": ["full", "uniform"], "replace": True}]
+)
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_status_names_the_command_that_does_what_was_asked_for(run, more, epoch):
     finetune_run(run, dataclasses.replace(SHORT, epochs=1), only=["full", "uniform"])
@@ -324,7 +397,9 @@ def test_status_names_the_command_that_does_what_was_asked_for(run, more, epoch)
     with pytest.raises(KeyboardInterrupt):
         finetune_run(run, SHORT, progress=stop, **more)
     command = state_of(run)[1]["interrupted"]
-    options = [word for name in more.get("only", []) for word in ("--only", name)] + ["--replace"] * ("replace" in more)
+    options = [word for name in more.get("only", []) for word in ("--only", name)] + [
+        "--replace"
+    ] * ("replace" in more)
     words = shlex.split(command)
     assert words[-len(options) :] == options or not options
     assert words.count("--only") == len(more.get("only", []))
@@ -351,7 +426,9 @@ def test_what_is_damaged_is_said_to_be_trained_again_by_the_command_that_does_it
 def test_the_command_that_continues_one_network_replaces_no_other(run):
     finetune_run(run, dataclasses.replace(SHORT, epochs=1), only=["full"])
     _kill(run.folder.path, SHORT, 2)
-    (run.folder.path / "finetuning.json").unlink()  # as of older versions: what was asked for is not known
+    (
+        run.folder.path / "finetuning.json"
+    ).unlink()  # as of older versions: what was asked for is not known
     command = state_of(run)[1]["interrupted"]
     assert command.endswith(" --only bee_colony")
     scores = run.folder.path / "finetuned" / "full.json"
@@ -369,7 +446,9 @@ def test_the_command_that_continues_one_network_replaces_no_other(run):
 def test_scores_do_not_depend_on_the_precision_of_the_training(run):
     before = {}
     for precision in ("float32", "bf16"):
-        finetune_run(run, dataclasses.replace(SHORT, epochs=1, precision=precision), only=["bee_colony"])
+        finetune_run(
+            run, dataclasses.replace(SHORT, epochs=1, precision=precision), only=["bee_colony"]
+        )
         scores = run.scores(run.winner)
         before[precision] = scores["before"]
         network = run.network(run.winner, tuned=True)
@@ -426,7 +505,13 @@ def test_a_base_network_whose_training_is_killed_goes_on(made, tmp_path):
     _kill(path, None, 2)
     assert len(list(path.glob("base-*.checkpoint"))) == 1
     epochs = []
-    run_config(config, path, progress=lambda stage, done, *_: epochs.append(done) if stage == "base network" else None)
+    run_config(
+        config,
+        path,
+        progress=lambda stage, done, *_: epochs.append(done) if stage == "base network" else None,
+    )
     assert epochs == [2, 3]
-    assert (path / "base.safetensors").read_bytes() == (tmp_path / "whole" / "run" / "base.safetensors").read_bytes()
+    assert (path / "base.safetensors").read_bytes() == (
+        tmp_path / "whole" / "run" / "base.safetensors"
+    ).read_bytes()
     assert not list(path.glob("*.checkpoint"))

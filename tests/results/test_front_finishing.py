@@ -33,7 +33,9 @@ def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("front") / "front.toml"
     text = TINY_CONFIG.replace("budget = {macs = 0.5}", "budgets = [{macs = 0.7}, {macs = 0.4}]")
     text += 'peers = [{name = "of others", macs = 0.5, accuracy = 0.9}]\n'
-    path.write_text(text.replace("n_trials = 24", "n_trials = 6").replace('"uniform", "random"', '"uniform"'))
+    path.write_text(
+        text.replace("n_trials = 24", "n_trials = 6").replace('"uniform", "random"', '"uniform"')
+    )
     return path
 
 
@@ -57,7 +59,9 @@ def test_search_prints_the_winners_and_status_says_what_comes_next(searched):
     assert f"searches finished; next: abcsearch finetune {searched}" in said("status", searched)
     plain = json.loads(said("status", searched, "--json"))
     assert list(plain["budgets"]) == list(NAMES)
-    assert plain["evaluations"] == sum(own["searches"][0]["evaluated"] for own in plain["budgets"].values())
+    assert plain["evaluations"] == sum(
+        own["searches"][0]["evaluated"] for own in plain["budgets"].values()
+    )
     assert said("status", searched, "--watch").count("\n") >= len(NAMES)
 
 
@@ -68,18 +72,32 @@ def test_every_winner_is_fine_tuned_and_the_full_network_once(tuned):
     assert winners[0]["candidate"] != winners[1]["candidate"]
     output = said("finetune", tuned)  # nothing is left to do
     assert "fine-tuning" not in output
-    assert len(re.findall(r"^\d-macs-0\.\d, (?:full|uniform|bee_colony): test top1 .* -> ", output, re.MULTILINE)) == 6
+    assert (
+        len(
+            re.findall(
+                r"^\d-macs-0\.\d, (?:full|uniform|bee_colony): test top1 .* -> ",
+                output,
+                re.MULTILINE,
+            )
+        )
+        == 6
+    )
 
 
 def test_fine_tuning_that_was_stopped_goes_on(searched, tuned, tmp_path):
     shutil.copytree(searched, tmp_path / "run")
     own = tmp_path / "run" / "budgets" / NAMES[1] / "finetuned"
     own.mkdir()
-    shutil.copy(tuned / "budgets" / NAMES[1] / "finetuned" / "full.safetensors", own)  # its scores were to come
+    shutil.copy(
+        tuned / "budgets" / NAMES[1] / "finetuned" / "full.safetensors", own
+    )  # its scores were to come
     said("finetune", tmp_path / "run")
     for name in NAMES:
         for kind in ("bee_colony", "full", "uniform"):
-            files = [place / "budgets" / name / "finetuned" / f"{kind}.json" for place in (tmp_path / "run", tuned)]
+            files = [
+                place / "budgets" / name / "finetuned" / f"{kind}.json"
+                for place in (tmp_path / "run", tuned)
+            ]
             ours, theirs = (json.loads(path.read_text()) for path in files)
             assert (ours["weights"], ours["after"]) == (theirs["weights"], theirs["after"])
 
@@ -90,20 +108,31 @@ def test_the_report_has_the_curve_and_the_answer(tuned, tmp_path):
     kinds = [(row["budget"], row["kind"]) for row in report["rows"]]
     assert (kinds[0], kinds[-1]) == (("", "full"), ("of others", "peer"))
     assert report["rows"][-1]["macs"] == round(report["rows"][0]["macs"] / 2)
-    assert sorted(kinds[1:-1]) == sorted((name, kind) for name in NAMES for kind in ("winner", "uniform"))
+    assert sorted(kinds[1:-1]) == sorted(
+        (name, kind) for name in NAMES for kind in ("winner", "uniform")
+    )
     winners = [row for row in report["rows"] if row["kind"] == "winner"]
-    assert [row["macs"] for row in winners] == sorted((row["macs"] for row in winners), reverse=True)
+    assert [row["macs"] for row in winners] == sorted(
+        (row["macs"] for row in winners), reverse=True
+    )
     smallest = winners[-1]
     told = f"{smallest['budget']} with {smallest['macs']:,} MACs"
     assert f"At a loss of at most 100 points: {told}" in output
     assert "(test, after fine-tuning)" in output
     assert told in said("status", tuned, "--loss", "100")
     page = (tmp_path / "page.html").read_text()
-    for text in ("Accuracy and MACs", "Accuracy and measured time", "test top1, fine-tuned", *NAMES):
+    for text in (
+        "Accuracy and MACs",
+        "Accuracy and measured time",
+        "test top1, fine-tuned",
+        *NAMES,
+    ):
         assert text in page
     assert {path.name for path in (tmp_path / "page").iterdir()} == {"macs.png", "time.png"}
     assert (
-        (tmp_path / "page.md").read_text().startswith("# small_resnet on digits: bee_colony, 2 budgets, 6 trials each")
+        (tmp_path / "page.md")
+        .read_text()
+        .startswith("# small_resnet on digits: bee_colony, 2 budgets, 6 trials each")
     )
 
 
@@ -122,14 +151,21 @@ def test_exports_are_a_folder_for_each_budget_or_one_by_name(tuned, tmp_path):
         said("export", tuned, "--budget", budget, "--out", tmp_path / budget / "one")
         assert sum(p.numel() for p in load(tmp_path / budget / "one").parameters()) == sizes[1]
     assert "unknown budget '3'" in call("export", tuned, "--budget", "3").output
-    assert "is one file for 2 budgets" in call("export", tuned, "--out", tmp_path / "net.onnx").output
+    assert (
+        "is one file for 2 budgets" in call("export", tuned, "--out", tmp_path / "net.onnx").output
+    )
 
 
 def test_options_of_several_budgets_are_refused_for_one(tuned, searched):
     own = tuned / "budgets" / NAMES[0]
     assert "--loss 2 asks which of several budgets" in call("status", own, "--loss", "2").output
-    assert "--budget 1 chooses one of several budgets" in call("export", own, "--budget", "1").output
-    assert "in points of accuracy, from 0 to 100, found -1" in call("status", tuned, "--loss", "-1").output
+    assert (
+        "--budget 1 chooses one of several budgets" in call("export", own, "--budget", "1").output
+    )
+    assert (
+        "in points of accuracy, from 0 to 100, found -1"
+        in call("status", tuned, "--loss", "-1").output
+    )
     assert "is the folder of several budgets" in call("compare", tuned, own).output
 
 
@@ -141,14 +177,18 @@ def test_an_unfinished_front_is_continued_first(searched, tmp_path):
         assert f"the search of {NAMES[1]} in" in result.output
         assert f"abcsearch resume {tmp_path / 'run'}" in result.output
     assert f"{NAMES[1]}: not begun" in said("status", tmp_path / "run")
-    assert f"Not begun yet: {NAMES[1]}" in said("report", tmp_path / "run", "--out", tmp_path / "page.html")
+    assert f"Not begun yet: {NAMES[1]}" in said(
+        "report", tmp_path / "run", "--out", tmp_path / "page.html"
+    )
 
 
 def test_the_smallest_within_a_loss_is_that():
     draws = np.random.default_rng(0)
     for _ in range(200):
         own = [
-            Standing(name=str(i), macs=int(draws.integers(1, 50)), accuracy=float(draws.uniform(0.5, 1)))
+            Standing(
+                name=str(i), macs=int(draws.integers(1, 50)), accuracy=float(draws.uniform(0.5, 1))
+            )
             for i in range(5)
         ]
         full, loss = float(draws.uniform(0.5, 1)), float(draws.uniform(0, 20))
@@ -161,22 +201,31 @@ def test_the_smallest_within_a_loss_is_that():
 def test_the_interval_holds_for_accuracies_of_independent_images():
     draws, images, p, q = np.random.default_rng(0), 500, 0.9, 0.85
     ones, others = (draws.binomial(images, share, 4000) / images for share in (p, q))
-    covered = [abs((a - b) - (p - q)) <= interval(a, b, images) for a, b in zip(ones, others, strict=True)]
+    covered = [
+        abs((a - b) - (p - q)) <= interval(a, b, images) for a, b in zip(ones, others, strict=True)
+    ]
     assert math.isclose(np.mean(covered), 0.95, abs_tol=0.015)
 
 
 def test_the_answer_names_data_doubt_and_the_nearest():
-    own = [Standing(name="a", macs=2000, accuracy=0.90), Standing(name="b", macs=1000, accuracy=0.85)]
+    own = [
+        Standing(name="a", macs=2000, accuracy=0.90),
+        Standing(name="b", macs=1000, accuracy=0.85),
+    ]
     told = answer(0.905, own, loss=1, images=1000, split="test, after fine-tuning")
     assert told.startswith(
         "at a loss of at most 1 point: a with 2,000 MACs, 90.00 % against 90.50 % of the full network"
     )
-    assert told.endswith("on 1,000 images (test, after fine-tuning); on so few images it may be more")
+    assert told.endswith(
+        "on 1,000 images (test, after fine-tuning); on so few images it may be more"
+    )
     assert "no winner; the nearest is a" in answer(0.99, own, loss=1, images=1000, split="test")
     assert "may be more" not in answer(0.90, own, loss=20, images=10**6, split="test")
 
 
-def test_status_answers_once_all_winners_are_fine_tuned_and_says_what_answers_before(searched, tuned, tmp_path):
+def test_status_answers_once_all_winners_are_fine_tuned_and_says_what_answers_before(
+    searched, tuned, tmp_path
+):
     asked = "at a loss of at most 30 points: "
     assert f"{asked}answered here once" in said("status", searched, "--loss", 30)
     assert f"abcsearch report {searched} --loss 30" in said("status", searched, "--loss", 30)
@@ -189,14 +238,23 @@ def test_status_answers_once_all_winners_are_fine_tuned_and_says_what_answers_be
 def test_status_and_report_count_the_same_evaluations(config, tmp_path):
     said("search", config, "--run-dir", tmp_path / "run", "--set", 'baselines=["random"]')
     counted = r"(\d+) evaluations in all"
-    told = [re.findall(counted, said(command, tmp_path / "run")) for command in ("status", "report")]
+    told = [
+        re.findall(counted, said(command, tmp_path / "run")) for command in ("status", "report")
+    ]
     assert told[0] == told[1]
 
 
 def test_a_smaller_winner_that_is_as_good_is_named():
     def row(budget, macs, after):
         return FrontRow(
-            budget=budget, kind="winner", macs=macs, params=1, times=(), fitness=0.5, before=0.1, after=after
+            budget=budget,
+            kind="winner",
+            macs=macs,
+            params=1,
+            times=(),
+            fitness=0.5,
+            before=0.1,
+            after=after,
         )
 
     rows = (row("a", 3, 0.8), row("b", 2, 0.9), row("c", 1, 0.7))

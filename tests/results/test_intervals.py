@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from abcsearch.results.intervals import Difference, difference, packed, paired, unpacked, unpaired, wilson
+from abcsearch.results.intervals import (
+    Difference,
+    difference,
+    packed,
+    paired,
+    unpacked,
+    unpaired,
+    wilson,
+)
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -42,7 +50,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     images, trials, kept = 300, 1500, {"wilson": 0, "unpaired": 0, "paired": 0}
     common = draws.random((trials, images))
     first = common < 0.80  # both right, or one of them alone: answers to the same images are alike
-    second = np.where(draws.random((trials, images)) < 0.9, common < 0.77, draws.random((trials, images)) < 0.77)
+    second = np.where(
+        draws.random((trials, images)) < 0.9, common < 0.77, draws.random((trials, images)) < 0.77
+    )
     truth = 0.80 - 0.77
     for one, other in zip(first, second, strict=True):
         low, high = wilson(one.mean(), images)
@@ -54,7 +64,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
             kept[name] += low <= truth <= high
     assert 0.93 < kept["wilson"] / trials < 0.97
     assert 0.93 < kept["paired"] / trials < 0.975
-    assert kept["unpaired"] / trials > 0.99  # too wide: it does not know that the images are the same
+    assert (
+        kept["unpaired"] / trials > 0.99
+    )  # too wide: it does not know that the images are the same
 
 
 def test_answers_that_are_alike_tell_more_apart():
@@ -76,7 +88,21 @@ def test_answers_go_through_json(hits):
 
 
 @pytest.mark.parametrize(
-    "plain", [None, [], [3], "ab", [3, "zz"], [3, "ff", 1], ["3", "ff"], [9, "ff"], [0, ""], [3, "ffff"], [-1, "ff"], 7]
+    "plain",
+    [
+        None,
+        [],
+        [3],
+        "ab",
+        [3, "zz"],
+        [3, "ff", 1],
+        ["3", "ff"],
+        [9, "ff"],
+        [0, ""],
+        [3, "ffff"],
+        [-1, "ff"],
+        7,
+    ],
 )
 def test_what_is_no_record_of_answers_is_none(plain):
     assert unpacked(plain) is None
@@ -91,7 +117,14 @@ def test_answers_of_other_images_or_another_score_are_not_compared():
 
 
 def test_a_difference_is_told_apart_only_beside_zero():
-    for low, high, told in ((-0.01, 0.02, False), (0.001, 0.02, True), (-0.02, -0.001, True), (0.0, 0.02, False)):
+    for low, high, told in (
+        (-0.01, 0.02, False),
+        (0.001, 0.02, True),
+        (-0.02, -0.001, True),
+        (0.0, 0.02, False),
+    ):
         own = Difference(first="a", second="b", change=0.0, low=low, high=high, paired=False)
         assert own.told_apart == told
-    assert math.isclose(Difference(first="a", second="b", change=0.1, low=0.0, high=0.3, paired=True).half, 0.2)
+    assert math.isclose(
+        Difference(first="a", second="b", change=0.1, low=0.0, high=0.3, paired=True).half, 0.2
+    )

@@ -34,7 +34,9 @@ def made(tmp_path_factory):
     """A finished search whose winner is fine-tuned: by one recipe, and elsewhere by two others."""
     path = tmp_path_factory.mktemp("shelf")
     (path / "tiny.toml").write_text(TINY_CONFIG)
-    run_config(read_config(path / "tiny.toml", ["n_trials=3", "baselines=['uniform']"]), path / "run")
+    run_config(
+        read_config(path / "tiny.toml", ["n_trials=3", "baselines=['uniform']"]), path / "run"
+    )
     for name, recipe in (("one", ONE), ("two", TWO)):
         shutil.copytree(path / "run", path / name)
         finetune_run(open_run(path / name), recipe, only=["bee_colony"])
@@ -50,7 +52,9 @@ def run(made, tmp_path):
 def tune(run, recipe, **options):
     """Fine-tunes the winner; returns the stages of it that were trained."""
     stages = []
-    finetune_run(run, recipe, only=["bee_colony"], progress=lambda stage, *_: stages.append(stage), **options)
+    finetune_run(
+        run, recipe, only=["bee_colony"], progress=lambda stage, *_: stages.append(stage), **options
+    )
     return stages
 
 
@@ -80,14 +84,20 @@ def test_what_is_replaced_is_kept_and_taken_from_there_again(run, made):
         f"bee_colony was fine-tuned by another recipe (epochs 1, not 2; keep last, not best): kept in finetuned/{name}"
     ]
     assert RunWatch(run.folder.path).look().kept == (name,)
-    assert f"finished; fine-tuned: bee_colony; by other recipes, in finetuned: {name}" in status(run)
+    assert f"finished; fine-tuned: bee_colony; by other recipes, in finetuned: {name}" in status(
+        run
+    )
     assert not tune(run, TWO)
     assert not tune(run, ONE, tell=lines.append)
-    assert lines[-1] == f"bee_colony has been fine-tuned by this recipe: taken from finetuned/{name}"
+    assert (
+        lines[-1] == f"bee_colony has been fine-tuned by this recipe: taken from finetuned/{name}"
+    )
     assert content(home) == one
     assert shelves(run) == [two]
     kept = RunWatch(run.folder.path).look().kept[0]
-    assert status(run).endswith(f"{kept}; next: abcsearch report {run.folder.path}")  # and nothing of an interruption
+    assert status(run).endswith(
+        f"{kept}; next: abcsearch report {run.folder.path}"
+    )  # and nothing of an interruption
     assert not tune(run, dataclasses.replace(TWO, warmup_epochs=1))  # a number is a number
     assert content(home) == two
 
@@ -102,7 +112,11 @@ def test_other_networks_lie_on_the_same_shelf(run):
     finetune_run(run, ONE, only=["full"])
     finetune_run(run, TWO)
     assert [set(names) for names in shelves(run)] == [
-        {f"{n}{end}" for n in ("bee_colony", "full") for end in (".json", ".safetensors", ".best.safetensors")}
+        {
+            f"{n}{end}"
+            for n in ("bee_colony", "full")
+            for end in (".json", ".safetensors", ".best.safetensors")
+        }
     ]
     tune(run, ONE)
     assert sorted({name.split(".")[0] for name in names} for names in shelves(run)) in (
@@ -142,7 +156,8 @@ def test_what_is_damaged_on_a_shelf_is_trained_again_with_a_warning(run, made):
     (path,) = (run.folder.path / "finetuned").glob("recipe-*/bee_colony.safetensors")
     flipped(path)
     with pytest.warns(
-        UserWarning, match=r"recipe-.*/bee_colony.safetensors is damaged: .*; bee_colony is fine-tuned again"
+        UserWarning,
+        match=r"recipe-.*/bee_colony.safetensors is damaged: .*; bee_colony is fine-tuned again",
     ):
         assert tune(run, ONE)
     assert content(run.folder.path / "finetuned") == content(made / "one" / "finetuned")
@@ -168,7 +183,14 @@ class Killed(BaseException):
 def instants(monkeypatch):
     """Ends the process's writing just before the n-th change of files; returns whether it came as far."""
     state = {"left": -1}
-    calls = [(os, "replace"), (os, "unlink"), (os, "link"), (os, "rename"), (os, "rmdir"), (os, "mkdir")]
+    calls = [
+        (os, "replace"),
+        (os, "unlink"),
+        (os, "link"),
+        (os, "rename"),
+        (os, "rmdir"),
+        (os, "mkdir"),
+    ]
     calls += [(Path, "write_bytes"), (Path, "write_text")]
     for owner, name in calls:
         real = getattr(owner, name)
@@ -200,7 +222,9 @@ def wholes(run):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("replace", [False, True])
-def test_killed_at_any_instant_the_old_or_the_new_is_whole_and_is_had_again(run, made, instants, replace):
+def test_killed_at_any_instant_the_old_or_the_new_is_whole_and_is_had_again(
+    run, made, instants, replace
+):
     one, two = (content(made / name / "finetuned") for name in ("one", "two"))
     home, before = run.folder.path / "finetuned", run.folder.path / "before"
     tune_two = {"recipe": TWO, "only": ["bee_colony"], "replace": replace}
@@ -225,9 +249,13 @@ def test_killed_at_any_instant_the_old_or_the_new_is_whole_and_is_had_again(run,
             break
         assert wholes(run), count
         now = run.tuned(run.winner)
-        assert now.scores or now.wrong, count  # it is never taken for one that has not been fine-tuned
+        assert now.scores or now.wrong, (
+            count
+        )  # it is never taken for one that has not been fine-tuned
         if now.wrong:  # the command of the new recipe goes on
-            assert "--set epochs=2 --set lr=0.05 --set keep=best" in refusal(run.folder, "bee_colony", now)
+            assert "--set epochs=2 --set lr=0.05 --set keep=best" in refusal(
+                run.folder, "bee_colony", now
+            )
         assert RunWatch(run.folder.path).look().tuned == (("bee_colony",) if now.scores else ())
         if not replace and count % 2:
             assert not tune(run, ONE), count
@@ -253,8 +281,12 @@ def lost(kind, home):
 
 
 @pytest.mark.parametrize("kind", ["renamed", "removed", "another", "run renamed"])
-@pytest.mark.parametrize("when", [1, 2])  # in the middle of a training, or just before it is put in its place
-def test_a_folder_that_is_lost_meanwhile_is_one_message_and_is_not_made_again(run, made, kind, when):
+@pytest.mark.parametrize(
+    "when", [1, 2]
+)  # in the middle of a training, or just before it is put in its place
+def test_a_folder_that_is_lost_meanwhile_is_one_message_and_is_not_made_again(
+    run, made, kind, when
+):
     home = run.folder.path / "finetuned"
 
     def progress(stage, done, total, note):
@@ -347,7 +379,9 @@ def test_shelves_are_by_recipe_workers_and_where_that_is_taken_by_candidate(run)
     changes = [{}, {"recipe": {**scores["recipe"], "lr": 1}}, {"workers": 2}]
     names = [shelf.shelf_of(folder, "bee_colony", scores | change) for change in changes]
     assert len(set(names)) == 3
-    assert names[1] == shelf.shelf_of(folder, "bee_colony", scores | {"recipe": {**scores["recipe"], "lr": 1.0}})
+    assert names[1] == shelf.shelf_of(
+        folder, "bee_colony", scores | {"recipe": {**scores["recipe"], "lr": 1.0}}
+    )
     tune(run, TWO)
     other = shelf.shelf_of(folder, "bee_colony", scores | {"candidate": [1, 1, 1, 1]})
     assert other.startswith(f"{names[0]}-")

@@ -27,7 +27,11 @@ from abcsearch.trial import Evaluation, Trial, best_trial
 
 def trial(number, seed=0):
     draws = random.Random(f"{number} {seed}")
-    found = Evaluation(None, failure="no") if draws.random() < 0.3 else Evaluation(draws.random(), seconds=2.0)
+    found = (
+        Evaluation(None, failure="no")
+        if draws.random() < 0.3
+        else Evaluation(draws.random(), seconds=2.0)
+    )
     return Trial(number, (draws.randrange(9), 3), found)
 
 
@@ -45,10 +49,15 @@ def expected(trials):
 
 
 @given(st.permutations(range(12)), st.lists(st.integers(0, 4000), max_size=8), st.integers(1, 14))
-def test_a_journal_that_grows_byte_by_byte_is_read_as_the_whole(tmp_path_factory, order, cuts, n_trials):
+def test_a_journal_that_grows_byte_by_byte_is_read_as_the_whole(
+    tmp_path_factory, order, cuts, n_trials
+):
     path = tmp_path_factory.mktemp("tail") / "journal.jsonl"
     lines = [line(number) for number in order]
-    lines[3:3] = [encode_line({"event": "session", "time": 1e9}), encode_line({"event": "asked", "number": 3})]
+    lines[3:3] = [
+        encode_line({"event": "session", "time": 1e9}),
+        encode_line({"event": "asked", "number": 3}),
+    ]
     whole = b"".join(lines)
     tail = JournalTail(path, n_trials)
     tail.look()  # there is no journal yet
@@ -60,7 +69,9 @@ def test_a_journal_that_grows_byte_by_byte_is_read_as_the_whole(tmp_path_factory
 
 
 @given(st.integers(1, 10), st.integers(0, 12), st.booleans())
-def test_a_journal_that_was_cut_and_grew_again_is_read_anew(tmp_path_factory, kept, more, look_between):
+def test_a_journal_that_was_cut_and_grew_again_is_read_anew(
+    tmp_path_factory, kept, more, look_between
+):
     path = tmp_path_factory.mktemp("tail") / "journal.jsonl"
     path.write_bytes(b"".join(line(n) for n in range(10)))
     tail = JournalTail(path, 100)
@@ -71,13 +82,17 @@ def test_a_journal_that_was_cut_and_grew_again_is_read_anew(tmp_path_factory, ke
     with path.open("ab") as file:
         file.writelines(line(n, seed=1) for n in range(kept, kept + more))
     tail.look()
-    assert numbers(tail) == expected([*map(trial, range(kept)), *(trial(n, seed=1) for n in range(kept, kept + more))])
+    assert numbers(tail) == expected(
+        [*map(trial, range(kept)), *(trial(n, seed=1) for n in range(kept, kept + more))]
+    )
 
 
 def test_a_look_decodes_only_what_was_appended(tmp_path, monkeypatch):
     path, decoded = tmp_path / "journal.jsonl", []
     original = Chain.text
-    monkeypatch.setattr(Chain, "text", lambda self, text: decoded.append(text) or original(self, text))
+    monkeypatch.setattr(
+        Chain, "text", lambda self, text: decoded.append(text) or original(self, text)
+    )
     tail = JournalTail(path, 1000)
     path.write_bytes(b"".join(map(line, range(500))))
     tail.look()
@@ -115,7 +130,9 @@ def test_time_left_of_a_steady_search(done, interval, remaining):
         pace.add(1e9 + i * interval, interval)
     now = 1e9 + (done - 1) * interval
     assert pace.left(remaining, now=now) == pytest.approx(remaining * interval, rel=1e-3)
-    assert pace.left(remaining, now=now + interval / 2) == pytest.approx((remaining - 0.5) * interval, rel=1e-3)
+    assert pace.left(remaining, now=now + interval / 2) == pytest.approx(
+        (remaining - 0.5) * interval, rel=1e-3
+    )
     assert pace.left(remaining, now=now + 1e6) == 0
 
 
@@ -147,13 +164,27 @@ def test_first_trials_of_many_workers_look_no_faster_than_they_were():
 
 
 def progress(stage="bee_colony", **other):
-    return {"stage": stage, "done": 1, "total": 5, "failed": 0, "best": None, "busy": 3, "workers": 4, **other}
+    return {
+        "stage": stage,
+        "done": 1,
+        "total": 5,
+        "failed": 0,
+        "best": None,
+        "busy": 3,
+        "workers": 4,
+        **other,
+    }
 
 
 @pytest.fixture
 def run(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    settings = {"searcher": {"name": "bee_colony"}, "n_trials": 5, "seed": 7, "baselines": ["uniform", "random"]}
+    settings = {
+        "searcher": {"name": "bee_colony"},
+        "n_trials": 5,
+        "seed": 7,
+        "baselines": ["uniform", "random"],
+    }
     environment = {"started": "2026-01-01 10:00:00"}
     header = {"format": 1, "settings": settings, "identity": {}, "environment": environment}
     with folder.locked():
@@ -200,7 +231,9 @@ def test_a_run_is_finished_when_its_baseline_is_and_nobody_writes(run):
     trials = read_journal(run.journal).trials
     assert last.searches[0].best == best_trial(list(trials.values()))
     assert watched.title == f"{run.path}: bee_colony, seed 7, started 2026-01-01 10:00:00"
-    run.write_json("run.json", {**run.header(), "settings": {**run.header()["settings"], "n_trials": 3}})
+    run.write_json(
+        "run.json", {**run.header(), "settings": {**run.header()["settings"], "n_trials": 3}}
+    )
     assert [search.done for search in watched.look().searches] == [3, 3]
 
 
@@ -214,7 +247,9 @@ def test_workers_are_those_of_a_run_that_runs(run):
         assert (found.stage, found.busy, found.workers) == ("bee_colony", 3, 4)
         baseline = RunFolder(run.path / "baselines" / "random")
         baseline.path.mkdir(parents=True)
-        baseline.write_json("progress.json", progress(stage="random baseline", time=time.time() + 1))
+        baseline.write_json(
+            "progress.json", progress(stage="random baseline", time=time.time() + 1)
+        )
         assert watched.look().pulse.stage == "random baseline"
         for text in ('{"stage": ', "[]", "{}", json.dumps({"stage": "x"})):
             for folder in (run, baseline):
@@ -227,7 +262,11 @@ def test_looking_writes_nothing(run):
     run.log("a line")
 
     def contents():
-        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.path.rglob("*") if path.is_file()}
+        return {
+            path: (path.stat().st_mtime_ns, path.read_bytes())
+            for path in run.path.rglob("*")
+            if path.is_file()
+        }
 
     lock = run.path / ".lock"
     before = contents()
@@ -318,7 +357,9 @@ def test_a_search_that_failures_have_stopped_is_to_be_tried_again(tmp_path, last
     settings = {"n_trials": 9, "searcher": {"name": "random"}, "seed": 0, "max_failures": 2}
     environment = {"started": "2026-01-01 10:00:00"}
     folder.path.mkdir()
-    folder.write_json("run.json", {"format": 2, "settings": settings, "identity": {}, "environment": environment})
+    folder.write_json(
+        "run.json", {"format": 2, "settings": settings, "identity": {}, "environment": environment}
+    )
     with Journal(folder.journal) as journal:
         journal.append(Trial(0, (1,), Evaluation(None, failure="no")))
         journal.append(Trial(1, (2,), Evaluation(0.5)))

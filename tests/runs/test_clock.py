@@ -21,7 +21,12 @@ def test_the_same_trials_and_no_nonsense(tmp_path, monkeypatch, options):
     folder.path.mkdir()
     folder.write_json(
         "run.json",
-        {"format": 2, "settings": settings, "identity": {}, "environment": {"started": "2026-01-01 10:00:00"}},
+        {
+            "format": 2,
+            "settings": settings,
+            "identity": {},
+            "environment": {"started": "2026-01-01 10:00:00"},
+        },
     )
     run = loop(folder.path, **options)
 

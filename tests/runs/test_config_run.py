@@ -36,7 +36,10 @@ def test_fewer_trials_are_fewer_for_winner_and_random_alike(tiny_config, tmp_pat
     run_config(dataclasses.replace(config, n_trials=4), tmp_path / "long")
     assert structures(tmp_path / "long") == structures(tmp_path / "short")
     for part in (".", "baselines/random"):
-        best = [RunFolder(tmp_path / run / part).read_json("best.json")["number"] for run in ("short", "long")]
+        best = [
+            RunFolder(tmp_path / run / part).read_json("best.json")["number"]
+            for run in ("short", "long")
+        ]
         assert best[0] == best[1] < 4
 
 
@@ -49,7 +52,9 @@ def test_random_search_is_its_own_baseline(tiny_config, tmp_path):
 
 def test_runs_share_data_that_are_the_same(tiny_config, tmp_path, monkeypatch):
     config, loads = read_config(tiny_config, ["n_trials=3"]), []
-    monkeypatch.setattr("abcsearch.runs.config_run.load_data", lambda *a, **o: loads.append(a) or load_data(*a, **o))
+    monkeypatch.setattr(
+        "abcsearch.runs.config_run.load_data", lambda *a, **o: loads.append(a) or load_data(*a, **o)
+    )
     load = LoadedOnce()
     for name, seed in (("run", 0), ("again", 0), ("other", 1)):
         run_config(dataclasses.replace(config, seed=seed), tmp_path / name, load=load)
@@ -83,12 +88,16 @@ def test_weights_are_not_taken_for_those_of_older_scores(tiny_config, tmp_path, 
     assert run.scores(run.winner) == kept
 
 
-def test_what_was_fine_tuned_of_another_structure_is_not_exported_as_the_winner(tiny_config, tmp_path):
+def test_what_was_fine_tuned_of_another_structure_is_not_exported_as_the_winner(
+    tiny_config, tmp_path
+):
     run_config(read_config(tiny_config, ["n_trials=4"]), tmp_path / "run")
     run = open_run(tmp_path / "run")
     finetune_run(run)
     scores = run.folder.read_json("finetuned/bee_colony.json")
-    run.folder.write_json("finetuned/bee_colony.json", {**scores, "candidate": [1, *scores["candidate"][1:]]})
+    run.folder.write_json(
+        "finetuned/bee_colony.json", {**scores, "candidate": [1, *scores["candidate"][1:]]}
+    )
     done = export_run(run)
     path, tuned = done.made, done.tuned
     assert not tuned
@@ -98,18 +107,23 @@ def test_what_was_fine_tuned_of_another_structure_is_not_exported_as_the_winner(
     uniform, tuned = done.made, done.tuned
     assert tuned
     assert uniform.path == run.folder.path / "export" / "uniform"
-    assert sum(p.numel() for p in load(uniform.path).parameters()) == make_report(run).rows[1].params
+    assert (
+        sum(p.numel() for p in load(uniform.path).parameters()) == make_report(run).rows[1].params
+    )
 
 
 def test_a_report_evaluates_a_network_once(tiny_config, tmp_path, monkeypatch):
     """It may mean to train the full network for as long as a trial."""
     run_config(
-        read_config(tiny_config, ["n_trials=3", "searcher.guide=0", 'baselines=["uniform", "random"]']),
+        read_config(
+            tiny_config, ["n_trials=3", "searcher.guide=0", 'baselines=["uniform", "random"]']
+        ),
         tmp_path / "run",
     )
     evaluated, kept = [], tmp_path / "run" / "fitness.json"
     monkeypatch.setattr(
-        "abcsearch.results.open_run.evaluate", lambda own, c, *more: evaluated.append(c) or evaluate(own, c, *more)
+        "abcsearch.results.open_run.evaluate",
+        lambda own, c, *more: evaluated.append(c) or evaluate(own, c, *more),
     )
     run = open_run(tmp_path / "run")
     rows = [row.fitness for row in make_report(run).rows]
@@ -126,7 +140,8 @@ def test_a_report_evaluates_a_network_once(tiny_config, tmp_path, monkeypatch):
     assert [row.fitness for row in make_report(open_run(tmp_path / "run")).rows] == rows
     kept.rmdir()
     random = {
-        t.candidate: t.fitness for t in read_journal(tmp_path / "run/baselines/random/journal.jsonl").trials.values()
+        t.candidate: t.fitness
+        for t in read_journal(tmp_path / "run/baselines/random/journal.jsonl").trials.values()
     }
     assert rows[2] == max(random.values())
 
@@ -135,10 +150,16 @@ def test_a_report_evaluates_a_network_once(tiny_config, tmp_path, monkeypatch):
     ("changes", "error", "words"),
     [
         (["pretrain.distillation=0.5"], ConfigError, "no teacher"),
-        (["budget.macs=0.3", "budget.params=[0.95, 1.0]", "space.alpha=1.0"], BudgetError, "no structure found"),
+        (
+            ["budget.macs=0.3", "budget.params=[0.95, 1.0]", "space.alpha=1.0"],
+            BudgetError,
+            "no structure found",
+        ),
     ],
 )
-def test_mistakes_are_found_before_training_and_leave_the_folder_free(tiny_config, tmp_path, changes, error, words):
+def test_mistakes_are_found_before_training_and_leave_the_folder_free(
+    tiny_config, tmp_path, changes, error, words
+):
     with pytest.raises(error, match=words):
         run_config(read_config(tiny_config, changes), tmp_path / "run")
     assert len(run_config(read_config(tiny_config, ["n_trials=2"]), tmp_path / "run").trials) == 2
@@ -152,7 +173,9 @@ def test_batches_fit_small_data_and_it_is_said(tiny_config, tmp_path):
         result = run_config(read_config(tiny_config, small), tmp_path / "run")
         finetune_run(open_run(tmp_path / "run"))
     said = [str(one.message) for one in caught if "one batch" in str(one.message)]
-    assert set(said) == {"batch_size = 256 is larger than the 143 training images: they are one batch"}
+    assert set(said) == {
+        "batch_size = 256 is larger than the 143 training images: they are one batch"
+    }
     assert len(result.trials) == 2
 
 
@@ -173,7 +196,9 @@ def test_a_changed_checkpoint_is_another_run_and_a_lost_one_is_not_needed(tiny_c
     run_config(read_config(tiny_config, ["n_trials=2"]), tmp_path / "first")
     checkpoint = tmp_path / "mine.safetensors"
     checkpoint.write_bytes((tmp_path / "first" / "base.safetensors").read_bytes())
-    tiny_config.write_text(tiny_config.read_text().replace("pretrain = {epochs = 1, batch_size = 256}\n", ""))
+    tiny_config.write_text(
+        tiny_config.read_text().replace("pretrain = {epochs = 1, batch_size = 256}\n", "")
+    )
     config = read_config(tiny_config, [f"model.checkpoint={checkpoint}", "n_trials=2"])
     result = run_config(config, tmp_path / "run")
     checkpoint.unlink()
@@ -214,7 +239,10 @@ def test_labels_without_an_output_are_refused_at_the_start(tiny_config, tmp_path
 
 def test_budget_of_python_is_checked(tiny_config):
     config = read_config(tiny_config)
-    for changes, words in (({"budget": 0.5}, "budget is a Budget"), ({"n_trials": 2.5}, "n_trials is a whole number")):
+    for changes, words in (
+        ({"budget": 0.5}, "budget is a Budget"),
+        ({"n_trials": 2.5}, "n_trials is a whole number"),
+    ):
         with pytest.raises(ConfigError, match=words):
             dataclasses.replace(config, **changes)
     assert json.dumps(Budget(macs=10**30).bounds)
@@ -226,13 +254,21 @@ def test_a_regression_runs_from_search_to_report(tiny_config, tmp_path, monkeypa
 
     def images():
         pixels = torch.rand(500, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-        values = torch.stack([pixels.mean(dim=(1, 2, 3)), pixels[..., :3].mean(dim=(1, 2, 3))], dim=1)
-        return Data.from_tensors((pixels[:400], values[:400]), (pixels[400:], values[400:]), objective="regression")
+        values = torch.stack(
+            [pixels.mean(dim=(1, 2, 3)), pixels[..., :3].mean(dim=(1, 2, 3))], dim=1
+        )
+        return Data.from_tensors(
+            (pixels[:400], values[:400]), (pixels[400:], values[400:]), objective="regression"
+        )
 
     module.images = images
     monkeypatch.setitem(sys.modules, "brightness", module)
     plain = tomllib.loads(tiny_config.read_text())
-    plain |= {"data": "brightness:images", "n_trials": 4, "model": {**plain["model"], "in_channels": 1, "classes": 2}}
+    plain |= {
+        "data": "brightness:images",
+        "n_trials": 4,
+        "model": {**plain["model"], "in_channels": 1, "classes": 2},
+    }
     plain["evaluator"] = {"name": "cascade", "metric": "neg_mse", "short_training": {"steps": 2}}
     run_config(parse_config(plain), tmp_path / "run")
     run = open_run(tmp_path / "run")

@@ -100,8 +100,12 @@ def test_the_snapshot_of_another_run_counts_for_nothing(runs):
 
 def test_older_runs_without_ids_and_without_chains_are_read(runs):
     folder = RunFolder(runs[0])
-    header = {key: value for key, value in header_of(runs[0]).items() if key not in ("id", "checksum")}
-    events = [decode_event(line[18:-1]) for line in folder.journal.read_bytes().splitlines(keepends=True)]
+    header = {
+        key: value for key, value in header_of(runs[0]).items() if key not in ("id", "checksum")
+    }
+    events = [
+        decode_event(line[18:-1]) for line in folder.journal.read_bytes().splitlines(keepends=True)
+    ]
     folder.write_json("run.json", signed("run", header))
     folder.journal.write_bytes(b"".join(encode_line(event) for event in events))
     assert len(read_journal(folder.journal).trials) == 6
@@ -137,8 +141,20 @@ def fifo(path):
     os.mkfifo(path)
 
 
-KINDS = {"pipe": fifo, "folder": lambda path: path.mkdir(), "zeros": lambda path: path.symlink_to("/dev/zero")}
-FILES = ("run.json", "journal.jsonl", "searcher.json", "log.txt", "progress.json", "base.safetensors", "fitness.json")
+KINDS = {
+    "pipe": fifo,
+    "folder": lambda path: path.mkdir(),
+    "zeros": lambda path: path.symlink_to("/dev/zero"),
+}
+FILES = (
+    "run.json",
+    "journal.jsonl",
+    "searcher.json",
+    "log.txt",
+    "progress.json",
+    "base.safetensors",
+    "fitness.json",
+)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
@@ -269,7 +285,9 @@ def test_a_line_of_sense_is_read_by_both():
     assert Success.of(TRIAL.encode()).trial() == trial_of(json.loads(TRIAL))
 
 
-@pytest.mark.parametrize("kind", ["seconds too large", "very many digits", "metrics a list", "brackets"])
+@pytest.mark.parametrize(
+    "kind", ["seconds too large", "very many digits", "metrics a list", "brackets"]
+)
 def test_every_command_says_that_a_line_is_damaged(runs, kind):
     put(runs[0] / "journal.jsonl", TRIAL.replace(*NONSENSE[kind]))
     for command in COMMANDS:

@@ -55,7 +55,9 @@ def run(tmp_path_factory):
 def decided(journal):
     lines = [json.loads(line.partition(" ")[2]) for line in journal.read_text().splitlines()]
     trials = [line for line in lines if "event" not in line]
-    return [(line["number"], line["candidate"], {**line["evaluation"], "seconds": 0}) for line in trials]
+    return [
+        (line["number"], line["candidate"], {**line["evaluation"], "seconds": 0}) for line in trials
+    ]
 
 
 def test_what_a_run_records_of_criteria(run):
@@ -69,7 +71,9 @@ def test_what_a_run_records_of_criteria(run):
     assert all(len(np.unique(column)) > 1 for column in tried.T)
     for member in json.loads((run / "population.json").read_text())["members"]:
         assert list(member["criteria"]) == widths
-        assert not set(member["widths"]) & {d.name for d in space.dimensions if d.kind == "criterion"}
+        assert not set(member["widths"]) & {
+            d.name for d in space.dimensions if d.kind == "criterion"
+        }
 
 
 def test_the_winners_network_is_sliced_by_its_own_criteria(run):
@@ -97,7 +101,10 @@ def test_baselines_have_the_first_criterion_but_for_the_search(run):
         task.source.network(structure)
     assert structures[-1][: len(short)] == short
     count = len(task.graph.prunable)
-    drawn = {tuple(candidate[-count:]) for _, candidate, _ in decided(run / "baselines/random/journal.jsonl")}
+    drawn = {
+        tuple(candidate[-count:])
+        for _, candidate, _ in decided(run / "baselines/random/journal.jsonl")
+    }
     assert len(drawn) > 3
 
 
@@ -116,7 +123,10 @@ def test_stopped_and_continued_it_is_the_same_run(run, tmp_path):
     assert decided(tmp_path / "run/journal.jsonl") == decided(run / "journal.jsonl")
     for other in ('["l1", "taylor"]', '["taylor", "l1", "reader_l2"]', "l1"):
         with pytest.raises(RunError, match="criterion: "):
-            run_config(read_config(tmp_path / "tiny.toml", [*CHANGES, f"criterion={other}"]), tmp_path / "run")
+            run_config(
+                read_config(tmp_path / "tiny.toml", [*CHANGES, f"criterion={other}"]),
+                tmp_path / "run",
+            )
 
 
 def test_an_export_says_which_and_computes_what_the_run_does(run):
@@ -148,7 +158,10 @@ def test_reports_show_which_was_chosen_with_and_without_the_network(run, tmp_pat
     plain = json.loads((run / "report.json").read_text())
     assert plain["criteria"] == chosen
     for name, label in chosen.items():
-        assert any(line.startswith(f"| {name} |") and line.endswith(f"| {label} |") for line in text.splitlines())
+        assert any(
+            line.startswith(f"| {name} |") and line.endswith(f"| {label} |")
+            for line in text.splitlines()
+        )
     found = gather(run, measure=False)
     names = [layer.name for layer in found.widths.layers]
     shown = dict(zip(names, found.widths.criteria["response_surface"], strict=True))
@@ -178,7 +191,9 @@ def test_reports_show_which_was_chosen_with_and_without_the_network(run, tmp_pat
 def test_a_damaged_number_of_a_criterion_is_shown_as_none(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    rewrite(folder / "run.json", lambda record: record["settings"].update(criterion=NAMES[:2]))  # of three
+    rewrite(
+        folder / "run.json", lambda record: record["settings"].update(criterion=NAMES[:2])
+    )  # of three
 
     def nowhere(config):
         raise DataError("not at hand")
@@ -201,7 +216,10 @@ def test_a_study_of_optuna_calls_criteria_by_their_names(run):
     study = optuna.load_study(study_name="name", storage=storage)
     assert len(study.trials) == len(result.trials)
     for frozen, trial in zip(study.trials, result.trials, strict=True):
-        chosen = {f"criterion of {name}": label for name, label in result.task.space.criteria(trial.candidate).items()}
+        chosen = {
+            f"criterion of {name}": label
+            for name, label in result.task.space.criteria(trial.candidate).items()
+        }
         assert chosen.items() <= frozen.params.items()
 
 
@@ -209,7 +227,9 @@ def test_a_study_of_optuna_calls_criteria_by_their_names(run):
 # count for nothing.
 def halves():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 2)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 2)
+    ).eval()
     with torch.no_grad():
         model[2].weight[:, :2] = 0
         model[4].weight[:, 2:] = 0
@@ -238,10 +258,17 @@ def second(tensors, group):
 
 @pytest.mark.parametrize(
     ("criteria", "expected"),
-    [([wrong, right], {"0": "right", "2": "right"}), ([second, first], {"0": "first", "2": "second"})],
+    [
+        ([wrong, right], {"0": "right", "2": "right"}),
+        ([second, first], {"0": "first", "2": "second"}),
+    ],
 )
-@pytest.mark.parametrize("searcher", ["response_surface", {"name": "bee_colony", "n_sources": 4}, "random"])
-def test_a_search_finds_the_criterion_that_is_right_by_construction(criteria, expected, searcher, tmp_path):
+@pytest.mark.parametrize(
+    "searcher", ["response_surface", {"name": "bee_colony", "n_sources": 4}, "random"]
+)
+def test_a_search_finds_the_criterion_that_is_right_by_construction(
+    criteria, expected, searcher, tmp_path
+):
     """LFPC's toy: one criterion is an oracle, the other its complement; here of real slices of a network."""
     model = halves()
     draws = torch.Generator().manual_seed(0)
@@ -257,7 +284,12 @@ def test_a_search_finds_the_criterion_that_is_right_by_construction(criteria, ex
             found = slice_model(model, graph, candidate, ranking)(images)
         return Evaluation(fitness=-float((found - wanted).abs().max()))
 
-    options = {"budget": Budget(macs=0.5), "n_trials": 24, "run_dir": tmp_path / "run", "searcher": searcher}
+    options = {
+        "budget": Budget(macs=0.5),
+        "n_trials": 24,
+        "run_dir": tmp_path / "run",
+        "searcher": searcher,
+    }
     space = SpaceOptions(alpha=0.75, step=0.25)
     result = search(model, data, evaluator=error, criterion=criteria, space=space, **options)
     assert result.best.fitness == pytest.approx(0, abs=1e-5)
@@ -265,18 +297,27 @@ def test_a_search_finds_the_criterion_that_is_right_by_construction(criteria, ex
     assert found == expected
     assert set(result.settings.criterion) == set(ranking.criteria)
     again = resume(tmp_path / "run", model=model, data=data, evaluator=error, n_trials=26)
-    assert [trial.candidate for trial in again.trials[:24]] == [trial.candidate for trial in result.trials]
+    assert [trial.candidate for trial in again.trials[:24]] == [
+        trial.candidate for trial in result.trials
+    ]
 
 
 def test_criteria_without_a_name_are_asked_for_again(tiny_model, tiny_data, tmp_path):
     def inner(tensors, group):
         return right(tensors, group) if group.channels == 4 else np.arange(group.channels)
 
-    options = {"budget": Budget(macs=0.6), "n_trials": 3, "searcher": "random", "run_dir": tmp_path / "run"}
+    options = {
+        "budget": Budget(macs=0.6),
+        "n_trials": 3,
+        "searcher": "random",
+        "run_dir": tmp_path / "run",
+    }
     search(tiny_model, tiny_data, **options, criterion=["l1", inner])
     with pytest.raises(RunError, match=r"pass the same ones: resume\(.*, criterion=...\)"):
         resume(tmp_path / "run", model=tiny_model, data=tiny_data)
-    found = resume(tmp_path / "run", model=tiny_model, data=tiny_data, criterion=["l1", inner], n_trials=4)
+    found = resume(
+        tmp_path / "run", model=tiny_model, data=tiny_data, criterion=["l1", inner], n_trials=4
+    )
     assert len(found.trials) == 4
 
 
@@ -289,10 +330,19 @@ class Alone(Preparation):
 
 
 def test_preparations_that_rank_by_one_criterion_are_refused(tiny_model, tiny_data, tmp_path):
-    options = {"budget": Budget(macs=0.6), "n_trials": 3, "criterion": ["l1", "l2"], "searcher": "random"}
-    with pytest.raises(PreparationError, match="ranks channels by the scales that it trains, so criteria cannot"):
+    options = {
+        "budget": Budget(macs=0.6),
+        "n_trials": 3,
+        "criterion": ["l1", "l2"],
+        "searcher": "random",
+    }
+    with pytest.raises(
+        PreparationError, match="ranks channels by the scales that it trains, so criteria cannot"
+    ):
         search(tiny_model, tiny_data, **options, prepare="slimming", run_dir=tmp_path / "a")
-    with pytest.raises(PreparationError, match="preparation Alone ranks channels by l2 alone, and the space has 2"):
+    with pytest.raises(
+        PreparationError, match="preparation Alone ranks channels by l2 alone, and the space has 2"
+    ):
         search(tiny_model, tiny_data, **options, prepare=Alone(), run_dir=tmp_path / "b")
 
 
@@ -307,8 +357,15 @@ def test_preparations_that_rank_by_one_criterion_are_refused(tiny_model, tiny_da
         (["l1", 5], "criterion"),
     ],
 )
-def test_lists_with_a_mistake_are_refused_before_anything_is_written(criterion, words, tiny_model, tiny_data, tmp_path):
-    options = {"budget": Budget(macs=0.6), "n_trials": 3, "run_dir": tmp_path / "run", "searcher": "random"}
+def test_lists_with_a_mistake_are_refused_before_anything_is_written(
+    criterion, words, tiny_model, tiny_data, tmp_path
+):
+    options = {
+        "budget": Budget(macs=0.6),
+        "n_trials": 3,
+        "run_dir": tmp_path / "run",
+        "searcher": "random",
+    }
     with pytest.raises(AbcSearchError, match=words):
         search(tiny_model, tiny_data, **options, criterion=criterion)
     assert not (tmp_path / "run").exists()

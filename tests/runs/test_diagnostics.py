@@ -8,7 +8,10 @@ from abcsearch.runs.disk.lines import decode_line
 from tests.conftest import TINY_CONFIG
 
 CONFIG = (
-    TINY_CONFIG.replace('{name = "bee_colony", n_sources = 4}', '{name = "network_adjustment", batch = 2, moved = 2}')
+    TINY_CONFIG.replace(
+        '{name = "bee_colony", n_sources = 4}',
+        '{name = "network_adjustment", batch = 2, moved = 2}',
+    )
     .replace('name = "adaptive_bn",', 'name = "adaptive_bn", utilisation = 1, finalists = 1,')
     .replace('baselines = ["uniform", "random"]', "baselines = []")
     .replace("n_trials = 24", "n_trials = 6")
@@ -17,7 +20,10 @@ CONFIG = (
 
 def trials(path):
     """What the journal says of each trial, but for times."""
-    found = [decode_line(line) for line in (path / "journal.jsonl").read_bytes().splitlines(keepends=True)]
+    found = [
+        decode_line(line)
+        for line in (path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    ]
     found = [event for event in found if "evaluation" in event and "event" not in event]
     for event in found:
         event.pop("time", None)

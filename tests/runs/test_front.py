@@ -36,7 +36,13 @@ def run(model, data, folder, stop=10**9, **changes):
             raise Stopped
         return by_width(candidate, seed)
 
-    settings = {"budgets": BUDGETS, "n_trials": 30, "searcher": Mapped, "evaluator": stops, **changes}
+    settings = {
+        "budgets": BUDGETS,
+        "n_trials": 30,
+        "searcher": Mapped,
+        "evaluator": stops,
+        **changes,
+    }
     return search(model, data, run_dir=folder, **settings)
 
 
@@ -58,7 +64,10 @@ def test_each_budget_is_searched_and_knows_those_before_it(whole, tmp_path):
         assert all(result.task.constraint.allows(trial.candidate) for trial in result.trials)
     known = [read_known(RunFolder(result.run_dir)) for result in whole.results]
     assert known[0] is None
-    first = {*mapped(whole.results[0].run_dir), *(trial.candidate for trial in whole.results[0].trials)}
+    first = {
+        *mapped(whole.results[0].run_dir),
+        *(trial.candidate for trial in whole.results[0].trials),
+    }
     second = {trial.candidate for trial in whole.results[1].trials}
     assert known[1].structures == first
     assert known[2].structures == first | second
@@ -66,7 +75,9 @@ def test_each_budget_is_searched_and_knows_those_before_it(whole, tmp_path):
     assert [(r.run_dir / "map").exists() for r in whole.results] == [True, False, False]
 
 
-def test_all_budgets_together_take_at_most_twice_the_evaluations_of_one(tiny_model, tiny_data, tmp_path):
+def test_all_budgets_together_take_at_most_twice_the_evaluations_of_one(
+    tiny_model, tiny_data, tmp_path
+):
     alone = run(tiny_model, tiny_data, tmp_path / "alone", budgets=None, budget=BUDGETS[0])
     evaluated = len(LOG)
     assert len(alone.trials) == 30
@@ -76,18 +87,24 @@ def test_all_budgets_together_take_at_most_twice_the_evaluations_of_one(tiny_mod
         assert len(LOG) <= 2 * evaluated
 
 
-def test_network_ranking_and_evaluator_are_made_once(whole, tiny_model, tiny_data, tmp_path, monkeypatch):
+def test_network_ranking_and_evaluator_are_made_once(
+    whole, tiny_model, tiny_data, tmp_path, monkeypatch
+):
     assert len({id(result.task.source) for result in whole.results}) == 1
     made = []
     init = Sliced.__init__
-    monkeypatch.setattr(Sliced, "__init__", lambda self, *args: (made.append(1), init(self, *args))[1])
+    monkeypatch.setattr(
+        Sliced, "__init__", lambda self, *args: (made.append(1), init(self, *args))[1]
+    )
     run(tiny_model, tiny_data, tmp_path / "run")
     assert len(made) == 1
 
 
 def test_the_front_is_the_winners_by_size(whole):
     points = whole.front()
-    assert [point.macs for point in points] == sorted((point.macs for point in points), reverse=True)
+    assert [point.macs for point in points] == sorted(
+        (point.macs for point in points), reverse=True
+    )
     assert {point.name: point.candidate for point in points} == {
         name: result.best.candidate for name, result in zip(NAMES, whole.results, strict=True)
     }
@@ -102,7 +119,9 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end(whole, tiny_model, tiny_dat
     again = resume(tmp_path / "run", evaluator=by_width, **objects)
     assert outcomes(again) == outcomes(whole)
     assert len(LOG) <= sum(len(result.trials) for result in whole.results) + 5 - stop
-    assert outcomes(run(tiny_model, tiny_data, tmp_path / "run")) == outcomes(whole)  # so does the same call
+    assert outcomes(run(tiny_model, tiny_data, tmp_path / "run")) == outcomes(
+        whole
+    )  # so does the same call
     assert not LOG
 
 
@@ -123,7 +142,9 @@ def test_more_trials_for_all(whole, tiny_model, tiny_data, tmp_path):
     more = resume(tmp_path / "whole", n_trials=36, **objects)
     assert [len(result.trials) for result in more.results] == [24, 24, 24]
     assert [outcome(r)[0][:20] for r in more.results] == [own for own, _ in outcomes(whole)]
-    with pytest.raises(RunError, match=r"budgets/1-macs-0.8: 24 trials done, and n_trials = 20 would leave out 4"):
+    with pytest.raises(
+        RunError, match=r"budgets/1-macs-0.8: 24 trials done, and n_trials = 20 would leave out 4"
+    ):
         resume(tmp_path / "whole", n_trials=30, **objects)
     with pytest.raises(RunError, match="--until cuts one journal: name the run folder of a budget"):
         resume(tmp_path / "whole", until=3, **objects)
@@ -135,10 +156,14 @@ def test_another_list_is_another_front(whole, tiny_model, tiny_data, tmp_path):
         run(tiny_model, tiny_data, tmp_path / "whole", budgets=[Budget(macs=0.5)])
     with pytest.raises(RunError, match="already holds another front: seed: 0 in the folder, 1 now"):
         run(tiny_model, tiny_data, tmp_path / "whole", seed=1)
-    with pytest.raises(RunError, match=r"whole holds several budgets; choose another folder for one"):
+    with pytest.raises(
+        RunError, match=r"whole holds several budgets; choose another folder for one"
+    ):
         run(tiny_model, tiny_data, tmp_path / "whole", budgets=None, budget=Budget(macs=0.5))
     run(tiny_model, tiny_data, tmp_path / "one", budgets=None, budget=Budget(macs=0.5), n_trials=2)
-    with pytest.raises(RunError, match="one holds a run of one budget; choose another folder for 3 budgets"):
+    with pytest.raises(
+        RunError, match="one holds a run of one budget; choose another folder for 3 budgets"
+    ):
         run(tiny_model, tiny_data, tmp_path / "one")
 
 
@@ -169,7 +194,13 @@ BAD = {
 def test_bad_lists_are_named_before_anything_is_evaluated(tiny_model, tiny_data, tmp_path, text):
     budgets, error = BAD[text]
     with pytest.raises(error, match=text):
-        run(tiny_model, tiny_data, tmp_path / "run", budgets=budgets, n_trials=1 if "n_trials" in text else 30)
+        run(
+            tiny_model,
+            tiny_data,
+            tmp_path / "run",
+            budgets=budgets,
+            n_trials=1 if "n_trials" in text else 30,
+        )
     assert not LOG
     if error is BudgetError:  # nothing is lost: a better list is taken
         run(tiny_model, tiny_data, tmp_path / "run", budgets=BUDGETS[:1], n_trials=2)
@@ -178,9 +209,15 @@ def test_bad_lists_are_named_before_anything_is_evaluated(tiny_model, tiny_data,
 def test_the_same_bounds_in_other_words_are_one_too_many(whole, tiny_model, tiny_data, tmp_path):
     full = int(whole.results[0].task.graph.costs.macs([whole.results[0].task.space.full])[0])
     with pytest.raises(
-        BudgetError, match=r"budgets\[0\] \(macs 0.5\) and budgets\[1\] \(macs \d+\) are the same on this"
+        BudgetError,
+        match=r"budgets\[0\] \(macs 0.5\) and budgets\[1\] \(macs \d+\) are the same on this",
     ):
-        run(tiny_model, tiny_data, tmp_path / "run", budgets=[Budget(macs=0.5), Budget(macs=full // 2)])
+        run(
+            tiny_model,
+            tiny_data,
+            tmp_path / "run",
+            budgets=[Budget(macs=0.5), Budget(macs=full // 2)],
+        )
 
 
 def test_one_budget_or_several(whole, tiny_model, tiny_data, tmp_path):
@@ -195,7 +232,14 @@ def test_one_budget_or_several(whole, tiny_model, tiny_data, tmp_path):
 
 def test_of_a_searcher_that_looks_for_a_front_it_says_what_happens(tiny_model, tiny_data, tmp_path):
     with pytest.warns(UserWarning, match="'nsga2' looks for a front inside of each budget"):
-        front = run(tiny_model, tiny_data, tmp_path / "run", searcher="nsga2", n_trials=6, budgets=BUDGETS[:2])
+        front = run(
+            tiny_model,
+            tiny_data,
+            tmp_path / "run",
+            searcher="nsga2",
+            n_trials=6,
+            budgets=BUDGETS[:2],
+        )
     for result in front.results:
         assert result.best.fitness == max(trial.fitness for trial in result.trials)
 
@@ -203,7 +247,9 @@ def test_of_a_searcher_that_looks_for_a_front_it_says_what_happens(tiny_model, t
 def test_forward_time_is_measured_once_for_all(tiny_model, tiny_data, tmp_path):
     budgets = [Budget(macs=0.8), Budget(latency_ms=1.0), Budget(latency_ms=0.99)]
     run(tiny_model, tiny_data, tmp_path / "run", budgets=budgets, n_trials=6)
-    kept = [path.read_bytes() for path in sorted((tmp_path / "run" / "budgets").glob("*/latency.json"))]
+    kept = [
+        path.read_bytes() for path in sorted((tmp_path / "run" / "budgets").glob("*/latency.json"))
+    ]
     assert len(kept) == 2
     assert len(set(kept)) == 1
 
@@ -253,9 +299,15 @@ def test_configs_say_budget_or_budgets(tmp_path, config_text):
         r"budgets\[0\].*'mac'.*macs": {"budgets": [{"mac": 0.7}]},
         r"peers\[1\].*accuracy from 0 to 1": {
             "budgets": [{"macs": 0.7}],
-            "peers": [{"name": "a", "macs": 1000, "accuracy": 0.5}, {"name": "b", "macs": 0.3, "accuracy": 91.0}],
+            "peers": [
+                {"name": "a", "macs": 1000, "accuracy": 0.5},
+                {"name": "b", "macs": 0.3, "accuracy": 91.0},
+            ],
         },
-        r"'accuracy' in \[peers\[0\]\] is missing": {"budgets": [{"macs": 0.7}], "peers": [{"name": "a", "macs": 0.5}]},
+        r"'accuracy' in \[peers\[0\]\] is missing": {
+            "budgets": [{"macs": 0.7}],
+            "peers": [{"name": "a", "macs": 0.5}],
+        },
         "are equal": {"budgets": [{"macs": 0.7}, {"macs": 0.7}]},
     }
     for text, tables in bad.items():
@@ -290,12 +342,16 @@ def test_a_front_from_elsewhere_is_not_taken_at_its_word(tiny_model, tiny_data, 
     folder, plain = RunFolder(tmp_path / "run"), json.loads(path.read_text())
     plain.pop("checksum")
     folder.write_json("front.json", {**plain, "names": ["1-macs-0.8"], "id": "other"})
-    with pytest.raises(TrustError, match=r"comes from elsewhere: it would have .*Mapped.* imported"):
+    with pytest.raises(
+        TrustError, match=r"comes from elsewhere: it would have .*Mapped.* imported"
+    ):
         resume(tmp_path / "run")
     for names in (["../../other"], ["1"], [], ["1-a", "1-a"]):
         folder.write_json("front.json", {**plain, "names": names})
         if names != ["1"]:
-            with pytest.raises(RunError, match=r"front.json is damaged: names are one for each budget"):
+            with pytest.raises(
+                RunError, match=r"front.json is damaged: names are one for each budget"
+            ):
                 resume(tmp_path / "run")
     path.write_text(path.read_text()[:50])
     with pytest.raises(RunError, match=r"front.json is damaged"):
@@ -308,7 +364,9 @@ def test_journals_are_whole(whole):
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_front_that_is_refused_before_it_begins_leaves_nothing(tiny_model, tiny_data, tmp_path, there):
+def test_a_front_that_is_refused_before_it_begins_leaves_nothing(
+    tiny_model, tiny_data, tmp_path, there
+):
     folder = tmp_path / "refused"
     if there:
         folder.mkdir()
@@ -319,7 +377,9 @@ def test_a_front_that_is_refused_before_it_begins_leaves_nothing(tiny_model, tin
     assert run(tiny_model, tiny_data, folder).names == NAMES  # and the folder is free
 
 
-def test_a_front_that_has_begun_stays_where_it_is_refused_later(whole, tiny_model, tiny_data, tmp_path):
+def test_a_front_that_has_begun_stays_where_it_is_refused_later(
+    whole, tiny_model, tiny_data, tmp_path
+):
     folder = tmp_path / "whole"
     before = sorted(path for path in folder.rglob("*") if path.is_file())
     with pytest.raises(RunError, match=r"nowhere|another front"):

@@ -23,7 +23,8 @@ def _run(path, folder):
 def _trials(folder):
     trials = read_journal(folder / "journal.jsonl").trials
     return {
-        n: dataclasses.replace(t, evaluation=dataclasses.replace(t.evaluation, seconds=0.0)) for n, t in trials.items()
+        n: dataclasses.replace(t, evaluation=dataclasses.replace(t.evaluation, seconds=0.0))
+        for n, t in trials.items()
     }
 
 
@@ -31,7 +32,11 @@ def _left_behind(folder):
     """All that a finished run leaves, apart from times."""
     parts = [folder, folder / "baselines" / "random"]
     return [
-        (_trials(part), run.read_json("searcher.json")["state"]["rng"], run.read_json("best.json")["number"])
+        (
+            _trials(part),
+            run.read_json("searcher.json")["state"]["rng"],
+            run.read_json("best.json")["number"],
+        )
         for part in parts
         for run in [RunFolder(part)]
     ]
@@ -41,12 +46,16 @@ def _left_behind(folder):
 def forks():
     """Processes that start with everything imported: a kill then hits the run, not the import of torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["abcsearch.config", "abcsearch.runs.config_run", "torch", "sklearn.datasets"])
+    context.set_forkserver_preload(
+        ["abcsearch.config", "abcsearch.runs.config_run", "torch", "sklearn.datasets"]
+    )
     return context
 
 
 def test_killed_at_random_instants_it_is_as_uninterrupted(tiny_config, tmp_path, forks):
-    first = forks.Process(target=int)  # the server starts, and imports torch, with its first process
+    first = forks.Process(
+        target=int
+    )  # the server starts, and imports torch, with its first process
     first.start()
     first.join()
     start = time.monotonic()

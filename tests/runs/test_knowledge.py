@@ -19,17 +19,28 @@ LOG = []
 def by_width(candidate, seed):
     """Fitness that tells which dimension matters; says what it was asked."""
     LOG.append(candidate)
-    return Evaluation(fitness=float(sum(value * (i + 1) for i, value in enumerate(candidate))), metrics={"m": 1.0})
+    return Evaluation(
+        fitness=float(sum(value * (i + 1) for i, value in enumerate(candidate))), metrics={"m": 1.0}
+    )
 
 
 def run(model, data, folder, **changes):
     LOG.clear()
-    settings = {"budget": Budget(macs=0.6), "n_trials": 12, "searcher": Mapped, "evaluator": by_width, **changes}
+    settings = {
+        "budget": Budget(macs=0.6),
+        "n_trials": 12,
+        "searcher": Mapped,
+        "evaluator": by_width,
+        **changes,
+    }
     return search(model, data, run_dir=folder, **settings)
 
 
 def mapped(folder):
-    return [trial.candidate for _, trial in sorted(read_journal(folder / "map" / "journal.jsonl").trials.items())]
+    return [
+        trial.candidate
+        for _, trial in sorted(read_journal(folder / "map" / "journal.jsonl").trials.items())
+    ]
 
 
 @pytest.fixture
@@ -38,7 +49,9 @@ def whole(tiny_model, tiny_data, tmp_path):
     return run(tiny_model, tiny_data, tmp_path / "whole")
 
 
-def test_probes_are_evaluated_once_and_told_before_the_first_proposal(whole, tiny_model, tiny_data, tmp_path):
+def test_probes_are_evaluated_once_and_told_before_the_first_proposal(
+    whole, tiny_model, tiny_data, tmp_path
+):
     space = whole.task.space
     probes = list(dict.fromkeys(Mapped(space).probes()))
     assert mapped(tmp_path / "whole") == probes == LOG[: len(probes)]
@@ -57,19 +70,29 @@ def test_a_trial_that_the_map_has_is_not_evaluated_again(tiny_model, tiny_data, 
     probes = set(mapped(tmp_path / "run"))
     both = [trial for trial in found.trials if trial.candidate in probes]
     assert both
-    assert all(trial.evaluation.seconds == 0 and trial.evaluation.metrics == {"m": 1.0} for trial in both)
+    assert all(
+        trial.evaluation.seconds == 0 and trial.evaluation.metrics == {"m": 1.0} for trial in both
+    )
     assert len(LOG) == len(set(LOG)) == len(probes) + len(found.trials) - len(both)
 
 
 @pytest.mark.parametrize("lines", [0, 1, 3])
 @pytest.mark.parametrize("torn", [True, False])
-def test_stopped_within_the_map_it_goes_on_to_the_same_end(whole, tiny_model, tiny_data, tmp_path, lines, torn):
+def test_stopped_within_the_map_it_goes_on_to_the_same_end(
+    whole, tiny_model, tiny_data, tmp_path, lines, torn
+):
     folder = tmp_path / "cut"
     shutil.copytree(tmp_path / "whole", folder)
     journal = folder / "map" / "journal.jsonl"
     every = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(every[:lines]) + (every[lines][:20] if torn else b""))
-    for name in ("journal.jsonl", "searcher.json", "best.json", "map/searcher.json", "map/best.json"):
+    for name in (
+        "journal.jsonl",
+        "searcher.json",
+        "best.json",
+        "map/searcher.json",
+        "map/best.json",
+    ):
         (folder / name).unlink()
     LOG.clear()
     again = resume(folder, model=tiny_model, data=tiny_data, searcher=Mapped, evaluator=by_width)
@@ -82,15 +105,21 @@ def test_a_search_told_again_from_its_journal_knows_the_map(whole, tiny_model, t
     journal = tmp_path / "whole" / "journal.jsonl"
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:5]))
     (tmp_path / "whole" / "searcher.json").unlink()
-    again = resume(tmp_path / "whole", model=tiny_model, data=tiny_data, searcher=Mapped, evaluator=by_width)
+    again = resume(
+        tmp_path / "whole", model=tiny_model, data=tiny_data, searcher=Mapped, evaluator=by_width
+    )
     assert outcome(again) == outcome(whole)
 
 
-def test_a_map_that_is_deleted_is_evaluated_again_to_the_same_end(whole, tiny_model, tiny_data, tmp_path):
+def test_a_map_that_is_deleted_is_evaluated_again_to_the_same_end(
+    whole, tiny_model, tiny_data, tmp_path
+):
     shutil.rmtree(tmp_path / "whole" / "map")
     (tmp_path / "whole" / "journal.jsonl").write_bytes(b"")
     (tmp_path / "whole" / "searcher.json").unlink()
-    again = resume(tmp_path / "whole", model=tiny_model, data=tiny_data, searcher=Mapped, evaluator=by_width)
+    again = resume(
+        tmp_path / "whole", model=tiny_model, data=tiny_data, searcher=Mapped, evaluator=by_width
+    )
     assert outcome(again) == outcome(whole)
 
 
@@ -99,30 +128,63 @@ def test_a_damaged_map_is_named_with_what_to_do(whole, tiny_model, tiny_data, tm
     path = tmp_path / "whole" / "map" / file
     path.write_bytes(path.read_bytes().replace(b"1", b"2", 3))
     (tmp_path / "whole" / "searcher.json").unlink()
-    with pytest.raises(RunError, match=r"map/.*delete .*/whole/map: the map is then evaluated again"):
-        resume(tmp_path / "whole", model=tiny_model, data=tiny_data, searcher=Mapped, evaluator=by_width)
+    with pytest.raises(
+        RunError, match=r"map/.*delete .*/whole/map: the map is then evaluated again"
+    ):
+        resume(
+            tmp_path / "whole",
+            model=tiny_model,
+            data=tiny_data,
+            searcher=Mapped,
+            evaluator=by_width,
+        )
     path.unlink()
     if file == "run.json":
         with pytest.raises(RunError, match=r"is the map of a run whose run.json is missing"):
-            resume(tmp_path / "whole", model=tiny_model, data=tiny_data, searcher=Mapped, evaluator=by_width)
+            resume(
+                tmp_path / "whole",
+                model=tiny_model,
+                data=tiny_data,
+                searcher=Mapped,
+                evaluator=by_width,
+            )
 
 
-def test_a_run_that_was_begun_without_a_map_goes_on_without(whole, tiny_model, tiny_data, tmp_path, monkeypatch):
+def test_a_run_that_was_begun_without_a_map_goes_on_without(
+    whole, tiny_model, tiny_data, tmp_path, monkeypatch
+):
     monkeypatch.setattr(Mapped, "probes", lambda self: [])
     old = run(tiny_model, tiny_data, tmp_path / "old", n_trials=8)
     longer = run(tiny_model, tiny_data, tmp_path / "longer", n_trials=16)
     monkeypatch.undo()
-    again = resume(tmp_path / "old", model=tiny_model, data=tiny_data, searcher=Mapped, evaluator=by_width, n_trials=16)
+    again = resume(
+        tmp_path / "old",
+        model=tiny_model,
+        data=tiny_data,
+        searcher=Mapped,
+        evaluator=by_width,
+        n_trials=16,
+    )
     assert again.trials[:8] == old.trials
     assert outcome(again) == outcome(longer)
     assert not (tmp_path / "old" / "map").exists()
 
 
-def test_other_probes_than_those_of_the_map_are_refused(whole, tiny_model, tiny_data, tmp_path, monkeypatch):
+def test_other_probes_than_those_of_the_map_are_refused(
+    whole, tiny_model, tiny_data, tmp_path, monkeypatch
+):
     probes = Mapped.probes
     monkeypatch.setattr(Mapped, "probes", lambda self: probes(self)[1:2])
-    with pytest.raises(RunError, match=r"wants to know the fitness of other structures.*hash 5 .*in the folder, 1 "):
-        resume(tmp_path / "whole", model=tiny_model, data=tiny_data, searcher=Mapped, evaluator=by_width)
+    with pytest.raises(
+        RunError, match=r"wants to know the fitness of other structures.*hash 5 .*in the folder, 1 "
+    ):
+        resume(
+            tmp_path / "whole",
+            model=tiny_model,
+            data=tiny_data,
+            searcher=Mapped,
+            evaluator=by_width,
+        )
 
 
 def test_probes_outside_of_the_space_are_named(tiny_model, tiny_data, tmp_path):
@@ -159,8 +221,14 @@ def test_status_counts_the_map_apart(whole, tmp_path):
 
 
 def test_what_the_map_belongs_to_is_in_it(whole, tmp_path):
-    header, own = RunFolder(tmp_path / "whole" / "map").header(), RunFolder(tmp_path / "whole").header()
-    assert [header["identity"][key] == own["identity"][key] for key in ("model", "data")] == [True, True]
+    header, own = (
+        RunFolder(tmp_path / "whole" / "map").header(),
+        RunFolder(tmp_path / "whole").header(),
+    )
+    assert [header["identity"][key] == own["identity"][key] for key in ("model", "data")] == [
+        True,
+        True,
+    ]
     for key in ("criterion", "evaluator", "space", "seed"):
         assert header["settings"][key] == own["settings"][key]
     assert unsealed((tmp_path / "whole" / "map" / "run.json").read_text())[1]  # it has a checksum

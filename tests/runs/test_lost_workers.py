@@ -38,16 +38,26 @@ def calls_of(executor, number):
 @pytest.mark.parametrize("options", [{}, {"window": 4}, {"schedule": "asynchronous"}])
 def test_one_lost_worker_or_many_lost_machines_change_nothing(tmp_path, options):
     expected = undisturbed(tmp_path, **options)
-    executor = Losing({3: [WorkerLostError("died")], 5: [NodeLostError("gone")] * 9, 39: [WorkerLostError("died")]})
+    executor = Losing(
+        {
+            3: [WorkerLostError("died")],
+            5: [NodeLostError("gone")] * 9,
+            39: [WorkerLostError("died")],
+        }
+    )
     loop(tmp_path / "run", executor=executor, **options).run()
     assert_same_as(tmp_path / "run", expected)
     assert [len(calls_of(executor, number)) for number in (2, 3, 5, 39)] == [1, 2, 10, 2]
-    assert all(len({repr(args) for args in calls_of(executor, number)}) == 1 for number in (3, 5, 39))
+    assert all(
+        len({repr(args) for args in calls_of(executor, number)}) == 1 for number in (3, 5, 39)
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 4}, {"schedule": "asynchronous"}])
 def test_two_lost_workers_are_a_failed_trial_with_both_reasons(tmp_path, options):
-    executor = Losing({7: [WorkerLostError("died of hunger"), NodeLostError("gone"), WorkerLostError("hung")]})
+    executor = Losing(
+        {7: [WorkerLostError("died of hunger"), NodeLostError("gone"), WorkerLostError("hung")]}
+    )
     trials = loop(tmp_path, executor=executor, **options).run()
     assert trials[7].evaluation.failure == "lost its worker 2 times: died of hunger and hung"
     assert trials[7].evaluation.fitness is None
@@ -85,7 +95,11 @@ def test_a_searcher_is_not_told_of_a_lost_worker(tmp_path):
             super()._learn(batch)
 
     executor = Losing({number: [WorkerLostError("died")] for number in range(N)})
-    loop(tmp_path, searcher=Hearing(SPACE, BOUND, options=BeeColonyOptions(n_sources=4)), executor=executor).run()
+    loop(
+        tmp_path,
+        searcher=Hearing(SPACE, BOUND, options=BeeColonyOptions(n_sources=4)),
+        executor=executor,
+    ).run()
     assert told == sorted(set(told))
 
 
@@ -94,7 +108,9 @@ def test_an_executor_that_is_broken_ends_the_run_with_one_clear_error(tmp_path):
         def submit(self, fn, /, *args, **options):
             raise RuntimeError("cannot schedule new futures after shutdown")
 
-    with pytest.raises(RunError, match=r"Broken could not run an evaluation: .*; finished trials are kept in"):
+    with pytest.raises(
+        RunError, match=r"Broken could not run an evaluation: .*; finished trials are kept in"
+    ):
         loop(tmp_path, executor=Broken()).run()
     with pytest.raises(SearcherError, match="found NoneType"):
         loop(tmp_path, evaluator=lambda candidate, seed: None).run()

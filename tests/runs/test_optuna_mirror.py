@@ -16,7 +16,13 @@ from optuna.trial import TrialState
 from abcsearch.errors import ConfigError
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.journal import encode_line
-from abcsearch.runs.optuna_mirror import OptunaMirror, _distribution, default_study_name, open_storage, optuna_watcher
+from abcsearch.runs.optuna_mirror import (
+    OptunaMirror,
+    _distribution,
+    default_study_name,
+    open_storage,
+    optuna_watcher,
+)
 from abcsearch.space import Dimension, SearchSpace
 from abcsearch.trial import Evaluation, Trial
 
@@ -34,7 +40,9 @@ def trial(number):
     candidate = (draws.choice((2, 4, 6, 9)), 5, draws.randrange(2))
     if number % 4 == 3:
         return Trial(number, candidate, Evaluation(None, macs=7, params=3, failure="out of memory"))
-    return Trial(number, candidate, Evaluation(draws.random(), {"top1": 0.5}, macs=9, params=4, seconds=2.0))
+    return Trial(
+        number, candidate, Evaluation(draws.random(), {"top1": 0.5}, macs=9, params=4, seconds=2.0)
+    )
 
 
 @pytest.fixture(params=["sqlite:///{}/studies.db", "{}/studies.log"])
@@ -50,7 +58,9 @@ def study(url, name="name"):
 def test_all_trials_are_there_once_and_as_they_were(url, capfd, tmp_path):
     optuna.logging.enable_default_handler()
     journal = tmp_path / "journal.jsonl"
-    journal.write_bytes(b"".join(encode_line({**trial(n).to_plain(), "time": 1e9 + n}) for n in range(4)))
+    journal.write_bytes(
+        b"".join(encode_line({**trial(n).to_plain(), "time": 1e9 + n}) for n in range(4))
+    )
     first = OptunaMirror(url, "name", SPACE, journal)
     first.begin([trial(n) for n in range(4)], 9)
     for number in (6, 4):
@@ -74,7 +84,9 @@ def test_all_trials_are_there_once_and_as_they_were(url, capfd, tmp_path):
         assert found.user_attrs.get("top1") == e.metrics.get("top1")
         assert (found.user_attrs["macs"], found.user_attrs["params"]) == (e.macs, e.params)
         assert found.duration.total_seconds() == pytest.approx(e.seconds)
-    assert made.best_value == max(t.evaluation.fitness for t in map(trial, range(9)) if t.evaluation.failure is None)
+    assert made.best_value == max(
+        t.evaluation.fitness for t in map(trial, range(9)) if t.evaluation.failure is None
+    )
     finished = made.trials[1].datetime_complete.replace(tzinfo=None)
     assert abs((finished - datetime.fromtimestamp(1e9 + 1)).total_seconds()) < 1e-3
 
@@ -102,7 +114,9 @@ def test_a_study_of_something_else_is_refused_before_anything_is_written(url):
 def test_a_parameter_takes_every_choice_and_the_full_width(choices, full):
     dimension = Dimension("a", "width", tuple(sorted(choices)), full)
     distribution = _distribution(dimension)
-    assert all(distribution._contains(distribution.to_internal_repr(v)) for v in (*choices, dimension.full))
+    assert all(
+        distribution._contains(distribution.to_internal_repr(v)) for v in (*choices, dimension.full)
+    )
     assert (distribution.low, distribution.high) == (min(choices), dimension.full)
 
 
@@ -120,7 +134,9 @@ def test_a_parameter_takes_every_choice_and_the_full_width(choices, full):
 def test_a_wrong_storage_is_one_message_before_the_search(url, words):
     with pytest.raises(ConfigError, match=words) as raised:
         optuna_watcher(url)
-    assert "give a URL such as sqlite:///studies.db, or the path of a journal file" in str(raised.value)
+    assert "give a URL such as sqlite:///studies.db, or the path of a journal file" in str(
+        raised.value
+    )
     assert "\n" not in str(raised.value)
     assert "secret" not in str(raised.value)
 
@@ -189,7 +205,10 @@ def test_searches_that_make_a_storage_at_the_same_instant_all_live(kind, tmp_pat
     context.set_forkserver_preload(["tests.runs.test_optuna_mirror"])
     barrier, results = context.Barrier(TOGETHER), context.Queue()
     url = kind.replace("{}", str(tmp_path), 1)
-    searches = [context.Process(target=opened_together, args=(url, barrier, results)) for _ in range(TOGETHER)]
+    searches = [
+        context.Process(target=opened_together, args=(url, barrier, results))
+        for _ in range(TOGETHER)
+    ]
     for search in searches:
         search.start()
     answers = [results.get(timeout=120)]
@@ -202,4 +221,8 @@ def test_searches_that_make_a_storage_at_the_same_instant_all_live(kind, tmp_pat
         names = optuna.get_all_study_names(open_storage(url.format(number)))
         assert sorted(names) == sorted(f"search {search.pid}" for search in searches)
         for name in names:
-            assert [t.user_attrs["number"] for t in study(url.format(number), name).trials] == [0, 1, 2]
+            assert [t.user_attrs["number"] for t in study(url.format(number), name).trials] == [
+                0,
+                1,
+                2,
+            ]

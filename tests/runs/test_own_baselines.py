@@ -59,7 +59,9 @@ LONGER = Baseline(structure=lambda task: task.uniform(), recipe=twice)
 @pytest.fixture
 def known(monkeypatch):
     """Baselines of the test, by name."""
-    monkeypatch.setattr(BASELINES, "_entries", {**BASELINES._entries, "scratch": SCRATCH, "longer": LONGER})
+    monkeypatch.setattr(
+        BASELINES, "_entries", {**BASELINES._entries, "scratch": SCRATCH, "longer": LONGER}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +72,13 @@ def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("baselines")
     (path / "tiny.toml").write_text(TINY_CONFIG)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BASELINES, "_entries", {**BASELINES._entries, "scratch": SCRATCH, "longer": LONGER})
+        patch.setattr(
+            BASELINES, "_entries", {**BASELINES._entries, "scratch": SCRATCH, "longer": LONGER}
+        )
         baselines = 'baselines=["uniform", "longer", "scratch"]'
-        run_config(read_config(path / "tiny.toml", ["n_trials=3", "seed=5", baselines]), path / "run")
+        run_config(
+            read_config(path / "tiny.toml", ["n_trials=3", "seed=5", baselines]), path / "run"
+        )
     return path
 
 
@@ -87,23 +93,37 @@ def call(*arguments):
 
 
 def epochs_of(run):
-    return {own.name: (run.scores(own) or {"recipe": {"epochs": 0}})["recipe"]["epochs"] for own in run.structures}
+    return {
+        own.name: (run.scores(own) or {"recipe": {"epochs": 0}})["recipe"]["epochs"]
+        for own in run.structures
+    }
 
 
 def weights_of(run):
-    return {path.name: path.read_bytes() for path in (run.folder.path / "finetuned").glob("*.safetensors")}
+    return {
+        path.name: path.read_bytes()
+        for path in (run.folder.path / "finetuned").glob("*.safetensors")
+    }
 
 
 def test_networks_and_fitness_are_those_of_the_baseline(run):
     scratch, winner = run.named("scratch"), run.winner
-    assert [own.name for own in run.structures] == ["full", "uniform", "scratch", "longer", "bee_colony"]
+    assert [own.name for own in run.structures] == [
+        "full",
+        "uniform",
+        "scratch",
+        "longer",
+        "bee_colony",
+    ]
     assert scratch.candidate == winner.candidate
     assert isinstance(run.source(scratch), Fresh)
     assert run.source(winner) is run.result.task.source is run.source(run.named("longer"))
     seeded = fresh(run.result.task).network(scratch.candidate, 5).state_dict()
     there = run.network(scratch, tuned=False).state_dict()
     assert all(torch.equal(there[name], seeded[name]) for name in there if name.endswith("weight"))
-    assert network_hash(run.network(winner, tuned=False)) != network_hash(run.network(scratch, tuned=False))
+    assert network_hash(run.network(winner, tuned=False)) != network_hash(
+        run.network(scratch, tuned=False)
+    )
     assert run.fitness(winner) == run.result.best.fitness
     fitness = run.fitness(scratch)
     evaluator = make_evaluator(
@@ -168,7 +188,13 @@ def test_another_recipe_keeps_it_and_brings_it_back(run):
     finetune_run(run, replace(usual, epochs=2), only=["scratch", "longer"])
     assert epochs_of(run)["scratch"] == 4
     told = []
-    finetune_run(run, usual, only=["scratch", "longer"], tell=told.append, progress=lambda *_: pytest.fail("trained"))
+    finetune_run(
+        run,
+        usual,
+        only=["scratch", "longer"],
+        tell=told.append,
+        progress=lambda *_: pytest.fail("trained"),
+    )
     assert sum("has been fine-tuned by this recipe: taken from" in line for line in told) == 2
     assert weights_of(run) == before
 
@@ -188,7 +214,9 @@ def test_what_the_baseline_has_become_is_fine_tuned_anew(run, monkeypatch):
     monkeypatch.setattr(Fresh, "part", "other")
     run, told = open_run(run.folder.path), []
     finetune_run(run, only=["scratch", "uniform"], tell=told.append)
-    assert [line.split(": ")[0] for line in told] == ["scratch was fine-tuned by another recipe (as another network)"]
+    assert [line.split(": ")[0] for line in told] == [
+        "scratch was fine-tuned by another recipe (as another network)"
+    ]
     other = dataclasses.replace(SCRATCH, recipe=lambda recipe, *_: replace(recipe, epochs=3))
     monkeypatch.setitem(BASELINES._entries, "scratch", other)
     run, told = open_run(run.folder.path), []
@@ -202,7 +230,9 @@ def test_the_winners_structure_is_fine_tuned_anew_when_the_winner_is_beaten(run)
     path = run.folder.path / "finetuned" / "scratch.json"
     scores = json.loads(path.read_text())
     scores["candidate"][0] += 1
-    run.folder.write_json("finetuned/scratch.json", {k: v for k, v in scores.items() if k != "checksum"})
+    run.folder.write_json(
+        "finetuned/scratch.json", {k: v for k, v in scores.items() if k != "checksum"}
+    )
     assert "scratch" not in json.loads(call("status", run.folder.path, "--json").output)["tuned"]
     assert run.scores(run.named("scratch")) is None
 
@@ -232,7 +262,11 @@ class Restless(Sliced):
 
 
 WRONG = {
-    "no source": (Baseline(networks=lambda task: task.base), ConfigError, "returns a Source of task.graph"),
+    "no source": (
+        Baseline(networks=lambda task: task.base),
+        ConfigError,
+        "returns a Source of task.graph",
+    ),
     "another graph": (Baseline(networks=other_graph), ConfigError, "found Fresh of another graph"),
     "fails": (
         Baseline(networks=lambda task: task.nothing),
@@ -244,17 +278,29 @@ WRONG = {
         ModelError,
         "other weights at every call",
     ),
-    "no recipe": (Baseline(recipe=lambda *_: {"epochs": 3}), ConfigError, "that returns a Recipe, found"),
-    "recipe fails": (Baseline(recipe=lambda recipe: recipe), ConfigError, "recipe of baseline .* fails: TypeError"),
+    "no recipe": (
+        Baseline(recipe=lambda *_: {"epochs": 3}),
+        ConfigError,
+        "that returns a Recipe, found",
+    ),
+    "recipe fails": (
+        Baseline(recipe=lambda recipe: recipe),
+        ConfigError,
+        "recipe of baseline .* fails: TypeError",
+    ),
 }
 
 
 @pytest.mark.parametrize("how", WRONG)
-def test_what_a_baseline_should_not_bring_is_told_before_anything_is_written(made, monkeypatch, tmp_path, how):
+def test_what_a_baseline_should_not_bring_is_told_before_anything_is_written(
+    made, monkeypatch, tmp_path, how
+):
     module = types.ModuleType("mine_of_baselines")
     monkeypatch.setitem(sys.modules, "mine_of_baselines", module)
     module.wrong, kind, words = WRONG[how]
-    config = read_config(made / "tiny.toml", ["n_trials=3", 'baselines=["mine_of_baselines:wrong"]'])
+    config = read_config(
+        made / "tiny.toml", ["n_trials=3", 'baselines=["mine_of_baselines:wrong"]']
+    )
     with torch.random.fork_rng(), pytest.raises(kind, match=words):
         run_config(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -263,7 +309,10 @@ def test_what_a_baseline_should_not_bring_is_told_before_anything_is_written(mad
 @pytest.mark.parametrize("wrong", [Baseline(), Baseline(structure=fresh, searcher="random")])
 def test_a_baseline_is_a_structure_or_a_search_or_the_winner_otherwise(wrong, monkeypatch):
     monkeypatch.setattr(BASELINES, "_objects", {})
-    with pytest.raises(ConfigError, match="a structure, or a searcher that finds it, or, with neither, the winner's"):
+    with pytest.raises(
+        ConfigError,
+        match="a structure, or a searcher that finds it, or, with neither, the winner's",
+    ):
         BASELINES.find(wrong)
 
 
@@ -273,16 +322,24 @@ def whole(task):
 
 def test_the_report_notes_who_is_outside_of_the_budget(made, known, tmp_path, monkeypatch):
     monkeypatch.setitem(BASELINES._entries, "whole", Baseline(structure=whole))
-    config = read_config(made / "tiny.toml", ["n_trials=2", 'baselines=["uniform", "whole"]', "budget.macs=[0.3, 0.5]"])
+    config = read_config(
+        made / "tiny.toml",
+        ["n_trials=2", 'baselines=["uniform", "whole"]', "budget.macs=[0.3, 0.5]"],
+    )
     run_config(config, tmp_path / "run")
     report = make_report(open_run(tmp_path / "run"))
     full = report.rows[0].macs
     (note,) = (note for note in report.notes if note.startswith("Outside of the budget"))
-    assert f"equal cost: whole (macs {full:,}, not {round(0.3 * full):,} to {round(0.5 * full):,})." in note
+    assert (
+        f"equal cost: whole (macs {full:,}, not {round(0.3 * full):,} to {round(0.5 * full):,})."
+        in note
+    )
     assert note in call("report", tmp_path / "run").output
     config = read_config(made / "tiny.toml", ["n_trials=2", 'baselines=["uniform", "whole"]'])
     run_config(config, tmp_path / "upper")
-    assert f"whole (macs {full:,}, not at most " in make_report(open_run(tmp_path / "upper")).notes[-1]
+    assert (
+        f"whole (macs {full:,}, not at most " in make_report(open_run(tmp_path / "upper")).notes[-1]
+    )
 
 
 def test_all_inside_nothing_is_noted(run):

@@ -53,7 +53,9 @@ def own(tmp_path, monkeypatch):
 
 def test_a_run_of_own_parts_is_a_run_like_any_other(own, tmp_path):
     text = TINY_CONFIG.replace("n_trials = 24", "n_trials = 3")
-    text = text.replace('{name = "bee_colony", n_sources = 4}', '{name = "walking:Walk", fill = false}')
+    text = text.replace(
+        '{name = "bee_colony", n_sources = 4}', '{name = "walking:Walk", fill = false}'
+    )
     text = text.replace('"random"]', '"walking:thinnest"]')
     (tmp_path / "own.toml").write_text(f'criterion = "walking:strength"\n{text}')
     for command in (
@@ -72,7 +74,10 @@ def test_a_run_of_own_parts_is_a_run_like_any_other(own, tmp_path):
         if command[0] == "status":
             assert "Walk: 4 of 4 trials" in done.output
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
-    assert (settings["searcher"]["name"], settings["criterion"]) == ("walking:Walk", "walking:strength")
+    assert (settings["searcher"]["name"], settings["criterion"]) == (
+        "walking:Walk",
+        "walking:strength",
+    )
     assert (tmp_path / "run" / "finetuned" / "Walk.safetensors").exists()
     assert "fine-tuned: Walk, thinnest" in call("status", "run").output
     assert settings["baselines"] == ["uniform", "walking:thinnest"]
@@ -82,10 +87,14 @@ def test_a_run_of_own_parts_is_a_run_like_any_other(own, tmp_path):
     assert not (tmp_path / "run" / "baselines").exists()  # it is not searched
     page = (tmp_path / "run" / "report.html").read_text()
     assert "thinnest" in page
-    done = call("search", "own.toml", "--run-dir", "other", "--set", "baselines=['walking:nothing']")
+    done = call(
+        "search", "own.toml", "--run-dir", "other", "--set", "baselines=['walking:nothing']"
+    )
     assert done.exit_code == 2
     assert not (tmp_path / "other").exists()
-    assert "baseline 'walking:nothing' gives no structure of this network" in " ".join(done.output.split())
+    assert "baseline 'walking:nothing' gives no structure of this network" in " ".join(
+        done.output.split()
+    )
     sys.modules.pop(own)
     (tmp_path / "walking.py").unlink()  # what has been done is shown without the module
     assert call("status", "run").exit_code == 0
@@ -96,11 +105,20 @@ def test_the_same_by_path_and_by_name_in_python(own, tiny_model, tiny_data, tmp_
     mine = __import__(own)
     options = {"budget": Budget(macs=0.6), "n_trials": 3, "seed": 2}
     first = search(
-        tiny_model, tiny_data, **options, searcher="walking:Walk", criterion=mine.strength, run_dir=tmp_path / "a"
+        tiny_model,
+        tiny_data,
+        **options,
+        searcher="walking:Walk",
+        criterion=mine.strength,
+        run_dir=tmp_path / "a",
     )
-    other = search(tiny_model, tiny_data, **options, searcher="random", criterion="l2", run_dir=tmp_path / "b")
+    other = search(
+        tiny_model, tiny_data, **options, searcher="random", criterion="l2", run_dir=tmp_path / "b"
+    )
     assert first.settings.criterion == "walking:strength"
-    assert [t.evaluation.metrics for t in first.trials] == [t.evaluation.metrics for t in other.trials]
+    assert [t.evaluation.metrics for t in first.trials] == [
+        t.evaluation.metrics for t in other.trials
+    ]
     again = resume(tmp_path / "a", model=tiny_model, data=tiny_data, n_trials=4)
     assert [t.candidate for t in again.trials[:3]] == [t.candidate for t in first.trials]
 
@@ -111,12 +129,26 @@ def test_a_criterion_without_a_name_is_asked_for_again(own, tiny_model, tiny_dat
     def inner(tensors, group):
         return mine.strength(tensors, group)
 
-    options = {"budget": Budget(macs=0.6), "n_trials": 3, "searcher": "random", "run_dir": tmp_path / "run"}
+    options = {
+        "budget": Budget(macs=0.6),
+        "n_trials": 3,
+        "searcher": "random",
+        "run_dir": tmp_path / "run",
+    }
     search(tiny_model, tiny_data, **options, criterion=inner)
     with pytest.raises(RunError, match=r"pass the same ones: resume\(.*, criterion=...\)"):
         resume(tmp_path / "run", model=tiny_model, data=tiny_data)
-    assert len(resume(tmp_path / "run", model=tiny_model, data=tiny_data, criterion=inner, n_trials=4).trials) == 4
-    with pytest.raises(RunError, match=r"criterion: .*inner.* in the folder, 'walking:strength' now"):
+    assert (
+        len(
+            resume(
+                tmp_path / "run", model=tiny_model, data=tiny_data, criterion=inner, n_trials=4
+            ).trials
+        )
+        == 4
+    )
+    with pytest.raises(
+        RunError, match=r"criterion: .*inner.* in the folder, 'walking:strength' now"
+    ):
         resume(tmp_path / "run", model=tiny_model, data=tiny_data, criterion=mine.strength)
 
 

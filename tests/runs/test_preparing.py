@@ -46,7 +46,10 @@ def made(tmp_path_factory):
     """A finished run by the command line, fine-tuned, and its config beside it."""
     folder = tmp_path_factory.mktemp("prepared")
     (folder / "config.toml").write_text(CONFIG)
-    for arguments in (("search", folder / "config.toml", "--run-dir", folder / "run"), ("finetune", folder / "run")):
+    for arguments in (
+        ("search", folder / "config.toml", "--run-dir", folder / "run"),
+        ("finetune", folder / "run"),
+    ):
         done = call(*arguments)
         assert done.exit_code == 0, done.output
     return folder
@@ -86,7 +89,10 @@ def test_full_is_the_network_as_it_was_brought(made, tmp_path):
     brought = finished.config.model.build(finished.config.seed)
     load_checkpoint(brought, made / "run" / "base.safetensors")
     assert network_hash(finished.network(full, tuned=False)) == network_hash(brought)
-    run_config(dataclasses.replace(finished.config, prepare=None, n_trials=1, baselines=()), tmp_path / "plain")
+    run_config(
+        dataclasses.replace(finished.config, prepare=None, n_trials=1, baselines=()),
+        tmp_path / "plain",
+    )
     plain = open_run(tmp_path / "plain")
     assert finished.fitness(full) == plain.fitness(plain.named("full"))
 
@@ -101,10 +107,17 @@ def test_the_commands_know_of_it(made, tmp_path):
     assert shown.exit_code == 0, shown.output
     page, text = ((made / "run" / name).read_text() for name in ("report.html", "report.md"))
     facts = ("an idle scale shrinks by", "its structure, trial 0", "epochs since the base network")
-    for words in ("Prepared before the search", *facts, "fitness of uniform widths, before and after"):
+    for words in (
+        "Prepared before the search",
+        *facts,
+        "fitness of uniform widths, before and after",
+    ):
         assert words in page
         assert words in text
-    assert json.loads((made / "run" / "report.json").read_text())["prepared"][0] == ["by", "slimming"]
+    assert json.loads((made / "run" / "report.json").read_text())["prepared"][0] == [
+        "by",
+        "slimming",
+    ]
     out = call("export", made / "run", "--out", tmp_path / "export")
     assert out.exit_code == 0, out.output
     finished = open_run(made / "run")
@@ -129,7 +142,9 @@ def test_a_rehearsal_says_how_long_it_takes_and_writes_nothing(made, tmp_path):
 def test_who_watches_sees_the_epochs(made, tmp_path, monkeypatch):
     seen = []
     write = RunFolder.write_progress
-    monkeypatch.setattr(RunFolder, "write_progress", lambda self, *a, **o: (write(self, *a, **o), look(self)))
+    monkeypatch.setattr(
+        RunFolder, "write_progress", lambda self, *a, **o: (write(self, *a, **o), look(self))
+    )
 
     def look(folder):
         if len(seen) < 4:
@@ -192,7 +207,9 @@ def test_prepared_again_after_it_was_deleted(run, made):
     with pytest.raises(RunError, match=r"prepared\.json is missing.*abcsearch resume"):
         open_so_far(run)
     run_config(config(made=made), run)
-    assert (run / "prepared.safetensors").read_bytes() == (made / "run" / "prepared.safetensors").read_bytes()
+    assert (run / "prepared.safetensors").read_bytes() == (
+        made / "run" / "prepared.safetensors"
+    ).read_bytes()
 
 
 def damage(name, what):
@@ -202,7 +219,11 @@ def damage(name, what):
         if what == "gone":
             path.unlink()
         else:
-            path.write_bytes(content[: len(content) // 2] if what == "cut" else content[:-9] + b"x" + content[-8:])
+            path.write_bytes(
+                content[: len(content) // 2]
+                if what == "cut"
+                else content[:-9] + b"x" + content[-8:]
+            )
 
     return do
 
@@ -231,7 +252,10 @@ def starts(values):
         (damage("prepared.safetensors", "gone"), r"prepared\.safetensors is missing"),
         (damage("prepared.safetensors", "cut"), r"prepared\.safetensors is damaged"),
         (damage("prepared.safetensors", "bit"), r"prepared\.safetensors is damaged"),
-        (lambda run: shutil.copy(run / "base.safetensors", run / "prepared.safetensors"), "holds other weights than"),
+        (
+            lambda run: shutil.copy(run / "base.safetensors", run / "prepared.safetensors"),
+            "holds other weights than",
+        ),
         (starts({"starts": [[1, 2]]}), "damaged: starts: a candidate of this space"),
         (starts({"starts": [[0.5] * 4]}), "damaged: starts"),
         (starts({"starts": "all"}), "starts missing or wrong"),
@@ -248,7 +272,9 @@ def test_what_is_damaged_or_another_is_refused_and_what_to_do_is_said(run, made,
     for go_on in (lambda: open_so_far(run), lambda: run_config(config(made=made), run)):
         with pytest.raises(RunError, match=words) as raised:
             go_on()
-        assert "or delete both: all is then prepared again with the same result" in str(raised.value)
+        assert "or delete both: all is then prepared again with the same result" in str(
+            raised.value
+        )
     assert call("resume", run).exit_code == 2
 
 
@@ -263,14 +289,22 @@ def test_other_starts_than_the_run_began_with_are_refused(run, made):
 
 
 def test_a_run_is_prepared_from_its_beginning_or_never(run, made, tmp_path):
-    with pytest.raises(RunError, match=r"already holds a different run: prepare: .* in the folder, None now"):
+    with pytest.raises(
+        RunError, match=r"already holds a different run: prepare: .* in the folder, None now"
+    ):
         run_config(dataclasses.replace(config(made=made), prepare=None), run)
-    with pytest.raises(RunError, match=r"different run: prepare\.options\.strength: 0\.05 in the folder, 0\.1 now"):
+    with pytest.raises(
+        RunError, match=r"different run: prepare\.options\.strength: 0\.05 in the folder, 0\.1 now"
+    ):
         run_config(config("prepare.strength=0.1", made=made), run)
     plain = dataclasses.replace(config("n_trials=1", "baselines=[]", made=made), prepare=None)
     run_config(plain, tmp_path / "plain")
-    with pytest.raises(RunError, match=r"different run: prepare: None in the folder, {.*slimming.*} now"):
-        run_config(dataclasses.replace(plain, prepare=config(made=made).prepare), tmp_path / "plain")
+    with pytest.raises(
+        RunError, match=r"different run: prepare: None in the folder, {.*slimming.*} now"
+    ):
+        run_config(
+            dataclasses.replace(plain, prepare=config(made=made).prepare), tmp_path / "plain"
+        )
 
 
 def test_with_run_json_lost_it_is_made_again(run, made):
@@ -284,7 +318,9 @@ def test_with_run_json_lost_it_is_made_again(run, made):
 
 
 def test_given_evaluates_what_was_prepared_and_ends(made, tmp_path):
-    result = run_config(config("searcher=given", "n_trials=50", "baselines=[]", made=made), tmp_path / "run")
+    result = run_config(
+        config("searcher=given", "n_trials=50", "baselines=[]", made=made), tmp_path / "run"
+    )
     record = json.loads((tmp_path / "run" / "prepared.json").read_text())
     assert [list(trial.candidate) for trial in result.trials] == record["starts"]
     assert "finished: " in call("status", tmp_path / "run").output
@@ -292,10 +328,14 @@ def test_given_evaluates_what_was_prepared_and_ends(made, tmp_path):
 
 
 def test_given_nothing_is_refused(made, tmp_path):
-    with pytest.raises(ConfigError, match=r"searcher 'given' proposes what it is given, and is given nothing"):
+    with pytest.raises(
+        ConfigError, match=r"searcher 'given' proposes what it is given, and is given nothing"
+    ):
         dataclasses.replace(config("searcher=given", made=made), prepare=None)
     without = config("searcher=given", f"prepare={HERE}:Twice", "prepare.start=false", made=made)
-    with pytest.raises(PreparationError, match="proposes no structure, and searcher 'given' has no other"):
+    with pytest.raises(
+        PreparationError, match="proposes no structure, and searcher 'given' has no other"
+    ):
         run_config(without, tmp_path / "run")
 
 
@@ -304,7 +344,9 @@ def test_given_nothing_is_refused(made, tmp_path):
 
 def test_ones_own_by_import_path(made, tmp_path):
     """Trainings one after the other, and a source of two modules."""
-    mine = config(f"prepare={HERE}:Twice", "prepare.epochs=1", "n_trials=2", "baselines=[]", made=made)
+    mine = config(
+        f"prepare={HERE}:Twice", "prepare.epochs=1", "n_trials=2", "baselines=[]", made=made
+    )
     stopping = Stopping()
     for _ in range(2):
         with contextlib.suppress(KeyboardInterrupt):
@@ -327,11 +369,20 @@ def test_ones_own_by_import_path(made, tmp_path):
         ({"name": f"{HERE}:Lacking"}, "lacks prepare"),
         ({"strength": 1}, r"\[prepare\] needs a name"),
         (3, r"\[prepare\] is a table, found"),
-        ([{"name": "slimming"}, {"name": "group_lasso"}], r"\[prepare\] is a table, of one preparation"),
+        (
+            [{"name": "slimming"}, {"name": "group_lasso"}],
+            r"\[prepare\] is a table, of one preparation",
+        ),
     ],
 )
 def test_configs_name_it_and_say_what_is_wrong(prepare, words):
-    plain = {"n_trials": 1, "budget": {"macs": 0.5}, "model": "small_resnet", "data": "digits", "pretrain": {}}
+    plain = {
+        "n_trials": 1,
+        "budget": {"macs": 0.5},
+        "model": "small_resnet",
+        "data": "digits",
+        "pretrain": {},
+    }
     if words is None:
         assert parse_config({**plain, "prepare": prepare}).prepare.name == "slimming"
         return
@@ -340,10 +391,19 @@ def test_configs_name_it_and_say_what_is_wrong(prepare, words):
 
 
 def test_from_python_by_name_and_as_an_object(tiny_model, tiny_data, tmp_path):
-    options = {"strength": 0.05, "recipe": {"epochs": 2, "batch_size": 32, "lr": 0.05, "device": "cpu"}}
+    options = {
+        "strength": 0.05,
+        "recipe": {"epochs": 2, "batch_size": 32, "lr": 0.05, "device": "cpu"},
+    }
     common = {"budget": Budget(macs=0.6), "n_trials": 3, "searcher": "random"}
     before = network_hash(tiny_model)
-    named = search(tiny_model, tiny_data, **common, prepare={"name": "slimming", **options}, run_dir=tmp_path / "named")
+    named = search(
+        tiny_model,
+        tiny_data,
+        **common,
+        prepare={"name": "slimming", **options},
+        run_dir=tmp_path / "named",
+    )
     mine = make_preparation("slimming", **options)
     brought = search(tiny_model, tiny_data, **common, prepare=mine, run_dir=tmp_path / "brought")
     assert trials(tmp_path / "named") == trials(tmp_path / "brought")
@@ -362,25 +422,51 @@ def test_from_python_by_name_and_as_an_object(tiny_model, tiny_data, tmp_path):
         search(tiny_model, tiny_data, **common, prepare=3, run_dir=tmp_path / "wrong")
 
 
-def test_what_cannot_be_prepared_is_refused_before_a_folder_is_made(tiny_model, tiny_data, tmp_path):
+def test_what_cannot_be_prepared_is_refused_before_a_folder_is_made(
+    tiny_model, tiny_data, tmp_path
+):
     for module in tiny_model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.requires_grad = False
     with pytest.raises(PreparationError, match="has none that is trained"):
-        search(tiny_model, tiny_data, budget=Budget(macs=0.6), n_trials=3, prepare="slimming", run_dir=tmp_path / "run")
+        search(
+            tiny_model,
+            tiny_data,
+            budget=Budget(macs=0.6),
+            n_trials=3,
+            prepare="slimming",
+            run_dir=tmp_path / "run",
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_says_what_to_lower(tiny_model, tiny_data, tmp_path):
-    prepare = {"name": "group_lasso", "recipe": {"epochs": 2, "batch_size": 45, "lr": 1e20, "device": "cpu"}}
-    with pytest.raises(ModelError, match=r"preparation GroupLasso: the training loss is nan in epoch 1; lower lr"):
-        search(tiny_model, tiny_data, budget=Budget(macs=0.6), n_trials=3, prepare=prepare, run_dir=tmp_path / "run")
+    prepare = {
+        "name": "group_lasso",
+        "recipe": {"epochs": 2, "batch_size": 45, "lr": 1e20, "device": "cpu"},
+    }
+    with pytest.raises(
+        ModelError, match=r"preparation GroupLasso: the training loss is nan in epoch 1; lower lr"
+    ):
+        search(
+            tiny_model,
+            tiny_data,
+            budget=Budget(macs=0.6),
+            n_trials=3,
+            prepare=prepare,
+            run_dir=tmp_path / "run",
+        )
 
 
 def test_one_that_breaks_its_word_stops_the_run(tiny_model, tiny_data, tmp_path):
     with pytest.raises(PreparationError, match="Greedy has changed the network"):
         search(
-            tiny_model, tiny_data, budget=Budget(macs=0.6), n_trials=3, prepare=own.Greedy(), run_dir=tmp_path / "run"
+            tiny_model,
+            tiny_data,
+            budget=Budget(macs=0.6),
+            n_trials=3,
+            prepare=own.Greedy(),
+            run_dir=tmp_path / "run",
         )
     assert not (tmp_path / "run" / "prepared.json").exists()
 
@@ -409,7 +495,10 @@ def test_status_says_where_a_preparation_was_stopped(made, tmp_path):
         run_config(config(made=made), tmp_path / "run", progress=Stopping())
     again = f"continue with: abcsearch resume {tmp_path / 'run'}"
     said = call("status", tmp_path / "run").output
-    assert re.search(rf"stopped while preparing: slimming, epoch 2 of 3, loss \d\.\d{{4}}; {re.escape(again)}", said)
+    assert re.search(
+        rf"stopped while preparing: slimming, epoch 2 of 3, loss \d\.\d{{4}}; {re.escape(again)}",
+        said,
+    )
     plain = json.loads(call("status", tmp_path / "run", "--json").output)
     assert re.fullmatch(r"preparing: slimming, epoch 2 of 3, loss \d\.\d{4}", plain["preparing"])
     assert not plain["finished"]
@@ -424,13 +513,23 @@ def test_status_says_that_a_preparation_has_failed(made, tmp_path, monkeypatch):
     monkeypatch.setattr("abcsearch.preparation.slimming.Slimming.prepare", failing)
     with pytest.raises(PreparationError, match="no such thing"):
         run_config(config(made=made), tmp_path / "run")
-    assert "stopped while preparing: slimming; continue with:" in call("status", tmp_path / "run").output
+    assert (
+        "stopped while preparing: slimming; continue with:"
+        in call("status", tmp_path / "run").output
+    )
 
 
 def test_a_rehearsal_names_preparation_and_baselines(made, tmp_path):
-    found = rehearse(config('baselines=["uniform", "global_threshold"]', made=made), tmp_path / "run", patience=0.01)
+    found = rehearse(
+        config('baselines=["uniform", "global_threshold"]', made=made),
+        tmp_path / "run",
+        patience=0.01,
+    )
     lines = "\n".join(found.lines)
-    assert "preparation: slimming (strength = 0.05, recipe = {'epochs': 3, 'batch_size': 256, 'lr': 0.05})" in lines
+    assert (
+        "preparation: slimming (strength = 0.05, recipe = {'epochs': 3, 'batch_size': 256, 'lr': 0.05})"
+        in lines
+    )
     assert "baselines: uniform, global_threshold" in lines
     plain = found.to_plain()
     assert plain["prepare"]["name"] == "slimming"

@@ -74,7 +74,9 @@ class Toy:
         return evaluation.metrics[IMAGES] == COUNT
 
     def in_full(self, candidate, seed):
-        return dataclasses.replace(self, limit=COUNT, calls=self.calls).race(candidate, seed, -math.inf)
+        return dataclasses.replace(self, limit=COUNT, calls=self.calls).race(
+            candidate, seed, -math.inf
+        )
 
 
 def contents(path):
@@ -99,7 +101,9 @@ def undisturbed(path, **options):
 
 
 def stopped(trials):
-    return [trial for trial in trials.values() if trial.evaluation.metrics.get(IMAGES, COUNT) < COUNT]
+    return [
+        trial for trial in trials.values() if trial.evaluation.metrics.get(IMAGES, COUNT) < COUNT
+    ]
 
 
 @pytest.mark.parametrize("window", [0, 4])
@@ -109,7 +113,12 @@ def test_neither_workers_nor_their_speed_decide_who_is_stopped(tmp_path, searche
     assert len(stopped(expected[0])) > 5
     for workers in (2, 7):
         with ThreadPoolExecutor(workers) as pool:
-            options = {"searcher": searcher, "window": window, "evaluator": Toy(seconds=0.004), "executor": pool}
+            options = {
+                "searcher": searcher,
+                "window": window,
+                "evaluator": Toy(seconds=0.004),
+                "executor": pool,
+            }
             loop(tmp_path / str(workers), **options).run()
         assert found(tmp_path / str(workers)) == expected
 
@@ -125,9 +134,13 @@ def test_interrupted_anywhere_it_is_as_undisturbed(tmp_path, searcher, window, l
             (tmp_path / "run" / "searcher.json").unlink(missing_ok=True)
 
     toy = Toy(every=6)
-    sessions = resumed(tmp_path / "run", between=between, searcher=searcher, window=window, evaluator=toy)
+    sessions = resumed(
+        tmp_path / "run", between=between, searcher=searcher, window=window, evaluator=toy
+    )
     assert found(tmp_path / "run") == expected
-    assert len(toy.calls) == N + sessions + len(expected[1])  # the interrupted ones twice, nothing else
+    assert len(toy.calls) == N + sessions + len(
+        expected[1]
+    )  # the interrupted ones twice, nothing else
     state = RunFolder(tmp_path / "run").read_json("searcher.json")
     assert (state["told"], state["open"], state["decided"]) == (N, [], True)
 
@@ -150,7 +163,9 @@ def test_a_journal_cut_anywhere_is_continued_as_undisturbed(tmp_path, searcher):
 def test_more_trials_later_are_as_if_asked_for_at_once(tmp_path, searcher, window):
     expected = undisturbed(tmp_path, searcher=searcher, window=window)
     for n_trials in (9, 17, 18, N):
-        loop(tmp_path / "grown", searcher=searcher, window=window, n_trials=n_trials, evaluator=Toy()).run()
+        loop(
+            tmp_path / "grown", searcher=searcher, window=window, n_trials=n_trials, evaluator=Toy()
+        ).run()
     trials, _, decisions = found(tmp_path / "grown")
     assert (trials, decisions) == (expected[0], expected[2])
     assert contents(tmp_path / "grown").best(17).number < 17
@@ -160,12 +175,16 @@ def test_more_trials_later_are_as_if_asked_for_at_once(tmp_path, searcher, windo
 def test_a_run_that_was_to_end_within_any_batch_grows_as_if_it_was_not(tmp_path, searcher):
     expected = undisturbed(tmp_path, searcher=searcher, n_trials=24, evaluator=Toy(finalists=0))[0]
     for n_trials in range(1, 25):
-        loop(tmp_path / "grown", searcher=searcher, n_trials=n_trials, evaluator=Toy(finalists=0)).run()
+        loop(
+            tmp_path / "grown", searcher=searcher, n_trials=n_trials, evaluator=Toy(finalists=0)
+        ).run()
     assert found(tmp_path / "grown")[0] == expected
 
 
 @pytest.mark.parametrize("searcher", ["bee_colony", "regularized_evolution"])
-def test_a_trial_races_against_the_best_of_the_batches_that_were_whole_when_it_was_asked_for(tmp_path, searcher):
+def test_a_trial_races_against_the_best_of_the_batches_that_were_whole_when_it_was_asked_for(
+    tmp_path, searcher
+):
     trials = undisturbed(tmp_path, searcher=searcher)[0]
     asking, best, told = made(searcher), -math.inf, 0
     while told < N:
@@ -186,7 +205,9 @@ def test_asynchronous_a_trial_races_against_what_the_journal_says_was_told(tmp_p
         loop(tmp_path / "run", evaluator=Toy(seconds=0.003), **options).run()
     loop(tmp_path / "run", evaluator=Toy(), schedule="asynchronous").run()
     every, best = contents(tmp_path / "run"), [-math.inf]
-    assert every.decisions[N].winner.fitness == max(e.fitness for e in every.final.values() or [every.best(N)])
+    assert every.decisions[N].winner.fitness == max(
+        e.fitness for e in every.final.values() or [every.best(N)]
+    )
     for call in every.order:
         if call < 0:
             best.append(max(best[-1], every.trials[~call].fitness))
@@ -207,7 +228,9 @@ def test_who_waits_for_no_results_keeps_many_workers_busy(tmp_path):
                 busy.remove(seed)
 
     with ThreadPoolExecutor(16) as pool:
-        loop(tmp_path / "run", searcher="random", evaluator=Watching(seconds=0.02), executor=pool).run()
+        loop(
+            tmp_path / "run", searcher="random", evaluator=Watching(seconds=0.02), executor=pool
+        ).run()
     assert max(most) > 8
 
 
@@ -228,7 +251,9 @@ def test_failures_evaluated_again_end_in_the_run_in_which_nothing_failed(tmp_pat
     assert found(path) == expected
 
 
-def test_what_another_search_has_stopped_early_is_taken_over_where_it_would_be_stopped_here_too(tmp_path):
+def test_what_another_search_has_stopped_early_is_taken_over_where_it_would_be_stopped_here_too(
+    tmp_path,
+):
     trials = undisturbed(tmp_path, searcher="random")[0]
     known = {trial.candidate: trial.evaluation for trial in trials.values()}
     toy = Toy()
@@ -243,7 +268,9 @@ def test_what_another_search_has_stopped_early_is_taken_over_where_it_would_be_s
     other = loop(tmp_path / "third", searcher="random", evaluator=toy)
     other.known = lower
     other.run()
-    assert {candidate for candidate, _ in toy.calls} == {trial.candidate for trial in stopped(trials)}
+    assert {candidate for candidate, _ in toy.calls} == {
+        trial.candidate for trial in stopped(trials)
+    }
     assert found(tmp_path / "third")[0] == trials
 
 
@@ -264,7 +291,10 @@ def test_full_scores_decide_and_luck_on_a_part_of_the_images_does_not(tmp_path, 
     assert list(decisions[N].among) == sorted(full, key=full.get, reverse=True)
     lucky = [trial.fitness - full[trial.number] for trial in best]
     assert max(lucky) > 0  # there was luck to be taken away
-    assert RunFolder(tmp_path / "run").read_json("best.json") == contents(tmp_path / "run").best(N).to_plain()
+    assert (
+        RunFolder(tmp_path / "run").read_json("best.json")
+        == contents(tmp_path / "run").best(N).to_plain()
+    )
 
 
 def seed_of(number):
@@ -330,19 +360,25 @@ def test_the_margin_of_hits_and_misses_holds_the_truth_nearly_always(share):
     draws = np.random.default_rng(0).random((400, 128)) < share
     errors = [racing.standard_error(torch.from_numpy(row).double()) for row in draws]
     assert min(errors) > 0.005
-    held = [abs(row.mean() - share) <= MARGIN * error for row, error in zip(draws, errors, strict=True)]
+    held = [
+        abs(row.mean() - share) <= MARGIN * error for row, error in zip(draws, errors, strict=True)
+    ]
     assert np.mean(held) > 0.94
 
 
 def test_the_standard_error_of_other_values_is_the_usual_one_and_unknown_without_spread():
     values = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert racing.standard_error(values) == pytest.approx(np.std(values.numpy(), ddof=1) / math.sqrt(50))
+    assert racing.standard_error(values) == pytest.approx(
+        np.std(values.numpy(), ddof=1) / math.sqrt(50)
+    )
     assert racing.standard_error(torch.full((50,), -1.0, dtype=torch.float64)) is None
     assert racing.standard_error(values[:1]) is None
     assert not racing.is_behind(-1.0, None, 0.0)
 
 
-@pytest.mark.parametrize(("count", "first"), [(1, 128), (100, 128), (128, 128), (129, 128), (5000, 128), (7, 1)])
+@pytest.mark.parametrize(
+    ("count", "first"), [(1, 128), (100, 128), (128, 128), (129, 128), (5000, 128), (7, 1)]
+)
 def test_stages_double_and_end_with_all_images(count, first):
     ends = racing.ends(count, first)
     assert ends[-1] == count
@@ -356,7 +392,9 @@ def test_candidates_are_compared_on_the_same_images():
 
     def scored(values):
         means = tuple(racing.group_means(values).values())
-        return Evaluation(fitness=float(values.mean()), metrics={ERROR: racing.standard_error(values)}), means
+        return Evaluation(
+            fitness=float(values.mean()), metrics={ERROR: racing.standard_error(values)}
+        ), means
 
     (one, first), (other, second) = (
         scored(shared),

@@ -52,7 +52,10 @@ def test_only_training_images_are_looked_at(tiny_model, tiny_data, watching, mon
     for seed in (0, 0, 1):
         settings = dataclasses.replace(SETTINGS, seed=seed)
         rank_for_run(tiny_model, graph, tiny_data, settings)
-    train, others = labelled(tiny_data.train), {**labelled(tiny_data.validation), **labelled(tiny_data.test)}
+    train, others = (
+        labelled(tiny_data.train),
+        {**labelled(tiny_data.validation), **labelled(tiny_data.test)},
+    )
     for subject in watching:
         images, labels = subject.data
         assert len(images) == len({image.numpy().tobytes() for image in images}) == 16
@@ -99,7 +102,9 @@ def test_one_thread_whatever_the_machine_has(tiny_model, tiny_data, monkeypatch)
     assert set(threads) == {1}
 
 
-def test_a_run_drafts_before_training_and_ranks_the_trained_network(tiny_config, tmp_path, monkeypatch):
+def test_a_run_drafts_before_training_and_ranks_the_trained_network(
+    tiny_config, tmp_path, monkeypatch
+):
     seen = []
 
     class Weighing(Watching):
@@ -108,7 +113,9 @@ def test_a_run_drafts_before_training_and_ranks_the_trained_network(tiny_config,
             return [np.arange(group.channels) for group in subject.graph.prunable]
 
     monkeypatch.setitem(CRITERIA, "weighing", Weighing())
-    result = run_config(read_config(tiny_config, ["criterion=weighing", "n_trials=2"]), tmp_path / "run")
+    result = run_config(
+        read_config(tiny_config, ["criterion=weighing", "n_trials=2"]), tmp_path / "run"
+    )
     (few, before), (many, after) = seen
     assert (few, many) == (ranking.DRAFT_IMAGES, 256)
     assert not torch.equal(before, after)
@@ -123,7 +130,9 @@ def test_a_run_by_every_criterion_is_the_same_when_continued(tiny_config, tmp_pa
     whole = run_config(config, tmp_path / "run")
     again = resume(tmp_path / "run", n_trials=3)
     assert [t.candidate for t in whole.trials] == [t.candidate for t in again.trials[:2]]
-    for before, after in zip(whole.task.source.ranking.scores, again.task.source.ranking.scores, strict=True):
+    for before, after in zip(
+        whole.task.source.ranking.scores, again.task.source.ranking.scores, strict=True
+    ):
         assert before.tolist() == after.tolist()
     assert open_run(tmp_path / "run").result.task.source.ranking.criterion == criterion
 
@@ -132,7 +141,12 @@ def test_criteria_give_different_structures_of_the_same_width(tiny_model, tiny_d
     orders = {}
     for name in ("l1", "taylor", "random"):
         found = search(
-            tiny_model, tiny_data, budget=Budget(macs=0.5), n_trials=1, run_dir=tmp_path / name, criterion=name
+            tiny_model,
+            tiny_data,
+            budget=Budget(macs=0.5),
+            n_trials=1,
+            run_dir=tmp_path / name,
+            criterion=name,
         )
         orders[name] = found.task.source.ranking.orders[0].tolist()
     assert len({tuple(order) for order in orders.values()}) == 3
@@ -141,8 +155,17 @@ def test_criteria_give_different_structures_of_the_same_width(tiny_model, tiny_d
 def test_labels_without_an_output_stop_the_run_at_its_start(tiny_model, tiny_data, tmp_path):
     images, labels = tiny_data.train.images, tiny_data.train.labels
     data = Data.from_tensors((images, labels + 1), (images, labels + 1))
-    with pytest.raises(RankingError, match="label 2 has no output: the model has 2 classes, counted from 0"):
-        search(tiny_model, data, budget=Budget(macs=0.5), n_trials=1, run_dir=tmp_path / "run", criterion="taylor")
+    with pytest.raises(
+        RankingError, match="label 2 has no output: the model has 2 classes, counted from 0"
+    ):
+        search(
+            tiny_model,
+            data,
+            budget=Budget(macs=0.5),
+            n_trials=1,
+            run_dir=tmp_path / "run",
+            criterion="taylor",
+        )
     assert not (tmp_path / "run").exists()
 
 

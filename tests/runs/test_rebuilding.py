@@ -40,7 +40,9 @@ def left(run, tmp_path):
 def lines(folder, name="journal.jsonl"):
     """The trials of a journal without times."""
     trials = read_journal(folder / name).trials
-    return [(n, t.candidate, t.evaluation.fitness, t.evaluation.macs) for n, t in sorted(trials.items())]
+    return [
+        (n, t.candidate, t.evaluation.fitness, t.evaluation.macs) for n, t in sorted(trials.items())
+    ]
 
 
 def keep(folder, count):
@@ -66,11 +68,17 @@ def files(folder):
 @pytest.mark.parametrize("damage", ["missing", "empty", "torn", "bit"])
 def test_a_lost_header_is_made_again_with_the_id_of_the_run(run, left, damage):
     whole = (run[0] / "run.json").read_bytes()
-    torn = {"empty": b"", "torn": whole[: len(whole) // 2], "bit": whole.replace(b'"seed": 0', b'"seed": 1', 1)}
+    torn = {
+        "empty": b"",
+        "torn": whole[: len(whole) // 2],
+        "bit": whole.replace(b'"seed": 0', b'"seed": 1', 1),
+    }
     if damage in torn:
         (left / "run.json").write_bytes(torn[damage])
     state = "missing" if damage == "missing" else "damaged"
-    with pytest.warns(UserWarning, match=rf"run\.json is {state}: made again from the config; the 24 trials"):
+    with pytest.warns(
+        UserWarning, match=rf"run\.json is {state}: made again from the config; the 24 trials"
+    ):
         result = run_config(settings(run), left)
     before, now = RunFolder(run[0]).header(), RunFolder(left).header()
     assert {key: before[key] for key in ("id", "settings", "identity")} == {
@@ -91,7 +99,9 @@ def test_a_stopped_search_goes_on_as_if_its_header_had_never_been_lost(run, left
     with pytest.warns(UserWarning, match="the 9 trials of the journal follow from it"):
         run_config(settings(run), left)
     assert lines(left) == lines(run[0])
-    assert lines(left, "baselines/random/journal.jsonl") == lines(run[0], "baselines/random/journal.jsonl")
+    assert lines(left, "baselines/random/journal.jsonl") == lines(
+        run[0], "baselines/random/journal.jsonl"
+    )
 
 
 OTHERS = {
@@ -107,7 +117,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("change", [*OTHERS, *(f"{name}, no snapshot" for name in ("seed=1", "model.depths=[1,2]"))])
+@pytest.mark.parametrize(
+    "change", [*OTHERS, *(f"{name}, no snapshot" for name in ("seed=1", "model.depths=[1,2]"))]
+)
 def test_the_config_of_another_run_is_refused_and_nothing_is_changed(run, left, change):
     change, _, without = change.partition(", no ")
     shutil.rmtree(left / "baselines")
@@ -122,7 +134,9 @@ def test_the_config_of_another_run_is_refused_and_nothing_is_changed(run, left, 
     assert files(left) == before
 
 
-@pytest.mark.parametrize("change", ["criterion=l2", "evaluator.calibration_images=128", "data.seed=3"])
+@pytest.mark.parametrize(
+    "change", ["criterion=l2", "evaluator.calibration_images=128", "data.seed=3"]
+)
 def test_what_a_fitness_alone_shows_needs_the_word_of_the_user(run, left, change):
     shutil.rmtree(left / "baselines")
     before = files(left)
@@ -134,7 +148,9 @@ def test_what_a_fitness_alone_shows_needs_the_word_of_the_user(run, left, change
 
 
 def test_a_baseline_tells_the_settings_of_its_run(run, left):
-    with pytest.raises(RunError, match="its baseline random has criterion: 'reader_l2' in the folder, 'l2' now"):
+    with pytest.raises(
+        RunError, match="its baseline random has criterion: 'reader_l2' in the folder, 'l2' now"
+    ):
         run_config(settings(run, "criterion=l2"), left, rebuild=True)
 
 
@@ -149,7 +165,9 @@ def test_weights_that_another_config_trained_do_not_stay(run, left):
     assert (left / "base.safetensors").read_bytes() == (run[0] / "base.safetensors").read_bytes()
 
 
-def test_without_a_snapshot_the_options_of_an_unfinished_search_need_the_word_of_the_user(run, left):
+def test_without_a_snapshot_the_options_of_an_unfinished_search_need_the_word_of_the_user(
+    run, left
+):
     keep(left, 9)
     (left / "searcher.json").unlink()
     with pytest.raises(RunError, match=r"no snapshot of the searcher .*--rebuild"):
@@ -157,7 +175,9 @@ def test_without_a_snapshot_the_options_of_an_unfinished_search_need_the_word_of
     with pytest.warns(UserWarning, match="made again"):
         run_config(settings(run), left, rebuild=True)
     assert lines(left) == lines(run[0])
-    assert zlib.crc32(RunFolder(left).header()["id"].encode()) == int((left / "journal.jsonl").read_bytes()[:8], 16)
+    assert zlib.crc32(RunFolder(left).header()["id"].encode()) == int(
+        (left / "journal.jsonl").read_bytes()[:8], 16
+    )
 
 
 def test_a_journal_without_trials_shows_nothing(run, left):
@@ -170,7 +190,9 @@ def test_a_damaged_journal_is_said_together_with_the_header(run, left):
     journal = left / "journal.jsonl"
     text = journal.read_bytes()
     journal.write_bytes(text[:300] + b"#" + text[301:])
-    with pytest.raises(RunError, match=rf"run.json is missing, and {journal}, line \d+ of \d+ is damaged; restore"):
+    with pytest.raises(
+        RunError, match=rf"run.json is missing, and {journal}, line \d+ of \d+ is damaged; restore"
+    ):
         run_config(settings(run), left, rebuild=True)
 
 

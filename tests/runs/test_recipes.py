@@ -64,7 +64,10 @@ def test_the_command_asks_for_the_very_recipe(one, usual):
 
 def test_only_what_differs_is_named_and_older_files_lack_what_came_later():
     usual = filled(asdict(Recipe()))
-    assert changed({**usual, "epochs": 20, "keep": "best"}, usual) == ("epochs 20, not 30", "keep best, not last")
+    assert changed({**usual, "epochs": 20, "keep": "best"}, usual) == (
+        "epochs 20, not 30",
+        "keep best, not last",
+    )
     assert changed({"epochs": 30}, usual) == ()
 
 
@@ -92,7 +95,10 @@ def test_networks_that_are_not_fine_tuned_are_no_mistake(tuned, tmp_path):
     for path in [*folder.glob("finetuned/full.*"), *folder.glob("finetuned/uniform.*")]:
         path.unlink()
     note = make_report(open_run(folder)).notes[0]
-    assert f"Fine-tuned: 1 epoch with one recipe; not yet: full, uniform (abcsearch finetune {folder})." in note
+    assert (
+        f"Fine-tuned: 1 epoch with one recipe; not yet: full, uniform (abcsearch finetune {folder})."
+        in note
+    )
     done = CliRunner().invoke(cli.app, ["finetune", str(folder), "--only", "full"])
     assert done.exit_code == 0, done.output
     assert "full: test top1" in done.output
@@ -106,7 +112,9 @@ def test_the_page_names_the_recipe_that_was_used(tuned, tmp_path):
     page = (folder / "report.html").read_text()
     assert "abcsearch finetune NEW_FOLDER --set epochs=2" in page
     loading = page[page.index("How to load the network") :]
-    assert "abcsearch finetune" not in loading[: loading.index("from abcsearch import load")]  # it has been
+    assert (
+        "abcsearch finetune" not in loading[: loading.index("from abcsearch import load")]
+    )  # it has been
     assert "uniform: epochs 1, not 2" in page
     assert "uniform: epochs 1, not 2" in result.output
     made = json.loads((folder / "report.json").read_text())
@@ -134,5 +142,7 @@ def test_compare_warns_of_winners_of_other_recipes(tuned, tmp_path):
     assert "other has epochs 2, not 1" in result.output
     assert f"abcsearch finetune {RunFolder(folder).path}\n" in result.output
     shutil.copytree(tuned, tmp_path / "same")
-    result = CliRunner().invoke(cli.app, ["compare", str(tuned), str(tmp_path / "same"), "--out", str(out)])
+    result = CliRunner().invoke(
+        cli.app, ["compare", str(tuned), str(tmp_path / "same"), "--out", str(out)]
+    )
     assert "different recipes" not in result.output

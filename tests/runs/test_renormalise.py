@@ -18,7 +18,14 @@ def task():
     """A network with a norm over channels, and data."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layers = [nn.Conv2d(1, 6, 3), nn.GroupNorm(1, 6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.ReLU()]
+        layers = [
+            nn.Conv2d(1, 6, 3),
+            nn.GroupNorm(1, 6),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+        ]
         model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
         x, y = torch.randn(90, 1, 6, 6), torch.arange(90) % 3
     return model, Data.from_tensors((x[:60], y[:60]), (x[60:], y[60:]), validation=0.3)
@@ -29,7 +36,14 @@ def run(task, folder, n_trials, **space):
     options |= {"space": SpaceOptions(**space)} if space else {}
     model, data = task
     return search(
-        model, data, budget=Budget(macs=0.8), n_trials=n_trials, searcher="random", run_dir=folder, seed=1, **options
+        model,
+        data,
+        budget=Budget(macs=0.8),
+        n_trials=n_trials,
+        searcher="random",
+        run_dir=folder,
+        seed=1,
+        **options,
     )
 
 

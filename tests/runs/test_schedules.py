@@ -35,7 +35,13 @@ def test_neither_workers_nor_their_speed_change_a_trial(tmp_path, searcher, wind
     assert len(expected) == N
     for workers in (1, 3, 8) if searcher == "bee_colony" else (3,):
         with ThreadPoolExecutor(workers) as pool:
-            loop(tmp_path / str(workers), searcher=searcher, window=window, evaluator=jittery, executor=pool).run()
+            loop(
+                tmp_path / str(workers),
+                searcher=searcher,
+                window=window,
+                evaluator=jittery,
+                executor=pool,
+            ).run()
         assert_same_as(tmp_path / str(workers), expected)
 
 
@@ -50,7 +56,9 @@ def test_interrupted_at_every_kth_evaluation_it_is_as_undisturbed(tmp_path, sear
             (tmp_path / "run" / "searcher.json").unlink(missing_ok=True)
 
     interrupting = Interrupting(every=6)
-    sessions = resumed(tmp_path / "run", between=between, searcher=searcher, window=window, evaluator=interrupting)
+    sessions = resumed(
+        tmp_path / "run", between=between, searcher=searcher, window=window, evaluator=interrupting
+    )
     assert_same_as(tmp_path / "run", expected)
     assert sessions >= N // 6
     assert len(interrupting.calls) == N + sessions  # the interrupted ones twice, nothing else
@@ -95,7 +103,9 @@ def test_fewer_trials_than_are_open_and_then_more(tmp_path):
         loop(tmp_path / "run", evaluator=Interrupting(every=20), **options).run()
     asked = RunFolder(tmp_path / "run").read_json("searcher.json")["asked"]
     fewer = loop(tmp_path / "run", n_trials=asked - 5, **options).run()
-    assert outcome(fewer) == {number: trial for number, trial in expected.items() if number < asked - 5}
+    assert outcome(fewer) == {
+        number: trial for number, trial in expected.items() if number < asked - 5
+    }
     loop(tmp_path / "run", **options).run()
     assert_same_as(tmp_path / "run", expected)
 
@@ -149,7 +159,13 @@ def test_asynchronous_a_finished_trial_is_never_evaluated_or_told_again(tmp_path
             begun = len(interrupting.calls)
             own = Checking(SPACE, BOUND, options=BeeColonyOptions(n_sources=4))
             try:
-                loop(tmp_path, searcher=own, evaluator=interrupting, executor=pool, schedule="asynchronous").run()
+                loop(
+                    tmp_path,
+                    searcher=own,
+                    evaluator=interrupting,
+                    executor=pool,
+                    schedule="asynchronous",
+                ).run()
                 break
             except KeyboardInterrupt:
                 assert not before & set(interrupting.calls[begun:])
@@ -163,7 +179,9 @@ def test_asynchronous_a_journal_replayed_twice_gives_the_same_state_bit_for_bit(
         loop(tmp_path, evaluator=jittery, executor=pool, schedule="asynchronous").run()
     first = (tmp_path / "searcher.json").read_bytes()
     order = read_journal(tmp_path / "journal.jsonl").order
-    assert order != sorted(order, key=lambda number: number if number >= 0 else ~number)  # several were open at a time
+    assert order != sorted(
+        order, key=lambda number: number if number >= 0 else ~number
+    )  # several were open at a time
     for _ in range(2):
         (tmp_path / "searcher.json").unlink()
         loop(tmp_path, schedule="asynchronous").run()

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from abcsearch import AbcSearchError, Budget, Evaluation, SpaceOptions, make_searcher, resume, search
+from abcsearch import (
+    AbcSearchError,
+    Budget,
+    Evaluation,
+    SpaceOptions,
+    make_searcher,
+    resume,
+    search,
+)
 from abcsearch.errors import ConfigError, FailuresError, RunError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 from abcsearch.runs.disk.journal import read_journal
@@ -32,7 +40,8 @@ def seedless(candidate, seed):
 def outcome(result):
     """All that must not depend on when and where a run was done."""
     return [
-        (t.number, t.candidate, dataclasses.replace(t.evaluation, seconds=0.0)) for t in result.trials
+        (t.number, t.candidate, dataclasses.replace(t.evaluation, seconds=0.0))
+        for t in result.trials
     ], result.best.number
 
 
@@ -48,7 +57,8 @@ def test_result_holds_trials_in_order_inside_the_budget(tiny_model, tiny_data, t
     assert {t.evaluation.failure for t in result.trials} == {None, "ValueError: made to fail"}
     for t in result.trials:
         macs, params = (
-            int(f([t.candidate])[0]) for f in (result.task.graph.costs.macs, result.task.graph.costs.params)
+            int(f([t.candidate])[0])
+            for f in (result.task.graph.costs.macs, result.task.graph.costs.params)
         )
         assert macs <= 0.6 * full
         if t.evaluation.failure is None:
@@ -57,7 +67,9 @@ def test_result_holds_trials_in_order_inside_the_budget(tiny_model, tiny_data, t
 
 
 @pytest.mark.parametrize("repair", ["none", "one_shot", "sequential"])
-def test_winner_is_sliced_repaired_in_turn_calibrated_and_scores_its_fitness(tiny_model, tiny_data, tmp_path, repair):
+def test_winner_is_sliced_repaired_in_turn_calibrated_and_scores_its_fitness(
+    tiny_model, tiny_data, tmp_path, repair
+):
     before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
     scoring = {"name": "adaptive_bn", "metric": "neg_loss", "repair": repair}
     result = run(tiny_model, tiny_data, tmp_path / "run", evaluator=scoring)
@@ -69,19 +81,36 @@ def test_winner_is_sliced_repaired_in_turn_calibrated_and_scores_its_fitness(tin
     expected = result.best.fitness
     if repair == "one_shot":  # of which few are built, and can be repaired for longer
         options = AdaptiveBNOptions(metric="neg_loss", repair="sequential")
-        expected = AdaptiveBN(result.task.source, tiny_data, options)(result.best.candidate, 0).fitness
+        expected = AdaptiveBN(result.task.source, tiny_data, options)(
+            result.best.candidate, 0
+        ).fitness
     assert float(-loss) == pytest.approx(expected, abs=1e-5)
-    assert all(torch.equal(before[name], tensor) for name, tensor in tiny_model.state_dict().items())
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in tiny_model.state_dict().items()
+    )
 
 
 def test_pareto_is_what_no_other_trial_beats(tiny_model, tiny_data, tmp_path):
-    result = run(tiny_model, tiny_data, tmp_path / "run", evaluator="adaptive_bn", budget=Budget(macs=0.9), n_trials=30)
-    points = {t.number: (t.evaluation.macs, -t.evaluation.metrics["neg_loss"]) for t in result.trials}
+    result = run(
+        tiny_model,
+        tiny_data,
+        tmp_path / "run",
+        evaluator="adaptive_bn",
+        budget=Budget(macs=0.9),
+        n_trials=30,
+    )
+    points = {
+        t.number: (t.evaluation.macs, -t.evaluation.metrics["neg_loss"]) for t in result.trials
+    }
     front = {t.number for t in result.pareto("macs", "neg_loss")}
     for number, (macs, loss) in points.items():
-        beaten = any((m <= macs and v <= loss) and (m, v) != (macs, loss) for m, v in points.values())
+        beaten = any(
+            (m <= macs and v <= loss) and (m, v) != (macs, loss) for m, v in points.values()
+        )
         assert beaten == (number not in front) or points[number] in {points[n] for n in front}
-    with pytest.raises(RunError, match=r"has no 'top9'; it has: fitness, macs, params, seconds, .*flops, peak_act"):
+    with pytest.raises(
+        RunError, match=r"has no 'top9'; it has: fitness, macs, params, seconds, .*flops, peak_act"
+    ):
         result.pareto(y="top9")
     with pytest.raises(RunError, match="has no 'latency_ms'"):
         result.pareto("latency_ms")
@@ -101,12 +130,15 @@ def test_pareto_takes_any_cost_in_closed_form(tiny_model, tiny_data, tmp_path, c
 @pytest.mark.parametrize("searcher", [3, None, ["random"], ("random", {}), 2.5])
 def test_strange_searchers_and_evaluators_are_named(tiny_model, tiny_data, tmp_path, searcher):
     with pytest.raises(
-        ConfigError, match=rf"searcher is a name, .* or a new Searcher, found {re.escape(repr(searcher))}"
+        ConfigError,
+        match=rf"searcher is a name, .* or a new Searcher, found {re.escape(repr(searcher))}",
     ):
         run(tiny_model, tiny_data, tmp_path / "run", searcher=searcher)
     with pytest.raises(ConfigError, match=r"evaluator is a name, .* or a function, found"):
         run(tiny_model, tiny_data, tmp_path / "run", evaluator=searcher)
-    with pytest.raises(SearcherError, match=r"a function of \(space, constraint\) returns a new Searcher, found 3"):
+    with pytest.raises(
+        SearcherError, match=r"a function of \(space, constraint\) returns a new Searcher, found 3"
+    ):
         run(tiny_model, tiny_data, tmp_path / "run", searcher=lambda *_: 3)
 
 
@@ -114,15 +146,25 @@ def test_numbers_of_numpy_are_as_good_as_plain_ones(tiny_model, tiny_data, tmp_p
     ones = {"n_sources": np.int64(5), "initial": [np.float32(0.5), np.float64(0.25)]}
     others = {"n_sources": 5, "initial": [0.5, 0.25]}
     found = [
-        run(tiny_model, tiny_data, tmp_path / str(i), searcher={"name": "bee_colony", **options}, budget=budget)
-        for i, (options, budget) in enumerate([(ones, Budget(macs=np.float32(0.5))), (others, Budget(macs=0.5))])
+        run(
+            tiny_model,
+            tiny_data,
+            tmp_path / str(i),
+            searcher={"name": "bee_colony", **options},
+            budget=budget,
+        )
+        for i, (options, budget) in enumerate(
+            [(ones, Budget(macs=np.float32(0.5))), (others, Budget(macs=0.5))]
+        )
     ]
     assert outcome(found[0]) == outcome(found[1])
 
 
 @pytest.mark.parametrize("searcher", ["bee_colony", "random"])
 @pytest.mark.parametrize("stop", [1, 4, 9, 17])
-def test_interrupted_anywhere_and_called_again_is_as_uninterrupted(tiny_model, tiny_data, tmp_path, searcher, stop):
+def test_interrupted_anywhere_and_called_again_is_as_uninterrupted(
+    tiny_model, tiny_data, tmp_path, searcher, stop
+):
     whole = run(tiny_model, tiny_data, tmp_path / "whole", searcher=searcher)
     calls = []
 
@@ -146,7 +188,9 @@ def test_lost_searcher_state_is_replayed_from_the_journal(tiny_model, tiny_data,
     (tmp_path / "lost" / "searcher.json").unlink()
     again = run(tiny_model, tiny_data, tmp_path / "lost", n_trials=30)
     assert outcome(again) == outcome(whole)
-    states = [json.loads((tmp_path / name / "searcher.json").read_text()) for name in ("whole", "lost")]
+    states = [
+        json.loads((tmp_path / name / "searcher.json").read_text()) for name in ("whole", "lost")
+    ]
     assert states[0]["state"]["known"] == states[1]["state"]["known"]
 
 
@@ -180,14 +224,27 @@ def test_workers_change_nothing(tiny_model, tiny_data, tmp_path, workers):
 def test_processes_change_nothing(tiny_model, tiny_data, tmp_path):
     serial = run(tiny_model, tiny_data, tmp_path / "serial", evaluator="adaptive_bn", n_trials=8)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        processes = run(tiny_model, tiny_data, tmp_path / "pool", evaluator="adaptive_bn", n_trials=8, executor=pool)
+        processes = run(
+            tiny_model,
+            tiny_data,
+            tmp_path / "pool",
+            evaluator="adaptive_bn",
+            n_trials=8,
+            executor=pool,
+        )
     assert outcome(processes) == outcome(serial)
 
 
 def test_small_space_ends_when_everything_is_evaluated(tiny_model, tiny_data, tmp_path):
     space = SpaceOptions(alpha=1.0, step=0.5, levels=("filter",))
     result = run(
-        tiny_model, tiny_data, tmp_path / "run", evaluator=seedless, budget=Budget(macs=1.0), space=space, n_trials=50
+        tiny_model,
+        tiny_data,
+        tmp_path / "run",
+        evaluator=seedless,
+        budget=Budget(macs=1.0),
+        space=space,
+        n_trials=50,
     )
     assert len(result.trials) == result.task.space.size == 4
     assert (
@@ -212,13 +269,18 @@ def test_small_space_ends_when_everything_is_evaluated(tiny_model, tiny_data, tm
         ({"seed": 1}, "seed: 0 in the folder, 1 now"),
         ({"budget": Budget(macs=0.5)}, "budget.macs: 0.6 in the folder, 0.5 now"),
         ({"searcher": "random"}, "searcher.name: 'response_surface' in the folder, 'random' now"),
-        ({"searcher": {"name": "response_surface", "batch": 5}}, "searcher.options.batch: None in the folder, 5 now"),
+        (
+            {"searcher": {"name": "response_surface", "batch": 5}},
+            "searcher.options.batch: None in the folder, 5 now",
+        ),
         ({"evaluator": seedless}, "evaluator.name"),
         ({"criterion": "l2"}, "criterion"),
         ({"space": SpaceOptions(alpha=0.8)}, "space.alpha"),
     ],
 )
-def test_a_folder_with_another_run_is_refused_and_kept(tiny_model, tiny_data, tmp_path, changes, words):
+def test_a_folder_with_another_run_is_refused_and_kept(
+    tiny_model, tiny_data, tmp_path, changes, words
+):
     first = run(tiny_model, tiny_data, tmp_path / "run", n_trials=5)
     before = (tmp_path / "run" / "journal.jsonl").read_bytes()
     with pytest.raises(RunError, match="already holds a different run") as error:
@@ -228,7 +290,9 @@ def test_a_folder_with_another_run_is_refused_and_kept(tiny_model, tiny_data, tm
     assert outcome(run(tiny_model, tiny_data, tmp_path / "run", n_trials=5)) == outcome(first)
 
 
-def test_a_run_that_takes_a_folder_over_takes_no_fitness_of_the_one_before(tiny_model, tiny_data, tmp_path):
+def test_a_run_that_takes_a_folder_over_takes_no_fitness_of_the_one_before(
+    tiny_model, tiny_data, tmp_path
+):
     run(tiny_model, tiny_data, tmp_path / "run", n_trials=2)
     (tmp_path / "run" / "journal.jsonl").unlink()
     kept = tmp_path / "run" / "fitness.json"
@@ -267,7 +331,10 @@ def test_too_many_failures_in_a_row_stop_the_run_and_keep_it(tiny_model, tiny_da
     def broken(candidate, seed):
         raise ValueError(f"no room for {len(candidate)} layers")
 
-    with pytest.raises(FailuresError, match=r"4 evaluations failed in a row \(max_failures = 3\): ValueError: no room"):
+    with pytest.raises(
+        FailuresError,
+        match=r"4 evaluations failed in a row \(max_failures = 3\): ValueError: no room",
+    ):
         run(tiny_model, tiny_data, tmp_path / "run", evaluator=broken, max_failures=3)
     trials = read_journal(tmp_path / "run" / "journal.jsonl").trials
     assert len(trials) == 4
@@ -295,26 +362,47 @@ def test_when_every_trial_fails_there_is_no_winner_but_a_reason(tiny_model, tiny
         run(tiny_model, tiny_data, tmp_path / "run", evaluator=broken, n_trials=4)
 
 
-def test_an_evaluator_that_returns_no_evaluation_is_a_mistake_of_its_code(tiny_model, tiny_data, tmp_path):
+def test_an_evaluator_that_returns_no_evaluation_is_a_mistake_of_its_code(
+    tiny_model, tiny_data, tmp_path
+):
     with pytest.raises(AbcSearchError, match=r"returns an Evaluation, or a fitness, .* found str"):
         run(tiny_model, tiny_data, tmp_path / "run", evaluator=lambda candidate, seed: "0.5")
 
 
-def test_an_evaluator_may_return_its_fitness_and_a_metric_be_a_function(tiny_model, tiny_data, tmp_path):
-    found = run(tiny_model, tiny_data, tmp_path / "run", evaluator=lambda candidate, seed: -sum(candidate))
-    assert [trial.fitness for trial in found.trials] == [-sum(trial.candidate) for trial in found.trials]
+def test_an_evaluator_may_return_its_fitness_and_a_metric_be_a_function(
+    tiny_model, tiny_data, tmp_path
+):
+    found = run(
+        tiny_model, tiny_data, tmp_path / "run", evaluator=lambda candidate, seed: -sum(candidate)
+    )
+    assert [trial.fitness for trial in found.trials] == [
+        -sum(trial.candidate) for trial in found.trials
+    ]
     options = {"name": "adaptive_bn", "batch_size": 16, "calibration_images": 16}
     halved = lambda outputs, labels: (outputs.argmax(dim=1) == labels) / 2  # noqa: E731 - what people pass
-    own = run(tiny_model, tiny_data, tmp_path / "own", evaluator={**options, "metric": halved}, n_trials=3)
-    top1 = run(tiny_model, tiny_data, tmp_path / "top1", evaluator={**options, "metric": "top1"}, n_trials=3)
+    own = run(
+        tiny_model, tiny_data, tmp_path / "own", evaluator={**options, "metric": halved}, n_trials=3
+    )
+    top1 = run(
+        tiny_model,
+        tiny_data,
+        tmp_path / "top1",
+        evaluator={**options, "metric": "top1"},
+        n_trials=3,
+    )
     pairs = zip(own.trials, top1.trials, strict=True)
-    assert all(2 * one.evaluation.fitness == other.evaluation.metrics["top1"] for one, other in pairs)
+    assert all(
+        2 * one.evaluation.fitness == other.evaluation.metrics["top1"] for one, other in pairs
+    )
 
 
 def test_own_searcher_as_object_and_as_function(tiny_model, tiny_data, tmp_path):
     named = run(tiny_model, tiny_data, tmp_path / "named")
     made = run(
-        tiny_model, tiny_data, tmp_path / "made", searcher=lambda space, budget: ResponseSurface(space, budget, seed=0)
+        tiny_model,
+        tiny_data,
+        tmp_path / "made",
+        searcher=lambda space, budget: ResponseSurface(space, budget, seed=0),
     )
     assert outcome(made) == outcome(named)
     used = make_searcher("random", named.task.space, named.task.constraint)
@@ -332,7 +420,9 @@ def test_own_evaluator_as_object(tiny_model, tiny_data, tmp_path):
 
 def test_resume_needs_the_same_objects(tiny_model, tiny_data, tmp_path):
     whole = run(tiny_model, tiny_data, tmp_path / "whole")
-    with pytest.raises(RunError, match=r"resume\('.*', model=\.\.\., data=\.\.\., evaluator=\.\.\.\)"):
+    with pytest.raises(
+        RunError, match=r"resume\('.*', model=\.\.\., data=\.\.\., evaluator=\.\.\.\)"
+    ):
         resume(tmp_path / "whole")
     again = resume(tmp_path / "whole", model=tiny_model, data=tiny_data, evaluator=by_sum)
     assert outcome(again) == outcome(whole)
@@ -356,7 +446,9 @@ def test_unknown_names_are_refused_with_the_nearest_one(tiny_model, tiny_data, t
 
 
 @pytest.mark.parametrize("content", [b"", b'{"told": 20, "sta', b"\x00\xff"])
-def test_a_damaged_searcher_state_is_replayed_from_the_journal(tiny_model, tiny_data, tmp_path, content):
+def test_a_damaged_searcher_state_is_replayed_from_the_journal(
+    tiny_model, tiny_data, tmp_path, content
+):
     whole = run(tiny_model, tiny_data, tmp_path / "whole", n_trials=26)
     run(tiny_model, tiny_data, tmp_path / "damaged")
     (tmp_path / "damaged" / "searcher.json").write_bytes(content)
@@ -386,7 +478,9 @@ def test_forward_with_side_effects_leaves_the_model_as_it_was(tiny_model, tiny_d
     result = run(model, tiny_data, tmp_path / "run", evaluator="adaptive_bn", n_trials=3)
     result.model()
     assert (model.calls, float(model.steps)) == (0, 0.0)
-    assert outcome(run(model, tiny_data, tmp_path / "run", evaluator="adaptive_bn", n_trials=3)) == outcome(result)
+    assert outcome(
+        run(model, tiny_data, tmp_path / "run", evaluator="adaptive_bn", n_trials=3)
+    ) == outcome(result)
 
 
 class Repeating(RandomSearch):
@@ -400,14 +494,18 @@ class Repeating(RandomSearch):
         del trials
 
 
-def test_a_structure_is_evaluated_once_however_often_it_is_proposed(tiny_model, tiny_data, tmp_path):
+def test_a_structure_is_evaluated_once_however_often_it_is_proposed(
+    tiny_model, tiny_data, tmp_path
+):
     asked = []
 
     def noted(candidate, seed):
         asked.append(candidate)
         return Evaluation(fitness=float(seed % 1000))
 
-    result = run(tiny_model, tiny_data, tmp_path / "run", searcher=Repeating, evaluator=noted, n_trials=12)
+    result = run(
+        tiny_model, tiny_data, tmp_path / "run", searcher=Repeating, evaluator=noted, n_trials=12
+    )
     assert len(result.trials) == 12
     assert len(asked) == len(set(asked)) == 3
     fitness = {}

@@ -25,9 +25,12 @@ from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.recipe import Recipe
 
 shares = st.floats(0.01, 1)
-bounds = st.one_of(shares, st.integers(1, 10**12), st.tuples(shares, shares).map(lambda pair: tuple(sorted(pair))))
+bounds = st.one_of(
+    shares, st.integers(1, 10**12), st.tuples(shares, shares).map(lambda pair: tuple(sorted(pair)))
+)
 options = st.dictionaries(
-    st.text(max_size=5), st.none() | st.booleans() | st.integers() | shares | st.text() | st.lists(st.integers())
+    st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | shares | st.text() | st.lists(st.integers()),
 )
 parts = st.builds(Part, name=st.text(min_size=1), options=options)
 common = {
@@ -75,15 +78,25 @@ def test_settings_come_back_from_a_json_file_as_they_were(record):
 
 def test_lists_and_tuples_are_the_same_settings():
     one, other = (
-        SearchSettings(budget=Budget(macs=band), n_trials=1, searcher=Part(name="x", options={"a": deep}))
+        SearchSettings(
+            budget=Budget(macs=band), n_trials=1, searcher=Part(name="x", options={"a": deep})
+        )
         for band, deep in (((0.4, 0.5), ((1, 2), 3)), ([0.4, 0.5], [[1, 2], 3]))
     )
     assert differences(to_plain(one), to_plain(other)) == []
 
 
 def test_every_difference_is_named_with_both_values():
-    before = {"seed": 0, "budget": {"macs": 1}, "searcher": {"name": "a", "options": {"x": [1, 2], "old": 1}}}
-    now = {"seed": 0, "budget": {"macs": 1.0}, "searcher": {"name": "b", "options": {"x": [1, 3], "new": False}}}
+    before = {
+        "seed": 0,
+        "budget": {"macs": 1},
+        "searcher": {"name": "a", "options": {"x": [1, 2], "old": 1}},
+    }
+    now = {
+        "seed": 0,
+        "budget": {"macs": 1.0},
+        "searcher": {"name": "b", "options": {"x": [1, 3], "new": False}},
+    }
     assert differences(before, now) == [
         "budget.macs: 1 in the folder, 1.0 now",
         "searcher.name: 'a' in the folder, 'b' now",
@@ -105,7 +118,9 @@ def test_a_change_of_any_field_of_a_recipe_is_a_difference(name):
             value = (*numbers, 0.9)
         case number:
             value = number + 0.125
-    assert differences(before, {**before, name: value}) == [f"{name}: {before[name]!r} in the folder, {value!r} now"]
+    assert differences(before, {**before, name: value}) == [
+        f"{name}: {before[name]!r} in the folder, {value!r} now"
+    ]
 
 
 def test_options_that_no_json_file_holds_are_refused():
@@ -119,17 +134,25 @@ FAITHFUL = {"guide": 0, "rate": 0, "scale": 1, "decay": 0}
 
 @pytest.mark.parametrize("options", [{}, {"n_sources": 4}, {"n_sources": 4, "scale": 0.5}])
 def test_settings_from_before_the_colony_had_a_guide_are_those_of_one_without(options):
-    now = SearchSettings(budget=Budget(macs=0.5), n_trials=1, searcher=Part(name="bee_colony", options=options))
+    now = SearchSettings(
+        budget=Budget(macs=0.5), n_trials=1, searcher=Part(name="bee_colony", options=options)
+    )
     plain = to_plain(now)
     assert plain["searcher"]["options"]["guide"] == BeeColonyOptions.guide > 0
     assert from_plain(SearchSettings, plain) == now
-    before = from_plain(SearchSettings, {**plain, "searcher": {"name": "bee_colony", "options": options}})
+    before = from_plain(
+        SearchSettings, {**plain, "searcher": {"name": "bee_colony", "options": options}}
+    )
     assert before.searcher.options == {**FAITHFUL, **options}
     assert from_plain(SearchSettings, to_plain(before)) == before  # and they stay so
-    assert any(text.startswith("searcher.options.guide: 0") for text in differences(to_plain(before), plain))
+    assert any(
+        text.startswith("searcher.options.guide: 0")
+        for text in differences(to_plain(before), plain)
+    )
     # Compared with what was written out, or left to the defaults, they are no different.
     old, new = (
-        {**plain, "searcher": {"name": "bee_colony", "options": own}} for own in (options, before.searcher.options)
+        {**plain, "searcher": {"name": "bee_colony", "options": own}}
+        for own in (options, before.searcher.options)
     )
     assert complete(old)["searcher"] == complete(new)["searcher"] != complete(plain)["searcher"]
 
@@ -172,7 +195,10 @@ def test_a_part_without_a_name_is_refused(value):
         ({"n_trials": 0}, "n_trials is at least 1, found 0"),
         ({"max_failures": -1}, "max_failures is at least 0, found -1"),
         ({"seed": -3}, "seed is at least 0, found -3"),
-        ({"model": ModelSettings(name="x")}, r"model.checkpoint or the table \[pretrain\], found neither"),
+        (
+            {"model": ModelSettings(name="x")},
+            r"model.checkpoint or the table \[pretrain\], found neither",
+        ),
         ({"model": ModelSettings(name="x", checkpoint="y"), "pretrain": Recipe()}, "found both"),
     ],
 )
@@ -184,7 +210,11 @@ def test_settings_out_of_range_are_refused(values, words):
 
 
 def test_a_part_moves_to_another_device_wherever_it_names_one():
-    options = {"fraction": 0.5, "adaptive_bn": {"device": "cuda", "threads": 2}, "short_training": {"epochs": 1}}
+    options = {
+        "fraction": 0.5,
+        "adaptive_bn": {"device": "cuda", "threads": 2},
+        "short_training": {"epochs": 1},
+    }
     cascade = Part(name="cascade", options=options)
     assert cascade.devices == ("cuda",)
     assert cascade.on("cpu").options == {**options, "adaptive_bn": {"device": "cpu", "threads": 2}}

@@ -19,7 +19,17 @@ from abcsearch.results.rows import Row
 from abcsearch.runs.settings import to_plain
 from abcsearch.runs.settings_diff import complete, unlike
 
-KEYS = ("model", "data", "pretrain", "budget", "space", "evaluator", "searcher", "execution", "latency")
+KEYS = (
+    "model",
+    "data",
+    "pretrain",
+    "budget",
+    "space",
+    "evaluator",
+    "searcher",
+    "execution",
+    "latency",
+)
 
 
 def settings(**more):
@@ -39,7 +49,9 @@ def differences(one, other, metric="top1"):
 
 def test_the_stages_of_a_cascade_have_defaults_as_well():
     plain = settings(evaluator={"name": "cascade"})
-    written = settings(evaluator={"name": "cascade", "metric": "top1", "adaptive_bn": {"batch_size": 128}})
+    written = settings(
+        evaluator={"name": "cascade", "metric": "top1", "adaptive_bn": {"batch_size": 128}}
+    )
     other = settings(evaluator={"name": "cascade", "adaptive_bn": {"batch_size": 64}})
     assert differences(plain, written) == []
     assert differences(plain, other) == ["evaluator.adaptive_bn.batch_size is 128 and 64"]
@@ -65,16 +77,28 @@ def test_settings_of_an_older_version_lack_what_came_later():
 
 def test_a_difference_is_named_as_in_a_config():
     other = settings(budget={"macs": 0.6}, evaluator={"name": "adaptive_bn", "metric": "top5"})
-    assert differences(settings(), other) == ["budget.macs is 0.5 and 0.6", "evaluator.metric is top1 and top5"]
+    assert differences(settings(), other) == [
+        "budget.macs is 0.5 and 0.6",
+        "evaluator.metric is top1 and top5",
+    ]
 
 
 def test_long_values_and_whole_tables_are_not_shown():
     one, other = settings(), settings()
-    other["model"] |= {"sizes": {"layers": [["conv", 3]] * 500}, "checkpoint": "/a/very/long/path" * 9}
+    other["model"] |= {
+        "sizes": {"layers": [["conv", 3]] * 500},
+        "checkpoint": "/a/very/long/path" * 9,
+    }
     other["pretrain"] = None
     found = differences(one, other)
-    assert found == ["model.checkpoint differs", "another starting network (an export)", "pretrain is set and none"]
-    third = {key: value for key, value in settings().items() if key not in ("model", "data", "pretrain")}
+    assert found == [
+        "model.checkpoint differs",
+        "another starting network (an export)",
+        "pretrain is set and none",
+    ]
+    third = {
+        key: value for key, value in settings().items() if key not in ("model", "data", "pretrain")
+    }
     assert differences(one, third)[0] == "model is small_resnet and none"
     odd = settings(evaluator={"name": "adaptive_bn", "metric": "package.module:" + "f" * 50})
     assert differences(one, odd) == ["evaluator.metric differs"]
@@ -89,7 +113,9 @@ def test_of_very_many_differences_the_first_are_listed():
 
 
 def forward(median, low, high, batch=1):
-    return ForwardTime(device="CPU", batch=batch, threads=1, median_ms=median, low_ms=low, high_ms=high, passes=30)
+    return ForwardTime(
+        device="CPU", batch=batch, threads=1, median_ms=median, low_ms=low, high_ms=high, passes=30
+    )
 
 
 def test_times_whose_middle_halves_overlap_have_no_sign():
@@ -114,8 +140,13 @@ def test_the_table_of_networks_says_so_too():
             tests={},
         )
 
-    rows = (row("full", forward(1.2, 1, 9), forward(20, 19, 21, 64)), row("abc", forward(1.0, 1, 9), forward(5, 4, 6)))
-    report = Report(title="", rows=rows, widths=(), notes=(), against="macs", front=(), metric="top1")
+    rows = (
+        row("full", forward(1.2, 1, 9), forward(20, 19, 21, 64)),
+        row("abc", forward(1.0, 1, 9), forward(5, 4, 6)),
+    )
+    report = Report(
+        title="", rows=rows, widths=(), notes=(), against="macs", front=(), metric="top1"
+    )
     lines = dict(network_lines(report))["Forward time, median (middle half of the passes)"]
     assert [line.cells[1][1] for line in lines] == ["not told apart", "\u221275.0 %"]
 
@@ -126,7 +157,15 @@ def test_bars_of_a_few_pixels_have_no_outline():
 
     assert outline(bar(10.0), 100.0) > 0
     assert outline(bar(0.1), 100.0) == 0
-    found = Timeline(bars=(bar(10.0), bar(0.1)), lanes=1, cuts=(), seconds=100.0, busy=10.1, untimed=0, failures=())
+    found = Timeline(
+        bars=(bar(10.0), bar(0.1)),
+        lanes=1,
+        cuts=(),
+        seconds=100.0,
+        busy=10.1,
+        untimed=0,
+        failures=(),
+    )
     widths = timeline_chart(found).data[0].marker.line.width
     assert widths[0] > 0 == widths[1]
     drawn = [patch.get_linewidth() for patch in draw_timeline(found).axes[0].patches]
@@ -166,4 +205,9 @@ def test_a_network_in_one_panel_alone_is_in_the_legend():
     costs = {"full": {"macs": 100.0, "params": 25.0}, "uniform": {"macs": 15.0, "params": 15.0}}
     marks = [Mark(name=name, fitness=0.1, costs=own) for name, own in costs.items()]
     (legend,) = draw_pareto(clouds, marks).legends
-    assert [text.get_text() for text in legend.get_texts()] == ["trials", "front", "uniform", "full"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "trials",
+        "front",
+        "uniform",
+        "full",
+    ]

@@ -44,7 +44,13 @@ def striped(count, seed=0):
 
 def network(outputs=CLASSES):
     with torch_seeded(0, "init"):
-        layers = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+        layers = [
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+        ]
         return nn.Sequential(*layers, nn.Linear(32, outputs)).eval()
 
 
@@ -61,7 +67,8 @@ def changed(data, change, part=("train", "validation")):
     """Returns the data with other images or labels."""
     splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
     made = {
-        name: Split(*change(split.images, split.labels)) if name in part else split for name, split in splits.items()
+        name: Split(*change(split.images, split.labels)) if name in part else split
+        for name, split in splits.items()
     }
     return Data(name=data.name, **made, held_out=data.held_out)
 
@@ -103,7 +110,10 @@ def as_bytes(images, labels):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (renumbered, ("near chance", "Check that the checkpoint", "another order", "label 0 as 3, 1 as 0")),
+        (
+            renumbered,
+            ("near chance", "Check that the checkpoint", "another order", "label 0 as 3, 1 as 0"),
+        ),
         (unnormalised, ("calibration brings", "mean, std and size", "inputs have a mean of")),
         (as_bytes, ("bytes that were not normalised",)),
         (lambda images, labels: (images.roll(1, 0), labels), ("near chance",)),
@@ -146,27 +156,43 @@ def test_weights_that_are_not_finite_are_told(trained):
     with torch.no_grad():
         model[-1].bias[:] = torch.nan
     assert "near chance" in looked(model, data).warnings[0]
-    regression = Data(name="x", **{p: Split(*parts) for p, parts in values().items()}, objective="regression")
+    regression = Data(
+        name="x", **{p: Split(*parts) for p, parts in values().items()}, objective="regression"
+    )
     (text,) = looked(model, regression).warnings
     assert "neg_mse of the full network is nan" in text
 
 
 def values(noise=0.1):
     """Images and the sums of their quarters."""
-    images = {name: striped(count)[0] for name, count in (("train", 400), ("validation", 100), ("test", 100))}
+    images = {
+        name: striped(count)[0]
+        for name, count in (("train", 400), ("validation", 100), ("test", 100))
+    }
     sums = {name: nn.functional.avg_pool2d(own, 4).flatten(1) for name, own in images.items()}
     return {name: (own, sums[name] + noise) for name, own in images.items()}
 
 
 def test_other_objectives_have_their_own_metrics_and_chance_where_it_is_defined():
-    data = Data(name="sums", **{name: Split(*parts) for name, parts in values().items()}, objective="regression")
+    data = Data(
+        name="sums",
+        **{name: Split(*parts) for name, parts in values().items()},
+        objective="regression",
+    )
     model = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
     found = looked(model, data)
     mean = data.train.labels.mean(dim=0)
     assert found.metric == "neg_mse"
     assert found.loaded == pytest.approx(-0.01)
-    assert found.chance == pytest.approx(-float(((data.validation.labels - mean) ** 2).mean()), rel=1e-4)
-    assert (found.calibrated, found.outputs, found.classes, found.warnings) == (None, None, None, ())
+    assert found.chance == pytest.approx(
+        -float(((data.validation.labels - mean) ** 2).mean()), rel=1e-4
+    )
+    assert (found.calibrated, found.outputs, found.classes, found.warnings) == (
+        None,
+        None,
+        None,
+        (),
+    )
     assert "calibrated" not in found.lines[0]
     bad = looked(nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Threshold(1e9, 0.0)), data)
     assert "near chance" in bad.warnings[0]
@@ -180,7 +206,10 @@ def test_segmentation_is_compared_with_the_commonest_class():
     data = Data(name="bright", **splits, objective="segmentation")
     model = nn.Conv2d(1, 2, 1)
     with torch.no_grad():
-        model.weight[:], model.bias[:] = torch.tensor([0.0, 1.0])[:, None, None, None], torch.tensor([0.0, -1.0])
+        model.weight[:], model.bias[:] = (
+            torch.tensor([0.0, 1.0])[:, None, None, None],
+            torch.tensor([0.0, -1.0]),
+        )
     found = looked(model, data)
     counted = labels[PARTS["validation"]]
     assert found.loaded == 1
@@ -193,7 +222,9 @@ PARTS = {"train": slice(0, 40), "validation": slice(40, 50), "test": slice(50, 6
 
 def test_an_objective_of_the_users_has_no_chance(trained, monkeypatch):
     model, data = trained
-    goal = Objective(loss=nn.functional.cross_entropy, metrics={"sure": lambda o, labels: o.softmax(1).amax(1)})
+    goal = Objective(
+        loss=nn.functional.cross_entropy, metrics={"sure": lambda o, labels: o.softmax(1).amax(1)}
+    )
     monkeypatch.setitem(OBJECTIVES, "sure", goal)
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     found = looked(model, Data(name="x", **splits, objective="sure"))
@@ -213,7 +244,10 @@ def test_search_validation_that_may_have_been_seen_is_noted_and_only_then(traine
     draws = torch.Generator().manual_seed(1)
     labels = torch.arange(240) % CLASSES
     images = torch.randn(len(labels), 1, 8, 8, generator=draws)
-    splits = {"train": Split(images[:160], labels[:160]), "validation": Split(images[160:], labels[160:])}
+    splits = {
+        "train": Split(images[:160], labels[:160]),
+        "validation": Split(images[160:], labels[160:]),
+    }
     noise = Data(name="noise", **splits, test=trained[1].test, held_out=True)
     seen, honest = by_heart(Split(images, labels)), by_heart(noise.train)
     (note,) = looked(seen, noise).notes
@@ -232,26 +266,38 @@ def test_the_check_is_kept_shown_and_done_once_and_changes_no_trial(trained, tmp
     options["evaluator"] = {"name": "adaptive_bn", "batch_size": 64}
     with pytest.warns(UserWarning, match=r"^set-up: the full network is near chance"):
         search(model, changed(data, renumbered), **options, run_dir=tmp_path / "wrong")
-    result = search(model, data, **options, run_dir=tmp_path / "run", progress=lambda *step: told.append(step))
+    result = search(
+        model, data, **options, run_dir=tmp_path / "run", progress=lambda *step: told.append(step)
+    )
     kept = read_setup(RunFolder(tmp_path / "run"))
     assert told[0] == ("full network", 1, 1, kept.words)
     task = result.task
     evaluator = make_evaluator("adaptive_bn", task.source, data, batch_size=64)
-    assert [kept.full, kept.uniform] == [evaluator(one, 0).fitness for one in (task.space.full, task.uniform())]
+    assert [kept.full, kept.uniform] == [
+        evaluator(one, 0).fitness for one in (task.space.full, task.uniform())
+    ]
     assert f"(full {kept.full:.4f}, uniform {kept.uniform:.4f})" in told[-1][3]
     log = (tmp_path / "run" / "log.txt").read_text()
     assert kept.words in log
-    monkeypatch.setattr("abcsearch.runs.setup_check.look_at", lambda *_: pytest.fail("looked at again"))
+    monkeypatch.setattr(
+        "abcsearch.runs.setup_check.look_at", lambda *_: pytest.fail("looked at again")
+    )
     (tmp_path / "run" / FILE).unlink()
     resume(tmp_path / "run", model=model, data=data, n_trials=4)
     assert read_setup(RunFolder(tmp_path / "run")) is None
     monkeypatch.setattr("abcsearch.runs.search.check_setup", lambda *_: None)
     search(model, data, **options, run_dir=tmp_path / "without")
-    one, other = (read_journal(tmp_path / name / "journal.jsonl").trials for name in ("run", "without"))
-    assert [one[n].evaluation.metrics for n in other] == [other[n].evaluation.metrics for n in other]
+    one, other = (
+        read_journal(tmp_path / name / "journal.jsonl").trials for name in ("run", "without")
+    )
+    assert [one[n].evaluation.metrics for n in other] == [
+        other[n].evaluation.metrics for n in other
+    ]
 
 
-def test_a_network_that_only_the_users_evaluator_understands_is_searched_all_the_same(trained, tmp_path):
+def test_a_network_that_only_the_users_evaluator_understands_is_searched_all_the_same(
+    trained, tmp_path
+):
     _, data = trained
 
     class Odd(nn.Module):
@@ -319,7 +365,10 @@ def test_a_checkpoint_of_ones_own_is_scored_before_anything_is_searched(tmp_path
     with torch_seeded(0, "init"):
         model = SmallResNet(in_channels=1, widths=(4, 6), depths=(1, 1))
     train(model, data.train, Recipe(epochs=4, lr=0.1, batch_size=64))
-    torch.save({"state_dict": {f"model.{n}": t for n, t in model.state_dict().items()}}, tmp_path / "mine.ckpt")
+    torch.save(
+        {"state_dict": {f"model.{n}": t for n, t in model.state_dict().items()}},
+        tmp_path / "mine.ckpt",
+    )
     (tmp_path / "c.toml").write_text(CONFIG.replace("CHECKPOINT", str(tmp_path / "mine.ckpt")))
     told = call("evaluate", tmp_path / "mine.ckpt", "--config", tmp_path / "c.toml", "--batch", 2)
     assert told.exit_code == 0, told.output
@@ -328,7 +377,9 @@ def test_a_checkpoint_of_ones_own_is_scored_before_anything_is_searched(tmp_path
     alone = call("evaluate", tmp_path / "mine.ckpt")
     assert alone.exit_code == 2
     assert "--config CONFIG" in alone.output
-    both = call("evaluate", tmp_path / "mine.ckpt", "--config", tmp_path / "c.toml", "--data", "digits")
+    both = call(
+        "evaluate", tmp_path / "mine.ckpt", "--config", tmp_path / "c.toml", "--data", "digits"
+    )
     assert (both.exit_code, "leave one of them out" in both.output) == (2, True)
     dry = call("search", tmp_path / "c.toml", "--dry-run", "--run-dir", tmp_path / "run")
     line = next(line for line in dry.output.splitlines() if line.startswith("full network: "))

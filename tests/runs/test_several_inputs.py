@@ -8,7 +8,18 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from abcsearch import Budget, Data, Recipe, cli, export, finetune, load, score, search, trace_channels
+from abcsearch import (
+    Budget,
+    Data,
+    Recipe,
+    cli,
+    export,
+    finetune,
+    load,
+    score,
+    search,
+    trace_channels,
+)
 from abcsearch.channels.options import LatencyOptions
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.data.named import DATASETS
@@ -33,7 +44,9 @@ class Both(nn.Module):
 
     def forward(self, image, *, meta):
         seen = torch.relu(self.bn(self.conv(image))).mean(dim=(2, 3))
-        logits = self.head(torch.relu(self.mixed(torch.cat([seen, torch.relu(self.numbers(meta))], 1))))
+        logits = self.head(
+            torch.relu(self.mixed(torch.cat([seen, torch.relu(self.numbers(meta))], 1)))
+        )
         return {"logits": logits, "twice": 2 * logits}
 
 
@@ -50,7 +63,10 @@ class Items:
         draws = np.random.default_rng([self.seed, index])
         label = index % 2
         image = draws.normal(label, 1.0, (1, 6, 6))
-        return {"image": image, "meta": torch.full((3,), label - 0.5) + torch.from_numpy(draws.normal(0, 1, 3))}, label
+        return {
+            "image": image,
+            "meta": torch.full((3,), label - 0.5) + torch.from_numpy(draws.normal(0, 1, 3)),
+        }, label
 
 
 def items():
@@ -75,14 +91,21 @@ def test_searched_tuned_exported_and_loaded(model, data, tmp_path):
         run_dir=tmp_path / "run", searcher="random", evaluator={"name": "adaptive_bn", **options},
     )  # fmt: skip
     assert {"conv", "numbers", "mixed"} <= set(found.widths)
-    tuned = finetune(found.model(), data, Recipe(epochs=3, lr=0.1, batch_size=16, distillation=0.5), teacher=model)
+    tuned = finetune(
+        found.model(),
+        data,
+        Recipe(epochs=3, lr=0.1, batch_size=16, distillation=0.5),
+        teacher=model,
+    )
     assert tuned.after["neg_loss"] > tuned.before["neg_loss"]
     expected = [data.test.images[:7].run(tuned.model)[name] for name in ("logits", "twice")]
     for name in ("net", "net.onnx", "net.pt2"):
         export(tuned.model, tmp_path / name, example_input=data.example, constructor=Both)
         loaded = load(tmp_path / name)
         for key, wanted in zip(("logits", "twice"), expected, strict=True):
-            torch.testing.assert_close(data.test.images[:7].run(loaded)[key], wanted, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                data.test.images[:7].run(loaded)[key], wanted, rtol=1e-4, atol=1e-5
+            )
         assert score(loaded, data.test)["top1"] == tuned.after["top1"]
 
 
@@ -124,7 +147,10 @@ def test_criteria_that_look_at_data_take_batches_of_several_inputs(data, criteri
         network = Plain()
     graph = trace_channels(network, data.example)
     whole = (data.train.images, data.train.labels)
-    batches = [({"image": x.kwargs["image"], "meta": x.kwargs["meta"]}, y) for x, y in data.train.batches(64)]
+    batches = [
+        ({"image": x.kwargs["image"], "meta": x.kwargs["meta"]}, y)
+        for x, y in data.train.batches(64)
+    ]
     one, two = (rank_channels(network, graph, criterion, data=given) for given in (whole, batches))
     for a, b in zip(one.scores, two.scores, strict=True):
         np.testing.assert_allclose(a, b)
@@ -142,7 +168,9 @@ def test_criteria_that_look_at_data_take_batches_of_several_inputs(data, criteri
         ({"image": torch.ones(0, 1, 6, 6), "meta": torch.ones(0, 3)}, TraceError, "a batch of at least one image"),
     ],
 )  # fmt: skip
-def test_examples_of_another_shape_type_device_or_structure_are_told(model, tmp_path, example, error, words):
+def test_examples_of_another_shape_type_device_or_structure_are_told(
+    model, tmp_path, example, error, words
+):
     with pytest.raises(error, match=words):
         trace_channels(model, example)
     before = list(tmp_path.iterdir())
@@ -155,6 +183,8 @@ def test_examples_of_another_shape_type_device_or_structure_are_told(model, tmp_
 @pytest.mark.parametrize("name", ["slimmable", "dmcp", "autopruner", "soft_pruning"])
 def test_preparations_feed_all_inputs(data, model, name):
     task = Task.of(model.eval(), data, SearchSettings(budget=Budget(macs=0.6), n_trials=1))
-    preparation = make_preparation(name, recipe={"epochs": 2, "batch_size": 30, "lr": 0.02, "device": "cpu"})
+    preparation = make_preparation(
+        name, recipe={"epochs": 2, "batch_size": 30, "lr": 0.02, "device": "cpu"}
+    )
     preparation.check(task)
     assert task.constraint.allows(prepared_by(preparation, task, Trainer(data.train, 0)).starts[0])

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from abcsearch.errors import ModelError, NodeLostError, SearcherError, ShortageError, WorkerStoppedError
+from abcsearch.errors import (
+    ModelError,
+    NodeLostError,
+    SearcherError,
+    ShortageError,
+    WorkerStoppedError,
+)
 from abcsearch.evaluation.base import evaluate
 from abcsearch.execution.serial import SerialExecutor
 from abcsearch.runs.disk.journal import read_journal
@@ -96,7 +102,9 @@ def test_what_is_a_candidates_is_a_failure_with_a_reason(text, how):
     error = made(text)
     found = evaluate(lambda *_: how(error), (1,), 0)
     assert found.fitness is None
-    assert found.failure.startswith(type(error).__name__ if how is plainly else "ModelError: the network")
+    assert found.failure.startswith(
+        type(error).__name__ if how is plainly else "ModelError: the network"
+    )
 
 
 def test_what_was_dealt_with_does_not_count():
@@ -125,7 +133,10 @@ class Wordy(Exception):
 
 
 def test_an_exception_without_a_text_is_a_failure_all_the_same():
-    assert evaluate(lambda *_: plainly(Mute()), (1,), 0).failure == "Mute: (it has no text that can be shown)"
+    assert (
+        evaluate(lambda *_: plainly(Mute()), (1,), 0).failure
+        == "Mute: (it has no text that can be shown)"
+    )
     assert evaluate(lambda *_: plainly(Wordy()), (1,), 0).failure == "Wordy: wordy"
     assert evaluate(lambda *_: Evaluation(None, failure=Wordy()), (1,), 0).failure == "wordy"
 
@@ -134,7 +145,11 @@ def test_an_exception_without_a_text_is_a_failure_all_the_same():
 def test_true_and_false_are_no_fitness_and_no_cost(value):
     with pytest.raises(SearcherError, match="a fitness is a number, found"):
         Evaluation(fitness=value)
-    for arguments in ({"fitness": value}, {"fitness": 1.0, "macs": value}, {"fitness": 1.0, "params": value}):
+    for arguments in (
+        {"fitness": value},
+        {"fitness": 1.0, "macs": value},
+        {"fitness": 1.0, "params": value},
+    ):
         with pytest.raises(SearcherError, match=r"a fitness is a number|at least 0, found"):
             evaluate(lambda *_, given=arguments: Evaluation(**given), (1,), 0)
 
@@ -162,11 +177,18 @@ EXECUTORS = [SerialExecutor, lambda: ThreadPoolExecutor(3)]
 @pytest.mark.parametrize("options", [{}, {"window": 4}, {"schedule": "asynchronous"}])
 def test_a_run_stops_writes_nothing_down_and_ends_as_undisturbed(tmp_path, options, executor):
     asynchronous = "schedule" in options
-    expected = None if asynchronous and executor is not SerialExecutor else undisturbed(tmp_path, **options)
+    expected = (
+        None
+        if asynchronous and executor is not SerialExecutor
+        else undisturbed(tmp_path, **options)
+    )
     with executor() as pool, pytest.raises(ShortageError) as raised:
         loop(tmp_path / "run", evaluator=short_at(7), executor=pool, **options).run()
     assert "trial 7 could not be evaluated: " in str(raised.value)
-    assert "ran short of file descriptors: OSError: [Errno 24] Too many open files. Nothing was" in str(raised.value)
+    assert (
+        "ran short of file descriptors: OSError: [Errno 24] Too many open files. Nothing was"
+        in str(raised.value)
+    )
     assert str(raised.value).endswith(f"continue with: abcsearch resume {tmp_path / 'run'}")
     kept = read_journal(tmp_path / "run" / "journal.jsonl").trials
     assert 7 not in kept
@@ -207,22 +229,32 @@ class Together:
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 4}, {"schedule": "asynchronous"}])
-def test_a_worker_stopped_for_want_of_memory_runs_once_more_and_then_the_run_stops(tmp_path, options):
+def test_a_worker_stopped_for_want_of_memory_runs_once_more_and_then_the_run_stops(
+    tmp_path, options
+):
     expected = undisturbed(tmp_path, **options)
-    once = Losing({3: [WorkerStoppedError("out")], 9: [WorkerStoppedError("out"), NodeLostError("gone")]})
+    once = Losing(
+        {3: [WorkerStoppedError("out")], 9: [WorkerStoppedError("out"), NodeLostError("gone")]}
+    )
     loop(tmp_path / "once", executor=once, **options).run()
     assert_same_as(tmp_path / "once", expected)
     assert b"lost" not in (tmp_path / "once" / "journal.jsonl").read_bytes()
     for _ in range(3):  # however often the run is continued, it is not held against the candidate
-        with pytest.raises(ShortageError, match="trial 9 could not be evaluated: out for the second time"):
-            loop(tmp_path / "run", executor=Losing({9: [WorkerStoppedError("out")] * 2}), **options).run()
+        with pytest.raises(
+            ShortageError, match="trial 9 could not be evaluated: out for the second time"
+        ):
+            loop(
+                tmp_path / "run", executor=Losing({9: [WorkerStoppedError("out")] * 2}), **options
+            ).run()
     loop(tmp_path / "run", **options).run()
     assert_same_as(tmp_path / "run", expected)
 
 
 def odd_metrics(candidate, seed):
     found = score(candidate, seed)
-    return Evaluation(found.fitness, metrics={"a": math.nan, "b": math.inf, "c": -math.inf, "d": 0.5})
+    return Evaluation(
+        found.fitness, metrics={"a": math.nan, "b": math.inf, "c": -math.inf, "d": 0.5}
+    )
 
 
 def strict(text):
@@ -239,7 +271,10 @@ def test_numbers_that_are_not_finite_leave_valid_json_and_come_back(tmp_path, se
         strict(path.read_text())
     for line in (tmp_path / "run" / "journal.jsonl").read_bytes().splitlines():
         event = strict(line.partition(b" ")[2])
-        assert event["evaluation"]["metrics"] in ({"a": "nan", "b": "inf", "c": "-inf", "d": 0.5}, {})
+        assert event["evaluation"]["metrics"] in (
+            {"a": "nan", "b": "inf", "c": "-inf", "d": 0.5},
+            {},
+        )
     (tmp_path / "run" / "searcher.json").unlink()
     again = loop(tmp_path / "run", evaluator=odd_metrics, searcher=searcher, n_trials=13).run()
     assert repr(again) == repr(first)

@@ -47,8 +47,13 @@ def test_a_snapshot_of_any_earlier_time_gives_the_same_end(tmp_path, schedule):
     assert len(set(snapshots)) >= 4
     for snapshot in set(snapshots):
         (tmp_path / "run" / "searcher.json").write_bytes(snapshot)
-        loop(tmp_path / "run", evaluator=None, schedule=schedule).run()  # nothing is left to be evaluated
-        assert (written(tmp_path / "run"), (tmp_path / "run" / "searcher.json").read_bytes()) == expected
+        loop(
+            tmp_path / "run", evaluator=None, schedule=schedule
+        ).run()  # nothing is left to be evaluated
+        assert (
+            written(tmp_path / "run"),
+            (tmp_path / "run" / "searcher.json").read_bytes(),
+        ) == expected
 
 
 def test_a_snapshot_with_any_field_of_another_kind_is_told_again_from_the_journal(tmp_path):
@@ -74,9 +79,13 @@ def test_a_snapshot_of_another_run_is_not_used(tmp_path, n_trials):
     expected = undisturbed(tmp_path, n_trials=30)
     loop(tmp_path / "own", n_trials=n_trials).run()
     loop(
-        tmp_path / "other", n_trials=20, searcher=BeeColony(SPACE, BOUND, seed=5, options=BeeColonyOptions(n_sources=4))
+        tmp_path / "other",
+        n_trials=20,
+        searcher=BeeColony(SPACE, BOUND, seed=5, options=BeeColonyOptions(n_sources=4)),
     ).run()
-    (tmp_path / "own" / "searcher.json").write_bytes((tmp_path / "other" / "searcher.json").read_bytes())
+    (tmp_path / "own" / "searcher.json").write_bytes(
+        (tmp_path / "other" / "searcher.json").read_bytes()
+    )
     loop(tmp_path / "own", n_trials=30).run()
     assert_same_as(tmp_path / "own", expected)
 
@@ -85,7 +94,9 @@ def test_a_snapshot_of_another_run_is_not_used(tmp_path, n_trials):
 
 
 @pytest.mark.parametrize("schedule", ["rounds", "asynchronous"])
-@pytest.mark.parametrize("where", ["before the journal", "after the journal", "snapshot", "tell", "ask", "population"])
+@pytest.mark.parametrize(
+    "where", ["before the journal", "after the journal", "snapshot", "tell", "ask", "population"]
+)
 def test_stopped_at_the_worst_instants_it_is_as_undisturbed(tmp_path, monkeypatch, schedule, where):
     """A Ctrl-C is an exception between any two steps; the folder is then as it would be after a kill, or better."""
     expected = undisturbed(tmp_path, schedule=schedule)
@@ -149,7 +160,9 @@ def test_a_clock_that_jumps_does_not_hide_the_progress(tmp_path, monkeypatch):
 
 def test_a_very_long_line_is_as_good_as_any(tmp_path):
     def verbose(candidate, seed):
-        return Evaluation(fitness=float(seed % 7), metrics={"x" * 3_000_000 if seed % 2 else "y\n" * 1000: 1.0})
+        return Evaluation(
+            fitness=float(seed % 7), metrics={"x" * 3_000_000 if seed % 2 else "y\n" * 1000: 1.0}
+        )
 
     for _ in range(2):
         trials = loop(tmp_path, evaluator=verbose, n_trials=6).run()
@@ -159,13 +172,19 @@ def test_a_very_long_line_is_as_good_as_any(tmp_path):
 def test_another_schedule_or_window_is_refused_with_the_difference(tmp_path):
     before = ExecutionOptions(workers=4, window=8)
     assert changed_execution(before, {"workers": 0}) == ExecutionOptions(window=8)
-    with pytest.raises(ConfigError, match=r"execution\.window decides the trials: 8 in the folder, 4 now"):
+    with pytest.raises(
+        ConfigError, match=r"execution\.window decides the trials: 8 in the folder, 4 now"
+    ):
         changed_execution(before, {"window": 4})
-    with pytest.raises(ConfigError, match=r"execution\.schedule decides the trials: 'rounds' in the folder, 'async"):
+    with pytest.raises(
+        ConfigError, match=r"execution\.schedule decides the trials: 'rounds' in the folder, 'async"
+    ):
         changed_execution(before, {"schedule": "asynchronous"})
 
 
-def test_a_folder_is_continued_with_any_workers_but_with_its_own_schedule(tiny_model, tiny_data, tmp_path):
+def test_a_folder_is_continued_with_any_workers_but_with_its_own_schedule(
+    tiny_model, tiny_data, tmp_path
+):
     def run(n_trials, executor=None, **execution):
         return search(
             tiny_model,
@@ -181,7 +200,10 @@ def test_a_folder_is_continued_with_any_workers_but_with_its_own_schedule(tiny_m
     run(5, window=4)
     for execution, difference in (
         ({}, "execution.window: 4 in the folder, 0 now"),
-        ({"schedule": "asynchronous"}, "execution.schedule: 'rounds' in the folder, 'asynchronous' now"),
+        (
+            {"schedule": "asynchronous"},
+            "execution.schedule: 'rounds' in the folder, 'asynchronous' now",
+        ),
     ):
         with pytest.raises(RunError, match=difference):
             run(9, **execution)

@@ -46,9 +46,17 @@ def test_a_streamed_run_searches_resumes_and_fine_tunes(images, tmp_path):
         result = run_config(read_config(config), folder)
         assert isinstance(result.task.data.train, Stream) == (stream == "true")
         again = resume(folder)
-        assert [t.evaluation.fitness for t in again.trials] == [t.evaluation.fitness for t in result.trials]
+        assert [t.evaluation.fitness for t in again.trials] == [
+            t.evaluation.fitness for t in result.trials
+        ]
         split = RunFolder(folder).header()["identity"]["split"]
-        assert split == {"seed": 0, "train": 54, "validation": 6, "test": 20, "objective": "classification"}
+        assert split == {
+            "seed": 0,
+            "train": 54,
+            "validation": 6,
+            "test": 20,
+            "objective": "classification",
+        }
         found[stream] = [t.candidate for t in result.trials]
     assert found["true"] == found["false"]
     run = open_run(tmp_path / "true")

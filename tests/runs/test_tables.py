@@ -25,7 +25,13 @@ def by_width(candidate, seed):
 
 
 def run(model, data, folder, **changes):
-    settings = {"budget": Budget(macs=0.8), "n_trials": 20, "evaluator": by_width, "searcher": "random", **changes}
+    settings = {
+        "budget": Budget(macs=0.8),
+        "n_trials": 20,
+        "evaluator": by_width,
+        "searcher": "random",
+        **changes,
+    }
     return search(model, data, run_dir=folder, **settings)
 
 
@@ -107,7 +113,9 @@ def test_the_frame_is_the_table(result):
 
 
 def test_parquet_holds_the_same(result, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet", reason="an extra: pip install 'abcsearch[tables]'")
+    parquet = pytest.importorskip(
+        "pyarrow.parquet", reason="an extra: pip install 'abcsearch[tables]'"
+    )
     assert call("trials", result.run_dir, "--out", tmp_path / "t.parquet").exit_code == 0
     read = parquet.read_table(tmp_path / "t.parquet").to_pylist()
     assert [row["fitness"] for row in read] == [trial.evaluation.fitness for trial in result.trials]
@@ -160,7 +168,9 @@ def test_the_interval_of_a_mean_is_students():
     values = [0.5, 0.7, 0.65, 0.9]
     own = Spread.of("fitness", values)
     expected = ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (own.mean - own.half, own.mean + own.half) == pytest.approx((expected.low, expected.high))
+    assert (own.mean - own.half, own.mean + own.half) == pytest.approx(
+        (expected.low, expected.high)
+    )
     assert own.deviation == pytest.approx(statistics.stdev(values))
     alone = Spread.of("fitness", [0.5])
     assert (alone.deviation, alone.half) == (0, math.inf)
@@ -205,7 +215,14 @@ def test_seeds_on_the_command_line_take_all_numbers(tiny_config, tmp_path, monke
     "searcher",
     [
         {"name": "bee_colony", "n_sources": 3},
-        {"name": "evolution", "population": 6, "archive": 6, "parents": 3, "mutations": 3, "crossovers": 3},
+        {
+            "name": "evolution",
+            "population": 6,
+            "archive": 6,
+            "parents": 3,
+            "mutations": 3,
+            "crossovers": 3,
+        },
     ],
 )
 def test_populations_are_what_the_searcher_had(tiny_model, tiny_data, tmp_path, searcher):

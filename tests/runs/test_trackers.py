@@ -115,7 +115,12 @@ def run(model, data, folder, watcher, n_trials=9, stop=10**9):
             raise ValueError("no")
         return Evaluation(sum(candidate) / 100, metrics={"top1": 0.5})
 
-    options = {"budget": Budget(macs=0.8), "searcher": "random", "evaluator": evaluator, "watchers": [watcher]}
+    options = {
+        "budget": Budget(macs=0.8),
+        "searcher": "random",
+        "evaluator": evaluator,
+        "watchers": [watcher],
+    }
     return search(model, data, n_trials=n_trials, run_dir=folder, **options)
 
 
@@ -132,7 +137,9 @@ def check(result, fitness, best, failures):
     assert list(best.values()) == sorted(best.values())
 
 
-def test_mlflow_has_every_trial_once_also_of_a_search_that_was_stopped(mlflow, tiny_model, tiny_data, tmp_path):
+def test_mlflow_has_every_trial_once_also_of_a_search_that_was_stopped(
+    mlflow, tiny_model, tiny_data, tmp_path
+):
     folder = tmp_path / "run"
     with pytest.raises(Stopped):
         run(tiny_model, tiny_data, folder, mlflow_watcher("file:x"), stop=4)
@@ -154,7 +161,9 @@ def test_another_run_folder_is_another_run(mlflow, wandb, tiny_model, tiny_data,
     assert (len(mlflow.runs), len(mlflow.experiments), len(wandb.runs)) == (2, 1, 2)
 
 
-def test_wandb_has_every_trial_once_also_of_a_search_that_was_stopped(wandb, tiny_model, tiny_data, tmp_path):
+def test_wandb_has_every_trial_once_also_of_a_search_that_was_stopped(
+    wandb, tiny_model, tiny_data, tmp_path
+):
     folder = tmp_path / "run"
     with pytest.raises(Stopped):
         run(tiny_model, tiny_data, folder, wandb_watcher("mine", mode="offline"), stop=4)

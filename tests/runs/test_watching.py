@@ -21,7 +21,9 @@ def trial(number):
     costs = {"macs": 1000 + number, "params": 10 + number, "seconds": draws.random()}
     if draws.random() < 0.3:
         return Trial(number, (1,), Evaluation(None, failure="no", **costs))
-    return Trial(number, (1,), Evaluation(draws.random(), {"top1": draws.random(), "loss": -1.0}, **costs))
+    return Trial(
+        number, (1,), Evaluation(draws.random(), {"top1": draws.random(), "loss": -1.0}, **costs)
+    )
 
 
 def points(path):
@@ -34,7 +36,9 @@ def points(path):
         for file in sorted(path.glob("events.out.tfevents.*")):
             for event in LegacyEventFileLoader(str(file)).Load():
                 for value in event.summary.value:
-                    found.setdefault(value.tag, []).append((event.step, value.simple_value, event.wall_time))
+                    found.setdefault(value.tag, []).append(
+                        (event.step, value.simple_value, event.wall_time)
+                    )
     return found
 
 
@@ -83,7 +87,9 @@ def test_trials_that_finish_early_wait_so_that_no_step_goes_back(tmp_path):
     board.begin([], 9)
     for number, steps in ((2, 0), (0, 1), (5, 1), (1, 3), (4, 3)):
         board.trial(trial(number), None)
-        assert [step for step, _, _ in points(tmp_path).get("macs", [])] == list(range(1, steps + 1))
+        assert [step for step, _, _ in points(tmp_path).get("macs", [])] == list(
+            range(1, steps + 1)
+        )
     board.end()  # trial 3 does not come any more
     assert [step for step, _, _ in points(tmp_path)["macs"]] == [1, 2, 3, 5, 6]
 
@@ -91,7 +97,9 @@ def test_trials_that_finish_early_wait_so_that_no_step_goes_back(tmp_path):
 def test_times_are_those_of_the_journal_and_then_those_of_the_clock(tmp_path):
     journal = tmp_path / "journal.jsonl"
     lines = [encode_line({**trial(n).to_plain(), "time": 1e9 + n}) for n in (1, 0)]
-    journal.write_bytes(lines[0] + encode_line({"event": "session", "time": 5.0}) + lines[1] + b"torn")
+    journal.write_bytes(
+        lines[0] + encode_line({"event": "session", "time": 5.0}) + lines[1] + b"torn"
+    )
     assert finish_times(journal) == {0: 1e9, 1: 1e9 + 1}
     assert finish_times(tmp_path / "none") == finish_times(None) == {}
     board = TensorBoard(tmp_path / "board", journal)

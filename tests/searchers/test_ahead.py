@@ -57,7 +57,9 @@ class Waiting(Threes):
 
 
 def trials_of(candidates, fitness=toy_fitness, start=0):
-    return [Trial(start + i, c, Evaluation(fitness=fitness(SPACE, c))) for i, c in enumerate(candidates)]
+    return [
+        Trial(start + i, c, Evaluation(fitness=fitness(SPACE, c))) for i, c in enumerate(candidates)
+    ]
 
 
 @pytest.mark.parametrize("saved", [False, True])
@@ -65,7 +67,15 @@ def test_batches_are_learned_whole_once_and_in_the_order_of_asking(saved):
     searcher = Threes(SPACE)
     trials = trials_of(searcher.ask(8, ahead=True))  # two batches and two of a third
     expected = []
-    for number, learned in ((7, None), (4, None), (6, None), (3, None), (2, None), (5, [3, 4, 5]), (0, None)):
+    for number, learned in (
+        (7, None),
+        (4, None),
+        (6, None),
+        (3, None),
+        (2, None),
+        (5, [3, 4, 5]),
+        (0, None),
+    ):
         searcher.tell([trials[number]])
         expected += [learned] if learned else []
         assert searcher.learned == expected
@@ -73,7 +83,9 @@ def test_batches_are_learned_whole_once_and_in_the_order_of_asking(saved):
             state = through_json(searcher.state_dict())
             searcher = Threes(SPACE, seed=9)
             searcher.load_state_dict(state)
-    trials += trials_of(searcher.ask(1), start=8)  # the rest of the third; not ahead, for the first is open
+    trials += trials_of(
+        searcher.ask(1), start=8
+    )  # the rest of the third; not ahead, for the first is open
     assert searcher.ask(1) == []
     searcher.tell([trials[8], trials[1]])
     assert searcher.learned == [[3, 4, 5], [6, 7, 8], [0, 1, 2]]
@@ -107,7 +119,9 @@ class Succeeding(SearcherContract):
 
 def slid(name, seed, n=300, **options):
     """What is asked for, and its fitness."""
-    asked = Succeeding().slide(make_searcher(name, SPACE, BOUND, seed=seed, **options), n, _any(seed))
+    asked = Succeeding().slide(
+        make_searcher(name, SPACE, BOUND, seed=seed, **options), n, _any(seed)
+    )
     return asked, np.array([toy_fitness(SPACE, candidate) for candidate in asked])
 
 
@@ -130,7 +144,9 @@ def test_asked_ahead_it_beats_random_search(name, options):
 @pytest.mark.parametrize("seed", range(2))
 def test_asked_ahead_the_surface_finds_the_best_soon(seed):
     """Later it has to propose what is left."""
-    found, drawn = (np.maximum.accumulate(slid(name, seed)[1])[:200] for name in ("response_surface", "random"))
+    found, drawn = (
+        np.maximum.accumulate(slid(name, seed)[1])[:200] for name in ("response_surface", "random")
+    )
     assert found.mean() > drawn.mean() + 0.003
 
 
@@ -170,7 +186,9 @@ def bees(**options):
     searcher = BeeColony(SPACE, BOUND, options=BeeColonyOptions(**options))
 
     def tell(candidates, *fitness):
-        searcher.tell([Trial(0, c, Evaluation(fitness=f)) for c, f in zip(candidates, fitness, strict=True)])
+        searcher.tell(
+            [Trial(0, c, Evaluation(fitness=f)) for c, f in zip(candidates, fitness, strict=True)]
+        )
 
     return searcher, tell
 
@@ -213,10 +231,19 @@ def test_bees_send_one_scout_which_leaves_a_source_that_has_improved_alone():
     "options",
     [
         {"sampler": "cmaes", "sampler_options": {"with_margin": True}},
-        {"sampler": "cmaes", "sampler_options": {"use_separable_cma": True, "popsize": 5}, "constraints": True},
+        {
+            "sampler": "cmaes",
+            "sampler_options": {"use_separable_cma": True, "popsize": 5},
+            "constraints": True,
+        },
         {"sampler": "cmaes", "batch": 1, "initial": [0.4, 0.5]},
         {"sampler": "nsga2", "sampler_options": {"population_size": 6}, "batch": 20},
-        {"sampler": "tpe", "sampler_options": {"n_startup_trials": 5}, "batch": 3, "constraints": True},
+        {
+            "sampler": "tpe",
+            "sampler_options": {"n_startup_trials": 5},
+            "batch": 3,
+            "constraints": True,
+        },
         {"sampler": "gp", "sampler_options": {"n_startup_trials": 16}},
     ],
     ids=str,
@@ -236,7 +263,10 @@ def test_optunas_samplers_continue_bit_for_bit(options):
         return searcher
 
     n = 40 if options["sampler"] == "gp" else 80
-    runs = [SearcherContract().slide(make(5), n, _any(1), between) for between in (lambda s: s, reloaded)]
+    runs = [
+        SearcherContract().slide(make(5), n, _any(1), between)
+        for between in (lambda s: s, reloaded)
+    ]
     assert runs[0] == runs[1]
 
 

@@ -27,13 +27,20 @@ SMALL = {
     "ddpg": {"hidden": 8, "warmup": 8, "replay": 20, "updates_per_episode": 2, "batch_size": 8},
     "network_adjustment": {"batch": 4},
 }
-everyone = pytest.mark.parametrize("name", sorted(set(SEARCHERS) - {"given"}))  # which has to be given something
+everyone = pytest.mark.parametrize(
+    "name", sorted(set(SEARCHERS) - {"given"})
+)  # which has to be given something
 
 
 def make(name, space=None, seed=0, **options):
     space = space or toy_space(3, 4)
     return make_searcher(
-        name, space, Budget(macs=0.5).bind(space, ToyCosts()), seed=seed, **SMALL.get(name, {}), **options
+        name,
+        space,
+        Budget(macs=0.5).bind(space, ToyCosts()),
+        seed=seed,
+        **SMALL.get(name, {}),
+        **options,
     )
 
 
@@ -43,7 +50,12 @@ def play(searcher, rounds, fitness=toy_fitness, size=7):
         batch = searcher.ask(size)
         values = [fitness(searcher.space, candidate) for candidate in batch]
         evaluations = [Evaluation(fitness=v, failure="none" if v is None else None) for v in values]
-        searcher.tell([Trial(len(asked) + i, c, e) for i, (c, e) in enumerate(zip(batch, evaluations, strict=True))])
+        searcher.tell(
+            [
+                Trial(len(asked) + i, c, e)
+                for i, (c, e) in enumerate(zip(batch, evaluations, strict=True))
+            ]
+        )
         asked += batch
     return asked
 
@@ -73,7 +85,22 @@ def test_warm_starts_are_a_list(initial):
 
 
 @pytest.mark.parametrize(
-    "start", [0, 1.5, -0.1, float("nan"), float("inf"), True, None, "0.5", "abcdef", (1,), (99,) * 6, (2.5,) * 6, {}]
+    "start",
+    [
+        0,
+        1.5,
+        -0.1,
+        float("nan"),
+        float("inf"),
+        True,
+        None,
+        "0.5",
+        "abcdef",
+        (1,),
+        (99,) * 6,
+        (2.5,) * 6,
+        {},
+    ],
 )
 def test_wrong_warm_starts(start):
     with pytest.raises(CandidateError):
@@ -88,7 +115,10 @@ def test_wrong_warm_starts(start):
             "searcher.initial = [9, 14, 9]: keep ratios are in (0, 1], and a structure is a list in the list: ",
         ),
         ([9, 14, 9], "searcher.initial = [[9, 14, 9]]"),
-        ([0.5, 1.5], "searcher.initial[1] = 1.5: a warm start is a keep ratio in (0, 1] or a list of whole numbers"),
+        (
+            [0.5, 1.5],
+            "searcher.initial[1] = 1.5: a warm start is a keep ratio in (0, 1] or a list of whole numbers",
+        ),
         ([[2, 3]], "searcher.initial[0]: a candidate of this space has 6 values, found 2"),
         ([0.5, [99] * 6], "searcher.initial[1]: dimension 'w0' is 99; allowed are (2, 3, 4, 5)"),
     ],
@@ -130,13 +160,20 @@ def test_options_of_the_wrong_type(name, options):
         make(name, **options)
 
 
-@pytest.mark.parametrize("options", [{"actor_lr": float("inf")}, {"critic_lr": 2.0}, {"hidden": 10**9}])
+@pytest.mark.parametrize(
+    "options", [{"actor_lr": float("inf")}, {"critic_lr": 2.0}, {"hidden": 10**9}]
+)
 def test_agents_that_no_memory_holds_or_no_number(options):
     with pytest.raises(SearcherError, match=f"ddpg: {next(iter(options))} is from"):
         make_searcher("ddpg", toy_space(), **options)
 
 
-HUGE = [(name, f.name) for name, entry in SEARCHERS.items() for f in fields(entry.options) if f.type == "int"]
+HUGE = [
+    (name, f.name)
+    for name, entry in SEARCHERS.items()
+    for f in fields(entry.options)
+    if f.type == "int"
+]
 
 
 @pytest.mark.parametrize(("name", "option"), HUGE)
@@ -161,7 +198,9 @@ def test_tell_takes_trials(told):
 
 def test_trials_from_a_generator_are_all_taken():
     one, other = (make("evolution", population=6, mutations=3, crossovers=3) for _ in range(2))
-    trials = [Trial(i, c, Evaluation(fitness=toy_fitness(one.space, c))) for i, c in enumerate(one.ask(6))]
+    trials = [
+        Trial(i, c, Evaluation(fitness=toy_fitness(one.space, c))) for i, c in enumerate(one.ask(6))
+    ]
     other.ask(6)
     one.tell(trial for trial in trials)
     other.tell(trials)
@@ -193,7 +232,10 @@ def test_any_finite_fitness_is_taken(name, kind):
 
 def test_fitness_is_scaled_without_a_trace():
     """The surface sees the same for a fitness of any power of two."""
-    asked = [play(make("response_surface"), 6, lambda s, c, k=k: toy_fitness(s, c) * 2.0**k) for k in (0, 1000, -1000)]
+    asked = [
+        play(make("response_surface"), 6, lambda s, c, k=k: toy_fitness(s, c) * 2.0**k)
+        for k in (0, 1000, -1000)
+    ]
     assert asked[0] == asked[1] == asked[2]
 
 
@@ -212,7 +254,9 @@ ODD_SPACES = {
 @pytest.mark.parametrize("kind", ODD_SPACES)
 @everyone
 def test_odd_spaces_are_exhausted(name, kind):
-    space = SearchSpace(tuple(Dimension(n, k, tuple(c), *full) for n, k, c, *full in ODD_SPACES[kind]))
+    space = SearchSpace(
+        tuple(Dimension(n, k, tuple(c), *full) for n, k, c, *full in ODD_SPACES[kind])
+    )
     searcher = make_searcher(name, space, **SMALL.get(name, {}))
     asked = play(searcher, 2 * space.size, lambda s, c: float(s.encode(c).sum()), size=10**6)
     assert len(asked) == len(set(asked)) == space.size
@@ -230,7 +274,13 @@ def damaged(state):
             return
         changes = [None, "x", -1, [], {}]
         if isinstance(part, np.ndarray):
-            changes += [part.tolist(), part[:-1], part[None], part.astype(np.float32), np.ones_like(part)]
+            changes += [
+                part.tolist(),
+                part[:-1],
+                part[None],
+                part.astype(np.float32),
+                np.ones_like(part),
+            ]
         for change in changes:
             if _through(change) != _through(part):
                 damage = copy.deepcopy(state)
@@ -240,12 +290,17 @@ def damaged(state):
                 place[path[-1]] = change
                 found.append(damage)
 
-    visit([], {key: value for key, value in state.items() if key not in ("searcher", "space", "options")})
+    visit(
+        [],
+        {key: value for key, value in state.items() if key not in ("searcher", "space", "options")},
+    )
     return found
 
 
 def _through(part):
-    return (str(part.dtype), part.shape, part.tolist()) if isinstance(part, np.ndarray) else repr(part)
+    return (
+        (str(part.dtype), part.shape, part.tolist()) if isinstance(part, np.ndarray) else repr(part)
+    )
 
 
 @everyone
@@ -306,7 +361,9 @@ def test_processes_agree_whatever_their_hashes_and_threads():
         paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
         env = {**os.environ, "PYTHONHASHSEED": n, "OMP_NUM_THREADS": n, "PYTHONPATH": paths}
         command = [sys.executable, "-c", SCRIPT]
-        found.append(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
+        found.append(
+            subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
+        )
     assert found[0] == found[1] != ""
 
 

@@ -19,7 +19,9 @@ WIDE = SearchSpace(tuple(Dimension(f"w{i}", "width", tuple(range(1, 42))) for i 
 
 
 def colony(space=SPACE, constraint=BOUND, seed=0, initial=(), **options):
-    return BeeColony(space, constraint, seed=seed, initial=initial, options=BeeColonyOptions(**options))
+    return BeeColony(
+        space, constraint, seed=seed, initial=initial, options=BeeColonyOptions(**options)
+    )
 
 
 def played(searcher, n, fitness=toy_fitness, fails=lambda number: False, ahead=False):
@@ -32,7 +34,11 @@ def played(searcher, n, fitness=toy_fitness, fails=lambda number: False, ahead=F
             failed = fails(number)
             score = None if failed else fitness(searcher.space, candidate)
             batch.append(
-                Trial(number, candidate, Evaluation(fitness=score, failure="made to fail" if failed else None))
+                Trial(
+                    number,
+                    candidate,
+                    Evaluation(fitness=score, failure="made to fail" if failed else None),
+                )
             )
         searcher.tell(batch)
         trials += batch
@@ -73,7 +79,11 @@ class TestMixture(SearcherContract):
 def test_without_a_guide_it_proposes_what_it_did_before_it_had_one():
     # Checksums of what the version before proposed, with every seventh trial failed: fitness above 0, below, and ahead.
     found = [
-        zlib.crc32(np.array(structures(colony(seed=3, **FAITHFUL, **options), 200, **how), dtype=np.int64).tobytes())
+        zlib.crc32(
+            np.array(
+                structures(colony(seed=3, **FAITHFUL, **options), 200, **how), dtype=np.int64
+            ).tobytes()
+        )
         for options, how in (
             ({}, {"fails": lambda number: number % 7 == 6}),
             ({"n_sources": 4}, {"fitness": lambda *asked: -toy_fitness(*asked)}),
@@ -95,7 +105,9 @@ def test_the_guide_is_the_weighted_mean_of_the_better_half():
 def test_failed_trials_never_guide():
     searcher, rows = sources([None, 0.9, None, None, None, 0.7])
     weights = np.log(3) - np.log([1, 2])
-    assert searcher._better(rows).mean == pytest.approx((weights[:, None] * rows[[1, 5]]).sum(axis=0) / weights.sum())
+    assert searcher._better(rows).mean == pytest.approx(
+        (weights[:, None] * rows[[1, 5]]).sum(axis=0) / weights.sum()
+    )
     searcher, rows = sources([None] * 6)
     assert searcher._better(rows) is None
     assert len(searcher.ask(6)) == 6
@@ -107,9 +119,9 @@ def test_neighbours_are_drawn_to_the_guide():
     moved = np.array([WIDE.indices(searcher._neighbour(0, rows, guide)) for _ in range(2000)])
     # On average by half of `guide`, 0.75, of the distance; towards and away from others cancels out, and no dimension
     # leaves the space on the way.
-    inside = np.abs(rows - rows[0]).max(axis=0) / 2 + 1.5 * np.abs(guide.mean - rows[0]) < np.minimum(
-        rows[0], 40 - rows[0]
-    )
+    inside = np.abs(rows - rows[0]).max(axis=0) / 2 + 1.5 * np.abs(
+        guide.mean - rows[0]
+    ) < np.minimum(rows[0], 40 - rows[0])
     expected = rows[0] + 0.75 * (guide.mean - rows[0])
     assert np.abs(moved.mean(axis=0) - expected)[inside].max() < 1
     assert inside.any()
@@ -119,7 +131,9 @@ def test_neighbours_are_drawn_to_the_guide():
 def test_with_rate_0_so_many_dimensions_move(genes):
     searcher, rows = sources([0.1, 0.9, 0.8, 0.2, 0.3], WIDE, rate=0, genes_changed=genes)
     guide = searcher._better(rows)
-    changed = [(WIDE.indices(searcher._neighbour(0, rows, guide)) != rows[0]).sum() for _ in range(300)]
+    changed = [
+        (WIDE.indices(searcher._neighbour(0, rows, guide)) != rows[0]).sum() for _ in range(300)
+    ]
     assert max(changed) == genes
     assert min(changed) == 1
 
@@ -133,7 +147,9 @@ def test_with_a_rate_that_share_of_the_dimensions_moves():
 
 def test_any_monotone_fitness_gives_the_same_search():
     def ranked(transform):
-        return structures(colony(decay=0), 100, lambda *asked: float(transform(toy_fitness(*asked))))
+        return structures(
+            colony(decay=0), 100, lambda *asked: float(transform(toy_fitness(*asked)))
+        )
 
     straight = ranked(lambda f: f)
     for transform in (lambda f: f - 5, lambda f: 1e300 * f, lambda f: -np.exp(-f), lambda f: f**9):
@@ -144,7 +160,10 @@ def test_any_scale_gives_the_same_search_also_where_luck_is_forgotten():
     fails = lambda number: number % 5 == 1  # noqa: E731 - one of a few words
     straight = structures(colony(), 100, fails=fails)
     for factor in (2.0**-40, 2.0**1000):
-        assert structures(colony(), 100, lambda *asked, by=factor: by * toy_fitness(*asked), fails) == straight
+        assert (
+            structures(colony(), 100, lambda *asked, by=factor: by * toy_fitness(*asked), fails)
+            == straight
+        )
 
 
 def test_the_largest_numbers_do_not_overflow():
@@ -158,7 +177,12 @@ def test_the_largest_numbers_do_not_overflow():
 def test_a_source_forgets_a_share_of_its_luck_whenever_it_wins():
     searcher, _ = sources([10.0, 8.0], decay=0.25)
     first, second = searcher.ask(2)
-    searcher.tell([Trial(2, first, Evaluation(fitness=2.0)), Trial(3, second, Evaluation(fitness=None, failure="no"))])
+    searcher.tell(
+        [
+            Trial(2, first, Evaluation(fitness=2.0)),
+            Trial(3, second, Evaluation(fitness=None, failure="no")),
+        ]
+    )
     assert searcher._fitness == [8.0, 8.0]  # a failure says nothing of the source
     assert searcher._stagnation == [1, 1]
 
@@ -171,13 +195,25 @@ def test_a_budget_that_binds_is_begun_with_uniform_width_and_after_warm_starts()
     assert colony(initial=warm).ask(4)[:3] == [*warm, widest]
     assert colony(initial=[widest]).ask(10).count(widest) == 1
     # Every second one of the others lies around it, nearer than random ones.
-    far = np.abs([SPACE.indices(c) - SPACE.indices(widest) for seed in range(20) for c in colony(seed=seed).ask(9)[1:]])
+    far = np.abs(
+        [
+            SPACE.indices(c) - SPACE.indices(widest)
+            for seed in range(20)
+            for c in colony(seed=seed).ask(9)[1:]
+        ]
+    )
     assert far[0::2].mean() < 0.7 * far[1::2].mean()
 
 
 def test_without_such_a_budget_it_begins_at_random():
-    for constraint in (None, Budget(macs=1.0).bind(SPACE, ToyCosts()), Budget(macs=(0.3, 1.0)).bind(SPACE, ToyCosts())):
-        assert colony(constraint=constraint).ask(10) == colony(constraint=constraint, **FAITHFUL).ask(10)
+    for constraint in (
+        None,
+        Budget(macs=1.0).bind(SPACE, ToyCosts()),
+        Budget(macs=(0.3, 1.0)).bind(SPACE, ToyCosts()),
+    ):
+        assert colony(constraint=constraint).ask(10) == colony(
+            constraint=constraint, **FAITHFUL
+        ).ask(10)
 
 
 def test_a_known_neighbour_goes_on_to_a_new_one_nearby():

@@ -19,10 +19,17 @@ class TestContract(SearcherContract):
     def test_every_dimension_changes_in_time(self):
         """The defect: as scouts never draw the largest choice, block switches end switched off for good."""
         space, constraint = self.problem()
-        rows = np.array([trial.candidate for trial in self.play(self.make(space, constraint, 0), 300)])
-        varies = {d.name: len(np.unique(column)) > 1 for d, column in zip(space.dimensions, rows[150:].T, strict=True)}
+        rows = np.array(
+            [trial.candidate for trial in self.play(self.make(space, constraint, 0), 300)]
+        )
+        varies = {
+            d.name: len(np.unique(column)) > 1
+            for d, column in zip(space.dimensions, rows[150:].T, strict=True)
+        }
         assert not all(varies[d.name] for d in space.dimensions if d.kind == "block")
-        assert all(varies[d.name] for d in space.dimensions if d.kind == "width" and len(d.choices) > 1)
+        assert all(
+            varies[d.name] for d in space.dimensions if d.kind == "width" and len(d.choices) > 1
+        )
         assert not varies["fixed"]
 
 
@@ -34,7 +41,9 @@ def started(space=SPACE, seed=0, **options):
 
 def learn(searcher, number, fitness=lambda candidate: float(sum(candidate))):
     asked = searcher.ask(1000)
-    searcher.tell([Trial(number + i, c, Evaluation(fitness=fitness(c))) for i, c in enumerate(asked)])
+    searcher.tell(
+        [Trial(number + i, c, Evaluation(fitness=fitness(c))) for i, c in enumerate(asked)]
+    )
     return asked
 
 
@@ -53,7 +62,11 @@ def test_truncation_shrinks_more_than_it_grows_as_measured_in_the_published_code
     signs = []
     for seed in range(100):
         searcher = started(seed=seed)
-        signs += [np.sign(sum(searcher._neighbour(i)) - sum(searcher._sources[i])) for i in range(10) for _ in range(5)]
+        signs += [
+            np.sign(sum(searcher._neighbour(i)) - sum(searcher._sources[i]))
+            for i in range(10)
+            for _ in range(5)
+        ]
     shrunk, grown = np.mean(np.array(signs) < 0), np.mean(np.array(signs) > 0)
     assert shrunk == pytest.approx(0.51, abs=0.04)
     assert grown == pytest.approx(0.26, abs=0.04)

@@ -28,7 +28,9 @@ def climbed(space, constraint, forms, seed=0, **options):
     return starts, *Climb(forms, constraint, rng)(starts, **options)
 
 
-@pytest.mark.parametrize("budget", [Budget(macs=0.4), Budget(macs=(0.3, 0.4)), Budget(macs=0.6, params=0.7), None])
+@pytest.mark.parametrize(
+    "budget", [Budget(macs=0.4), Budget(macs=(0.3, 0.4)), Budget(macs=0.6, params=0.7), None]
+)
 def test_what_is_tried_is_inside_and_valued_as_the_form_says(budget):
     space = toy_space()
     constraint = Constraint(space) if budget is None else budget.bind(space, ToyCosts())
@@ -63,7 +65,10 @@ def test_the_best_of_enumeration_is_mostly_reached(share):
 def test_more_rounds_are_never_worse():
     space = toy_space()
     constraint = Budget(macs=0.4).bind(space, ToyCosts())
-    best = [climbed(space, constraint, forms_of(space, 4), rounds=rounds)[2].max(axis=1) for rounds in (0, 3, 12)]
+    best = [
+        climbed(space, constraint, forms_of(space, 4), rounds=rounds)[2].max(axis=1)
+        for rounds in (0, 3, 12)
+    ]
     assert (best[0] <= best[1]).all()
     assert (best[1] <= best[2]).all()
     assert best[0].sum() < best[2].sum()

@@ -15,7 +15,9 @@ OPTIONS = {
 
 
 # The defects of one break a test, another has to be given something: see test_bee_colony_official.py, test_given.py.
-@pytest.mark.parametrize("name", sorted(set(SEARCHERS) - {"bee_colony_official", "given"}), scope="class")
+@pytest.mark.parametrize(
+    "name", sorted(set(SEARCHERS) - {"bee_colony_official", "given"}), scope="class"
+)
 class TestContract(SearcherContract):
     @pytest.fixture(autouse=True)
     def _name(self, name):

@@ -20,12 +20,19 @@ def winner(name, seed):
     """The space, and the best structure that a search has found."""
     space = criteria_space(widths=12)
     searcher = make_searcher(
-        name, space, Budget(macs=0.4).bind(space, ShapeCosts(space)), seed=seed, **SMALL.get(name, {})
+        name,
+        space,
+        Budget(macs=0.4).bind(space, ShapeCosts(space)),
+        seed=seed,
+        **SMALL.get(name, {}),
     )
     trials = []
     while len(trials) < TRIALS:
         asked = searcher.ask(5)
-        batch = [Trial(len(trials) + i, c, Evaluation(fitness=criteria_fitness(space, c))) for i, c in enumerate(asked)]
+        batch = [
+            Trial(len(trials) + i, c, Evaluation(fitness=criteria_fitness(space, c)))
+            for i, c in enumerate(asked)
+        ]
         searcher.tell(batch)
         trials += batch
     return space, best_trial(trials)
@@ -37,7 +44,9 @@ def hits(name):
     for seed in range(3):
         space, best = winner(name, seed)
         right, chosen = right_criteria(space), space.criteria(best.candidate)
-        counts.append(sum(right[layer] == label for layer, label in chosen.items() if layer != "fixed"))
+        counts.append(
+            sum(right[layer] == label for layer, label in chosen.items() if layer != "fixed")
+        )
     return np.mean(counts)
 
 

@@ -33,8 +33,13 @@ BUDGETS = (
 
 
 def small_space():
-    widths = [Dimension(f"w{i}", "width", choices, 9) for i, choices in enumerate([(1, 3, 6, 8), (2, 4, 9), (5,)])]
-    return SearchSpace((*widths, Dimension("w3", "width", (1, 2, 4, 7)), Dimension("b", "block", (0, 1))))
+    widths = [
+        Dimension(f"w{i}", "width", choices, 9)
+        for i, choices in enumerate([(1, 3, 6, 8), (2, 4, 9), (5,)])
+    ]
+    return SearchSpace(
+        (*widths, Dimension("w3", "width", (1, 2, 4, 7)), Dimension("b", "block", (0, 1)))
+    )
 
 
 def bound(budget, space=None):
@@ -45,10 +50,14 @@ def bound(budget, space=None):
 def tell(searcher, asked, fitness, start=0):
     """Tells trials of the given fitness; None is a failure."""
     told = [
-        Evaluation(fitness=None, failure="made to fail") if value is None else Evaluation(fitness=value)
+        Evaluation(fitness=None, failure="made to fail")
+        if value is None
+        else Evaluation(fitness=value)
         for value in fitness
     ]
-    searcher.tell([Trial(start + i, c, e) for i, (c, e) in enumerate(zip(asked, told, strict=True))])
+    searcher.tell(
+        [Trial(start + i, c, e) for i, (c, e) in enumerate(zip(asked, told, strict=True))]
+    )
 
 
 def play(searcher, n):
@@ -126,7 +135,9 @@ def test_actions_are_rounded_to_the_nearest_choice():
 def test_states_by_hand():
     """Three widths of 4, 4 and 2; costs are ab + bc + a + b + c: 34 for the full network."""
     descriptors = ((1, 4, 8, 8, 1, 3, 100), (4, 4, 8, 8, 2, 3, 300), (4, 2, 4, 4, 1, 1, 200))
-    dims = tuple(Dimension(f"w{i}", "width", tuple(range(1, n + 1))) for i, n in enumerate((4, 4, 2)))
+    dims = tuple(
+        Dimension(f"w{i}", "width", tuple(range(1, n + 1))) for i, n in enumerate((4, 4, 2))
+    )
     space = SearchSpace(dims, descriptors)
     environment = Environment(Budget(macs=0.5).bind(space, ToyCosts()), 0.8)
     rows = np.array([[2, 3, 1]])
@@ -140,7 +151,9 @@ def test_states_by_hand():
     # removed, still to decide, previous action
     assert np.allclose(states[0, 9:], [0, (34 - 5) / 34, 1])
     assert np.allclose(states[1, 9:], [10 / 34, (24 - 7) / 34, 0.5])  # (2, 4, 2): 24; (2, 1, 1): 7
-    assert np.allclose(states[2, 9:], [(34 - 19) / 34, (19 - 15) / 34, 0.75])  # (2, 3, 2): 19; (2, 3, 1): 15
+    assert np.allclose(
+        states[2, 9:], [(34 - 19) / 34, (19 - 15) / 34, 0.75]
+    )  # (2, 3, 2): 19; (2, 3, 1): 15
     assert np.allclose(actions[:, 0], [0.5, 0.75, 0.5])
     # At most 17 macs: with 2 in front, the second may be 2 (2, 2, 1: 11) or 3 (15); 1 misses 80 % of it (10).
     assert np.allclose(actions[1, 1:], [0.5, 0.75])
@@ -153,7 +166,9 @@ def test_states_without_descriptors_or_costs():
     assert environment.n_features == 7
     assert ((states >= 0) & (states <= 1)).all()
     assert np.allclose(
-        states[0, 4:], [1 - sum(d.choices[-1] for d in space.dimensions) / sum(space.full), 0.57, 1], atol=0.2
+        states[0, 4:],
+        [1 - sum(d.choices[-1] for d in space.dimensions) / sum(space.full), 0.57, 1],
+        atol=0.2,
     )
     assert (actions[:, 1] <= actions[:, 2]).all()
 
@@ -184,7 +199,11 @@ def test_rewards_by_hand():
     candidate = constraint.repair(space.uniform(0.5), np.random.default_rng(0))
     macs, params = (int(cost([candidate])[0]) for cost in (ToyCosts().macs, ToyCosts().params))
     trial = Trial(0, candidate, Evaluation(fitness=0.75))
-    expected = {"accuracy": 0.75, "flops": -0.25 * math.log(2 * macs), "params": -0.25 * math.log(params)}
+    expected = {
+        "accuracy": 0.75,
+        "flops": -0.25 * math.log(2 * macs),
+        "params": -0.25 * math.log(params),
+    }
     for reward, value in expected.items():
         searcher = make_searcher("ddpg", space, constraint, reward=reward, hidden=4)
         assert searcher._reward(trial) == pytest.approx(value)
@@ -192,11 +211,16 @@ def test_rewards_by_hand():
 
 def test_costs_as_reward_need_costs_but_no_budget():
     space = toy_space()
-    with pytest.raises(SearcherError, match=r'reward "flops" needs costs.*Constraint\(space, costs=graph.costs\)'):
+    with pytest.raises(
+        SearcherError, match=r'reward "flops" needs costs.*Constraint\(space, costs=graph.costs\)'
+    ):
         make_searcher("ddpg", space, reward="flops")
     played = [
         play(make_searcher("ddpg", space, constraint, reward="flops", **SMALL), 40)[1]
-        for constraint in (Constraint(space, costs=ToyCosts()), Budget(macs=1.0).bind(space, ToyCosts()))
+        for constraint in (
+            Constraint(space, costs=ToyCosts()),
+            Budget(macs=1.0).bind(space, ToyCosts()),
+        )
     ]
     assert played[0] == played[1]
 
@@ -212,7 +236,9 @@ def test_failures_get_the_lowest_reward_and_teach_nothing_before_a_success():
 
 
 def test_the_baseline_is_the_moving_average_of_rewards():
-    searcher = make_searcher("ddpg", toy_space(), episodes_per_batch=3, baseline_decay=0.9, hidden=4)
+    searcher = make_searcher(
+        "ddpg", toy_space(), episodes_per_batch=3, baseline_decay=0.9, hidden=4
+    )
     tell(searcher, searcher.ask(3), [0.5, 0.6, 0.1])
     assert searcher._baseline == pytest.approx(0.9 * (0.9 * 0.5 + 0.1 * 0.6) + 0.1 * 0.1)
 
@@ -239,7 +265,9 @@ def test_noise_is_a_truncated_normal():
     rng = np.random.default_rng(0)
     drawn = truncated_normal(np.full(20000, 0.2), np.full(20000, 0.5), rng)
     assert ((drawn >= 0) & (drawn <= 1)).all()
-    assert drawn.mean() == pytest.approx(0.414, abs=0.01)  # 0.2 + 0.5 (phi(-0.4) - phi(1.6)) / (Phi(1.6) - Phi(-0.4))
+    assert drawn.mean() == pytest.approx(
+        0.414, abs=0.01
+    )  # 0.2 + 0.5 (phi(-0.4) - phi(1.6)) / (Phi(1.6) - Phi(-0.4))
     assert truncated_normal(np.array([0.3]), np.array([0.0]), rng).tolist() == [0.3]
 
 
@@ -296,7 +324,10 @@ def test_one_step_is_that_of_torch():
 
 
 def test_the_agent_finds_the_best_action_of_every_state_within_bounds():
-    agent, rng = Agent(3, DDPGOptions(hidden=32, actor_lr=1e-3, critic_lr=1e-2), 0), np.random.default_rng(0)
+    agent, rng = (
+        Agent(3, DDPGOptions(hidden=32, actor_lr=1e-3, critic_lr=1e-2), 0),
+        np.random.default_rng(0),
+    )
     agent.learn(transitions(rng, 1500))
     states = rng.random((200, 3)).astype(np.float32)
     error = np.abs(np.minimum(agent.act(states), 0.6) - np.minimum(states[:, 0], 0.6))
@@ -314,7 +345,9 @@ def test_moments_never_become_denormal():
 def test_it_learns(seed):
     """The toy landscape at half the MACs: late episodes are clearly better than random ones within the same bounds."""
     space, constraint = bound({"macs": 0.5}, toy_space())
-    searcher = make_searcher("ddpg", space, constraint, seed=seed, hidden=64, warmup=64, updates_per_episode=9)
+    searcher = make_searcher(
+        "ddpg", space, constraint, seed=seed, hidden=64, warmup=64, updates_per_episode=9
+    )
     fitness, _ = play(searcher, 320)
     assert fitness[-64:].mean() > fitness[:64].mean() + 0.5 * fitness[:64].std()
 
@@ -351,7 +384,9 @@ def test_state_is_a_few_megabytes_and_comes_back_from_a_file(tmp_path):
     assert play(other, 16)[1] == play(searcher, 16)[1]
 
 
-@pytest.mark.parametrize("damage", [{"agent": {}}, {"states": np.zeros(5)}, {"baseline": "a"}, {"episodes": None}])
+@pytest.mark.parametrize(
+    "damage", [{"agent": {}}, {"states": np.zeros(5)}, {"baseline": "a"}, {"episodes": None}]
+)
 def test_a_damaged_state_changes_nothing(damage):
     searcher, same = (make_searcher("ddpg", toy_space(), **SMALL) for _ in range(2))
     play(searcher, 32)

@@ -15,14 +15,26 @@ def told(searcher, n, fails=lambda number: False):
         start = len(trials)
         for i, candidate in enumerate(searcher.ask(n - start)):
             fitness = None if fails(start + i) else toy_fitness(SPACE, candidate)
-            trials.append(Trial(start + i, candidate, Evaluation(fitness=fitness, failure=None if fitness else "no")))
+            trials.append(
+                Trial(
+                    start + i,
+                    candidate,
+                    Evaluation(fitness=fitness, failure=None if fitness else "no"),
+                )
+            )
         searcher.tell(trials[start:])
     return trials
 
 
 def test_defaults_are_those_of_the_paper():
     options = EvolutionOptions()
-    sizes = (options.population, options.archive, options.parents, options.mutations, options.crossovers)
+    sizes = (
+        options.population,
+        options.archive,
+        options.parents,
+        options.mutations,
+        options.crossovers,
+    )
     assert sizes == (50, 50, 10, 25, 25)
     assert options.mutation_rate == 0.1
 
@@ -52,7 +64,9 @@ def test_children_come_from_the_best_parents_mutations_first():
     assert changed.mean() < 0.2 * (SPACE.last_indices > 0).sum()
     crossed = np.array([SPACE.indices(searcher._child(place)) for place in [30] * 500])
     assert (crossed[:, None] == parents).any(axis=1).all()
-    assert (crossed[:, None] == parents).all(axis=2).any(axis=1).mean() < 0.7  # children of two, mostly new
+    assert (crossed[:, None] == parents).all(axis=2).any(
+        axis=1
+    ).mean() < 0.7  # children of two, mostly new
 
 
 def test_it_does_better_than_its_first_generation():
@@ -70,7 +84,10 @@ def test_all_failed_is_random_search():
 def test_warm_starts_come_first_and_enter_the_archive():
     searcher = Evolution(SPACE, initial=[1.0, 0.5])
     trials = told(searcher, 50)
-    assert [trial.candidate for trial in trials[:2]] == [SPACE.at(SPACE.last_indices), SPACE.uniform(0.5)]
+    assert [trial.candidate for trial in trials[:2]] == [
+        SPACE.at(SPACE.last_indices),
+        SPACE.uniform(0.5),
+    ]
     assert searcher._archive[0][0] == SPACE.at(SPACE.last_indices)
 
 

@@ -19,7 +19,9 @@ def structures(space, constraint, seed):
     """Enough structures inside the budget: repairs, which make contracts slow, have nothing to do."""
     draws = np.random.default_rng(seed)
     every = itertools.product(*(d.choices for d in space.dimensions)) if space.size < 1000 else ()
-    drawn = itertools.islice(filter(constraint.allows, (space.sample(draws) for _ in range(4000))), 250)
+    drawn = itertools.islice(
+        filter(constraint.allows, (space.sample(draws) for _ in range(4000))), 250
+    )
     return [*drawn, *filter(constraint.allows, every)]
 
 
@@ -31,7 +33,9 @@ class TestContract(SearcherContract):
 
     def make(self, space, constraint, seed):
         initial = structures(
-            space, Budget(macs=1.0).bind(space, ToyCosts()) if constraint is None else constraint, seed
+            space,
+            Budget(macs=1.0).bind(space, ToyCosts()) if constraint is None else constraint,
+            seed,
         )
         return make_searcher("given", space, constraint, seed=seed, initial=initial)
 
@@ -41,7 +45,9 @@ def test_what_is_given_is_proposed_in_its_order_once_and_nothing_else():
     constraint = Budget(macs=0.5).bind(space, ToyCosts())
     draws = np.random.default_rng(0)
     inside = [c for c in (space.sample(draws) for _ in range(200)) if constraint.allows(c)][:5]
-    searcher = make_searcher("given", space, constraint, initial=[inside[0], 0.9, *inside, inside[0]])
+    searcher = make_searcher(
+        "given", space, constraint, initial=[inside[0], 0.9, *inside, inside[0]]
+    )
     asked = [*searcher.ask(2), *searcher.ask(100)]
     assert [asked[0], *asked[2:]] == inside
     assert constraint.allows(asked[1])
@@ -72,7 +78,9 @@ def test_why_a_search_has_ended(name, words):
 def test_a_search_of_what_is_given_says_so(tiny_config, tmp_path):
     given = ["searcher=given", "searcher.initial=[0.3, 0.5]", "baselines=[]"]
     overrides = [word for own in given for word in ("--set", own)]
-    done = CliRunner().invoke(app, ["search", str(tiny_config), "--run-dir", str(tmp_path / "run"), *overrides])
+    done = CliRunner().invoke(
+        app, ["search", str(tiny_config), "--run-dir", str(tmp_path / "run"), *overrides]
+    )
     assert done.exit_code == 0, done.output
     words = "all structures that the searcher was given are evaluated: 2"
     assert words in done.output

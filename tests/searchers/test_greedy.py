@@ -56,7 +56,9 @@ def test_one_pass_without_budget_gives_the_best_structure_of_every_size(seed):
 
 
 @pytest.mark.parametrize("marks", [1, 2, 7, 50])
-@pytest.mark.parametrize("budget", [Budget(macs=0.3), Budget(macs=0.7), Budget(params=0.4, macs=0.5)])
+@pytest.mark.parametrize(
+    "budget", [Budget(macs=0.3), Budget(macs=0.7), Budget(params=0.4, macs=0.5)]
+)
 def test_a_long_way_into_the_budget_ends_where_a_short_one_does(monkeypatch, budget, marks):
     """It is looked at in one stretch only; costs fall all the way, so that is where the first one inside is."""
     space = toy_space()
@@ -119,7 +121,9 @@ def test_equal_siblings_are_shrunk_alike():
 @pytest.mark.parametrize(("taken", "steps"), [(0, 1), (0.25, 2), (1, 8)])
 def test_the_least_harmful_steps_are_taken(taken, steps):
     space = toy_space()
-    searcher = Greedy(space, options=GreedyOptions(taken=taken))  # everything is allowed: nothing is shrunk
+    searcher = Greedy(
+        space, options=GreedyOptions(taken=taken)
+    )  # everything is allowed: nothing is shrunk
     weights = np.array([5, 3, 8, 1, 7, 2, 0, 4, 6]) / 10
     play(searcher, 1, lambda c: float(weights @ space.indices(c)))
     order = [i for i in np.argsort(weights) if space.last_indices[i]]
@@ -138,7 +142,9 @@ def test_failed_steps_are_the_most_harmful():
 
 def test_slimming_goes_on_to_the_lower_end_of_a_band():
     constraint = Budget(params=(8, 14)).bind(SMALL, ToyCosts())
-    stops, goes_on = (Greedy(SMALL, constraint, options=GreedyOptions(to_bottom=b)) for b in (False, True))
+    stops, goes_on = (
+        Greedy(SMALL, constraint, options=GreedyOptions(to_bottom=b)) for b in (False, True)
+    )
     for searcher, size in ((stops, 14), (goes_on, 8)):
         trials = play(searcher, 1000, concave, until=slim_is_over)
         assert sum(SMALL.at(searcher._here)) == size
@@ -153,8 +159,13 @@ def test_warm_starts_come_first_and_are_no_steps():
     asked = with_starts.ask(1000)
     assert asked[:2] == starts[:2]
     assert set(without.ask(1000)) <= set(asked)
-    with_starts.tell([Trial(i, c, Evaluation(fitness=toy_fitness(space, c))) for i, c in enumerate(asked)])
-    same = [Trial(i, c, Evaluation(fitness=toy_fitness(space, c))) for i, c in enumerate(without._batches.open)]
+    with_starts.tell(
+        [Trial(i, c, Evaluation(fitness=toy_fitness(space, c))) for i, c in enumerate(asked)]
+    )
+    same = [
+        Trial(i, c, Evaluation(fitness=toy_fitness(space, c)))
+        for i, c in enumerate(without._batches.open)
+    ]
     without.tell(same)
     assert with_starts._here.tolist() == without._here.tolist()
 
@@ -171,7 +182,9 @@ def test_local_search_stays_around_the_best_and_improves_it():
         assert off.max() == 1
         assert off.sum(axis=1).max() == 4
         assert (off.max(axis=0) == (space.last_indices > 0)).all()
-        far = np.abs([space.indices(searcher._moved(start, 3)) - space.indices(start) for _ in range(500)])
+        far = np.abs(
+            [space.indices(searcher._moved(start, 3)) - space.indices(start) for _ in range(500)]
+        )
         assert far.max() == 3
         trials = play(searcher, 200, lambda c: toy_fitness(space, c))
         assert max(t.fitness for t in trials[100:]) > toy_fitness(space, start) + 0.2
@@ -205,17 +218,26 @@ def ways(searcher, rounds, fitness):
     """Where the structure that is slimmed is after each round."""
     for number in range(rounds):
         batch = list(dict.fromkeys(searcher.ask(1000)))
-        searcher.tell([Trial(1000 * number + i, c, Evaluation(fitness=fitness(c))) for i, c in enumerate(batch)])
+        searcher.tell(
+            [
+                Trial(1000 * number + i, c, Evaluation(fitness=fitness(c)))
+                for i, c in enumerate(batch)
+            ]
+        )
         yield searcher._here.tolist()
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_of_steps_that_do_equal_harm_the_one_that_saves_most_is_taken(seed):
     """Published code takes the first layer's of these: here all fitness ties, and then every step costs as much."""
-    space = SearchSpace(tuple(Dimension(f"w{i}", "width", tuple(range(1, 41)), 40) for i in range(4)))
+    space = SearchSpace(
+        tuple(Dimension(f"w{i}", "width", tuple(range(1, 41)), 40) for i in range(4))
+    )
     for dear, fitness in ((2, lambda c: 0.5), (100, lambda c: float(sum(c)))):
         constraint = Budget(macs=0.5).bind(space, Unequal(dear))
         searcher = Greedy(space, constraint, seed=seed, options=GreedyOptions(taken=0))
         rows = np.array(list(ways(searcher, 5, fitness)))
         assert (rows[:, [0, 1, 3]] == 39).all()
-        assert (np.diff(rows[:, 2], prepend=39) < 0).all()  # several at once where a round has nothing new
+        assert (
+            np.diff(rows[:, 2], prepend=39) < 0
+        ).all()  # several at once where a round has nothing new

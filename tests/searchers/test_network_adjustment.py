@@ -40,14 +40,18 @@ class TestWithDiagnostics(SearcherContract):
             for i, (d, value) in enumerate(zip(space.dimensions, candidate, strict=True))
             if value
         }
-        return Trial(number, candidate, Evaluation(fitness=toy_fitness(space, candidate), diagnostics=worth))
+        return Trial(
+            number, candidate, Evaluation(fitness=toy_fitness(space, candidate), diagnostics=worth)
+        )
 
 
 def test_those_worth_most_get_what_those_worth_least_lose():
     here, worth = np.full(6, 32.0), np.array([3.0, 1, 2, 6, 5, 4])
     after = adjusted(FINE, here, worth, np.array([0.25, 0.125]))
     assert after.tolist() == [32.0, 16, 24, 48, 40, 32]
-    assert adjusted(FINE, here, worth, np.zeros(0)).tolist() == here.tolist()  # none moves: nothing moves
+    assert (
+        adjusted(FINE, here, worth, np.zeros(0)).tolist() == here.tolist()
+    )  # none moves: nothing moves
     # What cannot get more is passed over, and so is what cannot lose more; nobody does both.
     here = np.array([32.0, 4, 32, 64, 32, 32])
     assert adjusted(FINE, here, worth, np.array([0.25])).tolist() == [32.0, 4, 16, 64, 48, 32]
@@ -119,7 +123,9 @@ def test_what_has_one_choice_stays_and_bands_are_kept():
         searcher.tell([Trial(number, asked, Evaluation(fitness=0.5, diagnostics=worth))])
 
 
-@pytest.mark.parametrize("options", [{"moved": -1}, {"step": 0}, {"less": 2.0}, {"batch": 0}, {"mvoed": 1}])
+@pytest.mark.parametrize(
+    "options", [{"moved": -1}, {"step": 0}, {"less": 2.0}, {"batch": 0}, {"mvoed": 1}]
+)
 def test_wrong_options_are_named(options):
     with pytest.raises(SearcherError, match=next(iter(options)).replace("mvoed", "moved")):
         make_searcher("network_adjustment", FINE, **options)
@@ -132,9 +138,14 @@ def test_an_evaluator_that_says_nothing_is_refused():
         ("short_training", {"utilisation": 0}, "evaluator"),
         ("cascade", {}, "evaluator.short_training"),
     ):
-        with pytest.raises(ConfigError, match=rf"{name!r} says nothing: set {where}\.utilisation = 5"):
+        with pytest.raises(
+            ConfigError, match=rf"{name!r} says nothing: set {where}\.utilisation = 5"
+        ):
             SearchSettings(
-                budget=Budget(macs=0.5), n_trials=1, searcher=searcher, evaluator=Part(name=name, options=options)
+                budget=Budget(macs=0.5),
+                n_trials=1,
+                searcher=searcher,
+                evaluator=Part(name=name, options=options),
             )
     for name, options in (
         ("adaptive_bn", {"utilisation": 1}),
@@ -142,5 +153,8 @@ def test_an_evaluator_that_says_nothing_is_refused():
         ("mine:evaluator", {}),
     ):
         SearchSettings(
-            budget=Budget(macs=0.5), n_trials=1, searcher=searcher, evaluator=Part(name=name, options=options)
+            budget=Budget(macs=0.5),
+            n_trials=1,
+            searcher=searcher,
+            evaluator=Part(name=name, options=options),
         )

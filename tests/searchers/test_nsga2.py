@@ -14,7 +14,9 @@ BOUND = Budget(macs=0.5).bind(SPACE, COSTS)
 
 
 def dominates(a, b):
-    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+    return all(x <= y for x, y in zip(a, b, strict=True)) and any(
+        x < y for x, y in zip(a, b, strict=True)
+    )
 
 
 def naive_fronts(points):
@@ -59,7 +61,9 @@ def told(searcher, n, fitness=lambda candidate: toy_fitness(SPACE, candidate)):
 def hypervolume(trials):
     """Returns the area between the front and fitness 0 at the budget, as a share of the largest possible."""
     high = BOUND.limits[0].high
-    points = sorted((COSTS.macs([t.candidate])[0] / high, t.fitness) for t in trials if t.fitness > 0)
+    points = sorted(
+        (COSTS.macs([t.candidate])[0] / high, t.fitness) for t in trials if t.fitness > 0
+    )
     area, best, here = 0.0, 0.0, 0.0
     for cost, fitness in [*points, (1.0, 0.0)]:
         area += (cost - here) * best
@@ -123,7 +127,9 @@ def test_the_front_is_better_than_random_search_at_equal_budget():
     own, grown, spread = [], [], []
     for seed in range(5):
         own.append(hypervolume(told(NSGA2(SPACE, BOUND, seed=seed), 300)))
-        grown.append(hypervolume(told(RandomSearch(SPACE, BOUND, seed=seed), 300)))  # all of it close to the budget
+        grown.append(
+            hypervolume(told(RandomSearch(SPACE, BOUND, seed=seed), 300))
+        )  # all of it close to the budget
         first = NSGA2Options(population=300)  # random structures of all costs
         spread.append(hypervolume(told(NSGA2(SPACE, BOUND, seed=seed, options=first), 300)))
     assert np.median(own) > np.median(grown) + 0.1
@@ -142,7 +148,9 @@ def test_failed_trials_never_enter():
     searcher = NSGA2(SPACE, BOUND)
     told(searcher, 100, fitness=lambda candidate: None)
     assert searcher._members == []
-    trials = told(NSGA2(SPACE, BOUND), 100, fitness=lambda candidate: None if candidate[0] % 2 else 1.0)
+    trials = told(
+        NSGA2(SPACE, BOUND), 100, fitness=lambda candidate: None if candidate[0] % 2 else 1.0
+    )
     assert len({trial.candidate for trial in trials}) == 100
     searcher = NSGA2(SPACE, BOUND)
     told(searcher, 100, fitness=lambda candidate: None if candidate[0] % 2 else 1.0)
@@ -172,14 +180,19 @@ def test_warm_starts_come_first_and_enter_the_population():
 def test_a_cost_that_nobody_tells_is_refused():
     with pytest.raises(SearcherError, match=r"against = 'flops' needs a constraint with costs"):
         NSGA2(SPACE, options=NSGA2Options(against="flops"))
-    with pytest.raises(SearcherError, match=r"these costs \(ToyCosts\) have no latency_ms; .* bounds latency_ms"):
+    with pytest.raises(
+        SearcherError, match=r"these costs \(ToyCosts\) have no latency_ms; .* bounds latency_ms"
+    ):
         NSGA2(SPACE, BOUND, options=NSGA2Options(against="latency_ms"))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"against": "mac"}, "nsga2: against is one of macs, params, flops, peak_activation, latency_ms, found 'mac'"),
+        (
+            {"against": "mac"},
+            "nsga2: against is one of macs, params, flops, peak_activation, latency_ms, found 'mac'",
+        ),
         ({"population": 1}, "nsga2: population is from 2 to 10000, found 1"),
         ({"crossover_rate": -0.1}, "nsga2: crossover_rate is from 0 to 1, found -0.1"),
         ({"genes_changed": float("nan")}, "nsga2: genes_changed is at least 0, found nan"),

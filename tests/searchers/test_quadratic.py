@@ -11,7 +11,9 @@ from abcsearch.space import Dimension, SearchSpace
 
 
 def space_of(n_dims, n_choices=5):
-    return SearchSpace(tuple(Dimension(f"d{i}", "width", tuple(range(1, n_choices + 1))) for i in range(n_dims)))
+    return SearchSpace(
+        tuple(Dimension(f"d{i}", "width", tuple(range(1, n_choices + 1))) for i in range(n_dims))
+    )
 
 
 def problem(n, n_dims=3, seed=0):
@@ -51,7 +53,21 @@ def test_columns_by_hand():
     root = 3**0.5
     expected = [
         [1, 0, 1, -1, 0, 1, 1, 0, 0, -1, 0, 2 / root, -1 / root],
-        [1, 1, -1, 1 / 3, 1, 1, 1 / 9, -1, 1 / 3, -1 / 3, 1 / 3 / root, 19 / 9 / root, -4 / 3 / root],
+        [
+            1,
+            1,
+            -1,
+            1 / 3,
+            1,
+            1,
+            1 / 9,
+            -1,
+            1 / 3,
+            -1 / 3,
+            1 / 3 / root,
+            19 / 9 / root,
+            -4 / 3 / root,
+        ],
     ]
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
@@ -63,13 +79,23 @@ def test_columns_of_criteria_are_one_for_every_choice_and_one_for_all_layers():
         Dimension("of a", "criterion", (0, 1, 2), of="a", labels=("x", "y", "z")),
         Dimension("of b", "criterion", (0, 1), of="b", labels=("x", "y")),
     )
-    quadratic, plain = Quadratic(SearchSpace(dimensions), 0.0), Quadratic(SearchSpace(dimensions[:2]), 0.0)
+    quadratic, plain = (
+        Quadratic(SearchSpace(dimensions), 0.0),
+        Quadratic(SearchSpace(dimensions[:2]), 0.0),
+    )
     indices = np.array([[1, 1, 2, 0], [2, 0, 1, 1]])
     found, before = quadratic.columns(indices), plain.columns(indices[:, :2])
     np.testing.assert_array_equal(np.delete(found, np.s_[6:14], axis=1), before)
-    assert quadratic.kinds.tolist() == [*plain.kinds[:5].tolist(), *[0] * 5, *[4] * 3, *plain.kinds[5:].tolist()]
+    assert quadratic.kinds.tolist() == [
+        *plain.kinds[:5].tolist(),
+        *[0] * 5,
+        *[4] * 3,
+        *plain.kinds[5:].tolist(),
+    ]
     third, root = 1 / 3, 2**0.5
-    each = np.array([[-third, -third, 2 * third, 0.5, -0.5], [-third, 2 * third, -third, -0.5, 0.5]])
+    each = np.array(
+        [[-third, -third, 2 * third, 0.5, -0.5], [-third, 2 * third, -third, -0.5, 0.5]]
+    )
     shared = np.stack([each[:, 0] + each[:, 3], each[:, 1] + each[:, 4], each[:, 2]], axis=1) / root
     np.testing.assert_allclose(found[:, 6:14], np.hstack([each, shared]), atol=1e-12)
 
@@ -77,11 +103,15 @@ def test_columns_of_criteria_are_one_for_every_choice_and_one_for_all_layers():
 @pytest.mark.parametrize(("power", "middle"), [(0.0, 0.0), (0.5, -1 / 3), (1.0, -0.6)])
 def test_widths_are_on_a_scale_from_minus_one_to_one(power, middle):
     quadratic = Quadratic(SearchSpace((Dimension("a", "width", (1, 4, 16)),)), power)
-    np.testing.assert_allclose(quadratic.columns(np.array([[0], [1], [2]]))[:, 1], [-1, middle, 1], atol=1e-12)
+    np.testing.assert_allclose(
+        quadratic.columns(np.array([[0], [1], [2]]))[:, 1], [-1, middle, 1], atol=1e-12
+    )
 
 
 def test_a_space_without_a_choice_has_a_constant_only():
-    columns = Quadratic(SearchSpace((Dimension("a", "width", (3,)),)), 0.0).columns(np.zeros((4, 1), dtype=int))
+    columns = Quadratic(SearchSpace((Dimension("a", "width", (3,)),)), 0.0).columns(
+        np.zeros((4, 1), dtype=int)
+    )
     np.testing.assert_array_equal(columns, np.eye(4)[0] * np.ones((4, 1)))
 
 
@@ -105,7 +135,8 @@ def test_slope_is_that_of_finite_differences(n):
     parts = _Parts(quadratic, indices, targets)
     step = 1e-5
     differences = [
-        (parts.loss(start + step * unit)[0] - parts.loss(start - step * unit)[0]) / (2 * step) for unit in np.eye(9)
+        (parts.loss(start + step * unit)[0] - parts.loss(start - step * unit)[0]) / (2 * step)
+        for unit in np.eye(9)
     ]
     np.testing.assert_allclose(parts.loss(start)[1], differences, rtol=1e-5, atol=1e-7)
 
@@ -126,14 +157,22 @@ def test_both_ways_of_the_likelihood_agree(n):
 
 def test_kernels_are_those_of_the_columns():
     widths = tuple(Dimension(f"d{i}", "width", (1, 2, 3, 4, 5)) for i in range(4))
-    criteria = [Dimension(f"of {d.name}", "criterion", (0, 1, 2), of=d.name, labels=tuple("xyz")) for d in widths[:2]]
+    criteria = [
+        Dimension(f"of {d.name}", "criterion", (0, 1, 2), of=d.name, labels=tuple("xyz"))
+        for d in widths[:2]
+    ]
     rng = np.random.default_rng(0)
     plain = Quadratic(SearchSpace((*widths, *criteria)), 0.0)
     known = [plain.form(rng.normal(size=len(plain.kinds) + 1)) for _ in range(2)]
-    quadratic, indices = Quadratic(SearchSpace((*widths, *criteria)), 0.0, known), rng.integers(3, size=(12, 6))
+    quadratic, indices = (
+        Quadratic(SearchSpace((*widths, *criteria)), 0.0, known),
+        rng.integers(3, size=(12, 6)),
+    )
     columns = quadratic.columns(indices)[:, 1:]
     own = [columns[:, quadratic.kinds == kind] for kind in range(8)]
-    np.testing.assert_allclose(quadratic.kernels(indices), [every @ every.T for every in own], atol=1e-12)
+    np.testing.assert_allclose(
+        quadratic.kernels(indices), [every @ every.T for every in own], atol=1e-12
+    )
 
 
 def test_a_form_and_a_weighted_sum_are_those_of_the_columns():
@@ -151,8 +190,12 @@ def test_a_form_and_a_weighted_sum_are_those_of_the_columns():
     quadratic = Quadratic(space, 0.5, [own])
     rows = np.array([space.indices(space.sample(rng)) for _ in range(20)])
     weights, sums = rng.normal(size=len(quadratic.kinds) + 1), rng.normal(size=20)
-    np.testing.assert_allclose(quadratic.form(weights)(rows), quadratic.columns(rows) @ weights, atol=1e-12)
-    np.testing.assert_allclose(quadratic.weighted(rows, sums), quadratic.columns(rows).T @ sums, atol=1e-12)
+    np.testing.assert_allclose(
+        quadratic.form(weights)(rows), quadratic.columns(rows) @ weights, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        quadratic.weighted(rows, sums), quadratic.columns(rows).T @ sums, atol=1e-12
+    )
 
 
 def test_what_is_known_is_expected_to_be_true_until_trials_say_otherwise():
@@ -212,12 +255,18 @@ ODD = {
     "two trials": (np.array([[0] * 5, [1] * 5]), [0, 1]),
     "one structure": (np.zeros((30, 5), dtype=int), draws.normal(size=30)),
     "collinear": (np.repeat(np.arange(9)[:, None], 5, axis=1), np.arange(9)),
-    "collinear, many": (np.repeat(np.tile(np.arange(9), 20)[:, None], 5, axis=1), np.tile(np.arange(9), 20)),
+    "collinear, many": (
+        np.repeat(np.tile(np.arange(9), 20)[:, None], 5, axis=1),
+        np.tile(np.arange(9), 20),
+    ),
     "no noise": (np.array(list(itertools.product(range(0, 9, 4), repeat=5))), np.arange(243)),
     "equal fitness": (draws.integers(9, size=(100, 5)), np.zeros(100)),
     "an outlier": (draws.integers(9, size=(100, 5)), [1e6] + [0] * 99),
     "noise only": (draws.integers(9, size=(100, 5)), draws.normal(size=100)),
-    "one dimension varies": (draws.integers(9, size=(100, 5)) * [0, 0, 1, 0, 0], draws.normal(size=100)),
+    "one dimension varies": (
+        draws.integers(9, size=(100, 5)) * [0, 0, 1, 0, 0],
+        draws.normal(size=100),
+    ),
     "two values": (draws.integers(9, size=(100, 5)), draws.integers(2, size=100)),
 }
 
@@ -251,7 +300,9 @@ def test_variances_at_the_ends_of_their_range_can_be_factored(end):
             value, slope = _Parts(quadratic, indices, fitness).loss(log_variances)
             surface = Surface(quadratic, log_variances)
             surface.condition(indices, fitness)
-            assert np.isfinite([value, *slope, *surface.mean, *surface.draw(np.random.default_rng(0))]).all()
+            assert np.isfinite(
+                [value, *slope, *surface.mean, *surface.draw(np.random.default_rng(0))]
+            ).all()
 
 
 def test_many_trials_in_many_dimensions():

@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 
 from abcsearch.errors import SearcherError
-from abcsearch.searchers.regularized_evolution import RegularizedEvolution, RegularizedEvolutionOptions
+from abcsearch.searchers.regularized_evolution import (
+    RegularizedEvolution,
+    RegularizedEvolutionOptions,
+)
 from abcsearch.testing import toy_fitness, toy_space
 from abcsearch.trial import Evaluation, Trial
 
@@ -48,7 +51,9 @@ def test_the_winner_of_a_tournament_is_the_parent():
         off = (rows != SPACE.indices(searcher._child())).sum(axis=1)
         assert off.min() <= 1
         wins[np.argmin(off)] += 1
-    expected = ((20 - np.arange(20)) / 20) ** 5 - ((19 - np.arange(20)) / 20) ** 5  # the best of 5, with replacement
+    expected = ((20 - np.arange(20)) / 20) ** 5 - (
+        (19 - np.arange(20)) / 20
+    ) ** 5  # the best of 5, with replacement
     assert np.abs(wins / 3000 - expected).max() < 0.03
 
 

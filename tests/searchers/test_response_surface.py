@@ -19,7 +19,9 @@ class Widths:
 
 
 def space_of(n_dims, n_choices=9):
-    return SearchSpace(tuple(Dimension(f"d{i}", "width", tuple(range(1, n_choices + 1))) for i in range(n_dims)))
+    return SearchSpace(
+        tuple(Dimension(f"d{i}", "width", tuple(range(1, n_choices + 1))) for i in range(n_dims))
+    )
 
 
 class Landscape:
@@ -42,7 +44,10 @@ def play(searcher, n, fitness, start=0):
         batch = searcher.ask(100)
         values = [fitness(candidate) for candidate in batch]
         evaluations = [Evaluation(fitness=v, failure="none" if v is None else None) for v in values]
-        new = [Trial(start + len(trials) + i, c, e) for i, (c, e) in enumerate(zip(batch, evaluations, strict=True))]
+        new = [
+            Trial(start + len(trials) + i, c, e)
+            for i, (c, e) in enumerate(zip(batch, evaluations, strict=True))
+        ]
         searcher.tell(new)
         trials += new
         if not new:
@@ -87,7 +92,9 @@ def test_a_large_landscapes_constrained_optimum_is_come_close_to(seed):
 
 def learnt(**options):
     space, landscape = space_of(5), Landscape(5)
-    searcher = ResponseSurface(space, Constraint(space), seed=1, options=ResponseSurfaceOptions(**options))
+    searcher = ResponseSurface(
+        space, Constraint(space), seed=1, options=ResponseSurfaceOptions(**options)
+    )
     play(searcher, 28, lambda c: float(landscape([c])[0]))
     return searcher
 
@@ -115,7 +122,11 @@ def weights(searcher, monkeypatch):
 
     monkeypatch.setattr(scores, Spy)
     searcher.ask(1)
-    means = {surface.quadratic: surface.mean for surface in searcher._surfaces if hasattr(surface, "mean")}
+    means = {
+        surface.quadratic: surface.mean
+        for surface in searcher._surfaces
+        if hasattr(surface, "mean")
+    }
     return [bool((own == means[quadratic]).all()) for quadratic, own in made]
 
 
@@ -128,7 +139,9 @@ def test_explore_is_the_share_of_drawn_surfaces(explore, expected, monkeypatch):
 
 def targets(values, first=2):
     space = space_of(3)
-    searcher = ResponseSurface(space, Constraint(space), options=ResponseSurfaceOptions(first=first))
+    searcher = ResponseSurface(
+        space, Constraint(space), options=ResponseSurfaceOptions(first=first)
+    )
     searcher._fitness = [-np.inf if value is None else float(value) for value in values]
     return searcher._targets()
 
@@ -179,7 +192,12 @@ def test_threads_do_not_change_proposals(n_dims):
     for threads in (1, 2):
         with threadpool_limits(threads):
             searcher = ResponseSurface(space_of(n_dims), seed=3)
-            asked.append([trial.candidate for trial in play(searcher, 44, lambda c: float(landscape([c])[0]))])
+            asked.append(
+                [
+                    trial.candidate
+                    for trial in play(searcher, 44, lambda c: float(landscape([c])[0]))
+                ]
+            )
     assert asked[0] == asked[1]
 
 
@@ -200,7 +218,9 @@ class _Flat:
 @pytest.mark.parametrize("kept", [[3], [1, 2], []])
 def test_dimensions_without_a_choice(kept):
     """Constant columns beside others, and none but the constant."""
-    space = SearchSpace(tuple(Dimension(f"d{i}", "width", (1, 2, 5, 6) if i in kept else (3,)) for i in range(4)))
+    space = SearchSpace(
+        tuple(Dimension(f"d{i}", "width", (1, 2, 5, 6) if i in kept else (3,)) for i in range(4))
+    )
     searcher = ResponseSurface(space, options=ResponseSurfaceOptions(first=2, batch=2))
     assert len(play(searcher, 100, lambda c: float(sum(c)))) == 4 ** len(kept)
 

@@ -6,7 +6,13 @@ import pytest
 from abcsearch.budget import Budget
 from abcsearch.errors import SearcherError
 from abcsearch.searchers.sensitivity import Sensitivity, SensitivityOptions
-from abcsearch.searchers.sensitivity_map import by_threshold, even_map, filled, linear_costs, sensitivity_map
+from abcsearch.searchers.sensitivity_map import (
+    by_threshold,
+    even_map,
+    filled,
+    linear_costs,
+    sensitivity_map,
+)
 from abcsearch.testing import ToyCosts, toy_fitness, toy_space
 from abcsearch.trial import Evaluation, Trial
 
@@ -69,7 +75,10 @@ def test_weights_are_learned():
         searcher = Sensitivity(SPACE, constraint, seed=seed)
         found = []
         while len(found) < 64:
-            batch = [Trial(len(found) + i, c, Evaluation(fitness=fitness(c))) for i, c in enumerate(searcher.ask(8))]
+            batch = [
+                Trial(len(found) + i, c, Evaluation(fitness=fitness(c)))
+                for i, c in enumerate(searcher.ask(8))
+            ]
             searcher.tell(batch)
             found += batch
         early += [t.fitness for t in found[:16]]

@@ -37,7 +37,11 @@ def space_of(*choices):
 
 
 def trial(candidate, fitness):
-    return Trial(0, candidate, Evaluation(fitness=fitness, failure="made to fail" if fitness is None else None))
+    return Trial(
+        0,
+        candidate,
+        Evaluation(fitness=fitness, failure="made to fail" if fitness is None else None),
+    )
 
 
 FOUR = space_of((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8))
@@ -50,7 +54,9 @@ def random_map(rng, space=FOUR, convex=False):
         steps = -np.sort(-steps, axis=1) * np.exp(-np.arange(steps.shape[1]))
     steps = np.where(np.arange(steps.shape[1]) < space.last_indices[:, None], steps, 0.0)
     loss = np.cumsum(steps[:, ::-1], axis=1)[:, ::-1]
-    return SensitivityMap(space=space, largest=1.0, loss=loss, probed=np.ones(loss.shape, dtype=bool))
+    return SensitivityMap(
+        space=space, largest=1.0, loss=loss, probed=np.ones(loss.shape, dtype=bool)
+    )
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 100])
@@ -102,7 +108,13 @@ def test_a_narrower_layer_is_never_better_and_nothing_is_better_than_the_largest
 
 def test_noise_is_cleaned_up_by_the_nearest_losses_that_never_rise():
     space = space_of((1, 2, 3, 4, 5))
-    trials = [trial((5,), 1.0), trial((4,), 1.2), trial((3,), 0.6), trial((2,), 0.8), trial((1,), 0.1)]
+    trials = [
+        trial((5,), 1.0),
+        trial((4,), 1.2),
+        trial((3,), 0.6),
+        trial((2,), 0.8),
+        trial((1,), 0.1),
+    ]
     made = sensitivity_map(space, trials)
     assert made.loss[0].tolist() == pytest.approx([0.9, 0.3, 0.3, 0.0, 0.0])
 
@@ -121,7 +133,12 @@ def test_what_was_not_tried_lies_between_what_was():
 
 
 def test_failed_and_missing_probes():
-    trials = [trial((8, 8, 8), 1.0), trial((1, 8, 8), None), trial((2, 8, 8), 0.8), trial((8, 1, 8), 0.4)]
+    trials = [
+        trial((8, 8, 8), 1.0),
+        trial((1, 8, 8), None),
+        trial((2, 8, 8), 0.8),
+        trial((8, 1, 8), 0.4),
+    ]
     made = sensitivity_map(FOUR, trials)
     assert made.loss[0].tolist()[:2] == pytest.approx([0.6, 0.2])  # the worst of the map
     assert made.loss[2, 0] == pytest.approx((0.6 + 0.2 + 0.6) / 3)  # nothing known: the mean
@@ -133,11 +150,18 @@ def test_failed_and_missing_probes():
 
 
 def test_several_trials_of_a_structure_count_once_with_their_mean_and_others_not_at_all():
-    trials = [trial((8, 8, 8), 1.0), trial((1, 8, 8), 0.2), trial((1, 8, 8), 0.4), trial((1, 1, 8), -9.0)]
+    trials = [
+        trial((8, 8, 8), 1.0),
+        trial((1, 8, 8), 0.2),
+        trial((1, 8, 8), 0.4),
+        trial((1, 1, 8), -9.0),
+    ]
     assert sensitivity_map(FOUR, trials).loss[0, 0] == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("trials", [[], [trial((8, 8, 8), 1.0)], [trial((1, 8, 8), None)], [trial((1, 1, 8), 0.5)]])
+@pytest.mark.parametrize(
+    "trials", [[], [trial((8, 8, 8), 1.0)], [trial((1, 8, 8), None)], [trial((1, 1, 8), 0.5)]]
+)
 def test_without_a_probe_that_succeeded_there_is_no_map(trials):
     assert sensitivity_map(FOUR, trials) is None
 
@@ -186,13 +210,20 @@ def test_solved_is_inside_and_nothing_that_helps_fits_any_more(power):
         for choice in range(here[dimension] + 1, space.last_indices[dimension] + 1):
             step = here.copy()
             step[dimension] = choice
-            assert loss[dimension, choice] >= loss[dimension, here[dimension]] or not constraint.allows(space.at(step))
+            assert loss[dimension, choice] >= loss[
+                dimension, here[dimension]
+            ] or not constraint.allows(space.at(step))
 
 
 def test_filled_takes_the_most_per_cost_first():
     constraint = Budget(macs=(1, 12)).bind(space_of((1, 2), (1, 2), (1, 2)), Weighted([4, 2, 1]))
     loss = np.array([[1.0, 0.0], [0.9, 0.0], [0.1, 0.0]])
-    row = filled(constraint, np.zeros(3, dtype=np.int64), loss, linear_costs(constraint, np.ones(3, dtype=np.int64)))
+    row = filled(
+        constraint,
+        np.zeros(3, dtype=np.int64),
+        loss,
+        linear_costs(constraint, np.ones(3, dtype=np.int64)),
+    )
     assert row.tolist() == [0, 1, 1]  # 0.9 for 2, 1.0 for 4 which no longer fits, 0.1 for 1
 
 

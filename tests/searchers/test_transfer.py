@@ -43,7 +43,9 @@ def others(share=0.7, n=60):
 
 
 def searcher_with(known, seed, **options):
-    searcher = ResponseSurface(SPACE, bound(0.4), seed=seed, options=ResponseSurfaceOptions(**options))
+    searcher = ResponseSurface(
+        SPACE, bound(0.4), seed=seed, options=ResponseSurfaceOptions(**options)
+    )
     searcher.know(known)
     return searcher
 
@@ -66,7 +68,10 @@ def test_what_is_known_helps_at_once(kind):
 
 
 def test_what_is_known_and_wrong_is_overruled():
-    wrong = [Trial(t.number, t.candidate, Evaluation(fitness=-t.fitness)) for t in [*KNOWN["the map"](), *others()]]
+    wrong = [
+        Trial(t.number, t.candidate, Evaluation(fitness=-t.fitness))
+        for t in [*KNOWN["the map"](), *others()]
+    ]
     drawn = np.random.default_rng(1)
     random = [fitness(bound(0.4).repair(SPACE.sample(drawn), drawn)) for _ in range(60)]
     assert best_of(searcher_with(wrong, 0), 60)[1] > max(random)
@@ -76,7 +81,10 @@ def test_the_first_proposals_are_what_the_map_makes_of_the_budget():
     searcher = searcher_with(KNOWN["the map"](), 0)
     known = sensitivity_map(SPACE, searcher.knowledge)
     costs = linear_costs(bound(0.4), SPACE.last_indices)
-    made = {solved(bound(0.4), known.relative, costs, power, np.random.default_rng(0)) for power in RULES}
+    made = {
+        solved(bound(0.4), known.relative, costs, power, np.random.default_rng(0))
+        for power in RULES
+    }
     assert made < set(searcher.ask(8))
 
 
@@ -99,7 +107,11 @@ def test_knowledge_that_comes_during_the_search_is_used_and_saved():
         straight.tell(trials_of(asked))
         saved.tell(trials_of(asked))
         assert (
-            all(len(surface.quadratic.known) == (2 if step > 3 else 0) for surface in straight._surfaces) or step == 3
+            all(
+                len(surface.quadratic.known) == (2 if step > 3 else 0)
+                for surface in straight._surfaces
+            )
+            or step == 3
         )
 
 

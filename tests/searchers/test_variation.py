@@ -17,7 +17,9 @@ def index_rows(candidates):
 def test_mutation_changes_each_dimension_with_the_given_probability(rate):
     rng = np.random.default_rng(0)
     parent = SPACE.sample(rng)
-    changed = index_rows([mutate(SPACE, parent, rate, rng) for _ in range(N)]) != SPACE.indices(parent)
+    changed = index_rows([mutate(SPACE, parent, rate, rng) for _ in range(N)]) != SPACE.indices(
+        parent
+    )
     movable = SPACE.last_indices > 0
     assert not changed[:, ~movable].any()
     assert np.abs(changed[:, movable].mean(axis=0) - rate).max() < 4 * np.sqrt(0.25 / N)
@@ -39,7 +41,9 @@ def test_mutation_is_uniform_over_the_other_choices():
 def test_one_mutation_changes_one_movable_dimension_all_alike():
     rng = np.random.default_rng(2)
     parent = SPACE.sample(rng)
-    changed = index_rows([mutate_one(SPACE, parent, rng) for _ in range(N)]) != SPACE.indices(parent)
+    changed = index_rows([mutate_one(SPACE, parent, rng) for _ in range(N)]) != SPACE.indices(
+        parent
+    )
     movable = SPACE.last_indices > 0
     assert (changed.sum(axis=1) == 1).all()
     assert not changed[:, ~movable].any()

@@ -21,11 +21,20 @@ from abcsearch.training.loop import train
 from abcsearch.training.recipe import Recipe
 from tests.training.toys import linear, network, points, stripes, weights
 
-ALL = {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "clip_norm": 1.0, "distillation": 0.3, "label_smoothing": 0.1}
+ALL = {
+    "ema": 0.9,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "clip_norm": 1.0,
+    "distillation": 0.3,
+    "label_smoothing": 0.1,
+}
 RECIPES = {
     "as before": Recipe(epochs=5, batch_size=16, lr=0.1, shift=1, flip=True),
     "all of it": Recipe(epochs=5, batch_size=16, lr=0.1, shift=1, flip=True, **ALL),
-    "adamw, best": Recipe(epochs=5, batch_size=16, lr=0.01, optimizer="adamw", schedule="step", keep="best"),
+    "adamw, best": Recipe(
+        epochs=5, batch_size=16, lr=0.01, optimizer="adamw", schedule="step", keep="best"
+    ),
     "averaged, best": Recipe(epochs=5, batch_size=16, lr=0.05, ema=0.5, keep="best", randaugment=5),
 }
 
@@ -49,7 +58,12 @@ def call(recipe, **options):
     data = load_data("digits")
     some = torch.arange(96)
     found = train(
-        model, data.train.part(some), recipe, teacher=teacher, validation=data.validation.part(some), **options
+        model,
+        data.train.part(some),
+        recipe,
+        teacher=teacher,
+        validation=data.validation.part(some),
+        **options,
     )
     return weights(model), found
 
@@ -60,7 +74,9 @@ def assert_same(one, other):
         assert getattr(one[1], name) == getattr(other[1], name)
     for name in ("best", "last"):
         state = getattr(one[1], name)
-        assert all(torch.equal(tensor, state[key]) for key, tensor in getattr(other[1], name).items())
+        assert all(
+            torch.equal(tensor, state[key]) for key, tensor in getattr(other[1], name).items()
+        )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -91,7 +107,9 @@ def killed(folder, drive, *arguments):
         arguments: for it.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.test_checkpoints", "abcsearch.training.loop", "torchvision"])
+    context.set_forkserver_preload(
+        ["tests.training.test_checkpoints", "abcsearch.training.loop", "torchvision"]
+    )
     duration, kills, instants = 0.0, 0, np.random.default_rng()
     file = folder / "killed"
     for attempt in range(50):
@@ -128,7 +146,9 @@ def _drive_killed_while_writing(path, count):
         def half(sibling):
             writer(sibling)
             if len(calls) == count:
-                os.truncate(sibling, sibling.stat().st_size // 2 if count % 2 else sibling.stat().st_size)
+                os.truncate(
+                    sibling, sibling.stat().st_size // 2 if count % 2 else sibling.stat().st_size
+                )
                 os.kill(os.getpid(), signal.SIGKILL)
 
         write(target, half, **options)
@@ -153,7 +173,12 @@ def test_killed_within_a_write_it_ends_with_the_same_bits(tmp_path, count):
 
 def begun(path, **changes):
     """A training of a linear model that is stopped after its first epoch, or continued with changes."""
-    options = {"model": linear(), "split": points(), "recipe": Recipe(epochs=3, batch_size=4, lr=0.1), **changes}
+    options = {
+        "model": linear(),
+        "split": points(),
+        "recipe": Recipe(epochs=3, batch_size=4, lr=0.1),
+        **changes,
+    }
     model, split, recipe = (options.pop(name) for name in ("model", "split", "recipe"))
     train(model, split, recipe, checkpoint=path, **options)
     return model
@@ -163,7 +188,10 @@ def begun(path, **changes):
     ("changes", "words"),
     [
         ({"recipe": Recipe(epochs=4, batch_size=4, lr=0.1)}, "recipe.epochs: 3 there, 4 now"),
-        ({"recipe": Recipe(epochs=3, batch_size=4, lr=0.2, ema=0.5)}, "recipe.lr: 0.1 there, 0.2 now; recipe.ema: 0.0"),
+        (
+            {"recipe": Recipe(epochs=3, batch_size=4, lr=0.2, ema=0.5)},
+            "recipe.lr: 0.1 there, 0.2 now; recipe.ema: 0.0",
+        ),
         ({"seed": 1}, "seed: 0 there, 1 now"),
         ({"stream": "finetune"}, "part: 'train' there, 'finetune' now"),
         ({"steps": 2}, "steps: None there, 2 now"),
@@ -179,7 +207,9 @@ def test_nothing_is_continued_as_another_training_and_nothing_is_lost(tmp_path, 
     before = file.read_bytes()
     model = changes.get("model", linear())
     kept = weights(model)
-    with pytest.raises(CheckpointError, match="holds another training, which has not been finished") as caught:
+    with pytest.raises(
+        CheckpointError, match="holds another training, which has not been finished"
+    ) as caught:
         begun(file, **{"model": model, **changes})
     assert words in str(caught.value)
     assert file.read_bytes() == before
@@ -194,7 +224,8 @@ def test_a_damaged_file_is_said_to_be_so(tmp_path, damage):
         begun(file, on_epoch=stop_after(1))
     file.write_bytes(file.read_bytes()[:-10] if damage is None else damage)
     with pytest.raises(
-        CheckpointError, match=r"is no checkpoint of a training .*delete it to train from the beginning"
+        CheckpointError,
+        match=r"is no checkpoint of a training .*delete it to train from the beginning",
     ):
         begun(file)
 
@@ -205,7 +236,12 @@ def test_one_flipped_bit_anywhere_is_found(tmp_path):
         begun(file, on_epoch=stop_after(1))
     whole, wanted, places = file.read_bytes(), weights(begun(None)), np.random.default_rng()
     first = 8 + int.from_bytes(whole[:8], "little")  # of the tensors
-    for place in [first, len(whole) - 1, *places.integers(first, len(whole), 10), *places.integers(first, size=10)]:
+    for place in [
+        first,
+        len(whole) - 1,
+        *places.integers(first, len(whole), 10),
+        *places.integers(first, size=10),
+    ]:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << places.integers(8)
         file.write_bytes(damaged)
@@ -224,7 +260,9 @@ def test_checkpoints_of_before_have_no_checksum(tmp_path):
         metadata = opened.metadata()
     save_file(load_file(file), file, {"training": metadata["training"]})
     seen = []
-    assert torch.equal(weights(begun(file, on_epoch=lambda done, *_: seen.append(done))), weights(begun(None)))
+    assert torch.equal(
+        weights(begun(file, on_epoch=lambda done, *_: seen.append(done))), weights(begun(None))
+    )
     assert seen == [2, 3]
 
 
@@ -232,20 +270,27 @@ def test_it_holds_no_pickle_and_is_replaced_every_epoch(tmp_path):
     file, sizes = tmp_path / "new" / "training.checkpoint", []
     begun(file, on_epoch=lambda *_: sizes.append(len(load_file(file))))
     assert len(sizes) == 3
-    assert {"model.1.weight", "optimizer.0.momentum_buffer", "random.draws", "random.cpu"} == set(load_file(file))
+    assert {"model.1.weight", "optimizer.0.momentum_buffer", "random.draws", "random.cpu"} == set(
+        load_file(file)
+    )
 
 
 def test_a_training_that_diverges_is_not_continued_where_it_diverged(tmp_path):
     file = tmp_path / "training.checkpoint"
     model, recipe = network(), Recipe(epochs=3, batch_size=16, lr=1e30, warmup_epochs=0)
-    with pytest.raises(ModelError, match=r"the training loss is .* in epoch \d; lower lr = 1e\+30, or limit gradients"):
+    with pytest.raises(
+        ModelError,
+        match=r"the training loss is .* in epoch \d; lower lr = 1e\+30, or limit gradients",
+    ):
         train(model, stripes(), recipe, checkpoint=file)
     assert not file.exists()
     train(network(), stripes(), Recipe(epochs=1, batch_size=16), checkpoint=file)
 
 
 def test_best_and_last_are_kept_by_search_validation_alone(tmp_path):
-    data = Data(name="stripes", train=stripes(), validation=stripes(30, seed=1), test=stripes(60, seed=2))
+    data = Data(
+        name="stripes", train=stripes(), validation=stripes(30, seed=1), test=stripes(60, seed=2)
+    )
     model, results = network(), {}
     for keep in ("last", "best"):
         recipe = Recipe(epochs=6, batch_size=16, lr=3.0, warmup_epochs=0, keep=keep)
@@ -254,7 +299,9 @@ def test_best_and_last_are_kept_by_search_validation_alone(tmp_path):
         assert len(training.scores) == len(training.losses) == 6
         assert training.best_epoch == 1 + training.scores.index(max(training.scores))
         kept = getattr(training, keep)
-        assert all(torch.equal(tensor, kept[name]) for name, tensor in found.model.state_dict().items())
+        assert all(
+            torch.equal(tensor, kept[name]) for name, tensor in found.model.state_dict().items()
+        )
         test = found.model(data.test.images).argmax(dim=1) == data.test.labels
         assert found.after["top1"] == pytest.approx(float(test.float().mean()))
     best, last = (results[keep].training for keep in ("best", "last"))

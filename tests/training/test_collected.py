@@ -5,7 +5,16 @@ import torch
 from sklearn.metrics import f1_score
 from torch import nn
 
-from abcsearch import METRICS, AdaptiveBN, Metrics, Objective, Sliced, rank_channels, score, trace_channels
+from abcsearch import (
+    METRICS,
+    AdaptiveBN,
+    Metrics,
+    Objective,
+    Sliced,
+    rank_channels,
+    score,
+    trace_channels,
+)
 from abcsearch.data.split import Split
 from abcsearch.errors import ConfigError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions
@@ -28,7 +37,10 @@ class F1(Metrics):
 
     def finish(self):
         said, there = torch.cat(self.said), torch.cat(self.there)
-        return {"f1": 2 * float((said & there).sum()) / float(said.sum() + there.sum()), "batches": self.batches}
+        return {
+            "f1": 2 * float((said & there).sum()) / float(said.sum() + there.sum()),
+            "batches": self.batches,
+        }
 
 
 class Alone(F1):
@@ -48,13 +60,19 @@ class Wordy(F1):
 
 def logits(count=30):
     draws = torch.Generator().manual_seed(0)
-    return Split(torch.randn(count, 2, 1, 1, generator=draws), torch.randint(0, 2, (count,), generator=draws))
+    return Split(
+        torch.randn(count, 2, 1, 1, generator=draws), torch.randint(0, 2, (count,), generator=draws)
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 30])
 def test_it_is_of_all_images_whatever_the_batch_size(batch_size):
     split = logits()
-    goal = Objective(loss=nn.functional.cross_entropy, metrics=CLASSIFICATION.metrics, whole={"f1": F1, "batches": F1})
+    goal = Objective(
+        loss=nn.functional.cross_entropy,
+        metrics=CLASSIFICATION.metrics,
+        whole={"f1": F1, "batches": F1},
+    )
     found = score(nn.Flatten(), split, objective=goal, batch_size=batch_size)
     wanted = f1_score(split.labels.numpy(), split.images.flatten(1).argmax(dim=1).numpy())
     assert found["f1"] == pytest.approx(wanted)
@@ -77,7 +95,11 @@ def test_it_is_collected_over_calls_and_images_have_no_values():
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [(Broken, "'f1' of the whole data set failed: ValueError"), (Wordy, "found .*precision.*recall")]
+    ("kind", "said"),
+    [
+        (Broken, "'f1' of the whole data set failed: ValueError"),
+        (Wordy, "found .*precision.*recall"),
+    ],
 )
 def test_what_is_no_number_is_refused_with_the_name_of_the_metric(kind, said):
     goal = Objective(loss=nn.functional.cross_entropy, metrics={}, whole={"f1": kind})
@@ -101,7 +123,9 @@ def named():
 @pytest.mark.parametrize("how", ["name", "import path"])
 def test_one_of_your_own_is_a_fitness_by_name_and_by_import_path(tiny_model, tiny_data, how, named):
     name = named if how == "name" else f"{__name__}:Alone"
-    options = AdaptiveBNOptions(metric=name, calibration_images=16, batch_size=16, validation_images=30)
+    options = AdaptiveBNOptions(
+        metric=name, calibration_images=16, batch_size=16, validation_images=30
+    )
     source = sliced(tiny_model, tiny_data)
     evaluator = AdaptiveBN(source, tiny_data, options)
     candidate = source.graph.space().uniform(0.5)
@@ -118,6 +142,8 @@ def test_racing_is_refused_in_all_evaluators(tiny_model, tiny_data):
     name, source = f"{__name__}:Alone", sliced(tiny_model, tiny_data)
     said = 'scoring = "racing" compares candidates image by image, and .*Alone is one number of all images.*"full"'
     with pytest.raises(ConfigError, match=said):
-        AdaptiveBN(source, tiny_data, AdaptiveBNOptions(metric=name, scoring="racing", batch_size=8))
+        AdaptiveBN(
+            source, tiny_data, AdaptiveBNOptions(metric=name, scoring="racing", batch_size=8)
+        )
     with pytest.raises(ConfigError, match=said):
         Cascade(source, tiny_data, CascadeOptions(metric=name, scoring="racing"))

@@ -31,11 +31,16 @@ class Spread(Metrics):
         self.outputs.append(outputs.double().cpu())
 
     def finish(self):
-        return {"spread": float(torch.cat(self.outputs).std()), "outputs": sum(map(len, self.outputs))}
+        return {
+            "spread": float(torch.cat(self.outputs).std()),
+            "outputs": sum(map(len, self.outputs)),
+        }
 
 
 def spread(kind=Spread):
-    return Objective(loss=F.cross_entropy, metrics={"top1": top1}, whole={"spread": kind, "outputs": kind})
+    return Objective(
+        loss=F.cross_entropy, metrics={"top1": top1}, whole={"spread": kind, "outputs": kind}
+    )
 
 
 @pytest.fixture
@@ -48,7 +53,11 @@ def known(monkeypatch):
 @pytest.fixture
 def data(tiny_data):
     return Data(
-        name="tiny", train=tiny_data.train, validation=tiny_data.validation, test=tiny_data.test, objective="spread"
+        name="tiny",
+        train=tiny_data.train,
+        validation=tiny_data.validation,
+        test=tiny_data.test,
+        objective="spread",
     )
 
 
@@ -82,7 +91,11 @@ def test_what_is_returned_in_the_end_is_checked(returned, said):
             return returned
 
     with pytest.raises(ConfigError, match=f"metric 'spread': .*{said}"):
-        score(nn.Flatten(), Split(torch.rand(4, 3, 1, 1), torch.arange(4) % 3), objective=spread(Wrong))
+        score(
+            nn.Flatten(),
+            Split(torch.rand(4, 3, 1, 1), torch.arange(4) % 3),
+            objective=spread(Wrong),
+        )
 
 
 def test_a_candidate_is_scored_by_it_and_stages_are_refused(known, data, tiny_model):
@@ -99,7 +112,9 @@ def test_a_candidate_is_scored_by_it_and_stages_are_refused(known, data, tiny_mo
     wanted = score(evaluator.build(candidate), data.validation, objective=known)
     assert found.fitness == pytest.approx(wanted["spread"], rel=1e-6)
     assert evaluator.in_full(candidate, 0).metrics["images"] == len(data.validation)
-    again = AdaptiveBN(source, data, AdaptiveBNOptions(metric="spread", validation_images=10, **options))
+    again = AdaptiveBN(
+        source, data, AdaptiveBNOptions(metric="spread", validation_images=10, **options)
+    )
     assert not again.complete(again.race(candidate, 0, -math.inf))
     with pytest.raises(ConfigError) as info:
         AdaptiveBN(source, data, AdaptiveBNOptions(scoring="racing", **options))
@@ -107,14 +122,20 @@ def test_a_candidate_is_scored_by_it_and_stages_are_refused(known, data, tiny_mo
         'evaluator: scoring = "racing" compares candidates image by image, and spread is one number of all images, of '
         'which one image has no share; set scoring = "full"'
     )
-    AdaptiveBN(source, data, AdaptiveBNOptions(scoring="racing", metric="top1", stage_images=8, **options))
+    AdaptiveBN(
+        source, data, AdaptiveBNOptions(scoring="racing", metric="top1", stage_images=8, **options)
+    )
 
 
 def test_set_up_and_fine_tuning_show_it(known, data, tiny_model):
     found = look_at(tiny_model, data, 1000, Asked(brought=True))
     assert found.metric == "spread"
-    assert found.loaded == pytest.approx(score(tiny_model, data.validation, objective=known)["spread"], rel=1e-6)
+    assert found.loaded == pytest.approx(
+        score(tiny_model, data.validation, objective=known)["spread"], rel=1e-6
+    )
     tuned = finetune(tiny_model, data, Recipe(epochs=1, batch_size=64, lr=0.01))
     assert tuned.hits is None
     assert tuned.after == score(tuned.model, data.test, objective=known)
-    assert tuned.training.scores == (score(tuned.model, data.validation, objective=known)["spread"],)
+    assert tuned.training.scores == (
+        score(tuned.model, data.validation, objective=known)["spread"],
+    )

@@ -63,7 +63,9 @@ def test_average_precision_by_hand():
     # Class 2 is found. Of class 1 the box of the second image is 4 pixels off: its overlap is 60 / 140 = 0.43; a wrong
     # one with the best score comes before the right one: precision is 1/2 up to a recall of 1/2, 0 beyond.
     every = perfect()
-    every[0] = said([[0, 0, 10, 10], [10, 10, 20, 20], [10, 0, 20, 10]], [1, 2, 1], [0.8, 0.9, 0.95])
+    every[0] = said(
+        [[0, 0, 10, 10], [10, 10, 20, 20], [10, 0, 20, 10]], [1, 2, 1], [0.8, 0.9, 0.95]
+    )
     every[1] = said([[9, 5, 19, 15]], [1], [0.7])
     found = score(Says(every), split(), objective="detection")
     of_class_1 = 51 / 101 * 0.5  # of the 101 recalls that COCO looks at, those up to 0.5
@@ -96,10 +98,14 @@ def test_places_become_detections_as_a_slow_reference_has_them():
     assert found.classes == 3
     for number, own in enumerate(found):
         left = []
-        order = sorted(((float(scores[number, p, c]), p, c) for p in range(60) for c in range(3)), reverse=True)
+        order = sorted(
+            ((float(scores[number, p, c]), p, c) for p in range(60) for c in range(3)), reverse=True
+        )
         for value, place, label in order[:300]:
             near = [p for _, p, c in left if c == label]
-            if value >= 0.05 and (not near or float(box_iou(boxes[number, [place]], boxes[number, near]).max()) <= 0.5):
+            if value >= 0.05 and (
+                not near or float(box_iou(boxes[number, [place]], boxes[number, near]).max()) <= 0.5
+            ):
                 left.append((value, place, label))
         assert own["labels"].tolist() == [label + 1 for _, _, label in left[:100]]
         assert torch.equal(own["boxes"], boxes[number, [place for _, place, _ in left[:100]]])
@@ -131,15 +137,27 @@ class Torchvisions(nn.Module):
             return [everywhere] * len(images)
         if targets is None:
             raise ValueError("targets should not be none when in training mode")
-        self.seen.append([{key: value.clone() for key, value in target.items()} for target in targets])
-        boxes, labels = (torch.cat([target[key] for target in targets]) for key in ("boxes", "labels"))
+        self.seen.append(
+            [{key: value.clone() for key, value in target.items()} for target in targets]
+        )
+        boxes, labels = (
+            torch.cat([target[key] for target in targets]) for key in ("boxes", "labels")
+        )
         far = (self.bias[labels - 1] - boxes).square().mean() if len(boxes) else self.bias.sum() * 0
         return {"box": far, "nothing": self.bias.sum() * 0}
 
 
 def test_losses_of_torchvisions_kind_are_summed_and_learned():
-    network, data = Torchvisions(), split([*TARGETS[:1], {"boxes": [[0, 0, 10, 10]], "labels": [1], "iscrowd": [1]}])
-    trained = train(network, data, Recipe(epochs=60, batch_size=2, lr=0.2, weight_decay=0), objective="detection")
+    network, data = (
+        Torchvisions(),
+        split([*TARGETS[:1], {"boxes": [[0, 0, 10, 10]], "labels": [1], "iscrowd": [1]}]),
+    )
+    trained = train(
+        network,
+        data,
+        Recipe(epochs=60, batch_size=2, lr=0.2, weight_decay=0),
+        objective="detection",
+    )
     assert trained.losses[0] == pytest.approx((50 + 250) / 2)
     assert trained.losses[-1] < 1
     assert set(network.seen[0][0]) == {"boxes", "labels"}
@@ -152,7 +170,9 @@ class Criterion(nn.Module):
 
     def __init__(self, classes=2, outputs=None):
         super().__init__()
-        self.places = nn.Parameter(torch.tensor([[0.0, 0, 10, 10, *[0.9] * classes], [5, 5, 15, 15, *[0.8] * classes]]))
+        self.places = nn.Parameter(
+            torch.tensor([[0.0, 0, 10, 10, *[0.9] * classes], [5, 5, 15, 15, *[0.8] * classes]])
+        )
         self.classes, self.outputs = classes, outputs
 
     def forward(self, x):
@@ -164,7 +184,9 @@ class Criterion(nn.Module):
 
 
 def test_a_criterion_of_the_network_is_learned():
-    trained = train(Criterion(), split(), Recipe(epochs=3, batch_size=3, lr=0.01), objective="detection")
+    trained = train(
+        Criterion(), split(), Recipe(epochs=3, batch_size=3, lr=0.01), objective="detection"
+    )
     assert trained.losses[-1] < trained.losses[0]
     assert set(score(Criterion(), split(), objective="detection")) == {"mAP", "mAP50", "mAP75"}
 
@@ -175,8 +197,12 @@ def test_a_label_beyond_the_classes_is_named_before_it_is_trained_or_scored():
         score(Criterion(classes=1), split(), objective="detection")
     with pytest.raises(DataError, match=said_so):
         train(Criterion(classes=1), split(), Recipe(epochs=1, batch_size=3), objective="detection")
-    with pytest.raises(ModelError, match=r"fails, IndexError: .*on \(images, targets\).*labels go up to 2"):
-        train(Torchvisions(classes=1), split(), Recipe(epochs=1, batch_size=3), objective="detection")
+    with pytest.raises(
+        ModelError, match=r"fails, IndexError: .*on \(images, targets\).*labels go up to 2"
+    ):
+        train(
+            Torchvisions(classes=1), split(), Recipe(epochs=1, batch_size=3), objective="detection"
+        )
 
 
 @pytest.mark.parametrize(
@@ -191,11 +217,15 @@ def test_a_label_beyond_the_classes_is_named_before_it_is_trained_or_scored():
 def test_networks_that_return_something_else_are_told_what_to_return(returned, named):
     network = Criterion(outputs=lambda x: returned)
     with pytest.raises(
-        ModelError, match=rf"(?s)list of dicts with boxes, labels and scores.*{named}.*OUTPUTS\[Criterion\]"
+        ModelError,
+        match=rf"(?s)list of dicts with boxes, labels and scores.*{named}.*OUTPUTS\[Criterion\]",
     ):
         score(network, split(), objective="detection")
     network.losses = lambda outputs, targets: {"all": outputs["all"]}
-    with pytest.raises(ModelError, match=r"(?s)Criterion fails, .*on losses\(outputs, targets\), whose outputs were"):
+    with pytest.raises(
+        ModelError,
+        match=r"(?s)Criterion fails, .*on losses\(outputs, targets\), whose outputs were",
+    ):
         train(network, split(), Recipe(epochs=1, batch_size=3), objective="detection")
 
 
@@ -232,7 +262,9 @@ def test_the_loss_is_not_asked_for_by_itself():
 
 
 def test_the_whole_of_fine_tuning():
-    data = Data(name="boxes", train=split(), validation=split(), test=split(), objective="detection")
+    data = Data(
+        name="boxes", train=split(), validation=split(), test=split(), objective="detection"
+    )
     tuned = finetune(Torchvisions(), data, Recipe(epochs=2, batch_size=3, lr=0.1))
     assert set(tuned.before) == set(tuned.after) == {"mAP", "mAP50", "mAP75"}
     assert tuned.hits is None

@@ -36,9 +36,18 @@ def test_the_loss_is_the_formula(temperature):
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 def test_steps_follow_both_losses_by_their_weights(weight):
     split, teacher, model = points(), linear(seed=1), linear()
-    own, x = model[1].weight.detach().double().numpy().copy(), split.images.flatten(1).double().numpy()
+    own, x = (
+        model[1].weight.detach().double().numpy().copy(),
+        split.images.flatten(1).double().numpy(),
+    )
     theirs = x @ teacher[1].weight.detach().double().numpy().T
-    options = {"momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0.0, "schedule": "step", "gamma": 1.0}
+    options = {
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "warmup_epochs": 0.0,
+        "schedule": "step",
+        "gamma": 1.0,
+    }
     recipe = Recipe(epochs=4, batch_size=4, lr=0.2, distillation=weight, temperature=2.0, **options)
     for _ in range(4):
         logits = x @ own.T
@@ -53,7 +62,9 @@ def test_the_teacher_is_in_evaluation_mode_and_left_as_it_was():
     teacher, seen = network(seed=1), []
     teacher.train()
     teacher.bn.eval()
-    teacher.register_forward_hook(lambda module, *_: seen.append((module.training, torch.is_grad_enabled())))
+    teacher.register_forward_hook(
+        lambda module, *_: seen.append((module.training, torch.is_grad_enabled()))
+    )
     before, modes = copy.deepcopy(teacher.state_dict()), [m.training for m in teacher.modules()]
     train(network(), stripes(), Recipe(epochs=2, batch_size=32, distillation=0.5), teacher=teacher)
     assert seen == [(False, False)] * 6
@@ -63,7 +74,9 @@ def test_the_teacher_is_in_evaluation_mode_and_left_as_it_was():
 
 
 def test_a_student_becomes_like_its_teacher():
-    data = Data(name="stripes", train=stripes(), validation=stripes(30, seed=1), test=stripes(60, seed=2))
+    data = Data(
+        name="stripes", train=stripes(), validation=stripes(30, seed=1), test=stripes(60, seed=2)
+    )
     teacher = network(seed=1)
     train(teacher, data.train, Recipe(epochs=6, batch_size=16, lr=0.1))
     teacher.eval()
@@ -79,11 +92,35 @@ def test_a_student_becomes_like_its_teacher():
 @pytest.mark.parametrize(
     ("recipe", "teacher", "objective", "error", "words"),
     [
-        (Recipe(distillation=0.5), None, "classification", ConfigError, "distillation = 0.5 with no teacher"),
+        (
+            Recipe(distillation=0.5),
+            None,
+            "classification",
+            ConfigError,
+            "distillation = 0.5 with no teacher",
+        ),
         (Recipe(), Net(), "classification", ConfigError, "distillation = 0 with a teacher"),
-        (Recipe(distillation=0.5), Net(), "regression", ConfigError, "of a classification, found the objective 'regr"),
-        (Recipe(distillation=0.5), Net(classes=4), "classification", ModelError, r"\(64, 4\) of the teacher and \(64,"),
-        (Recipe(keep="best"), None, "classification", ConfigError, 'keep = "best" needs validation images'),
+        (
+            Recipe(distillation=0.5),
+            Net(),
+            "regression",
+            ConfigError,
+            "of a classification, found the objective 'regr",
+        ),
+        (
+            Recipe(distillation=0.5),
+            Net(classes=4),
+            "classification",
+            ModelError,
+            r"\(64, 4\) of the teacher and \(64,",
+        ),
+        (
+            Recipe(keep="best"),
+            None,
+            "classification",
+            ConfigError,
+            'keep = "best" needs validation images',
+        ),
         (Recipe(distillation=0.5), nn.Identity(), "classification", ModelError, "of the teacher"),
     ],
 )

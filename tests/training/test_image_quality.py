@@ -19,13 +19,17 @@ def drawn(seed, *shape):
 def test_noise_of_one_byte_is_48_decibels():
     grey = (drawn(0, 2, 1, 30, 40) * 200 + 20).round() / 255
     signs = torch.randint(0, 2, grey.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    torch.testing.assert_close(psnr(grey + signs / 255, grey), torch.full((2,), 48.1308).double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        psnr(grey + signs / 255, grey), torch.full((2,), 48.1308).double(), rtol=0, atol=1e-3
+    )
     assert psnr(grey, grey).tolist() == [100.0, 100.0]
     assert metric_text("psnr", 48.1308) == "48.13 dB"
 
 
 def test_brightness_is_that_of_bt601_of_clipped_and_rounded_bytes():
-    colours = torch.tensor([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1.7, -0.3, 0.2501]])
+    colours = torch.tensor(
+        [[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1.7, -0.3, 0.2501]]
+    )
     found = luma(colours[..., None, None].expand(-1, -1, 20, 20))[:, 0, 0] * 255
     wanted = [16, 235, 81.481, 144.553, 40.966, 16 + 65.481 + 24.966 * 64 / 255]
     torch.testing.assert_close(found, torch.tensor(wanted), rtol=0, atol=2e-4)
@@ -75,14 +79,18 @@ def test_sizes_that_cannot_be_compared_are_told():
     twice = nn.Upsample(scale_factor=2)
     assert list(score(twice, split, objective="superresolution")) == ["psnr", "ssim"]
     with pytest.raises(
-        ModelError, match=r"must return \(4, 3, 24, 24\) for 4 images, found \(4, 3, 36, 36\): model and"
+        ModelError,
+        match=r"must return \(4, 3, 24, 24\) for 4 images, found \(4, 3, 36, 36\): model and",
     ):
         score(nn.Upsample(scale_factor=3), split, objective="superresolution")
     small = Split(drawn(0, 4, 3, 9, 9), drawn(1, 4, 3, 18, 18))
     with pytest.raises(
-        DataError, match=r"compared from 19 pixels of height and width on, found \(18, 18\); take larger"
+        DataError,
+        match=r"compared from 19 pixels of height and width on, found \(18, 18\); take larger",
     ):
         score(twice, small, objective="superresolution")
     classes = Split(drawn(0, 4, 3, 12, 12), torch.arange(4))
-    with pytest.raises(DataError, match=r"labels of super-resolution are the images .* found \(4,\) torch.int64"):
+    with pytest.raises(
+        DataError, match=r"labels of super-resolution are the images .* found \(4,\) torch.int64"
+    ):
         score(twice, classes, objective="superresolution")

@@ -57,8 +57,12 @@ def stripes(n=96, seed=0):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 3
     wave = torch.tensor([1.0, -1.0]).repeat(3)
-    patterns = torch.stack([wave[:, None].expand(6, 6), wave[None, :].expand(6, 6), torch.zeros(6, 6)])
-    return Split(patterns[labels][:, None] + 0.3 * torch.randn(n, 1, 6, 6, generator=generator), labels)
+    patterns = torch.stack(
+        [wave[:, None].expand(6, 6), wave[None, :].expand(6, 6), torch.zeros(6, 6)]
+    )
+    return Split(
+        patterns[labels][:, None] + 0.3 * torch.randn(n, 1, 6, 6, generator=generator), labels
+    )
 
 
 def weights(model):
@@ -79,7 +83,12 @@ def test_the_same_arguments_give_the_same_bits_whatever_the_global_state():
 
 
 def test_seed_stream_and_recipe_matter():
-    results = [trained(), trained(seed=1), trained(stream="finetune"), trained(Recipe(epochs=3, batch_size=16, lr=0.1))]
+    results = [
+        trained(),
+        trained(seed=1),
+        trained(stream="finetune"),
+        trained(Recipe(epochs=3, batch_size=16, lr=0.1)),
+    ]
     for i, one in enumerate(results):
         for other in results[:i]:
             assert not torch.equal(one, other)
@@ -88,7 +97,14 @@ def test_seed_stream_and_recipe_matter():
 def test_it_learns_an_easy_problem_and_reports_every_epoch():
     split, seen, model = stripes(), [], network()
     recipe = Recipe(epochs=6, batch_size=16, lr=0.1)
-    train(model, split, recipe, seed=0, stream="pretrain", on_epoch=lambda *progress: seen.append(progress))
+    train(
+        model,
+        split,
+        recipe,
+        seed=0,
+        stream="pretrain",
+        on_epoch=lambda *progress: seen.append(progress),
+    )
     assert [entry[:2] for entry in seen] == [(epoch, 6) for epoch in range(1, 7)]
     assert seen[0][2] > 2 * seen[-1][2]
     held_out = stripes(seed=1)
@@ -98,7 +114,12 @@ def test_it_learns_an_easy_problem_and_reports_every_epoch():
 
 def state_of(model):
     modes = [module.training for module in model.modules()]
-    return modes, torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), torch.get_num_threads()  # noqa: NPY002
+    return (
+        modes,
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),  # noqa: NPY002
+        torch.get_num_threads(),
+    )
 
 
 @pytest.mark.parametrize("kind", [Net, Raises])
@@ -138,7 +159,13 @@ def test_weight_decay_shrinks_matrices_and_leaves_vectors_alone():
 
     model = network(Flat)
     before = copy.deepcopy(dict(model.named_parameters()))
-    train(model, stripes(), Recipe(epochs=2, batch_size=48, weight_decay=0.1), seed=0, stream="pretrain")
+    train(
+        model,
+        stripes(),
+        Recipe(epochs=2, batch_size=48, weight_decay=0.1),
+        seed=0,
+        stream="pretrain",
+    )
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             ratio = parameter / before[name]
@@ -155,7 +182,13 @@ def test_the_steps_are_those_of_sgd_written_out_by_hand():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False))
     weight = model[1].weight.detach().double().numpy().copy()
     recipe = Recipe(
-        epochs=5, batch_size=4, lr=0.3, momentum=0.8, weight_decay=0.02, warmup_epochs=2, label_smoothing=0.1
+        epochs=5,
+        batch_size=4,
+        lr=0.3,
+        momentum=0.8,
+        weight_decay=0.02,
+        warmup_epochs=2,
+        label_smoothing=0.1,
     )
     x, onehot = images.flatten(1).double().numpy(), np.eye(2)[split.labels.numpy()]
     targets = 0.9 * onehot + 0.1 / 2
@@ -170,7 +203,9 @@ def test_the_steps_are_those_of_sgd_written_out_by_hand():
     np.testing.assert_allclose(model[1].weight.detach().numpy(), weight, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("epochs", "warmup"), [(10, 2.0), (30, 1.0), (4, 0.5), (5, 0.0), (2, 100.0), (1, 1.0)])
+@pytest.mark.parametrize(
+    ("epochs", "warmup"), [(10, 2.0), (30, 1.0), (4, 0.5), (5, 0.0), (2, 100.0), (1, 1.0)]
+)
 def test_the_schedule_rises_linearly_to_one_and_falls_as_a_cosine_to_zero(epochs, warmup):
     recipe = Recipe(epochs=epochs, warmup_epochs=warmup)
     peak = min(warmup, epochs / 2)
@@ -180,7 +215,9 @@ def test_the_schedule_rises_linearly_to_one_and_falls_as_a_cosine_to_zero(epochs
     if peak:
         np.testing.assert_allclose(np.diff(rising), rising[1] - rising[0])
         assert rate_share(peak - 1e-9, recipe) == pytest.approx(1)
-    np.testing.assert_allclose(falling, [0.5 + 0.5 * math.cos(math.pi * i / 8) for i in range(9)], atol=1e-12)
+    np.testing.assert_allclose(
+        falling, [0.5 + 0.5 * math.cos(math.pi * i / 8) for i in range(9)], atol=1e-12
+    )
 
 
 def test_every_image_is_seen_once_per_epoch_in_another_order():
@@ -212,12 +249,16 @@ def test_steps_are_as_many_as_asked_for_and_span_the_schedule_of_all_epochs(step
         step(optimizer)
 
     monkeypatch.setattr(torch.optim.SGD, "step", record)
-    train(network(), stripes(), recipe, steps=steps, on_epoch=lambda *seen: progress.append(seen))  # 6 per epoch
+    train(
+        network(), stripes(), recipe, steps=steps, on_epoch=lambda *seen: progress.append(seen)
+    )  # 6 per epoch
     assert rates == pytest.approx([rate_share(4 * i / steps, recipe) for i in range(steps)])
     epochs = math.ceil(steps / 6)
     assert [seen[:2] for seen in progress] == [(epoch, epochs) for epoch in range(1, epochs + 1)]
     assert all(math.isfinite(seen[2]) for seen in progress)
-    with pytest.raises(ConfigError, match="steps is the number of optimiser steps, at least 1, found 0"):
+    with pytest.raises(
+        ConfigError, match="steps is the number of optimiser steps, at least 1, found 0"
+    ):
         train(network(), stripes(), recipe, steps=0)
 
 
@@ -271,7 +312,12 @@ def test_other_objectives_are_trained_with_their_loss():
     assert score(per_pixel, Split(images, maps), objective="segmentation")["pixel_accuracy"] > 0.9
     values = images.mean(dim=(1, 2, 3))[:, None]
     mean = nn.Sequential(nn.Flatten(), nn.Linear(36, 1))
-    train(mean, Split(images, values), Recipe(epochs=20, batch_size=16, lr=0.05, flip=True), objective="regression")
+    train(
+        mean,
+        Split(images, values),
+        Recipe(epochs=20, batch_size=16, lr=0.05, flip=True),
+        objective="regression",
+    )
     assert score(mean, Split(images, values), objective="regression")["neg_mse"] > -0.01
     with pytest.raises(ConfigError, match="did you mean 'regression'"):
         train(mean, Split(images, values), recipe, objective="regresion")
@@ -291,7 +337,11 @@ def test_device_and_precision_are_checked():
     [
         ("cpu", "bf16"),
         *(
-            pytest.param("cuda", name, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))
+            pytest.param(
+                "cuda",
+                name,
+                marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+            )
             for name in ("float32", "tf32", "bf16")
         ),
     ],
@@ -326,8 +376,18 @@ def test_a_label_without_an_output_is_found_before_the_batch_that_holds_it():
     ("model", "recipe", "error", "words"),
     [
         (lambda: Net(classes=2), {}, DataError, "label 2 has no output: the model has 2 classes"),
-        (lambda: nn.Conv2d(1, 3, 3), {}, ModelError, r"logits \(batch, classes\) for 64 images, found \(64, 3, 4, 4\)"),
-        (lambda: Net().requires_grad_(requires_grad=False), {}, ModelError, "Net has no parameter to train"),
+        (
+            lambda: nn.Conv2d(1, 3, 3),
+            {},
+            ModelError,
+            r"logits \(batch, classes\) for 64 images, found \(64, 3, 4, 4\)",
+        ),
+        (
+            lambda: Net().requires_grad_(requires_grad=False),
+            {},
+            ModelError,
+            "Net has no parameter to train",
+        ),
         (
             lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3)),
             {"lr": 1e30, "batch_size": 16},
@@ -366,7 +426,9 @@ def test_a_recipe_out_of_range_names_every_wrong_value(values):
 
 
 def test_finetune_trains_a_copy_and_scores_both_on_the_test_images_only():
-    data = Data(name="stripes", train=stripes(), validation=stripes(30, seed=1), test=stripes(60, seed=2))
+    data = Data(
+        name="stripes", train=stripes(), validation=stripes(30, seed=1), test=stripes(60, seed=2)
+    )
     model = network()
     model.train()
     kept = copy.deepcopy(model)
@@ -386,7 +448,9 @@ def test_finetune_trains_a_copy_and_scores_both_on_the_test_images_only():
     again = finetune(model, data, QUICK, seed=0)
     assert torch.equal(weights(again.model), weights(result.model))
     assert again.after == result.after
-    assert not torch.equal(weights(finetune(model, data, QUICK, seed=1).model), weights(result.model))
+    assert not torch.equal(
+        weights(finetune(model, data, QUICK, seed=1).model), weights(result.model)
+    )
 
 
 @pytest.mark.parametrize("size", [97, 5000])
@@ -395,9 +459,16 @@ def test_a_batch_that_is_larger_than_the_data_is_all_of_them(size):
     trained = {}
     for asked in (96, size):
         model = network()
-        ctx = pytest.warns(UserWarning, match="they are one batch") if asked > 96 else contextlib.nullcontext()
+        ctx = (
+            pytest.warns(UserWarning, match="they are one batch")
+            if asked > 96
+            else contextlib.nullcontext()
+        )
         with ctx:
-            trained[asked] = train(model, stripes(), Recipe(epochs=2, batch_size=asked, lr=0.1)), model.state_dict()
+            trained[asked] = (
+                train(model, stripes(), Recipe(epochs=2, batch_size=asked, lr=0.1)),
+                model.state_dict(),
+            )
     assert trained[96][0].losses == trained[size][0].losses
     assert all(torch.equal(value, trained[size][1][name]) for name, value in trained[96][1].items())
 

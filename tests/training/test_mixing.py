@@ -39,10 +39,14 @@ def test_mixup_blends_images_and_labels_alike():
         mixed, shares = Mixing(Recipe(mixup=0.8), Split(images, labels))(images, labels)
         assert torch.allclose(shares.sum(dim=1), torch.ones(8))
         others, values = images.roll(1, 0)[:, 0, 0, 0], mixed[:, 0, 0, 0]
-        assert torch.equal(mixed, values[:, None, None, None].expand_as(mixed))  # the same share everywhere
+        assert torch.equal(
+            mixed, values[:, None, None, None].expand_as(mixed)
+        )  # the same share everywhere
         own = ((values - others) / (images[:, 0, 0, 0] - others))[1:].mean()
         onehot = nn.functional.one_hot(labels, 3).float()
-        torch.testing.assert_close(shares, own * onehot + (1 - own) * onehot.roll(1, 0), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            shares, own * onehot + (1 - own) * onehot.roll(1, 0), atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.usefixtures("_seeded")
@@ -77,7 +81,9 @@ def test_shares_are_widened_to_the_outputs():
     train(model, stripes(), recipe)
 
 
-@pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}]
+)
 def test_it_learns_from_mixed_images_and_the_seed_decides_the_draws(options):
     recipe = Recipe(epochs=12, batch_size=16, lr=0.1, **options)
     results = []
@@ -93,8 +99,15 @@ def test_it_learns_from_mixed_images_and_the_seed_decides_the_draws(options):
 
 
 def test_mixing_other_labels_is_refused():
-    with pytest.raises(ConfigError, match="labels of a classification, found the objective 'regression'"):
-        train(network(), Split(torch.rand(64, 1, 6, 6), torch.rand(64, 3)), Recipe(mixup=0.2), objective="regression")
+    with pytest.raises(
+        ConfigError, match="labels of a classification, found the objective 'regression'"
+    ):
+        train(
+            network(),
+            Split(torch.rand(64, 1, 6, 6), torch.rand(64, 3)),
+            Recipe(mixup=0.2),
+            objective="regression",
+        )
 
 
 # -- RandAugment
@@ -104,7 +117,9 @@ SCALE = Scale(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 
 def coloured(n=32, scale=SCALE):
     """Images in memory of bytes, and these bytes."""
-    pixels = torch.randint(0, 256, (n, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (n, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     return Split(scale.apply(pixels).permute(0, 3, 1, 2), torch.arange(n) % 2, scale), pixels
 
 

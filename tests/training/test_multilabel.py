@@ -31,8 +31,12 @@ def test_scores_are_scikit_learns(seed, n, labels, size):
         warnings.simplefilter("ignore")
         wanted = {
             "macro_ap": average_precision_score(there.numpy(), outputs.numpy(), average="macro"),
-            "macro_f1": f1_score(there.numpy(), outputs.numpy() > 0, average="macro", zero_division=0),
-            "micro_f1": f1_score(there.numpy(), outputs.numpy() > 0, average="micro", zero_division=0),
+            "macro_f1": f1_score(
+                there.numpy(), outputs.numpy() > 0, average="macro", zero_division=0
+            ),
+            "micro_f1": f1_score(
+                there.numpy(), outputs.numpy() > 0, average="micro", zero_division=0
+            ),
         }
     assert metrics.finish() == pytest.approx(wanted)
 
@@ -50,10 +54,14 @@ def test_labels_that_no_image_has_are_left_out_and_nan_stays_nan():
 
 
 def test_images_have_shares_of_right_answers():
-    split = Split(torch.tensor([[3.0, -3], [3, 3]])[..., None, None], torch.tensor([[1.0, 0], [1, 0]]))
+    split = Split(
+        torch.tensor([[3.0, -3], [3, 3]])[..., None, None], torch.tensor([[1.0, 0], [1, 0]])
+    )
     found = score(nn.Flatten(), split, objective="multilabel", batch_size=1)
     assert found["label_accuracy"] == 0.75
-    assert found["neg_bce"] == pytest.approx(-(3 * math.log1p(math.exp(-3)) + math.log1p(math.exp(3))) / 4, rel=1e-5)
+    assert found["neg_bce"] == pytest.approx(
+        -(3 * math.log1p(math.exp(-3)) + math.log1p(math.exp(3))) / 4, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,14 +69,18 @@ def test_images_have_shares_of_right_answers():
     [
         (torch.ones(20, 3) * 0.5, "found 0.5 in number 0"),
         (torch.arange(20), r"found \(16,\) torch.int64$"),
-        (torch.ones(20, 3, dtype=torch.int64), r"found \(16, 3\) torch.int64; convert them with labels.float\(\)"),
+        (
+            torch.ones(20, 3, dtype=torch.int64),
+            r"found \(16, 3\) torch.int64; convert them with labels.float\(\)",
+        ),
         (torch.ones(20, 3, 1), r"found \(16, 3, 1\) torch.float32$"),
     ],
 )
 def test_labels_that_are_not_multi_hot_are_told(labels, words):
     pair = (torch.rand(20, 1, 4, 4), labels)
     with pytest.raises(
-        DataError, match=rf"train: labels of a multi-label .* \(n, labels\) float32 of 0 and 1, {words}"
+        DataError,
+        match=rf"train: labels of a multi-label .* \(n, labels\) float32 of 0 and 1, {words}",
     ):
         Data.from_tensors(pair, pair, objective="multilabel")
 
@@ -78,9 +90,16 @@ def test_data_of_people_become_multi_hot_and_counts_must_agree():
     data = Data.of((images, labels.numpy()), (images, labels), objective="multilabel")
     assert data.test.labels.dtype == torch.float32
     assert torch.equal(data.test.labels, labels.float())
-    with pytest.raises(DataError, match="all splits have the same labels, found train 3, validation 3, test 2 of them"):
+    with pytest.raises(
+        DataError,
+        match="all splits have the same labels, found train 3, validation 3, test 2 of them",
+    ):
         Data.of((images, labels), (images, labels[:, :2]), objective="multilabel")
-    with pytest.raises(DataError, match=r"3 labels per image.*several labels at once.*objective=\"multilabel\""):
+    with pytest.raises(
+        DataError, match=r"3 labels per image.*several labels at once.*objective=\"multilabel\""
+    ):
         Data.of((images, labels), (images, labels))
-    with pytest.raises(ModelError, match=r"a logit for each of 3 labels, \(20, 3\) for 20 images, found \(20, 16\)"):
+    with pytest.raises(
+        ModelError, match=r"a logit for each of 3 labels, \(20, 3\) for 20 images, found \(20, 16\)"
+    ):
         score(nn.Flatten(), data.test, objective="multilabel")

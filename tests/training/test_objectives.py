@@ -24,7 +24,9 @@ def drawn(seed, *shape):
 
 @settings(max_examples=30, deadline=None)
 @given(seed=seeds, n=st.integers(1, 6), classes=st.integers(2, 5), ignored=st.booleans())
-def test_segmentation_metrics_are_those_of_a_loop_over_images_and_classes(seed, n, classes, ignored):
+def test_segmentation_metrics_are_those_of_a_loop_over_images_and_classes(
+    seed, n, classes, ignored
+):
     outputs = drawn(seed, n, classes, 3, 4)
     labels = torch.randint(0, classes, (n, 3, 4), generator=torch.Generator().manual_seed(seed))
     if ignored:
@@ -41,7 +43,12 @@ def test_segmentation_metrics_are_those_of_a_loop_over_images_and_classes(seed, 
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=seeds, n=st.integers(1, 6), classes=st.integers(2, 5), places=st.sampled_from([(), (3,), (2, 3)]))
+@given(
+    seed=seeds,
+    n=st.integers(1, 6),
+    classes=st.integers(2, 5),
+    places=st.sampled_from([(), (3,), (2, 3)]),
+)
 def test_divergence_to_the_full_network_is_kullback_and_leiblers(seed, n, classes, places):
     ours, full = drawn(seed, n, classes, *places), drawn(seed + 1, n, classes, *places)
     found = OBJECTIVES["classification"].to_full["neg_kl"](ours, full)
@@ -70,7 +77,9 @@ def test_regression_scores_numbers():
         "neg_mse": pytest.approx(-float((errors**2).mean())),
         "neg_mae": pytest.approx(-float(errors.abs().mean())),
     }
-    with pytest.raises(ModelError, match=r"must return \(20, 2\) numbers for 20 images, found \(20, 1, 2\)"):
+    with pytest.raises(
+        ModelError, match=r"must return \(20, 2\) numbers for 20 images, found \(20, 1, 2\)"
+    ):
         score(Row(), split, objective="regression")
 
 
@@ -85,23 +94,31 @@ def test_an_objective_of_ones_own_scores_and_checks(monkeypatch):
     def check(outputs, labels):
         seen.append((len(outputs), len(labels)))
 
-    largest = Objective(loss=F.cross_entropy, metrics={"largest": lambda o, _: o.amax(dim=1)}, check=check)
+    largest = Objective(
+        loss=F.cross_entropy, metrics={"largest": lambda o, _: o.amax(dim=1)}, check=check
+    )
     monkeypatch.setitem(OBJECTIVES, "largest", largest)
     split = Split(drawn(0, 5, 3, 1, 1), torch.zeros(5, dtype=torch.int64))
     for objective in ("largest", largest):
         found = score(nn.Flatten(), split, objective=objective, batch_size=3)
-        assert found == {"largest": pytest.approx(float(split.images.flatten(1).amax(dim=1).mean()))}
+        assert found == {
+            "largest": pytest.approx(float(split.images.flatten(1).amax(dim=1).mean()))
+        }
     assert seen == [(3, 3), (2, 2)] * 2
 
 
 def test_an_unknown_objective_is_refused_with_the_nearest():
-    with pytest.raises(ConfigError, match="unknown objective 'clasification'; did you mean 'classification'"):
+    with pytest.raises(
+        ConfigError, match="unknown objective 'clasification'; did you mean 'classification'"
+    ):
         find_objective("clasification")
 
 
 def test_labels_beyond_the_outputs_are_refused_in_whichever_batch_they_are():
     split = Split(torch.rand(6, 2, 1, 1), torch.tensor([0, 1, 0, 1, 0, 7]))
-    with pytest.raises(DataError, match="label 7 has no output: the model has 2 classes, counted from 0"):
+    with pytest.raises(
+        DataError, match="label 7 has no output: the model has 2 classes, counted from 0"
+    ):
         score(nn.Flatten(), split, batch_size=2)
 
 
@@ -141,7 +158,10 @@ def test_a_registered_selector_holds_for_the_class_and_those_below_it(monkeypatc
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda x: (x, x), r"Returning must return logits, found a tuple; .*OUTPUTS\[Returning\].* returned\[0\]"),
+        (
+            lambda x: (x, x),
+            r"Returning must return logits, found a tuple; .*OUTPUTS\[Returning\].* returned\[0\]",
+        ),
         (lambda x: {"a": x, "b": x}, r"found a dict with a, b; say .*: returned\['a'\]"),
         (lambda _x: None, "found a NoneType"),
     ],

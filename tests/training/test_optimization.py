@@ -13,7 +13,12 @@ from abcsearch.training.optimization import Average, make_optimizer, rate_share
 from abcsearch.training.recipe import Recipe
 from tests.training.toys import Net, linear, network, points, stripes, weights
 
-ALL = {"epochs": 5, "batch_size": 4, "lr": 0.3, "warmup_epochs": 0.0}  # every batch of `points` is all of them
+ALL = {
+    "epochs": 5,
+    "batch_size": 4,
+    "lr": 0.3,
+    "warmup_epochs": 0.0,
+}  # every batch of `points` is all of them
 
 
 def gradient(weight, split, smoothing=0.0):
@@ -34,7 +39,10 @@ def trained(recipe, split=None):
 
 def test_the_loop_is_bit_for_bit_a_plain_one():
     """What recipes of before mean, in the operations of before."""
-    split, recipe = stripes(), Recipe(epochs=3, batch_size=16, lr=0.1, shift=1, flip=True, label_smoothing=0.1)
+    split, recipe = (
+        stripes(),
+        Recipe(epochs=3, batch_size=16, lr=0.1, shift=1, flip=True, label_smoothing=0.1),
+    )
     model, plain = network(), network().to(memory_format=torch.channels_last)
     plain.train()
     trained = list(plain.parameters())
@@ -60,7 +68,9 @@ def test_the_loop_is_bit_for_bit_a_plain_one():
 @pytest.mark.parametrize("milestones", [(), (0.5,), (1 / 3, 2 / 3), (0.1, 0.2, 0.9)])
 @pytest.mark.parametrize("gamma", [0.1, 0.5])
 def test_a_step_schedule_falls_at_its_milestones(milestones, gamma):
-    recipe = Recipe(epochs=150, warmup_epochs=3, schedule="step", milestones=milestones, gamma=gamma)
+    recipe = Recipe(
+        epochs=150, warmup_epochs=3, schedule="step", milestones=milestones, gamma=gamma
+    )
     for epoch in np.arange(3, 150, 0.25):
         passed = sum(round(share * 150) <= epoch for share in milestones)
         assert rate_share(epoch, recipe) == pytest.approx(gamma**passed)
@@ -70,7 +80,15 @@ def test_a_step_schedule_falls_at_its_milestones(milestones, gamma):
 
 
 def test_steps_reach_the_optimiser():
-    recipe = Recipe(**{**ALL, "momentum": 0.0, "weight_decay": 0.0, "schedule": "step", "milestones": (0.4, 0.8)})
+    recipe = Recipe(
+        **{
+            **ALL,
+            "momentum": 0.0,
+            "weight_decay": 0.0,
+            "schedule": "step",
+            "milestones": (0.4, 0.8),
+        }
+    )
     weight, found = trained(recipe)
     for rate in (0.3, 0.3, 0.03, 0.03, 0.003):
         weight -= rate * gradient(weight, points())
@@ -78,7 +96,9 @@ def test_steps_reach_the_optimiser():
 
 
 def test_momentum_without_nesterov():
-    weight, found = trained(Recipe(**ALL, nesterov=False, momentum=0.8, weight_decay=0.02, schedule="step", gamma=1.0))
+    weight, found = trained(
+        Recipe(**ALL, nesterov=False, momentum=0.8, weight_decay=0.02, schedule="step", gamma=1.0)
+    )
     velocity = np.zeros_like(weight)
     for _ in range(5):
         velocity = 0.8 * velocity + gradient(weight, points()) + 0.02 * weight
@@ -101,7 +121,9 @@ def test_adamw_written_out():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_weight_decay_is_for_weights_not_for_norms_and_biases(optimizer):
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(2, 2))
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(2, 2)
+    )
     made = make_optimizer(model, Recipe(optimizer=optimizer, weight_decay=0.3))
     decays = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
     found = {name: decays[id(parameter)] for name, parameter in model.named_parameters()}
@@ -118,7 +140,9 @@ def test_long_gradients_are_scaled_and_short_ones_left():
         own = gradient(weight, points())
         weight -= 0.3 * own * min(1, longest / 3 / np.linalg.norm(own))
     np.testing.assert_allclose(found, weight, rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(trained(Recipe(**plain, clip_norm=1e6))[1], trained(Recipe(**plain))[1])
+    np.testing.assert_array_equal(
+        trained(Recipe(**plain, clip_norm=1e6))[1], trained(Recipe(**plain))[1]
+    )
 
 
 @pytest.mark.parametrize("decay", [0.05, 0.5, 0.999])
@@ -168,5 +192,7 @@ def test_frozen_parameters_stay_as_they_are():
     model = network(Net)
     model.conv.requires_grad_(requires_grad=False)
     kept = copy.deepcopy(model.conv.state_dict())
-    train(model, stripes(), Recipe(epochs=1, batch_size=16, ema=0.9, optimizer="adamw", clip_norm=1.0))
+    train(
+        model, stripes(), Recipe(epochs=1, batch_size=16, ema=0.9, optimizer="adamw", clip_norm=1.0)
+    )
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.conv.state_dict().items())

@@ -16,7 +16,13 @@ from abcsearch.training.recipe import PRESETS, Recipe
 from tests.training.toys import network, stripes
 
 ROOT = Path(__file__).parents[2]
-PLAIN = {"n_trials": 1, "model": "small_resnet", "data": "digits", "pretrain": {}, "budget": {"macs": 0.5}}
+PLAIN = {
+    "n_trials": 1,
+    "model": "small_resnet",
+    "data": "digits",
+    "pretrain": {},
+    "budget": {"macs": 0.5},
+}
 
 
 @pytest.mark.parametrize(
@@ -50,11 +56,15 @@ def test_every_number_out_of_its_range_is_named(values):
     with pytest.raises(ConfigError) as caught:
         Recipe(**values)
     for name, value in values.items():
-        assert re.search(rf"\b{name} (is|are) [^;]*, found {re.escape(repr(value))}", str(caught.value))
+        assert re.search(
+            rf"\b{name} (is|are) [^;]*, found {re.escape(repr(value))}", str(caught.value)
+        )
 
 
 def test_the_range_is_in_the_message():
-    with pytest.raises(ConfigError, match=r"^training recipe: lr is above 0 and at most 1e\+30, found -1.0$"):
+    with pytest.raises(
+        ConfigError, match=r"^training recipe: lr is above 0 and at most 1e\+30, found -1.0$"
+    ):
         Recipe(lr=-1.0)
 
 
@@ -76,7 +86,9 @@ def test_the_range_is_in_the_message():
 def test_the_ends_of_the_ranges_train_or_say_that_the_loss_is_not_finite(name, values, optimizer):
     taught = {"distillation": 0.5} if name == "temperature" else {}
     for value in values:
-        recipe = Recipe(epochs=2, batch_size=16, optimizer=optimizer, **{"lr": 1e-3, name: value, **taught})
+        recipe = Recipe(
+            epochs=2, batch_size=16, optimizer=optimizer, **{"lr": 1e-3, name: value, **taught}
+        )
         teacher = network(seed=5) if taught else None
         try:
             assert len(train(network(), stripes(), recipe, teacher=teacher).losses) == 2
@@ -97,12 +109,31 @@ def test_words_and_numbers_that_are_wrong_are_named_at_once():
 
 
 def test_a_recipe_of_before_has_its_old_meaning():
-    old = {"epochs": 3, "batch_size": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "warmup_epochs": 1.0}
-    old |= {"label_smoothing": 0.0, "shift": 0, "flip": False, "threads": 1, "device": "auto", "precision": "float32"}
+    old = {
+        "epochs": 3,
+        "batch_size": 64,
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "warmup_epochs": 1.0,
+    }
+    old |= {
+        "label_smoothing": 0.0,
+        "shift": 0,
+        "flip": False,
+        "threads": 1,
+        "device": "auto",
+        "precision": "float32",
+    }
     recipe = Recipe(**old)
     assert {key: value for key, value in asdict(recipe).items() if key in old} == old
     off = ("clip_norm", "ema", "mixup", "cutmix", "randaugment", "distillation")
-    assert (recipe.optimizer, recipe.schedule, recipe.nesterov, recipe.keep) == ("sgd", "cosine", True, "last")
+    assert (recipe.optimizer, recipe.schedule, recipe.nesterov, recipe.keep) == (
+        "sgd",
+        "cosine",
+        True,
+        "last",
+    )
     assert not any(getattr(recipe, name) for name in off)
     assert Recipe(milestones=[0.2, 0.4]) == Recipe(milestones=(0.2, 0.4))
     assert hash(Recipe(milestones=[0.2, 0.4])) == hash(Recipe(milestones=(0.2, 0.4)))
@@ -113,10 +144,14 @@ def test_presets_have_a_source_and_are_what_a_config_names(name):
     preset = PRESETS[name]
     assert preset.source
     assert preset.note
-    config = parse_config({**PLAIN, "finetune": {"preset": name}, "pretrain": {"preset": name, "epochs": 2}})
+    config = parse_config(
+        {**PLAIN, "finetune": {"preset": name}, "pretrain": {"preset": name, "epochs": 2}}
+    )
     assert config.finetune == preset.recipe
     assert config.pretrain == replace(preset.recipe, epochs=2)
-    assert parse_recipe(["epochs=3", f"preset={name}"], Recipe(flip=True)) == replace(preset.recipe, epochs=3)
+    assert parse_recipe(["epochs=3", f"preset={name}"], Recipe(flip=True)) == replace(
+        preset.recipe, epochs=3
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,20 @@ def logits_as_images(n, classes, seed):
 
 
 @settings(max_examples=40, deadline=None)
-@given(n=st.integers(1, 40), classes=st.integers(6, 12), batch_size=st.integers(1, 50), seed=st.integers(0, 999))
+@given(
+    n=st.integers(1, 40),
+    classes=st.integers(6, 12),
+    batch_size=st.integers(1, 50),
+    seed=st.integers(0, 999),
+)
 def test_metrics_are_those_of_scikit_learn_whatever_the_batch_size(n, classes, batch_size, seed):
     split = logits_as_images(n, classes, seed)
     found = score(nn.Flatten(), split, batch_size=batch_size)
-    logits, labels, names = split.images.flatten(1).double().numpy(), split.labels.numpy(), list(range(classes))
+    logits, labels, names = (
+        split.images.flatten(1).double().numpy(),
+        split.labels.numpy(),
+        list(range(classes)),
+    )
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert tuple(found) == ("top1", "top5", "neg_loss")
     assert found["top1"] == pytest.approx(top_k_accuracy_score(labels, logits, k=1, labels=names))
@@ -44,7 +53,9 @@ def test_scoring_runs_in_evaluation_mode_without_gradients_and_changes_nothing()
     seen = []
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Flatten())
     model[1].eval()
-    model.register_forward_hook(lambda m, *_: seen.append((m[0].training, m[1].training, torch.is_grad_enabled())))
+    model.register_forward_hook(
+        lambda m, *_: seen.append((m[0].training, m[1].training, torch.is_grad_enabled()))
+    )
     before = {name: value.clone() for name, value in model.state_dict().items()}
     score(model, logits_as_images(10, 3, 0), batch_size=4)
     assert seen == [(False, False, False)] * 3
@@ -78,7 +89,11 @@ def test_modes_come_back_also_when_the_block_raises():
             ModelError,
             "must return logits, found a tuple; say",
         ),
-        (nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), DataError, "label 2 has no output: the model has 2 classes"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(3, 2)),
+            DataError,
+            "label 2 has no output: the model has 2 classes",
+        ),
     ],
 )
 def test_what_is_not_logits_for_the_labels_is_refused(model, error, words):

@@ -60,7 +60,11 @@ def test_it_is_no_mean_of_images():
 class TwoHeads(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body, self.out, self.aux = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1)
+        self.body, self.out, self.aux = (
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.Conv2d(4, 3, 1),
+            nn.Conv2d(4, 3, 1),
+        )
 
     def forward(self, x):
         x = self.body(x)
@@ -83,9 +87,15 @@ def test_the_auxiliary_head_counts_in_training_alone(masks, weight):
     loss = lesson.step(masks.images, masks.labels, torch.Generator())
     with torch.no_grad():
         both = network(masks.images)
-    own = {name: F.cross_entropy(logits, masks.labels, label_smoothing=0.1) for name, logits in both.items()}
+    own = {
+        name: F.cross_entropy(logits, masks.labels, label_smoothing=0.1)
+        for name, logits in both.items()
+    }
     torch.testing.assert_close(loss, own["out"] + weight * own["aux"])
-    before, scores = copy.deepcopy(network.state_dict()), score(network, masks, objective="segmentation")
+    before, scores = (
+        copy.deepcopy(network.state_dict()),
+        score(network, masks, objective="segmentation"),
+    )
     with torch.no_grad():
         network.aux.weight.fill_(7)
     assert score(network, masks, objective="segmentation") == scores
@@ -102,13 +112,19 @@ def test_the_auxiliary_head_counts_in_training_alone(masks, weight):
             torch.zeros(12, 4, 5),
             r"class numbers of pixels, \(n, 4, 5\) int64, found .*float32; convert them with masks.l",
         ),
-        (torch.zeros(12, dtype=torch.int64), r"class numbers of pixels, \(n, 4, 5\) int64, found \(9,\) torch.int64"),
+        (
+            torch.zeros(12, dtype=torch.int64),
+            r"class numbers of pixels, \(n, 4, 5\) int64, found \(9,\) torch.int64",
+        ),
         (torch.zeros(12, 4, 5, 1, dtype=torch.int64), r"found \(9, 4, 5, 1\) torch.int64"),
     ],
 )
 def test_masks_of_another_kind_are_told(masks, labels, words):
     pair = (masks.images, labels)
-    with pytest.raises(DataError, match=f"train: labels of a segmentation are {words}" if "class" in words else words):
+    with pytest.raises(
+        DataError,
+        match=f"train: labels of a segmentation are {words}" if "class" in words else words,
+    ):
         Data.from_tensors(pair, pair, objective="segmentation")
 
 
@@ -116,7 +132,8 @@ def test_masks_that_do_not_fit_the_network_are_told(masks):
     torch.manual_seed(0)
     other = Split(masks.images, masks.labels[:, :2])
     with pytest.raises(
-        ModelError, match=r"must return logits \(batch, classes, 2, 5\) for 12 images, found \(12, 3, 4, 5"
+        ModelError,
+        match=r"must return logits \(batch, classes, 2, 5\) for 12 images, found \(12, 3, 4, 5",
     ):
         score(TwoHeads(), other, objective="segmentation")
     void = masks.labels.clone()

@@ -19,11 +19,22 @@ from abcsearch.training.scoring import score
 from tests.training.toys import exact_network, exact_stripes, weights
 
 GOLDEN = Path(__file__).parent / "golden"
-ALL = {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "clip_norm": 1.0, "distillation": 0.3, "label_smoothing": 0.1}
+ALL = {
+    "ema": 0.9,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "clip_norm": 1.0,
+    "distillation": 0.3,
+    "label_smoothing": 0.1,
+}
 # What the golden checkpoints are of; each was written after epoch 2 by the commit before there were lessons.
 RECIPES = {
-    "sgd": Recipe(epochs=4, batch_size=16, lr=0.1, shift=1, flip=True, device="cpu", keep="best", **ALL),
-    "adamw": Recipe(epochs=4, batch_size=16, lr=0.01, optimizer="adamw", schedule="step", device="cpu"),
+    "sgd": Recipe(
+        epochs=4, batch_size=16, lr=0.1, shift=1, flip=True, device="cpu", keep="best", **ALL
+    ),
+    "adamw": Recipe(
+        epochs=4, batch_size=16, lr=0.01, optimizer="adamw", schedule="step", device="cpu"
+    ),
 }
 SEED = 3
 
@@ -32,7 +43,13 @@ class Written:
     """The training of labels in plain torch, as long as it is: what `train` has to agree with, bit for bit."""
 
     def __init__(self, recipe, model, split, teacher=None, validation=None):
-        self.recipe, self.model, self.split, self.teacher, self.validation = recipe, model, split, teacher, validation
+        self.recipe, self.model, self.split, self.teacher, self.validation = (
+            recipe,
+            model,
+            split,
+            teacher,
+            validation,
+        )
         every = list(model.parameters())
         groups = [
             {"params": [p for p in every if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -41,10 +58,19 @@ class Written:
         self.optimizer = (
             torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
             if recipe.optimizer == "adamw"
-            else torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+            else torch.optim.SGD(
+                groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov
+            )
         )
         self.average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        self.draws, self.epoch, self.steps, self.losses, self.scores, self.best = None, 0, 0, [], [], None
+        self.draws, self.epoch, self.steps, self.losses, self.scores, self.best = (
+            None,
+            0,
+            0,
+            [],
+            [],
+            None,
+        )
 
     def take_up(self, file):
         """Goes on from the tensors of a checkpoint."""
@@ -81,7 +107,9 @@ class Written:
 
     def one_epoch(self):
         recipe, total = self.recipe, torch.zeros(())
-        batches = list(self.split.shuffled(recipe.batch_size, self.draws, shift=recipe.shift, flip=recipe.flip))
+        batches = list(
+            self.split.shuffled(recipe.batch_size, self.draws, shift=recipe.shift, flip=recipe.flip)
+        )
         for number, (images, labels) in enumerate(batches):
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.lr * rate_share(self.epoch + number / len(batches), recipe)
@@ -112,7 +140,10 @@ class Written:
         recipe, wanted = self.recipe, labels
         if recipe.mixup:
             mix = v2.RandomChoice(
-                [v2.MixUp(alpha=recipe.mixup, num_classes=3), v2.CutMix(alpha=recipe.cutmix, num_classes=3)]
+                [
+                    v2.MixUp(alpha=recipe.mixup, num_classes=3),
+                    v2.CutMix(alpha=recipe.cutmix, num_classes=3),
+                ]
             )
             images, wanted = mix(images, labels)
             images = images.contiguous(memory_format=torch.channels_last)
@@ -123,12 +154,16 @@ class Written:
         with torch.no_grad():
             taught = F.log_softmax(self.teacher.eval()(images) / recipe.temperature, dim=1)
         ours = F.log_softmax(outputs / recipe.temperature, dim=1)
-        divergence = recipe.temperature**2 * F.kl_div(ours, taught, reduction="batchmean", log_target=True)
+        divergence = recipe.temperature**2 * F.kl_div(
+            ours, taught, reduction="batchmean", log_target=True
+        )
         return (1 - recipe.distillation) * loss + recipe.distillation * divergence
 
 
 def golden_options(name):
-    return {"teacher": exact_network(5), "validation": exact_stripes(24, 13)} if name == "sgd" else {}
+    return (
+        {"teacher": exact_network(5), "validation": exact_stripes(24, 13)} if name == "sgd" else {}
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -185,5 +220,7 @@ def test_checkpoints_of_labels_have_the_entries_of_before(name, tmp_path):
         with safe_open(file, framework="pt") as opened:
             told = json.loads(opened.metadata()["training"])
             shapes = {key: tuple(opened.get_tensor(key).shape) for key in opened.keys()}  # noqa: SIM118
-        contents.append((told["identity"], set(told["state"]), len(told["state"]["losses"]), shapes))
+        contents.append(
+            (told["identity"], set(told["state"]), len(told["state"]["losses"]), shapes)
+        )
     assert contents[0] == contents[1]

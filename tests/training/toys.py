@@ -41,7 +41,9 @@ def stripes(n=96, seed=0, channels=1, scale=None):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 3
     wave = torch.tensor([1.0, -1.0]).repeat(3)
-    patterns = torch.stack([wave[:, None].expand(6, 6), wave[None, :].expand(6, 6), torch.zeros(6, 6)])
+    patterns = torch.stack(
+        [wave[:, None].expand(6, 6), wave[None, :].expand(6, 6), torch.zeros(6, 6)]
+    )
     images = patterns[labels][:, None] + 0.3 * torch.randn(n, channels, 6, 6, generator=generator)
     return Split(images, labels, scale)
 
@@ -59,7 +61,9 @@ def weights(model):
 def exact(tensor, step=7):
     """Fills a tensor with fractions that are the same numbers on every machine, and returns it."""
     with torch.no_grad():
-        return tensor.copy_(((torch.arange(tensor.numel()) * step) % 31 - 15).reshape(tensor.shape) / 32)
+        return tensor.copy_(
+            ((torch.arange(tensor.numel()) * step) % 31 - 15).reshape(tensor.shape) / 32
+        )
 
 
 def exact_network(step=7):
@@ -103,7 +107,10 @@ class Gated(Lesson):
         losses = torch.zeros(())
         for kept in (6, width):
             gates = torch.sigmoid(self.sharpness * self.gates.weight) * (torch.arange(6) < kept)
-            given = {"bn.weight": self.model.bn.weight * gates, "bn.bias": self.model.bn.bias * gates}
+            given = {
+                "bn.weight": self.model.bn.weight * gates,
+                "bn.bias": self.model.bn.bias * gates,
+            }
             loss = F.cross_entropy(torch.func.functional_call(self.model, given, (images,)), labels)
             loss = loss + self.penalty * (self.gates.weight - self.mean).abs().sum()
             if self.passes_back:

@@ -37,7 +37,16 @@ def convolutions(draw):
         padding = draw(st.sampled_from(["same", "valid"]))
     inputs, outputs = draw(st.integers(1, 5)), draw(st.integers(1, 6))
     torch.manual_seed(draw(st.integers(0, 99)))
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=draw(st.booleans()), padding_mode=mode)
+    layer = nn.Conv2d(
+        inputs,
+        outputs,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        bias=draw(st.booleans()),
+        padding_mode=mode,
+    )
     return layer.double(), torch.randn(2, inputs, 9, 10, dtype=torch.float64)
 
 
@@ -72,7 +81,8 @@ def test_what_is_lost_is_what_was_cut(drawn, method, data):
             product = torch.einsum("ri,orhw->oihw", product[..., 0, 0], weight)
     error = (product - layer.weight.detach()).norm() ** 2
     tails = [
-        float((torch.linalg.svdvals(m)[r:] ** 2).sum()) for m, r in zip(unfolded(layer, method), ranks, strict=True)
+        float((torch.linalg.svdvals(m)[r:] ** 2).sum())
+        for m, r in zip(unfolded(layer, method), ranks, strict=True)
     ]
     assert error <= sum(tails) + 1e-9
     assert error >= max(tails) - 1e-9
@@ -133,7 +143,8 @@ def test_costs_are_those_that_are_counted(method):
         assert made.factors
         after = macs(made.model, X)
         saved = sum(
-            (macs(model[: int(f.path) + 1], X) - macs(model[: int(f.path)], X)) * (1 - f.macs) for f in made.factors
+            (macs(model[: int(f.path) + 1], X) - macs(model[: int(f.path)], X)) * (1 - f.macs)
+            for f in made.factors
         )
         assert after == pytest.approx(macs(model, X) - saved)
         assert all(f.macs <= 1 for f in made.factors)

@@ -20,8 +20,16 @@ from abcsearch.transforms.sparse import Masked
 
 def net(seed=0, classes=2):
     torch.manual_seed(seed)
-    layers = [nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)).eval()
+    layers = [
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3),
+        nn.ReLU(),
+    ]
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)
+    ).eval()
 
 
 @settings(max_examples=40, deadline=None)
@@ -33,7 +41,10 @@ def test_the_smallest_weights_go_and_nothing_else_changes(share, scope, seed):
         return
     made = sparsify(model, share, scope=scope)
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
-    pairs = {path: (layer.weight.abs(), weighted(model)[path].weight.abs()) for path, layer in weighted(made).items()}
+    pairs = {
+        path: (layer.weight.abs(), weighted(model)[path].weight.abs())
+        for path, layer in weighted(made).items()
+    }
     pools = [list(pairs)] if scope == "global" else [[path] for path in pairs]
     for pool in pools:
         new, old = (torch.cat([pairs[path][i].flatten() for path in pool]) for i in (0, 1))
@@ -48,7 +59,9 @@ def test_the_smallest_weights_go_and_nothing_else_changes(share, scope, seed):
 def test_a_layer_that_would_lose_all_its_weights_is_named():
     model = net()
     model[3].weight.data *= 1e-6
-    with pytest.raises(ModelError, match=r"leaves none of the weights of 3: lower it, put the layer into fixed"):
+    with pytest.raises(
+        ModelError, match=r"leaves none of the weights of 3: lower it, put the layer into fixed"
+    ):
         sparsify(model, 0.9, scope="global")
     assert (sparsify(model, 0.9)[3].weight != 0).any()
 
@@ -94,7 +107,9 @@ def test_centres_are_those_of_scikit_learn(seed, count, size):
 def test_few_numbers_are_their_own_centres():
     assert k_means(np.array([3.0, 1.0, 3.0]), 4).tolist() == [1.0, 3.0]
     made = codebook(net(), bits=16, linear_bits=16)
-    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), net().parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(made.parameters(), net().parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -108,7 +123,16 @@ def test_a_codebook_has_so_many_values_and_zeros_stay(bits):
 
 RECIPES = [
     Recipe(epochs=2, batch_size=30, lr=0.05),
-    Recipe(epochs=2, batch_size=30, lr=0.01, optimizer="adamw", weight_decay=0.1, ema=0.5, clip_norm=1.0, keep="best"),
+    Recipe(
+        epochs=2,
+        batch_size=30,
+        lr=0.01,
+        optimizer="adamw",
+        weight_decay=0.1,
+        ema=0.5,
+        clip_norm=1.0,
+        keep="best",
+    ),
 ]
 
 
@@ -141,7 +165,9 @@ def test_gradients_of_a_codebook_are_means_of_its_weights():
         theirs = weighted(plain)[path].weight.grad
         for value in layer.weight.detach().unique():
             same = layer.weight == value
-            assert torch.allclose(layer.weight.grad[same], theirs[same].mean().expand(int(same.sum())), atol=1e-7)
+            assert torch.allclose(
+                layer.weight.grad[same], theirs[same].mean().expand(int(same.sum())), atol=1e-7
+            )
 
 
 class TestMasked(LessonContract):

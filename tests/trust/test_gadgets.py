@@ -32,7 +32,9 @@ def made(tmp_path_factory):
         model = SmallResNet(1, 10, (4,), (1,)).eval()
     info = {"data": {"name": "digits", "seed": 0}}
     for name in ("net", "net.onnx", "net.pt2"):
-        export(model, folder / name, example_input=torch.zeros(2, 1, 8, 8), options=OPTIONS, info=info)
+        export(
+            model, folder / name, example_input=torch.zeros(2, 1, 8, 8), options=OPTIONS, info=info
+        )
     return folder
 
 
@@ -56,7 +58,9 @@ def evaluated(path, *options):
 def test_a_plan_names_networks_and_nothing_else(made, tmp_path, marker, name, options):
     for file in (made / "net").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    rewrite(tmp_path / "plan.json", {"constructor": {"name": name, "options": filled(options, marker)}})
+    rewrite(
+        tmp_path / "plan.json", {"constructor": {"name": name, "options": filled(options, marker)}}
+    )
     before = set(sys.modules)
     with pytest.raises((ModelError, ExportError), match=r"trust|unknown model"):
         load(tmp_path)
@@ -134,7 +138,9 @@ ARCHIVES = {
     "a pickle beside": {"add": [("net/evil.pkl", "pickle")]},
     "a pickle without an ending": {"add": [("net/data/weights/evil", "pickle")]},
     "a pickled constant": {"add": [("net/data/constants/opaque_value_0", "pickle")]},
-    "a pickled constant of the oldest protocol": {"add": [("net/data/constants/opaque_obj_0", "oldest")]},
+    "a pickled constant of the oldest protocol": {
+        "add": [("net/data/constants/opaque_obj_0", "oldest")]
+    },
     "a pickle under a name like a weight's": {
         "add": [("net/models/weight_x.json", b"{}"), ("net/data/weights/weight_x.pt", "torch")]
     },
@@ -143,7 +149,10 @@ ARCHIVES = {
     "commands for a compiler": {
         "add": [
             ("net/data/aotinductor/model/x.wrapper.cpp", b"int x;"),
-            ("net/data/aotinductor/model/x_compile_flags.json", b'{"compiler": "touch MARKER -- "}'),
+            (
+                "net/data/aotinductor/model/x_compile_flags.json",
+                b'{"compiler": "touch MARKER -- "}',
+            ),
         ]
     },
     "a pickled old constant": {"add": [("serialized_constants.pt", "torch")]},
@@ -158,22 +167,43 @@ ARCHIVES = {
     "an operation of sys": {"steps": (*NODES, 0, "target"), "value": "torch.sys.exit"},
     "an operation that loads": {"steps": (*NODES, 0, "target"), "value": "torch.ops.load_library"},
     "an operation that unpickles": {"steps": (*NODES, 0, "target"), "value": "torch.load"},
-    "an operation that reads a file": {"steps": (*NODES, 0, "target"), "value": "torch.ops.aten.from_file.default"},
-    "an operation that writes one": {"steps": (*NODES, 0, "target"), "value": "torch.ops.aten.save.default"},
+    "an operation that reads a file": {
+        "steps": (*NODES, 0, "target"),
+        "value": "torch.ops.aten.from_file.default",
+    },
+    "an operation that writes one": {
+        "steps": (*NODES, 0, "target"),
+        "value": "torch.ops.aten.save.default",
+    },
     "an operation that is an attribute": {
         "steps": (*NODES, 0, "target"),
         "value": "torch.ops.aten.__getattr__.__globals__",
     },
-    "an operation of a higher order": {"steps": (*NODES, 0, "target"), "value": "torch.ops.higher_order.print"},
-    "an operation of another network": {"steps": (*NODES, 0, "target"), "value": "torch.ops.c10d.send.default"},
-    "an operation that is none": {"steps": (*NODES, 0, "target"), "value": "torch.ops.aten.nothing.default"},
+    "an operation of a higher order": {
+        "steps": (*NODES, 0, "target"),
+        "value": "torch.ops.higher_order.print",
+    },
+    "an operation of another network": {
+        "steps": (*NODES, 0, "target"),
+        "value": "torch.ops.c10d.send.default",
+    },
+    "an operation that is none": {
+        "steps": (*NODES, 0, "target"),
+        "value": "torch.ops.aten.nothing.default",
+    },
     "an operation of operator": {"steps": (*NODES, 0, "target"), "value": "_operator.methodcaller"},
-    "an operation of math": {"steps": (*NODES, 0, "target"), "value": "math.__loader__.load_module"},
+    "an operation of math": {
+        "steps": (*NODES, 0, "target"),
+        "value": "math.__loader__.load_module",
+    },
     "an operation as argument": {
         "steps": (*NODES, 0, "inputs", 0, "arg"),
         "value": {"as_operator": "torch.os.system"},
     },
-    "a command as argument": {"steps": (*NODES, 0, "inputs", 0, "arg"), "value": {"as_string": "touch MARKER; x"}},
+    "a command as argument": {
+        "steps": (*NODES, 0, "inputs", 0, "arg"),
+        "value": {"as_string": "touch MARKER; x"},
+    },
     "a size that is code": {
         "steps": (*VALUES, "x", "sizes", 0),
         "value": {"as_expr": {"expr_str": CODE, "hint": {"as_int": 2}}},
@@ -231,7 +261,10 @@ ARCHIVES = {
         "steps": ("graph_module", "module_call_graph", 0, "signature", "out_spec"),
         "value": json.dumps([1, {"type": "builtins.dict", "context": CODE, "children_spec": []}]),
     },
-    "a constraint that is code": {"steps": ("range_constraints",), "value": {CODE: {"min_val": 0, "max_val": None}}},
+    "a constraint that is code": {
+        "steps": ("range_constraints",),
+        "value": {CODE: {"min_val": 0, "max_val": None}},
+    },
 }
 
 
@@ -241,7 +274,11 @@ def test_a_pt2_archive_holds_tensors_and_graphs_and_nothing_else(made, tmp_path,
     contents = {"torch": files.torch_pickled(marker), "pickle": files.pickled(marker)}
     contents["oldest"] = files.pickled(marker, protocol=0)
     add = [(name, contents.get(content, content)) for name, content in how.get("add", ())]
-    change = files.in_graph(*how["steps"], value=filled(how["value"], marker)) if "steps" in how else None
+    change = (
+        files.in_graph(*how["steps"], value=filled(how["value"], marker))
+        if "steps" in how
+        else None
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of two entries with one name
         files.repacked(made / "net.pt2", path, change=change, add=add)
@@ -291,7 +328,11 @@ def test_what_an_archive_says_of_itself_counts_for_no_other_network(made, tmp_pa
 def test_such_an_archive_does_run_code_where_it_is_believed(made, tmp_path):
     """Otherwise the list above would show nothing; torch evaluates sizes."""
     how, marker, path = ARCHIVES["a size that is code"], tmp_path / "ran", tmp_path / "net.pt2"
-    files.repacked(made / "net.pt2", path, change=files.in_graph(*how["steps"], value=filled(how["value"], marker)))
+    files.repacked(
+        made / "net.pt2",
+        path,
+        change=files.in_graph(*how["steps"], value=filled(how["value"], marker)),
+    )
     with pytest.raises(ExportError):  # what the code returns is no size
         load(path, trust=True)
     assert marker.exists()
@@ -306,6 +347,9 @@ def test_what_is_written_here_is_read_without_questions(made, kind):
 @pytest.mark.parametrize("dtype", ["|O", "O", "object", "V999999999", "x"])
 def test_an_array_in_a_record_is_of_numbers(tmp_path, dtype):
     RunFolder(tmp_path).write_json("searcher.json", {"a": np.zeros(1)})
-    rewrite(tmp_path / "searcher.json", {"a": {"__array__": dtype, "shape": [1], "data": "AAAAAAAAAAA="}})
+    rewrite(
+        tmp_path / "searcher.json",
+        {"a": {"__array__": dtype, "shape": [1], "data": "AAAAAAAAAAA="}},
+    )
     with pytest.raises(RunError, match=r"searcher\.json is damaged"):
         RunFolder(tmp_path).read_json("searcher.json")

@@ -98,7 +98,9 @@ def test_what_a_folder_from_elsewhere_names_is_said_and_left_alone(run, settings
         assert words in done.output
         assert "comes from elsewhere" in done.output
         assert "--trust" in done.output
-        assert [line for line in done.output.splitlines() if not line.endswith(" ...")] == [said(done.output)]
+        assert [line for line in done.output.splitlines() if not line.endswith(" ...")] == [
+            said(done.output)
+        ]
     for opened in (resume, open_run, open_so_far):
         with pytest.raises(TrustError):
             opened(run)
@@ -180,7 +182,9 @@ def test_a_folder_of_an_older_version_opens_with_one_line(run):
     for path in run.rglob("*.json"):
         aged(path)
     assert call("status", run).exit_code == 0
-    with pytest.warns(UserWarning, match="was written by an older version: its files have no checksums") as warned:
+    with pytest.warns(
+        UserWarning, match="was written by an older version: its files have no checksums"
+    ) as warned:
         done = call("resume", run)
     assert done.exit_code == 0, done.output
     assert len(warned) == 1
@@ -191,8 +195,23 @@ def test_links_in_a_run_folder_are_not_written_through(run):
     outside = run.parent / "outside"
     outside.mkdir()
     (outside / "file").write_text("mine")
-    names = ["log.txt", "journal.jsonl", ".lock", ".owner", "report.html", "baselines/random/journal.jsonl"]
-    names += ["finetuned", "export", "report", "tensorboard", "baselines", ".run.json.tmp", "base.safetensors"]
+    names = [
+        "log.txt",
+        "journal.jsonl",
+        ".lock",
+        ".owner",
+        "report.html",
+        "baselines/random/journal.jsonl",
+    ]
+    names += [
+        "finetuned",
+        "export",
+        "report",
+        "tensorboard",
+        "baselines",
+        ".run.json.tmp",
+        "base.safetensors",
+    ]
     for name in names:
         place, kept = run / name, run.parent / "kept"
         if place.exists():
@@ -203,7 +222,10 @@ def test_links_in_a_run_folder_are_not_written_through(run):
         ):  # the latter needs a journal
             done = call(command, run)
             assert done.exit_code == 2, (name, command, done.output)
-            assert f"{place} is a link, and links in a run folder are not followed" in done.output.replace("\n", "")
+            assert (
+                f"{place} is a link, and links in a run folder are not followed"
+                in done.output.replace("\n", "")
+            )
         place.unlink()
         if kept.exists():
             kept.rename(place)
@@ -243,7 +265,11 @@ def repeated(run):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_report_of_a_run_of_the_user_has_the_command_and_no_warning(run):
-    rewrite(run / "run.json", lambda header: header["environment"].update(command=["x", "search", "mine.toml"]), "run")
+    rewrite(
+        run / "run.json",
+        lambda header: header["environment"].update(command=["x", "search", "mine.toml"]),
+        "run",
+    )
     text = repeated(run)
     assert "abcsearch search mine.toml" in text
     assert "elsewhere" not in text
@@ -270,7 +296,10 @@ def test_a_report_of_a_folder_from_elsewhere_says_what_its_settings_would_do(run
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_report_of_a_folder_from_elsewhere_that_reaches_nothing_shows_no_command_either(run):
-    rewrite(run / "run.json", lambda header: header["environment"].update(command=["x", "search", "evil.toml"]))
+    rewrite(
+        run / "run.json",
+        lambda header: header["environment"].update(command=["x", "search", "evil.toml"]),
+    )
     text = repeated(run)
     assert "evil.toml" not in text
     assert "comes from elsewhere" in text

@@ -91,14 +91,24 @@ def test_a_detector_of_torchvision_goes_the_whole_way(tmp_path):
     from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn as network
 
     with torch_seeded(0, "detector"):
-        model = network(weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=64)
+        model = network(
+            weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=64
+        )
     data = load_data("shapes", train=40, test=8)
     recipe = Recipe(epochs=1, batch_size=8, lr=0.005)
     trained = train(model, data.train, recipe, objective="detection")
     assert trained.losses[0] > 0
     evaluator = {"name": "adaptive_bn", "calibration_images": 16, "batch_size": 8}
     budget, run_dir = Budget(macs=0.6), tmp_path / "run"
-    result = search(model, data, searcher="random", evaluator=evaluator, budget=budget, n_trials=2, run_dir=run_dir)
+    result = search(
+        model,
+        data,
+        searcher="random",
+        evaluator=evaluator,
+        budget=budget,
+        n_trials=2,
+        run_dir=run_dir,
+    )
     assert len(result.trials) == 2
     assert not any(trial.evaluation.failure for trial in result.trials)
     tuned = finetune(result.model(), data, recipe)

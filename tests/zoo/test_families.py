@@ -22,7 +22,17 @@ from abcsearch.channels.slicing import slice_model
 from experiments.benchmarks.families import FAMILIES, build, usual_size
 from tests.channels.oracle import images, random_candidate
 from tests.channels.sharing import check_gates, check_shared
-from tests.channels.zoo import TOLERANCE, blind, check_network, cost, counted, full, layer_macs, settled, shares
+from tests.channels.zoo import (
+    TOLERANCE,
+    blind,
+    check_network,
+    cost,
+    counted,
+    full,
+    layer_macs,
+    settled,
+    shares,
+)
 
 pytestmark = pytest.mark.zoo
 
@@ -76,7 +86,9 @@ EXPECTED = {
     "NFNet": Expected(groups=0.0, macs=0.0),
     "ConvNeXt": Expected(groups=0.45, macs=0.7),
     "ViT": Expected(groups=0.6, macs=0.5, extra_macs=True),
-    "Swin": Expected(groups=0.4, macs=0.1, extra_macs=True),  # small images are padded to whole windows of attention
+    "Swin": Expected(
+        groups=0.4, macs=0.1, extra_macs=True
+    ),  # small images are padded to whole windows of attention
     "MaxViT": Expected(groups=0.6, macs=0.7, size=224),
     "FCN, DeepLabV3, LR-ASPP": Expected(),
 }
@@ -128,7 +140,9 @@ CHECKED = [(f, n) for f, n in NAMES if LARGE.get(n, True) is not None]
 
 def prepared(family, name):
     """A network in double precision, its graph, the size of its images, and whether it is large."""
-    size = SIZES.get(name, 56 if name == "vit_h_14" else 64 if family == "ViT" else EXPECTED[family].size)
+    size = SIZES.get(
+        name, 56 if name == "vit_h_14" else 64 if family == "ViT" else EXPECTED[family].size
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = settled(made(family, name, size), images(8 if size < 200 else 2, size, seed=3))
@@ -147,7 +161,9 @@ def test_sliced_networks_compute_what_the_zeroed_original_does(family, name):
     if not large:
         unseen = blind(model, graph, images(2, size))
         assert len(unseen) <= 0.1 * len(graph.prunable), unseen
-    check_network(model, graph, images(2, size), structures=1 if large else 2, extra_macs=expected.extra_macs)
+    check_network(
+        model, graph, images(2, size), structures=1 if large else 2, extra_macs=expected.extra_macs
+    )
 
 
 @pytest.mark.parametrize(("family", "name"), CHECKED)
@@ -173,7 +189,9 @@ def test_networks_too_large_are_counted_without_weights(name):
     ranking = rank_channels(model, graph, "random", seed=1)
     extra = layer_macs(model, x) - cost(graph, full(graph))[0] if EXPECTED[family].extra_macs else 0
     for candidate in (full(graph), random_candidate(graph, np.random.default_rng(0))):
-        assert counted(slice_model(model, graph, candidate, ranking), x, extra) == cost(graph, candidate)
+        assert counted(slice_model(model, graph, candidate, ranking), x, extra) == cost(
+            graph, candidate
+        )
 
 
 def test_all_classifiers_of_torchvision_are_here():

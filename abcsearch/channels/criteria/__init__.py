@@ -26,7 +26,14 @@ from abcsearch.channels.criteria.activations import (
     hrank,
     pooled,
 )
-from abcsearch.channels.criteria.base import RANDOM, Criterion, Needs, RandomCriterion, Subject, Tensors
+from abcsearch.channels.criteria.base import (
+    RANDOM,
+    Criterion,
+    Needs,
+    RandomCriterion,
+    Subject,
+    Tensors,
+)
 from abcsearch.channels.criteria.contributions import (
     LASSO,
     THINET,
@@ -38,9 +45,26 @@ from abcsearch.channels.criteria.contributions import (
 )
 from abcsearch.channels.criteria.gradients import TAYLOR, GradientCriterion, taylor
 from abcsearch.channels.criteria.reading import REFIT, ReadingCriterion, RefitCriterion
-from abcsearch.channels.criteria.redundancy import DISCRIMINANT, PFA, SUBSPACE, Discriminant, Pfa, Subspace
+from abcsearch.channels.criteria.redundancy import (
+    DISCRIMINANT,
+    PFA,
+    SUBSPACE,
+    Discriminant,
+    Pfa,
+    Subspace,
+)
 from abcsearch.channels.criteria.user_criteria import FunctionCriterion, as_criterion
-from abcsearch.channels.criteria.weights import BN_GAMMA, FPGM, L1, L2, WeightCriterion, bn_gamma, fpgm, l1, l2
+from abcsearch.channels.criteria.weights import (
+    BN_GAMMA,
+    FPGM,
+    L1,
+    L2,
+    WeightCriterion,
+    bn_gamma,
+    fpgm,
+    l1,
+    l2,
+)
 from abcsearch.registry import Registry
 
 CRITERIA: Registry[Criterion] = named.CRITERIA
@@ -94,7 +118,14 @@ __all__ = [
 ]
 
 # Records name parts of the user's own by their class, and functions by where they are: here, whichever file has them.
-for _value in (Criterion, ActivationCriterion, FunctionCriterion, GradientCriterion, RandomCriterion, WeightCriterion):
+for _value in (
+    Criterion,
+    ActivationCriterion,
+    FunctionCriterion,
+    GradientCriterion,
+    RandomCriterion,
+    WeightCriterion,
+):
     _value.__module__ = __name__
 for _value in (ReadingCriterion, RefitCriterion, ContributionCriterion, Lasso, ThiNet, ThiNetTpami):
     _value.__module__ = __name__

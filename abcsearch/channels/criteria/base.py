@@ -66,7 +66,9 @@ def words(name: str) -> dict[str, Any]:
     return named.CRITERIA.homes[name].words
 
 
-def summed(group: ChannelGroup, parts: list[tuple[Member, torch.Tensor]]) -> NDArray[np.float64] | None:
+def summed(
+    group: ChannelGroup, parts: list[tuple[Member, torch.Tensor]]
+) -> NDArray[np.float64] | None:
     """Adds up per-entry scores of members into (channels,) float64; None if there is no member."""
     if not parts:
         return None
@@ -84,7 +86,10 @@ class RandomCriterion(Criterion):
         """Returns a permutation of 0 ... channels - 1 per group."""
         groups = subject.graph.prunable
         streams = [numpy_stream(subject.seed, "ranking", index) for index in range(len(groups))]
-        return [s.permutation(g.channels).astype(np.float64) for s, g in zip(streams, groups, strict=True)]
+        return [
+            s.permutation(g.channels).astype(np.float64)
+            for s, g in zip(streams, groups, strict=True)
+        ]
 
 
 RANDOM = RandomCriterion(**words("random"))

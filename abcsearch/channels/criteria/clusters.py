@@ -40,7 +40,11 @@ def scsp(tensors: Tensors, group: ChannelGroup) -> NDArray[np.float64] | None:
     distances = pdist(filters)
     scale = np.median(distances[distances > 0]) if distances.any() else 1.0
     # ||a - b||^2 = 2 - 2 exp(...) in the feature space; expm1 keeps small ones.
-    tree = ward(np.sqrt(-2 * np.expm1(-0.5 * (distances / scale) ** 2))) if len(filters) > 1 else np.empty((0, 4))
+    tree = (
+        ward(np.sqrt(-2 * np.expm1(-0.5 * (distances / scale) ** 2)))
+        if len(filters) > 1
+        else np.empty((0, 4))
+    )
     return _order_of(tree, np.linalg.norm(filters, axis=1))
 
 
@@ -66,7 +70,9 @@ def _order_of(tree: NDArray[np.float64], norms: NDArray[np.float64]) -> NDArray[
     standing = list(range(channels))
     last: list[int] = []  # what stands for a cluster no longer, once it is merged
     for a, b in tree[:, :2].astype(int).tolist():
-        winner, loser = sorted((standing[a], standing[b]), key=lambda channel: (-norms[channel], channel))
+        winner, loser = sorted(
+            (standing[a], standing[b]), key=lambda channel: (-norms[channel], channel)
+        )
         standing.append(winner)
         last.append(loser)
     scores = np.empty(channels)

@@ -35,7 +35,9 @@ class ContributionCriterion(ReadingCriterion):
 
     def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]]) -> NDArray[np.float64]:
         """Returns the scores for the Gram matrix of all readers."""
-        products = torch.stack([read.contributions(units) for read, units in reads]).sum(dim=0).numpy()
+        products = (
+            torch.stack([read.contributions(units) for read, units in reads]).sum(dim=0).numpy()
+        )
         order, values = self.removal((products + products.T) / 2)
         return rising_scores(order, values)
 
@@ -63,7 +65,10 @@ class ThiNet(ContributionCriterion):
     def removal(self, gram: NDArray[np.float64]) -> tuple[list[int], list[float]]:
         """Returns the greedy order, and the error at every step."""
         strength = gram.diagonal()
-        together, error = np.zeros(len(gram)), 0.0  # of each channel and the sum of what is removed; of that sum alone
+        together, error = (
+            np.zeros(len(gram)),
+            0.0,
+        )  # of each channel and the sum of what is removed; of that sum alone
         alive = np.ones(len(gram), dtype=bool)
         order: list[int] = []
         errors: list[float] = []
@@ -106,11 +111,15 @@ class ThiNetTpami(ContributionCriterion):
             kept.append(best)
             errors.append(error)
             alive[best] = False
-            factors = np.linalg.pinv(gram[np.ix_(kept, kept)], rcond=1e-12, hermitian=True) @ target[kept]
+            factors = (
+                np.linalg.pinv(gram[np.ix_(kept, kept)], rcond=1e-12, hermitian=True) @ target[kept]
+            )
             left = target - gram[:, kept] @ factors
             error = whole - float(target[kept] @ factors)
         rest = [int(c) for c in np.argsort(-strength, kind="stable") if c not in kept]
-        values = [LEAST * (strength[c] > 0) for c in reversed(rest)] + [max(e, 0.0) for e in reversed(errors)]
+        values = [LEAST * (strength[c] > 0) for c in reversed(rest)] + [
+            max(e, 0.0) for e in reversed(errors)
+        ]
         return [*reversed(rest), *reversed(kept)], values
 
 
@@ -146,7 +155,9 @@ class Lasso(ContributionCriterion):
             penalties, _, factors = lars_path_gram(
                 Xy=gram.sum(axis=1), Gram=gram, n_samples=1, method="lasso", max_iter=8 * count
             )
-        enters = factors != 0  # (channels, steps); step k has the factors at which penalty k is reached
+        enters = (
+            factors != 0
+        )  # (channels, steps); step k has the factors at which penalty k is reached
         first = np.where(enters.any(axis=1), enters.argmax(axis=1) - 1, len(penalties))
         values = np.append(penalties / max(float(penalties[0]), np.finfo(float).tiny), 0.0)
         order = sorted(range(count), key=lambda c: (-first[c], strength[c], -c))

@@ -10,7 +10,14 @@ import torch
 from abcsearch.channels.criteria.base import Criterion, Needs, Subject, summed, words
 from abcsearch.channels.gates import gated
 from abcsearch.channels.onednn import pointwise_safely
-from abcsearch.channels.responses import Batch, PerWeight, gradient_scores, mean_loss, run_batches, twin_of
+from abcsearch.channels.responses import (
+    Batch,
+    PerWeight,
+    gradient_scores,
+    mean_loss,
+    run_batches,
+    twin_of,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +40,14 @@ class GradientCriterion(Criterion):
         s = subject
         sums = gradient_scores(s.model, s.graph, s.data, s.seed, self.per_weight)
         return [
-            summed(group, [(m, sums[m.parameter, m.axis]) for m in group.members if (m.parameter, m.axis) in sums])
+            summed(
+                group,
+                [
+                    (m, sums[m.parameter, m.axis])
+                    for m in group.members
+                    if (m.parameter, m.axis) in sums
+                ],
+            )
             for group in s.graph.prunable
         ]
 
@@ -73,14 +87,18 @@ class TaylorGateCriterion(Criterion):
     def scores(self, subject: Subject) -> list[NDArray[np.float64] | None]:
         """Runs the network once over the data, forward and backward."""
         groups, twin = subject.graph.prunable, twin_of(subject.model)
-        gates = [torch.ones(group.channels, dtype=torch.float64, requires_grad=True) for group in groups]
+        gates = [
+            torch.ones(group.channels, dtype=torch.float64, requires_grad=True) for group in groups
+        ]
         totals = [torch.zeros(group.channels, dtype=torch.float64) for group in groups]
         count = 0
 
         def step(batch: Batch) -> None:
             nonlocal count
             with torch.enable_grad(), gated(twin, subject.graph, gates):
-                gradients = torch.autograd.grad(mean_loss(batch.run(twin), batch), gates, allow_unused=True)
+                gradients = torch.autograd.grad(
+                    mean_loss(batch.run(twin), batch), gates, allow_unused=True
+                )
             images = len(batch)
             count += images
             for total, gradient in zip(totals, gradients, strict=True):

@@ -95,12 +95,17 @@ class _Rest:
         self._past.args_iter = iter(inputs)
 
     def _interpreter(self) -> fx.Interpreter:
-        return fx.Interpreter(self.network, garbage_collect_values=False, graph=self._nodes[0].graph)
+        return fx.Interpreter(
+            self.network, garbage_collect_values=False, graph=self._nodes[0].graph
+        )
 
     def readers(self, graph: ChannelGraph) -> list[tuple[int, int]]:
         """Returns (operation, prunable group) by the first operation that has what reads the group's channels."""
         tensors = graph.tensors(self.network)
-        used = [(number, {id(tensor) for tensor in self._used(node)}) for node, number in self._numbers.items()]
+        used = [
+            (number, {id(tensor) for tensor in self._used(node)})
+            for node, number in self._numbers.items()
+        ]
         first: list[tuple[int, int]] = []
         for index, group in enumerate(graph.prunable):
             reads = {id(tensors[m.parameter]) for m in group.members if m.sums}
@@ -109,7 +114,11 @@ class _Rest:
 
     def _used(self, node: fx.Node) -> list[torch.Tensor]:
         """Returns the parameters and buffers of an operation's module, or the one that it takes from the network."""
-        value = attrgetter(str(node.target))(self.network) if node.op in ("call_module", "get_attr") else None
+        value = (
+            attrgetter(str(node.target))(self.network)
+            if node.op in ("call_module", "get_attr")
+            else None
+        )
         if isinstance(value, nn.Module):
             return [*value.parameters(), *value.buffers()]
         return [value] if isinstance(value, torch.Tensor) else []
@@ -123,11 +132,17 @@ class _Rest:
             if all(self._numbers[user] < number for user in node.users):
                 self._past.env[node] = None
 
-    def answers(self, graph: ChannelGraph, index: int, gates: torch.Tensor, seed: int) -> torch.Tensor:
+    def answers(
+        self, graph: ChannelGraph, index: int, gates: torch.Tensor, seed: int
+    ) -> torch.Tensor:
         """Returns the logarithms of the softmax of the logits, float64, with gates on the channels of one group."""
-        every = [gates if i == index else torch.ones(g.channels) for i, g in enumerate(graph.prunable)]
+        every = [
+            gates if i == index else torch.ones(g.channels) for i, g in enumerate(graph.prunable)
+        ]
         known = self._past.env
-        values = copy.deepcopy(list(known.values()))  # operations may change them; in one go, so that views stay views
+        values = copy.deepcopy(
+            list(known.values())
+        )  # operations may change them; in one go, so that views stay views
         # What forward draws is the same with and without a channel.
         with gated(self.network, graph, every), torch_seeded(seed, "curl"):
             logits = self._interpreter().run(initial_env=dict(zip(known, values, strict=True)))

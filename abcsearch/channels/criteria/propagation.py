@@ -71,7 +71,9 @@ class NispCriterion(Criterion):
         run_batches(twin, subject.data, subject.seed, step)
         responses = np.concatenate(seen)
         if not np.isfinite(responses).all():
-            msg = "the input of the last layer is not finite; check the trained weights and the data"
+            msg = (
+                "the input of the last layer is not finite; check the trained weights and the data"
+            )
             raise RankingError(msg)
         absolute = networks[0][1]
         received = absolute.received(torch.from_numpy(inf_fs(responses)))
@@ -140,11 +142,19 @@ class _Layers(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - torch.fx calls it; an operation may return anything
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        rule = find_rule(n.target if module is None else type(module)) if n.op.startswith("call_") else None
+        rule = (
+            find_rule(n.target if module is None else type(module))
+            if n.op.startswith("call_")
+            else None
+        )
         source = self.env[n.all_input_nodes[0]] if n.all_input_nodes else None
         if rule in self._passed and isinstance(source, torch.Tensor):
             # What follows may view the result, or change it in place: it is memory of its own where it was.
-            return source if n in self._changes else source.clone(memory_format=torch.contiguous_format)
+            return (
+                source
+                if n in self._changes
+                else source.clone(memory_format=torch.contiguous_format)
+            )
         if rule not in _LAYERS:
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -152,7 +162,10 @@ class _Layers(fx.Interpreter):
         x = given["input"]
         x = x.clone() if x.requires_grad else x.detach().requires_grad_(torch.is_grad_enabled())
         weight = given["weight"] if module is None else module.weight
-        transposed = "transpose" in getattr(n.target if module is None else type(module), "__name__", "").lower()
+        transposed = (
+            "transpose"
+            in getattr(n.target if module is None else type(module), "__name__", "").lower()
+        )
         self.uses.append((weight, 0 if transposed else 1, x, -1 if rule is layers.linear else 1))
         args, kwargs = ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
         return getattr(self, n.op)(n.target, args, kwargs)
@@ -182,7 +195,9 @@ class _Layers(fx.Interpreter):
 
 
 def _added(
-    group: ChannelGroup, tensors: Tensors, received: dict[tuple[int, int], list[NDArray[np.float64]]]
+    group: ChannelGroup,
+    tensors: Tensors,
+    received: dict[tuple[int, int], list[NDArray[np.float64]]],
 ) -> NDArray[np.float64] | None:
     """Adds up what a group's channels receive; None where no layer that reads them leads to the last features."""
     scores, readers = np.zeros(group.channels), 0
@@ -190,7 +205,9 @@ def _added(
         weight = tensors[member.parameter]
         for values in received.get((id(weight), member.axis), []):
             readers += 1
-            lanes = values.reshape(-1, weight.shape[member.axis]).sum(axis=0)  # one row for each of its conv_groups
+            lanes = values.reshape(-1, weight.shape[member.axis]).sum(
+                axis=0
+            )  # one row for each of its conv_groups
             np.add.at(scores, member.channels, lanes[member.entries])
     return scores if readers else None
 

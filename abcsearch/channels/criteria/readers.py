@@ -50,7 +50,9 @@ def reader_l2_filters(tensors: Tensors, group: ChannelGroup) -> NDArray[np.float
     return _product(reader_l2(tensors, group), l2(tensors, group))
 
 
-def _product(a: NDArray[np.float64] | None, b: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+def _product(
+    a: NDArray[np.float64] | None, b: NDArray[np.float64] | None
+) -> NDArray[np.float64] | None:
     return None if a is None or b is None else a * b
 
 

@@ -53,7 +53,9 @@ class Read:
     @property
     def samples(self) -> int:
         """How many samples of a unit there are."""
-        return self.moments.rows * (self.moments.reader.entries if self.moments.reader.form == "patches" else 1)
+        return self.moments.rows * (
+            self.moments.reader.entries if self.moments.reader.form == "patches" else 1
+        )
 
     @cached_property
     def by_unit(self) -> torch.Tensor:
@@ -69,7 +71,11 @@ class Read:
     def rows(self, *, whole: bool) -> torch.Tensor:
         """Returns the weight as (conv_groups, inputs, outputs): of whole patches, or of units and more outputs."""
         weight = self.weight.movedim(1, 3)  # (conv_groups, units, entries, outputs)
-        return weight.flatten(1, 2) if whole and self.moments.reader.form == "patches" else weight.flatten(2)
+        return (
+            weight.flatten(1, 2)
+            if whole and self.moments.reader.form == "patches"
+            else weight.flatten(2)
+        )
 
     @property
     def block(self) -> int:
@@ -105,7 +111,9 @@ class Read:
         weight = self.rows(whole=True)
         products = self.second * (weight @ weight.mT)
         if products.shape[1] > reader.units:
-            products = products.reshape(-1, reader.units, reader.entries, reader.units, reader.entries).sum(dim=(2, 4))
+            products = products.reshape(
+                -1, reader.units, reader.entries, reader.units, reader.entries
+            ).sum(dim=(2, 4))
         return products.sum(dim=0)
 
     def contributions(self, units: torch.Tensor) -> torch.Tensor:
@@ -138,7 +146,10 @@ class ReadingCriterion(Criterion):
     def scores(self, subject: Subject) -> list[NDArray[np.float64] | None]:
         """Runs the network once over the data."""
         moments = reader_moments(subject.model, subject.graph, subject.data, seed=subject.seed)
-        reads = {path: self._read(seen, subject.tensors[seen.reader.weight]) for path, seen in moments.items()}
+        reads = {
+            path: self._read(seen, subject.tensors[seen.reader.weight])
+            for path, seen in moments.items()
+        }
         self.check(list(reads.values()))
         every = units_by_group(subject.graph, (seen.reader for seen in moments.values()))
         scores: list[NDArray[np.float64] | None] = []

@@ -10,8 +10,21 @@ import torch
 
 from abcsearch.channels.criteria.base import Criterion, Needs, Subject, words
 from abcsearch.channels.criteria.reading import FEW, RIDGE, ReadingCriterion
-from abcsearch.channels.elimination import LEAST, Fit, eliminate, inverted, regularised, rising_scores
-from abcsearch.channels.pooling import by_channel, pooled_moments, response_covariances, units_by_group, warn_of_few
+from abcsearch.channels.elimination import (
+    LEAST,
+    Fit,
+    eliminate,
+    inverted,
+    regularised,
+    rising_scores,
+)
+from abcsearch.channels.pooling import (
+    by_channel,
+    pooled_moments,
+    response_covariances,
+    units_by_group,
+    warn_of_few,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,12 +102,18 @@ class Subspace(ReadingCriterion):
 
     def check(self, reads: Sequence[Read]) -> None:
         """Warns of layers that have more channels than there are samples of them."""
-        few = {read.moments.reader.path: (read.samples, read.moments.reader.units) for read in reads}
+        few = {
+            read.moments.reader.path: (read.samples, read.moments.reader.units) for read in reads
+        }
         warn_of_few(few, "samples", FEW)
 
     def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]]) -> NDArray[np.float64]:
         """Returns the scores for the channels' second moments in all readers."""
-        return self.of(torch.stack([by_channel(read.by_unit, units) for read, units in reads]).sum(dim=0).numpy())
+        return self.of(
+            torch.stack([by_channel(read.by_unit, units) for read, units in reads])
+            .sum(dim=0)
+            .numpy()
+        )
 
     @staticmethod
     def of(gram: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -111,11 +130,19 @@ class Subspace(ReadingCriterion):
         inverse = inverted(regularised(unit, RIDGE)).numpy()
         coefficients = np.abs(inverse / inverse.diagonal())  # column j expresses channel j
         np.fill_diagonal(coefficients, 0.0)
-        distance = np.subtract((affinity := coefficients + coefficients.T).max(initial=0.0), affinity)
+        distance = np.subtract(
+            (affinity := coefficients + coefficients.T).max(initial=0.0), affinity
+        )
         np.fill_diagonal(distance, 0.0)
-        strongest = [int(c) for c in alive]  # of every cluster, in the order in which they come about
-        for first, second, height, _ in linkage(squareform(distance), "average") if len(alive) > 1 else ():
-            pair = sorted((strongest[int(first)], strongest[int(second)]), key=lambda c: (strength[c], -c))
+        strongest = [
+            int(c) for c in alive
+        ]  # of every cluster, in the order in which they come about
+        for first, second, height, _ in (
+            linkage(squareform(distance), "average") if len(alive) > 1 else ()
+        ):
+            pair = sorted(
+                (strongest[int(first)], strongest[int(second)]), key=lambda c: (strength[c], -c)
+            )
             order.append(pair[0])
             values.append(max(float(height), LEAST))
             strongest.append(pair[1])
@@ -145,12 +172,17 @@ class Discriminant(Criterion):
         s = subject
         seen = pooled_moments(s.model, s.graph, s.data, seed=s.seed, pool="mean", targets=True)
         self._check(seen)
-        inverses = {path: inverted(regularised(pooled.covariance, SHRINKAGE)) for path, pooled in seen.items()}
+        inverses = {
+            path: inverted(regularised(pooled.covariance, SHRINKAGE))
+            for path, pooled in seen.items()
+        }
         scores: list[NDArray[np.float64] | None] = []
         every = units_by_group(s.graph, (pooled.reader for pooled in seen.values()))
         for group, units in zip(s.graph.prunable, every, strict=True):
             fits = [
-                self._fit(seen[path], inverses[path], which) for path, which in units.items() if seen[path].spread > 0
+                self._fit(seen[path], inverses[path], which)
+                for path, which in units.items()
+                if seen[path].spread > 0
             ]
             if fits:
                 scores.append(eliminate(fits, group.channels))

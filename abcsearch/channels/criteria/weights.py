@@ -46,7 +46,9 @@ def l2(tensors: Tensors, group: ChannelGroup) -> NDArray[np.float64] | None:
 
 def bn_gamma(tensors: Tensors, group: ChannelGroup) -> NDArray[np.float64] | None:
     """Absolute batch-norm scale, summed over the group's batch norms (Liu 2017, network slimming)."""
-    norms = [m for m in group.members if m.parameter.removesuffix("weight") + "running_mean" in tensors]
+    norms = [
+        m for m in group.members if m.parameter.removesuffix("weight") + "running_mean" in tensors
+    ]
     return summed(group, [(m, tensors[m.parameter].abs()) for m in norms])
 
 

@@ -32,7 +32,11 @@ def keeping_buffers(module: nn.Module) -> Iterator[None]:
     Args:
         module: any module.
     """
-    dense = [tensor for tensor in module.buffers() if tensor.layout is torch.strided and not tensor.is_meta]
+    dense = [
+        tensor
+        for tensor in module.buffers()
+        if tensor.layout is torch.strided and not tensor.is_meta
+    ]
     before = [tensor.clone() for tensor in dense]
     try:
         yield
@@ -44,10 +48,14 @@ def keeping_buffers(module: nn.Module) -> Iterator[None]:
 
 
 # Types whose values deepcopy shares; a subclass may think otherwise, so only exact types count.
-_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, FunctionType, BuiltinFunctionType})
+_ATOMS = frozenset(
+    {type(None), bool, int, float, complex, str, bytes, type, FunctionType, BuiltinFunctionType}
+)
 # What a class, or an instance, can define to be copied in its own way. `__getstate__` and `__setstate__` are not among
 # them: they are called here as well.
-_PROTOCOL = frozenset({"__deepcopy__", "__reduce_ex__", "__reduce__", "__getnewargs__", "__getnewargs_ex__"})
+_PROTOCOL = frozenset(
+    {"__deepcopy__", "__reduce_ex__", "__reduce__", "__getnewargs__", "__getnewargs_ex__"}
+)
 _GETSTATE = nn.Module.__dict__.get("__getstate__")
 # They take the state as it is, and add what states of older versions lack: nothing, for one of today.
 _COMPLETING = (nn.Module.__setstate__, nn.modules.conv._ConvNd.__setstate__)
@@ -78,7 +86,9 @@ def _copy_new(x: Any, memo: Memo) -> Any:  # noqa: ANN401 - anything can be an a
     copier = _COPIERS.get(cls)
     if copier is not None:
         return copier(x, memo)
-    plain = memo.get(cls)  # found out once per class and call: later, somebody may have changed the class
+    plain = memo.get(
+        cls
+    )  # found out once per class and call: later, somebody may have changed the class
     if plain is None:
         plain = memo[cls] = _is_plain(cls)
     return _copy_module(x, memo) if plain else copy.deepcopy(x, memo)
@@ -89,8 +99,10 @@ def _is_plain(cls: type) -> bool:
     return (
         issubclass(cls, nn.Module)
         and all(getattr(cls, name, None) is getattr(object, name, None) for name in _PROTOCOL)
-        and cls.__getattribute__ is object.__getattribute__  # lists and dicts, with entries, have their own
-        and cls.__getattr__ is nn.Module.__getattr__  # another one may answer when asked for the protocol
+        and cls.__getattribute__
+        is object.__getattribute__  # lists and dicts, with entries, have their own
+        and cls.__getattr__
+        is nn.Module.__getattr__  # another one may answer when asked for the protocol
         and cls not in copyreg.dispatch_table
     )
 
@@ -104,7 +116,9 @@ def _copy_module(module: nn.Module, memo: Memo) -> nn.Module:
     if cls.__getstate__ is _GETSTATE and state is not module.__dict__:
         _replace_values(state, memo)  # a copy of __dict__ that nobody else has seen
     else:
-        memo.setdefault(id(memo), []).append(state)  # as deepcopy does, lest something else gets an id in the memo
+        memo.setdefault(id(memo), []).append(
+            state
+        )  # as deepcopy does, lest something else gets an id in the memo
         state = _copy(state, memo)
     if cls.__setstate__ in _COMPLETING and type(state) is dict:
         object.__setattr__(new, "__dict__", state)

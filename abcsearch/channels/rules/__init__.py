@@ -7,7 +7,16 @@
 
 from abcsearch.channels.flow import Flow
 from abcsearch.channels.operands import Layout, NoRuleError, Op
-from abcsearch.channels.rules import attention, contraction, layers, movement, norms, pointwise, recurrent, split_concat
+from abcsearch.channels.rules import (
+    attention,
+    contraction,
+    layers,
+    movement,
+    norms,
+    pointwise,
+    recurrent,
+    split_concat,
+)
 from abcsearch.channels.rules.sizes import number
 from abcsearch.channels.rules.table import RULES, find_rule, rule_for, ruled_class
 

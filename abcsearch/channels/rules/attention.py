@@ -28,7 +28,11 @@ def attention(flow: Flow, op: Op) -> Sequence[Layout | None]:
     Which channels go with which head is a convention: the first ones with the first.
     """
     layer, inputs = op.module, _inputs(op)
-    if not isinstance(layer, nn.MultiheadAttention) or not layer._qkv_same_embed_dim or layer.bias_k is not None:
+    if (
+        not isinstance(layer, nn.MultiheadAttention)
+        or not layer._qkv_same_embed_dim
+        or layer.bias_k is not None
+    ):
         msg = "only attention whose inputs have the same channels, without bias_kv, is covered"
         raise NoRuleError(msg)
     layouts = [operand.layout for operand in inputs]
@@ -44,7 +48,12 @@ def attention(flow: Flow, op: Op) -> Sequence[Layout | None]:
     heads = _heads(flow, embedded, layer.num_heads)
     units = np.repeat(heads, len(embedded) // layer.num_heads)
     for layout in layouts:
-        flow.parameter(layer.in_proj_weight, 1, layout.positions if layout is not None else embedded, reads=True)
+        flow.parameter(
+            layer.in_proj_weight,
+            1,
+            layout.positions if layout is not None else embedded,
+            reads=True,
+        )
     for tensor in (layer.in_proj_weight, layer.in_proj_bias):
         flow.parameter(tensor, 0, np.tile(units, 3))
     flow.parameter(layer.out_proj.weight, 1, units, reads=True)
@@ -79,7 +88,9 @@ def count_attention(flow: Flow, op: Op) -> bool:
     pairs = [(layer.in_proj_weight, layer.in_proj_bias, sum(lengths) / 3)]
     pairs += [(layer.out_proj.weight, layer.out_proj.bias, lengths[0])]
     for weight, bias, times in pairs:
-        names = [None if tensor is None else flow.canonical[id(tensor)] for tensor in (weight, bias)]
+        names = [
+            None if tensor is None else flow.canonical[id(tensor)] for tensor in (weight, bias)
+        ]
         flow.calls.append(
             Call(
                 weight=str(names[0]),

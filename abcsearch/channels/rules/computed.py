@@ -32,7 +32,16 @@ def two_reductions(flow: Flow, op: Op) -> Sequence[Layout | None]:
     return [layout, layout]
 
 
-_BY_ROW = (elementwise, addition, pairwise, reduction, two_reductions, view, view_as, channel_norm_function)
+_BY_ROW = (
+    elementwise,
+    addition,
+    pairwise,
+    reduction,
+    two_reductions,
+    view,
+    view_as,
+    channel_norm_function,
+)
 
 
 def by_rows(flow: Flow, op: Op, rule: Rule) -> Op:
@@ -52,7 +61,9 @@ def by_rows(flow: Flow, op: Op, rule: Rule) -> Op:
             return operand
         name = str(operand.parameter)
         flow.claimed.add((name, 0))
-        return Operand(value=operand.value, layout=Layout(axis, flow.counted(name, 0)), why=name, computed=name)
+        return Operand(
+            value=operand.value, layout=Layout(axis, flow.counted(name, 0)), why=name, computed=name
+        )
 
     layout = op.mapped(seen)
     flow.hold(op, [str(operand.parameter) for operand in rows])
@@ -61,9 +72,16 @@ def by_rows(flow: Flow, op: Op, rule: Rule) -> Op:
 
 def rows_of(operand: Operand) -> int | None:
     """Returns the axis of a parameter, or of a view of one, that its rows lie along; None where there is none."""
-    if operand.parameter is None or operand.layout is not None or not operand.is_tensor or len(operand.value) < 2:
+    if (
+        operand.parameter is None
+        or operand.layout is not None
+        or not operand.is_tensor
+        or len(operand.value) < 2
+    ):
         return None
-    axes = operand.parameter.axes if isinstance(operand.parameter, View) else range(len(operand.value))
+    axes = (
+        operand.parameter.axes if isinstance(operand.parameter, View) else range(len(operand.value))
+    )
     axis = next((index for index, axis in enumerate(axes) if axis == 0), None)
     return None if axis is None or operand.value[axis] < 2 else axis
 

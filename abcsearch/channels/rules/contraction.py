@@ -30,7 +30,16 @@ def einsum(flow: Flow, op: Op) -> Layout | None:
     return _contract(flow, op, *read)
 
 
-_PRODUCTS = (torch.matmul, torch.bmm, torch.mm, operator.matmul, "matmul", "bmm", "mm", "__matmul__")
+_PRODUCTS = (
+    torch.matmul,
+    torch.bmm,
+    torch.mm,
+    operator.matmul,
+    "matmul",
+    "bmm",
+    "mm",
+    "__matmul__",
+)
 _SUMMED = (torch.addmm, "addmm")
 
 
@@ -72,10 +81,14 @@ def product_and_sum(flow: Flow, op: Op) -> Layout | None:
 def _read(op: Op) -> tuple[list[str], str, list[Operand]] | None:
     """Returns the axes of every side as letters, those of the result, and the sides; None where they cannot be read."""
     if op.target is torch.einsum:
-        operands = [o for arg in op.args[1:] for o in (arg if isinstance(arg, tuple | list) else [arg])]
+        operands = [
+            o for arg in op.args[1:] for o in (arg if isinstance(arg, tuple | list) else [arg])
+        ]
         left, arrow, right = str(op.plain(0, "equation")).replace(" ", "").partition("->")
         terms = left.split(",")
-        unclear = not arrow or "." in left or any(len(set(term)) < len(term) for term in [*terms, right])
+        unclear = (
+            not arrow or "." in left or any(len(set(term)) < len(term) for term in [*terms, right])
+        )
         return None if unclear else (terms, right, operands)
     first = 1 if op.target in _SUMMED else 0
     operands = [op.argument(first, "input"), op.argument(first + 1, "other")]
@@ -83,7 +96,10 @@ def _read(op: Op) -> tuple[list[str], str, list[Operand]] | None:
     if min(ranks) < 2:
         return None
     batch = "abcdefgh"[: max(ranks) - 2]
-    terms = [batch[len(batch) - (rank - 2) :] + ends for rank, ends in zip(ranks, ("ij", "jk"), strict=True)]
+    terms = [
+        batch[len(batch) - (rank - 2) :] + ends
+        for rank, ends in zip(ranks, ("ij", "jk"), strict=True)
+    ]
     return terms, batch + "ik", operands
 
 
@@ -93,35 +109,61 @@ def count_products(flow: Flow, op: Op) -> bool:
     That is a sum over an axis of the weight that it shares with the other side.
     """
     read = _read(op) if op.target in (torch.einsum, *_PRODUCTS, *_SUMMED) and op.is_tensor else None
-    weights = [] if read is None else [(t, o) for t, o in zip(read[0], read[2], strict=True) if o.parameter is not None]
+    weights = (
+        []
+        if read is None
+        else [(t, o) for t, o in zip(read[0], read[2], strict=True) if o.parameter is not None]
+    )
     if read is None or len(weights) != 1 or len(read[0]) != 2:
         return False
-    (term, weight), (other,) = weights[0], [t for t, o in zip(read[0], read[2], strict=True) if o is not weights[0][1]]
+    (term, weight), (other,) = (
+        weights[0],
+        [t for t, o in zip(read[0], read[2], strict=True) if o is not weights[0][1]],
+    )
     if not set(term) & set(other) - set(read[1]):
         return False
-    lengths = {a: n for t, o in zip(read[0], read[2], strict=True) for a, n in zip(t, o.value, strict=True)}
+    lengths = {
+        a: n for t, o in zip(read[0], read[2], strict=True) for a, n in zip(t, o.value, strict=True)
+    }
     times = math.prod(n for letter, n in lengths.items() if letter not in term)
     times = flow.per_image(times)
-    inputs = math.prod(n for letter, n in lengths.items() if letter in term and letter not in read[1])
+    inputs = math.prod(
+        n for letter, n in lengths.items() if letter in term and letter not in read[1]
+    )
     flow.calls.append(
-        Call(weight=counted_as(flow, weight), bias=None, times=times, outputs=0, scope=op.scope, in_channels=inputs)
+        Call(
+            weight=counted_as(flow, weight),
+            bias=None,
+            times=times,
+            outputs=0,
+            scope=op.scope,
+            in_channels=inputs,
+        )
     )
     return True
 
 
-def _contract(flow: Flow, op: Op, terms: list[str], right: str, operands: list[Operand]) -> Layout | None:
+def _contract(
+    flow: Flow, op: Op, terms: list[str], right: str, operands: list[Operand]
+) -> Layout | None:
     """Follows the letters of all operands."""
     lengths = {
-        (letter, n) for term, o in zip(terms, operands, strict=True) for letter, n in zip(term, o.value, strict=True)
+        (letter, n)
+        for term, o in zip(terms, operands, strict=True)
+        for letter, n in zip(term, o.value, strict=True)
     }
-    if len(lengths) > len({letter for letter, _ in lengths}) and any(o.layout is not None for o in operands):
+    if len(lengths) > len({letter for letter, _ in lengths}) and any(
+        o.layout is not None for o in operands
+    ):
         msg = "an axis of one entry is repeated"
         raise NoRuleError(msg)
     letter, positions = _channel_letter(flow, terms, operands)
     if letter is None:
         return None
     meets = [(term, o) for term, o in zip(terms, operands, strict=True) if letter in term]
-    flow.attends = flow.attends or sum(o.layout is not None and o.parameter is None for o in operands) > 1
+    flow.attends = (
+        flow.attends or sum(o.layout is not None and o.parameter is None for o in operands) > 1
+    )
     weights = [(term, o) for term, o in meets if o.parameter is not None]
     if letter not in right and (len(meets) != 2 or len(weights) != 1):
         # A sum over channels is exact only where the parameter that it meets loses them as well.
@@ -129,23 +171,31 @@ def _contract(flow: Flow, op: Op, terms: list[str], right: str, operands: list[O
         raise NoRuleError(msg)
     for term, operand in meets:
         if operand.parameter is not None:
-            flow.parameter(operand.parameter, term.index(letter), positions, reads=letter not in right)
+            flow.parameter(
+                operand.parameter, term.index(letter), positions, reads=letter not in right
+            )
         elif operand.layout is None:
             flow.fix(positions, f"{op.name}: combined with {operand.why}")
     if letter in right:
         return Layout(right.index(letter), positions)
     ((term, weight),) = weights
-    others = "".join(other for other, operand in zip(terms, operands, strict=True) if operand is not weight)
+    others = "".join(
+        other for other, operand in zip(terms, operands, strict=True) if operand is not weight
+    )
     return _computed(flow, right, term, weight, others)
 
 
-def _channel_letter(flow: Flow, terms: list[str], operands: list[Operand]) -> tuple[str | None, NDArray[np.int64]]:
+def _channel_letter(
+    flow: Flow, terms: list[str], operands: list[Operand]
+) -> tuple[str | None, NDArray[np.int64]]:
     """Returns the letter that runs over channels (None: there is none) and the positions; ties all that meet there."""
     channels: dict[str, NDArray[np.int64]] = {}
     for term, operand in zip(terms, operands, strict=True):
         if operand.layout is not None and operand.parameter is None:
             letter = term[operand.layout.axis]
-            flow.tie(channels.setdefault(letter, operand.layout.positions), operand.layout.positions)
+            flow.tie(
+                channels.setdefault(letter, operand.layout.positions), operand.layout.positions
+            )
     if len(channels) > 1:
         msg = "channels at several axes"
         raise NoRuleError(msg)

@@ -46,7 +46,11 @@ class _Weights:
     def of(cls, flow: Flow, op: Op) -> _Weights:
         """Reads them off an operation; raises NoRuleError for a weight that is computed in forward."""
         weight, bias = _operands(flow, op)
-        if weight is None or weight.parameter is None or (bias is not None and bias.parameter is None):
+        if (
+            weight is None
+            or weight.parameter is None
+            or (bias is not None and bias.parameter is None)
+        ):
             msg = f"it computes with {LOOSE}"
             raise NoRuleError(msg)
         groups, count = getattr(op.module, "groups", 1), None
@@ -72,7 +76,11 @@ class _Weights:
 @rule_for(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, *_TRANSPOSED, thorough=True)
 def convolution(flow: Flow, op: Op) -> Layout | None:
     """New channels out, or with conv_groups: whole conv groups, or the same channels of every conv group."""
-    if (weight := _operands(flow, op)[0]) is not None and weight.parameter is None and weight.computed:
+    if (
+        (weight := _operands(flow, op)[0]) is not None
+        and weight.parameter is None
+        and weight.computed
+    ):
         return _by_rows(flow, op, weight)
     operand, weights = op.tensor(), _Weights.of(flow, op)
     axis = len(operand.value) - len(weights.shape) + 1  # 0 without a batch axis
@@ -118,7 +126,9 @@ def _by_rows(flow: Flow, op: Op, weight: Operand) -> Layout:
             msg = f"it computes with {LOOSE}"
             raise NoRuleError(msg)
         flow.parameter(bias.parameter, 0, made)
-    return Layout(len(operand.value) - 1 if op.target is F.linear else len(operand.value) - rank + 1, made)
+    return Layout(
+        len(operand.value) - 1 if op.target is F.linear else len(operand.value) - rank + 1, made
+    )
 
 
 def _fixed(flow: Flow, op: Op, own: _Weights, channels: int) -> NDArray[np.int64]:
@@ -128,7 +138,9 @@ def _fixed(flow: Flow, op: Op, own: _Weights, channels: int) -> NDArray[np.int64
     return made
 
 
-def _grouped(flow: Flow, op: Op, own: _Weights, positions: NDArray[np.int64], channels: int) -> NDArray[np.int64]:
+def _grouped(
+    flow: Flow, op: Op, own: _Weights, positions: NDArray[np.int64], channels: int
+) -> NDArray[np.int64]:
     """Returns the output's positions of a convolution with conv_groups > 1.
 
     Either whole conv groups go, with their inputs and outputs (depthwise convolution is the finest case), or every conv
@@ -168,7 +180,11 @@ def _grouped(flow: Flow, op: Op, own: _Weights, positions: NDArray[np.int64], ch
 @rule_for(nn.Linear, F.linear, thorough=True)
 def linear(flow: Flow, op: Op) -> Layout | None:
     """New features out; the weight's second axis runs over the input's last axis."""
-    if (weight := _operands(flow, op)[0]) is not None and weight.parameter is None and weight.computed:
+    if (
+        (weight := _operands(flow, op)[0]) is not None
+        and weight.parameter is None
+        and weight.computed
+    ):
         return _by_rows(flow, op, weight)
     operand, weights = op.tensor(), _Weights.of(flow, op)
     layout = channels_at(operand, len(operand.value) - 1, "the last axis")
@@ -188,8 +204,16 @@ def count_calls(flow: Flow, op: Op) -> bool:
     module, source = op.module, op.argument(0, "input")
     is_linear = isinstance(module, nn.Linear) or op.target is F.linear
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) or op.target in _TRANSPOSED
-    is_conv = isinstance(module, nn.modules.conv._ConvNd) or op.target in (F.conv1d, F.conv2d, F.conv3d)
-    if not op.is_tensor or not isinstance(source, Operand) or not (is_linear or transposed or is_conv):
+    is_conv = isinstance(module, nn.modules.conv._ConvNd) or op.target in (
+        F.conv1d,
+        F.conv2d,
+        F.conv3d,
+    )
+    if (
+        not op.is_tensor
+        or not isinstance(source, Operand)
+        or not (is_linear or transposed or is_conv)
+    ):
         return False
     weight, bias = _operands(flow, op)
     if weight is None:
@@ -224,7 +248,12 @@ def _sizes(op: Op, shape: Sequence[int], space: int) -> dict[str, int]:
     while isinstance(stride, Operand | tuple | list):
         stride = stride.value if isinstance(stride, Operand) else stride[0]
     in_channels = shape[len(shape) - space - 1]
-    return {"in_channels": in_channels, "height": height, "width": width, "stride": int(cast("int", stride))}
+    return {
+        "in_channels": in_channels,
+        "height": height,
+        "width": width,
+        "stride": int(cast("int", stride)),
+    }
 
 
 def _operands(flow: Flow, op: Op) -> tuple[Operand | None, Operand | None]:
@@ -232,8 +261,13 @@ def _operands(flow: Flow, op: Op) -> tuple[Operand | None, Operand | None]:
     if op.module is None:
         given = op.argument(1, "weight"), op.argument(2, "bias")
     else:
-        tensors = cast("tuple[torch.Tensor, torch.Tensor | None]", (op.module.weight, op.module.bias))
-        given = tuple(t if t is None else Operand(value=t.shape, parameter=flow.canonical.get(id(t))) for t in tensors)
+        tensors = cast(
+            "tuple[torch.Tensor, torch.Tensor | None]", (op.module.weight, op.module.bias)
+        )
+        given = tuple(
+            t if t is None else Operand(value=t.shape, parameter=flow.canonical.get(id(t)))
+            for t in tensors
+        )
     weight, bias = (item if isinstance(item, Operand) else None for item in given)
     return weight, bias
 

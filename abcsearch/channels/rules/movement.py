@@ -34,12 +34,18 @@ Sizes = list[tuple[int, Count | None]]
 def view(flow: Flow, op: Op) -> Layout | None:
     """The same entries in the same order, with other sizes."""
     operand = op.tensor()
-    given = op.args[1:] or tuple(op.kwargs.get(name) for name in ("shape", "size") if name in op.kwargs)
-    sizes: Sizes = [(v, None if c.constant == -1 and not c.terms else c) for v, c in numbers(*given)]
+    given = op.args[1:] or tuple(
+        op.kwargs.get(name) for name in ("shape", "size") if name in op.kwargs
+    )
+    sizes: Sizes = [
+        (v, None if c.constant == -1 and not c.terms else c) for v, c in numbers(*given)
+    ]
     return _reshape(flow, op, operand, [(n, c) for n, (_, c) in zip(op.value, sizes, strict=True)])
 
 
-@rule_for(nn.Flatten, torch.flatten, "flatten", torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze")
+@rule_for(
+    nn.Flatten, torch.flatten, "flatten", torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze"
+)
 def merging(flow: Flow, op: Op) -> Layout | None:
     """Merges neighbouring axes, or adds and removes axes of size 1; the sizes follow by themselves."""
     operand = op.tensor()
@@ -74,7 +80,9 @@ def unflatten(flow: Flow, op: Op) -> Layout | None:
     (axis,) = axes_of(dim, len(operand.value))
     new: Sizes = [(v, None if c.constant == -1 and not c.terms else c) for v, c in numbers(given)]
     sizes: Sizes = [(n, None) for n in op.value]
-    sizes[axis : axis + len(new)] = [(n, c) for (n, _), (_, c) in zip(sizes[axis:], new, strict=False)]
+    sizes[axis : axis + len(new)] = [
+        (n, c) for (n, _), (_, c) in zip(sizes[axis:], new, strict=False)
+    ]
     return _reshape(flow, op, operand, sizes)
 
 
@@ -95,16 +103,22 @@ def _reshape(flow: Flow, op: Op, operand: Operand, sizes: Sizes) -> Layout | Non
     old, new = _shared_axes(operand.value, op.value, layout.axis)
     shape = [operand.value[axis] for axis in old]
     spread = [-1 if axis == layout.axis else 1 for axis in old]
-    block = np.broadcast_to(layout.positions.reshape(spread), shape).reshape([op.value[axis] for axis in new])
+    block = np.broadcast_to(layout.positions.reshape(spread), shape).reshape(
+        [op.value[axis] for axis in new]
+    )
     varying = [i for i in range(len(new)) if (block != block.take([0], axis=i)).any()]
     counts = [sizes[new[i]][1] for i in varying]
     # Of several axes, the one whose size follows channels loses them; then the one that torch works out; then one whose
     # size is an attribute, which can be set.
     given = list(zip(varying, counts, strict=True))
-    follows = [i for i, count in given if count is not None and count.terms and not flow.stands(count)]
+    follows = [
+        i for i, count in given if count is not None and count.terms and not flow.stands(count)
+    ]
     free = [i for i, count in given if count is None]
     written = [i for i, count in given if flow.stands(count)]
-    heads = sorted([*free, *written]) if flow.heads and len(varying) > 1 else []  # heads stand before their channels
+    heads = (
+        sorted([*free, *written]) if flow.heads and len(varying) > 1 else []
+    )  # heads stand before their channels
     chosen = [*heads, *follows, *free, *written, *varying][0]
     lines = np.moveaxis(block, chosen, 0).reshape(block.shape[chosen], -1)
     for column in lines.T[1:] if len(varying) > 1 else ():
@@ -120,7 +134,10 @@ def _shared_axes(old: Sequence[int], new: Sequence[int], axis: int) -> tuple[ran
     shared = np.intersect1d(before, after)
     low, high = shared[shared <= before[axis]].max(), shared[shared >= before[axis + 1]].min()
     first, last = (
-        [int(np.searchsorted(ends, low, side="right")) - 1, int(np.searchsorted(ends, high, side="left"))]
+        [
+            int(np.searchsorted(ends, low, side="right")) - 1,
+            int(np.searchsorted(ends, high, side="left")),
+        ]
         for ends in (before, after)
     )
     return range(*first), range(*last)
@@ -134,7 +151,9 @@ def _require_sizes(flow: Flow, op: Op, sizes: Sizes, layout: Layout | None) -> N
         if flow.heads and count is not None and on_channels and layout is not None:
             _together(flow, count, layout)
         if count is not None and (on_channels or count.terms):
-            flow.follows(count, layout.positions if layout is not None and on_channels else none, op)
+            flow.follows(
+                count, layout.positions if layout is not None and on_channels else none, op
+            )
 
 
 def _together(flow: Flow, count: Count, layout: Layout) -> None:
@@ -155,7 +174,11 @@ def expand(flow: Flow, op: Op) -> Layout | None:
         for n, (_, c) in zip(op.value, numbers(*given), strict=True)
     ]
     layout = operand.layout
-    behind = None if layout is None else Layout(layout.axis + len(op.value) - len(operand.value), layout.positions)
+    behind = (
+        None
+        if layout is None
+        else Layout(layout.axis + len(op.value) - len(operand.value), layout.positions)
+    )
     if behind is not None and op.value[behind.axis] != len(behind.positions):
         msg = "a single channel is repeated"
         raise NoRuleError(msg)
@@ -192,7 +215,16 @@ def repeat_interleave(flow: Flow, op: Op) -> Layout | None:
 # --- Axes. ---
 
 
-@rule_for("permute", torch.permute, "transpose", torch.transpose, "swapaxes", torch.swapaxes, "movedim", torch.movedim)
+@rule_for(
+    "permute",
+    torch.permute,
+    "transpose",
+    torch.transpose,
+    "swapaxes",
+    torch.swapaxes,
+    "movedim",
+    torch.movedim,
+)
 @rule_for("t", torch.t, "T", "mT", "flip", torch.flip)
 def reordering(flow: Flow, op: Op) -> Layout | None:
     """Axes in another order, or entries in reversed order."""
@@ -202,11 +234,15 @@ def reordering(flow: Flow, op: Op) -> Layout | None:
         return None
     # What happens to a small tensor that holds indices along the channels' axis happens to the channels.
     length = max(len(layout.positions), 2)
-    marked = torch.arange(length).reshape([-1 if axis == layout.axis else 1 for axis in range(len(operand.value))])
+    marked = torch.arange(length).reshape(
+        [-1 if axis == layout.axis else 1 for axis in range(len(operand.value))]
+    )
     name = op.target if isinstance(op.target, str) else op.target.__name__
     moved: Any = getattr(marked, name)
     if callable(moved):
         rest = [op.plain(i, "") for i in range(1, len(op.args))]
-        moved = moved(*rest, **{key: op.plain(len(op.args), key) for key in op.kwargs if key != "input"})
+        moved = moved(
+            *rest, **{key: op.plain(len(op.args), key) for key in op.kwargs if key != "input"}
+        )
     axis = next(axis for axis, n in enumerate(moved.shape) if n == length)
     return Layout(axis, layout.positions[moved.flatten().numpy() % len(layout.positions)])

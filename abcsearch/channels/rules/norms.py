@@ -10,7 +10,14 @@ from torch import nn
 
 from abcsearch.channels.operands import LOOSE, Layout, NoRuleError, Op, Operand
 from abcsearch.channels.rules.pointwise import broadcast_parameter
-from abcsearch.channels.rules.table import axes_of, channels_at, numbers, numbers_plain, rule_for, same_channels
+from abcsearch.channels.rules.table import (
+    axes_of,
+    channels_at,
+    numbers,
+    numbers_plain,
+    rule_for,
+    same_channels,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +45,10 @@ def channel_norm(flow: Flow, op: Op) -> Layout | None:
 def channel_norm_function(flow: Flow, op: Op) -> Layout | None:
     """Likewise, with the parameters as arguments."""
     operand = op.tensor()
-    tensors = [op.argument(i + 1, name) for i, name in enumerate(("running_mean", "running_var", "weight", "bias"))]
+    tensors = [
+        op.argument(i + 1, name)
+        for i, name in enumerate(("running_mean", "running_var", "weight", "bias"))
+    ]
     given = [t for t in tensors if isinstance(t, Operand)]
     if any(t.parameter is None and not t.computed for t in given):
         msg = f"it computes with {LOOSE}"
@@ -51,9 +61,13 @@ def channel_norm_function(flow: Flow, op: Op) -> Layout | None:
     return _channel_norm(flow, op, operand, names, batched=True)
 
 
-def _channel_norm(flow: Flow, op: Op, operand: Operand, tensors: list[Any], *, batched: bool) -> Layout | None:
+def _channel_norm(
+    flow: Flow, op: Op, operand: Operand, tensors: list[Any], *, batched: bool
+) -> Layout | None:
     """Registers the parameters of a norm that looks at each channel alone."""
-    unbatched = not batched and op.module is not None and len(operand.value) == _space(op.module) + 1
+    unbatched = (
+        not batched and op.module is not None and len(operand.value) == _space(op.module) + 1
+    )
     layout = channels_at(operand, 0 if unbatched else 1, "at axis 1")
     if layout is not None:
         for tensor in tensors:
@@ -165,7 +179,9 @@ def local_response_norm(flow: Flow, op: Op) -> Layout | None:
     size = op.module.size if isinstance(op.module, nn.LocalResponseNorm) else op.plain(1, "size")
     layout = channels_at(operand, 1, "at axis 1")
     if layout is not None and size != 1:
-        flow.norms.over(op, layout.axis, layout.positions, "it normalises over neighbouring channels")
+        flow.norms.over(
+            op, layout.axis, layout.positions, "it normalises over neighbouring channels"
+        )
     return same_channels(operand, op)
 
 

@@ -24,18 +24,102 @@ if TYPE_CHECKING:
 
 
 @rule_for(
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid),
-    *(nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink),
+    *(
+        nn.ReLU,
+        nn.ReLU6,
+        nn.LeakyReLU,
+        nn.RReLU,
+        nn.ELU,
+        nn.SELU,
+        nn.CELU,
+        nn.GELU,
+        nn.SiLU,
+        nn.Mish,
+        nn.Sigmoid,
+    ),
+    *(
+        nn.Tanh,
+        nn.Hardswish,
+        nn.Hardsigmoid,
+        nn.Hardtanh,
+        nn.Softplus,
+        nn.Softsign,
+        nn.LogSigmoid,
+        nn.Tanhshrink,
+    ),
     *(nn.Threshold, nn.Softshrink, nn.Hardshrink, nn.Identity),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
-    *(F.relu, F.relu6, F.leaky_relu, F.rrelu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh),
-    *(F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus, F.softsign, F.logsigmoid, F.tanhshrink, F.threshold),
-    *(F.relu_, F.leaky_relu_, F.elu_, F.hardtanh_, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout),
-    *(torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.abs, torch.exp, torch.neg, torch.sqrt, torch.rsqrt),
+    *(
+        nn.Dropout,
+        nn.Dropout1d,
+        nn.Dropout2d,
+        nn.Dropout3d,
+        nn.AlphaDropout,
+        nn.FeatureAlphaDropout,
+    ),
+    *(
+        F.relu,
+        F.relu6,
+        F.leaky_relu,
+        F.rrelu,
+        F.elu,
+        F.selu,
+        F.celu,
+        F.gelu,
+        F.silu,
+        F.mish,
+        F.sigmoid,
+        F.tanh,
+    ),
+    *(
+        F.hardswish,
+        F.hardsigmoid,
+        F.hardtanh,
+        F.softplus,
+        F.softsign,
+        F.logsigmoid,
+        F.tanhshrink,
+        F.threshold,
+    ),
+    *(
+        F.relu_,
+        F.leaky_relu_,
+        F.elu_,
+        F.hardtanh_,
+        F.dropout,
+        F.dropout1d,
+        F.dropout2d,
+        F.dropout3d,
+        F.alpha_dropout,
+    ),
+    *(
+        torch.relu,
+        torch.relu_,
+        torch.sigmoid,
+        torch.tanh,
+        torch.abs,
+        torch.exp,
+        torch.neg,
+        torch.sqrt,
+        torch.rsqrt,
+    ),
     *(torch.log, torch.square, torch.clamp, torch.clamp_min, torch.clip),
     *(torch.reciprocal, torch.erf, torch.sin, torch.cos, torch.sign),
     *(operator.neg, torch.zeros_like, torch.ones_like, torch.clone),
-    *("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "abs", "exp", "neg", "sqrt", "rsqrt", "log", "square"),
+    *(
+        "relu",
+        "relu_",
+        "sigmoid",
+        "sigmoid_",
+        "tanh",
+        "tanh_",
+        "abs",
+        "exp",
+        "neg",
+        "sqrt",
+        "rsqrt",
+        "log",
+        "square",
+    ),
     *(
         "clamp",
         "clamp_",
@@ -54,7 +138,20 @@ if TYPE_CHECKING:
         "zero_",
         "sign",
     ),
-    *("contiguous", "clone", "detach", "data", "float", "double", "half", "bfloat16", "to", "type", "cpu", "cuda"),
+    *(
+        "contiguous",
+        "clone",
+        "detach",
+        "data",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "to",
+        "type",
+        "cpu",
+        "cuda",
+    ),
     *("requires_grad_",),
     "torchvision.ops.stochastic_depth.stochastic_depth",
 )
@@ -65,9 +162,32 @@ def elementwise(flow: Flow, op: Op) -> Layout | None:
 
 
 @rule_for(
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.LPPool1d, nn.LPPool2d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
-    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.lp_pool2d),
+    *(
+        nn.MaxPool1d,
+        nn.MaxPool2d,
+        nn.MaxPool3d,
+        nn.AvgPool1d,
+        nn.AvgPool2d,
+        nn.AvgPool3d,
+        nn.LPPool1d,
+        nn.LPPool2d,
+    ),
+    *(
+        nn.AdaptiveAvgPool1d,
+        nn.AdaptiveAvgPool2d,
+        nn.AdaptiveAvgPool3d,
+        nn.AdaptiveMaxPool1d,
+        nn.AdaptiveMaxPool2d,
+    ),
+    *(
+        F.max_pool1d,
+        F.max_pool2d,
+        F.max_pool3d,
+        F.avg_pool1d,
+        F.avg_pool2d,
+        F.avg_pool3d,
+        F.lp_pool2d,
+    ),
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool1d),
     *(F.adaptive_max_pool2d, torch.max_pool2d, torch.avg_pool1d),
     *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate, F.upsample),
@@ -98,11 +218,52 @@ def addition(flow: Flow, op: Op) -> Layout | None:
 
 
 @rule_for(
-    *(operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, operator.itruediv, operator.pow),
-    *(operator.gt, operator.lt, operator.ge, operator.le, operator.eq, operator.ne, operator.and_, operator.or_),
-    *(torch.sub, torch.mul, torch.div, torch.pow, torch.maximum, torch.minimum, torch.where, torch.lerp),
+    *(
+        operator.sub,
+        operator.isub,
+        operator.mul,
+        operator.imul,
+        operator.truediv,
+        operator.itruediv,
+        operator.pow,
+    ),
+    *(
+        operator.gt,
+        operator.lt,
+        operator.ge,
+        operator.le,
+        operator.eq,
+        operator.ne,
+        operator.and_,
+        operator.or_,
+    ),
+    *(
+        torch.sub,
+        torch.mul,
+        torch.div,
+        torch.pow,
+        torch.maximum,
+        torch.minimum,
+        torch.where,
+        torch.lerp,
+    ),
     *(torch.gt, torch.lt, torch.ge, torch.le, torch.addcmul),
-    *("sub", "sub_", "mul", "mul_", "div", "div_", "pow", "gt", "lt", "ge", "le", "where", "maximum", "minimum"),
+    *(
+        "sub",
+        "sub_",
+        "mul",
+        "mul_",
+        "div",
+        "div_",
+        "pow",
+        "gt",
+        "lt",
+        "ge",
+        "le",
+        "where",
+        "maximum",
+        "minimum",
+    ),
     *("masked_fill", "masked_fill_", "lerp"),
     thorough=True,
 )
@@ -120,7 +281,13 @@ def typed(flow: Flow, op: Op) -> Layout | None:
 def _pairwise(flow: Flow, op: Op, *, residual: bool) -> Layout | None:
     """Ties the channels of tensors that are broadcast against each other; a number changes nothing."""
     tensors = [operand for operand in op.operands if operand.is_tensor]
-    numbers_plain([operand for operand in op.operands if not operand.is_tensor or operand is op.kwargs.get("out")])
+    numbers_plain(
+        [
+            operand
+            for operand in op.operands
+            if not operand.is_tensor or operand is op.kwargs.get("out")
+        ]
+    )
     rank = len(op.value)
     # Broadcasting aligns the last axes.
     axes = {t.layout.axis + rank - len(t.value) for t in tensors if t.layout is not None}
@@ -139,7 +306,9 @@ def _pairwise(flow: Flow, op: Op, *, residual: bool) -> Layout | None:
     return Layout(axis, widest)
 
 
-def _meet(flow: Flow, op: Op, tensor: Operand, axis: int, channels: NDArray[np.int64], *, residual: bool) -> None:
+def _meet(
+    flow: Flow, op: Op, tensor: Operand, axis: int, channels: NDArray[np.int64], *, residual: bool
+) -> None:
     """Says what it means for one of the tensors that it meets channels at its axis (counted from the end)."""
     length = tensor.value[axis] if len(tensor.value) >= -axis else 1
     if tensor.layout is not None and length == len(channels):
@@ -150,7 +319,9 @@ def _meet(flow: Flow, op: Op, tensor: Operand, axis: int, channels: NDArray[np.i
         broadcast_parameter(flow, tensor, axis + len(tensor.value), channels, op)
 
 
-def broadcast_parameter(flow: Flow, tensor: Operand, axis: int, positions: NDArray[np.int64], op: Op) -> None:
+def broadcast_parameter(
+    flow: Flow, tensor: Operand, axis: int, positions: NDArray[np.int64], op: Op
+) -> None:
     """Registers a parameter that meets channels at one of its axes; any other tensor without channels fixes them."""
     if tensor.parameter is not None:
         flow.parameter(tensor.parameter, axis, positions)
@@ -182,7 +353,17 @@ def alike(flow: Flow, op: Op) -> Layout | None:
 
 
 @rule_for(
-    *(torch.mean, torch.sum, torch.amax, torch.amin, torch.prod, torch.std, torch.var, torch.norm, torch.logsumexp),
+    *(
+        torch.mean,
+        torch.sum,
+        torch.amax,
+        torch.amin,
+        torch.prod,
+        torch.std,
+        torch.var,
+        torch.norm,
+        torch.logsumexp,
+    ),
     torch.linalg.vector_norm,
     *("mean", "sum", "amax", "amin", "prod", "std", "var", "norm", "logsumexp"),
 )
@@ -202,7 +383,9 @@ def reduction(flow: Flow, op: Op) -> Layout | None:
     if kind_of(op.target) in ("var", "std"):
         whole = op.plain(2, "unbiased") is False or op.plain(len(op.args), "correction") == 0
         if not whole:
-            msg = "of a single channel that is left it would not be a number (unbiased=False has one)"
+            msg = (
+                "of a single channel that is left it would not be a number (unbiased=False has one)"
+            )
             raise NoRuleError(msg)
     flow.norms.pool(op, layout.axis, layout.positions)
     return None
@@ -210,8 +393,12 @@ def reduction(flow: Flow, op: Op) -> Layout | None:
 
 def _reduced_axes(op: Op) -> list[int]:
     """Returns the axes over which an operation reduces its input."""
-    position = 2 if getattr(op.target, "__name__", op.target) in ("norm", "linalg_vector_norm") else 1
-    return axes_of(op.plain(position, "dim", op.plain(len(op.args), "axis")), len(op.tensor().value))
+    position = (
+        2 if getattr(op.target, "__name__", op.target) in ("norm", "linalg_vector_norm") else 1
+    )
+    return axes_of(
+        op.plain(position, "dim", op.plain(len(op.args), "axis")), len(op.tensor().value)
+    )
 
 
 def reduced(op: Op) -> Layout | None:
@@ -241,7 +428,16 @@ def extremum(flow: Flow, op: Op) -> Layout | Sequence[Layout | None] | None:
 
 
 @rule_for(nn.Softmax, nn.LogSoftmax, nn.Softmin, F.softmax, F.log_softmax, F.softmin)
-@rule_for(torch.softmax, torch.log_softmax, torch.cumsum, torch.roll, "roll", "softmax", "log_softmax", "cumsum")
+@rule_for(
+    torch.softmax,
+    torch.log_softmax,
+    torch.cumsum,
+    torch.roll,
+    "roll",
+    "softmax",
+    "log_softmax",
+    "cumsum",
+)
 def along(flow: Flow, op: Op) -> Layout | None:
     """Works along one axis: the channels stay where they are if it is another one."""
     operand = op.tensor()
@@ -249,7 +445,11 @@ def along(flow: Flow, op: Op) -> Layout | None:
     if layout is None:
         return None
     position = 2 if op.target in (torch.roll, "roll") else 1
-    dim = op.plain(position, "dim", op.kwargs.get("dims")) if op.module is None else getattr(op.module, "dim", None)
+    dim = (
+        op.plain(position, "dim", op.kwargs.get("dims"))
+        if op.module is None
+        else getattr(op.module, "dim", None)
+    )
     if layout.axis in axes_of(dim, len(operand.value)):
         msg = "it mixes the channels"
         raise NoRuleError(msg)

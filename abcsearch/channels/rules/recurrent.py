@@ -23,7 +23,11 @@ def recurrent(flow: Flow, op: Op) -> Any:  # noqa: ANN401 - layouts as LSTM nest
     There is one number for the hidden size of all layers, so they lose the same channels.
     """
     layer, operand = op.module, op.argument(0, "input")
-    if not isinstance(layer, nn.RNNBase) or not isinstance(operand, Operand) or not operand.is_tensor:
+    if (
+        not isinstance(layer, nn.RNNBase)
+        or not isinstance(operand, Operand)
+        or not operand.is_tensor
+    ):
         msg = "its input is no tensor"
         raise NoRuleError(msg)
     if layer.proj_size:
@@ -64,16 +68,31 @@ def _begin(flow: Flow, op: Op, hidden: Any) -> None:  # noqa: ANN401 - positions
 def count_recurrent(flow: Flow, op: Op) -> bool:
     """Records the multiply-accumulates of a recurrent layer, of every step; returns whether it is one."""
     layer, operand = op.module, op.argument(0, "input")
-    if not isinstance(layer, nn.LSTM | nn.GRU | nn.RNN) or not isinstance(operand, Operand) or not operand.is_tensor:
+    if (
+        not isinstance(layer, nn.LSTM | nn.GRU | nn.RNN)
+        or not isinstance(operand, Operand)
+        or not operand.is_tensor
+    ):
         return False
     steps = math.prod(operand.value[:-1])
     steps = steps // flow.batch if steps % flow.batch == 0 else steps
     names = {name: flow.canonical[id(parameter)] for name, parameter in layer.named_parameters()}
     for name, weight in names.items():
         if name.startswith("weight"):
-            bias = names.get(name.replace("weight", "bias")) if name.partition("_")[2][:2] != "hr" else None
+            bias = (
+                names.get(name.replace("weight", "bias"))
+                if name.partition("_")[2][:2] != "hr"
+                else None
+            )
             size = flow.sizes[weight][1]
             flow.calls.append(
-                Call(weight=weight, bias=bias, times=steps, outputs=steps, scope=op.scope, in_channels=size)
+                Call(
+                    weight=weight,
+                    bias=bias,
+                    times=steps,
+                    outputs=steps,
+                    scope=op.scope,
+                    in_channels=size,
+                )
             )
     return True

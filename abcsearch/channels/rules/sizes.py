@@ -16,7 +16,16 @@ from abcsearch.channels.rules.table import pinned
 if TYPE_CHECKING:
     from abcsearch.channels.flow import Flow
 
-_PLAIN = ("ndim", "dtype", "device", "dim", "is_cuda", "is_floating_point", "requires_grad", "get_device")
+_PLAIN = (
+    "ndim",
+    "dtype",
+    "device",
+    "dim",
+    "is_cuda",
+    "is_floating_point",
+    "requires_grad",
+    "get_device",
+)
 
 
 def number(flow: Flow, op: Op) -> Operand | None:
@@ -84,7 +93,11 @@ def _read(flow: Flow, op: Op, source: Operand) -> Operand | None:
     what = op.args[1] if op.target is getattr else op.target
     if what in _PLAIN:
         return Operand(value=op.value, is_tensor=False)
-    if len(op.operands) > 1 or (what == "numel" and source.parameter is not None) or isinstance(source.parameter, View):
+    if (
+        len(op.operands) > 1
+        or (what == "numel" and source.parameter is not None)
+        or isinstance(source.parameter, View)
+    ):
         return None
     layout = source.layout
     count = None if layout is None else Count.of(layout.positions)
@@ -93,13 +106,24 @@ def _read(flow: Flow, op: Op, source: Operand) -> Operand | None:
         return Operand(value=op.value, is_tensor=False, counts=(count * per_channel,))
     if what not in ("shape", "size", "numel"):
         return None
-    counts = tuple(count if layout is not None and axis == layout.axis else None for axis in range(len(source.value)))
+    counts = tuple(
+        count if layout is not None and axis == layout.axis else None
+        for axis in range(len(source.value))
+    )
     if source.parameter is not None:
-        counts = tuple(Count.of(flow.counted(source.parameter, axis)) for axis in range(len(source.value)))
+        counts = tuple(
+            Count.of(flow.counted(source.parameter, axis)) for axis in range(len(source.value))
+        )
     axis = op.argument(1, "dim") if op.target == "size" else None
     if axis is None:
-        return Operand(value=op.value, is_tensor=False, counts=counts if isinstance(op.value, tuple) else ())
-    return Operand(value=op.value, is_tensor=False, counts=(counts[axis],)) if isinstance(axis, int) else None
+        return Operand(
+            value=op.value, is_tensor=False, counts=counts if isinstance(op.value, tuple) else ()
+        )
+    return (
+        Operand(value=op.value, is_tensor=False, counts=(counts[axis],))
+        if isinstance(axis, int)
+        else None
+    )
 
 
 def _arithmetic(op: Op) -> list[Count] | None:
@@ -141,10 +165,20 @@ _IN_PLACE = {
 }
 
 
-def _binary(target: Any, a: Any, b: Any, left: list[Count], right: list[Count]) -> list[Count] | None:  # noqa: ANN401
+def _binary(
+    target: Any,  # noqa: ANN401
+    a: Any,  # noqa: ANN401
+    b: Any,  # noqa: ANN401
+    left: list[Count],
+    right: list[Count],
+) -> list[Count] | None:
     """Returns left (operation) right; adding tuples appends them."""
     if _is_tuple(a) or _is_tuple(b):
-        return [*left, *right] if target in (operator.add, operator.iadd) and _is_tuple(a) and _is_tuple(b) else None
+        return (
+            [*left, *right]
+            if target in (operator.add, operator.iadd) and _is_tuple(a) and _is_tuple(b)
+            else None
+        )
     one, two = left[0], right[0]
     target = _IN_PLACE.get(target, target)
     if target is operator.add:
@@ -164,7 +198,9 @@ def _counts(item: Any) -> list[Count] | None:  # noqa: ANN401 - arguments are an
         values = item.value if isinstance(item.value, tuple) else (item.value,)
         counts = item.counts or (None,) * len(values)
         pairs = zip(values, counts, strict=True)
-        plain = all(c is not None or isinstance(v, int | float) for v, c in zip(values, counts, strict=True))
+        plain = all(
+            c is not None or isinstance(v, int | float) for v, c in zip(values, counts, strict=True)
+        )
         return [Count(Fraction(v)) if c is None else c for v, c in pairs] if plain else None
     if isinstance(item, tuple | list):
         nested = [_counts(inner) for inner in item]
@@ -189,6 +225,10 @@ def _taken(op: Op) -> list[Count] | None:
         return [counts[index]]
     if not isinstance(index, slice):
         return None
-    ends: list[Any] = [e.value if isinstance(e, Operand) else e for e in (index.start, index.stop, index.step)]
-    plain = all(not isinstance(e, Operand) or e.is_plain for e in (index.start, index.stop, index.step))
+    ends: list[Any] = [
+        e.value if isinstance(e, Operand) else e for e in (index.start, index.stop, index.step)
+    ]
+    plain = all(
+        not isinstance(e, Operand) or e.is_plain for e in (index.start, index.stop, index.step)
+    )
     return counts[slice(*ends)] if plain else None

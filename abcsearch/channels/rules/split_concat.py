@@ -13,7 +13,14 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
 from abcsearch.channels.operands import Count, Layout, NoRuleError, Op, Operand
-from abcsearch.channels.rules.table import axes_of, equal_runs, numbers, numbers_plain, rule_for, same_channels
+from abcsearch.channels.rules.table import (
+    axes_of,
+    equal_runs,
+    numbers,
+    numbers_plain,
+    rule_for,
+    same_channels,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,12 +37,16 @@ if TYPE_CHECKING:
 def concatenation(flow: Flow, op: Op) -> Layout | None:
     """Along channels: one after the other. Along another axis: the same channels in every part."""
     pieces, dim = op.argument(0, "tensors"), op.argument(1, "dim", op.kwargs.get("axis", 0))
-    known = isinstance(pieces, tuple | list) and all(isinstance(p, Operand) and p.is_tensor for p in pieces)
+    known = isinstance(pieces, tuple | list) and all(
+        isinstance(p, Operand) and p.is_tensor for p in pieces
+    )
     pieces = pieces.parts if isinstance(pieces, Operand) else pieces
     if not known and not pieces:
         msg = "one part is not a tensor"
         raise NoRuleError(msg)
-    pieces = [piece for piece in pieces if tuple(piece.value) != (0,)]  # torch passes over empty tensors without axes
+    pieces = [
+        piece for piece in pieces if tuple(piece.value) != (0,)
+    ]  # torch passes over empty tensors without axes
     layouts = [piece.layout for piece in pieces if piece.layout is not None]
     if not layouts:
         return None
@@ -72,10 +83,14 @@ def unbinding(flow: Flow, op: Op) -> Sequence[Layout | None]:
     if layout is not None and axis == layout.axis:
         msg = "it takes single channels"
         raise NoRuleError(msg)
-    return [None if layout is None else Layout(layout.axis - (axis < layout.axis), layout.positions)] * count
+    return [
+        None if layout is None else Layout(layout.axis - (axis < layout.axis), layout.positions)
+    ] * count
 
 
-@rule_for(torch.chunk, "chunk", torch.split, "split", torch.tensor_split, "tensor_split", thorough=True)
+@rule_for(
+    torch.chunk, "chunk", torch.split, "split", torch.tensor_split, "tensor_split", thorough=True
+)
 def splitting(flow: Flow, op: Op) -> Sequence[Layout | None]:
     """Parts along an axis. Equal parts of the channels lose the same ones; parts of a written size keep theirs."""
     operand = op.tensor()
@@ -87,7 +102,9 @@ def splitting(flow: Flow, op: Op) -> Sequence[Layout | None]:
     ends = np.cumsum([0, *(shape[axis] for shape in lengths)])
     pieces = [layout.positions[start:stop] for start, stop in pairwise(ends)]
     name = op.target if isinstance(op.target, str) else op.target.__name__
-    given = op.argument(1, {"chunk": "chunks", "split": "split_size_or_sections"}.get(name, "indices_or_sections"))
+    given = op.argument(
+        1, {"chunk": "chunks", "split": "split_size_or_sections"}.get(name, "indices_or_sections")
+    )
     counts = [count for _, count in numbers(given)]
     listed = isinstance(given.value if isinstance(given, Operand) else given, tuple | list)
     if len(pieces) == 1 and any(flow.stands(count) for count in counts):
@@ -125,7 +142,9 @@ def _split_equally(  # noqa: PLR0913 - the call, what it makes, and how it was a
 ) -> None:
     """Says that all pieces lose the same channels: there are a written number of them, or of a computed size."""
     if listed or not _same_lengths(pieces) or (not by_size and counts[0].terms):
-        msg = "its parts have different sizes, or with other channels there are more or fewer of them"
+        msg = (
+            "its parts have different sizes, or with other channels there are more or fewer of them"
+        )
         raise NoRuleError(msg)
     lane = equal_runs(flow, layout.positions, len(pieces))
     if by_size:
@@ -144,7 +163,9 @@ def indexing(flow: Flow, op: Op) -> Layout | None:
     if layout is None:
         return None
     items = list(index) if isinstance(index, tuple) else [index]
-    if any(not isinstance(item, int | slice | Operand | type(None) | type(Ellipsis)) for item in items):
+    if any(
+        not isinstance(item, int | slice | Operand | type(None) | type(Ellipsis)) for item in items
+    ):
         msg = "it picks entries by a list or tensor"
         raise NoRuleError(msg)
     used = sum(item is not None and item is not Ellipsis for item in items)
@@ -190,14 +211,27 @@ def _ranged(flow: Flow, op: Op, positions: NDArray[np.int64], index: slice) -> N
             if value < 0:
                 count = count + Count.of(positions)
             share = Fraction(place, total)
-            if count.terms and not count.constant and share.denominator > 1 and total % share.denominator == 0:
+            if (
+                count.terms
+                and not count.constant
+                and share.denominator > 1
+                and total % share.denominator == 0
+            ):
                 equal_runs(flow, positions, share.denominator)
             flow.follows(count, positions[:place], op)
         ends.append(place)
     return positions[ends[0] : ends[1]]
 
 
-@rule_for(torch.narrow, "narrow", torch.select, "select", torch.index_select, "index_select", thorough=True)
+@rule_for(
+    torch.narrow,
+    "narrow",
+    torch.select,
+    "select",
+    torch.index_select,
+    "index_select",
+    thorough=True,
+)
 def picking(flow: Flow, op: Op) -> Layout | None:
     """Entries of an axis that is not the channels'."""
     operand = op.tensor()
@@ -206,7 +240,9 @@ def picking(flow: Flow, op: Op) -> Layout | None:
         return None
     (axis,) = axes_of(op.plain(1, "dim"), len(operand.value))
     name = op.target if isinstance(op.target, str) else op.target.__name__
-    if axis == layout.axis or any(positions is not None for o in op.operands[1:] for positions in o.touched):
+    if axis == layout.axis or any(
+        positions is not None for o in op.operands[1:] for positions in o.touched
+    ):
         msg = "it picks single channels, or as many entries as there are channels"
         raise NoRuleError(msg)
     return Layout(layout.axis - (name == "select" and axis < layout.axis), layout.positions)
@@ -216,7 +252,14 @@ def picking(flow: Flow, op: Op) -> Layout | None:
 
 
 @rule_for(
-    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, F.pad, thorough=True
+    nn.ZeroPad1d,
+    nn.ZeroPad2d,
+    nn.ZeroPad3d,
+    nn.ConstantPad1d,
+    nn.ConstantPad2d,
+    nn.ConstantPad3d,
+    F.pad,
+    thorough=True,
 )
 def padding(flow: Flow, op: Op) -> Layout | None:
     """Constant entries around space, or constant channels around channels.

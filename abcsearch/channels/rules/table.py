@@ -71,8 +71,18 @@ def find_rule(target: Any) -> Rule | None:  # noqa: ANN401 - classes, functions 
 
 
 # What a subclass may say anew without working in another way.
-_HARMLESS = frozenset({"__init__", "__module__", "__doc__", "__annotations__", "__qualname__", "__firstlineno__"}) | {
-    *("__static_attributes__", "__constants__", "__repr__", "__str__", "extra_repr", "reset_parameters", "_get_name"),
+_HARMLESS = frozenset(
+    {"__init__", "__module__", "__doc__", "__annotations__", "__qualname__", "__firstlineno__"}
+) | {
+    *(
+        "__static_attributes__",
+        "__constants__",
+        "__repr__",
+        "__str__",
+        "extra_repr",
+        "reset_parameters",
+        "_get_name",
+    ),
     *("__dict__", "__weakref__", "__parameters__", "__orig_bases__", "_version", "__slots__"),
 }
 
@@ -87,7 +97,9 @@ def ruled_class(kind: type) -> type | None:
         if base is nn.Module:
             return None
         if find_rule(base) is not None:
-            changed = any(hasattr(base, name) or isinstance(value, property) for name, value in added.items())
+            changed = any(
+                hasattr(base, name) or isinstance(value, property) for name, value in added.items()
+            )
             return None if changed else base
         added.update({name: value for name, value in vars(base).items() if name not in _HARMLESS})
     return None
@@ -101,7 +113,11 @@ def same_channels(operand: Operand, op: Op) -> Layout | None:
     layout = operand.layout
     if layout is None:
         return None
-    if not op.is_tensor or len(op.value) != len(operand.value) or op.value[layout.axis] != operand.value[layout.axis]:
+    if (
+        not op.is_tensor
+        or len(op.value) != len(operand.value)
+        or op.value[layout.axis] != operand.value[layout.axis]
+    ):
         msg = "the result has other channels than the argument"
         raise NoRuleError(msg)
     return layout
@@ -141,8 +157,12 @@ def pinned(flow: Flow, op: Op) -> Op:
         standing = [count for count in item.counts if count is not None and flow.pins(count)]
         for count in standing:
             for _, positions in count.terms:
-                flow.fix(positions, f"{op.name}: it works by a number that is written in the network")
-        left = tuple(None if count in standing else count for count in item.counts) if standing else ()
+                flow.fix(
+                    positions, f"{op.name}: it works by a number that is written in the network"
+                )
+        left = (
+            tuple(None if count in standing else count for count in item.counts) if standing else ()
+        )
         return dataclasses.replace(item, counts=left) if standing else item
 
     if not any(flow.pins(count) for operand in op.operands for count in operand.counts):
@@ -184,7 +204,10 @@ def numbers(*arguments: Any) -> list[tuple[int, Count]]:  # noqa: ANN401 - argum
             if not all(isinstance(value, int) for value in values):
                 msg = "a size is not a number"
                 raise NoRuleError(msg)
-            counted += [(v, Count(Fraction(v)) if c is None else c) for v, c in zip(values, counts, strict=True)]
+            counted += [
+                (v, Count(Fraction(v)) if c is None else c)
+                for v, c in zip(values, counts, strict=True)
+            ]
         elif isinstance(item, tuple | list):
             counted += numbers(*item)
         elif isinstance(item, int):

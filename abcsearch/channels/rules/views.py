@@ -15,8 +15,28 @@ if TYPE_CHECKING:
     from abcsearch.channels.flow import Flow
 
 _VIEWS = (
-    *("t", torch.t, "T", "mT", "permute", torch.permute, "transpose", torch.transpose, "swapaxes", torch.swapaxes),
-    *("movedim", torch.movedim, "unsqueeze", torch.unsqueeze, "squeeze", torch.squeeze, "view", "reshape"),
+    *(
+        "t",
+        torch.t,
+        "T",
+        "mT",
+        "permute",
+        torch.permute,
+        "transpose",
+        torch.transpose,
+        "swapaxes",
+        torch.swapaxes,
+    ),
+    *(
+        "movedim",
+        torch.movedim,
+        "unsqueeze",
+        torch.unsqueeze,
+        "squeeze",
+        torch.squeeze,
+        "view",
+        "reshape",
+    ),
     *(torch.reshape, "flatten", torch.flatten, operator.getitem),
 )
 
@@ -50,18 +70,35 @@ def _moved(op: Op, name: str, shape: Any) -> View | None:  # noqa: ANN401 - a to
     whole = torch.empty(tuple(shape), device="meta")
     rest = [op.plain(i, "") for i in range(1, len(op.args))]
     options = {key: op.plain(len(op.args), key) for key in op.kwargs}
-    moved: Any = getattr(whole, op.target) if isinstance(op.target, str) else op.target(whole, *rest, **options)
-    moved = moved(*rest, **options) if callable(moved) and not isinstance(moved, torch.Tensor) else moved
+    moved: Any = (
+        getattr(whole, op.target)
+        if isinstance(op.target, str)
+        else op.target(whole, *rest, **options)
+    )
+    moved = (
+        moved(*rest, **options)
+        if callable(moved) and not isinstance(moved, torch.Tensor)
+        else moved
+    )
     known = {step: axis for axis, step in enumerate(whole.stride()) if whole.shape[axis] > 1}
-    axes = tuple(known.get(step) if n > 1 else None for n, step in zip(moved.shape, moved.stride(), strict=True))
-    fits = [n == 1 or (axis is not None and whole.shape[axis] == n) for n, axis in zip(moved.shape, axes, strict=True)]
+    axes = tuple(
+        known.get(step) if n > 1 else None
+        for n, step in zip(moved.shape, moved.stride(), strict=True)
+    )
+    fits = [
+        n == 1 or (axis is not None and whole.shape[axis] == n)
+        for n, axis in zip(moved.shape, axes, strict=True)
+    ]
     if not moved._is_view():
         return None
     if not all(fits):  # split axes are none that channels lie on, nor is one whose size is written
         sizes = rest[0] if rest and isinstance(rest[0], tuple | list) else rest
         if op.target not in ("view", "reshape", torch.reshape) or len(sizes) != len(axes):
             return None
-        axes = tuple(axis if fit and n == -1 else None for axis, fit, n in zip(axes, fits, sizes, strict=True))
+        axes = tuple(
+            axis if fit and n == -1 else None
+            for axis, fit, n in zip(axes, fits, sizes, strict=True)
+        )
     return View.of(name, axes)
 
 

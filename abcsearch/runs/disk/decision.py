@@ -39,7 +39,9 @@ class Decision:
             ValueError, AbcSearchError: if it is none.
         """
         lists = [event.get("among"), event.get("alike")]
-        if not all(isinstance(numbers, list) and all(type(n) is int for n in numbers) for numbers in lists):
+        if not all(
+            isinstance(numbers, list) and all(type(n) is int for n in numbers) for numbers in lists
+        ):
             msg = "among and alike are lists of whole numbers"
             raise ValueError(msg)
         winner = trial_of({key: event.get(key) for key in ("number", "candidate", "evaluation")})

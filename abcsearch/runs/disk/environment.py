@@ -15,7 +15,16 @@ import torch
 
 def environment() -> dict[str, Any]:
     """Returns versions, machine and, if the working directory is in a git repository, its commit."""
-    packages = ("abcsearch", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "optuna", "cmaes")
+    packages = (
+        "abcsearch",
+        "torch",
+        "torchvision",
+        "numpy",
+        "scikit-learn",
+        "scipy",
+        "optuna",
+        "cmaes",
+    )
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -40,7 +49,9 @@ def _version(package: str) -> str | None:
 def _git(*arguments: str) -> str | None:
     """Returns what git prints, or None where there is no git or no repository."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

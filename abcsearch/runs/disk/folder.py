@@ -49,7 +49,9 @@ if TYPE_CHECKING:
 _HEAD = 2**20  # bytes of a snapshot in which its first entries are
 _OWNER = ".owner"  # of the lock, for messages
 # What is ours in the folder; anything else may be what the user has put there.
-_FOLDERS = frozenset({"baselines", "map", "budgets", "finetuned", "report", "export", "tensorboard"})
+_FOLDERS = frozenset(
+    {"baselines", "map", "budgets", "finetuned", "report", "export", "tensorboard"}
+)
 _FILES = (
     *(
         "run.",
@@ -144,7 +146,11 @@ class RunFolder:
             path /= step
             if path.is_symlink():
                 there, copy = quoted(path), quoted(f"{path}.copy")
-                again = f"cp -RL {there} {copy} && rm {there} && mv {copy} {there}" if path.exists() else f"rm {there}"
+                again = (
+                    f"cp -RL {there} {copy} && rm {there} && mv {copy} {there}"
+                    if path.exists()
+                    else f"rm {there}"
+                )
                 msg = f"{path} is a link, and links in a run folder are not followed for writing; replace it by what "
                 msg += f"it leads to, if that is yours ({again}), or make the run folder itself the link"
                 raise RunError(msg)
@@ -180,7 +186,9 @@ class RunFolder:
         try:
             return unsealed(path.read_text(encoding="utf-8"), decode_array)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            msg = f"{path} is damaged: {error!r}; restore it from a copy, or {self._otherwise(name)}"
+            msg = (
+                f"{path} is damaged: {error!r}; restore it from a copy, or {self._otherwise(name)}"
+            )
             raise RunError(msg) from error
 
     def sealed(self, name: str) -> bool:
@@ -242,13 +250,19 @@ class RunFolder:
         if header is None:
             msg = f"{self.path} {no_run(self.path)}"
             raise RunError(msg)
-        damaged = f"{self.path / 'run.json'} is damaged: {{}} missing or wrong; restore it from a copy"
+        damaged = (
+            f"{self.path / 'run.json'} is damaged: {{}} missing or wrong; restore it from a copy"
+        )
         if not isinstance(header, dict) or not isinstance(header.get("format"), int):
             raise RunError(damaged.format("format"))
         if header["format"] > FORMAT:
             msg = f"{self.path} has format {header['format']}, this version reads up to {FORMAT}; update abcsearch"
             raise RunError(msg)
-        wrong = [key for key in ("settings", "identity", "environment") if not isinstance(header.get(key), dict)]
+        wrong = [
+            key
+            for key in ("settings", "identity", "environment")
+            if not isinstance(header.get(key), dict)
+        ]
         if wrong:
             raise RunError(damaged.format(", ".join(wrong)))
         if wrong := unsound(header):
@@ -275,7 +289,9 @@ class RunFolder:
         try:
             state = self._snapshot_head() or self.read_json("searcher.json")
             length, _ = state.get("journal", (0, 0))
-            mine = state.get("run") == run_id(self.path)  # that its journal is, too, who reads that sees
+            mine = state.get("run") == run_id(
+                self.path
+            )  # that its journal is, too, who reads that sees
             return state if mine and self.journal.stat().st_size >= length else {}
         except (RunError, AttributeError, TypeError, ValueError, OSError):
             return {}
@@ -303,7 +319,9 @@ class RunFolder:
         if copy is not None:
             for file in ("searcher.json", "best.json"):  # they may be of what is cut off
                 (self.path / file).unlink(missing_ok=True)
-            self.log(f"journal: kept the first {plural(until, 'line')}; all of it is in {copy.name}")
+            self.log(
+                f"journal: kept the first {plural(until, 'line')}; all of it is in {copy.name}"
+            )
 
     def log(self, line: str) -> None:
         """Appends a line with the time to log.txt, every character of which shows.
@@ -352,7 +370,11 @@ class RunFolder:
             raise RunError(msg) from error
         try:
             self.settle()
-            me = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            me = {
+                "pid": os.getpid(),
+                "host": platform.node(),
+                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            }
             self.write_json(_OWNER, me, lasting=False)
             sweep_all(self.path)  # of what processes that were killed have left
             yield

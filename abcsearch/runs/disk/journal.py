@@ -91,7 +91,9 @@ class Contents:
         """
         if n_trials in self.decisions:
             return self.decisions[n_trials].winner
-        return best_trial([trial for number, trial in sorted(self.trials.items()) if number < n_trials])
+        return best_trial(
+            [trial for number, trial in sorted(self.trials.items()) if number < n_trials]
+        )
 
     def take(self, event: dict[str, Any]) -> None:
         """Takes the next event.
@@ -273,7 +275,10 @@ class Journal:
         """Returns whether a mark is of this journal, now or earlier."""
         length, check = mark
         with self._path.open("rb") as file:
-            return 0 <= length <= self.contents.sound and zlib.crc32(file.read(length), self._start) == check
+            return (
+                0 <= length <= self.contents.sound
+                and zlib.crc32(file.read(length), self._start) == check
+            )
 
     def append(self, trial: Trial) -> None:
         """Writes a finished trial to disk before it returns.
@@ -314,6 +319,9 @@ class Journal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._file.close()

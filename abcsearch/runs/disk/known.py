@@ -51,7 +51,11 @@ class Source:
         left = [f"{self.failed} failed"] if self.failed else []
         left += [f"{self.foreign} of another space"] if self.foreign else []
         rest = f" ({' and '.join(left)} left out)" if left else ""
-        again = "" if self.same else f"; of another seed ({self.seed}): evaluated again where they are proposed"
+        again = (
+            ""
+            if self.same
+            else f"; of another seed ({self.seed}): evaluated again where they are proposed"
+        )
         return f"known: {plural(len(self.trials), 'structure')} of {self.run}{rest}{again}"
 
 
@@ -101,7 +105,10 @@ class Known:
         Raises:
             AbcSearchError, LookupError, TypeError, ValueError: if it is not that.
         """
-        sources = [Source(**{**one, "trials": tuple(map(trial_of, one["trials"]))}) for one in plain["sources"]]
+        sources = [
+            Source(**{**one, "trials": tuple(map(trial_of, one["trials"]))})
+            for one in plain["sources"]
+        ]
         return cls(sources=tuple(sources))
 
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_OUT_OF_CHAIN = "does not follow the line before it: one is missing between them, or was doubled or moved"
+_OUT_OF_CHAIN = (
+    "does not follow the line before it: one is missing between them, or was doubled or moved"
+)
 _OTHER_RUN = "does not begin the journal of this run: it is that of another one (or its first lines are missing)"
 # A trial that succeeded, as it is written here, of numbers that are finite by their length: `trial_of` would take all
 # that matches. What else a line may be, json reads, and `trial_of` decides.
@@ -73,7 +75,11 @@ def _is_whole(line: bytes) -> bool:
     head, _, text = line.rstrip(b"\n").partition(b" ")
     before, dash, check = head.rpartition(b"-")
     start = int(before, 16) if re.fullmatch(rb"[0-9a-f]{8}", before) else 0
-    return line.endswith(b"\n") and check == b"%08x" % zlib.crc32(text, start) and before == (dash and b"%08x" % start)
+    return (
+        line.endswith(b"\n")
+        and check == b"%08x" % zlib.crc32(text, start)
+        and before == (dash and b"%08x" % start)
+    )
 
 
 def decode_event(text: bytes) -> dict[str, Any]:
@@ -110,13 +116,21 @@ def trial_of(event: dict[str, Any]) -> Trial:
 def number_of(event: dict[str, Any]) -> int:
     """Returns the number of the trial of an event; raises ValueError if it is none."""
     number = event.get("number")
-    _check(_is_whole_number(number) and int(number or 0) >= 0, "number is a whole number from 0", number)
+    _check(
+        _is_whole_number(number) and int(number or 0) >= 0,
+        "number is a whole number from 0",
+        number,
+    )
     return event["number"]
 
 
 def numbers_of(values: Any) -> tuple[float, ...]:  # noqa: ANN401 - whatever a line holds
     """Returns numbers; raises ValueError if they are none."""
-    _check(isinstance(values, list) and all(map(_is_number, values)), "means are a list of numbers", values)
+    _check(
+        isinstance(values, list) and all(map(_is_number, values)),
+        "means are a list of numbers",
+        values,
+    )
     return tuple(map(float, values))
 
 
@@ -130,7 +144,11 @@ def candidate_of(event: dict[str, Any]) -> tuple[int, ...]:
 
 def evaluation_of(plain: Any) -> Evaluation:  # noqa: ANN401 - whatever a line holds
     """Returns an evaluation; raises ValueError if it is none, AbcSearchError as `Evaluation`."""
-    _check(isinstance(plain, dict) and plain.keys() <= _FIELDS, "evaluation is a table of an evaluation", plain)
+    _check(
+        isinstance(plain, dict) and plain.keys() <= _FIELDS,
+        "evaluation is a table of an evaluation",
+        plain,
+    )
     fitness, failure, metrics = plain.get("fitness"), plain.get("failure"), plain.get("metrics", {})
     _check(fitness is None or _is_number(fitness), "fitness is a number or null", fitness)
     _check(failure is None or isinstance(failure, str), "failure is a text or null", failure)
@@ -139,7 +157,11 @@ def evaluation_of(plain: Any) -> Evaluation:  # noqa: ANN401 - whatever a line h
         _check(sound, f"{name} are numbers by name", numbers)
     for name in ("macs", "params", "seconds"):
         value = plain.get(name, 0)
-        _check(_is_number(value) and (name == "seconds" or abs(value) < _LARGEST), f"{name} is a number", value)
+        _check(
+            _is_number(value) and (name == "seconds" or abs(value) < _LARGEST),
+            f"{name} is a number",
+            value,
+        )
     return Evaluation.from_plain({"fitness": None, **plain})
 
 
@@ -160,7 +182,11 @@ def _check(sound: bool, rule: str, value: object) -> None:  # noqa: FBT001 - wha
 def _is_number(value: Any) -> bool:  # noqa: ANN401 - any JSON value
     """Returns whether a JSON value is a finite number."""
     largest = sys.float_info.max
-    return isinstance(value, int | float) and not isinstance(value, bool) and -largest <= value <= largest
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and -largest <= value <= largest
+    )
 
 
 def _is_whole_number(value: Any) -> bool:  # noqa: ANN401 - any JSON value
@@ -250,7 +276,13 @@ class Success(NamedTuple):
         if match is None:
             return None
         number, candidate, fitness, metrics, macs, params, seconds, time = match.groups()
-        return cls(int(number), float(fitness), float(seconds), float(time), (candidate, metrics, macs, params))
+        return cls(
+            int(number),
+            float(fitness),
+            float(seconds),
+            float(time),
+            (candidate, metrics, macs, params),
+        )
 
     def trial(self) -> Trial:
         """Returns the trial."""
@@ -281,7 +313,13 @@ _WIDTHS = _Widths()
 
 
 def _trial(  # noqa: PLR0913 - a record's
-    number: int, fitness: float, seconds: float, candidate: bytes, metrics: bytes, macs: bytes, params: bytes
+    number: int,
+    fitness: float,
+    seconds: float,
+    candidate: bytes,
+    metrics: bytes,
+    macs: bytes,
+    params: bytes,
 ) -> Trial:
     """Returns a trial without the checks of its records: the line was whole, and as `_SUCCESS` has it."""
     values: dict[str, Any] = _scan(metrics.decode(), 0)[0]
@@ -290,7 +328,12 @@ def _trial(  # noqa: PLR0913 - a record's
             values[name] = float(value)  # nan and inf are texts
     evaluation, trial = object.__new__(Evaluation), object.__new__(Trial)
     fields = evaluation.__dict__
-    fields["fitness"], fields["metrics"], fields["macs"], fields["params"] = fitness, values, int(macs), int(params)
+    fields["fitness"], fields["metrics"], fields["macs"], fields["params"] = (
+        fitness,
+        values,
+        int(macs),
+        int(params),
+    )
     fields["seconds"], fields["failure"], fields["diagnostics"] = seconds, None, {}
     structure = tuple(map(_WIDTHS.__getitem__, candidate.split(b", ")))
     trial.__dict__.update(number=number, candidate=structure, evaluation=evaluation)

@@ -20,7 +20,9 @@ def again(path: Path) -> str:
 
 def no_run(path: Path) -> str:
     """Returns what something is that holds no run, and which command takes it."""
-    inside = "" if not (path.parent / "run.json").is_file() else f"; the run folder is {path.parent}"
+    inside = (
+        "" if not (path.parent / "run.json").is_file() else f"; the run folder is {path.parent}"
+    )
     if path.suffix == ".toml" and path.is_file():
         return f"is a config, not a run folder; start or continue its run with: abcsearch search {quoted(path)}"
     if path.suffix in (".onnx", ".pt2") or (path / "plan.json").is_file():
@@ -30,7 +32,9 @@ def no_run(path: Path) -> str:
     if not path.is_dir():
         return f"does not exist; start a run with: abcsearch search CONFIG --run-dir {quoted(path)}"
     if (path / "front.json").is_file():
-        return f"is the folder of several budgets, each a run in {path / 'budgets'}: name one of these"
+        return (
+            f"is the folder of several budgets, each a run in {path / 'budgets'}: name one of these"
+        )
     new = f"start a run with: abcsearch search CONFIG --run-dir {quoted(path)}"
     if (path / "journal.jsonl").exists():
         new = f"it was a run: restore run.json from a copy, or {again(path)}"

@@ -42,7 +42,9 @@ def set_back(folder: RunFolder) -> int:
     failed += more
     if probe is not None:
         folder.map.cut(probe, _COPY)
-        search = 0 if folder.journal.exists() else None  # what it was told may be something else now
+        search = (
+            0 if folder.journal.exists() else None
+        )  # what it was told may be something else now
     # Baselines first: a run whose search is set back alone would end with a baseline that does not belong to it.
     for name in [name for name in BASELINES if folder.baseline(name).journal.exists()]:
         baseline = folder.baseline(name)
@@ -76,9 +78,13 @@ def _first_failure(path: Path) -> tuple[int | None, int]:
 
 def _failed(contents: Contents) -> set[int]:
     """Returns the numbers of failed trials, also of those that will be when the run goes on."""
-    failed = {number for number, trial in contents.trials.items() if trial.evaluation.failure is not None}
+    failed = {
+        number for number, trial in contents.trials.items() if trial.evaluation.failure is not None
+    }
     for others in (contents.first, contents.final):
-        failed |= {number for number, evaluation in others.items() if evaluation.failure is not None}
+        failed |= {
+            number for number, evaluation in others.items() if evaluation.failure is not None
+        }
     lost = {number for number, reasons in contents.lost.items() if len(reasons) >= ATTEMPTS}
     return failed | (lost - contents.trials.keys())
 

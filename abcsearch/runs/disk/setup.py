@@ -69,7 +69,11 @@ class SetUp:
             texts.append(f"{metric_text(self.metric, self.calibrated)} calibrated")
         if self.chance is not None:
             texts.append(f"{chance_name(self.metric)} {metric_text(self.metric, self.chance)}")
-        seen = "" if self.training is None else f"; {metric_text(self.metric, self.training)} on training images"
+        seen = (
+            ""
+            if self.training is None
+            else f"; {metric_text(self.metric, self.training)} on training images"
+        )
         return f"{self.metric} {', '.join(texts)} ({plural(self.images, 'search-validation image')}{seen})"
 
     @property
@@ -82,7 +86,9 @@ class SetUp:
     def against(self) -> str:
         """The fitness that the best one is seen against, in a few words; "" without any."""
         known = {"full": self.full, "uniform": self.uniform}
-        return ", ".join(f"{name} {value:.4f}" for name, value in known.items() if value is not None)
+        return ", ".join(
+            f"{name} {value:.4f}" for name, value in known.items() if value is not None
+        )
 
 
 def chance_name(metric: str) -> str:
@@ -119,13 +125,25 @@ def _record(plain: dict[str, Any]) -> SetUp:
     Raises:
         ValueError, TypeError: if a value is of another kind.
     """
-    lists: dict[str, Callable[[Any], Any]] = {"mean": float, "std": float, "warnings": str, "notes": str}
+    lists: dict[str, Callable[[Any], Any]] = {
+        "mean": float,
+        "std": float,
+        "warnings": str,
+        "notes": str,
+    }
     values: dict[str, Any] = dict(plain)
     for key, kind in lists.items():
         values[key] = tuple(map(kind, plain.get(key, ())))
     setup = SetUp(**{one.name: values[one.name] for one in fields(SetUp) if one.name in values})
     wrong = problems(setup)
-    scores = (setup.loaded, setup.calibrated, setup.training, setup.chance, setup.full, setup.uniform)
+    scores = (
+        setup.loaded,
+        setup.calibrated,
+        setup.training,
+        setup.chance,
+        setup.full,
+        setup.uniform,
+    )
     if wrong or any(isinstance(score, str) or math.isinf(score or 0) for score in scores):
         raise ValueError("; ".join(wrong))
     return setup

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
     from abcsearch.runs.disk.folder import RunFolder
 
-_WORDS: dict[type, str] = {str: "a text", int: "a whole number", dict: "a table", list: "a list", bool: "true or false"}
+_WORDS: dict[type, str] = {
+    str: "a text",
+    int: "a whole number",
+    dict: "a table",
+    list: "a list",
+    bool: "true or false",
+}
 _NEEDED: dict[str, type] = {
     "settings.searcher": dict,
     "settings.searcher.name": str,
@@ -22,7 +28,10 @@ _NEEDED: dict[str, type] = {
 }
 # Looked at where it is there: settings from Python, and old runs, lack some of it.
 _OPTIONAL: dict[str, type] = {
-    **{f"settings.{name}": dict for name in ("budget", "evaluator", "space", "latency", "execution", "model", "data")},
+    **{
+        f"settings.{name}": dict
+        for name in ("budget", "evaluator", "space", "latency", "execution", "model", "data")
+    },
     **{f"settings.{name}.name": str for name in ("evaluator", "model", "data")},
     **{f"settings.{name}.options": dict for name in ("searcher", "evaluator", "model", "data")},
     "settings.baselines": list,
@@ -85,7 +94,9 @@ def other_baseline(folder: RunFolder, name: str, header: dict[str, Any]) -> str:
     if baseline.read_json("run.json") is None:
         return ""
     there = baseline.header()
-    both = [(key, there["identity"].get(key), header["identity"].get(key)) for key in ("model", "data")]
+    both = [
+        (key, there["identity"].get(key), header["identity"].get(key)) for key in ("model", "data")
+    ]
     both.append(("seed", there["settings"].get("seed"), header["settings"].get("seed")))
     both.append(("prepared", there["identity"].get("prepared"), header["identity"].get("prepared")))
     shared = [key for key in _SHARED if key in there["settings"] and key in header["settings"]]

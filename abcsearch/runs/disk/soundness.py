@@ -24,7 +24,11 @@ def unsound(header: Mapping[str, Any]) -> str:
     """
     level: list[Any] = [header]
     for _ in range(_DEEPEST):
-        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
         if any(not isinstance(value, _PLAIN) for value in level):
             return "it holds something else than texts, numbers, tables and lists"
         level = [value for value in level if isinstance(value, dict | list)]
@@ -34,5 +38,9 @@ def unsound(header: Mapping[str, Any]) -> str:
     searcher, baselines = settings.get("searcher"), settings.get("baselines")
     named = [searcher.get("name")] if isinstance(searcher, dict) else []
     named += baselines if isinstance(baselines, list) else []
-    wrong = [name for name in named if isinstance(name, str) and (name in _NOWHERE or set(name) & set("/\\\0"))]
+    wrong = [
+        name
+        for name in named
+        if isinstance(name, str) and (name in _NOWHERE or set(name) & set("/\\\0"))
+    ]
     return f"{wrong[0]!r:.60} is no name of a searcher or a baseline" if wrong else ""

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_UNDER = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the weights
+_UNDER = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+)  # where training scripts put the weights
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
@@ -48,7 +53,11 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     if others:
         msg = f"checkpoint {path}: {type(model).__name__} is what is under {prefix!r} in it; left out: "
         warnings.warn(msg + _shortened(others), UserWarning, stacklevel=2)
-    found = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
+    found = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in found.items()
+        if name.startswith(prefix)
+    }
     origins = _origins(model, found, path)
     tensors = {name: found[origin] for name, origin in origins.items()}
     expected = model.state_dict()
@@ -59,13 +68,17 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
             if name in tensors and tensors[name].shape != expected[name].shape
         ],
         "unexpected": [_shown(name, origins) for name in tensors if name not in expected],
-        "missing": [n for n in expected if n not in tensors and not n.endswith("num_batches_tracked")],
+        "missing": [
+            n for n in expected if n not in tensors and not n.endswith("num_batches_tracked")
+        ],
     }
     if any(kinds.values()):
         shown = "; ".join(f"{kind}: {_shortened(names)}" for kind, names in kinds.items() if names)
         msg = f"checkpoint {path} does not fit {type(model).__name__}: {shown}; does the model have the right options?"
         raise CheckpointError(msg)
-    model.load_state_dict(tensors, strict=False)  # num_batches_tracked may be absent in old checkpoints
+    model.load_state_dict(
+        tensors, strict=False
+    )  # num_batches_tracked may be absent in old checkpoints
 
 
 def _origins(model: nn.Module, names: Iterable[str], path: str | Path) -> dict[str, str]:
@@ -96,7 +109,13 @@ def _shortened(names: list[str]) -> str:
 def _read(path: Path) -> dict[str, torch.Tensor]:
     """Returns the tensors of a checkpoint by name."""
     if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "is no file" if path.exists() else "does not exist"
+        what = (
+            "is a folder, not a file"
+            if path.is_dir()
+            else "is no file"
+            if path.exists()
+            else "does not exist"
+        )
         msg = f"checkpoint {path} {what}"
         raise CheckpointError(msg)
     try:
@@ -107,7 +126,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         with warnings.catch_warnings():  # of a TorchScript program, which is refused
             warnings.filterwarnings("ignore", message="'torch.load' received a zip file")
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what is raised depends on the damage; pickled code is an error as well
+    except (
+        Exception
+    ) as error:  # what is raised depends on the damage; pickled code is an error as well
         reason = first_line(error)
         msg = f"checkpoint {path} cannot be read: {reason}; save a state dict with torch.save or safetensors"
         msg = _more_than_weights(path, str(error)) or msg
@@ -116,9 +137,17 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     pairs = content.items() if isinstance(content, dict) else [(None, content)]
-    other = [name for name, value in pairs if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
+    other = [
+        name
+        for name, value in pairs
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor)
+    ]
     if other:
-        given = f"{other[:5]} are not tensors" if isinstance(content, dict) else f"found {type(content).__name__}"
+        given = (
+            f"{other[:5]} are not tensors"
+            if isinstance(content, dict)
+            else f"found {type(content).__name__}"
+        )
         msg = f"checkpoint {path} holds no state dict (names and tensors, also under {', '.join(_UNDER)}): {given}"
         raise CheckpointError(msg)
     return content
@@ -129,14 +158,19 @@ def _more_than_weights(path: Path, error: str) -> str:
     objects = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", error)
     aside = str(path.with_name(f"{path.stem}-weights.pt"))
     if "TorchScript" in error:
-        take, what = f"torch.jit.load('{path}').state_dict()", "a TorchScript program, not weights alone"
+        take, what = (
+            f"torch.jit.load('{path}').state_dict()",
+            "a TorchScript program, not weights alone",
+        )
     elif objects is not None:
         what = f"pickled objects ({objects[1]}), not weights alone"
         take = f"(lambda c: c.state_dict() if hasattr(c, 'state_dict') else c)(torch.load('{path}', 'cpu', "
         take += "weights_only=False))"
     else:
         return ""
-    again = f"""python -c "import torch; c = {take}; torch.save(c.get('state_dict', c), {aside!r})\""""
+    again = (
+        f"""python -c "import torch; c = {take}; torch.save(c.get('state_dict', c), {aside!r})\""""
+    )
     return (
         f"checkpoint {path} holds {what}; reading such things can run code, so it is not done here. If you trust the "
         f"file, make one of its weights, in the folder from which its classes can be imported, and give that: {again}"
@@ -156,7 +190,9 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     return _vouched(tensors, metadata)
 
 
-def _vouched(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, torch.Tensor]:
+def _vouched(
+    tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
     """Returns the tensors of a file whose checksum, if it has one, is theirs; raises CheckpointError otherwise."""
     written = metadata.get(CHECKSUM)
     if written not in (None, tensors_hash(tensors)):  # files of others, and old ones, have none
@@ -189,10 +225,15 @@ def weights_writer(model: nn.Module) -> Callable[[Path], None]:
 
 def tensors_writer(state: Mapping[str, torch.Tensor]) -> Callable[[Path], None]:
     """Returns a function that writes tensors by name to a path as safetensors with a checksum."""
-    tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
+    tensors = {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, t in state.items()
+    }
     metadata = {CHECKSUM: tensors_hash(tensors)}
 
     def write(path: Path) -> None:
-        path.write_bytes(save(tensors, metadata))  # not save_file: its files are readable by their owner only
+        path.write_bytes(
+            save(tensors, metadata)
+        )  # not save_file: its files are readable by their owner only
 
     return write

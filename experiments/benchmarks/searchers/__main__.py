@@ -35,22 +35,40 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--data", type=Path, default=Path("data"), help=f"folder with {problems.TABLE}")
-    made.add_argument("--searchers", default="*", help="rows, with wildcards, separated by commas; default all")
-    made.add_argument("--tasks", default="*", help="tasks, with wildcards, separated by commas; default all")
+    made.add_argument(
+        "--data", type=Path, default=Path("data"), help=f"folder with {problems.TABLE}"
+    )
+    made.add_argument(
+        "--searchers", default="*", help="rows, with wildcards, separated by commas; default all"
+    )
+    made.add_argument(
+        "--tasks", default="*", help="tasks, with wildcards, separated by commas; default all"
+    )
     made.add_argument(
         "--seeds",
         type=positive,
         help="seeds of every task; default 50 on tables, 10 on landscapes, fewer for slow rows",
     )
     made.add_argument("--evaluations", type=positive, default=MARKS[-1])
-    made.add_argument("--set", action="append", default=[], metavar="option=value", help="for all searchers that run")
-    made.add_argument("--tune", action="store_true", help="CIFAR-10 and other landscapes, other seeds")
+    made.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="option=value",
+        help="for all searchers that run",
+    )
+    made.add_argument(
+        "--tune", action="store_true", help="CIFAR-10 and other landscapes, other seeds"
+    )
     made.add_argument("--again", action="store_true", help="make runs again that are in the cache")
-    made.add_argument("--cache", type=Path, default=Path("runs/bench-searchers"), help="folder of finished runs")
+    made.add_argument(
+        "--cache", type=Path, default=Path("runs/bench-searchers"), help="folder of finished runs"
+    )
     made.add_argument("--workers", type=positive, default=2, help="processes")
     made.add_argument(
-        "--write", action="store_true", help="tables and pictures into this benchmark's README; of all runs"
+        "--write",
+        action="store_true",
+        help="tables and pictures into this benchmark's README; of all runs",
     )
     return made
 
@@ -100,7 +118,10 @@ def chosen_rows(patterns: str, settings: list[str]) -> list[Row]:
             options[name] = json.loads(value)
         except json.JSONDecodeError:  # a word
             options[name] = value
-    return [replace(row, name=" ".join([row.name, *settings]), options=row.options | options) for row in rows]
+    return [
+        replace(row, name=" ".join([row.name, *settings]), options=row.options | options)
+        for row in rows
+    ]
 
 
 def plan(arguments: argparse.Namespace) -> Plan:
@@ -131,7 +152,9 @@ def main(argv: list[str] | None = None) -> int:
     made = parser()
     arguments = made.parse_args(argv)
     if arguments.write and (given := partial(made, arguments)):
-        made.error(f"--write replaces the published tables, which are of everything: leave out {', '.join(given)}")
+        made.error(
+            f"--write replaces the published tables, which are of everything: leave out {', '.join(given)}"
+        )
     try:
         if arguments.write:
             place(Path(__file__).parent)  # said now, not after an hour of runs

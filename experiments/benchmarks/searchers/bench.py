@@ -118,7 +118,9 @@ def _run(wanted: list[Job], results: Results, data: Path, mapped: Map) -> None:
     for number, (job, run) in enumerate(zip(missing, played, strict=True), start=1):
         results.add(job, _made_with(job, data), run)
         if number == len(missing) or number % max(20, len(missing) // 20) == 0:
-            sys.stderr.write(f"{number}/{len(missing)} runs; {job.row} on {job.task} takes {run.seconds:.2f} s\n")
+            sys.stderr.write(
+                f"{number}/{len(missing)} runs; {job.row} on {job.task} takes {run.seconds:.2f} s\n"
+            )
 
 
 def _optima(plan: Plan, mapped: Map) -> dict[str, float]:

@@ -60,7 +60,9 @@ class _Builder:
     """Dimensions and convolutions while they are put together."""
 
     dimensions: list[Dimension] = field(default_factory=list[Dimension])
-    convolutions: list[tuple[int, int, int, int]] = field(default_factory=list[tuple[int, int, int, int]])
+    convolutions: list[tuple[int, int, int, int]] = field(
+        default_factory=list[tuple[int, int, int, int]]
+    )
 
     def layer(self, stage: int) -> int:
         """Adds a layer of a stage; returns its dimension."""
@@ -95,7 +97,11 @@ class Landscape:
             seed: decides scales, weights and costs of blocks.
         """
         layout, builder = LAYOUTS[n_dims], _Builder()
-        image, classes, always = n_dims, n_dims + 1, n_dims + 2  # columns behind the dimensions: constants
+        image, classes, always = (
+            n_dims,
+            n_dims + 1,
+            n_dims + 2,
+        )  # columns behind the dimensions: constants
         before = image
         for stage in range(_STAGES):
             for _ in range(layout.stem):
@@ -155,7 +161,9 @@ class Landscape:
 
     def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
         """Returns accuracy with noise as fitness and as metric top1."""
-        noise = numpy_stream(seed, "noise", zlib.crc32(np.array(candidate, dtype=np.int64).tobytes())).normal()
+        noise = numpy_stream(
+            seed, "noise", zlib.crc32(np.array(candidate, dtype=np.int64).tobytes())
+        ).normal()
         fitness = float(np.clip(self.truths([candidate])[0] + NOISE * noise, 0, 1))
         macs, params = int(self.macs([candidate])[0]), int(self.params([candidate])[0])
         return Evaluation(fitness=fitness, metrics={"top1": fitness}, macs=macs, params=params)

@@ -57,10 +57,14 @@ def _evolution(found: Problem, generations: int, rng: np.random.Generator) -> ND
     rows = rng.integers(last + 1, size=shape)
     scores = _score(found, rows)
     for _ in range(generations):
-        fathers, mothers = rows[rng.integers(len(rows), size=(2, _POPULATION))]  # a small space has fewer structures
+        fathers, mothers = rows[
+            rng.integers(len(rows), size=(2, _POPULATION))
+        ]  # a small space has fewer structures
         children = np.where(rng.random(shape) < 0.5, fathers, mothers)
         drawn = np.where(
-            rng.random(shape) < 0.5, rng.integers(last + 1, size=shape), children + rng.choice([-1, 1], shape)
+            rng.random(shape) < 0.5,
+            rng.integers(last + 1, size=shape),
+            children + rng.choice([-1, 1], shape),
         )
         children = np.where(rng.random(shape) < 2 / len(last), np.clip(drawn, 0, last), children)
         rows = np.concatenate([rows, children])

@@ -65,10 +65,16 @@ def play(job: Job, data: Path) -> Played:
     """
     task = problem(job.task, data)
     start = time.perf_counter()
-    searcher = make_searcher(job.searcher, task.space, task.constraint, seed=job.seed, **job.options)
+    searcher = make_searcher(
+        job.searcher, task.space, task.constraint, seed=job.seed, **job.options
+    )
     steps: list[tuple[int, float]] = []
     probes = [
-        Trial(number, candidate, evaluate(task.evaluator, candidate, derived_seed(job.seed, "probe", number)))
+        Trial(
+            number,
+            candidate,
+            evaluate(task.evaluator, candidate, derived_seed(job.seed, "probe", number)),
+        )
         for number, candidate in enumerate(searcher.probes()[: job.evaluations])
     ]
     searcher.know(probes)
@@ -79,7 +85,9 @@ def play(job: Job, data: Path) -> Played:
         trials: list[Trial] = []
         for number, candidate in enumerate(asked, start=proposed):
             trial = Trial(
-                number, candidate, evaluate(task.evaluator, candidate, derived_seed(job.seed, "bench", number))
+                number,
+                candidate,
+                evaluate(task.evaluator, candidate, derived_seed(job.seed, "bench", number)),
             )
             trials.append(trial)
             charged += 1
@@ -90,4 +98,6 @@ def play(job: Job, data: Path) -> Played:
             break
         searcher.tell(trials)
         proposed += len(trials)
-    return Played(steps=steps, evaluations=min(charged, job.evaluations), seconds=time.perf_counter() - start)
+    return Played(
+        steps=steps, evaluations=min(charged, job.evaluations), seconds=time.perf_counter() - start
+    )

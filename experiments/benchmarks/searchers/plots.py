@@ -16,7 +16,18 @@ from experiments.benchmarks.searchers.tables import value_at
 
 _COLUMNS = {12: 4}  # panels side by side; else 3
 _COLORS = (
-    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#8c564b", "#17202a", "#7fb800"),
+    *(
+        "#0072b2",
+        "#d55e00",
+        "#009e73",
+        "#cc79a7",
+        "#e69f00",
+        "#56b4e9",
+        "#7f3c8d",
+        "#8c564b",
+        "#17202a",
+        "#7fb800",
+    ),
 )  # Okabe and Ito's, readable for most eyes, then four more
 _STYLES = ("-", "--", "-.")
 _RANDOM = {"color": "#8a8a8a", "linestyle": (0, (2, 1.5)), "linewidth": 1.6}
@@ -43,7 +54,9 @@ def draw(found: list[Found], evaluations: int, path: Path) -> None:
     numbers = np.unique(np.geomspace(min(5, evaluations), evaluations, _POINTS).astype(int))
     for axes, one in zip(panels, found, strict=False):
         for row, style in _styles([*one.runs]).items():
-            best = np.median([[value_at(run, int(n)) for n in numbers] for run in one.runs[row]], axis=0)
+            best = np.median(
+                [[value_at(run, int(n)) for n in numbers] for run in one.runs[row]], axis=0
+            )
             axes.plot(numbers, 100 * (one.optimum - best), label=row, **style)
         _scale(axes, one.task, evaluations)
     for axes in panels[len(found) :]:
@@ -51,7 +64,14 @@ def draw(found: list[Found], evaluations: int, path: Path) -> None:
     figure.supxlabel("evaluations", fontsize=9)
     figure.supylabel("median regret, points of accuracy", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), fontsize=8, frameon=False)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=min(len(labels), 6),
+        fontsize=8,
+        frameon=False,
+    )
     figure.savefig(path, dpi=110, format="png")
 
 
@@ -59,7 +79,11 @@ def _styles(rows: list[str]) -> dict[str, dict[str, Any]]:
     """Returns how every line is drawn; random search, the baseline, is grey and dotted."""
     others = [row for row in rows if row != "random"]
     styles = {
-        row: {"color": _COLORS[i % len(_COLORS)], "linestyle": _STYLES[i // len(_COLORS) % 3], "linewidth": 1.4}
+        row: {
+            "color": _COLORS[i % len(_COLORS)],
+            "linestyle": _STYLES[i // len(_COLORS) % 3],
+            "linewidth": 1.4,
+        }
         for i, row in enumerate(others)
     }
     return {row: styles.get(row, _RANDOM) for row in rows}

@@ -75,7 +75,9 @@ def problem(task: str, data: Path) -> Problem:
         table = _table(data / TABLE, name)
         constraint = _constraint(table.space, table.costs, SHARES[share])
         return Problem(table.space, constraint, table, table.fitness, table.optimum(constraint))
-    landscape = _landscape(int(name.removeprefix("landscape")), _TUNING if task.startswith("tuning-") else _FINAL)
+    landscape = _landscape(
+        int(name.removeprefix("landscape")), _TUNING if task.startswith("tuning-") else _FINAL
+    )
     constraint = _constraint(landscape.space, landscape, SHARES[share])
     return Problem(landscape.space, constraint, landscape, landscape.truths)
 

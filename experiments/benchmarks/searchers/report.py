@@ -26,7 +26,8 @@ def text(found: list[Found], evaluations: int) -> str:
     parts = [machine()]
     for kind, group in _kinds(found).items():
         summaries = {
-            one.task: {row: summary(runs, one.optimum, marks) for row, runs in one.runs.items()} for one in group
+            one.task: {row: summary(runs, one.optimum, marks) for row, runs in one.runs.items()}
+            for one in group
         }
         parts.append(f"### {TITLES[kind]}")
         if len(group) > 1:
@@ -89,4 +90,6 @@ def _kinds(found: list[Found]) -> dict[str, list[Found]]:
 def _task(one: Found, summaries: dict[str, Summary], evaluations: int) -> str:
     """Returns title and table of a task."""
     what = "optimum" if problems.is_table(one.task) else "best known"
-    return f"**{one.task}**, {what} {100 * one.optimum:.2f} %\n\n{task_table(summaries, evaluations)}"
+    return (
+        f"**{one.task}**, {what} {100 * one.optimum:.2f} %\n\n{task_table(summaries, evaluations)}"
+    )

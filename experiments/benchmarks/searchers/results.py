@@ -57,7 +57,9 @@ class Results:
                 try:
                     entry = json.loads(line)
                     steps = [(int(n), float(value)) for n, value in entry["steps"]]
-                    played = Played(steps=steps, evaluations=entry["evaluations"], seconds=entry["seconds"])
+                    played = Played(
+                        steps=steps, evaluations=entry["evaluations"], seconds=entry["seconds"]
+                    )
                     self._known[row][entry["key"]] = played
                 except (KeyError, TypeError, ValueError) as error:
                     msg = f"{path}, line {number} is damaged: {error!r}; delete the line, and its run is made again"

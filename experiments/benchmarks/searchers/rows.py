@@ -69,7 +69,9 @@ def all_rows() -> list[Row]:
 def code_fingerprint(searcher: str) -> int:
     """Returns a number that changes with the code of a searcher: its classes, what they use of it, budgets, spaces."""
     waiting = {
-        cls.__module__ for cls in SEARCHERS[searcher].searcher.__mro__ if cls.__module__.startswith("abcsearch.")
+        cls.__module__
+        for cls in SEARCHERS[searcher].searcher.__mro__
+        if cls.__module__.startswith("abcsearch.")
     }
     modules = {abcsearch.budget.__name__, abcsearch.space.__name__}
     while waiting:

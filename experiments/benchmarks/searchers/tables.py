@@ -71,7 +71,13 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 def task_table(found: dict[str, Summary], evaluations: int) -> str:
     """Returns the table of one task: accuracy and regret at the marks, one line per searcher."""
     marks = [*next(iter(found.values())).accuracy]
-    head = ["searcher", "seeds", *(f"{n}: accuracy, % (regret)" for n in marks), f"within {NEAR}", "s per run"]
+    head = [
+        "searcher",
+        "seeds",
+        *(f"{n}: accuracy, % (regret)" for n in marks),
+        f"within {NEAR}",
+        "s per run",
+    ]
     rows = [
         [
             name,
@@ -98,6 +104,11 @@ def overview(tasks: list[dict[str, Summary]]) -> str:
         regrets = [statistics.fmean(one.regret[n] for one in ones) for n in marks]
         solved = sum(math.isfinite(one.needed) for one in ones)
         seeds = min(one.seeds for one in ones)
-        found.append((regrets[::-1], [name, str(seeds), *(f"{r:.2f}" for r in regrets), f"{solved} of {len(ones)}"]))
+        found.append(
+            (
+                regrets[::-1],
+                [name, str(seeds), *(f"{r:.2f}" for r in regrets), f"{solved} of {len(ones)}"],
+            )
+        )
     head = ["searcher", "seeds", *(f"after {n}" for n in marks), f"tasks within {NEAR}"]
     return markdown(head, [cells for _, cells in sorted(found)])

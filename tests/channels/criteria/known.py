@@ -28,7 +28,9 @@ def selecting(weights, biases, *, after=None, consumer=None):
 
 def ramp(count=16, size=3):
     """Images that are constant, of value 0, 1 ... count - 1."""
-    return torch.arange(count, dtype=torch.float32)[:, None, None, None].expand(count, 1, size, size)
+    return torch.arange(count, dtype=torch.float32)[:, None, None, None].expand(
+        count, 1, size, size
+    )
 
 
 class Branches(nn.Module):
@@ -37,11 +39,17 @@ class Branches(nn.Module):
     def __init__(self):
         super().__init__()
         self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 1)
-        self.plain, self.rectified, self.last = nn.Conv2d(9, 2, 1), nn.Conv2d(9, 2, 3), nn.Linear(4, 2)
+        self.plain, self.rectified, self.last = (
+            nn.Conv2d(9, 2, 1),
+            nn.Conv2d(9, 2, 3),
+            nn.Linear(4, 2),
+        )
 
     def forward(self, x):
         x = torch.cat([self.c(x), self.a(x) + self.b(x)], 1)
-        return self.last(torch.cat([self.plain(x).mean((2, 3)), self.rectified(x.relu()).mean((2, 3))], 1))
+        return self.last(
+            torch.cat([self.plain(x).mean((2, 3)), self.rectified(x.relu()).mean((2, 3))], 1)
+        )
 
 
 def mixed(mixing, *, reader=None, after=(), count=16):
@@ -53,7 +61,9 @@ def mixed(mixing, *, reader=None, after=(), count=16):
     torch.manual_seed(0)
     channels, inputs = mixing.shape
     reader = reader or nn.Conv2d(channels, 5, 3, padding=1)
-    model = nn.Sequential(nn.Conv2d(inputs, channels, 1, bias=False), nn.Identity(), *after, reader).double()
+    model = nn.Sequential(
+        nn.Conv2d(inputs, channels, 1, bias=False), nn.Identity(), *after, reader
+    ).double()
     model[0].weight.data[:] = mixing[:, :, None, None]
     return model.eval(), torch.randn(count, inputs, 6, 6, dtype=torch.float64)
 
@@ -99,6 +109,13 @@ def duplicated():
 SHAPES = {
     "patches": lambda c: {},
     "one": lambda c: {"reader": nn.Conv2d(c, 5, 1, bias=False)},
-    "linear": lambda c: {"reader": nn.Linear(c, 5), "after": [nn.AdaptiveAvgPool2d(1), nn.Flatten()]},
-    "flat": lambda c: {"reader": nn.Linear(c * 9, 5), "after": [nn.AvgPool2d(2), nn.Flatten()], "count": c * 9},
+    "linear": lambda c: {
+        "reader": nn.Linear(c, 5),
+        "after": [nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+    },
+    "flat": lambda c: {
+        "reader": nn.Linear(c * 9, 5),
+        "after": [nn.AvgPool2d(2), nn.Flatten()],
+        "count": c * 9,
+    },
 }

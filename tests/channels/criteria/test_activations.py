@@ -31,7 +31,9 @@ def test_apoz_counts_positions_too_and_batches_by_their_images():
     x[4] = 2
     np.testing.assert_allclose(ranked(model, "apoz", x).scores[0], [0.6, 0.2])
     graph = trace_channels(model, x[:1])
-    np.testing.assert_allclose(rank_channels(model, graph, "apoz", data=[x[:4], x[4:]]).scores[0], [0.6, 0.2])
+    np.testing.assert_allclose(
+        rank_channels(model, graph, "apoz", data=[x[:4], x[4:]]).scores[0], [0.6, 0.2]
+    )
 
 
 def test_apoz_is_the_mean_over_the_layers_that_read_a_channel():
@@ -39,10 +41,17 @@ def test_apoz_is_the_mean_over_the_layers_that_read_a_channel():
     model = Branches()
     x = images(batch=6).float()
     graph = trace_channels(model, x[:1])
-    found = {g.name: s for g, s in zip(graph.prunable, rank_channels(model, graph, "apoz", data=x).scores, strict=True)}
+    found = {
+        g.name: s
+        for g, s in zip(
+            graph.prunable, rank_channels(model, graph, "apoz", data=x).scores, strict=True
+        )
+    }
     with torch.no_grad():
         for name, response in (("c", model.c(x)), ("a", model.a(x) + model.b(x))):
-            rectified = (response > 0).double().mean((0, 2, 3)).numpy()  # the other reader sees no zero at all
+            rectified = (
+                (response > 0).double().mean((0, 2, 3)).numpy()
+            )  # the other reader sees no zero at all
             np.testing.assert_allclose(found[name], (1 + rectified) / 2, rtol=1e-6)
 
 
@@ -67,7 +76,9 @@ def test_features_may_be_last():
     model[0].weight.data[:], model[0].bias.data[:] = 1.0, torch.tensor([0.5, -1.5, -0.5])
     graph = trace_channels(model, torch.ones(1, 1))
     x = torch.arange(4.0).reshape(2, 2, 1)  # (batch, tokens, features)
-    np.testing.assert_allclose(rank_channels(model, graph, "apoz", data=x).scores[0], [1, 0.5, 0.75])
+    np.testing.assert_allclose(
+        rank_channels(model, graph, "apoz", data=x).scores[0], [1, 0.5, 0.75]
+    )
 
 
 def test_readers_that_are_not_called_as_modules_are_not_seen_and_l1_stands_in():
@@ -79,14 +90,18 @@ def test_readers_that_are_not_called_as_modules_are_not_seen_and_l1_stands_in():
 
         def forward(self, x):
             x = self.first(x).relu()
-            second = nn.functional.linear(x, self.second.weight) if self.functional else self.second(x)
+            second = (
+                nn.functional.linear(x, self.second.weight) if self.functional else self.second(x)
+            )
             return self.third(second.relu())
 
     torch.manual_seed(0)
     model, x = Functional(), torch.randn(5, 3)
     graph = trace_channels(model, x)
     model.functional = True
-    with pytest.warns(UserWarning, match=r"criterion 'apoz' does not apply to first; l1 is used there") as caught:
+    with pytest.warns(
+        UserWarning, match=r"criterion 'apoz' does not apply to first; l1 is used there"
+    ) as caught:
         scores = rank_channels(model, graph, "apoz", data=x).scores
     assert len(caught) == 1
     np.testing.assert_array_equal(scores[0], rank_channels(model, graph, "l1").scores[0])
@@ -127,8 +142,12 @@ def test_readers_may_be_called_by_keyword_and_without_a_batch():
     model.keyword = True
     x = torch.tensor([[0.0, 1.0], [2.0, 3.0]])[None]
     for data in (x[None], [x]):
-        np.testing.assert_allclose(rank_channels(model, graph, "apoz", data=data).scores[0], [1, 0.5, 0.75])
-        np.testing.assert_allclose(rank_channels(model, graph, "hrank", data=data).scores[0], [2, 1, 2])
+        np.testing.assert_allclose(
+            rank_channels(model, graph, "apoz", data=data).scores[0], [1, 0.5, 0.75]
+        )
+        np.testing.assert_allclose(
+            rank_channels(model, graph, "hrank", data=data).scores[0], [2, 1, 2]
+        )
 
 
 # --- hrank ---
@@ -150,7 +169,9 @@ def test_hrank_is_the_mean_over_images_in_any_batches():
     model = selecting([[1.0], [0.0]], [0.0, 1.0])
     for data in (x, [x[:1], x[1:]]):
         graph = trace_channels(model, x[:1])
-        np.testing.assert_allclose(rank_channels(model, graph, "hrank", data=data).scores[0], [5 / 3, 1])
+        np.testing.assert_allclose(
+            rank_channels(model, graph, "hrank", data=data).scores[0], [5 / 3, 1]
+        )
 
 
 def test_flattened_maps_are_put_back_for_hrank():
@@ -184,7 +205,9 @@ def test_entropy_of_batches_is_that_of_all_images():
     model = selecting([[1.0], [0.0]], [0.0, 1.0])
     graph = trace_channels(model, ramp(1))
     batches = list(ramp().split(3))
-    np.testing.assert_allclose(rank_channels(model, graph, "entropy", data=batches).scores[0], [math.log(4), 0])
+    np.testing.assert_allclose(
+        rank_channels(model, graph, "entropy", data=batches).scores[0], [math.log(4), 0]
+    )
 
 
 def test_entropy_is_of_the_mean_over_positions():
@@ -200,7 +223,9 @@ def test_entropy_bins():
     assert entropy(torch.rand(1, 3, dtype=torch.float64)).tolist() == [0, 0, 0]
     many = torch.linspace(-1, 1, 40_000, dtype=torch.float64)[:, None]
     assert entropy(many).item() == pytest.approx(math.log(100), abs=1e-3)
-    skewed = torch.tensor([0.0] * 12 + [1.0, 2.0, 3.0, 4.0], dtype=torch.float64)[:, None]  # bins 12, 1, 1, 2
+    skewed = torch.tensor([0.0] * 12 + [1.0, 2.0, 3.0, 4.0], dtype=torch.float64)[
+        :, None
+    ]  # bins 12, 1, 1, 2
     shares = np.array([12, 1, 1, 2]) / 16
     assert entropy(skewed).item() == pytest.approx(-(shares * np.log(shares)).sum())
     noise = 1 + 1e-8 * torch.rand(16, 1, dtype=torch.float64)

@@ -21,7 +21,9 @@ from tests.channels.test_slicing import traced
 
 def layer(filters):
     """A network whose only prunable channels have these filters, (channels, inputs)."""
-    model = nn.Sequential(nn.Linear(filters.shape[1], len(filters)), nn.ReLU(), nn.Linear(len(filters), 2)).double()
+    model = nn.Sequential(
+        nn.Linear(filters.shape[1], len(filters)), nn.ReLU(), nn.Linear(len(filters), 2)
+    ).double()
     model[0].weight.data = torch.as_tensor(filters).double()
     return model
 

@@ -36,10 +36,14 @@ def permuted(model, graph, rng):
     with torch.no_grad():
         for group, order in zip(graph.prunable, orders, strict=True):
             for m in group.members:
-                entries = m.entries[np.argsort(m.channels, kind="stable")].reshape(group.channels, -1)
+                entries = m.entries[np.argsort(m.channels, kind="stable")].reshape(
+                    group.channels, -1
+                )
                 index = np.arange(tensors[m.parameter].shape[m.axis])
                 index[entries] = entries[order]
-                tensors[m.parameter].copy_(tensors[m.parameter].index_select(m.axis, torch.from_numpy(index)))
+                tensors[m.parameter].copy_(
+                    tensors[m.parameter].index_select(m.axis, torch.from_numpy(index))
+                )
     return orders
 
 
@@ -75,9 +79,13 @@ def test_scores_of_all_batches_are_their_mean_by_images(program, seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ("apoz", "taylor", "taylor_gate", "curl"):
-            whole, first, second = (rank_channels(model, graph, name, data=d) for d in (parts, parts[:1], parts[1:]))
+            whole, first, second = (
+                rank_channels(model, graph, name, data=d) for d in (parts, parts[:1], parts[1:])
+            )
             for both, a, b in zip(whole.scores, first.scores, second.scores, strict=True):
-                np.testing.assert_allclose(both, (3 * a + 2 * b) / 5, rtol=1e-9, atol=1e-15, err_msg=name)
+                np.testing.assert_allclose(
+                    both, (3 * a + 2 * b) / 5, rtol=1e-9, atol=1e-15, err_msg=name
+                )
 
 
 # Those that order at random, by how alike channels are, or by what reads them alone.
@@ -125,7 +133,12 @@ def test_channels_that_are_made_of_nothing_go_first(half_dead, name):
     for order, scores, channels in zip(ranking.orders, ranking.scores, dead, strict=True):
         assert set(order[-len(channels) :].tolist()) == set(channels.tolist())
         assert (scores[channels] == 0).all()
-    half = slice_model(model, graph, [g.channels - len(d) for g, d in zip(graph.prunable, dead, strict=True)], ranking)
+    half = slice_model(
+        model,
+        graph,
+        [g.channels - len(d) for g, d in zip(graph.prunable, dead, strict=True)],
+        ranking,
+    )
     with torch.no_grad():
         assert_close(half(data[0]), model(data[0]))
 
@@ -146,20 +159,37 @@ def test_channels_that_nothing_listens_to_go_first(half_dead, name):
     ranking = rank_channels(model, graph, name, data=data)
     for order, scores, channels in zip(ranking.orders, ranking.scores, dead, strict=True):
         assert set(order[-len(channels) :].tolist()) == set(channels.tolist())
-        assert (scores[channels] == 0).all() or name == "taylor"  # what makes a stage goes on into what is added to it
+        assert (
+            scores[channels] == 0
+        ).all() or name == "taylor"  # what makes a stage goes on into what is added to it
 
 
 def test_every_criterion_says_what_it_is():
     for name, entry in CRITERIA.items():
         assert entry.description, name
         assert entry.source or name == "random", name
-    weights = ["l1", "l2", "bn_gamma", "fpgm", "scsp", "reader_l2", "reader_l2_gamma", "reader_l2_filters"]
+    weights = [
+        "l1",
+        "l2",
+        "bn_gamma",
+        "fpgm",
+        "scsp",
+        "reader_l2",
+        "reader_l2_gamma",
+        "reader_l2_filters",
+    ]
     assert [name for name, entry in CRITERIA.items() if not entry.needs] == ["random", *weights]
 
 
 def test_names_in_records_are_those_of_the_package():
-    assert CRITERIA.name_of(ActivationCriterion(apoz)) == "abcsearch.channels.criteria:ActivationCriterion (object)"
-    assert CRITERIA.name_of(GradientCriterion(taylor)) == "abcsearch.channels.criteria:GradientCriterion (object)"
+    assert (
+        CRITERIA.name_of(ActivationCriterion(apoz))
+        == "abcsearch.channels.criteria:ActivationCriterion (object)"
+    )
+    assert (
+        CRITERIA.name_of(GradientCriterion(taylor))
+        == "abcsearch.channels.criteria:GradientCriterion (object)"
+    )
     for name in ("l1", "l2", "bn_gamma", "fpgm"):
         path = f"abcsearch.channels.criteria:{name}"
         assert CRITERIA.name_of(CRITERIA[name].score) == path
@@ -179,16 +209,24 @@ def test_a_criterion_of_ones_own_works_by_name(monkeypatch):
             return [np.arange(group.channels)[::-1] for group in subject.graph.prunable]
 
     own = {
-        "bias": WeightCriterion(lambda tensors, group: tensors[group.name + ".bias"].double().numpy()),
+        "bias": WeightCriterion(
+            lambda tensors, group: tensors[group.name + ".bias"].double().numpy()
+        ),
         "strength": ActivationCriterion(lambda maps: maps.abs().mean(dim=(2, 3))),
-        "peak": ActivationCriterion(lambda maps: maps.amax(dim=(2, 3)), lambda values: values.amax(dim=0)),
+        "peak": ActivationCriterion(
+            lambda maps: maps.amax(dim=(2, 3)), lambda values: values.amax(dim=0)
+        ),
         "backwards": Backwards(),
     }
     for name, entry in own.items():
         monkeypatch.setitem(CRITERIA, name, entry)
     assert rank_channels(model, graph, "bias").scores[0].tolist() == [0, 3, 0]
-    np.testing.assert_allclose(rank_channels(model, graph, "strength", data=ramp()).scores[0], [7.5, 3, 15])
-    np.testing.assert_allclose(rank_channels(model, graph, "peak", data=ramp()).scores[0], [15, 3, 30])
+    np.testing.assert_allclose(
+        rank_channels(model, graph, "strength", data=ramp()).scores[0], [7.5, 3, 15]
+    )
+    np.testing.assert_allclose(
+        rank_channels(model, graph, "peak", data=ramp()).scores[0], [15, 3, 30]
+    )
     assert rank_channels(model, graph, "backwards").orders[0].tolist() == [0, 1, 2]
     with pytest.raises(RankingError, match="unknown criterion 'strenght'; did you mean 'strength'"):
         rank_channels(model, graph, "strenght")
@@ -197,7 +235,10 @@ def test_a_criterion_of_ones_own_works_by_name(monkeypatch):
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        (WeightCriterion(lambda tensors, group: np.zeros(2)), r"'own' gives group '0' scores \(2,\), not \(3,\)"),
+        (
+            WeightCriterion(lambda tensors, group: np.zeros(2)),
+            r"'own' gives group '0' scores \(2,\), not \(3,\)",
+        ),
         (
             WeightCriterion(lambda tensors, group: np.full(3, np.nan)),
             r"no finite score in group '0'; check the trained",
@@ -214,8 +255,14 @@ def test_a_criterion_of_ones_own_works_by_name(monkeypatch):
             ActivationCriterion(lambda maps: 1 / 0),
             r"per_image of the criterion fails on \(16, 3, 3, 3\): division by zero",
         ),
-        (ActivationCriterion(apoz, lambda values: 1 / 0), r"over_images of the criterion fails on \(16, 3\): division"),
-        (ActivationCriterion(apoz, lambda values: values), r"'own' gives group '0' scores \(16, 3\), not \(3,\)"),
+        (
+            ActivationCriterion(apoz, lambda values: 1 / 0),
+            r"over_images of the criterion fails on \(16, 3\): division",
+        ),
+        (
+            ActivationCriterion(apoz, lambda values: values),
+            r"'own' gives group '0' scores \(16, 3\), not \(3,\)",
+        ),
     ],
 )
 def test_mistakes_in_a_criterion_of_ones_own_are_named(monkeypatch, entry, words):
@@ -230,7 +277,11 @@ class Normalising(nn.Module):
     def __init__(self, *, in_place):
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.norm, self.second = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3)
+        self.first, self.norm, self.second = (
+            nn.Conv2d(3, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.Conv2d(6, 6, 3),
+        )
         self.last, self.in_place = nn.Linear(6, 4), in_place
 
     def forward(self, x):

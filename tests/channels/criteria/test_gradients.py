@@ -17,7 +17,9 @@ from tests.channels.oracle import images
 
 def test_taylor_is_zero_where_nobody_listens():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3)
+    )
     model[4].weight.data.view(3, 5, 4)[:, [1, 3]] = 0
     scores = ranked(model, "taylor", (images(batch=8).float(), torch.arange(8) % 3)).scores[0]
     assert (scores[[1, 3]] == 0).all()
@@ -31,13 +33,18 @@ def test_taylor_against_gradients_by_hand():
     model = nn.Sequential(first, norm, nn.ReLU(), last).train()
     x, labels = torch.randn(7, 3), torch.tensor([0, 1, 1, 0, 1, 0, 0])
     graph = trace_channels(model, x[:1])
-    found = rank_channels(model, graph, "taylor", data=[(x[:5], labels[:5]), (x[5:], labels[5:])]).scores[0]
+    found = rank_channels(
+        model, graph, "taylor", data=[(x[:5], labels[:5]), (x[5:], labels[5:])]
+    ).scores[0]
     expected = torch.zeros(4, dtype=torch.float64)
     model.eval()
     for part in (slice(0, 5), slice(5, 7)):
         model.zero_grad()
         nn.functional.cross_entropy(model(x[part]), labels[part]).backward()
-        squares = [(p.grad.double() * p.detach().double()) ** 2 for p in (*first.parameters(), *norm.parameters())]
+        squares = [
+            (p.grad.double() * p.detach().double()) ** 2
+            for p in (*first.parameters(), *norm.parameters())
+        ]
         expected += len(x[part]) / 7 * sum(s.reshape(4, -1).sum(1) for s in squares)
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
 
@@ -51,7 +58,9 @@ def test_taylor_adds_up_coupled_layers():
     found = next(s for g, s in zip(graph.prunable, scores, strict=True) if g.name == "a")
     nn.functional.cross_entropy(model(x), labels).backward()
     parameters = [*model.a.parameters(), *model.b.parameters()]
-    expected = sum(((p.grad.double() * p.detach().double()) ** 2).reshape(4, -1).sum(1) for p in parameters)
+    expected = sum(
+        ((p.grad.double() * p.detach().double()) ** 2).reshape(4, -1).sum(1) for p in parameters
+    )
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
 
 
@@ -75,7 +84,10 @@ def test_taylor_looks_at_frozen_weights_too():
             lambda weight, gradient: weight.nothing,
             r"per_weight of the criterion fails on \(4, 3\), \(4, 3\): .*attribute",
         ),
-        (lambda weight, gradient: weight.sum(), r"per_weight returns one number per element, \(4, 3\), found \(\)"),
+        (
+            lambda weight, gradient: weight.sum(),
+            r"per_weight returns one number per element, \(4, 3\), found \(\)",
+        ),
     ],
 )
 def test_a_mistake_in_a_function_of_gradients_is_named(monkeypatch, function, words):
@@ -86,7 +98,9 @@ def test_a_mistake_in_a_function_of_gradients_is_named(monkeypatch, function, wo
 
 
 def test_a_function_of_gradients(monkeypatch):
-    monkeypatch.setitem(CRITERIA, "slope", GradientCriterion(lambda weight, gradient: gradient.abs()))
+    monkeypatch.setitem(
+        CRITERIA, "slope", GradientCriterion(lambda weight, gradient: gradient.abs())
+    )
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     data = (torch.randn(6, 3), torch.arange(6) % 2)
@@ -112,7 +126,11 @@ def test_gates_are_the_square_of_the_sum_over_what_reads():
     for images_of_batch, labels_of_batch in batches:
         model.zero_grad()
         nn.functional.cross_entropy(model(images_of_batch), labels_of_batch).backward()
-        expected += len(labels_of_batch) / 7 * (last.weight.grad * last.weight).detach().double().sum(dim=0) ** 2
+        expected += (
+            len(labels_of_batch)
+            / 7
+            * (last.weight.grad * last.weight).detach().double().sum(dim=0) ** 2
+        )
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4)
 
 
@@ -123,7 +141,9 @@ def test_gates_sum_over_all_readers_before_the_square():
     scores = rank_channels(model, graph, "taylor_gate", data=(x, labels)).scores
     nn.functional.cross_entropy(model(x), labels).backward()
     layers = (model.plain, model.rectified)
-    sums = sum((layer.weight.grad * layer.weight).detach().double().sum(dim=(0, 2, 3)) for layer in layers)
+    sums = sum(
+        (layer.weight.grad * layer.weight).detach().double().sum(dim=(0, 2, 3)) for layer in layers
+    )
     found = {group.name: values for group, values in zip(graph.prunable, scores, strict=True)}
     np.testing.assert_allclose(found["c"], sums[:5].numpy() ** 2, rtol=1e-4)
     np.testing.assert_allclose(found["a"], sums[5:].numpy() ** 2, rtol=1e-4)
@@ -146,7 +166,9 @@ def test_a_gate_predicts_what_removal_does():
 
 def test_dead_channels_have_gates_without_a_gradient():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3)
+    )
     for parameter in (*model[0].parameters(), *model[1].parameters()):
         parameter.data[1] = 0
     model[4].weight.data.view(3, 5, 4)[:, 3] = 0

@@ -41,8 +41,12 @@ def check_against_slicing(model, graph, x):
             scores = [np.ones(g.channels) for g in graph.prunable]
             scores[index][channel] = 0
             candidate = [g.channels - (g is group) for g in graph.prunable]
-            without = slice_model(model, graph, candidate, Ranking(criterion="own", scores=tuple(scores)))(x)
-            assert found[index][channel] == pytest.approx(divergence(without, whole), rel=1e-6, abs=1e-13)
+            without = slice_model(
+                model, graph, candidate, Ranking(criterion="own", scores=tuple(scores))
+            )(x)
+            assert found[index][channel] == pytest.approx(
+                divergence(without, whole), rel=1e-6, abs=1e-13
+            )
 
 
 @few(10)
@@ -53,7 +57,9 @@ def test_curl_is_the_divergence_of_the_network_without_the_channel(program, seed
 
 
 # Weights that read in several ways, and operations that change in place what the rest of the network begins with.
-@pytest.mark.parametrize("name", ["recurrent", "tied_transposed", "tied", "grouped", "cat_itself", "transposed_lanes"])
+@pytest.mark.parametrize(
+    "name", ["recurrent", "tied_transposed", "tied", "grouped", "cat_itself", "transposed_lanes"]
+)
 def test_curl_where_weights_read_in_several_ways(name):
     model = strange_network(name)
     check_against_slicing(model, traced(model)[0], images(batch=5))
@@ -64,7 +70,11 @@ class InPlace(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.third = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, CLASSES, 1)
+        self.first, self.second, self.third = (
+            nn.Conv2d(3, 4, 1),
+            nn.Conv2d(4, 4, 1),
+            nn.Conv2d(4, CLASSES, 1),
+        )
 
     def forward(self, x):
         x = self.first(x)
@@ -86,8 +96,12 @@ def test_dead_channels_have_exactly_no_effect_and_others_the_known_one():
     last = nn.Linear(4, 2, bias=False)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), last)
     model[0].weight.data.zero_()
-    model[0].bias.data[:] = torch.tensor([1.0, 0.0, 2.0, 1.0])  # what the channels are, whatever the image; one is dead
-    last.weight.data[:] = torch.tensor([[0.5, 7.0, 0.25, 0.0], [0.0, -7.0, 0.0, 0.0]])  # one is not read
+    model[0].bias.data[:] = torch.tensor(
+        [1.0, 0.0, 2.0, 1.0]
+    )  # what the channels are, whatever the image; one is dead
+    last.weight.data[:] = torch.tensor(
+        [[0.5, 7.0, 0.25, 0.0], [0.0, -7.0, 0.0, 0.0]]
+    )  # one is not read
     scores = ranked(model, "curl", torch.randn(70, 3)).scores[0]
     assert scores[1] == scores[3] == 0
     # Logits (1, 0), without either of the two others (0.5, 0).
@@ -103,8 +117,12 @@ def test_small_effects_are_not_lost_in_rounding():
     model[0].bias.data.fill_(1.0)
     columns = model[2].weight.detach()
     shares = model[2].bias.detach().softmax(dim=0)[:, None]
-    expected = 0.5 * ((shares * columns**2).sum(dim=0) - (shares * columns).sum(dim=0) ** 2)  # half the variance
-    np.testing.assert_allclose(ranked(model, "curl", torch.randn(5, 3).double()).scores[0], expected, rtol=1e-3)
+    expected = 0.5 * (
+        (shares * columns**2).sum(dim=0) - (shares * columns).sum(dim=0) ** 2
+    )  # half the variance
+    np.testing.assert_allclose(
+        ranked(model, "curl", torch.randn(5, 3).double()).scores[0], expected, rtol=1e-3
+    )
 
 
 def test_random_numbers_in_forward_are_the_same_with_and_without_a_channel():
@@ -113,7 +131,9 @@ def test_random_numbers_in_forward_are_the_same_with_and_without_a_channel():
             return nn.functional.dropout(x, 0.5, True)
 
     torch.manual_seed(0)
-    model = nn.Sequential(Noise(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), Noise(), nn.Linear(5, 2))
+    model = nn.Sequential(
+        Noise(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), Noise(), nn.Linear(5, 2)
+    )
     model[1].bias.data[2] = model[1].weight.data[2] = 0
     model[3].weight.data[1], model[3].bias.data[1] = 0, 0
     first, second = ranked(model, "curl", torch.randn(70, 3)).scores
@@ -124,7 +144,10 @@ def test_random_numbers_in_forward_are_the_same_with_and_without_a_channel():
 def test_what_curl_refuses():
     torch.manual_seed(0)
     maps = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
-    with pytest.raises(RankingError, match=r"must return logits \(batch, classes\) for 2 images, found \(2, 3, 4, 4\)"):
+    with pytest.raises(
+        RankingError,
+        match=r"must return logits \(batch, classes\) for 2 images, found \(2, 3, 4, 4\)",
+    ):
         ranked(maps, "curl", images().float())
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3))
     graph = trace_channels(model, torch.ones(1, 3))

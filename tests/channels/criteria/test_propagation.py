@@ -71,8 +71,14 @@ def test_importance_flows_back_through_absolute_weights_whatever_lies_between(mi
 
 def test_positions_are_added_up_as_a_transposed_convolution_does():
     torch.manual_seed(0)
-    first, second, last = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Linear(4, 2)
-    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last).double()
+    first, second, last = (
+        nn.Conv2d(2, 3, 1),
+        nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        nn.Linear(4, 2),
+    )
+    model = nn.Sequential(
+        first, nn.ReLU(), second, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last
+    ).double()
     x = torch.randn(9, 2, 7, 7, generator=torch.Generator().manual_seed(0)).double()
     inner, outer = ranked(model, "nisp", x).scores
     spread = torch.tensor(outer / 16)[None, :, None, None].expand(1, 4, 4, 4)
@@ -80,7 +86,9 @@ def test_positions_are_added_up_as_a_transposed_convolution_does():
     np.testing.assert_allclose(inner, back.sum(dim=(0, 2, 3)).numpy(), rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["grouped", "cat_itself", "transposed_lanes", "tied", "tied_transposed"])
+@pytest.mark.parametrize(
+    "name", ["grouped", "cat_itself", "transposed_lanes", "tied", "tied_transposed"]
+)
 def test_importance_where_weights_read_in_several_ways(name):
     model = strange_network(name)
     graph, _ = traced(model)
@@ -93,7 +101,11 @@ def test_what_is_passed_is_memory_of_its_own_where_it_was():
     class Block(nn.Module):
         def __init__(self, *, plain):
             super().__init__()
-            self.first, self.second, self.third = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 5, 1)
+            self.first, self.second, self.third = (
+                nn.Conv2d(3, 4, 1),
+                nn.Conv2d(4, 4, 1),
+                nn.Conv2d(4, 5, 1),
+            )
             self.last, self.plain = nn.Linear(5, 2), plain
 
         def forward(self, x):
@@ -104,7 +116,9 @@ def test_what_is_passed_is_memory_of_its_own_where_it_was():
             else:
                 y += self.second(x)
                 y.relu_()
-            return self.last((self.third(x) + self.third(y * y)).mean((2, 3)))  # the values of y decide, too
+            return self.last(
+                (self.third(x) + self.third(y * y)).mean((2, 3))
+            )  # the values of y decide, too
 
     models = [Block(plain=plain).double() for plain in (True, False)]
     models[1].load_state_dict(models[0].state_dict())
@@ -128,7 +142,9 @@ def test_inf_fs_is_the_sum_over_all_paths():
     values = np.random.default_rng(0).normal(size=(30, 5))
     values[:, 3] = values[:, 2] ** 3  # alike in rank
     rho = spearmanr(values).statistic
-    joined = 0.5 * np.maximum.outer(values.std(axis=0), values.std(axis=0)) + 0.5 * (1 - np.abs(rho))
+    joined = 0.5 * np.maximum.outer(values.std(axis=0), values.std(axis=0)) + 0.5 * (
+        1 - np.abs(rho)
+    )
     paths = 0.9 / np.abs(np.linalg.eigvals(joined)).max() * joined
     expected, power = np.zeros(5), np.eye(5)
     for _ in range(400):
@@ -150,7 +166,9 @@ def test_constant_features_are_left_out():
 
 def test_responses_that_are_not_finite():
     model = Chain()
-    with pytest.raises(RankingError, match="the input of the last layer is not finite; check the trained weights"):
+    with pytest.raises(
+        RankingError, match="the input of the last layer is not finite; check the trained weights"
+    ):
         ranked(model, "nisp", X * float("nan"))
     model.last.weight.data[0, 0] = float("nan")  # it is not looked at
     assert all(np.isfinite(scores).all() for scores in ranked(model, "nisp", X).scores)
@@ -160,7 +178,12 @@ def test_groups_that_only_lead_elsewhere_get_l1():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.one, self.two = nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(3, 2)
+            self.a, self.b, self.one, self.two = (
+                nn.Linear(2, 3),
+                nn.Linear(2, 3),
+                nn.Linear(3, 2),
+                nn.Linear(3, 2),
+            )
 
         def forward(self, x):
             return self.one(self.a(x)), self.two(self.b(x))

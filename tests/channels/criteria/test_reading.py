@@ -18,7 +18,15 @@ from abcsearch.channels.moments import Sample, reader_moments, readers_of
 from abcsearch.channels.outline import plan_of
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.errors import RankingError
-from tests.channels.criteria.known import SHAPES, ZEROS, duplicated, lost, mixed, order_of, with_zeros
+from tests.channels.criteria.known import (
+    SHAPES,
+    ZEROS,
+    duplicated,
+    lost,
+    mixed,
+    order_of,
+    with_zeros,
+)
 from tests.channels.networks import CLASSES, programs
 from tests.channels.oracle import few, images
 from tests.channels.test_slicing import traced
@@ -66,7 +74,11 @@ def brute(problems, channels, ridge=reading.RIDGE, total=None):
             s = second + ridge * np.trace(second) / len(second) * np.eye(len(second))
             others = [i for i in range(len(s)) if not any(i in block for block in blocks)]
             rows = others + [i for c in kept for i in blocks[c]]
-            fit = np.linalg.solve(s[np.ix_(rows, rows)], s[rows] @ weight) if rows else np.zeros((0, weight.shape[1]))
+            fit = (
+                np.linalg.solve(s[np.ix_(rows, rows)], s[rows] @ weight)
+                if rows
+                else np.zeros((0, weight.shape[1]))
+            )
             growth += (np.sum(weight * (s @ weight)) - np.sum((s[rows] @ weight) * fit)) / power
         return growth
 
@@ -85,13 +97,18 @@ class Coupled(nn.Module):
         super().__init__()
         self.a, self.b, self.c = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3), nn.Conv2d(3, 4, 3)
         self.norm = nn.BatchNorm2d(5)
-        self.plain, self.both = nn.Conv2d(6, 5, 3, stride=2, bias=False), nn.Conv2d(16, 3, 1, bias=False)
+        self.plain, self.both = (
+            nn.Conv2d(6, 5, 3, stride=2, bias=False),
+            nn.Conv2d(16, 3, 1, bias=False),
+        )
         self.last = nn.Linear(5 + 3, 2)
 
     def forward(self, x):
         stage, other = (self.a(x) + self.b(x)).relu(), self.c(x).relu()
         both = self.both(torch.cat([other, stage, stage - 1], 1))
-        return self.last(torch.cat([self.norm(self.plain(stage)).mean((2, 3)), both.mean((2, 3))], 1))
+        return self.last(
+            torch.cat([self.norm(self.plain(stage)).mean((2, 3)), both.mean((2, 3))], 1)
+        )
 
 
 def test_refit_of_a_stage_makes_the_choices_of_fitting_anew():
@@ -110,13 +127,19 @@ def test_refit_of_a_stage_makes_the_choices_of_fitting_anew():
         (gram, both, [[4 + c, 10 + c] for c in range(6)]),
     ]
     np.testing.assert_allclose(scores[names.index("a")], brute(stage, 6), rtol=1e-6)
-    np.testing.assert_allclose(scores[names.index("c")], brute([(gram, both, [[c] for c in range(4)])], 4), rtol=1e-6)
+    np.testing.assert_allclose(
+        scores[names.index("c")], brute([(gram, both, [[c] for c in range(4)])], 4), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_refit_of_what_is_too_large_looks_at_positions_apart(monkeypatch, groups):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=groups)).double().eval()
+    model = (
+        nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=groups))
+        .double()
+        .eval()
+    )
     x = torch.randn(12, 2, 5, 5, dtype=torch.float64)
     graph = trace_channels(model, x[:1])
     channels = 8 // groups
@@ -127,7 +150,9 @@ def test_refit_of_what_is_too_large_looks_at_positions_apart(monkeypatch, groups
         weight = reader.split(model[2].weight.detach())
     problems = []
     for each, split in zip(rows, weight, strict=True):
-        centred = (each - each.mean(0)).unflatten(1, (channels, 9)).movedim(2, 1).flatten(0, 1).numpy()
+        centred = (
+            (each - each.mean(0)).unflatten(1, (channels, 9)).movedim(2, 1).flatten(0, 1).numpy()
+        )
         second, outputs = centred.T @ centred / len(centred), split.movedim(1, 0).flatten(1).numpy()
         problems.append((second, outputs, [[c] for c in range(channels)]))
     total = sum(np.sum(outputs * (second @ outputs)) for second, outputs, _ in problems)
@@ -140,7 +165,9 @@ def test_refit_of_what_is_too_large_looks_at_positions_apart(monkeypatch, groups
 def test_elimination_is_fitting_anew(seed, channels, block, outputs):
     rng = np.random.default_rng(seed)
     size = channels * block + 2  # two inputs that never go
-    rows = rng.normal(size=(int(rng.integers(1, 3 * size)), size)) @ np.diag(rng.lognormal(size=size))
+    rows = rng.normal(size=(int(rng.integers(1, 3 * size)), size)) @ np.diag(
+        rng.lognormal(size=size)
+    )
     second, weight = rows.T @ rows / len(rows), rng.normal(size=(size, outputs))
     blocks = [range(c * block, (c + 1) * block) for c in range(channels)]
     inverse = inverted(regularised(torch.from_numpy(second)[None], 1e-3))
@@ -181,7 +208,9 @@ def shares(model, graph, x, path, channels):
 def naive_thinet(z):
     gone, errors = [], []
     while len(gone) < z.shape[1]:
-        trials = {c: np.sum(z[:, [*gone, c]].sum(1) ** 2) for c in range(z.shape[1]) if c not in gone}
+        trials = {
+            c: np.sum(z[:, [*gone, c]].sum(1) ** 2) for c in range(z.shape[1]) if c not in gone
+        }
         gone.append(min(trials, key=trials.get))
         errors.append(trials[gone[-1]])
     return gone, errors
@@ -191,14 +220,20 @@ def naive_tpami(z):
     kept, y, errors = [], z.sum(1), []
     left = y
     while len(kept) < z.shape[1]:
-        gains = {c: (z[:, c] @ left) ** 2 / (z[:, c] @ z[:, c]) for c in range(z.shape[1]) if c not in kept}
+        gains = {
+            c: (z[:, c] @ left) ** 2 / (z[:, c] @ z[:, c])
+            for c in range(z.shape[1])
+            if c not in kept
+        }
         kept.append(max(gains, key=gains.get))
         errors.append(left @ left)
         left = y - z[:, kept] @ np.linalg.lstsq(z[:, kept], y, rcond=None)[0]
     return kept[::-1], errors[::-1]
 
 
-@pytest.mark.parametrize(("name", "naive"), [("thinet", naive_thinet), ("thinet_tpami", naive_tpami)])
+@pytest.mark.parametrize(
+    ("name", "naive"), [("thinet", naive_thinet), ("thinet_tpami", naive_tpami)]
+)
 @pytest.mark.parametrize("seed", range(4))
 def test_orders_from_gram_matrices_are_those_of_the_loops(name, naive, seed):
     torch.manual_seed(seed)
@@ -216,14 +251,22 @@ def test_orders_from_gram_matrices_are_those_of_the_loops(name, naive, seed):
         order, errors = naive(z)
         values = scores[names.index(group)]
         assert np.argsort(values).tolist() == order
-        np.testing.assert_allclose(np.sort(values), np.maximum.accumulate(errors), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(
+            np.sort(values), np.maximum.accumulate(errors), rtol=1e-6, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize(("name", "naive"), [("thinet", naive_thinet), ("thinet_tpami", naive_tpami)])
+@pytest.mark.parametrize(
+    ("name", "naive"), [("thinet", naive_thinet), ("thinet_tpami", naive_tpami)]
+)
 def test_conv_groups_add_up(name, naive, groups):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=groups)).double().eval()
+    model = (
+        nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=groups))
+        .double()
+        .eval()
+    )
     x = torch.randn(12, 2, 5, 5, dtype=torch.float64)
     graph = trace_channels(model, x[:1])
     z = shares(model, graph, x, "2", [[c] for c in range(8 // groups)])
@@ -240,10 +283,15 @@ def test_lasso_is_the_path_on_the_samples(seed):
     values = rank_channels(model, graph, "lasso", data=x).scores[0]
     z *= np.sqrt(len(z))
     penalties, _, factors = lars_path(z, z.sum(1), method="lasso")
-    expected = [penalties[np.flatnonzero(row)[0] - 1] / penalties[0] if row.any() else 0.0 for row in factors]
+    expected = [
+        penalties[np.flatnonzero(row)[0] - 1] / penalties[0] if row.any() else 0.0
+        for row in factors
+    ]
     np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-300)
     for share in (0.9, 0.5, 0.2, 0.1):
-        fit = SlowLasso(alpha=share * penalties[0], fit_intercept=False, tol=1e-10, max_iter=10**6).fit(z, z.sum(1))
+        fit = SlowLasso(
+            alpha=share * penalties[0], fit_intercept=False, tol=1e-10, max_iter=10**6
+        ).fit(z, z.sum(1))
         assert set(np.flatnonzero(fit.coef_)) <= set(np.flatnonzero(values >= share))
 
 
@@ -289,7 +337,10 @@ def test_bad_data_are_named(name):
         (None, rf"criterion '{name}' looks at images( and labels)? and there are none: pass data="),
         ((x[:0], labels[:0]), "data is empty"),
         ((x[:, :2], labels), "data do not fit the network"),
-        ((x * float("nan"), labels), r"the input of 2 \(Conv2d\(4, 5, .* is not finite; check the trained weights"),
+        (
+            (x * float("nan"), labels),
+            r"the input of 2 \(Conv2d\(4, 5, .* is not finite; check the trained weights",
+        ),
     ):
         with pytest.raises(RankingError, match=words):
             rank_channels(model, graph, name, data=data)
@@ -308,8 +359,12 @@ def test_where_nothing_reads_a_group_l1_stands_in(name):
 
     torch.manual_seed(0)
     model, x = Functional(), torch.randn(9, 3)
-    with pytest.warns(UserWarning, match=rf"criterion '{name}' does not apply to first; l1 is used there"):
-        ranking = rank_channels(model, trace_channels(model, x), name, data=(x, torch.arange(9) % 2))
+    with pytest.warns(
+        UserWarning, match=rf"criterion '{name}' does not apply to first; l1 is used there"
+    ):
+        ranking = rank_channels(
+            model, trace_channels(model, x), name, data=(x, torch.arange(9) % 2)
+        )
     np.testing.assert_array_equal(ranking.scores[0], ranking_of_l1(model, x))
 
 
@@ -324,11 +379,16 @@ def test_what_is_constant_or_dead_goes_first(name):
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1), *head)
     with torch.no_grad():
         model[0].bias[:] = torch.tensor([9.0, -99, 9, -99, 9, 9])
-        model[2].weight[:] = 0  # what is behind it is constant, and then there is nothing to tell channels apart by
+        model[2].weight[:] = (
+            0  # what is behind it is constant, and then there is nothing to tell channels apart by
+        )
     x = torch.randn(30, 3, 4, 4)
     data = x, torch.arange(30) % 2
     scores = rank_channels(model, trace_channels(model, x[:1]), name, data=data).scores
-    assert not scores[0].any() or name in ("pfa", "discriminant")  # those do not look at the weights
+    assert not scores[0].any() or name in (
+        "pfa",
+        "discriminant",
+    )  # those do not look at the weights
     assert not scores[1].any()
     torch.nn.init.normal_(model[2].weight)
     ranking = rank_channels(model, trace_channels(model, x[:1]), name, data=data)

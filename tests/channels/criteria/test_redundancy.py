@@ -62,7 +62,11 @@ def labelled(count=200):
     model, x = mixed(torch.eye(8), count=count)
     with torch.no_grad():
         response = model[:2](x).mean((2, 3))
-    return model, x, response @ torch.eye(8, dtype=torch.float64)[[2, 5, 7]].T @ torch.ones(3, 2).double()
+    return (
+        model,
+        x,
+        response @ torch.eye(8, dtype=torch.float64)[[2, 5, 7]].T @ torch.ones(3, 2).double(),
+    )
 
 
 def test_channels_that_say_nothing_of_the_targets_go_first():
@@ -70,7 +74,9 @@ def test_channels_that_say_nothing_of_the_targets_go_first():
     graph = trace_channels(model, x[:1])
     ranking = rank_channels(model, graph, "discriminant", data=[(x, targets)])
     assert sorted(ranking.orders[0][:3]) == [2, 5, 7]
-    assert ranking.scores[0].max() == pytest.approx(1, abs=0.2)  # all is explained, but for the ridge
+    assert ranking.scores[0].max() == pytest.approx(
+        1, abs=0.2
+    )  # all is explained, but for the ridge
     classes = (targets[:, 0] > 0).long()
     head = nn.Sequential(*model, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     ranking = rank_channels(head, trace_channels(head, x[:1]), "discriminant", data=(x, classes))
@@ -83,7 +89,9 @@ def test_the_whole_score_is_what_ridge_regression_explains():
     x = torch.randn(60, 3, 7, 7, dtype=torch.float64)
     labels = torch.arange(60) % 2
     graph = trace_channels(model, x[:1])
-    scores = rank_channels(model, graph, "discriminant", data=[(x[:25], labels[:25]), (x[25:], labels[25:])]).scores
+    scores = rank_channels(
+        model, graph, "discriminant", data=[(x[:25], labels[:25]), (x[25:], labels[25:])]
+    ).scores
     with torch.no_grad():
         stage, other = (model.a(x) + model.b(x)).relu(), model.c(x).relu()
     targets = np.eye(2)[labels] - np.eye(2)[labels].mean(0)
@@ -108,7 +116,10 @@ def test_the_whole_score_is_what_ridge_regression_explains():
         (None, r"labels are missing: each batch of data must be \(images, labels\)"),
         (torch.zeros(15, dtype=torch.int64), "data has 16 images and 15 labels"),
         (torch.full((16,), 9), "label 9 has no output: the model has 5 classes, counted from 0"),
-        (torch.full((16,), float("nan")), r"targets are finite numbers, one or more for each of 16 images, found"),
+        (
+            torch.full((16,), float("nan")),
+            r"targets are finite numbers, one or more for each of 16 images, found",
+        ),
     ],
 )
 def test_labels_that_are_needed(labels, words):
@@ -123,15 +134,21 @@ def test_fewer_images_than_channels_are_told():
     model, x = mixed(torch.eye(6), count=5)
     words = "5 images are fewer than the 6 numbers that 2 reads: they fit in more than one way, and a small ridge"
     with pytest.warns(UserWarning, match=words) as caught:
-        rank_channels(model, trace_channels(model, x[:1]), "discriminant", data=[(x, torch.randn(5))])
+        rank_channels(
+            model, trace_channels(model, x[:1]), "discriminant", data=[(x, torch.randn(5))]
+        )
     assert caught[0].filename == __file__
     linear = nn.Sequential(nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 2))
-    words = r"6 samples are fewer than the 9 numbers that 2 reads \(likewise 1 other layer\): they fit"
+    words = (
+        r"6 samples are fewer than the 9 numbers that 2 reads \(likewise 1 other layer\): they fit"
+    )
     x = torch.randn(6, 3)
     for name in ("refit", "subspace"):
         with pytest.warns(UserWarning, match=words) as caught:
             rank_channels(linear, trace_channels(linear, x), name, data=x)
         assert caught[0].filename == __file__
-    with pytest.warns(UserWarning, match="6 images are fewer than the 9 .*: correlations are partly chance") as caught:
+    with pytest.warns(
+        UserWarning, match="6 images are fewer than the 9 .*: correlations are partly chance"
+    ) as caught:
         response_covariances(linear, trace_channels(linear, x), x)
     assert caught[0].filename == __file__

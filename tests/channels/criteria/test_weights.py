@@ -13,7 +13,9 @@ def test_fpgm_is_the_sum_of_distances_to_all_filters_of_the_layer():
     model = nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Conv2d(7, 2, 1))
     filters = model[0].weight.detach().double().flatten(1).numpy()
     expected = [sum(np.sqrt(((one - other) ** 2).sum()) for other in filters) for one in filters]
-    np.testing.assert_allclose(ranked(model, "fpgm", images().float()).scores[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        ranked(model, "fpgm", images().float()).scores[0], expected, rtol=1e-6
+    )
 
 
 def test_fpgm_drops_duplicates_first_whatever_their_norm_and_keeps_outliers():
@@ -46,7 +48,9 @@ class Split(nn.Module):
 
     def forward(self, x):
         one, two = self.one(x), self.two(x)
-        return self.last(torch.cat([self.first(x) + torch.cat([one, two, two], 1), one], 1)).mean((2, 3))
+        return self.last(torch.cat([self.first(x) + torch.cat([one, two, two], 1), one], 1)).mean(
+            (2, 3)
+        )
 
 
 def test_distances_are_to_all_filters_of_a_layer_that_computes_two_groups():

@@ -21,7 +21,17 @@ from abcsearch.models.resnet import SmallResNet
 from tests.channels.networks import strange_network
 from tests.channels.strange import STRANGE
 
-SHARED = (type, types.FunctionType, types.BuiltinFunctionType, torch.dtype, torch.device, str, int, float, type(None))
+SHARED = (
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    torch.dtype,
+    torch.device,
+    str,
+    int,
+    float,
+    type(None),
+)
 
 
 class Twins:
@@ -56,7 +66,9 @@ class Twins:
     def tensor(self, a, b, where):
         facts = ("shape", "dtype", "device", "requires_grad", "layout", "is_leaf")
         if not isinstance(a, nn.parameter.UninitializedTensorMixin):
-            assert [getattr(a, fact) for fact in facts] == [getattr(b, fact) for fact in facts], where
+            assert [getattr(a, fact) for fact in facts] == [getattr(b, fact) for fact in facts], (
+                where
+            )
             self.check(a.grad, b.grad, where + ".grad")
         self.check(a.__dict__, b.__dict__, where + ".__dict__")
         if isinstance(a, nn.parameter.UninitializedTensorMixin) or a.is_meta or a.is_sparse:
@@ -64,8 +76,12 @@ class Twins:
         assert (a.stride(), a.storage_offset()) == (b.stride(), b.storage_offset()), where
         assert (a.is_conj(), a.is_neg()) == (b.is_conj(), b.is_neg()), where
         assert torch.equal(a, b), where
-        known = self.storages.setdefault(a.untyped_storage().data_ptr(), b.untyped_storage().data_ptr())
-        assert known == b.untyped_storage().data_ptr(), f"{where}: views of one storage are so no more"
+        known = self.storages.setdefault(
+            a.untyped_storage().data_ptr(), b.untyped_storage().data_ptr()
+        )
+        assert known == b.untyped_storage().data_ptr(), (
+            f"{where}: views of one storage are so no more"
+        )
 
 
 def parts(x):
@@ -80,7 +96,11 @@ def parts(x):
     if isinstance(x, fx.Graph):
         return [("code", str(x))]
     if isinstance(x, dict):
-        found += [(f"{where} of {key!r}", value) for key, own in x.items() for where, value in enumerate((key, own))]
+        found += [
+            (f"{where} of {key!r}", value)
+            for key, own in x.items()
+            for where, value in enumerate((key, own))
+        ]
     elif isinstance(x, list | tuple):
         found += list(enumerate(x))
     elif isinstance(x, set | frozenset):
@@ -100,7 +120,10 @@ def snapshot(model):
     """What a module is made of, and the values of its tensors."""
     known = [t for t in tensors(model) if type(t) in (torch.Tensor, nn.Parameter) and not t.is_meta]
     return (
-        [{name: id(value) for name, value in module.__dict__.items()} for module in model.modules()],
+        [
+            {name: id(value) for name, value in module.__dict__.items()}
+            for module in model.modules()
+        ],
         [(id(t), t._version, t.grad is None, t.detach().to_dense().clone()) for t in known],
     )
 
@@ -111,7 +134,10 @@ def assert_clone(model):
     ours = clone(model, {})
     after = snapshot(model)
     assert before[0] == after[0]
-    assert all(a[:-1] == b[:-1] and torch.equal(a[-1], b[-1]) for a, b in zip(before[1], after[1], strict=True))
+    assert all(
+        a[:-1] == b[:-1] and torch.equal(a[-1], b[-1])
+        for a, b in zip(before[1], after[1], strict=True)
+    )
     twins = Twins()
     twins.check(copy.deepcopy(model), ours)
     assert twins.met > 20
@@ -124,7 +150,11 @@ def assert_clone(model):
 def address(tensor):
     """Where a tensor's numbers are, if they are in memory."""
     lazy = isinstance(tensor, nn.parameter.UninitializedTensorMixin)
-    return None if lazy or tensor.is_meta or tensor.is_sparse or not tensor.numel() else tensor.data_ptr()
+    return (
+        None
+        if lazy or tensor.is_meta or tensor.is_sparse or not tensor.numel()
+        else tensor.data_ptr()
+    )
 
 
 TORCHVISION = [
@@ -136,7 +166,15 @@ TORCHVISION = [
     "mobilenet_v3_small",
     "mnasnet0_5",
 ]
-TORCHVISION += ["regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_0", "swin_t", "vgg11_bn", "vit_b_32"]
+TORCHVISION += [
+    "regnet_y_400mf",
+    "resnet18",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_0",
+    "swin_t",
+    "vgg11_bn",
+    "vit_b_32",
+]
 TORCHVISION += ["convnext_tiny", "maxvit_t"]
 
 
@@ -247,7 +285,15 @@ class Plain:
 def test_odd_attributes():
     model = Odd()
     ours = assert_clone(model)
-    assert ours.again is ours.conv is ours.first is ours.helper() is ours.own() is ours.list[2] is ours.plain.module
+    assert (
+        ours.again
+        is ours.conv
+        is ours.first
+        is ours.helper()
+        is ours.own()
+        is ours.list[2]
+        is ours.plain.module
+    )
     assert ours.tied.weight is ours.conv.weight is ours.alias is ours.list[3]
     assert ours.own.__self__ is ours
     assert ours.myself is ours
@@ -362,7 +408,9 @@ OWN_WAYS += [Registered]
 def test_classes_with_their_own_way_of_being_copied(kind, monkeypatch):
     if kind is Registered:
         monkeypatch.setitem(
-            copyreg.dispatch_table, Registered, lambda x: (Registered, (), {**x.__dict__, "way": ["copyreg"]})
+            copyreg.dispatch_table,
+            Registered,
+            lambda x: (Registered, (), {**x.__dict__, "way": ["copyreg"]}),
         )
     child = kind()
     if kind is Entries:
@@ -371,7 +419,10 @@ def test_classes_with_their_own_way_of_being_copied(kind, monkeypatch):
     model.other = [child.conv.weight, child]
     ours = assert_clone(model)
     assert type(ours[0]) is kind
-    assert ours[0].__dict__.get("way") == copy.deepcopy(model)[0].__dict__.get("way") or kind is WithState
+    assert (
+        ours[0].__dict__.get("way") == copy.deepcopy(model)[0].__dict__.get("way")
+        or kind is WithState
+    )
     if kind is Entries:
         assert ours[0]["key"] == [1]
 
@@ -421,7 +472,9 @@ def old_weight_norm():
 
 
 def recurrent():
-    return nn.Sequential(nn.LSTM(3, 4, num_layers=2, bidirectional=True), nn.GRU(3, 2), nn.RNNCell(2, 2))
+    return nn.Sequential(
+        nn.LSTM(3, 4, num_layers=2, bidirectional=True), nn.GRU(3, 2), nn.RNNCell(2, 2)
+    )
 
 
 def lazy():
@@ -429,7 +482,9 @@ def lazy():
 
 
 def attention():
-    return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False)
+    return nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False
+    )
 
 
 def traced():
@@ -465,7 +520,9 @@ def test_script_modules():
         model = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
     ours = clone(nn.Sequential(model, nn.ReLU()), {})
     assert type(ours[0]) is type(copy.deepcopy(model))
-    assert not {t.data_ptr() for t in ours.parameters()} & {t.data_ptr() for t in model.parameters()}
+    assert not {t.data_ptr() for t in ours.parameters()} & {
+        t.data_ptr() for t in model.parameters()
+    }
 
 
 def test_compiled_modules():

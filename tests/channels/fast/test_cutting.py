@@ -16,7 +16,9 @@ from abcsearch.channels.slicing import slice_model
 
 
 def some(count, seed):
-    return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(count)[: max(1, count // 2)]))
+    return torch.from_numpy(
+        np.sort(np.random.default_rng(seed).permutation(count)[: max(1, count // 2)])
+    )
 
 
 @pytest.fixture
@@ -28,7 +30,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(300, 600), (700, 1, 3, 80), (90, 200, 3, 3), (3, 70000, 1), (512, 16, 17)])
+@pytest.mark.parametrize(
+    "shape", [(300, 600), (700, 1, 3, 80), (90, 200, 3, 3), (3, 70000, 1), (512, 16, 17)]
+)
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 1), (0, 2), (1, 2)])
 def test_large_cuts(shape, axes, dtype):
     if max(axes) >= len(shape):
@@ -96,8 +100,20 @@ def test_spare_memory_that_is_too_small_or_too_much_goes(no_spare, monkeypatch):
 
 
 def big_network():
-    layers = [nn.Conv2d(3, 256, 3, padding=1), nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, 128, 3, padding=1)]
-    layers += [nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(1152, 600), nn.ReLU(), nn.Linear(600, 300)]
+    layers = [
+        nn.Conv2d(3, 256, 3, padding=1),
+        nn.BatchNorm2d(256),
+        nn.ReLU(),
+        nn.Conv2d(256, 128, 3, padding=1),
+    ]
+    layers += [
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Flatten(),
+        nn.Linear(1152, 600),
+        nn.ReLU(),
+        nn.Linear(600, 300),
+    ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return nn.Sequential(*layers).eval()
@@ -108,7 +124,9 @@ def test_candidates_with_large_tensors_live_side_by_side(layout, no_spare):
     model = big_network().to(memory_format=layout)
     graph = trace_channels(model, torch.zeros(1, 3, 8, 8))
     ranking = rank_channels(model, graph)
-    candidates = [tuple(int(g.channels * ratio) for g in graph.prunable) for ratio in (0.5, 0.9, 0.3, 0.5)]
+    candidates = [
+        tuple(int(g.channels * ratio) for g in graph.prunable) for ratio in (0.5, 0.9, 0.3, 0.5)
+    ]
     built = [slice_model(model, graph, candidate, ranking) for candidate in candidates]
     states = [{name: t.clone() for name, t in m.state_dict().items()} for m in built]
     rows, columns, flat = (torch.from_numpy(ranking.kept(i, candidates[0][i])) for i in (0, 1, 2))
@@ -121,16 +139,26 @@ def test_candidates_with_large_tensors_live_side_by_side(layout, no_spare):
         for parameter in slice_model(model, graph, candidates[1], ranking).parameters():
             parameter.fill_(1.0)
     for network, state in zip(built, (states[0], states[3]), strict=True):
-        assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
-    pointers = [t.untyped_storage().data_ptr() for network in [model, *built] for t in network.state_dict().values()]
+        assert all(
+            torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items()
+        )
+    pointers = [
+        t.untyped_storage().data_ptr()
+        for network in [model, *built]
+        for t in network.state_dict().values()
+    ]
     assert len(set(pointers)) == len(pointers)
-    assert not any(t._is_view() for network in built for t in network.state_dict(keep_vars=True).values())
+    assert not any(
+        t._is_view() for network in built for t in network.state_dict(keep_vars=True).values()
+    )
 
 
 def test_buffers_can_be_written_in_place():
     model = big_network()
     graph = trace_channels(model, torch.zeros(1, 3, 8, 8))
-    sliced = slice_model(model, graph, tuple(2 for _ in graph.prunable), rank_channels(model, graph))
+    sliced = slice_model(
+        model, graph, tuple(2 for _ in graph.prunable), rank_channels(model, graph)
+    )
     sliced[1].running_mean.add_(sliced[1].weight)  # with gradients recorded
     assert sliced[1].running_mean.requires_grad
 

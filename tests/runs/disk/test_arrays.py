@@ -26,8 +26,14 @@ def test_arrays_come_back_as_they_were(array):
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1))
 def test_whole_numbers_take_no_more_bytes_than_they_need(numbers):
     stored = np.dtype(encode_array(np.array(numbers)).get("stored", "<i8"))
-    smaller = [np.dtype(kind) for kind in ("<i1", "<i2", "<i4") if np.dtype(kind).itemsize < stored.itemsize]
-    assert all(min(numbers) < np.iinfo(kind).min or max(numbers) > np.iinfo(kind).max for kind in smaller)
+    smaller = [
+        np.dtype(kind)
+        for kind in ("<i1", "<i2", "<i4")
+        if np.dtype(kind).itemsize < stored.itemsize
+    ]
+    assert all(
+        min(numbers) < np.iinfo(kind).min or max(numbers) > np.iinfo(kind).max for kind in smaller
+    )
 
 
 def test_arrays_of_older_files_are_read():

@@ -27,7 +27,11 @@ def finished(tmp_path_factory):
         "evaluator.metric=neg_loss",
     )
     result = call(
-        "search", folder / "tiny.toml", "--run-dir", folder / "run", *(word for one in few for word in ("--set", one))
+        "search",
+        folder / "tiny.toml",
+        "--run-dir",
+        folder / "run",
+        *(word for one in few for word in ("--set", one)),
     )
     assert result.exit_code == 0, result.output
     return folder / "run", result.output
@@ -106,9 +110,18 @@ def decided(journal, run):
 @pytest.mark.parametrize(
     ("alike", "words"),
     [
-        ((4,), "the best 5 trials scored in full: trial 4 wins by more than twice the standard error"),
-        ((4, 1), "the best 5 trials scored in full: 1 other cannot be told apart from it on these images"),
-        ((4, 1, 2, 3, 0), "the best five cannot be told apart on these images (trials 4, 1, 2, 3, 0)"),
+        (
+            (4,),
+            "the best 5 trials scored in full: trial 4 wins by more than twice the standard error",
+        ),
+        (
+            (4, 1),
+            "the best 5 trials scored in full: 1 other cannot be told apart from it on these images",
+        ),
+        (
+            (4, 1, 2, 3, 0),
+            "the best five cannot be told apart on these images (trials 4, 1, 2, 3, 0)",
+        ),
     ],
 )
 def test_what_is_noise_is_called_noise(alike, words):
@@ -125,10 +138,20 @@ def test_of_a_metric_of_a_whole_data_set_nobody_knows_what_is_noise():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"among": 3}, {"alike": [1.5]}, {"of": -1}, {"evaluation": None}, {"candidate": "x"}, {"number": True}]
+    "wrong",
+    [
+        {"among": 3},
+        {"alike": [1.5]},
+        {"of": -1},
+        {"evaluation": None},
+        {"candidate": "x"},
+        {"number": True},
+    ],
 )
 def test_a_decision_that_is_none_is_damage(tmp_path, wrong):
-    good = Decision(winner=Trial(0, (1,), Evaluation(fitness=0.5)), among=(0,), alike=(0,)).to_plain()
+    good = Decision(
+        winner=Trial(0, (1,), Evaluation(fitness=0.5)), among=(0,), alike=(0,)
+    ).to_plain()
     path = tmp_path / "journal.jsonl"
     path.write_bytes(encode_line({"event": "winner", **good, "of": 1}, 0))
     assert read_journal(path).best(1).number == 0

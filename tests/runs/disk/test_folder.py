@@ -19,7 +19,11 @@ from abcsearch.runs.disk.environment import environment
 from abcsearch.runs.disk.folder import FORMAT, RunFolder
 
 arrays = npst.arrays(
-    st.one_of(npst.integer_dtypes(endianness="?"), npst.floating_dtypes(endianness="?"), npst.boolean_dtypes()),
+    st.one_of(
+        npst.integer_dtypes(endianness="?"),
+        npst.floating_dtypes(endianness="?"),
+        npst.boolean_dtypes(),
+    ),
     npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
 )
 
@@ -29,7 +33,9 @@ arrays = npst.arrays(
 def test_arrays_come_back_bit_for_bit(tmp_path_factory, array, flip):
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     array = array.T[::-1] if flip and array.ndim else array
-    folder.write_json("state.json", {"deep": [{"array": array}], "plain": [1, 0.1, None, "x", True]})
+    folder.write_json(
+        "state.json", {"deep": [{"array": array}], "plain": [1, 0.1, None, "x", True]}
+    )
     found = folder.read_json("state.json")
     copy = found["deep"][0]["array"]
     assert (copy.dtype, copy.shape, copy.tobytes()) == (array.dtype, array.shape, array.tobytes())
@@ -43,7 +49,9 @@ def test_floats_and_numpy_numbers_come_back_exactly(tmp_path_factory, value):
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     values = [value, np.float64(value), np.float32(0.1), np.int64(2**62), np.bool_(True)]
     folder.write_json("x.json", {"values": values})
-    assert folder.read_json("x.json") == {"values": [value, value, float(np.float32(0.1)), 2**62, True]}
+    assert folder.read_json("x.json") == {
+        "values": [value, value, float(np.float32(0.1)), 2**62, True]
+    }
 
 
 @pytest.mark.parametrize("value", [{1, 2}, np.array([{}, None]), object()])
@@ -104,7 +112,9 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path, text):
 
 def test_the_header_of_a_run_is_checked(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(RunError, match="run does not exist; start a run with: abcsearch search CONFIG"):
+    with pytest.raises(
+        RunError, match="run does not exist; start a run with: abcsearch search CONFIG"
+    ):
         folder.header()
     (tmp_path / "run").mkdir()
     with pytest.raises(RunError, match=r"is not a run folder \(it has no run.json\)"):
@@ -114,7 +124,10 @@ def test_the_header_of_a_run_is_checked(tmp_path):
         with pytest.raises(RunError, match=r"run\.json is damaged"):
             folder.header()
     folder.write_json("run.json", {"format": FORMAT + 1, "settings": {}})
-    with pytest.raises(RunError, match=f"has format {FORMAT + 1}, this version reads up to {FORMAT}; update abcsearch"):
+    with pytest.raises(
+        RunError,
+        match=f"has format {FORMAT + 1}, this version reads up to {FORMAT}; update abcsearch",
+    ):
         folder.header()
     sound = {"format": FORMAT, "settings": {"seed": 3}, "identity": {}, "environment": {}}
     folder.write_json("run.json", sound)
@@ -166,7 +179,10 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_killed_one_is_free(tmp_pat
     assert folder.in_use() is False
     assert not folder.path.exists()  # to ask leaves no trace
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(folder.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as holder:
         assert holder.stdout.readline() == "locked\n"
         assert folder.in_use() is True
@@ -197,7 +213,12 @@ def test_a_full_disk_is_named_and_the_file_is_as_before(tmp_path):
 
 def test_a_file_system_without_locks_is_served_as_far_as_it_allows(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "run"), "without"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     with subprocess.Popen(command, **pipes) as holder:
         assert holder.stdout.readline() == "locked\n"
         refused = subprocess.run(command, check=False, capture_output=True, text=True, input="")
@@ -234,7 +255,10 @@ def test_the_lock_is_free_after_an_error(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    for path, words in ((tmp_path / "file", "is a file"), (tmp_path / "file" / "run", "cannot be made")):
+    for path, words in (
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "run", "cannot be made"),
+    ):
         with pytest.raises(RunError, match=words), RunFolder(path).locked():
             pytest.fail("not a folder")
     (tmp_path / "run" / ".lock").mkdir(parents=True)
@@ -276,9 +300,13 @@ def test_a_lock_of_another_machine_says_what_frees_it(tmp_path, monkeypatch):
         pass
     with SoftFileLock(folder.path / ".lock"):
         folder.write_json(".owner", {"pid": 7, "host": "node-7", "since": "2026-11-01 10:00:00"})
-        with pytest.raises(RunError, match=r"process 7 on node-7 since .*if that machine is gone for good, delete"):
+        with pytest.raises(
+            RunError, match=r"process 7 on node-7 since .*if that machine is gone for good, delete"
+        ):
             folder.locked().__enter__()
-        folder.write_json(".owner", {"pid": 7, "host": platform.node(), "since": "2026-11-01 10:00:00"})
+        folder.write_json(
+            ".owner", {"pid": 7, "host": platform.node(), "since": "2026-11-01 10:00:00"}
+        )
         with pytest.raises(RunError, match="in use by process 7") as caught:
             folder.locked().__enter__()
         assert "delete" not in str(caught.value)

@@ -19,7 +19,11 @@ from abcsearch.trial import Evaluation, Trial, best_trial
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 evaluations = st.builds(
     lambda fitness, failure, metrics, macs, seconds: Evaluation(
-        fitness=None if failure is not None else fitness, metrics=metrics, macs=macs, seconds=seconds, failure=failure
+        fitness=None if failure is not None else fitness,
+        metrics=metrics,
+        macs=macs,
+        seconds=seconds,
+        failure=failure,
     ),
     fitness=st.floats(allow_nan=False, allow_infinity=False),
     failure=st.none() | st.text(max_size=20),
@@ -28,7 +32,9 @@ evaluations = st.builds(
     seconds=st.floats(0, 1e6),
 )
 trials = st.lists(st.tuples(st.lists(st.integers(0, 99), max_size=4), evaluations), max_size=5).map(
-    lambda drawn: [Trial(n, tuple(candidate), evaluation) for n, (candidate, evaluation) in enumerate(drawn)]
+    lambda drawn: [
+        Trial(n, tuple(candidate), evaluation) for n, (candidate, evaluation) in enumerate(drawn)
+    ]
 )
 
 
@@ -46,7 +52,9 @@ def same(found, records):
 
 @settings(max_examples=80, deadline=None)
 @given(records=trials, extra=evaluations, data=st.data())
-def test_a_journal_cut_at_any_byte_holds_a_prefix_and_goes_on(tmp_path_factory, records, extra, data):
+def test_a_journal_cut_at_any_byte_holds_a_prefix_and_goes_on(
+    tmp_path_factory, records, extra, data
+):
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
     whole = written(path, records)
     cut = data.draw(st.integers(0, len(whole)))
@@ -89,7 +97,10 @@ def test_damage_in_the_middle_is_an_error_that_names_the_line_and_leaves_the_fil
     whole = written(path, [Trial(n, (n,), Evaluation(fitness=n / 7)) for n in range(4)])
     damaged = whole.replace(b'"number": 2', b'"number": 3')
     path.write_bytes(damaged)
-    with pytest.raises(RunError, match=r"line 3 of 4 is damaged; restore .* keep the 2 lines before it .* --until 2$"):
+    with pytest.raises(
+        RunError,
+        match=r"line 3 of 4 is damaged; restore .* keep the 2 lines before it .* --until 2$",
+    ):
         Journal(path)
     assert path.read_bytes() == damaged
 
@@ -112,7 +123,9 @@ def test_a_number_that_is_there_twice_is_an_error(tmp_path, chained):
     event = {**Trial(0, (1,), Evaluation(fitness=0.5)).to_plain(), "time": 1.5}
     first = encode_line(event, 0 if chained else None)
     path.write_bytes(first + encode_line(event, int(first[9:17], 16) if chained else None))
-    with pytest.raises(RunError, match="line 2 of 2 is not an event of a run: trial 0 is there twice"):
+    with pytest.raises(
+        RunError, match="line 2 of 2 is not an event of a run: trial 0 is there twice"
+    ):
         Journal(path)
 
 
@@ -148,7 +161,9 @@ SHUFFLES = {
 )
 def test_lines_that_are_lost_doubled_or_moved_are_told(tmp_path_factory, what, n, old, draws, data):
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
-    records = [Trial(number, (number, 3), Evaluation(fitness=number / 7)) for number in range(old + n)]
+    records = [
+        Trial(number, (number, 3), Evaluation(fitness=number / 7)) for number in range(old + n)
+    ]
     before = older(path, records[:old])
     whole = written(path, records[old:])
     assert whole.startswith(before)
@@ -156,7 +171,9 @@ def test_lines_that_are_lost_doubled_or_moved_are_told(tmp_path_factory, what, n
     i, j = (data.draw(st.integers(old, old + n - 1)) for _ in range(2))
     changed = SHUFFLES[what](lines, i, j)
     path.write_bytes(b"".join(changed))
-    first = next((k for k, line in enumerate(changed) if k >= len(lines) or line != lines[k]), len(changed))
+    first = next(
+        (k for k, line in enumerate(changed) if k >= len(lines) or line != lines[k]), len(changed)
+    )
     tail = JournalTail(path, 1000)
     if first == len(changed):  # whole lines are missing at the end, or nothing is: as after a kill
         assert same(read_journal(path).trials.values(), records[: len(changed)])
@@ -177,7 +194,9 @@ def test_lines_that_are_lost_doubled_or_moved_are_told(tmp_path_factory, what, n
 
 @settings(max_examples=50, deadline=None)
 @given(records=trials, kept=st.integers(0, 5), sessions=st.integers(1, 3))
-def test_an_older_journal_goes_on_chained_and_everybody_reads_both(tmp_path_factory, records, kept, sessions):
+def test_an_older_journal_goes_on_chained_and_everybody_reads_both(
+    tmp_path_factory, records, kept, sessions
+):
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
     before = older(path, records[:kept])
     rest = records[kept:]
@@ -188,7 +207,9 @@ def test_an_older_journal_goes_on_chained_and_everybody_reads_both(tmp_path_fact
     tail = JournalTail(path, 1000)
     tail.look()
     assert tail.done == len(records)
-    assert repr(tail.best) == repr(best_trial(list(read_journal(path).trials.values())))  # NaN is not itself
+    assert repr(tail.best) == repr(
+        best_trial(list(read_journal(path).trials.values()))
+    )  # NaN is not itself
     assert finish_times(path) == {trial.number: 1.5 for trial in records}
     path.write_bytes(path.read_bytes() + before)  # older lines do not come after chained ones
     if before and rest:
@@ -206,16 +227,28 @@ def test_a_line_is_read_fast_as_json_reads_it(evaluation, candidate):
     if fast is not None:
         assert repr(successful_trial(text)) == repr(trial)
         assert repr(fast.trial()) == repr(trial)
-        assert (fast.number, fast.fitness, fast.seconds, fast.time) == (3, trial.fitness, evaluation.seconds, 1e9)
-    simple = evaluation.failure is None and candidate and min(candidate) >= 0 and not evaluation.metrics
+        assert (fast.number, fast.fitness, fast.seconds, fast.time) == (
+            3,
+            trial.fitness,
+            evaluation.seconds,
+            1e9,
+        )
+    simple = (
+        evaluation.failure is None and candidate and min(candidate) >= 0 and not evaluation.metrics
+    )
     assert fast is not None or not simple or abs(evaluation.fitness) > 1e279
 
 
 def test_an_older_journal_with_numbers_that_are_no_json_is_read(tmp_path):
     path = tmp_path / "journal.jsonl"
-    plain = Trial(0, (1,), Evaluation(fitness=0.5, metrics={"a": 1.0, "b": 2.0, "c": 3.0})).to_plain()
+    plain = Trial(
+        0, (1,), Evaluation(fitness=0.5, metrics={"a": 1.0, "b": 2.0, "c": 3.0})
+    ).to_plain()
     text = (
-        json.dumps({**plain, "time": 1.5}).replace("1.0", "NaN").replace("2.0", "Infinity").replace("3.0", "-Infinity")
+        json.dumps({**plain, "time": 1.5})
+        .replace("1.0", "NaN")
+        .replace("2.0", "Infinity")
+        .replace("3.0", "-Infinity")
     )
     path.write_bytes(b"%08x %s\n" % (zlib.crc32(text.encode()), text.encode()))
     with Journal(path) as journal:
@@ -243,7 +276,9 @@ def test_a_finished_trial_is_on_disk_before_append_returns(tmp_path):
 def test_each_line_is_the_checksum_of_the_one_before_its_own_and_json(tmp_path):
     evaluation = Evaluation(fitness=None, metrics={"loss": math.inf}, failure="line\nbreak \udc80")
     before = 0
-    for line in written(tmp_path / "journal.jsonl", [Trial(n, (3, 4), evaluation) for n in (7, 8)]).splitlines():
+    for line in written(
+        tmp_path / "journal.jsonl", [Trial(n, (3, 4), evaluation) for n in (7, 8)]
+    ).splitlines():
         checks, _, text = line.partition(b" ")
         assert checks == b"%08x-%08x" % (before, zlib.crc32(text, before))
         before = zlib.crc32(text, before)

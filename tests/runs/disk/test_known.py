@@ -25,7 +25,9 @@ def other(tiny_model, tiny_data, tmp_path):
     return run(tiny_model, tiny_data, tmp_path / "other", budget=Budget(macs=0.9), n_trials=60)
 
 
-def test_trials_and_map_of_another_run_are_told_and_not_evaluated_again(other, tiny_model, tiny_data, tmp_path):
+def test_trials_and_map_of_another_run_are_told_and_not_evaluated_again(
+    other, tiny_model, tiny_data, tmp_path
+):
     found = run(tiny_model, tiny_data, tmp_path / "run", known=[tmp_path / "other"], n_trials=100)
     there = [*mapped(tmp_path / "other"), *(trial.candidate for trial in other.trials)]
     assert not set(LOG) & set(there)  # neither probes nor trials
@@ -37,7 +39,9 @@ def test_trials_and_map_of_another_run_are_told_and_not_evaluated_again(other, t
     assert [tuple(trial["candidate"]) for trial in state["knowledge"]] == list(dict.fromkeys(there))
 
 
-def test_it_goes_on_as_it_was_when_the_other_run_has_grown_or_gone(other, tiny_model, tiny_data, tmp_path):
+def test_it_goes_on_as_it_was_when_the_other_run_has_grown_or_gone(
+    other, tiny_model, tiny_data, tmp_path
+):
     whole = run(tiny_model, tiny_data, tmp_path / "whole", known=[tmp_path / "other"])
     begun = run(tiny_model, tiny_data, tmp_path / "run", known=[tmp_path / "other"], n_trials=5)
     assert outcome(begun)[0] == outcome(whole)[0][:5]
@@ -50,7 +54,13 @@ def test_it_goes_on_as_it_was_when_the_other_run_has_grown_or_gone(other, tiny_m
 
 def test_what_a_known_run_knew_is_known(other, tiny_model, tiny_data, tmp_path):
     run(tiny_model, tiny_data, tmp_path / "second", known=[tmp_path / "other"])
-    run(tiny_model, tiny_data, tmp_path / "third", known=[tmp_path / "second"], budget=Budget(macs=0.3))
+    run(
+        tiny_model,
+        tiny_data,
+        tmp_path / "third",
+        known=[tmp_path / "second"],
+        budget=Budget(macs=0.3),
+    )
     assert not set(LOG) & set(mapped(tmp_path / "other"))
 
 
@@ -67,40 +77,64 @@ def test_another_seed_is_known_but_evaluated_again(other, tiny_model, tiny_data,
     assert line.endswith("of another seed (0): evaluated again where they are proposed")
 
 
-def test_failed_trials_and_those_of_another_space_are_left_out_and_counted(tiny_model, tiny_data, tmp_path):
+def test_failed_trials_and_those_of_another_space_are_left_out_and_counted(
+    tiny_model, tiny_data, tmp_path
+):
     def fails(candidate, seed):
         if seed % 3 == 0:
             raise ValueError("made to fail")
         return by_width(candidate, seed)
 
-    other = run(tiny_model, tiny_data, tmp_path / "other", evaluator=fails, searcher=RandomSearch, n_trials=20)
+    other = run(
+        tiny_model,
+        tiny_data,
+        tmp_path / "other",
+        evaluator=fails,
+        searcher=RandomSearch,
+        n_trials=20,
+    )
     failed = sum(trial.evaluation.failure is not None for trial in other.trials)
     run(tiny_model, tiny_data, tmp_path / "run", evaluator=fails, known=[tmp_path / "other"])
     source = read_known(RunFolder(tmp_path / "run")).sources[0]
     assert (source.failed, source.foreign, len(source.trials)) == (failed, 0, 20 - failed)
     assert failed
     text = (tmp_path / "run" / "log.txt").read_text()
-    assert f"known: {20 - failed} structures of {tmp_path / 'other'} ({failed} failed left out)" in text
+    assert (
+        f"known: {20 - failed} structures of {tmp_path / 'other'} ({failed} failed left out)"
+        in text
+    )
 
 
 DIFFERENT = {
     "criterion is reader_l2 and l1": {"criterion": "l1"},
     r"space.step is 0.25 and 0.1": {"space": SpaceOptions(step=0.1)},
-    r"evaluator is .*by_width.* and adaptive_bn": {"evaluator": {"name": "adaptive_bn", "calibration_images": 128}},
+    r"evaluator is .*by_width.* and adaptive_bn": {
+        "evaluator": {"name": "adaptive_bn", "calibration_images": 128}
+    },
 }
 
 
 @pytest.mark.parametrize("text", DIFFERENT)
-def test_runs_of_another_kind_are_refused_with_the_difference(tiny_model, tiny_data, tmp_path, text):
+def test_runs_of_another_kind_are_refused_with_the_difference(
+    tiny_model, tiny_data, tmp_path, text
+):
     space = {"space": SpaceOptions(step=0.25)}
-    run(tiny_model, tiny_data, tmp_path / "other", searcher="random", **{**space, **DIFFERENT[text]})
-    with pytest.raises(RunError, match=rf"known run .*other is of another kind: {text}.*\(here and there\)"):
+    run(
+        tiny_model, tiny_data, tmp_path / "other", searcher="random", **{**space, **DIFFERENT[text]}
+    )
+    with pytest.raises(
+        RunError, match=rf"known run .*other is of another kind: {text}.*\(here and there\)"
+    ):
         run(tiny_model, tiny_data, tmp_path / "run", known=[tmp_path / "other"], **space)
     assert not LOG  # before anything is evaluated
-    run(tiny_model, tiny_data, tmp_path / "run", **space)  # nothing is lost: without it, the folder is taken
+    run(
+        tiny_model, tiny_data, tmp_path / "run", **space
+    )  # nothing is lost: without it, the folder is taken
 
 
-def test_options_of_the_evaluator_are_compared_with_defaults_and_without_devices(tiny_model, tiny_data, tmp_path):
+def test_options_of_the_evaluator_are_compared_with_defaults_and_without_devices(
+    tiny_model, tiny_data, tmp_path
+):
     base = {"name": "adaptive_bn", "calibration_images": 32, "batch_size": 32}
     run(tiny_model, tiny_data, tmp_path / "other", searcher="random", evaluator=base, n_trials=4)
     known = {"known": [str(tmp_path / "other")], "searcher": "random", "n_trials": 4}
@@ -108,7 +142,13 @@ def test_options_of_the_evaluator_are_compared_with_defaults_and_without_devices
     found = run(tiny_model, tiny_data, tmp_path / "same", evaluator=same, **known)
     assert all(trial.evaluation.seconds == 0 for trial in found.trials)
     with pytest.raises(RunError, match=r"evaluator\.calibration_images is 64 and 32"):
-        run(tiny_model, tiny_data, tmp_path / "run", evaluator={**base, "calibration_images": 64}, **known)
+        run(
+            tiny_model,
+            tiny_data,
+            tmp_path / "run",
+            evaluator={**base, "calibration_images": 64},
+            **known,
+        )
 
 
 def test_another_network_and_other_data_are_refused(other, tiny_model, tiny_data, tmp_path):
@@ -127,12 +167,16 @@ def test_what_is_no_run_or_the_run_itself_is_named(tiny_model, tiny_data, tmp_pa
         run(tiny_model, tiny_data, tmp_path / "run", known=[tmp_path / "nowhere"])
     with pytest.raises(RunError, match="known names the run itself"):
         run(tiny_model, tiny_data, tmp_path / "run", known=str(tmp_path / "run"))
-    with pytest.raises(ConfigError, match=r'known is a list of run folders, e.g. \["runs/other"\], found 3'):
+    with pytest.raises(
+        ConfigError, match=r'known is a list of run folders, e.g. \["runs/other"\], found 3'
+    ):
         run(tiny_model, tiny_data, tmp_path / "run", known=3)
 
 
 @pytest.mark.parametrize("damage", ["damaged", "missing"])
-def test_a_copy_that_is_damaged_or_missing_is_never_passed_over(other, tiny_model, tiny_data, tmp_path, damage):
+def test_a_copy_that_is_damaged_or_missing_is_never_passed_over(
+    other, tiny_model, tiny_data, tmp_path, damage
+):
     run(tiny_model, tiny_data, tmp_path / "run", known=[tmp_path / "other"])
     path = tmp_path / "run" / "known.json"
     if damage == "damaged":
@@ -146,13 +190,22 @@ def test_a_copy_that_is_damaged_or_missing_is_never_passed_over(other, tiny_mode
 
 def test_other_known_runs_are_another_run(other, tiny_model, tiny_data, tmp_path):
     run(tiny_model, tiny_data, tmp_path / "run", known=[tmp_path / "other"])
-    with pytest.raises(RunError, match=r"already holds a different run: known: \[.*other'\] in the folder, \[\] now"):
+    with pytest.raises(
+        RunError,
+        match=r"already holds a different run: known: \[.*other'\] in the folder, \[\] now",
+    ):
         run(tiny_model, tiny_data, tmp_path / "run")
 
 
 def test_configs_name_known_runs_as_one_text_or_a_list(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plain = {"n_trials": 1, "model": "small_resnet", "data": "digits", "budget": {"macs": 0.5}, "pretrain": {}}
+    plain = {
+        "n_trials": 1,
+        "model": "small_resnet",
+        "data": "digits",
+        "budget": {"macs": 0.5},
+        "pretrain": {},
+    }
     for known in ("runs/a", ["runs/a"], ["runs/a", "../x/runs/a", "runs/../runs/a"]):
         config = parse_config({**plain, "known": known})
         assert config.known[0] == str(tmp_path / "runs/a")
@@ -166,7 +219,14 @@ def test_a_measured_time_is_not_taken_from_what_was_not_measured(tiny_model, tin
     def known(candidate, seed):
         return Evaluation(fitness=float(sum(candidate)))
 
-    search(tiny_model, tiny_data, budget=Budget(macs=0.9), n_trials=6, run_dir=tmp_path / "other", evaluator=known)
+    search(
+        tiny_model,
+        tiny_data,
+        budget=Budget(macs=0.9),
+        n_trials=6,
+        run_dir=tmp_path / "other",
+        evaluator=known,
+    )
     found = search(
         tiny_model,
         tiny_data,
@@ -177,4 +237,7 @@ def test_a_measured_time_is_not_taken_from_what_was_not_measured(tiny_model, tin
         known=[tmp_path / "other"],
         latency=LatencyOptions(check=True),
     )
-    assert all(trial.evaluation.failure or "latency_ms" in trial.evaluation.metrics for trial in found.trials)
+    assert all(
+        trial.evaluation.failure or "latency_ms" in trial.evaluation.metrics
+        for trial in found.trials
+    )

@@ -70,7 +70,11 @@ def test_it_ends_as_a_run_in_which_nothing_failed(tmp_path, name, seed):
     second = Shaky()
     loop(tmp_path / "run", evaluator=second, **options).run()
     assert_same_as(tmp_path / "run", expected)
-    same = {n for n, trial in disturbed.items() if trial == expected[n] and trial.evaluation.failure is None}
+    same = {
+        n
+        for n, trial in disturbed.items()
+        if trial == expected[n] and trial.evaluation.failure is None
+    }
     assert {number for number, _ in second.calls} == set(range(N)) - same
     assert len(second.calls) == N - len(same)
     if "schedule" in options:
@@ -79,7 +83,9 @@ def test_it_ends_as_a_run_in_which_nothing_failed(tmp_path, name, seed):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("seed", range(2))
-def test_interrupted_anywhere_it_does_so_too_and_never_evaluates_a_trial_again(tmp_path, name, seed):
+def test_interrupted_anywhere_it_does_so_too_and_never_evaluates_a_trial_again(
+    tmp_path, name, seed
+):
     options, draws = SCHEDULES[name], random.Random(seed)
     expected = undisturbed(tmp_path, **options)
     loop(tmp_path / "run", evaluator=Shaky(draws.sample(range(N), 3)), **options).run()
@@ -163,7 +169,9 @@ def test_a_copy_that_is_damaged_costs_evaluations_only(tmp_path, damage):
     copy = tmp_path / "run" / "journal.jsonl.before-retry-1"
     whole = copy.read_bytes()
     known = len(earlier(RunFolder(tmp_path / "run")))
-    copy.write_bytes(whole.replace(b'"number": 4,', b'"number": 5,') if damage == "a line" else b"\xff\x00" * 99)
+    copy.write_bytes(
+        whole.replace(b'"number": 4,', b'"number": 5,') if damage == "a line" else b"\xff\x00" * 99
+    )
     assert len(earlier(RunFolder(tmp_path / "run"))) == (known - 1 if damage == "a line" else 0)
     loop(tmp_path / "run").run()
     assert_same_as(tmp_path / "run", expected)
@@ -177,18 +185,28 @@ def test_without_a_failure_nothing_changes(tmp_path):
 
 
 def outcome(result):
-    return [(t.number, t.candidate, dataclasses.replace(t.evaluation, seconds=0.0)) for t in result.trials]
+    return [
+        (t.number, t.candidate, dataclasses.replace(t.evaluation, seconds=0.0))
+        for t in result.trials
+    ]
 
 
-@pytest.mark.parametrize("way", [{}, {"execution": ExecutionOptions(window=4)}, {"searcher": "bee_colony"}], ids=str)
+@pytest.mark.parametrize(
+    "way", [{}, {"execution": ExecutionOptions(window=4)}, {"searcher": "bee_colony"}], ids=str
+)
 def test_a_cascade_is_set_back_as_well(tiny_model, tiny_data, tmp_path, way):
     def run(folder, evaluator):
         given = {"budget": Budget(macs=0.5), "n_trials": 30, "searcher": "random", **way}
-        return search(tiny_model, tiny_data, run_dir=tmp_path / folder, evaluator=evaluator, **given)
+        return search(
+            tiny_model, tiny_data, run_dir=tmp_path / folder, evaluator=evaluator, **given
+        )
 
     whole = run("whole", cascade(Counting(), Counting(10), 0.4))
     two = [t.candidate for t in whole.trials if t.evaluation.metrics["stage"] == 2]
-    run("run", cascade(Counting(fails=[whole.trials[8].candidate]), Counting(10, fails=two[2:3]), 0.4))
+    run(
+        "run",
+        cascade(Counting(fails=[whole.trials[8].candidate]), Counting(10, fails=two[2:3]), 0.4),
+    )
     again = resume(
         tmp_path / "run",
         model=tiny_model,
@@ -224,7 +242,11 @@ def test_the_random_baseline_is_part_of_it(tiny_config, tmp_path, when):
     trouble = tmp_path / "trouble"
 
     def switched(stage, done, total, _note):
-        begins = {"both": "bee_colony", "the search": "bee_colony", "the baseline": "random baseline"}[when]
+        begins = {
+            "both": "bee_colony",
+            "the search": "bee_colony",
+            "the baseline": "random baseline",
+        }[when]
         if stage == begins and done == 2:
             trouble.touch()
         if when == "the search" and stage == begins and done == total:
@@ -240,11 +262,15 @@ def test_the_random_baseline_is_part_of_it(tiny_config, tmp_path, when):
 def test_too_many_failures_name_the_command(tmp_path):
     run = loop(tmp_path / "run", evaluator=Shaky(range(N)))
     run.max_failures = 3
-    with pytest.raises(FailuresError, match=rf"again with: abcsearch resume {tmp_path / 'run'} --retry-failed$"):
+    with pytest.raises(
+        FailuresError, match=rf"again with: abcsearch resume {tmp_path / 'run'} --retry-failed$"
+    ):
         run.run()
     baseline = loop(tmp_path / "run" / "baselines" / "random", evaluator=Shaky(range(N)))
     baseline.max_failures = 3
-    with pytest.raises(FailuresError, match=rf"again with: abcsearch resume {tmp_path / 'run'} --retry-failed$"):
+    with pytest.raises(
+        FailuresError, match=rf"again with: abcsearch resume {tmp_path / 'run'} --retry-failed$"
+    ):
         baseline.run()
 
 
@@ -253,23 +279,43 @@ def test_fewer_trials_than_are_done_need_a_word(tiny_model, tiny_data, tmp_path)
         return Evaluation(fitness=float(sum(candidate)))
 
     def again(**options):
-        return resume(tmp_path / "run", model=tiny_model, data=tiny_data, evaluator=rising, **options)
+        return resume(
+            tmp_path / "run", model=tiny_model, data=tiny_data, evaluator=rising, **options
+        )
 
     whole = search(
-        tiny_model, tiny_data, budget=Budget(macs=0.6), n_trials=12, run_dir=tmp_path / "run", evaluator=rising
+        tiny_model,
+        tiny_data,
+        budget=Budget(macs=0.6),
+        n_trials=12,
+        run_dir=tmp_path / "run",
+        evaluator=rising,
     )
     best = whole.best
-    files = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
-    other = max(whole.trials[: best.number] or whole.trials[:1], key=lambda trial: (trial.fitness, -trial.number))
+    files = {
+        path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()
+    }
+    other = max(
+        whole.trials[: best.number] or whole.trials[:1],
+        key=lambda trial: (trial.fitness, -trial.number),
+    )
     for n in range(1, 12):
-        with pytest.raises(RunError, match=rf"12 trials done, and n_trials = {n} would leave out {12 - n}") as raised:
+        with pytest.raises(
+            RunError, match=rf"12 trials done, and n_trials = {n} would leave out {12 - n}"
+        ) as raised:
             again(n_trials=n)
         assert f"the winner would {'stay' if n > best.number else 'be'} trial " in str(raised.value)
         assert str(raised.value).endswith(f"--n-trials {n} --shorten (from Python shorten=True)")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == files
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()
+    } == files
     assert len(again(n_trials=15).trials) == 15
     short = again(n_trials=max(1, best.number), shorten=True)
     assert len(short.trials) == max(1, best.number)
     assert short.best.number == other.number
-    assert len(again().trials) == len(again(n_trials=max(1, best.number)).trials) == max(1, best.number)
+    assert (
+        len(again().trials)
+        == len(again(n_trials=max(1, best.number)).trials)
+        == max(1, best.number)
+    )
     assert outcome(again(n_trials=12)) == outcome(whole)

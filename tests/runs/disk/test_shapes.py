@@ -91,16 +91,19 @@ def test_what_is_no_run_folder_is_told_with_its_command(run, command, tmp_path):
             "c.toml",
             f"is a config, not a run folder; start or continue its run with: abcsearch search {tmp_path}/c.toml",
         ),
-        ("export", f"is an export, not a run folder; measure it with: abcsearch evaluate {tmp_path}/export"),
+        (
+            "export",
+            f"is an export, not a run folder; measure it with: abcsearch evaluate {tmp_path}/export",
+        ),
         ("model.onnx", "is an export, not a run folder"),
         ("notes.txt", "is a file, not a run folder"),
         ("lost", "it was a run: restore run.json from a copy"),
     ):
         status, text = call(command, *([folder] if command == "compare" else []), tmp_path / name)
         assert (status, text.count("error: ")) == (2, 1)
-        assert f"error: {tmp_path / name} {words}" in re.sub(r"\(it has no run.json\); ", "", text).replace(
-            "is not a run folder it was", "it was"
-        )
+        assert f"error: {tmp_path / name} {words}" in re.sub(
+            r"\(it has no run.json\); ", "", text
+        ).replace("is not a run folder it was", "it was")
     status, text = call(command, *([folder] if command == "compare" else []), folder / "baselines")
     assert status == 2
     assert f"the run folder is {folder}" in text
@@ -109,7 +112,10 @@ def test_what_is_no_run_folder_is_told_with_its_command(run, command, tmp_path):
 def test_a_run_folder_is_no_config(run):
     status, text = call("search", run[0])
     assert status == 2
-    assert f"{run[0]} is a run folder, not a config; continue its run with: abcsearch resume {run[0]}" in text
+    assert (
+        f"{run[0]} is a run folder, not a config; continue its run with: abcsearch resume {run[0]}"
+        in text
+    )
 
 
 def test_a_report_says_that_the_random_baseline_is_not_finished(run, tmp_path):
@@ -135,12 +141,13 @@ def test_damaged_base_weights_are_told_with_what_deleting_them_leads_to(run, tmp
     base = folder / "base.safetensors"
     whole, weights = base.read_bytes(), load_tensors(base)
     weights["conv.weight"][0, 0, 0, 0] += 1
-    again = (
-        "delete it: it is then loaded from the checkpoint, or trained again with the same result, by: abcsearch resume"
-    )
+    again = "delete it: it is then loaded from the checkpoint, or trained again with the same result, by: abcsearch resume"
     for damaged, words in (
         (whole[:-1], "is damaged: "),
-        (whole[:-1] + bytes([whole[-1] ^ 1]), "is damaged: its checksum is not that of its content; "),
+        (
+            whole[:-1] + bytes([whole[-1] ^ 1]),
+            "is damaged: its checksum is not that of its content; ",
+        ),
         (save(weights), "are others than those that the run began with; "),
     ):
         base.write_bytes(damaged)
@@ -162,7 +169,9 @@ def test_a_baseline_without_its_header_says_that_it_can_be_searched_again(run, t
     shutil.copytree(run[0], folder)
     baseline = folder / "baselines" / "random"
     header, journal = baseline / "run.json", (baseline / "journal.jsonl").read_bytes()
-    header.unlink() if damage == "missing" else header.write_text(header.read_text().replace("4", "5", 1))
+    header.unlink() if damage == "missing" else header.write_text(
+        header.read_text().replace("4", "5", 1)
+    )
     status, text = call("resume", folder)
     assert status == 2
     assert f"delete {baseline}: this baseline is then searched again" in text

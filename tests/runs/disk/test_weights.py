@@ -47,7 +47,9 @@ def prefixed(state):
 @pytest.mark.parametrize("legacy", [False, True])
 def test_state_dicts_are_read_bare_nested_and_prefixed(tmp_path, wrap, legacy):
     trained, model = network(0), network(1)
-    torch.save(wrap(trained.state_dict()), tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        wrap(trained.state_dict()), tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy
+    )
     load_checkpoint(model, tmp_path / "w.pth")
     assert same(model, trained)
 
@@ -55,7 +57,10 @@ def test_state_dicts_are_read_bare_nested_and_prefixed(tmp_path, wrap, legacy):
 def test_safetensors_are_read_also_with_prefix_and_in_half_precision(tmp_path):
     trained, model = network(0), network(1)
     save_file(
-        {name: t.half() if t.is_floating_point() else t for name, t in prefixed(trained.state_dict()).items()},
+        {
+            name: t.half() if t.is_floating_point() else t
+            for name, t in prefixed(trained.state_dict()).items()
+        },
         tmp_path / "w.safetensors",
     )
     load_checkpoint(model, str(tmp_path / "w.safetensors"))
@@ -79,8 +84,12 @@ def test_what_is_written_comes_back_bit_for_bit_in_either_layout_and_is_a_snapsh
         assert torch.equal(model[0].weight, kept["0.weight"])
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "net.backbone.", "module._orig_mod.model.0."])
-def test_the_prefix_of_any_wrapper_is_taken_off_and_what_is_beside_the_network_named(tmp_path, prefix):
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "net.backbone.", "module._orig_mod.model.0."]
+)
+def test_the_prefix_of_any_wrapper_is_taken_off_and_what_is_beside_the_network_named(
+    tmp_path, prefix
+):
     trained, model = network(0), network(1)
     state = {f"{prefix}{name}": tensor for name, tensor in trained.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "w.ckpt")
@@ -89,7 +98,9 @@ def test_the_prefix_of_any_wrapper_is_taken_off_and_what_is_beside_the_network_n
     more = {"criterion.weight": torch.ones(2), "ema_model.0.weight": torch.ones(3, 1, 3, 3)}
     torch.save({"state_dict": {**more, **state}}, tmp_path / "w.ckpt")
     model = network(1)
-    with pytest.warns(UserWarning, match=r"under '.*' in it; left out: criterion.weight, ema_model.0.weight"):
+    with pytest.warns(
+        UserWarning, match=r"under '.*' in it; left out: criterion.weight, ema_model.0.weight"
+    ):
         load_checkpoint(model, tmp_path / "w.ckpt")
     assert same(model, trained)
 
@@ -113,7 +124,9 @@ class Whole(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["whole", "lightning", "script"])
-def test_what_holds_more_than_weights_is_not_unpickled_and_what_to_do_does_it(tmp_path, monkeypatch, kind):
+def test_what_holds_more_than_weights_is_not_unpickled_and_what_to_do_does_it(
+    tmp_path, monkeypatch, kind
+):
     trained, file = Whole(), tmp_path / "w.pt"
     here = types.ModuleType("brought")
     here.Whole = type("Whole", (Whole,), {"__module__": "brought"})
@@ -128,7 +141,9 @@ def test_what_holds_more_than_weights_is_not_unpickled_and_what_to_do_does_it(tm
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.jit.save(torch.jit.trace(trained, torch.zeros(1, 2)), file)
-    with pytest.raises(CheckpointError, match="reading such things can run code, so it is not done here") as refused:
+    with pytest.raises(
+        CheckpointError, match="reading such things can run code, so it is not done here"
+    ) as refused:
         load_checkpoint(Whole(), file)
     program = str(refused.value).partition('python -c "')[2].removesuffix('"')
     with warnings.catch_warnings():
@@ -150,7 +165,11 @@ def test_tied_weights_are_written_and_read(tmp_path):
 
 def test_counts_of_batches_may_be_missing_and_nothing_else_may(tmp_path):
     trained, model = network(0), network(1)
-    state = {name: t for name, t in trained.state_dict().items() if not name.endswith("num_batches_tracked")}
+    state = {
+        name: t
+        for name, t in trained.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     torch.save(state, tmp_path / "w.pth")
     load_checkpoint(model, tmp_path / "w.pth")
     assert torch.equal(model[3].weight, trained[3].weight)
@@ -177,7 +196,9 @@ def test_every_key_that_does_not_fit_is_named_and_nothing_is_loaded(tmp_path):
 
 def test_of_many_keys_that_do_not_fit_the_rest_is_counted(tmp_path):
     torch.save({f"x{n}": torch.zeros(1) for n in range(20)}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"unexpected: x0, x1, x2, x3, x4 and 15 more; missing: .* and 3 more"):
+    with pytest.raises(
+        CheckpointError, match=r"unexpected: x0, x1, x2, x3, x4 and 15 more; missing: .* and 3 more"
+    ):
         load_checkpoint(network(), tmp_path / "w.pth")
 
 
@@ -222,12 +243,17 @@ def test_what_is_no_state_dict_is_refused(tmp_path, content, words):
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):
-    for path, wrong in ((tmp_path / "none.pth", "does not exist"), (tmp_path, "is a folder, not a file")):
+    for path, wrong in (
+        (tmp_path / "none.pth", "does not exist"),
+        (tmp_path, "is a folder, not a file"),
+    ):
         with pytest.raises(CheckpointError, match=wrong):
             load_checkpoint(network(), path)
 
 
-@pytest.mark.parametrize(("name", "legacy"), [("w.pth", False), ("w.pth", True), ("w.safetensors", False)])
+@pytest.mark.parametrize(
+    ("name", "legacy"), [("w.pth", False), ("w.pth", True), ("w.safetensors", False)]
+)
 def test_a_damaged_file_is_refused_or_read_but_never_an_accident(tmp_path, name, legacy):
     path, draws = tmp_path / name, np.random.default_rng(0)
     if name == "w.safetensors":
@@ -237,7 +263,10 @@ def test_a_damaged_file_is_refused_or_read_but_never_an_accident(tmp_path, name,
     sound = path.read_bytes()
     damaged = [b"", b"\x80", b"text", sound[:10], sound[: len(sound) // 2], sound[:-1]]
     places = draws.integers(0, min(len(sound), 1500), 60)
-    damaged += [sound[:at] + bytes([sound[at] ^ int(draws.integers(1, 256))]) + sound[at + 1 :] for at in places]
+    damaged += [
+        sound[:at] + bytes([sound[at] ^ int(draws.integers(1, 256))]) + sound[at + 1 :]
+        for at in places
+    ]
     refused = 0
     for content in damaged:
         path.write_bytes(content)
