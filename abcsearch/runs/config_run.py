@@ -24,7 +24,7 @@ from abcsearch.runs.known_runs import found_known
 from abcsearch.runs.preparing import check_room, preparation_of, prepared
 from abcsearch.runs.progress import Progress, logged, silent
 from abcsearch.runs.rebuilding import Remains
-from abcsearch.runs.roles import Parts
+from abcsearch.runs.roles import Roles
 from abcsearch.runs.search import SearchResult, run_search
 from abcsearch.runs.settings import Part, RunConfig
 from abcsearch.runs.task import Task
@@ -116,7 +116,7 @@ def run_config(  # noqa: PLR0913 - all but the first two have a default
         task = _made_ready(config, folder, task, roles, progress, rebuild=rebuild, shared=shared)
         with workers_for(config, folder, executor) as where:
             ready = roles.evaluator if common else None
-            roles = replace(Parts.of(task, config, evaluator=ready), executor=where)
+            roles = replace(Roles.of(task, config, evaluator=ready), executor=where)
             if shared is not None:
                 shared.keep(task, roles.evaluator, folder.base)
             known = folder.finished(config.n_trials)
@@ -144,7 +144,7 @@ def _made_ready(  # noqa: PLR0913 - what it works with
     config: RunConfig,
     folder: RunFolder,
     task: Task,
-    parts: Parts,
+    roles: Roles,
     progress: Progress,
     *,
     rebuild: bool,
@@ -156,7 +156,7 @@ def _made_ready(  # noqa: PLR0913 - what it works with
         config: the run.
         folder: its folder, locked.
         task: with its network as it is before it is trained, which is changed.
-        parts: of it; the searcher is new.
+        roles: of it; the searcher is new.
         progress: of trainings.
         rebuild: as of `run_config`.
         shared: what it has in common with other budgets, of which one may have trained the network already.
@@ -166,7 +166,7 @@ def _made_ready(  # noqa: PLR0913 - what it works with
     if remains is None:
         write_header(folder, config, same)
     elif config.prepare is None:
-        remains = remains.check(config, task, parts)
+        remains = remains.check(config, task, roles)
     else:
         remains.check_prepared(config)
     if shared is not None:
@@ -177,10 +177,10 @@ def _made_ready(  # noqa: PLR0913 - what it works with
             folder, config, task.reranked().keeping(folder), preparation_of(config), progress
         )
     if remains is not None:
-        parts = Parts.of(task, config)
+        roles = Roles.of(task, config)
         if config.prepare is not None:  # whose structures the searcher begins with
-            remains = remains.check(config, task, parts)
-        remains.rebuild(config, parts.evaluator, same, sure=rebuild)
+            remains = remains.check(config, task, roles)
+        remains.rebuild(config, roles.evaluator, same, sure=rebuild)
     return task
 
 
@@ -192,7 +192,7 @@ def prepare(
     elsewhere: bool = False,
     weights: bool = True,
     shared: Shared | None = None,
-) -> tuple[Task, Parts]:
+) -> tuple[Task, Roles]:
     """Returns what a configured run works on and who does it, as far as that is known before its network is trained.
 
     Refuses what cannot work before anything is written or trained: only the ranking depends on the weights.
@@ -213,7 +213,7 @@ def prepare(
     if shared is not None:
         shared.check(task)
     data = task.data
-    roles = Parts.of(
+    roles = Roles.of(
         task, config, evaluator=None if shared is None or common is None else shared.evaluator
     )
     preparation = preparation_of(config)
@@ -284,7 +284,7 @@ def _searched_baseline(
     name: str,
     config: RunConfig,
     result: SearchResult,
-    parts: Parts,
+    roles: Roles,
     progress: Progress,
 ) -> None:
     """Runs a search that the winner is compared with, by the same evaluator."""
@@ -299,9 +299,9 @@ def _searched_baseline(
         task.made is not None
     ):  # of which the weights are what all structures come from, and the structures are searched
         task = replace(task, made=replace(task.made, starts=()))
-    parts = replace(Parts.of(task, settings, evaluator=parts.evaluator), executor=parts.executor)
+    roles = replace(Roles.of(task, settings, evaluator=roles.evaluator), executor=roles.executor)
     known = {trial.candidate: trial.evaluation for trial in result.trials}
-    run_search(baseline, task, settings, parts, progress, f"{name} baseline", known)
+    run_search(baseline, task, settings, roles, progress, f"{name} baseline", known)
 
 
 def run_front_config(  # noqa: PLR0913 - all but the first two have a default

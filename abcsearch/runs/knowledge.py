@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from abcsearch.runs.disk.folder import RunFolder
-    from abcsearch.runs.roles import Parts
+    from abcsearch.runs.roles import Roles
     from abcsearch.runs.task import Task
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate
@@ -43,7 +43,7 @@ class Knowledge:
 
 
 def learned(
-    folder: RunFolder, task: Task, settings: SearchSettings, parts: Parts, progress: Progress
+    folder: RunFolder, task: Task, settings: SearchSettings, roles: Roles, progress: Progress
 ) -> Knowledge:
     """Returns what is known before a search, after evaluating what the searcher asks for and nobody knows.
 
@@ -54,7 +54,7 @@ def learned(
         folder: of the run, locked, with its run.json.
         task: what is pruned.
         settings: of the run.
-        parts: who does the work; the searcher is new.
+        roles: who does the work; the searcher is new.
         progress: shown after every evaluation of the map.
 
     Raises:
@@ -62,12 +62,12 @@ def learned(
         AbcSearchError: as the search itself, if evaluations of the map fail.
     """
     others = _kept_known(folder, task, settings)
-    with named(parts.searcher):
-        probes = probes_of(parts.searcher)
+    with named(roles.searcher):
+        probes = probes_of(roles.searcher)
     if probes and not _begun_without(folder):
         write_header(folder, settings, {**identity(task), "map": mark(probes)})
         missing = [probe for probe in probes if probe not in others.structures]
-        trials = _mapped(folder, task, settings, parts, missing, progress) if missing else []
+        trials = _mapped(folder, task, settings, roles, missing, progress) if missing else []
     else:
         trials = []
     return _knowledge(others, trials)
@@ -149,7 +149,7 @@ def _mapped(
     folder: RunFolder,
     task: Task,
     settings: SearchSettings,
-    parts: Parts,
+    roles: Roles,
     probes: list[Candidate],
     progress: Progress,
 ) -> list[Trial]:
@@ -168,9 +168,9 @@ def _mapped(
         searcher=make_searcher(
             "given", task.space, Constraint(task.space), seed=settings.seed, initial=probes
         ),
-        evaluator=parts.evaluator,
+        evaluator=roles.evaluator,
         costs=task.graph.costs,
-        executor=parts.executor,
+        executor=roles.executor,
         n_trials=len(probes),
         seed=settings.seed,
         max_failures=settings.max_failures,

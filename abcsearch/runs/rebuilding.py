@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from abcsearch.evaluation.base import Evaluator
-    from abcsearch.runs.roles import Parts
+    from abcsearch.runs.roles import Roles
     from abcsearch.runs.task import Task
     from abcsearch.trial import Evaluation, Trial
 
@@ -107,20 +107,20 @@ class Remains:
             folder=folder, state=state, start=_start(folder.journal), based=folder.base.exists()
         )
 
-    def check(self, config: RunConfig, task: Task, parts: Parts) -> Remains:
+    def check(self, config: RunConfig, task: Task, roles: Roles) -> Remains:
         """Returns the same with what the journal holds, once that agrees with a config as far as needs no weights.
 
         Args:
             config: what the run is said to be.
             task: of it; the network need not be trained yet.
-            parts: of it; the searcher is new, and used up.
+            roles: of it; the searcher is new, and used up.
 
         Raises:
             RunError: if the journal is damaged, or the config is that of another run.
         """
         self._check_baselines(config)
-        self._check_snapshot(parts)
-        parts.searcher.know(kept(self.folder, parts.searcher).trials)
+        self._check_snapshot(roles)
+        roles.searcher.know(kept(self.folder, roles.searcher).trials)
         with tempfile.TemporaryDirectory(prefix="abcsearch-") as name:
             copy = RunFolder(name)
             copy.write_json(
@@ -135,9 +135,9 @@ class Remains:
                 msg = f"{self._lost}, and {reason}; restore one of the two from a copy"
                 raise RunError(msg) from error
             self._check_trials(config, task, list(contents.trials.values()))
-            self._check_proposals(config, task, parts, copy, contents)
+            self._check_proposals(config, task, roles, copy, contents)
         told = any(path.exists() for path in (self.folder.map.path, self.folder.path / KNOWN))
-        probes = probes_of(parts.searcher) if told else ()
+        probes = probes_of(roles.searcher) if told else ()
         return replace(self, _contents=contents, _map={"map": mark(probes)} if probes else {})
 
     def rebuild(
@@ -254,9 +254,9 @@ class Remains:
             if differing:
                 self._refuse(f"its baseline {path.parent.name} has {'; '.join(differing)}")
 
-    def _check_snapshot(self, parts: Parts) -> None:
+    def _check_snapshot(self, roles: Roles) -> None:
         """Raises RunError if the snapshot of the searcher is that of another one."""
-        there, now = self._snapshot, parts.searcher.state_dict()
+        there, now = self._snapshot, roles.searcher.state_dict()
         names = [name for name in ("searcher", "seed", "options", "space") if name in there]
         differing = differences(
             {name: there[name] for name in names}, {name: now[name] for name in names}
@@ -299,7 +299,7 @@ class Remains:
                 )
 
     def _check_proposals(
-        self, config: RunConfig, task: Task, parts: Parts, copy: RunFolder, contents: Contents
+        self, config: RunConfig, task: Task, roles: Roles, copy: RunFolder, contents: Contents
     ) -> None:
         """Raises RunError if the searcher of a config does not propose what is in the journal."""
         schedule = "asynchronous" if contents.asked else "rounds"
@@ -307,8 +307,8 @@ class Remains:
             self._refuse(f"its journal is that of execution.schedule = {schedule!r}")
         loop = Loop(
             folder=copy,
-            searcher=parts.searcher,
-            evaluator=parts.evaluator,
+            searcher=roles.searcher,
+            evaluator=roles.evaluator,
             costs=task.graph.costs,
             executor=_Nobody(),
             n_trials=config.n_trials,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class Roles:
     """Who does the work of one search.
 
     Attributes:
@@ -47,7 +47,7 @@ class Parts:
         *,
         searcher: SearcherFactory | Searcher | None = None,
         evaluator: Evaluator | None = None,
-    ) -> Parts:
+    ) -> Roles:
         """Returns the caller's own parts, and for those left out the ones that the settings name.
 
         Raises:

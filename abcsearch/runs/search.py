@@ -21,7 +21,7 @@ from abcsearch.runs.loop import Loop
 from abcsearch.runs.preparing import preparation_of, prepared
 from abcsearch.runs.progress import Progress, logged
 from abcsearch.runs.result import SearchResult, collected
-from abcsearch.runs.roles import Parts
+from abcsearch.runs.roles import Roles
 from abcsearch.runs.settings import SearchSettings
 from abcsearch.runs.setup_check import check_setup
 from abcsearch.runs.task import Task
@@ -111,7 +111,7 @@ def run_here(  # noqa: PLR0913 - all that a search from Python has
     task = task or Task.of(model, data, settings, folder=folder)
     if shared is not None:
         shared.check(task)
-    roles = Parts.of(task, settings, searcher=brought.searcher, evaluator=evaluator)
+    roles = Roles.of(task, settings, searcher=brought.searcher, evaluator=evaluator)
     if shared is not None:
         shared.keep(task, roles.evaluator)
     preparation = preparation_of(settings, brought.preparation)
@@ -122,7 +122,7 @@ def run_here(  # noqa: PLR0913 - all that a search from Python has
         if preparation is not None:
             write_header(folder, settings, identity(task))
             task = prepared(folder, settings, task, preparation, progress)
-            roles = Parts.of(task, settings, searcher=brought.searcher, evaluator=brought.evaluator)
+            roles = Roles.of(task, settings, searcher=brought.searcher, evaluator=brought.evaluator)
         with workers_for(settings, folder, executor) as where:
             return run_search(
                 folder, task, settings, replace(roles, executor=where), progress, watchers=watchers
@@ -161,7 +161,7 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
     folder: RunFolder,
     task: Task,
     settings: SearchSettings,
-    parts: Parts,
+    roles: Roles,
     progress: Progress,
     stage: str = "search",
     known: Mapping[Candidate, Evaluation] | None = None,
@@ -173,7 +173,7 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         folder: the run's.
         task: what is pruned.
         settings: of the run.
-        parts: who does the work.
+        roles: who does the work.
         progress: shown after every trial.
         stage: what progress calls it.
         known: evaluations of structures by the same evaluator; they are not evaluated again.
@@ -183,20 +183,20 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         RunError: if the folder holds a different run, or no trial succeeded.
     """
     write_header(folder, settings, identity(task))
-    check_setup(folder, task, settings, parts.evaluator, progress)
+    check_setup(folder, task, settings, roles.evaluator, progress)
     keep_times(folder, task.constraint.costs)
-    told = learned(folder, task, settings, parts, progress)
-    with named(parts.searcher):
-        parts.searcher.know(told.trials)
-    evaluator = measured(parts.evaluator, task, settings)
-    if evaluator is parts.evaluator:  # else what was evaluated has no measured time
+    told = learned(folder, task, settings, roles, progress)
+    with named(roles.searcher):
+        roles.searcher.know(told.trials)
+    evaluator = measured(roles.evaluator, task, settings)
+    if evaluator is roles.evaluator:  # else what was evaluated has no measured time
         known = {**told.evaluations, **(known or {})}
     loop = Loop(
         folder=folder,
-        searcher=parts.searcher,
+        searcher=roles.searcher,
         evaluator=evaluator,
         costs=task.graph.costs,
-        executor=parts.executor,
+        executor=roles.executor,
         n_trials=settings.n_trials,
         seed=settings.seed,
         max_failures=settings.max_failures,
@@ -209,4 +209,4 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
     if not folder.finished(settings.n_trials):
         doing("evaluating the first structures")
     trials = loop.run()
-    return collected(folder, task, settings, trials, parts.evaluator, loop.decision)
+    return collected(folder, task, settings, trials, roles.evaluator, loop.decision)

@@ -232,7 +232,7 @@ class Surface:
             fitness: (n,), mean 0 and standard deviation 1.
         """
         every = np.unique(np.linspace(0, len(fitness) - 1, _SUBSET).astype(np.int64))
-        data = _Parts(self.quadratic, indices[every], fitness[every])
+        data = _Sums(self.quadratic, indices[every], fitness[every])
         prior = self.quadratic.prior()
 
         def loss(log_variances: Floats) -> tuple[float, Floats]:
@@ -302,7 +302,7 @@ def _covariance(log_variances: Floats, kernels: Floats) -> Floats:
     )
 
 
-class _Parts:
+class _Sums:
     """The likelihood of variances, with all that does not depend on them computed once."""
 
     def __init__(self, quadratic: Quadratic, indices: Ints, fitness: Floats) -> None:
