@@ -23,6 +23,8 @@ from abcsearch.training.detections import POST_PROCESSING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import nn
+
     from abcsearch.data.splits import Data
     from abcsearch.results.open_run import FinishedRun, Structure
 
@@ -89,50 +91,55 @@ def export_run(
     for line in problems(run.folder, structure.name, tuned):
         warnings.warn(line, UserWarning, stacklevel=2)
     scores = tuned.scores
-    chain = _chain(run, structure, scores, link)
-    number = 0 if chain is None else link_number(chain, link)
-    if chain is None or not number:
-        model = run.network(structure, tuned=scores is not None)
-    else:
-        model = chain_network(run, chain, number)
+    model, chain = _picked(run, structure, scores, link)
     if run.tuned(structure) != tuned:
         msg = f"{structure.name} has been fine-tuned anew while it was exported; run it again"
         raise RunError(msg)
-    info, last = _info(run, structure, scores), chain and chain.links[number]
-    if chain is not None and last is not None and number:
-        chain = replace(
-            chain, links=chain.links[: number + 1], times=_shortened(chain.times, number + 1)
-        )
-        info |= {
-            "macs": last.macs,
-            "params": last.params,
-            "test": dict(last.test),
-            "chain": chain_facts(chain, number),
-        }
+    info = _info(run, structure, scores) | _chain_info(chain)
     target = export_folder(run.folder.path, network) if path is None else Path(path)
     one_file = target.suffix.lower() in (".onnx", ".pt2")
     frozen = isinstance(model, Frozen)
     made = export(
         model,
         target,
-        format=format or (None if one_file or last is None else last.format),
+        format=format or (None if one_file or chain is None else chain.links[-1].format),
         example_input=run.result.task.data.example,
         constructor=None if frozen else run.config.model.name,
         options=None if frozen else run.config.model.options,
         info=info,
         tolerance=_INT8 if frozen else TOLERANCE,
     )
-    shown = chain if number else None
+    waits = structure is run.winner and scores is None
     return RunExport(
         made=made,
         tuned=scores is not None,
-        card=write_card(run, structure, model, made, info, scores, shown, licence),
+        card=write_card(run, structure, model, made, info, scores, chain, licence),
         feeding=tuple(feeding(info)),
-        link="" if chain is None or not number else chain.labels[number],
-        waiting=tuple(transform.name for transform in run.config.transform)
-        if structure is run.winner and scores is None
-        else (),
+        link="" if chain is None else chain.labels[len(chain.links) - 1],
+        waiting=tuple(transform.name for transform in run.config.transform) if waits else (),
     )
+
+
+def _picked(
+    run: FinishedRun, structure: Structure, scores: Mapping[str, Any] | None, link: str | None
+) -> tuple[nn.Module, Chain | None]:
+    """Returns the network that is exported, and the chain up to the link that it is; None of no link."""
+    chain = _chain(run, structure, scores, link)
+    number = 0 if chain is None else link_number(chain, link)
+    if chain is None or not number:
+        return run.network(structure, tuned=scores is not None), None
+    links, times = chain.links[: number + 1], _shortened(chain.times, number + 1)
+    return chain_network(run, chain, number), replace(chain, links=links, times=times)
+
+
+def _chain_info(chain: Chain | None) -> dict[str, Any]:
+    """Returns what an export says of the last link of a chain; {} without one."""
+    if chain is None:
+        return {}
+    number = len(chain.links) - 1
+    last = chain.links[number]
+    costs = {"macs": last.macs, "params": last.params, "test": dict(last.test)}
+    return costs | {"chain": chain_facts(chain, number)}
 
 
 def _chain(
